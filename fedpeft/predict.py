@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -216,7 +216,16 @@ def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, a
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return exit_code(lambda: _predicted(tyro.cli(Command, args=arguments, prog="python -m fedpeft.predict")))
+    return exit_code(lambda: _predicted(_command(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _command(arguments: list[str]) -> Command:
+    """What the command line says; runs and the text may also stand behind flags, which tyro takes as unknown words."""
+    program = "python -m fedpeft.predict"
+    command, behind = tyro.cli(Command, args=arguments, prog=program, return_unknown_args=True)
+    if any(word.startswith("-") for word in behind):
+        return tyro.cli(Command, args=arguments, prog=program)  # says which flag is wrong
+    return replace(command, words=(*command.words, *behind))
 
 
 def _predicted(command: Command) -> None:

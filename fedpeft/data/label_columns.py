@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -81,12 +82,14 @@ class LabelColumn:
         """
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
+        if isinstance(value, Decimal):  # of Parquet and Arrow
+            value = float(value)
         if self.asked == "labels" and (value is None or (isinstance(value, str) and not value.strip())):
             value = []
         found = _sort_of(value)
         wanted = {"class": ("word",), "number": ("number", "word"), "labels": ("list", "word")}.get(self.asked)
         if self.asked == "class" and found == "number":
-            value, found = f"{value:g}", "word"
+            value, found = _spelled(value), "word"
         if not found or (wanted is not None and found not in wanted):
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
             raise DataError(f"{must}, got {_shown(value)}{self._way_out(value)}")
@@ -216,6 +219,12 @@ def _sort_of(value: Any) -> str:
     return ""
 
 
+def _spelled(number: float) -> str:
+    """The name of a class that is a number: "2" of 2.0, and no two numbers have one name."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number).removesuffix(".0")
+
+
 def _fractions(words: Collection[str]) -> bool:
     """Whether all words are finite numbers, and not all of them whole ones."""
     try:
@@ -278,6 +287,6 @@ def moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
         DataError: the numbers are all equal.
     """
     mean, deviation = float(numbers.mean()), float(numbers.std())
-    if not deviation > 1e-12 * max(1.0, abs(mean)):
+    if not deviation > 1e-12 * abs(mean):
         raise DataError(f"{name}: the numbers to predict are all {mean:g}; there is nothing to learn")
     return mean, deviation

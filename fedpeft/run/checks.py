@@ -299,9 +299,11 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
         PrivacyError: a row would change the loss of a client's other rows.
     """
     if task != "classification":
+        name = task.partition("(")[0]
         has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
-        what = has.get(task.partition("(")[0], "a language model has")
-        raise ConfigError(f"label_shift corrects for shares of classes, and {what} none; leave it out")
+        has |= dict.fromkeys(("causal_lm", "instruction", "dpo"), "a language model has")
+        what = has.get(name, f"rows of {name} have")
+        raise ConfigError(f"label_shift corrects for shares of the rows' classes, and {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
             f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.label_shift import only
+from fedpeft.clients.personal import PERSONAL
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
@@ -268,7 +269,7 @@ class Simulation:
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
         sent = rule.of_group(rule.group(client, progress.learned), progress.reached, progress.learned, layout)
-        return rule.prepared(sent | section(own, "private"), layout)
+        return rule.prepared(sent | section(own, "private") | section(own, PERSONAL), layout)
 
     def close(self) -> None:
         """End the workers."""

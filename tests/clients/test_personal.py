@@ -9,9 +9,11 @@ import pytest
 import torch
 from fedpeft.clients.personal import personal_job
 from fedpeft.clients.store import section
+from safetensors.torch import load_file
 
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.errors import PrivacyError
+from fedpeft.export import main as export
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
 from tests.kept_states import kept
@@ -86,11 +88,17 @@ def test_a_resumed_run_ends_with_the_same_models(tmp_path, monkeypatch):
     assert all(torch.equal(one[client][n], other[client][n]) for client in one for n in one[client])
 
 
-def test_clients_are_scored_one_by_one(tmp_path):
-    assert main(flags(tmp_path / "run", **settings("ditto", dtype="fp32"))) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+def test_clients_are_scored_one_by_one_and_a_client_s_adapter_is_its_own(tmp_path):
+    folder = tmp_path / "run"
+    assert main(flags(folder, **settings("ditto", dtype="fp32"))) == 0
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["worst_accuracy"] is not None
     assert 0 < summary["accuracy"] <= 1
+    client, own = next(iter(own_models(folder).items()))
+    assert export([str(folder), "--client", str(client), "--output", str(tmp_path / "own")]) == 0
+    head = load_file(tmp_path / "own" / "adapter" / "head.safetensors")
+    assert torch.equal(head["head.weight"], own["head.weight"].float())
+    assert not torch.equal(head["head.weight"], load_file(folder / "adapter" / "head.safetensors")["head.weight"])
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 
 import numpy as np
 import pytest
 
-from fedpeft.data.label_columns import LabelColumn
+from fedpeft.data.label_columns import LabelColumn, moments
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation, suited_partition
 from fedpeft.errors import DataError
@@ -36,6 +37,9 @@ def found(values, asked="auto", column="y"):
         ([np.float32(0.5), 2], "auto", "number", [0.5, 2.0]),
         ([1, 2, 5], "number", "number", [1.0, 2.0, 5.0]),
         ([1.0, 2.0], "class", "class", ["1", "2"]),
+        ([20260101.0, 20260102.0, 0.1234567], "class", "class", ["20260101", "20260102", "0.1234567"]),
+        ([Decimal("1.50"), Decimal(2)], "auto", "number", [1.5, 2.0]),
+        ([Decimal(1), Decimal(2)], "class", "class", ["1", "2"]),
         ([1.0, 2.0], "number", "number", [1.0, 2.0]),
         ([["a", "b"], [], ["b", "b"]], "auto", "labels", [("a", "b"), (), ("b",)]),
         ([[3, 1]], "auto", "labels", [("3", "1")]),
@@ -52,6 +56,7 @@ def test_what_a_column_is_taken_as(values, asked, kind, taken):
     ("values", "asked", "words"),
     [
         ([1.0, 2.0], "auto", "row 1 of x: .* whole numbers written as 1.0; .*label_type=number"),
+        ([Decimal("NaN")], "auto", "must hold a word or an integer"),
         ([0.5, "x"], "auto", "finite number, got 'x'"),
         ([float("nan")], "auto", "must hold a word or an integer"),
         (["inf"], "number", "row 1 of x: .* finite number"),
@@ -141,6 +146,10 @@ def test_numbers_that_can_t_be_learned_are_one_sentence(rows, more, words, tmp_p
     path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows * 4))
     with pytest.raises(DataError, match=words):
         load_dataset(f"file(path={str(path)!r}{more})")
+
+
+def test_numbers_may_be_small():
+    assert moments(np.array([1e-14, 3e-14]), "x") == pytest.approx((2e-14, 1e-14), abs=0)
 
 
 @pytest.mark.parametrize(

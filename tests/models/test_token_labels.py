@@ -168,6 +168,11 @@ def test_executors_agree(made_names, tmp_path):
         assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
 
 
+def test_label_shift_is_refused_by_the_rows_own_name(made_names, tmp_path):
+    with pytest.raises(ConfigError, match="classes, and rows of token_labels have none"):
+        simulation(tmp_path / "run", drift="label_shift")
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_spans_are_those_of_the_base_that_was_trained_on(bits, made_names, tmp_path, monkeypatch):
     made = simulation(tmp_path / "run", peft=f"qlora(rank=2, layers=1, bits={bits})", dtype="fp32")

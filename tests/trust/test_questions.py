@@ -112,10 +112,13 @@ def test_a_simulation_asks_its_clients_and_predict_answers_by_their_temperature(
     plain = capsys.readouterr().out
     summary["temperature"] = 20.0
     (folder / "summary.json").write_text(json.dumps(summary))
-    assert predict([str(folder), "ruzo", "--abstain", "0.9"]) == 0
+    assert predict([str(folder), "--abstain", "0.9", "ruzo"]) == 0
     assert "no answer: " in (flat := capsys.readouterr().out)
     assert float(plain.split("(")[1].split(")")[0]) > float(flat.split("(")[1].split(")")[0])
-    assert predict([str(folder), str(folder), "ruzo", "--ensemble"]) == 0
-    assert capsys.readouterr().out.startswith("2 runs together: ")
+    for words in (("ruzo", "--ensemble"), ("--ensemble", "ruzo")):
+        assert predict([str(folder), str(folder), *words]) == 0
+        assert capsys.readouterr().out.startswith("2 runs together: ")
+    with pytest.raises(SystemExit):
+        predict([str(folder), "--assemble", "ruzo"])
     assert predict([str(folder), "ruzo", "--ensemble"]) == 2
     assert predict([str(folder), "ruzo", "--abstain", "2"]) == 2
