@@ -19,12 +19,12 @@ CANARIES = 400
 
 
 def attacks(simulation: Simulation) -> dict[str, Any]:
-    """What attacks find out about a finished run; for `summary.json`."""
+    """What attacks find out about a finished run; for `summary.json`. Without rounds there is nothing for canaries."""
     from fedpeft.audit.membership import membership
 
     found = membership(simulation)
     summary: dict[str, Any] = {"membership_auc": found.mean, "membership_auc_worst": found.worst}
-    if simulation.protection is not None:
+    if simulation.protection is not None and simulation.protection.trains:
         simulation.observer.phase("attack: canaries on the run's mechanism", 1)
         with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
             verdict = run(of_run(simulation), Path(folder))

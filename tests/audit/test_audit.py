@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.__main__ import _word, main
-from fedpeft.audit.attacks import of_run
+from fedpeft.audit.attacks import attacks, of_run
 from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
 from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, layout_of, run
 from fedpeft.audit.canary import CanaryExecutor
@@ -214,6 +214,13 @@ def test_the_area_is_a_rank_statistic():
     expected = np.mean([[m < o for o in others] for m in members])
     assert area(members, others, np.ones(3)) == pytest.approx(expected)
     assert area(members, others, np.array([1.0, 0.0, 0.0])) == pytest.approx(0.5)
+
+
+def test_a_run_without_rounds_has_no_canaries(monkeypatch):
+    told = SimpleNamespace(mean=0.5, worst=0.6)
+    monkeypatch.setattr("fedpeft.audit.membership.membership", lambda simulation: told)
+    found = attacks(SimpleNamespace(protection=SimpleNamespace(trains=False)))
+    assert found == {"membership_auc": 0.5, "membership_auc_worst": 0.6}
 
 
 @pytest.mark.slow
