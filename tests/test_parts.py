@@ -128,7 +128,7 @@ def test_pipelines_split_outside_of_parentheses_only():
         (PEFT_METHODS, "lora(r=8)", "has no setting 'r': here it is called rank"),
         (PEFT_METHODS, "lora(lora_alpha=8)", "here it is called alpha"),
         (PEFT_METHODS, "lora(target_modules=all)", "here it is called targets"),
-        (PARTITIONS, "dirichlet(0.5)", r"gives 0.5 without saying what it is.*fedpeft.describe dirichlet"),
+        (PARTITIONS, "natural(0.5)", r"gives 0.5 without saying what it is.*fedpeft.describe natural"),
     ],
 )
 def test_the_names_of_other_libraries_are_understood(family, text, words):

@@ -74,7 +74,7 @@ def test_the_divergence_is_that_of_the_two_answers_each_taken_as_given():
 
 
 def test_a_step_minimises_the_loss_of_one_pass_and_what_another_says_otherwise(tiny):
-    case = Case("adamix(dim=6, experts=4, consistency=2.5)", tiny)
+    case = Case("adamix(dim=6, experts=4, consistency=2.5, layers=2)", tiny)
     case.sequential.load({n: 4 * t for n, t in case.start.items()})
     layers = [m for m in case.model.modules() if isinstance(m, Mixture)]
     batch, passes = case.rows.batch(np.arange(7)), [[1, 3], [0, 2]]

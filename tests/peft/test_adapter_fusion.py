@@ -58,7 +58,7 @@ def test_the_attention_is_that_of_each_token_by_itself(tiny):
 
 
 def test_the_paper_s_size_and_the_narrow_one(tiny):
-    d, layers = 48, 2
+    d, layers = 48, 3
     assert of_width(tiny, 0) == layers * 3 * d * d
     assert of_width(tiny, 5) == layers * (2 * 5 * d + d * d)
 

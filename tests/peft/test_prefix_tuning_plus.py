@@ -28,7 +28,7 @@ def test_it_has_as_many_numbers_as_the_paper_s_formula():
     mini = (384, 6, 12)
     assert of_size("prefix_tuning_plus(layers=0)", *mini) == 6 * 12 * 32**2 == 73_728
     assert of_size("lora(rank=8, layers=0, targets=('query', 'value'))", *mini) == 73_728
-    assert of_size("prefix_tuning_plus", *mini) == 2 * 12_288
+    assert of_size("prefix_tuning_plus", *mini) == 4 * 12_288
 
 
 def test_it_adds_features_of_the_query_times_m_to_each_head(tiny):

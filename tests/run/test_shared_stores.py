@@ -16,7 +16,14 @@ from fedpeft.models.frozen_blocks import FrozenStore
 from fedpeft.run.workers import Machine, Workers
 from fedpeft.simulation.simulation import Simulation
 
-TINY = {"dataset": "tiny(rows=70, test_rows=8)", "clients": 4, "tokens": 16, "dtype": "fp32", "workers": 1}
+TINY = {
+    "dataset": "tiny(rows=70, test_rows=8)",
+    "clients": 4,
+    "tokens": 16,
+    "dtype": "fp32",
+    "workers": 1,
+    "peft": "lora(layers=2)",
+}
 
 
 class Elsewhere:

@@ -134,7 +134,9 @@ def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, ca
         assert "Traceback" not in heard
 
 
-@pytest.mark.parametrize(("spec", "strategy"), [("dora(rank=2)", "fedit"), ("lora_sb(rank=2)", "fedit")])
+@pytest.mark.parametrize(
+    ("spec", "strategy"), [("dora(rank=2, layers=2)", "fedit"), ("lora_sb(rank=2, layers=2)", "fedit")]
+)
 def test_the_frozen_part_is_reused_whether_or_not_a_method_has_a_batched_form(spec, strategy, tmp_path):
     states = []
     for executor in ("batched", "sequential"):
