@@ -5,7 +5,7 @@ prompt with its completion.
     conversations                  a list of {"from": "human" or "gpt", "value": ...}: ShareGPT, or as messages
     instruction, (input,) output   Stanford Alpaca (Taori et al., 2023), in its own prompt template
     prompt, completion             two texts, or two lists of messages, as the trl library takes them
-    prompt, chosen, rejected       preferences, as the trl library takes them
+    prompt, chosen, rejected       preferences, as the trl library takes them; conversations may bring their prompt
     input, target                  two texts, for an encoder with a decoder (`fedpeft.data.text_to_text`)
 """
 
@@ -78,9 +78,10 @@ def reading(
         return pairs(INPUT, TARGET, text)
     if messages is None and template is None and text in first:
         return None
-    if {PROMPT, *SIDES} <= first.keys() and text not in first:
+    if set(SIDES) <= first.keys() and text not in first:
         return Reading(
-            f"preferences of the columns {PROMPT!r}, 'chosen' and 'rejected' in {_template(template)}",
+            f"preferences of the columns {f'{PROMPT!r}, ' if PROMPT in first else ''}'chosen' and 'rejected' in "
+            f"{_template(template)}",
             lambda records, source: with_preferences(records, text, source, template),
             f"dpo(beta={beta})",
         )

@@ -19,7 +19,8 @@ SIDES = ("chosen", "rejected")
 """Columns of the two answers, the better one first."""
 
 PROMPT = "prompt"
-"""Column of the question: a text, or the messages before the answer."""
+"""Column of the question: a text, or the messages before the answer; may be left out where both answers are the last
+messages of conversations that begin alike."""
 
 
 def with_preferences(
@@ -37,10 +38,10 @@ def with_preferences(
     own = None if template in (None, CHAT) else PromptTemplate(str(template))
     for place, record in records:
         where = f"{place} of {source}"
-        for column in (PROMPT, *SIDES):
+        for column in SIDES:
             if column not in record:
                 raise DataError(f"{where} has no column {column!r}, which preferences need; {nearest(column, record)}")
-        prompt = record[PROMPT]
+        prompt = record[PROMPT] if PROMPT in record else _before(record, where)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answers = [_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
@@ -54,6 +55,17 @@ def with_preferences(
             written = own.prompt({"instruction": prompt, **columns}, where)
             pair = [{"prompt": written, "answer": answer} for answer in answers]
         yield place, {**record, text: json.dumps(dict(zip(SIDES, pair, strict=True)))}
+
+
+def _before(record: Mapping[str, Any], where: str) -> Any:
+    """What precedes the answer in the column of the better one, a conversation."""
+    found = record[SIDES[0]]
+    if not isinstance(found, list) or len(found) < 2:
+        raise DataError(
+            f"{where} has no column {PROMPT!r}, which preferences need, unless their answers are conversations, the "
+            "prompt's messages included"
+        )
+    return found[:-1]
 
 
 def _answer(record: Mapping[str, Any], side: str, asked: Any, where: str) -> str:

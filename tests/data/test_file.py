@@ -270,6 +270,15 @@ def test_alpaca_is_told_by_its_columns(tmp_path):
     assert "prompt template alpaca" in found.notes[0]
 
 
+def test_conversations_bring_the_prompt_of_their_preference(tmp_path):
+    worse = [TURNS[0], {"role": "assistant", "content": "3"}]
+    sides = {"chosen": TURNS, "rejected": worse}
+    without = load_dataset(f"file:{write(tmp_path / 'a.jsonl', lines([sides] * 10))}")
+    named = load_dataset(f"file:{write(tmp_path / 'b.jsonl', lines([sides | {'prompt': TURNS[:1]}] * 10))}")
+    assert without.train.inputs[0] == named.train.inputs[0]
+    assert json.loads(without.train.inputs[0]) == sides
+
+
 def test_completions_in_the_models_own_template(tmp_path):
     path = write(tmp_path / "my.jsonl", lines([{"prompt": "1+1?", "completion": "2"}] * 10))
     assert json.loads(load_dataset(f"file(path={str(path)!r}, template=chat)").train.inputs[0]) == TURNS
@@ -284,6 +293,11 @@ def test_texts_come_before_instructions():
     ("row", "words"),
     [
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "neither can be preferred"),
+        ({"chosen": "b", "rejected": "c"}, "no column 'prompt', which preferences need, unless"),
+        (
+            {"chosen": [*TURNS[:1], {"role": "assistant", "content": "2"}], "rejected": [*TURNS[1:]] * 2},
+            "not the prompt",
+        ),
         ({"prompt": "a", "completion": " "}, "two texts, or two lists of messages"),
         ({"conversations": [{"from": "tool", "value": "b"}]}, "a turn is .* of human"),
         ({"conversations": [{"from": "gpt", "value": "b"}]}, "the assistant speaks first"),
