@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.spec import written
+from fedpeft.spec import parse_spec, split_outside_parentheses, written
 
 Settings = Mapping[str, Any]
 """By name with underscores."""
@@ -120,13 +120,29 @@ ALWAYS = frozenset({"local_epochs", "local_steps", "schedule", "executor", "head
 """Every run of before wrote all settings into its config.toml, and these were among them from the first version on."""
 
 
+BLOCKS = frozenset(
+    ("adalora", "bitfit", "bottleneck", "dora", "ia3", "lora", "lora_fa", "lora_sb", "prefix_tuning", "qlora", "rslora")
+) | {"prefix", "vera"}
+"""PEFT methods that were in the two uppermost blocks where nothing was said."""
+
+
+def in_two_blocks(peft: str) -> str:
+    """The text of a PEFT method, or of several joined by +, that says so."""
+    parts = [part.strip() for part in split_outside_parentheses(peft, "+")]
+    specs = [parse_spec(part) for part in parts]
+    return " + ".join(
+        with_settings(part, layers=2) if spec.name in BLOCKS and "layers" not in spec.settings else part
+        for part, spec in zip(parts, specs, strict=True)
+    )
+
+
 def translated(settings: Settings) -> dict[str, Any]:
     """The settings with today's names; those that are not given are as they were by default."""
     made = {name: value for name, value in settings.items() if name not in FORMER}
     for merge in MERGES:
         if merge.old.keys() & settings.keys():
             made[merge.new] = merge.text({merge.new: merge.before, **merge.old, **settings})
-    return made
+    return made | ({"peft": in_two_blocks(made["peft"])} if "peft" in made else {})
 
 
 def of_a_run(settings: Settings) -> bool:

@@ -23,7 +23,7 @@ BEFORE = {
     "optimizer": "sgd", "weighting": "uniform", "privacy": "dp_sgd(epsilon=8)", "stop_at_budget": True,
     "executor": "sequential", "grid": "ray", "ray_address": "10.0.0.1:6379", "workers": 3, "evaluate_every": 2,
     "keep": "best", "early_stopping": 5, "public_validation": True, "centralised": True,
-    "forgetting": "20newsgroups", "seed": 4,
+    "forgetting": "20newsgroups", "seed": 4, "peft": "lora(rank=4) + bitfit + ia3(layers=0)",
 }  # fmt: skip
 TODAY = {
     "clients": 6,
@@ -37,6 +37,7 @@ TODAY = {
     "workers": 3,
     "measure": "validation(every=2, keep=best, patience=5, public=True) + pooled + forgetting(dataset='20newsgroups')",
     "seed": 4,
+    "peft": "lora(rank=4, layers=2) + bitfit(layers=2) + ia3(layers=0)",
 }
 
 
