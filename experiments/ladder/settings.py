@@ -34,6 +34,7 @@ ONE_CLIENT: Fields = {"clients": 1, "cohort": 1, "partition": "iid"}
 """A federation of one: training on all rows that it is given, together."""
 
 TWO_BLOCKS = "lora(layers=2)"
+FOUR_BLOCKS = "lora(layers=4)"
 ALL_BLOCKS = "lora(layers=0)"
 
 
@@ -72,6 +73,7 @@ TASKS = {
     "reviews": Task(
         dataset="reviews",
         federated={
+            "4 blocks, 2e-3": grouped(20, 10, peft=FOUR_BLOCKS, learning_rate=2e-3),
             "2 blocks, 2e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=2e-3),
             "2 blocks, 4e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=4e-3),
             "2 blocks, 1e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=1e-3),
@@ -80,6 +82,7 @@ TASKS = {
             "all blocks, 2e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=2e-3),
         },
         pooled={
+            "4 blocks, 1e-3": passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
             "all blocks, 1e-3": passes(2, 4, peft=ALL_BLOCKS, learning_rate=1e-3),
