@@ -2,7 +2,8 @@
 
 Values stay: of a result only its `config` is written anew, by the table that reads run folders of before
 (`fedpeft.former_settings`), so a study's report says the same before and after. A file that has none of the former
-settings stays as it is, byte for byte.
+settings stays as it is, byte for byte. PEFT methods were in two blocks where nothing was said: results say so then, and
+a study that goes on from them has to be given `layers=2` by hand.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ gradient by its own size, which turns the rounding of small gradients into diffe
 
 
 def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
-    """The cases of the table: each batch size in fp32, adapters in two blocks and in all; the default run's round."""
+    """Each batch size in fp32, adapters in two blocks and in all; the default run's round, in two."""
     timed = [
         Case(f"fp32, batch {batch}, {where}", clients, rows, batch, "fp32", peft)
         for peft, where in (("lora(layers=2)", "two upper blocks"), ("lora(layers=0)", "all blocks"))

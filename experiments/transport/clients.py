@@ -121,7 +121,7 @@ class Federation:
         server = self._start(
             f"{run}.log", "fedpeft.serve", "--dataset", settings.dataset, "--model", settings.model, "--clients",
             settings.clients, "--dtype", "bf16", "--cohort", "all", "--rounds", settings.rounds, "--listen", address,
-            "--output", run, *flags,
+            "--peft", "lora(layers=2)", "--output", run, *flags,
         )  # fmt: skip
         clients = [
             self._start(
