@@ -226,7 +226,7 @@ def _strategies() -> Iterator[Case]:
 def _peft_methods() -> Iterator[Case]:
     for name in sorted({*PEFT_METHODS.names} - {"adapter_fusion"}):  # which combines finished runs
         text = with_settings(name, layers=2) if hasattr(PEFT_METHODS.part(name), "layers") else name
-        yield _case(f"peft/{name}", **{"peft": text} | OF_PEFT.get(name, {}))
+        yield _case(f"peft/{name}", **{"peft": text, **OF_PEFT.get(name, {})})
     yield _case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
     yield _case("peft/prefixes and bottlenecks", peft="prefix_tuning(length=4, layers=2) + bottleneck(dim=4, layers=2)")
     yield _case("peft/lora with dropout, one by one", peft="lora(rank=4, layers=2, dropout=0.1)", executor="sequential")
