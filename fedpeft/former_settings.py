@@ -121,8 +121,22 @@ ALWAYS = frozenset({"local_epochs", "local_steps", "schedule", "executor", "head
 
 
 BLOCKS = frozenset(
-    ("adalora", "bitfit", "bottleneck", "dora", "ia3", "lora", "lora_fa", "lora_sb", "prefix_tuning", "qlora", "rslora")
-) | {"prefix", "vera"}
+    (
+        "adalora",
+        "bitfit",
+        "bottleneck",
+        "dora",
+        "ia3",
+        "lora",
+        "lora_fa",
+        "lora_sb",
+        "prefix",
+        "prefix_tuning",
+        "qlora",
+        "rslora",
+        "vera",
+    )
+)
 """PEFT methods that were in the two uppermost blocks where nothing was said."""
 
 

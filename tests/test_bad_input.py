@@ -42,7 +42,7 @@ CASES = {
     "a part's text that does not parse": ({"--peft": "lora(rank=8"}, "name(key=value"),
     "unknown PEFT method": ({"--peft": "lorra"}, "did you mean 'lora'"),
     "rank that is no whole number": ({"--peft": "lora(rank=1.5)"}, "must be int"),
-    "layers the model lacks": ({"--peft": "lora(layers=(99,))"}, "must name blocks of the model"),
+    "layers the model lacks": ({"--peft": "lora(layers=99)"}, "exceeds the 3 transformer blocks"),
     "target modules the model lacks": ({"--peft": "lora(targets=('q_proj',))"}, "query"),
     "unknown strategy": ({"--strategy": "fedavg"}, "fedit"),
     "strategy that needs LoRA": ({"--strategy": "flexlora", "--peft": "ia3(layers=0)"}, "LoRA"),

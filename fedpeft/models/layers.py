@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedpeft.errors import ModelError
+from fedpeft.parts import setting
 
 KEY_PROJECTIONS = ("key", "k_proj")
 """What the projection to keys is called in the attention modules of models."""
@@ -16,8 +17,19 @@ QUERY_PROJECTIONS = ("query", "q_proj")
 """And that to queries."""
 
 
-Layers = int | tuple[int, ...]
-"""Which transformer blocks a method adapts: how many of the uppermost, 0 for all, or their indices from 0."""
+UPPERMOST = 4
+"""So many of the uppermost blocks a method adapts where nothing is said; in a model of fewer all of them."""
+
+Layers = int | tuple[int, ...] | None
+"""Which transformer blocks a method adapts: how many of the uppermost, 0 for all, or their indices from 0; None:
+`UPPERMOST`, or all."""
+
+
+def which_blocks() -> Any:
+    """The setting `layers` of a PEFT method."""
+    meaning = f"blocks to adapt: so many uppermost, 0: all; or by index: (0, 2); none: {UPPERMOST}, or all of fewer"
+    return setting(None, meaning, low=0)
+
 
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
 """What attention to another model's states is called: a decoder alone, as of BART, has none to attend to."""
@@ -96,12 +108,12 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
 
     Args:
         base: the model.
-        layers: this many uppermost ones, or all where there are fewer (0: all); or those with these indices, counted
-            from 0 at the input.
+        layers: this many uppermost ones (0: all), or those with these indices, counted from 0 at the input; None:
+            `UPPERMOST`, or all where there are fewer.
         method: whom that concerns.
 
     Raises:
-        ModelError: an index is none of the model's; or none is named, or one twice.
+        ModelError: the model has fewer layers; or none is named, or one twice.
     """
     sides = stacks(base)
     if len(sides) == 1:
@@ -112,6 +124,9 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
         _check_named(layers, len(every), method)
         return dict(every[i] for i in sorted(layers))
     longest = max(len(stack) for _, stack in sides)
+    layers = min(UPPERMOST, longest) if layers is None else layers
+    if layers > longest:
+        raise ModelError(f"layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder")
     first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
     return {
         f"{path}.{i}": stack[i]
@@ -138,7 +153,10 @@ def _chosen(base: nn.Module, layers: Layers, method: str) -> list[int]:
         _check_named(layers, every, method)
         passed: Sequence[int] = layers
     else:
-        passed = range(max(0, every - layers) if layers else 0, every)
+        layers = min(UPPERMOST, every) if layers is None else layers
+        if layers > every:
+            raise ModelError(f"layers={layers} of {method} exceeds the {every} transformer blocks of the model")
+        passed = range(every - layers if layers else 0, every)
     return sorted({i * count // every for i in passed})
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import replace, target_layers
+from fedpeft.models.layers import Layers, replace, target_layers
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.low_rank import LowRank
@@ -122,7 +122,7 @@ class FramedMethod(PeftMethod):
     rank: int
     alpha: float
     targets: str | tuple[str, ...]
-    layers: int | tuple[int, ...]
+    layers: Layers
 
     @property
     @abstractmethod

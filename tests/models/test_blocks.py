@@ -17,16 +17,23 @@ def base():
 
 @pytest.mark.parametrize(
     ("layers", "found"),
-    [(0, [0, 1, 2, 3]), (1, [3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3]), ((0,), [0]), ((3, 1), [1, 3])],
+    [(0, [0, 1, 2, 3]), (1, [3]), (4, [0, 1, 2, 3]), ((0,), [0]), ((3, 1), [1, 3])],
 )
 def test_blocks_by_number_or_by_index(layers, found):
     assert list(chosen_blocks(base(), layers)) == [f"0.{i}" for i in found]
 
 
-@pytest.mark.parametrize("layers", [(), (4,), (-1,), (1, 1)])
+@pytest.mark.parametrize("layers", [5, (), (4,), (-1,), (1, 1)])
 def test_blocks_that_are_not_there_are_refused(layers):
     with pytest.raises(ModelError, match="of lora"):
         chosen_blocks(base(), layers, "lora")
+
+
+@pytest.mark.parametrize(("depth", "found"), [(2, [0, 1]), (4, [0, 1, 2, 3]), (6, [2, 3, 4, 5])])
+def test_where_nothing_is_said_it_is_the_uppermost_or_all(depth, found):
+    model = nn.Sequential(nn.ModuleList(nn.Linear(2, 3) for _ in range(depth)))
+    assert PEFT_METHODS.build("lora").layers is None
+    assert list(chosen_blocks(model, None)) == [f"0.{i}" for i in found]
 
 
 def test_methods_of_a_hybrid_name_blocks_of_their_own():

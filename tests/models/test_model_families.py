@@ -146,7 +146,9 @@ def test_a_decoder_alone_has_nothing_to_attend_to_elsewhere(tmp_path):
 def test_albert_s_layers_share_a_block(saved):
     base = loaded(saved("ALBERT"))
     [block] = chosen_blocks(base, 0)
-    assert [list(chosen_blocks(base, top)) for top in (1, 2, 3)] == [[block], [block], [block]]
+    assert [list(chosen_blocks(base, top)) for top in (1, 2, None)] == [[block]] * 3
+    with pytest.raises(ModelError, match="layers=3 of lora exceeds the 2 transformer blocks"):
+        chosen_blocks(base, 3, "lora")
     assert list(chosen_blocks(base, (1,))) == [block]
 
 

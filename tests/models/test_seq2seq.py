@@ -155,8 +155,8 @@ def test_adapters_are_in_both_stacks(kind):
     sides_ = [[("decoder" in path, path[-1]) for path in some] for some in ones]
     assert sides_[0] == sides_[1] == [(False, "1"), (True, "1")]
     assert len(sides_[2]) == 4
-    assert chosen_blocks(base, 3) == chosen_blocks(base, 0)
-    for layers in ((4,), ()):
+    assert chosen_blocks(base, None) == chosen_blocks(base, 0)
+    for layers in (3, (4,), ()):
         with pytest.raises(ModelError, match="of lora"):
             chosen_blocks(base, layers, "lora")
     assert len(linear_layers(base, (0,))) < len(linear_layers(base, (3,))), "a decoder's block has one attention more"

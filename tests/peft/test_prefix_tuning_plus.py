@@ -69,6 +69,6 @@ def test_prefix_alone_still_means_prefix_tuning():
         PEFT_METHODS.build("p")
 
 
-def test_a_block_that_is_not_there_is_said(tiny):
-    with pytest.raises(ModelError, match=r"layers=\(3,\) of prefix_tuning_plus must name blocks of the model"):
-        Case("prefix_tuning_plus(layers=(3,))", tiny)
+def test_more_blocks_than_there_are_is_said(tiny):
+    with pytest.raises(ModelError, match="layers=4 of prefix_tuning_plus exceeds the 3 transformer blocks"):
+        Case("prefix_tuning_plus(layers=4)", tiny)

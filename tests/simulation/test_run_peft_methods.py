@@ -124,7 +124,7 @@ def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, ca
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0
     for peft, said in {
         "vera": "take --strategy rolora",
-        "bitfit(layers=(9,))": "must name blocks of the model",
+        "bitfit(layers=9)": "exceeds the 3 transformer blocks",
         "prompt_tuning + bitfit": "prompt_tuning can't be combined",
         "bitfit + bitfit": "train the same tensors",
     }.items():

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import target_layers
+from fedpeft.models.layers import target_layers, which_blocks
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec
@@ -41,7 +41,7 @@ class AdaLora(PeftMethod):
     shrink_rounds: int = setting(10, "rounds until the ranks have fallen to it", low=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     strategies: ClassVar[tuple[str, ...]] = ("flexlora",)
     merges: ClassVar[bool] = True

@@ -38,7 +38,7 @@ from fedpeft import seeds
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.models.checkpointing import remembered
-from fedpeft.models.layers import named_like, replace
+from fedpeft.models.layers import named_like, replace, which_blocks
 from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
@@ -129,7 +129,7 @@ class AdaMix(PeftMethod):
     experts: int = setting(4, "down-projections of each adapter", low=1, high=64)
     activation: str = setting("gelu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
     consistency: float = setting(1.0, "weight of the divergence of two passes; 0: one pass", low=0)
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

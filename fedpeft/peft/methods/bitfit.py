@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, chosen_blocks, innermost, replace
+from fedpeft.models.layers import KEY_PROJECTIONS, chosen_blocks, innermost, replace, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype
-from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
 
@@ -65,7 +64,7 @@ def taken_bias(layer: nn.Module) -> Tensor:
 class BitFit(PeftMethod):
     """The biases of linear layers and layer norms."""
 
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

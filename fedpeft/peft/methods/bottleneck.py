@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import named_like, replace
+from fedpeft.models.layers import named_like, replace, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
@@ -131,7 +131,7 @@ class BottleneckAdapters(PeftMethod):
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
     place: str = setting("pfeiffer", "where adapters sit", choices=PLACES)
     activation: str = setting("relu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

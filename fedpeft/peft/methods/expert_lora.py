@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost, replace, target_layers
+from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
@@ -101,7 +101,7 @@ class ExpertLora(PeftMethod):
     experts: int = setting(4, "that there is room for, the own one included", low=2, high=64)
     alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import innermost, named_like, target_layers
+from fedpeft.models.layers import innermost, named_like, target_layers, which_blocks
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -61,7 +61,7 @@ class IA3(PeftMethod):
         "auto", "layers that are rescaled; auto: keys, values and the second feed-forward layer, by their usual names"
     )
     feedforward: str | tuple[str, ...] = setting("auto", "those of them whose input is rescaled instead of the output")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     merges: ClassVar[bool] = True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.layers import innermost, target_layers
+from fedpeft.models.layers import innermost, target_layers, which_blocks
 from fedpeft.models.quantized import dtype_of
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
@@ -65,7 +65,7 @@ class Lora(PeftMethod):
     rank: int = setting(8, "rank of the factors", low=1, high=1024)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
     dropout: float = setting(0.0, "dropout on the input of A", low=0, below=1)
 
     batched: ClassVar[bool] = True

@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedpeft.models.layers import which_blocks
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, State
@@ -65,7 +66,7 @@ class LoraGram(FramedMethod):
     width: int = setting(64, "k, columns of G: how many singular vectors of the frozen weights it sees", low=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     layer: ClassVar[type[FramedLayer]] = GramLora
     stacked: ClassVar[type[StackedFramedLayer]] = StackedGramLora

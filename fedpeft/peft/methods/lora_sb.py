@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedpeft.models.layers import which_blocks
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
@@ -52,7 +53,7 @@ class LoraSB(FramedMethod):
     rank: int = setting(16, "rank of the factors; rank^2 numbers per layer are trained", low=1, high=1024)
     alpha: float = setting(16.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     layer: ClassVar[type[FramedLayer]] = SquareLora
     stacked: ClassVar[type[StackedFramedLayer]] = StackedSquareLora

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.data.examples import MADE_UP_TOKENS, made_up
 from fedpeft.models import attention
-from fedpeft.models.layers import KEY_PROJECTIONS, innermost
+from fedpeft.models.layers import KEY_PROJECTIONS, innermost, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype, canonical
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
@@ -83,7 +83,7 @@ class PrefixTuning(PeftMethod):
     """Learned keys and values before the row's own."""
 
     length: int = setting(10, "positions of the prefix", low=1, high=512)
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

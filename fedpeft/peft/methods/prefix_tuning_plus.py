@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.attention import attention_modules
-from fedpeft.models.layers import QUERY_PROJECTIONS, innermost
+from fedpeft.models.layers import QUERY_PROJECTIONS, innermost, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype
-from fedpeft.parts import setting
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -51,7 +50,7 @@ class QueryMap(StackedLayer):
 class PrefixTuningPlus(PeftMethod):
     """A matrix from the features of each head's query to its output."""
 
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

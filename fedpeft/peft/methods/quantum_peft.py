@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import innermost, replace, target_layers
+from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, State
@@ -196,7 +196,7 @@ class QuantumPeft(PeftMethod):
     )
     angle_seed: int = setting(0, "of the first angles; part of the model, not the run's seed", low=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

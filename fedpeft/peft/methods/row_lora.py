@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost, replace, target_layers
+from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
@@ -68,7 +68,7 @@ class RowLora(PeftMethod):
     rank: int = setting(8, "of each of the two", low=1, high=1024)
     alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

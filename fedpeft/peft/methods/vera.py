@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fedpeft.models.layers import target_layers
+from fedpeft.models.layers import target_layers, which_blocks
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
@@ -30,7 +30,7 @@ class Vera(PeftMethod):
 
     rank: int = setting(256, "R, the rank of the random matrices", low=1, high=4096)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] | None = which_blocks()
     projection_seed: int = setting(0, "seed of the random matrices; part of the model, not the run's seed", low=0)
 
     strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
