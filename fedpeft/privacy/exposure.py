@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,3 +52,8 @@ class Exposure:
     def head_alone(self) -> bool:
         """Whether nothing but the head is trained."""
         return self.trained[1] == sum(t.numel for t in self.layout.tensors if t.role == "head")
+
+    def asking_all(self) -> Exposure:
+        """The same with all clients in each round."""
+        everyone = np.full(self.clients, self.rounds)
+        return replace(self, cohort=self.clients, participations=everyone)

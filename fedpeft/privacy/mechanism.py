@@ -142,6 +142,10 @@ class Mechanism(ABC):
     """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
     seen."""
 
+    asks_all: ClassVar[bool] = False
+    """Whether what is planned asks all clients in each round, where no cohort is named: one that is known amplifies
+    nothing, and has less to say."""
+
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
 

@@ -31,7 +31,8 @@ HEAD_ALONE = "linear_probe"
 def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = ()) -> Setup:
     """The setup with what its mechanism plans; the same one where it plans nothing.
 
-    The planned settings say plan=False, so that a run that is continued stays what it was.
+    The planned settings say plan=False, so that a run that is continued stays what it was. Where the mechanism
+    asks all clients in each round, so do they, unless the user has named a cohort.
 
     Args:
         setup: as the user says.
@@ -48,6 +49,10 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     if mechanism.noise_multiplier is not None or not all(_left(setup.config, name) for name in LEFT):
         return setup
     config, trained = setup.config, setup
+    if mechanism.asks_all and _left(config, "cohort"):
+        config = dataclasses.replace(config, cohort="all")
+        setup = trained = Setup.of(config, setup.facts, groups)
+        federation = federation.asking_all()
     if not mechanism.trains(federation) and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
         config = dataclasses.replace(config, peft=HEAD_ALONE)
         trained = Setup.of(config, setup.facts, groups)

@@ -42,7 +42,7 @@ from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server, never
-from fedpeft.server.sampling import Sampler, population
+from fedpeft.server.sampling import Population, Sampler, population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
@@ -88,11 +88,10 @@ class Simulation:
         self.second = second_task(second, self.rows.dataset) if second else None
         self.clients = self.setup.clients
         self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
-        self.sampler = population(
-            self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
-        )
+        self.sampler = self._sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
             self.setup = planned(self.setup, self._exposure(), groups)
+            self.sampler = self._sampler()
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
@@ -109,6 +108,11 @@ class Simulation:
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         _ = self._examiner  # what is wrong with its questions is said before anything is trained
+
+    def _sampler(self) -> Population:
+        """What cohorts are drawn from."""
+        setup, size = self.setup, cohort_size(self.setup.config.cohort, self.clients)
+        return population(self.clients, size, chances(setup.profiles), setup.mechanism)
 
     def _work_plan(self, machine: Machine) -> WorkPlan:
         data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)

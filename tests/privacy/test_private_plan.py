@@ -12,13 +12,14 @@ import torch
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
+from fedpeft.privacy import training_plans
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
-from fedpeft.privacy.mechanisms import dp_sgd, user_dp
+from fedpeft.privacy.mechanisms import dp_sgd
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
@@ -41,13 +42,13 @@ def exposure(rows=400, clients=20, often=2, entries=1000, cohort=20, rounds=8) -
 @pytest.mark.parametrize("rounds", [1, 3, 19, 20, 100])
 def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rounds(rounds):
     plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").planned_training(exposure(rounds=rounds))
-    assert plan.steps * rounds >= dp_sgd.STEPS
-    assert plan.steps == 1 or (plan.steps - 1) * rounds < dp_sgd.STEPS
+    assert plan.steps * rounds >= training_plans.STEPS
+    assert plan.steps == 1 or (plan.steps - 1) * rounds < training_plans.STEPS
     assert plan.mechanism.rate * plan.steps == pytest.approx(1)
     assert plan.batch_size == pytest.approx(400 / plan.steps, abs=0.5)
     assert plan.mechanism.clip == 0.5
     falling = plan.learning_rate * plan.steps * rounds / 2
-    assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(dp_sgd.DISTANCE, rel=0.01)
+    assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(training_plans.ROWS_DISTANCE, rel=0.01)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd(learning_rate=0.5)", "momentum(beta=0.5)", "averaged(of=momentum)"])
@@ -117,14 +118,15 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
     assert federation.head_alone
     assert not exposure(entries=1000).head_alone
     plan = mechanism.planned_training(federation)
-    assert (plan.mechanism.clip, plan.optimizer) == (1.0, "sgd(warmup=0, head_rate=1.0, schedule=linear)")
-    way = plan.learning_rate / (1 - plan.momentum) * 20 / 2
-    assert way <= dp_sgd.HEAD_DISTANCE * 1.01
+    assert (plan.mechanism.clip, plan.optimizer) == (2.0, "sgd(warmup=0, head_rate=1.0, schedule=linear)")
+    way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * 20 / 2
+    farthest = training_plans.OF_ROWS.stride * 20 * 10
+    assert way <= farthest * 1.01
     entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]
     noise = plan.mechanism.multiplier(replace(federation, steps=np.ones(20, np.int64), batch_size=400))
     moved = way * noise * math.sqrt(entries_of_a_class) / (400 * math.sqrt(20 * 20))
-    assert moved <= dp_sgd.HEAD_NOISE * 1.02
-    assert moved > 0.98 * dp_sgd.HEAD_NOISE or way > 0.99 * dp_sgd.HEAD_DISTANCE
+    assert moved <= training_plans.OF_ROWS.noise * 1.02
+    assert moved > 0.98 * training_plans.OF_ROWS.noise or way > 0.99 * farthest
 
 
 def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
@@ -134,14 +136,14 @@ def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
     assert mechanism.trains(head)
     assert not mechanism.trains(adapter)
     clients = MECHANISMS.build("user_dp(epsilon=8)")
-    assert (clients.audible(head), clients.audible(adapter)) == (user_dp.AUDIBLE_HEAD, mechanisms.AUDIBLE)
+    assert (clients.audible(head), clients.audible(adapter)) == (training_plans.AUDIBLE_HEAD, mechanisms.AUDIBLE)
     other = MECHANISMS.build("local_dp(epsilon=8)")
     assert other.audible(head) == other.audible(adapter) == mechanisms.AUDIBLE
 
 
 def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
     plan = MECHANISMS.build("user_dp(epsilon=8)").planned_training(exposure(rounds=8))
-    assert plan.mechanism.clip * 8 == pytest.approx(user_dp.DISTANCE)
+    assert plan.mechanism.clip * 8 == pytest.approx(training_plans.CLIENTS_DISTANCE)
     assert (plan.steps, plan.batch_size) == (1, 400)
     own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").planned_training(exposure(rounds=8))
     assert own.mechanism.clip == 0.2
@@ -159,11 +161,53 @@ def test_of_clients_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budge
     noise = plan.mechanism.multiplier(federation) * plan.mechanism.clip / 5000
     entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]
     moved = noise * far * math.sqrt(rounds * entries_of_a_class)
-    assert moved <= 1.02 * user_dp.HEAD_NOISE
-    assert plan.mechanism.clip <= user_dp.STRIDE
-    assert moved > 0.98 * user_dp.HEAD_NOISE or plan.mechanism.clip == user_dp.STRIDE
+    assert moved <= 1.02 * training_plans.OF_CLIENTS.noise
+    assert plan.mechanism.clip <= training_plans.OF_CLIENTS.stride
+    assert moved > 0.98 * training_plans.OF_CLIENTS.noise or plan.mechanism.clip == training_plans.OF_CLIENTS.stride
     own = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5, clip=0.2)").planned_training(federation)
     assert (own.mechanism.clip, own.learning_rate) == (0.2, 0.4)
+
+
+@pytest.mark.parametrize(("budget", "rounds", "entries"), [(0.5, 20, 12), (8.0, 20, 12), (8.0, 4, 12), (8.0, 20, 1000)])
+def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise_lets_them(budget, rounds, entries):
+    """Counted round by round: a sum over all rows, and one noise, at a rate that falls to 0."""
+    federation = exposure(entries=entries, rounds=rounds)
+    mechanism = MECHANISMS.build(f"distributed_dp(epsilon={budget}, start=0.5)")
+    plan = mechanism.planned_training(federation)
+    trained = replace(federation, batch_size=plan.batch_size)
+    assert (plan.steps, plan.mechanism.rate(trained), plan.mechanism.bits) == (1, 1.0, 24)
+    assert plan.momentum == (0.9 if rounds >= 20 else 0.0)
+    way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rounds / 2
+    if entries == 1000:
+        assert way == pytest.approx(training_plans.ROWS_DISTANCE, rel=0.01)
+        return
+    farthest = training_plans.OF_ROWS.stride * rounds / (1 - plan.momentum)
+    entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]
+    noise = plan.mechanism.multiplier(trained)
+    moved = way * noise * math.sqrt(entries_of_a_class) / (20 * 400 * math.sqrt(rounds))
+    assert moved <= 1.25 * training_plans.OF_ROWS.noise  # whole Renyi orders and Skellam cost more than a Gaussian does
+    assert moved > 0.98 * training_plans.OF_ROWS.noise or way == pytest.approx(farthest, rel=0.01)
+
+
+@pytest.mark.parametrize("unit", ["rows", "clients"])
+@pytest.mark.parametrize("cohort", [10, 100, 200])
+def test_known_cohorts_have_less_to_say_than_all_clients(unit, cohort):
+    """Counted: the mean of all rounds' sums over what noise moves it by; who is drawn most often is paid for."""
+    federation = replace(exposure(rows=10, clients=200, cohort=cohort, rounds=20), batch_size=10)
+    mechanism = MECHANISMS.build(f"distributed_dp(epsilon=8, start=0.5, unit={unit}, bits=28)")
+    summed = cohort * (10 if unit == "rows" else 1)
+    counted = 20 * summed / (mechanism.multiplier(federation) * math.sqrt(20 * 1000))
+    assert 0.75 < counted / mechanism.training_signal(federation) < 1.05
+
+
+def test_clients_under_one_noise_are_planned_alike_whoever_adds_it():
+    federation = exposure(rows=2, clients=5000, entries=12, rounds=20, cohort=5000)
+    central, shared = (
+        MECHANISMS.build(f"{name}(epsilon=8, start=0.5{unit})").planned_training(federation)
+        for name, unit in (("user_dp", ""), ("distributed_dp", ", unit=clients"))
+    )
+    assert replace(central, mechanism=shared.mechanism) == shared
+    assert central.mechanism.clip == shared.mechanism.clip
 
 
 @pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])
@@ -192,7 +236,11 @@ def test_no_training_is_said_with_what_would_be_heard(tmp_path):
 
 
 def made(folder, **given):
-    return Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(QUIET)).config
+    return made_of(folder, {**TINY, **given})
+
+
+def made_of(folder, given):
+    return Simulation(RunConfig(**given), folder, ConsoleObserver(QUIET)).config
 
 
 def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tmp_path, monkeypatch):
@@ -220,6 +268,30 @@ def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypat
     unplanned = {"privacy": "local_dp(epsilon=8)", "head": "zero", "server_optimizer": "adam"}
     config = made(tmp_path / "d", **unplanned)
     assert (config.server_optimizer, config.learning_rate) == ("adam", RunConfig().learning_rate)
+
+
+def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    given = {**TINY, "privacy": "distributed_dp(epsilon=8, mask_neighbours=2, dropouts=0)"}
+    left = {name: value for name, value in given.items() if name != "cohort"}
+    simulation = Simulation(RunConfig(**left), tmp_path / "a", ConsoleObserver(QUIET))
+    assert (simulation.config.cohort, simulation.sampler.size) == ("all", 6)
+    assert simulation.protection.federation.cohort == 6
+    assert simulation.config.batch_size >= max(1, simulation.protection.federation.rows.mean())
+    assert "plan=False" in simulation.config.privacy
+    again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))
+    assert again.config == simulation.config
+    assert made(tmp_path / "c", **given).cohort == 3  # as it is named
+    with pytest.raises(PrivacyError, match="the cohort has 1"):  # who says something of training says all
+        made_of(tmp_path / "d", {**left, "learning_rate": 0.01})
+
+
+def test_a_start_alone_is_no_matter_of_cohorts(tmp_path):
+    given = {**TINY, "privacy": "distributed_dp(epsilon=4, mask_neighbours=2, dropouts=0)"}
+    del given["cohort"]
+    simulation = Simulation(RunConfig(**given), tmp_path, ConsoleObserver(QUIET))
+    assert not simulation.protection.trains
+    assert simulation.sampler.size == 6
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from typing import ClassVar
 from scipy.stats import binom
 
 from fedpeft.aggregation.head_start import VARIANCE
+from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
@@ -41,14 +42,18 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Events, rdp_epsilon, together
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, bounded_block, noisy
+from fedpeft.privacy.mechanism import Mechanism, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
+from fedpeft.privacy.training_plans import AUDIBLE_HEAD, planned_for_clients, planned_for_rows
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
 """Noise multipliers of which a grid can be computed; none that protects is near them."""
+
+COARSE, FINE = 16, 24
+"""Bits of the integers that are added up: by default, and as planned."""
 
 UNPLANNED = 0.05
 """Chance that some client is drawn more often than is planned for; then the run ends early."""
@@ -67,7 +72,7 @@ class DistributedDP(Mechanism):
     )
     dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
     collude: float = setting(0.0, "share of a cohort that may tell the server its noise", low=0, high=0.9)
-    bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=8, high=32)
+    bits: int = setting(COARSE, "of the integers that are added up, modulo 2^bits", low=8, high=32)
     mask_neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
         0.67, "share of its neighbours that must stay, or the sum is void; from 2/3 on a lying server learns nothing",
@@ -82,6 +87,7 @@ class DistributedDP(Mechanism):
     secret_cohort: ClassVar[bool] = True
     noises_updates: ClassVar[bool] = False
     summed: ClassVar[bool] = True
+    asks_all: ClassVar[bool] = True
 
     @property
     def hides(self) -> str:  # type: ignore[override]
@@ -155,6 +161,24 @@ class DistributedDP(Mechanism):
                 f"{self.name}(unit=rows) draws the rows of all clients with one probability, and real clients know "
                 f"their own alone; say about how many there are together, as all may know: {self.name}(rows=5000, ...)"
             )
+
+    # ------------------------------------------------------------------------------------------------- what is planned
+
+    def training_signal(self, federation: Exposure) -> float:
+        """Less where not all take part: cohorts are known, so that who is drawn most often is what is paid for."""
+        known = self.share(federation) * math.sqrt(federation.rounds / self.often(federation))
+        return known * super().training_signal(federation)
+
+    def audible(self, federation: Exposure) -> float:
+        """Less where the head alone is trained."""
+        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+        """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""
+        mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
+        if self.unit == "clients":
+            return planned_for_clients(mechanism, federation, pace)
+        return planned_for_rows(mechanism, federation, pace)
 
     # ------------------------------------------------------------------------------------------------------- what costs
 

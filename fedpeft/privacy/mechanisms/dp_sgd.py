@@ -34,27 +34,11 @@ from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism, Training
-
-STEPS = 20
-"""Planned over all rounds, at least; this, and the rest, as the run of docs/privacy.md on Reuters R8 has it, whose
-training was heard: 20 rounds, rates 2.6 and 26, clip 0.3, momentum 0.9."""
-
-CLIP, MOMENTUM = 0.3, 0.9
-
-DISTANCE = 78.0
-"""How far all planned steps lead the adapter, if all rows agree: the sum of steps x learning rate x clip; the head's
-lead ten times as far."""
+from fedpeft.privacy.training_plans import STEPS, planned_for_rows
 
 AUDIBLE_HEAD = 10.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
 measured in docs/decisions.md; other mechanisms have not been."""
-
-HEAD_CLIP = 1.0
-"""Where the head alone is trained: rows that are learned have shorter gradients, and are not pulled on."""
-
-HEAD_NOISE, HEAD_DISTANCE = 8.0, 600.0
-"""How far steps may lead the head alone: until noise has moved the weights of a class by about `HEAD_NOISE`, and no
-farther than `HEAD_DISTANCE`. Looked at on frozen features of four tasks (docs/decisions.md)."""
 
 
 @dataclass(frozen=True)
@@ -79,32 +63,10 @@ class DPSGD(Mechanism):
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
-        """All rows take part once a round, in as few steps as `STEPS` over all rounds allow, which lead to `DISTANCE`.
-
-        The budget buys the same signal to noise in few steps on many rows as in many steps on few, but for the floor of
-        small sampling rates' noise, which few steps feel less. A learning rate that falls to 0 leads half as far as a
-        constant one, and momentum 1 / (1 - beta) times as far as none.
-        """
-        given = None if self.clip == 1.0 else self.clip
-        clip = given or (HEAD_CLIP if federation.head_alone else CLIP)
+        """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""
         steps = max(1, math.ceil(STEPS / federation.rounds))
         rate = 1 / steps if self.rate is None else self.rate
-        momentum = MOMENTUM if pace is None and federation.rounds >= STEPS else 0.0
-        reach = (pace or Pace(momentum=momentum)).reach
-        distance, head_rate = DISTANCE, 10.0
-        if federation.head_alone:
-            classes = federation.layout.shapes["head.weight"][0]
-            distance = min(HEAD_NOISE * self.training_signal(federation) * math.sqrt(classes), HEAD_DISTANCE)
-            head_rate = 1.0
-        far = 2 * distance / (reach * clip * steps * federation.rounds)
-        return Training(
-            mechanism=replace(self, rate=rate, clip=clip),
-            batch_size=max(1, round(rate * float(federation.rows.mean()))),
-            steps=steps,
-            learning_rate=float(f"{far:.3g}"),
-            optimizer=f"sgd(warmup=0, head_rate={head_rate}, schedule=linear)",
-            momentum=momentum,
-        )
+        return planned_for_rows(replace(self, rate=rate), federation, pace, steps, rate)
 
     def check(self, federation: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.

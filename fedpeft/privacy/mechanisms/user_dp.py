@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -51,20 +51,7 @@ from fedpeft.privacy.server_noise import (
     turns_of,
     variance,
 )
-
-DISTANCE = 4.0
-"""How far all planned rounds lead, if all clients agree: rounds x clip, as in the privacy study."""
-
-AUDIBLE_HEAD = 15.0
-"""The least signal to noise at which rounds are planned for the head alone (docs/decisions.md)."""
-
-HEAD_NOISE, MOMENTUM, ROUNDS = 3.5, 0.9, 20
-"""Where the head alone is trained: how far noise may move the weights of a class, and the server's momentum, from this
-many rounds on. Looked at on frozen features of 20 Newsgroups and the reviews (docs/decisions.md)."""
-
-STRIDE = 5.5
-"""The longest step of a head in a round, if all clients agree and without momentum: longer ones overshoot, however
-little noise there is."""
+from fedpeft.privacy.training_plans import AUDIBLE_HEAD, planned_for_clients
 
 
 class NoisySum:
@@ -244,31 +231,8 @@ class UserDP(Mechanism):
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
-        """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1.
-
-        Of an adapter all rounds lead as far as `DISTANCE`, if all clients agree; under momentum that is named in the
-        long run, in few rounds less far. The head alone is led until noise has moved the weights of a class by
-        `HEAD_NOISE`, or its steps are `STRIDE` long. That counts noise as if all clients took part in each round; in
-        small secret cohorts it moves them farther: twice, for a tenth of 5,000 clients at epsilon 8. With momentum beta
-        steps lead 1 / (1 - beta) times as far.
-        """
-        distance, momentum = DISTANCE, 0.0
-        if federation.head_alone:
-            classes = federation.layout.shapes["head.weight"][0]
-            distance = HEAD_NOISE * self.training_signal(federation) * math.sqrt(classes)
-            momentum = MOMENTUM if pace is None and federation.rounds >= ROUNDS else 0.0
-        steps = pace or Pace(momentum=momentum)
-        if federation.head_alone:
-            distance = min(distance, STRIDE * federation.rounds / (1 - steps.momentum))
-        clip = float(f"{distance / (steps.reach * federation.rounds):.3g}") if self.clip == 1.0 else self.clip
-        return Training(
-            mechanism=replace(self, clip=clip),
-            batch_size=max(1, int(federation.rows.max())),
-            steps=1,
-            learning_rate=2 * clip,
-            optimizer="sgd(warmup=0, head_rate=1.0, schedule=constant)",
-            momentum=momentum,
-        )
+        """One step of a client on all of its rows (`fedpeft.privacy.training_plans`)."""
+        return planned_for_clients(self, federation, pace)
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release a round; or one in each turn of a client."""
