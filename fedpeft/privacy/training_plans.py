@@ -47,16 +47,36 @@ CLIENTS_DISTANCE = 4.0
 """How far all planned rounds lead an adapter, if all clients agree: rounds x clip, as in the privacy study."""
 
 STEPS = 20
-"""Of rows, planned over all rounds, at least; this, and the rest, as the run of docs/privacy.md on Reuters R8 has it,
-whose training was heard: 20 rounds, rates 2.6 and 26, clip 0.3, momentum 0.9."""
-
-ROWS_DISTANCE, ROWS_CLIP = 78.0, 0.3
-"""How far all planned steps lead an adapter, if all rows agree: the sum of steps x learning rate x clip; those of its
-head lead ten times as far."""
+"""Of rows, planned over all rounds, at least."""
 
 HEAD_CLIP = 2.0
 """Of rows, where the head alone is trained. A smaller norm makes the gradients of nearly all rows as long, whatever is
 left to learn from them, and leads to weights that are too sure of themselves."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How rows train an adapter and its head.
+
+    Attributes:
+        distance: how far all planned steps lead, if all rows agree: the sum of steps x learning rate x clip.
+        clip: what the gradient of a row is clipped to.
+        head_rate: how many times as far the head is led.
+    """
+
+    distance: float
+    clip: float
+    head_rate: float
+
+
+OWN_NOISE = Adapter(distance=78.0, clip=0.3, head_rate=10.0)
+"""As a run on Reuters R8 whose training was heard: rates 2.6 and 26 in 20 rounds with momentum (docs/privacy.md)."""
+
+ONE_NOISE = Adapter(distance=30.0, clip=8.0, head_rate=5.0)
+"""Looked at on the reviews (docs/decisions.md)."""
+
+ONE_NOISE_RATE = 0.25
+"""With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
 
 
 def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
@@ -88,9 +108,9 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
 
 
 def planned_for_rows(
-    mechanism: Mechanism, federation: Exposure, pace: Pace | None, steps: int = 1, rate: float = 1.0
+    mechanism: Mechanism, federation: Exposure, pace: Pace | None, adapter: Adapter, steps: int = 1, rate: float = 1.0
 ) -> Training:
-    """All rows take part once a round, spread over its steps; rates that fall to 0 lead half as far as constant ones.
+    """Rates that fall to 0 lead half as far as constant ones.
 
     The budget buys the same signal to noise in few steps on many rows as in many steps on few, but for the floor of
     small sampling rates' noise, which few steps feel less.
@@ -99,21 +119,21 @@ def planned_for_rows(
         mechanism: what clips rows.
         federation: the run.
         pace: of the server's steps; None: they are planned, too.
+        adapter: how one is trained, where the head is not alone.
         steps: in a round.
         rate: with which a row joins a step.
     """
     momentum = MOMENTUM if pace is None and federation.rounds >= ROUNDS else 0.0
     server, count = pace or Pace(momentum=momentum), steps * federation.rounds
-    distance, clip, head_rate = ROWS_DISTANCE, ROWS_CLIP, 10.0
     if federation.head_alone:
-        distance, clip, head_rate = OF_ROWS.distance(mechanism, federation, server, count), HEAD_CLIP, 1.0
-    clip = clip if mechanism.clip == 1.0 else mechanism.clip
+        adapter = Adapter(OF_ROWS.distance(mechanism, federation, server, count), HEAD_CLIP, head_rate=1.0)
+    clip = adapter.clip if mechanism.clip == 1.0 else mechanism.clip
     mean = rate * float(federation.rows.mean())
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),
         steps=steps,
-        learning_rate=float(f"{2 * distance / (server.reach * clip * count):.3g}"),
-        optimizer=f"sgd(warmup=0, head_rate={head_rate}, schedule=linear)",
+        learning_rate=float(f"{2 * adapter.distance / (server.reach * clip * count):.3g}"),
+        optimizer=f"sgd(warmup=0, head_rate={adapter.head_rate}, schedule=linear)",
         momentum=momentum,
     )

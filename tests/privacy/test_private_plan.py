@@ -48,7 +48,7 @@ def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rou
     assert plan.batch_size == pytest.approx(400 / plan.steps, abs=0.5)
     assert plan.mechanism.clip == 0.5
     falling = plan.learning_rate * plan.steps * rounds / 2
-    assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(training_plans.ROWS_DISTANCE, rel=0.01)
+    assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(training_plans.OWN_NOISE.distance, rel=0.01)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd(learning_rate=0.5)", "momentum(beta=0.5)", "averaged(of=momentum)"])
@@ -175,11 +175,12 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
     mechanism = MECHANISMS.build(f"distributed_dp(epsilon={budget}, start=0.5)")
     plan = mechanism.planned_training(federation)
     trained = replace(federation, batch_size=plan.batch_size)
-    assert (plan.steps, plan.mechanism.rate(trained), plan.mechanism.bits) == (1, 1.0, 24)
+    rate = 1.0 if entries == 12 else training_plans.ONE_NOISE_RATE
+    assert (plan.steps, plan.mechanism.rate(trained), plan.mechanism.bits) == (1, rate, 24)
     assert plan.momentum == (0.9 if rounds >= 20 else 0.0)
     way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rounds / 2
     if entries == 1000:
-        assert way == pytest.approx(training_plans.ROWS_DISTANCE, rel=0.01)
+        assert way == pytest.approx(training_plans.ONE_NOISE.distance, rel=0.01)
         return
     farthest = training_plans.OF_ROWS.stride * rounds / (1 - plan.momentum)
     entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]

@@ -47,7 +47,13 @@ from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
-from fedpeft.privacy.training_plans import AUDIBLE_HEAD, planned_for_clients, planned_for_rows
+from fedpeft.privacy.training_plans import (
+    AUDIBLE_HEAD,
+    ONE_NOISE,
+    ONE_NOISE_RATE,
+    planned_for_clients,
+    planned_for_rows,
+)
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
 """Noise multipliers of which a grid can be computed; none that protects is near them."""
@@ -178,7 +184,8 @@ class DistributedDP(Mechanism):
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":
             return planned_for_clients(mechanism, federation, pace)
-        return planned_for_rows(mechanism, federation, pace)
+        rate = 1.0 if federation.head_alone else ONE_NOISE_RATE
+        return planned_for_rows(mechanism, federation, pace, ONE_NOISE, rate=rate)
 
     # ------------------------------------------------------------------------------------------------------- what costs
 

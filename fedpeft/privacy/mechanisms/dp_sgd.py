@@ -34,7 +34,7 @@ from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism, Training
-from fedpeft.privacy.training_plans import STEPS, planned_for_rows
+from fedpeft.privacy.training_plans import OWN_NOISE, STEPS, planned_for_rows
 
 AUDIBLE_HEAD = 10.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
@@ -66,7 +66,7 @@ class DPSGD(Mechanism):
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""
         steps = max(1, math.ceil(STEPS / federation.rounds))
         rate = 1 / steps if self.rate is None else self.rate
-        return planned_for_rows(replace(self, rate=rate), federation, pace, steps, rate)
+        return planned_for_rows(replace(self, rate=rate), federation, pace, OWN_NOISE, steps, rate)
 
     def check(self, federation: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.
