@@ -278,7 +278,8 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
     simulation = Simulation(RunConfig(**left), tmp_path / "a", ConsoleObserver(QUIET))
     assert (simulation.config.cohort, simulation.sampler.size) == ("all", 6)
     assert simulation.protection.federation.cohort == 6
-    assert simulation.config.batch_size >= max(1, simulation.protection.federation.rows.mean())
+    mean = training_plans.ONE_NOISE_RATE * simulation.protection.federation.rows.mean()
+    assert simulation.config.batch_size == round(mean)
     assert "plan=False" in simulation.config.privacy
     again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))
     assert again.config == simulation.config
