@@ -1,11 +1,12 @@
 """python -m experiments.private_plan: training under a budget against the private probe, paired by seed.
 
-Reads `results.jsonl` of the study beside it. The difference in points of test accuracy has its 95 % interval over seeds
-(Student's t); the probe has no noise, and all rows in one place.
+Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. Points of test accuracy; the difference
+has its 95 % interval over seeds (Student's t); the probe has no noise, and all rows in one place.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from experiments import one_sentence
 from fedpeft.studies.results import Result, ResultsFile
 from fedpeft.studies.statistics import LEVEL, half_width
 
-RESULTS = Path(__file__).parent / "results.jsonl"
+HERE = Path(__file__).parent
 
 
 def line(task: str, budget: str, runs: list[Result]) -> str:
@@ -37,9 +38,12 @@ def line(task: str, budget: str, runs: list[Result]) -> str:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="", help="of the study, where it is not the one that it runs by default")
+    results = HERE / parser.parse_args().preset / "results.jsonl"
     cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in ResultsFile(RESULTS).read():
-        if result.finished:
+    for result in ResultsFile(results).read():
+        if result.finished and (result.summary or {}).get("private_probe_accuracy") is not None:
             cells[result.point["task"], result.point["budget"]].append(result)
     print("| task | epsilon | seeds | rounds | run (%) | private probe (%) | difference (95 %) | open probe (%) |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")

@@ -1,0 +1,1 @@
+"""What is planned where a user names a privacy budget alone, beside the private probe."""
