@@ -25,7 +25,7 @@ LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 """What is planned where all of it is left at its default."""
 
 HEAD_ALONE = "linear_probe"
-"""The PEFT method that is planned where an adapter would not be heard, and a head is."""
+"""The PEFT method that is planned where an adapter would not be heard: a head is, or nothing is but its start."""
 
 
 def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = ()) -> Setup:
@@ -61,7 +61,9 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         )
     named = None if _left(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
-    training = mechanism.planned_training(federation, pace) if mechanism.trains(federation) else None
+    if not mechanism.trains(federation):
+        return trained
+    training = mechanism.planned_training(federation, pace)
     if training is None:
         return setup
     if named is not None and pace is None:

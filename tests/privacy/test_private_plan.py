@@ -288,12 +288,13 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
         made_of(tmp_path / "d", {**left, "learning_rate": 0.01})
 
 
-def test_a_start_alone_is_no_matter_of_cohorts(tmp_path):
+def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path):
     given = {**TINY, "privacy": "distributed_dp(epsilon=4, mask_neighbours=2, dropouts=0)"}
-    del given["cohort"]
+    del given["cohort"], given["peft"]
     simulation = Simulation(RunConfig(**given), tmp_path, ConsoleObserver(QUIET))
     assert not simulation.protection.trains
     assert simulation.sampler.size == 6
+    assert simulation.config.peft == "linear_probe"
 
 
 @pytest.mark.slow
