@@ -19,7 +19,7 @@ from fedpeft.privacy import training_plans
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
-from fedpeft.privacy.mechanisms import dp_sgd
+from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
@@ -288,7 +288,8 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
         made_of(tmp_path / "d", {**left, "learning_rate": 0.01})
 
 
-def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path):
+def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed_dp, "AUDIBLE_HEAD", 1e9)
     given = {**TINY, "privacy": "distributed_dp(epsilon=4, mask_neighbours=2, dropouts=0)"}
     del given["cohort"], given["peft"]
     simulation = Simulation(RunConfig(**given), tmp_path, ConsoleObserver(QUIET))
