@@ -128,7 +128,7 @@ def planned_for_rows(
     if federation.head_alone:
         adapter = Adapter(OF_ROWS.distance(mechanism, federation, server, count), HEAD_CLIP, head_rate=1.0)
     clip = adapter.clip if mechanism.clip == 1.0 else mechanism.clip
-    mean = rate * float(federation.rows.mean())
+    mean = rate * mechanism.start_signal(federation) / federation.clients  # rows, as many as all may know
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),

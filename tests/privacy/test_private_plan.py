@@ -190,12 +190,20 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
     assert moved > 0.98 * training_plans.OF_ROWS.noise or way == pytest.approx(farthest, rel=0.01)
 
 
+@pytest.mark.parametrize(("said", "batch"), [("", 400), (", rows=12000", 600), (", rows=2000", 100)])
+def test_all_rows_join_however_many_there_are_said_to_be(said, batch):
+    federation = exposure(entries=12, rounds=20)
+    plan = MECHANISMS.build(f"distributed_dp(epsilon=8{said})").planned_training(federation)
+    assert plan.batch_size == batch
+    assert plan.mechanism.rate(replace(federation, batch_size=plan.batch_size)) == 1
+
+
 @pytest.mark.parametrize("unit", ["rows", "clients"])
-@pytest.mark.parametrize("cohort", [10, 100, 200])
-def test_known_cohorts_have_less_to_say_than_all_clients(unit, cohort):
+@pytest.mark.parametrize(("cohort", "collude"), [(10, 0), (100, 0), (200, 0), (200, 0.3), (200, 0.6)])
+def test_known_cohorts_have_less_to_say_than_all_clients_and_so_has_noise_that_is_told(unit, cohort, collude):
     """Counted: the mean of all rounds' sums over what noise moves it by; who is drawn most often is paid for."""
     federation = replace(exposure(rows=10, clients=200, cohort=cohort, rounds=20), batch_size=10)
-    mechanism = MECHANISMS.build(f"distributed_dp(epsilon=8, start=0.5, unit={unit}, bits=28)")
+    mechanism = MECHANISMS.build(f"distributed_dp(epsilon=8, start=0.5, unit={unit}, bits=28, collude={collude})")
     summed = cohort * (10 if unit == "rows" else 1)
     counted = 20 * summed / (mechanism.multiplier(federation) * math.sqrt(20 * 1000))
     assert 0.75 < counted / mechanism.training_signal(federation) < 1.05

@@ -170,6 +170,11 @@ class DistributedDP(Mechanism):
 
     # ------------------------------------------------------------------------------------------------- what is planned
 
+    def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
+        """Less where some tell their noise: that of the others has to hide all, and theirs is added."""
+        unknown = max(1 - self.known, 1e-6)  # none at all is refused by `check`
+        return math.sqrt(unknown) * super().signal_to_noise(federation, share, entries)
+
     def training_signal(self, federation: Exposure) -> float:
         """Less where not all take part: cohorts are known, so that who is drawn most often is what is paid for."""
         known = self.share(federation) * math.sqrt(federation.rounds / self.often(federation))
