@@ -309,8 +309,8 @@ class Mechanism(ABC):
         return AUDIBLE
 
     def audible_entries(self, federation: Exposure) -> int:
-        """How many trained entries of an adapter would be `AUDIBLE`; 0: not even one."""
-        return math.floor(federation.trained[1] * (self.training_signal(federation) / AUDIBLE) ** 2)
+        """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
+        return math.floor(federation.trained[1] * (self.training_signal(federation) / self.audible(federation)) ** 2)
 
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
         """How clients should train, by formula; None, the default: it is the user's to say.

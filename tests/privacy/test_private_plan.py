@@ -229,6 +229,13 @@ def test_as_many_entries_are_heard_as_reach_the_least_signal_to_noise(budget):
     assert not mechanism.trains(exposure(entries=most + 1))
 
 
+def test_of_a_head_alone_as_many_entries_are_heard_as_by_its_own_least_signal():
+    mechanism = MECHANISMS.build("distributed_dp(epsilon=0.1)")
+    federation = exposure(entries=12)
+    share = mechanism.training_signal(federation) / training_plans.AUDIBLE_HEAD
+    assert mechanism.audible_entries(federation) == math.floor(12 * share**2)
+
+
 def test_rules_that_train_one_factor_are_heard_as_such():
     """What is trained counts, not what is held: ffa_lora and its kin have less noise."""
     half = exposure(entries=500)
