@@ -47,8 +47,9 @@ def main() -> None:
             cells[result.point["task"], result.point["budget"]].append(result)
     print("| task | epsilon | seeds | rounds | run (%) | private probe (%) | difference (95 %) | open probe (%) |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for (task, budget), runs in cells.items():
-        print(line(task, budget, runs))
+    tasks = list(dict.fromkeys(task for task, _ in cells))
+    for task, budget in sorted(cells, key=lambda cell: (tasks.index(cell[0]), -float(cell[1]))):
+        print(line(task, budget, cells[task, budget]))
 
 
 if __name__ == "__main__":

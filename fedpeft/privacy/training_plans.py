@@ -1,7 +1,7 @@
 """How clients train where a budget alone is named, by formula.
 
 A head that is trained alone is led until noise has moved the weights of a class by a set length, or as far as steps
-of a set length lead; an adapter as far as runs whose training was heard. Both lead as far in few rounds as in many.
+of a set length lead; an adapter as far as runs whose training was heard, in few rounds as in many.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class HeadAlone:
 
     Attributes:
         noise: how far noise may move the weights of a class.
-        stride: the longest step, if all data agree and without momentum: longer ones overshoot, however little noise
-            there is.
+        stride: how long steps are at most in the mean, if all data agree and without momentum: longer ones overshoot,
+            however little noise there is.
     """
 
     noise: float
@@ -37,7 +37,7 @@ class HeadAlone:
         return min(far, self.stride * count / (1 - steps.momentum))
 
 
-OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.0, stride=7.5)
+OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, stride=7.875)
 """Where clients are clipped, and where rows are."""
 
 AUDIBLE_HEAD = 15.0
@@ -69,10 +69,10 @@ class Adapter:
     head_rate: float
 
 
-OWN_NOISE = Adapter(distance=78.0, clip=0.3, head_rate=10.0)
+OWN_NOISE = Adapter(distance=81.9, clip=0.3, head_rate=10.0)
 """As a run on Reuters R8 whose training was heard: rates 2.6 and 26 in 20 rounds with momentum (docs/privacy.md)."""
 
-ONE_NOISE = Adapter(distance=30.0, clip=8.0, head_rate=5.0)
+ONE_NOISE = Adapter(distance=31.5, clip=8.0, head_rate=5.0)
 """Looked at on the reviews (docs/decisions.md)."""
 
 ONE_NOISE_RATE = 0.25
@@ -110,7 +110,7 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
 def planned_for_rows(
     mechanism: Mechanism, federation: Exposure, pace: Pace | None, adapter: Adapter, steps: int = 1, rate: float = 1.0
 ) -> Training:
-    """Rates that fall to 0 lead half as far as constant ones.
+    """Rates fall from round to round, and would be 0 in the one after the last.
 
     The budget buys the same signal to noise in few steps on many rows as in many steps on few, but for the floor of
     small sampling rates' noise, which few steps feel less.
@@ -124,16 +124,18 @@ def planned_for_rows(
         rate: with which a row joins a step.
     """
     momentum = MOMENTUM if pace is None and federation.rounds >= ROUNDS else 0.0
-    server, count = pace or Pace(momentum=momentum), steps * federation.rounds
+    server = pace or Pace(momentum=momentum)
     if federation.head_alone:
-        adapter = Adapter(OF_ROWS.distance(mechanism, federation, server, count), HEAD_CLIP, head_rate=1.0)
+        far = OF_ROWS.distance(mechanism, federation, server, steps * federation.rounds)
+        adapter = Adapter(far, HEAD_CLIP, head_rate=1.0)
     clip = adapter.clip if mechanism.clip == 1.0 else mechanism.clip
+    constant = (federation.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
     mean = rate * mechanism.start_signal(federation) / federation.clients  # rows, as many as all may know
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),
         steps=steps,
-        learning_rate=float(f"{2 * adapter.distance / (server.reach * clip * count):.3g}"),
+        learning_rate=float(f"{adapter.distance / (server.reach * clip * steps * constant):.3g}"),
         optimizer=f"sgd(warmup=0, head_rate={adapter.head_rate}, schedule=linear)",
         momentum=momentum,
     )

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_training import Schedule
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
@@ -39,6 +41,13 @@ def exposure(rows=400, clients=20, often=2, entries=1000, cohort=20, rounds=8) -
     )  # fmt: skip
 
 
+def rates(plan, rounds):
+    """What the rates of all rounds, as a run takes them, add up to, relative to the first one's."""
+    own = LOCAL_OPTIMIZERS.build(plan.optimizer)
+    schedule = Schedule(1.0, rounds, own.schedule, own.floor, repeats=False)
+    return sum(schedule.at(round) for round in range(1, rounds + 1))
+
+
 @pytest.mark.parametrize("rounds", [1, 3, 19, 20, 100])
 def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rounds(rounds):
     plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").planned_training(exposure(rounds=rounds))
@@ -47,7 +56,7 @@ def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rou
     assert plan.mechanism.rate * plan.steps == pytest.approx(1)
     assert plan.batch_size == pytest.approx(400 / plan.steps, abs=0.5)
     assert plan.mechanism.clip == 0.5
-    falling = plan.learning_rate * plan.steps * rounds / 2
+    falling = plan.learning_rate * plan.steps * rates(plan, rounds)
     assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(training_plans.OWN_NOISE.distance, rel=0.01)
 
 
@@ -119,7 +128,7 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
     assert not exposure(entries=1000).head_alone
     plan = mechanism.planned_training(federation)
     assert (plan.mechanism.clip, plan.optimizer) == (2.0, "sgd(warmup=0, head_rate=1.0, schedule=linear)")
-    way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * 20 / 2
+    way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rates(plan, 20)
     farthest = training_plans.OF_ROWS.stride * 20 * 10
     assert way <= farthest * 1.01
     entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]
@@ -178,7 +187,7 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
     rate = 1.0 if entries == 12 else training_plans.ONE_NOISE_RATE
     assert (plan.steps, plan.mechanism.rate(trained), plan.mechanism.bits) == (1, rate, 24)
     assert plan.momentum == (0.9 if rounds >= 20 else 0.0)
-    way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rounds / 2
+    way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rates(plan, rounds)
     if entries == 1000:
         assert way == pytest.approx(training_plans.ONE_NOISE.distance, rel=0.01)
         return
