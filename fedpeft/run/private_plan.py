@@ -29,7 +29,7 @@ HEAD_ALONE = "linear_probe"
 
 
 def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = ()) -> Setup:
-    """The setup with what its mechanism plans: training, or a start alone; the same one where the user says how to train.
+    """The setup with what its mechanism plans: training, or a start alone; the same one where the user says how.
 
     The planned settings say plan=False, so that a run that is continued stays what it was. Where the mechanism
     asks all clients in each round, so do they, unless the user has named a cohort.
