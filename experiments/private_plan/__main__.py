@@ -27,12 +27,15 @@ def line(task: str, budget: str, runs: list[Result]) -> str:
         for name in ("accuracy", "private_probe_accuracy", "baseline_accuracy")
     )
     difference = accuracy - private
-    width = half_width(difference, LEVEL, 2)
+    if len(runs) > 1:
+        width = half_width(difference, LEVEL, 2)
+        interval = f" ({difference.mean() - width:+.1f} to {difference.mean() + width:+.1f})"
+    else:
+        interval = ""
     rounds = max(round["round"] for run in runs for round in run.rounds)
     return (
         f"| {task} | {budget} | {len(runs)} | {rounds} | {accuracy.mean():.1f} | {private.mean():.1f} | "
-        f"{difference.mean():+.1f} ({difference.mean() - width:+.1f} to {difference.mean() + width:+.1f}) | "
-        f"{probe.mean():.1f} |"
+        f"{difference.mean():+.1f}{interval} | {probe.mean():.1f} |"
     )
 
 
