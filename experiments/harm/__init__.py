@@ -1,1 +1,1 @@
-"""What is planned where a user names a privacy budget alone, beside the private probe."""
+"""What the default settings make of a good start, on tasks that they were not made on."""

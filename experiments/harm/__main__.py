@@ -6,15 +6,13 @@ that over test rows, with one run on either side.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from experiments import one_sentence
-from fedpeft.studies.results import Result, ResultsFile
-
-HERE = Path(__file__).parent
+from experiments.recorded import recorded
+from fedpeft.studies.results import Result
 
 
 def line(run: Result, start: Result) -> str:
@@ -33,12 +31,9 @@ def line(run: Result, start: Result) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="", help="of the study, where it is not the one that it runs by default")
     runs = {
         (run.point["task"], run.point["partition"], run.seed, run.point["state"]): run
-        for run in ResultsFile(HERE / parser.parse_args().preset / "results.jsonl").read()
-        if run.finished
+        for run in recorded(Path(__file__).parent, __doc__)
     }
     print("| task | partition | seed | start (%) | default (%) | rows gained / lost | points | standard errors |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")

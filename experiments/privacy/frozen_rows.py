@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from fedpeft.config import RunConfig
 from fedpeft.run.console import ConsoleObserver
@@ -59,3 +60,7 @@ class FrozenRows:
         right = ((self.test @ weight.T + bias).argmax(1) == self.truth).double()
         by_class = [float(right[self.truth == label].mean()) for label in range(self.classes) if label in self.truth]
         return float(right.mean()), float(np.mean(by_class))
+
+    def loss(self, weight: Tensor, bias: Tensor) -> float:
+        """Cross-entropy of a head on the test rows, in nats."""
+        return cross_entropy(self.test @ weight.T + bias, self.truth).item()

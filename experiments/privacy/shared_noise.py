@@ -101,6 +101,7 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     """A line of the table."""
     federation = clients.federation
     found: dict[str, list[Any]] = {"start": [], "trained": []}
+    losses = []
     alone, mechanism = (DistributedDP(epsilon=budget, clip=given.clip, start=share) for share in (1.0, given.start))
     whole = alone.sums_of(federation, 0.0, alone.start_noise(federation))
     start, noise = mechanism.start_noise(federation), mechanism.multiplier(federation)
@@ -115,6 +116,7 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
         found["start"].append(accuracies(clients.started(whole, random)))
         state = clients.trained(sums, clients.started(sums, random), given.rate, random)
         found["trained"].append(accuracies(state))
+        losses.append(clients.rows.loss(state["head.weight"], state["head.bias"]))
     models = epsilon(mechanism.to_all(federation, noise, start, 1, federation.rounds), mechanism.delta(federation))
     colluding = DistributedDP(epsilon=budget, clip=given.clip, start=given.start, collude=COLLUDING)
     events = {
@@ -124,7 +126,8 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     server = epsilon(events, mechanism.delta(federation))
     cells = [f"{np.mean(v, 0)[0]:.3f} / {np.mean(v, 0)[1]:.3f} (± {np.std(v, 0)[0]:.3f})" for v in found.values()]
     growth = sums.later.growth if sums.later else 1.0
-    return f"| {models:.2f} | {server:.2f} | {cells[0]} | {cells[1]} | {noise:.2f} | {growth:.3f} |"
+    loss = np.mean(losses)
+    return f"| {models:.2f} | {server:.2f} | {cells[0]} | {cells[1]} | {loss:.3f} | {noise:.2f} | {growth:.3f} |"
 
 
 def main() -> None:
@@ -144,7 +147,8 @@ def main() -> None:
     clients = Clients(given)
     print(
         "| epsilon against all, the server too | the server's, if a fifth collude | start alone, accuracy "
-        "/ balanced | trained | noise multiplier | growth by rounding |\n|---:|---:|---:|---:|---:|---:|"
+        "/ balanced | trained | its test loss | noise multiplier | growth by rounding |\n"
+        "|---:|---:|---:|---:|---:|---:|---:|"
     )
     for budget in given.epsilons:
         print(row(clients, budget, given), flush=True)

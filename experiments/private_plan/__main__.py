@@ -6,17 +6,15 @@ has its 95 % interval over seeds (Student's t); the probe has no noise, and all 
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from experiments import one_sentence
-from fedpeft.studies.results import Result, ResultsFile
+from experiments.recorded import recorded
+from fedpeft.studies.results import Result
 from fedpeft.studies.statistics import LEVEL, half_width
-
-HERE = Path(__file__).parent
 
 
 def line(task: str, budget: str, runs: list[Result]) -> str:
@@ -41,12 +39,9 @@ def line(task: str, budget: str, runs: list[Result]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="", help="of the study, where it is not the one that it runs by default")
-    results = HERE / parser.parse_args().preset / "results.jsonl"
     cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in ResultsFile(results).read():
-        if result.finished and (result.summary or {}).get("private_probe_accuracy") is not None:
+    for result in recorded(Path(__file__).parent, __doc__):
+        if (result.summary or {}).get("private_probe_accuracy") is not None:
             cells[result.point["task"], result.point["budget"]].append(result)
     print("| task | epsilon | seeds | rounds | run (%) | private probe (%) | difference (95 %) | open probe (%) |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")

@@ -55,13 +55,13 @@ left to learn from them, and leads to weights that are too sure of themselves.""
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """How rows train an adapter and its head.
+class Way:
+    """Where the gradients of rows lead.
 
     Attributes:
         distance: how far all planned steps lead, if all rows agree: the sum of steps x learning rate x clip.
         clip: what the gradient of a row is clipped to.
-        head_rate: how many times as far the head is led.
+        head_rate: how many times as far a head is led that is not alone.
     """
 
     distance: float
@@ -69,11 +69,11 @@ class Adapter:
     head_rate: float
 
 
-OWN_NOISE = Adapter(distance=81.9, clip=0.3, head_rate=10.0)
-"""As a run on Reuters R8 whose training was heard: rates 2.6 and 26 in 20 rounds with momentum (docs/privacy.md)."""
+OWN_NOISE = Way(distance=81.9, clip=0.3, head_rate=10.0)
+"""Of an adapter, as a run on Reuters R8 whose training was heard: rates 2.6 and 26, with momentum (docs/privacy.md)."""
 
-ONE_NOISE = Adapter(distance=31.5, clip=8.0, head_rate=5.0)
-"""Looked at on the reviews (docs/decisions.md)."""
+ONE_NOISE = Way(distance=31.5, clip=8.0, head_rate=5.0)
+"""Of an adapter: looked at on the reviews (docs/decisions.md)."""
 
 ONE_NOISE_RATE = 0.25
 """With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
@@ -108,7 +108,7 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
 
 
 def planned_for_rows(
-    mechanism: Mechanism, federation: Exposure, pace: Pace | None, adapter: Adapter, steps: int = 1, rate: float = 1.0
+    mechanism: Mechanism, federation: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
 ) -> Training:
     """Rates fall from round to round, and would be 0 in the one after the last.
 
@@ -119,7 +119,7 @@ def planned_for_rows(
         mechanism: what clips rows.
         federation: the run.
         pace: of the server's steps; None: they are planned, too.
-        adapter: how one is trained, where the head is not alone.
+        way: of an adapter and its head.
         steps: in a round.
         rate: with which a row joins a step.
     """
@@ -127,15 +127,15 @@ def planned_for_rows(
     server = pace or Pace(momentum=momentum)
     if federation.head_alone:
         far = OF_ROWS.distance(mechanism, federation, server, steps * federation.rounds)
-        adapter = Adapter(far, HEAD_CLIP, head_rate=1.0)
-    clip = adapter.clip if mechanism.clip == 1.0 else mechanism.clip
+        way = Way(far, HEAD_CLIP, head_rate=1.0)
+    clip = way.clip if mechanism.clip == 1.0 else mechanism.clip
     constant = (federation.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
     mean = rate * mechanism.start_signal(federation) / federation.clients  # rows, as many as all may know
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),
         steps=steps,
-        learning_rate=float(f"{adapter.distance / (server.reach * clip * steps * constant):.3g}"),
-        optimizer=f"sgd(warmup=0, head_rate={adapter.head_rate}, schedule=linear)",
+        learning_rate=float(f"{way.distance / (server.reach * clip * steps * constant):.3g}"),
+        optimizer=f"sgd(warmup=0, head_rate={way.head_rate}, schedule=linear)",
         momentum=momentum,
     )
