@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import fedpeft
 from experiments.ladder.settings import ONE_CLIENT, SHARED, Fields, Task
+from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.examples import length_sorted_batches
 from fedpeft.data.partition import PARTITIONS, USUAL
 from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, suited_partition, without_validation
+from fedpeft.models.frozen_blocks import TILE, pool
+from fedpeft.models.task import DTYPES
+from fedpeft.models.tasks.classification import hidden_states
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
@@ -114,7 +120,10 @@ def surface(data: Dataset) -> dict[str, Any]:
 
 
 def probe(dataset: str, machine: Fields) -> dict[str, Any]:
-    """Logistic regression on the frozen base's mean-pooled features of all rows, as many tokens as the other rungs."""
+    """Logistic regression on the frozen base's features of all rows, as many tokens as the other rungs.
+
+    The pooling of the last states and the penalty are cross-validated.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import Pipeline
@@ -124,20 +133,22 @@ def probe(dataset: str, machine: Fields) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ConsoleObserver(_quiet()) as observer:
         simulation = Simulation(config, Path(folder), observer)
         try:
-            features = [
-                frozen_features(simulation, rows) for rows in (simulation.rows.all, simulation.rows.dataset.test)
-            ]
-            everything = simulation.rows.all
-            labels = [rows.labels for rows in (everything, simulation.rows.dataset.test)]
+            everything, test = simulation.rows.all, simulation.rows.dataset.test
+            train_features, test_features = (frozen_features(simulation, rows) for rows in (everything, test))
         finally:
             simulation.close()
-    model = Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(max_iter=2000))])
-    search = GridSearchCV(model, {"classifier__C": OF_FEATURES}, cv=folds(everything))
-    search.fit(features[0], labels[0])
+    tried = {}
+    for pooling, features in train_features.items():
+        model = Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(max_iter=2000))])
+        search = GridSearchCV(model, {"classifier__C": OF_FEATURES}, cv=folds(everything))
+        tried[pooling] = search.fit(features, everything.labels)
+    pooling, best = max(tried.items(), key=lambda pair: float(pair[1].best_score_))
     return {
-        "accuracy": float(search.score(features[1], labels[1])),
-        "validation": search.best_score_,
-        "C": search.best_params_["classifier__C"],
+        "accuracy": float(best.score(test_features[pooling], test.labels)),
+        "validation": float(best.best_score_),
+        "pooling": pooling,
+        "poolings": {name: round(float(search.best_score_), 4) for name, search in tried.items()},
+        "C": best.best_params_["classifier__C"],
         "folds": kind_of_folds(everything),
     }
 
@@ -156,13 +167,25 @@ def kind_of_folds(rows: Rows) -> str:
     return "owners" if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS else "classes"
 
 
-def frozen_features(simulation: Simulation, rows: Rows) -> np.ndarray:
-    """Of the base without an adapter, (rows, width)."""
-    setup, workers = simulation.setup, simulation.workers
-    key = setup.tokenised(rows, setup.tokens)
-    depth = workers.work.depth if key == workers.work.data_key else 0  # what runs keep of the training rows, too
-    workers.freeze(key, depth, "frozen features")
-    found: np.ndarray = workers.work.store(key, depth).features(np.arange(len(rows))).numpy()
+def frozen_features(simulation: Simulation, rows: Rows) -> dict[str, np.ndarray]:
+    """What the base without an adapter makes of rows, (rows, width), by how its last states are pooled."""
+    setup, work = simulation.setup, simulation.workers.work
+    examples = cached_examples(setup.tokenised(rows, setup.tokens))
+    base = setup.task.base(work.model, DTYPES[work.dtype])
+    found: dict[str, np.ndarray] = {}
+    for some in length_sorted_batches(examples.lengths, TILE):
+        batch = examples.batch(some)
+        mask = batch.get("attention_mask")
+        with torch.inference_mode():
+            states = hidden_states(base, {name: t for name, t in batch.items() if name != "labels"}).float()
+        seen = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        pooled = {
+            "mean": pool(states, mask),
+            "maximum": states.masked_fill(~seen[..., None], -torch.inf).amax(1),
+            "first": states[:, 0],
+        }
+        for name, features in pooled.items():
+            found.setdefault(name, np.empty((len(examples), features.shape[1]), np.float32))[some] = features.numpy()
     return found
 
 

@@ -18,16 +18,16 @@ QUERY_PROJECTIONS = ("query", "q_proj")
 
 
 UPPERMOST = 4
-"""So many of the uppermost blocks a method adapts where nothing is said; in a model of fewer all of them."""
+"""So many of the uppermost blocks a method adapts where nothing is said; of fewer, and of a model of images, all."""
 
 Layers = int | tuple[int, ...] | None
 """Which transformer blocks a method adapts: how many of the uppermost, 0 for all, or their indices from 0; None:
-`UPPERMOST`, or all."""
+as many as `usual_blocks` says."""
 
 
 def which_blocks() -> Any:
     """The setting `layers` of a PEFT method."""
-    meaning = f"blocks to adapt: so many uppermost, 0: all; or by index: (0, 2); none: {UPPERMOST}, or all of fewer"
+    meaning = f"blocks to adapt: so many uppermost, 0: all; or by index: (0, 2); none: {UPPERMOST}, of images all"
     return setting(None, meaning, low=0)
 
 
@@ -109,7 +109,7 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     Args:
         base: the model.
         layers: this many uppermost ones (0: all), or those with these indices, counted from 0 at the input; None:
-            `UPPERMOST`, or all where there are fewer.
+            `usual_blocks`.
         method: whom that concerns.
 
     Raises:
@@ -124,7 +124,7 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
         _check_named(layers, len(every), method)
         return dict(every[i] for i in sorted(layers))
     longest = max(len(stack) for _, stack in sides)
-    layers = min(UPPERMOST, longest) if layers is None else layers
+    layers = usual_blocks(base, longest) if layers is None else layers
     if layers > longest:
         raise ModelError(f"layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder")
     first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
@@ -133,6 +133,15 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
         for begin, (path, stack) in zip(first, sides, strict=True)
         for i in range(begin, len(stack))
     }
+
+
+def usual_blocks(base: nn.Module, every: int) -> int:
+    """How many of a model's blocks, the uppermost, a method adapts where nothing is said.
+
+    Of a model of images all: rows are short there, and what pretraining has not seen begins in the lowest blocks. On
+    Fashion-MNIST four blocks of DINOv2 gain nothing on the frozen start, and all of them do (docs/choosing.md).
+    """
+    return every if getattr(base, "main_input_name", "") == "pixel_values" else min(UPPERMOST, every)
 
 
 def _check_named(layers: tuple[int, ...], every: int, method: str) -> None:
@@ -153,7 +162,7 @@ def _chosen(base: nn.Module, layers: Layers, method: str) -> list[int]:
         _check_named(layers, every, method)
         passed: Sequence[int] = layers
     else:
-        layers = min(UPPERMOST, every) if layers is None else layers
+        layers = usual_blocks(base, every) if layers is None else layers
         if layers > every:
             raise ModelError(f"layers={layers} of {method} exceeds the {every} transformer blocks of the model")
         passed = range(every - layers if layers else 0, every)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import cells, folds, sample, surface
+from experiments.ladder.rungs import cells, folds, probe, sample, surface
 from experiments.ladder.settings import TASKS, Task, natural, passes
 from fedpeft.config import from_mapping
 from fedpeft.data.partition import PARTITIONS
@@ -35,6 +35,15 @@ def test_words_beat_guessing() -> None:
     found = surface(load_dataset("tiny"))
     assert 0.6 < found["accuracy"] < 0.9  # a tuned linear model on words reaches 0.725; guessing 0.25
     assert 0.6 < found["validation"] < 0.9
+
+
+def test_the_probe_has_the_best_of_three_poolings() -> None:
+    found = probe(TINY, {"workers": 1})
+    assert set(found["poolings"]) == {"mean", "maximum", "first"}
+    assert len(set(found["poolings"].values())) == 3
+    assert found["validation"] == pytest.approx(max(found["poolings"].values()), abs=1e-4)
+    assert found["poolings"][found["pooling"]] == max(found["poolings"].values())
+    assert 1 / 3 < found["accuracy"] <= 1
 
 
 def test_no_owner_is_fitted_and_scored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import chosen_blocks
@@ -34,6 +35,15 @@ def test_where_nothing_is_said_it_is_the_uppermost_or_all(depth, found):
     model = nn.Sequential(nn.ModuleList(nn.Linear(2, 3) for _ in range(depth)))
     assert PEFT_METHODS.build("lora").layers is None
     assert list(chosen_blocks(model, None)) == [f"0.{i}" for i in found]
+
+
+def test_where_nothing_is_said_a_model_of_images_is_adapted_in_all():
+    size = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 6, "intermediate_size": 8}
+    images = AutoModel.from_config(AutoConfig.for_model("vit", image_size=28, patch_size=14, **size))
+    texts = AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=9, **size))
+    for model, first in ((images, 0), (texts, 2)):
+        assert [int(path.rpartition(".")[2]) for path in chosen_blocks(model, None)] == list(range(first, 6))
+        assert len(chosen_blocks(model, 2)) == 2
 
 
 def test_methods_of_a_hybrid_name_blocks_of_their_own():
