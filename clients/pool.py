@@ -7,12 +7,10 @@ and share the libraries' memory. A worker whose parent dies ends itself.
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
@@ -29,7 +27,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
-from fedpeft.machine.processes import end_with_parent, forkserver, without_main
+from fedpeft.machine.processes import end_with_parent, forkserver, uninterrupted, without_main
 from fedpeft.peft.adapter import State
 
 T = TypeVar("T")
@@ -104,19 +102,6 @@ class Pool:
             with uninterrupted():
                 self._lifeline.close()
                 self._processes.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C does nothing here: an executor whose shutdown is interrupted leaves workers that wait for ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def result(future: Future[T]) -> T:

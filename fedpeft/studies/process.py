@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedpeft.errors import RunError
-from fedpeft.machine.processes import without_main
+from fedpeft.machine.processes import uninterrupted, without_main
 
 ORPHAN_SECONDS = 60
 """How long an earlier process may take to notice that its study is gone."""
@@ -61,7 +61,7 @@ class Starter:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, program))
-        with without_main():
+        with without_main(), uninterrupted():
             self._process.start()
         theirs.close()
 
