@@ -231,7 +231,7 @@ class Mechanism(ABC):
             return self.start
         if self.epsilon is None or self.noise_multiplier is not None:
             return HALF
-        return HALF if self.training_signal(federation) >= self.audible(federation) else 1.0
+        return HALF if self.hears(federation) else 1.0
 
     def trains(self, federation: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
@@ -307,6 +307,10 @@ class Mechanism(ABC):
     def audible(self, federation: Exposure) -> float:
         """The least `training_signal` at which rounds are planned."""
         return AUDIBLE
+
+    def hears(self, federation: Exposure) -> bool:
+        """Whether training would be heard above its noise."""
+        return self.training_signal(federation) >= self.audible(federation)
 
     def audible_entries(self, federation: Exposure) -> int:
         """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""

@@ -2,10 +2,11 @@
 
     --privacy "dp_sgd(epsilon=8)"
 
-Whether there is training at all the mechanism decides by its signal to noise (`Mechanism.trains`). If there is, the
-batch, the local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and
-the cohort, and from how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so
-nothing of it costs privacy. Who sets one of `LEFT` sets all.
+Whether there is training at all, and of an adapter or of the head alone, the mechanism decides by its signal to noise
+(`Mechanism.hears`); that there is some the user may say, by the start's share or another head. Then the batch, the local
+steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and the cohort, and from
+how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so nothing of it costs
+privacy. Who sets one of `LEFT` sets all.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         config = dataclasses.replace(config, cohort="all")
         setup = trained = Setup.of(config, setup.facts, groups)
         federation = federation.asking_all()
-    if not mechanism.trains(federation) and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
+    useful = mechanism.trains(federation) and mechanism.hears(federation)
+    if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
         config = dataclasses.replace(config, peft=HEAD_ALONE)
         trained = Setup.of(config, setup.facts, groups)
         federation = dataclasses.replace(

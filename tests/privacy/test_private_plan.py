@@ -322,6 +322,22 @@ def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatc
     assert simulation.config.peft == "linear_probe"
 
 
+@pytest.mark.parametrize("said", [{"privacy": "dp_sgd(epsilon=8, start=0.5)"}, {"head": "zero"}])
+def test_an_adapter_that_is_not_heard_is_not_trained_where_training_is_asked_for(said, tmp_path, monkeypatch):
+    given = {**TINY, "peft": "lora", "privacy": "dp_sgd(epsilon=8)", **said}
+    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    assert made_of(tmp_path / "heard", given).peft == "lora"
+    monkeypatch.setattr(mechanisms, "AUDIBLE", 1e9)
+    simulation = Simulation(RunConfig(**given), tmp_path / "not", ConsoleObserver(QUIET))
+    assert simulation.config.peft == "linear_probe"
+    assert simulation.protection.trains
+
+
+def test_a_start_of_the_whole_budget_has_no_adapter_though_one_would_be_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    assert made(tmp_path, peft="lora", privacy="dp_sgd(epsilon=8, start=1)").peft == "linear_probe"
+
+
 @pytest.mark.slow
 def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_path, monkeypatch):
     heard = made(tmp_path / "all", privacy="dp_sgd(epsilon=8, plan=False)", learning_rate=0.01)
