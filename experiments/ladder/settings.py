@@ -90,6 +90,20 @@ TASKS = {
         alone=ALONE,
         full=FULL,
     ),
+    "fashion_mnist": Task(
+        dataset="fashion_mnist(rows=6000, test_rows=2000)",
+        federated={
+            "all blocks, 2e-3": {"clients": 20, "cohort": 10},
+            "all blocks, 1e-3": {"clients": 20, "cohort": 10, "learning_rate": 1e-3},
+            "4 blocks, 5e-4": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS, "learning_rate": 5e-4},
+        },
+        pooled={
+            "all blocks, 3e-4": passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4),
+            "4 blocks, 3e-4": passes(8, 8, peft=FOUR_BLOCKS, learning_rate=3e-4),
+        },
+        alone=passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4, batch_size=8),
+        full=FULL,
+    ),
     "20newsgroups": Task(
         dataset="20newsgroups",
         federated={"defaults, 4e-3": {"learning_rate": 4e-3}},

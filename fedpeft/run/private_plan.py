@@ -3,10 +3,10 @@
     --privacy "dp_sgd(epsilon=8)"
 
 Whether there is training at all, and of an adapter or of the head alone, the mechanism decides by its signal to noise
-(`Mechanism.hears`); that there is some the user may say, by the start's share or another head. Then the batch, the local
-steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and the cohort, and from
-how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so nothing of it costs
-privacy. Who sets one of `LEFT` sets all.
+(`Mechanism.hears`); that there is some the user may say, by the start's share or another head. Then the batch, the
+local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and the cohort,
+and from how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so nothing of it
+costs privacy. Who sets one of `LEFT` sets all.
 """
 
 from __future__ import annotations
