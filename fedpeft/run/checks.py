@@ -240,7 +240,7 @@ def _check_secure_sum(secure: SecureSum, setup: Setup) -> None:
         )
     if config.codec != "fp32":
         raise PrivacyError(
-            f"{name} has a code of its own, integers of {secure.bits} bits on a grid that all clients have in common; "
+            f"{name} has a code of its own, integers on a grid that all clients have in common; "
             f"leave --codec out, and give {name} other bits"
         )
     if len({profile.form for profile in kinds(setup.profiles)}) > 1:
