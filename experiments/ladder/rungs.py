@@ -36,7 +36,7 @@ FOLDS = 3
 OF_WORDS = (0.1, 0.3, 1.0, 3.0)
 """Candidates for scikit-learn's C where a classifier has words."""
 
-OF_FEATURES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+OF_FEATURES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """The same, of pixels and frozen features."""
 
 

@@ -60,10 +60,12 @@ TASKS = {
     "code_types": Task(
         dataset="code_types",
         federated={
+            "4 blocks, 2e-3": natural(12, 8, peft=FOUR_BLOCKS, learning_rate=2e-3, batch_size=8),
             "2 blocks, 2e-3": natural(12, 8, peft=TWO_BLOCKS, learning_rate=2e-3, batch_size=8),
             "all blocks, 1e-3": natural(12, 8, peft=ALL_BLOCKS, learning_rate=1e-3, batch_size=8),
         },
         pooled={
+            "4 blocks, 1e-3": passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
         },
