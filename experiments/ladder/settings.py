@@ -97,6 +97,7 @@ TASKS = {
         federated={
             "all blocks, 2e-3": {"clients": 20, "cohort": 10},
             "all blocks, 1e-3": {"clients": 20, "cohort": 10, "learning_rate": 1e-3},
+            "4 blocks, 2e-3": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS},
             "4 blocks, 5e-4": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS, "learning_rate": 5e-4},
         },
         pooled={
