@@ -34,7 +34,7 @@ def uninterrupted() -> Iterator[None]:
     """Ctrl-C does nothing here, nor ever to the processes that are started here, unless they say otherwise.
 
     An executor whose shutdown is interrupted leaves workers that wait for ever; a process that still imports what it
-    needs would print where it was.
+    needs would print where it was. Only the main thread can say so: in another one nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import cells, folds, probe, sample, surface
+from experiments.ladder.rungs import cells, folds, frozen_features, probe, sample, surface
 from experiments.ladder.settings import TASKS, Task, natural, passes
 from fedpeft.config import from_mapping
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.simulation import Simulation
 
 TINY = "tiny(rows=220, test_rows=80, classes=3)"
 SMALL = Task(
@@ -44,6 +49,32 @@ def test_the_probe_has_the_best_of_three_poolings() -> None:
     assert found["validation"] == pytest.approx(max(found["poolings"].values()), abs=1e-4)
     assert found["poolings"][found["pooling"]] == max(found["poolings"].values())
     assert 1 / 3 < found["accuracy"] <= 1
+
+
+def test_features_are_pooled_over_a_rows_own_tokens(tmp_path: Path) -> None:
+    """Beside each row by itself, without padding."""
+    config = from_mapping({"dataset": TINY, "workers": 1, "dtype": "fp32"}, "a run")
+    with ConsoleObserver(Console(quiet=True)) as observer:
+        simulation = Simulation(config, tmp_path, observer)
+        rows = simulation.rows.dataset.test.take(np.arange(40))
+        found = frozen_features(simulation, rows)
+        setup = simulation.setup
+        base = setup.task.base(setup.model_directory, torch.float32)
+        tokens = setup.task.tokenise(rows, setup.model_directory, setup.tokens)
+        simulation.close()
+    assert len(set(tokens.lengths.tolist())) > 1
+    for i in range(40):
+        inputs = {name: tensor for name, tensor in tokens.batch([i]).items() if name != "labels"}
+        with torch.inference_mode():
+            [states] = base(**inputs).last_hidden_state
+        for name, wanted in {"mean": states.mean(0), "maximum": states.amax(0), "first": states[0]}.items():
+            torch.testing.assert_close(torch.from_numpy(found[name][i]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_alone_tell_digits() -> None:
+    found = surface(load_dataset("digits"))
+    assert found["features"] == "pixels"
+    assert found["accuracy"] > 0.9
 
 
 def test_no_owner_is_fitted_and_scored() -> None:
