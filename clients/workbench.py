@@ -34,6 +34,7 @@ from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.scoring import placed
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.spread import spread
@@ -116,8 +117,11 @@ class WorkPlan:
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
-        precision = self.precision or PEFT_METHODS.build(self.method).base_precision
+        method: PeftMethod = PEFT_METHODS.build(self.method)
+        precision = self.precision or method.base_precision
         more: dict[str, str] = {"precision": precision} if precision else {}
+        if method.reads_all_blocks:
+            more["read"] = "all blocks"
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
@@ -174,6 +178,8 @@ class Workbench:
         base = self.task.base(self.plan.model, DTYPES[self.plan.dtype])
         base = base if self.plan.spread else base.to(self.plan.device)
         quantize(base, self.plan.precision or self.method.base_precision)
+        if self.method.reads_all_blocks:
+            read_all_blocks(base)
         if self.plan.executor == "batched":
             fast_linears(base, self.plan.kernel)
         return base

@@ -58,6 +58,7 @@ MORE = [
     "bottleneck(dim=6, place=houlsby, layers=0)",
     "bottleneck(dim=6, place=parallel, activation=gelu)",
     "lora(rank=4) + bitfit",
+    "lora(rank=4, layers=1) + head2toe",
     "prefix(length=5) + bottleneck(dim=6)",
     "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
     "lora_fa(rank=4) + prefix(length=7) + bitfit",

@@ -15,6 +15,7 @@ from torch import nn
 
 from fedpeft.data.images import check_one_width, vision_of
 from fedpeft.models.modeling_mean_pooled import without_decoder
+from fedpeft.models.readout import width
 
 
 def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -41,8 +42,7 @@ def zero_head(base: nn.Module, classes: int) -> nn.Linear:
     """A head of zeros, (classes, width), beside the frozen `base`; fp32, or fp64 beside an fp64 base."""
     parameter = next(base.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    hidden: int = base.config.hidden_size  # type: ignore[union-attr, assignment]
-    head = nn.Linear(hidden, classes, dtype=dtype, device=parameter.device)
+    head = nn.Linear(width(base), classes, dtype=dtype, device=parameter.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

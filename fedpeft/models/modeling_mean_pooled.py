@@ -1,4 +1,6 @@
-"""A classifier on the mean of an encoder's last hidden states, which transformers loads with `trust_remote_code=True`.
+"""A classifier on the mean of an encoder's last hidden states, or of those of all its blocks, beside one another.
+
+transformers loads it with `trust_remote_code=True`.
 
 No class of transformers can hold it: those for sequence classification read one token, or a pooler of their own. A copy
 of this file lies in the folder of every exported classifier, so it imports torch and transformers only.
@@ -42,14 +44,17 @@ class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     Args:
         base: the encoder's own configuration, as a dictionary with its `model_type`.
+        all_blocks: whether what enters the first block and leaves each is read, each brought to length 1, beside one
+            another; else what leaves the last.
         named: those of every configuration; `id2label` names the classes.
     """
 
     model_type = "mean_pooled_classifier"  # none that transformers has: it would load a class of its own instead
 
-    def __init__(self, base: dict[str, Any] | None = None, **named: Any) -> None:
+    def __init__(self, base: dict[str, Any] | None = None, all_blocks: bool = False, **named: Any) -> None:
         super().__init__(**named)
         self.base = base or {}
+        self.all_blocks = all_blocks
 
 
 class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -66,7 +71,8 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.base = AutoModel.from_config(encoder)  # type: ignore[no-untyped-call]
         if encoder.is_encoder_decoder:
             without_decoder(self.base)
-        self.head = nn.Linear(encoder.hidden_size, len(config.id2label or {}))
+        states = encoder.num_hidden_layers + 1 if config.all_blocks else 1
+        self.head = nn.Linear(encoder.hidden_size * states, len(config.id2label or {}))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -82,7 +88,11 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         named |= {name: tensor for name, tensor in given.items() if tensor is not None}
         if "interpolate_pos_encoding" in inspect.signature(self.base.forward).parameters:
             named.setdefault("interpolate_pos_encoding", True)
-        hidden = self.base(**named).last_hidden_state.float()
+        output = self.base(**named, output_hidden_states=self.config.all_blocks)
+        hidden = output.last_hidden_state.float()
+        if self.config.all_blocks:  # the last of them may lack a norm that belongs to it
+            states = [*(state.float() for state in output.hidden_states[:-1]), hidden]
+            hidden = torch.cat([nn.functional.normalize(state, dim=-1) for state in states], dim=-1)
         mask = torch.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
         weights = mask[..., None].to(hidden)
         pooled = (hidden * weights).sum(1) / weights.sum(1)

@@ -60,6 +60,11 @@ class Hybrid(PeftMethod):
         return all(part.merges for part in self.parts)
 
     @property
+    def reads_all_blocks(self) -> bool:  # type: ignore[override]
+        """If one does."""
+        return any(part.reads_all_blocks for part in self.parts)
+
+    @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
         """The least demanding route that all can take."""
         routes = {part.privacy for part in self.parts}

@@ -90,6 +90,9 @@ class PeftMethod(ABC):
     regularised: ClassVar[bool] = False
     """Whether its layers pull tensors somewhere in each local step, whatever the rows are (`pulls`)."""
 
+    reads_all_blocks: ClassVar[bool] = False
+    """Whether a head reads the states of all blocks, and not of the last alone (`fedpeft.models.readout`)."""
+
     own_machine: ClassVar[str] = ""
     """What it needs that only the machine of a simulation has; empty: nothing, and real clients may use it."""
 

@@ -28,6 +28,7 @@ from fedpeft.models.frozen_blocks import above, started
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
 from fedpeft.models.ranking import Sides
+from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
@@ -121,6 +122,8 @@ class Scorer:
         torch.set_num_threads(self.threads)
         base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
         quantize(base, work.precision or setup.method.base_precision)
+        if setup.method.reads_all_blocks:
+            read_all_blocks(base)
         base, test, held = self._reused(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
@@ -167,15 +170,15 @@ class Scorer:
         setup = self.setup
         keys = [setup.tokenised(rows, setup.tokens) for rows in (self.test, self.held)]
         once = not setup.task.targets  # nothing else is made of a language model's test rows
-        depth = 0 if once or work.precision or setup.method.base_precision else setup.frozen_blocks
-        pooled = depth > 0 and pools(setup)
-        if depth:
+        anew = once or bool(work.precision or setup.method.base_precision)
+        depth, pooled = 0 if anew else setup.frozen_blocks, not anew and pools(setup)
+        if depth or pooled:
             stores = [work.store(key, 0 if pooled else depth) for key in keys]
             try:
                 missing = [(store, tile) for store in stores for tile in absent(store)]
             except AssetError:
-                depth = 0
-        if not depth:
+                depth, pooled = 0, False
+        if not depth and not pooled:
             test, held = (cached_examples(key) for key in keys)
             return base, test, held
         if missing:

@@ -118,7 +118,9 @@ def _reading(run: FinishedRun, head: str) -> str:
         "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
         "labels": "Each label is said where its logit is above 0, by",
     }.get(run.task.targets, "The class is that of")
-    return "" if run.labels is None else f"{said} {head} on the mean of the last hidden states.\n"
+    blocks = run.method.reads_all_blocks
+    states = "hidden states of all blocks, each brought to length 1" if blocks else "last hidden states"
+    return "" if run.labels is None else f"{said} {head} on the mean of the {states}.\n"
 
 
 def name_of(path: str) -> str:

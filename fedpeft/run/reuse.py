@@ -12,6 +12,7 @@ import numpy as np
 
 from fedpeft.models.frozen_blocks import can_start_at
 from fedpeft.models.layers import lowest_block
+from fedpeft.models.readout import AllBlocks
 from fedpeft.models.task import DTYPES, Task
 from fedpeft.peft.adapter import Layout
 from fedpeft.run.sampling import cohort_size
@@ -28,16 +29,16 @@ LARGEST = 4e9
 
 def frozen_blocks(base: Any, layout: Layout, kind: str, task: Task) -> int:
     """How many blocks lie below the lowest adapter, where a forward pass can start above them; else 0."""
-    if kind != "text" or not task.starts_above:
+    if kind != "text" or not task.starts_above or isinstance(base, AllBlocks):
         return 0
     lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
     return lowest if lowest and can_start_at(base, lowest) else 0
 
 
 def pools(setup: Setup) -> bool:
-    """Whether all that is read of a row is its pooled features: of texts whose classes a head alone is trained for."""
+    """Whether all that is read of a row is its pooled features: where a head alone is trained for classes."""
     adapted = any(tensor.role != "head" for tensor in setup.layout.tensors)
-    return setup.facts.task == "classification" and setup.frozen_blocks > 0 and not adapted
+    return setup.facts.task == "classification" and not adapted
 
 
 def depth(setup: Setup, lengths: np.ndarray, holders: int) -> int:

@@ -31,6 +31,7 @@ from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.layers import innermost
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
+from fedpeft.models.readout import width
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Targets, Task
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
@@ -186,7 +187,7 @@ class Setup(ChosenParts):
             factor_view=method.factoring(layout),
             weight_changes=_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
-            width=int(plain_base.config.hidden_size),
+            width=width(plain_base),
             frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
             readable=readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
             notes=tuple(notes),
@@ -328,9 +329,11 @@ def _suited_head(config: RunConfig, targets: Targets) -> str:
         return "zero"
     private: Mechanism | SecureSum | None = built(config, "privacy")
     own = suited_head(config.dataset)
-    if own is None:
-        return _head_under(private, targets)
-    return "zero" if isinstance(private, Mechanism) else own
+    if own is not None:
+        return "zero" if isinstance(private, Mechanism) else own
+    head = _head_under(private, targets)
+    wide = head == "ridge" and private is None and built(config, "peft").reads_all_blocks
+    return "ridge(strength=0.01, send=factor)" if wide else head  # clients have fewer rows than moments
 
 
 def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:

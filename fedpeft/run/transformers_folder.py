@@ -12,6 +12,7 @@ import torch
 
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.machine.files import writing
+from fedpeft.models.readout import AllBlocks, plain
 from fedpeft.models.task import FederatedModel, Targets, Task
 from fedpeft.run.finished import FinishedRun
 
@@ -55,6 +56,7 @@ def classifier(model: Any, labels: Sequence[str], images: bool, task: Task) -> A
     names = dict(enumerate(labels))
     config = kind.config_class(
         base=base,
+        all_blocks=isinstance(model.base, AllBlocks),
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type=PROBLEMS.get(task.targets),
@@ -63,6 +65,6 @@ def classifier(model: Any, labels: Sequence[str], images: bool, task: Task) -> A
     kind.register_for_auto_class("AutoModelForImageClassification" if images else "AutoModelForSequenceClassification")
     with torch.device("meta"):  # the weights are there already
         made = kind(config)
-    made.base, made.head = model.base, copy.deepcopy(model.head)
+    made.base, made.head = plain(model.base), copy.deepcopy(model.head)
     made.head.load_state_dict(task.told_head(model.head.state_dict()))
     return made.eval()

@@ -239,7 +239,8 @@ def _judged(setup: Setup, outputs: np.ndarray, test: Rows, strength: float) -> P
 def _scored_alike(setup: Setup, workers: Workers) -> bool:
     """Whether the final score reads what fp32 frozen layers make of the test rows: one pass serves it and the probe."""
     on_cpu = not workers.machine.gpus and workers.machine.cluster is None
-    return on_cpu and setup.frozen_blocks > 0 and not setup.method.base_precision and setup.config.dtype != "fp64"
+    kept = setup.frozen_blocks > 0 or pools(setup)
+    return on_cpu and kept and not setup.method.base_precision and setup.config.dtype != "fp64"
 
 
 def linear_probe(

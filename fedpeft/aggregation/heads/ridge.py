@@ -105,9 +105,7 @@ class Ridge(HeadStart):
         penalty = self.strength * moments.diagonal()[:-1].mean()
         penalties = torch.full((size,), float(penalty), dtype=torch.float64)
         penalties[-1] = 0.0  # the constant is not shrunk
-        # least norm: coarse codes may leave nothing of the constant, or of anything, and the system has no inverse then
-        found = torch.linalg.lstsq(moments + penalties.diag(), total["sums"].double(), driver="gelsd").solution
-        weights = self.scale * found
+        weights = self.scale * _solution(moments + penalties.diag(), total["sums"].double())
         return {
             "head.weight": weights[:-1].T.contiguous(),
             "head.bias": weights[-1].clone(memory_format=torch.contiguous_format),
@@ -122,6 +120,23 @@ def regressed(labels: Tensor, classes: int) -> Tensor:
     if labels.ndim == 2:
         return labels.double()
     return labels.double()[:, None] if labels.is_floating_point() else F.one_hot(labels, classes).double()
+
+
+WIDE = 2048
+"""Features from which on the system is factored; of fewer the least norm takes a moment, too."""
+
+NOTHING = 1e-9
+"""What is left of the constant, the last pivot, in units of its moment, where the others tell all of it."""
+
+
+def _solution(system: Tensor, sums: Tensor) -> Tensor:
+    """Its least norm: coarse codes may leave nothing of the constant, or of anything, and there is no inverse then."""
+    if len(system) > WIDE:
+        triangle, failed = torch.linalg.cholesky_ex(system)
+        if not failed and triangle[-1, -1] ** 2 > NOTHING * system[-1, -1]:
+            return torch.cholesky_solve(sums, triangle)
+    found: Tensor = torch.linalg.lstsq(system, sums, driver="gelsd").solution
+    return found
 
 
 def _factor(x: Tensor, y: Tensor) -> State:

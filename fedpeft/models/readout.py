@@ -1,0 +1,79 @@
+"""What a head reads of an encoder: its last hidden states, or those of all blocks beside one another.
+
+Blocks forget what the ones below knew: a linear head on all of them can be far above one on the last, and finds out by
+itself which it needs (Evci et al., Head2Toe, arXiv 2201.03529). Every state is brought to length 1, since their sizes
+differ by far from block to block.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import blocks, depth
+
+
+class AllBlocks:
+    """Before the class of an encoder: its last hidden states are those of all blocks, (B, T, (blocks + 1) * d)."""
+
+
+def width(base: nn.Module) -> int:
+    """How many numbers a head reads of each token: d, or of all blocks and what enters them (blocks + 1) * d."""
+    hidden = int(base.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    return hidden * (len(blocks(base)[1]) + 1) if isinstance(base, AllBlocks) else hidden
+
+
+def read_all_blocks(base: nn.Module) -> None:
+    """Let `base`, in place, give what enters its first block and leaves each, instead of the last alone; its modules
+    and their names stay.
+
+    Raises:
+        ModelError: its blocks are not passed once each.
+    """
+    if isinstance(base, AllBlocks):
+        return
+    if depth(base) != len(blocks(base)[1]):
+        raise ModelError(f"{type(base).__name__} passes its blocks several times, and head2toe reads each once")
+    kind: Any = type(base)
+
+    @wraps(kind.forward)
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        stack, states = blocks(self)[1], list[Tensor]()
+
+        def entering(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            states.append(given[0] if given else named["hidden_states"])
+
+        def leaving(_: nn.Module, __: Any, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        handles: list[Any] = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
+        handles += [block.register_forward_hook(leaving) for block in list(stack)[:-1]]
+        try:
+            output = kind.forward(self, *arguments, **named)
+        finally:
+            for handle in handles:
+                handle.remove()
+        output["last_hidden_state"] = beside([*states, output["last_hidden_state"]])
+        return output
+
+    base.__class__ = type(kind.__name__, (AllBlocks, kind), {"__module__": kind.__module__, "forward": forward})
+
+
+def beside(states: list[Tensor]) -> Tensor:
+    """States of one shape (..., d), each brought to length 1, as (..., len(states) * d)."""
+    return torch.cat([F.normalize(state, dim=-1) for state in states], dim=-1)
+
+
+def plain(base: nn.Module) -> nn.Module:
+    """`base` as one that gives its last hidden states; it stays as it is, and shares its modules."""
+    if not isinstance(base, AllBlocks):
+        return base
+    made = copy.copy(base)
+    made.__class__ = type(base).__mro__[2]
+    return made
