@@ -1,9 +1,10 @@
 """python -m experiments.ladder [--dataset X ...]: what each way to use the rows of a task is worth.
 
 majority: the most frequent class. words, or pixels: a linear classifier on TF-IDF of the whole texts, or on pixels.
-probe: a linear classifier on frozen features. alone: an adapter that one client trains on its own rows; a sample of
-clients, mean and range. federated: one adapter for all, and nobody's rows leave their client. pooled adapter, pooled
-full fine-tuning: all rows in one place. Every rung is scored on the same test rows.
+probe: a linear classifier on frozen features, of the last block or of all. alone: an adapter that one client trains on
+its own rows; a sample of clients, mean and range. federated: one adapter for all, and nobody's rows leave their client;
+federated head: without an adapter, a linear head that reads all blocks. pooled adapter, pooled full fine-tuning: all
+rows in one place. Every rung is scored on the same test rows.
 
 Every number is a line of experiments/ladder/results.jsonl, and is not measured again while it stands there. README.md
 beside it gets the table.
@@ -26,7 +27,10 @@ from fedpeft.errors import ConfigError
 from fedpeft.run.console import quiet_libraries
 
 FOLDER = Path(__file__).parent
-ORDER = ("majority", "words", "pixels", "probe", "alone", "federated", "pooled adapter", "pooled full fine-tuning")
+ORDER = (
+    *("majority", "words", "pixels", "probe", "probe of all blocks", "alone"),
+    *("federated head", "federated", "pooled adapter", "pooled full fine-tuning"),
+)
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 Line = dict[str, Any]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fedpeft.data.examples import length_sorted_batches
 from fedpeft.data.partition import PARTITIONS, USUAL
 from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, suited_partition, without_validation
 from fedpeft.models.frozen_blocks import TILE, pool
+from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.task import DTYPES
 from fedpeft.models.tasks.classification import hidden_states
 from fedpeft.run.console import ConsoleObserver
@@ -63,8 +64,10 @@ def cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Ite
     data = load_dataset(task.dataset)
     yield Cell("majority", "", 0, lambda: majority(data))
     yield Cell("words" if data.kind == "text" else "pixels", "", 0, lambda: surface(data))
-    yield Cell("probe", "", 0, lambda: probe(task.dataset, machine))
+    yield Cell("probe", "", 0, lambda: probe(task.dataset, machine, ("mean", "maximum", "first")))
+    yield Cell("probe of all blocks", "", 0, lambda: probe(task.dataset, machine, ("all blocks",)))
     for seed in range(seeds):
+        yield Cell("federated head", "", seed, _run(task.dataset, machine | task.heads, seed))
         for label, fields in task.federated.items():
             yield Cell("federated", label, seed, _run(task.dataset, machine | fields, seed))
         for label, fields in task.pooled.items():
@@ -122,10 +125,10 @@ def surface(data: Dataset) -> dict[str, Any]:
     }
 
 
-def probe(dataset: str, machine: Fields) -> dict[str, Any]:
+def probe(dataset: str, machine: Fields, poolings: Sequence[str]) -> dict[str, Any]:
     """Logistic regression on the frozen base's features of all rows, as many tokens as the other rungs.
 
-    The pooling of the last states and the penalty are cross-validated.
+    The pooling, one out of `poolings`, and the penalty are cross-validated.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -137,7 +140,7 @@ def probe(dataset: str, machine: Fields) -> dict[str, Any]:
         simulation = Simulation(config, Path(folder), observer)
         try:
             everything, test = simulation.rows.all, simulation.rows.dataset.test
-            train_features, test_features = (frozen_features(simulation, rows) for rows in (everything, test))
+            train_features, test_features = (frozen_features(simulation, rows, poolings) for rows in (everything, test))
         finally:
             simulation.close()
     tried = {}
@@ -170,11 +173,14 @@ def kind_of_folds(rows: Rows) -> str:
     return "owners" if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS else "classes"
 
 
-def frozen_features(simulation: Simulation, rows: Rows) -> dict[str, np.ndarray]:
-    """What the base without an adapter makes of rows, (rows, width), by how its last states are pooled."""
+def frozen_features(simulation: Simulation, rows: Rows, poolings: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the base without an adapter makes of rows, (rows, width), by how its states are pooled: the mean, the
+    maximum or the first of the last ones; or "all blocks", the mean of each block's, as `head2toe` has it."""
     setup, work = simulation.setup, simulation.workers.work
     examples = cached_examples(setup.tokenised(rows, setup.tokens))
     base = setup.task.base(work.model, DTYPES[work.dtype])
+    if "all blocks" in poolings:
+        read_all_blocks(base)
     found: dict[str, np.ndarray] = {}
     for some in length_sorted_batches(examples.lengths, TILE):
         batch = examples.batch(some)
@@ -186,8 +192,10 @@ def frozen_features(simulation: Simulation, rows: Rows) -> dict[str, np.ndarray]
             "mean": pool(states, mask),
             "maximum": states.masked_fill(~seen[..., None], -torch.inf).amax(1),
             "first": states[:, 0],
+            "all blocks": pool(states, mask),
         }
-        for name, features in pooled.items():
+        for name in poolings:
+            features = pooled[name]
             found.setdefault(name, np.empty((len(examples), features.shape[1]), np.float32))[some] = features.numpy()
     return found
 

@@ -15,6 +15,7 @@ class Task:
     Attributes:
         dataset: as `--dataset` takes it.
         federated: label -> the federation's fields; the first is what the federation is called by.
+        heads: fields of the federation of a linear head that reads all blocks (head2toe).
         pooled: label -> fields of the adapter that is trained on all rows together; the best on validation rows counts.
         alone: fields of the adapter that a client trains on its own rows.
         full: fields of full fine-tuning on all rows together.
@@ -22,6 +23,7 @@ class Task:
 
     dataset: str
     federated: dict[str, Fields]
+    heads: Fields
     pooled: dict[str, Fields]
     alone: Fields
     full: Fields
@@ -36,6 +38,7 @@ ONE_CLIENT: Fields = {"clients": 1, "cohort": 1, "partition": "iid"}
 TWO_BLOCKS = "lora(layers=2)"
 FOUR_BLOCKS = "lora(layers=4)"
 ALL_BLOCKS = "lora(layers=0)"
+HEAD = "head2toe"
 
 
 def passes(count: float, pieces: int, **fields: Any) -> Fields:
@@ -64,6 +67,7 @@ TASKS = {
             "2 blocks, 2e-3": natural(12, 8, peft=TWO_BLOCKS, learning_rate=2e-3, batch_size=8),
             "all blocks, 1e-3": natural(12, 8, peft=ALL_BLOCKS, learning_rate=1e-3, batch_size=8),
         },
+        heads=natural(12, 8, peft=HEAD, batch_size=8),
         pooled={
             "4 blocks, 1e-3": passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
@@ -83,6 +87,7 @@ TASKS = {
             "all blocks, 1e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=1e-3),
             "all blocks, 2e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=2e-3),
         },
+        heads=grouped(20, 10, peft=HEAD),
         pooled={
             "4 blocks, 1e-3": passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
@@ -100,6 +105,7 @@ TASKS = {
             "4 blocks, 2e-3": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS},
             "4 blocks, 5e-4": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS, "learning_rate": 5e-4},
         },
+        heads={"clients": 20, "cohort": 10, "peft": HEAD},
         pooled={
             "all blocks, 3e-4": passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4),
             "4 blocks, 3e-4": passes(8, 8, peft=FOUR_BLOCKS, learning_rate=3e-4),
@@ -110,6 +116,7 @@ TASKS = {
     "20newsgroups": Task(
         dataset="20newsgroups",
         federated={"defaults, 4e-3": {"learning_rate": 4e-3}},
+        heads={"peft": HEAD},
         pooled={
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),

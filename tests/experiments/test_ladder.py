@@ -19,10 +19,12 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 
+LAST = ("mean", "maximum", "first")
 TINY = "tiny(rows=220, test_rows=80, classes=3)"
 SMALL = Task(
     dataset=TINY,
     federated={"one": natural(1, 3, batch_size=8), "two": natural(2, 3, batch_size=8)},
+    heads=natural(1, 3, peft="head2toe", batch_size=8),
     pooled={"a pass": passes(1, 2)},
     alone=passes(1, 1),
     full=passes(1, 1, peft="full", learning_rate=1e-3),
@@ -32,7 +34,7 @@ SMALL = Task(
 @pytest.mark.parametrize("name", TASKS)
 def test_all_settings_are_legal(name: str) -> None:
     task = TASKS[name]
-    for fields in (*task.federated.values(), *task.pooled.values(), task.alone, task.full):
+    for fields in (*task.federated.values(), *task.pooled.values(), task.heads, task.alone, task.full):
         from_mapping({"dataset": task.dataset, **fields}, "the ladder")
 
 
@@ -43,21 +45,28 @@ def test_words_beat_guessing() -> None:
 
 
 def test_the_probe_has_the_best_of_three_poolings() -> None:
-    found = probe(TINY, {"workers": 1})
-    assert set(found["poolings"]) == {"mean", "maximum", "first"}
+    found = probe(TINY, {"workers": 1}, LAST)
+    assert set(found["poolings"]) == set(LAST)
     assert len(set(found["poolings"].values())) == 3
     assert found["validation"] == pytest.approx(max(found["poolings"].values()), abs=1e-4)
     assert found["poolings"][found["pooling"]] == max(found["poolings"].values())
     assert 1 / 3 < found["accuracy"] <= 1
 
 
-def test_features_are_pooled_over_a_rows_own_tokens(tmp_path: Path) -> None:
+def test_a_probe_of_all_blocks_reads_all_blocks() -> None:
+    found = probe(TINY, {"workers": 1}, ("all blocks",))
+    assert found["pooling"] == "all blocks"
+    assert 1 / 3 < found["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("poolings", [LAST, ("all blocks",)])
+def test_features_are_pooled_over_a_rows_own_tokens(tmp_path: Path, poolings: tuple[str, ...]) -> None:
     """Beside each row by itself, cut to its length."""
     config = from_mapping({"dataset": TINY, "workers": 1, "dtype": "fp32"}, "a run")
     with ConsoleObserver(Console(quiet=True)) as observer:
         simulation = Simulation(config, tmp_path, observer)
         rows = simulation.rows.dataset.test.take(np.arange(40))
-        found = frozen_features(simulation, rows)
+        found = frozen_features(simulation, rows, poolings)
         setup = simulation.setup
         base = setup.task.base(setup.model_directory, torch.float32)
         tokens = setup.task.tokenise(rows, setup.model_directory, setup.tokens)
@@ -66,9 +75,13 @@ def test_features_are_pooled_over_a_rows_own_tokens(tmp_path: Path) -> None:
     for i in range(40):
         inputs = {name: tensor for name, tensor in tokens.batch([i]).items() if name != "labels"}
         with torch.inference_mode():
-            states = base(**inputs).last_hidden_state[0, : tokens.lengths[i]]
-        for name, wanted in {"mean": states.mean(0), "maximum": states.amax(0), "first": states[0]}.items():
-            torch.testing.assert_close(torch.from_numpy(found[name][i]), wanted, rtol=1e-4, atol=1e-5)
+            output = base(**inputs, output_hidden_states=True)
+        states = output.last_hidden_state[0, : tokens.lengths[i]]
+        each = [state[0, : tokens.lengths[i]] for state in output.hidden_states]
+        whole = torch.cat([(state / state.norm(dim=-1, keepdim=True)).mean(0) for state in each])
+        wanted = {"mean": states.mean(0), "maximum": states.amax(0), "first": states[0], "all blocks": whole}
+        for name in poolings:
+            torch.testing.assert_close(torch.from_numpy(found[name][i]), wanted[name], rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_alone_tell_digits() -> None:

@@ -14,7 +14,7 @@ from fedpeft.machine import cache
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import simulate
 from fedpeft.simulation import probe
-from fedpeft.simulation.probe import BegunProbe, _fit_classes, linear_probe, strongest
+from fedpeft.simulation.probe import BegunProbe, _fit_classes, _tried, linear_probe, strongest
 from fedpeft.simulation.simulation import Simulation
 
 
@@ -73,6 +73,19 @@ def test_one_frozen_pass_over_the_test_rows_serves_probe_and_score(tmp_path, mon
     assert scored.missing() == []
     names = [folder.name for folder in (tmp_path / "cache").glob("frozen-*") if folder.is_dir()]
     assert len(names) == 2  # the training rows, and the test rows once
+
+
+def test_no_strength_is_tried_behind_the_peak():
+    asked = []
+
+    def accuracy(model):
+        asked.append(model)
+        return {"a": 0.80, "b": 0.85, "c": 0.845, "d": 0.80, "e": 0.99}[model]
+
+    found = _tried({1.0: "c", 0.1: "a", 3.0: "d", 0.3: "b", 10.0: "e"}, accuracy, 1000)
+    assert asked == ["a", "b", "c", "d"]  # one standard error is 0.011
+    assert found == {0.1: 0.80, 0.3: 0.85, 1.0: 0.845, 3.0: 0.80}
+    assert strongest(found, 1000) == 0.3
 
 
 class Heard(ConsoleObserver):

@@ -1,0 +1,135 @@
+"""A head that reads all blocks: what it reads, on which models, and what keeps as it was."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from fedpeft.config import RunConfig
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import ConfigError, ModelError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.frozen_blocks import above, can_start_at
+from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
+from fedpeft.models.pooled_rows import gives_back
+from fedpeft.models.readout import AllBlocks, plain, read_all_blocks, width
+from fedpeft.models.task import TASKS
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.simulation import Simulation
+
+CLASSES = {"tiny": "tiny", "tiny_vision": "digits"}
+
+
+def base_and_batch(name, rows=6):
+    """A base in fp32, and rows that it reads."""
+    task, folder = TASKS.build("classification"), resolve_model(name)
+    examples = task.tokenise(load_dataset(CLASSES[name]).test.take(np.arange(rows)), folder, 24)
+    batch = examples.batch(np.arange(rows))
+    return task.base(folder, torch.float32), {n: t for n, t in batch.items() if n != "labels"}
+
+
+def states_of(base, batch):
+    """What enters the first block and leaves each, the last one's with the norm behind it, by transformers itself."""
+    with torch.no_grad():
+        output = base(**batch, output_hidden_states=True)
+    states = [*output.hidden_states[:-1], output.last_hidden_state]
+    return torch.cat([state / state.norm(dim=-1, keepdim=True) for state in states], dim=-1)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_it_reads_what_enters_the_first_block_and_leaves_each(name):
+    base, batch = base_and_batch(name)
+    wanted, names = states_of(base, batch), list(base.state_dict())
+    signature, kind = inspect.signature(base.forward), type(base).__name__
+    read_all_blocks(base)
+    read_all_blocks(base)  # once is enough
+    with torch.no_grad():
+        found = base(**batch).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert found.shape[-1] == width(base) == 48 * (base.config.num_hidden_layers + 1)
+    assert list(base.state_dict()) == names
+    assert inspect.signature(base.forward) == signature
+    assert type(base).__name__ == kind
+
+
+def test_the_plain_base_is_given_back():
+    base, batch = base_and_batch("tiny")
+    with torch.no_grad():
+        wanted = base(**batch).last_hidden_state
+        read_all_blocks(base)
+        last = plain(base)
+        assert torch.equal(last(**batch).last_hidden_state, wanted)
+    assert isinstance(base, AllBlocks)
+    assert not isinstance(last, AllBlocks)
+    assert width(last) == 48
+
+
+def test_packed_rows_come_out_as_padded_ones():
+    base, batch = base_and_batch("tiny")
+    read_all_blocks(base)
+    assert takes_packed_tokens(base)
+    with torch.no_grad():
+        usual = base(**batch).last_hidden_state
+        with PackedTokens(base, worth=-100) as passes:
+            packed = base(**batch).last_hidden_state
+    assert passes.packing is not None
+    seen = batch["attention_mask"].bool()
+    torch.testing.assert_close(packed[seen], usual[seen], rtol=1e-4, atol=1e-5)
+
+
+def test_no_pass_starts_above_a_block_that_is_read():
+    base, batch = base_and_batch("tiny")
+    assert can_start_at(base, 1)
+    read_all_blocks(base)
+    assert not can_start_at(base, 1)
+    features = torch.rand(6, 1, width(base))
+    assert torch.equal(gives_back(base)(inputs_embeds=features, attention_mask=None).last_hidden_state, features)
+    assert isinstance(above(base, 1), AllBlocks)
+
+
+def test_blocks_that_are_passed_several_times_are_refused():
+    from transformers import AlbertConfig, AlbertModel
+
+    base = AlbertModel(AlbertConfig(hidden_size=8, num_attention_heads=1, intermediate_size=8, num_hidden_layers=3))
+    with pytest.raises(ModelError, match="passes its blocks several times"):
+        read_all_blocks(base)
+
+
+def test_a_task_without_a_head_is_refused():
+    task, folder = TASKS.build("causal_lm"), resolve_model("tiny_lm")
+    with pytest.raises(ModelError, match="head2toe trains the head of a classifier, and this task has none; take lora"):
+        PEFT_METHODS.build("head2toe").attach(task.model(task.base(folder, torch.float32), 0), "fp32")
+
+
+@pytest.mark.parametrize("dataset", ["tiny", "digits"])
+def test_rows_are_read_as_their_features(dataset, tmp_path, monkeypatch):
+    """Of texts and of images: those of all blocks, and a run on them says what the whole base would."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    config = RunConfig(dataset=dataset, clients=4, peft="head2toe", workers=1, dtype="fp32", head="ridge", rounds=1)
+    with ConsoleObserver(Console(quiet=True)) as observer:
+        simulation = Simulation(config, tmp_path / "run", observer)
+        setup, work = simulation.setup, simulation.workers.work
+        assert work.pooled
+        assert work.width == setup.width == setup.layout.shapes["head.weight"][1]
+        workbench = simulation.workers.pool.worker.bench if hasattr(simulation.workers.pool, "worker") else None
+        assert workbench is None or workbench.plan.pooled
+        simulation.close()
+
+
+@pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])
+def test_a_wide_head_starts_from_factors(peft, send):
+    from fedpeft.run.setup import settled
+
+    settings = RunConfig(dataset="tiny", peft=peft)
+    assert ("send=factor" in settled(settings).head) == (send == "factor")
+    assert "factor" not in settled(RunConfig(dataset="tiny", peft=peft, privacy="secure_sum")).head
+
+
+def test_methods_that_do_not_compose_stay_apart():
+    with pytest.raises(ConfigError, match="dora can't be combined"):
+        PEFT_METHODS.build("dora + head2toe")
