@@ -19,13 +19,16 @@ from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
+from fedpeft.data.rows import load_dataset
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine import cache
+from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
 from fedpeft.models.pooled_rows import PooledRows, gives_back
-from fedpeft.models.task import DTYPES, adapter_dtype
+from fedpeft.models.readout import read_all_blocks
+from fedpeft.models.task import DTYPES, TASKS, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -333,15 +336,28 @@ def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))
 
 
+@pytest.fixture(scope="module")
+def tiny_images():
+    """As `tiny`, of images."""
+    task, folder = TASKS.build("classification"), resolve_model("tiny_vision")
+    data = load_dataset("digits")
+    return task, task.tokenise(data.train.take(np.arange(150)), folder, 0), folder, data.classes
+
+
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_head_alone_learns_the_same_from_pooled_features(tiny, tmp_path, monkeypatch, batched):
+@pytest.mark.parametrize(("name", "states"), [("linear_probe", 1), ("head2toe", 0)])
+@pytest.mark.parametrize("kind", ["tiny", "tiny_images"])
+def test_a_head_alone_learns_the_same_from_pooled_features(kind, name, states, tmp_path, monkeypatch, batched, request):
     """And reads a row's width, not its tokens'."""
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    task, rows, folder, classes = tiny
-    method = PEFT_METHODS.build("linear_probe")
-    sequential, whole, layout, start = build(tiny, "linear_probe", "fp64")
+    given = task, rows, folder, classes = request.getfixturevalue(kind)
+    method = PEFT_METHODS.build(name)
+    sequential, whole, layout, start = build(given, name, "fp64")
     base = task.base(folder, DTYPES["fp64"])
-    store = FrozenStore(tmp_path / "frozen", rows, 0, 48, torch.float64)
+    if method.reads_all_blocks:
+        read_all_blocks(base)
+    states = states or base.config.num_hidden_layers + 1
+    store = FrozenStore(tmp_path / "frozen", rows, 0, 48 * states, torch.float64)
     for tile in store.missing():
         store.fill(tile, base)
     pooled, model = PooledRows(store), task.model(gives_back(base), classes)
@@ -357,6 +373,6 @@ def test_a_head_alone_learns_the_same_from_pooled_features(tiny, tmp_path, monke
     assert totals[0].mean_loss == pytest.approx(totals[1].mean_loss, rel=1e-12)
     assert totals[0].correct == totals[1].correct
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "frozen").iterdir()}
-    assert (sizes["features.bin"], sizes["hidden.bin"]) == (len(rows) * 48 * 8, 0)
+    assert (sizes["features.bin"], sizes["hidden.bin"]) == (len(rows) * 48 * states * 8, 0)
     tokens = base(**{k: v for k, v in rows.batch(np.arange(3)).items() if k != "labels"}).last_hidden_state
     assert tokens.shape[1] > 1, "the base is as it was"

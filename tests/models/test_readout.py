@@ -83,7 +83,7 @@ def test_packed_rows_come_out_as_padded_ones():
 
 
 def test_no_pass_starts_above_a_block_that_is_read():
-    base, batch = base_and_batch("tiny")
+    base, _ = base_and_batch("tiny")
     assert can_start_at(base, 1)
     read_all_blocks(base)
     assert not can_start_at(base, 1)
@@ -107,18 +107,16 @@ def test_a_task_without_a_head_is_refused():
 
 
 @pytest.mark.parametrize("dataset", ["tiny", "digits"])
-def test_rows_are_read_as_their_features(dataset, tmp_path, monkeypatch):
-    """Of texts and of images: those of all blocks, and a run on them says what the whole base would."""
+@pytest.mark.parametrize("peft", ["head2toe", "linear_probe"])
+def test_a_run_reads_rows_as_their_features_of_texts_and_of_images(dataset, peft, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
-    config = RunConfig(dataset=dataset, clients=4, peft="head2toe", workers=1, dtype="fp32", head="ridge", rounds=1)
-    with ConsoleObserver(Console(quiet=True)) as observer:
-        simulation = Simulation(config, tmp_path / "run", observer)
-        setup, work = simulation.setup, simulation.workers.work
-        assert work.pooled
-        assert work.width == setup.width == setup.layout.shapes["head.weight"][1]
-        workbench = simulation.workers.pool.worker.bench if hasattr(simulation.workers.pool, "worker") else None
-        assert workbench is None or workbench.plan.pooled
-        simulation.close()
+    config = RunConfig(dataset=dataset, clients=4, peft=peft, workers=1, dtype="fp32", head="ridge", rounds=1)
+    simulation = Simulation(config, tmp_path / "run", ConsoleObserver(Console(quiet=True)))
+    setup, work = simulation.setup, simulation.workers.work
+    simulation.close()
+    assert work.pooled
+    assert work.depth == 0
+    assert work.width == setup.width == setup.layout.shapes["head.weight"][1]
 
 
 @pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])
