@@ -82,3 +82,19 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
         setup = SimpleNamespace(config=config, training=LocalTraining(), mechanism=None, drift=drift)
         told = " ".join(advice.advice(setup, statistics, 100))
         assert ("the column shop says whose row it is" in told) is (said and owners)
+
+
+@pytest.mark.parametrize(
+    ("more", "advised"),
+    [
+        ([], True),
+        (["--peft", "head2toe"], False),
+        (["--peft", "bitfit"], False),
+        (["--privacy", "secure_sum", "--cohort", "all"], False),
+    ],
+)
+def test_a_head_on_all_blocks_is_advised_for_images(more, advised, tmp_path, capsys):
+    words = [word for word in RUN if word not in ("--tokens", "16")]
+    words[words.index("tiny")] = "digits"
+    assert main([*words, "--model", "tiny_vision", *more, "--output", str(tmp_path / "run")]) == 0
+    assert ("--peft head2toe" in " ".join(capsys.readouterr().out.split())) is advised

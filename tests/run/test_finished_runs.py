@@ -29,7 +29,7 @@ TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=
         "--local-work=steps(4)",
         "--dtype=fp32", "--learning-rate=0.01"]  # fmt: skip
 METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--measure=forgetting(dataset=tiny)"], "lora + bitfit": [],
-           "prompt_tuning": []}  # fmt: skip
+           "prompt_tuning": [], "head2toe": [], "lora + head2toe": []}  # fmt: skip
 WHOLE = ("lora", "full")
 TEXTS = ("some words of it", "kalep kamir puvos", "kalep " * 40)
 
@@ -106,7 +106,7 @@ def test_nothing_exported_tells_a_path_of_this_machine(whole, runs, tmp_path):
     shutil.copytree(FinishedRun.read(runs / "lora").model_directory, base)
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "kalep,a\nkamir,b\n" * 40)
-    words = [word for word in TINY if not word.startswith("--dataset")]
+    words = [*(word for word in TINY if not word.startswith("--dataset")), "--peft", method]
     run = tmp_path / "run"
     assert simulate([*words, f"--dataset=file:{rows}", "--model", str(base), "--output", str(run)]) == 0
     assert export([str(run), "--output", str(tmp_path / "adapter")]) == 0
@@ -171,7 +171,8 @@ def test_a_run_is_used_from_another_folder_than_it_was_made_in(runs, tmp_path, c
     assert simulate(["--resume", str(home / "run")]) == 0
 
 
-def test_an_image_classifier_is_exported_whole(tmp_path, trusted):
+@pytest.mark.parametrize("method", ["lora", "head2toe", "lora + head2toe"])
+def test_an_image_classifier_is_exported_whole(method, tmp_path, trusted):
     from transformers import AutoModelForImageClassification, ViTConfig, ViTModel
 
     torch.manual_seed(0)
@@ -187,6 +188,20 @@ def test_an_image_classifier_is_exported_whole(tmp_path, trusted):
     with torch.no_grad():
         assert torch.allclose(model(**batch).logits, run.model(run.base())(batch), atol=1e-5)
     assert model.config.id2label[3] == run.labels[3]
+
+
+@pytest.mark.parametrize("method", ["head2toe", "lora + head2toe"])
+def test_a_text_classifier_that_reads_all_blocks_is_exported_whole(method, runs, tmp_path, trusted):
+    from transformers import AutoModelForSequenceClassification
+
+    assert export([str(runs / method), "--merge", "--output", str(tmp_path / "out")]) == 0
+    run = FinishedRun.read(runs / method)
+    batch = sample_batch(run.model_directory)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.allclose(model(**batch).logits, run.model(run.base())(batch), atol=1e-5)
+    assert model.head.in_features == 3 * model.base.config.hidden_size + model.base.config.hidden_size
+    assert "of all blocks" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method", METHODS)
