@@ -59,7 +59,8 @@ def read_all_blocks(base: nn.Module) -> None:
         finally:
             for handle in handles:
                 handle.remove()
-        output["last_hidden_state"] = beside([*states, output["last_hidden_state"]])
+        last = output["last_hidden_state"]
+        output["last_hidden_state"] = beside([*(state.to(last.device) for state in states), last])
         return output
 
     base.__class__ = type(kind.__name__, (AllBlocks, kind), {"__module__": kind.__module__, "forward": forward})

@@ -21,6 +21,7 @@ from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.quantized import quantize
+from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
@@ -77,6 +78,8 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
     def base() -> nn.Module:
         made = setup.task.base(setup.model_directory, torch.float32)
         quantize(made, setup.method.base_precision)
+        if setup.method.reads_all_blocks:
+            read_all_blocks(made)
         return made
 
     task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
@@ -84,6 +87,7 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
     def tokenise(rows: Rows) -> Examples:
         return task.tokenise(rows, setup.model_directory, setup.tokens)
 
+    more = {"read": "all blocks"} if setup.method.reads_all_blocks else {}
     name = cache.key(
         rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
         model=model_key,
@@ -92,6 +96,7 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
         task=second.task,
         precision=setup.method.base_precision,
         used=(PROBE_ROWS, TEST_ROWS),
+        **more,
     )
 
     def untouched() -> dict[str, np.ndarray]:

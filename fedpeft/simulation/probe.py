@@ -98,6 +98,8 @@ def begun_probe(
     rule = "one standard error, cross-validated"
     precision = setup.method.base_precision
     more: dict[str, str] = {"precision": precision} if precision else {}
+    if setup.method.reads_all_blocks:
+        more["read"] = "all blocks"
     if base:
         more["test_dtype"] = base
     if workers.machine.gpus:

@@ -18,8 +18,11 @@ from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.pooled_rows import gives_back
 from fedpeft.models.readout import AllBlocks, plain, read_all_blocks, width
 from fedpeft.models.task import TASKS
+from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.forgetting import forgotten
+from fedpeft.simulation.probe import begun_probe
 from fedpeft.simulation.simulation import Simulation
 
 CLASSES = {"tiny": "tiny", "tiny_vision": "digits"}
@@ -117,6 +120,32 @@ def test_a_run_reads_rows_as_their_features_of_texts_and_of_images(dataset, peft
     assert work.pooled
     assert work.depth == 0
     assert work.width == setup.width == setup.layout.shapes["head.weight"][1]
+
+
+def test_the_probe_of_all_blocks_is_kept_under_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    names = set()
+    for peft in ("linear_probe", "head2toe"):
+        config = RunConfig(dataset="tiny", clients=4, peft=peft, workers=1, dtype="fp32", rounds=1, tokens=16)
+        simulation = Simulation(config, tmp_path / peft, ConsoleObserver(Console(quiet=True)))
+        with begun_probe(simulation.setup, simulation.rows, simulation.workers, tokens=16, beside=False) as begun:
+            names.add(begun._name)
+        simulation.close()
+    assert len(names) == 2
+
+
+def test_a_head_on_all_blocks_forgets_nothing(tmp_path, monkeypatch):
+    """The base is what it was, and is probed as the finished model is: by all blocks."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    config = RunConfig(dataset="tiny", clients=4, peft="head2toe", workers=1, dtype="fp32", rounds=1, tokens=16)
+    simulation = Simulation(config, tmp_path / "run", ConsoleObserver(Console(quiet=True)))
+    setup, model_key = simulation.setup, simulation.workers.work.model_key
+    simulation.close()
+    model = setup.task.model(setup.task.base(setup.model_directory, torch.float32), setup.facts.classes)
+    setup.method.attach(model, "fp32")
+    saved_adapter.save(tmp_path, model, setup.start, setup.facts.label_names, own="head2toe")
+    found = forgotten(setup, load_dataset("tiny"), tmp_path, model_key)
+    assert found.before == found.after
 
 
 @pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])

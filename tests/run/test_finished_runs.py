@@ -106,7 +106,7 @@ def test_nothing_exported_tells_a_path_of_this_machine(whole, runs, tmp_path):
     shutil.copytree(FinishedRun.read(runs / "lora").model_directory, base)
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "kalep,a\nkamir,b\n" * 40)
-    words = [*(word for word in TINY if not word.startswith("--dataset")), "--peft", method]
+    words = [word for word in TINY if not word.startswith("--dataset")]
     run = tmp_path / "run"
     assert simulate([*words, f"--dataset=file:{rows}", "--model", str(base), "--output", str(run)]) == 0
     assert export([str(run), "--output", str(tmp_path / "adapter")]) == 0
@@ -178,7 +178,7 @@ def test_an_image_classifier_is_exported_whole(method, tmp_path, trusted):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     ViTModel(ViTConfig(image_size=64, patch_size=8, **small)).save_pretrained(tmp_path / "vit")
-    words = [word for word in TINY if not word.startswith("--dataset")]
+    words = [*(word for word in TINY if not word.startswith("--dataset")), "--peft", method]
     folder = tmp_path / "run"
     assert simulate([*words, "--dataset=digits", "--model", str(tmp_path / "vit"), "--output", str(folder)]) == 0
     assert export([str(folder), "--merge", "--output", str(tmp_path / "out")]) == 0
