@@ -82,7 +82,7 @@ def card(run: FinishedRun, merged: bool) -> str:
         else f"{short(quality, digits)} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
         **_targets(summary),
-        "calibration error": _calibration(summary),
+        "calibration error": _calibration(summary, whole),
         **trust_lines(summary),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
         "to load it": loading(run, whole),
@@ -135,8 +135,9 @@ def _targets(summary: dict[str, Any]) -> dict[str, str]:
     return {name: f"{told[key]:.4g}" for key, name in names.items() if told.get(key) is not None}
 
 
-def _calibration(summary: dict[str, object]) -> str | None:
+def _calibration(summary: dict[str, object], whole: bool) -> str | None:
     before, after = summary.get("calibration_error"), summary.get("calibration_error_scaled")
     if not isinstance(before, float) or not isinstance(after, float):
         return None
-    return f"{before:.4f}; {after:.4f} with logits divided by {summary['temperature']:.3g}"
+    divided = f"{before:.4f}; {after:.4f} with logits divided by {summary['temperature']:.3g}"
+    return f"{divided}, as this head's are" if whole else divided

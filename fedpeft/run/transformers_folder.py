@@ -21,13 +21,16 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
     """Write `model`, the run's, to `folder`.
 
     A language model is one of transformers' own classes, with its chat template and generation settings. A classifier
-    is `fedpeft.models.modeling_mean_pooled.MeanPooledClassifier`, and its tokenizer cuts texts where training did.
+    is `fedpeft.models.modeling_mean_pooled.MeanPooledClassifier`, its logits divided by the run's temperature, and its
+    tokenizer cuts texts where training did.
 
     Raises:
         RunError: the files can't be written.
         ModelError: the base model has no tokenizer.
     """
-    whole: Any = model.base if run.labels is None else classifier(model, run.labels, run.reads_images, run.task)
+    whole: Any = model.base
+    if run.labels is not None:
+        whole = classifier(model, run.labels, run.reads_images, run.task, run.temperature)
     with writing(folder):
         whole.save_pretrained(str(folder))
         if run.reads_images:
@@ -46,8 +49,9 @@ PROBLEMS: dict[Targets, str] = {
 """What transformers calls what is predicted."""
 
 
-def classifier(model: Any, labels: Sequence[str], images: bool, task: Task) -> Any:
-    """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers in their unit."""
+def classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temperature: float = 1.0) -> Any:
+    """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers in their unit, and
+    classes as sure as `predict` is: logits are divided by the `temperature`."""
     from fedpeft.models import modeling_mean_pooled
 
     kind: Any = modeling_mean_pooled.MeanPooledClassifier
@@ -66,5 +70,6 @@ def classifier(model: Any, labels: Sequence[str], images: bool, task: Task) -> A
     with torch.device("meta"):  # the weights are there already
         made = kind(config)
     made.base, made.head = plain(model.base), copy.deepcopy(model.head)
-    made.head.load_state_dict(task.told_head(model.head.state_dict()))
+    told = task.told_head(model.head.state_dict())
+    made.head.load_state_dict({name: tensor / temperature for name, tensor in told.items()})
     return made.eval()
