@@ -121,3 +121,25 @@ def test_what_a_coarse_code_has_lost_leaves_a_finite_head():
     assert all(tensor.isfinite().all() for tensor in coarse.values())
     lost = head.solve({"moments": torch.zeros(25 * 26 // 2), "sums": torch.zeros(25, CLASSES)}, 24, CLASSES)
     assert not any(tensor.any() for tensor in lost.values())
+
+
+@pytest.mark.parametrize("constant", [1.0, 0.0])
+def test_a_wide_system_has_the_same_solution(constant, monkeypatch):
+    """Factored where it can be; where nothing is left of the constant, the least norm as ever."""
+    drawn = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 20, generator=drawn).double(), torch.randint(3, (60,), generator=drawn)
+    head = HEADS.build("ridge")
+    total = head.statistics(x, y, 3)
+    square = torch.zeros(21, 21, dtype=torch.float64)
+    square[tuple(torch.triu_indices(21, 21))] = total["moments"]
+    square[:, -1] *= constant
+    total["moments"] = square[tuple(torch.triu_indices(21, 21))]
+    usual = head.solve(total, 20, 3)
+    asked = []
+    original = torch.cholesky_solve
+    monkeypatch.setattr(torch, "cholesky_solve", lambda *given: asked.append(1) or original(*given))
+    monkeypatch.setattr("fedpeft.aggregation.heads.ridge.WIDE", 4)
+    wide = head.solve(total, 20, 3)
+    assert bool(asked) is bool(constant)
+    for name in usual:
+        torch.testing.assert_close(wide[name], usual[name], rtol=1e-9, atol=1e-9)

@@ -103,6 +103,15 @@ def test_blocks_that_are_passed_several_times_are_refused():
         read_all_blocks(base)
 
 
+def test_blocks_that_pass_states_of_other_shapes_are_refused():
+    from transformers import XLNetConfig, XLNetModel
+
+    base = XLNetModel(XLNetConfig(d_model=8, n_head=2, n_layer=3, d_inner=8, vocab_size=20))
+    read_all_blocks(base)
+    with pytest.raises(ModelError, match="XLNetModel do not pass states of one shape"):
+        base(input_ids=torch.ones(2, 3, dtype=torch.long))
+
+
 def test_a_task_without_a_head_is_refused():
     task, folder = TASKS.build("causal_lm"), resolve_model("tiny_lm")
     with pytest.raises(ModelError, match="head2toe trains the head of a classifier, and this task has none; take lora"):

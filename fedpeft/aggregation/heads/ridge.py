@@ -126,14 +126,14 @@ WIDE = 2048
 """Features from which on the system is factored; of fewer the least norm takes a moment, too."""
 
 NOTHING = 1e-9
-"""What is left of the constant, the last pivot, in units of its moment, where the others tell all of it."""
+"""What is left of a feature, its pivot, in units of its moment, where those before it tell all of it."""
 
 
 def _solution(system: Tensor, sums: Tensor) -> Tensor:
     """Its least norm: coarse codes may leave nothing of the constant, or of anything, and there is no inverse then."""
     if len(system) > WIDE:
         triangle, failed = torch.linalg.cholesky_ex(system)
-        if not failed and triangle[-1, -1] ** 2 > NOTHING * system[-1, -1]:
+        if not failed and bool((triangle.diagonal() ** 2 > NOTHING * system.diagonal()).all()):
             return torch.cholesky_solve(sums, triangle)
     found: Tensor = torch.linalg.lstsq(system, sums, driver="gelsd").solution
     return found
