@@ -62,8 +62,8 @@ def read_all_blocks(base: nn.Module) -> None:
         last = output["last_hidden_state"]
         if len(states) != len(stack) or any(state.shape != last.shape for state in states):
             raise ModelError(
-                f"the blocks of {kind.__name__} do not pass states of one shape from one to the next, and head2toe reads"
-                " what each leaves; take linear_probe"
+                f"the blocks of {kind.__name__} do not pass states of one shape from one to the next, and head2toe"
+                " reads what each leaves; take linear_probe"
             )
         output["last_hidden_state"] = beside([*(state.to(last.device) for state in states), last])
         return output

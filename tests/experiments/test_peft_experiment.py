@@ -17,8 +17,8 @@ from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
-WITHOUT_RATE = {"linear_probe"}
-"""It trains the head alone, whose rate is the same with all methods, and is not tuned."""
+WITHOUT_RATE = {"linear_probe", "head2toe"}
+"""They train the head alone, whose rate is the same with all methods, and is not tuned."""
 
 
 def test_every_method_is_in_the_study_with_a_rate_of_its_own():

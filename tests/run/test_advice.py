@@ -78,8 +78,9 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
     statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)
     for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):
         config = settled(RunConfig(dataset=dataset, partition=partition))
-        drift = parse_drift("")
-        setup = SimpleNamespace(config=config, training=LocalTraining(), mechanism=None, drift=drift)
+        parts = {"training": LocalTraining(), "mechanism": None, "secure_sum": None, "drift": parse_drift("")}
+        kind, method = SimpleNamespace(kind="text"), SimpleNamespace(name="lora")
+        setup = SimpleNamespace(config=config, facts=kind, method=method, **parts)
         told = " ".join(advice.advice(setup, statistics, 100))
         assert ("the column shop says whose row it is" in told) is (said and owners)
 
