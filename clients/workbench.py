@@ -118,10 +118,7 @@ class WorkPlan:
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
         method: PeftMethod = PEFT_METHODS.build(self.method)
-        precision = self.precision or method.base_precision
-        more: dict[str, str] = {"precision": precision} if precision else {}
-        if method.reads_all_blocks:
-            more["read"] = "all blocks"
+        more = method.base_as_read(self.precision)
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)

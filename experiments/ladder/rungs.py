@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Ite
     data = load_dataset(task.dataset)
     yield Cell("majority", "", 0, lambda: majority(data))
     yield Cell("words" if data.kind == "text" else "pixels", "", 0, lambda: surface(data))
-    yield Cell("probe", "", 0, lambda: probe(task.dataset, machine, ("mean", "maximum", "first")))
-    yield Cell("probe of all blocks", "", 0, lambda: probe(task.dataset, machine, ("all blocks",)))
+    yield Cell("probe", "", 0, lambda: probe(task.dataset, machine))
+    yield Cell("probe of all blocks", "", 0, lambda: probe(task.dataset, machine, all_blocks=True))
     for seed in range(seeds):
         yield Cell("federated head", "", seed, _run(task.dataset, machine | task.heads, seed))
         for label, fields in task.federated.items():
@@ -125,10 +125,10 @@ def surface(data: Dataset) -> dict[str, Any]:
     }
 
 
-def probe(dataset: str, machine: Fields, poolings: Sequence[str]) -> dict[str, Any]:
+def probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict[str, Any]:
     """Logistic regression on the frozen base's features of all rows, as many tokens as the other rungs.
 
-    The pooling, one out of `poolings`, and the penalty are cross-validated.
+    The pooling of the last states and the penalty are cross-validated; of `all_blocks` the mean is what there is.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -140,7 +140,8 @@ def probe(dataset: str, machine: Fields, poolings: Sequence[str]) -> dict[str, A
         simulation = Simulation(config, Path(folder), observer)
         try:
             everything, test = simulation.rows.all, simulation.rows.dataset.test
-            train_features, test_features = (frozen_features(simulation, rows, poolings) for rows in (everything, test))
+            train_features = frozen_features(simulation, everything, all_blocks)
+            test_features = frozen_features(simulation, test, all_blocks)
         finally:
             simulation.close()
     tried = {}
@@ -173,13 +174,13 @@ def kind_of_folds(rows: Rows) -> str:
     return "owners" if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS else "classes"
 
 
-def frozen_features(simulation: Simulation, rows: Rows, poolings: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the base without an adapter makes of rows, (rows, width), by how its states are pooled: the mean, the
-    maximum or the first of the last ones; or "all blocks", the mean of each block's, as `head2toe` has it."""
+def frozen_features(simulation: Simulation, rows: Rows, all_blocks: bool = False) -> dict[str, np.ndarray]:
+    """What the base without an adapter makes of rows, (rows, width), by how its last states are pooled; or the mean of
+    the states of `all_blocks`, as `head2toe` has it."""
     setup, work = simulation.setup, simulation.workers.work
     examples = cached_examples(setup.tokenised(rows, setup.tokens))
     base = setup.task.base(work.model, DTYPES[work.dtype])
-    if "all blocks" in poolings:
+    if all_blocks:
         read_all_blocks(base)
     found: dict[str, np.ndarray] = {}
     for some in length_sorted_batches(examples.lengths, TILE):
@@ -188,14 +189,11 @@ def frozen_features(simulation: Simulation, rows: Rows, poolings: Sequence[str])
         with torch.inference_mode():
             states = hidden_states(base, {name: t for name, t in batch.items() if name != "labels"}).float()
         seen = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-        pooled = {
-            "mean": pool(states, mask),
-            "maximum": states.masked_fill(~seen[..., None], -torch.inf).amax(1),
-            "first": states[:, 0],
-            "all blocks": pool(states, mask),
-        }
-        for name in poolings:
-            features = pooled[name]
+        pooled = {"mean": pool(states, mask)}
+        if not all_blocks:
+            pooled["maximum"] = states.masked_fill(~seen[..., None], -torch.inf).amax(1)
+            pooled["first"] = states[:, 0]
+        for name, features in pooled.items():
             found.setdefault(name, np.empty((len(examples), features.shape[1]), np.float32))[some] = features.numpy()
     return found
 

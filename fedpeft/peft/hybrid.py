@@ -65,6 +65,11 @@ class Hybrid(PeftMethod):
         return any(part.reads_all_blocks for part in self.parts)
 
     @property
+    def suited_head(self) -> str:  # type: ignore[override]
+        """That of the one that has one."""
+        return next((part.suited_head for part in self.parts if part.suited_head), "")
+
+    @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
         """The least demanding route that all can take."""
         routes = {part.privacy for part in self.parts}

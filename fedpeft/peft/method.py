@@ -93,6 +93,9 @@ class PeftMethod(ABC):
     reads_all_blocks: ClassVar[bool] = False
     """Whether a head reads the states of all blocks, and not of the last alone (`fedpeft.models.readout`)."""
 
+    suited_head: ClassVar[str] = ""
+    """How the head starts where nobody says, in an open run; empty: as suits the data."""
+
     own_machine: ClassVar[str] = ""
     """What it needs that only the machine of a simulation has; empty: nothing, and real clients may use it."""
 
@@ -100,6 +103,12 @@ class PeftMethod(ABC):
     def base_precision(self) -> Precision:
         """In how few bits the base's linear layers are held; empty: as the run's dtype says."""
         return ""
+
+    def base_as_read(self, precision: str = "") -> dict[str, str]:
+        """What tells the base as this method reads it from the plain one, in names of what is kept of it; `precision`:
+        in how few bits it is held, where that is not the method's own."""
+        told = {"precision": precision or self.base_precision, "read": "all blocks" if self.reads_all_blocks else ""}
+        return {name: value for name, value in told.items() if value}
 
     @property
     def name(self) -> str:

@@ -331,9 +331,8 @@ def _suited_head(config: RunConfig, targets: Targets) -> str:
     own = suited_head(config.dataset)
     if own is not None:
         return "zero" if isinstance(private, Mechanism) else own
-    head = _head_under(private, targets)
-    wide = head == "ridge" and private is None and built(config, "peft").reads_all_blocks
-    return "ridge(strength=0.01, send=factor)" if wide else head  # clients have fewer rows than moments
+    of_method: str = built(config, "peft").suited_head if private is None else ""
+    return of_method or _head_under(private, targets)
 
 
 def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:

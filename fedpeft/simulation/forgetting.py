@@ -87,16 +87,14 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
     def tokenise(rows: Rows) -> Examples:
         return task.tokenise(rows, setup.model_directory, setup.tokens)
 
-    more = {"read": "all blocks"} if setup.method.reads_all_blocks else {}
     name = cache.key(
         rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
         model=model_key,
         tokenizer=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
         tokens=setup.tokens,
         task=second.task,
-        precision=setup.method.base_precision,
         used=(PROBE_ROWS, TEST_ROWS),
-        **more,
+        **setup.method.base_as_read(),
     )
 
     def untouched() -> dict[str, np.ndarray]:

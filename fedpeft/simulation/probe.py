@@ -96,10 +96,7 @@ def begun_probe(
     workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
     labels, test_labels = (_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
     rule = "one standard error, cross-validated"
-    precision = setup.method.base_precision
-    more: dict[str, str] = {"precision": precision} if precision else {}
-    if setup.method.reads_all_blocks:
-        more["read"] = "all blocks"
+    more: dict[str, str] = setup.method.base_as_read()
     if base:
         more["test_dtype"] = base
     if workers.machine.gpus:

@@ -91,6 +91,7 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
         ([], True),
         (["--peft", "head2toe"], False),
         (["--peft", "bitfit"], False),
+        (["--strategy", "flora"], False),
         (["--privacy", "secure_sum", "--cohort", "all"], False),
     ],
 )
