@@ -68,12 +68,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     training = mechanism.planned_training(federation, pace)
     if training is None:
         return setup
-    if named is not None and pace is None:
-        raise ConfigError(
-            f"--server-optimizer {config.server_optimizer} takes steps of a length of its own, so that how clients "
-            f"train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, --local-work "
-            "and --batch-size yourself, or take momentum or leave it out"
-        )
+    _check_planned(trained, plain=named is None or pace is not None)
     config = dataclasses.replace(
         config,
         batch_size=training.batch_size,
@@ -87,6 +82,31 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
     checks.check(made)
     return made
+
+
+def _check_planned(setup: Setup, plain: bool) -> None:
+    """Refuse what no plan is made for.
+
+    Args:
+        setup: what is trained.
+        plain: whether the server's steps are as long as the mean update is.
+
+    Raises:
+        ConfigError: says what, and what to do.
+    """
+    config = setup.config
+    if not plain:
+        raise ConfigError(
+            f"--server-optimizer {config.server_optimizer} takes steps of a length of its own, so that how clients "
+            f"train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, --local-work "
+            "and --batch-size yourself, or take momentum or leave it out"
+        )
+    if setup.method.reads_all_blocks:  # whose rows have a long part in common, across which planned steps swing
+        raise ConfigError(
+            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: plans are made for heads "
+            "of the last block; take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "
+            "--batch-size yourself"
+        )
 
 
 def _left(config: RunConfig, name: str) -> bool:

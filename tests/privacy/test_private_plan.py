@@ -333,6 +333,15 @@ def test_an_adapter_that_is_not_heard_is_not_trained_where_training_is_asked_for
     assert simulation.protection.trains
 
 
+@pytest.mark.parametrize("peft", ["head2toe", "lora + head2toe"])
+def test_a_head_on_all_blocks_is_not_trained_by_a_plan_made_for_others(peft, tmp_path):
+    given = {"peft": peft, "privacy": "dp_sgd(epsilon=8, start=0.5)"}
+    with pytest.raises(ConfigError, match="can't be planned from --privacy"):
+        made(tmp_path / "planned", **given)
+    assert made(tmp_path / "said", **given, learning_rate=0.5).learning_rate == 0.5
+    assert made(tmp_path / "start", peft=peft, privacy="dp_sgd(epsilon=8, start=1)").peft == peft
+
+
 def test_a_start_of_the_whole_budget_has_no_adapter_though_one_would_be_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
     assert made(tmp_path, peft="lora", privacy="dp_sgd(epsilon=8, start=1)").peft == "linear_probe"
