@@ -103,7 +103,7 @@ def _check_planned(setup: Setup, plain: bool) -> None:
         )
     if setup.method.reads_all_blocks:  # whose rows have a long part in common, across which planned steps swing
         raise ConfigError(
-            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: plans are made for heads "
+            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: plans are for heads "
             "of the last block; take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "
             "--batch-size yourself"
         )
