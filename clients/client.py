@@ -28,6 +28,7 @@ from torch import Tensor
 from fedpeft import seeds
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.whitening import Whitening
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
@@ -286,13 +287,15 @@ class ClientSide:
         if instruction.kind == "train" and met is not None and plan.classes:
             task = met.at(instruction.client, instruction.round, plan.seed)
             return only(met.sequence.competing(task), plan.classes)
-        if instruction.kind != "train" or not instruction.shares:
+        if instruction.kind != "train" or not instruction.told:
+            return None
+        if self.privacy is not None and self.privacy.whitens:
             return None
         if self.privacy is not None and self.privacy.per_example:
             raise PrivacyError("the server asks for a loss in which a row changes that of others; it is not protected")
         if not self.bench.plan.classes:
             raise PayloadError("the server sends class shares, and there are no classes")
-        shares = decode(instruction.shares, {SHARES: (self.bench.plan.classes,)})[SHARES]
+        shares = decode(instruction.told, {SHARES: (self.bench.plan.classes,)})[SHARES]
         labels = self.bench.labels(self._rows(instruction.client, instruction.round)[0])
         return offsets(labels, shares)
 
@@ -306,8 +309,12 @@ class ClientSide:
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
         rate = rate if self.masking is None else self.masking.rate(rate)
         key, attempt = read_key(plan.key), instruction.attempt
-        told = mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed
-        return replace(job, privacy=RowPrivacy(*told, mechanism.divisor(job.training.batch_size, len(job.rows))))
+        how = mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed
+        expected, whitening = mechanism.divisor(job.training.batch_size, len(job.rows)), None
+        if mechanism.whitens and instruction.kind == "train":
+            width = self.bench.plan.layout.shapes["head.weight"][1]
+            whitening = Whitening.told(instruction.told, self.head.whitened_directions(width), width)
+        return replace(job, privacy=RowPrivacy(*how, expected, whitening))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.aggregation.update import padded
+from fedpeft.aggregation.whitening import Whitening
 from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batches, padded_length
 from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
@@ -74,6 +75,7 @@ class RowPrivacy:
         attempt: of the round.
         expected: rows that a step's sum is divided by; None: rate x the client's rows.
         summed: whether there is one step, whose result is the sum of the clipped gradients; others add noise to it.
+        whitening: of the features of a head, whose gradients are clipped as those of one on these; None: as they are.
     """
 
     clip: float
@@ -83,6 +85,7 @@ class RowPrivacy:
     attempt: int
     summed: bool = False
     expected: float | None = None
+    whitening: Whitening | None = None
 
     def divisor(self, rows: int) -> float:
         """What a step's sum over a client of `rows` rows is divided by."""

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedpeft.aggregation.whitening import Whitening
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family, name_of
 from fedpeft.peft.adapter import State
@@ -81,6 +82,18 @@ class HeadStart(ABC):
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
         """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
+
+    def whitened_directions(self, width: int) -> int:
+        """In how many directions of features of this width its sums tell how they vary; by default in none."""
+        return 0
+
+    def whitening(self, total: State, width: int) -> Whitening:
+        """How features are made to vary alike in these directions, from the sums over all clients.
+
+        Raises:
+            ConfigError: they tell nothing of it.
+        """
+        raise ConfigError(f"head={name_of(type(self))} does not tell how features vary; take --head private_ridge")
 
 
 HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head", kind=HeadStart)

@@ -172,10 +172,7 @@ class Sent:
     def bytes(self) -> int:
         """What all of it costs."""
         return (
-            len(self.package.payload)
-            + self.base_bytes
-            + len(self.instruction.correction)
-            + len(self.instruction.shares)
+            len(self.package.payload) + self.base_bytes + len(self.instruction.correction) + len(self.instruction.told)
         )
 
 

@@ -29,7 +29,7 @@ ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 PAYLOAD_TYPE = "fedpeft.v3"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
-PAYLOADS = ("payload", "correction", "residual", "shares", "said")
+PAYLOADS = ("payload", "correction", "residual", "told", "said")
 """The fields of messages that travel as arrays."""
 
 
@@ -70,8 +70,9 @@ class Instruction:
         adapter_precision: of the adapter as the client holds it, before and after training.
         residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
             machine read it from a file instead.
-        shares: of the classes among all rows (`fedpeft.clients.label_shift`), encoded; empty: the loss is the plain
-            one.
+        told: what the sums before round 1 have told, encoded: shares of the classes among all rows
+            (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`); empty:
+            nothing.
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
         released: digest of the state that `payload` must lead to (`fedpeft.communication.release`), as the client has
             it from a record of the server's; empty: it is not compared.
@@ -99,7 +100,7 @@ class Instruction:
     base_precision: str = ""
     adapter_precision: str = "fp32"
     residual: bytes = b""
-    shares: bytes = b""
+    told: bytes = b""
     attempt: int = 0
     released: str = ""
     step: int = 0

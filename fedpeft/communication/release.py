@@ -66,7 +66,7 @@ def common_digest(instruction: Instruction) -> str:
         instruction.private,
         instruction.base,
         _sha256(instruction.correction),
-        _sha256(instruction.shares),
+        _sha256(instruction.told),
     )
     return _sha256(json.dumps(fields).encode())
 

@@ -90,4 +90,5 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         start=setup.private_start,
         start_entries=entries(noised_statistics(setup)) if setup.private_start and summed else 0,
         trained=setup.trained_entries,
+        whitened=setup.whitened_directions if setup.mechanism.whitens else 0,
     )

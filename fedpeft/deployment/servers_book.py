@@ -61,6 +61,7 @@ def servers_book(
         start=setup.private_start,
         start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
         trained=setup.trained_entries,
+        whitened=setup.whitened_directions if mechanism.whitens else 0,
     )
     if isinstance(mechanism, DistributedDP):
         _check_neighbours(mechanism, exposure)

@@ -27,6 +27,7 @@ class Exposure:
         start: whether the head starts from a noisy release of every client's rows, before round 1.
         start_entries: numbers that this release has, without those that tell of its noise.
         trained: entries that are trained in a round, the fewest and the most.
+        whitened: directions in which features are whitened, and alone lead the head; 0: they are as they are.
     """
 
     strategy: Strategy
@@ -42,6 +43,7 @@ class Exposure:
     start: bool = False
     start_entries: int = 0
     trained: tuple[int, int] = (1, 1)
+    whitened: int = 0
 
     @property
     def clients(self) -> int:
@@ -52,6 +54,13 @@ class Exposure:
     def head_alone(self) -> bool:
         """Whether nothing but the head is trained."""
         return self.trained[1] == sum(t.numel for t in self.layout.tensors if t.role == "head")
+
+    @property
+    def heard(self) -> int:
+        """Entries that the noise of a round counts in at most; that in others of a whitened head is left out."""
+        if self.whitened and self.head_alone:
+            return self.layout.shapes["head.weight"][0] * (self.whitened + 1)
+        return self.trained[1]
 
     def asking_all(self) -> Exposure:
         """The same with all clients in each round."""

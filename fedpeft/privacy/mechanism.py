@@ -178,6 +178,21 @@ class Mechanism(ABC):
         return self.protects and known and self.epsilon is not None
 
     @property
+    def whitens(self) -> bool:
+        """Whether gradients are clipped, and summed, as those of a head on whitened features."""
+        return False
+
+    @property
+    def plans_whitening(self) -> bool:
+        """Whether its plans whiten features where the start tells how: where all noise is one."""
+        return False
+
+    @property
+    def suited_head(self) -> str:
+        """How a head starts where nobody says: from directions, which noise leaves most of."""
+        return "private_centroids"
+
+    @property
     def silent(self) -> bool:
         """Whether clients keep to themselves what they measure on their rows: losses, numbers of rows, accuracies."""
         return self.protects and not self.raw_metrics
@@ -302,7 +317,7 @@ class Mechanism(ABC):
 
     def training_signal(self, federation: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
-        return self.signal_to_noise(federation, 1 - HALF, federation.trained[1])
+        return self.signal_to_noise(federation, 1 - HALF, federation.heard)
 
     def audible(self, federation: Exposure) -> float:
         """The least `training_signal` at which rounds are planned."""
@@ -314,7 +329,7 @@ class Mechanism(ABC):
 
     def audible_entries(self, federation: Exposure) -> int:
         """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
-        return math.floor(federation.trained[1] * (self.training_signal(federation) / self.audible(federation)) ** 2)
+        return math.floor(federation.heard * (self.training_signal(federation) / self.audible(federation)) ** 2)
 
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
         """How clients should train, by formula; None, the default: it is the user's to say.

@@ -75,6 +75,9 @@ OWN_NOISE = Way(distance=81.9, clip=0.3, head_rate=10.0)
 ONE_NOISE = Way(distance=31.5, clip=8.0, head_rate=5.0)
 """Of an adapter: looked at on the reviews (docs/decisions.md)."""
 
+WHITENED_RATE, WHITENED_CLIP = 4.0, 1.0
+"""Of a head alone on whitened features: at first twice Newton's steps, which fall to nothing (docs/decisions.md)."""
+
 ONE_NOISE_RATE = 0.25
 """With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
 
@@ -104,6 +107,22 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
         learning_rate=2 * clip,
         optimizer="sgd(warmup=0, head_rate=1.0, schedule=constant)",
         momentum=0.0 if pace is not None else momentum,
+    )
+
+
+def planned_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+    """All rows in each round, at rates that fall to nothing.
+
+    The Hessian of a softmax is at most half of its features' moments (Boehning, Annals of the Institute of Statistical
+    Mathematics 1992), so that a rate of 2 is a step of Newton's that never overshoots.
+    """
+    server = pace or Pace()
+    return Training(
+        mechanism=replace(mechanism, clip=WHITENED_CLIP) if mechanism.clip == 1.0 else mechanism,
+        batch_size=max(1, math.ceil(mechanism.start_signal(federation) / federation.clients)),
+        steps=1,
+        learning_rate=float(f"{WHITENED_RATE / server.reach:.3g}"),
+        optimizer="sgd(warmup=0, head_rate=1.0, schedule=linear)",
     )
 
 

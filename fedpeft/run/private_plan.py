@@ -18,6 +18,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts
@@ -61,6 +62,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
+    federation = _whitened(federation, trained, mechanism)
     named = None if _left(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
     if not mechanism.trains(federation):
@@ -68,7 +70,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     training = mechanism.planned_training(federation, pace)
     if training is None:
         return setup
-    _check_planned(trained, plain=named is None or pace is not None)
+    _check_planned(trained, plain=named is None or pace is not None, whitened=federation.whitened > 0)
     config = dataclasses.replace(
         config,
         batch_size=training.batch_size,
@@ -84,12 +86,13 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     return made
 
 
-def _check_planned(setup: Setup, plain: bool) -> None:
+def _check_planned(setup: Setup, plain: bool, whitened: bool) -> None:
     """Refuse what no plan is made for.
 
     Args:
         setup: what is trained.
         plain: whether the server's steps are as long as the mean update is.
+        whitened: whether features are.
 
     Raises:
         ConfigError: says what, and what to do.
@@ -101,12 +104,18 @@ def _check_planned(setup: Setup, plain: bool) -> None:
             f"train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, --local-work "
             "and --batch-size yourself, or take momentum or leave it out"
         )
-    if setup.method.reads_all_blocks:  # whose rows have a long part in common, across which planned steps swing
+    if setup.method.reads_all_blocks and not whitened:  # plain steps swing across what all rows have in common
         raise ConfigError(
-            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: plans are for heads "
-            "of the last block; take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "
-            "--batch-size yourself"
+            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: plans for it need one "
+            "noise for all and a start that tells how features vary; take --privacy distributed_dp, leave --head out, "
+            "or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and --batch-size yourself"
         )
+
+
+def _whitened(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
+    """With features whitened, where that is planned: of a head alone, from a start that tells how they vary."""
+    planned = federation.head_alone and mechanism.plans_whitening
+    return dataclasses.replace(federation, whitened=setup.whitened_directions if planned else 0)
 
 
 def _left(config: RunConfig, name: str) -> bool:

@@ -214,6 +214,11 @@ class Setup(ChosenParts):
         return protected and self.head.exchanges and "head.weight" in self.start
 
     @property
+    def whitened_directions(self) -> int:
+        """In how many directions the head's start tells how features vary."""
+        return self.head.whitened_directions(self.layout.shapes["head.weight"][1]) if self.private_start else 0
+
+    @property
     def by_rows(self) -> bool:
         """Whether a client's weight is its number of rows; under privacy all are alike."""
         return self.mechanism is None and self.strategy.weighting != "uniform"
@@ -340,7 +345,7 @@ def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> st
     if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
         return "ridge"
     has_one = mechanism.protects and mechanism.start != 0 and targets not in ("numbers", "labels")
-    return "private_centroids" if has_one else "zero"
+    return mechanism.suited_head if has_one else "zero"
 
 
 def adapted_model(

@@ -41,7 +41,7 @@ class Dispatch:
         shared = self.downlink.shared
         states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
         self.correction = setup.drift.encode(states, lossless)
-        self.shares = lossless.encode(progress.shares) if progress.shares else b""
+        self.told = lossless.encode(progress.told) if progress.told else b""
 
     def _downlink(self, state: State) -> Downlink:
         """What is made of the global state, or of a group's."""
@@ -100,7 +100,7 @@ class Dispatch:
             "private": self._positions(down.private),
             "base": self.progress.residual.version,
             "correction": self.correction,
-            "shares": self.shares,
+            "told": self.told,
         }
 
     def release(self, kind: Kind, round: int) -> Release:
@@ -173,7 +173,7 @@ class Dispatch:
             )
             base, sent = len(down.base(0)), down.package(form, 0, newcomer=False).payload
             uplink_bytes += round(expected * len(payload))
-            downlink_bytes += round(expected * (len(sent) + base + len(self.correction) + len(self.shares)))
+            downlink_bytes += round(expected * (len(sent) + base + len(self.correction) + len(self.told)))
             base_bytes += round(expected * base)
             parameters += round(expected * layout.numel)
         return Traffic(uplink_bytes, downlink_bytes, base_bytes, parameters)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from fedpeft.aggregation.whitening import WEIGHT, Whitening
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape
@@ -195,14 +196,23 @@ class MaskedSum:
         ]
 
 
-def step_of(total: Total, setup: Setup, learning_rate: float, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
-    """The mean update that a sum tells; where it is one of gradients, minus their mean times the learning rate."""
+def step_of(
+    total: Total, setup: Setup, learning_rate: float, shapes: Mapping[str, Shape], dtype: torch.dtype, told: State
+) -> State:
+    """The mean update that a sum tells; where it is one of gradients, minus their mean times the learning rate.
+
+    Args:
+        total, setup, learning_rate, shapes, dtype: of the round.
+        told: what clients were (`Progress.told`).
+    """
     secure = setup.secure_sum
     if not isinstance(secure, SharedNoise):
         return total.update(shapes, dtype)
     mean = total.update(shapes, dtype, secure.expected)
     if not secure.rows:
         return mean
+    if told and setup.mechanism is not None and setup.mechanism.whitens:
+        mean |= Whitening.of(told, mean[WEIGHT].shape[1]).step(mean)
     rate = setup.training.optimizer.rate
     return {name: -rate(name, learning_rate) * gradient for name, gradient in mean.items()}
 

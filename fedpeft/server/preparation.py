@@ -84,14 +84,14 @@ def prepare(
         masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, entry, asks, heard)
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
         missing = asked - len(masked.arrived)
-    shares = {}
+    told: State = {}
     if asks:
         state |= _head(setup, total, say)
-        shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
+        told = _told(setup, total)
     progress = replace(
         progress,
         adapter=state,
-        shares=shares,
+        told=told,
         started=_copy(state),
         rows=rows,
         counters=Counters(uplink_bytes=spent, downlink_bytes=down, prepare_bytes=spent),
@@ -129,6 +129,13 @@ def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
     weight = setup.start["head.weight"]
     head = setup.head.solve(total, weight.shape[1], weight.shape[0])
     return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
+
+
+def _told(setup: Setup, total: State) -> State:
+    """What of the sums over all clients each is told."""
+    if setup.mechanism is not None and setup.mechanism.whitens:
+        return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
+    return {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
 
 
 def _copy(state: State) -> State:

@@ -106,7 +106,7 @@ class Progress:
         lines: what the last round adds to each record file.
         fixed: what was probed at the start and must stay (kernel, workers, threads).
         clip: the clipping norm of the next round, where user-level privacy adapts it.
-        shares: of the classes among all rows, where clients are told (`fedpeft.clients.label_shift`).
+        told: of the sums before round 1 what clients are told, too (`Instruction.told`).
         standing: what the safeguard knows.
         best: the best state so far on the validation rows, where it is kept.
         learned: what a rule that goes by tasks remembers of earlier ones, or a rule of groups of these.
@@ -130,7 +130,7 @@ class Progress:
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     clip: float | None = None
-    shares: State = field(default_factory=dict)
+    told: State = field(default_factory=dict)
     standing: Standing = field(default_factory=Standing)
     best: BestState | None = None
     learned: State = field(default_factory=dict)
@@ -206,7 +206,7 @@ class Progress:
                 ("residual", self.residual.state()),
                 ("drift", flattened(self.drift)),
                 ("versions", self.versions.state()),
-                ("shares", self.shares),
+                ("told", self.told),
                 ("learned", self.learned),
                 ("best", self.best.state() if self.best else {}),
                 *((f"clients/{name}", _arrays(getattr(self, name))) for name in OF_CLIENTS),
@@ -267,14 +267,14 @@ class Progress:
             residual=Residual.of(section(tensors, "residual")),
             drift=unflattened(section(tensors, "drift")),
             versions=Versions.of(section(tensors, "versions")),
-            shares=section(tensors, "shares"),
+            told=section(tensors, "told"),
             learned=section(tensors, "learned"),
             best=BestState.of(section(tensors, "best")),
             **plain,
         )
 
 
-TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "shares", "best", "learned")
+TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "told", "best", "learned")
 """The attributes of a `Progress` that a checkpoint holds as tensors."""
 
 

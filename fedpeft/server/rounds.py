@@ -259,7 +259,7 @@ class Server:
         try:
             total = masked.of([s.instruction for s in sent], "train")
             rate = schedule.at(round) * progress.standing.rate
-            mean = step_of(total, setup, rate, shapes, progress.adapter[names[0]].dtype)
+            mean = step_of(total, setup, rate, shapes, progress.adapter[names[0]].dtype, progress.told)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
             taken.add_mean(update, total.loss, total.rows, masked.arrived)
             outcome = replace(

@@ -188,6 +188,7 @@ class Simulation:
             start=setup.private_start,
             start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
             trained=setup.trained_entries,
+            whitened=setup.whitened_directions if setup.mechanism and setup.mechanism.whitens else 0,
         )
 
     @property

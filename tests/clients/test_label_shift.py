@@ -126,11 +126,11 @@ def test_clients_are_told_the_shares_of_all_rows_and_a_resumed_run_remembers_the
             simulation.close()
         labels = torch.from_numpy(simulation.rows.train.labels)
         expected = torch.bincount(labels, minlength=simulation.setup.facts.classes) / len(labels)
-        assert torch.allclose(progress.shares[SHARES], expected.float(), atol=1e-6)
+        assert torch.allclose(progress.told[SHARES], expected.float(), atol=1e-6)
         states.append(progress)
     assert all(torch.equal(states[0].adapter[n], states[1].adapter[n]) for n in states[0].adapter)
     clients = Records(tmp_path / "whole").read("clients.jsonl")
-    assert all(line["downlink_bytes"] > 4 * states[0].shares[SHARES].numel() for line in clients)
+    assert all(line["downlink_bytes"] > 4 * states[0].told[SHARES].numel() for line in clients)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_clients_refuse_shares_that_a_server_should_not_send(tmp_path, more, err
     simulation = Simulation(RunConfig(**{**TINY, "drift": "", **more}), tmp_path, QUIET)
     codec = parse_codec(simulation.setup.lossless)
     shares = codec.encode({SHARES: torch.ones(max(2, simulation.setup.facts.classes))})
-    asked = Instruction("train", 1, 0, codec.encode(simulation.setup.start), learning_rate=1e-3, shares=shares)
+    asked = Instruction("train", 1, 0, codec.encode(simulation.setup.start), learning_rate=1e-3, told=shares)
     with pytest.raises(error, match=words):
         simulation.workers.pool.submit(Worker.handle, [asked]).result()
 

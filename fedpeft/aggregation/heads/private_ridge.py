@@ -16,17 +16,17 @@ them are better under noise, many without.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, length_sums, typical_length
 from fedpeft.aggregation.head_start import VARIANCE, HeadStart
+from fedpeft.aggregation.whitening import Whitening, projection
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -42,9 +42,13 @@ class PrivateRidge(HeadStart):
 
     bounded: ClassVar[bool] = True
 
+    def whitened_directions(self, width: int) -> int:
+        """Of the projection."""
+        return min(self.dimensions, width)
+
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
         """The moments, the class sums, two numbers on lengths, and the variance of the noise."""
-        m = min(self.dimensions, width)
+        m = self.whitened_directions(width)
         return {"moments": (m * (m + 1) // 2,), "sums": (m, classes), "lengths": (2,), VARIANCE: (1,)}
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
@@ -62,23 +66,50 @@ class PrivateRidge(HeadStart):
 
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head, on the features themselves."""
-        moments, m = as_matrix(total["moments"].double()), total["sums"].shape[0]
-        noise = float(total[VARIANCE]) ** 0.5
-        trace = max(0.0, float(moments.diagonal().sum()))
-        penalty = self.strength * trace / m + self.damping * noise * (2 * m) ** 0.5
+        moments = as_matrix(total["moments"].double())
         values, vectors = torch.linalg.eigh(moments)
-        inverse = vectors @ ((values.clamp(min=0) + max(penalty, 1e-12)).reciprocal()[:, None] * vectors.T)
+        inverse = vectors @ ((values.clamp(min=0) + self._penalty(total, moments)).reciprocal()[:, None] * vectors.T)
         weight = (inverse @ total["sums"].double()).T @ projection(width, self.dimensions)
         weight = self.scale * weight / typical_length(total["lengths"])
         return {"head.weight": weight, "head.bias": torch.zeros(classes, dtype=torch.float64)}
 
+    def whitening(self, total: State, width: int) -> Whitening:
+        """Of moments without the mean, each direction's deviation made longer by the ridge, which noise is in.
 
-@lru_cache(maxsize=4)
-def projection(width: int, dimensions: int) -> Tensor:
-    """The fixed random projection: orthonormal rows (min(dimensions, width), width), fp64, the same everywhere."""
-    drawn = np.random.Generator(np.random.Philox(key=0)).standard_normal((width, min(dimensions, width)))
-    basis, triangle = np.linalg.qr(drawn)
-    return torch.from_numpy((basis * np.sign(np.diag(triangle))).T.copy())
+        Rows of norm 1 have moments whose trace is their number.
+        """
+        moments, m = as_matrix(total["moments"].double()), total["sums"].shape[0]
+        penalty, rows = self._penalty(total, moments), _trace(moments)
+        if not rows:  # noise alone
+            rows, moments = m * penalty, torch.eye(m, dtype=torch.float64) * penalty
+        mean = total["sums"].double().sum(1) / rows
+        values, vectors = torch.linalg.eigh(moments / rows - torch.outer(mean, mean))
+        values = _without_noise(values, _largest_of_noise(total) / rows)
+        scales = (values + penalty / rows) ** -0.5
+        gain = max(1.0, float((values * scales**2).sum()))
+        turn = scales[:, None] * vectors.T / gain**0.5
+        return Whitening(turn / typical_length(total["lengths"]), turn @ mean, gain)
+
+    def _penalty(self, total: State, moments: Tensor) -> float:
+        """What is added to the eigenvalues of A+."""
+        return max(1e-12, self.strength * _trace(moments) / len(moments) + self.damping * _largest_of_noise(total))
+
+
+def _largest_of_noise(total: State) -> float:
+    """About the largest eigenvalue of the moments' noise."""
+    return math.sqrt(2 * total["sums"].shape[0] * float(total[VARIANCE]))
+
+
+def _without_noise(values: Tensor, edge: float) -> Tensor:
+    """Eigenvalues as they were before noise whose own reach from -edge to edge; of those among these nothing is known,
+    and they become 0 (Benaych-Georges and Nadakuditi, arXiv 0910.2120)."""
+    shrunk = (values + (values.square() - edge**2).clamp(min=0).sqrt()) / 2
+    return torch.where(values > edge, shrunk, torch.zeros_like(values))
+
+
+def _trace(moments: Tensor) -> float:
+    """The sum of the diagonal, where noise has not made it negative; else 0."""
+    return max(0.0, float(moments.diagonal().sum()))
 
 
 def as_vector(matrix: Tensor) -> Tensor:

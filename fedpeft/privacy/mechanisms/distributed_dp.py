@@ -53,6 +53,7 @@ from fedpeft.privacy.training_plans import (
     ONE_NOISE_RATE,
     planned_for_clients,
     planned_for_rows,
+    planned_for_whitened,
 )
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
@@ -79,6 +80,7 @@ class DistributedDP(Mechanism):
     dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
     collude: float = setting(0.0, "share of a cohort that may tell the server its noise", low=0, high=0.9)
     bits: int = setting(COARSE, "of the integers that are added up, modulo 2^bits", low=8, high=32)
+    whiten: bool = setting(False, "unit=rows: clip gradients as of a head on features that are whitened by its start")
     mask_neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
         0.67, "share of its neighbours that must stay, or the sum is void; from 2/3 on a lying server learns nothing",
@@ -104,6 +106,21 @@ class DistributedDP(Mechanism):
     def per_example(self) -> bool:  # type: ignore[override]
         """Rows are clipped one by one."""
         return self.unit == "rows"
+
+    @property
+    def whitens(self) -> bool:
+        """As the setting says."""
+        return self.whiten
+
+    @property
+    def plans_whitening(self) -> bool:
+        """Of rows."""
+        return self.unit == "rows"
+
+    @property
+    def suited_head(self) -> str:
+        """Of rows from moments, too: they are worth their share of one noise, and tell how to whiten features."""
+        return "private_ridge(dimensions=512)" if self.unit == "rows" else super().suited_head
 
     @property
     def known(self) -> float:
@@ -189,6 +206,8 @@ class DistributedDP(Mechanism):
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":
             return planned_for_clients(mechanism, federation, pace)
+        if federation.whitened:
+            return planned_for_whitened(replace(mechanism, whiten=True), federation, pace)
         rate = 1.0 if federation.head_alone else ONE_NOISE_RATE
         return planned_for_rows(mechanism, federation, pace, ONE_NOISE, rate=rate)
 

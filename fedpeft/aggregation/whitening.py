@@ -1,0 +1,102 @@
+"""Features that are centred and vary alike in all directions, as far as noisy moments tell (Sun et al., 2307.11106).
+
+    z = T P x - c,   E[z] = 0,   E[z z^T] = I / g in the directions that are told,   P a fixed random projection
+
+What all rows have in common is the longest part of many features, and most of what varies varies in few directions.
+Gradients that are clipped, and have noise added, spend both on these; as gradients of a head on z,
+
+    W = U T P,   b = v - U c,   dU = e z^T,   dv = e   (e: of a row's logits, x its feature)
+
+all directions count alike, and steps along them are Newton's: with T P the square root of the inverse of E[x x^T].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpeft.communication.decoding import decode
+from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import State
+
+WEIGHT, BIAS = "head.weight", "head.bias"
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """How features are turned, and what leads back.
+
+    Attributes:
+        turn: T, (m, m).
+        centre: c, (m,).
+        gain: g, above 0: rows have z of about length 1, in about g directions; of a few times that length where noise
+            hides what some directions hold.
+    """
+
+    turn: Tensor
+    centre: Tensor
+    gain: float
+
+    @classmethod
+    def of(cls, state: State, width: int) -> Whitening:
+        """What is sent as `state`, for features of this width.
+
+        Raises:
+            PayloadError: it turns no such features.
+        """
+        turn, centre, gain = (state.get(name, torch.zeros(0)).double() for name in ("turn", "centre", "gain"))
+        m = len(centre)
+        legal = 0 < m <= width and turn.shape == (m, m) and gain.shape == (1,) and float(gain) > 0
+        if not legal or not all(bool(torch.isfinite(t).all()) for t in (turn, centre, gain)):
+            raise PayloadError(f"the server sends a whitening that turns no features of {width} numbers")
+        return cls(turn, centre, float(gain))
+
+    @classmethod
+    def told(cls, payload: bytes, m: int, width: int) -> Whitening:
+        """What an instruction tells of m directions, for features of this width.
+
+        Raises:
+            PayloadError: it is nothing of the kind.
+        """
+        return cls.of(decode(payload, {"turn": (m, m), "centre": (m,), "gain": (1,)}), width)
+
+    @property
+    def state(self) -> State:
+        """As it is sent, fp32."""
+        return {"turn": self.turn.float(), "centre": self.centre.float(), "gain": torch.tensor([self.gain])}
+
+    def gradients(self, of_rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of rows by U and v, from those by W (B, classes, width) and b (B, classes).
+
+        They keep their shapes: of `width` columns of U the first m count, and the others are 0.
+        """
+        weight, errors = of_rows[WEIGHT], of_rows[BIAS]
+        m, width = len(self.centre), weight.shape[2]
+        # the gradient of a row is e x^T, of rank 1, and tells x
+        x = torch.einsum("bc,bcd->bd", errors, weight) / errors.square().sum(1, keepdim=True).clamp(min=1e-30)
+        z = x @ projection(width, m).T.to(x) @ self.turn.T.to(x) - self.centre.to(x)
+        found = weight.new_zeros(weight.shape)
+        found[:, :, :m] = errors[:, :, None] * z[:, None, :]
+        return {WEIGHT: found, BIAS: errors}
+
+    def step(self, mean: State) -> State:
+        """Steps of W (classes, width) and b (classes,), from a mean gradient that clients have sent of U and v, or any
+        multiple of it: the gradient in U is g times as long as it came, as Newton's step is."""
+        m, width = len(self.centre), mean[WEIGHT].shape[1]
+        along = self.gain * mean[WEIGHT][:, :m].double()
+        weight = along @ self.turn @ projection(width, m)
+        bias = mean[BIAS].double() - along @ self.centre
+        return {WEIGHT: weight.to(mean[WEIGHT].dtype), BIAS: bias.to(mean[BIAS].dtype)}
+
+
+@lru_cache(maxsize=4)
+def projection(width: int, dimensions: int) -> Tensor:
+    """The fixed random projection: orthonormal rows (min(dimensions, width), width), fp64, the same everywhere."""
+    drawn = np.random.Generator(np.random.Philox(key=0)).standard_normal((width, min(dimensions, width)))
+    basis, triangle = np.linalg.qr(drawn)
+    return torch.from_numpy((basis * np.sign(np.diag(triangle))).T.copy())

@@ -1,0 +1,112 @@
+"""A budget alone under one noise: a head starts from noisy moments, which whiten the features it is trained on."""
+
+import pytest
+import torch
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
+from tests.privacy.test_private_plan import QUIET, TINY
+
+ONE_NOISE = "distributed_dp(epsilon=8, start=0.5, mask_neighbours=2, dropouts=0)"
+GIVEN = {**TINY, "privacy": ONE_NOISE}
+del GIVEN["cohort"], GIVEN["peft"]
+
+
+def made(folder, **given):
+    return Simulation(RunConfig(**{**GIVEN, **given}), folder, ConsoleObserver(QUIET))
+
+
+@pytest.mark.parametrize("given", [{}, {"peft": "linear_probe"}, {"peft": "head2toe"}])
+def test_a_head_alone_is_planned_on_whitened_features_and_stays_planned(given, tmp_path):
+    simulation = made(tmp_path / "a", **given)
+    config = simulation.config
+    assert config.peft == given.get("peft", "linear_probe")  # an adapter is not heard
+    assert config.head == "private_ridge(dimensions=512)"
+    assert (config.server_optimizer, config.learning_rate, config.cohort) == ("sgd", 4.0, "all")
+    assert "whiten=True" in config.privacy
+    assert "plan=False" in config.privacy
+    again = Simulation(config, tmp_path / "b", ConsoleObserver(QUIET))
+    assert again.config == config
+    assert again.protection.federation.whitened > 0
+    assert again.protection.mechanism == simulation.protection.mechanism
+
+
+def trained(folder, stop=None, **given):
+    """The progress of a run, and the run."""
+    simulation = made(folder, **given)
+    folder.mkdir(exist_ok=True)
+    stopping = (lambda: False) if stop is None else iter([False] * stop + [True] * 9).__next__
+    progress = simulation.train(simulation.server(Records(folder), stopping))
+    simulation.close()
+    return progress, simulation
+
+
+def test_it_moves_along_whitened_directions_alone_and_ends_within_its_budget(tmp_path):
+    progress, simulation = trained(tmp_path / "run", head="private_ridge(dimensions=16)")
+    assert progress.round == 2
+    assert progress.told["turn"].shape == (16, 16)
+    moved = (progress.adapter["head.weight"] - progress.started["head.weight"]).double()
+    assert torch.linalg.matrix_rank(moved) > 0
+    from fedpeft.aggregation.whitening import projection
+
+    P = projection(moved.shape[1], 16)
+    assert (moved - moved @ P.T @ P).norm() < 1e-5 * moved.norm()  # noise in other directions leads nowhere
+    assert 7.9 < simulation.protection.epsilons()[0] <= 8
+
+
+def test_a_resumed_run_goes_on_with_what_the_start_has_told(tmp_path):
+    whole, _ = trained(tmp_path / "whole")
+    cut, _ = trained(tmp_path / "cut", stop=1)
+    assert cut.round == 1
+    resumed, _ = trained(tmp_path / "cut")
+    assert resumed.round == 2
+    assert {name: t.shape for name, t in resumed.told.items()} == {name: t.shape for name, t in whole.told.items()}
+    assert all(torch.equal(resumed.told[name], cut.told[name]) for name in cut.told)
+
+
+def test_what_is_named_is_kept(tmp_path):
+    config = made(tmp_path / "a", privacy=ONE_NOISE.replace("8,", "8, clip=0.2,")).config
+    assert "clip=0.2" in config.privacy
+    config = made(tmp_path / "b", server_optimizer="momentum(beta=0.5)").config
+    assert (config.server_optimizer, config.learning_rate) == ("momentum(beta=0.5)", 2.0)
+    config = made(tmp_path / "c", head="private_centroids").config
+    assert "whiten" not in config.privacy
+
+
+@pytest.mark.parametrize("said", [
+    {"head": "private_centroids"}, {"peft": "lora(rank=2, layers=1) + head2toe"},
+    {"privacy": ONE_NOISE.replace("8,", "8, unit=clients,")}, {"privacy": "dp_sgd(epsilon=8, start=0.5)"},
+])  # fmt: skip
+def test_without_whitening_nothing_is_planned_for_all_blocks(said, tmp_path):
+    with pytest.raises(
+        ConfigError, match="plans for it need one noise for all and a start that tells how features vary"
+    ):
+        made(tmp_path, **{"peft": "head2toe", **said})
+
+
+@pytest.mark.parametrize("said", [{"head": "private_centroids", "peft": "linear_probe"}, {"peft": "lora"}])
+def test_whitening_is_of_a_head_alone_from_a_start_that_tells_how(said, tmp_path):
+    privacy = ONE_NOISE.replace("8,", "8, whiten=True, plan=False,")
+    with pytest.raises(ConfigError, match="whiten=True is for a head that is trained alone"):
+        made(tmp_path, cohort="all", privacy=privacy, **said)
+
+
+def test_noise_counts_in_whitened_directions_alone(tmp_path):
+    given = {"peft": "head2toe", "head": "private_ridge(dimensions=16)"}
+    whitened = made(tmp_path / "a", **given).protection.federation
+    plain = made(tmp_path / "b", **given, cohort="all", learning_rate=0.1).protection.federation
+    classes, _ = plain.layout.shapes["head.weight"]
+    assert (plain.whitened, plain.heard) == (0, plain.trained[1])
+    assert (whitened.whitened, whitened.heard) == (16, classes * 17)
+    assert whitened.trained == plain.trained
+
+
+def test_a_server_that_sends_no_whitening_is_refused_by_its_clients(tmp_path, monkeypatch):
+    from fedpeft.server import preparation
+
+    monkeypatch.setattr(preparation, "_told", lambda _setup, _total: {})
+    with pytest.raises(PayloadError):
+        trained(tmp_path / "run")
