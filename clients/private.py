@@ -144,10 +144,9 @@ class PrivateExecutor(SequentialExecutor):
                 self._fill(part, chosen)
                 check(chosen, len(part))
                 bounded(chosen)
-                gradients = {name: vars(p)["grad_sample"] for name, p in chosen.items()}
+                gradients = {name: vars(p)["grad_sample"].double() for name, p in chosen.items()}
                 if privacy.whitening is not None:
                     gradients = privacy.whitening.gradients(gradients)
-                gradients = {name: gradient.double() for name, gradient in gradients.items()}
                 factors = clipping_factors(gradients.values(), privacy.clip)
                 for name, gradient in gradients.items():
                     sums[name] += torch.einsum("b,b...->...", factors, gradient)

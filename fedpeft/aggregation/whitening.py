@@ -71,17 +71,18 @@ class Whitening:
         return {"turn": self.turn.float(), "centre": self.centre.float(), "gain": torch.tensor([self.gain])}
 
     def gradients(self, of_rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of rows by U and v, from those by W (B, classes, width) and b (B, classes).
+        """Gradients of rows by U and v, from those by W (B, classes, width) and b (B, classes), fp64.
 
-        They keep their shapes: of `width` columns of U the first m count, and the others are 0.
+        They keep their shapes: of `width` columns of U the first m count, and the others are 0. What a hostile server's
+        whitening makes of a row that is not finite is 0, too: no factor could clip it.
         """
         weight, errors = of_rows[WEIGHT], of_rows[BIAS]
         m, width = len(self.centre), weight.shape[2]
         # the gradient of a row is e x^T, of rank 1, and tells x
         x = torch.einsum("bc,bcd->bd", errors, weight) / errors.square().sum(1, keepdim=True).clamp(min=1e-30)
-        z = x @ projection(width, m).T.to(x) @ self.turn.T.to(x) - self.centre.to(x)
+        z = x @ projection(width, m).T @ self.turn.T - self.centre
         found = weight.new_zeros(weight.shape)
-        found[:, :, :m] = errors[:, :, None] * z[:, None, :]
+        found[:, :, :m] = (errors[:, :, None] * z[:, None, :]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return {WEIGHT: found, BIAS: errors}
 
     def step(self, mean: State) -> State:

@@ -77,7 +77,8 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
 
 def test_a_row_without_an_error_has_no_gradient():
     x, y = rows()
-    found = whitening(x, y).gradients({WEIGHT: torch.zeros(2, CLASSES, WIDTH), BIAS: torch.zeros(2, CLASSES)})
+    nothing = {WEIGHT: torch.zeros(2, CLASSES, WIDTH), BIAS: torch.zeros(2, CLASSES)}
+    found = whitening(x, y).gradients({name: t.double() for name, t in nothing.items()})
     assert not any(t.any() for t in found.values())
 
 
@@ -158,3 +159,17 @@ def test_other_heads_tell_nothing_of_it(name):
     assert head.whitened_directions(WIDTH) == 0
     with pytest.raises(ConfigError, match="does not tell how features vary"):
         head.whitening({}, WIDTH)
+
+
+@pytest.mark.parametrize("huge", [3e38, 1e200, 1e308])
+def test_a_hostile_whitening_leaves_every_row_within_the_clipping_norm(huge):
+    from fedpeft.clients.private import clipping_factors
+
+    x, y = rows()
+    w = Whitening(torch.full((5, 5), huge, dtype=torch.float64), torch.full((5,), -huge, dtype=torch.float64), 1.0)
+    found = w.gradients(gradients(x, y, *zeros()))
+    factors = clipping_factors(found.values(), 1.0)
+    clipped = [factors[:, None] * t.flatten(1) for t in found.values()]
+    norms = torch.cat(clipped, 1).norm(dim=1)
+    assert torch.isfinite(norms).all()
+    assert (norms <= 1 + 1e-9).all()
