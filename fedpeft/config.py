@@ -42,7 +42,7 @@ class RunConfig:
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=4), ia3, full, ...")
     dtype: str = setting("auto", "of the frozen base and activations; auto: bf16, or fp32 without it", choices=DTYPES)
-    head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or private_centroids")
+    head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or a private one")
     strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
     ranks: str = setting(

@@ -63,10 +63,15 @@ def homes(made, names):
     "more",
     [
         {},
-        {"head": "private_centroids", "privacy": "distributed_dp(epsilon=8, rows=900, test_noise=True)"},
+        {"head": "private_centroids", "privacy": "distributed_dp(epsilon=8, rows=900, start=0.5, test_noise=True)"},
         {"privacy": "distributed_dp(noise_multiplier=0.5, unit=clients, test_noise=True)"},
+        {
+            "head": "private_ridge(dimensions=32)",
+            "peft": "linear_probe",
+            "privacy": "distributed_dp(epsilon=8, rows=900, start=0.5, whiten=True, test_noise=True)",
+        },
     ],
-    ids=["rows", "start", "clients"],
+    ids=["rows", "start", "clients", "whitened"],
 )
 def test_real_clients_that_share_noise_end_with_the_adapter_of_the_simulation(fleet, more):
     made = fleet(**SHARED | more)

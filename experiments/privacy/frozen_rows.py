@@ -36,10 +36,10 @@ class FrozenRows:
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> FrozenRows:
-        """Those of a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, split by default."""
-        config = RunConfig(
-            dataset=given.dataset, clients=given.clients, tokens=given.tokens, dtype=given.dtype, head="zero", workers=1
-        )
+        """Those of a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, split by default; of the last block,
+        or as its `--peft` reads them."""
+        named = {name: getattr(given, name) for name in ("dataset", "clients", "tokens", "dtype")}
+        config = RunConfig(**named, peft=getattr(given, "peft", "linear_probe"), head="zero", workers=1)
         with TemporaryDirectory() as folder:
             simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
             setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
