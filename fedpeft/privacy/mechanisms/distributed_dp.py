@@ -8,9 +8,10 @@
 The sum is `secure_sum`'s, its noise Skellam's (Agarwal, Kairouz, Liu, arXiv 2110.04995; `fedpeft.privacy.skellam` has
 the bounds, with rounding and wrap). For rows the server divides it by the expected rows, and steps along minus that
 times the learning rate, which `--optimizer` gives for head and adapter and `--server-optimizer` makes momentum or Adam
-of. There are no local steps. A private start of the head is such a sum, too, of all clients. Where it tells how features
-vary, whiten=True makes grad_i that of a head on whitened features (`fedpeft.aggregation.whitening`): what is clipped,
-and hidden by noise, is then spent on no direction more than on another. A budget alone plans it for a head alone.
+of. There are no local steps. A private start of the head is such a sum, too, of all clients. Where it tells how
+features vary, whiten=True makes grad_i that of a head on whitened features (`fedpeft.aggregation.whitening`): what is
+clipped, and hidden by noise, is then spent on no direction more than on another. A budget alone plans it for a head
+that is trained alone.
 
 Two epsilons are told. One is against the server, who knows which clients were asked, and the noise of those who
 collude with it: each sum that a client is in counts; coins of rows amplify, since only the client sees them. The budget
