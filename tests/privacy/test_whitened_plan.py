@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from fedpeft.aggregation.whitening import projection
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.errors import ConfigError, PayloadError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
+from fedpeft.server import preparation
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.test_private_plan import QUIET, TINY
 
@@ -50,8 +52,6 @@ def test_it_moves_along_whitened_directions_alone_and_ends_within_its_budget(tmp
     assert progress.told["turn"].shape == (16, 16)
     moved = (progress.adapter["head.weight"] - progress.started["head.weight"]).double()
     assert torch.linalg.matrix_rank(moved) > 0
-    from fedpeft.aggregation.whitening import projection
-
     P = projection(moved.shape[1], 16)
     assert (moved - moved @ P.T @ P).norm() < 1e-5 * moved.norm()  # noise in other directions leads nowhere
     assert 7.9 < simulation.protection.epsilons()[0] <= 8
@@ -94,6 +94,11 @@ def test_whitening_is_of_a_head_alone_from_a_start_that_tells_how(said, tmp_path
         made(tmp_path, cohort="all", privacy=privacy, **said)
 
 
+def test_clients_that_are_clipped_whole_have_no_gradients_to_whiten(tmp_path):
+    with pytest.raises(PrivacyError, match="whiten is of gradients of rows"):
+        made(tmp_path, privacy=ONE_NOISE.replace("8,", "8, unit=clients, whiten=True, plan=False,"), cohort="all")
+
+
 def test_noise_counts_in_whitened_directions_alone(tmp_path):
     given = {"peft": "head2toe", "head": "private_ridge(dimensions=16)"}
     whitened = made(tmp_path / "a", **given).protection.federation
@@ -105,8 +110,6 @@ def test_noise_counts_in_whitened_directions_alone(tmp_path):
 
 
 def test_a_server_that_sends_no_whitening_is_refused_by_its_clients(tmp_path, monkeypatch):
-    from fedpeft.server import preparation
-
     monkeypatch.setattr(preparation, "_told", lambda _setup, _total: {})
     with pytest.raises(PayloadError):
         trained(tmp_path / "run")

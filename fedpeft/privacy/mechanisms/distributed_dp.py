@@ -160,6 +160,8 @@ class DistributedDP(Mechanism):
         if self.audit or self.raw_metrics:
             what = "audit" if self.audit else "raw_metrics"
             raise PrivacyError(f"{self.name} shows nothing but a noisy sum, so there is no {what}; leave it out")
+        if self.whiten and self.unit != "rows":
+            raise PrivacyError(f"whiten is of gradients of rows; leave it out of {self.name}, or give it unit=rows")
         if self.known >= 1:
             raise PrivacyError(
                 f"collude={self.collude:g} and dropouts={self.dropouts:g} leave no noise that the server does not "
