@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedpeft.communication.decoding import decode
@@ -34,6 +35,7 @@ class Whitening:
     Attributes:
         turn: T, (m, m).
         centre: c, (m,).
+        width: of the features.
         gain: g, above 0: rows have z of about length 1, in about g directions; of a few times that length where noise
             hides what some directions hold.
     """
@@ -41,6 +43,7 @@ class Whitening:
     turn: Tensor
     centre: Tensor
     gain: float
+    width: int
 
     @classmethod
     def of(cls, state: State, width: int) -> Whitening:
@@ -54,7 +57,7 @@ class Whitening:
         legal = 0 < m <= width and turn.shape == (m, m) and gain.shape == (1,) and float(gain) > 0
         if not legal or not all(bool(torch.isfinite(t).all()) for t in (turn, centre, gain)):
             raise PayloadError(f"the server sends a whitening that turns no features of {width} numbers")
-        return cls(turn, centre, float(gain))
+        return cls(turn, centre, float(gain), width)
 
     @classmethod
     def told(cls, payload: bytes, m: int, width: int) -> Whitening:
@@ -70,27 +73,29 @@ class Whitening:
         """As it is sent, fp32."""
         return {"turn": self.turn.float(), "centre": self.centre.float(), "gain": torch.tensor([self.gain])}
 
+    @cached_property
+    def basis(self) -> Tensor:
+        """T P, (m, width)."""
+        return self.turn @ projection(self.width, len(self.centre))
+
     def gradients(self, of_rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of rows by U and v, from those by W (B, classes, width) and b (B, classes), fp64.
 
         They keep their shapes: of `width` columns of U the first m count, and the others are 0. What a hostile server's
         whitening makes of a row that is not finite is 0, too: no factor could clip it.
         """
-        weight, errors = of_rows[WEIGHT], of_rows[BIAS]
-        m, width = len(self.centre), weight.shape[2]
+        by_weight, errors = of_rows[WEIGHT], of_rows[BIAS]
         # the gradient of a row is e x^T, of rank 1, and tells x
-        x = torch.einsum("bc,bcd->bd", errors, weight) / errors.square().sum(1, keepdim=True).clamp(min=1e-30)
-        z = x @ projection(width, m).T @ self.turn.T - self.centre
-        found = weight.new_zeros(weight.shape)
-        found[:, :, :m] = (errors[:, :, None] * z[:, None, :]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return {WEIGHT: found, BIAS: errors}
+        x = torch.einsum("bc,bcd->bd", errors, by_weight) / errors.square().sum(1, keepdim=True).clamp(min=1e-30)
+        z = x @ self.basis.T.to(x) - self.centre.to(x)
+        found = (errors[:, :, None] * z[:, None, :]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return {WEIGHT: F.pad(found, (0, self.width - len(self.centre))), BIAS: errors}
 
     def step(self, mean: State) -> State:
         """Steps of W (classes, width) and b (classes,), from a mean gradient that clients have sent of U and v, or any
         multiple of it: the gradient in U is g times as long as it came, as Newton's step is."""
-        m, width = len(self.centre), mean[WEIGHT].shape[1]
-        along = self.gain * mean[WEIGHT][:, :m].double()
-        weight = along @ self.turn @ projection(width, m)
+        along = self.gain * mean[WEIGHT][:, : len(self.centre)].double()
+        weight = along @ self.basis
         bias = mean[BIAS].double() - along @ self.centre
         return {WEIGHT: weight.to(mean[WEIGHT].dtype), BIAS: bias.to(mean[BIAS].dtype)}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.whitening import BIAS, WEIGHT
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.method import PeftMethod
 
@@ -58,7 +59,7 @@ class Exposure:
     @property
     def heard(self) -> int:
         """Entries that the noise of a round counts in at most; that in others of a whitened head is left out."""
-        if self.whitened and self.head_alone:
+        if self.whitened:
             return self.layout.shapes["head.weight"][0] * (self.whitened + 1)
         return self.trained[1]
 
@@ -66,3 +67,8 @@ class Exposure:
         """The same with all clients in each round."""
         everyone = np.full(self.clients, self.rounds)
         return replace(self, cohort=self.clients, participations=everyone)
+
+
+def trains_head_alone(strategy: Strategy, layout: Layout) -> bool:
+    """Whether each round trains a head, all of it, and nothing else."""
+    return all(strategy.trained(layout, round) == {WEIGHT, BIAS} for round in range(1, 5))

@@ -207,10 +207,11 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
             f"{mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave --local-work out, "
             "and give more --rounds or a larger --batch-size"
         )
-    if mechanism.whitens and not (setup.whitened_directions and setup.method.tensors == ("head.weight", "head.bias")):
+    if mechanism.whitens and not setup.whitened_directions:
         raise ConfigError(
             f"whiten=True is for a head that is trained alone, from a start that tells how features vary, and this is "
-            f"--peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge"
+            f"--peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge, where "
+            "rows have one class each"
         )
     if setup.method.regularised:
         raise ConfigError(

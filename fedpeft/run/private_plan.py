@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
-from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.exposure import Exposure, trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import ProfileTable
@@ -70,7 +70,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     training = mechanism.planned_training(federation, pace)
     if training is None:
         return setup
-    _check_planned(trained, plain=named is None or pace is not None, whitened=federation.whitened > 0)
+    not_whitened = "" if federation.whitened else _not_whitened(trained, mechanism)
+    _check_planned(trained, named is None or pace is not None, not_whitened)
     config = dataclasses.replace(
         config,
         batch_size=training.batch_size,
@@ -86,13 +87,13 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     return made
 
 
-def _check_planned(setup: Setup, plain: bool, whitened: bool) -> None:
+def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
     """Refuse what no plan is made for.
 
     Args:
         setup: what is trained.
         plain: whether the server's steps are as long as the mean update is.
-        whitened: whether features are.
+        not_whitened: why features are not, where they are not.
 
     Raises:
         ConfigError: says what, and what to do.
@@ -104,18 +105,28 @@ def _check_planned(setup: Setup, plain: bool, whitened: bool) -> None:
             f"train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, --local-work "
             "and --batch-size yourself, or take momentum or leave it out"
         )
-    if setup.method.reads_all_blocks and not whitened:  # plain steps swing across what all rows have in common
+    if setup.method.reads_all_blocks and not_whitened:  # plain steps swing across what all rows have in common
         raise ConfigError(
-            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: plans for it need one "
-            "noise for all and a start that tells how features vary; take --privacy distributed_dp, leave --head out, "
-            "or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and --batch-size yourself"
+            f"how {setup.method.name} trains can't be planned from --privacy {config.privacy}: {not_whitened}, or take "
+            "--peft linear_probe, or name --learning-rate, --optimizer, --local-work and --batch-size yourself"
         )
 
 
 def _whitened(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
     """With features whitened, where that is planned: of a head alone, from a start that tells how they vary."""
-    planned = federation.head_alone and mechanism.plans_whitening
-    return dataclasses.replace(federation, whitened=setup.whitened_directions if planned else 0)
+    return dataclasses.replace(federation, whitened=setup.whitened_directions if mechanism.plans_whitening else 0)
+
+
+def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:
+    """Why not, and what to do."""
+    if not mechanism.plans_whitening:
+        return "its features would have to be whitened; take --privacy distributed_dp(unit=rows)"
+    if not trains_head_alone(setup.strategy, setup.layout):
+        return "plans are for a head that is trained alone; take --peft head2toe without an adapter"
+    return (
+        f"its features would have to be whitened, and --head {setup.config.head} does not tell how; take --head "
+        "private_ridge where rows have one class each"
+    )
 
 
 def _left(config: RunConfig, name: str) -> bool:

@@ -37,6 +37,7 @@ from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
 from fedpeft.peft.method import PeftMethod, WeightChanges
+from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
@@ -215,8 +216,9 @@ class Setup(ChosenParts):
 
     @property
     def whitened_directions(self) -> int:
-        """In how many directions the head's start tells how features vary."""
-        return self.head.whitened_directions(self.layout.shapes["head.weight"][1]) if self.private_start else 0
+        """In how many directions the start of a head that is trained alone, and whole, tells how features vary."""
+        alone = self.private_start and trains_head_alone(self.strategy, self.layout)
+        return self.head.whitened_directions(self.layout.shapes["head.weight"][1]) if alone else 0
 
     @property
     def by_rows(self) -> bool:

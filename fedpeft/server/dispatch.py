@@ -88,10 +88,10 @@ class Dispatch:
             bits=bits,
             residual=down.base(last) if self.remote else b"",
             attempt=attempt,
-            **self._alike(round),
+            **self._alike(kind, round),
         )
 
-    def _alike(self, round: int) -> dict[str, Any]:
+    def _alike(self, kind: Kind, round: int) -> dict[str, Any]:
         """The fields that all clients of a round are sent alike."""
         down = self.downlink
         return {
@@ -100,7 +100,7 @@ class Dispatch:
             "private": self._positions(down.private),
             "base": self.progress.residual.version,
             "correction": self.correction,
-            "told": self.told,
+            "told": self.told if kind == "train" else b"",
         }
 
     def release(self, kind: Kind, round: int) -> Release:
@@ -114,7 +114,7 @@ class Dispatch:
             kind=kind,
             round=round,
             states={form_name(form): "" if groups else self.downlink.released(form) for form in forms},
-            common=common_digest(Instruction(kind, round, 0, b"", **self._alike(round))),
+            common=common_digest(Instruction(kind, round, 0, b"", **self._alike(kind, round))),
             base=digest_of(base) if base else "",
         )
 

@@ -267,7 +267,7 @@ class Progress:
             residual=Residual.of(section(tensors, "residual")),
             drift=unflattened(section(tensors, "drift")),
             versions=Versions.of(section(tensors, "versions")),
-            told=section(tensors, "told"),
+            told=section(tensors, "told") or section(tensors, "shares"),  # as they were called
             learned=section(tensors, "learned"),
             best=BestState.of(section(tensors, "best")),
             **plain,

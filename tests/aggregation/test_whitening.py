@@ -166,10 +166,20 @@ def test_a_hostile_whitening_leaves_every_row_within_the_clipping_norm(huge):
     from fedpeft.clients.private import clipping_factors
 
     x, y = rows()
-    w = Whitening(torch.full((5, 5), huge, dtype=torch.float64), torch.full((5,), -huge, dtype=torch.float64), 1.0)
+    w = Whitening(
+        torch.full((5, 5), huge, dtype=torch.float64), torch.full((5,), -huge, dtype=torch.float64), 1.0, WIDTH
+    )
     found = w.gradients(gradients(x, y, *zeros()))
     factors = clipping_factors(found.values(), 1.0)
     clipped = [factors[:, None] * t.flatten(1) for t in found.values()]
     norms = torch.cat(clipped, 1).norm(dim=1)
     assert torch.isfinite(norms).all()
     assert (norms <= 1 + 1e-9).all()
+
+
+def test_gradients_stay_on_the_device_that_they_are_on():
+    x, y = rows()
+    of_rows = {name: t.to("meta") for name, t in gradients(x, y, *zeros()).items()}
+    found = whitening(x, y, dimensions=5).gradients(of_rows)
+    assert {t.device.type for t in found.values()} == {"meta"}
+    assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)

@@ -74,16 +74,24 @@ def test_what_is_named_is_kept(tmp_path):
     assert (config.server_optimizer, config.learning_rate) == ("momentum(beta=0.5)", 2.0)
     config = made(tmp_path / "c", head="private_centroids").config
     assert "whiten" not in config.privacy
+    config = made(tmp_path / "d", privacy=ONE_NOISE.replace("8,", "8, whiten=False,")).config
+    assert "whiten=False" in config.privacy
+    assert config.head == "private_centroids"
 
 
-@pytest.mark.parametrize("said", [
-    {"head": "private_centroids"}, {"peft": "lora(rank=2, layers=1) + head2toe"},
-    {"privacy": ONE_NOISE.replace("8,", "8, unit=clients,")}, {"privacy": "dp_sgd(epsilon=8, start=0.5)"},
+def test_more_rounds_lead_no_farther(tmp_path):
+    rates = [made(tmp_path / str(n), rounds=n).config.learning_rate for n in (1, 20, 100)]
+    assert rates == [4.0, 4.0, 0.8]
+
+
+@pytest.mark.parametrize(("said", "words"), [
+    ({"head": "private_centroids"}, "--head private_centroids does not tell how; take --head private_ridge"),
+    ({"peft": "lora(rank=2, layers=1) + head2toe"}, "take --peft head2toe without an adapter"),
+    ({"privacy": ONE_NOISE.replace("8,", "8, unit=clients,")}, r"take --privacy distributed_dp\(unit=rows\)"),
+    ({"privacy": "dp_sgd(epsilon=8, start=0.5)"}, r"take --privacy distributed_dp\(unit=rows\)"),
 ])  # fmt: skip
-def test_without_whitening_nothing_is_planned_for_all_blocks(said, tmp_path):
-    with pytest.raises(
-        ConfigError, match="plans for it need one noise for all and a start that tells how features vary"
-    ):
+def test_without_whitening_nothing_is_planned_for_all_blocks(said, words, tmp_path):
+    with pytest.raises(ConfigError, match=f"can't be planned from --privacy .*{words}.*, or take --peft linear_probe"):
         made(tmp_path, **{"peft": "head2toe", **said})
 
 

@@ -148,3 +148,15 @@ def test_what_is_said_of_clients_comes_back_in_order_and_from_checkpoints_of_bef
     for progress in found:
         assert {name: getattr(progress, name) for name in of_clients} == of_clients
         assert list(progress.rows) == [3, 1]
+
+
+def test_class_shares_of_a_checkpoint_that_called_them_so_are_told_on(tmp_path):
+    file = tmp_path / "000003.safetensors"
+    told = {"shares": torch.tensor([0.3, 0.7])}
+    file.write_bytes(replace(example(2), told=told).to_bytes())
+    with safe_open(file, framework="pt") as saved:
+        header = saved.metadata()["progress"]
+        tensors = {name.replace("told/", "shares/"): saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+    assert "shares/shares" in tensors
+    file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
+    assert torch.equal(Progress.read(file).told["shares"], told["shares"])

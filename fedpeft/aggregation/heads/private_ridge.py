@@ -33,7 +33,8 @@ from fedpeft.peft.adapter import State
 
 @dataclass(frozen=True)
 class PrivateRidge(HeadStart):
-    """The regression head of few random directions of the features, from bounded rows."""
+    """The regression head of few random directions of the features, from bounded rows. Its moments tell how to whiten
+    features, which `distributed_dp(whiten=True)` trains the head on."""
 
     dimensions: int = setting(128, "of the random projection, at most the features' own", low=1)
     strength: float = setting(0.01, "regularisation, in units of the mean squared feature", above=0)
@@ -88,7 +89,7 @@ class PrivateRidge(HeadStart):
         scales = (values + penalty / rows) ** -0.5
         gain = max(1.0, float((values * scales**2).sum()))
         turn = scales[:, None] * vectors.T / gain**0.5
-        return Whitening(turn / typical_length(total["lengths"]), turn @ mean, gain)
+        return Whitening(turn / typical_length(total["lengths"]), turn @ mean, gain, width)
 
     def _penalty(self, total: State, moments: Tensor) -> float:
         """What is added to the eigenvalues of A+."""

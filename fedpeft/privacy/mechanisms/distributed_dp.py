@@ -83,7 +83,9 @@ class DistributedDP(Mechanism):
     dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
     collude: float = setting(0.0, "share of a cohort that may tell the server its noise", low=0, high=0.9)
     bits: int = setting(COARSE, "of the integers that are added up, modulo 2^bits", low=8, high=32)
-    whiten: bool = setting(False, "unit=rows: clip gradients as of a head on features that are whitened by its start")
+    whiten: bool | None = setting(
+        None, "unit=rows: clip gradients as of a head on features that its start has whitened; none: as planned"
+    )
     mask_neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
         0.67, "share of its neighbours that must stay, or the sum is void; from 2/3 on a lying server learns nothing",
@@ -113,17 +115,17 @@ class DistributedDP(Mechanism):
     @property
     def whitens(self) -> bool:
         """As the setting says."""
-        return self.whiten
+        return bool(self.whiten)
 
     @property
     def plans_whitening(self) -> bool:
-        """Of rows."""
-        return self.unit == "rows"
+        """Of rows, where the user does not say otherwise."""
+        return self.unit == "rows" and self.whiten is not False
 
     @property
     def suited_head(self) -> str:
         """Of rows from moments, too: they are worth their share of one noise, and tell how to whiten features."""
-        return "private_ridge(dimensions=512)" if self.unit == "rows" else super().suited_head
+        return "private_ridge(dimensions=512)" if self.plans_whitening else super().suited_head
 
     @property
     def known(self) -> float:
