@@ -313,7 +313,8 @@ class ClientSide:
         expected, whitening = mechanism.divisor(job.training.batch_size, len(job.rows)), None
         if mechanism.whitens and instruction.kind == "train":
             width = self.bench.plan.layout.shapes["head.weight"][1]
-            whitening = Whitening.told(instruction.told, self.head.whitened_directions(width), width)
+            shapes = Whitening.shapes(self.head.whitened_directions(width))
+            whitening = Whitening.of(decode(instruction.told, shapes), width)
         return replace(job, privacy=RowPrivacy(*how, expected, whitening))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:

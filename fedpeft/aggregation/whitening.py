@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpeft.communication.decoding import decode
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
 
@@ -59,14 +58,10 @@ class Whitening:
             raise PayloadError(f"the server sends a whitening that turns no features of {width} numbers")
         return cls(turn, centre, float(gain), width)
 
-    @classmethod
-    def told(cls, payload: bytes, m: int, width: int) -> Whitening:
-        """What an instruction tells of m directions, for features of this width.
-
-        Raises:
-            PayloadError: it is nothing of the kind.
-        """
-        return cls.of(decode(payload, {"turn": (m, m), "centre": (m,), "gain": (1,)}), width)
+    @staticmethod
+    def shapes(m: int) -> dict[str, tuple[int, ...]]:
+        """Of what is sent of m directions."""
+        return {"turn": (m, m), "centre": (m,), "gain": (1,)}
 
     @property
     def state(self) -> State:
