@@ -7,7 +7,7 @@ Gradients that are clipped, and have noise added, spend both on these; as gradie
 
     W = U T P,   b = v - U c,   dU = e z^T,   dv = e   (e: of a row's logits, x its feature)
 
-all directions count alike, and steps along them are Newton's: with T P the square root of the inverse of E[x x^T].
+all directions count alike, and steps g dU along them are Newton's: g (T P)^T T P is the inverse of the covariance of x.
 """
 
 from __future__ import annotations
