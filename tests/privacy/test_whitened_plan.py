@@ -6,6 +6,7 @@ import torch
 from fedpeft.aggregation.whitening import projection
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
+from fedpeft.privacy.mechanisms import distributed_dp
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server import preparation
@@ -34,6 +35,20 @@ def test_a_head_alone_is_planned_on_whitened_features_and_stays_planned(given, t
     assert again.config == config
     assert again.protection.federation.whitened > 0
     assert again.protection.mechanism == simulation.protection.mechanism
+
+
+@pytest.mark.parametrize(("head", "rounds"), [(None, True), ("private_centroids", False)])
+def test_on_whitened_features_less_signal_is_enough_for_rounds(head, rounds, tmp_path, monkeypatch):
+    given = {} if head is None else {"head": head}
+    privacy = ONE_NOISE.replace("start=0.5, ", "")
+    signal = made(tmp_path / "a", **given).protection.mechanism.training_signal(
+        made(tmp_path / "b", **given).protection.federation
+    )
+    monkeypatch.setattr(distributed_dp, "AUDIBLE_WHITENED", 0.9 * signal)
+    monkeypatch.setattr(distributed_dp, "AUDIBLE_HEAD", 1.1 * signal)
+    run = made(tmp_path / "run", privacy=privacy, **given)
+    assert run.protection.trains == rounds
+    assert ("where " + f"{0.9 * signal:g}" in run.protection.plan()) == rounds
 
 
 def trained(folder, stop=None, **given):

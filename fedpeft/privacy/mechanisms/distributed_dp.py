@@ -52,6 +52,7 @@ from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
 from fedpeft.privacy.training_plans import (
     AUDIBLE_HEAD,
+    AUDIBLE_WHITENED,
     ONE_NOISE,
     ONE_NOISE_RATE,
     planned_for_clients,
@@ -205,7 +206,9 @@ class DistributedDP(Mechanism):
         return known * super().training_signal(federation)
 
     def audible(self, federation: Exposure) -> float:
-        """Less where the head alone is trained."""
+        """Less where the head alone is trained, and least on whitened features."""
+        if federation.whitened:
+            return AUDIBLE_WHITENED
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
