@@ -93,6 +93,7 @@ def test_a_run_ends_as_one_that_keeps_nothing(tmp_path, monkeypatch, capsys):
         "--dataset", "tiny_lm(owners=4, rows=8)", "--partition", "natural", "--clients", "0", "--cohort", "2",
         "--rounds", "4", "--peft", SPEC, "--dtype", "fp64", "--workers", "1",
     ]  # fmt: skip
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))  # where nothing is kept already
     assert main([*words, "--output", str(tmp_path / "kept")]) == 0
     assert "frozen layers" in capsys.readouterr().out
     monkeypatch.setattr(reuse, "LARGEST", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -79,7 +80,9 @@ def test_what_the_description_says(name: str) -> None:
             assert set(np.unique(rows.labels)) <= set(range(classes))
         else:
             assert rows.labels is None or rows.texts is not None  # captions
-    if classes:
+    if task == "token_labels":
+        assert {tag for text in data.train.inputs for tag in json.loads(text)["tags"]} == set(range(classes))
+    elif classes:
         assert len(np.unique(data.train.labels)) == classes  # type: ignore[arg-type]
     again = load_dataset(name)
     assert np.all(again.train.inputs == data.train.inputs)
