@@ -18,7 +18,7 @@ from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.examples import AnsweredRows
 from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
-from fedpeft.data.partition import PARTITIONS, USUAL, Shards
+from fedpeft.data.partition import PARTITIONS, USUAL, Shards, split
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
@@ -86,7 +86,7 @@ def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
         own = suited_partition(text_of(command.data))
         text = usual if own in (None, "iid") else own  # iid: since there are no classes to go by, and owners are better
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
-    return text, PARTITIONS.build(text).split(rows, clients, command.seed)
+    return text, split(PARTITIONS.build(text), rows, clients, command.seed)
 
 
 def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:

@@ -15,7 +15,7 @@ from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
 from fedpeft.machine import spooled
-from fedpeft.parts import Family
+from fedpeft.parts import Family, name_of
 from fedpeft.seeds import generator
 
 
@@ -185,6 +185,24 @@ USUAL = "dirichlet(alpha=0.5)"
 """How rows of data sets that don't say otherwise are split, as papers do."""
 
 PARTITIONS: Family[Partitioner] = Family("fedpeft.data.partitions", "partition", kind=Partitioner)
+
+
+def split(partitioner: Partitioner, rows: Rows, clients: int, seed: int) -> Shards:
+    """What a partition part makes of `rows`, which may be anybody's part: checked.
+
+    Raises:
+        DataError: it can't split them so; or has given something else than was asked for, rows that there are not, one
+            row to two clients, or none to one.
+    """
+    shards, name = partitioner.split(rows, clients, seed), name_of(type(partitioner))
+    if not isinstance(shards, Shards):
+        raise DataError(
+            f"the partition {name} returns a {type(shards).__name__} where it has to return Shards, such as "
+            "Partition.from_shards makes of an array of row numbers for each client"
+        )
+    if clients and len(shards) != clients:
+        raise DataError(f"the partition {name} makes {len(shards)} clients where {clients} were asked for")
+    return shards.check(len(rows), covering=False) if isinstance(shards, Partition) else shards
 
 
 def require_rows(rows: Rows, clients: int) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedpeft import seeds
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS, Partition, Partitioner, PartitionStatistics, Shards
+from fedpeft.data.partition import PARTITIONS, Partition, Partitioner, PartitionStatistics, Shards, split
 from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
@@ -46,7 +46,7 @@ class SimulatedRows:
         if dataset.tasks is not None:
             partition = split_by_task(partitioner, train, dataset.tasks, clients, config.seed)
             return cls(dataset, train, held, partition)
-        return cls(dataset, train, held, partitioner.split(train, clients, config.seed))
+        return cls(dataset, train, held, split(partitioner, train, clients, config.seed))
 
     @property
     def facts(self) -> DataFacts:
@@ -80,7 +80,7 @@ def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, cl
     for task, name in enumerate(tasks.names):
         own = np.flatnonzero(train.tasks == task)
         try:
-            part = partitioner.split(train.take(own), clients, seeds.integer(seed, "partition", task))
+            part = split(partitioner, train.take(own), clients, seeds.integer(seed, "partition", task))
         except DataError as error:
             raise DataError(f"task {task + 1}, {name}: {error}") from None
         if part.resampled or (shards and len(part) != len(shards)):

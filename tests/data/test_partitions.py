@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS, Partition, without_empty_clients
+from fedpeft.data.partition import PARTITIONS, Partition, Shards, split, without_empty_clients
 from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.run.setup import settled
@@ -212,6 +212,35 @@ def test_wrong_specs_are_one_sentence(text: str, words: str) -> None:
 def test_check_finds_illegal_partitions(indices: list[int], offsets: list[int], words: str) -> None:
     with pytest.raises(DataError, match=words):
         Partition(np.array(indices), np.array(offsets)).check(3)
+
+
+class Own:
+    """A partition of somebody's own."""
+
+    def __init__(self, made: object) -> None:
+        self.made = made
+
+    def split(self, rows: Rows, clients: int, seed: int) -> Shards:
+        return self.made  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ([[0, 1], [2]], "returns a list where it has to return Shards"),
+        (Partition.from_shards([np.arange(3)]), "makes 1 clients where 2 were asked for"),
+        (Partition.from_shards([np.arange(2), np.arange(1, 3)]), "gives row 1 to two clients"),
+        (Partition.from_shards([np.arange(2), np.arange(2, 4)]), "rows outside of 0 to 2"),
+        (Partition.from_shards([np.arange(3), np.arange(0)]), "leaves 1 clients without rows, e.g. client 1"),
+    ],
+)
+def test_what_another_part_makes_is_checked(made: object, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        split(Own(made), rows_of(3), 2, 0)
+
+
+def test_another_part_may_leave_rows_out() -> None:
+    assert len(split(Own(Partition.from_shards([np.arange(1), np.arange(2, 3)])), rows_of(3), 2, 0)) == 2
 
 
 def test_statistics_of_a_partition_worked_by_hand() -> None:
