@@ -11,8 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.aggregation.update import Fold
+from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Versions
 from fedpeft.communication.messages import Instruction, Report
@@ -152,19 +155,23 @@ def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...
     return {name: tensor.double() for name, tensor in answer.items()}
 
 
-def of_kept(progress: Progress) -> Progress:
-    """The run as if the state that it keeps were its last one, sent to clients whole.
+def of_kept(progress: Progress, bases: ResidualFiles) -> Progress:
+    """The run as if the state that it keeps were its last one, sent to clients whole, and its base among `bases`.
 
-    What is in the base then has the number of the next round, under which nothing else is.
+    What is in the base then has the number of the next round, under which nothing else is; where rounds that are not
+    kept have put something in, clients that hold it are told that it is nothing.
     """
-    state, residual = progress.result
+    state, kept = progress.result
     if progress.kept_round == progress.round and AVERAGE not in progress.memory:
         return progress
-    version = progress.round + 1 if residual else 0
+    total = {module: kept.get(module, torch.zeros_like(last)) for module, last in progress.residual.total.items()}
+    version = progress.round + 1 if total else 0
+    bases.put(version, total)
     return replace(
         progress,
         adapter=state,
-        residual=replace(progress.residual, version=version, total=residual),
+        residual=Residual(version, total, since=dict.fromkeys(total, version)),
+        memory={label: memory for label, memory in progress.memory.items() if label != AVERAGE},
         versions=Versions(),
         held={},
     )

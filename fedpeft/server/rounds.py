@@ -317,13 +317,12 @@ class Server:
         return True
 
     def own_rows(self, progress: Progress) -> OwnRows:
-        """Each client's model on its own held-out rows."""
-        return self.evaluation.own_rows(progress)
+        """Each client's model on its own held-out rows: what the run keeps, and what the client has of its own."""
+        return self.evaluation.own_rows(of_kept(progress, self.store.bases))
 
     def questions(self, progress: Progress) -> Questions:
         """To clients, about the state that the run keeps, on their own held-out rows."""
-        kept = of_kept(progress)
-        self.store.bases.put(kept.residual.version, kept.residual.total)
+        kept = of_kept(progress, self.store.bases)
         return Questions(self.setup, self.clients, kept, self.most_rows(), self.observer.say)
 
     def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:

@@ -152,7 +152,7 @@ def test_what_is_asked_of_an_averaged_run_is_asked_of_the_average(tmp_path, monk
     own = simulation.client_state(0)
     shared = [n for n in own if n not in simulation.setup.strategy.private(simulation.setup.layout)]
     assert all(torch.equal(own[n], progress.reached[n]) for n in shared)
-    assert of_kept(progress).adapter is progress.reached
+    assert of_kept(progress, server.store.bases).adapter is progress.reached
     saved = []
     monkeypatch.setattr(final_score, "save", lambda _setup, state, *_: saved.append(state))
     scorer = SimpleNamespace(score=lambda *_: None)
