@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from fedpeft.aggregation.grouped_rules import GroupedStrategy, heard_in
 from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
-from fedpeft.aggregation.update import Fold, Update
+from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.machine.files import writing
 from fedpeft.peft.adapter import Layout, State, difference
 from fedpeft.peft.factor_view import Factoring
@@ -61,11 +61,17 @@ class LinearAggregator:
     ) -> None:
         self.strategy, self.optimizer = strategy, optimizer
         self.layout, self.state, self.round = layout, state, round
+        self.trained = strategy.trained(layout, round) - strategy.private(layout)
         self.total = Fold()
 
     def add(self, update: Update) -> None:
-        """Fold one update in."""
+        """Fold one update in.
+
+        Raises:
+            ConfigError: what the strategy makes of it does not fit the state.
+        """
         self.strategy.fold(self.total, update, self.state, self.layout)
+        check_made(self.strategy, self.total.sums, self.state, self.trained)
 
     def finish(self, memory: Memory) -> Outcome:
         """A step of the server optimizer along the mean."""
@@ -95,8 +101,13 @@ class RoundAggregator:
         self.shelf.put(update)
 
     def finish(self, memory: Memory) -> Outcome:
-        """The strategy's own result, and what it keeps of it."""
+        """The strategy's own result, and what it keeps of it.
+
+        Raises:
+            ConfigError: it is not the whole state.
+        """
         outcome = self._grouped(memory) if isinstance(self.strategy, GroupedStrategy) else self._made(memory)
+        check_made(self.strategy, outcome.state, self.state, self.state)
         self.shelf.clear()
         return outcome
 

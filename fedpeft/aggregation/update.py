@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.errors import ConfigError
+from fedpeft.parts import name_of
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.low_rank import LowRank as LowRank
 
@@ -60,8 +61,18 @@ class Fold:
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     def add(self, state: State, weight: float) -> None:
-        """Add `weight * state`; every call must carry the same names and shapes."""
+        """Add `weight * state`; every call must carry the same names and shapes.
+
+        Raises:
+            ConfigError: it carries others.
+        """
+        if self.sums and state.keys() != self.sums.keys():
+            name = min(state.keys() ^ self.sums.keys())
+            raise ConfigError(f"what the strategy adds up has {name} of some clients, and not of others")
         for name, tensor in state.items():
+            if name in self.sums and tensor.shape != self.sums[name].shape:
+                shapes = f"{tuple(tensor.shape)} after {tuple(self.sums[name].shape)}"
+                raise ConfigError(f"what the strategy adds up has {name} in different shapes: {shapes}")
             if name not in self.sums:
                 self.sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
                 self.dtypes[name] = tensor.dtype
@@ -71,6 +82,31 @@ class Fold:
     def mean(self) -> State:
         """The weighted mean, in the dtype of what was added."""
         return {name: (total / self.weight).to(self.dtypes[name]) for name, total in self.sums.items()}
+
+
+def check_made(strategy: object, made: State, state: State, whole: Iterable[str]) -> None:
+    """Refuse what a rule, which may be anybody's, makes of updates where tensors would fit by being stretched, or stay
+    as they are.
+
+    Args:
+        strategy: the rule.
+        made: by it; what the state has no name for is its own matter.
+        state: the global one.
+        whole: what has to be there.
+
+    Raises:
+        ConfigError: says which tensor, and what is wrong with it.
+    """
+    name = name_of(type(strategy))
+    for tensor in made.keys() & state.keys():
+        if made[tensor].shape != state[tensor].shape:
+            raise ConfigError(
+                f"the strategy {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the adapter has "
+                f"{tuple(state[tensor].shape)}"
+            )
+    if missing := sorted(set(whole) - made.keys()):
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ConfigError(f"the strategy {name} leaves out {missing[0]}{others}, which clients train")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from fedpeft.aggregation.factors import ranks_in_front
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy, Strategy
-from fedpeft.aggregation.update import Fold, Update
+from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
 from fedpeft.seeds import torch_generator
 
@@ -85,8 +85,10 @@ def run_round(
     if not isinstance(strategy, LinearStrategy):
         raise TypeError("a strategy is linear or gathers")
     total = Fold()
+    trained = strategy.trained(layout, round) - strategy.private(layout)
     for update in ordered:
         strategy.fold(total, update, state, layout)
+        check_made(strategy, total.sums, state, trained)
     step = strategy.pseudo_gradient(total, layout)
     stepped = {name: tensor + step[name] if name in step else tensor.clone() for name, tensor in state.items()}
     return Aggregate(strategy.finish(stepped, layout, round), {})

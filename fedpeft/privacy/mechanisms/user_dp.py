@@ -33,7 +33,7 @@ import torch
 from fedpeft.aggregation.aggregator import Aggregator, Outcome
 from fedpeft.aggregation.server_optimizer import Memory, Pace
 from fedpeft.aggregation.strategy import LinearStrategy, Strategy, shared_sums, strategies
-from fedpeft.aggregation.update import Fold, Update
+from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import Layout, State, norm
@@ -84,6 +84,7 @@ class NoisySum:
     def add(self, update: Update) -> None:
         """Add clip(d_k, C)."""
         contribution = self.strategy.contribution(update, self.at.state, self.at.layout)
+        check_made(self.strategy, contribution, self.at.state, self.total.sums)
         length = norm(contribution)
         self.total.add(contribution, min(1.0, self.at.clip / length) if length else 1.0)
         self.centred += 0.5 if length <= self.at.clip else -0.5
