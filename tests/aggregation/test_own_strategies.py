@@ -84,5 +84,5 @@ def test_clients_add_up_in_the_same_names_and_shapes():
     with pytest.raises(ConfigError, match=r"head.bias in different shapes: \(1,\) after \(3,\)"):
         total.add(other)
     del other.delta["head.bias"]
-    with pytest.raises(ConfigError, match="head.bias of some clients, and not of others"):
+    with pytest.raises(ConfigError, match=r"head.bias of some clients, and not of others"):
         total.add(other)
