@@ -186,7 +186,8 @@ def run_simulation(
                 name: _joined(name).join(part_text(part) for part in _objects(name, value))
                 for name, value in objects.items()
             }
-            return _run(config, values, output, resume, tokenizer, on_round, Console(quiet=not progress))
+            made = _run(config, values, output, resume, tokenizer, on_round, Console(quiet=not progress))
+    return dataclasses.replace(made, parts=parts)  # which its model needs, too
 
 
 def _run(

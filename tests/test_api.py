@@ -77,6 +77,7 @@ def test_a_run_is_an_object(ended):
     assert len(ended.plot().axes) == 2
     assert ended.plot()._repr_png_().startswith(b"\x89PNG"), "what a notebook shows"
     assert not ended.model().training
+    assert ended.parts == {"strategies": {"Part": Part}}, "its model may need them"
 
 
 def test_without_pandas_there_are_records(ended, monkeypatch):

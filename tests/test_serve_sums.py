@@ -64,7 +64,7 @@ def homes(made, names):
     [
         {},
         {"head": "private_centroids", "privacy": "distributed_dp(epsilon=8, rows=900, start=0.5, test_noise=True)"},
-        {"privacy": "distributed_dp(noise_multiplier=0.5, unit=clients, test_noise=True)"},
+        {"privacy": "distributed_dp(noise_multiplier=0.5, unit=clients, dp_delta=0.001, test_noise=True)"},
         {
             "head": "private_ridge(dimensions=32)",
             "peft": "linear_probe",

@@ -29,6 +29,7 @@ BOOKKEEPING = "clients/"
 
 UNREPEATED = (
     *("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered"),
+    "phases",  # and what they took
     "audit_epsilon",  # its noise is never a test's
 )
 """Values whose names hold one of these are no results: they differ between two runs of a commit, or are prose."""

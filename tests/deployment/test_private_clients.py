@@ -39,7 +39,7 @@ def test_real_clients_end_with_the_private_adapter_of_the_simulation(fleet, mech
     clients = [made.join(name) for name in NAMES]
     assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
     planned = simulated(made)
-    assert apart(made) < 1e-8
+    assert apart(made) < 1e-7  # noise as large as an update makes more of rounding: 1.2e-8 on some processors
     assert charges(made.folder / "run") == planned
     summary = json.loads((made.folder / "run" / "summary.json").read_text())
     assert summary["epsilon"] > 0
