@@ -35,7 +35,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
-from fedpeft.run import catalogue, help
+from fedpeft.run import catalogue, help, own_files
 from fedpeft.run.advice import on_steps
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
@@ -207,6 +207,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
                     records.write("config.toml", catalogue.to_toml(federation.config))
+                own_files.record(records, own_files.made_of(config.dataset, config.model, federation.fixed["model"]))
                 kept = dataclasses.replace(options, readmit="")  # it was for this start
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()

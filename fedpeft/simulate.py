@@ -182,9 +182,11 @@ def simulate(
 
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
+    from fedpeft.run import own_files
     from fedpeft.simulation.probe import begun_probe
 
-    setup, rows = simulation.setup, simulation.rows
+    setup, rows, config = simulation.setup, simulation.rows, simulation.config
+    own_files.record(records, own_files.made_of(config.dataset, config.model, simulation.workers.work.model_key))
     _introduce(simulation, observer)
     tokens = setup.tokens if rows.dataset.sampled else None
     with begun_probe(setup, rows, simulation.workers, tokens) as probe:

@@ -116,6 +116,13 @@ def run_study(command: Command, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
+    if place.unsaid:
+        console.print(
+            f"nobody knows what was in your own files when finished runs were made of them ({len(place.unsaid)} of "
+            f"{len(place.planned)}): it is taken to be what is there now",
+            highlight=False,
+            soft_wrap=True,
+        )
     if command.dry_run:
         return 0
     place = run_what_is_left(Program(load, simulate.main), place, jobs, command.retry_failed, command.track, console)

@@ -116,7 +116,7 @@ class Evaluation:
         self.run = run
         self.wanted = wanted
         self.observer = observer
-        self.notes: list[str] = []
+        self.notes = run.check_unchanged(rows=not wanted.track and not wanted.lm_eval)
         self.answered: list[Answered] = []
         self.language = run.labels is None
         if not self.language and (wanted.questions or wanted.lm_eval):

@@ -22,6 +22,7 @@ from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
+from fedpeft.run.own_files import changed, made_of, recorded
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,28 @@ class FinishedRun:
                 f"{self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
             )
+
+    def check_unchanged(self, rows: bool) -> list[str]:
+        """Refuse a run whose base model, or with `rows` its data set, is another now; what is to be said where nobody
+        knows.
+
+        Raises:
+            RunError: it is another.
+        """
+        was, now = recorded(self.folder), made_of(self.config.dataset, self.config.model)
+        now = now if rows else now[:1]
+        if (name := changed(was[:1], now)) is not None:
+            raise RunError(f"the base model {name} has changed since {self.folder} was trained on it; put it back")
+        if (name := changed(was, now)) is not None:
+            raise RunError(
+                f"{name} has changed since {self.folder} was made of it, so that rows held out now may be some that it "
+                "was trained on; put the file back, or let the run answer rows of your own: "
+                f"python -m fedpeft.predict {self.folder} --data FILE"
+            )
+        own = [own.file for own in now if own.sha256]
+        if was or not own:
+            return []
+        return [f"nobody knows what was in {own[-1]} when the run was made of it: it is taken to be what is there now"]
 
     def check_rows(self) -> None:
         """Refuse a run whose model does not answer once for a row.

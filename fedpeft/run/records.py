@@ -16,8 +16,8 @@ from fedpeft.machine import files
 from fedpeft.machine.files import writing
 
 LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl")
-CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl")
-"""In runs with privacy these have mode 0600: they say who took part, which epsilon does not cover."""
+CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "made_of.json")
+"""In runs with privacy these have mode 0600: they say who took part, or on what, which epsilon does not cover."""
 
 
 class Records:
@@ -115,7 +115,7 @@ class Records:
         """
         path = self.folder / name
         with writing(path):
-            files.replace(path, text.encode())
+            files.replace(path, text.encode(), self._hidden(name))
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Write arrays by name, compressed.

@@ -39,6 +39,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
+from fedpeft.run.own_files import MODEL_FILES
 from fedpeft.run.reuse import depth, pools
 from fedpeft.run.setup import Setup
 
@@ -176,7 +177,7 @@ def work_plan(
         task=setup.facts.task,
         method=setup.peft,
         model=setup.model_directory,
-        model_key=cache.file_hash(setup.model_directory, ("*.safetensors", "config.json")),
+        model_key=cache.file_hash(setup.model_directory, MODEL_FILES),
         width=setup.width,
         data_key=data_key,
         classes=setup.facts.classes,

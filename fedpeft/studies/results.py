@@ -29,6 +29,7 @@ from fedpeft.data.rows import source_of_test_rows
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
+from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
 from fedpeft.studies.statistics import Scored
 
@@ -55,6 +56,8 @@ class Result:
         config: the resolved settings, as they were stored.
         settled: those that the run has planned itself, where they are others.
         plugin: where its parts from outside came from (`fedpeft.plugins.Plugin.record`).
+        made_of: the user's own files that it was made of (`fedpeft.run.own_files`); empty: none, it is private, or an
+            earlier version has made it.
         status: finished or failed.
         seed: the run's seed.
         study: name of the study; empty for a run on its own.
@@ -75,6 +78,7 @@ class Result:
     status: str
     seed: int
     plugin: tuple[Mapping[str, Any], ...] = ()
+    made_of: MadeOf = ()
     settled: Mapping[str, Any] = field(default_factory=dict)
     study: str = ""
     preset: str = ""
@@ -189,6 +193,7 @@ def read_run(folder: Path) -> Result:
             status=FINISHED,
             seed=int(config.get("seed", summary["seed"])),
             plugin=tuple(records_of_plugins),
+            made_of=() if config.get("privacy") else recorded(folder),
             summary=summary,
             rounds=tuple(rounds),
             local_steps=steps,
@@ -308,6 +313,7 @@ def _result(plain: Any) -> Result:
     if plain["status"] == FINISHED and not isinstance(plain.get("summary"), dict):
         raise ValueError("it has no summary")
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
+    several["made_of"] = of_plain(plain.get("made_of", ()))
     return Result(**{**plain, **several, "config": as_today(plain["config"])})
 
 

@@ -21,6 +21,7 @@ from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.observer import judged
+from fedpeft.run.own_files import MadeOf, changed, made_of, recorded
 from fedpeft.run.records import Records
 from fedpeft.studies.process import BEGINS, Program, Start, Starter
 from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolved
@@ -60,18 +61,24 @@ def rounds_done(folder: Path) -> int:
 
 @dataclass
 class Workplace:
-    """A study's folder: results.jsonl, and runs/ with the folders of the runs."""
+    """A study's folder: results.jsonl, and runs/ with the folders of the runs.
+
+    `unsaid`: names of finished runs of which nobody says what was in the user's own files that they are made of.
+    """
 
     study: Study
     folder: Path
     planned: list[Planned] = field(init=False)
     results: ResultsFile = field(init=False)
     done: dict[str, Result] = field(init=False)
+    unsaid: list[str] = field(init=False, default_factory=list)
+    _own: dict[tuple[str, str], MadeOf] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.planned = self.study.runs()
         self.results = ResultsFile(self.folder / "results.jsonl")
         self.done = self._match()
+        self._refuse_changed()
 
     @property
     def runs(self) -> Path:
@@ -107,6 +114,40 @@ class Workplace:
             run = planned[config]
             found[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may be others now
         return found
+
+    def _refuse_changed(self) -> None:
+        """See that what results, and runs without one, were made of is what is there.
+
+        Raises:
+            RunError: it has changed.
+        """
+        for run in self.planned:
+            result, folder = self.done.get(run.name), self.runs / run.name
+            of_result = result.made_of if result is not None else ()
+            of_folder = recorded(folder)
+            if name := self._changed(run, of_result):
+                raise RunError(
+                    f"{self.results.path} holds results ({run.title}) made of {name} as it was before it changed; put "
+                    f"that back, move {self.results.path.name} and {self.runs.name} away, or give another --output"
+                )
+            if name := self._changed(run, of_folder):
+                raise RunError(
+                    f"{folder} holds a run made of {name} as it was before it changed; put that back, move the folder "
+                    "away, or give another --output"
+                )
+            if result is not None and result.finished and not of_result and not of_folder:
+                self.unsaid += [run.name] if any(own.sha256 for own in self._made_of(run)) else []
+
+    def _changed(self, run: Planned, was: MadeOf) -> str | None:
+        """The file of a run that has other content than it `was` made of; None: there is none."""
+        return changed(was, self._made_of(run)) if was else None
+
+    def _made_of(self, run: Planned) -> MadeOf:
+        """What the run's own files were when they were first looked at; runs share them."""
+        key = run.config.dataset, run.config.model
+        if key not in self._own:
+            self._own[key] = made_of(*key)
+        return self._own[key]
 
     def left(self, retry_failed: bool) -> list[Planned]:
         """The runs still to do."""
@@ -175,7 +216,10 @@ class Workplace:
         """Record a run whose process has ended with this exit code."""
         try:
             if code == 0:
-                return self.record(running.planned, read_run(running.folder))
+                result = read_run(running.folder)
+                if name := self._changed(running.planned, recorded(running.folder)):
+                    raise RunError(f"{name} has changed while the study went on, so that its runs can't be compared")
+                return self.record(running.planned, result)
             reason = reason_of(code, running.log)
         except RunError as error:
             reason = str(error)

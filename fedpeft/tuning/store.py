@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine.files import writing
+from fedpeft.run.own_files import RECORD, changed, made_of, recorded
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
 from fedpeft.tuning.search_file import Search
 
@@ -76,7 +79,8 @@ def opened(search: Search, folder: Path, every: int) -> Study:
         every: rounds between validations.
 
     Raises:
-        RunError: the folder holds another search, trials of a plugin that has changed since, or something else.
+        RunError: the folder holds another search, trials of a plugin or of rows that have changed since, or something
+            else.
     """
     journal = folder / JOURNAL
     if not journal.exists() and any(not _own(path) for path in folder.iterdir()):
@@ -106,7 +110,24 @@ def opened(search: Search, folder: Path, every: int) -> Study:
     agreed = _agreed(search, folder, known, terms)
     if known != agreed:
         study.set_user_attr(TERMS, agreed)
+    _refuse_changed(folder)
     return study
+
+
+def _refuse_changed(folder: Path) -> None:
+    """See that what the trials' runs were made of is what is there.
+
+    Raises:
+        RunError: it has changed.
+    """
+    now = cache(made_of)  # trials share it
+    for run in sorted(path.parent for path in folder.glob(f"trials/*/{RECORD}")):
+        config = read_config(run / "config.toml")
+        if name := changed(recorded(run), now(config.dataset, config.model)):
+            raise RunError(
+                f"{folder} holds trials made of {name} as it was before it changed; put that back, or give another "
+                "--output"
+            )
 
 
 def _agreed(search: Search, folder: Path, known: dict[str, Any] | None, terms: dict[str, Any]) -> dict[str, Any]:

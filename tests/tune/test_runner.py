@@ -13,12 +13,14 @@ from optuna.trial import TrialState
 from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
+from fedpeft.run import own_files
 from fedpeft.run.records import Records
 from fedpeft.studies.process import BEGINS
 from fedpeft.studies.runner import reason_of
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
 from fedpeft.tuning.runner import Place
+from tests.run.swapped import rows, swap
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
 
 RAISED = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: bad\n'
@@ -227,6 +229,21 @@ def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkey
     del terms[store.PLUGINS]  # as in a search of before
     study.set_user_attr(store.TERMS, terms)
     assert len(conducted(reloaded(), tmp_path / "out", InProcess(), trials=3).study.trials) == 3
+
+
+def test_a_search_does_not_go_on_with_rows_that_have_changed(tmp_path):
+    """Losses on other rows can't be compared."""
+    rows(tmp_path / "rows.csv")
+    text = TEXT.replace('dataset = "tiny"', f'dataset = "file:{tmp_path / "rows.csv"}"')
+    place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=1)
+    run = place.run_of(0)
+    (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
+    config = read_config(run / "config.toml")
+    own_files.record(Records(run), own_files.made_of(config.dataset, config.model))
+    conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
+    swap(tmp_path / "rows.csv")
+    with pytest.raises(RunError, match=r"holds trials made of .*rows.csv as it was before it changed"):
+        conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=3)
 
 
 def test_the_report_shows_all_trials_and_the_best_as_a_command(tmp_path):

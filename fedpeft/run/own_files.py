@@ -1,0 +1,119 @@
+"""Files and folders of a user's own that a run is made of, by what is in them: what has changed since is found out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.rows import DATASETS
+from fedpeft.errors import RunError
+from fedpeft.machine import cache, files
+from fedpeft.models.base_model import local_folder
+from fedpeft.run.records import Records
+
+RECORD = "made_of.json"
+"""In a run's folder. Confidential under privacy: who knows all rows but one could try out which that one is."""
+
+MODEL_FILES = ("*.safetensors", "config.json")
+"""What a base model is told apart by, in its folder."""
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """What a configuration names: a file or folder of the user's own, or what is none.
+
+    Attributes:
+        file: as it was named.
+        sha256: of its content; None: it is none, or none that can be read.
+    """
+
+    file: str
+    sha256: str | None
+
+
+MadeOf = tuple[OwnFile, ...]
+"""The base model, and after it what the data set names, in the order of its text, wherever its files lie."""
+
+
+def made_of(dataset: str, model: str, model_key: str = "") -> MadeOf:
+    """What is there now of what two settings of a run name; `model_key`: of the model, where it is known.
+
+    Raises:
+        ConfigError: unknown data set.
+    """
+    found: list[str] = []
+
+    def noted(path: str) -> str:
+        found.append(path)
+        return path
+
+    DATASETS.with_paths(dataset, noted)
+    folder = local_folder(model)
+    key = None if folder is None else model_key or cache.file_hash(folder, MODEL_FILES)
+    return OwnFile(model, key), *(OwnFile(path, _hash(Path(path).expanduser())) for path in found)
+
+
+def _hash(path: Path) -> str | None:
+    """SHA-256 of a file; of a folder, of the names and contents of all files in it that count."""
+    try:
+        if not path.is_dir():
+            with open(files.regular(path), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        total = hashlib.sha256()
+        for inner in sorted(p for p in path.rglob("*") if _counts(p.relative_to(path)) and p.is_file()):
+            total.update(f"{inner.relative_to(path).as_posix()}\0{_hash(inner)}\n".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+
+
+def _counts(path: Path) -> bool:
+    """Whether rows are read from it: it is not hidden, and no cache of the `datasets` library."""
+    hidden = any(name.startswith(".") for name in path.parts)
+    return not hidden and not (path.name.startswith("cache-") and path.suffix == ".arrow")
+
+
+def record(records: Records, found: MadeOf) -> None:
+    """Write down what a run is made of, where anything is the user's own.
+
+    Raises:
+        RunError: the disk is full or can't be written.
+    """
+    if any(own.sha256 for own in found):
+        records.write_json(RECORD, {"files": [asdict(own) for own in found]})
+
+
+def recorded(folder: Path) -> MadeOf:
+    """What the run in `folder` is made of; empty: nothing is the user's own, or an earlier version has made it.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / RECORD
+    try:
+        return of_plain(files.read_json(path)["files"])
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error}); put it back, or remove it") from error
+
+
+def of_plain(plain: Iterable[Any]) -> MadeOf:
+    """What stands in a file of JSON.
+
+    Raises:
+        TypeError: something else.
+    """
+    found = tuple(OwnFile(**own) for own in plain)
+    if not all(isinstance(own.file, str) and isinstance(own.sha256, str | None) for own in found):
+        raise TypeError("it names no files")
+    return found
+
+
+def changed(was: MadeOf, now: MadeOf) -> str | None:
+    """The first of the user's own files whose content is another now, by its name now; None: there is none."""
+    pairs = zip(was, now, strict=False)
+    return next((b.file for a, b in pairs if a.sha256 and b.sha256 and a.sha256 != b.sha256), None)

@@ -1,0 +1,100 @@
+"""What a run's own files held: recorded, compared wherever they lie, and refused where they have changed."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from fedpeft.errors import RunError
+from fedpeft.evaluate import main as evaluate
+from fedpeft.run.own_files import RECORD, changed, made_of, recorded
+from fedpeft.run.records import Records
+from fedpeft.simulate import main as simulate
+from tests.run.swapped import rows, swap
+
+
+def run_on(folder: Path, *more: str) -> Path:
+    rows(folder / "rows.csv")
+    words = ["--dataset", f"file:{folder / 'rows.csv'}", "--model=tiny", "--clients=3", "--cohort=3", "--rounds=1"]
+    assert simulate([*words, "--partition=iid", "--workers=1", *more, "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_files_are_told_apart_by_content_wherever_they_lie(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        rows(tmp_path / name / "rows.csv")
+    dataset = "sample(of=\"file(path='{}', template='alpaca')\", rows=9)"
+    here, there = (made_of(dataset.format(tmp_path / name / "rows.csv"), "tiny") for name in ("here", "there"))
+    assert [bool(own.sha256) for own in here] == [False, True, False]
+    assert changed(here, there) is None
+    assert changed(here, made_of(dataset.format(tmp_path / "nowhere.csv"), "tiny")) is None
+    swap(tmp_path / "there" / "rows.csv")
+    now = made_of(dataset.format(tmp_path / "there" / "rows.csv"), "tiny")
+    assert changed(here, now) == str(tmp_path / "there" / "rows.csv")
+    assert changed((), now) is None
+
+
+def test_a_folder_is_told_apart_by_the_files_in_it_that_count(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    (folder / "train").mkdir(parents=True)
+    rows(folder / "train" / "one.csv")
+    before = made_of(f"file:{folder}", "auto")
+    for name in (".DS_Store", "train/cache-0123.arrow"):
+        (folder / name).write_text("x")
+    assert made_of(f"file:{folder}", "auto") == before
+    (folder / "train" / "one.csv").rename(folder / "train" / "two.csv")
+    assert changed(before, made_of(f"file:{folder}", "auto")) == str(folder)
+
+
+def test_a_model_s_folder_is_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = made_of("tiny", str(tmp_path))
+    (tmp_path / "README.md").write_text("read")
+    assert made_of("tiny", str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert changed(before, made_of("tiny", str(tmp_path))) == str(tmp_path)
+
+
+def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
+    from fedpeft.run import own_files
+
+    own_files.record(Records(tmp_path), made_of("tiny", "auto"))
+    assert recorded(tmp_path) == ()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": [{"file": 1, "sha256": ""}]}', '{"files": [{"name": ""}]}'])
+def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(RunError, match=r"made_of.json is damaged .*; put it back, or remove it"):
+        recorded(tmp_path)
+
+
+def test_evaluate_does_not_take_rows_of_another_file_for_the_run_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_on(tmp_path)
+    assert evaluate([str(run)]) == 0
+    assert "nobody knows" not in capsys.readouterr().out
+    written = (run / "evaluation" / "evaluation.json").read_bytes()
+    swap(tmp_path / "rows.csv")
+    assert evaluate([str(run)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / 'rows.csv'} has changed since" in said
+    assert f"python -m fedpeft.predict {run} --data FILE" in said
+    assert (run / "evaluation" / "evaluation.json").read_bytes() == written
+    (run / RECORD).unlink()  # as an earlier version has left it
+    assert evaluate([str(run)]) == 0
+    assert "nobody knows what was in" in " ".join(capsys.readouterr().out.split())
+    assert (
+        "taken to be what is there now" in json.loads((run / "evaluation" / "evaluation.json").read_text())["notes"][0]
+    )
+
+
+def test_a_private_run_s_record_is_confidential(tmp_path: Path) -> None:
+    run = run_on(tmp_path, "--privacy=user_dp(noise_multiplier=1)")
+    assert stat.S_IMODE((run / RECORD).stat().st_mode) == 0o600

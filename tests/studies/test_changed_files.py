@@ -1,0 +1,118 @@
+"""A study of a file of one's own: results of what it held before are neither kept beside others nor gone on from."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from fedpeft.errors import RunError
+from fedpeft.run import own_files
+from fedpeft.run.own_files import RECORD, made_of, recorded
+from fedpeft.run.records import Records
+from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_run
+from fedpeft.studies.runner import Running, Workplace
+from fedpeft.studies.study_file import Planned, Study, read_study
+from fedpeft.study import main
+from tests.run.swapped import rows, swap
+
+
+def study(folder: Path, seeds: str = "[0]", more: str = "") -> Study:
+    path = folder / "study.toml"
+    path.write_text(f'seeds = {seeds}\n[base]\ndataset = "file:{folder / "rows.csv"}"\npartition = "iid"\n{more}')
+    return read_study(path)
+
+
+def finished(place: Workplace, planned: Planned) -> Path:
+    """The folder of a run that has ended as `simulate` ends one."""
+    config, folder = planned.config, place.runs / planned.name
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(config.to_toml())
+    (folder / "summary.json").write_text('{"metric": "accuracy", "accuracy": 0.5, "seed": 0, "seconds": 1.0}')
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        (folder / name).write_text("")
+    own_files.record(Records(folder, private=bool(config.privacy)), made_of(config.dataset, config.model))
+    return folder
+
+
+def done(made: Study, folder: Path) -> Path:
+    """The same, with its line in results.jsonl; the first run's folder."""
+    place = Workplace(made, folder)
+    ran = finished(place, place.planned[0])
+    assert place.finish(Running(place.planned[0], ran, ran.with_suffix(".log")), 0).finished
+    return ran
+
+
+def test_results_of_a_file_that_has_changed_are_refused_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows(tmp_path / "rows.csv")
+    run = done(study(tmp_path), tmp_path)
+    results = tmp_path / "results.jsonl"
+    [kept] = ResultsFile(results).read()
+    assert kept.made_of == recorded(run)
+    before = results.read_bytes()
+    assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "nobody knows" not in said
+    swap(tmp_path / "rows.csv")
+    for seeds in ("[0]", "[0, 1]"):
+        study(tmp_path, seeds)
+        assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"results (seed 0) made of {tmp_path / 'rows.csv'} as it was before it changed; put that back" in error
+        assert "give another --output" in error
+    assert results.read_bytes() == before
+    assert main([str(tmp_path / "study.toml"), "--dry-run", "--output", str(tmp_path / "other")]) == 0
+    rows(tmp_path / "rows.csv")
+    assert Workplace(study(tmp_path, "[0, 1]"), tmp_path).done
+
+
+def test_a_run_whose_line_is_missing_is_not_taken_for_one_of_other_rows(tmp_path: Path) -> None:
+    """It was finished, or begun, when its study was killed; or its results were moved away without it."""
+    rows(tmp_path / "rows.csv")
+    run = done(study(tmp_path), tmp_path)
+    (tmp_path / "results.jsonl").unlink()
+    assert Workplace(study(tmp_path), tmp_path).adopt(study(tmp_path).runs()[0])
+    (tmp_path / "results.jsonl").unlink()
+    swap(tmp_path / "rows.csv")
+    with pytest.raises(RunError, match=f"{run.name} holds a run made of .*rows.csv as it was before it changed"):
+        Workplace(study(tmp_path), tmp_path)
+
+
+def test_results_of_before_are_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows(tmp_path / "rows.csv")
+    made = study(tmp_path)
+    config = made.runs()[0].config
+    ResultsFile(tmp_path / "results.jsonl").append(
+        Result(asdict(config), FINISHED, 0, summary={"accuracy": 0.5, "metric": "accuracy"})
+    )
+    assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
+    assert "when finished runs were made of them (1 of 1)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_that_changes_while_the_study_goes_on_fails_the_runs_that_are_of_it(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.csv")
+    place = Workplace(study(tmp_path, "[0, 1]"), tmp_path)
+    for planned, status in zip(place.planned, (FINISHED, FAILED), strict=True):
+        folder = finished(place, planned)
+        result = place.finish(Running(planned, folder, folder.with_suffix(".log")), 0)
+        assert result.status == status
+        swap(tmp_path / "rows.csv")
+    assert "rows.csv has changed while the study went on" in str(result.reason)
+
+
+def test_results_of_a_private_run_do_not_tell_its_rows_apart(tmp_path: Path) -> None:
+    """Who knows all rows but one could try out which that one is; the run's folder, which others can't read, knows."""
+    rows(tmp_path / "rows.csv")
+    made = study(tmp_path, more='privacy = "user_dp(noise_multiplier=1.0)"\n')
+    run = done(made, tmp_path)
+    assert read_run(run).made_of == ()
+    assert "sha256" not in (tmp_path / "results.jsonl").read_text()
+    assert stat.S_IMODE((run / RECORD).stat().st_mode) == 0o600
+    swap(tmp_path / "rows.csv")
+    with pytest.raises(RunError, match="as it was before it changed"):
+        Workplace(made, tmp_path)
