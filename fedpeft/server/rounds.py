@@ -153,10 +153,10 @@ class Server:
         return progress
 
     def commit(self, progress: Progress) -> None:
-        """A round counts once its checkpoint is on the disk."""
-        self.store.commit(progress)
+        """A round counts once its checkpoint is on the disk, and all else that is kept of it before."""
         if (ensemble := self.setup.measured.ensemble) is not None:
             self.store.keep(progress, ensemble.last)
+        self.store.commit(progress)
         trim()
 
     def open(self, progress: Progress) -> Entry | None:
