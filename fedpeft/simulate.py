@@ -204,7 +204,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
     from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
-    setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
+    setup, rows = simulation.setup, simulation.rows
     server = simulation.server(records, stopping=lambda: begun.failed)
     progress = simulation.train(server)
     if begun.failed:
@@ -217,7 +217,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
     trust.ask_clients(server, progress)
     trust.doubt(server, simulation, progress)
     trust.look_into(simulation, progress)
-    private = private_probe(setup, rows, workers, simulation.protection)
+    private = private_probe(simulation)
     simulation.close()
     name = "scoring the saved adapter on the test rows (fp32)"
     score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)

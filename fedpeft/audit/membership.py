@@ -77,7 +77,7 @@ def _some_clients(simulation: Simulation) -> list[np.ndarray]:
     order = seeds.generator(simulation.config.seed, "membership").permutation(simulation.clients)
     shards: list[np.ndarray] = []
     while len(shards) < len(order) and sum(map(len, shards)) < MEMBERS:
-        shards.append(simulation.rows.partition.shard(int(order[len(shards)])))
+        shards.append(simulation.training_rows(int(order[len(shards)])))
     return shards
 
 

@@ -131,7 +131,6 @@ class PrivacyEngine:
         self.sits_out = mechanism.at_budget == "sit_out"
         self.folder = folder
         self.noise, self.delta, self.start = self._settle()
-        self.sat_out: set[int] = set()
 
     def _settle(self) -> tuple[float, float, float | None]:
         """Noise multiplier, delta and the noise multiplier of the start, once the mechanism has been checked."""
@@ -178,6 +177,7 @@ class PrivacyEngine:
             raise PrivacyError(f"{path} is missing, so what the run has spent is unknown; start a new run")
         mechanism = self.mechanism
         self.ledger = Ledger(path, self._header())
+        self.sat_out = set(self.ledger.left_out)
         test = hashlib.sha256(f"fedpeft test key {self.seed}".encode()).digest() if mechanism.test_noise else None
         self.key: RunKey = make_key(self.folder / KEY, test)
 
@@ -266,7 +266,7 @@ class PrivacyEngine:
         charges = {account: charge for account, charge in charges.items() if account not in spent}
         if spent and not charges and self._all_spent():
             return None
-        attempt = self.ledger.charge(round, fingerprint, charges)
+        attempt = self.ledger.charge(round, fingerprint, charges, spent - {POPULATION})
         if not mechanism.secret_cohort:
             return Entry(round, [client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
         coins = self.key.stream("cohort", round, attempt).random(self.federation.clients)

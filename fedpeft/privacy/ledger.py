@@ -10,14 +10,15 @@ attempt with new noise and a new charge. The fingerprint of a round's inputs tel
     {"version": 1, "unit": "client", "dp_delta": 0.001, ...}                            first line
     {"round": 3, "attempt": 0, "fingerprint": "...", "charges": [[7, 1.2, 0.05, 10]]}   unit, z, q, releases
 
-A charge of Skellam noise has a fifth number, c (`fedpeft.privacy.accountant.Event`).
+A charge of Skellam noise has a fifth number, c (`fedpeft.privacy.accountant.Event`). A line names under "spent" who was
+left out of it because of a spent budget, if anybody was.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Ledger:
 
     Attributes:
         spent: what each account has spent.
+        left_out: the accounts that were ever left out, as their budgets were spent.
         newest: the fingerprint of the last charge; empty: there is none.
 
     Raises:
@@ -52,6 +54,7 @@ class Ledger:
     def __init__(self, path: Path, terms: Mapping[str, Any]) -> None:
         self.path = path
         self.spent: dict[int, dict[Event, int]] = {}
+        self.left_out: set[int] = set()
         self.newest = ""
         self._attempts: dict[int, list[tuple[str, frozenset[int]]]] = {}
         self._lines: list[Mapping[str, Any]] = []
@@ -91,6 +94,7 @@ class Ledger:
 
     def _book(self, line: Mapping[str, Any]) -> None:
         accounts = frozenset(int(charge[0]) for charge in line["charges"])
+        self.left_out.update(int(account) for account in line.get("spent", ()))
         self.newest = str(line["fingerprint"])
         self._attempts.setdefault(int(line["round"]), []).append((self.newest, accounts))
         for account, *charge in line["charges"]:
@@ -134,10 +138,10 @@ class Ledger:
         """The accounts that an attempt of a round was charged to."""
         return self._attempts[round][attempt][1]
 
-    def charge(self, round: int, fingerprint: str, charges: Charges) -> int:
+    def charge(self, round: int, fingerprint: str, charges: Charges, left_out: Collection[int] = ()) -> int:
         """Charge a round before its work begins; returns its attempt, counted from 0.
 
-        A round that was charged with this very fingerprint is not charged again.
+        A round that was charged with this very fingerprint is not charged again. `left_out`: see the class.
         """
         known = self.attempt(round, fingerprint)
         if known is not None:
@@ -148,6 +152,7 @@ class Ledger:
             for account, (event, count) in charges.items()
         ]
         line = {"round": round, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
+        line |= {"spent": sorted(left_out)} if left_out else {}
         self._write(line)
         self._book(line)
         return attempt

@@ -171,9 +171,11 @@ class SecondBook(PrivacyEngine):
             self.done.add(report.client)
             self.sat_out.add(report.client)
         more = report.charged - self.ledger.releases(report.client)
-        if more > 0:
-            says = f"client {report.client} says {report.charged}"
-            self.ledger.charge(report.round, says, {report.client: (Event(terms.noise, terms.rate), more)})
+        new = {report.client} & self.done - self.ledger.left_out
+        if more > 0 or new:
+            says = f"client {report.client} says {report.charged}" + (" and no more" if new else "")
+            charges = {report.client: (Event(terms.noise, terms.rate), more)} if more > 0 else {}
+            self.ledger.charge(report.round, says, charges, new)
 
     def _affordable(self, account: int, event: Event, count: int) -> bool:
         return account not in self.done and super()._affordable(account, event, count)

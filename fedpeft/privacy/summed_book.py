@@ -116,10 +116,11 @@ class SummedBook(SummedEngine):
             self.done.add(report.client)
             self.sat_out.add(report.client)
         more = report.charged - self.ledger.releases(report.client)
-        if more > 0:
+        new = {report.client} & self.done - self.ledger.left_out
+        if more > 0 or new:
             event, _ = self.cost([report.client])[report.client]
-            says = f"{SAYS}{report.client} says {report.charged}"
-            self.ledger.charge(report.round, says, {report.client: (event, more)})
+            says = f"{SAYS}{report.client} says {report.charged}" + (" and no more" if new else "")
+            self.ledger.charge(report.round, says, {report.client: (event, more)} if more > 0 else {}, new)
 
     def _sums(self) -> list[int]:
         """But for what clients have said of their own ledgers, which is no sum."""

@@ -54,7 +54,7 @@ class SummedEngine(PrivacyEngine):
         left = {client: cost for client, cost in costs.items() if client not in spent}
         if len(left) < FEWEST:  # of so few there is no sum, and nobody is asked
             left = {}
-        attempt = self.ledger.charge(round, self._fingerprint(round, state), left)
+        attempt = self.ledger.charge(round, self._fingerprint(round, state), left, spent)
         return Entry(round, list(left), attempt, tuple(sorted(spent)))
 
     def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:

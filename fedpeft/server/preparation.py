@@ -104,6 +104,24 @@ def prepare(
     return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
 
 
+def judged(setup: Setup, progress: Progress, validation_loss: Callable[[State, int], float] | None) -> Progress:
+    """With the start as what later states are measured by, where steps are judged by their `validation_loss`.
+
+    Raises:
+        RunError: the start's is no number, and a run that begins so leads nowhere.
+    """
+    guard = setup.steering.safeguard
+    if guard is None or validation_loss is None:
+        return progress
+    loss = validation_loss(progress.adapter, progress.residual.version)
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the validation loss is {loss:g} before round 1: {setup.model_name} gives no numbers in "
+            f"{setup.config.dtype}; take another --dtype or --model"
+        )
+    return replace(progress, standing=guard.judge(loss, progress.standing)[1])
+
+
 def _result(progress: Progress, clients: int, missing: int, metrics: Metrics | None) -> RoundResult:
     """What `rounds.jsonl` says of the state before round 1."""
     return RoundResult(

@@ -43,7 +43,7 @@ from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
-from fedpeft.server.preparation import prepare
+from fedpeft.server.preparation import judged, prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.results import round_result
@@ -128,7 +128,7 @@ class Server:
             start = prepare(
                 self.setup, self.clients, self.evaluation, self.fixed, self.most_rows(), self.privacy, self.observer.say
             )
-            progress = self._judged_start(start)
+            progress = judged(self.setup, start, self.validation_loss)
             if self.turns is not None:
                 progress.lines["tasks.jsonl"] = self.turns.lines(progress)
             self.commit(progress)
@@ -153,10 +153,10 @@ class Server:
         return progress
 
     def commit(self, progress: Progress) -> None:
-        """A round counts once its checkpoint is on the disk."""
-        self.store.commit(progress)
+        """A round counts once its checkpoint is on the disk, and all else that is kept of it before."""
         if (ensemble := self.setup.measured.ensemble) is not None:
             self.store.keep(progress, ensemble.last)
+        self.store.commit(progress)
         trim()
 
     def open(self, progress: Progress) -> Entry | None:
@@ -273,14 +273,6 @@ class Server:
         taken.rejected.extend(masked.failed)
         taken.passed_on = sum(masked.sent.values())
         return outcome
-
-    def _judged_start(self, progress: Progress) -> Progress:
-        """With the start as what later states are measured by."""
-        guard = self.setup.steering.safeguard
-        if guard is None or self.validation_loss is None:
-            return progress
-        _, standing = guard.judge(self.validation_loss(progress.adapter, progress.residual.version), progress.standing)
-        return replace(progress, standing=standing)
 
     def _judged(self, before: Progress, after: Progress, asked: int) -> tuple[Progress, bool]:
         """The server after a step that the safeguard has looked at, and whether it is undone; `asked`: the earliest

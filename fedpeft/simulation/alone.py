@@ -5,8 +5,9 @@ rate: more work than in the federation, where it is asked now and then. What the
 end of the run is lowered for it from the start: a rate that has turned out to do harm would make a weak reference. It
 trains the tensors that the rule has it train in that round, LoRA factors at its own rank, and its model is saved and
 scored as an adapter of the global rank. Where the run's head starts from sums over all clients, its head starts from
-its own. It is scored as the run is: on the test rows, or, where clients have models of their own, on the rows that it
-has held out. Where the run keeps its best state on the validation rows, a client alone is given the same.
+its own. What the run holds out of its rows it does not train on, either. It is scored as the run is: on the test rows,
+or, where clients have models of their own, on the rows that it has held out. Where the run keeps its best state on the
+validation rows, a client alone is given the same.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from fedpeft.clients.rule_half import steered
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import start_for
 from fedpeft.communication.messages import Instruction
-from fedpeft.data.partition import held_out
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.run.final_score import save
 from fedpeft.server.best_state import BestState
-from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.simulation.simulation import Simulation
 
 FOLDER = "alone"
@@ -55,7 +54,7 @@ def started_alone(simulation: Simulation, client: int) -> State:
 def trained_alone(simulation: Simulation, client: int) -> State:
     """What a client's own rows lead to, in the form of the global adapter."""
     setup, config = simulation.setup, simulation.config
-    rows, _ = _own_rows(simulation, client)
+    rows = simulation.training_rows(client)
     steps = setup.profiles[client].steps
     training = setup.training.of_steps(steps) if steps else setup.training
     rule, asked = setup.strategy, setup.profiles[client].form
@@ -106,12 +105,6 @@ def in_global_form(state: State, layout: Layout, form: ClientForm | None) -> Sta
     return ranks_placed(state | scaled, layout, ())
 
 
-def _own_rows(simulation: Simulation, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """The client's rows to train on, as in the run, and those held out."""
-    share = HELD_OUT if simulation.setup.personal else 0.0
-    return held_out(simulation.rows.partition.shard(client), share, simulation.config.seed, client)
-
-
 def train_alone(simulation: Simulation) -> dict[int, float | None]:
     """Train clients alone, where that is asked for, and save their adapters; by client the accuracy on its own rows.
 
@@ -127,7 +120,7 @@ def train_alone(simulation: Simulation) -> dict[int, float | None]:
         folder.mkdir(parents=True, exist_ok=True)
         save(simulation.setup, state, folder)
         found[client] = None
-        if simulation.setup.personal and len(apart := _own_rows(simulation, client)[1]):
+        if simulation.setup.personal and len(apart := simulation.divided(client)[1]):
             found[client] = simulation.workers.score(state, 0, apart).accuracy
     return found
 

@@ -5,6 +5,8 @@ as it does there. A rate that suits a few dozen local steps, whose average over 
 high for hundreds of steps in a row (at 4e-3 on 20 Newsgroups it diverges). So several rates are tried side by side, and
 the one with the least validation loss is the reference: nothing is won by a weak one. Where all diverge, as they may
 where the run itself has lowered its rate, lower ones are tried; where all of those do, too, it is the start.
+
+Rows that clients hold out are not in the pool, and no part of the work.
 """
 
 from __future__ import annotations
@@ -17,13 +19,10 @@ import numpy as np
 from fedpeft import seeds
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, result
-from fedpeft.data.partition import Shards
 from fedpeft.peft.adapter import State
 from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.setup import Setup
-from fedpeft.run.workers import Workers
 from fedpeft.server.progress import Progress
-from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.simulation.simulation import Simulation
 
 POOLED = "centralised"
@@ -71,16 +70,19 @@ def best_pooled(
     return states.get(rate, start), rate
 
 
-def train_on_pooled_rows(
-    setup: Setup, rows: SimulatedRows, workers: Workers, cohort: int, start: State
-) -> tuple[State, float]:
-    """The same adapter trained on the pooled rows: same `start`, passes and batch size as of `cohort` clients a round.
+def train_on_pooled_rows(simulation: Simulation, start: State) -> tuple[State, float]:
+    """The same adapter trained on the pooled rows: same `start`, passes and batch size as of a cohort a round.
 
     Returns it, and its learning rate.
     """
-    config = setup.config
-    pooled = np.arange(len(rows.train))
-    seen = [_rows_a_round(setup, rows.partition, client) for client in range(setup.clients)]
+    setup, workers, config = simulation.setup, simulation.workers, simulation.config
+    cohort, shared = simulation.sampler.size, np.ones(len(simulation.rows.train), dtype=bool)
+    seen = []
+    for client in range(setup.clients):
+        rows, apart = simulation.divided(client)
+        seen.append(_rows_a_round(setup, client, len(rows)))
+        shared[apart] = False
+    pooled = np.flatnonzero(shared)
     heard = min(cohort, setup.strategy.asynchronous or cohort)  # clients whose work is in a step
     piece = max(1, round(sum(seen) / setup.clients * heard))
     shuffled = np.concatenate(
@@ -117,9 +119,9 @@ def train_on_pooled_rows(
     return best, rate * config.learning_rate
 
 
-def _rows_a_round(setup: Setup, partition: Shards, client: int) -> float:
-    """How many rows a client's local steps of one round see, repeated ones counted again."""
-    rows, batch = int(partition.sizes[client]), setup.training.batch_size
+def _rows_a_round(setup: Setup, client: int, rows: int) -> float:
+    """How many of its `rows` a client's local steps of one round see, repeated ones counted again."""
+    batch = setup.training.batch_size
     steps: int = setup.profiles[client].steps or setup.training.steps_for(rows)
     return float(steps * rows / -(-rows // batch))
 
@@ -129,9 +131,7 @@ def pooled_adapter(simulation: Simulation, progress: Progress) -> float | None:
     setup = simulation.setup
     if not setup.measured.pooled:
         return None
-    state, rate = train_on_pooled_rows(
-        setup, simulation.rows, simulation.workers, simulation.sampler.size, progress.started
-    )
+    state, rate = train_on_pooled_rows(simulation, progress.started)
     (simulation.folder / POOLED).mkdir(exist_ok=True)
     save(setup, state, simulation.folder / POOLED)
     return rate

@@ -1,9 +1,9 @@
 """The private probe: what one noisy release of the frozen features gives, with all of the budget and no training.
 
 A private federation that does not beat it was not worth its rounds. It is the start of the head
-(`fedpeft.aggregation.heads`) at the run's epsilon and delta, on the run's own texts; the mean of a few draws of noise,
-as a single one may be lucky. Like the linear probe it is what a simulation alone can measure: its draws are no release
-of the run, and are not on its ledger.
+(`fedpeft.aggregation.heads`) at the run's epsilon and delta, on the run's own texts, without those that clients hold
+out; the mean of a few draws of noise, as a single one may be lucky. Like the linear probe it is what a simulation alone
+can measure: its draws are no release of the run, and are not on its ledger.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ import torch
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
-from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.noise import RunKey
-from fedpeft.run.setup import Setup
-from fedpeft.run.workers import Workers
-from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.simulation.simulation import Simulation
 
 DRAWS = 5
 """Of noise."""
 
 
-def private_probe(
-    setup: Setup, rows: SimulatedRows, workers: Workers, protection: PrivacyEngine | None
-) -> float | None:
+def private_probe(simulation: Simulation) -> float | None:
     """Its test accuracy; None: nothing is protected, there is no budget, or no head."""
+    setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
+    protection = simulation.protection
     labels, truth = rows.all.labels, rows.dataset.test.labels
     if protection is None or protection.mechanism.epsilon is None or "head.weight" not in setup.start:
         return None
@@ -47,7 +44,7 @@ def private_probe(
     keys = [RunKey(protection.key.stream("private probe", draw).bytes(32)) for draw in range(DRAWS)]
     totals = [Fold() for _ in keys]
     for client in range(setup.clients):
-        shard = rows.partition.shard(client)
+        shard = simulation.training_rows(client)
         own = head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes)
         for key, total in zip(keys, totals, strict=True):
             total.add(mechanism.start_taken(mechanism.start_released(own, noise, key, (0, client))), 1.0)

@@ -141,13 +141,21 @@ class Simulation:
     @property
     def most_steps(self) -> int:
         """Of a client in a round, of the one that takes most."""
-        usual = self.setup.training.steps_for(int(self._sizes.max()))
+        usual = self.setup.training.steps_for(len(self.training_rows(int(self._sizes.argmax()))))
         return max(profile.steps or usual for profile in kinds(self.setup.profiles))
 
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
         return HELD_OUT if self.setup.personal or asks_clients(self.setup) else 0.0
+
+    def divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A client's rows in two: to train on, and those held out."""
+        return held_out(self.rows.partition.shard(client), self._held_out, self.setup.config.seed, client)
+
+    def training_rows(self, client: int) -> NDArray[np.int64]:
+        """The client's rows without those held out, (rows of it,)."""
+        return self.divided(client)[0]
 
     def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
@@ -168,8 +176,7 @@ class Simulation:
         """What the cost of this run depends on."""
         setup, config = self.setup, self.setup.config
         profiles = setup.profiles
-        shards = map(self.rows.partition.shard, range(self.clients))
-        rows = np.array([len(held_out(s, self._held_out, config.seed, k)[0]) for k, s in enumerate(shards)])
+        rows = np.array([len(self.training_rows(k)) for k in range(self.clients)])
         steps = [profiles[k].steps or setup.training.steps_for(int(rows[k])) for k in range(self.clients)]
         taken = np.zeros(self.clients, dtype=np.int64)
         for round in range(1, config.rounds + 1):

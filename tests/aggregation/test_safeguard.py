@@ -18,8 +18,10 @@ from fedpeft.aggregation.safeguard import SAFEGUARDS, Standing
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
+from fedpeft.errors import RunError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
+from fedpeft.run.workers import Workers
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.alone import trained_alone
@@ -271,6 +273,19 @@ def test_who_trains_alone_does_so_at_the_rate_that_the_safeguard_has_left(tmp_pa
     simulation.close()
     moved = [max(float((s[n] - simulation.setup.start[n]).abs().max()) for n in s) for s in (start, lowered)]
     assert moved[1] < 1e-9 < 1e-3 < moved[0]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_start_whose_loss_is_no_number_ends_the_run_in_a_sentence(loss, tmp_path, monkeypatch):
+    monkeypatch.setattr(Workers, "validation_loss", lambda _self, _state, _version: loss)
+    for safeguard in ("auto", "none"):
+        simulation, server = opened(tmp_path / safeguard, safeguard=safeguard, rounds=1)
+        if safeguard == "none":
+            assert simulation.train(server).standing == Standing()
+        else:
+            with pytest.raises(RunError, match=rf"is {loss} before round 1: \S+ gives no numbers in fp32; take"):
+                simulation.train(server)
+        simulation.close()
 
 
 HARMFUL = {"learning_rate": 3.0, "optimizer": "adamw(warmup=8, head_rate=1.0, schedule=constant)", "rounds": 4}

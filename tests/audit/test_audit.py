@@ -20,8 +20,9 @@ from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
 from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, layout_of, run
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon
-from fedpeft.audit.membership import area
+from fedpeft.audit.membership import _some_clients, area
 from fedpeft.communication.uplink import parse_uplink
+from fedpeft.config import RunConfig
 from fedpeft.errors import PrivacyError
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
@@ -37,6 +38,7 @@ from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main as simulate
+from fedpeft.simulation.simulation import Simulation
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}
 DELTA = 1e-5
@@ -249,6 +251,15 @@ def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
     (tmp_path / "serve.toml").write_text("")
     assert main([str(tmp_path)]) == 2
     assert "its rows have stayed with the clients" in capsys.readouterr().err
+
+
+def test_rows_that_clients_hold_out_are_no_members(tmp_path, observer):
+    given = {"dataset": "tiny", "tokens": 16, "clients": 4, "workers": 1, "peft": "lora(layers=1)", "dtype": "fp32"}
+    simulation = Simulation(RunConfig(**given, strategy="fedper"), tmp_path, observer)
+    members = np.concatenate(_some_clients(simulation))
+    simulation.close()
+    assert sorted(members) == sorted(np.concatenate([simulation.training_rows(client) for client in range(4)]))
+    assert len(members) < 0.9 * len(simulation.rows.train)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,26 @@ def test_a_spent_budget_ends_the_run_or_lets_clients_sit_out(tmp_path):
     asked = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
     booked = {(c["round"], account) for c in charges(tmp_path / "run") for account, *_ in c["charges"]}
     assert {(line["round"], line["client"]) for line in asked} == booked
+
+
+@pytest.mark.parametrize("stopped", [0, 3, 5])
+def test_who_has_sat_out_is_told_after_a_resume_too(stopped, tmp_path, monkeypatch):
+    """Stopped between charge and checkpoint, or resumed when all is done (0): rounds that were charged say it."""
+    given = {"rounds": 5, "cohort": 4, "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8, at_budget=sit_out)"}
+    whole, _ = trained(tmp_path / "whole", **given)
+    commit, folder = Server.commit, tmp_path / "run"
+
+    def stop(self, progress):
+        if progress.round == stopped > 0:
+            raise StopError
+        commit(self, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(StopError) if stopped else nullcontext():
+        patch.setattr(Server, "commit", stop)
+        trained(folder, **given)
+    resumed, _ = trained(folder, **given)
+    sat_out = resumed.protection.summary()["privacy"]["sat_out"]
+    assert sat_out == whole.protection.summary()["privacy"]["sat_out"] != []
 
 
 def test_a_spent_population_ends_the_run(tmp_path):

@@ -54,6 +54,17 @@ def test_a_first_line_cut_short_is_written_again(tmp_path):
     assert Ledger(path, TERMS).spent == {0: {EVENT: 1}}
 
 
+def test_who_was_left_out_is_known_when_the_file_is_read_again(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path, TERMS)
+    ledger.charge(1, "a", {0: (EVENT, 1)})
+    ledger.charge(2, "b", {0: (EVENT, 1)}, {4, 2})
+    ledger.charge(3, "c", {}, {0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert [line.get("spent") for line in lines] == [None, [2, 4], [0]], "a line that leaves nobody out is as it was"
+    assert Ledger(path, TERMS).left_out == ledger.left_out == {0, 2, 4}
+
+
 def test_other_terms_and_damage_are_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     Ledger(path, TERMS).charge(1, "a", {0: (EVENT, 1)})

@@ -107,6 +107,9 @@ def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_pe
     second = made.server.protection
     assert second.ledger.releases(0) == 3  # a charge of its own for the refusal, and what the client has said
     assert second.ledger.releases(0) >= edge.protection.ledger.releases(OWN)
+    made.start([edge])
+    made.server.protection.open(resumed=True)
+    assert made.server.protection.sat_out == {0}, "a server that was restarted knows it, too"
 
 
 def again(made):

@@ -23,6 +23,7 @@ from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server import preparation
 from fedpeft.simulate import simulate
+from fedpeft.simulation.private_probe import private_probe
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
@@ -233,6 +234,23 @@ def test_the_summary_has_the_private_probe_and_the_start(tmp_path):
     assert summary["rounds"] == 0
     assert summary["privacy"]["start_share"] == 1
     assert summary["privacy"]["start_noise_multiplier"] == summary["noise_multiplier"]
+
+
+def test_the_private_probe_is_of_the_rows_that_clients_train_on(tmp_path, monkeypatch):
+    seen, statistics = [], PrivateCentroids.statistics
+
+    def noted(self, features, labels, classes):
+        seen.append(len(labels))
+        return statistics(self, features, labels, classes)
+
+    monkeypatch.setattr(PrivateCentroids, "statistics", noted)
+    given = {"strategy": "fedper", "privacy": "dp_sgd(epsilon=8, start=0, raw_metrics=True)", "head": "zero"}
+    simulation = Simulation(RunConfig(**TINY | given), tmp_path, ConsoleObserver(QUIET))
+    simulation.protection.open(resumed=False)
+    assert 0 <= private_probe(simulation) <= 1
+    assert seen == simulation.protection.federation.rows.tolist()
+    assert sum(seen) < 0.9 * len(simulation.rows.train)
+    simulation.close()
 
 
 def test_what_training_could_say_decides_about_rounds(tmp_path):

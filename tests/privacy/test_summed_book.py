@@ -132,6 +132,23 @@ def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path
     assert book.told_to_all() == models, "what one client says is no sum that all have seen"
     assert 3 not in book.enter(2, "state", everybody).cohort
     assert book.summary()["privacy"]["sat_out"] == [3]
+    again = opened(tmp_path)
+    assert again.summary()["privacy"]["sat_out"] == [3]
+    assert again.ledger.spent == book.ledger.spent
+    assert 3 in again.enter(3, "state", everybody).cohort, "it may have come back with a larger budget"
+
+
+def test_a_client_whose_ledger_says_no_more_than_the_server_s_has_sat_out_after_a_restart_too(tmp_path):
+    book = opened(tmp_path)
+    book.enter(1, "state", list(range(CLIENTS)))
+    sums, models = len(charged(tmp_path)), book.told_to_all()
+    for _ in range(3):
+        book.heard(Report(3, 2, b"", error="spent", spent=True, charged=1))
+    assert len(charged(tmp_path)) == sums + 1
+    again = opened(tmp_path)
+    assert again.sat_out == {3}
+    assert again.ledger.releases(3) == 1
+    assert again.told_to_all() == models
 
 
 @pytest.mark.parametrize("wrong", [{"noise": 1.999}, {"rate": 0.5}, {"start": 2.0}], ids=str)

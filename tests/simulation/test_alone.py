@@ -61,6 +61,23 @@ def _job(simulation, rows, state):
     return Job(2, 1, 3, rows, state, frozenset(setup.layout.names), setup.training, 0.0, form=setup.layout.form)
 
 
+@pytest.mark.parametrize("given", [{"strategy": "fedper"}, {"measure": "calibration(rows=clients)"}], ids=str)
+def test_a_client_alone_does_not_train_on_what_it_holds_out_in_the_run(given, tmp_path, observer, monkeypatch):
+    seen, train = [], Worker.train
+
+    def noted(worker, job):
+        seen.append(job.rows)
+        return train(worker, job)
+
+    monkeypatch.setattr(Worker, "train", noted)
+    simulation = Simulation(RunConfig(**settings("fedit") | given), tmp_path, observer)
+    trained_alone(simulation, 2)
+    simulation.close()
+    rows, apart = simulation.divided(2)
+    assert len(apart) == round(0.2 * len(simulation.rows.partition.shard(2)))
+    assert all(set(own) <= set(rows) for own in seen)
+
+
 def test_a_client_alone_trains_what_the_rule_has_it_train_at_its_own_rank(tmp_path, observer):
     given = settings("ffa_lora", dtype="fp64", ranks="2*3,4*3", measure="validation(every=1, keep=last)")
     config = RunConfig(**given)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from fedpeft.clients.pool import Worker
@@ -85,9 +86,28 @@ def test_an_asynchronous_step_is_worth_the_work_of_those_it_hears(tmp_path, obse
     monkeypatch.setattr(Worker, "train", counted)
     for rule in ("fedit", "fedbuff(buffer=2)"):
         simulation = Simulation(RunConfig(**settings(rule, cohort=6, rounds=1)), tmp_path, observer)
-        train_on_pooled_rows(simulation.setup, simulation.rows, simulation.workers, 6, simulation.setup.start)
+        train_on_pooled_rows(simulation, simulation.setup.start)
         simulation.close()
     assert pieces[0] == pytest.approx(3 * pieces[-1], abs=3)
+
+
+@pytest.mark.parametrize("given", [{"strategy": "fedper"}, {"measure": "calibration(rows=clients)"}], ids=str)
+def test_rows_that_clients_hold_out_are_not_in_the_pool_and_no_part_of_the_work(given, tmp_path, observer, monkeypatch):
+    seen, train = [], Worker.train
+
+    def noted(worker, job):
+        seen.append(job.rows)
+        return train(worker, job)
+
+    monkeypatch.setattr(Worker, "train", noted)
+    given = settings("fedit", cohort=6, local_work="epochs(1)") | given
+    simulation = Simulation(RunConfig(**given), tmp_path, observer)
+    train_on_pooled_rows(simulation, simulation.setup.start)
+    simulation.close()
+    own = np.concatenate([simulation.training_rows(client) for client in range(6)])
+    assert len(own) < 0.9 * len(simulation.rows.train)
+    assert set(np.concatenate(seen)) == set(own)
+    assert len(seen[0]) == len(own), "what all clients go through in a round"
 
 
 def test_a_single_piece_is_enough():

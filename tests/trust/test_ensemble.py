@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedpeft.run.records import Records
 from fedpeft.server.progress import STATES, Progress, RunStore
 from fedpeft.simulate import main
+from tests.privacy.small_runs import StopError, trained
 
 
 def test_the_last_states_are_kept_whatever_is_repeated(tmp_path):
@@ -16,6 +18,25 @@ def test_the_last_states_are_kept_whatever_is_repeated(tmp_path):
     for round in (0, 1, 2, 3, 2, 3, 4):  # after a kill, rounds 2 and 3 come again
         store.keep(Progress(round, {"x": torch.full((2,), float(round))}), 3)
     assert sorted(int(f.stem) for f in (tmp_path / STATES).glob("*")) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("step", ["keep", "commit"])
+def test_a_run_stopped_after_any_step_keeps_all_states(step, tmp_path, monkeypatch):
+    whole, given = getattr(RunStore, step), {"measure": "ensemble(last=2) + validation(keep=last)"}
+
+    def stop(self, progress, *last):
+        whole(self, progress, *last)
+        if progress.round == 2:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, step, stop)
+        with pytest.raises(StopError):
+            trained(tmp_path, **given)
+    _, progress = trained(tmp_path, **given)
+    states = {int(file.stem): load_file(file) for file in (tmp_path / STATES).glob("*")}
+    assert sorted(states) == [1, 2]
+    assert all(torch.equal(states[2][name], tensor) for name, tensor in progress.adapter.items())
 
 
 @pytest.mark.slow
