@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, label_names, matrix
 from fedpeft.data.label_columns import moments as moments_of
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import lacking, records
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
@@ -73,7 +73,8 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     labels = None if names.label is None else LabelColumn(names.label, names.label_type)
     for place, record in records:
         where = f"{place} of {source}"
-        text = _text(record, names.text, where, names.ask)
+        lacks = lacking(place, source)
+        text = _text(record, names, where, lacks)
         if not isinstance(text, str):
             raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
@@ -83,11 +84,11 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
         texts.append(text)
         if labels is not None:
             if columns := labels.of(record):
-                labels.add_columns([_value(record, column, "label", where, names.ask) for column in columns], where)
+                labels.add_columns([_value(record, column, "label", lacks, names.ask) for column in columns], where)
             else:
-                labels.add(_value(record, labels.column, "label", where, names.ask), where)
+                labels.add(_value(record, labels.column, "label", lacks, names.ask), where)
         if names.owner is not None:
-            value = _value(record, names.owner, "owner", where, names.ask)
+            value = _value(record, names.owner, "owner", lacks, names.ask)
             if not isinstance(value, (str, int)) or not str(value).strip():
                 raise DataError(
                     f"{where}: the column {names.owner!r} must hold a word or an integer, got {_shown(value)}"
@@ -103,23 +104,24 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     return Table(texts.column(), None if labels is None else labels.found(), own)
 
 
-def _text(record: Mapping[str, Any], column: str, where: str, ask: str) -> Any:
+def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> Any:
     """The text of a column; of several, `a + b`, one text with each value after its column's name."""
-    if AND not in column or column in record:
-        return _value(record, column, "text", where, ask)
-    values = {name: _value(record, name, "text", where, ask) for name in column.split(AND)}
+    if AND not in names.text or names.text in record:
+        return _value(record, names.text, "text", lacks, names.ask)
+    values = {name: _value(record, name, "text", lacks, names.ask) for name in names.text.split(AND)}
     for name, value in values.items():
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: the column {name!r} must hold text, got {_shown(value)}")
     return " ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def _value(record: Mapping[str, Any], column: str, role: str, where: str, ask: str) -> Any:
+def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:
+    """A record's value of a column; `lacks` is what has no such column, where there is none."""
     if column not in record:
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
         if role == "label" and "ROLE=" in ask:  # a setting, which may be None
             hint += "; if the rows have no labels, set label=None for language modelling"
-        raise DataError(f"{where} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
+        raise DataError(f"{lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
     return record[column]
 
 

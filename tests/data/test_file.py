@@ -163,6 +163,10 @@ def test_a_file_for_each_client(tmp_path):
     write(tmp_path / "bob.jsonl", '{"text": "a"}\n')
     with pytest.raises(DataError, match=r"line 1 of bob.jsonl of .* no column 'label'"):
         load_dataset(f"file:{tmp_path}")
+    (tmp_path / "bob.jsonl").unlink()
+    write(tmp_path / "bob.csv", "text\na\n")
+    with pytest.raises(DataError, match=r"^bob.csv of .* no column 'label'"):
+        load_dataset(f"file:{tmp_path}")
     write(tmp_path / "ann.csv", content(".csv"))
     with pytest.raises(DataError, match="two files of the client 'ann'"):
         load_dataset(f"file:{tmp_path}")
