@@ -100,7 +100,7 @@ class LabelColumn:
             value, found = _spelled(value), "word"
         if not found or (wanted is not None and found not in wanted):
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
-            raise DataError(f"{must}, got {_shown(value)}{self._way_out(value)}")
+            raise DataError(f"{must}, got {_shown(value)}")
         if self.asked == "number":
             value, found = self._number(value, where), "number"
         if self.asked == "labels" and found == "word":
@@ -199,14 +199,6 @@ class LabelColumn:
                 "label_type=number names the first that is none"
             )
         return tuple(doubts)
-
-    def _way_out(self, value: Any) -> str:
-        """What to do about a row without a label; empty: it has one."""
-        if value is not None and str(value).strip():
-            return ""
-        if self.asked != "auto":
-            return "; fill it in, or leave the row out"
-        return "; fill it in, leave the row out, or say label_type=labels where a row may have several or none"
 
     def _legal(self) -> str:
         return {

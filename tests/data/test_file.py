@@ -302,7 +302,7 @@ def test_texts_come_before_instructions():
             {"chosen": [*TURNS[:1], {"role": "assistant", "content": "2"}], "rejected": [*TURNS[1:]] * 2},
             "not the prompt",
         ),
-        ({"prompt": "a", "completion": " "}, "two texts, or two lists of messages"),
+        ({"prompt": "a", "completion": 2}, "two texts, or two lists of messages"),
         ({"conversations": [{"from": "tool", "value": "b"}]}, "a turn is .* of human"),
         ({"conversations": [{"from": "gpt", "value": "b"}]}, "the assistant speaks first"),
         ({"conversations": [{"from": "human", "value": "b"}]}, "nobody answers"),
