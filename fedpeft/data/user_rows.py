@@ -120,6 +120,16 @@ def read(source: str, records: Records, names: Names) -> Table:
     return Table(texts.column(), None if labels is None else labels.found(), own, complete.note)
 
 
+def check_texts(source: str, records: Records, names: Names) -> None:
+    """Go through the texts of the `records` of `source`, and keep none.
+
+    Raises:
+        DataError: as of `read`, of texts.
+    """
+    for place, record in names.complete(records, source):
+        _text(record, names, f"{place} of {source}", lacking(place, source))
+
+
 def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
     """The text of a column; of several, `a + b`, one text with each value after its column's name."""
     columns = [names.text] if names.text in record else names.text.split(AND)
