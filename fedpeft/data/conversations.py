@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, SUFFIX, PromptTemplate, fingerprint, template_file
+from fedpeft.data.record_files import lacking
 from fedpeft.errors import ConfigError, DataError, ModelError
 
 ROLES = ("system", "user", "assistant")
@@ -65,7 +66,8 @@ def with_messages(
     for place, record in records:
         where = f"{place} of {source}"
         if column not in record:
-            raise DataError(f"{where} has no column {column!r} for the conversation; it has: {', '.join(record)}")
+            lacks = lacking(place, source)
+            raise DataError(f"{lacks} has no column {column!r} for the conversation; it has: {', '.join(record)}")
         conversation = packed(record[column], where)
         yield place, {**record, text: own.replace("%s", conversation) if own else conversation}
 
@@ -83,7 +85,8 @@ def with_prompts(
     for place, record in records:
         where = f"{place} of {source}"
         if answer not in record:
-            raise DataError(f"{where} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}")
+            lacks = lacking(place, source)
+            raise DataError(f"{lacks} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}")
         said = record[answer]
         if not isinstance(said, str) or not said.strip():
             raise DataError(f"{where}: nobody answers; the column {answer!r} holds {said!r:.40}")

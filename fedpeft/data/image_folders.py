@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.data.record_files import records, suffix_of
+from fedpeft.data.record_files import records, suffix_of, within
 from fedpeft.data.record_folders import stem, visible
 from fedpeft.errors import DataError
 
@@ -68,7 +68,7 @@ def picture_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         picture = Path(os.path.normpath(folder / named))  # links stay as they are: large folders are often made of them
         if not picture.is_relative_to(os.path.normpath(folder)):
             raise DataError(f"{place} of {table}: {named} is outside of {folder}")
-        yield f"{place} of {table.name}", record | {FILE_NAME: str(picture)}
+        yield within(place, table.name), record | {FILE_NAME: str(picture)}
 
 
 def pixels_of(pictures: list[str], side: int) -> np.ndarray:

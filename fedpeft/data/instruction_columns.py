@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.data.conversations import packed, with_messages, with_prompts
+from fedpeft.data.label_columns import AND
 from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
 from fedpeft.data.prompt_templates import CHAT
 from fedpeft.data.text_to_text import INPUT, TARGET, with_targets
@@ -43,11 +44,13 @@ class Reading:
     Attributes:
         said: what was taken, in one line.
         packed: of records and the name of their source, those with the packed row in the text's column.
+        needs: the columns that must have a value in each row, see `fedpeft.data.incomplete_rows.Complete`.
         task: what is learned, see `Dataset`.
     """
 
     said: str
     packed: Callable[[Records, str], Any]
+    needs: Mapping[str, str]
     task: str = "instruction"
 
 
@@ -83,6 +86,7 @@ def reading(
             f"preferences of the columns {f'{PROMPT!r}, ' if PROMPT in first else ''}'chosen' and 'rejected' in "
             f"{_template(template)}",
             lambda records, source: with_preferences(records, text, source, template),
+            {"answer": AND.join(SIDES)} | ({"text": PROMPT} if isinstance(first.get(PROMPT), str) else {}),
             f"dpo(beta={beta})",
         )
     column = messages or next((c for c in (MESSAGES, CONVERSATIONS) if c in first and text not in first), None)
@@ -92,12 +96,14 @@ def reading(
             lambda records, source: with_messages(
                 _as_messages(records, column, source), column, text, source, template
             ),
+            {"text": column},
         )
     if template in (None, CHAT) and {"prompt", "completion"} <= first.keys():
         return Reading(
             "instruction data of the columns 'prompt' and 'completion', "
             + ("as they stand" if template is None and isinstance(first["prompt"], str) else f"in {_template(None)}"),
             lambda records, source: _with_completions(records, text, source, template),
+            {"text": "prompt", "answer": "completion"},
         )
     if template is not None or {"instruction", answer} <= first.keys():
         taken = template or "alpaca"
@@ -105,6 +111,7 @@ def reading(
             f"instruction data of columns, the answers those of {answer!r}, in the prompt template {taken}"
             + ("" if template else f" (template='{CHAT}' takes the model's own)"),
             lambda records, source: with_prompts(records, taken, answer, text, source),
+            {"answer": answer},
         )
     return None
 
@@ -115,6 +122,7 @@ def pairs(read: str, target: str, text: str, template: str | None = None) -> Rea
     return Reading(
         f"pairs of texts for an encoder with a decoder: {asked}, answered by the column {target!r}",
         lambda records, source: with_targets(records, (read, target), text, source, template),
+        {"answer": target} if template else {"text": read, "answer": target},
         "seq2seq",
     )
 

@@ -7,6 +7,8 @@ A column of numbers with fractions is one of numbers; lists are several labels, 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -29,6 +31,12 @@ BETWEEN = ";"
 
 MANY = 20
 """Rows from which on more classes than half of them are no classes."""
+
+NEARLY_ALL = 0.95
+"""The share of rows from which on what labels look like is taken as what they are."""
+
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 
 _YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
@@ -92,7 +100,7 @@ class LabelColumn:
             value, found = _spelled(value), "word"
         if not found or (wanted is not None and found not in wanted):
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
-            raise DataError(f"{must}, got {_shown(value)}{self._way_out(value)}")
+            raise DataError(f"{must}, got {_shown(value)}")
         if self.asked == "number":
             value, found = self._number(value, where), "number"
         if self.asked == "labels" and found == "word":
@@ -145,6 +153,12 @@ class LabelColumn:
             note = f"regression: numbers with fractions; label_type=class makes classes of the column {self.column}"
             numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
+        if self.asked != "class" and (shown := _decimal_comma(words)):
+            where, _ = self._first["word"]
+            raise DataError(
+                f"{where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
+                f"{shown!r}{_without_comma(shown)}, or say label_type=class if these are classes"
+            )
         return Labels("class", words, (), self._doubts(words))
 
     def _numbers(self) -> Labels:
@@ -164,7 +178,8 @@ class LabelColumn:
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise DataError(f"{where}: the column {self.column!r} must hold a finite number, got {_shown(value)}")
+            must = f"{where}: the column {self.column!r} must hold a finite number"
+            raise DataError(f"{must}, got {_shown(value)}{_without_comma(str(value).strip())}")
         return number
 
     def _note(self, what: str) -> tuple[str, ...]:
@@ -184,14 +199,6 @@ class LabelColumn:
                 "label_type=number names the first that is none"
             )
         return tuple(doubts)
-
-    def _way_out(self, value: Any) -> str:
-        """What to do about a row without a label; empty: it has one."""
-        if value is not None and str(value).strip():
-            return ""
-        if self.asked != "auto":
-            return "; fill it in, or leave the row out"
-        return "; fill it in, leave the row out, or say label_type=labels where a row may have several or none"
 
     def _legal(self) -> str:
         return {
@@ -232,6 +239,30 @@ def _fractions(words: Collection[str]) -> bool:
     except ValueError:
         return False
     return all(map(math.isfinite, numbers)) and not all(number.is_integer() for number in numbers)
+
+
+def _decimal_comma(words: Sequence[str]) -> str:
+    """One of words that look like numbers with a decimal comma, and are many different ones; empty: they don't."""
+    alike = {name: count for name, count in Counter(words).items() if _DECIMAL_COMMA.fullmatch(name)}
+    if sum(alike.values()) < NEARLY_ALL * len(words):
+        return ""
+    held = [name for name in alike if "," in name]
+    return held[0] if len(held) >= MANY and not _pairs_of_few([name.split(",") for name in held]) else ""
+
+
+def _pairs_of_few(pairs: Sequence[Sequence[str]]) -> bool:
+    """Whether pairs may be two labels each, of a few: a list has no label twice, and either of them in each place."""
+    left, right = ({pair[side] for pair in pairs} for side in (0, 1))
+    either = left | right
+    return len(either) <= MANY and 2 * len(left & right) >= len(either) and all(a != b for a, b in pairs)
+
+
+def _without_comma(word: str) -> str:
+    """How a number with a comma is to be written, a clause; empty: it is none."""
+    ways = [word.replace(",", "")] if _THOUSANDS.fullmatch(word) else []
+    if "," in word and _DECIMAL_COMMA.fullmatch(word):
+        ways.append(word.replace(".", "").replace(",", "."))
+    return f"; write {', or '.join(ways)} instead" if ways else ""
 
 
 def _shown(value: object) -> str:

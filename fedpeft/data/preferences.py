@@ -12,6 +12,7 @@ from typing import Any
 
 from fedpeft.data.conversations import packed
 from fedpeft.data.prompt_templates import CHAT, PromptTemplate
+from fedpeft.data.record_files import lacking
 from fedpeft.errors import DataError
 from fedpeft.parts import nearest
 
@@ -40,7 +41,8 @@ def with_preferences(
         where = f"{place} of {source}"
         for column in SIDES:
             if column not in record:
-                raise DataError(f"{where} has no column {column!r}, which preferences need; {nearest(column, record)}")
+                lacks = lacking(place, source)
+                raise DataError(f"{lacks} has no column {column!r}, which preferences need; {nearest(column, record)}")
         prompt = record[PROMPT] if PROMPT in record else _before(record, where)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answers = [_answer(record, side, asked, where) for side in SIDES]

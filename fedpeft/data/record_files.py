@@ -22,6 +22,35 @@ from fedpeft.errors import ConfigError, DataError
 Record = tuple[str, dict[str, Any]]
 """Its place in the file, such as "line 3", and its values by column."""
 
+
+class Headed(str):
+    """The place of a record whose columns are named once, for all records of its table.
+
+    Attributes:
+        table: what its table is called within the source; empty: the source is one table.
+    """
+
+    table: str
+
+    def __new__(cls, place: str, table: str = "") -> Headed:
+        """A place, such as "line 3"."""
+        made = super().__new__(cls, place)
+        made.table = table
+        return made
+
+
+def within(place: str, file: str) -> str:
+    """The place of a record that lies at `place` in one file of several."""
+    return Headed(f"{place} of {file}", file) if isinstance(place, Headed) else f"{place} of {file}"
+
+
+def lacking(place: str, source: str) -> str:
+    """What has no column that the record at `place` of `source` lacks: the record, or all of its table."""
+    if not isinstance(place, Headed):
+        return f"{place} of {source}"
+    return f"{place.table} of {source}" if place.table else source
+
+
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 JSON = ".json"
@@ -112,6 +141,7 @@ BETWEEN_COLUMNS = ";,\t|"
 def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    start = 1
     try:
         header = next(filter(None, reader), None)  # blank lines may lie before it
         if header is None:
@@ -121,17 +151,17 @@ def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
         others = [sign for sign in BETWEEN_COLUMNS if sign != delimiter and sign in "".join(header)]
         if len(header) == 1 and others:  # as spreadsheets save where the comma stands in numbers
             raise DataError(f"{name} has {others[0]!r} between its columns; save it with {delimiter!r} between them")
+        start = reader.line_num + 1
         for fields in reader:
+            first, start = start, reader.line_num + 1  # a record may have several lines
             if not fields:
                 continue  # a blank line
             if len(fields) != len(header):
                 quotes = f"; put quotes around what holds a {delimiter!r}" if len(fields) > len(header) else ""
-                raise DataError(
-                    f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}{quotes}"
-                )
-            yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
+                raise DataError(f"line {first} of {name} has {len(fields)} fields, the first {len(header)}{quotes}")
+            yield Headed(f"line {first}"), dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
+        raise DataError(f"line {start} of {name} is not valid CSV: {error}") from None
 
 
 def _parsed(text: str) -> Any:
@@ -209,7 +239,7 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
             for start in range(0, len(batch), ROWS):
                 for record in batch.slice(start, ROWS).to_pylist():
                     number += 1
-                    yield f"row {number}", named(record, classes, f"row {number} of {name}")
+                    yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
         raise DataError(f"{name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
 
@@ -267,4 +297,4 @@ def _saved(name: str, path: Path) -> Iterator[Record]:
     each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
     classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
     for number, record in enumerate(rows, 1):
-        yield f"row {number}", named(record, classes, f"row {number} of {name}")
+        yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.record_files import SUFFIXES, is_saved, records, suffix_of
+from fedpeft.data.record_files import SUFFIXES, is_saved, records, suffix_of, within
 from fedpeft.errors import DataError
 
 SPLITS = {
@@ -102,4 +102,4 @@ def records_below(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     for file in files_of_clients(path):
         for place, record in records(str(file)):
-            yield f"{place} of {file.name}", record | {OWNER: stem(file)}
+            yield within(place, file.name), record | {OWNER: stem(file)}

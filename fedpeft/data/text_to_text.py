@@ -15,7 +15,7 @@ from typing import Any
 from fedpeft.data.conversations import with_prompts
 from fedpeft.data.label_columns import AND
 from fedpeft.data.prompt_templates import CHAT
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import lacking, records
 from fedpeft.data.rows import Rows
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import nearest
@@ -73,10 +73,9 @@ def with_targets(
         return
     names = [read] if AND not in read else read.split(AND)
     for place, record in found:
-        where = f"{place} of {source}"
-        values = [_text(record, name, where) for name in names]
+        values = [_text(record, name, place, source) for name in names]
         asked = values[0] if len(names) == 1 else " ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
-        yield place, {**record, text: packed_pair(asked, _text(record, target, where))}
+        yield place, {**record, text: packed_pair(asked, _text(record, target, place, source))}
 
 
 def pair_rows(path: str, read: str, target: str) -> Rows:
@@ -91,10 +90,10 @@ def pair_rows(path: str, read: str, target: str) -> Rows:
     return Rows(rows)
 
 
-def _text(record: Mapping[str, Any], column: str, where: str) -> str:
+def _text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
     if column not in record:
-        raise DataError(f"{where} has no column {column!r}; {nearest(column, map(str, record))}")
-    value = record[column]
+        raise DataError(f"{lacking(place, source)} has no column {column!r}; {nearest(column, map(str, record))}")
+    value, where = record[column], f"{place} of {source}"
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: the column {column!r} must hold a text, got {value!r:.40}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.data.incomplete_rows import Complete
 from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, label_names, matrix
 from fedpeft.data.label_columns import moments as moments_of
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import lacking, records
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
@@ -20,13 +21,18 @@ from fedpeft.machine import spooled
 from fedpeft.parts import nearest
 from fedpeft.spec import Spec
 
+Records = Iterable[tuple[str, Mapping[str, Any]]]
+"""Of each its place, such as "line 3", and its values by column."""
+
 
 @dataclass(frozen=True)
 class Names:
     """Which column holds what; `label` None means causal language modelling, `owner` None that nobody owns rows.
 
     `ask` is how a user names a column, with ROLE for text, label or owner; empty: their names are fixed. `label_type`
-    is what the label's column holds, one of `fedpeft.data.label_columns.KINDS`.
+    is what the label's column holds, one of `fedpeft.data.label_columns.KINDS`. `incomplete` is what becomes of rows
+    that lack something, one of `fedpeft.data.incomplete_rows.INCOMPLETE`; empty: they are refused, and nobody may say
+    otherwise.
     """
 
     text: str
@@ -34,6 +40,20 @@ class Names:
     owner: str | None
     ask: str = ""
     label_type: str = "auto"
+    incomplete: str = ""
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """The columns that must have a value in each row, see `fedpeft.data.incomplete_rows.Complete`."""
+        free = self.label is None or (self.label_type == "labels" and AND not in self.label)  # none of several labels
+        found = {"text": self.text, "label": None if free else self.label, "owner": self.owner}
+        return {role: column for role, column in found.items() if column is not None}
+
+    def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> Complete:
+        """Those `records` of `source` that have what they need; None: these columns."""
+        settable = self.label_type == "auto" and "ROLE=" in self.ask and AND not in (self.label or "")
+        hint = "; label_type=labels takes rows that have several labels or none" if settable else ""
+        return Complete(records, source, self.needs if needs is None else needs, self.incomplete, hint)
 
 
 @dataclass(frozen=True)
@@ -53,16 +73,18 @@ class Owners:
 class Table:
     """Checked columns: one string per row; None where the column was not asked for.
 
-    Texts of many rows are on disk; a label or owner that several rows share is one string.
+    Texts of many rows are on disk; a label or owner that several rows share is one string. `left_out` says which rows
+    were left out; empty: none.
     """
 
     texts: Sequence[str]
     labels: Labels | None
     owners: Owners | None
+    left_out: str = ""
 
 
-def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: Names) -> Table:
-    """The columns `names` of `records`: (place such as "line 3", {column: value}) pairs of `source`.
+def read(source: str, records: Records, names: Names) -> Table:
+    """The columns `names` of the `records` of `source`.
 
     Raises:
         DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
@@ -71,24 +93,19 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     owners, waiting = spooled.row_numbers(np.int32), array_of_numbers("i")
     known: dict[str, int] = {}
     labels = None if names.label is None else LabelColumn(names.label, names.label_type)
-    for place, record in records:
+    complete = names.complete(records, source)
+    for place, record in complete:
         where = f"{place} of {source}"
-        text = _text(record, names.text, where, names.ask)
-        if not isinstance(text, str):
-            raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise DataError(f"{where}: the column {names.text!r} holds half of a character (a lone surrogate)")
-        if not text.strip():
-            raise DataError(f"{where}: the column {names.text!r} is empty; fill it in, or leave the row out")
-        texts.append(text)
+        lacks = lacking(place, source)
+        texts.append(_text(record, names, where, lacks))
         if labels is not None:
             if columns := labels.of(record):
-                labels.add_columns([_value(record, column, "label", where, names.ask) for column in columns], where)
+                labels.add_columns([_value(record, column, "label", lacks, names.ask) for column in columns], where)
             else:
-                labels.add(_value(record, labels.column, "label", where, names.ask), where)
+                labels.add(_value(record, labels.column, "label", lacks, names.ask), where)
         if names.owner is not None:
-            value = _value(record, names.owner, "owner", where, names.ask)
-            if not isinstance(value, (str, int)) or not str(value).strip():
+            value = _value(record, names.owner, "owner", lacks, names.ask)
+            if not isinstance(value, (str, int)):
                 raise DataError(
                     f"{where}: the column {names.owner!r} must hold a word or an integer, got {_shown(value)}"
                 )
@@ -100,26 +117,40 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
         raise DataError(f"{source} has no rows")
     owners.append(waiting)
     own = None if names.owner is None else Owners(tuple(known), owners.array())
-    return Table(texts.column(), None if labels is None else labels.found(), own)
+    return Table(texts.column(), None if labels is None else labels.found(), own, complete.note)
 
 
-def _text(record: Mapping[str, Any], column: str, where: str, ask: str) -> Any:
+def check_texts(source: str, records: Records, names: Names) -> None:
+    """Go through the texts of the `records` of `source`, and keep none.
+
+    Raises:
+        DataError: as of `read`, of texts.
+    """
+    for place, record in names.complete(records, source):
+        _text(record, names, f"{place} of {source}", lacking(place, source))
+
+
+def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
     """The text of a column; of several, `a + b`, one text with each value after its column's name."""
-    if AND not in column or column in record:
-        return _value(record, column, "text", where, ask)
-    values = {name: _value(record, name, "text", where, ask) for name in column.split(AND)}
-    for name, value in values.items():
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: the column {name!r} must hold text, got {_shown(value)}")
-    return " ".join(f"{name}: {value}" for name, value in values.items())
+    columns = [names.text] if names.text in record else names.text.split(AND)
+    values = {column: _value(record, column, "text", lacks, names.ask) for column in columns}
+    for column, value in values.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}: the column {column!r} must hold text, got {_shown(value)}")
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
+    if names.text in values:
+        return str(values[names.text])
+    return " ".join(f"{column}: {value}" for column, value in values.items())
 
 
-def _value(record: Mapping[str, Any], column: str, role: str, where: str, ask: str) -> Any:
+def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:
+    """A record's value of a column; `lacks` is what has no such column, where there is none."""
     if column not in record:
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
         if role == "label" and "ROLE=" in ask:  # a setting, which may be None
             hint += "; if the rows have no labels, set label=None for language modelling"
-        raise DataError(f"{where} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
+        raise DataError(f"{lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
     return record[column]
 
 
@@ -174,7 +205,10 @@ def dataset(
         label_names=names,
         default_model="smollm2" if train.labels is None else "minilm",
         validation=None if validation is None else parts[1],
-        notes=() if train.labels is None else train.labels.notes,
+        notes=(
+            *(() if train.labels is None else train.labels.notes),
+            *(table.left_out for table in tables if table.left_out),
+        ),
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedpeft.data.record_files import Record, records
 from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import token_rows
-from fedpeft.data.user_rows import Names, read
+from fedpeft.data.user_rows import Names, check_texts, read
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import files
 from fedpeft.models import scoring
@@ -75,6 +75,7 @@ def answered(run: FinishedRun, source: Path, column: str | None, abstain: float)
         raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
     own = getattr(DATASETS.build(run.config.dataset), "text", "text")
     names = Names(column or own, None, None, "--text COLUMN")
+    check_texts(str(source), records(str(source)), names)  # before a model is loaded, or an answer is lost
     model, waiting = run.model(run.base()), records(str(source))
     while rows := list(islice(waiting, ROWS)):
         texts = list(read(str(source), rows, names).texts)

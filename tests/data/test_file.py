@@ -163,6 +163,10 @@ def test_a_file_for_each_client(tmp_path):
     write(tmp_path / "bob.jsonl", '{"text": "a"}\n')
     with pytest.raises(DataError, match=r"line 1 of bob.jsonl of .* no column 'label'"):
         load_dataset(f"file:{tmp_path}")
+    (tmp_path / "bob.jsonl").unlink()
+    write(tmp_path / "bob.csv", "text\na\n")
+    with pytest.raises(DataError, match=r"^bob.csv of .* no column 'label'"):
+        load_dataset(f"file:{tmp_path}")
     write(tmp_path / "ann.csv", content(".csv"))
     with pytest.raises(DataError, match="two files of the client 'ann'"):
         load_dataset(f"file:{tmp_path}")
@@ -298,7 +302,7 @@ def test_texts_come_before_instructions():
             {"chosen": [*TURNS[:1], {"role": "assistant", "content": "2"}], "rejected": [*TURNS[1:]] * 2},
             "not the prompt",
         ),
-        ({"prompt": "a", "completion": " "}, "two texts, or two lists of messages"),
+        ({"prompt": "a", "completion": 2}, "two texts, or two lists of messages"),
         ({"conversations": [{"from": "tool", "value": "b"}]}, "a turn is .* of human"),
         ({"conversations": [{"from": "gpt", "value": "b"}]}, "the assistant speaks first"),
         ({"conversations": [{"from": "human", "value": "b"}]}, "nobody answers"),

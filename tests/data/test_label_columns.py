@@ -75,6 +75,45 @@ def test_what_is_no_label_is_one_sentence(values, asked, words):
     assert "\n" not in str(caught.value)
 
 
+COMMAS = [f"{i % 7},{i:02}" for i in range(60)]
+PAIRS = [f"{a},{b}" for a in range(1, 9) for b in range(1, 9) if a != b]
+
+
+@pytest.mark.parametrize(
+    ("values", "asked", "words"),
+    [
+        (COMMAS, "auto", r"row 1 of x: .* decimal comma, such as '0,00'; write 0.00 instead, or say label_type=class"),
+        ([*COMMAS, "4", "5", "-2,5", "n/a"], "auto", "decimal comma"),
+        ([f"1.{i:03},5" for i in range(40)], "auto", "such as '1.000,5'; write 1000.5 instead"),
+        ([f"{i},500" for i in range(1, 40)], "auto", "such as '1,500'; write 1500, or 1.500 instead"),
+        ([f"{a},{b}" for a in range(5) for b in range(10)], "auto", "decimal comma"),
+        ([f"{a},{b}" for a in range(1, 10) for b in (49, 95, 99)], "auto", "decimal comma"),
+        (["1,63"], "number", "row 1 of x: .* must hold a finite number, got '1,63'; write 1.63 instead$"),
+        (["1,000.5"], "number", "got '1,000.5'; write 1000.5 instead$"),
+        (["1,500"], "number", "got '1,500'; write 1500, or 1.500 instead$"),
+        (["0,500"], "number", "got '0,500'; write 0.500 instead$"),
+        (["one, two"], "number", "got 'one, two'$"),
+    ],
+)
+def test_numbers_with_a_comma_are_refused_with_how_to_write_them(values, asked, words):
+    with pytest.raises(DataError, match=words):
+        found(values, asked)
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        (COMMAS, "class"),
+        (["1,5", "2,0", "2,5"] * 20, "auto"),
+        (PAIRS, "auto"),
+        ([*PAIRS, "1", "2,3"], "auto"),
+        ([*COMMAS[:50], *["1,2,3"] * 5], "auto"),
+    ],
+)
+def test_few_labels_with_a_comma_are_classes(values, asked):
+    assert (found(values, asked).kind, list(found(values, asked).values)) == ("class", values)
+
+
 def test_numbers_are_told_by_fractions_and_their_moments_are_those_of_the_training_rows(tmp_path):
     path = prices(tmp_path / "p.csv")
     data = load_dataset(f"file(path={str(path)!r}, label=price)")
@@ -155,7 +194,7 @@ def test_numbers_may_be_small():
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([f"{i},5" for i in range(40)], "taken as classes, 40 of them in 40 rows; .* label_type=number"),
+        ([f"{i}.5 m" for i in range(40)], "taken as classes, 40 of them in 40 rows; .* label_type=number"),
         (["wet; loud", "dry"] * 20, "1 of whose 2 names have ';' in them; label_type=labels"),
         (["wet", "dry"] * 20, ""),
     ],

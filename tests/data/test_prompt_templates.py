@@ -132,7 +132,7 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
         ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, flowertune, chat"),
         ("template='missing.jinja'", None, DataError, "no file missing.jinja"),
         ("template=alpaca, answer=response", None, DataError, "line 1 of .* no column 'response' for the answer"),
-        ("template=alpaca", [record(0), record(1, output=" ")], DataError, "line 2 of .*nobody answers"),
+        ("template=alpaca", [record(0), record(1, output=" ")], DataError, r"no answer in .*'output' \(line 2\)"),
         ("template=alpaca", [record(0, output=3)], DataError, "line 1 of .*the column 'output' holds 3"),
         ("template=alpaca", [{"output": "x"}], DataError, "line 1 of .*alpaca fails: 'instruction' is undefined"),
         ("template=alpaca", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],

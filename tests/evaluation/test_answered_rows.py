@@ -94,16 +94,17 @@ def test_what_can_not_be_answered_is_one_sentence_and_leaves_no_file(tmp_path, c
     (tmp_path / "late.csv").write_text("body,predicted_by\na,x\nb,x\nc,x\n ,x\n")
     (tmp_path / "taken.csv").write_text("body,predicted\na,x\n")
     (tmp_path / "none.csv").write_text("body\n")
+    (tmp_path / "good.csv").write_text("body\na\nb\nc\n")
     given = ["--output", str(output)]
     for more, words in (
-        ([run, "--data", str(tmp_path / "late.csv"), *given], "line 5 of .* is empty"),
+        ([run, "--data", str(tmp_path / "late.csv"), *given], r"1 row has an empty text .*\(line 5\)"),
         ([run, "--data", str(tmp_path / "taken.csv"), *given], "a column 'predicted' already; rename it"),
         ([run, "--data", str(tmp_path / "none.csv"), *given], "has no rows"),
         ([run, "--data", str(tmp_path / "new.csv"), *given], "there is no file"),
         ([run, "--data", str(tmp_path / "late.csv"), *given, "--text", "boddy"], "no column 'boddy' .* --text COLUMN"),
         ([run, "--data", str(tmp_path / "late.csv"), "--output", str(tmp_path / "a.json")], "must end in .csv"),
         ([run, "--data", str(tmp_path / "late.csv"), "--output", str(tmp_path / "late.csv")], "exists already"),
-        ([run, "--data", str(tmp_path / "late.csv"), "--output", str(tmp_path / "no" / "a.csv")], "can't be written"),
+        ([run, "--data", str(tmp_path / "good.csv"), "--output", str(tmp_path / "no" / "a.csv")], "can't be written"),
         ([run, "a text", "--data", str(tmp_path / "late.csv"), *given], "the answers of one run"),
         ([run, "--data", str(tmp_path / "late.csv")], "the answers of one run"),
         ([run, "a text", *given], "are of a file of rows"),
@@ -113,6 +114,20 @@ def test_what_can_not_be_answered_is_one_sentence_and_leaves_no_file(tmp_path, c
         assert re.search(words, error), error
         assert not output.exists()
         assert not list(tmp_path.glob("*.part"))
+
+
+def test_rows_without_a_text_are_counted_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    classes(tmp_path)
+    monkeypatch.setattr(answered_rows, "ROWS", 2)
+    monkeypatch.setattr(FinishedRun, "base", lambda run: pytest.fail("the model was loaded"))
+    (tmp_path / "new.csv").write_text('body,place\na,x\n"b\nb",x\nc,x\n"",x\nd,x\n" \n",x\n')
+    asked = ["--data", str(tmp_path / "new.csv"), "--output", str(tmp_path / "answers.csv")]
+    capsys.readouterr()
+    assert main([str(tmp_path / "run"), *asked]) == 2
+    assert capsys.readouterr().err.split("new.csv: ")[1] == (
+        "2 rows have an empty text in the column 'body' (lines 6, 8); fill them in, or leave the rows out\n"
+    )
+    assert not (tmp_path / "answers.csv").exists()
 
 
 def test_a_language_model_is_told_where_its_questions_go(tmp_path):

@@ -107,7 +107,7 @@ def test_columns_of_the_hub_that_are_pairs():
     ("settings", "row", "error", "words"),
     [
         ("text=a, target=c", {"a": "x", "b": "y"}, DataError, "line 1 of .* has no column 'c'"),
-        ("text=a, target=b", {"a": "x", "b": ""}, DataError, "the column 'b' must hold a text, got ''"),
+        ("text=a, target=b", {"a": "x", "b": ""}, DataError, "20 rows have no answer in the column 'b'"),
         ("text=a, target=b", {"a": "x", "b": 3}, DataError, "the column 'b' must hold a text, got 3"),
         ("text=a, target=b", {"a": "\ud800", "b": "y"}, DataError, "half of a character"),
         ("text=a, target=b, messages=m", {"a": "x", "b": "y"}, ConfigError, "leave one of them out"),

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
+from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
 from fedpeft.data.instruction_columns import Reading, reading
 from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
@@ -51,6 +52,12 @@ class File:
     mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
     deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    incomplete: str = setting(
+        REFUSE,
+        "rows without a text, an answer, a label or an owner, of training, validation and test alike; drop: they are "
+        "left out, which is said",
+        choices=INCOMPLETE,
+    )
     messages: str | None = setting(
         None, "name of the column with conversations, for instruction data; messages where there is no text column"
     )
@@ -106,6 +113,7 @@ class File:
             self.owner or (OWNER if OWNER in first and splits.train.is_dir() else None),
             f"file(path={self.path!r}, ROLE=COLUMN)",
             self.label_type,
+            self.incomplete,
         )
         train, validation, test = (
             None if path is None else _table(path, pictures, instructions, names)
@@ -156,10 +164,13 @@ def _table(path: Path, pictures: bool, instructions: Reading | None, names: user
         )
     if names.owner == OWNER and not path.is_dir():  # one file of test rows belongs to nobody
         names = dataclasses.replace(names, owner=None)
-    found: Any = _records(path, pictures)
-    if instructions:
-        found = instructions.packed(found, str(path))
-    return user_rows.read(str(path), found, names)
+    found = _records(path, pictures)
+    if not instructions:
+        return user_rows.read(str(path), found, names)
+    owner = {} if names.owner is None else {"owner": names.owner}
+    complete = names.complete(found, str(path), {**instructions.needs, **owner})
+    table = user_rows.read(str(path), instructions.packed(complete, str(path)), names)
+    return dataclasses.replace(table, left_out=complete.note)
 
 
 part = File

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
 from fedpeft.data.label_columns import KINDS, several_labels_partition
+from fedpeft.data.record_files import Headed
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.text_to_text import with_targets
 from fedpeft.errors import AssetError, ConfigError, DataError
@@ -120,7 +121,7 @@ class HF:
                     record = record | {self.label: class_names[value]}
                 if each is not None:
                     record = record | {self.label: [each[value] for value in record[self.label]]}
-                yield f"row {number}", record
+                yield Headed(f"row {number}"), record
 
         source = f"{self.name} ({split})"
         found: Iterator[tuple[str, Mapping[str, Any]]] = records()

@@ -1,0 +1,122 @@
+"""Rows that lack a text, an answer, a label or an owner: counted by what they lack, and refused or left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpeft.data.label_columns import AND
+from fedpeft.data.record_files import Headed
+from fedpeft.errors import DataError
+
+REFUSE, DROP = "refuse", "drop"
+INCOMPLETE = (REFUSE, DROP)
+"""What becomes of such rows."""
+
+LACKS = {"text": "an empty text", "answer": "no answer", "label": "no label", "owner": "no owner"}
+"""What is said of a row without it."""
+
+SHOWN = 5
+"""Places that are named of rows that lack the same."""
+
+
+@dataclass
+class Complete:
+    """Those of a source's records that have what they need, in their order.
+
+    The others are counted as one goes through; nothing of them is kept but a few places. Where rows are refused, none
+    is given behind the first that lacks something, and all others that do are counted before it is said.
+
+    Attributes:
+        records: with the names of their places.
+        source: what they are of, for messages.
+        needs: the column, or several as "a + b", of each of `LACKS` that a row must have.
+        incomplete: of `INCOMPLETE`; empty: rows are refused, and nobody may say otherwise.
+        hint: what else to do about rows without a label, a clause.
+    """
+
+    records: Iterable[tuple[str, Mapping[str, Any]]]
+    source: str
+    needs: Mapping[str, str]
+    incomplete: str = ""
+    hint: str = ""
+    _rows: int = 0
+    _left_out: int = 0
+    _columns: str = ""  # of the first record
+    _roles: Counter[str] = field(default_factory=Counter)
+    _lacked: Counter[tuple[str, str]] = field(default_factory=Counter)  # role and column
+    _places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for place, record in self.records:
+            self._rows += 1
+            self._columns = self._columns or ", ".join(map(str, record))
+            needed = {role: [c] if c in record else c.split(AND) for role, c in self.needs.items()}
+            if not self._may_lack(place) and any(column not in record for own in needed.values() for column in own):
+                yield place, record  # whose reader says what the columns are called
+            elif lacked := [(r, c) for r, own in needed.items() for c in own if _is_missing(record.get(c), r)]:
+                self._count(place, lacked)
+            elif not self._left_out or self.incomplete == DROP:
+                yield place, record
+        if self._left_out and self.incomplete != DROP:
+            one = self._lacked.total() == 1
+            cure = "fill it in, or leave the row out" if one else "fill them in, or leave the rows out"
+            cure += f", as file(..., incomplete={DROP}) does" if self.incomplete else ""
+            hint = self.hint if "label" in self._roles else ""
+            raise DataError(f"{self.source}: {self._told()}; {cure}{hint}")
+        if self._rows and self._left_out == self._rows:
+            raise DataError(
+                f"{self.source} has no row that is complete: {self._told()}; the columns of its first row are "
+                f"{self._columns}"
+            )
+
+    @property
+    def note(self) -> str:
+        """How many rows were left out, and for what; empty: none."""
+        if not self._left_out:
+            return ""
+        why = ", ".join(f"{LACKS[role].removeprefix('an ')} {count:,}" for role, count in self._roles.most_common())
+        return f"{self._left_out:,} of {self._rows:,} rows of {self.source} are left out: {why}"
+
+    def _may_lack(self, place: str) -> bool:
+        """Whether a record may have no such column at all: one of JSON, whose rows name their own, where it is left
+        out then."""
+        return self.incomplete == DROP and not isinstance(place, Headed)
+
+    def _count(self, place: str, lacked: list[tuple[str, str]]) -> None:
+        self._left_out += 1
+        self._roles.update(list(dict.fromkeys(role for role, _ in lacked)))
+        self._lacked.update(lacked)
+        for what in lacked:
+            if len(shown := self._places.setdefault(what, [])) < SHOWN:
+                shown.append(str(place))
+
+    def _told(self) -> str:
+        """How many rows lack what, and where."""
+        told: list[str] = []
+        for (role, column), count in self._lacked.most_common():
+            have = "has" if count == 1 else "have"
+            rows = "" if told else " row" if count == 1 else " rows"
+            where = _listed(self._places[role, column], count)
+            told.append(f"{count:,}{rows} {have} {LACKS[role]} in the column {column!r} ({where})")
+        return ", ".join(told)
+
+
+def _is_missing(value: Any, role: str) -> bool:
+    """Whether a value is none: null, blank, NaN as tables have it, or of a text or answer a list of nothing."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list | tuple):
+        return not value and role != "label"  # which may be none of several
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _listed(places: list[str], count: int) -> str:
+    """Places of rows, `count` of them altogether: "lines 2, 5 and 3 more"."""
+    kind, _, _ = places[0].partition(" ")
+    numbers = [place.removeprefix(f"{kind} ") for place in places]
+    alike = len(places) > 1 and all(map(str.isdecimal, numbers))
+    shown = f"{kind}s {', '.join(numbers)}" if alike else ", ".join(places)
+    return shown if count == len(places) else f"{shown} and {count - len(places):,} more"
