@@ -44,19 +44,23 @@ class Complete:
     hint: str = ""
     _rows: int = 0
     _left_out: int = 0
-    _columns: str = ""  # of the first record
+    _columns: str = ""  # of the first record that lacks something
     _roles: Counter[str] = field(default_factory=Counter)
     _lacked: Counter[tuple[str, str]] = field(default_factory=Counter)  # role and column
     _places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        columns = tuple(self.needs.values())
         for place, record in self.records:
             self._rows += 1
-            self._columns = self._columns or ", ".join(map(str, record))
+            if (self.incomplete == DROP or not self._left_out) and _has_words(record, columns):
+                yield place, record  # as nearly all are
+                continue
             needed = {role: [c] if c in record else c.split(AND) for role, c in self.needs.items()}
             if not self._may_lack(place) and any(column not in record for own in needed.values() for column in own):
                 yield place, record  # whose reader says what the columns are called
             elif lacked := [(r, c) for r, own in needed.items() for c in own if _is_missing(record.get(c), r)]:
+                self._columns = self._columns or ", ".join(map(str, record))
                 self._count(place, lacked)
             elif not self._left_out or self.incomplete == DROP:
                 yield place, record
@@ -68,8 +72,8 @@ class Complete:
             raise DataError(f"{self.source}: {self._told()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:
             raise DataError(
-                f"{self.source} has no row that is complete: {self._told()}; the columns of its first row are "
-                f"{self._columns}"
+                f"{self.source} has no row that is complete: {self._told()}; the first that lacks something has the "
+                f"columns {self._columns}"
             )
 
     @property
@@ -104,10 +108,19 @@ class Complete:
         return ", ".join(told)
 
 
+def _has_words(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
+    """Whether all these columns are there, and hold texts that are not blank."""
+    for column in columns:
+        value = record.get(column)
+        if not isinstance(value, str) or not value or value.isspace():
+            return False
+    return True
+
+
 def _is_missing(value: Any, role: str) -> bool:
     """Whether a value is none: null, blank, NaN as tables have it, or of a text or answer a list of nothing."""
     if isinstance(value, str):
-        return not value.strip()
+        return not value or value.isspace()
     if isinstance(value, list | tuple):
         return not value and role != "label"  # which may be none of several
     return value is None or (isinstance(value, float) and value != value)

@@ -132,16 +132,16 @@ def check_texts(source: str, records: Records, names: Names) -> None:
 
 def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
     """The text of a column; of several, `a + b`, one text with each value after its column's name."""
-    columns = [names.text] if names.text in record else names.text.split(AND)
-    values = {column: _value(record, column, "text", lacks, names.ask) for column in columns}
-    for column, value in values.items():
+    columns = (names.text,) if names.text in record else names.text.split(AND)
+    values = [_value(record, column, "text", lacks, names.ask) for column in columns]
+    for column, value in zip(columns, values, strict=True):
         if not isinstance(value, str):
             raise DataError(f"{where}: the column {column!r} must hold text, got {_shown(value)}")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
-    if names.text in values:
-        return str(values[names.text])
-    return " ".join(f"{column}: {value}" for column, value in values.items())
+    if len(values) == 1:
+        return str(values[0])
+    return " ".join(f"{column}: {value}" for column, value in zip(columns, values, strict=True))
 
 
 def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:

@@ -108,7 +108,7 @@ def test_rows_of_json_may_lack_a_column_where_they_are_left_out(tmp_path):
     with pytest.raises(DataError, match=r"line 6 of .* has no column 'verdict'"):
         load_dataset(f"file(path={str(path)!r}, {COLUMNS})")
     with pytest.raises(
-        DataError, match=r"no row that is complete: 60 rows have no label in the column 'y' .* are comme"
+        DataError, match=r"no row that is complete: 60 rows have no label in the column 'y' .* has the columns comment"
     ):
         load_dataset(f"file(path={str(path)!r}, text=comment, label=y, incomplete=drop)")
 
