@@ -255,8 +255,12 @@ def test_federations_that_a_trainer_does_not_fit_are_one_sentence(settings, erro
         edge(description(base, **settings), trainer_like(base), tmp_path)
 
 
-def test_a_round_is_received_trained_and_sent(base, tmp_path):
-    """All that the client's half of a round asks of a trainer, without a server."""
+@pytest.mark.parametrize(
+    ("given", "said"), [({}, (1.25, 5, 2)), ({"privacy": "user_dp(noise_multiplier=1)"}, (0.0, 5, 1))]
+)
+def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
+    """All that the client's half of a round asks of a trainer, without a server; what is measured stays where clients
+    keep it to themselves."""
     trainer = trainer_like(base)
     trainer.args = SimpleNamespace(learning_rate=0.1, max_steps=-1)
     trainer.state = SimpleNamespace(global_step=5)
@@ -269,15 +273,22 @@ def test_a_round_is_received_trained_and_sent(base, tmp_path):
         return SimpleNamespace(training_loss=1.25)
 
     told = Told()
-    made = TrainerEdge(description(base), trainer, train, Ranks(), tmp_path, told)
+    made = TrainerEdge(description(base, **given), trainer, train, Ranks(), tmp_path, told)
+    assert made.registration().rows == said[2]
     start = {name: torch.zeros(shape) for name, shape in made.layout.shapes.items()}
     payload = parse_codec("fp32").encode(start)
     report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=8.0))
     assert (report.error, told.lines) == ("", [])
-    assert (report.loss, report.steps, report.rows) == (1.25, 5, 2)
+    assert (report.loss, report.steps, report.rows) == said
     sent = decode(report.payload, made.layout.shapes)
     for name, tensor in sent.items():
         assert torch.allclose(tensor, torch.full_like(tensor, 0.5 if "lora_B" in name else 0.0))
+
+
+def test_a_server_that_asks_for_losses_under_privacy_is_refused(base, tmp_path):
+    made = edge(description(base, privacy="user_dp(noise_multiplier=1)"), trainer_like(base), tmp_path)
+    report = made.handle(Instruction("evaluate", 1, 0, b""))
+    assert "losses on its rows, which user_dp does not protect" in report.error
 
 
 def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):

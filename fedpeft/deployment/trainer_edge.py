@@ -16,6 +16,7 @@ from fedpeft.clients.trainer import Ranks, TrainerBench, TrainerExecutor, Traine
 from fedpeft.communication.base_residual import HeldBase
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
+from fedpeft.deployment.answered import check_evaluation, check_question
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.edge import BYTES_PER_NUMBER, Alone, check_description
 from fedpeft.deployment.shared_settings import shared_settings
@@ -29,6 +30,7 @@ from fedpeft.parts import part_text
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
+from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import ChosenParts, chosen_parts, settled
 
@@ -102,6 +104,8 @@ class TrainerEdge:
             strategy=self.config.strategy,
             drift="",
             store=self.folder / "clients",
+            # The noise is the server's: what is measured on the rows stays here all the same.
+            privacy=ClientPrivacy(self.config.privacy, 0.0, self.folder / KEY) if parts.mechanism else None,
         )
 
     def _check_weights(self, model: Any) -> None:
@@ -122,14 +126,20 @@ class TrainerEdge:
 
     def registration(self) -> v1.Registration:
         """What the client tells the server of itself."""
+        mechanism = self.parts.mechanism
         return v1.Registration(
-            run=self.description.run, rows=self.rows, precision=self.config.dtype, hardware=platform.machine()
+            run=self.description.run,
+            rows=1 if mechanism is not None and mechanism.silent else self.rows,
+            precision=self.config.dtype,
+            hardware=platform.machine(),
         )
 
     def handle(self, instruction: Instruction) -> Report:
         """Do what the server asks; what fails is reported, and the client lives on."""
         try:
             instruction.check(len(self.layout.tensors))
+            check_question(instruction)
+            check_evaluation(instruction, self.parts.mechanism)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             report: Report = self.side.handle([instruction])[0]
             return report
