@@ -22,6 +22,7 @@ from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import catalogue
+from fedpeft.run.command import MISTAKE, exit_code
 from fedpeft.studies.results import Result
 from fedpeft.studies.runner import Workplace
 from fedpeft.studies.study_file import read_study
@@ -344,3 +345,34 @@ def test_a_part_in_another_group_is_one_sentence(package, group, part, family, w
     told.write_text(f"[fedpeft.{group}]\nhalf_mean = somebody:{part}\n")
     with pytest.raises(ConfigError, match=f"'half_mean' of somebodys-rules 1.5 is none: its class .* {words}; put it"):
         family.build("half_mean")
+
+
+TEXT_OF_A_WORKER = (
+    'Traceback:\n  File "{0}", line 7, in trained\n    1 / 0\nZeroDivisionError\n  File "/lib/x.py", line 3, in y'
+)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "in a worker"])
+def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, capsys):
+    rule.write_text(f"{rule.read_text()}# {remote}")  # else it is the module that another test has imported
+    plugins.use([str(rule)])
+
+    def work():
+        if not remote:
+            strategies.build("half_mean").contribution(None, {}, None)  # which has no delta
+        error = ZeroDivisionError("division by zero")
+        raise error from RuntimeError(TEXT_OF_A_WORKER.format(rule))
+
+    assert exit_code(work) == MISTAKE
+    said = capsys.readouterr().err
+    line, what = (7, "in trained: ZeroDivisionError: division") if remote else (21, "in contribution: AttributeError: ")
+    assert said.startswith(f"error: the plugin {rule} has failed in line {line}, {what}")
+    assert f'File "{rule}", line {line}' in said
+    assert "exit_code" not in said
+    assert "/lib/x.py" not in said
+
+
+def test_an_error_of_ours_is_shown_whole(rule):
+    plugins.use([str(rule)])
+    with pytest.raises(KeyError):
+        exit_code(lambda: {}["x"])

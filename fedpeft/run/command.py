@@ -1,6 +1,7 @@
 """The frame of every command, and a run's command line.
 
-A user's mistake is one sentence, and the exit code says how a command ended.
+A user's mistake is one sentence, an error in a user's own part is one with the place, and the exit code says how a
+command ended.
 
 0: done. 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ). 2: a user's mistake.
 130: Ctrl-C. 141: who read the output has closed it, as `head` does.
@@ -10,19 +11,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import select
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 
 MISTAKE = 2
 """Exit code after a user's mistake."""
+
+_REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+"""A line of a traceback that comes as text."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -54,6 +62,25 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
     except KeyboardInterrupt:
         Console().print(f"\n{escape(interrupted())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
+    except Exception as error:
+        own = _in_plugins(error)
+        if not own:
+            raise
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        where = f"the plugin {own[-1].filename} has failed in line {own[-1].lineno}, in {own[-1].name}"
+        console = Console(stderr=True)
+        console.print(f"[bold red]error:[/] {escape(f'{where}: {said}')}", highlight=False, soft_wrap=True)
+        console.print(escape("".join(traceback.format_list(own)).rstrip()), highlight=False, soft_wrap=True)
+        return MISTAKE
+
+
+def _in_plugins(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where in files of plugins an error has come by, outermost first, here or in a worker process."""
+    sources = [Path(plugin.source) for plugin in plugins.named() if Path(plugin.source).is_absolute()]
+    frames = list(traceback.extract_tb(error.__traceback__))
+    told = _REMOTE.findall(str(error.__cause__ or ""))  # what a process pool, or Ray, says of its worker
+    frames += [traceback.FrameSummary(file, int(line), name) for file, line, name in told]
+    return [f for f in frames if any(Path(f.filename).is_relative_to(source) for source in sources)]
 
 
 def _unread() -> bool:
