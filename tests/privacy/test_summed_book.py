@@ -67,7 +67,7 @@ def test_who_are_too_few_for_a_sum_are_not_asked_and_not_charged(tmp_path):
 
 def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
     going: dict[int, list[int]] = {}
-    book = opened(tmp_path, cohort=6, under_way=lambda round: going.get(round, []))
+    book = opened(tmp_path, cohort=10, under_way=lambda round: going.get(round, []))
     first = book.enter(1, "state", range(CLIENTS))
     going[1] = first.cohort
     assert book.enter(1, "state", [0, 1]) == replace(first, spent=())
@@ -80,7 +80,7 @@ def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
 def test_what_clients_tell_of_their_ledgers_is_no_attempt(tmp_path):
     """A restarted server asks for a sum as it did before: clients answer the very same again, and nothing else."""
     going: dict[int, list[int]] = {}
-    book = opened(tmp_path, cohort=6, under_way=lambda round: going.get(round, []))
+    book = opened(tmp_path, cohort=10, under_way=lambda round: going.get(round, []))
     first = book.enter(1, "state", range(CLIENTS))
     for client in first.cohort[:2]:
         book.heard(Report(client, 1, b"", charged=3))
