@@ -105,8 +105,8 @@ def check_made(strategy: object, made: State, state: State, whole: Iterable[str]
                 f"{tuple(state[tensor].shape)}"
             )
     if missing := sorted(set(whole) - made.keys()):
-        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise ConfigError(f"the strategy {name} leaves out {missing[0]}{others}, which clients train")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(f"the strategy {name} leaves out {missing[0]}{more}, which the next state needs")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ AUDIBLE_HEAD = 15.0
 """The least signal to noise at which rounds are planned for the head alone, where there is one noise for all."""
 
 AUDIBLE_WHITENED = 5.0
-"""The same, where its features are whitened: training gained down to 4 and 2 on two tasks (docs/decisions.md)."""
+"""The same, where its features are whitened: training gained at 4.8 and above on three tasks, and lost at 2.8 on one
+(docs/decisions.md)."""
 
 CLIENTS_DISTANCE = 4.0
 """How far all planned rounds lead an adapter, if all clients agree: rounds x clip, as in the privacy study."""

@@ -29,14 +29,14 @@ from fedpeft.errors import FedpeftError
 MISTAKE = 2
 """Exit code after a user's mistake."""
 
-_REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-"""A line of a traceback that comes as text."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 UNREAD = 141
 """Exit code where nobody reads the output any more: what a shell says of SIGPIPE."""
+
+_REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+"""A line of a traceback that comes as text."""
 
 
 def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
