@@ -40,7 +40,11 @@ class RunConfig:
     )
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
-    peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=4), ia3, full, ...")
+    peft: str = setting(
+        "auto",
+        "PEFT method: lora(rank=8, alpha=32, targets=all, layers=4), ia3, full, ...; auto: lora, or head2toe where "
+        "images have classes",
+    )
     dtype: str = setting("auto", "of the frozen base and activations; auto: bf16, or fp32 without it", choices=DTYPES)
     head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or a private one")
     strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")

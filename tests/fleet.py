@@ -21,7 +21,7 @@ from fedpeft.certs import main as make_certificates
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 from fedpeft.server.progress import Checkpoints
 
 NAMES = ("a", "b", "c")

@@ -23,7 +23,7 @@ from experiments.speed.workload import Case, Workload, operations, workload
 from fedpeft.config import RunConfig
 from fedpeft.models.kernels import gemm_rates
 from fedpeft.models.task import DTYPES
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 
 VARIANTS = {
     "plain": Variant("plain", "plain peft loop on each core, no federation"),

@@ -55,7 +55,8 @@ from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.privacy.summed_ledger import SummedLedger
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.setup import Setup, settled
+from fedpeft.run.setup import Setup
+from fedpeft.run.suited import settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.spec import parse_spec
 

@@ -32,7 +32,8 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.setup import ChosenParts, chosen_parts, settled
+from fedpeft.run.setup import ChosenParts, chosen_parts
+from fedpeft.run.suited import settled
 
 
 class TrainerEdge:

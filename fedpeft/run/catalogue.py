@@ -72,7 +72,7 @@ FLAGS: Mapping[str, Flag] = {
     "dataset": Flag((DATASETS,)),
     "partition": Flag((PARTITIONS,), lambda text: None if text == "auto" else PARTITIONS.build(text)),
     "model": Flag((MODELS,)),
-    "peft": Flag((PEFT_METHODS,), joined=" + "),
+    "peft": Flag((PEFT_METHODS,), lambda text: None if text == "auto" else PEFT_METHODS.build(text), joined=" + "),
     "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),
     "strategy": Flag((strategies,)),
     "server-optimizer": Flag((SERVER_OPTIMIZERS,)),

@@ -22,6 +22,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts
+from fedpeft.run.suited import ADAPTER
 
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 """What is planned where all of it is left at its default."""
@@ -130,5 +131,6 @@ def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:
 
 
 def _left(config: RunConfig, name: str) -> bool:
-    """Whether a setting has its default."""
-    return bool(getattr(config, name) == RunConfig.__dataclass_fields__[name].default)
+    """Whether a setting has its default, or the PEFT method is what that stands for."""
+    default = ADAPTER if name == "peft" else RunConfig.__dataclass_fields__[name].default
+    return bool(getattr(config, name) == default)

@@ -23,16 +23,14 @@ from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
-from fedpeft.data.partition import USUAL
-from fedpeft.data.rows import Rows, suited_head, suited_partition
+from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
-from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.layers import innermost
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import width
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Targets, Task
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
@@ -48,6 +46,7 @@ from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
 from fedpeft.run.reuse import frozen_blocks
 from fedpeft.run.steering import Steering, steering
+from fedpeft.run.suited import settled, suited_method
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,8 @@ class Setup(ChosenParts):
         tasks = None if facts.tasks is None else facts.tasks.over(config.rounds)
         facts = replace(facts, tasks=tasks)
         task: Task = TASKS.build(facts.task)
+        if config.peft == "auto":
+            config = replace(config, peft=suited_method(config, facts, groups))
         config = told_tasks(counted(settled(config, task.targets), facts.clients), tasks)
         given: PeftMethod = built(config, "peft")
         groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
@@ -309,45 +310,6 @@ class Setup(ChosenParts):
         if not cut:
             return []
         return [f"{cut:,} of {len(examples):,} rows are longer than {self.tokens} tokens and cut there; see --tokens"]
-
-
-def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:
-    """The configuration with what `auto` is: precision on this machine, head under its privacy, partition of its data.
-
-    A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
-
-    Args:
-        config: the settings.
-        targets: what the rows' labels are; of a data set that has not been looked at, classes.
-    """
-    if config.head == "auto":
-        config = replace(config, head=_suited_head(config, targets))
-    if config.partition == "auto":
-        config = replace(config, partition=suited_partition(config.dataset) or USUAL)
-    if config.dtype != "auto":
-        return config
-    device = next(iter(accelerators()), "cpu")
-    return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
-
-
-def _suited_head(config: RunConfig, targets: Targets) -> str:
-    """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
-    if built(config, "strategy").makes_head:
-        return "zero"
-    private: Mechanism | SecureSum | None = built(config, "privacy")
-    own = suited_head(config.dataset)
-    if own is not None:
-        return "zero" if isinstance(private, Mechanism) else own
-    of_method: str = built(config, "peft").suited_head if private is None else ""
-    return of_method or _head_under(private, targets)
-
-
-def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:
-    """How the head starts where the user does not say: from all that may be asked for."""
-    if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
-        return "ridge"
-    has_one = mechanism.protects and mechanism.start != 0 and targets not in ("numbers", "labels")
-    return mechanism.suited_head if has_one else "zero"
 
 
 def adapted_model(

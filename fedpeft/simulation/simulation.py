@@ -35,7 +35,8 @@ from fedpeft.run.private_plan import planned
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, kinds, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import aware, cohort_size
-from fedpeft.run.setup import Setup, settled
+from fedpeft.run.setup import Setup
+from fedpeft.run.suited import settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner

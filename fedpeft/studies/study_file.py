@@ -44,7 +44,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.task import TASKS, Targets
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.run.catalogue import FLAGS, built
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 

@@ -16,7 +16,8 @@ from fedpeft.models.layers import depth
 from fedpeft.models.task import TASKS
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.profiles import groups_of, number_of
-from fedpeft.run.setup import Setup, settled
+from fedpeft.run.setup import Setup
+from fedpeft.run.suited import settled
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tuning.search_file import Budget, Search
 

@@ -13,7 +13,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS, Partition, Shards, split, without_empty_clients
 from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 
 
 def rows_of(count: int, classes: int = 5, owners: int = 0, seed: int = 0) -> Rows:

@@ -13,7 +13,7 @@ from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 from tests.conftest import SilentObserver
 
 FIELDS = {

@@ -12,7 +12,7 @@ from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
 from fedpeft.config import read_config
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 

@@ -159,7 +159,7 @@ def test_a_head_on_all_blocks_forgets_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])
 def test_a_wide_head_starts_from_factors(peft, send):
-    from fedpeft.run.setup import settled
+    from fedpeft.run.suited import settled
 
     settings = RunConfig(dataset="tiny", peft=peft)
     assert ("send=factor" in settled(settings).head) == (send == "factor")

@@ -224,7 +224,7 @@ def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
 
 
 def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
-    from fedpeft.run.setup import settled
+    from fedpeft.run.suited import settled
 
     config = settled(RunConfig(dataset="sample(of=code_names, rows=100)"))
     assert (config.partition, config.head) == ("natural", "zero")

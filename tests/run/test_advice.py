@@ -13,7 +13,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.run import advice
 from fedpeft.run.advice import on_steps
-from fedpeft.run.setup import settled
+from fedpeft.run.suited import settled
 from fedpeft.simulate import main
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",

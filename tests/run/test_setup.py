@@ -9,7 +9,8 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.run.facts import DataFacts
-from fedpeft.run.setup import Setup, settled
+from fedpeft.run.setup import Setup
+from fedpeft.run.suited import settled
 from fedpeft.simulate import main
 
 FACTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
@@ -18,8 +19,8 @@ FACTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
     """A description is the same on every machine; what is set up names the precision, and keeps it elsewhere."""
-    monkeypatch.setattr("fedpeft.run.setup.accelerators", list)
-    monkeypatch.setattr("fedpeft.run.setup.fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.run.suited.accelerators", list)
+    monkeypatch.setattr("fedpeft.run.suited.fast_bf16", lambda device: fast)
     assert RunConfig().dtype == "auto"
     assert 'dtype = "auto"' in RunConfig().to_toml()
     assert settled(RunConfig()).dtype == dtype
@@ -43,8 +44,8 @@ def test_a_partition_that_is_not_given_is_the_data_set_s_own(dataset, given, par
 
 
 def test_a_run_s_folder_names_precision_and_partition(monkeypatch, tmp_path):
-    monkeypatch.setattr("fedpeft.run.setup.fast_bf16", lambda device: False)
-    monkeypatch.setattr("fedpeft.run.setup.accelerators", list)
+    monkeypatch.setattr("fedpeft.run.suited.fast_bf16", lambda device: False)
+    monkeypatch.setattr("fedpeft.run.suited.accelerators", list)
     words = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-work=steps(1)"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
     written = (tmp_path / "run" / "config.toml").read_text()

@@ -1,0 +1,83 @@
+"""What `auto` stands for: the PEFT method, the head's start, the partition and the precision that suit a run.
+
+What depends on rows that have not been looked at stays `auto`. A run's folder keeps what was chosen: on another
+machine, continued or compared, the run stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedpeft.config import RunConfig
+from fedpeft.data.partition import USUAL
+from fedpeft.data.rows import suited_head, suited_partition
+from fedpeft.machine.hardware import accelerators, fast_bf16
+from fedpeft.models.task import Targets
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.catalogue import built
+from fedpeft.run.facts import DataFacts
+from fedpeft.run.profiles import ProfileTable
+from fedpeft.spec import parse_spec
+
+ADAPTER = "lora"
+"""The PEFT method where nothing else suits better."""
+
+OF_IMAGES = "head2toe"
+"""And where images have classes: better than an adapter on both sets of them, and ten times as fast
+(`experiments/harm`, `experiments/ladder`)."""
+
+
+def suited_method(config: RunConfig, facts: DataFacts, groups: Sequence[ProfileTable]) -> str:
+    """The PEFT method of a configuration that says `auto`.
+
+    Whatever is said of adapters, or of how their updates are put together or protected, is said of lora.
+
+    Args:
+        config: the settings.
+        facts: of the data.
+        groups: of clients that differ.
+    """
+    classes_of_images = facts.kind == "image" and facts.task == "classification" and facts.tasks is None
+    plain = parse_spec(config.strategy).name == "fedit" and not config.privacy and not config.ranks
+    alike = not any(table.rank or table.alpha for table in groups)
+    unhindered = "la_lora" not in config.drift and "gradient_assembly" not in config.attack
+    return OF_IMAGES if classes_of_images and plain and alike and unhindered else ADAPTER
+
+
+def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:
+    """The configuration with what `auto` is: precision on this machine, head under its privacy, partition of its data.
+
+    Args:
+        config: the settings; where the PEFT method is still `auto`, so is the head that suits it.
+        targets: what the rows' labels are; of a data set that has not been looked at, classes.
+    """
+    if config.head == "auto" and config.peft != "auto":
+        config = replace(config, head=_suited_head(config, targets))
+    if config.partition == "auto":
+        config = replace(config, partition=suited_partition(config.dataset) or USUAL)
+    if config.dtype != "auto":
+        return config
+    device = next(iter(accelerators()), "cpu")
+    return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+
+
+def _suited_head(config: RunConfig, targets: Targets) -> str:
+    """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
+    if built(config, "strategy").makes_head:
+        return "zero"
+    private: Mechanism | SecureSum | None = built(config, "privacy")
+    own = suited_head(config.dataset)
+    if own is not None:
+        return "zero" if isinstance(private, Mechanism) else own
+    of_method: str = built(config, "peft").suited_head if private is None else ""
+    return of_method or _head_under(private, targets)
+
+
+def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:
+    """How the head starts where the user does not say: from all that may be asked for."""
+    if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
+        return "ridge"
+    has_one = mechanism.protects and mechanism.start != 0 and targets not in ("numbers", "labels")
+    return mechanism.suited_head if has_one else "zero"
