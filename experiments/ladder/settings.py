@@ -100,8 +100,8 @@ TASKS = {
     "fashion_mnist": Task(
         dataset="fashion_mnist(rows=6000, test_rows=2000)",
         federated={
-            "all blocks, 2e-3": {"clients": 20, "cohort": 10},
-            "all blocks, 1e-3": {"clients": 20, "cohort": 10, "learning_rate": 1e-3},
+            "all blocks, 2e-3": {"clients": 20, "cohort": 10, "peft": ALL_BLOCKS},
+            "all blocks, 1e-3": {"clients": 20, "cohort": 10, "peft": ALL_BLOCKS, "learning_rate": 1e-3},
             "4 blocks, 2e-3": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS},
             "4 blocks, 5e-4": {"clients": 20, "cohort": 10, "peft": FOUR_BLOCKS, "learning_rate": 5e-4},
         },

@@ -88,7 +88,8 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
 @pytest.mark.parametrize(
     ("more", "advised"),
     [
-        ([], True),
+        (["--peft", "lora"], True),
+        ([], False),
         (["--peft", "head2toe"], False),
         (["--peft", "bitfit"], False),
         (["--strategy", "flora"], False),
