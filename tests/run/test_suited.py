@@ -1,0 +1,52 @@
+"""What `auto` stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpeft.config import RunConfig
+from fedpeft.run.facts import DataFacts
+from fedpeft.run.profiles import ProfileTable
+from fedpeft.run.setup import Setup
+from fedpeft.run.suited import settled, suited_method
+
+IMAGES = DataFacts("image", "classification", ("a", "b"), "tiny_vision", clients=3)
+TEXTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "method"),
+    [
+        (IMAGES, {}, "head2toe"),
+        (IMAGES, {"strategy": "fedit(weighting=uniform)", "drift": "label_shift", "codec": "small"}, "head2toe"),
+        (IMAGES, {"strategy": "flexlora"}, "lora"),
+        (IMAGES, {"privacy": "dp_sgd(epsilon=8)"}, "lora"),
+        (IMAGES, {"privacy": "secure_sum"}, "lora"),
+        (IMAGES, {"ranks": "4*2,8*1"}, "lora"),
+        (IMAGES, {"drift": "la_lora"}, "lora"),
+        (IMAGES, {"attack": "gradient_assembly(fraction=0.3)"}, "lora"),
+        (DataFacts("image", "regression", None, "tiny_vision", clients=3), {}, "lora"),
+        (TEXTS, {}, "lora"),
+    ],
+)
+def test_images_with_classes_get_a_head_on_all_blocks_unless_something_is_said_of_adapters(facts, settings, method):
+    config = RunConfig(**settings)
+    assert suited_method(config, facts, []) == method
+    ranked = suited_method(config, facts, [ProfileTable(count=3, rank=4)])
+    assert ranked == "lora"
+
+
+def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
+    assert (settled(RunConfig()).peft, settled(RunConfig()).head) == ("auto", "auto")
+    assert settled(RunConfig(peft="lora")).head == "ridge"
+
+
+@pytest.mark.parametrize(
+    ("facts", "peft", "head"),
+    [(IMAGES, "head2toe", "ridge(strength=0.01, send=factor)"), (TEXTS, "lora", "ridge")],
+    ids=["images", "texts"],
+)
+def test_a_setup_names_what_was_chosen(facts, peft, head):
+    setup = Setup.of(RunConfig(), facts)
+    assert (setup.config.peft, setup.config.head, setup.method.name) == (peft, head, peft)
+    assert Setup.of(RunConfig(peft="lora(layers=1)"), facts).config.peft == "lora(layers=1)"
