@@ -134,4 +134,7 @@ def settings_digest(told: v1.Description) -> str:
     """Of what a server tells its clients of the federation, but for the version of its software."""
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)
+    fields["parts"] = list(told.parts)
+    if not told.parts:  # as of a server of before, whose transcripts go on
+        del fields["parts"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
