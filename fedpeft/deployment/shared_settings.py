@@ -86,7 +86,7 @@ def shared_settings(text: str) -> RunConfig:
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.loaded(parse_spec(part).name)
                 family.build(part)
-        if needs := PEFT_METHODS.build(told.peft).own_machine:
+        if told.peft != "auto" and (needs := PEFT_METHODS.build(told.peft).own_machine):
             raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
