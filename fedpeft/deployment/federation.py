@@ -26,6 +26,7 @@ from fedpeft.deployment.announcements import FILE as ANNOUNCED
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
+from fedpeft.deployment.compared_parts import told_parts
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
@@ -183,10 +184,11 @@ class Federation:
         """What clients are told."""
         setup = self.setup
         text, label = self.options.columns(setup.facts.task)
+        shared = settings_for_clients(setup)
         return v1.Description(
             run=self.roster.run,
             software=__version__,
-            config=settings_for_clients(setup).to_toml(),
+            config=shared.to_toml(),
             labels=setup.facts.label_names or (),
             task=setup.facts.task,
             text_column=text,
@@ -195,6 +197,7 @@ class Federation:
             weights_hash=self.workers.work.model_key,
             tokens=setup.tokens,
             held_out=self.held_out,
+            parts=told_parts(shared),
         )
 
     def _accept(self, registration: v1.Registration) -> Terms | None:
