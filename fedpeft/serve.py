@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from fedpeft import plugins
 from fedpeft.config import RunConfig, read_toml
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Credentials, Revoked
@@ -206,7 +207,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
             try:
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
-                    records.write("config.toml", catalogue.to_toml(federation.config))
+                    records.write("config.toml", catalogue.made_toml(federation.setup))
                 own_files.record(records, own_files.made_of(config.dataset, config.model, federation.fixed["model"]))
                 kept = dataclasses.replace(options, readmit="")  # it was for this start
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
@@ -239,7 +240,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     config, setup, gateway = federation.config, federation.setup, federation.gateway
     observer.metric = setup.task.metric
     observer.say(model_line(setup))
-    for note in (*setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
+    for note in (*plugins.notes(), *setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {setup.clients} clients, "

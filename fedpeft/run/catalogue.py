@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -38,6 +38,9 @@ from fedpeft.run.grid import GRIDS
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import MEASUREMENTS
 from fedpeft.run.sampling import SAMPLERS, aware
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,12 @@ def to_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = None
     """
     records = [record for plugin in used(config) if (record := _record(plugin, parts))["parts"] or parts is None]
     return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+
+
+def made_toml(setup: Setup) -> str:
+    """The config.toml of a run that is set up: of parts from outside those that it uses."""
+    parts = used_parts(setup.config, task=setup.facts.task, model=setup.model_name)
+    return to_toml(setup.config, parts)
 
 
 def _record(plugin: plugins.Plugin, parts: Mapping[str, plugins.Plugin] | None) -> dict[str, Any]:

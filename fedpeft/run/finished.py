@@ -48,7 +48,7 @@ class FinishedRun:
         """
         if not (folder / "config.toml").is_file():
             raise RunError(f"{folder} holds no run: there is no config.toml in it")
-        config = read_config(folder / "config.toml")
+        config = read_config(folder / "config.toml", goes_on=False)
         try:
             summary = files.read_json(folder / "summary.json")
         except FileNotFoundError:
