@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
+from fedpeft.machine import files
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
@@ -57,6 +59,7 @@ from fedpeft.run.folder import (
     located,
     make_folder,
     refuse_former,
+    refuse_simulations_run,
 )
 from fedpeft.run.observer import perplexity
 from fedpeft.run.records import Records
@@ -110,6 +113,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     refuse_former(arguments)
     command = _command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
+    if command.resume is not None:
+        refuse_simulations_run(command.resume)
     default, options = default_settings(command.config, command.resume), ServeOptions()
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
         options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
@@ -223,6 +228,17 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     return summary
 
 
+def over(folder: Path) -> str:
+    """What is said where the federation in `folder` is finished, and waits for no client; empty: it is not."""
+    try:
+        summary = files.read_json(folder / "summary.json")
+    except (OSError, ValueError):  # missing, or damaged: it is written anew
+        return ""
+    if not isinstance(summary, dict):
+        return ""
+    return f"{folder} is finished: its rounds are done, and summary.json says what they have led to"
+
+
 def _watch(live: Live, federation: Federation) -> None:
     """Let the page see who is connected, in numbers, and what is spent."""
     protection = federation.protection
@@ -258,7 +274,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         )
     gateway.events.emit("listening", port=gateway.port, run=federation.roster.run)
     server = federation.server(records)
-    federation.present()
+    federation.gather()
     progress = federation.train(server)
     if federation.stopping.is_set() and progress.round < config.rounds:
         raise StoppedError
@@ -351,6 +367,9 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal folder
         console = Console()
         config, options, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
+        if resume and (said := over(folder)):
+            console.print(escape(said), highlight=False, soft_wrap=True)
+            return
         try:
             summary = serve(config, options, folder, resume, console)
         except StoppedError:
@@ -359,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
             show(summary, folder, console)
 
     def stopped() -> str:
-        return f"stopped; continue with: python -m fedpeft.serve --resume {folder}"
+        return f"stopped; continue with: python -m fedpeft.serve --resume {shlex.quote(str(folder))}"
 
     return exit_code(work, stopped)
 

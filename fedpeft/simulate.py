@@ -35,6 +35,7 @@ from fedpeft.run.folder import (
     make_folder,
     refuse_former,
     refuse_servers_run,
+    resume_command,
 )
 from fedpeft.run.observer import RoundResult, perplexity
 from fedpeft.run.phases import SILENCE
@@ -366,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()
-        how = f"continue with: python -m fedpeft.simulate --resume {folder}" if left else "no round was finished"
+        how = f"continue with: {resume_command(folder)}" if folder and left else "no round was finished"
         return f"interrupted; {how}"
 
     return exit_code(work, interrupted)

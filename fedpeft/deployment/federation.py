@@ -234,6 +234,12 @@ class Federation:
             return form
         return ClientForm(rank, form.scale * rank)
 
+    def gather(self) -> None:
+        """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""
+        begun = Checkpoints(self.folder / "checkpoint").load()
+        if begun is None or begun.round < self.setup.rounds or self.held_out:
+            self.present()
+
     def present(self) -> Sequence[int]:
         """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.
 
