@@ -58,9 +58,9 @@ def check_parts(told: Iterable[str]) -> None:
             )
         if (own := digest_of(here)) != digest:
             raise RunError(
-                f"{part}, and {here} is not what it is of (digest {own:.{SHOWN}} here, {digest:.{SHOWN}} there), so "
-                "that updates would count wrongly: ask whoever runs the server for its file, and join with --plugin "
-                "FILE"
+                f"{part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
+                f"{digest:.{SHOWN}} there), so that updates would count wrongly: ask whoever runs the server for its "
+                "file, and join with --plugin FILE"
             )
 
 

@@ -77,8 +77,10 @@ def test_a_client_with_another_file_is_refused_and_one_with_the_same_elsewhere_j
     [text] = description.parts
     assert re.fullmatch("codecs.uni [0-9a-f]{64}", text)
     only(other)
-    digests = rf"digest {plugins.named()[0].version:.12} here, {text.split()[1]:.12} there"
-    with pytest.raises(RunError, match=rf"codec step 'uni' is a part from outside, and {other} is not .*{digests}.*"):
+    digests = rf"digest of the file {plugins.named()[0].version:.12} here, {text.split()[1]:.12} there"
+    with pytest.raises(
+        RunError, match=rf"codec step 'uni' is a part from outside, and the one of {other} is .*{digests}"
+    ):
         joins(made, observer, description)
     other.write_text(own.read_text())
     only(other)
