@@ -71,7 +71,7 @@ def sections(found: Found, command: Command) -> list[Section]:
 
 def titled(run: Result) -> str:
     """Of a run on its own: its data, rule and method; of a file of rows, the file's name."""
-    config = run.config
+    config = {**run.config, **run.settled}
     found = re.match(r"file(?::|\(path=['\"])([^'\"]+)", str(config.get("dataset", "")))
     data = Path(found[1]).name if found else config.get("dataset")
     return ", ".join(str(part) for part in (data, config.get("strategy"), config.get("peft")) if part)

@@ -1,6 +1,7 @@
 """The report: what stands on the page and in the CSV files, and how broken inputs are met. Results are made up."""
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -101,7 +102,7 @@ def test_a_page_about_one_run_compares_nothing() -> None:
 def test_a_run_in_its_folder_has_a_title(tmp_path: Path) -> None:
     from fedpeft.report import titled
 
-    run = made_result({}, 0, 0.7, 8.0)
+    run = dataclasses.replace(made_result({}, 0, 0.7, 8.0), settled={"peft": "lora"})
     assert titled(run) == "reviews, fedit, lora"
     for dataset in ("file:/home/me/shops.csv", "file(path='/home/me/shops.csv', text='comment')"):
         run.config["dataset"] = dataset

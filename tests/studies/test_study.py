@@ -79,6 +79,7 @@ def test_the_head_starts_as_the_labels_of_the_rows_allow(tmp_path: Path) -> None
     classes.write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(40)))
     sets = [f"file(path='{numbers}')", f"file(path='{classes}')", f"sample(of='file:{numbers}', rows=90, test_rows=90)"]
     base = BASE.replace('dataset = "tiny"\n', "")
+    base += 'peft = "lora"\n'  # else it is not known yet, nor which head suits it
     text = f'seeds = [0]\n{base}[axes]\ndataset = {json.dumps(sets)}\nprivacy = ["", "user_dp(epsilon=8)"]\n'
     heads = [run.config.head for run in study(tmp_path, text).runs()]
     assert heads == ["ridge", "zero", "ridge", "private_centroids", "ridge", "zero"]
