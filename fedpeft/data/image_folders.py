@@ -15,6 +15,7 @@ import numpy as np
 
 from fedpeft.data.record_files import records, suffix_of, within
 from fedpeft.data.record_folders import stem, visible
+from fedpeft.data.square_pictures import square
 from fedpeft.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -75,9 +76,9 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
     """The pictures as uint8 (pictures, side, side, 3), 0 to 255, turned as their cameras say.
 
     Raises:
-        DataError: a file is no picture, or a damaged one; it is named.
+        DataError: a file is no picture, a damaged one, or one whose numbers do not say what is white; it is named.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     made = np.empty((len(pictures), side, side, 3), np.uint8)
     for i, file in enumerate(pictures):
@@ -85,8 +86,7 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
             raise DataError(f"there is no picture {file}")
         try:
             with Image.open(file) as opened:
-                turned = ImageOps.exif_transpose(opened).convert("RGB")
-                made[i] = np.asarray(ImageOps.fit(turned, (side, side), Image.Resampling.BILINEAR))
+                made[i] = square(opened, side)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} can't be read as a picture: {' '.join(str(error).split())[:120]}") from None
+            raise DataError(f"{file} can't be read as a picture: {' '.join(str(error).split())[:200]}") from None
     return made
