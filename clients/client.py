@@ -26,7 +26,7 @@ from fedpeft.clients.workbench import Workbench
 from torch import Tensor
 
 from fedpeft import seeds
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.head_start import HEADS, measured
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.communication.codec import parse_codec
@@ -177,7 +177,7 @@ class ClientSide:
 
         def statistics_of() -> State:
             features, labels = self.bench.at(instruction.base_precision).regressed(rows)
-            return self.head.statistics(features, labels, self.bench.plan.layout.shapes["head.weight"][0])
+            return measured(self.head, features, labels, self.bench.plan.layout.shapes["head.weight"], told)
 
         if self.masking is not None:
 

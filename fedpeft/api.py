@@ -129,13 +129,15 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """The finished run in a folder.
+    """The finished run in a folder; warns of a plugin that has changed since.
 
     Raises:
         RunError: there is none, or it is not finished.
     """
     with plugins.given({}):
         found = FinishedRun.read(Path(folder))
+    for note in plugins.notes():
+        warnings.warn(note, stacklevel=2)
     return Run(found.folder, found.config, found.summary)
 
 
@@ -203,7 +205,8 @@ def _run(
         if config is not None or not (Path(resume) / "config.toml").is_file():
             raise RunError(f"{resume} holds no run to resume, or a config was given beside it: it keeps its own")
         config = Path(resume) / "config.toml"
-    default = read_config(Path(config)) if isinstance(config, str | Path) else config or RunConfig()
+    goes_on = resume is not None
+    default = read_config(Path(config), goes_on) if isinstance(config, str | Path) else config or RunConfig()
     model = values.pop("model", None)
     if isinstance(model, str | Path):
         values["model"] = str(model)

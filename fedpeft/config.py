@@ -101,20 +101,25 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     return RunConfig(**check_settings(source, RunConfig, values))
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: Path, goes_on: bool = True) -> RunConfig:
     """The configuration in a TOML file, checked; its plugins are loaded. A run of before is read as it was meant.
 
+    Args:
+        path: the file.
+        goes_on: whether the run that it is of is continued, with the plugins that it began with (`plugins.use`).
+
     Raises:
-        ConfigError: the file can't be used; or a plugin that it names is missing, or has changed since the run began.
+        ConfigError: the file can't be used; or (`goes_on`) a plugin that it names is missing, or has changed since the
+            run began.
     """
     content = read_toml(path)
-    use_plugins(content, path)
+    use_plugins(content, path, goes_on)
     if former_settings.of_a_run(content):
         content = former_settings.translated(content)
     return from_mapping(content, str(path))
 
 
-def use_plugins(content: dict[str, Any], path: Path) -> None:
+def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True) -> None:
     """Take the key `plugin` out of the `content` of a TOML file, and load what it names.
 
     Raises:
@@ -124,7 +129,7 @@ def use_plugins(content: dict[str, Any], path: Path) -> None:
     sources = [given] if isinstance(given, str) else given
     if not isinstance(sources, list) or not all(isinstance(source, str | dict) for source in sources):
         raise ConfigError(f'{path}: plugin must be a file or several, such as ["my_rules.py"], got {given!r:.100}')
-    plugins.use(sources, path.parent)
+    plugins.use(sources, path.parent, goes_on)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

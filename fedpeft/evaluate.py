@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.folder import refuse_file
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Command:
     flowertune: Annotated[str, tyro.conf.arg(help="the file of questions is FlowerTune's: nlp, medical, finance")] = ""
     lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, where it is installed: names, or YAML files")] = ""
     output: Annotated[Path | None, tyro.conf.arg(help="folder of the results (default: RUN/evaluation)")] = None
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now (repeatable)"),
+    ] = ()
 
 
 def table_of(found: Found) -> Table:
@@ -97,7 +102,9 @@ def evaluate(command: Command, console: Console) -> None:
         lm_eval=command.lm_eval,
     )
     with ConsoleObserver(console) as observer:
-        found = Evaluation(FinishedRun.read(command.run), wanted, observer).found()
+        run = FinishedRun.read(command.run)
+        tell_notes()
+        found = Evaluation(run, wanted, observer).found()
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     console.print(table_of(found))
@@ -113,9 +120,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluated(command: Command) -> None:
+    from fedpeft.run import catalogue
     from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
+    catalogue.use(command.plugin)
     evaluate(command, Console())
 
 

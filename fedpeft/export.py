@@ -31,7 +31,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft.saved_adapter import tell_head
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.folder import make_folder, refuse_file
 from fedpeft.run.hub import check_name, push
@@ -60,6 +60,11 @@ class Command:
     push: Annotated[str, tyro.conf.arg(metavar="ORG/NAME", help="also send the folder to the Hugging Face hub")] = ""
     public: Annotated[bool, tyro.conf.arg(help="with --push: a model that is made can be seen by all")] = False
     client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter is wanted, from 0")] = None
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now (repeatable)"),
+    ] = ()
 
 
 def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = False, gguf_base: bool = False) -> None:
@@ -75,6 +80,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     from fedpeft.run.transformers_folder import write
 
     finished_run = FinishedRun.read(run)
+    tell_notes(console)
     method = finished_run.method
     if merge and not method.merges and not method.whole_model:
         raise ConfigError(
@@ -187,7 +193,8 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
     if not (run / "config.toml").is_file():
         raise RunError(f"{run} holds no run: there is no config.toml in it")
-    config = read_config(run / "config.toml")
+    config = read_config(run / "config.toml", goes_on=False)
+    tell_notes()
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
     state = simulation.client_state(client)
     empty(output)
@@ -201,9 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _exported(command: Command) -> None:
+    from fedpeft.run import catalogue
     from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
+    catalogue.use(command.plugin)
     output = command.output or command.run / "export"
     if command.gguf_base and not command.gguf:
         raise ConfigError("--gguf-base writes the base beside an adapter in GGUF; give --gguf, too")

@@ -256,6 +256,8 @@ class Family(Generic[T]):
         outside = self.outside()
         if name in outside:
             return self._checked(plugins.part(self.group, name, outside[name]), name, outside[name])
+        if lost := plugins.lost(self.group, name):
+            raise ConfigError(f"the {self.noun} {name!r} is {lost}")
         if name.lower() in self.elsewhere:
             raise ConfigError(f"unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
         where = plugins.absent(self.group, name)

@@ -17,23 +17,19 @@ server can't name one, and a client sees an installed package's parts only where
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import importlib.util
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import cloudpickle
 
 from fedpeft.errors import ConfigError
+from fedpeft.plugin_files import check, digest, imported, reason
 
 GROUPS: Final = (
     "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "measurements", "mechanisms", "models",
@@ -106,11 +102,17 @@ class _State:
         named: plugins that a command, a file or the environment has named, in that order.
         all_installed: whether parts of installed packages are there without being named.
         begun: whether the environment has been read.
+        of_records: those of `named` that only a run's record has named.
+        lost: parts, as `group.name`, of plugins that a finished run has recorded and that can't be loaded, and why.
+        notes: what is to be said of plugins that are not as finished runs have recorded them.
     """
 
     named: list[Plugin] = field(default_factory=list)
     all_installed: bool = True
     begun: bool = False
+    of_records: list[Plugin] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
 
 
 _state = _State()
@@ -136,20 +138,31 @@ def named() -> tuple[Plugin, ...]:
     return tuple(_state.named)
 
 
-def use(plugins: Iterable[str | Mapping[str, Any] | Recipe], beside: Path | None = None) -> None:
+def use(plugins: Iterable[str | Mapping[str, Any] | Recipe], beside: Path | None = None, goes_on: bool = True) -> None:
     """Make plugins' parts available in this process, by what a user wrote or by what a run has recorded.
 
     Args:
         plugins: paths and distributions' names; or records, which also say what it was (`Plugin.record`).
         beside: the folder that relative paths begin at; None: the working directory.
+        goes_on: whether what has recorded them goes on, which takes the same plugins; else those that are there are
+            taken, `notes` says which have changed, and what is gone fails where one of its parts is asked for.
 
     Raises:
-        ConfigError: there is no such plugin, it can't be loaded, or it is not what was recorded.
+        ConfigError: there is no such plugin, it can't be loaded, or (`goes_on`) it is not what was recorded.
     """
     for given in plugins:
-        plugin = _recorded(given) if isinstance(given, Mapping | Recipe) else found(given, beside)
-        if plugin not in _state.named:
+        plugin = _recorded(given, goes_on) if isinstance(given, Mapping | Recipe) else found(given, beside)
+        if plugin is not None and plugin not in _state.named:
             _state.named.append(plugin)
+            if isinstance(given, Mapping | Recipe):
+                _state.of_records.append(plugin)
+
+
+def notes() -> tuple[str, ...]:
+    """What is to be said of plugins that are not as finished runs have recorded them; each is told once."""
+    told = tuple(_state.notes)
+    _state.notes.clear()
+    return told
 
 
 def named_only() -> None:
@@ -162,15 +175,17 @@ def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
     """Within the context, these classes are parts; afterwards everything is as before it."""
     active()  # the environment has been read before what is there is noted
     before, before_names, installed = list(_state.named), dict(_names), _state.all_installed
+    of_records, lost = list(_state.of_records), dict(_state.lost)
     for group, named in parts.items():
         for name, cls in named.items():
-            _check(cls, f"{group}.{name}", IN_PYTHON)
+            check(cls, f"{group}.{name}", IN_PYTHON)
     try:
         if parts:
             _state.named.append(Plugin(IN_PYTHON, "", _noted(parts)))
         yield
     finally:
         _state.named[:], _state.all_installed = before, installed
+        _state.of_records, _state.lost = of_records, lost
         _names.clear()
         _names.update(before_names)
 
@@ -206,8 +221,8 @@ def part(group: str, name: str, plugin: Plugin) -> type:
     try:
         loaded: type = entry.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-        raise ConfigError(f"{group} {name} of {plugin} can't be loaded: {_reason(error)}") from error
-    _check(loaded, f"{group}.{name}", str(plugin))
+        raise ConfigError(f"{group} {name} of {plugin} can't be loaded: {reason(error)}") from error
+    check(loaded, f"{group}.{name}", str(plugin))
     _noted({group: {name: loaded}})
     _loaded.add(entry)
     return loaded
@@ -224,6 +239,12 @@ def absent(group: str, name: str) -> str:
             "into a file and name that as plugin"
         )
     return ""
+
+
+def lost(group: str, name: str) -> str:
+    """Where a part was that a finished run has recorded and that can't be loaded, and what to do; empty: nowhere."""
+    why = _state.lost.get(f"{group}.{name}", "")
+    return why and f"{why}: say where it lies now, with --plugin FILE"
 
 
 def is_loaded(group: str, name: str, plugin: Plugin) -> bool:
@@ -295,8 +316,8 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def _recorded(given: Mapping[str, Any] | Recipe) -> Plugin:
-    """The plugin of a record, the same as it was."""
+def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None:
+    """The plugin of a record; None: it is gone, and nothing goes on that would need all of it."""
     record = given.record if isinstance(given, Recipe) else given
     source, version = record.get("source"), record.get("sha256", record.get("version", ""))
     if not isinstance(source, str) or not isinstance(version, str) or not isinstance(record.get("parts"), list | tuple):
@@ -309,20 +330,41 @@ def _recorded(given: Mapping[str, Any] | Recipe) -> Plugin:
             return Plugin(IN_PYTHON, ", ".join(record["parts"]), {})
         return Plugin(IN_PYTHON, "", _noted(cloudpickle.loads(given.content)))
     try:
-        plugin = found(source)
+        plugin = _moved(version, record["parts"]) or found(source)
     except ConfigError as error:
-        raise ConfigError(f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}") from error
-    if plugin.version != version:
+        if goes_on:
+            why = f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}"
+            raise ConfigError(f"{why}; if it lies elsewhere now, name it with --plugin FILE") from error
+        gone = Path(source).is_absolute() and not Path(source).exists()
+        told = f"of {source}, which is not there any more" if gone else f"of {source}, which can't be used ({error})"
+        _state.lost |= dict.fromkeys(map(str, record["parts"]), told)
+        return None
+    if plugin.version == version:
+        return plugin
+    if goes_on:
         raise ConfigError(
-            f"this run needs the plugin {source} as it was ({version:.12}), and it has changed ({plugin.version:.12}); "
-            "put back what was there, or start a new run"
+            f"this run needs the plugin {source} as it was ({version:.12}), and "
+            + (f"it has changed ({plugin.version:.12})" if plugin.source == source else f"{plugin} is another")
+            + "; put back what was there, or start a new run"
         )
+    _state.notes[
+        f"the plugin {plugin} has changed since the run was made with it ({version:.12}, now {plugin.version:.12}): "
+        "what is there now is used"
+    ] = None
     return plugin
 
 
+def _moved(version: str, parts: Iterable[str]) -> Plugin | None:
+    """What a user has named for a recorded plugin, wherever it lies now: the same file, or one with its parts."""
+    own = [p for p in named() if Path(p.source).is_absolute()]
+    same = (p for p in own if p.version == version)
+    typed = (p for p in own if p not in _state.of_records and not set(parts).isdisjoint(p.names))
+    return next(same, None) or next(typed, None)
+
+
 def _from_file(source: Path, file: Path) -> Plugin:
-    version = _digest(source)
-    module = _imported(f"fedpeft_plugin_{version[:16]}", file, source)
+    version = digest(source)
+    module = imported(f"fedpeft_plugin_{version[:16]}", file, source)
     parts = getattr(module, "parts", None)
     form = 'parts = {"strategies": {"my_rule": MyRule}}'
     if not isinstance(parts, Mapping) or not all(isinstance(named, Mapping) for named in parts.values()):
@@ -333,7 +375,7 @@ def _from_file(source: Path, file: Path) -> Plugin:
                 f"the plugin {source} has parts of an unknown group {group!r}; legal: {', '.join(GROUPS)}"
             )
         for name, cls in named.items():
-            _check(cls, f"{group}.{name}", str(source))
+            check(cls, f"{group}.{name}", str(source))
     return Plugin(str(source), version, _noted(parts))
 
 
@@ -343,52 +385,3 @@ def _noted(parts: Mapping[str, Mapping[str, type]]) -> Mapping[str, Mapping[str,
             if _names.setdefault(cls, name) != name:
                 raise ConfigError(f"{cls.__name__} has two names, {_names[cls]} and {name}; a part has one")
     return parts
-
-
-def _imported(name: str, file: Path, source: Path) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    inside = [str(source)] if source.is_dir() else None
-    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=inside)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there for what their annotations mean
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-        del sys.modules[name]
-        raise ConfigError(f"the plugin {source} can't be loaded: {_reason(error)}") from error
-    return module
-
-
-def _check(cls: Any, name: str, source: str) -> None:
-    """ConfigError unless it is a frozen dataclass under a name that a text can hold."""
-    short = name.partition(".")[2]
-    if not short.isidentifier() or short.startswith("_"):
-        raise ConfigError(f"{name!r} of {source} is no name for a part; take letters, digits and _")
-    frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
-        shown = cls.__name__
-        raise ConfigError(
-            f"{name} of {source} is a class of Flower's: write wrapped({shown}) there, with `from "
-            "fedpeft.flower.strategy import wrapped`"
-        )
-    if not frozen:
-        raise ConfigError(f"{name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
-
-
-def _digest(source: Path) -> str:
-    """SHA-256 of a file; of a folder's Python files, with their places."""
-    if source.is_file():
-        return hashlib.sha256(source.read_bytes()).hexdigest()
-    total = hashlib.sha256()
-    for file in sorted(source.rglob("*.py")):
-        total.update(f"{file.relative_to(source)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{error.msg} (line {error.lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -42,7 +42,7 @@ from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.patch_features import patch_features
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.two_towers import tower_folders
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.phases import SILENCE, Heartbeat
 
@@ -79,6 +79,11 @@ class Command:
     ensemble: Annotated[
         bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one answer of several classifiers, by their mean")
     ] = False
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now (repeatable)"),
+    ] = ()
 
 
 def outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
@@ -223,6 +228,7 @@ def predict(
         FedpeftError: a folder holds no finished run, what is asked is nothing that it reads, or the runs have no mean.
     """
     runs = [FinishedRun.read(folder) for folder in folders]
+    tell_notes()
     for run in runs:
         run.check_rows()
         for one in asked:
@@ -271,9 +277,11 @@ def _command(arguments: list[str]) -> Command:
 
 
 def _predicted(command: Command) -> None:
+    from fedpeft.run import catalogue
     from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
+    catalogue.use(command.plugin)
     if not 0 <= command.abstain <= 1:
         raise ConfigError(f"--abstain must be a probability, 0 to 1, got {command.abstain:g}")
     if command.data is not None:
@@ -314,6 +322,7 @@ def _rows_predicted(command: Command, console: Console) -> None:
     if command.output.exists():
         raise ConfigError(f"{command.output} exists already; give --output a new name")
     run = FinishedRun.read(Path(command.words[0]))
+    tell_notes()
     run.check_rows()
     said: Counter[str] = Counter()
     with ExitStack() as held:

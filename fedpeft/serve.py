@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from fedpeft import plugins
 from fedpeft.config import RunConfig, read_toml
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Credentials, Revoked
@@ -32,6 +34,7 @@ from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
+from fedpeft.machine import files
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
@@ -56,6 +59,7 @@ from fedpeft.run.folder import (
     located,
     make_folder,
     refuse_former,
+    refuse_simulations_run,
 )
 from fedpeft.run.observer import perplexity
 from fedpeft.run.records import Records
@@ -109,6 +113,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     refuse_former(arguments)
     command = _command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
+    if command.resume is not None:
+        refuse_simulations_run(command.resume)
     default, options = default_settings(command.config, command.resume), ServeOptions()
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
         options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
@@ -206,7 +212,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
             try:
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
-                    records.write("config.toml", catalogue.to_toml(federation.config))
+                    records.write("config.toml", catalogue.made_toml(federation.setup))
                 own_files.record(records, own_files.made_of(config.dataset, config.model, federation.fixed["model"]))
                 kept = dataclasses.replace(options, readmit="")  # it was for this start
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
@@ -220,6 +226,17 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         summary = dataclasses.replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
     records.write_json("summary.json", summary.as_dict())
     return summary
+
+
+def over(folder: Path) -> str:
+    """What is said where the federation in `folder` is finished, and waits for no client; empty: it is not."""
+    try:
+        summary = files.read_json(folder / "summary.json")
+    except (OSError, ValueError):  # missing, or damaged: it is written anew
+        return ""
+    if not isinstance(summary, dict):
+        return ""
+    return f"{folder} is finished: its rounds are done, and summary.json says what they have led to"
 
 
 def _watch(live: Live, federation: Federation) -> None:
@@ -239,7 +256,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     config, setup, gateway = federation.config, federation.setup, federation.gateway
     observer.metric = setup.task.metric
     observer.say(model_line(setup))
-    for note in (*setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
+    for note in (*plugins.notes(), *setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {setup.clients} clients, "
@@ -257,7 +274,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         )
     gateway.events.emit("listening", port=gateway.port, run=federation.roster.run)
     server = federation.server(records)
-    federation.present()
+    federation.gather()
     progress = federation.train(server)
     if federation.stopping.is_set() and progress.round < config.rounds:
         raise StoppedError
@@ -350,6 +367,9 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal folder
         console = Console()
         config, options, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
+        if resume and (said := over(folder)):
+            console.print(escape(said), highlight=False, soft_wrap=True)
+            return
         try:
             summary = serve(config, options, folder, resume, console)
         except StoppedError:
@@ -358,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
             show(summary, folder, console)
 
     def stopped() -> str:
-        return f"stopped; continue with: python -m fedpeft.serve --resume {folder}"
+        return f"stopped; continue with: python -m fedpeft.serve --resume {shlex.quote(str(folder))}"
 
     return exit_code(work, stopped)
 

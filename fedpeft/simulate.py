@@ -35,6 +35,7 @@ from fedpeft.run.folder import (
     make_folder,
     refuse_former,
     refuse_servers_run,
+    resume_command,
 )
 from fedpeft.run.observer import RoundResult, perplexity
 from fedpeft.run.phases import SILENCE
@@ -162,7 +163,7 @@ def simulate(
         records = TrackedRecords(folder, trackers, private=simulation.protection is not None)
         if not resume:
             held.enter_context(alone_in(folder))
-            records.write("config.toml", catalogue.to_toml(simulation.config))
+            records.write("config.toml", catalogue.made_toml(simulation.setup))
         try:
             if begins is not None:
                 begins(simulation)
@@ -327,7 +328,8 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
-    notes = *simulation.rows.dataset.notes, *setup.notes, *setup.cut_rows(simulation.workers.work.data_key)
+    notes = [*plugins.notes(), *simulation.rows.dataset.notes, *setup.notes]
+    notes += setup.cut_rows(simulation.workers.work.data_key)
     for note in filter(None, (*notes, *advice(setup, simulation.statistics, simulation.most_steps))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
@@ -365,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()
-        how = f"continue with: python -m fedpeft.simulate --resume {folder}" if left else "no round was finished"
+        how = f"continue with: {resume_command(folder)}" if folder and left else "no round was finished"
         return f"interrupted; {how}"
 
     return exit_code(work, interrupted)

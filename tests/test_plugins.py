@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from fedpeft.clients.drift import parse_drift
 
-from fedpeft import describe, plugins
+from fedpeft import describe, plugin_files, plugins
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication import decoding
 from fedpeft.communication.codec import PRESETS
@@ -136,7 +136,7 @@ def test_a_folder_is_a_package_with_imports_of_its_own(tmp_path):
     assert strategies.build("half_mean").share == 0.5
     before = plugins.named()[0].version
     (folder / "half.py").write_text(RULE + "# another\n")
-    assert plugins._digest(folder) != before
+    assert plugin_files.digest(folder) != before
 
 
 def test_an_installed_package_s_parts_are_there_and_imported_only_once_wanted(package):

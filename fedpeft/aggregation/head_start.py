@@ -96,5 +96,61 @@ class HeadStart(ABC):
         raise ConfigError(f"head={name_of(type(self))} does not tell how features vary; take --head private_ridge")
 
 
+def measured(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[int, ...], rows: int) -> State:
+    """The statistics of a client's rows; refuses those that are not what the head says of them.
+
+    Args:
+        head: which may be anybody's.
+        features, labels: of the rows (`HeadStart.statistics`).
+        outputs: shape of the model's head, (classes, width).
+        rows: how many the client has.
+
+    Raises:
+        ConfigError: names the head and what is missing, of another shape, or not finite.
+    """
+    classes, width = outputs
+    made, shapes = head.statistics(features, labels, classes), head.shapes(width, classes, rows)
+    found = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    own = f"the head {name_of(type(head))} makes"
+    for name in sorted(found.keys() | shapes.keys()):
+        if found.get(name) != shapes.get(name):
+            raise ConfigError(
+                f"{own} statistics whose {name} is {found.get(name, 'missing')}, and its shapes say "
+                f"{shapes.get(name, 'nothing of it')}: statistics and shapes have to agree"
+            )
+        if not bool(made[name].isfinite().all()):
+            raise ConfigError(f"{own} statistics whose {name} is not finite: look at its statistics")
+    return made
+
+
+def check_solved(head: HeadStart, made: State, start: State) -> None:
+    """Refuse a head that would fit by being stretched, leave a part as it was, or hold no numbers.
+
+    Args:
+        head: which may be anybody's.
+        made: what it has solved for.
+        start: the adapter's tensors before, with `head.weight` and, where there is one, `head.bias`.
+
+    Raises:
+        ConfigError: names the head and the tensor, and says what is wrong.
+    """
+    name = name_of(type(head))
+    wanted = {tensor for tensor in ("head.weight", "head.bias") if tensor in start}
+    if missing := sorted(wanted - made.keys()):
+        raise ConfigError(f"the head {name} leaves out {missing[0]}: solve has to give {' and '.join(sorted(wanted))}")
+    if more := sorted(made.keys() - wanted):
+        raise ConfigError(f"the head {name} makes {more[0]!r:.80}; solve has to give {' and '.join(sorted(wanted))}")
+    for tensor in sorted(wanted):
+        if made[tensor].shape != start[tensor].shape:
+            raise ConfigError(
+                f"the head {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the model has "
+                f"{tuple(start[tensor].shape)}"
+            )
+        if not bool(made[tensor].isfinite().all()):
+            raise ConfigError(
+                f"the head {name} makes a {tensor} that is not finite: look at its solve, or take another --head"
+            )
+
+
 HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head", kind=HeadStart)
 """All ways, by file name."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from fedpeft.audit.canaries import CanaryAudit, Verdict, run
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import summary_table
 
 
@@ -51,7 +51,8 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     rows = []
     for folder in runs:
         refuse_servers_run(folder)
-        config = read_config(folder / "config.toml")
+        config = read_config(folder / "config.toml", goes_on=False)
+        tell_notes()
         found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
         rows.append((f"{folder.name}: {label}", f"{found.mean:.3f} (worst client {found.worst:.3f})"))

@@ -144,7 +144,7 @@ class Codec:
 
         Raises:
             PayloadError: a tensor is not finite, of another dtype, or not in `shapes`.
-            ConfigError: a `delta` step has no reference.
+            ConfigError: a `delta` step has no reference, or a step's symbols lie outside of their alphabet.
         """
         own = {name: tuple(state[name].shape) for name in sorted(state)}
         sent = _subset(own, own if shapes is None else shapes)
@@ -191,6 +191,8 @@ class Codec:
             for position, step in enumerate(self.tensor_steps):
                 spent = HEADER_SIZE + sum(map(len, parameters)) + packed_bound([s.expected for s in symbols])
                 made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base, turn=turn))
+                for one in made.symbols:
+                    one.check(step_name(step))
                 parameters.append(made.parameters)
                 symbols += made.symbols
                 signal = made.signal or signal

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedpeft.communication.payload import Array
-from fedpeft.errors import PayloadError
+from fedpeft.errors import ConfigError, PayloadError
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,27 @@ class Symbols:
     def expected(self) -> Expected:
         """How many, and below which alphabet."""
         return Expected(len(self.values), self.alphabet)
+
+    def check(self, step: str) -> None:
+        """Refuse values that packing would make garbage of, or that the receiver would read as others.
+
+        Args:
+            step: name of the codec step that has made them.
+
+        Raises:
+            ConfigError: they are no integers, or lie outside of 0 to `alphabet` - 1.
+        """
+        kind, count = self.values.dtype, len(self.values)
+        if kind.kind not in "iu":
+            raise ConfigError(f"the codec step {step} makes symbols of {kind}; legal are integers")
+        if not count or (kind.kind == "u" and np.iinfo(kind).max < self.alphabet):
+            return
+        least, most = int(self.values.min()) if kind.kind == "i" else 0, int(self.values.max())
+        if least < 0 or most >= max(self.alphabet, 1):
+            raise ConfigError(
+                f"the codec step {step} makes symbols from {least} to {most} below an alphabet of {self.alphabet}; "
+                f"legal are 0 to {max(self.alphabet, 1) - 1}: give Symbols a larger alphabet, or clip them"
+            )
 
     @cached_property
     def counts(self) -> Array:

@@ -35,6 +35,7 @@ class Complete:
         needs: the column, or several as "a + b", of each of `LACKS` that a row must have.
         incomplete: of `INCOMPLETE`; empty: rows are refused, and nobody may say otherwise.
         hint: what else to do about rows without a label, a clause.
+        reader: whose setting `incomplete` is, file or hf.
     """
 
     records: Iterable[tuple[str, Mapping[str, Any]]]
@@ -42,6 +43,7 @@ class Complete:
     needs: Mapping[str, str]
     incomplete: str = ""
     hint: str = ""
+    reader: str = "file"
     _rows: int = 0
     _left_out: int = 0
     _columns: str = ""  # of the first record that lacks something
@@ -67,7 +69,7 @@ class Complete:
         if self._left_out and self.incomplete != DROP:
             one = self._lacked.total() == 1
             cure = "fill it in, or leave the row out" if one else "fill them in, or leave the rows out"
-            cure += f", as file(..., incomplete={DROP}) does" if self.incomplete else ""
+            cure += f", as {self.reader}(..., incomplete={DROP}) does" if self.incomplete else ""
             hint = self.hint if "label" in self._roles else ""
             raise DataError(f"{self.source}: {self._told()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:

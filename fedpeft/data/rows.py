@@ -48,6 +48,8 @@ class Rows:
         if self.texts is not None and len(self.texts) != len(self.inputs):
             raise DataError(f"{len(self.inputs)} inputs but {len(self.texts)} texts")
         for name, column in (("labels", self.labels), ("owners", self.owners), ("tasks", self.tasks)):
+            if not isinstance(column, np.ndarray | None):
+                raise DataError(f"{name} are a {type(column).__name__}, and must be a NumPy array; np.array makes one")
             shape = None if column is None else column.shape[:1] if name == "labels" else column.shape
             if column is not None and shape != (len(self.inputs),):
                 raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
@@ -173,8 +175,11 @@ class Dataset:
                 continue
             if len(rows) == 0:
                 raise DataError(f"{self.name} has no {part} rows")
+            _check_inputs(rows.inputs, self.kind, f"the {part} rows of {self.name}")
             if self.classified and rows.labels is None:
                 raise DataError(f"{self.name} has no labels for its {part} rows, which classification needs")
+            if self.classified and rows.labels is not None:
+                _check_classes(rows.labels, self.label_names, f"the {part} rows of {self.name}")
         if self.classified and self.train.labels is not None:
             classes = np.unique(self.train.labels)
             if len(classes) < 2:
@@ -189,6 +194,43 @@ class Dataset:
     def classes(self) -> int:
         """Number of classes, labels or numbers that a model says; 0 for language modelling."""
         return len(self.label_names or ())
+
+
+def _check_inputs(inputs: Inputs, kind: Kind, which: str) -> None:
+    """Refuse what a model can't read.
+
+    Raises:
+        DataError: texts that are none, or images that are no bytes of the right shape.
+    """
+    if kind == "text" and isinstance(inputs, np.ndarray):
+        raise DataError(f"{which} are texts in an array of {inputs.dtype}; give them as a list of str")
+    if kind == "text" and isinstance(inputs, list | tuple):
+        place = next((i for i, text in enumerate(inputs) if not isinstance(text, str)), None)
+        if place is not None:
+            raise DataError(f"{which}: row {place} is {inputs[place]!r:.40}, and each must be a str")
+    if kind == "image" and not (isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8):
+        told = f"an array of {inputs.dtype}" if isinstance(inputs, np.ndarray) else f"a {type(inputs).__name__}"
+        raise DataError(f"{which} are images as {told}; give a NumPy array of uint8, 0 to 255")
+
+
+def _check_classes(labels: NDArray[Any], names: Sequence[str] | None, which: str) -> None:
+    """Refuse labels that are no positions in the names of classes.
+
+    Raises:
+        DataError: says which.
+    """
+    if names is None:
+        raise DataError(f"{which} have classes, and label_names is None; give one name for each class")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(
+            f"{which} have labels of {labels.dtype}, shape {labels.shape}; classification takes int64 of shape (rows,)"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= len(names):
+        wrong = least if least < 0 else most
+        raise DataError(
+            f"{which} have the label {wrong}, and there are {len(names)} label_names, of classes 0 to {len(names) - 1}"
+        )
 
 
 NO_MODEL = ""
@@ -216,7 +258,10 @@ def load_dataset(text: str) -> Dataset:
         AssetError: it can't be fetched.
         DataError: its rows can't be used.
     """
-    return DATASETS.build(text).load()
+    made = DATASETS.build(text).load()
+    if not isinstance(made, Dataset):
+        raise DataError(f"load() of {text} returns {type(made).__name__}, and must return a fedpeft.data.rows.Dataset")
+    return made
 
 
 def suited_partition(text: str) -> str | None:

@@ -53,7 +53,8 @@ class Names:
         """Those `records` of `source` that have what they need; None: these columns."""
         settable = self.label_type == "auto" and "ROLE=" in self.ask and AND not in (self.label or "")
         hint = "; label_type=labels takes rows that have several labels or none" if settable else ""
-        return Complete(records, source, self.needs if needs is None else needs, self.incomplete, hint)
+        reader = self.ask.partition("(")[0]
+        return Complete(records, source, self.needs if needs is None else needs, self.incomplete, hint, reader)
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,13 @@ class Credentials:
             try:
                 contents.append(read(folder / name))
             except OSError as error:
-                raise RunError(
-                    f"{folder / name} can't be read ({error.strerror}); make certificates with "
-                    "python -m fedpeft.certs, and name their folder with --certs"
-                ) from None
+                mend = "make certificates with python -m fedpeft.certs, and name their folder with --certs"
+                if role == "client":  # made here, they would be of an authority that the server does not know
+                    mend = (
+                        "whoever runs the server makes a client's certificates and hands over their folder, "
+                        "certs/clients/NAME: ask for it, and name it with --certs"
+                    )
+                raise RunError(f"{folder / name} can't be read ({error.strerror}); {mend}") from None
         made = cls(*contents)
         made.check(role)
         return made

@@ -35,6 +35,7 @@ from fedpeft.deployment.answered import check_evaluation, check_question, metere
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
+from fedpeft.deployment.compared_parts import check_all_told, check_parts
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
@@ -120,6 +121,7 @@ def check_description(told: v1.Description) -> None:
         raise RunError(f"the server describes the task {told.task!r:.100}, which is written {kind}")
     if len(set(names)) < len(names):
         raise RunError("the server names a class twice")
+    check_parts(told.parts)
 
 
 class Alone(Partition):
@@ -138,6 +140,7 @@ def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
         ConfigError: a choice that can't be used.
     """
     config = shared_settings(description.config)
+    check_all_told(description.parts, config)
     chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
     if options.model:
         chosen["model"] = options.model

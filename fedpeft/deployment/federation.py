@@ -26,6 +26,7 @@ from fedpeft.deployment.announcements import FILE as ANNOUNCED
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
+from fedpeft.deployment.compared_parts import told_parts
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
@@ -183,10 +184,11 @@ class Federation:
         """What clients are told."""
         setup = self.setup
         text, label = self.options.columns(setup.facts.task)
+        shared = settings_for_clients(setup)
         return v1.Description(
             run=self.roster.run,
             software=__version__,
-            config=settings_for_clients(setup).to_toml(),
+            config=shared.to_toml(),
             labels=setup.facts.label_names or (),
             task=setup.facts.task,
             text_column=text,
@@ -195,6 +197,7 @@ class Federation:
             weights_hash=self.workers.work.model_key,
             tokens=setup.tokens,
             held_out=self.held_out,
+            parts=told_parts(shared),
         )
 
     def _accept(self, registration: v1.Registration) -> Terms | None:
@@ -230,6 +233,12 @@ class Federation:
         if not rank or form is None or rank >= form.rank:
             return form
         return ClientForm(rank, form.scale * rank)
+
+    def gather(self) -> None:
+        """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""
+        begun = Checkpoints(self.folder / "checkpoint").load()
+        if begun is None or begun.round < self.setup.rounds or self.held_out:
+            self.present()
 
     def present(self) -> Sequence[int]:
         """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.

@@ -44,7 +44,7 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
-    if needs := PEFT_METHODS.build(config.peft).own_machine:
+    if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
         raise ConfigError(f"--peft {config.peft} {needs}, and real clients are on others; take bottleneck")
     if not config.privacy:
         return

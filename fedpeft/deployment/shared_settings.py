@@ -86,7 +86,7 @@ def shared_settings(text: str) -> RunConfig:
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.loaded(parse_spec(part).name)
                 family.build(part)
-        if needs := PEFT_METHODS.build(told.peft).own_machine:
+        if told.peft != "auto" and (needs := PEFT_METHODS.build(told.peft).own_machine):
             raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
@@ -134,4 +134,7 @@ def settings_digest(told: v1.Description) -> str:
     """Of what a server tells its clients of the federation, but for the version of its software."""
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)
+    fields["parts"] = list(told.parts)
+    if not told.parts:  # as of a server of before, whose transcripts go on
+        del fields["parts"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.deployment.answered import check_evaluation, check_question
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
+from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.edge import BYTES_PER_NUMBER, Alone, check_description
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
@@ -62,6 +63,7 @@ class TrainerEdge:
         self.folder = folder
         self.observer = observer
         self.config = settled(shared_settings(description.config))
+        check_all_told(description.parts, self.config)
         self.parts = chosen_parts(self.config)
         _check_parts(description, self.parts, self.config)
         model: Any = LanguageModel(trainer.model)

@@ -33,7 +33,7 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
             f"{config.strategy} puts a residual into the clients' base, which Flower's short-lived client processes do "
             "not keep; take fedit or flexlora, or python -m fedpeft.serve"
         )
-    if needs := PEFT_METHODS.build(config.peft).own_machine:
+    if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
         raise ConfigError(f"{config.peft} {needs}, and Flower's nodes are on others; take python -m fedpeft.simulate")
     if config.privacy:
         raise ConfigError(

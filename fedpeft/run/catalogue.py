@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -38,6 +38,9 @@ from fedpeft.run.grid import GRIDS
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import MEASUREMENTS
 from fedpeft.run.sampling import SAMPLERS, aware
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,53 @@ def used(config: RunConfig) -> list[plugins.Plugin]:
     return list(dict.fromkeys([*plugins.named(), *in_it]))
 
 
-def to_toml(config: RunConfig) -> str:
-    """A run's config.toml: its settings, and where its parts from outside came from."""
-    records = [plugin.record for plugin in used(config)]
+READ: Mapping[str, tuple[Family[Any], ...]] = {
+    **FAMILIES,
+    "downlink": FAMILIES["codec"],
+    "measure": (MEASUREMENTS, DATASETS),
+}
+"""Which families' parts can stand in the text of a setting, those that stand in another part's text with them."""
+
+
+def used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]:
+    """The parts from outside that stand in a configuration, as `group.name`, and where each comes from.
+
+    Args:
+        config: the settings.
+        more: what they have come to mean: `task`, and `model` where the data set names it.
+
+    Raises:
+        ConfigError: a plugin can't be loaded.
+    """
+    texts = [(str(getattr(config, flag.replace("-", "_"))), families) for flag, families in READ.items()]
+    texts += [(more.get("task", ""), (TASKS,)), (more.get("model", ""), (MODELS,))]
+    found: dict[str, plugins.Plugin] = {}
+    for text, families in texts:
+        for family in families:
+            words, outside = re.findall(r"\w+", text), family.outside()
+            found |= {f"{family.group}.{word}": outside[word] for word in words if word in outside}
+    return found
+
+
+def to_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = None) -> str:
+    """A run's config.toml: its settings, and where its parts from outside came from.
+
+    Args:
+        config: the settings.
+        parts: those that the run uses (`used_parts`); None: all of the plugins that are named.
+    """
+    records = [record for plugin in used(config) if (record := _record(plugin, parts))["parts"] or parts is None]
     return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+
+
+def made_toml(setup: Setup) -> str:
+    """The config.toml of a run that is set up: of parts from outside those that it uses."""
+    parts = used_parts(setup.config, task=setup.facts.task, model=setup.model_name)
+    return to_toml(setup.config, parts)
+
+
+def _record(plugin: plugins.Plugin, parts: Mapping[str, plugins.Plugin] | None) -> dict[str, Any]:
+    """What is written down of a plugin: of `parts` its own; of objects in Python all, which were given for the run."""
+    if parts is None or plugin.source == plugins.IN_PYTHON:
+        return plugin.record
+    return plugin.record | {"parts": sorted(name for name, origin in parts.items() if origin == plugin)}

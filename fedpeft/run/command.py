@@ -74,6 +74,12 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
         return MISTAKE
 
 
+def tell_notes(console: Console | None = None) -> None:
+    """Say in a line each, on stderr without a console, what has changed of finished runs' plugins since."""
+    for note in plugins.notes():
+        (console or Console(stderr=True)).print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
+
+
 def _in_plugins(error: BaseException) -> list[traceback.FrameSummary]:
     """Where in files of plugins an error has come by, outermost first, here or in a worker process."""
     sources = [Path(plugin.source) for plugin in plugins.named() if Path(plugin.source).is_absolute()]

@@ -25,6 +25,7 @@ from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
+from fedpeft.run.folder import resume_command
 from fedpeft.run.own_files import changed, made_of, recorded
 
 
@@ -51,19 +52,15 @@ class FinishedRun:
         """
         if not (folder / "config.toml").is_file():
             raise RunError(f"{folder} holds no run: there is no config.toml in it")
-        config = read_config(folder / "config.toml")
+        config = read_config(folder / "config.toml", goes_on=False)
         try:
             summary = files.read_json(folder / "summary.json")
         except FileNotFoundError:
-            raise RunError(
-                f"{folder} is not finished; continue it with: python -m fedpeft.simulate --resume {folder}"
-            ) from None
+            raise RunError(f"{folder} is not finished; continue it with: {resume_command(folder)}") from None
         except (OSError, ValueError):
             summary = None
         if not isinstance(summary, dict) or not isinstance(summary.get("task"), str):
-            raise RunError(
-                f"{folder}/summary.json is damaged; python -m fedpeft.simulate --resume {folder} writes it anew"
-            )
+            raise RunError(f"{folder}/summary.json is damaged; {resume_command(folder)} writes it anew")
         return cls(folder, config, summary)
 
     @property

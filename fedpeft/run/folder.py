@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
                 f"{resume} holds no run to resume: there is no config.toml in it; "
                 f"start a new run with --output {resume}"
             )
-    return read_config(file) if file else RunConfig()
+    return read_config(file, goes_on=resume is not None) if file else RunConfig()
 
 
 def refuse_former(arguments: Sequence[str]) -> None:
@@ -123,12 +124,27 @@ SERVERS_OPTIONS = "serve.toml"
 """What a folder of `python -m fedpeft.serve` holds beside a simulation's files."""
 
 
+def resume_command(folder: Path) -> str:
+    """What continues the run in `folder`, for a shell: a server's goes on as a server."""
+    module = "serve" if (folder / SERVERS_OPTIONS).exists() else "simulate"
+    return f"python -m fedpeft.{module} --resume {shlex.quote(str(folder))}"
+
+
+def refuse_simulations_run(folder: Path) -> None:
+    """RunError where `folder` is a simulation's, which has no clients to wait for."""
+    begun = (folder / "config.toml").is_file()
+    if begun and not any((folder / name).exists() for name in (SERVERS_OPTIONS, "serve.jsonl")):
+        raise RunError(
+            f"{folder} is the run of a simulation, not of a server; it goes on with: {resume_command(folder)}"
+        )
+
+
 def refuse_servers_run(folder: Path) -> None:
     """RunError where `folder` is a server's, whose clients' rows are not here."""
     if (folder / SERVERS_OPTIONS).exists():
         raise RunError(
             f"{folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
-            f"python -m fedpeft.serve --resume {folder}"
+            f"{resume_command(folder)}"
         )
 
 

@@ -42,7 +42,7 @@ def loading(run: FinishedRun, whole: bool) -> str:
         return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
     few_bits = run.method.base_precision
     beside = f"; it was trained beside a base in {few_bits}" if few_bits else ""
-    return f'`peft.PeftModel.from_pretrained({auto}.from_pretrained(BASE), "adapter")`{beside}'
+    return f'`peft.PeftModel.from_pretrained({auto}.from_pretrained(BASE, dtype=torch.float32), "adapter")`{beside}'
 
 
 def front_matter(run: FinishedRun, whole: bool) -> str:

@@ -64,6 +64,12 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
 
+def reason_of(client: int, reason: str) -> str:
+    """Why nothing of a client was taken, for a sentence on a terminal: some of it may be a stranger's words."""
+    said = "".join(letter if letter.isprintable() else " " for letter in reason)
+    return f"client {client}: {said[:200]}"
+
+
 def check_evaluation(report: Report, predictions: int, numbers: bool = False) -> None:
     """Refuse an evaluation that no rows can have led to; `predictions` is the most that a row can have.
 

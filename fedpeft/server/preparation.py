@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fedpeft.aggregation.head_start import VARIANCE
+from fedpeft.aggregation.head_start import VARIANCE, check_solved
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
@@ -21,6 +21,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size
 from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
+from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
@@ -29,7 +30,7 @@ from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import check_report, check_statistics
+from fedpeft.server.acceptance import check_report, check_statistics, reason_of
 from fedpeft.server.evaluation import Evaluation
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import MaskedSum
@@ -146,6 +147,7 @@ def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
         say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
     weight = setup.start["head.weight"]
     head = setup.head.solve(total, weight.shape[1], weight.shape[0])
+    check_solved(setup.head, head, setup.start)
     return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
 
 
@@ -189,7 +191,7 @@ def _statistics(
     )
     _announce(clients)
     rows: dict[int, int] = {}
-    spent, total = 0, Fold()
+    spent, total, why = 0, Fold(), ""
     for report in clients.in_order(instructions, count, "prepare"):
         spent += len(report.payload)
         if privacy is not None:
@@ -199,7 +201,8 @@ def _statistics(
             shapes = setup.head.shapes(width, outputs, report.rows)
             statistics = decode(report.payload, shapes)
             check_statistics(statistics, shapes, report.rows)
-        except PayloadError:
+        except PayloadError as error:
+            why = why or reason_of(report.client, str(error))
             continue
         taken = setup.head.additive(statistics)
         if privacy is None:
@@ -208,7 +211,8 @@ def _statistics(
             total.add(privacy.start_taken(taken), 1.0)
         rows[report.client] = report.rows
     if not rows:
-        raise RunError(f"none of {count} clients returned valid statistics for the start of the head")
+        head = name_of(type(setup.head))
+        raise RunError(f"none of {count} clients returned valid statistics for the start of the head, {head}; {why}")
     return rows, spent, total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
+from rich.markup import escape
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome, aggregator
 from fedpeft.aggregation.exactness import measured
@@ -35,7 +36,7 @@ from fedpeft.run.asked import compares_clients
 from fedpeft.run.observer import Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Acceptance, Answers
+from fedpeft.server.acceptance import Acceptance, Answers, reason_of
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
@@ -344,10 +345,12 @@ class Server:
             return taken.aggregator.finish(progress.memory)
         if taken.spent < len(taken.results):
             failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
+            first = next(result for result in taken.results if result.rejected)
+            why = reason_of(first.client, first.rejected or "")
             if not self.clients.remote or len(taken.results) == self.setup.clients:
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
-                raise RunError(f"{failed}; see clients.jsonl")
-            self.observer.say(f"{failed}; the model stays as it is")
+                raise RunError(f"{failed}; see clients.jsonl; {why}")
+            self.observer.say(f"{failed}; the model stays as it is; {escape(why)}")
         return Outcome(progress.adapter, progress.memory)
 
     def _traffic(self, taken: Acceptance, sent: list[Sent], dispatch: Dispatch) -> Traffic:

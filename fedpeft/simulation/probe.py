@@ -50,9 +50,9 @@ ENOUGH = 1000
 WORTH_A_PROCESS = 2 * 10**6
 """Entries of the training features from which on a process of its own is begun, which takes about a second, too."""
 
-WIDE = 10**7
-"""Entries of the training features from which on the fits of a fold begin where the one before has ended, at half the
-time: those of all blocks of an encoder take minutes."""
+WIDE = 2000
+"""Features from which on the fits of a fold begin where the one before has ended, in half the time: those of all blocks
+of an encoder take minutes."""
 
 FOLDS = 5
 """Of the cross-validation."""
@@ -99,8 +99,7 @@ def begun_probe(
     workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
     workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
     labels, test_labels = (_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
-    wide = len(rows.train) * work.width >= WIDE
-    rule = "one standard error, cross-validated" + (", warm" if wide else "")
+    rule = "one standard error, cross-validated" + (", warm" if work.width >= WIDE else "")
     more: dict[str, str] = setup.method.base_as_read()
     if base:
         more["test_dtype"] = base
@@ -271,7 +270,7 @@ def linear_probe(
         rows, folds = len(train[1]), StratifiedKFold(FOLDS, shuffle=True, random_state=0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            if train[0].size >= WIDE:
+            if train[0].shape[1] >= WIDE:
                 accuracies = _tried(models, _warm(train, list(folds.split(*train))), rows)
             else:
                 accuracies = _tried(models, lambda model: float(cross_val_score(model, *train, cv=folds).mean()), rows)

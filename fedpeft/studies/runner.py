@@ -104,9 +104,10 @@ class Workplace:
                     "move that file away or give another --output"
                 )
             assert config is not None
-            now = {plugin.source: plugin.record for plugin in catalogue.used(config)}
+            now = {plugin.source: plugin.version for plugin in catalogue.used(config)}
             for was in result.plugin:
-                if now.get(was["source"], was) != was:
+                version = was.get("sha256", was.get("version"))
+                if now.get(was["source"], version) != version:
                     raise RunError(
                         f"{self.results.path} holds results made with the plugin {was['source']} as it was before it "
                         "changed; put that back, or give another --output"
@@ -210,7 +211,7 @@ class Workplace:
     def _is_of(self, planned: Planned, found: RunConfig | None) -> bool:
         """Whether a folder with these settings is that of a run: it was asked for, or came of what was asked for."""
         asked = self.runs / f"{planned.name}.toml"
-        return planned.config in (found, read_config(asked) if asked.is_file() else None)
+        return planned.config in (found, read_config(asked, goes_on=False) if asked.is_file() else None)
 
     def finish(self, running: Running, code: int) -> Result:
         """Record a run whose process has ended with this exit code."""

@@ -16,6 +16,7 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.levels import scale_values, scale_words
 from fedpeft.communication.payload import Reader
 from fedpeft.communication.steps import Context
+from fedpeft.communication.symbols import Symbols
 from fedpeft.errors import ConfigError, PayloadError
 from tests.communication.vectors import lora_state, rows, through
 
@@ -291,3 +292,28 @@ def test_a_mask_that_does_not_match_its_count_is_refused():
         Cast.plan(Reader(bytes((9,))), ((3,),), context)
     with pytest.raises(PayloadError, match="values that are not 0"):
         Cast.plan(Reader(bytes((SPARSE, 4))), ((3,),), context)
+
+
+@pytest.mark.parametrize(
+    ("values", "alphabet", "says"),
+    [
+        (
+            np.array([0, 300], np.uint16),
+            256,
+            "makes symbols from 0 to 300 below an alphabet of 256; legal are 0 to 255",
+        ),
+        (np.array([-1, 3], np.int8), 4, "makes symbols from -1 to 3 below"),
+        (np.array([0, 1], np.uint8), 1, "makes symbols from 0 to 1 below an alphabet of 1; legal are 0 to 0"),
+        (np.array([0.5]), 4, "makes symbols of float64; legal are integers"),
+        (np.array([0, 255], np.uint8), 256, ""),
+        (np.array([0, 3], np.int64), 4, ""),
+        (np.zeros(0, np.int64), 4, ""),
+    ],
+)
+def test_symbols_beyond_their_alphabet_are_refused(values, alphabet, says):
+    """They were packed, and arrived as others."""
+    if not says:
+        Symbols(values, alphabet).check("mine")
+        return
+    with pytest.raises(ConfigError, match=f"the codec step mine {says}"):
+        Symbols(values, alphabet).check("mine")

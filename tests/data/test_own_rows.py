@@ -213,6 +213,25 @@ def test_hub_rows_and_class_names(hub: dict[str, object]) -> None:
     assert len(load_dataset("hf(name='org/name', text=sentence, test=None)").test) == 2
 
 
+def test_hub_rows_that_lack_something_are_left_out_where_that_is_said(hub: dict[str, object]) -> None:
+    rows = [{"sentence": f"text {i}", "label": i % 2} for i in range(10)]
+    rows += [{"sentence": "hidden", "label": -1}, {"sentence": None, "label": 0}]
+    hub["org/name"] = {"train": Split(rows), "test": Split(rows[:4])}
+    with pytest.raises(DataError, match=r"hidden labels; .* leave such rows out: hf\(..., incomplete=drop\)"):
+        load_dataset("hf(name='org/name', text=sentence)")
+    data = load_dataset("hf(name='org/name', text=sentence, incomplete=drop)")
+    assert (len(data.train), data.label_names) == (10, ("neg", "pos"))
+    assert any("2 of 12 rows of org/name (train) are left out" in note for note in data.notes)
+    hub["org/name"] = {"train": Split(rows[:10] + rows[11:]), "test": Split(rows[:4])}
+    with pytest.raises(DataError, match=r"empty text in the column 'sentence' .* as hf\(..., incomplete=drop\) does"):
+        load_dataset("hf(name='org/name', text=sentence)")
+    pairs = [{"ask": f"question {i}", "say": f"answer {i}" if i else ""} for i in range(6)]
+    hub["org/pairs"] = {"train": Split(pairs), "test": Split(pairs[1:])}
+    told = load_dataset("hf(name='org/pairs', text=ask, target=say, label=None, incomplete=drop)")
+    assert len(told.train) == 5
+    assert any("1 of 6 rows" in note for note in told.notes)
+
+
 @pytest.mark.parametrize(
     ("raised", "error", "words"),
     [

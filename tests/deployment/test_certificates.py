@@ -94,8 +94,10 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
     (client / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
     with pytest.raises(RunError, match="not one that the authority in"):
         Credentials.of_client(client)
-    with pytest.raises(RunError, match="make certificates with"):
+    with pytest.raises(RunError, match="whoever runs the server makes a client's certificates and hands over"):
         Credentials.of_client(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="make certificates with"):
+        Credentials.of_server(tmp_path / "nowhere")
     Authority(made, days=-0.5).client("late")
     with pytest.raises(RunError, match="has expired"):
         Credentials.of_client(made / "clients" / "late")

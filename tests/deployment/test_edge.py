@@ -192,7 +192,7 @@ def test_a_loss_that_would_hide_the_others_is_refused(federation):
 def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):
     made = federation(clients=1, rounds=1)
     made.server.edges[0] = Useless()
-    with pytest.raises(RunError, match="none of 1 clients returned a valid update"):
+    with pytest.raises(RunError, match=r"none of 1 clients returned a valid update; see clients.jsonl; client 0: no$"):
         made.run()
     [line] = (made.folder / "server" / "clients.jsonl").read_text().splitlines()
     assert json.loads(line)["rejected"] == "no"

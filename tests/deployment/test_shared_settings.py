@@ -80,7 +80,9 @@ def test_a_client_s_own_choices_come_first():
 def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatch):
     options = EdgeOptions(batch_size=2)
     rates = ("", ", rate=0.5")
-    runs = {rate: RunConfig(model="tiny", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in rates}
+    runs = {
+        rate: RunConfig(model="tiny", peft="lora", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in rates
+    }
     told = {rate: v1.Description(config=config.to_toml()) for rate, config in runs.items()}
     assert settings_of(told[""], options).batch_size == 2
     with pytest.raises(ConfigError, match="--batch-size 2 would scale this client's updates"):
@@ -146,3 +148,8 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
     assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, settled(RunConfig()).partition)
     assert len(edge.rows) == 40
+
+
+def test_a_server_that_is_told_nothing_of_adapters_chooses_them_before_clients_are_told(federation):
+    made = federation(clients=1, peft="auto")
+    assert shared_settings(made.server.gateway.description.config).peft == "lora"

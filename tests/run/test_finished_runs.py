@@ -327,7 +327,10 @@ def test_a_language_model_s_card_says_how_it_is_loaded(tmp_path, capfd):
     words = [word for word in TINY if not word.startswith("--dataset")]
     assert simulate([*words, "--dataset=tiny_lm", "--partition=iid", "--output", str(tmp_path / "run")]) == 0
     assert export([str(tmp_path / "run"), "--output", str(tmp_path / "adapter")]) == 0
-    assert "AutoModelForCausalLM.from_pretrained(BASE)" in (tmp_path / "adapter" / "README.md").read_text()
+    assert (
+        "AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)"
+        in (tmp_path / "adapter" / "README.md").read_text()
+    )
     run = FinishedRun.read(tmp_path / "run")
     base = AutoModelForCausalLM.from_pretrained(run.model_directory)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter" / "adapter"))

@@ -8,13 +8,14 @@ import threading
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 
 from fedpeft.config import RunConfig
 from fedpeft.machine import cache
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import simulate
 from fedpeft.simulation import probe
-from fedpeft.simulation.probe import BegunProbe, _fit_classes, _tried, linear_probe, strongest
+from fedpeft.simulation.probe import FOLDS, BegunProbe, _fit_classes, _tried, linear_probe, strongest
 from fedpeft.simulation.simulation import Simulation
 
 
@@ -50,6 +51,21 @@ def test_few_validation_rows_do_not_weaken_the_probe(monkeypatch):
     assert linear_probe(train, validation, test).accuracy < found.accuracy - 0.01
     by_many = linear_probe(train, noisy_classes(2000, 7), test)
     assert found.accuracy > by_many.accuracy - 0.01
+
+
+def test_fits_of_many_features_begin_where_the_last_has_ended_and_end_as_others_do(monkeypatch):
+    parts = [noisy_classes(rows, seed) for seed, rows in enumerate((600, 40, 2000))]
+    cold = linear_probe(*parts)
+    begun = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda model, *rest: begun.append(hasattr(model, "coef_")) or fit(model, *rest)
+    )
+    monkeypatch.setattr(probe, "WIDE", 64)
+    warm = linear_probe(*parts)
+    assert sum(begun) == len(begun) - FOLDS - 1, "but for the first of each fold, and that of all rows"
+    assert warm.strength == cold.strength
+    assert warm.accuracy == pytest.approx(cold.accuracy, abs=1e-3)
 
 
 def test_the_probe_is_the_same_each_time():

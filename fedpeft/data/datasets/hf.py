@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
+from fedpeft.data.incomplete_rows import DROP, INCOMPLETE, REFUSE
 from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.record_files import Headed
 from fedpeft.data.rows import NO_MODEL, Dataset
@@ -38,6 +39,11 @@ class HF:
     mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
     deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    incomplete: str = setting(
+        REFUSE,
+        "rows without a text, an answer, a label (-1: hidden) or an owner; drop: they are left out, which is said",
+        choices=INCOMPLETE,
+    )
     template: str | None = setting(
         None, "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns", path=True
     )
@@ -108,7 +114,7 @@ class HF:
         rows = splits[split]
         packed = self.template is not None or self.target is not None
         label, ask = None if packed else self.label, "hf(..., ROLE=COLUMN)"
-        names = user_rows.Names(self.text, label, self.owner, ask, self.label_type)
+        names = user_rows.Names(self.text, label, self.owner, ask, self.label_type, self.incomplete)
         column = rows.features.get(self.label)
         class_names = getattr(column, "names", None)  # of a ClassLabel column
         each = getattr(getattr(column, "feature", None), "names", None)  # of a list of them
@@ -116,20 +122,29 @@ class HF:
         def records() -> Iterator[tuple[str, dict[str, Any]]]:
             for number, record in enumerate(rows, 1):
                 if class_names is not None and isinstance(value := record[self.label], int):
-                    if value < 0:  # how the hub marks hidden labels
-                        raise DataError(f"the split {split!r} of {self.name} has hidden labels; name another split")
-                    record = record | {self.label: class_names[value]}
+                    if value < 0 and self.incomplete != DROP:  # how the hub marks hidden labels
+                        raise DataError(
+                            f"the split {split!r} of {self.name} has hidden labels; name another split, or leave such "
+                            f"rows out: hf(..., incomplete={DROP})"
+                        )
+                    record = record | {self.label: class_names[value] if value >= 0 else None}
                 if each is not None:
                     record = record | {self.label: [each[value] for value in record[self.label]]}
                 yield Headed(f"row {number}"), record
 
         source = f"{self.name} ({split})"
         found: Iterator[tuple[str, Mapping[str, Any]]] = records()
+        if not packed:
+            return user_rows.read(source, found, names)
+        owner = {} if self.owner is None else {"owner": self.owner}
+        needs = {"answer": self.target or self.answer} | ({} if self.template else {"text": self.text}) | owner
+        complete = names.complete(found, source, needs)
         if self.target is not None:
-            found = with_targets(found, (self.text, self.target), self.text, source, self.template)
-        elif self.template:
-            found = with_prompts(found, self.template, self.answer, self.text, source)
-        return user_rows.read(source, found, names)
+            found = with_targets(complete, (self.text, self.target), self.text, source, self.template)
+        else:
+            assert self.template is not None
+            found = with_prompts(complete, self.template, self.answer, self.text, source)
+        return dataclasses.replace(user_rows.read(source, found, names), left_out=complete.note)
 
 
 part = HF

@@ -1,0 +1,126 @@
+"""Parts from outside that clients run: the server says which they are, and of what file; clients compare.
+
+Two files may each define a part of one name. A client with another one would send updates that count wrongly, and
+nothing in them would show it. So the server tells the digest of each file (of an installed package: of its name and
+version), and a client whose own is another does not join. Of models the weights are compared instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import RunError
+from fedpeft.parts import Family
+from fedpeft.plugins import GROUPS, Plugin, absent
+from fedpeft.run.catalogue import ALL, used_parts
+
+MOST: Final = 100
+"""Parts that a server may tell."""
+
+SHOWN: Final = 12
+"""Hexadecimal digits of a digest that are shown."""
+
+_TOLD = re.compile(r"(\w{1,40})\.(\w{1,100}) ([0-9a-f]{64})", re.ASCII)
+
+
+def told_parts(config: RunConfig) -> list[str]:
+    """What a server tells of the parts from outside in the settings that its clients take: "GROUP.NAME SHA-256" each.
+
+    Raises:
+        ConfigError: a plugin can't be loaded.
+    """
+    return [f"{name} {digest_of(plugin)}" for name, plugin in sorted(_run_by_clients(config).items())]
+
+
+def check_parts(told: Iterable[str]) -> None:
+    """Refuse to join with other parts than the server's.
+
+    Args:
+        told: by the server (`told_parts`), before its settings are read.
+
+    Raises:
+        RunError: one is missing here, or of another file; or the server says what no server of this version says.
+        ConfigError: a plugin can't be loaded.
+    """
+    for (group, name), digest in _read(told).items():
+        family = _FAMILIES[group]
+        part = f"the server's {family.noun} {name!r} is a part from outside"
+        here = family.outside().get(name)
+        if here is None:
+            raise RunError(
+                f"{part} (of a file with the digest {digest:.{SHOWN}}), and none of this name is loaded here"
+                + (absent(group, name) or ": ask whoever runs the server for the file, and join with --plugin FILE")
+            )
+        if (own := digest_of(here)) != digest:
+            raise RunError(
+                f"{part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
+                f"{digest:.{SHOWN}} there), so that updates would count wrongly: ask whoever runs the server for its "
+                "file, and join with --plugin FILE"
+            )
+
+
+def check_all_told(told: Iterable[str], config: RunConfig) -> None:
+    """Refuse settings with a part from outside that the server does not say the file of.
+
+    Args:
+        told: by the server (`told_parts`).
+        config: what the client takes of the server's settings.
+
+    Raises:
+        RunError: names the part.
+    """
+    known = {f"{group}.{name}" for group, name in _read(told)}
+    for name, plugin in _run_by_clients(config).items():
+        if name not in known:
+            raise RunError(
+                f"the server's settings name the part {name}, which is of {plugin} here, and the server does not say "
+                "which file its own is of: it is of an earlier version, or has no such part; ask whoever runs it to "
+                "bring it up to date"
+            )
+
+
+def digest_of(plugin: Plugin) -> str:
+    """SHA-256 in 64 hexadecimal digits: of a plugin's file or folder; of a package, of its name and version."""
+    if Path(plugin.source).is_absolute():
+        return plugin.version
+    return hashlib.sha256(f"{plugin.source} {plugin.version}".encode()).hexdigest()
+
+
+def _run_by_clients(config: RunConfig) -> dict[str, Plugin]:
+    parts = used_parts(config)
+    return {name: plugin for name, plugin in parts.items() if name.partition(".")[0] in _FAMILIES}
+
+
+def _read(told: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Digests by group and name, from what a server says.
+
+    Raises:
+        RunError: it is not what a server of this version says.
+    """
+    given = list(told)
+    if len(given) > MOST:
+        raise RunError(f"the server tells {len(given)} parts from outside; legal are {MOST} at most")
+    found: dict[tuple[str, str], str] = {}
+    for text in given:
+        match = _TOLD.fullmatch(text)
+        if match is None or match[1] not in _FAMILIES or (match[1], match[2]) in found:
+            raise RunError(
+                f"the server tells a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal digits, "
+                "each part once"
+            )
+        found[match[1], match[2]] = match[3]
+    return found
+
+
+_SERVERS_OWN = ("attacks", "datasets", "grids", "measurements", "models", "partitions", "safeguards", "samplers",
+                "server_optimizers", "tasks")  # fmt: skip
+"""Groups whose parts no client of a server runs by name; of models the weights are compared."""
+
+_FAMILIES: Final[Mapping[str, Family[Any]]] = {
+    f.group: f for f in ALL if f.group in GROUPS and f.group not in _SERVERS_OWN
+}

@@ -1,0 +1,68 @@
+"""What a plugin's file is: its module, its digest, and which classes in it can be parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedpeft.errors import ConfigError
+
+
+def imported(name: str, file: Path, source: Path) -> ModuleType:
+    """The module in a plugin's `file`, under this name; imported once.
+
+    Raises:
+        ConfigError: it fails, in whatever way.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    inside = [str(source)] if source.is_dir() else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=inside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there for what their annotations mean
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
+        del sys.modules[name]
+        raise ConfigError(f"the plugin {source} can't be loaded: {reason(error)}") from error
+    return module
+
+
+def check(cls: Any, name: str, source: str) -> None:
+    """ConfigError unless it is a frozen dataclass under a name that a text can hold."""
+    short = name.partition(".")[2]
+    if not short.isidentifier() or short.startswith("_"):
+        raise ConfigError(f"{name!r} of {source} is no name for a part; take letters, digits and _")
+    frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
+        shown = cls.__name__
+        raise ConfigError(
+            f"{name} of {source} is a class of Flower's: write wrapped({shown}) there, with `from "
+            "fedpeft.flower.strategy import wrapped`"
+        )
+    if not frozen:
+        raise ConfigError(f"{name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
+
+
+def digest(source: Path) -> str:
+    """SHA-256 of a file; of a folder's Python files, with their places."""
+    if source.is_file():
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(source.rglob("*.py")):
+        total.update(f"{file.relative_to(source)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def reason(error: BaseException) -> str:
+    """An error in a few words, for a sentence."""
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} (line {error.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,149 @@
+"""Parts from outside: a client whose file is not the server's does not join, and a server can't make it load one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fedpeft import plugins
+from fedpeft.config import RunConfig
+from fedpeft.deployment.compared_parts import MOST, check_parts, told_parts
+from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import RunError
+from tests.deployment.test_edge import joins, told
+
+CODEC = '''
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.communication.payload import total
+from fedpeft.communication.steps import Encoded, Plan, Quantizer
+from fedpeft.communication.symbols import Expected, Symbols
+
+
+@dataclass(frozen=True)
+class Uni(Quantizer):
+    """8 bits, and one scale for all."""
+
+    lossless = False
+
+    def encode(self, signal, context):
+        most = float(np.abs(signal.values).max())
+        symbols = np.rint(signal.values / (most or 1.0) * 127).astype(np.int64) + 127
+        return Encoded(None, struct.pack("<f", most / 1), (Symbols(symbols.astype(np.uint16), 255),))
+
+    @classmethod
+    def plan(cls, parameters, shapes, context):
+        (most,) = struct.unpack("<f", bytes(parameters.take(4, "scale")))
+        expected = (Expected(total(shapes), 255),)
+        return Plan((), expected, lambda _, s: ((s[0] - 127.0) / 127 * most).astype(context.dtype))
+
+
+parts = {"codecs": {"uni": Uni}}
+'''
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
+        monkeypatch.setattr(plugins, name, empty)
+
+
+@pytest.fixture
+def codec(tmp_path):
+    """A file with a codec, in use here, and another that quarters what is sent by the same name."""
+    own, other = tmp_path / "mine.py", tmp_path / "other" / "mine.py"
+    other.parent.mkdir()
+    own.write_text(CODEC)
+    other.write_text(CODEC.replace("most / 1", "most / 4"))
+    plugins.use([str(own)])
+    return own, other
+
+
+def only(file):
+    """From now on this process has the parts of one file."""
+    plugins._state.named.clear()
+    plugins.use([str(file)] if file else [])
+
+
+def test_a_client_with_another_file_is_refused_and_one_with_the_same_elsewhere_joins(federation, observer, codec):
+    own, other = codec
+    made = federation(clients=1, codec="uni")
+    description = told(made)
+    [text] = description.parts
+    assert re.fullmatch("codecs.uni [0-9a-f]{64}", text)
+    only(other)
+    digests = rf"digest of the file {plugins.named()[0].version:.12} here, {text.split()[1]:.12} there"
+    with pytest.raises(
+        RunError, match=rf"codec step 'uni' is a part from outside, and the one of {other} is .*{digests}"
+    ):
+        joins(made, observer, description)
+    other.write_text(own.read_text())
+    only(other)
+    assert joins(made, observer, description).registration().rows == 40
+
+
+def test_a_client_without_the_file_is_told_so(federation, observer, codec):
+    made = federation(clients=1, codec="uni")
+    description = told(made)
+    only(None)
+    with pytest.raises(RunError, match=r"codec step 'uni' is a part from outside.* none of this name .* --plugin FILE"):
+        joins(made, observer, description)
+
+
+def test_a_part_that_the_server_does_not_tell_is_refused(federation, observer, codec):
+    made = federation(clients=1, codec="uni")
+    description = told(made)
+    del description.parts[:]
+    with pytest.raises(RunError, match=r"the part codecs.uni, which is of .*mine.py here, and the server does not say"):
+        joins(made, observer, description)
+
+
+def test_parts_that_clients_do_not_run_by_name_are_the_server_s_own(tmp_path, codec):
+    assert [text.split()[0] for text in told_parts(RunConfig(codec="topk(0.1) | uni", downlink="uni"))] == [
+        "codecs.uni"
+    ]
+    assert told_parts(RunConfig()) == []
+    rows = tmp_path / "rows.py"
+    rows.write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Rows:\n    pass\n\n\n"
+        'parts = {"datasets": {"own_rows": Rows}}\n'
+    )
+    plugins.use([str(rows)])
+    assert told_parts(RunConfig(dataset="own_rows")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "codecs.uni", "codecs.uni " + "0" * 63, "codecs.uni " + "G" * 64, "datasets.rows " + "0" * 64,
+        f"codecs.{'u' * 101} " + "0" * 64, "codecs.uni\n " + "0" * 64, "codecs.u[red] " + "0" * 64,
+        "no.uni " + "0" * 64,
+    ],
+)  # fmt: skip
+def test_what_no_server_tells_is_refused(text):
+    with pytest.raises(RunError, match="the server tells a part from outside as"):
+        check_parts([text])
+
+
+def test_a_part_is_told_once_and_not_too_many_are():
+    text = "codecs.uni " + "0" * 64
+    with pytest.raises(RunError, match="each part once"):
+        check_parts([text, text])
+    with pytest.raises(RunError, match=f"tells {MOST + 1} parts"):
+        check_parts([text] * (MOST + 1))
+
+
+def test_the_digest_of_settings_without_parts_is_as_it_was_before_parts_were_told():
+    """A federation of before goes on: its transcript holds the digest of its settings."""
+    plain = v1.Description(run="r", config="c", labels=["a", "b"], task="classification", tokens=8)
+    assert settings_digest(plain).startswith(DIGEST)
+    plain.parts.append("codecs.uni " + "0" * 64)
+    assert not settings_digest(plain).startswith(DIGEST)
+
+
+DIGEST = "081c25afa4dbcae8"

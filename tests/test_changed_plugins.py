@@ -1,0 +1,207 @@
+"""Plugins that have changed, moved or gone since a run was made: what goes on needs the same, others do not."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from fedpeft import plugins
+from fedpeft.api import open_run
+from fedpeft.config import RunConfig, read_config
+from fedpeft.errors import ConfigError
+from fedpeft.export import main as export
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.predict import main as predict
+from fedpeft.run import catalogue
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+from fedpeft.simulate import parse
+from tests.test_plugins import PARTS, RULE
+
+METHOD = """
+from fedpeft.peft.methods.ia3 import part as IA3
+
+
+class Mine(IA3):
+    pass
+
+
+parts = {"peft_methods": {"mine": Mine}}
+"""
+
+
+def clean(monkeypatch):
+    """As in a process that has just begun."""
+    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
+        monkeypatch.setattr(plugins, name, empty)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    clean(monkeypatch)
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def rule(tmp_path):
+    file = tmp_path / "my_rules.py"
+    file.write_text(RULE + PARTS)
+    return file
+
+
+@pytest.fixture
+def settings(rule, tmp_path, monkeypatch):
+    """config.toml of a run with a strategy of one's own."""
+    plugins.use([str(rule)])
+    config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
+    file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    clean(monkeypatch)
+    return file
+
+
+def test_a_changed_plugin_is_noted_once_and_refused_only_where_its_run_goes_on(rule, settings):
+    rule.write_text(RULE + PARTS + "# a comment\n")
+    with pytest.raises(ConfigError, match="and it has changed"):
+        read_config(settings)
+    assert read_config(settings, goes_on=False).strategy == "half_mean"
+    [note] = plugins.notes()
+    assert note.startswith(f"the plugin {rule} has changed since the run was made with it (")
+    assert plugins.notes() == ()
+
+
+def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):
+    rule.unlink()
+    assert read_config(settings, goes_on=False).strategy == "half_mean"
+    assert plugins.notes() == ()
+    with pytest.raises(ConfigError, match=rf"^the strategy 'half_mean' is of {rule}, which is not there .*--plugin FI"):
+        catalogue.built(RunConfig(strategy="half_mean"), "strategy")
+    with pytest.raises(ConfigError, match=r"needs the plugin .* there is no plugin .* name it with --plugin FILE"):
+        read_config(settings)
+
+
+def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(rule, settings):
+    rule.write_text("def")
+    read_config(settings, goes_on=False)
+    with pytest.raises(ConfigError, match=r"which can't be used \(.*invalid syntax"):
+        catalogue.built(RunConfig(strategy="half_mean"), "strategy")
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["moved", "copied"])
+def test_the_same_file_in_another_place_is_named_and_taken(rule, settings, tmp_path, beside):
+    other = tmp_path / "elsewhere" / "renamed.py"
+    other.parent.mkdir()
+    (shutil.copy if beside else shutil.move)(rule, other)
+    plugins.use([str(other)])
+    assert read_config(settings).strategy == "half_mean"
+    assert [plugin.source for plugin in plugins.named()] == [str(other)]
+
+
+def test_another_file_in_another_place_serves_a_finished_run_alone(rule, settings, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(RULE + PARTS + "# another\n")
+    plugins.use([str(other)])
+    with pytest.raises(ConfigError, match=rf"and {other} is another; put"):
+        read_config(settings)
+    read_config(settings, goes_on=False)
+    assert [plugin.source for plugin in plugins.named()] == [str(other)]
+    assert str(other) in plugins.notes()[0]
+
+
+def test_two_runs_with_files_of_one_part_s_name_are_not_mixed(rule, settings, tmp_path, monkeypatch):
+    other, second = tmp_path / "other.py", tmp_path / "second.toml"
+    other.write_text(RULE + PARTS + "# another\n")
+    plugins.use([str(other)])
+    second.write_text(catalogue.to_toml(RunConfig(strategy="half_mean")))
+    clean(monkeypatch)
+    read_config(settings, goes_on=False)
+    read_config(second, goes_on=False)
+    with pytest.raises(ConfigError, match=r"my_rules.py and in .*other.py"):
+        catalogue.built(RunConfig(strategy="half_mean"), "strategy")
+
+
+def test_a_run_records_what_it_uses(rule, tmp_path):
+    method = tmp_path / "my_method.py"
+    method.write_text(METHOD)
+    plugins.use([str(rule), str(method)])
+    config = RunConfig(peft="mine")
+    assert set(catalogue.used_parts(config)) == {"peft_methods.mine"}
+    text = catalogue.to_toml(config, catalogue.used_parts(config))
+    assert str(method) in text
+    assert str(rule) not in text
+    assert str(rule) in catalogue.to_toml(config), "a study's run begins with all that its file names"
+
+
+def test_what_a_data_set_brings_is_recorded_too(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Part:\n    pass\n\n\n"
+        "@dataclass(frozen=True)\nclass Other:\n    pass\n\n\n"
+        'parts = {"tasks": {"own_task": Part}, "models": {"own_model": Other}}\n'
+    )
+    plugins.use([str(file)])
+    found = catalogue.used_parts(RunConfig(), task="own_task(a=1)", model="own_model")
+    assert set(found) == {"tasks.own_task", "models.own_model"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run with a strategy of one's own, and the strategy's file."""
+    folder = tmp_path_factory.mktemp("run")
+    rule = folder / "my_rules.py"
+    rule.write_text(RULE + PARTS)
+    with plugins.given({}):
+        given = ["--dataset", "tiny", "--model", "tiny", "--clients", "2", "--cohort", "all", "--rounds", "1"]
+        given += ["--plugin", str(rule), "--strategy", "half_mean", "--local-work", "steps(1)", "--workers", "1"]
+        given += ["--measure", "validation(every=1, keep=last)", "--output", str(folder / "run")]
+        assert simulate(given) == 0
+    return folder / "run", rule
+
+
+@pytest.mark.slow
+def test_a_finished_run_answers_whatever_became_of_a_strategy_of_one_s_own(finished, tmp_path, monkeypatch, capsys):
+    run, rule = finished
+    rule.write_text(RULE + PARTS + "# changed\n")
+    capsys.readouterr()
+    clean(monkeypatch)
+    assert predict([str(run), "a text"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("note: the plugin") == 1
+    assert said.out.count("\n") == 1
+    clean(monkeypatch)
+    assert export([str(run), "--output", str(tmp_path / "out")]) == 0
+    clean(monkeypatch)
+    with pytest.warns(UserWarning, match="has changed since the run was made"):
+        open_run(run).model()
+    rule.unlink()
+    capsys.readouterr()
+    clean(monkeypatch)
+    assert predict([str(run), "a text"]) == 0
+    assert capsys.readouterr().err == ""
+    clean(monkeypatch)
+    with pytest.raises(ConfigError, match="this run needs the plugin"):
+        parse(["--resume", str(run)])
+    moved = tmp_path / "moved.py"
+    moved.write_text(RULE + PARTS)
+    clean(monkeypatch)
+    assert predict([str(run), "a text", "--plugin", str(moved)]) == 0
+    assert capsys.readouterr().err == ""
+    assert parse(["--resume", str(run), "--plugin", str(moved)])[2]
+
+
+@pytest.mark.slow
+def test_a_finished_run_needs_its_method(finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    method = tmp_path / "my_method.py"
+    method.write_text(METHOD)
+    plugins.use([str(method)])
+    (run / "config.toml").write_text(catalogue.to_toml(RunConfig(dataset="tiny", model="tiny", peft="mine")))
+    method.unlink()
+    clean(monkeypatch)
+    with pytest.raises(ConfigError, match=r"^the PEFT method 'mine' is of .*my_method.py, which is not there any more"):
+        FinishedRun.read(run).method.name  # noqa: B018
+    method.write_text(METHOD)
+    clean(monkeypatch)
+    plugins.use([str(method)])
+    assert PEFT_METHODS.build(FinishedRun.read(run).config.peft).name == "mine"
