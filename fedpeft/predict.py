@@ -1,18 +1,21 @@
-"""python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer, or say of a picture.
+"""python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
+
+python -m fedpeft.predict RUN [RUN ...] PICTURE [PICTURE ...]: what runs on images say of pictures, by their files.
 
 python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: what a run of classes, labels or numbers says of each
-row of a file.
+row of a file, or of each picture of a folder or a table.
 
 A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
 may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
-number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it). Runs
-on the same base share one loaded copy of its weights; each has its own adapter. A run that captions images is given a
-picture. `--ensemble` makes one answer of them: the mean of their calibrated probabilities (Lakshminarayanan et al.,
+number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it), or
+says what a picture shows (captions). Runs on the same base share one loaded copy of its weights; each has its own
+adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities (Lakshminarayanan et al.,
 NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -30,8 +33,8 @@ from fedpeft.answers.captioning import captions
 from fedpeft.answers.generation import answers
 from fedpeft.answers.questions import Form, Question
 from fedpeft.data.conversations import question
-from fedpeft.data.image_folders import pixels_of
-from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.image_folders import PICTURES, pixels_of
+from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models import scoring
@@ -46,19 +49,24 @@ from fedpeft.run.phases import SILENCE, Heartbeat
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or a picture's file for captions.
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or of images PICTURE [PICTURE ...].
 
-    Of a file of rows: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
+    Of a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
     """
 
     words: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or a picture's file for captions"),
+        tyro.conf.arg(
+            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or of runs on images the files of pictures"
+        ),
     ]
     data: Annotated[
         Path | None,
-        tyro.conf.arg(metavar="FILE", help="instead of a text: rows, in a file as --dataset file: reads it"),
+        tyro.conf.arg(
+            metavar="FILE",
+            help="instead of a text: rows, in a file as --dataset file: reads it; of pictures a folder or table",
+        ),
     ] = None
     output: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE.csv", help="the rows of --data with an answer each; a new file")
@@ -78,27 +86,52 @@ class Command:
     ] = ()
 
 
-def outputs(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
-    """What a classifier's head says of a text, (outputs,) in fp64.
+def outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
+    """What a classifier's head says of a text, or of a picture by its file, (outputs,) in fp64.
 
     Raises:
-        FedpeftError: the run reads images, or its files are missing.
+        FedpeftError: the file is no picture, or the run's files are missing.
     """
     model = run.model(base)
     if run.reads_images:
-        raise ConfigError(f"{run.folder} reads images, and predict takes a text")
+        return scoring.logits(model, {"pixel_values": run.pictures([asked]).batch([0])["pixel_values"]})[0]
     tokenizer = load_tokenizer(run.model_directory)
-    encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
+    encoded = tokenizer(asked, truncation=True, max_length=run.tokens, return_tensors="pt")
     return scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]
 
 
-def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
+def chances(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
     """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
 
     Raises:
-        FedpeftError: the run reads images, or its files are missing.
+        FedpeftError: as `outputs`.
     """
-    return (outputs(run, base, text) / run.temperature).softmax(-1)
+    return (outputs(run, base, asked) / run.temperature).softmax(-1)
+
+
+def check_asked(run: FinishedRun, asked: str) -> None:
+    """Refuse a text where a run reads pictures, and a picture where it reads texts.
+
+    Raises:
+        ConfigError: it is the other.
+        DataError: the file is no picture that can be read.
+    """
+    there = os.path.isfile(asked)  # a text may be longer than the name of a file, which a Path would fail at
+    if not run.takes_pictures:
+        if there and asked.lower().endswith(PICTURES):
+            raise ConfigError(f"{run.folder} reads texts, and {asked} is a picture; give a text, or a run on images")
+        return
+    if os.path.isdir(asked):
+        raise ConfigError(
+            f"{asked} is a folder, and neither a finished run nor a picture; give a picture's file, or a folder of "
+            "them by --data FOLDER --output ANSWERS.csv"
+        )
+    if not there:
+        raise ConfigError(
+            f"{run.folder} reads pictures, and there is no file {asked[:60]!r}; give a picture's file: "
+            "python -m fedpeft.predict RUN PICTURE"
+        )
+    pixels_of([asked], 8)  # before a model is loaded, or another picture is answered
 
 
 def verdict(labels: list[str], found: Tensor, abstain: float) -> str:
@@ -109,10 +142,10 @@ def verdict(labels: list[str], found: Tensor, abstain: float) -> str:
 
 
 def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstain: float = 0.0) -> str:
-    """What the run's model, on `base`, says to `text`.
+    """What the run's model, on `base`, says to `text`, or to the picture whose file that is.
 
     Raises:
-        FedpeftError: the run reads images, or its files are missing; or a language model shall abstain.
+        FedpeftError: the file is no picture, or the run's files are missing; or a language model shall abstain.
     """
     if run.task.targets in ("numbers", "labels"):
         if abstain:
@@ -130,8 +163,6 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     model = run.model(base)
     if run.task.describes:
         return caption(run, model, text, new_tokens)
-    if run.reads_images:
-        raise ConfigError(f"{run.folder} reads images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
     asked = run.task.asks
     complete = False
@@ -178,35 +209,46 @@ def caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: i
     readable = readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
     if new_tokens > readable:
         raise ConfigError(f"behind an image the model says at most {readable} tokens; give fewer --new-tokens")
-    side = int(load_dataset(run.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
-    features = patch_features(pixels_of([picture], side), tower_folders(run.model_directory)["image"], task.side)
+    pixels = pixels_of([picture], run.picture_side)
+    features = patch_features(pixels, tower_folders(run.model_directory)["image"], task.side)
     return captions(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
 
 
 def predict(
-    folders: list[Path], text: str, new_tokens: int, console: Console, abstain: float = 0.0, ensemble: bool = False
+    folders: list[Path],
+    asked: list[str],
+    new_tokens: int,
+    console: Console,
+    abstain: float = 0.0,
+    ensemble: bool = False,
 ) -> None:
-    """Print each run's answer, or that of their `ensemble`.
+    """Print each run's answer, or that of their `ensemble`, to a text, or to each of several pictures by their files.
 
     Raises:
-        FedpeftError: a folder holds no finished run, or the runs have no mean.
+        FedpeftError: a folder holds no finished run, what is asked is nothing that it reads, or the runs have no mean.
     """
     runs = [FinishedRun.read(folder) for folder in folders]
     tell_notes()
-    bases: dict[Any, nn.Module] = {}
     for run in runs:
         run.check_rows()
+        for one in asked:
+            check_asked(run, one)
+    bases: dict[Any, nn.Module] = {}
+    for run in runs:
         if run.base_key not in bases:
             bases[run.base_key] = run.base()
+
+    def say(who: str, one: str, said: str) -> None:
+        named = [*([who] if len(runs) > 1 else []), *([one] if len(asked) > 1 else []), said]
+        console.print(": ".join(named), highlight=False, markup=False, soft_wrap=True)
+
     if ensemble:
-        said = _together(runs, bases, text, abstain)
-        console.print(f"{len(runs)} runs together: {said}", highlight=False, markup=False, soft_wrap=True)
+        for one in asked:
+            say(f"{len(runs)} runs together", one, _together(runs, bases, one, abstain))
         return
     for run in runs:
-        said = answer(run, bases[run.base_key], text, new_tokens, abstain)
-        console.print(
-            said if len(runs) == 1 else f"{run.folder}: {said}", highlight=False, markup=False, soft_wrap=True
-        )
+        for one in asked:
+            say(str(run.folder), one, answer(run, bases[run.base_key], one, new_tokens, abstain))
 
 
 def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
@@ -248,12 +290,23 @@ def _predicted(command: Command) -> None:
     if command.output is not None or command.text is not None:
         raise ConfigError("--output and --text are of a file of rows: give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
-        raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
+        raise ConfigError(
+            "predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME \"text\""
+        )
     if command.new_tokens < 1:
         raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
-    *folders, text = command.words
-    paths = [Path(folder) for folder in folders]
-    predict(paths, text, command.new_tokens, Console(), command.abstain, command.ensemble)
+    folders, asked = _runs_and_asked(command.words)
+    predict(folders, asked, command.new_tokens, Console(), command.abstain, command.ensemble)
+
+
+def _runs_and_asked(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """Runs, and behind them what they are asked: the last word, or where the first run is on images all pictures."""
+    count = len(words) - 1
+    if count > 1 and FinishedRun.read(Path(words[0])).takes_pictures:
+        count = next(
+            (i for i, word in enumerate(words) if not os.path.isfile(os.path.join(word, "config.toml"))), count
+        )
+    return [Path(word) for word in words[:count]], list(words[count:])
 
 
 def _rows_predicted(command: Command, console: Console) -> None:

@@ -21,7 +21,8 @@ from fedpeft.data.examples import (
     TaggedRows,
     TokenRows,
 )
-from fedpeft.data.rows import Rows
+from fedpeft.data.rows import Inputs, Rows
+from fedpeft.data.square_pictures import AS_EVER
 from fedpeft.machine import cache
 
 TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "config.json")
@@ -41,6 +42,17 @@ def rows_hash(rows: Rows) -> str:
     if rows.labels is not None:
         digest.update(rows.labels.tobytes())
     return digest.hexdigest()
+
+
+def read_as(inputs: Inputs) -> dict[str, str]:
+    """How the model is fed such inputs, for keys of what is made of them; of those that are fed as ever nothing.
+
+    Images above 28 pixels a side were once neither smoothed nor given more than 4 x 4 patches; what lies in a cache
+    from that time is not theirs.
+    """
+    if not isinstance(inputs, np.ndarray) or max(inputs.shape[1:3]) <= AS_EVER:
+        return {}
+    return {"pixels": "smoothed, as many patches as fit"}
 
 
 def _add(digest: Any, texts: Sequence[str]) -> None:

@@ -1,4 +1,9 @@
-"""Images to the pixels a vision model expects."""
+"""Images to the pixels a vision model expects, and how many patches it sees of them.
+
+Images of up to 64 pixels a side become 4 x 4 patches, enlarged where they are smaller. Of larger ones the model sees as
+many whole patches as lie in the shorter side, and no more than it was made for: of 224 pixels a DINOv2 of patches of 14
+sees 16 x 16. A picture costs about as much as its patches are many.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
+from fedpeft.data.square_pictures import model_input
 from fedpeft.errors import ModelError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 PATCHES = 4
 """Patches per side that small images are enlarged to: 4 x 4 patches and the class token make 17 tokens."""
+
+SMALL = 64
+"""Pixels per side up to which an image has `PATCHES`, whatever the size of a patch."""
+
+AT_ONCE = 64
+"""Images that are worked on at a time, in fp32."""
 
 
 def vision_of(config: Any) -> Any:
@@ -53,11 +61,8 @@ def check_reads_texts(model_directory: Path) -> None:
         )
 
 
-def image_rows(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, int]:
-    """Images (rows, height, width) or (rows, height, width, 3) in [0, 255] as model input.
-
-    Returns:
-        float32 (rows, 3, side, side), enlarged to 4 x 4 patches and normalised as ImageNet; and the tokens per image.
+def patches_of(shorter: int, model_directory: Path) -> tuple[int, int]:
+    """Patches per side that the model sees of an image of `shorter` pixels at its shorter side, and pixels of a patch.
 
     Raises:
         ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
@@ -69,9 +74,25 @@ def image_rows(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, i
     patch = getattr(config, "patch_size", None)
     if patch is None:
         raise ModelError(f"the model in {model_directory} takes no images; choose a vision transformer (dinov2_small)")
-    pixels = torch.from_numpy(np.asarray(images, dtype=np.float32)) / 255
-    pixels = pixels[..., None].expand(*pixels.shape, 3) if pixels.ndim == 3 else pixels
-    side = patch * PATCHES
-    pixels = F.interpolate(pixels.permute(0, 3, 1, 2), size=(side, side), mode="bilinear", align_corners=False)
-    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_DEVIATION))
-    return ((pixels - mean) / deviation).numpy(), PATCHES * PATCHES + 1
+    own = getattr(config, "image_size", None)
+    largest = min(own) if isinstance(own, list | tuple) else own or shorter
+    found = PATCHES if shorter <= SMALL else max(PATCHES, min(shorter, largest) // patch)
+    return found, patch
+
+
+def image_rows(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, int]:
+    """Images (rows, height, width) or (rows, height, width, 3) in [0, 255] as model input.
+
+    Returns:
+        float32 (rows, 3, side, side), brought to the model's patches and normalised as ImageNet; and the tokens per
+        image: its patches and the class token.
+
+    Raises:
+        ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
+    """
+    patches, patch = patches_of(min(images.shape[1:3]), model_directory)
+    side = patch * patches
+    made = np.empty((len(images), 3, side, side), np.float32)
+    for start in range(0, len(images), AT_ONCE):  # all at once would take several times the memory
+        made[start : start + AT_ONCE] = model_input(images[start : start + AT_ONCE], side).numpy()
+    return made, patches * patches + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedpeft.data.examples import Examples
+from fedpeft.data.image_folders import FILE_NAME, holds_pictures, pictures_to_answer
 from fedpeft.data.record_files import Record, records
 from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import token_rows
@@ -30,6 +32,9 @@ from fedpeft.run.finished import FinishedRun
 
 ROWS = 512
 """Rows of the file that are in memory at a time."""
+
+PICTURES_AT_ONCE = 64
+"""Pictures that are: of 224 pixels a side, 0.6 MB each."""
 
 PREDICTED = "predicted"
 PROBABILITY = "probability"
@@ -57,9 +62,9 @@ def answered(run: FinishedRun, source: Path, column: str | None, abstain: float)
     """The rows of a file in their order, each with the model's answer.
 
     Args:
-        run: of a classifier of texts, of one class, several labels or a number a row.
-        source: a file that `--dataset file:` reads; labels are not needed.
-        column: of the texts; None: as in the run's own data.
+        run: of a classifier, of one class, several labels or a number a row.
+        source: a file that `--dataset file:` reads, or a folder or table of pictures; labels are not needed.
+        column: of the texts; None: as in the run's own data. Pictures have none.
         abstain: probability below which a row has no class, 0 to 1.
 
     Raises:
@@ -69,21 +74,46 @@ def answered(run: FinishedRun, source: Path, column: str | None, abstain: float)
         raise ConfigError(
             f"{run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a file"
         )
-    if run.reads_images:
-        raise ConfigError(f"{run.folder} reads images, and predict --data takes rows of text")
     if abstain and run.task.targets in ("numbers", "labels"):
         raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
-    own = getattr(DATASETS.build(run.config.dataset), "text", "text")
-    names = Names(column or own, None, None, "--text COLUMN")
-    check_texts(str(source), records(str(source)), names)  # before a model is loaded, or an answer is lost
-    model, waiting = run.model(run.base()), records(str(source))
-    while rows := list(islice(waiting, ROWS)):
-        texts = list(read(str(source), rows, names).texts)
-        encoded = token_rows(texts, np.zeros(len(texts), np.int64), run.model_directory, run.tokens)
+    waiting, encode, at_once = (_of_pictures if run.reads_images else _of_texts)(run, source, column)
+    model = run.model(run.base())
+    while rows := list(islice(waiting, at_once)):
+        encoded = encode(rows)
         outputs: dict[int, Tensor] = {}
         for places in scoring.score_batches(encoded):
             outputs |= zip(places.tolist(), scoring.logits(model, encoded.batch(places)), strict=True)
         yield from ((row, answers_of(run, outputs[i], abstain)) for i, row in enumerate(rows))
+
+
+Source = tuple[Iterator[Record], Callable[[list[Record]], Examples], int]
+"""Rows, how some of them become model input, and how many are in memory at a time."""
+
+
+def _of_texts(run: FinishedRun, source: Path, column: str | None) -> Source:
+    """Rows of a file; all of its texts are looked at before a model is loaded, or an answer is lost."""
+    if holds_pictures(source):
+        raise ConfigError(f"{run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
+    own = getattr(DATASETS.build(run.config.dataset), "text", "text")
+    names = Names(column or own, None, None, "--text COLUMN")
+    check_texts(str(source), records(str(source)), names)
+
+    def encode(rows: list[Record]) -> Examples:
+        texts = list(read(str(source), rows, names).texts)
+        return token_rows(texts, np.zeros(len(texts), np.int64), run.model_directory, run.tokens)
+
+    return records(str(source)), encode, ROWS
+
+
+def _of_pictures(run: FinishedRun, source: Path, column: str | None) -> Source:
+    """Pictures of a folder or a table, each by its path."""
+    if column is not None:
+        raise ConfigError(f"{run.folder} reads pictures, which the column {FILE_NAME} names; leave --text out")
+
+    def encode(rows: list[Record]) -> Examples:
+        return run.pictures([str(record[FILE_NAME]) for _, record in rows])
+
+    return iter(pictures_to_answer(source)), encode, PICTURES_AT_ONCE
 
 
 def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answer]:

@@ -1,11 +1,12 @@
 """What a frozen vision transformer makes of images, as few vectors of each: its patches' last hidden states.
 
-Images are small here (`fedpeft.data.images`): 4 x 4 patches, pooled to 2 x 2 or to one where fewer are wanted. Computed
-in fp32, and kept with the rows: nothing below a connector is ever trained.
+Small images have 4 x 4 patches (`fedpeft.data.images`), larger ones more; they are pooled to 4 x 4, or to 2 x 2 or one
+where fewer are wanted. Computed in fp32, and kept with the rows: nothing below a connector is ever trained.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -40,23 +41,25 @@ def patch_features(images: np.ndarray, folder: Path, side: int = PATCHES) -> np.
         ModelError: the encoder is no vision transformer of patches.
     """
     encoder = load_base(encoders.from_pretrained, folder, torch.float32, hidden_states)
-    pixels, _ = image_rows(images, folder)
+    pixels, tokens = image_rows(images, folder)
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     found = np.empty((len(pixels), side * side, width), np.float32)
     for start in range(0, len(pixels), ROWS):
-        found[start : start + ROWS] = _pooled(encoder, torch.from_numpy(pixels[start : start + ROWS]), side).numpy()
+        found[start : start + ROWS] = _pooled(
+            encoder, torch.from_numpy(pixels[start : start + ROWS]), side, tokens - 1
+        ).numpy()
     return found
 
 
-def _pooled(encoder: nn.Module, pixels: Tensor, side: int) -> Tensor:
-    """Of images (B, 3, height, width), (B, side * side, width)."""
+def _pooled(encoder: nn.Module, pixels: Tensor, side: int, count: int) -> Tensor:
+    """Of images (B, 3, height, width) of `count` patches, (B, side * side, width)."""
     with torch.inference_mode():
         hidden = hidden_states(encoder, {"pixel_values": pixels})
-        count = PATCHES * PATCHES
         if hidden.shape[1] < count:
             raise ModelError(
                 f"{type(encoder).__name__} gives {hidden.shape[1]} vectors of an image instead of one for each of its "
                 f"{count} patches; take a vision transformer such as dinov2_small"
             )
-        grid = hidden[:, -count:].reshape(len(hidden), PATCHES, PATCHES, -1)  # class and register tokens stand before
+        across = math.isqrt(count)
+        grid = hidden[:, -count:].reshape(len(hidden), across, across, -1)  # class and register tokens stand before
         return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).flatten(2).transpose(1, 2)

@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fedpeft.config import RunConfig, read_config
-from fedpeft.data.examples import Batch, made_up
-from fedpeft.data.rows import load_dataset
+from fedpeft.data.examples import Batch, ImageRows, made_up
+from fedpeft.data.image_folders import pixels_of
+from fedpeft.data.images import image_rows, vision_of
+from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
@@ -122,7 +125,32 @@ class FinishedRun:
         """Whether rows are images."""
         from transformers import AutoConfig
 
-        return not hasattr(AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True), "vocab_size")
+        config = AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True)
+        return not hasattr(config, "vocab_size") or hasattr(config, "patch_size")  # BEiT has a vocabulary, of patches
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it is asked by the file of a picture: it finds something in images, or says what they show."""
+        return self.task.describes or self.reads_images
+
+    @cached_property
+    def picture_side(self) -> int:
+        """Pixels per side that the run's pictures were brought to before the model saw them.
+
+        Raises:
+            FedpeftError: the data set says nothing of it, and can't be loaded.
+        """
+        said = getattr(DATASETS.build(self.config.dataset), "side", None)
+        return said if isinstance(said, int) else int(load_dataset(self.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
+
+    def pictures(self, files: list[str]) -> ImageRows:
+        """Pictures of files as the run's model was fed in training; labels are zeros.
+
+        Raises:
+            DataError: a file is no picture that can be read; it is named.
+        """
+        pixels, tokens = image_rows(pixels_of(files, self.picture_side), self.model_directory)
+        return ImageRows(pixels, np.zeros(len(files), np.int64), tokens)
 
     @property
     def tokens(self) -> int:
@@ -229,4 +257,4 @@ def sample_batch(model_directory: Path) -> Batch:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
-    return made_up(config, 4, torch.Generator().manual_seed(0))
+    return made_up(vision_of(config), 4, torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ from typing import Any
 from fedpeft.data.rows import DATASETS
 from fedpeft.run.console import short, size
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.transformers_folder import processor
 from fedpeft.run.trust_lines import trust_lines
 
 
@@ -24,6 +25,11 @@ def loading(run: FinishedRun, whole: bool) -> str:
         return "`transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`"
     if whole and run.labels is None:
         return '`transformers.pipeline("text-generation", FOLDER)`'
+    if whole and run.reads_images and processor(run) is not None:
+        return (
+            '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)`, after a look '
+            "into `modeling_mean_pooled.py`, `image_processing_squares.py` and `square_pictures.py`, which it runs"
+        )
     if whole and run.reads_images:
         return "`transformers.AutoModelForImageClassification.from_pretrained(FOLDER, trust_remote_code=True)`"
     if whole:
@@ -32,7 +38,8 @@ def loading(run: FinishedRun, whole: bool) -> str:
             "after a look into `modeling_mean_pooled.py`, which it runs"
         )
     if (run.files / "method.json").is_file():
-        return '`python -m fedpeft.predict RUN "text"`; the `peft` library does not have this method'
+        asked = "PICTURE" if run.reads_images else '"text"'
+        return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
     few_bits = run.method.base_precision
     beside = f"; it was trained beside a base in {few_bits}" if few_bits else ""
     return f'`peft.PeftModel.from_pretrained({auto}.from_pretrained(BASE, dtype=torch.float32), "adapter")`{beside}'
@@ -120,7 +127,23 @@ def _reading(run: FinishedRun, head: str) -> str:
     }.get(run.task.targets, "The class is that of")
     blocks = run.method.reads_all_blocks
     states = "hidden states of all blocks, each brought to length 1" if blocks else "last hidden states"
-    return "" if run.labels is None else f"{said} {head} on the mean of the {states}.\n"
+    if run.labels is None:
+        return ""
+    return f"{said} {head} on the mean of the {states}.\n{_feeding(run) if run.reads_images else ''}"
+
+
+def _feeding(run: FinishedRun) -> str:
+    """How a picture becomes what the model is fed."""
+    fed = processor(run)
+    if fed is None:
+        return ""
+    side, pixels = fed.side, fed.size["height"]
+    return (
+        f"\nA picture is turned as its camera says, scaled to a square of {side} pixels a side, the middle cut out, "
+        f"and brought to {pixels} x {pixels} pixels, normalised as ImageNet: `model_input(square(PICTURE, {side})[None]"
+        f", {pixels})` of `square_pictures.py` (in fedpeft: `fedpeft.data.square_pictures`). `transformers.pipeline` "
+        "makes grey pictures of 16 bits white before that; bring them to 8 bits first, by dividing by 257.\n"
+    )
 
 
 def name_of(path: str) -> str:

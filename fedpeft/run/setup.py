@@ -297,6 +297,7 @@ class Setup(ChosenParts):
             tokens=tokens,
             task=self.facts.task,
             **({} if self.task.encodes else {"cut": "counted"}),
+            **cached_rows.read_as(rows.inputs),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))

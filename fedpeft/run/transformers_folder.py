@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from fedpeft.data.images import patches_of
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import writing
 from fedpeft.models.readout import AllBlocks, plain
 from fedpeft.models.task import FederatedModel, Targets, Task
@@ -22,7 +24,7 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
 
     A language model is one of transformers' own classes, with its chat template and generation settings. A classifier
     is `fedpeft.models.modeling_mean_pooled.MeanPooledClassifier`, its logits divided by the run's temperature, and its
-    tokenizer cuts texts where training did.
+    tokenizer cuts texts where training did; of images, `fedpeft.data.image_processing_squares` feeds it as training.
 
     Raises:
         RunError: the files can't be written.
@@ -34,11 +36,28 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
     with writing(folder):
         whole.save_pretrained(str(folder))
         if run.reads_images:
+            if (fed := processor(run)) is not None:
+                fed.save_pretrained(str(folder))
             return
         tokenizer = load_tokenizer(run.model_directory)
         if run.labels is not None:
             tokenizer.model_max_length = run.tokens
         tokenizer.save_pretrained(str(folder))
+
+
+def processor(run: FinishedRun) -> Any:
+    """What brings a picture to what a run on images was fed, as a class of transformers that can be saved; None where
+    its rows were handed over in Python, and nothing is known of their size any more."""
+    from fedpeft.data.image_processing_squares import SquarePictures
+
+    try:
+        side = run.picture_side
+    except FedpeftError:
+        return None
+    patches, patch = patches_of(side, run.model_directory)
+    kind: Any = SquarePictures
+    kind.register_for_auto_class()  # its file is then saved with it
+    return kind(side=side, size={"height": patches * patch, "width": patches * patch})
 
 
 PROBLEMS: dict[Targets, str] = {

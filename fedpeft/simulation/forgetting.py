@@ -94,6 +94,7 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
         tokens=setup.tokens,
         task=second.task,
         used=(PROBE_ROWS, TEST_ROWS),
+        **cached_rows.read_as(second.train.inputs),
         **setup.method.base_as_read(),
     )
 

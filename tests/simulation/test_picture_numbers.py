@@ -32,4 +32,6 @@ def test_a_run_on_pictures_with_numbers_finds_them(tmp_path, capfd):
     assert run.summary["targets"]["rmse"] < 2
     capfd.readouterr()
     assert predict([str(run.folder), "a text"]) == 2
-    assert "reads images, and predict takes a text" in capfd.readouterr().err
+    assert "reads pictures, and there is no file 'a text'" in capfd.readouterr().err
+    assert predict([str(run.folder), str(folder / "0.png")]) == 0
+    assert float(capfd.readouterr().out) == pytest.approx(float(lines[1].split(",")[1]), abs=6)

@@ -82,7 +82,13 @@ class File:
         path=True,
     )
     test_fraction: float = setting(0.2, "share of the rows held out for test when there are none", above=0.0, high=0.9)
-    side: int = setting(64, "pixels per side that pictures are brought to", low=8, high=512)
+    side: int = setting(
+        64,
+        "pixels per side that pictures are brought to; up to 64 the model sees 4 x 4 patches, above as many whole ones "
+        "as fit",
+        low=8,
+        high=512,
+    )
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
     task_in_rows: ClassVar[bool] = True

@@ -1,0 +1,159 @@
+"""What finished runs on pictures say of new ones: by their files, and of a folder or a table."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedpeft.data.rows import joined, load_dataset
+from fedpeft.evaluation import answered_rows
+from fedpeft.predict import main as predict
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+
+RUN = ["--model", "tiny_vision", "--clients", "2", "--cohort", "all", "--rounds", "1", "--workers", "1",
+       "--partition", "iid", "--local-work", "steps(1)", "--batch-size", "4", "--dtype", "fp32"]  # fmt: skip
+METHODS = ("lora(rank=2)", "head2toe", "full")
+
+
+def draw(folder, count=10, seed=0):
+    """Red and blue pictures, half of them wider than high."""
+    random = np.random.default_rng(seed)
+    for name, channel in (("blue", 2), ("red", 0)):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 90, (40, 40 + 20 * (i % 2), 3)) + random.integers(0, 140, 3)
+            pixels[..., channel] += 25
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    draw(folder / "pictures")
+    for method in METHODS:
+        data = f"file(path={str(folder / 'pictures')!r}, side=32)"
+        assert simulate([*RUN, "--dataset", data, "--peft", method, "--output", str(folder / method[:4])]) == 0
+    text = [f"{'good' if i % 2 else 'bad'} thing {i},{i % 2}" for i in range(30)]
+    (folder / "rows.csv").write_text("text,label\n" + "\n".join(text) + "\n")
+    words = [word if word != "tiny_vision" else "tiny" for word in RUN]
+    assert (
+        simulate(
+            [*words, "--tokens", "8", "--dataset", f"file:{folder / 'rows.csv'}", "--output", str(folder / "text")]
+        )
+        == 0
+    )
+    return folder
+
+
+def said(capfd):
+    return capfd.readouterr().out.strip().splitlines()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_is_answered_as_in_the_run_s_own_rows(method, runs, capfd):
+    run = FinishedRun.read(runs / method[:4])
+    file = runs / "pictures" / "red" / "3.png"
+    capfd.readouterr()
+    assert predict([str(run.folder), str(file)]) == 0
+    [line] = said(capfd)
+    dataset = load_dataset(run.config.dataset)
+    own = run.task.tokenise(joined(dataset.train, dataset.test), run.model_directory, 0)
+    [pixels] = run.pictures([str(file)]).pixels
+    [place] = [i for i in range(len(own)) if np.array_equal(own.pixels[i], pixels)]  # to the last bit
+    batch, model = {"pixel_values": own.batch([place])["pixel_values"]}, run.model(run.base())
+    with torch.no_grad():
+        chances = (model(batch)[0].double() / run.temperature).softmax(-1)
+    assert line == f"{run.labels[int(chances.argmax())]} ({float(chances.max()):.3f})"
+
+
+def test_several_runs_answer_several_pictures(runs, capfd):
+    folders = [str(runs / method[:4]) for method in METHODS]
+    files = [str(runs / "pictures" / name / "0.png") for name in ("red", "blue")]
+    alone = []
+    for folder in folders:
+        for file in files:
+            capfd.readouterr()
+            assert predict([folder, file]) == 0
+            alone += [f"{folder}: {file}: {line}" for line in said(capfd)]
+    assert predict([*folders, *files]) == 0
+    assert said(capfd) == alone
+    assert predict([folders[0], *files]) == 0
+    assert said(capfd) == [line.split(": ", 1)[1] for line in alone[:2]]
+    assert predict([*folders[:2], files[0], "--ensemble"]) == 0
+    assert re.fullmatch(r"2 runs together: (red|blue) \([01]\.\d+\)", said(capfd)[0])
+    assert predict([folders[0], files[0], "--abstain", "1"]) == 0
+    assert said(capfd)[0].startswith("no answer: ")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_folder_a_table_and_loose_pictures_are_answered(method, runs, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(answered_rows, "PICTURES_AT_ONCE", 3)
+    run = runs / method[:4]
+    new = draw(tmp_path / "new", 4, seed=1)
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for i in range(4):
+        (loose / f"{i}.png").write_bytes((new / "red" / f"{i}.png").read_bytes())
+    (new / "metadata.csv").write_text("file_name,who\nred/1.png,a\nblue/0.png,b\n")
+    found = {}
+    for name, source in (("table", new), ("named", new / "metadata.csv"), ("loose", loose)):
+        output = tmp_path / f"{name}.csv"
+        assert predict([str(run), "--data", str(source), "--output", str(output)]) == 0
+        with output.open(newline="") as stream:
+            found[name] = list(csv.DictReader(stream))
+    (new / "metadata.csv").unlink()
+    assert predict([str(run), "--data", str(new), "--output", str(tmp_path / "classes.csv")]) == 0
+    with (tmp_path / "classes.csv").open(newline="") as stream:
+        found["classes"] = list(csv.DictReader(stream))
+    assert found["table"] == found["named"]
+    assert [line["who"] for line in found["table"]] == ["a", "b"]
+    assert [line["label"] for line in found["classes"]] == ["blue"] * 4 + ["red"] * 4
+    assert len(found["loose"]) == 4
+    chance = {line["file_name"]: (line["predicted"], line["probability"]) for line in found["classes"]}
+    by_table = {line["file_name"]: (line["predicted"], line["probability"]) for line in found["table"]}
+    assert by_table.items() <= chance.items()
+    capfd.readouterr()
+    for line in found["classes"][:2]:
+        assert predict([str(run), line["file_name"]]) == 0
+        word, number = said(capfd)[0].rstrip(")").split(" (")
+        assert (word, float(number)) == (line["predicted"], pytest.approx(float(line["probability"]), abs=6e-4))
+
+
+def test_what_is_no_picture_is_one_sentence(runs, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(FinishedRun, "base", lambda run: pytest.fail("the model was loaded"))
+    run, text, good = str(runs / "lora"), str(runs / "text"), str(runs / "pictures" / "red" / "0.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "lost.csv").write_text("file_name\nnowhere.png\n")
+    (tmp_path / "texts.csv").write_text("text\na\n")
+    output = ["--output", str(tmp_path / "answers.csv")]
+    for words, expected in (
+        ([run, "a lovely film"], r"lora reads pictures, and there is no file 'a lovely film'; give a picture's file"),
+        ([run, "long " * 2000], r"reads pictures, and there is no file 'long long"),
+        ([run, str(tmp_path / "bad.png")], r"bad\.png can't be read as a picture"),
+        ([run, good, str(tmp_path / "bad.png")], r"bad\.png can't be read as a picture"),
+        ([run, good, "nowhere.png"], r"there is no file 'nowhere\.png'"),
+        ([run, str(tmp_path / "empty")], r"is a folder, and neither a finished run nor a picture"),
+        ([text, good], r"text reads texts, and .*0\.png is a picture"),
+        ([run, text, good], r"text reads texts, and .*0\.png is a picture"),
+        ([run, "--data", str(tmp_path / "empty"), *output], r"holds no pictures"),
+        ([run, "--data", str(tmp_path / "gone"), *output], r"there is no folder or file"),
+        ([run, "--data", str(tmp_path / "lost.csv"), *output], r"1 of 1 pictures of .* are not there"),
+        ([run, "--data", str(tmp_path / "texts.csv"), *output], r"column 'file_name' must name a picture"),
+        ([run, "--data", str(runs / "pictures"), "--text", "body", *output], r"leave --text out"),
+        ([text, "--data", str(runs / "pictures"), *output], r"text reads texts, and .*pictures holds pictures"),
+    ):
+        capfd.readouterr()
+        assert predict(words) == 2, words
+        heard = capfd.readouterr()
+        assert re.search(expected, " ".join(heard.err.split())), heard.err
+        assert "Traceback" not in heard.err
+        assert not heard.out.strip()
+        assert not (tmp_path / "answers.csv").exists()

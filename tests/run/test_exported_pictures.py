@@ -1,0 +1,86 @@
+"""Exported classifiers of pictures: transformers' own pipeline says what `predict` says."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
+
+from fedpeft.export import main as export
+from fedpeft.predict import chances, outputs
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+from tests.evaluation.test_answered_pictures import RUN, draw
+
+
+@pytest.fixture
+def trusted(tmp_path_factory, monkeypatch):
+    """Code of exported folders is kept apart from the user's own."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+
+
+def made(folder, *more):
+    ViTModel(
+        ViTConfig(
+            image_size=48,
+            patch_size=8,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+        )
+    ).save_pretrained(folder / "vit")
+    words = [word if word != "tiny_vision" else str(folder / "vit") for word in RUN]
+    assert simulate([*words, *more, "--output", str(folder / "run")]) == 0
+    assert export([str(folder / "run"), "--merge", "--output", str(folder / "out")]) == 0
+    return FinishedRun.read(folder / "run")
+
+
+@pytest.mark.parametrize(("method", "side"), [("lora(rank=2)", 40), ("head2toe", 72), ("full", 72)])
+def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, side, tmp_path, trusted):
+    draw(tmp_path / "pictures")
+    data = f"file(path={str(tmp_path / 'pictures')!r}, side={side})"
+    run = made(tmp_path, "--dataset", data, "--peft", method)
+    classify = pipeline("image-classification", str(tmp_path / "out"), trust_remote_code=True)
+    base = run.base()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    random = np.random.default_rng(5)
+    Image.fromarray(random.integers(0, 256, (50, 90, 3)).astype(np.uint8)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(random.integers(0, 256, (20, 20)).astype(np.uint8)).save(tmp_path / "grey.png")
+    for file in (tmp_path / "turned.jpg", tmp_path / "grey.png", tmp_path / "pictures" / "red" / "1.png"):
+        said = {one["label"]: one["score"] for one in classify(str(file))}
+        expected = dict(zip(run.labels, chances(run, base, str(file)).tolist(), strict=True))
+        assert said == pytest.approx(expected, abs=1e-5)
+        fed = AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        with Image.open(file) as picture:
+            pixels = fed(picture, return_tensors="np")["pixel_values"]
+        assert np.array_equal(pixels, run.pictures([str(file)]).pixels)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)' in card
+    assert f"a square of {side} pixels a side" in card
+    assert f"{48 if side == 72 else 32} x " in card
+
+
+def test_numbers_of_pictures_come_out_of_the_pipeline_in_their_unit(tmp_path, trusted):
+    draw(tmp_path / "pictures")
+    lines = [f"{name}/{i}.png,{7.5 + i}" for name in ("red", "blue") for i in range(10)]
+    (tmp_path / "pictures" / "metadata.csv").write_text("file_name,label\n" + "\n".join(lines) + "\n")
+    run = made(tmp_path, "--dataset", f"file:{tmp_path / 'pictures'}")
+    file = str(tmp_path / "pictures" / "red" / "1.png")
+    [said] = pipeline("image-classification", str(tmp_path / "out"), trust_remote_code=True)(file)
+    assert said["score"] == pytest.approx(float(run.task.values(outputs(run, run.base(), file))), rel=1e-4)
+
+
+def test_an_adapter_s_card_says_how_a_picture_is_fed(tmp_path):
+    from fedpeft.run.model_card import card
+
+    draw(tmp_path / "pictures")
+    data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"
+    assert simulate([*RUN, "--dataset", data, "--peft", "head2toe", "--output", str(tmp_path / "run")]) == 0
+    said = card(FinishedRun.read(tmp_path / "run"), merged=False)
+    assert "`python -m fedpeft.predict RUN PICTURE`" in said
+    assert re.search(r"model_input\(square\(PICTURE, 40\)\[None\], 16\)", said)
