@@ -59,7 +59,6 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     from fedpeft.aggregation.strategy import strategies
     from fedpeft.communication.uplink import parse_uplink
     from fedpeft.data.rows import DATASETS
-    from fedpeft.peft.family import PEFT_METHODS
     from fedpeft.run.catalogue import built
 
     monkeypatch.chdir(tmp_path)
@@ -68,7 +67,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
     config = parse(shlex.split(command)[3:])[0]
     built(config, "partition")
-    PEFT_METHODS.build(config.peft)
+    built(config, "peft")
     strategies.build(config.strategy)
     parse_uplink(config.codec)
     DATASETS.build(config.dataset)

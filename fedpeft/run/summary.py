@@ -270,11 +270,10 @@ def _reached(summary: Summary) -> list[Line]:
     tested = quality.accuracy_of == TEST_ROWS
     metric = quality.metric.replace("_", " ")
     name, of = f"test {metric}" if tested else metric, quality.accuracy_of
-    of_tokens = ", next-token accuracy" if quality.perplexity is not None else ""
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
     return [
         (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{short(value, digits)}[/]"),
-        *_number("worst tenth of the clients" + of_tokens, quality.worst_accuracy),
+        *_number("worst tenth of the clients" + ", by tokens" * bool(quality.perplexity), quality.worst_accuracy),
         *_number("global model alone, held-out rows of all", quality.shared_accuracy),
     ]
 
