@@ -12,11 +12,13 @@ class Metrics:
     """What an evaluation found: mean loss per prediction and share of correct ones.
 
     Where clients have models of their own, means over clients; `worst_accuracy` is that of the worst tenth of them.
+    `predictions` is how many there were, about one a row; 0: not known.
     """
 
     loss: float
     accuracy: float
     worst_accuracy: float | None = None
+    predictions: float = 0.0
 
 
 LARGEST_LOSS = 700.0

@@ -308,7 +308,7 @@ class Workers:
     def evaluate(self, state: State, version: int) -> Metrics:
         """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
         totals = self.score(state, version, self.validation)
-        return Metrics(totals.mean_loss, totals.accuracy)
+        return Metrics(totals.mean_loss, totals.accuracy, predictions=totals.count)
 
     def validation_loss(self, state: State, version: int) -> float:
         """As `evaluate`, on `JUDGED_ROWS` validation rows that lie evenly among them, or on all if they are fewer."""

@@ -11,6 +11,9 @@ import torch
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 
+A_ROW = 1.5
+"""More rows than one that are right, in floating point."""
+
 _ROUND, _SINCE, _LOSS, _ACCURACY = "round", "since", "loss", "accuracy"
 
 
@@ -35,11 +38,14 @@ class BestState:
     def after(self, other: BestState, by_accuracy: bool) -> BestState:
         """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone.
 
-        By accuracy the start stays unless more rows are right: it comes in closed form from all clients' rows, and what
-        is right on no more rows, with whatever loss, has been worse on test rows (`experiments/harm`).
+        By accuracy the start stays unless at least two rows more are right (one, where their number is not known): it
+        comes in closed form from all clients' rows, the standard error of a difference of one row is a row, and what
+        has been right on one more, or on as many at less loss, has been worse on test rows (`experiments/harm`).
         """
-        if by_accuracy and self.round == 0 and other.metrics.accuracy == self.metrics.accuracy:
-            return replace(self, since=self.since + 1)
+        if by_accuracy and self.round == 0 and not math.isnan(self.metrics.accuracy):
+            more = (other.metrics.accuracy - self.metrics.accuracy) * (other.metrics.predictions or math.inf)
+            if not more > A_ROW:
+                return replace(self, since=self.since + 1)
         if _quality(other.metrics, by_accuracy) > _quality(self.metrics, by_accuracy):
             return other
         return replace(self, since=self.since + 1)

@@ -51,3 +51,12 @@ def test_the_best_state_returns_from_a_checkpoint():
     assert torch.equal(again.adapter["head.weight"], state.adapter["head.weight"])
     assert torch.equal(again.residual["layer/0"], state.residual["layer/0"])
     assert BestState.of({}) is None
+
+
+def test_one_row_more_is_too_little_to_leave_the_start_for():
+    start, *others = (BestState(i, Metrics(1.0 - i / 10, (80 + i) / 100, predictions=100), {}, {}) for i in range(4))
+    assert [start.after(other, by_accuracy=True).round for other in others] == [0, 2, 3]
+    assert [start.after(other, by_accuracy=False).round for other in others] == [1, 2, 3]
+    assert others[0].after(others[1], by_accuracy=True).round == 2, "between trained states a row is enough"
+    unknown = replace(others[0], metrics=replace(others[0].metrics, predictions=0.0))
+    assert start.after(unknown, by_accuracy=True).round == 1
