@@ -41,6 +41,8 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
         run = Path(arguments[arguments.index("--resume") + 1])
         run.mkdir(parents=True)
         (run / "config.toml").write_text(RunConfig().to_toml())
+        if program == "serve":
+            (run / serve.SERVERS_OPTIONS).write_text("")
     if program in ("certs", "join", "transcript"):
         tyro.cli({"certs": certs, "join": join, "transcript": transcript}[program].Command, args=arguments)
     else:

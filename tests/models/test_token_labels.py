@@ -226,6 +226,6 @@ def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
 def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
     from fedpeft.run.suited import settled
 
-    config = settled(RunConfig(dataset="sample(of=code_names, rows=100)"))
+    config = settled(RunConfig(dataset="sample(of=code_names, rows=100)", peft="lora"))
     assert (config.partition, config.head) == ("natural", "zero")
     assert Dataset("d", "text", "token_labels", Rows(["a"]), Rows(["a"]), LABELS, "minilm").classes == len(LABELS)
