@@ -78,11 +78,11 @@ def test_a_run_goes_on_where_it_was_interrupted_and_says_what_it_sees(run, model
 
     Image.fromarray(test.inputs[3]).save(tmp_path / "scene.png")
     capsys.readouterr()
-    predict([tmp_path / "whole"], str(tmp_path / "scene.png"), 5, Console())
+    predict([tmp_path / "whole"], [str(tmp_path / "scene.png")], 5, Console())
     said = capsys.readouterr().out.split()
     assert said == told[3]["said"].split()[:5] != []
-    with pytest.raises(DataError, match="no picture"):
-        predict([tmp_path / "whole"], "a text", 5, QUIET)
+    with pytest.raises(ConfigError, match=r"there is no file .a text.; give a picture"):
+        predict([tmp_path / "whole"], ["a text"], 5, QUIET)
 
     export(tmp_path / "whole", tmp_path / "out", False, QUIET)
     finished = FinishedRun.read(tmp_path / "whole")
