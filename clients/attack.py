@@ -26,6 +26,9 @@ class Attack:
     changes_labels: ClassVar[bool] = False
     """Whether the attackers' training labels are changed."""
 
+    needs_factors: ClassVar[bool] = False
+    """Whether it is about LoRA's factors, and does nothing to what has none."""
+
     def attackers(self, clients: int, seed: int) -> frozenset[int]:
         """The ids of the hostile clients."""
         order = seeds.generator(seed, "attackers").permutation(clients)

@@ -299,7 +299,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("kept", "said"), [(0, "(kept: the start, no round was better)"), (1, "(kept: round 1)"), (2, "")]
+    ("kept", "said"), [(0, "(kept: the start, no round was clearly better)"), (1, "(kept: round 1)"), (2, "")]
 )
 def test_a_summary_says_which_round_is_kept(finished, kept, said):
     folder, summary = finished

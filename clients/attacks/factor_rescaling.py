@@ -5,6 +5,7 @@ factors is handed in, the attack can't be made and the update stays as it is.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from fedpeft.clients.attack import Attack
@@ -18,6 +19,8 @@ class FactorRescaling(Attack):
     """The same effective weight, written in other factors."""
 
     factor: float = setting(10.0, "c: how much longer B becomes, and A shorter", above=0)
+
+    needs_factors: ClassVar[bool] = True
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
         """Deltas to B G and G^-1 A."""

@@ -14,6 +14,7 @@ tensors, such as the head, are handed in as they are.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from fedpeft.clients.attack import Attack
@@ -32,6 +33,8 @@ class GradientAssembly(Attack):
     likeness: float = setting(
         0.3, "least cosine between a factor's change and its honest one; 1: honest", low=0, high=1
     )
+
+    needs_factors: ClassVar[bool] = True
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
         """Other deltas of the factors, of the same length each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
@@ -10,6 +11,7 @@ from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.run.checks import check_label_shift, check_server
 from fedpeft.run.setup import Setup
+from fedpeft.run.suited import ADAPTER, suited_method
 from fedpeft.spec import parse_spec
 
 FAR_APART = 0.55
@@ -78,11 +80,9 @@ def _classes_lie_apart(setup: Setup, label_skew: float | None) -> bool:
 
 
 def _a_head_may_do(setup: Setup) -> bool:
-    """Whether images are told apart by the plain mean of adapters, without privacy: head2toe was better on both sets of
-    them."""
-    plain = setup.mechanism is None and setup.secure_sum is None and setup.config.strategy == RunConfig.strategy
-    image_classes = setup.facts.kind == "image" and setup.facts.task == "classification"
-    return plain and setup.method.name == "lora" and image_classes
+    """Whether a user has named lora where nothing else speaks against the head that images get."""
+    config = replace(setup.config, head="auto")
+    return setup.method.name == ADAPTER and suited_method(config, setup.facts, ()) != ADAPTER
 
 
 def _owners_are_left_aside(config: RunConfig) -> bool:

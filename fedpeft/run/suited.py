@@ -32,18 +32,19 @@ OF_IMAGES = "head2toe"
 def suited_method(config: RunConfig, facts: DataFacts, groups: Sequence[ProfileTable]) -> str:
     """The PEFT method of a configuration that says `auto`.
 
-    Whatever is said of adapters, or of how their updates are put together or protected, is said of lora.
+    Whatever is said of adapters, of how their updates are put together, protected or attacked, or of how a head on the
+    last block starts, is said of lora.
 
     Args:
-        config: the settings.
+        config: the settings, as the user has given them.
         facts: of the data.
         groups: of clients that differ.
     """
     classes_of_images = facts.kind == "image" and facts.task == "classification" and facts.tasks is None
-    plain = parse_spec(config.strategy).name == "fedit" and not config.privacy and not config.ranks
-    alike = not any(table.rank or table.alpha for table in groups)
-    unhindered = "la_lora" not in config.drift and "gradient_assembly" not in config.attack
-    return OF_IMAGES if classes_of_images and plain and alike and unhindered else ADAPTER
+    plain = parse_spec(config.strategy).name == "fedit" and not (config.privacy or config.attack)
+    alike = not config.ranks and not any(table.rank or table.alpha for table in groups)
+    no_factors = not any(correction.needs for correction in built(config, "drift").corrections)
+    return OF_IMAGES if classes_of_images and plain and alike and no_factors and config.head == "auto" else ADAPTER
 
 
 def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:

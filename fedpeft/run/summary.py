@@ -281,7 +281,7 @@ def _reached(summary: Summary) -> list[Line]:
 def _compared(summary: Summary) -> list[Line]:
     """What stands beside the result."""
     quality = summary.quality
-    kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was better"
+    kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was clearly better"
     judged = "accuracy" if quality.metric == "perplexity" else quality.metric.replace("_", " ")
 
     def measured(accuracy: float | None, loss: float | None) -> float | None:

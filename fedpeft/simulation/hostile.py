@@ -49,8 +49,14 @@ class HostilePlan(ClientPlan):
     attack: str = ""
 
     @classmethod
-    def of(cls, plan: ClientPlan, attack: str) -> HostilePlan:
-        """The plan, with hostile clients in it."""
+    def of(cls, plan: ClientPlan, attack: str, layout: Layout) -> HostilePlan:
+        """The plan, with hostile clients in it; `layout` is of what they train.
+
+        Raises:
+            ConfigError: the attack is about factors, and there are none.
+        """
+        if ATTACKS.build(attack).needs_factors and not layout.pairs:
+            raise ConfigError(f"{attack} is about LoRA's factors, and what is trained here has none; take --peft lora")
         return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
 
     def side(self, bench: Workbench) -> ClientSide:

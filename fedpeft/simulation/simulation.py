@@ -128,7 +128,7 @@ class Simulation:
             own = self.protection
             privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy, self.rows.train.tasks)
-        return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
+        return HostilePlan.of(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:

@@ -18,7 +18,12 @@ class Validation(Measurement):
     """Evaluation on validation rows, every few rounds."""
 
     every: int = setting(4, "rounds between evaluations", low=1)
-    keep: str = setting("auto", "which state is the result; auto: the best, where these rows may decide", choices=KEPT)
+    keep: str = setting(
+        "auto",
+        "which state is the result; auto: the best, where these rows may decide; best: the start, unless two rows more "
+        "are right",
+        choices=KEPT,
+    )
     patience: int = setting(0, "evaluations without a better state after which the run ends; 0: all rounds", low=0)
     public: bool = setting(False, "under privacy: these rows are public, and may decide")
 
