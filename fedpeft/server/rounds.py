@@ -350,8 +350,7 @@ class Server:
             if not self.clients.remote or len(taken.results) == self.setup.clients:
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
                 raise RunError(f"{failed}; see clients.jsonl; {why}")
-            told = "" if self._secret_cohort else f"; {escape(why)}"  # it names one who took part
-            self.observer.say(f"{failed}; the model stays as it is{told}")
+            self.observer.say(f"{failed}; the model stays as it is; {escape(why)}")
         return Outcome(progress.adapter, progress.memory)
 
     def _traffic(self, taken: Acceptance, sent: list[Sent], dispatch: Dispatch) -> Traffic:
