@@ -34,7 +34,6 @@ from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import Precision, quantize
-from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.scoring import placed
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.spread import spread
@@ -175,8 +174,7 @@ class Workbench:
         base = self.task.base(self.plan.model, DTYPES[self.plan.dtype])
         base = base if self.plan.spread else base.to(self.plan.device)
         quantize(base, self.plan.precision or self.method.base_precision)
-        if self.method.reads_all_blocks:
-            read_all_blocks(base)
+        self.method.read(base)
         if self.plan.executor == "batched":
             fast_linears(base, self.plan.kernel)
         return base

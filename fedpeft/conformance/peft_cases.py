@@ -21,8 +21,10 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance import under_test
+from fedpeft.data.rows import load_dataset
+from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import quantize
-from fedpeft.models.task import DTYPES, adapter_dtype, trainable
+from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.family import PEFT_METHODS
@@ -102,15 +104,25 @@ def finished(folder: Path, task: Any, classes: int) -> Path:
     return made
 
 
+@functools.cache
+def tiny_pictures() -> Tiny:
+    """As the tiny data set, of digits."""
+    task, folder = TASKS.build("classification"), resolve_model("tiny_vision")
+    data = load_dataset("digits")
+    return task, task.tokenise(data.train.take(np.arange(60)), folder, 0), folder, data.classes
+
+
 class Case:
-    """A method on the tiny model, with a start that is away from zero."""
+    """A method on the tiny model, or one of pictures, with a start that is away from zero."""
 
     def __init__(self, spec: str, tiny: Tiny, dtype: str = "fp64") -> None:
-        self.task, self.rows, self.folder, self.classes = tiny
         if "{finished}" in spec:
-            spec = spec.replace("{finished}", str(finished(self.folder, self.task, self.classes)))
+            task, _, folder, classes = tiny
+            spec = spec.replace("{finished}", str(finished(folder, task, classes)))
         self.spec = spec
         self.method = PEFT_METHODS.build(spec)
+        self.tiny = tiny = tiny_pictures() if self.method.of_pictures else tiny
+        self.task, self.rows, self.folder, self.classes = tiny
         self.dtype = dtype
         self.model = model_with(self.method, tiny, dtype)
         self.layout = self.method.layout(self.model)

@@ -44,7 +44,7 @@ def test_the_layout_holds_what_the_method_declares(spec, tiny):
     declared = [ending for ending in case.method.tensors if not ending.startswith("head.")] or case.method.tensors
     assert all(any(name.endswith(ending) for name in own) for ending in declared)
     assert {n: tuple(t.shape) for n, t in case.first.items()} == case.layout.shapes
-    again = case.method.start(model_with(case.method, tiny, "fp64"), 0)
+    again = case.method.start(model_with(case.method, case.tiny, "fp64"), 0)
     assert all(torch.equal(again[n].double(), case.first[n]) for n in again)
 
 
@@ -135,7 +135,14 @@ def decode_in_place(base, precision):
         layer.weight.data = dequantized(layer.weight, precision)
 
 
-NOT_FOR_LANGUAGE = {"linear_probe", "head2toe", "bitfit", "bitfit(layers=1)", SMALL.get("prompt_ensemble")}
+NOT_FOR_LANGUAGE = {
+    "linear_probe",
+    "whitened_probe",
+    "head2toe",
+    "bitfit",
+    "bitfit(layers=1)",
+    SMALL.get("prompt_ensemble"),
+}
 
 
 @pytest.fixture(scope="module")

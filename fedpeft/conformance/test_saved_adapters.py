@@ -9,18 +9,17 @@ import torch
 from fedpeft.conformance.peft_cases import Case, each_method, model_with
 from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import plain as last_block
-from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.task import trainable
 from fedpeft.peft import saved_adapter
 
 
-def saved_and_loaded(case, tiny, folder):
+def saved_and_loaded(case, folder):
     """The model of `case.start`, from its files."""
     method = case.method
-    changes = method.changes(case.model, case.start)
-    own = case.spec if not (changes or method.in_peft or method.whole_model) else None
+    changes, state = method.changes(case.model, case.start), method.as_saved(case.model, case.start)
+    own = (method.saved_as or case.spec) if not (changes or method.in_peft or method.whole_model) else None
     labels = [str(i) for i in range(case.classes)]
-    saved_adapter.save(folder, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
+    saved_adapter.save(folder, model_with(method, case.tiny, "fp32"), state, labels, changes, own)
     base = case.task.base(case.folder, torch.float32)
     quantize(base, method.base_precision)
     return saved_adapter.load(folder, case.task, base, case.classes)
@@ -30,14 +29,13 @@ def saved_and_loaded(case, tiny, folder):
 def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
     case = Case(spec, tiny, "fp32")
     case.sequential.load(case.start)
-    again = saved_and_loaded(case, tiny, tmp_path)
+    again = saved_and_loaded(case, tmp_path)
     batch = case.rows.batch(np.arange(12))
     with torch.no_grad():
         expected = case.model.eval()(batch)
         assert torch.allclose(again(batch), expected, atol=2e-5)
     base = case.task.base(case.folder, torch.float32)
-    if case.method.reads_all_blocks:
-        read_all_blocks(base)
+    case.method.read(base)
     plain = case.task.model(base, case.classes)
     assert trainable(again) == {}
     if all(t.role == "head" for t in case.layout.tensors):
@@ -52,7 +50,7 @@ def test_a_merged_model_is_the_plain_base_with_equal_logits(spec, tiny, tmp_path
     case = Case(spec, tiny, "fp32")
     if not case.method.merges:
         pytest.skip("can't be merged exactly")
-    model, batch = saved_and_loaded(case, tiny, tmp_path), case.rows.batch(np.arange(12))
+    model, batch = saved_and_loaded(case, tmp_path), case.rows.batch(np.arange(12))
     with torch.no_grad():
         expected = model(batch)
         model.base = case.method.merged(model)

@@ -94,6 +94,11 @@ class Hybrid(PeftMethod):
         """The methods in the order in which they enter the model."""
         return sorted(self.parts, key=lambda part: (part.in_peft, LORA_B in part.tensors))
 
+    def read(self, base: nn.Module) -> None:
+        """What all do."""
+        for part in self.parts:
+            part.read(base)
+
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """All methods; `peft` freezes what it does not know, which is undone."""
         from peft import inject_adapter_in_model

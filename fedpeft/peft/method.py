@@ -96,6 +96,12 @@ class PeftMethod(ABC):
     suited_head: ClassVar[str] = ""
     """How the head starts where nobody says, in an open run; empty: as suits the data."""
 
+    of_pictures: ClassVar[bool] = False
+    """Whether it is for bases that read pictures, and for no others."""
+
+    saved_as: ClassVar[str] = ""
+    """The method that a finished state is saved as one of (`as_saved`); empty: this one."""
+
     own_machine: ClassVar[str] = ""
     """What it needs that only the machine of a simulation has; empty: nothing, and real clients may use it."""
 
@@ -109,6 +115,13 @@ class PeftMethod(ABC):
         in how few bits it is held, where that is not the method's own."""
         told = {"precision": precision or self.base_precision, "read": "all blocks" if self.reads_all_blocks else ""}
         return {name: value for name, value in told.items() if value}
+
+    def read(self, base: nn.Module) -> None:  # noqa: B027
+        """Have `base`, in place, give what this method's head reads; by default its last hidden states, as it does."""
+
+    def as_saved(self, model: FederatedModel, state: State) -> State:
+        """A finished `state` of `model` as one of the method `saved_as`; by default as it is."""
+        return state
 
     @property
     def name(self) -> str:

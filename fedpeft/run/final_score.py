@@ -28,11 +28,11 @@ from fedpeft.models.frozen_blocks import above, started
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
 from fedpeft.models.ranking import Sides
-from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
@@ -49,7 +49,8 @@ def save(setup: Setup, state: State, folder: Path, residual: State | None = None
     if residual:
         effective = {p.module: effective_weight(p, state, lora_form(setup.layout)) for p in setup.layout.pairs}
         changes = saved_adapter.with_residual(effective, residual)
-    own = setup.peft if not (changes or setup.method.in_peft or setup.method.whole_model) else None
+    state, method = setup.method.as_saved(reference, state), PEFT_METHODS.build(setup.saved_peft)
+    own = setup.saved_peft if not (changes or method.in_peft or method.whole_model) else None
     name = origin_of(setup.model_name).name
     saved_adapter.save(folder, reference, state, setup.facts.label_names, changes, own, name)
 
@@ -118,12 +119,11 @@ class Scorer:
             asks: what is asked of the test rows, too.
         """
         setup = self.setup
-        work = dataclasses.replace(self.work.at(base_precision), device=self._device)
+        work = dataclasses.replace(self.work.at(base_precision), device=self._device, method=setup.saved_peft)
         torch.set_num_threads(self.threads)
         base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
         quantize(base, work.precision or setup.method.base_precision)
-        if setup.method.reads_all_blocks:
-            read_all_blocks(base)
+        PEFT_METHODS.build(setup.saved_peft).read(base)
         base, test, held = self._reused(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base

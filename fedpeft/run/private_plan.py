@@ -27,8 +27,8 @@ from fedpeft.run.suited import ADAPTER
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 """What is planned where all of it is left at its default."""
 
-HEAD_ALONE = "linear_probe"
-"""The PEFT method that is planned where an adapter would not be heard: a head is, or nothing is but its start."""
+HEAD_ALONE, OF_IMAGES = "linear_probe", "whitened_probe"
+"""The PEFT methods that are planned where an adapter would not be heard: a head is, or nothing is but its start."""
 
 
 def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = ()) -> Setup:
@@ -58,7 +58,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = federation.asking_all()
     useful = mechanism.trains(federation) and mechanism.hears(federation)
     if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
-        config = dataclasses.replace(config, peft=HEAD_ALONE)
+        config = dataclasses.replace(config, peft=_head_alone(setup))
         trained = Setup.of(config, setup.facts, groups)
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
@@ -128,6 +128,11 @@ def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:
         f"its features would have to be whitened, and --head {setup.config.head} does not tell how; take --head "
         "private_ridge where rows have one class each"
     )
+
+
+def _head_alone(setup: Setup) -> str:
+    """The PEFT method of a head alone: of pictures' labels on whitened features."""
+    return OF_IMAGES if setup.facts.kind == "image" and setup.task.targets else HEAD_ALONE
 
 
 def _left(config: RunConfig, name: str) -> bool:

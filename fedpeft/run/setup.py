@@ -285,6 +285,11 @@ class Setup(ChosenParts):
         """The codec of what is sent before round 1."""
         return self.lossless if self.uplink.codec.lossless else self.head.codec(preset_of(self.config.codec))
 
+    @property
+    def saved_peft(self) -> str:
+        """The PEFT method of the finished adapter, as it is saved."""
+        return self.method.saved_as or self.peft
+
     def model(self, say: Say = unheard) -> FederatedModel:
         """The base with a fresh adapter, in the run's precision."""
         return adapted_model(self.task, self.model_directory, self.method, self.config.dtype, self.facts.classes, say)

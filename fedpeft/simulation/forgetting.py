@@ -21,10 +21,11 @@ from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.quantized import quantize
-from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PeftMethod
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.probe import linear_probe
 
@@ -74,12 +75,12 @@ def second_task(text: str, first: Dataset) -> Dataset:
 
 def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Forgetting:
     """The second task on the base, whose weights `model_key` names, and on the finished model in `folder`."""
+    method: PeftMethod = PEFT_METHODS.build(setup.saved_peft)
 
     def base() -> nn.Module:
         made = setup.task.base(setup.model_directory, torch.float32)
         quantize(made, setup.method.base_precision)
-        if setup.method.reads_all_blocks:
-            read_all_blocks(made)
+        method.read(made)
         return made
 
     task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
@@ -95,7 +96,7 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
         task=second.task,
         used=(PROBE_ROWS, TEST_ROWS),
         **cached_rows.read_as(second.train.inputs),
-        **setup.method.base_as_read(),
+        **method.base_as_read(),
     )
 
     def untouched() -> dict[str, np.ndarray]:

@@ -27,7 +27,6 @@ from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
 from fedpeft.models.pooled_rows import PooledRows, gives_back
-from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.task import DTYPES, TASKS, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
@@ -336,6 +335,9 @@ def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))
 
 
+KINDS = ("tiny", "tiny_images")
+
+
 @pytest.fixture(scope="module")
 def tiny_images():
     """As `tiny`, of images."""
@@ -345,8 +347,13 @@ def tiny_images():
 
 
 @pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize(("name", "states"), [("linear_probe", 1), ("head2toe", 0)])
-@pytest.mark.parametrize("kind", ["tiny", "tiny_images"])
+@pytest.mark.parametrize(
+    ("name", "states", "kind"),
+    [
+        *((name, states, kind) for name, states in (("linear_probe", 1), ("head2toe", 0)) for kind in KINDS),
+        ("whitened_probe", 1, "tiny_images"),
+    ],
+)
 def test_a_head_alone_learns_the_same_from_pooled_features(kind, name, states, tmp_path, monkeypatch, batched, request):
     """And reads a row's width, not its tokens'."""
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
@@ -354,8 +361,7 @@ def test_a_head_alone_learns_the_same_from_pooled_features(kind, name, states, t
     method = PEFT_METHODS.build(name)
     sequential, whole, layout, start = build(given, name, "fp64")
     base = task.base(folder, DTYPES["fp64"])
-    if method.reads_all_blocks:
-        read_all_blocks(base)
+    method.read(base)
     states = states or base.config.num_hidden_layers + 1
     store = FrozenStore(tmp_path / "frozen", rows, 0, 48 * states, torch.float64)
     for tile in store.missing():

@@ -30,6 +30,10 @@ class Head2Toe(LinearProbe):
     reads_all_blocks: ClassVar[bool] = True
     suited_head: ClassVar[str] = "ridge(strength=0.01, send=factor)"  # clients have fewer rows than there are moments
 
+    def read(self, base: nn.Module) -> None:
+        """All of its blocks."""
+        read_all_blocks(base)
+
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Leave the base's weights as they are, and widen the head.
 

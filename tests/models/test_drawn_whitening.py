@@ -1,0 +1,140 @@
+"""Whitening by drawn pictures: what it does to states, that a head on them is one on plain states, and whole runs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedpeft.config import RunConfig
+from fedpeft.data.dead_leaves import dead_leaves
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import ModelError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.drawn_whitening import LENGTH, Drawn, drawn, whiten
+from fedpeft.models.task import TASKS
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.facts import DataFacts
+from fedpeft.run.setup import Setup
+from fedpeft.simulate import main as simulate
+
+
+def states(rows: int = 4000, width: int = 6) -> torch.Tensor:
+    """Correlated, and far from 0."""
+    random = torch.Generator().manual_seed(0)
+    mix = torch.randn(width, width, generator=random, dtype=torch.float64)
+    return torch.randn(rows, width, generator=random, dtype=torch.float64) @ mix + 20
+
+
+def test_what_tells_is_white_afterwards():
+    h = states()
+    found = Drawn.of(h)
+    z = found.states(h)
+    assert z.mean(0).abs().max() < 1e-9
+    assert float(z.norm(dim=1).mean()) == pytest.approx(LENGTH)
+    torch.testing.assert_close(found.turn, found.turn.T, atol=1e-12, rtol=0)
+    before, after = (torch.linalg.eigvalsh(torch.cov(x.T)) for x in (h, z))
+    ridge = before / (before + 0.1 * before.mean())  # of each direction's variance, against all alike
+    torch.testing.assert_close(after / after.max(), ridge / ridge.max())
+
+
+def test_machines_whose_numbers_differ_a_little_agree():
+    """Eigenvectors would not: two directions that vary alike are any two of their plane."""
+    h = torch.randn(300, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one, other = (Drawn.of(x) for x in (h, h + 1e-6 * torch.randn(h.shape, dtype=torch.float64)))
+    assert (one.turn - other.turn).abs().max() < 1e-4
+
+
+def test_a_head_on_white_states_is_folded_into_one_on_plain_states():
+    h, random = states(50), torch.Generator().manual_seed(2)
+    found = Drawn.of(states())
+    weight, bias = torch.randn(3, 6, generator=random).double(), torch.randn(3, generator=random).double()
+    plain, offset = found.plain(weight, bias)
+    torch.testing.assert_close(h @ plain.T + offset, found.states(h) @ weight.T + bias)
+
+
+def test_pictures_are_drawn_alike_everywhere():
+    made = dead_leaves(4, 12)
+    assert made.shape == (4, 12, 12, 3)
+    assert made.dtype == np.uint8
+    assert np.array_equal(made, dead_leaves(4, 12))
+    assert not np.array_equal(made, dead_leaves(4, 12, seed=1))
+    assert np.array_equal(made[:2], dead_leaves(2, 12))
+    grey = [bool((picture == picture[:, :, :1]).all()) for picture in made]
+    assert grey == [False, True, False, True]
+
+
+def test_an_encoder_is_looked_at_once_and_its_weights_stay():
+    task, folder = TASKS.build("classification"), resolve_model("tiny_vision")
+    plain, base = (task.base(folder, torch.float32) for _ in range(2))
+    whiten(base)
+    kind = type(base)
+    whiten(base)
+    assert type(base) is kind and base.found is None, "not before it is asked for"
+    rows = task.tokenise(load_dataset("digits").train.take(np.arange(5)), folder, 0).batch(np.arange(5))
+    given = {name: tensor for name, tensor in rows.items() if name != "labels"}
+    with torch.no_grad():
+        white, states = base(**given).last_hidden_state, plain(**given).last_hidden_state
+    torch.testing.assert_close(white, drawn(base).states(states))
+    assert drawn(base) is base.found
+    assert base.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_base_of_texts_is_refused():
+    task, folder = TASKS.build("classification"), resolve_model("tiny")
+    with pytest.raises(ModelError, match="drawn pictures tell of them, and BertModel reads none; take linear_probe"):
+        PEFT_METHODS.build("whitened_probe").attach(task.model(task.base(folder, torch.float32), 2), "fp32")
+
+
+RUN = (
+    "--model",
+    "tiny_vision",
+    "--dataset",
+    "digits",
+    "--clients",
+    "4",
+    "--cohort",
+    "2",
+    "--rounds",
+    "2",
+    "--dtype",
+    "fp32",
+    "--workers",
+    "1",
+)
+
+
+def test_a_run_saves_a_plain_probe_that_says_the_same(tmp_path):
+    """Its rounds are of white states, and the test rows are scored by the files."""
+    folder = tmp_path / "run"
+    given = ["--peft", "whitened_probe", "--measure", "validation(every=1, keep=last)", "--output", str(folder)]
+    assert simulate([*RUN, *given]) == 0
+    assert json.loads((folder / "adapter" / "method.json").read_text())["method"] == "linear_probe"
+    saved = load_file(folder / "adapter" / "head.safetensors")
+    data = load_dataset("digits")
+    setup = Setup.of(
+        RunConfig(dataset="digits", model="tiny_vision", peft="whitened_probe", clients=4, dtype="fp32"),
+        DataFacts.of(data, 4, judged=True),
+    )
+    model = setup.model()
+    found = drawn(model.base)
+    # what the head was on white states, back from the files
+    weight = saved["head.weight"].double() @ torch.linalg.inv(found.turn)
+    bias = saved["head.bias"].double() + saved["head.weight"].double() @ found.centre
+    model.load_state_dict({"head.weight": weight.float(), "head.bias": bias.float()}, strict=False)
+    rows = setup.task.tokenise(data.test, setup.model_directory, 0)
+    with torch.no_grad():
+        said = model(rows.batch(np.arange(len(rows)))).argmax(1).numpy()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert float((said == data.test.labels).mean()) == pytest.approx(summary["accuracy"], abs=0.005)
+    assert summary["accuracy"] > 0.3, "and that is no guess"
+
+
+def test_a_budget_alone_plans_it_for_pictures(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert simulate([*RUN, "--privacy", "dp_sgd(epsilon=8)", "--output", str(folder)]) == 0
+    assert 'peft = "whitened_probe"' in (folder / "config.toml").read_text()
+    assert "whitened_probe" in capsys.readouterr().out
