@@ -73,7 +73,8 @@ def test_an_encoder_is_looked_at_once_and_its_weights_stay():
     whiten(base)
     kind = type(base)
     whiten(base)
-    assert type(base) is kind and base.found is None, "not before it is asked for"
+    assert type(base) is kind
+    assert base.found is None, "not before it is asked for"
     rows = task.tokenise(load_dataset("digits").train.take(np.arange(5)), folder, 0).batch(np.arange(5))
     given = {name: tensor for name, tensor in rows.items() if name != "labels"}
     with torch.no_grad():
