@@ -15,6 +15,7 @@ from pathlib import Path
 from experiments import one_sentence
 from experiments.claims.records import Claim, evidence_of, read_claims, section_of
 from experiments.claims.verdicts import Evidence, Verdict, holm, open_factor, probability, verdict
+from fedpeft.studies.statistics import LEVEL
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
 
@@ -36,7 +37,7 @@ def judged(family: Sequence[Claim]) -> list[Judged]:
 
 def row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
     """A line of a table."""
-    width = evidence.half_width
+    width = evidence.uncertainty.half_width(LEVEL, 2)
     interval = (
         f"{evidence.difference - width:+.2f} to {evidence.difference + width:+.2f}" if math.isfinite(width) else ""
     )

@@ -112,13 +112,13 @@ def evidence_of(claim: Claim) -> tuple[Evidence, float]:
     method = method_at(section, {**claim.where, **claim.method})
     if claim.beside:
         by_seed = [_beside(run, claim.beside) for _, run in sorted(method.runs.items())]
-        return Evidence(np.array(by_seed), np.array([])), 1.0
+        return Evidence(np.array(by_seed)), 1.0
     baseline = method_at(section, {**claim.where, **claim.baseline})
     found = pair(method.scored, baseline.scored)
     if found is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
     thinner = (baseline.mean("total_bytes") or 0.0) / (method.mean("total_bytes") or 1.0)
-    return Evidence(found.by_seed, found.by_row), thinner
+    return Evidence(found.by_seed, found.by_row, found.rest), thinner
 
 
 def _beside(run: Result, key: str) -> float:

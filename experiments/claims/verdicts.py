@@ -1,26 +1,22 @@
 """What a study's runs say of a claim: a paired difference, its interval, and a verdict corrected within a family.
 
-A claim is about two methods of a study that share everything else. Its p-value is the larger of two paired t-tests,
-over seeds and over test rows (`fedpeft.studies.statistics` says why both): of a difference of zero, two-sided, where a
-method is said to be better; of a loss of `margin` points, one-sided, where it is said to be no worse. Within a family
-of comparisons the p-values are Holm's: the smallest times the number of claims, the next times one less, never falling.
+A claim is about two methods of a study that share everything else. Its p-value is of a paired t-test over seeds and
+test rows at once (`fedpeft.studies.statistics`), two-sided since it is said to hold or not to: of a difference of zero where
+a method is said to be better, of a loss of `margin` points where it is said to be no worse. Within a family of
+comparisons the p-values are Holm's: the smallest times the number of claims, the next times one less, never falling.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
-from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, half_width
+from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, Uncertainty, over_both
 
 MOST_SEEDS = 100
 """Where so many would not do, no number is said."""
-
-NO_ROWS: Array = np.zeros(0)
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
 
@@ -32,10 +28,12 @@ class Evidence:
     Attributes:
         by_seed: float64 (seeds,).
         by_row: float64 (rows,), with the same mean; empty where only totals are known.
+        rest: variance of what is left of single differences (`fedpeft.studies.statistics.Paired`).
     """
 
     by_seed: Array
-    by_row: Array
+    by_row: Array = field(default_factory=lambda: np.zeros(0))
+    rest: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -43,28 +41,25 @@ class Evidence:
         return float(self.by_seed.mean())
 
     @property
-    def half_width(self) -> float:
-        """Of the two-sided 95 % interval: the wider of those over seeds and over rows."""
-        return max(half_width(values, LEVEL, 2) for values in self.tested)
+    def uncertainty(self) -> Uncertainty:
+        """Of the mean, for other seeds on other rows."""
+        return over_both(self.by_seed, self.by_row, self.rest)
 
     @property
-    def tested(self) -> tuple[Array, ...]:
-        """The samples that a test is over."""
-        return (self.by_seed, self.by_row) if len(self.by_row) else (self.by_seed,)
+    def of_rows(self) -> float:
+        """The part of its variance that more seeds don't make smaller."""
+        if len(self.by_row) < 2:
+            return 0.0
+        single = float(self.by_row.var(ddof=1)) - self.rest / len(self.by_seed)
+        return max(0.0, single) / len(self.by_row)
 
-    def probability(self, against: float, alternative: str) -> float:
-        """The larger p-value of the t-tests of a mean of `against`; `alternative` as scipy has it."""
-        found = []
-        for values in self.tested:
-            if len(values) < 2:
-                return 1.0
-            if float(values.std(ddof=1)) == 0.0:
-                beyond = float(values.mean()) - against
-                true = {"greater": beyond > 0, "less": beyond < 0, "two-sided": beyond != 0}[alternative]
-                found.append(0.0 if true else 1.0)
-            else:
-                found.append(float(stats.ttest_1samp(values, against, alternative=alternative).pvalue))
-        return max(found)
+    def with_seeds(self, seeds: int) -> Uncertainty:
+        """As `uncertainty`, with so many seeds of the same mean and scatter."""
+        fixed, now = self.of_rows, len(self.by_seed)
+        falling = max(0.0, self.uncertainty.variance - fixed) * now / seeds
+        known = falling**2 / (seeds - 1) + (fixed**2 / (len(self.by_row) - 1) if fixed else 0.0)
+        variance = falling + fixed
+        return Uncertainty(variance, max(seeds - 1, variance**2 / known) if known else seeds - 1)
 
 
 @dataclass(frozen=True)
@@ -96,10 +91,8 @@ def open_factor(corrected: Sequence[float]) -> int:
 
 
 def probability(evidence: Evidence, margin: float | None) -> float:
-    """Before any correction: of no difference, or of a loss of `margin`, on the side that is more certain."""
-    if margin is None:
-        return evidence.probability(0.0, "two-sided")
-    return min(evidence.probability(-margin, side) for side in ("greater", "less"))
+    """Before any correction: of no difference, or of a loss of `margin`."""
+    return evidence.uncertainty.probability(evidence.difference + (margin or 0.0), 2)
 
 
 def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: int = 1) -> Verdict:
@@ -113,25 +106,23 @@ def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: 
     sought = evidence.difference + (margin or 0.0)
     if len(evidence.by_seed) >= SEEDS_FOR_A_CLAIM and corrected < 1 - LEVEL:
         return Verdict(HOLDS if sought > 0 else FAILS, corrected)
-    if len(evidence.by_row) and factor * probability(Evidence(evidence.by_row, NO_ROWS), margin) >= 1 - LEVEL:
-        return Verdict(OPEN, corrected, of_rows=True)
-    return Verdict(OPEN, corrected, seeds_needed(evidence.by_seed, sought, 2 if margin is None else 1, factor))
+    rows = Uncertainty(evidence.of_rows, max(1, len(evidence.by_row) - 1))
+    if factor * rows.probability(sought, 2) >= 1 - LEVEL:
+        return Verdict(OPEN, corrected, of_rows=bool(rows.variance))
+    return Verdict(OPEN, corrected, seeds_needed(evidence, sought, factor))
 
 
-def seeds_needed(by_seed: Array, sought: float, sides: int, factor: int) -> int | None:
+def seeds_needed(evidence: Evidence, sought: float, factor: int) -> int | None:
     """The least number of seeds, more than there are, whose p-value would be small enough if mean and scatter stayed.
 
     Args:
-        by_seed: differences in points.
-        sought: their mean, from what is tested.
-        sides: of the test.
+        sought: how far the mean is from what is tested, in points.
         factor: of Holm's correction, as `open_factor` says.
     """
-    if len(by_seed) < 2 or sought == 0.0:
+    now = len(evidence.by_seed)
+    if now < 2 or sought == 0.0:
         return None
-    deviation = float(by_seed.std(ddof=1))
-    for seeds in range(max(SEEDS_FOR_A_CLAIM, len(by_seed) + 1), MOST_SEEDS + 1):
-        far = abs(sought) * math.sqrt(seeds) / deviation if deviation else math.inf
-        if factor * sides * float(stats.t.sf(far, seeds - 1)) < 1 - LEVEL:
+    for seeds in range(max(SEEDS_FOR_A_CLAIM, now + 1), MOST_SEEDS + 1):
+        if factor * evidence.with_seeds(seeds).probability(sought, 2) < 1 - LEVEL:
             return seeds
     return None

@@ -7,8 +7,14 @@ accuracy under seed s. The interval of the mean difference is Student's, over th
 
 It says what other seeds would give on these test rows. What other test rows would give is a second interval, from the
 per-row differences averaged over the seeds; where rows hold several predictions, accuracy is a ratio of sums, and a row
-counts with what it changes of the ratio. A difference counts as resolved only if both intervals agree on its sign,
-and only with at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are not corrected for the number of comparisons.
+counts with what it changes of the ratio. What other seeds on other rows would give is the third, which is what counts:
+seeds and rows are crossed random effects, so that the variance of the mean is
+
+    sd_seeds(d)^2 / S + sd_rows(d)^2 / N - sd_rest(d)^2 / (S N)
+
+(what is left when seeds and rows are taken out is in both of the others), at least each of the first two, with
+Satterthwaite's degrees of freedom. A difference counts as resolved only if that interval leaves zero out, and only with
+at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are not corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -48,6 +54,29 @@ def half_width(values: Array, level: float, sides: int) -> float:
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """Of a mean: its variance, and the degrees of freedom with which that is known."""
+
+    variance: float
+    freedom: float
+
+    def half_width(self, level: float, sides: int) -> float:
+        """As the function of that name."""
+        if not math.isfinite(self.variance):
+            return math.inf
+        return float(stats.t.ppf(1 - (1 - level) / sides, self.freedom)) * math.sqrt(self.variance)
+
+    def probability(self, beyond: float, sides: int) -> float:
+        """The p-value of a mean that lies so far from what is tested, on the side that is tested if it is one."""
+        if not math.isfinite(self.variance):
+            return 1.0
+        if self.variance == 0.0:
+            return 0.0 if beyond > 0 or (sides == 2 and beyond < 0) else 1.0
+        far = beyond / math.sqrt(self.variance)
+        return sides * float(stats.t.sf(abs(far) if sides == 2 else far, self.freedom))
+
+
+@dataclass(frozen=True)
 class Scored:
     """A run on the test rows: correct predictions and predictions of each row, float64 (rows,).
 
@@ -69,7 +98,8 @@ class Comparison:
         difference: mean over the seeds.
         seed_half_width: half width of the two-sided 95 % interval over seeds; infinite with one seed.
         row_half_width: the same over test rows.
-        lower_bound: one-sided 95 % bound: the smaller of the one over seeds and the one over test rows.
+        half_width: the same over both at once; at least as wide as either.
+        lower_bound: one-sided 95 % bound, over both at once.
         upper_bound: its counterpart above.
         gained: test rows right under the method and wrong under the baseline, mean over seeds.
         lost: the reverse.
@@ -79,6 +109,7 @@ class Comparison:
     difference: float
     seed_half_width: float
     row_half_width: float
+    half_width: float
     lower_bound: float
     upper_bound: float
     gained: float
@@ -96,9 +127,9 @@ class Comparison:
             return f"not resolved ({len(self.seeds)} of {SEEDS_FOR_A_CLAIM} seeds)"
         if self.gained == self.lost == 0 and self.difference == 0:
             return "identical"
+        if abs(self.difference) > self.half_width:
+            return "better" if self.difference > 0 else "worse"
         if abs(self.difference) > self.seed_half_width:
-            if abs(self.difference) > self.row_half_width:
-                return "better" if self.difference > 0 else "worse"
             return "not resolved (other test rows could reverse it)"
         return "not resolved"
 
@@ -119,12 +150,14 @@ class Paired:
         seeds: in order.
         by_seed: float64 (seeds,), over all test rows.
         by_row: float64 (rows,), mean over the seeds; what a row changes of the accuracy, with the same mean.
+        rest: variance of what is left of single differences once seeds and rows are taken out; 0 with one seed.
         gained, lost: test rows right under one and wrong under the other, mean over seeds.
     """
 
     seeds: tuple[int, ...]
     by_seed: Array
     by_row: Array
+    rest: float
     gained: float
     lost: float
 
@@ -137,11 +170,40 @@ def pair(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Paired
     total = method[seeds[0]].count.sum()
     changes_SN = np.stack([method[s].correct - baseline[s].correct for s in seeds])
     by_seed = POINTS * changes_SN.sum(1) / total
-    difference = float(by_seed.mean())
     counts_N = method[seeds[0]].count
-    by_row = difference + (POINTS * changes_SN.mean(0) - difference * counts_N) * len(counts_N) / total
+    each_SN = by_seed[:, None] + (POINTS * changes_SN - by_seed[:, None] * counts_N) * len(counts_N) / total
     gained = float(np.clip(changes_SN, 0, None).sum(1).mean())
-    return Paired(seeds, by_seed, by_row, gained, lost=float(np.clip(-changes_SN, 0, None).sum(1).mean()))
+    lost = float(np.clip(-changes_SN, 0, None).sum(1).mean())
+    return Paired(seeds, by_seed, each_SN.mean(0), rest_of(each_SN), gained, lost)
+
+
+def rest_of(each: Array) -> float:
+    """The variance of differences (seeds, rows) once the means of both are taken out."""
+    seeds, rows = each.shape
+    if min(seeds, rows) < 2:
+        return 0.0
+    left = each - each.mean(0) - each.mean(1)[:, None] + each.mean()
+    return float(np.square(left).sum()) / ((seeds - 1) * (rows - 1))
+
+
+def over_both(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
+    """Of the mean of differences by seed (seeds,) and by row (rows,), for other seeds on other rows; infinite with one
+    seed.
+
+    Args:
+        by_row: empty: for other seeds on these rows.
+        rest: as `Paired` has it.
+    """
+    seeds, rows = len(by_seed), len(by_row)
+    if seeds < 2 or rows == 1:
+        return Uncertainty(math.inf, 1)
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    if not rows:
+        return Uncertainty(of_seeds, seeds - 1)
+    of_rows, twice = float(by_row.var(ddof=1)) / rows, rest / (seeds * rows)
+    variance = max(of_seeds, of_rows, of_seeds + of_rows - twice)
+    known = of_seeds**2 / (seeds - 1) + of_rows**2 / (rows - 1) + twice**2 / ((seeds - 1) * (rows - 1))
+    return Uncertainty(variance, max(seeds - 1, variance**2 / known) if known else seeds - 1)
 
 
 def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Comparison | None:
@@ -150,12 +212,14 @@ def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Com
     if found is None:
         return None
     difference = float(found.by_seed.mean())
-    one_sided = max(half_width(found.by_seed, LEVEL, 1), half_width(found.by_row, LEVEL, 1))
+    both = over_both(found.by_seed, found.by_row, found.rest)
+    one_sided = both.half_width(LEVEL, 1)
     return Comparison(
         seeds=found.seeds,
         difference=difference,
         seed_half_width=half_width(found.by_seed, LEVEL, 2),
         row_half_width=half_width(found.by_row, LEVEL, 2),
+        half_width=both.half_width(LEVEL, 2),
         lower_bound=difference - one_sided,
         upper_bound=difference + one_sided,
         gained=found.gained,

@@ -170,6 +170,7 @@ def comparison_table(section: Section) -> Table | None:
                 f"{found.difference:+.2f}",
                 interval(found.difference, found.seed_half_width),
                 interval(found.difference, found.row_half_width),
+                interval(found.difference, found.half_width),
                 f"{found.gained:.0f} / {found.lost:.0f}",
                 work,
                 found.verdict,
@@ -183,10 +184,11 @@ def comparison_table(section: Section) -> Table | None:
         "comparisons",
         f"Compared with the baseline ({describe(section.baseline) or 'the first method'})",
         "Percentage points of test accuracy, method minus baseline, paired by test row and seed. The first interval "
-        "(Student's t, 95 %) is over seeds, on these test rows; the second over test rows, with these seeds. A sign is "
-        "claimed only with at least 5 seeds and where both intervals agree on it. No worse by more than the margin: "
-        "the one-sided 95 % bound, the worse of both. What the data can't decide is not resolved. The intervals are "
-        "not corrected for the number of comparisons. Work: steps x batch size, relative to the baseline.",
+        "(Student's t, 95 %) is over seeds, on these test rows; the second over test rows, with these seeds; the third "
+        "over both, for other seeds on other rows. A sign is claimed only with at least 5 seeds and where the third "
+        "leaves out zero. No worse by more than the margin: the one-sided 95 % bound, over both. What the data can't "
+        "decide is not resolved. The intervals are not corrected for the number of comparisons. Work: steps x batch "
+        "size, relative to the baseline.",
         (
             "method",
             "baseline",
@@ -194,6 +196,7 @@ def comparison_table(section: Section) -> Table | None:
             "difference (points)",
             "95 % over seeds (points)",
             "95 % over test rows (points)",
+            "95 % over both (points)",
             "rows gained / lost",
             "work",
             "accuracy is",
@@ -212,6 +215,7 @@ def _comparison_row(m: Method, reference: Method, found: Comparison, work: str, 
         "difference_points": found.difference,
         "seed_half_width": finite(found.seed_half_width),
         "row_half_width": finite(found.row_half_width),
+        "half_width": finite(found.half_width),
         "lower_bound_95": finite(found.lower_bound),
         "upper_bound_95": finite(found.upper_bound),
         "rows_gained": found.gained,

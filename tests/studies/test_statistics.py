@@ -11,7 +11,16 @@ from scipy import stats
 from torchmetrics.classification import MulticlassCalibrationError
 
 from fedpeft.models.calibration import BINS, calibrate
-from fedpeft.studies.statistics import Scored, compare, half_width, mean_and_deviation, pareto_front
+from fedpeft.studies.statistics import (
+    Scored,
+    compare,
+    half_width,
+    mean_and_deviation,
+    over_both,
+    pair,
+    pareto_front,
+    rest_of,
+)
 from tests.studies.made import made_result
 
 SEEDS, ROWS = 6, 500
@@ -180,3 +189,35 @@ def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many(
     same = {(one, other) for one in names for other in names if compare(of[one], of[other]) is not None}
     alike = {("tasks(a)", "tasks(a, late=2)"), names[-2:]}
     assert same == {(name, name) for name in names} | alike | {(other, one) for one, other in alike}
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "of_rows", "of_rest"), [(1, 0, 0), (0, 1, 0), (1, 1, 0), (0.3, 1, 0), (0.3, 0.3, 1), (0, 0, 1)]
+)
+def test_a_sign_that_is_not_there_is_seldom_claimed(of_seeds: float, of_rows: float, of_rest: float) -> None:
+    """Of other seeds on other rows; the wider of two intervals, over one each, would claim one in 8 to 13 %."""
+    random, seeds, rows, draws = np.random.default_rng(0), 5, 100, 3000
+    false = 0
+    for _ in range(draws):
+        each = (of_seeds * seeds) ** 0.5 * random.standard_normal((seeds, 1))
+        each = each + (of_rows * rows) ** 0.5 * random.standard_normal((1, rows))
+        each = each + (of_rest * seeds * rows) ** 0.5 * random.standard_normal((seeds, rows))
+        found = over_both(each.mean(1), each.mean(0), rest_of(each))
+        false += abs(float(each.mean())) > found.half_width(0.95, 2)
+    assert false / draws < 0.062
+
+
+def test_the_variance_over_both_is_at_least_that_over_either() -> None:
+    for salt in range(1, 6):
+        found = pair(made(0.7, salt), made(0.7, salt + 10))
+        assert found is not None
+        both = over_both(found.by_seed, found.by_row, found.rest)
+        assert both.variance >= max(found.by_seed.var(ddof=1) / SEEDS, found.by_row.var(ddof=1) / ROWS)
+
+
+def test_without_rows_it_is_the_test_over_seeds() -> None:
+    by_seed = np.array([1.0, 1.2, 0.9, 1.1, 0.8])
+    found = over_both(by_seed, np.zeros(0), 0.0)
+    assert found.probability(float(by_seed.mean()), 2) == pytest.approx(stats.ttest_1samp(by_seed, 0.0).pvalue)
+    assert found.half_width(0.95, 2) == pytest.approx(half_width(by_seed, 0.95, 2))
+    assert over_both(by_seed[:1], np.zeros(9), 0.0).half_width(0.95, 2) == float("inf")
