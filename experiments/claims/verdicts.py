@@ -1,8 +1,8 @@
 """What a study's runs say of a claim: a paired difference, its interval, and a verdict corrected within a family.
 
 A claim is about two methods of a study that share everything else. Its p-value is of a paired t-test over seeds and
-test rows at once (`fedpeft.studies.statistics`), two-sided since it is said to hold or not to: of a difference of zero where
-a method is said to be better, of a loss of `margin` points where it is said to be no worse. Within a family of
+test rows at once (`fedpeft.studies.statistics`), two-sided since it is said to hold or not to: of a difference of zero
+where a method is said to be better, of a loss of `margin` points where it is said to be no worse. Within a family of
 comparisons the p-values are Holm's: the smallest times the number of claims, the next times one less, never falling.
 """
 
@@ -56,10 +56,12 @@ class Evidence:
     def with_seeds(self, seeds: int) -> Uncertainty:
         """As `uncertainty`, with so many seeds of the same mean and scatter."""
         fixed, now = self.of_rows, len(self.by_seed)
-        falling = max(0.0, self.uncertainty.variance - fixed) * now / seeds
-        known = falling**2 / (seeds - 1) + (fixed**2 / (len(self.by_row) - 1) if fixed else 0.0)
+        of_seeds = float(self.by_seed.var(ddof=1)) / seeds
+        falling = max(0.0, self.uncertainty.seen[-1][0] - fixed) * now / seeds
         variance = falling + fixed
-        return Uncertainty(variance, max(seeds - 1, variance**2 / known) if known else seeds - 1)
+        known = falling**2 / (seeds - 1) + (fixed**2 / (len(self.by_row) - 1) if fixed else 0.0)
+        freedom = max(seeds - 1, variance**2 / known) if known else seeds - 1
+        return Uncertainty(((of_seeds, seeds - 1), (variance, freedom)))
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def open_factor(corrected: Sequence[float]) -> int:
 
 def probability(evidence: Evidence, margin: float | None) -> float:
     """Before any correction: of no difference, or of a loss of `margin`."""
-    return evidence.uncertainty.probability(evidence.difference + (margin or 0.0), 2)
+    return evidence.uncertainty.probability(evidence.difference + (margin or 0.0))
 
 
 def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: int = 1) -> Verdict:
@@ -106,9 +108,9 @@ def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: 
     sought = evidence.difference + (margin or 0.0)
     if len(evidence.by_seed) >= SEEDS_FOR_A_CLAIM and corrected < 1 - LEVEL:
         return Verdict(HOLDS if sought > 0 else FAILS, corrected)
-    rows = Uncertainty(evidence.of_rows, max(1, len(evidence.by_row) - 1))
-    if factor * rows.probability(sought, 2) >= 1 - LEVEL:
-        return Verdict(OPEN, corrected, of_rows=bool(rows.variance))
+    rows = Uncertainty(((evidence.of_rows, max(1, len(evidence.by_row) - 1)),))
+    if factor * rows.probability(sought) >= 1 - LEVEL:
+        return Verdict(OPEN, corrected, of_rows=bool(evidence.of_rows))
     return Verdict(OPEN, corrected, seeds_needed(evidence, sought, factor))
 
 
@@ -123,6 +125,6 @@ def seeds_needed(evidence: Evidence, sought: float, factor: int) -> int | None:
     if now < 2 or sought == 0.0:
         return None
     for seeds in range(max(SEEDS_FOR_A_CLAIM, now + 1), MOST_SEEDS + 1):
-        if factor * evidence.with_seeds(seeds).probability(sought, 2) < 1 - LEVEL:
+        if factor * evidence.with_seeds(seeds).probability(sought) < 1 - LEVEL:
             return seeds
     return None

@@ -12,9 +12,9 @@ seeds and rows are crossed random effects, so that the variance of the mean is
 
     sd_seeds(d)^2 / S + sd_rows(d)^2 / N - sd_rest(d)^2 / (S N)
 
-(what is left when seeds and rows are taken out is in both of the others), at least each of the first two, with
-Satterthwaite's degrees of freedom. A difference counts as resolved only if that interval leaves zero out, and only with
-at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are not corrected for the number of comparisons.
+(what is left when seeds and rows are taken out is in both of the others) with Satterthwaite's degrees of freedom; where
+one of the first two intervals is wider, it stands in its place. A difference counts as resolved only if that leaves
+zero out, and only with at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are not corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -49,31 +49,38 @@ def half_width(values: Array, level: float, sides: int) -> float:
     count = len(values)
     if count < 2:
         return math.inf
-    quantile = float(stats.t.ppf(1 - (1 - level) / sides, count - 1))
-    return quantile * float(values.std(ddof=1)) / math.sqrt(count)
+    return _quantile(level, sides, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of a mean: its variance, and the degrees of freedom with which that is known."""
+    """Of a mean, seen in several ways; the one counts that allows least to be said.
 
-    variance: float
-    freedom: float
+    Attributes:
+        seen: variance, and the degrees of freedom with which it is known, of each way.
+    """
+
+    seen: tuple[tuple[float, float], ...]
 
     def half_width(self, level: float, sides: int) -> float:
-        """As the function of that name."""
-        if not math.isfinite(self.variance):
-            return math.inf
-        return float(stats.t.ppf(1 - (1 - level) / sides, self.freedom)) * math.sqrt(self.variance)
+        """As the function of that name, of the widest; infinite where nothing is known."""
+        widths = [_quantile(level, sides, freedom) * math.sqrt(variance) for variance, freedom in self.seen]
+        return max(widths, default=math.inf)
 
-    def probability(self, beyond: float, sides: int) -> float:
-        """The p-value of a mean that lies so far from what is tested, on the side that is tested if it is one."""
-        if not math.isfinite(self.variance):
-            return 1.0
-        if self.variance == 0.0:
-            return 0.0 if beyond > 0 or (sides == 2 and beyond < 0) else 1.0
-        far = beyond / math.sqrt(self.variance)
-        return sides * float(stats.t.sf(abs(far) if sides == 2 else far, self.freedom))
+    def probability(self, beyond: float) -> float:
+        """The largest two-sided p-value of a mean that lies so far from what is tested."""
+        found = [_two_sided(beyond, variance, freedom) for variance, freedom in self.seen]
+        return max(found, default=1.0)
+
+
+def _quantile(level: float, sides: int, freedom: float) -> float:
+    return float(stats.t.ppf(1 - (1 - level) / sides, freedom))
+
+
+def _two_sided(beyond: float, variance: float, freedom: float) -> float:
+    if variance == 0.0:
+        return 0.0 if beyond else 1.0
+    return 2 * float(stats.t.sf(abs(beyond) / math.sqrt(variance), freedom))
 
 
 @dataclass(frozen=True)
@@ -183,12 +190,11 @@ def rest_of(each: Array) -> float:
     if min(seeds, rows) < 2:
         return 0.0
     left = each - each.mean(0) - each.mean(1)[:, None] + each.mean()
-    return float(np.square(left).sum()) / ((seeds - 1) * (rows - 1))
+    return float(np.square(left).sum() / ((seeds - 1) * (rows - 1)))
 
 
 def over_both(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
-    """Of the mean of differences by seed (seeds,) and by row (rows,), for other seeds on other rows; infinite with one
-    seed.
+    """Of the mean of differences by seed (seeds,) and by row (rows,), for other seeds on other rows.
 
     Args:
         by_row: empty: for other seeds on these rows.
@@ -196,14 +202,15 @@ def over_both(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
     """
     seeds, rows = len(by_seed), len(by_row)
     if seeds < 2 or rows == 1:
-        return Uncertainty(math.inf, 1)
+        return Uncertainty(())
     of_seeds = float(by_seed.var(ddof=1)) / seeds
     if not rows:
-        return Uncertainty(of_seeds, seeds - 1)
+        return Uncertainty(((of_seeds, seeds - 1),))
     of_rows, twice = float(by_row.var(ddof=1)) / rows, rest / (seeds * rows)
     variance = max(of_seeds, of_rows, of_seeds + of_rows - twice)
     known = of_seeds**2 / (seeds - 1) + of_rows**2 / (rows - 1) + twice**2 / ((seeds - 1) * (rows - 1))
-    return Uncertainty(variance, max(seeds - 1, variance**2 / known) if known else seeds - 1)
+    freedom = max(seeds - 1, variance**2 / known) if known else seeds - 1
+    return Uncertainty(((of_seeds, seeds - 1), (of_rows, rows - 1), (variance, freedom)))
 
 
 def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Comparison | None:

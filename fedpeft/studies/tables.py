@@ -185,10 +185,10 @@ def comparison_table(section: Section) -> Table | None:
         f"Compared with the baseline ({describe(section.baseline) or 'the first method'})",
         "Percentage points of test accuracy, method minus baseline, paired by test row and seed. The first interval "
         "(Student's t, 95 %) is over seeds, on these test rows; the second over test rows, with these seeds; the third "
-        "over both, for other seeds on other rows. A sign is claimed only with at least 5 seeds and where the third "
-        "leaves out zero. No worse by more than the margin: the one-sided 95 % bound, over both. What the data can't "
-        "decide is not resolved. The intervals are not corrected for the number of comparisons. Work: steps x batch "
-        "size, relative to the baseline.",
+        "over both, for other seeds on other rows, and no narrower than these. A sign is claimed only with at least 5 "
+        "seeds and where the third leaves out zero. No worse by more than the margin: the one-sided 95 % bound, over "
+        "both. What the data can't decide is not resolved. The intervals are not corrected for the number of "
+        "comparisons. Work: steps x batch size, relative to the baseline.",
         (
             "method",
             "baseline",
