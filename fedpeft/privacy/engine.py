@@ -26,19 +26,11 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key, read_key
+from fedpeft.privacy.uncovered import uncovered
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"
 """The run's files of these names; the key is nobody's but the run's."""
-
-SUNDRY = (
-    "numbers of rows, byte counts, and the time that work takes",
-    "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
-    "what a simulation alone can measure: the linear probe, the private probe, pooled rows",
-    "settings chosen, and runs stopped or repeated, after looking at results",
-    "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
-)
-"""Outside every epsilon."""
 
 
 @dataclass(frozen=True)
@@ -376,7 +368,6 @@ class PrivacyEngine:
         """What the run may claim; for `summary.json`."""
         mechanism = self.mechanism
         worst, median = self.epsilons()
-        uncovered = ["losses that clients report (raw_metrics)"] if mechanism.raw_metrics else []
         return {
             "epsilon": worst,
             "epsilon_median": median,
@@ -394,7 +385,7 @@ class PrivacyEngine:
                 "start_noise_multiplier": self.start,
                 "start_share": self.start_share,
                 "sat_out": sorted(self.sat_out),
-                "not_covered": uncovered + list(SUNDRY),
+                "not_covered": uncovered(mechanism),
                 "test_noise": mechanism.test_noise,
             },
         }

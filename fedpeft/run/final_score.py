@@ -89,7 +89,7 @@ class Scorer:
     Attributes:
         setup, work: of the run.
         test: rows that are scored.
-        held: rows that the temperature is fitted on.
+        held: rows that the temperature is fitted on, where they may decide (`Steering.fits`).
         threads: of torch.
         observer: is told how long it goes on.
     """
@@ -114,7 +114,7 @@ class Scorer:
 
         Args:
             base_precision: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
-            temperature: that is known already; None: it is fitted on the validation rows.
+            temperature: that is known already; None: fitted on the validation rows, or 1 where they may not decide.
             asks: what is asked of the test rows, too.
         """
         setup = self.setup
@@ -127,7 +127,7 @@ class Scorer:
         base, test, held = self._reused(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
-        if fitted := setup.method.fitted(model, held):
+        if setup.steering.fits and (fitted := setup.method.fitted(model, held)):
             saved_adapter.add(folder, fitted)
         divisor = self._temperature(model, held) if temperature is None else temperature
         questions = asks(divisor)
@@ -194,9 +194,9 @@ class Scorer:
         return above(base, depth), test_rows, held_rows
 
     def _temperature(self, model: FederatedModel, held: Examples) -> float:
-        """What logits are divided by for the best fit of the validation rows; 1 where there are no classes."""
+        """What logits are divided by to fit the validation rows; 1 without classes, or where these may not decide."""
         labels = self.held.labels
-        if labels is None or not len(held) or self.setup.task.targets != "classes":
+        if labels is None or not len(held) or self.setup.task.targets != "classes" or not self.setup.steering.fits:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():
