@@ -23,7 +23,7 @@ from fedpeft.errors import AssetError
 from fedpeft.machine.hardware import accelerators, free_memory
 from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
-from fedpeft.models.calibration import temperature
+from fedpeft.models.calibration import calibrate, temperature
 from fedpeft.models.frozen_blocks import above, started
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
@@ -78,6 +78,15 @@ class FinalScore:
     answers: tuple[State, ...] = ()
     sides: Sides | None = None
     measures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def calibration_of(score: FinalScore) -> dict[str, Any]:
+    """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
+    scores = score.scores
+    if not scores.confidence.any():
+        return {}
+    before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
+    return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
 
 
 @dataclass(frozen=True, eq=False)
