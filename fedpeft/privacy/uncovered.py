@@ -17,7 +17,12 @@ SUNDRY = (
 
 RAW = "what clients report of their rows, such as losses (raw_metrics)"
 
+LABELS = "the names of classes, and so the head's shape and adapter/labels.json, are those that training rows have"
 
-def uncovered(mechanism: Mechanism) -> list[str]:
-    """What a run under `mechanism` shows beside what its epsilon counts, an item each."""
-    return [*([RAW] if mechanism.raw_metrics else []), *SUNDRY]
+
+def uncovered(mechanism: Mechanism, labels_of_rows: bool) -> list[str]:
+    """What a run under `mechanism` shows beside what its epsilon counts, an item each.
+
+    `labels_of_rows`: whether nobody has named the classes, so that a row that alone has one shows.
+    """
+    return [*([RAW] if mechanism.raw_metrics else []), *([LABELS] if labels_of_rows else []), *SUNDRY]

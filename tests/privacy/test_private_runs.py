@@ -114,6 +114,20 @@ def test_nothing_is_fitted_on_rows_that_are_not_said_to_be_public(tmp_path, publ
     assert any("scores on validation and test rows" in item for item in summary["privacy"]["not_covered"])
 
 
+def test_classes_that_nobody_has_named_are_said_not_to_be_covered(tmp_path):
+    """One row that alone has a class would show in the head's shape and in labels.json. Named ones need no rows."""
+    own = tmp_path / "own.csv"
+    own.write_text("text,label\n" + "good film,pos\nbad film,neg\n" * 30)
+    for named, data in ((False, f"file:{own}"), (True, f"file(path={str(own)!r}, labels='neg,odd,pos')")):
+        given = {"dataset": data, "model": "tiny", "head": "private_centroids"}
+        simulation, progress = trained(tmp_path / str(named), privacy="user_dp(noise_multiplier=1)", **given)
+        said, warned = simulation.protection.summary()["privacy"]["not_covered"], simulation.protection.warnings()
+        simulation.close()
+        assert any("names of classes" in item for item in said) == any("labels='a,b,c'" in w for w in warned) != named
+        assert progress.adapter["head.weight"].shape[0] == 2 + named
+        assert progress.adapter["head.weight"].isfinite().all()
+
+
 def test_equal_seeds_give_equal_runs_with_test_noise_only(tmp_path):
     runs = []
     for i, privacy in enumerate(("user_dp(noise_multiplier=1)", "user_dp(noise_multiplier=1, test_noise=True)") * 2):
