@@ -41,7 +41,7 @@ from fedpeft.run.observer import RoundResult, perplexity
 from fedpeft.run.phases import SILENCE
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
-from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
+from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
 
 
 def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
-    from fedpeft.run.final_score import save
+    from fedpeft.run.final_score import calibration_of, save
     from fedpeft.server.best_state import validated
     from fedpeft.simulation.alone import score_of_alone, train_alone
     from fedpeft.simulation.of_rows import of_rows

@@ -55,7 +55,10 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         tell_notes()
         found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
-        rows.append((f"{folder.name}: {label}", f"{found.mean:.3f} (worst client {found.worst:.3f})"))
+        told = f"{found.mean:.3f} (worst client {found.worst:.3f}, by chance {found.by_chance:.3f})"
+        rows.append((f"{folder.name}: {label}", told if len(found.areas) else "nobody to compare"))
+        if found.note:
+            rows.append(("", found.note))
     console.print(summary_table("membership inference: area under the curve, mean over clients; 0.5 is guessing", rows))
 
 

@@ -23,7 +23,13 @@ def attacks(simulation: Simulation) -> dict[str, Any]:
     from fedpeft.audit.membership import membership
 
     found = membership(simulation)
-    summary: dict[str, Any] = {"membership_auc": found.mean, "membership_auc_worst": found.worst}
+    if found.note:
+        simulation.observer.say(f"[bold]note[/]    membership inference: {found.note}")
+    summary: dict[str, Any] = {
+        "membership_auc": found.mean,
+        "membership_auc_worst": found.worst,
+        "membership_auc_worst_by_chance": found.by_chance,
+    }
     if simulation.protection is not None and simulation.protection.trains:
         simulation.observer.phase("attack: canaries on the run's mechanism", 1)
         with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.errors import DataError
+from fedpeft.errors import ConfigError, DataError
 
 Kind = Literal["class", "number", "labels"]
 KINDS = ("auto", "class", "number", "labels")
@@ -270,6 +270,58 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def named(text: str, least: int = 2) -> tuple[str, ...]:
+    """The names in a user's "a,b,c", in that order.
+
+    Raises:
+        ConfigError: they are fewer than `least`, or one stands there twice.
+    """
+    names = tuple(word.strip() for word in text.split(",") if word.strip())
+    if len(set(names)) < max(least, len(names)):
+        raise ConfigError(
+            f"labels={text!r} must name at least {'two classes' if least == 2 else 'one'}, each once: a,b,c"
+        )
+    return names
+
+
+def in_order(labels: Collection[str]) -> tuple[str, ...]:
+    """Distinct labels, sorted, numbers by value; "1" and "01" are two."""
+    numbers = all(label.isdecimal() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
+
+
+def encode_labels(
+    train: Sequence[str], test: Sequence[str], name: str
+) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
+    """Label names, those of the training rows in order, and the labels of both parts as int64 (rows,) positions.
+
+    Raises:
+        DataError: a test label does not occur in training.
+    """
+    names = in_order(set(train))
+    return names, positions(train, names, name), positions(test, names, name)
+
+
+def positions(labels: Sequence[str], names: Sequence[str], name: str, *, told: bool = False) -> NDArray[np.int64]:
+    """Where each of the labels stands among `names`, int64 (rows,); `told`: by a user, else they are of training rows.
+
+    Raises:
+        DataError: one does not.
+    """
+    position = {label: i for i, label in enumerate(names)}
+    unseen = sorted(set(labels) - position.keys())
+    if unseen:
+        shown = ", ".join(repr(label) for label in unseen[:5])
+        raise DataError(
+            f"{name}: {len(unseen)} labels are not among those named, {', '.join(names[:20])}: {shown}; name them in "
+            "labels, too, or leave those rows out (the column is named by label)"
+            if told
+            else f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}; leave those "
+            "rows out, or add training rows with these labels"
+        )
+    return np.array([position[label] for label in labels], np.int64)
+
+
 def label_names(labels: Labels, name: str) -> tuple[str, ...]:
     """The names of several labels: their columns, or those that occur, sorted (numbers by value).
 
@@ -281,8 +333,7 @@ def label_names(labels: Labels, name: str) -> tuple[str, ...]:
     distinct = {label for row in labels.values for label in row}
     if not distinct:
         raise DataError(f"{name}: no training row has a label")
-    numbers = all(label.isdecimal() for label in distinct)
-    return tuple(sorted(distinct, key=lambda label: (int(label) if numbers else 0, label)))
+    return in_order(distinct)
 
 
 def matrix(labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training rows") -> NDArray[Any]:

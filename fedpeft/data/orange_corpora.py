@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpeft.data.rows import Dataset, Rows, encode_labels
+from fedpeft.data.label_columns import encode_labels
+from fedpeft.data.rows import Dataset, Rows
 from fedpeft.errors import DataError
 from fedpeft.machine.downloads import Asset
 

@@ -152,6 +152,7 @@ class Dataset:
         notes: what was taken by itself, in one line each.
         tasks: that are met one after the other, in whose order `Rows.tasks` counts; None: there is one.
         raters: of the test rows; None: each has its label alone.
+        labels_of_rows: whether `label_names` are those that its training rows happen to have: nobody has named them.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     tasks: TaskSequence | None = None
     raters: Raters | None = None
+    labels_of_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
@@ -302,29 +304,6 @@ def task_in_rows(text: str) -> str | None:
     """
     part = DATASETS.build(text)
     return part.load().task if getattr(part, "task_in_rows", False) else None
-
-
-def encode_labels(
-    train: Sequence[str], test: Sequence[str], name: str
-) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Label names, sorted (numbers by value), and the labels of both parts as int64 (rows,) positions in them.
-
-    Raises:
-        DataError: a test label does not occur in training.
-    """
-    distinct = set(train)
-    numbers = all(label.isdecimal() for label in distinct)
-    names = tuple(sorted(distinct, key=lambda label: (int(label) if numbers else 0, label)))  # "1" and "01" are two
-    position = {label: i for i, label in enumerate(names)}
-    unseen = sorted(set(test) - distinct)
-    if unseen:
-        shown = ", ".join(repr(label) for label in unseen[:5])
-        raise DataError(
-            f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}; leave those rows "
-            "out, or add training rows with these labels"
-        )
-    train_labels, test_labels = (np.array([position[label] for label in part], np.int64) for part in (train, test))
-    return names, train_labels, test_labels
 
 
 def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:

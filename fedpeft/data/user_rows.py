@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.incomplete_rows import Complete
-from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, label_names, matrix
+from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, in_order, label_names, matrix, named, positions
 from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import lacking, records
-from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
+from fedpeft.data.rows import Dataset, Rows, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
 from fedpeft.machine import spooled
@@ -161,14 +161,29 @@ def _shown(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation of numbers to predict, as a user knows them; None: of the training rows."""
+class Known:
+    """What a user knows of the labels beforehand; None: it is that of the training rows.
+
+    Attributes:
+        mean, deviation: of numbers to predict, in their units.
+        names: of classes or labels, in order.
+    """
 
     mean: float | None = None
     deviation: float | None = None
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, mean: float | None, deviation: float | None, labels: str | None) -> Known:
+        """What settings say; `labels` as "a,b,c".
+
+        Raises:
+            ConfigError: `labels` names none, or one twice.
+        """
+        return cls(mean, deviation, None if labels is None else named(labels, least=1))
 
 
-OF_THE_ROWS = Moments()
+NOTHING = Known()
 
 
 def dataset(
@@ -178,18 +193,19 @@ def dataset(
     test_fraction: float,
     seed: int,
     validation: Table | None = None,
-    moments: Moments = OF_THE_ROWS,
+    known: Known = NOTHING,
     column: str = "label",
 ) -> Dataset:
     """The data set of these tables; without `test`, the fraction of `train` is held out, stratified, by `seed`.
 
-    `moments` are known of numbers to predict, which are called `column`.
+    `column` is what numbers to predict are called.
 
     Raises:
-        DataError: labels that occur in test rows alone, or are of another kind there than in the training rows.
+        DataError: labels that occur in test rows alone, or are of another kind there than in the training rows; or that
+            are not `known`, or can't be.
     """
     tables = [train, *(table for table in (validation, test) if table is not None)]
-    names, labels = _encoded([table.labels for table in tables], name, column)
+    names, labels = _encoded([table.labels for table in tables], name, column, known.names)
     owners = _owners(tables)
     parts = [Rows(table.texts, values, own) for table, values, own in zip(tables, labels, owners, strict=True)]
     rows = parts[0]
@@ -200,7 +216,7 @@ def dataset(
     return Dataset(
         name=name,
         kind="text",
-        task=_task(rows, name, moments),
+        task=_task(rows, name, known),
         train=rows,
         test=test_rows,
         label_names=names,
@@ -210,6 +226,7 @@ def dataset(
             *(() if train.labels is None else train.labels.notes),
             *(table.left_out for table in tables if table.left_out),
         ),
+        labels_of_rows=known.names is None and not _has_no_names(train.labels),
     )
 
 
@@ -225,9 +242,11 @@ def _owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
 
 
 def _encoded(
-    tables: Sequence[Labels | None], name: str, column: str
+    tables: Sequence[Labels | None], name: str, column: str, told: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
-    """Label names, and each table's labels as numbers; the first table is the training rows'."""
+    """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see `Known`."""
+    if told is not None and (why := _has_no_names(tables[0])):
+        raise DataError(f"{name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
     if tables[0] is None:
         return None, [None] * len(tables)
     kind = tables[0].kind
@@ -240,19 +259,30 @@ def _encoded(
     if kind == "number":
         return (column,), [array(table) for table in labels]
     if kind == "labels":
+        if told is not None:
+            return told, [matrix(table, told, name, "stand among those that are named in labels") for table in labels]
         names = label_names(labels[0], name)
         return names, [matrix(table, names, name) for table in labels]
-    encoded = [encode_labels(labels[0].values, table.values, name) for table in labels]
-    return encoded[0][0], [own for _, _, own in encoded]
+    names = told or in_order(set(labels[0].values))
+    return names, [positions(table.values, names, name, told=told is not None) for table in labels]
+
+
+def _has_no_names(labels: Labels | None) -> str:
+    """Why nobody can name what a column holds; empty: one can, and else names are those that occur."""
+    if labels is None:
+        return "these rows have no labels"
+    if labels.kind == "number":
+        return "these rows have numbers to predict, of which label_type=class makes classes"
+    return "these labels are called as their columns are" if labels.names else ""
 
 
 _CALLED = {"class": "classes", "number": "numbers to predict", "labels": "several labels each"}
 
 
-def _task(train: Rows, name: str, known: Moments) -> str:
+def _task(train: Rows, name: str, known: Known) -> str:
     """What is learned of the training rows' labels."""
     if train.targets != "numbers":
-        if known != OF_THE_ROWS:
+        if known.mean is not None or known.deviation is not None:
             raise DataError(f"{name} has no numbers to predict; leave mean and deviation out, or say label_type=number")
         return {"classes": "classification", "labels": "multi_label"}.get(train.targets, "causal_lm")
     if (known.mean is None) != (known.deviation is None):

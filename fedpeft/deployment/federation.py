@@ -62,7 +62,7 @@ from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, Reachable, population
+from fedpeft.server.sampling import Dealt, FixedSize, Reachable, population
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -295,12 +295,16 @@ class Federation:
 
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
-        everybody = FixedSize(self.setup.clients, self.setup.clients)  # of whom the book's secret coins draw some
+        drawn_from, book = self.sampler, self.protection
+        if isinstance(book, SummedBook):  # whose secret coins draw some of all
+            drawn_from = FixedSize(self.setup.clients, self.setup.clients)
+        elif isinstance(drawn_from, Dealt) and book is not None:
+            drawn_from = dataclasses.replace(drawn_from, asked=lambda round: book.ledger.asked(round))  # open by then
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
         made = Server(
             setup=self.setup,
             grid=self.grid(),
-            sampler=Reachable(everybody if isinstance(self.protection, SummedBook) else self.sampler, self.present),
+            sampler=Reachable(drawn_from, self.present),
             store=RunStore.of(records),
             observer=self.observer,
             evaluate=evaluate,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.config import RunConfig
-from fedpeft.data.label_columns import AND
+from fedpeft.data.label_columns import AND, named
 from fedpeft.data.rows import NO_MODEL, Dataset, Rows, load_dataset, without_validation
 from fedpeft.data.text_to_text import pair_rows
 from fedpeft.data.user_rows import Described, labelled_rows
@@ -40,12 +40,11 @@ class ServersRows:
             FedpeftError: class names or rows that can't be used.
         """
         source = None
-        names: tuple[str, ...] | None = tuple(w.strip() for w in options.labels.split(",") if w.strip()) or None
         task = told_task(options)
         targets = TASKS.build(task).targets if task else "classes"
-        least = 2 if targets == "classes" else 1
-        if options.labels and (not names or len(set(names)) < len(names) or len(names) < least):
-            raise ConfigError(f"labels={options.labels!r} must name at least two classes, each once: a,b,c")
+        names: tuple[str, ...] | None = None
+        if options.labels:
+            names = named(options.labels, least=2 if targets == "classes" else 1)
         if targets == "numbers":
             names = (options.label_column,)
         elif targets == "labels" and AND in options.label_column:

@@ -115,15 +115,6 @@ def dtype_of(layer: nn.Module) -> torch.dtype:
     return found
 
 
-def weight_of(layer: nn.Module) -> Tensor:
-    """The weights (out, in) that a linear layer computes with, quantized or not."""
-    if isinstance(layer, QuantizedLinear):
-        return layer.values()
-    weight: Any = layer.weight
-    plain: Tensor = weight.detach()
-    return plain
-
-
 def _encoded(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
     if precision == "nf4":
         weight = weight.float() if weight.dtype == torch.float64 else weight

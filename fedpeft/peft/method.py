@@ -189,7 +189,7 @@ class PeftMethod(ABC):
 
     def fitted(self, model: FederatedModel, held: Examples) -> State:
         """What of a finished `model` is fitted on `held` rows when a run ends, and is `frozen` in it from then on; by
-        default nothing."""
+        default nothing. Under privacy it is not asked unless these rows are public."""
         return {}
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:

@@ -26,19 +26,11 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key, read_key
+from fedpeft.privacy.uncovered import LABELS, uncovered
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"
 """The run's files of these names; the key is nobody's but the run's."""
-
-SUNDRY = (
-    "numbers of rows, byte counts, and the time that work takes",
-    "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
-    "what a simulation alone can measure: the linear probe, the private probe, pooled rows",
-    "settings chosen, and runs stopped or repeated, after looking at results",
-    "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
-)
-"""Outside every epsilon."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +103,7 @@ class PrivacyEngine:
         folder: the run's; the ledger and the key lie in it.
         identity: what else a round's outcome depends on (settings, data, versions), in any form.
         seed: of the run.
+        labels_of_rows: whether the names of classes are those that protected rows happen to have.
 
     Raises:
         PrivacyError: the settings would not protect, or the ledger was begun on other terms.
@@ -123,11 +116,12 @@ class PrivacyEngine:
         folder: Path,
         identity: str,
         seed: int,
+        labels_of_rows: bool = False,
     ) -> None:
         if mechanism.at_budget == "sit_out" and mechanism.epsilon is None:
             raise PrivacyError(f"at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
         self.mechanism, self.federation = mechanism, federation
-        self.identity, self.seed = identity, seed
+        self.identity, self.seed, self.labels_of_rows = identity, seed, labels_of_rows
         self.sits_out = mechanism.at_budget == "sit_out"
         self.folder = folder
         self.noise, self.delta, self.start = self._settle()
@@ -343,6 +337,10 @@ class PrivacyEngine:
             found.append(f"epsilon {mechanism.epsilon:g} is hardly a protection; below 10 is usual, 1 is strong")
         if mechanism.raw_metrics:
             found.append("clients report raw losses and row counts (raw_metrics), which epsilon does not cover")
+        if self.labels_of_rows:
+            found.append(
+                f"{LABELS}, which epsilon does not cover; name them: file(..., labels='a,b,c'), or so with hf(...)"
+            )
         return found
 
     def terms(self) -> str:
@@ -376,7 +374,6 @@ class PrivacyEngine:
         """What the run may claim; for `summary.json`."""
         mechanism = self.mechanism
         worst, median = self.epsilons()
-        uncovered = ["losses that clients report (raw_metrics)"] if mechanism.raw_metrics else []
         return {
             "epsilon": worst,
             "epsilon_median": median,
@@ -394,7 +391,7 @@ class PrivacyEngine:
                 "start_noise_multiplier": self.start,
                 "start_share": self.start_share,
                 "sat_out": sorted(self.sat_out),
-                "not_covered": uncovered + list(SUNDRY),
+                "not_covered": uncovered(mechanism, self.labels_of_rows),
                 "test_noise": mechanism.test_noise,
             },
         }

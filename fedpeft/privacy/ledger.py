@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ class Ledger:
     def accounts(self, round: int, attempt: int) -> frozenset[int]:
         """The accounts that an attempt of a round was charged to."""
         return self._attempts[round][attempt][1]
+
+    def asked(self, before: int) -> Mapping[int, int]:
+        """In how many of the rounds from 1 to `before` (without it) each account was charged, or left out as spent."""
+        rounds: dict[int, set[int]] = {}
+        for line in self._lines:
+            if 0 < int(line["round"]) < before:
+                accounts = (*(charge[0] for charge in line["charges"]), *line.get("spent", ()))
+                rounds.setdefault(int(line["round"]), set()).update(map(int, accounts))
+        return Counter(account for accounts in rounds.values() for account in accounts)
 
     def charge(self, round: int, fingerprint: str, charges: Charges, left_out: Collection[int] = ()) -> int:
         """Charge a round before its work begins; returns its attempt, counted from 0.

@@ -23,7 +23,7 @@ from fedpeft.errors import AssetError
 from fedpeft.machine.hardware import accelerators, free_memory
 from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
-from fedpeft.models.calibration import temperature
+from fedpeft.models.calibration import calibrate, temperature
 from fedpeft.models.frozen_blocks import above, started
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
@@ -81,6 +81,15 @@ class FinalScore:
     measures: Mapping[str, Any] = field(default_factory=dict)
 
 
+def calibration_of(score: FinalScore) -> dict[str, Any]:
+    """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
+    scores = score.scores
+    if not scores.confidence.any():
+        return {}
+    before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
+    return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
+
+
 @dataclass(frozen=True, eq=False)
 class Scorer:
     """Scores saved files, in this process: on the run's GPU, if it has room for the base in fp32, or with all cores.
@@ -90,7 +99,7 @@ class Scorer:
     Attributes:
         setup, work: of the run.
         test: rows that are scored.
-        held: rows that the temperature is fitted on.
+        held: rows that the temperature is fitted on, where they may decide (`Steering.fits`).
         threads: of torch.
         observer: is told how long it goes on.
     """
@@ -115,7 +124,7 @@ class Scorer:
 
         Args:
             base_precision: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
-            temperature: that is known already; None: it is fitted on the validation rows.
+            temperature: that is known already; None: fitted on the validation rows, or 1 where they may not decide.
             asks: what is asked of the test rows, too.
         """
         setup = self.setup
@@ -127,7 +136,7 @@ class Scorer:
         base, test, held = self._reused(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
-        if fitted := setup.method.fitted(model, held):
+        if setup.steering.fits and (fitted := setup.method.fitted(model, held)):
             saved_adapter.add(folder, fitted)
         divisor = self._temperature(model, held) if temperature is None else temperature
         questions = asks(divisor)
@@ -194,9 +203,9 @@ class Scorer:
         return above(base, depth), test_rows, held_rows
 
     def _temperature(self, model: FederatedModel, held: Examples) -> float:
-        """What logits are divided by for the best fit of the validation rows; 1 where there are no classes."""
+        """What logits are divided by to fit the validation rows; 1 without classes, or where these may not decide."""
         labels = self.held.labels
-        if labels is None or not len(held) or self.setup.task.targets != "classes":
+        if labels is None or not len(held) or self.setup.task.targets != "classes" or not self.setup.steering.fits:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():

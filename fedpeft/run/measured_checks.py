@@ -76,12 +76,13 @@ def _check_questions(setup: Setup) -> None:
     if setup.secure_sum is not None and setup.secure_sum.noisy:
         raise PrivacyError(
             f"calibration of clients' rows adds up what they measure, which the noise of {setup.config.privacy} does "
-            "not cover; take calibration(rows=server), or leave it out of --measure"
+            "not cover; take calibration(rows=server) and validation(public=True), or leave it out of --measure"
         )
     if setup.mechanism is not None and setup.mechanism.silent:
         raise PrivacyError(
             "calibration of clients' rows adds up what they measure on them, which epsilon does not cover; take "
-            f"calibration(rows=server), or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
+            "calibration(rows=server), and validation(public=True) where these rows are public, or allow it with "
+            f"{setup.mechanism.name}(raw_metrics=True, ...)"
         )
 
 

@@ -1,9 +1,9 @@
-"""What validation rows decide in a run: whether a step counts, which state is kept, and when to stop.
+"""What validation rows decide in a run: whether a step counts, which state is kept, when to stop, and what is fitted.
 
 `auto` means: as much as is right. Under privacy validation rows decide nothing, unless they are public: which state is
-kept, and which round is the last, would tell of rows that no epsilon covers. Nor do they where each client has tensors
-of its own, which the server can neither evaluate nor put back; nor with tasks one after the other, where they are rows
-of tasks to come as well.
+kept, which round is the last, and a temperature, would tell of rows that no epsilon covers. Nor do they judge a state
+where each client has tensors of its own, which the server can neither evaluate nor put back; nor with tasks one after
+the other, where they are rows of tasks to come as well.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ class Steering:
         safeguard: judges each step; None: all count.
         keep_best: whether the best state is the result, or the last.
         patience: evaluations without a better state after which the run ends; 0: it takes all its rounds.
+        fits: whether what a finished model has of its own is fitted on these rows: a temperature, weights of prompts.
     """
 
     safeguard: Safeguard | None = None
     keep_best: bool = False
     patience: int = 0
+    fits: bool = True
 
 
 def steering(
@@ -88,7 +90,7 @@ def steering(
             "count, and the last state is the result"
         )
     if hidden or personal or not rows or tasks:
-        return Steering()
+        return Steering(fits=not hidden)
     if config.safeguard == "auto":
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard is not None and guard.lowers and noise_stays:

@@ -18,7 +18,6 @@ from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
-    from fedpeft.run.final_score import FinalScore
     from fedpeft.run.setup import Setup
     from fedpeft.server.progress import Progress
 
@@ -50,7 +49,9 @@ class Quality:
         calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
         forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
         retrieval: of pairs, see `fedpeft.simulation.retrieval.retrieved`.
-        membership_auc, membership_auc_worst: of membership inference; 0.5 is guessing.
+        membership_auc: of membership inference, the mean over clients; 0.5 is guessing.
+        membership_auc_worst: the same, of the client that gives most away.
+        membership_auc_worst_by_chance: the worst if nobody gave anything away: of many small clients far above 0.5.
         audit_epsilon, audit_epsilon_one_run, audit_claimed, audit_passed: of the canary audit.
     """
 
@@ -80,6 +81,7 @@ class Quality:
     retrieval: Mapping[str, Any] | None = None
     membership_auc: float | None = None
     membership_auc_worst: float | None = None
+    membership_auc_worst_by_chance: float | None = None
     audit_epsilon: float | None = None
     audit_epsilon_one_run: float | None = None
     audit_claimed: float | None = None
@@ -205,17 +207,6 @@ class Summary:
         """Names and values, in one level."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**vars(own.pop("quality")), **vars(own.pop("costs")), **own}
-
-
-def calibration_of(score: FinalScore) -> dict[str, Any]:
-    """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
-    from fedpeft.models.calibration import calibrate
-
-    scores = score.scores
-    if not scores.confidence.any():
-        return {}
-    before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
-    return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
 
 
 def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:

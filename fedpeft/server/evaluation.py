@@ -16,6 +16,7 @@ from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.downlink import Versions
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
+from fedpeft.models.client_accuracy import worst_tenth
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
@@ -28,9 +29,6 @@ from fedpeft.server.sampling import measured
 
 HELD_OUT = 0.2
 """Share of each client's rows that it is evaluated on and does not train on, where clients have models of their own."""
-
-WORST = 0.1
-"""The share of clients that `worst_accuracy` is a mean over; at least one client."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,10 @@ def own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
     believed = [min(1.0, most / r.count) for r in heard]  # shares of what each says
     predictions = sum(r.count * share for r, share in zip(heard, believed, strict=True))
     accuracies = sorted(r.correct / r.count for r in heard)
-    worst = accuracies[: max(1, round(WORST * len(heard)))]
     return OwnRows(
         sum(r.loss for r in heard) / len(heard),
         sum(accuracies) / len(heard),
-        sum(worst) / len(worst),
+        worst_tenth(accuracies),
         len(heard),
         sum(r.loss * r.count * share for r, share in zip(heard, believed, strict=True)) / predictions,
         sum(r.correct * share for r, share in zip(heard, believed, strict=True)) / predictions,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft import seeds
 from fedpeft.errors import PrivacyError
@@ -94,18 +95,42 @@ class InTurns(_Alike):
         return sorted(group[i] for i in np.asarray(chosen)) if group else []
 
 
+def _unknown(round: int) -> Mapping[int, int]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Dealt(_Alike):
     """Cohorts dealt from a deck that is shuffled anew when it has no whole cohort left.
 
-    So all clients come about equally often: nobody more than rounds / (clients // size) times, rounded up.
+    So all clients come about equally often: where all are there, nobody more than rounds / (clients // size) times,
+    rounded up. Where some are away others take their places, and come more often; first those who have done so least.
+
+    Attributes:
+        asked: how often each client has been asked in the rounds before one, from what is on the disk, so that a server
+            that was restarted goes on alike.
     """
 
+    asked: Callable[[int], Mapping[int, int]] = _unknown
+
+    def draw(self, seed: int, round: int) -> list[int]:
+        """The cohort of a round (from 1), ascending: a function of seed and round alone."""
+        return sorted(int(c) for c in self._deck(seed, round)[: self.size])
+
     def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
-        """The cohort where some clients are away: in their place those who come next in the deck."""
+        """The cohort where some clients are away: in their place those who come next in the deck, of those who have
+        stood in for others least often."""
+        deck = self._deck(seed, round)
+        here = deck[np.isin(deck, np.asarray(present))]
+        dealt = np.bincount([c for r in range(1, round) for c in self.draw(seed, r)], minlength=self.clients)
+        asked = self.asked(round)
+        beyond = np.maximum([asked.get(int(c), 0) - dealt[c] for c in here], 0)
+        return sorted(int(c) for c in here[np.argsort(beyond, kind="stable")][: self.size])
+
+    def _deck(self, seed: int, round: int) -> NDArray[np.int64]:
+        """All clients in the order of the deck, from where it stands before a round."""
         deck, place = divmod(round - 1, self.clients // self.size)
-        order = np.roll(seeds.generator(seed, "dealt", deck).permutation(self.clients), -place * self.size)
-        return sorted(int(c) for c in order[np.isin(order, np.asarray(present))][: self.size])
+        return np.roll(seeds.generator(seed, "dealt", deck).permutation(self.clients), -place * self.size)
 
 
 Population = FixedSize | InTurns | Dealt

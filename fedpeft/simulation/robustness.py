@@ -14,6 +14,7 @@ from fedpeft import seeds
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.models.client_accuracy import of_clients, worst_tenth
 from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import logits, score_batches
 from fedpeft.models.task import FederatedModel
@@ -27,9 +28,6 @@ from fedpeft.trust.corruption import Neighbours, corrupted, of_kind
 
 ALIKE = 0.7
 """Cosine from which on a word's nearest neighbour takes its place."""
-
-WORST = 0.1
-"""Share of the clients that `worst_clients` is a mean over; at least one."""
 
 Predict = Callable[[Rows], NDArray[np.int64]]
 """The classes of rows, (rows,)."""
@@ -68,22 +66,6 @@ def neighbours(model: FederatedModel, directory: Path) -> Neighbours:
     return near
 
 
-def of_clients(right: NDArray[np.bool_], labels: NDArray[np.int64], held: NDArray[np.int64]) -> float:
-    """Mean accuracy of the worst tenth of the clients, each on test rows with its own mix of classes.
-
-    Args:
-        right: of test rows, (rows,).
-        labels: theirs.
-        held: rows of each class that each client has, (clients, classes).
-    """
-    classes = held.shape[1]
-    counts = np.bincount(labels, minlength=classes)
-    accuracy = np.bincount(labels, right, minlength=classes) / np.maximum(counts, 1)
-    mix = held * (counts > 0)
-    own = np.sort((mix @ accuracy) / np.maximum(mix.sum(1), 1))
-    return float(own[: max(1, round(WORST * len(own)))].mean())
-
-
 def measured(
     asked: Robustness, rows: Rows, kind: str, predict: Predict, near: Neighbours, held: NDArray[np.int64], seed: int
 ) -> dict[str, Any]:
@@ -119,7 +101,7 @@ def _point(
         "accuracy": float(right.mean()),
         "worst": float(always.mean()),
         "unchanged": float(np.mean([draw == clean for draw in draws])),
-        "worst_clients": of_clients(always, labels, held),
+        "worst_clients": worst_tenth(of_clients(always, labels, held)),
     }
 
 
@@ -154,5 +136,5 @@ def _attacked(
     for index in score_batches(examples):
         batch = examples.batch(index)
         right[index], labels[index] = worst(model, batch, strength, random)[0].numpy(), batch["labels"].numpy()
-    share = float(right.mean())
-    return {"strength": strength, "accuracy": share, "worst": share, "worst_clients": of_clients(right, labels, held)}
+    share, clients = float(right.mean()), worst_tenth(of_clients(right, labels, held))
+    return {"strength": strength, "accuracy": share, "worst": share, "worst_clients": clients}

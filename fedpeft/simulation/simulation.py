@@ -171,7 +171,8 @@ class Simulation:
         )
         mechanism.check_start(federation)
         engine = SummedEngine if mechanism.summed else PrivacyEngine
-        return engine(mechanism, federation, self.folder, identity, config.seed)
+        labels_of_rows = self.rows.dataset.labels_of_rows
+        return engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
 
     def _exposure(self) -> Exposure:
         """What the cost of this run depends on."""

@@ -29,6 +29,7 @@ from fedpeft.data.rows import source_of_test_rows
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
+from fedpeft.models.client_accuracy import of_clients, worst_tenth
 from fedpeft.run.folder import resume_command
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
@@ -216,27 +217,16 @@ def _arrays(path: Path) -> dict[str, NDArray[np.float64]]:
 def client_accuracy(
     scores: Mapping[str, NDArray[np.float64]], clients: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any] | None:
-    """How the final model serves each client: its accuracy on test rows with the client's mix of classes.
-
-    a_k = sum_y p_k(y) a(y): a(y) is the accuracy on the test rows of class y, p_k(y) the share of class y in client
-    k's rows. None where classes are not known.
-    """
+    """How the final model serves each client (`fedpeft.models.client_accuracy`); None where classes are not known."""
     if "labels" not in clients or "test_labels" not in clients or "correct" not in scores:
         return None
-    labels_KC = clients["labels"]
-    test_labels = clients["test_labels"].astype(np.int64)
-    classes = labels_KC.shape[1]
-    rows_C = np.bincount(test_labels, minlength=classes)
-    right_C = np.bincount(test_labels, scores["correct"], classes)
-    known_KC = labels_KC * (rows_C > 0)
-    shares_KC = known_KC / np.maximum(known_KC.sum(1, keepdims=True), 1)
-    accuracy_K = np.sort((shares_KC * (right_C / np.maximum(rows_C, 1))).sum(1)[known_KC.sum(1) > 0])
+    accuracy_K = of_clients(scores["correct"], clients["test_labels"].astype(np.int64), clients["labels"])
     if not len(accuracy_K):
         return None
     return {
         "clients": len(accuracy_K),
         "quantiles": [float(q) for q in np.quantile(accuracy_K, QUANTILES)],
-        "worst_tenth": float(accuracy_K[: max(1, len(accuracy_K) // 10)].mean()),
+        "worst_tenth": worst_tenth(accuracy_K),
     }
 
 

@@ -20,9 +20,8 @@ from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
 from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, layout_of, run
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon
-from fedpeft.audit.membership import _some_clients, area
+from fedpeft.audit.membership import Membership
 from fedpeft.communication.uplink import parse_uplink
-from fedpeft.config import RunConfig
 from fedpeft.errors import PrivacyError
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
@@ -38,7 +37,6 @@ from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main as simulate
-from fedpeft.simulation.simulation import Simulation
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}
 DELTA = 1e-5
@@ -211,18 +209,14 @@ def test_the_command(capsys):
 # ------------------------------------------------------------------------------------------------------- membership
 
 
-def test_the_area_is_a_rank_statistic():
-    members, others = np.array([0.1, 0.3]), np.array([0.2, 0.4, 0.5])
-    expected = np.mean([[m < o for o in others] for m in members])
-    assert area(members, others, np.ones(3)) == pytest.approx(expected)
-    assert area(members, others, np.array([1.0, 0.0, 0.0])) == pytest.approx(0.5)
-
-
 def test_a_run_without_rounds_has_no_canaries(monkeypatch):
-    told = SimpleNamespace(mean=0.5, worst=0.6)
+    told = Membership(np.array([0.4, 0.6]), by_chance=0.55, members=20, left_out=3)
     monkeypatch.setattr("fedpeft.audit.membership.membership", lambda simulation: told)
-    found = attacks(SimpleNamespace(protection=SimpleNamespace(trains=False)))
-    assert found == {"membership_auc": 0.5, "membership_auc_worst": 0.6}
+    said = []
+    observer = SimpleNamespace(say=said.append)
+    summary = attacks(SimpleNamespace(protection=SimpleNamespace(trains=False), observer=observer))
+    assert summary == {"membership_auc": 0.5, "membership_auc_worst": 0.6, "membership_auc_worst_by_chance": 0.55}
+    assert "3 of 20 members left out" in said[0]
 
 
 @pytest.mark.slow
@@ -251,15 +245,6 @@ def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
     (tmp_path / "serve.toml").write_text("")
     assert main([str(tmp_path)]) == 2
     assert "its rows have stayed with the clients" in capsys.readouterr().err
-
-
-def test_rows_that_clients_hold_out_are_no_members(tmp_path, observer):
-    given = {"dataset": "tiny", "tokens": 16, "clients": 4, "workers": 1, "peft": "lora(layers=1)", "dtype": "fp32"}
-    simulation = Simulation(RunConfig(**given, strategy="fedper"), tmp_path, observer)
-    members = np.concatenate(_some_clients(simulation))
-    simulation.close()
-    assert sorted(members) == sorted(np.concatenate([simulation.training_rows(client) for client in range(4)]))
-    assert len(members) < 0.9 * len(simulation.rows.train)
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fedpeft.data.datasets.shakespeare import lines_by_role, packed
+from fedpeft.data.label_columns import encode_labels
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import (
     DATASETS,
     Dataset,
     Rows,
-    encode_labels,
     load_dataset,
     source_of_test_rows,
     split_validation,

@@ -135,7 +135,7 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
         ),
         ("my.csv", GOOD, ", test='no.csv'", DataError, "there is no file no.csv"),
         ("my.csv", GOOD, ", test_fraction=1.5", ConfigError, "test_fraction must be above 0 and at most 0.9"),
-        ("my.csv", GOOD, ", labels='y'", ConfigError, "no setting 'labels'; did you mean 'label'"),
+        ("my.csv", GOOD, ", lable='y'", ConfigError, "no setting 'lable'; did you mean 'label'"),
         ("my.csv", GOOD, ", text=5", ConfigError, "text must be str, got 5"),
     ],
 )
@@ -211,6 +211,9 @@ def test_hub_rows_and_class_names(hub: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"no split 'dev'; .*legal: test, train, validation; test=None"):
         load_dataset("hf(name='org/name', text=sentence, test=dev)")
     assert len(load_dataset("hf(name='org/name', text=sentence, test=None)").test) == 2
+    assert data.labels_of_rows
+    named = load_dataset("hf(name='org/name', text=sentence, test=validation, labels='pos,neg')")
+    assert (named.label_names, named.labels_of_rows, named.train.labels[0]) == (("pos", "neg"), False, 1)  # type: ignore[index]
 
 
 def test_hub_rows_that_lack_something_are_left_out_where_that_is_said(hub: dict[str, object]) -> None:

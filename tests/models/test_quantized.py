@@ -11,7 +11,7 @@ from transformers import AutoModel
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import linear_layers
-from fedpeft.models.quantized import PRECISIONS, dequantized, quantize, weight_of
+from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
 
 
 def bases():
@@ -27,7 +27,7 @@ def test_a_quantized_base_computes_with_the_named_values(precision):
         expected = dequantized(layer.weight, precision)
         error = float((expected - layer.weight).norm() / layer.weight.norm())
         assert 0 < error < {"nf4": 0.12, "int8": 0.02}[precision], path
-        assert torch.equal(weight_of(packed.get_submodule(path)), expected)
+        assert torch.equal(packed.get_submodule(path).values(), expected)
         layer.weight.data = expected
     ids = torch.arange(4, 24).view(2, 10)
     for _ in range(2):  # evaluation, then a training step, twice: nothing is repacked in between

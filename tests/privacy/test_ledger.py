@@ -65,6 +65,17 @@ def test_who_was_left_out_is_known_when_the_file_is_read_again(tmp_path):
     assert Ledger(path, TERMS).left_out == ledger.left_out == {0, 2, 4}
 
 
+def test_how_often_each_was_asked_counts_rounds_and_not_attempts(tmp_path):
+    """Whoever is left out was asked, too; the start is no round."""
+    for path in (tmp_path / "ledger", tmp_path / "ledger"):  # the second time it is read
+        ledger = Ledger(path, TERMS)
+        ledger.charge(0, "start", {7: (EVENT, 1), 8: (EVENT, 1)})
+        ledger.charge(1, "a", {7: (EVENT, 3)}, [9])
+        ledger.charge(1, "again", {7: (EVENT, 3)})
+        ledger.charge(2, "b", {7: (EVENT, 1), 8: (EVENT, 1)})
+        assert [ledger.asked(round) for round in (1, 2, 3)] == [{}, {7: 1, 9: 1}, {7: 2, 8: 1, 9: 1}]
+
+
 def test_other_terms_and_damage_are_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     Ledger(path, TERMS).charge(1, "a", {0: (EVENT, 1)})

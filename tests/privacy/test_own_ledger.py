@@ -91,6 +91,22 @@ def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation):
     assert made.server.edges[0].protection.spent() <= limit
 
 
+def test_who_stood_in_for_another_is_not_asked_again_at_its_own_turn(federation, monkeypatch):
+    """The first of the deck is away in round 1 and asked at the end; the ledger knows who came in its place."""
+    made = federation(privacy="dp_sgd(epsilon=8)", clients=4, cohort=1, rounds=4)
+    [first] = made.server.sampler.draw(made.server.config.seed, 1)
+    everybody = made.server.present()
+
+    def asked():
+        done = made.server.direct.asked if hasattr(made.server, "direct") else []
+        return [instruction.client for instruction in done if instruction.kind == "train"]
+
+    monkeypatch.setattr(made.server, "present", lambda: [k for k in everybody if k != first or asked()])
+    made.run()
+    assert sorted(asked()) == everybody
+    assert asked()[-1] == first
+
+
 def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_peace(federation):
     """The client's own book has a charge more than the server's: it refuses, and the server sees to the rest."""
     made = federation(privacy="local_dp(noise_multiplier=2)", clients=1, rounds=3)

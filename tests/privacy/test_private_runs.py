@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
+from fedpeft.peft.methods.prompt_ensemble import SHARES
+from fedpeft.peft.saved_adapter import OWN_TENSORS
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
@@ -96,6 +99,33 @@ def test_the_summary_says_what_is_claimed(tmp_path, capsys):
     assert privacy["weighting"] == "uniform"
     assert any("stopped" in item for item in privacy["not_covered"])
     assert {(folder / n).stat().st_mode & 0o077 for n in ("clients.jsonl", "clients.npz", "privacy.key", LEDGER)} == {0}
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_nothing_is_fitted_on_rows_that_are_not_said_to_be_public(tmp_path, public):
+    """Neither the temperature that `predict` divides by, nor weights of prompts in the saved adapter."""
+    folder, measure = tmp_path / "run", f"validation(every=100, public={public})"
+    given = {**TINY, "rounds": 1, "peft": "prompt_ensemble(prompts=2, length=2)", "measure": measure}
+    words = ["--" + k.replace("_", "-") + f"={v}" for k, v in given.items()]
+    assert main([*words, "--privacy", "user_dp(noise_multiplier=1)", "--output", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["temperature"] != 1) == public
+    assert (SHARES in load_file(folder / "adapter" / OWN_TENSORS)) == public
+    assert any("scores on validation and test rows" in item for item in summary["privacy"]["not_covered"])
+
+
+def test_classes_that_nobody_has_named_are_said_not_to_be_covered(tmp_path):
+    """One row that alone has a class would show in the head's shape and in labels.json. Named ones need no rows."""
+    own = tmp_path / "own.csv"
+    own.write_text("text,label\n" + "good film,pos\nbad film,neg\n" * 30)
+    for named, data in ((False, f"file:{own}"), (True, f"file(path={str(own)!r}, labels='neg,odd,pos')")):
+        given = {"dataset": data, "model": "tiny", "head": "private_centroids"}
+        simulation, progress = trained(tmp_path / str(named), privacy="user_dp(noise_multiplier=1)", **given)
+        said, warned = simulation.protection.summary()["privacy"]["not_covered"], simulation.protection.warnings()
+        simulation.close()
+        assert any("names of classes" in item for item in said) == any("labels='a,b,c'" in w for w in warned) != named
+        assert progress.adapter["head.weight"].shape[0] == 2 + named
+        assert progress.adapter["head.weight"].isfinite().all()
 
 
 def test_equal_seeds_give_equal_runs_with_test_noise_only(tmp_path):

@@ -27,8 +27,9 @@ def test_auto_decides_as_much_as_is_right():
     assert decided() == Steering(Undo(), True, 0)
     assert decided(safeguard="none", measure="validation(every=1, keep=last)") == Steering()
     assert decided(measure="validation(every=1, patience=3)", safeguard="none") == Steering(None, True, 3)
-    for case in ({"private": True}, {"personal": True}, {"rows": False}):
+    for case in ({"personal": True}, {"rows": False}):
         assert decided(**case) == Steering()
+    assert decided(private=True) == decided(private=True, personal=True) == Steering(fits=False)
     assert decided(private=True, measure="validation(every=1, public=True)") == Steering(Undo(), True, 0)
 
 

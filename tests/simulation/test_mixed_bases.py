@@ -18,7 +18,7 @@ from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.config import RunConfig
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.models.layers import linear_layers, replace
-from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize, weight_of
+from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
@@ -121,6 +121,11 @@ def made(folder: Path, **more) -> Simulation:
 
 class StopError(Exception):
     pass
+
+
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """The weights that a linear layer computes with, quantized or not."""
+    return layer.values() if isinstance(layer, QuantizedLinear) else layer.weight.detach()
 
 
 def weight_of_base(plain: Mapping[str, nn.Linear], module: str, base: str, residual: State) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -134,6 +135,35 @@ def test_those_who_are_away_are_replaced_by_those_who_come_next():
     assert all(len(cohort) == 4 and set(cohort) <= set(present) for cohort in cohorts)
     assert Reachable(Dealt(10, 4), lambda: range(10)).draw(0, 2) == Dealt(10, 4).draw(0, 2)
     assert Reachable(Dealt(10, 4), lambda: [6]).draw(0, 2) == [6]
+
+
+def asked_in(cohorts):
+    """How often each client has been asked, as a ledger of these cohorts would say."""
+    return lambda before: Counter(client for cohort in cohorts[: before - 1] for client in cohort)
+
+
+@pytest.mark.parametrize(("clients", "size", "rounds"), [(10, 2, 20), (100, 10, 20), (20, 5, 40), (11, 4, 30)])
+def test_where_some_are_away_nobody_stands_in_for_them_again_and_again(clients, size, rounds):
+    """A fifth is away in each round. Who stood in kept its own place as well: of 10 clients one came 7 times, not 4."""
+    decks = -(-rounds // (clients // size))
+    for seed in range(5):
+        random, cohorts = np.random.default_rng(seed), []
+        dealt = Dealt(clients, size, asked_in(cohorts))
+        for round in range(1, rounds + 1):
+            present = np.flatnonzero(random.random(clients) < 0.8).tolist()
+            cohorts.append(dealt.draw_among(present, seed, round))
+            assert cohorts[-1] == dealt.draw_among(present, seed, round)  # as a server that was restarted says
+            assert len(cohorts[-1]) == min(size, len(present))
+            assert set(cohorts[-1]) <= set(present)
+        assert max(asked_in(cohorts)(rounds + 1).values()) <= decks + 1
+
+
+@pytest.mark.parametrize(("clients", "size"), [(10, 2), (11, 4), (5, 5)])
+def test_a_complete_fleet_is_dealt_as_a_simulation_is(clients, size):
+    plain = Dealt(clients, size)
+    cohorts = [plain.draw(0, round) for round in range(1, 30)]
+    asked = Dealt(clients, size, asked_in(cohorts))
+    assert [Reachable(asked, lambda: range(clients)).draw(0, round) for round in range(1, 30)] == cohorts
 
 
 def test_secret_cohorts_are_not_dealt():

@@ -10,7 +10,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.run.measurements.robustness import Robustness
-from fedpeft.simulation.robustness import measured, neighbours, of_clients
+from fedpeft.simulation.robustness import measured, neighbours
 from fedpeft.trust.attacked import STARTS, embedding_of, moved, projected, worst
 from fedpeft.trust.corruption import CORRUPTIONS, corrupted, of_kind
 from fedpeft.trust.corruptions.typos import KEYBOARD, beside
@@ -133,10 +133,3 @@ def test_what_is_counted():
     assert strong["accuracy"] == strong["unchanged"]
     assert found["typos"][-1]["accuracy"] == 1
     assert strong["worst_clients"] == 0.5
-
-
-def test_the_worst_clients_are_those_with_the_classes_that_suffer():
-    right, labels = np.array([True, True, False, False]), np.array([0, 0, 1, 1])
-    held = np.array([[9, 1]] * 18 + [[0, 10]] * 2)
-    assert of_clients(right, labels, held) == 0
-    assert of_clients(right, labels, held[:18]) == pytest.approx(0.9)

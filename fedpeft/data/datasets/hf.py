@@ -36,6 +36,9 @@ class HF:
         "label", "name of the column with classes, numbers or lists of labels, or 'toxic + insult'; None: language"
     )
     label_type: str = setting("auto", "what the labels are; auto: as they look, which is said", choices=KINDS)
+    labels: str | None = setting(
+        None, "names of classes or labels in order: a,b,c; None: those that occur in the training rows"
+    )
     mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
     deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
@@ -102,7 +105,7 @@ class HF:
         """
         train = self._table(splits, self.train)
         test = None if self.test is None else self._table(splits, self.test)
-        known, column = user_rows.Moments(self.mean, self.deviation), self.label or "label"
+        known, column = user_rows.Known.of(self.mean, self.deviation, self.labels), self.label or "label"
         made = user_rows.dataset(self.name, train, test, self.test_fraction, self.seed, None, known, column)
         if self.target is not None:
             return dataclasses.replace(made, task="seq2seq", default_model=NO_MODEL)

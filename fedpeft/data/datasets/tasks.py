@@ -132,6 +132,7 @@ class Tasks:
             label_names=tuple(all_labels) or None,
             default_model=loaded[0].default_model,
             sampled=any(data.sampled for data in loaded),
+            labels_of_rows=any(data.labels_of_rows for data in loaded),
             notes=tuple(note for data in loaded for note in data.notes),
             tasks=self._sequence(tuple(names), [tuple(sorted(place.tolist())) for place in places]),
         )

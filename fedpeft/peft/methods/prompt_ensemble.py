@@ -10,6 +10,8 @@ w_j are equal during the run. With weights=validation they are fitted when it en
 
     w = softmax_j(-L_j / temperature),   L_j the mean loss of prompt j alone on these rows, a sum over rows
 
+Under privacy they stay equal, unless these rows are public.
+
 Deviations. The paper trains prompts in runs of their own and takes their majority; here they share the head, which
 learns from all of them, and probabilities are averaged. Rule: the plain mean, prompt j with prompt j, from one start.
 A gradient per example is refused: a row stands in several sequences. Classification only.
@@ -94,7 +96,11 @@ class PromptEnsemble(PeftMethod):
 
     prompts: int = setting(4, "how many", low=2, high=64)
     length: int = setting(10, "positions of each", low=1, high=512)
-    weights: str = setting("validation", "of prompts in the end", choices=("validation", "equal"))
+    weights: str = setting(
+        "validation",
+        "of prompts in the end; validation: fitted, under privacy on public rows alone",
+        choices=("validation", "equal"),
+    )
     temperature: float = setting(0.1, "of the fitted weights, in nats of a row's loss", above=0)
 
     batched: ClassVar[bool] = True

@@ -25,7 +25,7 @@ class Validation(Measurement):
         choices=KEPT,
     )
     patience: int = setting(0, "evaluations without a better state after which the run ends; 0: all rounds", low=0)
-    public: bool = setting(False, "under privacy: these rows are public, and may decide")
+    public: bool = setting(False, "under privacy: these rows are public, may decide, and be fitted on")
 
 
 part = Validation

@@ -1,0 +1,28 @@
+"""What no epsilon of a run covers, for `summary.json`: in words, since nobody can count it."""
+
+from __future__ import annotations
+
+from fedpeft.privacy.mechanism import Mechanism
+
+SUNDRY = (
+    "numbers of rows, byte counts, and the time that work takes",
+    "scores on validation and test rows, which a simulation takes from the same data: rounds.jsonl, summary.json, "
+    "predictions.npz, and evaluations.jsonl, whose questions are validation rows where no file is named",
+    "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
+    "what a simulation alone can measure: the linear probe, the private probe, pooled rows",
+    "settings chosen, and runs stopped or repeated, after looking at results",
+    "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
+)
+"""Outside every epsilon."""
+
+RAW = "what clients report of their rows, such as losses (raw_metrics)"
+
+LABELS = "the names of classes, and so the head's shape and adapter/labels.json, are those that training rows have"
+
+
+def uncovered(mechanism: Mechanism, labels_of_rows: bool) -> list[str]:
+    """What a run under `mechanism` shows beside what its epsilon counts, an item each.
+
+    `labels_of_rows`: whether nobody has named the classes, so that a row that alone has one shows.
+    """
+    return [*([RAW] if mechanism.raw_metrics else []), *([LABELS] if labels_of_rows else []), *SUNDRY]
