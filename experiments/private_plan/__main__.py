@@ -46,7 +46,7 @@ def main() -> None:
     print("| task | epsilon | seeds | rounds | run (%) | private probe (%) | difference (95 %) | open probe (%) |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     tasks = list(dict.fromkeys(task for task, _ in cells))
-    for task, budget in sorted(cells, key=lambda cell: (tasks.index(cell[0]), -float(cell[1]))):
+    for task, budget in sorted(cells, key=lambda cell: (tasks.index(cell[0]), cell[1][1:], -float(cell[1][0]))):
         print(line(task, budget, cells[task, budget]))
 
 

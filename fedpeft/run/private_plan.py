@@ -31,7 +31,12 @@ HEAD_ALONE, OF_IMAGES = "linear_probe", "whitened_probe"
 """The PEFT methods that are planned where an adapter would not be heard: a head is, or nothing is but its start."""
 
 
-def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = ()) -> Setup:
+DIRECTIONS = "private_centroids"
+"""Where whitened features are only released, and not trained on: moments, which would whiten them, have less to add
+than they take."""
+
+
+def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = (), head: str = "auto") -> Setup:
     """The setup with what its mechanism plans: training, or a start alone; the same one where the user says how.
 
     The planned settings say plan=False, so that a run that is continued stays what it was. Where the mechanism
@@ -41,6 +46,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         setup: as the user says.
         federation: the run as its mechanism sees it.
         groups: of clients that differ.
+        head: how the user says it starts.
 
     Raises:
         FedpeftError: what is planned does not go with the other settings; or the named server optimizer's steps are
@@ -67,7 +73,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     named = None if _left(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
     if not mechanism.trains(federation):
-        return trained
+        released = config.peft == OF_IMAGES and head == "auto"
+        return Setup.of(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups) if released else trained
     training = mechanism.planned_training(federation, pace)
     if training is None:
         return setup

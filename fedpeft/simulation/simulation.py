@@ -91,7 +91,7 @@ class Simulation:
         self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
         self.sampler = self._sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            self.setup = planned(self.setup, self._exposure(), groups)
+            self.setup = planned(self.setup, self._exposure(), groups, head)
             self.sampler = self._sampler()
         self.config = self.setup.config
         if self.setup.secure_sum is not None:

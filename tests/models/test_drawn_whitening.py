@@ -134,6 +134,17 @@ def test_a_run_saves_a_plain_probe_that_says_the_same(tmp_path):
     assert summary["accuracy"] > 0.3, "and that is no guess"
 
 
+@pytest.mark.parametrize(("given", "head"), [((), "private_centroids"), (("--head", "private_ridge"), "private_ridge")])
+def test_what_is_released_and_not_trained_is_directions(tmp_path, given, head):
+    folder = tmp_path / "run"
+    all_of_them = ("--cohort", "4", "--privacy", "distributed_dp(epsilon=1)")
+    assert simulate([*RUN, *given, *all_of_them, "--output", str(folder)]) == 0
+    said = (folder / "config.toml").read_text()
+    assert 'peft = "whitened_probe"' in said
+    assert f'head = "{head}"' in said
+    assert json.loads((folder / "summary.json").read_text())["rounds"] == 0
+
+
 def test_a_budget_alone_plans_it_for_pictures(tmp_path, capsys):
     folder = tmp_path / "run"
     assert simulate([*RUN, "--privacy", "dp_sgd(epsilon=8)", "--output", str(folder)]) == 0
