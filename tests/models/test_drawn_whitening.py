@@ -137,7 +137,7 @@ def test_a_run_saves_a_plain_probe_that_says_the_same(tmp_path):
 @pytest.mark.parametrize(("given", "head"), [((), "private_centroids"), (("--head", "private_ridge"), "private_ridge")])
 def test_what_is_released_and_not_trained_is_directions(tmp_path, given, head):
     folder = tmp_path / "run"
-    all_of_them = ("--cohort", "4", "--privacy", "distributed_dp(epsilon=1)")
+    all_of_them = ("--cohort", "4", "--privacy", "distributed_dp(epsilon=0.3)")
     assert simulate([*RUN, *given, *all_of_them, "--output", str(folder)]) == 0
     said = (folder / "config.toml").read_text()
     assert 'peft = "whitened_probe"' in said
