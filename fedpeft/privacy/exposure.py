@@ -28,6 +28,7 @@ class Exposure:
         start: whether the head starts from a noisy release of every client's rows, before round 1.
         start_entries: numbers that this release has, without those that tell of its noise.
         trained: entries that are trained in a round, the fewest and the most.
+        length: of the features that the head reads, in units of what plans were made for.
         whitened: directions in which features are whitened, and alone lead the head; 0: they are as they are.
     """
 
@@ -44,6 +45,7 @@ class Exposure:
     start: bool = False
     start_entries: int = 0
     trained: tuple[int, int] = (1, 1)
+    length: float = 1.0
     whitened: int = 0
 
     @property

@@ -31,10 +31,13 @@ class HeadAlone:
     stride: float
 
     def distance(self, mechanism: Mechanism, federation: Exposure, steps: Pace, count: int) -> float:
-        """How far `count` steps lead together, at most as far as the server's `steps` let them."""
+        """How far `count` steps lead together, at most as far as the server's `steps` let them.
+
+        Weights of features that are longer are led less far.
+        """
         classes = federation.layout.shapes["head.weight"][0]
         far = self.noise * mechanism.training_signal(federation) * math.sqrt(classes)
-        return min(far, self.stride * count / (1 - steps.momentum))
+        return min(far, self.stride * count / (1 - steps.momentum)) / federation.length
 
 
 OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, stride=7.875)
@@ -87,7 +90,8 @@ ONE_NOISE_RATE = 0.25
 
 
 def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
-    """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1.
+    """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1 (of a
+    head alone, the length of its features).
 
     Under momentum that is named an adapter is led as far as `CLIENTS_DISTANCE` in the long run, in few rounds less far.
     Noise counts as if all clients took part in each round; in small secret cohorts it moves a head farther: twice, for
@@ -104,11 +108,12 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
     if federation.head_alone:
         distance = OF_CLIENTS.distance(mechanism, federation, steps, federation.rounds)
     clip = float(f"{distance / (steps.reach * federation.rounds):.3g}") if mechanism.clip == 1.0 else mechanism.clip
+    norm = federation.length if federation.head_alone else 1.0
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, int(federation.rows.max())),
         steps=1,
-        learning_rate=2 * clip,
+        learning_rate=float(f"{2 * clip / norm:.3g}") if norm != 1.0 else 2 * clip,
         optimizer="sgd(warmup=0, head_rate=1.0, schedule=constant)",
         momentum=0.0 if pace is not None else momentum,
     )
@@ -151,7 +156,7 @@ def planned_for_rows(
     server = pace or Pace(momentum=momentum)
     if federation.head_alone:
         far = OF_ROWS.distance(mechanism, federation, server, steps * federation.rounds)
-        way = Way(far, HEAD_CLIP, head_rate=1.0)
+        way = Way(far, HEAD_CLIP * federation.length, head_rate=1.0)
     clip = way.clip if mechanism.clip == 1.0 else mechanism.clip
     constant = (federation.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
     mean = rate * mechanism.start_signal(federation) / federation.clients  # rows, as many as all may know

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
+from fedpeft.models.feature_length import feature_length
+from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import part_text
 from fedpeft.privacy.exposure import Exposure, trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
@@ -30,6 +32,9 @@ LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 HEAD_ALONE, OF_IMAGES = "linear_probe", "whitened_probe"
 """The PEFT methods that are planned where an adapter would not be heard: a head is, or nothing is but its start."""
 
+
+MADE_FOR, ALIKE = 3.0, 3.0
+"""About how long the features were that plans were looked at on, and by what factor others may be longer or shorter."""
 
 DIRECTIONS = "private_centroids"
 """Where whitened features are only released, and not trained on: moments, which would whiten them, have less to add
@@ -69,7 +74,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
-    federation = _whitened(federation, trained, mechanism)
+    federation = _read(federation, trained, mechanism)
     named = None if _left(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
     if not mechanism.trains(federation):
@@ -120,9 +125,16 @@ def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
         )
 
 
-def _whitened(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
-    """With features whitened, where that is planned: of a head alone, from a start that tells how they vary."""
-    return dataclasses.replace(federation, whitened=setup.whitened_directions if mechanism.plans_whitening else 0)
+def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
+    """With features whitened, where that is planned: of a head alone, from a start that tells how they vary; and else
+    with their length, where a head alone reads some that are longer or shorter by far than what plans were made for."""
+    if mechanism.plans_whitening and setup.whitened_directions:
+        return dataclasses.replace(federation, whitened=setup.whitened_directions)
+    model = setup.model()
+    if not federation.head_alone or not isinstance(model, Classifier):
+        return federation
+    length = feature_length(model) / MADE_FOR
+    return federation if 1 / ALIKE < length < ALIKE else dataclasses.replace(federation, length=length)
 
 
 def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:

@@ -1,0 +1,32 @@
+"""How long a base's features are, as far as rows tell that nobody wrote: random tokens, or drawn pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedpeft.data.dead_leaves import dead_leaves
+from fedpeft.data.images import PATCHES
+from fedpeft.data.square_pictures import model_input
+from fedpeft.models.tasks.classification import Classifier
+
+ROWS, TOKENS, SIDE = 16, 32, 28
+"""Rows that are made up, tokens of a text, and pixels a side of a picture."""
+
+
+def feature_length(model: Classifier) -> float:
+    """The mean length of what the head of `model` reads of made-up rows."""
+    parameter = next(model.base.parameters())
+    with torch.inference_mode():
+        features: Tensor = model.features({n: t.to(parameter.device) for n, t in _made_up(model).items()})
+    return float(features.float().norm(dim=-1).mean())
+
+
+def _made_up(model: Classifier) -> dict[str, Tensor]:
+    config, dtype = model.base.config, next(model.base.parameters()).dtype
+    patch = getattr(config, "patch_size", None)
+    if patch is not None:
+        return {"pixel_values": model_input(dead_leaves(ROWS, SIDE), PATCHES * patch).to(dtype)}
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(int(config.vocab_size), (ROWS, TOKENS), generator=random)  # type: ignore[union-attr, arg-type]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
