@@ -8,10 +8,13 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+
+PLACES = ("FEDPEFT_CACHE", "FEDPEFT_SHARED_CACHE", "FEDPEFT_FROZEN_GB", "XDG_CACHE_HOME", "HOME")
+"""What of the environment says where, and within which bounds, things are kept."""
 
 
 @contextmanager
@@ -47,10 +50,25 @@ def uninterrupted() -> Iterator[None]:
 
 
 def forkserver() -> ForkServerContext:
-    """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory."""
+    """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory.
+
+    That one keeps the environment of the moment when it was first needed: `places` are handed to who is forked later.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpeft.clients.preload"])
     return context
+
+
+def places() -> dict[str, str]:
+    """Where things are kept, as this process's environment says it."""
+    return {name: os.environ[name] for name in PLACES if name in os.environ}
+
+
+def keep_where(given: Mapping[str, str]) -> None:
+    """Keep things where the process does whose `places` are given."""
+    for name in PLACES:
+        os.environ.pop(name, None)
+    os.environ.update(given)
 
 
 def end_with_parent() -> None:
