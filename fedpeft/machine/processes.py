@@ -37,16 +37,34 @@ def uninterrupted() -> Iterator[None]:
     """Ctrl-C does nothing here, nor ever to the processes that are started here, unless they say otherwise.
 
     An executor whose shutdown is interrupted leaves workers that wait for ever; a process that still imports what it
-    needs would print where it was. Only the main thread can say so: in another one nothing changes.
+    needs would print where it was. Only the main thread can say so: in another one nothing changes. A SIGTERM that
+    something is to come of comes afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    with same_sigterm():
+        if callable(signal.getsignal(signal.SIGTERM)):
+            signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def same_sigterm() -> Iterator[None]:
+    """What is to come of SIGTERM is the same afterwards, if anything was: libraries have ideas of their own."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def forkserver() -> ForkServerContext:

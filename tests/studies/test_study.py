@@ -342,6 +342,22 @@ method = [
 
 
 @pytest.mark.slow
+def test_sigterm_ends_a_study_with_its_runs_in_order(tmp_path: Path) -> None:
+    base = BASE.replace("rounds = 4\n", "rounds = 60\n")
+    path = study_file(tmp_path, f'name = "trial"\nseeds = [0]\n{base}')
+    study = subprocess.Popen(
+        [sys.executable, "-m", "fedpeft.study", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_until(lambda: study.poll() is not None or list(tmp_path.glob("runs/*/rounds.jsonl")), 300)
+    started = psutil.Process(study.pid).children(recursive=True)
+    study.terminate()
+    said = study.communicate(timeout=60)[0].decode()
+    assert study.returncode == 130, said
+    assert said.rstrip().endswith("interrupted; the same command continues")
+    assert not psutil.wait_procs(started, timeout=30)[1], "a run outlives its study"
+
+
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One run is finished, one has failed and one goes on when the study is killed; the same command does the rest."""
     base = BASE.replace("rounds = 4\n", "").replace("cohort = 3\n", "")
