@@ -175,7 +175,7 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     return exit_code(
         lambda: run_search(tyro.cli(Command, args=arguments, prog="python -m fedpeft.tune"), Console()),
         lambda: "interrupted; the same command continues",
