@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -27,7 +27,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
-from fedpeft.machine.processes import end_with_parent, forkserver, uninterrupted, without_main
+from fedpeft.machine.processes import end_with_parent, forkserver, keep_where, places, uninterrupted, without_main
 from fedpeft.peft.adapter import State
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Pool:
             return
         context = forkserver()
         closed, self._lifeline = context.Pipe(duplex=False)
-        given = (work, clients, tuple(devices), context.Value("i", 0), closed)
+        given = (work, clients, tuple(devices), places(), context.Value("i", 0), closed)
         self._processes = ProcessPoolExecutor(workers, context, _start, given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -129,11 +129,17 @@ _not_computing = threading.Lock()  # a worker may be ended while it computes, no
 
 
 def _start(
-    work: WorkPlan, clients: ClientPlan, devices: Sequence[str], started: Synchronized[int], closed: Connection
+    work: WorkPlan,
+    clients: ClientPlan,
+    devices: Sequence[str],
+    where: Mapping[str, str],
+    started: Synchronized[int],
+    closed: Connection,
 ) -> None:
     global _worker
     _not_computing.acquire()
     end_with_parent()
+    keep_where(where)
     threading.Thread(target=_end_once_closed, args=(closed,), daemon=True).start()
     with started:
         number = started.value

@@ -21,6 +21,7 @@ from fedpeft.clients.pool import Pool, Worker, lost
 from fedpeft.clients.workbench import WorkPlan
 
 from fedpeft.errors import RunError, needs_extra
+from fedpeft.machine.processes import same_sigterm
 
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ def connect(address: str) -> dict[str, float]:
     if not ray.is_initialized():
         try:
             _probe(address)
-            ray.init(**quiet)
+            with same_sigterm():
+                ray.init(**quiet)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"there is no Ray cluster at {address or 'this machine'}: {reason}") from None

@@ -1,11 +1,13 @@
 """python -m fedpeft.report PATH...: runs and studies on one page that opens from disk, and the same numbers as CSV.
 
-A PATH is a run's folder, a study's folder or results.jsonl, or a folder of those. What is broken is named and skipped.
+A PATH is a run's folder, a study's folder or results.jsonl, or a folder of those, and must be there. What is broken is
+named and skipped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ from fedpeft.parts import nearest
 from fedpeft.run.command import exit_code
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.found import Found
-from fedpeft.studies.page import Made, write_report
+from fedpeft.studies.page import STUDYS_PAGE, Made, write_report
 from fedpeft.studies.results import Result, latest
 from fedpeft.studies.sections import Section, section_of_study, with_points_by_difference
 
@@ -120,16 +122,30 @@ def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
             raise ConfigError(f"{section.title} has no {axis}={label} for the baseline; {nearest(label, labels)}")
 
 
+def _check_output(page: Path) -> None:
+    """A page, and not that of a study, which lies beside its results.
+
+    Raises:
+        ConfigError: it is none, or a study's.
+    """
+    if page.suffix != ".html":
+        raise ConfigError(f"--output must be a page, NAME.html, got {page}")
+    if page.name == STUDYS_PAGE and page.with_name("results.jsonl").is_file():
+        raise ConfigError(f"{page} is the page of the study whose results.jsonl lies beside it; give another --output")
+
+
 def report(command: Command, console: Console) -> None:
     """Read, make and write everything.
 
     Raises:
         FedpeftError: nothing usable was given, or a setting is wrong; nothing is written then.
     """
-    if command.output.suffix != ".html":
-        raise ConfigError(f"--output must be a page, NAME.html, got {command.output}")
+    _check_output(command.output)
     if command.margin is not None and command.margin <= 0:
         raise ConfigError(f"--margin must be above 0 points, got {command.margin:g}")
+    for path in command.paths:
+        if not os.path.exists(path):
+            raise RunError(f"{path} does not exist; give the folders of runs or studies that are there")
     found = Found()
     for path in command.paths:
         found.look(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from fedpeft.machine import kept_states
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run import help
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy
 from fedpeft.run.dashboard.server import shown
 from fedpeft.run.folder import (
@@ -355,7 +353,7 @@ def _distinct_rows(simulation: Simulation, records: Records) -> int | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     folder: Path | None = None
 
     def work() -> None:
@@ -373,27 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(work, interrupted)
 
 
-def one_press_a_second() -> Callable[[int, object], None]:
-    """What Ctrl-C does: a press is a KeyboardInterrupt, unless it follows another within a second.
-
-    A hand that presses twice means one interruption; the second would find the first being handled, in the middle of
-    cleaning up. An exception that is lost, as those in destructors are, can be had again after a second.
-    """
-    last = -math.inf
-
-    def press(number: int, frame: object) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 1:
-            last = now
-            raise KeyboardInterrupt
-
-    return press
-
-
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
-        signal.signal(signal.SIGINT, one_press_a_second())
-    code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: a second Ctrl-C would only show where Python ends
+    with interruptible():
+        code = main()
     sys.exit(code)

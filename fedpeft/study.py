@@ -21,7 +21,7 @@ from rich.markup import escape
 from fedpeft import simulate
 from fedpeft.errors import RunError
 from fedpeft.run import catalogue, console
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import duration
 from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
@@ -135,7 +135,7 @@ def run_study(command: Command, console: Console) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C."""
+    """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     return exit_code(
         lambda: run_study(tyro.cli(Command, args=arguments, prog="python -m fedpeft.study"), Console()),
         lambda: "interrupted; the same command continues",
@@ -145,4 +145,6 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from fedpeft import study  # under its own name, by which other processes find its functions
 
-    sys.exit(study.main())
+    with interruptible():
+        code = study.main()
+    sys.exit(code)

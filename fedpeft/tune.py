@@ -21,7 +21,7 @@ from rich.console import Console
 from fedpeft import simulate
 from fedpeft.errors import RunError, needs_extra
 from fedpeft.run import catalogue, console
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.folder import make_folder, refuse_file
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.study import load
@@ -175,7 +175,7 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     return exit_code(
         lambda: run_search(tyro.cli(Command, args=arguments, prog="python -m fedpeft.tune"), Console()),
         lambda: "interrupted; the same command continues",
@@ -185,4 +185,6 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from fedpeft import tune  # under its own name, by which other processes find its functions
 
-    sys.exit(tune.main())
+    with interruptible():
+        code = tune.main()
+    sys.exit(code)

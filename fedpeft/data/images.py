@@ -45,7 +45,7 @@ def check_one_width(config: Any, model_directory: Path) -> None:
 
 
 def check_reads_texts(model_directory: Path) -> None:
-    """Refuse models of images and texts, such as CLIP, for rows of texts: classification takes their vision tower.
+    """Refuse models of images for rows of texts, and of both, such as CLIP: classification takes their vision tower.
 
     Raises:
         ModelError: the model is one of these.
@@ -58,6 +58,11 @@ def check_reads_texts(model_directory: Path) -> None:
             f"the model in {model_directory} ({config.model_type}) has two towers, and classification takes the one "
             "for images; for texts save the other as a folder of its own, of CLIP by "
             "CLIPTextModel.from_pretrained(MODEL).save_pretrained(FOLDER), with the tokenizer beside it"
+        )
+    if hasattr(config, "patch_size") and not hasattr(config, "vocab_size"):
+        raise ModelError(
+            f"the model in {model_directory} ({config.model_type}) reads images, and the rows are texts; take a model "
+            "of texts, such as minilm"
         )
 
 

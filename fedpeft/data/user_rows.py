@@ -351,7 +351,7 @@ def labelled_rows(
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:5])
         raise DataError(
-            f"{path} has {len(unknown)} labels in column {label!r} that the federation does not know: {shown}; "
-            f"its labels are {', '.join(map(repr, known[:20]))}"
+            f"{path} has {len(unknown)} label{'' if len(unknown) == 1 else 's'} in column {label!r} that the "
+            f"federation does not know: {shown}; its labels are {', '.join(map(repr, known[:20]))}"
         )
     return Rows(table.texts, np.array([position[name] for name in values], np.int64)), known

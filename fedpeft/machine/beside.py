@@ -10,12 +10,12 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from fedpeft.errors import RunError
-from fedpeft.machine.processes import end_with_parent, forkserver, without_main
+from fedpeft.machine.processes import end_with_parent, forkserver, keep_where, places, without_main
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Beside(Generic[T]):
         context = forkserver()
         self._done = done
         self._answer, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_compute, args=(theirs, function, arguments), daemon=True)
+        self._process = context.Process(target=_compute, args=(theirs, places(), function, arguments), daemon=True)
         self._result: T | None = None
         self.error: Exception | None = None
         self.seconds: float | None = None
@@ -93,9 +93,12 @@ class Beside(Generic[T]):
         self._answer.close()
 
 
-def _compute(answer: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _compute(
+    answer: Connection, where: Mapping[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has started this process, and ends it
     end_with_parent()
+    keep_where(where)
     os.nice(NICENESS)
     started = time.perf_counter()
     try:

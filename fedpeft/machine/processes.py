@@ -8,10 +8,13 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+
+PLACES = ("FEDPEFT_CACHE", "FEDPEFT_SHARED_CACHE", "FEDPEFT_FROZEN_GB", "XDG_CACHE_HOME", "HOME")
+"""What of the environment says where, and within which bounds, things are kept."""
 
 
 @contextmanager
@@ -34,23 +37,56 @@ def uninterrupted() -> Iterator[None]:
     """Ctrl-C does nothing here, nor ever to the processes that are started here, unless they say otherwise.
 
     An executor whose shutdown is interrupted leaves workers that wait for ever; a process that still imports what it
-    needs would print where it was. Only the main thread can say so: in another one nothing changes.
+    needs would print where it was. Only the main thread can say so: in another one nothing changes. A SIGTERM that
+    something is to come of comes afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    with same_sigterm():
+        if callable(signal.getsignal(signal.SIGTERM)):
+            signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def same_sigterm() -> Iterator[None]:
+    """What is to come of SIGTERM is the same afterwards, if anything was: libraries have ideas of their own."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def forkserver() -> ForkServerContext:
-    """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory."""
+    """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory.
+
+    That one keeps the environment of the moment when it was first needed: `places` are handed to who is forked later.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpeft.clients.preload"])
     return context
+
+
+def places() -> dict[str, str]:
+    """Where things are kept, as this process's environment says it."""
+    return {name: os.environ[name] for name in PLACES if name in os.environ}
+
+
+def keep_where(given: Mapping[str, str]) -> None:
+    """Keep things where the process does whose `places` are given."""
+    for name in PLACES:
+        os.environ.pop(name, None)
+    os.environ.update(given)
 
 
 def end_with_parent() -> None:

@@ -4,19 +4,23 @@ A user's mistake is one sentence, an error in a user's own part is one with the 
 command ended.
 
 0: done. 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ). 2: a user's mistake.
-130: Ctrl-C. 141: who read the output has closed it, as `head` does.
+130: Ctrl-C, or SIGTERM where a command goes on later. 141: who read the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import select
 import shlex
+import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +34,7 @@ MISTAKE = 2
 """Exit code after a user's mistake."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+"""Exit code after Ctrl-C or SIGTERM."""
 
 UNREAD = 141
 """Exit code where nobody reads the output any more: what a shell says of SIGPIPE."""
@@ -72,6 +76,40 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
         console.print(f"[bold red]error:[/] {escape(f'{where}: {said}')}", highlight=False, soft_wrap=True)
         console.print(escape("".join(traceback.format_list(own)).rstrip()), highlight=False, soft_wrap=True)
         return MISTAKE
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C, and SIGTERM as supervisors and `kill` send it, end the command here in order; afterwards they do nothing.
+
+    Then all is written, and another one would only show where Python ends.
+    """
+    press = one_press_a_second()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, press)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, press)
+    yield
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def one_press_a_second() -> Callable[[int, object], None]:
+    """What Ctrl-C does: a press is a KeyboardInterrupt, unless it follows another within a second.
+
+    A hand that presses twice means one interruption; the second would find the first being handled, in the middle of
+    cleaning up. An exception that is lost, as those in destructors are, can be had again after a second.
+    """
+    last = -math.inf
+
+    def press(number: int, frame: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1:
+            last = now
+            raise KeyboardInterrupt
+
+    return press
 
 
 def tell_notes(console: Console | None = None) -> None:

@@ -21,6 +21,9 @@ from fedpeft.studies.tables import Table, tables
 TABLE_BEGINS, TABLE_ENDS = "<!-- table: made by fedpeft.study -->", "<!-- end of table -->"
 """Between these lines of a study's README its tables are put."""
 
+STUDYS_PAGE = "report.html"
+"""Of a study, in the folder of its results; CSV files are in `report`."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -123,13 +126,13 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def write_study_report(study: Study, results: Sequence[Result], folder: Path) -> Path:
-    """report.html, CSV files and accuracy_bytes.svg of a study; the tables in its README, where that has a place.
+    """`STUDYS_PAGE`, CSV files and accuracy_bytes.svg of a study; the tables in its README, where that has a place.
 
     Raises:
         RunError: a file can't be written.
     """
     made = Made.of(section_of_study(study, results))
-    path = folder / "report.html"
+    path = folder / STUDYS_PAGE
     write_report(path, made.section.title, [made], [])
     try:
         for figure in made.figures:

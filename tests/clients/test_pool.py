@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from fedpeft.clients.pool import Pool, Worker, result
 
+from fedpeft.api import run_simulation
 from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
@@ -37,6 +39,17 @@ def test_workers_start_with_a_plan_larger_than_a_pipe(tmp_path, observer):
         assert [result(call) for call in calls] == [0] * 6
     finally:
         pool.close()
+
+
+@pytest.mark.slow
+def test_workers_keep_things_where_the_environment_says_now(tmp_path, monkeypatch):
+    """What they are forked from has the environment of the first run."""
+    for name in ("first", "second"):
+        monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / name))
+        run_simulation(**{**TINY, "workers": 2}, rounds=1, output=tmp_path / f"run_{name}", progress=False)
+        assert any((tmp_path / name).glob("rows-*"))
+        shutil.rmtree(tmp_path / name)
+        monkeypatch.delenv("FEDPEFT_CACHE")
 
 
 def test_a_gpu_without_memory_is_one_sentence():

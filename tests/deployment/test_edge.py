@@ -46,6 +46,9 @@ def test_labels_that_the_server_does_not_know(federation, observer):
     description.labels.extend(["this", "that"])
     with pytest.raises(DataError, match=r"labels in column 'label' that the federation does not know.*'this', 'that'"):
         joins(made, observer, description)
+    description.labels.extend(list(told(made).labels)[:-1])
+    with pytest.raises(DataError, match=r" has 1 label in column"):
+        joins(made, observer, description)
 
 
 def test_columns_of_other_names(federation, observer):

@@ -11,6 +11,7 @@ import pytest
 
 from fedpeft.errors import RunError
 from fedpeft.machine.beside import NICENESS, Beside
+from fedpeft.machine.cache import cache_directory
 
 
 @pytest.fixture
@@ -103,5 +104,23 @@ def test_it_computes_with_what_the_others_leave(told):
     beside = Beside(told, os.nice, 0)
     try:
         assert beside.result() == os.nice(0) + NICENESS
+    finally:
+        beside.close()
+
+
+def test_it_keeps_things_where_the_environment_says_now(told, tmp_path, monkeypatch):
+    """What processes are forked from has the environment of an earlier moment."""
+    for cache in (tmp_path / "first", tmp_path / "second"):
+        monkeypatch.setenv("FEDPEFT_CACHE", str(cache))
+        beside = Beside(told, cache_directory)
+        try:
+            assert beside.result() == cache
+        finally:
+            beside.close()
+    monkeypatch.delenv("FEDPEFT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    beside = Beside(told, cache_directory)
+    try:
+        assert beside.result() == tmp_path / "fedpeft"
     finally:
         beside.close()

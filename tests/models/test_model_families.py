@@ -187,6 +187,12 @@ def test_of_two_towers_the_one_for_images_is_taken(family, saved):
         TASK.tokenise(Rows(["ba de"], torch.zeros(1).long().numpy(), None), saved(family), 16)
 
 
+@pytest.mark.parametrize("family", ["ViT", "DINOv2"])
+def test_a_model_of_images_is_refused_for_texts(family, saved):
+    with pytest.raises(ModelError, match="reads images, and the rows are texts"):
+        TASK.tokenise(Rows(["ba de"], torch.zeros(1).long().numpy(), None), saved(family), 16)
+
+
 @pytest.mark.parametrize("family", ["Swin", "ResNet", "ConvNeXt"])
 def test_blocks_in_stages_are_refused_by_name(family, saved):
     with pytest.raises(ModelError, match=f"of the kind '{family.lower()}', whose blocks lie in stages"):

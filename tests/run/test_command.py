@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 import fedpeft
 from fedpeft import __main__
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, one_press_a_second
 
 PACKAGE = Path(fedpeft.__file__).parent
 COMMANDS = {  # one mistake that each finds without a run
@@ -54,6 +56,41 @@ def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
     assert err.startswith("error: [given] ")
     assert err.endswith("end\n")
     assert err.count("\n") == 1
+
+
+def test_two_quick_presses_of_ctrl_c_are_one_interruption(monkeypatch):
+    now = iter((10.0, 10.5, 11.0, 11.2))
+    monkeypatch.setattr("fedpeft.run.command.time.monotonic", lambda: next(now))
+    press = one_press_a_second()
+    for interrupts in (True, False, True, False):
+        with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():
+            press(signal.SIGINT, None)
+
+
+GOES_ON_LATER = """
+import os, sys, time
+from fedpeft.run.command import exit_code, interruptible
+
+def work():
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+
+with interruptible():
+    code = exit_code(work, lambda: "the same command continues")
+os.kill(os.getpid(), int(sys.argv[1]))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_command_in_order_and_its_end_not_at_all(number):
+    ended = subprocess.run(
+        [sys.executable, "-c", GOES_ON_LATER, str(int(number))],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
+    )
+    assert (ended.returncode, ended.stdout.strip(), ended.stderr) == (130, "the same command continues", "")
 
 
 def test_ctrl_c_says_how_to_go_on(capsys):

@@ -186,10 +186,11 @@ def test_broken_inputs_are_named_and_skipped(tmp_path: Path, capsys: pytest.Capt
     damaged.mkdir()
     (damaged / "config.toml").write_text("clients = 3\nbatch_size = 8\n")
     (damaged / "summary.json").write_text("{")
-    paths = [good, broken, unfinished, damaged, tmp_path / "absent"]
+    paths = [good, broken, unfinished, damaged, tmp_path / "empty"]
+    paths[-1].mkdir()
     assert main([*map(str, paths), "--output", str(tmp_path / "page.html")]) == 0
     said = capsys.readouterr().out
-    for words in ("was cut short", "line 1 of", "unfinished run", "broken run", "does not exist"):
+    for words in ("was cut short", "line 1 of", "unfinished run", "broken run", "holds neither"):
         assert said.count(words) == 1
         assert words in (tmp_path / "page.html").read_text()
 
@@ -215,6 +216,27 @@ def test_wrong_flags_are_one_sentence(
     assert words in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
     assert (study / "results.jsonl").read_bytes() == before
+
+
+def test_the_page_of_a_study_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lies where a page goes that no one has named."""
+    study = write_study(tmp_path / "study", made_study(1))
+    (study / "report.html").write_text("the study's")
+    monkeypatch.chdir(study)
+    assert main(["."]) == 2
+    assert "report.html is the page of the study" in capsys.readouterr().err
+    assert (study / "report.html").read_text() == "the study's"
+    assert not (study / "report").exists()
+    assert main([".", "--output", "another.html"]) == 0
+
+
+def test_a_path_that_is_named_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path / "study", made_study(1))
+    assert main([str(tmp_path / "studie"), str(study), "--output", str(tmp_path / "page.html")]) == 2
+    assert "studie does not exist" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["study"]
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

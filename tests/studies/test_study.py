@@ -1,18 +1,12 @@
-"""Studies: the grid that a file describes, its mistakes, and runs that are killed, fail, or are already there."""
+"""Studies: the grid that a file describes, its mistakes, and runs that are already there."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 from rich.console import Console
 
@@ -22,7 +16,7 @@ from fedpeft.run.catalogue import built
 from fedpeft.studies.found import Found, as_described
 from fedpeft.studies.process import Program, Start
 from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved
-from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit, rounds_done
+from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
 
@@ -320,72 +314,6 @@ def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.Mo
     schedule.warm = {run.shared_work for run in runs}
     schedule._start_what_can_be(starter)  # type: ignore[arg-type]
     assert [run.gpus for run in starter.given] == ["5", "7", "5"]
-
-
-# ---------------------------------------------------------------------------------------------------------------- runs
-
-
-def wait_until(condition: object, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
-
-
-METHODS = """[axes]
-method = [
-    {label = "short", rounds = 1},
-    {label = "impossible", rounds = 2, cohort = 7},
-    {label = "long", rounds = 60},
-]
-"""
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One run is finished, one has failed and one goes on when the study is killed; the same command does the rest."""
-    base = BASE.replace("rounds = 4\n", "").replace("cohort = 3\n", "")
-    path = study_file(tmp_path, 'name = "trial"\nseeds = [0]\n' + base + METHODS)
-    arguments = [str(path), "--jobs", "2"]
-    results = tmp_path / "results.jsonl"
-    first = subprocess.Popen(
-        [sys.executable, "-m", "fedpeft.study", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-    def amid() -> bool:
-        assert first.poll() is None, first.communicate()[0].decode()
-        recorded = results.read_text() if results.exists() else ""
-        going = any(rounds_done(folder) >= 3 for folder in tmp_path.glob("runs/long*/"))
-        return '"finished"' in recorded and '"failed"' in recorded and going
-
-    wait_until(amid, 300)
-    started = psutil.Process(first.pid).children(recursive=True)
-    assert started
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    assert not psutil.wait_procs(started, timeout=30)[1], "a run outlives its study"
-    kept = results.read_bytes()
-    with open(results, "ab") as file:
-        file.write(b'{"config": {"clients": 6, "ro')
-
-    assert main(arguments) == 1  # one run has failed
-    assert "was cut short by a kill" in capsys.readouterr().out
-    assert results.read_bytes().startswith(kept)
-    lines = {line["point"]["method"]: line for line in map(json.loads, results.read_text().splitlines())}
-    assert len(results.read_text().splitlines()) == 3
-    assert {name: line["status"] for name, line in lines.items()} == {
-        "short": "finished", "impossible": "failed", "long": "finished",
-    }  # fmt: skip
-    assert "cohort=7" in lines["impossible"]["reason"]
-    assert [r["round"] for r in lines["long"]["rounds"]] == list(range(61))
-    assert "continuing after round" in next(tmp_path.glob("runs/long*.log")).read_text()
-    assert "cohort=7" in (tmp_path / "report.html").read_text()
-    assert (tmp_path / "accuracy_bytes.svg").exists()
-
-    before = results.read_bytes()
-    assert main(arguments) == 1
-    assert "nothing to do" in capsys.readouterr().out
-    assert results.read_bytes() == before
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.8])
