@@ -23,10 +23,10 @@ def feature_length(model: Classifier) -> float:
 
 
 def _made_up(model: Classifier) -> dict[str, Tensor]:
-    config, dtype = model.base.config, next(model.base.parameters()).dtype
-    patch = getattr(config, "patch_size", None)
+    patch = getattr(model.base.config, "patch_size", None)
     if patch is not None:
-        return {"pixel_values": model_input(dead_leaves(ROWS, SIDE), PATCHES * patch).to(dtype)}
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(int(config.vocab_size), (ROWS, TOKENS), generator=random)  # type: ignore[union-attr, arg-type]
+        pictures = model_input(dead_leaves(ROWS, SIDE), PATCHES * patch)
+        return {"pixel_values": pictures.to(next(model.base.parameters()).dtype)}
+    vocabulary = len(model.base.get_input_embeddings().weight)  # type: ignore[operator]
+    ids = torch.randint(vocabulary, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

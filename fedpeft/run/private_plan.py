@@ -32,7 +32,6 @@ LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 HEAD_ALONE, OF_IMAGES = "linear_probe", "whitened_probe"
 """The PEFT methods that are planned where an adapter would not be heard: a head is, or nothing is but its start."""
 
-
 MADE_FOR, ALIKE = 3.0, 3.0
 """About how long the features were that plans were looked at on, and by what factor others may be longer or shorter."""
 
@@ -78,8 +77,9 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     named = None if _left(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
     if not mechanism.trains(federation):
-        released = config.peft == OF_IMAGES and head == "auto"
-        return Setup.of(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups) if released else trained
+        if config.peft != OF_IMAGES or head != "auto" or config.head == DIRECTIONS:
+            return trained
+        return Setup.of(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups)
     training = mechanism.planned_training(federation, pace)
     if training is None:
         return setup
@@ -130,8 +130,7 @@ def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
     with their length, where a head alone reads some that are longer or shorter by far than what plans were made for."""
     if mechanism.plans_whitening and setup.whitened_directions:
         return dataclasses.replace(federation, whitened=setup.whitened_directions)
-    model = setup.model()
-    if not federation.head_alone or not isinstance(model, Classifier):
+    if not federation.head_alone or not isinstance(model := setup.model(), Classifier):
         return federation
     length = feature_length(model) / MADE_FOR
     return federation if 1 / ALIKE < length < ALIKE else dataclasses.replace(federation, length=length)
