@@ -37,7 +37,7 @@ class FrozenRows:
     @classmethod
     def of(cls, given: argparse.Namespace) -> FrozenRows:
         """Those of a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, split by default; of the last block,
-        or as its `--peft` reads them."""
+        or as its `--peft` reads them; with `--pixels` the pictures themselves."""
         named = {name: getattr(given, name) for name in ("dataset", "clients", "tokens", "dtype")}
         config = RunConfig(**named, peft=getattr(given, "peft", "linear_probe"), head="zero", workers=1)
         with TemporaryDirectory() as folder:
@@ -45,10 +45,13 @@ class FrozenRows:
             setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
             parts = []
             for data in (rows.all, rows.dataset.test):
-                key = setup.tokenised(data, setup.tokens)
-                workers.freeze(key, 0, "frozen features")
                 assert data.labels is not None
-                features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
+                if getattr(given, "pixels", False):
+                    features = torch.from_numpy(np.asarray(data.inputs).reshape(len(data.labels), -1) / 255)
+                else:
+                    key = setup.tokenised(data, setup.tokens)
+                    workers.freeze(key, 0, "frozen features")
+                    features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
                 parts.append((features, torch.from_numpy(np.asarray(data.labels)).long()))
             simulation.close()
         (features, labels), (test, truth) = parts

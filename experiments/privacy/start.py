@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--peft", default="linear_probe", help="whose frozen features: linear_probe or whitened_probe")
+    parser.add_argument("--pixels", action="store_true", help="the pictures themselves instead of features")
     parser.add_argument("--delta", type=float, default=1e-4)
     parser.add_argument("--shared", action="store_true")
     parser.add_argument("--draws", type=int, default=20)

@@ -17,7 +17,7 @@ from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
-OF_PICTURES = {"whitened_probe"}
+OF_PICTURES = {name for name in PEFT_METHODS.names if PEFT_METHODS.part(name).of_pictures}
 """They read no texts, which this study is of."""
 
 WITHOUT_RATE = {"linear_probe", "head2toe"}
