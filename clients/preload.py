@@ -2,8 +2,10 @@
 
 import gc
 import signal
+import warnings
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle, in the workers as well
+warnings.filterwarnings("ignore", category=FutureWarning)  # of a library to another: no user's matter
 
 import peft  # noqa: E402, F401
 import transformers  # noqa: E402, F401

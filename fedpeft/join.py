@@ -47,7 +47,7 @@ class Command:
     """
 
     server: Annotated[str, tyro.conf.arg(help="HOST:PORT of the server")]
-    data: Annotated[Path, tyro.conf.arg(help="your rows: a .csv, .tsv or .jsonl file")]
+    data: Annotated[Path, tyro.conf.arg(help="your rows: a .csv, .tsv or .jsonl file, or a folder of pictures")]
     certs: Annotated[Path, tyro.conf.arg(help="the folder you were handed: ca.pem, client.pem, client.key")] = Path(
         "certs"
     )

@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig, read_toml
+from fedpeft.data.prompt_templates import SUFFIX
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Credentials, Revoked
 from fedpeft.deployment.event_log import Events
@@ -31,6 +32,7 @@ from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
 from fedpeft.deployment.monitoring import Operation, host_and_port, is_loopback
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
+from fedpeft.deployment.servers_rows import with_form
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
@@ -119,13 +121,10 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
         options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
     command = _command(arguments, default, options)
-    config, folder = checked_settings(command.run, default, command.output, command.resume)
-    return (
-        config,
-        options_of(dataclasses.asdict(command.serve), "the command line"),
-        folder,
-        command.resume is not None,
-    )
+    options = options_of(dataclasses.asdict(command.serve), "the command line")
+    wanted = command.run if command.resume is not None else with_form(command.run, options)
+    config, folder = checked_settings(wanted, default, command.output, command.resume)
+    return config, options, folder, command.resume is not None
 
 
 def _command(arguments: list[str], default: RunConfig, options: ServeOptions) -> Command:
@@ -140,14 +139,17 @@ def options_of(values: dict[str, Any], source: str) -> ServeOptions:
 
 
 def options_located(options: ServeOptions) -> ServeOptions:
-    """The options with the file and the folder that they name written absolutely: a resume may be typed elsewhere."""
+    """The options with the files and the folder that they name written absolutely: a resume may be typed elsewhere."""
 
     def absolute(path: str) -> str:
         return str(Path(path).expanduser().absolute())
 
-    own = options.eval_data in ("", OWN_TEST)
+    own, template = options.eval_data in ("", OWN_TEST), options.template
     return dataclasses.replace(
-        options, certs=absolute(options.certs), eval_data=options.eval_data if own else absolute(options.eval_data)
+        options,
+        certs=absolute(options.certs),
+        eval_data=options.eval_data if own else absolute(options.eval_data),
+        template=absolute(template) if template.endswith(SUFFIX) else template,
     )
 
 

@@ -78,10 +78,18 @@ class Federation:
             for k in range(self.config.clients):
                 authority.client(f"edge-{k}")
         for k in range(self.config.clients):
-            (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows(k)))
+            self.keep(k)
         self.serve = serve or ServeOptions()
         self.start()
         self.server.edges = [self.edge(k) for k in range(self.config.clients)]
+
+    def file(self, k):
+        """Where the rows of client k are."""
+        return self.folder / f"{k}.jsonl"
+
+    def keep(self, k):
+        """Write the rows of client k."""
+        self.file(k).write_text("".join(json.dumps(row) + "\n" for row in self.rows(k)))
 
     def rows(self, k):
         """What the file of client k holds."""
@@ -102,7 +110,7 @@ class Federation:
         home = self.folder / f"edge-{k}"
         home.mkdir(exist_ok=True)
         options = EdgeOptions(**{"device": "cpu", "threads": 1, **self.options[k]})
-        data, ledgers = self.folder / f"{k}.jsonl", self.folder / "ledgers"
+        data, ledgers = self.file(k), self.folder / "ledgers"
         own = Credentials.of_client(self.folder / "certs" / "clients" / f"edge-{k}") if self.summed else None
         edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options, own)
         edge.warm_up()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedpeft.data.incomplete_rows import Complete
 from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, in_order, label_names, matrix, named, positions
 from fedpeft.data.label_columns import moments as moments_of
-from fedpeft.data.record_files import lacking, records
+from fedpeft.data.record_files import lacking
 from fedpeft.data.rows import Dataset, Rows, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
@@ -318,11 +318,14 @@ class Described(Dataset):
 
 
 def labelled_rows(
-    path: str, text: str, label: str | None, names: Sequence[str] | None, targets: str = "classes"
+    path: str, found: Records, text: str, label: str | None, names: Sequence[str] | None, targets: str = "classes"
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The rows of a file, with labels as positions in `names` (None: the names that occur, sorted), and the names.
+    """The rows of records, with labels as positions in `names` (None: the names that occur, sorted), and the names.
 
     Args:
+        path: what the records come from, for messages.
+        found: the records.
+        text, label: columns; a label of None: rows have none.
         targets: what labels are: "classes" or ""; "numbers", which `names` or the column call; "labels", several a row.
 
     Raises:
@@ -330,7 +333,7 @@ def labelled_rows(
     """
     kinds = {"numbers": "number", "labels": "auto" if AND in (label or "") else "labels"}
     kind = kinds.get(targets, "class" if names else "auto")
-    table = read(path, records(path), Names(text, label, None, "--ROLE-column COLUMN", kind))
+    table = read(path, found, Names(text, label, None, "--ROLE-column COLUMN", kind))
     if table.labels is None:
         return Rows(table.texts), ()
     if targets == "numbers":

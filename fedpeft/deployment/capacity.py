@@ -24,8 +24,10 @@ from safetensors import SafetensorError, safe_open
 
 from fedpeft.aggregation.strategy import RoundStrategy, strategies
 from fedpeft.config import RunConfig
-from fedpeft.data.images import vision_of
+from fedpeft.data.datasets.clients import LANGUAGE
+from fedpeft.data.images import patches_of, vision_of
 from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ModelError, RunError
 from fedpeft.machine.files import regular
 from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
@@ -205,15 +207,14 @@ def divides_alike(config: RunConfig) -> bool:
 
 
 def fitted(
-    options: EdgeOptions, config: RunConfig, tokens: int, task: str, device: str, observer: RunObserver
+    options: EdgeOptions, config: RunConfig, told: v1.Description, device: str, observer: RunObserver
 ) -> EdgeOptions:
     """The options, with what is left to this machine chosen by the free memory of `device`.
 
     Args:
         options: the client's own choices.
         config: what the client takes of the server's settings, with its choices.
-        tokens: texts are cut to so many.
-        task: what is learned.
+        told: what the server describes, checked.
         device: "cpu" or "cuda:N".
         observer: is told what has been chosen.
 
@@ -225,7 +226,10 @@ def fitted(
     strategy = strategies.build(config.strategy)
     fills = isinstance(strategy, RoundStrategy) and strategy.fills_base  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
-    size, language = ModelSize.of(resolve_model(config.model), task == "seq2seq"), task in ("causal_lm", "seq2seq")
+    folder, learns = resolve_model(config.model), told.task.partition("(")[0]
+    size, language = ModelSize.of(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
+    tokens = patches_of(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
+    tokens *= 2 if learns == "dpo" else 1  # two answers are a row
     free = free_memory(device)
     few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
     slow = config.dtype == "bf16" and not fast_bf16(device)

@@ -7,9 +7,6 @@ from typing import Final
 NAME_KEY: Final = "fedpeft-name"
 """The metadata key of a client's name."""
 
-BYTES_PER_PARAMETER: Final = 16
-"""Payloads may have this many bytes per trainable parameter, and a megabyte."""
-
 CHUNK: Final = 512 * 1024
 """Bytes of payload in one message."""
 

@@ -25,24 +25,22 @@ from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
+from fedpeft.data.datasets.clients import first_record
 from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, held_out
-from fedpeft.data.record_files import records
-from fedpeft.data.rows import Rows
-from fedpeft.data.text_to_text import pair_rows
-from fedpeft.data.user_rows import labelled_rows
+from fedpeft.deployment import size_limits
 from fedpeft.deployment.answered import check_evaluation, check_question, metered
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
 from fedpeft.deployment.certificates import Credentials
-from fedpeft.deployment.channel import BYTES_PER_PARAMETER
-from fedpeft.deployment.compared_parts import check_all_told, check_parts
+from fedpeft.deployment.compared_parts import check_all_told
+from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError, PrivacyError
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
@@ -52,20 +50,12 @@ from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.privacy.summed_ledger import SummedLedger
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import Setup
 from fedpeft.run.suited import settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.spec import parse_spec
-
-BYTES_PER_NUMBER = 8
-"""In what is sent of the base, at most: fp64."""
-
-MOST_HELD_OUT = 0.5
-"""The largest share of its rows that a client is evaluated on."""
 
 
 def check_machine(data: Path, options: EdgeOptions) -> None:
@@ -77,51 +67,10 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     """
     device_called(options.device)
     _roster_in(options)
-    _, first = next(records(str(data)), ("", None))
-    if first is None:
-        raise DataError(f"{data} has no rows")
+    _, first = first_record(data)
     for column in (options.text_column, options.label_column):
         if column and column not in first and not all(name in first for name in column.split(AND)):
             raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
-
-
-TOLD = {
-    "classification": (2, 10**6),
-    "multi_label": (1, 10**6),
-    "regression": (1, 1),
-    "causal_lm": (0, 0),
-    "seq2seq": (0, 0),
-}
-"""Tasks that a server may describe, with the fewest and the most names that go with each."""
-
-
-def check_description(told: v1.Description) -> None:
-    """Refuse a description that no server of this version gives.
-
-    Raises:
-        RunError: says what is wrong.
-    """
-    if not 0 <= told.held_out <= MOST_HELD_OUT:
-        raise RunError(
-            f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
-        )
-    names = tuple(told.labels)
-    kind = told.task.partition("(")[0]
-    least, most = TOLD.get(kind, (1, 0))
-    if not least <= len(names) <= most:
-        raise RunError(
-            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
-            "at least two, multi_label with at least one, regression with one name, and causal_lm and seq2seq with none"
-        )
-    try:
-        TASKS.build(told.task)
-    except ConfigError as error:
-        raise RunError(f"the server describes a task that can't be read: {error}") from None
-    if told.task != kind and not parse_spec(told.task).settings:  # one text for what has no settings
-        raise RunError(f"the server describes the task {told.task!r:.100}, which is written {kind}")
-    if len(set(names)) < len(names):
-        raise RunError("the server names a class twice")
-    check_parts(told.parts)
 
 
 class Alone(Partition):
@@ -192,10 +141,12 @@ class Edge:
         self.observer = observer
         self.device = device_called(options.device)
         told, names = settled(settings_of(description, options)), tuple(description.labels)
-        self.options = fitted(options, told, description.tokens, description.task, self.device, observer)
-        self.rows = _own_rows(description, data, options)
+        self.options = fitted(options, told, description, self.device, observer)
+        form = told_form(description, options)
+        targets = TASKS.build(form.task).targets
+        self.rows = form.read(data, names or None, targets)[0]
         config = settings_of(description, self.options)
-        facts = DataFacts("text", description.task, names or None, config.model, clients=1)
+        facts = DataFacts(form.kind, description.task, names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)
         self.config = self.setup.config
         machine = Machine.of(self.setup, {}, (self.device,))
@@ -292,11 +243,8 @@ class Edge:
 
     @property
     def instruction_limit(self) -> int:
-        """The most bytes that a task's payloads may have: adapter, control variate, and what goes into the base."""
-        base = sum(pair.out_features * pair.in_features for pair in self.setup.layout.pairs)
-        secure = self.setup.secure_sum
-        others = most_said(int(self.config.clients), secure.neighbours) if secure else 0
-        return BYTES_PER_PARAMETER * self.setup.layout.numel + BYTES_PER_NUMBER * base + others + (1 << 20)
+        """The most bytes that a task's payloads may have."""
+        return size_limits.of_instructions(self.setup)
 
     @property
     def hardware(self) -> str:
@@ -356,16 +304,6 @@ class Edge:
     def close(self) -> None:
         """End the worker."""
         self.workers.close()
-
-
-def _own_rows(description: v1.Description, data: Path, options: EdgeOptions) -> Rows:
-    """The rows of a client's file, as the server's task has them."""
-    texts, label = options.text_column or description.text_column, options.label_column or description.label_column
-    if description.task == "seq2seq":
-        return pair_rows(str(data), texts, label)
-    column = None if description.task == "causal_lm" else label
-    targets = TASKS.build(description.task).targets
-    return labelled_rows(str(data), texts, column, tuple(description.labels), targets)[0]
 
 
 def _roster_in(options: EdgeOptions) -> PinnedRoster | None:

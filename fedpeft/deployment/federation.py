@@ -22,11 +22,12 @@ from fedpeft import __version__
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
+from fedpeft.deployment import size_limits
 from fedpeft.deployment.announcements import FILE as ANNOUNCED
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.compared_parts import told_parts
+from fedpeft.deployment.described import told_template
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
@@ -137,7 +138,7 @@ class Federation:
         plan = client_plan(setup, nobody, folder, self.held_out, None)
         validation = np.arange(len(self.rows.validation))
         self.workers = Workers(work, plan, machine, observer, validation)
-        limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
+        limit = size_limits.of_reports(setup, options.most_rows)
         self.stopping = threading.Event()
         told = self._description()
         self.announcements = Announcements(
@@ -183,7 +184,8 @@ class Federation:
     def _description(self) -> v1.Description:
         """What clients are told."""
         setup = self.setup
-        text, label = self.options.columns(setup.facts.task)
+        form = self.rows.form
+        text, label = form.columns
         shared = settings_for_clients(setup)
         return v1.Description(
             run=self.roster.run,
@@ -198,6 +200,8 @@ class Federation:
             tokens=setup.tokens,
             held_out=self.held_out,
             parts=told_parts(shared),
+            side=form.side,
+            template=told_template(form),
         )
 
     def _accept(self, registration: v1.Registration) -> Terms | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.data.text_to_text import INPUT, TARGET
+from fedpeft.data.datasets.clients import LABEL, TEXT
 from fedpeft.parts import setting
 from fedpeft.privacy.secure_sum.sum import FEWEST
 
 OWN_TEST = "dataset"
 """As `eval_data`: the validation and test rows of the configured data set."""
-
-PAIR_COLUMNS = (INPUT, TARGET)
-"""Of pairs of texts, where no column is named."""
 
 PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
 
@@ -24,15 +21,24 @@ class ServeOptions:
     labels: str = setting("", "class names in order: a,b,c (default: those of --eval-data or of the data set)")
     task: str = setting(
         "",
-        "what is learned: 'regression(mean=50, deviation=10)', multi_label or seq2seq (default: one class, or as "
-        "--dataset)",
+        "what is learned: 'regression(mean=50, deviation=10)', multi_label, seq2seq, causal_lm, instruction "
+        "(conversations) or dpo (preferences) (default: one class, or as --dataset)",
     )
-    text_column: str = setting("text", "column of the clients' texts; of pairs, where both are left so, input")
+    text_column: str = setting(TEXT, "column of the clients' texts; of pairs, where both are left so, input")
     label_column: str = setting(
-        "label",
+        LABEL,
         "column of the clients' labels; several of 0 and 1: 'toxic + insult'; of pairs, where both are left so, target",
     )
-    eval_data: str = setting("", "rows to evaluate on: a file, or the word dataset for those of --dataset")
+    side: int = setting(
+        0, "clients' rows are pictures, brought to so many pixels per side (default: as --dataset)", low=0, high=512
+    )
+    template: str = setting(
+        "",
+        "of conversations: chat (the model's own, the default), alpaca, flowertune or FILE.jinja, which clients need",
+    )
+    eval_data: str = setting(
+        "", "rows to evaluate on: a file, of pictures a folder, or the word dataset for those of --dataset"
+    )
     held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)
     listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")
     certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
@@ -51,16 +57,6 @@ class ServeOptions:
     readmit: str = setting("", "with --resume: names of dropped clients that may come back: a,b")
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
 
-    def columns(self, task: str) -> tuple[str, str]:
-        """The columns of texts and labels as clients are told; of pairs those of what is read and of what is written.
-
-        Args:
-            task: what is learned.
-        """
-        given = (self.text_column, self.label_column)
-        usual = (type(self).text_column, type(self).label_column)
-        return PAIR_COLUMNS if task == "seq2seq" and given == usual else given
-
 
 @dataclass(frozen=True)
 class EdgeOptions:
@@ -69,6 +65,9 @@ class EdgeOptions:
     text_column: str = setting("", "column of your texts, if it has another name than the server says")
     label_column: str = setting(
         "", "column of your classes, or of what answers your texts, if it has another name than the server says"
+    )
+    template: str = setting(
+        "", "FILE.jinja, if the federation writes conversations by a file that you have been handed"
     )
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")

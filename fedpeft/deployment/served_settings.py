@@ -6,6 +6,7 @@ import dataclasses
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
+from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
@@ -74,6 +75,10 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         )
 
 
+NAMED = ("regression", "multi_label", "seq2seq", *LANGUAGE)
+"""Tasks that the option `task` names."""
+
+
 def told_task(options: ServeOptions) -> str:
     """The task that the options name, as all clients are told it; empty: none.
 
@@ -85,14 +90,14 @@ def told_task(options: ServeOptions) -> str:
     if not options.task:
         return ""
     kind = options.task.partition("(")[0].strip()
-    if kind not in ("regression", "multi_label", "seq2seq"):
+    if kind not in NAMED:
         raise ConfigError(
             f"--task {options.task!r} is none that has to be named; legal are 'regression(mean=50, deviation=10)', "
-            "multi_label and seq2seq; one class a row goes by --labels or --dataset"
+            "multi_label, seq2seq, causal_lm, instruction and dpo; one class a row goes by --labels or --dataset"
         )
     task = TASKS.build(options.task)
-    if kind == "seq2seq" and options.labels:
-        raise ConfigError("--labels names classes, and seq2seq has none; leave it out")
+    if not task.targets and options.labels:
+        raise ConfigError(f"--labels names classes, and {kind} has none; leave it out")
     if isinstance(task, Regression):
         if options.labels:
             raise ConfigError("--labels names classes, and regression has none; leave it out")

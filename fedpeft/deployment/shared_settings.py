@@ -135,6 +135,7 @@ def settings_digest(told: v1.Description) -> str:
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)
     fields["parts"] = list(told.parts)
-    if not told.parts:  # as of a server of before, whose transcripts go on
-        del fields["parts"]
+    for name in ("parts", "side", "template"):  # where they say nothing, as of a server of before: transcripts go on
+        if not fields[name]:
+            del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

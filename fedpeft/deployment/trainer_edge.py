@@ -16,10 +16,11 @@ from fedpeft.clients.trainer import Ranks, TrainerBench, TrainerExecutor, Traine
 from fedpeft.communication.base_residual import HeldBase
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
+from fedpeft.deployment import size_limits
 from fedpeft.deployment.answered import check_evaluation, check_question
-from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.compared_parts import check_all_told
-from fedpeft.deployment.edge import BYTES_PER_NUMBER, Alone, check_description
+from fedpeft.deployment.described import check_description
+from fedpeft.deployment.edge import Alone
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
@@ -123,9 +124,8 @@ class TrainerEdge:
 
     @property
     def instruction_limit(self) -> int:
-        """The most bytes that a task's payloads may have: adapter, and what goes into the base."""
-        base = sum(pair.out_features * pair.in_features for pair in self.layout.pairs)
-        return BYTES_PER_PARAMETER * self.layout.numel + BYTES_PER_NUMBER * base + (1 << 20)
+        """The most bytes that a task's payloads may have."""
+        return size_limits.of_tasks(self.layout)
 
     def registration(self) -> v1.Registration:
         """What the client tells the server of itself."""

@@ -76,7 +76,8 @@ def card(run: FinishedRun, merged: bool) -> str:
     rows = {
         "base model": run.origin.name,
         "method": f"`{config.peft}`, {summary['parameters']:,} trained parameters" + (", merged" if merged else ""),
-        "data": f"{DATASETS.with_paths(config.dataset, name_of)}, {summary['clients']} clients, `{config.partition}`",
+        "data": f"{DATASETS.with_paths(config.dataset, name_of)}, {summary['clients']} clients"
+        + (f", `{config.partition}`" if partition else ""),
         "partition": skew or None,
         "federation": f"{summary['rounds']} rounds of {summary['cohort']} clients, `{config.strategy}`",
         "seed": config.seed,

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from fedpeft.data.record_files import records
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.data.user_rows import labelled_rows
 from fedpeft.errors import AssetError, ConfigError, DataError, FedpeftError
@@ -155,7 +156,7 @@ def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Pat
     with pytest.raises(DataError, match=r"name yours: file\(path='.*', label=COLUMN\); .* set label=None"):
         load_dataset(f"file(path={path!r}, text=comment)")
     with pytest.raises(DataError, match=r"legal: comment, verdict; name yours: --label-column COLUMN$"):
-        labelled_rows(path, "comment", "label", None)
+        labelled_rows(path, records(path), "comment", "label", None)
 
 
 def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> None:

@@ -260,12 +260,14 @@ def test_clients_with_texts_alone_train_a_language_model(federation):
     assert rounds[-1]["loss"] < rounds[0]["loss"]
 
 
-def test_a_server_of_images_or_conversations_is_refused(tmp_path, capsys):
-    turns = [{"role": "user", "content": "how are you"}, {"role": "assistant", "content": "well"}]
-    (tmp_path / "talk.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
-    for dataset, what in (("digits", "images"), (f"file:{tmp_path / 'talk.jsonl'}", "conversations")):
-        assert serve(["--dataset", dataset, "--clients", "1", "--insecure", "--output", str(tmp_path / what)]) == 2
-        assert f"holds {what}; clients of a server join with texts" in " ".join(capsys.readouterr().err.split())
+@pytest.mark.parametrize(
+    ("dataset", "what"), [("tiny_pairs", "pairs that are compared"), ("scenes(rows=40, test_rows=10, task=captions)", "rows of captions")]
+)
+def test_a_server_of_rows_that_clients_can_t_bring_is_refused(dataset, what, tmp_path, capsys):
+    assert serve(["--dataset", dataset, "--clients", "1", "--insecure", "--output", str(tmp_path / "run")]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"holds {what}" in told
+    assert "clients of a server join with texts, pairs of texts, conversations or pictures" in told
 
 
 def test_all_errors_of_a_client_are_for_its_user(federation, observer):

@@ -10,7 +10,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import sides
 from fedpeft.deployment.capacity import ModelSize
-from fedpeft.deployment.edge import check_description
+from fedpeft.deployment.described import check_description
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.wire import v1_pb2 as v1

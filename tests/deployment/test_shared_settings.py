@@ -90,7 +90,8 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
     monkeypatch.setattr(capacity, "free_memory", lambda _: 1.0)
     for rate, rows in (("", 1), (", rate=0.5", 0)):
         config = settings_of(told[rate], EdgeOptions())
-        assert capacity.fitted(EdgeOptions(), config, 32, "classification", "cpu", SilentObserver()).batch_size == rows
+        description = v1.Description(tokens=32, task="classification")
+        assert capacity.fitted(EdgeOptions(), config, description, "cpu", SilentObserver()).batch_size == rows
 
 
 @pytest.mark.parametrize(

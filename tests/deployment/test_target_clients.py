@@ -48,7 +48,7 @@ def test_clients_train_and_are_judged_on_their_own_rows(serve, task, tmp_path, o
     ("options", "error", "words"),
     [
         ({"task": "regression"}, ConfigError, "say what is known of them, roughly"),
-        ({"task": "causal_lm"}, ConfigError, "none that has to be named"),
+        ({"task": "retrieval"}, ConfigError, "none that has to be named"),
         ({"task": "regression(mean=0, deviation=1)", "labels": "a,b"}, ConfigError, "regression has none"),
         ({"task": "multi_label"}, ConfigError, "tiny holds, which is classification; name the labels"),
         ({"task": "regression(mean=0, deviation=0)"}, ConfigError, "deviation must be above 0"),

@@ -14,7 +14,7 @@ class Introduction(_message.Message):
     def __init__(self, software: _Optional[str] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("run", "software", "config", "labels", "task", "text_column", "label_column", "tokenizer_hash", "weights_hash", "tokens", "held_out", "parts")
+    __slots__ = ("run", "software", "config", "labels", "task", "text_column", "label_column", "tokenizer_hash", "weights_hash", "tokens", "held_out", "parts", "side", "template")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,8 @@ class Description(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     run: str
     software: str
     config: str
@@ -39,7 +41,9 @@ class Description(_message.Message):
     tokens: int
     held_out: float
     parts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., software: _Optional[str] = ..., config: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., text_column: _Optional[str] = ..., label_column: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., weights_hash: _Optional[str] = ..., tokens: _Optional[int] = ..., held_out: _Optional[float] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
+    side: int
+    template: str
+    def __init__(self, run: _Optional[str] = ..., software: _Optional[str] = ..., config: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., text_column: _Optional[str] = ..., label_column: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., weights_hash: _Optional[str] = ..., tokens: _Optional[int] = ..., held_out: _Optional[float] = ..., parts: _Optional[_Iterable[str]] = ..., side: _Optional[int] = ..., template: _Optional[str] = ...) -> None: ...
 
 class Registration(_message.Message):
     __slots__ = ("run", "rows", "rank", "precision", "hardware", "terms", "records")

@@ -1,0 +1,197 @@
+"""Rows that real clients have: `clients(labels='bad,good')`, or of pictures `clients(labels='cat,dog', side=64)`.
+
+Of them a server knows the form alone: what is learned, what classes are called, which columns there are, how pictures
+and conversations are brought to what a model reads. `python -m fedpeft.serve` makes it of its flags and writes it into
+the run's settings; each client reads its own file or folder by it. Nothing is loaded. The data are the clients', and
+so is their licence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
+from fedpeft.data.instruction_columns import reading
+from fedpeft.data.label_columns import named
+from fedpeft.data.prompt_templates import PromptTemplate
+from fedpeft.data.record_files import Record
+from fedpeft.data.record_folders import records_below
+from fedpeft.data.rows import NO_MODEL, Dataset, Kind, Rows
+from fedpeft.data.text_to_text import INPUT, TARGET, pair_rows
+from fedpeft.data.user_rows import Names, labelled_rows, read
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.parts import setting
+from fedpeft.spec import parse_spec
+
+TEXT, LABEL = "text", "label"
+"""Columns by which clients' rows are told where nobody names any."""
+
+ANSWER = "output"
+"""Column of the answers, where a template writes the prompts."""
+
+PACKED = "packed by fedpeft"
+"""Where the packed text of a conversation goes, beside columns that may be called anything."""
+
+CONVERSATIONS = ("instruction", "dpo")
+"""Tasks whose rows are conversations, or prompts with answers."""
+
+LANGUAGE = ("causal_lm", *CONVERSATIONS)
+"""Tasks of language models."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The form of the rows of real clients."""
+
+    task: str = setting(
+        "classification",
+        "what is learned: classification, multi_label, 'regression(mean=50, deviation=10)', causal_lm, instruction, "
+        "dpo or seq2seq",
+    )
+    labels: str | None = setting(None, "names of classes or labels in order: a,b,c")
+    text: str = setting(TEXT, "column of texts; of conversations those of their usual names")
+    label: str = setting(LABEL, "column of classes, numbers or labels, or of what answers the texts")
+    side: int = setting(0, "pixels per side that pictures are brought to; 0: rows are texts", low=0, high=512)
+    template: str | None = setting(
+        None, "of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat", path=True
+    )
+
+    def __post_init__(self) -> None:
+        if self.side and self.learns in (*LANGUAGE, "seq2seq"):
+            raise ConfigError(f"side={self.side} is of pictures, and {self.learns} is learned of texts; leave one out")
+        if 0 < self.side < SMALLEST:
+            raise ConfigError(f"side={self.side} is less than {SMALLEST} pixels, of which nothing can be seen")
+        if self.template is not None:
+            PromptTemplate(self.template)  # or it is none
+        if self.template is not None and self.learns not in CONVERSATIONS:
+            raise ConfigError(
+                f"template={self.template!r} writes conversations, and the task is {self.learns}; take instruction or "
+                "dpo, or leave it out"
+            )
+        if self.learns == "dpo" and (self.text, self.label) != (TEXT, LABEL):
+            raise ConfigError("preferences stand in columns called prompt, chosen and rejected; name no others")
+
+    @property
+    def learns(self) -> str:
+        """The task's name."""
+        return parse_spec(self.task).name
+
+    @property
+    def kind(self) -> Kind:
+        """What rows are."""
+        return "image" if self.side else "text"
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of classes or labels, as they are given."""
+        return None if self.labels is None else named(self.labels, least=1)
+
+    @property
+    def default_model(self) -> str:
+        """The model that suits such rows."""
+        if self.side:
+            return "dinov2_small"
+        return "smollm2" if self.learns in LANGUAGE else NO_MODEL if self.learns == "seq2seq" else "minilm"
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Of texts and labels, as clients are told; of pairs those of what is read and of what is written."""
+        given = (self.text, self.label)
+        return (INPUT, TARGET) if self.learns == "seq2seq" and given == (TEXT, LABEL) else given
+
+    def load(self) -> Dataset:
+        """Refused: nobody else has these rows.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "clients(...) are rows that real clients have, and nobody else; a simulation takes rows of your own by "
+            "--dataset file:PATH, and a finished run answers them by python -m fedpeft.predict RUN --data FILE"
+        )
+
+    def read(self, path: Path, names: Sequence[str] | None, targets: str) -> tuple[Rows, tuple[str, ...]]:
+        """The rows of a client's file or folder, with labels as positions in names, and the names.
+
+        Args:
+            path: a file of records; of pictures a folder.
+            names: of classes or labels, in order; None: those that occur, sorted.
+            targets: what labels are, see `fedpeft.models.task.Task`.
+
+        Raises:
+            ConfigError, DataError: it can't be read, or its rows are of another form.
+        """
+        if self.learns == "seq2seq":
+            return pair_rows(str(path), *self.columns), ()
+        if self.learns in CONVERSATIONS:
+            return self._conversations(path), ()
+        label = None if self.learns == "causal_lm" else self.label
+        column = FILE_NAME if self.side else self.text
+        rows, known = labelled_rows(str(path), self._records(path), column, label, names, targets)
+        return self._as_pictures(rows) if self.side else rows, known
+
+    def no_rows(self, targets: str, names: Sequence[str] | None) -> Rows:
+        """None of them."""
+        labels: NDArray[Any] | None = None
+        if targets == "labels":
+            labels = np.zeros((0, len(names or ())), np.int8)
+        elif targets:
+            labels = np.zeros(0, np.float64 if targets == "numbers" else np.int64)
+        return Rows(np.zeros((0, self.side, self.side, 3), np.uint8) if self.side else [], labels)
+
+    def _records(self, path: Path) -> Any:
+        """The records of a client's rows."""
+        if not self.side:
+            if holds_pictures(path):
+                raise DataError(f"{path} holds pictures, and the federation learns from texts")
+            return records_below(path)
+        if not holds_pictures(path):
+            raise DataError(
+                f"{path} holds no pictures, and the federation learns from pictures; give a folder of them, in a "
+                "folder for each class or with a metadata.csv of file_name and label"
+            )
+        return picture_records(path)
+
+    def _as_pictures(self, rows: Rows) -> Rows:
+        return Rows(pixels_of(list(map(str, rows.inputs)), self.side), rows.labels)
+
+    def _conversations(self, path: Path) -> Rows:
+        """Packed conversations, see `fedpeft.data.conversations`, or preferences."""
+        _, first = first_record(path)
+        messages, answer = (None if self.text == TEXT else self.text), (ANSWER if self.label == LABEL else self.label)
+        found = reading(first, PACKED, messages, self.template or "chat", answer)
+        if found is None or parse_spec(found.task).name != self.learns:
+            wanted = {
+                "instruction": "conversations: a column messages or conversations, or prompt and completion, or "
+                "instruction and output",
+                "dpo": "preferences: columns prompt, chosen and rejected",
+            }[self.learns]
+            raise DataError(f"{path} holds other rows than the federation learns from, which are {wanted}")
+        packed = found.packed(self._records(path), str(path))
+        return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
+
+
+SMALLEST = 8
+"""Pixels per side of the smallest picture that is taken."""
+
+
+def first_record(path: Path) -> Record:
+    """The first of the rows in a file or folder, and its place.
+
+    Raises:
+        ConfigError, DataError: there is none, or it can't be read.
+    """
+    found = picture_records(path) if holds_pictures(path) else records_below(path)
+    first = next(found, None)
+    if first is None:
+        raise DataError(f"{path} has no rows")
+    return first
+
+
+part = Clients

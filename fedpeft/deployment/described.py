@@ -1,0 +1,129 @@
+"""What a server describes before a client loads anything: what is learned, and how the client's rows are to be read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from fedpeft.data.datasets.clients import CONVERSATIONS, SMALLEST, Clients
+from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, fingerprint
+from fedpeft.deployment.compared_parts import check_parts
+from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.models.task import TASKS
+from fedpeft.spec import parse_spec
+
+TOLD: Final = {
+    "classification": (2, 10**6),
+    "multi_label": (1, 10**6),
+    "regression": (1, 1),
+    "causal_lm": (0, 0),
+    "seq2seq": (0, 0),
+    "instruction": (0, 0),
+    "dpo": (0, 0),
+}
+"""Tasks that a server may describe, with the fewest and the most names that go with each."""
+
+MOST_HELD_OUT = 0.5
+"""The largest share of its rows that a client is evaluated on."""
+
+LARGEST = 512
+"""The most pixels per side that a client brings its pictures to."""
+
+_FILE = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def told_template(form: Clients) -> str:
+    """How a server tells what writes its clients' conversations: a name, or the SHA-256 of a file; empty: nothing does.
+
+    Raises:
+        DataError: the file can't be read.
+    """
+    if form.learns not in CONVERSATIONS:
+        return ""
+    name = form.template or CHAT
+    return name if name in OF_COLUMNS else fingerprint(name)
+
+
+def check_description(told: v1.Description) -> None:
+    """Refuse a description that no server of this version gives.
+
+    Raises:
+        RunError: says what is wrong.
+    """
+    if not 0 <= told.held_out <= MOST_HELD_OUT:
+        raise RunError(
+            f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
+        )
+    names = tuple(told.labels)
+    kind = told.task.partition("(")[0]
+    least, most = TOLD.get(kind, (1, 0))
+    if not least <= len(names) <= most:
+        raise RunError(
+            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
+            "at least two, multi_label with at least one, regression with one name, and causal_lm, seq2seq, "
+            "instruction and dpo with none"
+        )
+    try:
+        TASKS.build(told.task)
+    except ConfigError as error:
+        raise RunError(f"the server describes a task that can't be read: {error}") from None
+    if told.task != kind and not parse_spec(told.task).settings:  # one text for what has no settings
+        raise RunError(f"the server describes the task {told.task!r:.100}, which is written {kind}")
+    if len(set(names)) < len(names):
+        raise RunError("the server names a class twice")
+    if told.side and not (SMALLEST <= told.side <= LARGEST and least > 0):
+        raise RunError(
+            f"the server describes pictures of {told.side} pixels per side for the task {kind}; legal are {SMALLEST} "
+            f"to {LARGEST}, of classes, labels or numbers"
+        )
+    if bool(told.template) != (kind in CONVERSATIONS) or not (
+        told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)
+    ):
+        raise RunError(
+            f"the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
+            f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
+        )
+    check_parts(told.parts)
+
+
+def told_form(told: v1.Description, options: EdgeOptions) -> Clients:
+    """The form of a client's rows, as a checked description has it, with the client's own names of columns.
+
+    Raises:
+        ConfigError: the client's template is not the server's.
+        DataError: it can't be read.
+    """
+    return Clients(
+        task=told.task,
+        text=options.text_column or told.text_column,
+        label=options.label_column or told.label_column,
+        side=told.side,
+        template=_own_template(told.template, options.template),
+    )
+
+
+def _own_template(told: str, own: str) -> str | None:
+    """What writes the conversations here: that of the name, or the file that has the digest which the server tells."""
+    if not _FILE.fullmatch(told):
+        if own:
+            raise ConfigError(
+                f"--template {own} is a file, and the federation "
+                + (f"writes conversations by the template {told}" if told else "has no conversations to write")
+                + "; leave it out"
+            )
+        return told or None
+    if not own:
+        raise ConfigError(
+            f"the federation writes conversations by a template of its own (a file with the digest {told[:12]}); ask "
+            "whoever runs the server for it, and join with --template FILE.jinja"
+        )
+    file = str(Path(own).expanduser().absolute())
+    if (digest := fingerprint(file)) != told:
+        raise ConfigError(
+            f"the template {own} (digest {digest[:12]}) is not the server's (digest {told[:12]}): conversations would "
+            "be written otherwise; ask whoever runs the server for its file"
+        )
+    return file

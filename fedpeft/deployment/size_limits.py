@@ -1,0 +1,47 @@
+"""How many bytes of payloads a message may have: what the setup can need, so that nobody fills another's memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from fedpeft.peft.adapter import Layout
+from fedpeft.privacy.secure_sum.words import most_said
+from fedpeft.run.setup import Setup
+
+PER_PARAMETER: Final = 16
+"""Of what is sent of a trainable parameter, at most."""
+
+PER_NUMBER: Final = 8
+"""Of what is sent of the base, or of sums over rows, at most: fp64, or a word under a mask."""
+
+BESIDE: Final = 1 << 20
+"""Of everything else."""
+
+
+def of_reports(setup: Setup, most_rows: int) -> int:
+    """Of a client's report: an update, or the statistics that the head starts from.
+
+    Args:
+        setup: of the run.
+        most_rows: that a client may join with.
+    """
+    sent = 0
+    if setup.head.exchanges and "head.weight" in setup.start:
+        outputs, width = setup.start["head.weight"].shape
+        shapes = setup.head.shapes(width, outputs, most_rows)
+        sent = sum(math.prod(shape) for shape in shapes.values())
+    return PER_PARAMETER * setup.layout.numel + PER_NUMBER * sent + BESIDE
+
+
+def of_instructions(setup: Setup) -> int:
+    """Of a server's task: the adapter, a control variate, what goes into the base, and what all clients are told."""
+    secure = setup.secure_sum
+    others = most_said(setup.clients, secure.neighbours) if secure else 0
+    return of_tasks(setup.layout) + PER_NUMBER * setup.whitened_directions**2 + others
+
+
+def of_tasks(layout: Layout) -> int:
+    """Of a server's task to a client that is told nothing but the model."""
+    base = sum(pair.out_features * pair.in_features for pair in layout.pairs)
+    return PER_PARAMETER * layout.numel + PER_NUMBER * base + BESIDE

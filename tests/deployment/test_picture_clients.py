@@ -1,0 +1,151 @@
+"""Real clients whose rows are pictures: folders, a class each."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedpeft.config import RunConfig
+from fedpeft.deployment.described import check_description
+from fedpeft.deployment.edge import check_machine
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.servers_rows import ServersRows, with_form
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import ConfigError, DataError, RunError
+from fedpeft.run.finished import FinishedRun
+from tests.here import Federation
+
+STRIPES = ServeOptions(labels="across,down", side=16, held_out=0.25)
+GIVEN = {"dataset": "clients(labels='across,down', side=16)", "model": "tiny_vision", "measure": "validation(every=1)",
+         "head": "auto"}  # fmt: skip
+
+
+def draw(folder, count, seed=0, side=24):
+    """A folder of pictures with lines across, and one with lines down, with noise."""
+    generator = np.random.default_rng(seed)
+    for name in ("across", "down"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = np.where(np.arange(side) // 3 % 2, 200, 40)[:, None].repeat(side, 1)
+            pixels = (pixels.T if name == "down" else pixels) + generator.integers(-30, 30, (side, side))
+            Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(folder / name / f"{i}.png")
+    return folder
+
+
+class Pictures(Federation):
+    """A federation whose clients have folders of pictures."""
+
+    def file(self, k):
+        return self.folder / f"pictures-{k}"
+
+    def keep(self, k):
+        draw(self.file(k), 24, seed=k)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{},
+     {"peft": "lora_fa(rank=2, layers=1)", "head": "ridge"},
+     {"privacy": "dp_sgd(epsilon=20)", "peft": "auto", "rounds": 4},
+     {"peft": "auto"},
+     {"peft": "head2toe", "head": "ridge", "model": "tiny_vision(layers=24)"},
+     pytest.param({"privacy": "secure_sum", "clients": 3}, marks=pytest.mark.slow)],
+    ids=str,
+)  # fmt: skip
+def test_clients_train_on_pictures(settings, tmp_path, observer):
+    serve = ServeOptions(labels="across,down", side=16, eval_data=str(draw(tmp_path / "eval", 20, seed=9)))
+    made = Pictures(tmp_path, observer, serve=serve, **GIVEN | settings)
+    told = made.server.gateway.description
+    assert (told.task, list(told.labels), told.side, told.template) == ("classification", ["across", "down"], 16, "")
+    made.run()
+    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
+    direct, limit = made.server.direct, made.server.gateway.limit
+    assert max(len(report.payload) for report in direct.reports) <= limit, "as a client over sockets may send"
+    assert max(len(asked.payload) for asked in direct.asked) <= made.server.edges[0].instruction_limit
+    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert all(line["rejected"] == 0 for line in lines)
+    assert max(line["accuracy"] for line in lines if line["accuracy"] is not None) > 0.8
+
+
+def test_clients_are_judged_on_pictures_of_their_own(tmp_path, observer):
+    made = Pictures(tmp_path, observer, serve=STRIPES, **GIVEN)
+    made.run()
+    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert lines[-1]["accuracy"] > 0.8
+
+
+def test_the_form_is_that_of_the_data_set_where_nobody_tells_it():
+    found = ServersRows.of(RunConfig(dataset="digits"), ServeOptions(eval_data="dataset"))
+    assert (found.dataset.kind, found.form.side, found.dataset.default_model) == ("image", 8, "dinov2_small")
+    assert len(found.validation)
+    alone = ServersRows.of(RunConfig(dataset="digits"), ServeOptions(side=32))
+    assert (alone.form.side, len(alone.validation), alone.dataset.label_names) == (32, 0, found.dataset.label_names)
+    with pytest.raises(ConfigError, match="--side 32 is of pictures, and tiny holds texts"):
+        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(side=32))
+
+
+def test_the_run_says_whose_rows_it_is_of(tmp_path):
+    told = with_form(RunConfig(), ServeOptions(labels="across,down", side=16))
+    assert (told.dataset, told.model) == ("clients(labels='across,down', side=16)", "dinov2_small")
+    assert with_form(told, ServeOptions()) == told
+    again = ServersRows.of(told, ServeOptions())
+    assert (again.form.side, again.dataset.label_names) == (16, ("across", "down"))
+    assert FinishedRun(tmp_path, told, {}).picture_side == 16
+    assert with_form(RunConfig(dataset="digits"), ServeOptions(eval_data="dataset")).dataset == "digits"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"task": "causal_lm"}, ConfigError, "side=16 is of pictures, and causal_lm is learned of texts"),
+        ({"side": 4}, ConfigError, "side=4 is less than 8 pixels"),
+        ({"eval_data": "rows.csv"}, DataError, "holds no pictures, and the federation learns from pictures"),
+        ({"side": 0, "eval_data": "."}, DataError, "holds pictures, and the federation learns from texts"),
+        ({"template": "chat"}, ConfigError, "writes conversations, and the task is classification"),
+    ],
+)
+def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tmp_path):
+    draw(tmp_path, 1)
+    (tmp_path / "rows.csv").write_text("text,label\nx,across\n")
+    given = {"labels": "across,down", "side": 16} | options
+    if "task" in options:
+        del given["labels"]
+    if "eval_data" in given:
+        given["eval_data"] = str(tmp_path / given["eval_data"])
+    with pytest.raises(error, match=words):
+        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given))
+
+
+def test_rows_of_another_kind_are_refused(tmp_path, observer):
+    made = Pictures(tmp_path, observer, serve=STRIPES, **GIVEN, clients=1)
+    check_machine(made.file(0), EdgeOptions())
+    (made.file(0) / "across").rename(made.file(0) / "upwards")
+    with pytest.raises(DataError, match=r"1 label in column 'label' that the federation does not know: 'upwards'"):
+        made.edge(0)
+    made.file = lambda k: tmp_path / "rows.csv"
+    (tmp_path / "rows.csv").write_text("text,label\nx,across\n")
+    with pytest.raises(DataError, match="holds no pictures"):
+        made.edge(0)
+    made.file = lambda k: tmp_path / "empty"
+    (tmp_path / "empty" / "across").mkdir(parents=True)
+    with pytest.raises(DataError):
+        check_machine(tmp_path / "empty", EdgeOptions())
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"side": 4}, "pictures of 4 pixels per side"),
+        ({"side": 100_000}, "pictures of 100000 pixels per side"),
+        ({"side": 16, "task": "causal_lm", "labels": []}, "for the task causal_lm"),
+        ({"template": "chat"}, "the prompt template 'chat' for the task classification"),
+    ],
+)
+def test_a_server_s_description_is_checked(fields, words):
+    told = {"task": "classification", "labels": ["a", "b"]}
+    check_description(v1.Description(**told, side=64))
+    with pytest.raises(RunError, match=words):
+        check_description(v1.Description(**told | fields))
