@@ -58,6 +58,9 @@ class Correction:
     needs_shares: ClassVar[bool] = False
     """Whether it acts on the loss instead of the gradients: clients are told the classes' shares among all rows."""
 
+    least: float = 0.0
+    """Of those: the label skew from which on they act, 0 to 1 (`fedpeft.clients.label_shift.label_skew`)."""
+
     changes_loss: ClassVar[bool] = False
     """Whether local steps have another loss (`around`), which gradients per example are not made of."""
 
@@ -180,6 +183,11 @@ class Drift:
     def needs_shares(self) -> bool:
         """Whether clients are told the classes' shares among all rows."""
         return any(c.needs_shares for c in self.corrections)
+
+    @property
+    def least_skew(self) -> float:
+        """The label skew from which on clients are told these shares."""
+        return min((c.least for c in self.corrections if c.needs_shares), default=0.0)
 
     def __str__(self) -> str:
         return " + ".join(map(part_text, self.corrections))

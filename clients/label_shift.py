@@ -43,6 +43,21 @@ def shares_of(counts: Tensor) -> Tensor:
     return (rows / rows.sum()).float()
 
 
+def label_skew(counts: Sequence[Tensor]) -> float:
+    """Mean over clients of the total variation between their class shares and those of all rows, 0 to 1.
+
+    Args:
+        counts: rows per class of each client, (classes,); of clients without rows nothing is counted.
+    """
+    known = [own.double().clamp_min(0.0) for own in counts]
+    known = [own for own in known if float(own.sum()) > 0]
+    if not known:
+        return 0.0
+    total = torch.stack(known).sum(0)
+    apart = [float((own / own.sum() - total / total.sum()).abs().sum()) / 2 for own in known]
+    return sum(apart) / len(apart)
+
+
 def offsets(labels: Tensor, shares: Tensor) -> Tensor:
     """log(pi_k / pi), (classes,): what is added to a client's logits; minus infinity for classes that it lacks.
 

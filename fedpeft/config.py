@@ -53,7 +53,11 @@ class RunConfig:
         "",
         "LoRA ranks of clients by id: RANK*CLIENTS,... such as 4*50,8*30,32*20; auto: by the tables of --clients FILE",
     )
-    drift: str = setting("", "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +")
+    drift: str = setting(
+        "auto",
+        "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +; auto: label_shift where their "
+        "classes lie far apart; empty: nothing",
+    )
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)
     local_work: str = setting("epochs(1.0)", "per round: passes over a client's rows, epochs(1.0), or steps(10)")

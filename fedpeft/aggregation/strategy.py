@@ -124,6 +124,10 @@ class Strategy:
         """Names of the tensors that each client keeps for itself, from their common start; by default none."""
         return frozenset()
 
+    def personal(self, layout: Layout) -> bool:
+        """Whether clients' models differ: tensors, or models, stay with them, or groups are sent their own."""
+        return bool(self.private(layout)) or self.personal_pull is not None or self.groups
+
     def trained(self, layout: Layout, round: int) -> frozenset[str]:
         """Names of the tensors that clients train in `round` (counted from 1); by default all."""
         return frozenset(layout.names)

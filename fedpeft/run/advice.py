@@ -11,11 +11,8 @@ from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.run.checks import check_label_shift, check_server
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import ADAPTER, suited_method
+from fedpeft.run.suited import ADAPTER, FAR_APART, suited_method
 from fedpeft.spec import parse_spec
-
-FAR_APART = 0.55
-"""Label skew above which label_shift has gained (0.63, 0.73); at 0.47 it cost something: experiments/harm."""
 
 MANY = 1000
 """Clients that are many: fewer of one step each have not been looked at."""

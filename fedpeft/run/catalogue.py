@@ -80,7 +80,7 @@ FLAGS: Mapping[str, Flag] = {
     "strategy": Flag((strategies,)),
     "server-optimizer": Flag((SERVER_OPTIMIZERS,)),
     "safeguard": Flag((SAFEGUARDS,), lambda text: None if text == "auto" else SAFEGUARDS.build(text)),
-    "drift": Flag((CORRECTIONS,), parse_drift, joined=" + "),
+    "drift": Flag((CORRECTIONS,), lambda text: parse_drift("" if text == "auto" else text), joined=" + "),
     "local-work": Flag((LOCAL_WORK,)),
     "optimizer": Flag((LOCAL_OPTIMIZERS,)),
     "codec": Flag((codecs, PRECISION_RULES), parse_uplink, joined=" | "),

@@ -46,7 +46,7 @@ from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
 from fedpeft.run.reuse import frozen_blocks
 from fedpeft.run.steering import Steering, steering
-from fedpeft.run.suited import settled, suited_method
+from fedpeft.run.suited import settled, suited_drift, suited_method
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,11 @@ class Setup(ChosenParts):
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
         task.check(reference)
         layout: Layout = method.layout(reference)
+        if config.drift == "auto":
+            protected = chosen.mechanism is not None or chosen.secure_sum is not None
+            drift = "" if protected else suited_drift(chosen.strategy, chosen.head, facts, layout)
+            config = replace(config, drift=drift)
+            chosen = replace(chosen, drift=built(config, "drift"))
         plain_base = _plain(reference.base)
         setup = cls(
             **vars(chosen),
@@ -271,8 +276,7 @@ class Setup(ChosenParts):
     @cached_property
     def personal(self) -> bool:
         """Whether clients' models differ: tensors, or models, stay with them, or groups are sent their own."""
-        rule = self.strategy
-        return bool(rule.private(self.layout)) or rule.personal_pull is not None or rule.groups
+        return self.strategy.personal(self.layout)
 
     @property
     def base_precisions(self) -> tuple[str, ...]:

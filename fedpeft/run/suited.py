@@ -1,4 +1,4 @@
-"""What `auto` stands for: the PEFT method, the head's start, the partition and the precision that suit a run.
+"""What `auto` stands for: PEFT method, start of the head, drift correction, partition and precision that suit a run.
 
 What depends on rows that have not been looked at stays `auto`. A run's folder keeps what was chosen: on another
 machine, continued or compared, the run stays what it was.
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.strategy import Strategy
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import USUAL
 from fedpeft.data.rows import suited_head, suited_partition
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.task import Targets
+from fedpeft.peft.adapter import Layout
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.catalogue import built
@@ -45,6 +48,22 @@ def suited_method(config: RunConfig, facts: DataFacts, groups: Sequence[ProfileT
     alike = not config.ranks and not any(table.rank or table.alpha for table in groups)
     no_factors = not any(correction.needs for correction in built(config, "drift").corrections)
     return OF_IMAGES if classes_of_images and plain and alike and no_factors and config.head == "auto" else ADAPTER
+
+
+FAR_APART = 0.55
+"""Label skew from which on shares of classes are corrected for; at 0.47 that has cost something."""
+
+
+def suited_drift(rule: Strategy, head: HeadStart, facts: DataFacts, layout: Layout) -> str:
+    """What is done against clients' drift in a configuration that says `auto`, and protects nobody.
+
+    Where clients hold different classes, each pulls towards its own, and the loss is corrected for that. Clients with
+    models of their own are better off with what is likely among their own rows.
+    """
+    known = head.exchanges and not head.bounded and "head.weight" in layout.shapes
+    if facts.task == "classification" and facts.tasks is None and known and not rule.personal(layout):
+        return f"label_shift(least={FAR_APART})"
+    return ""
 
 
 def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:

@@ -12,10 +12,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedpeft.aggregation.head_start import VARIANCE, check_solved
 from fedpeft.aggregation.update import Fold
-from fedpeft.clients.label_shift import SHARES, shares_of
+from fedpeft.clients.label_shift import SHARES, label_skew, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size
@@ -76,9 +77,10 @@ def prepare(
     elif setup.secure_sum is None:
         asked = len(entry.cohort)
     rows: dict[int, int] = {}
+    counts: list[Tensor] = []
     down, clip = 0, None
     if setup.secure_sum is None:
-        rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
+        rows, spent, total, counts = _statistics(setup, clients, entry, privacy, most_rows)
         missing = asked - len(rows)
     else:
         heard = None if privacy is None else privacy.heard
@@ -88,7 +90,7 @@ def prepare(
     told: State = {}
     if asks:
         state |= _head(setup, total, say)
-        told = _told(setup, total)
+        told = _told(setup, total, counts, say)
     progress = replace(
         progress,
         adapter=state,
@@ -151,11 +153,19 @@ def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
     return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
 
 
-def _told(setup: Setup, total: State) -> State:
-    """What of the sums over all clients each is told."""
+def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]) -> State:
+    """What of the sums over all clients each is told; `counts`: of each client that counts, its rows per class."""
     if setup.mechanism is not None and setup.mechanism.whitens:
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
-    return {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
+    if not setup.drift.needs_shares:
+        return {}
+    least = setup.drift.least_skew
+    if least:
+        skew = label_skew(counts)
+        if skew < least:
+            return {}
+        say(f"clients hold different classes (label skew {skew:.2f}): local steps are corrected for that (label_shift)")
+    return {SHARES: shares_of(setup.head.class_counts(total))}
 
 
 def _copy(state: State) -> State:
@@ -181,8 +191,9 @@ def _announce(clients: Exchange) -> None:
 
 def _statistics(
     setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
-) -> tuple[dict[int, int], int, State]:
-    """The rows of each client whose statistics are taken, the bytes of all, and the sum of those taken."""
+) -> tuple[dict[int, int], int, State, list[Tensor]]:
+    """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
+    asks for them, their rows per class."""
     outputs, width = setup.start["head.weight"].shape
     count = len(entry.cohort)
     instructions = (
@@ -192,6 +203,7 @@ def _statistics(
     _announce(clients)
     rows: dict[int, int] = {}
     spent, total, why = 0, Fold(), ""
+    counts: list[Tensor] = []
     for report in clients.in_order(instructions, count, "prepare"):
         spent += len(report.payload)
         if privacy is not None:
@@ -205,6 +217,8 @@ def _statistics(
             why = why or reason_of(report.client, str(error))
             continue
         taken = setup.head.additive(statistics)
+        if setup.drift.least_skew:
+            counts.append(setup.head.class_counts(taken))
         if privacy is None:
             total.add(taken, min(1.0, most_rows / report.rows))
         else:
@@ -213,7 +227,8 @@ def _statistics(
     if not rows:
         head = name_of(type(setup.head))
         raise RunError(f"none of {count} clients returned valid statistics for the start of the head, {head}; {why}")
-    return rows, spent, total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)
+    sums = total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)
+    return rows, spent, sums, counts
 
 
 def _masked_statistics(
