@@ -261,7 +261,8 @@ def test_clients_with_texts_alone_train_a_language_model(federation):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "what"), [("tiny_pairs", "pairs that are compared"), ("scenes(rows=40, test_rows=10, task=captions)", "rows of captions")]
+    ("dataset", "what"),
+    [("tiny_pairs", "pairs that are compared"), ("scenes(rows=40, test_rows=10, task=captions)", "rows of captions")],
 )
 def test_a_server_of_rows_that_clients_can_t_bring_is_refused(dataset, what, tmp_path, capsys):
     assert serve(["--dataset", dataset, "--clients", "1", "--insecure", "--output", str(tmp_path / "run")]) == 2
