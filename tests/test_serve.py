@@ -219,10 +219,15 @@ def test_a_server_keeps_the_paths_that_it_was_given_absolutely(tmp_path, monkeyp
         raise RunError("enough")
 
     monkeypatch.setattr("fedpeft.serve.Federation", federation)
-    words = ["--clients", "2", "--dataset", "file:rows.csv", "--model", "./base", "--eval-data", "rows.csv",
-             "--insecure", "--listen", "127.0.0.1:0", "--output", "run"]  # fmt: skip
-    assert serve(words) == 2
-    config, options = seen
-    assert config.model == str(tmp_path / "base")
-    assert config.dataset == f"file:{tmp_path / 'rows.csv'}"
+    (tmp_path / "own.jinja").write_text("{{ instruction }}")
+    words = ["--clients", "2", "--dataset", "file:rows.csv", "--model", "./base", "--insecure", "--listen",
+             "127.0.0.1:0", "--output", "run"]  # fmt: skip
+    assert serve([*words, "--task", "instruction", "--template", "own.jinja", "--eval-data", "rows.csv"]) == 2
+    assert serve([*words, "--eval-data", "dataset"]) == 2
+    config, options, of_data, _ = seen
+    assert config.model == of_data.model == str(tmp_path / "base")
+    assert of_data.dataset == f"file:{tmp_path / 'rows.csv'}"
+    template = str(tmp_path / "own.jinja")
+    assert config.dataset == f"clients(task='instruction', template={template!r})", "whose rows it is made of"
+    assert options.template == template
     assert (options.eval_data, options.certs) == (str(tmp_path / "rows.csv"), str(tmp_path / "certs"))

@@ -53,6 +53,7 @@ KNOWN = FETCHED | MADE
 def test_every_part_is_tried_here() -> None:
     assert set(DATASETS.names) == {
         *KNOWN,
+        "clients",
         "file",
         "flowertune",
         "hf",
