@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fedpeft.clients.executor import Job
-from fedpeft.clients.label_shift import SHARES, offsets, shares_of
+from fedpeft.clients.label_shift import SHARES, label_skew, offsets, shares_of
 from fedpeft.clients.pool import Worker
 from rich.console import Console
 
@@ -17,6 +17,8 @@ from fedpeft.aggregation.head_start import HEADS
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.run.console import ConsoleObserver
@@ -72,6 +74,17 @@ def test_every_head_of_all_that_rows_tell_knows_how_many_rows_a_class_has():
             total = compact.additive(compact.statistics(features, labels, 3))
             assert torch.allclose(compact.class_counts(total).double(), counts.double(), atol=1e-3), name
     assert torch.allclose(shares_of(torch.tensor([3.0, 0.0, 6.0])), torch.tensor([0.3, 0.1, 0.6]))
+
+
+def test_label_skew_is_that_of_the_partition():
+    counts = [torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), torch.zeros(2)]
+    of_all = torch.tensor([5.0, 3.0]) / 8
+    assert label_skew(counts) == pytest.approx(float(3 / 8 + 5 / 8 + (of_all - 0.5).abs().sum() / 2) / 3)
+    assert label_skew([]) == 0.0
+    data = load_dataset("tiny")
+    split = PARTITIONS.build("dirichlet(alpha=0.1)").split(data.train, 6, 0)
+    own = [torch.bincount(torch.from_numpy(data.train.labels[split.shard(k)]), minlength=4) for k in range(6)]
+    assert label_skew(own) == pytest.approx(split.statistics(data.train.labels).label_distance)
 
 
 # -------------------------------------------------------------------------------------------------------- executors
@@ -131,6 +144,22 @@ def test_clients_are_told_the_shares_of_all_rows_and_a_resumed_run_remembers_the
     assert all(torch.equal(states[0].adapter[n], states[1].adapter[n]) for n in states[0].adapter)
     clients = Records(tmp_path / "whole").read("clients.jsonl")
     assert all(line["downlink_bytes"] > 4 * states[0].told[SHARES].numel() for line in clients)
+
+
+@pytest.mark.parametrize(("partition", "acts"), [("dirichlet(alpha=0.05)", True), ("iid", False)])
+def test_by_default_it_acts_where_classes_lie_far_apart_and_changes_nothing_elsewhere(partition, acts, tmp_path):
+    made = {}
+    for drift in ("auto", "label_shift", ""):
+        folder = tmp_path / (drift or "none")
+        folder.mkdir()
+        given = TINY | {"drift": drift, "partition": partition, "head": "centroids"}
+        simulation = Simulation(RunConfig(**given), folder, QUIET)
+        made[drift] = simulation.train(simulation.server(Records(folder)))
+        simulation.close()
+    same, other = ("label_shift", "") if acts else ("", "label_shift")
+    assert bool(made["auto"].told) is acts
+    assert all(torch.equal(made["auto"].adapter[n], made[same].adapter[n]) for n in made[same].adapter)
+    assert any(not torch.equal(made["auto"].adapter[n], made[other].adapter[n]) for n in made[other].adapter)
 
 
 @pytest.mark.parametrize(

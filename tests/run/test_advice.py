@@ -23,8 +23,9 @@ RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1",
 @pytest.mark.parametrize(
     ("more", "advised"),
     [
-        (["--partition", "dirichlet(alpha=0.01)"], True),
-        (["--partition", "iid"], False),
+        (["--partition", "dirichlet(alpha=0.01)"], False),  # it is the default there
+        (["--partition", "dirichlet(alpha=0.01)", "--drift", ""], True),
+        (["--partition", "iid", "--drift", ""], False),
         (["--partition", "dirichlet(alpha=0.01)", "--drift", "label_shift"], False),
         (["--partition", "dirichlet(alpha=0.01)", "--head", "zero"], False),
         (["--partition", "dirichlet(alpha=0.01)", "--privacy", "secure_sum", "--cohort", "all"], False),

@@ -37,6 +37,32 @@ def test_images_with_classes_get_a_head_on_all_blocks_unless_something_is_said_o
     assert ranked == "lora"
 
 
+CORRECTED = "label_shift(least=0.55)"
+LANGUAGE = DataFacts("text", "causal_lm", None, "tiny_lm", clients=3)
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "drift"),
+    [
+        (TEXTS, {}, CORRECTED),
+        (IMAGES, {}, CORRECTED),
+        (TEXTS, {"strategy": "flexlora"}, CORRECTED),  # or rules could not be compared
+        (TEXTS, {"drift": ""}, ""),
+        (TEXTS, {"drift": "fedprox(mu=0.02)"}, "fedprox(mu=0.02)"),
+        (TEXTS, {"head": "zero"}, ""),
+        (TEXTS, {"strategy": "fedsa_lora"}, ""),
+        (TEXTS, {"strategy": "ditto"}, ""),
+        (TEXTS, {"privacy": "user_dp(noise_multiplier=1)", "head": "zero"}, ""),
+        (TEXTS, {"privacy": "secure_sum"}, ""),
+        (DataFacts("text", "regression", ("y",), "tiny", clients=3), {}, ""),
+        (LANGUAGE, {}, ""),
+    ],
+)
+def test_losses_are_corrected_for_classes_that_lie_apart_where_these_are_known(facts, settings, drift):
+    setup = Setup.of(RunConfig(**settings), facts)
+    assert (setup.config.drift, str(setup.drift)) == (drift, drift)
+
+
 def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
     assert (settled(RunConfig()).peft, settled(RunConfig()).head) == ("auto", "auto")
     assert settled(RunConfig(peft="lora")).head == "ridge"
