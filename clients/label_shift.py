@@ -37,6 +37,24 @@ def only(classes: Sequence[int], of: int) -> Tensor | None:
     return added
 
 
+SINGLE = 0.98
+"""Share of a class from which on a client has no other: codecs add errors."""
+
+
+def check_counts(counts: Tensor, rows: int) -> None:
+    """Refuse class counts that no client of so many rows has.
+
+    Args:
+        counts: (classes,), as they arrived: codecs may have doubled them.
+        rows: that the client reports.
+
+    Raises:
+        PayloadError: says what is wrong.
+    """
+    if float(counts.sum()) > 2 * rows + 1 or float(counts.min()) < -rows:
+        raise PayloadError(f"statistics of {float(counts.sum()):g} rows in classes, and the client has {rows}")
+
+
 def shares_of(counts: Tensor) -> Tensor:
     """Class shares pi, (classes,), fp32, from rows per class, each counted as at least one: codecs add errors."""
     rows = counts.double().clamp_min(1.0)
@@ -47,15 +65,44 @@ def label_skew(counts: Sequence[Tensor]) -> float:
     """Mean over clients of the total variation between their class shares and those of all rows, 0 to 1.
 
     Args:
-        counts: rows per class of each client, (classes,); of clients without rows nothing is counted.
+        counts: rows per class of each client, (classes,), each with at least one row.
+    """
+    total = torch.stack([own.double() for own in counts]).sum(0)
+    apart = [float((own / own.sum() - total / total.sum()).abs().sum()) / 2 for own in (c.double() for c in counts)]
+    return sum(apart) / len(apart)
+
+
+def skew_by_chance(counts: Sequence[Tensor]) -> float:
+    """The label skew to be expected if each client's rows were drawn from all rows.
+
+    The mean absolute deviation of a binomial number is 2 (1 - p)^(n - k) p^(k + 1) (k + 1) C(n, k + 1), k = floor(n p)
+    (De Moivre; Diaconis and Zabell, Statistical Science 1991).
+    """
+    total = torch.stack([own.double() for own in counts]).sum(0)
+    p = (total / total.sum()).clamp(1e-12, 1 - 1e-12)
+    found = 0.0
+    for own in counts:
+        n = own.double().sum().round().clamp_min(1.0)
+        k = (n * p).floor().clamp_max(n - 1)
+        ways = torch.lgamma(n + 1) - torch.lgamma(k + 2) - torch.lgamma(n - k)
+        deviations = 2 * (k + 1) * (ways + (k + 1) * p.log() + (n - k) * (-p).log1p()).exp()
+        found += float(deviations.sum() / n) / 2
+    return found / len(counts)
+
+
+def far_apart(counts: Sequence[Tensor], least: float) -> float | None:
+    """The clients' label skew where it is at least `least` and speaks of them; None: the loss stays as it is.
+
+    It does not where it is less than twice what chance gives clients of few rows, nor where most have a single class:
+    these would have nothing left to learn from.
     """
     known = [own.double().clamp_min(0.0) for own in counts]
-    known = [own for own in known if float(own.sum()) > 0]
+    known = [own for own in known if float(own.sum()) >= 0.5]
     if not known:
-        return 0.0
-    total = torch.stack(known).sum(0)
-    apart = [float((own / own.sum() - total / total.sum()).abs().sum()) / 2 for own in known]
-    return sum(apart) / len(apart)
+        return None
+    alone = sum(float(own.max() / own.sum()) > SINGLE for own in known)
+    skew = label_skew(known)
+    return skew if skew >= max(least, 2 * skew_by_chance(known)) and 2 * alone <= len(known) else None
 
 
 def offsets(labels: Tensor, shares: Tensor) -> Tensor:

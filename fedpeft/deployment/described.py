@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from fedpeft.data.datasets.clients import CONVERSATIONS, SMALLEST, Clients
+from fedpeft.data.datasets.clients import CONVERSATIONS, LARGEST, SMALLEST, Clients
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, fingerprint
 from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions
@@ -28,9 +28,6 @@ TOLD: Final = {
 
 MOST_HELD_OUT = 0.5
 """The largest share of its rows that a client is evaluated on."""
-
-LARGEST = 512
-"""The most pixels per side that a client brings its pictures to."""
 
 _FILE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 

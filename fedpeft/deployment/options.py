@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.data.datasets.clients import LABEL, TEXT
+from fedpeft.data.datasets.clients import LABEL, LARGEST, TEXT
 from fedpeft.parts import setting
 from fedpeft.privacy.secure_sum.sum import FEWEST
 
@@ -30,7 +30,7 @@ class ServeOptions:
         "column of the clients' labels; several of 0 and 1: 'toxic + insult'; of pairs, where both are left so, target",
     )
     side: int = setting(
-        0, "clients' rows are pictures, brought to so many pixels per side (default: as --dataset)", low=0, high=512
+        0, "clients' rows are pictures, brought to so many pixels per side (default: as --dataset)", low=0, high=LARGEST
     )
     template: str = setting(
         "",

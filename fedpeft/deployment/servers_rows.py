@@ -10,23 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from fedpeft.config import RunConfig
-from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
+from fedpeft.data.datasets.clients import CONVERSATIONS, LABEL, TEXT, Clients
 from fedpeft.data.label_columns import AND, named
-from fedpeft.data.prompt_templates import CHAT
+from fedpeft.data.prompt_templates import CHAT, SUFFIX, template_file
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
 from fedpeft.data.user_rows import Described
+from fedpeft.deployment.described import TOLD
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.served_settings import check_tasks, told_task
 from fedpeft.errors import ConfigError
 from fedpeft.models.task import TASKS
-from fedpeft.parts import part_text
+from fedpeft.parts import check_settings, part_text
 from fedpeft.spec import parse_spec
-
-JOINED = ("classification", "regression", "multi_label", "causal_lm", "seq2seq", *CONVERSATIONS)
-"""Tasks that clients of a server can join with their own rows."""
-
-WITHOUT_LABELS = ("causal_lm", "seq2seq", *CONVERSATIONS)
-"""Tasks of which there are no names to be told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +60,7 @@ class ServersRows:
                 f"--task {options.task!r} is not what {source.name} holds, which is {kind}; name the labels of the "
                 "clients' own rows, with --labels a,b,c or --label-column 'a + b', or leave --task out"
             )
-        if kind not in JOINED:
+        if kind not in TOLD:
             what = "pairs that are compared" if TASKS.build(source.task).compares else f"rows of {kind}"
             raise ConfigError(
                 f"{source.name} holds {what}; clients of a server join with texts, pairs of texts, conversations or "
@@ -106,31 +101,43 @@ class ServersRows:
 
 
 def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
-    """The form of the clients' rows as the options tell it; None: that of the configured data set.
+    """The form of the clients' rows as `clients(...)` and the options tell it; None: that of the configured data set.
 
     Raises:
-        ConfigError: options that contradict each other.
+        ConfigError: options that contradict each other, or classes that nobody names.
+        DataError: the prompt template can't be read.
     """
     of_data = DATASETS.build(config.dataset)
     told = of_data if isinstance(of_data, Clients) else None
     task = told_task(options)
     targets = TASKS.build(task).targets if task else "classes"
-    names = ",".join(named(options.labels, least=2 if targets == "classes" else 1)) if options.labels else None
-    if targets == "numbers":
-        names = options.label_column
-    elif targets == "labels" and AND in options.label_column:
-        names = names or ",".join(options.label_column.split(AND))
-    by_itself = bool(task) and parse_spec(task).name in WITHOUT_LABELS
-    if options.eval_data == OWN_TEST or not (names or options.eval_data or by_itself):
-        return told
-    return Clients(
-        task=task or "classification",
-        labels=names,
-        text=options.text_column,
-        label=options.label_column,
-        side=options.side,
-        template=options.template or None,
+    given = {
+        "task": task,
+        "labels": ",".join(named(options.labels, least=2 if targets == "classes" else 1)) if options.labels else "",
+        "text": options.text_column if options.text_column != TEXT else "",
+        "label": options.label_column if options.label_column != LABEL else "",
+        "side": options.side,
+        "template": options.template,
+    }
+    given = {name: value for name, value in given.items() if value}
+    tells_names = "labels" in given or targets == "numbers" or (targets == "labels" and AND in options.label_column)
+    if told is None and (options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _by_itself(task))):
+        return None
+    if told is not None and options.eval_data == OWN_TEST:
+        raise ConfigError("clients(...) has no rows of the server's own; give --eval-data a file, or leave it out")
+    form = Clients(
+        **check_settings("the form of the clients' rows", Clients, {**(vars(told) if told else {}), **given})
     )
+    if form.template is not None and form.template.endswith(SUFFIX):
+        template_file(form.template)  # before a model is loaded
+    if not (form.names or options.eval_data or _by_itself(form.learns)):
+        raise ConfigError("nobody names the classes of the clients' rows; give --labels a,b,c, or --eval-data FILE")
+    return form
+
+
+def _by_itself(task: str) -> bool:
+    """Whether a task needs no names."""
+    return bool(task) and TOLD[parse_spec(task).name][1] == 0
 
 
 def with_form(config: RunConfig, options: ServeOptions) -> RunConfig:
@@ -153,7 +160,13 @@ def _side(source: Dataset, options: ServeOptions) -> int:
         ConfigError: it holds texts, and a side is asked for.
     """
     if source.kind == "image":
-        return options.side or min(np.asarray(source.train.inputs).shape[1:3])
+        own = min(np.asarray(source.train.inputs).shape[1:3])
+        if options.side not in (0, own):
+            raise ConfigError(
+                f"--side {options.side} is not that of the pictures of {source.name}, which is {own}; leave it out, or "
+                "name the classes alone, with --labels a,b,c"
+            )
+        return int(own)
     if options.side:
         raise ConfigError(
             f"--side {options.side} is of pictures, and {source.name} holds texts; name the classes of the clients' "
@@ -168,13 +181,18 @@ def _template(source: Dataset, dataset: str, options: ServeOptions) -> str | Non
     Raises:
         ConfigError: nobody says, and its rows are no conversations that the model's own template writes.
     """
-    if options.template or parse_spec(source.task).name not in CONVERSATIONS:
+    if parse_spec(source.task).name not in CONVERSATIONS:
         return options.template or None
-    if own := getattr(DATASETS.build(dataset), "template", None):
-        return str(own)
     row = json.loads(str(source.test.inputs[0]))
-    if isinstance(row.get("chosen") if isinstance(row, dict) and "chosen" in row else row, list):
-        return CHAT
+    messages = isinstance(row.get("chosen") if isinstance(row, dict) and "chosen" in row else row, list)
+    own = getattr(DATASETS.build(dataset), "template", None) or (CHAT if messages else "")
+    if own and options.template not in ("", own):
+        raise ConfigError(
+            f"--template {options.template} is not that of {source.name}, which is {own}: clients would write their "
+            "rows otherwise than the server; leave it out"
+        )
+    if own or options.template:
+        return str(own or options.template)
     raise ConfigError(
         f"{source.name} holds prompts that were written by no template that it names, and clients must write theirs "
         "alike; give --template, such as --template alpaca"

@@ -78,6 +78,8 @@ def shared_settings(text: str) -> RunConfig:
     """
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
+        if told.drift == "auto":  # what suits its clients, a server knows by then
+            told = dataclasses.replace(told, drift="")
         if told.privacy:
             _check_known(told.privacy)
         mechanism, secure = (parse_privacy(told.privacy) if told.privacy else None), sums_in(told.privacy)

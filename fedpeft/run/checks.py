@@ -73,6 +73,11 @@ def check(setup: Setup) -> None:
         check_translation(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+        if setup.drift.least_skew and setup.secure_sum is not None:
+            raise PrivacyError(
+                f"nobody learns how far clients' classes lie apart under {setup.secure_sum.name}; leave least out of "
+                "label_shift, which then acts in any case, or leave it out of --drift"
+            )
     _check_server_noise(setup)
     check_measured(setup)
     check_tasks(setup)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpeft.aggregation.head_start import VARIANCE, check_solved
 from fedpeft.aggregation.update import Fold
-from fedpeft.clients.label_shift import SHARES, label_skew, shares_of
+from fedpeft.clients.label_shift import SHARES, check_counts, far_apart, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size
@@ -159,10 +159,9 @@ def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[s
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
         return {}
-    least = setup.drift.least_skew
-    if least:
-        skew = label_skew(counts)
-        if skew < least:
+    if least := setup.drift.least_skew:
+        skew = far_apart(counts, least)
+        if skew is None:
             return {}
         say(f"clients hold different classes (label skew {skew:.2f}): local steps are corrected for that (label_shift)")
     return {SHARES: shares_of(setup.head.class_counts(total))}
@@ -213,12 +212,13 @@ def _statistics(
             shapes = setup.head.shapes(width, outputs, report.rows)
             statistics = decode(report.payload, shapes)
             check_statistics(statistics, shapes, report.rows)
+            taken = setup.head.additive(statistics)
+            if setup.drift.needs_shares:
+                check_counts(own := setup.head.class_counts(taken), report.rows)
+                counts.append(own)
         except PayloadError as error:
             why = why or reason_of(report.client, str(error))
             continue
-        taken = setup.head.additive(statistics)
-        if setup.drift.least_skew:
-            counts.append(setup.head.class_counts(taken))
         if privacy is None:
             total.add(taken, min(1.0, most_rows / report.rows))
         else:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fedpeft.clients.executor import Job
-from fedpeft.clients.label_shift import SHARES, label_skew, offsets, shares_of
+from fedpeft.clients.label_shift import SHARES, check_counts, far_apart, label_skew, offsets, shares_of, skew_by_chance
 from fedpeft.clients.pool import Worker
 from rich.console import Console
 
@@ -77,14 +77,38 @@ def test_every_head_of_all_that_rows_tell_knows_how_many_rows_a_class_has():
 
 
 def test_label_skew_is_that_of_the_partition():
-    counts = [torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), torch.zeros(2)]
+    counts = [torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0])]
     of_all = torch.tensor([5.0, 3.0]) / 8
     assert label_skew(counts) == pytest.approx(float(3 / 8 + 5 / 8 + (of_all - 0.5).abs().sum() / 2) / 3)
-    assert label_skew([]) == 0.0
     data = load_dataset("tiny")
     split = PARTITIONS.build("dirichlet(alpha=0.1)").split(data.train, 6, 0)
     own = [torch.bincount(torch.from_numpy(data.train.labels[split.shard(k)]), minlength=4) for k in range(6)]
     assert label_skew(own) == pytest.approx(split.statistics(data.train.labels).label_distance)
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(5, 2), (10, 4), (20, 8), (3, 300)])
+def test_clients_of_few_rows_lie_apart_by_chance(classes, rows):
+    draws = torch.randint(0, classes, (400, rows), generator=torch.Generator().manual_seed(classes))
+    counts = [torch.bincount(own, minlength=classes).double() for own in draws]
+    assert label_skew(counts) == pytest.approx(skew_by_chance(counts), rel=0.06)
+    assert far_apart(counts, 0.0 if rows == 300 else 0.55) is None
+
+
+def test_it_acts_where_classes_lie_apart_and_clients_have_something_left_to_learn_from():
+    two = [torch.tensor([50.0, 50.0, 0, 0, 0, 0]).roll(2 * (k % 3)) for k in range(6)]
+    one = [torch.tensor([100.0, 0, 0, 0, 0, 0]).roll(k) for k in range(6)]
+    assert far_apart(two, 0.55) == pytest.approx(2 / 3)
+    assert far_apart(two, 0.7) is None
+    assert far_apart(one, 0.55) is None, "whose loss would be 0, and their updates with it"
+    assert far_apart([*one[:2], *two[:4]], 0.55) is not None
+    assert far_apart([torch.zeros(6)], 0.0) is None
+
+
+@pytest.mark.parametrize("counts", [[9e7, 1.0, 1.0], [90.0, 90.0, 90.0], [-200.0, 200.0, 100.0]])
+def test_class_counts_that_no_client_has_are_refused(counts):
+    with pytest.raises(PayloadError, match="the client has 100"):
+        check_counts(torch.tensor(counts), 100)
+    check_counts(torch.tensor([60.0, 39.0, -0.5]), 100)
 
 
 # -------------------------------------------------------------------------------------------------------- executors
@@ -146,13 +170,13 @@ def test_clients_are_told_the_shares_of_all_rows_and_a_resumed_run_remembers_the
     assert all(line["downlink_bytes"] > 4 * states[0].told[SHARES].numel() for line in clients)
 
 
-@pytest.mark.parametrize(("partition", "acts"), [("dirichlet(alpha=0.05)", True), ("iid", False)])
+@pytest.mark.parametrize(("partition", "acts"), [("dirichlet(alpha=0.1)", True), ("iid", False)])
 def test_by_default_it_acts_where_classes_lie_far_apart_and_changes_nothing_elsewhere(partition, acts, tmp_path):
     made = {}
     for drift in ("auto", "label_shift", ""):
         folder = tmp_path / (drift or "none")
         folder.mkdir()
-        given = TINY | {"drift": drift, "partition": partition, "head": "centroids"}
+        given = TINY | {"drift": drift, "partition": partition, "head": "centroids", "clients": 6}
         simulation = Simulation(RunConfig(**given), folder, QUIET)
         made[drift] = simulation.train(simulation.server(Records(folder)))
         simulation.close()
@@ -185,6 +209,7 @@ def test_clients_refuse_shares_that_a_server_should_not_send(tmp_path, more, err
         ({"head": "zero"}, ConfigError, "ridge"),
         ({"dataset": "tiny_lm", "partition": "iid"}, ConfigError, "language model"),
         ({"head": "zero", "privacy": "dp_sgd(noise_multiplier=1)"}, PrivacyError, "other rows"),
+        ({"drift": "label_shift(least=0.3)", "privacy": "secure_sum"}, PrivacyError, "nobody learns how far"),
     ],
 )
 def test_what_can_not_be_corrected_is_refused(tmp_path, more, error, words):

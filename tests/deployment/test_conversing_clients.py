@@ -141,6 +141,10 @@ def test_rows_of_a_data_set_are_the_server_s_own(tmp_path):
     with pytest.raises(ConfigError, match="written by no template that it names"):
         ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), ServeOptions(eval_data="dataset"))
     asked = ServeOptions(eval_data="dataset", template="alpaca")
+    with pytest.raises(ConfigError, match=r"--template alpaca is not that of rows.jsonl, which is chat"):
+        ServersRows.of(RunConfig(dataset=f"file:{file}"), asked)
+    with pytest.raises(DataError, match=r"there is no file none.jinja"):
+        with_form(RunConfig(), ServeOptions(task="instruction", template="none.jinja"))
     assert ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), asked).form.template == "alpaca"
 
 

@@ -81,8 +81,10 @@ def test_the_form_is_that_of_the_data_set_where_nobody_tells_it():
     found = ServersRows.of(RunConfig(dataset="digits"), ServeOptions(eval_data="dataset"))
     assert (found.dataset.kind, found.form.side, found.dataset.default_model) == ("image", 8, "dinov2_small")
     assert len(found.validation)
-    alone = ServersRows.of(RunConfig(dataset="digits"), ServeOptions(side=32))
-    assert (alone.form.side, len(alone.validation), alone.dataset.label_names) == (32, 0, found.dataset.label_names)
+    alone = ServersRows.of(RunConfig(dataset="digits"), ServeOptions())
+    assert (alone.form.side, len(alone.validation), alone.dataset.label_names) == (8, 0, found.dataset.label_names)
+    with pytest.raises(ConfigError, match="--side 32 is not that of the pictures of digits, which is 8"):
+        ServersRows.of(RunConfig(dataset="digits"), ServeOptions(side=32))
     with pytest.raises(ConfigError, match="--side 32 is of pictures, and tiny holds texts"):
         ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(side=32))
 
@@ -95,6 +97,26 @@ def test_the_run_says_whose_rows_it_is_of(tmp_path):
     assert (again.form.side, again.dataset.label_names) == (16, ("across", "down"))
     assert FinishedRun(tmp_path, told, {}).picture_side == 16
     assert with_form(RunConfig(dataset="digits"), ServeOptions(eval_data="dataset")).dataset == "digits"
+
+
+def test_flags_change_what_a_form_of_before_says(tmp_path):
+    told = RunConfig(dataset="clients(labels='across,down', side=16)")
+    folder = str(draw(tmp_path / "eval", 2))
+    for options, form in (
+        ({"eval_data": folder}, "clients(labels='across,down', side=16)"),
+        ({"labels": "up,down"}, "clients(labels='up,down', side=16)"),
+        ({"side": 32}, "clients(labels='across,down', side=32)"),
+        ({"label_column": "way"}, "clients(labels='across,down', label=way, side=16)"),
+    ):
+        assert with_form(told, ServeOptions(**options)).dataset == form
+    assert ServersRows.of(told, ServeOptions(eval_data=folder)).dataset.label_names == ("across", "down")
+    for dataset, options, words in (
+        (told.dataset, {"eval_data": "dataset"}, "has no rows of the server's own"),
+        ("clients", {}, "nobody names the classes"),
+        ("clients(task=multi_label)", {}, "nobody names the classes"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ServersRows.of(RunConfig(dataset=dataset), ServeOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_every_setting_has_been_thought_of():
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_setting_is_taken_or_left_or_refused(name):
     fate, value = FIELDS[name]
-    default = RunConfig()
+    default = RunConfig(drift="")  # a server tells what `auto` is
     assert value != getattr(default, name)
     text = dataclasses.replace(default, **{name: value}).to_toml()
     if fate == "refused":
@@ -154,3 +154,7 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
 def test_a_server_that_is_told_nothing_of_adapters_chooses_them_before_clients_are_told(federation):
     made = federation(clients=1, peft="auto")
     assert shared_settings(made.server.gateway.description.config).peft == "lora"
+
+
+def test_a_server_that_says_nothing_of_drift_asks_for_nothing():
+    assert shared_settings('model = "tiny"\n').drift == ""

@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows
+from fedpeft.deployment.servers_rows import ServersRows, with_form
 from fedpeft.errors import ConfigError, DataError, FedpeftError, RunError
 from tests.deployment.signing_server import joins  # noqa: F401
 from tests.here import Federation
@@ -68,6 +68,18 @@ def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
     many = {"task": "multi_label", "eval_data": str(tagged(tmp_path / "t.jsonl"))}
     found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**many))
     assert (found.dataset.label_names, found.validation.labels.shape) == (LABELS, (120, 3))
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "names"),
+    [
+        ("regression(mean=5, deviation=1)", "price, EUR", ["price, EUR"]),
+        ("multi_label", "toxic, mild + insult", ["toxic, mild", "insult"]),
+    ],
+)
+def test_a_column_s_name_may_have_a_comma(task, column, names):
+    found = ServersRows.of(with_form(RunConfig(), ServeOptions(task=task, label_column=column)), ServeOptions())
+    assert list(found.dataset.label_names) == names
 
 
 @pytest.mark.parametrize(

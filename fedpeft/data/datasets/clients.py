@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.instruction_columns import reading
-from fedpeft.data.label_columns import named
+from fedpeft.data.label_columns import AND, named
 from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.record_files import Record
 from fedpeft.data.record_folders import records_below
@@ -44,6 +44,9 @@ CONVERSATIONS = ("instruction", "dpo")
 LANGUAGE = ("causal_lm", *CONVERSATIONS)
 """Tasks of language models."""
 
+SMALLEST, LARGEST = 8, 512
+"""Pixels per side of the smallest and the largest picture that rows are brought to."""
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -57,7 +60,7 @@ class Clients:
     labels: str | None = setting(None, "names of classes or labels in order: a,b,c")
     text: str = setting(TEXT, "column of texts; of conversations those of their usual names")
     label: str = setting(LABEL, "column of classes, numbers or labels, or of what answers the texts")
-    side: int = setting(0, "pixels per side that pictures are brought to; 0: rows are texts", low=0, high=512)
+    side: int = setting(0, "pixels per side that pictures are brought to; 0: rows are texts", low=0, high=LARGEST)
     template: str | None = setting(
         None, "of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat", path=True
     )
@@ -71,8 +74,8 @@ class Clients:
             PromptTemplate(self.template)  # or it is none
         if self.template is not None and self.learns not in CONVERSATIONS:
             raise ConfigError(
-                f"template={self.template!r} writes conversations, and the task is {self.learns}; take instruction or "
-                "dpo, or leave it out"
+                f"template={self.template!r} writes conversations, and the task is {self.learns}; name one of these, "
+                "instruction or dpo, or leave the template out"
             )
         if self.learns == "dpo" and (self.text, self.label) != (TEXT, LABEL):
             raise ConfigError("preferences stand in columns called prompt, chosen and rejected; name no others")
@@ -89,7 +92,11 @@ class Clients:
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Of classes or labels, as they are given."""
+        """Of classes or labels, as they are given, or as the columns of numbers, and of 0 and 1, are called."""
+        if self.learns == "regression":
+            return (self.label,)
+        if self.labels is None and self.learns == "multi_label" and AND in self.label:
+            return tuple(self.label.split(AND))
         return None if self.labels is None else named(self.labels, least=1)
 
     @property
@@ -149,7 +156,9 @@ class Clients:
         """The records of a client's rows."""
         if not self.side:
             if holds_pictures(path):
-                raise DataError(f"{path} holds pictures, and the federation learns from texts")
+                raise DataError(
+                    f"{path} holds pictures, and the federation learns from texts; a server says --side 64 for pictures"
+                )
             return records_below(path)
         if not holds_pictures(path):
             raise DataError(
@@ -175,10 +184,6 @@ class Clients:
             raise DataError(f"{path} holds other rows than the federation learns from, which are {wanted}")
         packed = found.packed(self._records(path), str(path))
         return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
-
-
-SMALLEST = 8
-"""Pixels per side of the smallest picture that is taken."""
 
 
 def first_record(path: Path) -> Record:
