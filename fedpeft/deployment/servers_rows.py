@@ -125,9 +125,10 @@ def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
         return None
     if told is not None and options.eval_data == OWN_TEST:
         raise ConfigError("clients(...) has no rows of the server's own; give --eval-data a file, or leave it out")
-    form = Clients(
-        **check_settings("the form of the clients' rows", Clients, {**(vars(told) if told else {}), **given})
-    )
+    settings = {**(vars(told) if told else {}), **given}
+    form = Clients(**check_settings("the form of the clients' rows", Clients, settings))
+    if form.learns not in TOLD:
+        raise ConfigError(f"clients of a server can't join with rows of {form.learns!r}; legal are {', '.join(TOLD)}")
     if form.template is not None and form.template.endswith(SUFFIX):
         template_file(form.template)  # before a model is loaded
     if not (form.names or options.eval_data or _by_itself(form.learns)):

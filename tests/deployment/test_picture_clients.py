@@ -114,6 +114,8 @@ def test_flags_change_what_a_form_of_before_says(tmp_path):
         (told.dataset, {"eval_data": "dataset"}, "has no rows of the server's own"),
         ("clients", {}, "nobody names the classes"),
         ("clients(task=multi_label)", {}, "nobody names the classes"),
+        ("clients(task=retrieval)", {}, "can't join with rows of 'retrieval'; legal are classification"),
+        ("clients(task=wings)", {"labels": "a,b"}, "can't join with rows of 'wings'"),
     ):
         with pytest.raises(ConfigError, match=words):
             ServersRows.of(RunConfig(dataset=dataset), ServeOptions(**options))
