@@ -133,6 +133,6 @@ def test_noise_counts_in_whitened_directions_alone(tmp_path):
 
 
 def test_a_server_that_sends_no_whitening_is_refused_by_its_clients(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_told", lambda _setup, _total: {})
+    monkeypatch.setattr(preparation, "_told", lambda *_: {})
     with pytest.raises(PayloadError):
         trained(tmp_path / "run")
