@@ -1,11 +1,13 @@
 """python -m experiments.harm: what the defaults make of their start, run by run, paired by test row.
 
 Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. The standard error of the difference is
-that over test rows, with one run on either side.
+that over test rows, with one run on either side. A second table has the default beside the same with losses as they
+are, on the seeds that both have: points over the start, of the result and of the last state, means over seeds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ import numpy as np
 from experiments import one_sentence
 from experiments.recorded import recorded
 from fedpeft.studies.results import Result
+
+Key = tuple[str, str, int, str]
+"""Task, partition, seed, state."""
 
 
 def line(run: Result, start: Result) -> str:
@@ -29,8 +34,31 @@ def line(run: Result, start: Result) -> str:
     )
 
 
+def accuracies(run: Result) -> tuple[float, float]:
+    """Test accuracy of a run's result and of its last state, in percent."""
+    assert run.summary is not None
+    return 100 * run.summary["accuracy"], 100 * run.summary["last_accuracy"]
+
+
+PLAIN = "default, losses as they are"
+
+
+def beside_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
+    """Rows of the second table."""
+    groups: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    for (task, partition, seed, state), run in runs.items():
+        start, plain = (runs.get((task, partition, seed, other)) for other in ("start", PLAIN))
+        if state == "default" and start is not None and plain is not None:
+            (result, last), (plain_result, plain_last), (before, _) = map(accuracies, (run, plain, start))
+            points = (result - before, plain_result - before, last - before, plain_last - before)
+            groups.setdefault((task, partition), []).append(points)
+    for (task, partition), found in groups.items():
+        means = " | ".join(f"{number:+.2f}" for number in np.mean(found, axis=0))
+        yield f"| {task} | {partition} | {len(found)} | {means} |"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     runs = {
         (run.point["task"], run.point["partition"], run.seed, run.point["state"]): run
         for run in recorded(Path(__file__).parent, __doc__)
@@ -41,6 +69,10 @@ def main() -> None:
         start = runs.get((task, partition, seed, "start"))
         if state == "default" and start is not None:
             print(line(run, start))
+    if rows := list(beside_plain(runs)):
+        print("\n| task | partition | seeds | default | losses as they are | last state, default | as they are |")
+        print("|---|---|---:|---:|---:|---:|---:|")
+        print("\n".join(rows))
 
 
 if __name__ == "__main__":

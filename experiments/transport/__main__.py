@@ -107,7 +107,7 @@ def own(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
     keeper = Doorkeeper(Revoked(certs / "revoked.pem", (certs / "ca.pem").read_bytes()))
     told = v1.Description(run=roster.run, software=__version__)
     events = Events(folder / "serve.jsonl", lambda *_: None)
-    gateway = Gateway(told, roster, keeper, len(payload) + (1 << 20), lambda _: None, events)
+    gateway = Gateway(told, roster, keeper, lambda *_: len(payload) + (1 << 20), lambda _: None, events)
     gateway.start("127.0.0.1:0", server_credentials(certs))
     process = fleet(f"127.0.0.1:{gateway.port}", certs, roster.run, clients, "own", 0)
     while sum(s.connected for s in gateway.sessions()) < clients:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ class Federation:
         plan = client_plan(setup, nobody, folder, self.held_out, None)
         validation = np.arange(len(self.rows.validation))
         self.workers = Workers(work, plan, machine, observer, validation)
-        limit = size_limits.of_reports(setup, options.most_rows)
+        limit = partial(size_limits.of_reports, setup)
         self.stopping = threading.Event()
         told = self._description()
         self.announcements = Announcements(

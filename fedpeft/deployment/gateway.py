@@ -52,7 +52,7 @@ class Gateway:
         description: what a client is told; set by the owner before `start`.
         roster: the members.
         doorkeeper: reads names.
-        limit: the most bytes of a report's payloads.
+        limit: the most bytes of a report's payloads, of its round and the rows that its client has joined with.
         accept: refuses a registration that the federation can't use, with a RunError; returns its privacy terms.
         events: the log.
         announcements: what clients are told of the rounds; None: there is no chain of rounds (tests of the wire).
@@ -63,7 +63,7 @@ class Gateway:
         description: v1.Description,
         roster: Roster,
         doorkeeper: Doorkeeper,
-        limit: int,
+        limit: Callable[[int, int], int],
         accept: Callable[[v1.Registration], Terms | None],
         events: Events,
         announcements: Announcements | None = None,
@@ -320,7 +320,7 @@ class Gateway:
             return verdict
         asked = session.instruction
         assert asked is not None
-        incoming = Incoming(Report, self.limit, first.header)
+        incoming = Incoming(Report, self.limit(asked.round, session.registration.rows), first.header)
         if incoming.fields["client"] != asked.client:
             raise PayloadError("it answered for another client")
         if incoming.fields["round"] != asked.round:

@@ -8,6 +8,7 @@ from typing import Final
 from fedpeft.peft.adapter import Layout
 from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.run.setup import Setup
+from fedpeft.server.preparation import statistics_shapes
 
 PER_PARAMETER: Final = 16
 """Of what is sent of a trainable parameter, at most."""
@@ -19,17 +20,18 @@ BESIDE: Final = 1 << 20
 """Of everything else."""
 
 
-def of_reports(setup: Setup, most_rows: int) -> int:
-    """Of a client's report: an update, or the statistics that the head starts from.
+def of_reports(setup: Setup, round: int, rows: int) -> int:
+    """Of a client's report: an update, or before round 1 the statistics that the head starts from.
 
     Args:
         setup: of the run.
-        most_rows: that a client may join with.
+        round: that it is of; 0: before round 1.
+        rows: that the client has joined with.
     """
     sent = 0
-    if setup.head.exchanges and "head.weight" in setup.start:
+    if round == 0 and setup.head.exchanges and "head.weight" in setup.start:
         outputs, width = setup.start["head.weight"].shape
-        shapes = setup.head.shapes(width, outputs, most_rows)
+        shapes = statistics_shapes(setup) if setup.secure_sum else setup.head.shapes(width, outputs, rows)
         sent = sum(math.prod(shape) for shape in shapes.values())
     return PER_PARAMETER * setup.layout.numel + PER_NUMBER * sent + BESIDE
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fedpeft.clients.label_shift import SHARES
 from fedpeft.run.console import duration, short, size, summary_table
 from fedpeft.run.observer import perplexity
 from fedpeft.run.trust_lines import trust_lines
@@ -102,6 +103,8 @@ class Costs:
         rejected, rejected_by_client: updates that were left out; whose is not told under privacy.
         uplink_bytes_per_parameter: of updates; None: none was sent.
         seconds_per_round: mean, over all resumes.
+        losses_corrected: whether clients' losses were corrected for the classes that they hold (label_shift); None:
+            nobody asked for it.
         seed, versions, hardware: what it was run with.
         epsilon, epsilon_median, dp_delta, noise_multiplier, privacy: what may be claimed, see
             `fedpeft.privacy.engine.PrivacyEngine.summary`; None: no protection.
@@ -128,6 +131,7 @@ class Costs:
     dp_delta: float | None = None
     noise_multiplier: float | None = None
     privacy: Mapping[str, Any] | None = None
+    losses_corrected: bool | None = None
 
     @classmethod
     def of(
@@ -151,6 +155,7 @@ class Costs:
             rejected_by_client=None if protection else {str(k): n for k, n in progress.rejections.items()},
             uplink_bytes_per_parameter=update_bytes / parameters if parameters else None,
             seconds_per_round=counters.round_seconds / max(1, progress.round),
+            losses_corrected=SHARES in progress.told if setup.drift.needs_shares else None,
             seed=setup.config.seed,
             versions={name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
             hardware={name: fixed[name] for name in ("cpu", "gpus", "workers", "kernel")}

@@ -21,7 +21,7 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size
 from fedpeft.communication.release import Release, common_digest
-from fedpeft.errors import PayloadError, RunError
+from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import Entry, PrivacyEngine
@@ -59,6 +59,7 @@ def prepare(
 
     Raises:
         RunError: no client has returned valid statistics.
+        ConfigError: they do not tell what the run needs to know.
         PrivacyError: budgets do not allow the release.
     """
     state = dict(setup.start)
@@ -159,12 +160,19 @@ def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[s
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
         return {}
-    if least := setup.drift.least_skew:
+    least = setup.drift.least_skew
+    shares = setup.head.class_counts(total)
+    if not (shares.numel() or least):
+        raise ConfigError(
+            f"label_shift needs the rows of each class, and the statistics of head={name_of(type(setup.head))} do not "
+            "tell them; take --head ridge, or leave it out of --drift"
+        )
+    if least:
         skew = far_apart(counts, least)
         if skew is None:
             return {}
         say(f"clients hold different classes (label skew {skew:.2f}): local steps are corrected for that (label_shift)")
-    return {SHARES: shares_of(setup.head.class_counts(total))}
+    return {SHARES: shares_of(shares)}
 
 
 def _copy(state: State) -> State:
@@ -192,7 +200,7 @@ def _statistics(
     setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
 ) -> tuple[dict[int, int], int, State, list[Tensor]]:
     """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
-    asks for them, their rows per class."""
+    asks for them and the head tells them, their rows per class."""
     outputs, width = setup.start["head.weight"].shape
     count = len(entry.cohort)
     instructions = (
@@ -213,8 +221,8 @@ def _statistics(
             statistics = decode(report.payload, shapes)
             check_statistics(statistics, shapes, report.rows)
             taken = setup.head.additive(statistics)
-            if setup.drift.needs_shares:
-                check_counts(own := setup.head.class_counts(taken), report.rows)
+            if setup.drift.needs_shares and (own := setup.head.class_counts(taken)).numel():
+                check_counts(own, report.rows)
                 counts.append(own)
         except PayloadError as error:
             why = why or reason_of(report.client, str(error))

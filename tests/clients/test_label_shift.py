@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ from fedpeft.clients.label_shift import SHARES, check_counts, far_apart, label_s
 from fedpeft.clients.pool import Worker
 from rich.console import Console
 
+from fedpeft import plugins
 from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
@@ -102,6 +104,27 @@ def test_it_acts_where_classes_lie_apart_and_clients_have_something_left_to_lear
     assert far_apart(one, 0.55) is None, "whose loss would be 0, and their updates with it"
     assert far_apart([*one[:2], *two[:4]], 0.55) is not None
     assert far_apart([torch.zeros(6)], 0.0) is None
+
+
+@dataclass(frozen=True)
+class Quiet(Ridge):
+    """A head of somebody's own that tells no rows per class."""
+
+    def class_counts(self, total):
+        return torch.zeros(0)
+
+
+@pytest.mark.parametrize("drift", ["auto", "label_shift"])
+def test_a_head_that_tells_no_rows_per_class_is_left_as_it_is_or_refused(drift, tmp_path):
+    with plugins.given({"heads": {"quiet": Quiet}}):
+        simulation = Simulation(RunConfig(**TINY | {"drift": drift, "head": "quiet"}), tmp_path, QUIET)
+        server = simulation.server(Records(tmp_path))
+        if drift == "auto":
+            assert simulation.train(server).told == {}
+        else:
+            with pytest.raises(ConfigError, match="label_shift needs the rows of each class"):
+                simulation.train(server)
+        simulation.close()
 
 
 @pytest.mark.parametrize("counts", [[9e7, 1.0, 1.0], [90.0, 90.0, 90.0], [-200.0, 200.0, 100.0]])

@@ -44,7 +44,7 @@ class Door:
         authority = (self.folder / "certs" / "ca.pem").read_bytes()
         keeper = Doorkeeper(Revoked(self.folder / "certs" / "revoked.pem", authority))
         told = v1.Description(run=self.roster.run, software=__version__)
-        gateway = Gateway(told, self.roster, keeper, LIMIT, lambda registration: None, self.events)
+        gateway = Gateway(told, self.roster, keeper, lambda round, rows: LIMIT, lambda registration: None, self.events)
         gateway.start(f"127.0.0.1:{port}", credentials)
         return gateway
 

@@ -28,6 +28,7 @@ def test_a_preset_that_has_recorded_nothing_is_one_sentence(command, monkeypatch
 
 def test_each_default_stands_beside_its_start(monkeypatch, capsys):
     lines = printed("experiments.harm", [], monkeypatch, capsys)
+    lines, beside = lines[: lines.index("")], lines[lines.index("") + 3 :]
     runs = {(r.point["task"], r.point["partition"], r.seed, r.point["state"]): r for r in
             ResultsFile(EXPERIMENTS / "harm" / "results.jsonl").read()}  # fmt: skip
     assert len(lines) == sum(state == "default" for *_, state in runs)
@@ -38,6 +39,20 @@ def test_each_default_stands_beside_its_start(monkeypatch, capsys):
         gained, lost = map(int, rows.split(" / "))
         tested = len(runs[task, partition, int(seed), "start"].scored.correct)
         assert float(points) == pytest.approx(100 * (gained - lost) / tested, abs=0.006)
+    plain = "default, losses as they are"
+    for line in beside:
+        task, partition, count, *means = (cell.strip() for cell in line.strip("|").split("|"))
+        seeds = [s for t, p, s, state in runs if (t, p, state) == (task, partition, plain)]
+        seeds = [s for s in seeds if (task, partition, s, "default") in runs]
+        assert len(seeds) == int(count)
+        for column, (state, name) in enumerate(
+            [("default", "accuracy"), (plain, "accuracy"), ("default", "last_accuracy"), (plain, "last_accuracy")]
+        ):
+            starts = [runs[task, partition, s, "start"].summary["accuracy"] for s in seeds]
+            points = [runs[task, partition, s, state].summary[name] - start
+                      for s, start in zip(seeds, starts, strict=True)]  # fmt: skip
+            assert float(means[column]) == pytest.approx(100 * sum(points) / len(points), abs=0.006)
+    assert len(beside) == 10
 
 
 def test_a_preset_s_table_is_of_its_own_results(monkeypatch, capsys):
