@@ -156,8 +156,10 @@ def test_rows_of_another_kind_are_refused(tmp_path, observer):
         made.edge(0)
     made.file = lambda k: tmp_path / "empty"
     (tmp_path / "empty" / "across").mkdir(parents=True)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="empty has no files of rows"):
         check_machine(tmp_path / "empty", EdgeOptions())
+    with pytest.raises(DataError, match="there is no file or folder"):
+        check_machine(tmp_path / "nowhere", EdgeOptions())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ so is their licence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_record
 from fedpeft.data.instruction_columns import reading
 from fedpeft.data.label_columns import AND, named
 from fedpeft.data.prompt_templates import PromptTemplate
-from fedpeft.data.record_files import Record
+from fedpeft.data.record_files import Record, suffix_of
 from fedpeft.data.record_folders import records_below
 from fedpeft.data.rows import NO_MODEL, Dataset, Kind, Rows
 from fedpeft.data.text_to_text import INPUT, TARGET, pair_rows
@@ -152,20 +152,19 @@ class Clients:
             labels = np.zeros(0, np.float64 if targets == "numbers" else np.int64)
         return Rows(np.zeros((0, self.side, self.side, 3), np.uint8) if self.side else [], labels)
 
-    def _records(self, path: Path) -> Any:
+    def _records(self, path: Path) -> Iterator[Record]:
         """The records of a client's rows."""
-        if not self.side:
-            if holds_pictures(path):
-                raise DataError(
-                    f"{path} holds pictures, and the federation learns from texts; a server says --side 64 for pictures"
-                )
-            return records_below(path)
-        if not holds_pictures(path):
+        found = own_records(path)
+        if not self.side and holds_pictures(path):
+            raise DataError(
+                f"{path} holds pictures, and the federation learns from texts; a server says --side 64 for pictures"
+            )
+        if self.side and not holds_pictures(path):
             raise DataError(
                 f"{path} holds no pictures, and the federation learns from pictures; give a folder of them, in a "
                 "folder for each class or with a metadata.csv of file_name and label"
             )
-        return picture_records(path)
+        return found
 
     def _as_pictures(self, rows: Rows) -> Rows:
         return Rows(pixels_of(list(map(str, rows.inputs)), self.side), rows.labels)
@@ -186,14 +185,24 @@ class Clients:
         return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
 
 
+def own_records(path: Path) -> Iterator[Record]:
+    """The rows in a file or a folder, each with its place; of pictures, their files.
+
+    Raises:
+        DataError: there is no such file or folder.
+    """
+    if not path.expanduser().exists():
+        raise DataError(f"there is no {'file' if suffix_of(path) else 'file or folder'} {path}")
+    return picture_records(path) if holds_pictures(path) else records_below(path)
+
+
 def first_record(path: Path) -> Record:
     """The first of the rows in a file or folder, and its place.
 
     Raises:
         ConfigError, DataError: there is none, or it can't be read.
     """
-    found = picture_records(path) if holds_pictures(path) else records_below(path)
-    first = next(found, None)
+    first = next(own_records(path), None)
     if first is None:
         raise DataError(f"{path} has no rows")
     return first
