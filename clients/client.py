@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import flattened, parse_drift, unflattened
+from fedpeft.clients.drift import SHARES, flattened, parse_drift, unflattened
 from fedpeft.clients.evaluating import evaluated, summand
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
-from fedpeft.clients.label_shift import SHARES, offsets, only
+from fedpeft.clients.label_shift import offsets, only
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.personal import PERSONAL, personal_job
 from fedpeft.clients.releasing import release

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from fedpeft.data.examples import Batch
     from fedpeft.models.task import FederatedModel, RowLosses
 
+SHARES = "shares"
+"""What the classes' shares among all rows are called in a payload."""
+
 Pull = Callable[[str, Tensor], Tensor | None]
 """Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""
 
@@ -188,6 +191,10 @@ class Drift:
     def least_skew(self) -> float:
         """The label skew from which on clients are told these shares."""
         return min((c.least for c in self.corrections if c.needs_shares), default=0.0)
+
+    def corrects_losses(self, told: Collection[str]) -> bool | None:
+        """Whether clients' losses are corrected, given what they are told; None: nobody asked for it."""
+        return SHARES in told if self.needs_shares else None
 
     def __str__(self) -> str:
         return " + ".join(map(part_text, self.corrections))

@@ -20,10 +20,6 @@ from torch import Tensor
 
 from fedpeft.errors import PayloadError
 
-SHARES = "shares"
-"""What the class shares are called in a payload."""
-
-
 OUT = -1e4
 """What is added to the logit of a class that a loss does not compare: its probability is then exactly 0."""
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fedpeft.clients.label_shift import SHARES
 from fedpeft.run.console import duration, short, size, summary_table
 from fedpeft.run.observer import perplexity
 from fedpeft.run.trust_lines import trust_lines
@@ -155,7 +154,7 @@ class Costs:
             rejected_by_client=None if protection else {str(k): n for k, n in progress.rejections.items()},
             uplink_bytes_per_parameter=update_bytes / parameters if parameters else None,
             seconds_per_round=counters.round_seconds / max(1, progress.round),
-            losses_corrected=SHARES in progress.told if setup.drift.needs_shares else None,
+            losses_corrected=setup.drift.corrects_losses(progress.told),
             seed=setup.config.seed,
             versions={name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
             hardware={name: fixed[name] for name in ("cpu", "gpus", "workers", "kernel")}

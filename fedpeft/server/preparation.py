@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fedpeft.aggregation.head_start import VARIANCE, check_solved
 from fedpeft.aggregation.update import Fold
-from fedpeft.clients.label_shift import SHARES, check_counts, far_apart, shares_of
+from fedpeft.clients.drift import SHARES
+from fedpeft.clients.label_shift import check_counts, far_apart, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size

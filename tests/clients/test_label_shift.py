@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fedpeft.clients.drift import SHARES
 from fedpeft.clients.executor import Job
-from fedpeft.clients.label_shift import SHARES, check_counts, far_apart, label_skew, offsets, shares_of, skew_by_chance
+from fedpeft.clients.label_shift import check_counts, far_apart, label_skew, offsets, shares_of, skew_by_chance
 from fedpeft.clients.pool import Worker
 from rich.console import Console
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fedpeft.clients.label_shift import SHARES
+from fedpeft.clients.drift import SHARES
 
 from fedpeft.data.rows import load_dataset
 from tests.here import Federation
