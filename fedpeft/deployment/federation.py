@@ -36,6 +36,7 @@ from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.served_settings import check, check_asked
+from fedpeft.deployment.server_plan import drawn_from, exposure_of, planned_for_all, rows_known
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
@@ -46,6 +47,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
@@ -54,17 +56,16 @@ from fedpeft.run.examined import exam_of
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
+from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
 from fedpeft.run.rank_checks import check_decay
 from fedpeft.run.records import Records
-from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import Dealt, FixedSize, Reachable, population
+from fedpeft.server.sampling import Dealt, FixedSize, Reachable
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -114,15 +115,15 @@ class Federation:
         )  # where clients' rows judge, the last state is seen
         facts = DataFacts.of(self.rows.dataset, clients, judged)
         setup = Setup.of(config, facts, groups)
+        known = rows_known(setup, options.client_rows)
+        setup, self.plan = planned_for_all(setup, known, groups, config.head)
         self.given = setup.profiles
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        self.sampler = population(
-            setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given), setup.mechanism
-        )
+        self.sampler = drawn_from(setup)
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()
@@ -132,7 +133,8 @@ class Federation:
         self.fixed = machine.pinned(fixed, work, folder)
         check_asked(setup)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
-        self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
+        exposure = exposure_of(setup, known) if setup.mechanism is not None else None
+        self.protection = self._protection(exposure, f"{work.data_key} {work.model_key} {self.fixed}")
         if isinstance(self.protection, SummedBook):
             self.setup = setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
@@ -149,11 +151,13 @@ class Federation:
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
-    def _protection(self, identity: str) -> PrivacyEngine | None:
+    def _protection(self, exposure: Exposure | None, identity: str) -> PrivacyEngine | None:
         """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
+        if exposure is None:
+            return None
         return servers_book(
             self.setup,
-            self.sampler,
+            exposure,
             self.folder,
             f"{self.roster.run} {self.config.to_toml()} {identity}",
             self._declared,

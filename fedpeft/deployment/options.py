@@ -11,6 +11,9 @@ from fedpeft.privacy.secure_sum.sum import FEWEST
 OWN_TEST = "dataset"
 """As `eval_data`: the validation and test rows of the configured data set."""
 
+MOST_CLIENT_ROWS = 1_000_000
+"""As many as clients take as a batch."""
+
 PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
 
 
@@ -40,6 +43,13 @@ class ServeOptions:
         "", "rows to evaluate on: a file, of pictures a folder, or the word dataset for those of --dataset"
     )
     held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)
+    client_rows: int = setting(
+        0,
+        "rows that a client has, roughly, as all may know: under a privacy budget, training is planned by it (0: not "
+        "known)",
+        low=0,
+        high=MOST_CLIENT_ROWS,
+    )
     listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")
     certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
     insecure: bool = setting(False, "no TLS: clients are who they say they are; on this machine only")

@@ -5,35 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.remote_engine import SecondBook, Terms
-from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.secure_sum.neighbours import degree
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.setup import Setup
-from fedpeft.server.preparation import noised_statistics
-from fedpeft.server.sampling import Population
 
 
 def servers_book(
     setup: Setup,
-    sampler: Population,
+    exposure: Exposure,
     folder: Path,
     identity: str,
     declared: Callable[[], Mapping[int, Terms]],
     steps: Callable[[int], int],
     under_way: Callable[[int], Sequence[int]],
-) -> PrivacyEngine | None:
-    """The server's ledger; None: nothing is protected.
+) -> PrivacyEngine:
+    """The server's ledger.
 
     Args:
-        setup: the run's.
-        sampler: of cohorts.
+        setup: the run's, with a mechanism.
+        exposure: what costs depend on, as far as the server knows.
         folder: the run's.
         identity: what a round's outcome depends on beside the key, in any form.
         declared: what each client has said of its privacy, by id.
@@ -44,25 +39,7 @@ def servers_book(
         PrivacyError: settings that would not protect.
     """
     config, mechanism = setup.config, setup.mechanism
-    if mechanism is None:
-        return None
-    ones = np.ones(setup.clients, np.int64)
-    exposure = Exposure(
-        strategy=setup.strategy,
-        method=setup.method,
-        layout=setup.layout,
-        rows=ones,  # each client knows its own number only
-        steps=ones,
-        participations=config.rounds * ones,
-        batch_size=config.batch_size,
-        rounds=config.rounds,
-        cohort=sampler.size,
-        even=len(set(sampler.weights)) <= 1,
-        start=setup.private_start,
-        start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
-        trained=setup.trained_entries,
-        whitened=setup.whitened_directions if mechanism.whitens else 0,
-    )
+    assert mechanism is not None
     if isinstance(mechanism, DistributedDP):
         _check_neighbours(mechanism, exposure)
         mechanism.check_start(exposure)

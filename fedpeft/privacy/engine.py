@@ -354,21 +354,7 @@ class PrivacyEngine:
 
     def plan(self) -> str:
         """One line on what the budget is spent for; empty: for rounds alone."""
-        m, federation = self.mechanism, self.federation
-        if self.start is None:
-            return ""
-        share = m.start_share(federation)
-        rounds = f"the rest is for {federation.rounds} rounds" if self.trains else "no round of training is planned"
-        line = f"{share:.0%} of the budget is for the start of the head, noise multiplier {self.start:.4g}; {rounds}"
-        if m.epsilon is None:
-            return line
-        head = math.prod(federation.layout.shapes["head.weight"])
-        start, training = m.signal_to_noise(federation, share, head), m.training_signal(federation)
-        fewer = "" if self.trains else f"; at most {m.audible_entries(federation):,} trained numbers are heard"
-        return (
-            f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
-            f"half of the budget, where {m.audible(federation):g} is enough{fewer}"
-        )
+        return "" if self.start is None else spending(self.mechanism, self.federation, self.start)
 
     def summary(self) -> Mapping[str, Any]:
         """What the run may claim; for `summary.json`."""
@@ -395,3 +381,25 @@ class PrivacyEngine:
                 "test_noise": mechanism.test_noise,
             },
         }
+
+
+def spending(mechanism: Mechanism, federation: Exposure, noise: float) -> str:
+    """One line on what a budget is spent for, where the head has a private start.
+
+    Args:
+        mechanism: whose budget it is.
+        federation: what costs depend on.
+        noise: noise multiplier of the start.
+    """
+    trains, share = mechanism.trains(federation), mechanism.start_share(federation)
+    rounds = f"the rest is for {federation.rounds} rounds" if trains else "no round of training is planned"
+    line = f"{share:.0%} of the budget is for the start of the head, noise multiplier {noise:.4g}; {rounds}"
+    if mechanism.epsilon is None:
+        return line
+    head = math.prod(federation.layout.shapes["head.weight"])
+    start, training = mechanism.signal_to_noise(federation, share, head), mechanism.training_signal(federation)
+    fewer = "" if trains else f"; at most {mechanism.audible_entries(federation):,} trained numbers are heard"
+    return (
+        f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
+        f"half of the budget, where {mechanism.audible(federation):g} is enough{fewer}"
+    )

@@ -117,8 +117,8 @@ class SecondBook(PrivacyEngine):
 
     @property
     def trains(self) -> bool:
-        """Clients know how much their starts leave; whoever has spent all sits out."""
-        return True
+        """Unless all are told that starts have everything; else whoever has spent its budget sits out."""
+        return self.mechanism.start != 1 or not self.federation.start
 
     def start_cost(self) -> Charges:
         """What those have declared that have registered."""

@@ -40,6 +40,14 @@ DIRECTIONS = "private_centroids"
 than they take."""
 
 
+def plans(setup: Setup) -> bool:
+    """Whether how clients train is to be planned: a budget is named, and nothing of training."""
+    mechanism = setup.mechanism
+    if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
+        return False
+    return mechanism.noise_multiplier is None and all(_left(setup.config, name) for name in LEFT)
+
+
 def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = (), head: str = "auto") -> Setup:
     """The setup with what its mechanism plans: training, or a start alone; the same one where the user says how.
 
@@ -57,9 +65,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
             not as long as the mean update is, so that there is nothing to plan by.
     """
     mechanism = setup.mechanism
-    if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
-        return setup
-    if mechanism.noise_multiplier is not None or not all(_left(setup.config, name) for name in LEFT):
+    if mechanism is None or not plans(setup):
         return setup
     config, trained = setup.config, setup
     if mechanism.asks_all and _left(config, "cohort"):

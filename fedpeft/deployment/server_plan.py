@@ -1,0 +1,119 @@
+"""What a private federation of real clients costs, as far as its server knows, and how training is planned by that.
+
+A server is told no number of rows by clients that protect them. What all may know, roughly, its operator says
+(`client_rows`, or `rows` of distributed_dp): the plan is the one that a simulation of such clients makes. It decides
+nothing about protection: each client takes the noise that its own rows need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import part_text
+from fedpeft.privacy.client_engine import planned_participations
+from fedpeft.privacy.engine import spending
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.run.private_plan import planned, plans
+from fedpeft.run.profiles import ProfileTable, chances
+from fedpeft.run.sampling import cohort_size
+from fedpeft.run.setup import Setup
+from fedpeft.server.preparation import noised_statistics
+from fedpeft.server.sampling import Population, population
+
+UNPLANNED = (
+    "training is not planned for the privacy budget, since the server knows no number of rows: say how many a client "
+    "has, roughly, with --client-rows"
+)
+
+
+def drawn_from(setup: Setup) -> Population:
+    """What cohorts of a served run are drawn from."""
+    size = cohort_size(setup.config.cohort, setup.clients)
+    return population(setup.clients, size, chances(setup.profiles), setup.mechanism)
+
+
+def rows_known(setup: Setup, client_rows: int) -> int:
+    """Rows of a client in the mean, at least 1, as all may know; 0: nobody says.
+
+    Args:
+        setup: the run's.
+        client_rows: as the operator says.
+
+    Raises:
+        ConfigError: it is said twice.
+    """
+    mechanism = setup.mechanism
+    if not isinstance(mechanism, DistributedDP) or mechanism.unit != "rows" or mechanism.rows is None:
+        return client_rows
+    if client_rows:
+        raise ConfigError(
+            f"--client-rows {client_rows} and {mechanism.name}(rows={mechanism.rows}) both say how many rows there "
+            "are; leave --client-rows out"
+        )
+    return max(1, round(mechanism.rows / setup.clients))
+
+
+def exposure_of(setup: Setup, rows: int) -> Exposure:
+    """What the cost of a served run depends on.
+
+    Args:
+        setup: with a mechanism.
+        rows: of a client; 0: each knows its own number only.
+    """
+    config, mechanism, sampler = setup.config, setup.mechanism, drawn_from(setup)
+    assert mechanism is not None
+    ones = np.ones(setup.clients, np.int64)
+    share = sampler.size / setup.clients
+    return Exposure(
+        strategy=setup.strategy,
+        method=setup.method,
+        layout=setup.layout,
+        rows=max(1, rows) * ones,
+        steps=(setup.training.steps_for(rows) if rows else 1) * ones,
+        participations=(planned_participations(config.rounds, share) if rows else config.rounds) * ones,
+        batch_size=config.batch_size,
+        rounds=config.rounds,
+        cohort=sampler.size,
+        even=len(set(sampler.weights)) <= 1,
+        start=setup.private_start,
+        start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
+        trained=setup.trained_entries,
+        whitened=setup.whitened_directions if mechanism.whitens else 0,
+    )
+
+
+def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> tuple[Setup, str]:
+    """The setup with what its mechanism plans for clients of so many rows, and what is to be said of that.
+
+    The share of the start is told with it: a client with other rows than most would work out another one.
+
+    Args:
+        setup: as the user says.
+        rows: of a client; 0: nobody says.
+        groups: of clients that differ.
+        head: how the user says it starts.
+
+    Raises:
+        FedpeftError: what is planned does not go with the other settings.
+    """
+    mechanism = setup.mechanism
+    if mechanism is None or not mechanism.protects:
+        return setup, ""
+    if not rows:
+        return setup, UNPLANNED if plans(setup) else ""
+    made = planned(setup, exposure_of(setup, rows), groups, head)
+    federation, taken = exposure_of(made, rows), made.mechanism
+    assert taken is not None
+    if (noise := taken.start_noise(federation)) is None:
+        return made, ""
+    shared = replace(taken, start=taken.start_share(federation))
+    config = replace(made.config, privacy=part_text(shared))
+    each = taken.noises_updates and not taken.summed  # else the book says it
+    said = f"for clients of {rows} rows {spending(shared, federation, noise)}" if each else ""
+    return replace(made, mechanism=shared, config=config), said

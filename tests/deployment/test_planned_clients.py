@@ -1,0 +1,113 @@
+"""Training under a privacy budget as a server of real clients plans it: by the numbers of rows that all may know."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+
+import pytest
+
+from fedpeft.config import RunConfig, from_mapping
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.server_plan import UNPLANNED
+from fedpeft.errors import ConfigError
+from fedpeft.parts import part_text
+from fedpeft.privacy.engine import LEDGER
+from fedpeft.run import catalogue
+from fedpeft.run.private_plan import LEFT
+from fedpeft.simulation.simulation import Simulation
+from tests.deployment.test_picture_clients import GIVEN, Pictures, draw
+from tests.here import TINY, Federation
+
+UNSAID = {name: RunConfig.__dataclass_fields__[name].default for name in LEFT} | {"head": "auto", "rounds": 6}
+TEXTS = UNSAID | {"peft": "lora(rank=2, layers=1)", "clients": 3}
+LIKELY = ServeOptions(client_rows=180)
+
+
+def told(config):
+    """What clients are told of training."""
+    return {name: getattr(config, name) for name in (*LEFT, "peft", "head", "cohort")}
+
+
+def heard(made):
+    """What the first client has been told of training."""
+    return told(made.server.edges[0].setup.config)
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    ["dp_sgd(epsilon=200)", "dp_sgd(epsilon=2)", "dp_sgd(epsilon=50, start=0.2)", "user_dp(epsilon=2000)",
+     "local_dp(epsilon=2000)"],
+)  # fmt: skip
+@pytest.mark.parametrize("peft", ["lora(rank=2, layers=1)", "linear_probe"])
+def test_the_plan_is_that_of_a_simulation_of_such_clients(privacy, peft, tmp_path, observer):
+    given = TEXTS | {"privacy": privacy, "peft": peft}
+    simulated = Simulation(RunConfig(**{**TINY, **given, "partition": "iid"}), tmp_path, observer)
+    assert set(simulated._exposure().rows) == {LIKELY.client_rows}
+    made = Federation(tmp_path, observer, serve=LIKELY, **given)
+    assert heard(made) == told(simulated.setup.config)
+    share = simulated.setup.mechanism.start_share(simulated._exposure())
+    mechanism = made.server.edges[0].setup.mechanism
+    assert mechanism == dataclasses.replace(simulated.setup.mechanism, start=share)
+    assert made.server.config.privacy == part_text(mechanism)
+    assert ("for clients of 180 rows" in made.server.plan) is ("user_dp" not in privacy)
+
+
+def test_a_server_that_is_started_again_stays_with_its_plan(tmp_path, observer):
+    made = Federation(tmp_path, observer, serve=LIKELY, **TEXTS, privacy="dp_sgd(epsilon=200)")
+    text, before = catalogue.made_toml(made.server.setup), heard(made)
+    assert before["batch_size"] == 45
+    made.config, made.serve = from_mapping(tomllib.loads(text), "config.toml"), ServeOptions(client_rows=20)
+    made.start()
+    assert told(made.server.setup.config) == before
+    assert made.server.setup.mechanism.start == 0.5
+
+
+def test_rows_that_nobody_tells_are_no_plan_and_it_is_said(tmp_path, observer):
+    made = Federation(tmp_path, observer, **TEXTS, privacy="dp_sgd(epsilon=200)")
+    assert made.server.plan == UNPLANNED
+    assert {name: heard(made)[name] for name in LEFT} == {name: UNSAID[name] for name in LEFT}
+    assert made.server.setup.mechanism.start is None
+    for known, more in ((LIKELY, {"batch_size": 16}), (ServeOptions(), {"learning_rate": 0.01})):
+        made = Federation(tmp_path, observer, serve=known, **TEXTS | more, privacy="dp_sgd(epsilon=200)")
+        assert heard(made)["batch_size"] == more.get("batch_size", UNSAID["batch_size"])
+        assert made.server.plan != UNPLANNED
+
+
+def test_where_no_round_is_planned_clients_are_asked_for_their_start_alone(tmp_path, observer):
+    given = TEXTS | {"privacy": "dp_sgd(epsilon=8)", "head": "auto"}
+    made = Federation(tmp_path, observer, serve=ServeOptions(client_rows=20), **given)
+    assert made.server.setup.mechanism.start == 1
+    progress = made.run()
+    assert progress.round == 0
+    assert [asked.kind for asked in made.server.direct.asked] == ["prepare"] * 3
+    for k in range(3):  # whatever a client's rows: 40 to 90
+        [_, *charges] = (next((tmp_path / f"edge-{k}").rglob(LEDGER))).read_text().splitlines()
+        assert len(charges) == 1
+        again = dataclasses.replace(made.server.direct.asked[k], kind="train", round=1)
+        assert "budget is spent" in made.server.edges[k].handle(again).error
+
+
+def test_private_pictures_earn_more_with_a_plan(tmp_path, observer):
+    """Of 48 pictures with each of three clients."""
+    serve = ServeOptions(
+        labels="across,down", side=16, eval_data=str(draw(tmp_path / "eval", 20, seed=9)), client_rows=48
+    )
+    given = GIVEN | UNSAID | {"model": "tiny_vision", "clients": 3, "privacy": "dp_sgd(epsilon=100)", "peft": "auto"}
+    made = Pictures(tmp_path, observer, serve=serve, **given)
+    assert heard(made)["peft"].startswith("whitened_probe")
+    made.run()
+    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
+    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert max(line["accuracy"] for line in lines if line["accuracy"] is not None) > 0.8
+
+
+def test_noise_that_is_shared_is_planned_for_by_the_rows_of_all(tmp_path, observer):
+    given = TEXTS | {"privacy": "distributed_dp(epsilon=300, rows=540)"}
+    made = Federation(tmp_path, observer, **given)
+    assert heard(made)["learning_rate"] != UNSAID["learning_rate"]
+    assert made.server.plan == ""  # the book says it
+    assert "of the budget is for the start" in made.server.protection.plan()
+    with pytest.raises(ConfigError, match=r"--client-rows 180 and distributed_dp\(rows=540\) both say"):
+        Federation(tmp_path, observer, serve=LIKELY, **given)
