@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="20newsgroups")
     parser.add_argument("--clients", type=int, default=5000)
-    parser.add_argument("--cohort", type=int, default=500)
+    parser.add_argument("--cohort", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--dtype", default="auto")

@@ -142,10 +142,6 @@ class Mechanism(ABC):
     """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
     seen."""
 
-    asks_all: ClassVar[bool] = False
-    """Whether what is planned asks all clients in each round, where no cohort is named: one that is known amplifies
-    nothing, and has less to say."""
-
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
 
@@ -176,6 +172,11 @@ class Mechanism(ABC):
         all, is that of the client who comes most often."""
         known = self.noises_updates and not (self.secret_cohort or self.turns or self.summed)
         return self.protects and known and self.epsilon is not None
+
+    def asks_all(self, clients: int) -> bool:
+        """Whether what is planned asks all of so many clients in each round, where no cohort is named; by default not:
+        whoever is asked less often has less noise of its own."""
+        return False
 
     @property
     def whitens(self) -> bool:

@@ -68,7 +68,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     if mechanism is None or not plans(setup):
         return setup
     config, trained = setup.config, setup
-    if mechanism.asks_all and _left(config, "cohort"):
+    if mechanism.asks_all(setup.clients) and _left(config, "cohort"):
         config = dataclasses.replace(config, cohort="all")
         setup = trained = Setup.of(config, setup.facts, groups)
         federation = federation.asking_all()

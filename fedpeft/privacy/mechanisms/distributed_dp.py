@@ -101,7 +101,6 @@ class DistributedDP(Mechanism):
     secret_cohort: ClassVar[bool] = True
     noises_updates: ClassVar[bool] = False
     summed: ClassVar[bool] = True
-    asks_all: ClassVar[bool] = True
 
     @property
     def hides(self) -> str:  # type: ignore[override]
@@ -127,6 +126,10 @@ class DistributedDP(Mechanism):
     def suited_head(self) -> str:
         """Of rows from moments, too: they are worth their share of one noise, and tell how to whiten features."""
         return "private_ridge(dimensions=512)" if self.plans_whitening else super().suited_head
+
+    def asks_all(self, clients: int) -> bool:
+        """A cohort that is known amplifies nothing, and has less to say."""
+        return True
 
     @property
     def known(self) -> float:

@@ -37,10 +37,10 @@ from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import Layout, State, norm
-from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Mechanism, ServerRound, Training, bounded_block, noisy
+from fedpeft.privacy.mechanism import HALF, Mechanism, ServerRound, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
@@ -52,6 +52,10 @@ from fedpeft.privacy.server_noise import (
     variance,
 )
 from fedpeft.privacy.training_plans import AUDIBLE_HEAD, planned_for_clients
+
+
+MOST_ASKED = 10_000
+"""The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
 
 
 class NoisySum:
@@ -172,6 +176,10 @@ class UserDP(Mechanism):
         """Unless clients take turns."""
         return not self.turns
 
+    def asks_all(self, clients: int) -> bool:
+        """Unless clients take turns: what secret coins amplify is less than what fewer clients say."""
+        return not self.turns and clients <= MOST_ASKED
+
     @property
     def neighbours(self) -> str:  # type: ignore[override]
         """Whose turn it is everyone knows, but not what is added then."""
@@ -226,6 +234,18 @@ class UserDP(Mechanism):
 
     def _separation(self, federation: Exposure) -> int:
         return turns_of(federation.clients, federation.cohort)
+
+    def training_signal(self, federation: Exposure) -> float:
+        """Less where not all are asked: noise falls by less than what fewer clients say."""
+        whole = super().training_signal(federation)
+        if self.turns or federation.cohort == federation.clients:
+            return whole
+        assert self.epsilon is not None
+        delta, rate, rounds = self.delta(federation), self.rate(federation), federation.rounds
+        start = {Event(noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(HALF), 1.0): 1}
+        noise = noise_for(self.epsilon, delta, rate, rounds, start)
+        of_all = noise_for(self.epsilon, delta, 1.0, rounds, start)
+        return whole * rate * of_all / noise
 
     def audible(self, federation: Exposure) -> float:
         """Less where the head alone is trained."""
