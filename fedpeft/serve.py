@@ -120,8 +120,14 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     default, options = default_settings(command.config, command.resume), ServeOptions()
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
         options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
+    planned_by = options.client_rows
     command = _command(arguments, default, options)
     options = options_of(dataclasses.asdict(command.serve), "the command line")
+    if command.resume is not None and options.client_rows != planned_by:
+        raise ConfigError(
+            f"--client-rows {options.client_rows} is what training is planned by, and the federation in "
+            f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
+        )
     wanted = command.run if command.resume is not None else with_form(command.run, options)
     config, folder = checked_settings(wanted, default, command.output, command.resume)
     return config, options, folder, command.resume is not None

@@ -115,8 +115,11 @@ class Federation:
         )  # where clients' rows judge, the last state is seen
         facts = DataFacts.of(self.rows.dataset, clients, judged)
         setup = Setup.of(config, facts, groups)
-        known = rows_known(setup, options.client_rows)
-        setup, self.plan = planned_for_all(setup, known, groups, config.head)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
+        known = rows_known(setup, options.client_rows, self.held_out)
+        self.plan = ""
+        if not (folder / "config.toml").exists():  # a run that goes on has its plan there
+            setup, self.plan = planned_for_all(setup, known, groups, config.head)
         self.given = setup.profiles
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
@@ -132,7 +135,6 @@ class Federation:
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
         check_asked(setup)
-        self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         exposure = exposure_of(setup, known) if setup.mechanism is not None else None
         self.protection = self._protection(exposure, f"{work.data_key} {work.model_key} {self.fixed}")
         if isinstance(self.protection, SummedBook):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedpeft.deployment.options import MOST_CLIENT_ROWS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.privacy.client_engine import planned_participations
@@ -38,25 +39,32 @@ def drawn_from(setup: Setup) -> Population:
     return population(setup.clients, size, chances(setup.profiles), setup.mechanism)
 
 
-def rows_known(setup: Setup, client_rows: int) -> int:
-    """Rows of a client in the mean, at least 1, as all may know; 0: nobody says.
+def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
+    """Rows that a client trains on in the mean, at least 1, as all may know; 0: nobody says.
 
     Args:
         setup: the run's.
-        client_rows: as the operator says.
+        client_rows: that a client has, as the operator says.
+        held_out: share of them that it is scored on instead.
 
     Raises:
-        ConfigError: it is said twice.
+        ConfigError: it is said twice, or more than a client takes in a step.
     """
     mechanism = setup.mechanism
     if not isinstance(mechanism, DistributedDP) or mechanism.unit != "rows" or mechanism.rows is None:
-        return client_rows
+        return client_rows and max(1, round(client_rows * (1 - held_out)))
     if client_rows:
         raise ConfigError(
             f"--client-rows {client_rows} and {mechanism.name}(rows={mechanism.rows}) both say how many rows there "
             "are; leave --client-rows out"
         )
-    return max(1, round(mechanism.rows / setup.clients))
+    of_one = max(1, round(mechanism.rows / setup.clients))
+    if of_one > MOST_CLIENT_ROWS:
+        raise ConfigError(
+            f"{mechanism.name}(rows={mechanism.rows}) are {of_one:,} rows for each of {setup.clients} clients, and a "
+            f"client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
+        )
+    return of_one
 
 
 def exposure_of(setup: Setup, rows: int) -> Exposure:
@@ -95,18 +103,20 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
 
     Args:
         setup: as the user says.
-        rows: of a client; 0: nobody says.
+        rows: that a client trains on; 0: nobody says.
         groups: of clients that differ.
         head: how the user says it starts.
 
     Raises:
-        FedpeftError: what is planned does not go with the other settings.
+        FedpeftError: what would not protect clients of so many rows, or does not go with what is planned.
     """
     mechanism = setup.mechanism
-    if mechanism is None or not mechanism.protects:
+    if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
         return setup, ""
     if not rows:
-        return setup, UNPLANNED if plans(setup) else ""
+        planned_by_rows = plans(setup) and mechanism.planned_training(exposure_of(setup, 1)) is not None
+        return setup, UNPLANNED if planned_by_rows and mechanism.start != 1 else ""
+    mechanism.check(exposure_of(setup, rows))
     made = planned(setup, exposure_of(setup, rows), groups, head)
     federation, taken = exposure_of(made, rows), made.mechanism
     assert taken is not None

@@ -94,8 +94,6 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
     head alone, the length of its features).
 
     Under momentum that is named an adapter is led as far as `CLIENTS_DISTANCE` in the long run, in few rounds less far.
-    Noise counts as if all clients took part in each round; in small secret cohorts it moves a head farther: twice, for
-    a tenth of 5,000 clients at epsilon 8.
 
     Args:
         mechanism: what clips clients.

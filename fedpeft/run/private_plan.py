@@ -74,6 +74,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = federation.asking_all()
     useful = mechanism.trains(federation) and mechanism.hears(federation)
     if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
+        if "head.weight" not in setup.layout.shapes and mechanism.planned_training(federation) is not None:
+            raise _unheard(setup, mechanism.audible_entries(federation))
         config = dataclasses.replace(config, peft=_head_alone(setup))
         trained = Setup.of(config, setup.facts, groups)
         federation = dataclasses.replace(
@@ -104,6 +106,17 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
     checks.check(made)
     return made
+
+
+def _unheard(setup: Setup, heard: int) -> ConfigError:
+    """What is said where noise drowns an adapter, and there is no head to train instead of it."""
+    config = setup.config
+    return ConfigError(
+        f"--privacy {config.privacy} lets at most {heard:,} trained numbers be heard above its noise, {config.peft} "
+        f"has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head that could be trained alone; take a "
+        "larger epsilon, more rows or a smaller adapter (--peft 'lora(rank=1, layers=1)'), or name --learning-rate, "
+        "--optimizer, --local-work and --batch-size yourself"
+    )
 
 
 def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:

@@ -11,11 +11,12 @@ import pytest
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server_plan import UNPLANNED
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts import part_text
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.run import catalogue
 from fedpeft.run.private_plan import LEFT
+from fedpeft.serve import parse
 from fedpeft.simulation.simulation import Simulation
 from tests.deployment.test_picture_clients import GIVEN, Pictures, draw
 from tests.here import TINY, Federation
@@ -58,10 +59,64 @@ def test_a_server_that_is_started_again_stays_with_its_plan(tmp_path, observer):
     made = Federation(tmp_path, observer, serve=LIKELY, **TEXTS, privacy="dp_sgd(epsilon=200)")
     text, before = catalogue.made_toml(made.server.setup), heard(made)
     assert before["batch_size"] == 45
-    made.config, made.serve = from_mapping(tomllib.loads(text), "config.toml"), ServeOptions(client_rows=20)
+    (tmp_path / "server" / "config.toml").write_text(text)
+    made.config = from_mapping(tomllib.loads(text), "config.toml")
     made.start()
     assert told(made.server.setup.config) == before
     assert made.server.setup.mechanism.start == 0.5
+
+
+@pytest.mark.parametrize(
+    "privacy", ["distributed_dp(epsilon=300, rows=540)", "dp_sgd(epsilon=200)", "dp_sgd(epsilon=2)"]
+)
+def test_a_federation_of_before_is_not_planned_anew(privacy, tmp_path, observer):
+    """Its clients have been told of other settings, and have begun their ledgers with these."""
+    (tmp_path / "server").mkdir()
+    text = RunConfig(**{**TINY, **TEXTS, "privacy": privacy}).to_toml()
+    (tmp_path / "server" / "config.toml").write_text(text)
+    made = Federation(
+        tmp_path, observer, serve=ServeOptions() if "rows" in privacy else LIKELY, **TEXTS, privacy=privacy
+    )
+    assert {name: heard(made)[name] for name in LEFT} == {name: UNSAID[name] for name in LEFT}
+    assert (made.server.config.privacy, made.server.plan) == (privacy, "")
+
+
+def test_rows_that_are_held_out_are_not_trained_on(tmp_path, observer):
+    given = TEXTS | {"privacy": "dp_sgd(epsilon=200, raw_metrics=True)"}
+    made = Federation(tmp_path, observer, serve=ServeOptions(client_rows=200, held_out=0.1), **given)
+    assert "for clients of 180 rows" in made.server.plan
+    assert heard(made)["batch_size"] == 45
+
+
+@pytest.mark.parametrize(
+    ("privacy", "rows", "words"),
+    [("distributed_dp(epsilon=8, rows=500, collude=0.9, dropouts=0.2)", 0, "leave no noise that the server does not"),
+     ("distributed_dp(epsilon=8, rows=9000000)", 0, r"3,000,000 rows for each of 3 clients.*takes 1,000,000 in a step"),
+     ("dp_sgd(epsilon=8, dp_delta=0.5)", 50, "must be below"),
+     ("distributed_dp(epsilon=300, rows=540)", 180, r"--client-rows 180 and distributed_dp\(rows=540\) both say")],
+)  # fmt: skip
+def test_what_no_client_would_take_is_refused_at_once(privacy, rows, words, tmp_path, observer):
+    with pytest.raises(FedpeftError, match=words):
+        Federation(tmp_path, observer, serve=ServeOptions(client_rows=rows), **TEXTS | {"privacy": privacy})
+
+
+def test_a_plan_is_asked_for_only_where_there_is_one(tmp_path, observer):
+    plain = "dp_sgd(noise_multiplier=1)"
+    for i, privacy in enumerate(("local_dp(epsilon=2000)", "dp_sgd(epsilon=200, start=1)", plain)):
+        (folder := tmp_path / str(i)).mkdir()
+        made = Federation(folder, observer, **TEXTS | {"privacy": privacy})
+        assert made.server.plan == ""
+    made = Federation(tmp_path, observer, serve=LIKELY, **TEXTS | {"privacy": plain})
+    assert (made.server.plan, made.server.config.privacy) == ("", plain)
+
+
+def test_a_server_that_goes_on_takes_no_other_number(tmp_path):
+    (tmp_path / "config.toml").write_text(RunConfig(**TINY).to_toml())
+    (tmp_path / "serve.toml").write_text("client_rows = 100\n")
+    begun = ["--resume", str(tmp_path)]
+    assert parse(begun)[1].client_rows == parse([*begun, "--client-rows", "100"])[1].client_rows == 100
+    with pytest.raises(ConfigError, match="has begun, with 100; leave it out"):
+        parse([*begun, "--client-rows", "200"])
 
 
 def test_rows_that_nobody_tells_are_no_plan_and_it_is_said(tmp_path, observer):
@@ -109,5 +164,3 @@ def test_noise_that_is_shared_is_planned_for_by_the_rows_of_all(tmp_path, observ
     assert heard(made)["learning_rate"] != UNSAID["learning_rate"]
     assert made.server.plan == ""  # the book says it
     assert "of the budget is for the start" in made.server.protection.plan()
-    with pytest.raises(ConfigError, match=r"--client-rows 180 and distributed_dp\(rows=540\) both say"):
-        Federation(tmp_path, observer, serve=LIKELY, **given)

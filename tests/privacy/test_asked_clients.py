@@ -7,6 +7,7 @@ import math
 import pytest
 
 from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.run.console import ConsoleObserver
@@ -66,3 +67,11 @@ def test_a_cohort_that_noise_drowns_leaves_the_start_as_it_is(tmp_path):
     simulation = made(tmp_path, cohort=2)
     assert not simulation.protection.trains
     assert "no round of training is planned" in simulation.protection.plan()
+
+
+def test_an_adapter_that_noise_drowns_is_not_trained_where_there_is_no_head(tmp_path):
+    given = {"dataset": "tiny_lm", "privacy": "dp_sgd(epsilon=8)", "clients": 4, "peft": "auto"}
+    with pytest.raises(
+        ConfigError, match=r"at most \d+ trained numbers be heard.*causal_lm has no head .* smaller adapter"
+    ):
+        made(tmp_path, **given)

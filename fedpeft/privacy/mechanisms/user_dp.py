@@ -53,7 +53,6 @@ from fedpeft.privacy.server_noise import (
 )
 from fedpeft.privacy.training_plans import AUDIBLE_HEAD, planned_for_clients
 
-
 MOST_ASKED = 10_000
 """The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
 
