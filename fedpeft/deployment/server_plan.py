@@ -48,9 +48,14 @@ def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
         held_out: share of them that it is scored on instead.
 
     Raises:
-        ConfigError: it is said twice, or more than a client takes in a step.
+        ConfigError: it is said twice, or for nothing, or is more than a client takes in a step.
     """
     mechanism = setup.mechanism
+    if client_rows and mechanism is None:
+        raise ConfigError(
+            f"--client-rows {client_rows} is what training under a privacy budget is planned by, and there is none; "
+            "leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
+        )
     if not isinstance(mechanism, DistributedDP) or mechanism.unit != "rows" or mechanism.rows is None:
         return client_rows and max(1, round(client_rows * (1 - held_out)))
     if client_rows:

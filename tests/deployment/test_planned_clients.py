@@ -93,6 +93,7 @@ def test_rows_that_are_held_out_are_not_trained_on(tmp_path, observer):
     [("distributed_dp(epsilon=8, rows=500, collude=0.9, dropouts=0.2)", 0, "leave no noise that the server does not"),
      ("distributed_dp(epsilon=8, rows=9000000)", 0, r"3,000,000 rows for each of 3 clients.*takes 1,000,000 in a step"),
      ("dp_sgd(epsilon=8, dp_delta=0.5)", 50, "must be below"),
+     ("", 180, "there is none; leave it out"),
      ("distributed_dp(epsilon=300, rows=540)", 180, r"--client-rows 180 and distributed_dp\(rows=540\) both say")],
 )  # fmt: skip
 def test_what_no_client_would_take_is_refused_at_once(privacy, rows, words, tmp_path, observer):
