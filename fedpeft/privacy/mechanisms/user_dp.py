@@ -29,6 +29,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome
 from fedpeft.aggregation.server_optimizer import Memory, Pace
@@ -237,14 +238,22 @@ class UserDP(Mechanism):
     def training_signal(self, federation: Exposure) -> float:
         """Less where not all are asked: noise falls by less than what fewer clients say."""
         whole = super().training_signal(federation)
-        if self.turns or federation.cohort == federation.clients:
+        if federation.cohort == federation.clients:
             return whole
         assert self.epsilon is not None
-        delta, rate, rounds = self.delta(federation), self.rate(federation), federation.rounds
+        delta, rounds = self.delta(federation), federation.rounds
         start = {Event(noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(HALF), 1.0): 1}
-        noise = noise_for(self.epsilon, delta, rate, rounds, start)
         of_all = noise_for(self.epsilon, delta, 1.0, rounds, start)
-        return whole * rate * of_all / noise
+        [(rate, releases)] = self.planned(federation)
+        noise = noise_for(self.epsilon, delta, rate, releases, start)
+        return whole * self.rate(federation) * of_all / (noise * self._added_up(federation))
+
+    def _added_up(self, federation: Exposure) -> float:
+        """How long the noise of all rounds is together, relative to that of rounds that nothing relates."""
+        factor, ones = self.noise_factor(federation), np.ones(federation.rounds)
+        if factor is None:
+            return 1.0
+        return float(np.linalg.norm(solve_triangular(factor, ones, trans="T", lower=True)) / np.linalg.norm(ones))
 
     def audible(self, federation: Exposure) -> float:
         """Less where the head alone is trained."""
