@@ -31,7 +31,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.downlink import Arrival, arrival, start_for
+from fedpeft.communication.downlink import Arrival, Arrivals, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import parse_uplink
@@ -108,7 +108,7 @@ class ClientSide:
         self.bench = bench
         self.plan = plan
         self.uplink = parse_uplink(plan.codec)
-        self.downlink = parse_codec(plan.downlink)
+        self.arrivals = Arrivals(parse_codec(plan.downlink))
         self.statistics = parse_codec(plan.statistics)
         self.lossless = parse_codec(plan.lossless)
         self.head = HEADS.build(plan.head)
@@ -248,7 +248,7 @@ class ClientSide:
         training = plan.training.of_steps(instruction.steps) if instruction.steps else plan.training
         walks = training.walks and not (self.privacy is not None and self.privacy.per_example)  # which draws its rows
         beside = self.drift.keeps or self.uplink.remembers or self.strategy.personal_pull is not None
-        keeps = bool(private or beside or not self.downlink.lossless or walks)
+        keeps = bool(private or beside or not self.arrivals.codec.lossless or walks)
         if keeps:
             # Only a training round proves that the server has stored what it acknowledges.
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
@@ -322,7 +322,7 @@ class ClientSide:
         start = self.plan.start
         if start:
             start = start_for(self.strategy, start, self.bench.plan.layout, instruction.form)
-        return arrival(instruction.payload, self.downlink, layout.shapes, start, {instruction.acknowledged: held})
+        return self.arrivals.of(instruction.payload, layout.shapes, start, {instruction.acknowledged: held})
 
     def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
         job, result = handed_in(task.job, result, task.layout, self._ranks(task.instruction))

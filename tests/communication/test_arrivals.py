@@ -1,0 +1,65 @@
+"""What clients of one form share of what they are sent alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedpeft.communication import downlink
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.downlink import Arrivals, arrival
+from fedpeft.errors import PayloadError
+from fedpeft.simulate import main
+from tests.communication.test_downlink import SHAPES, TINY
+
+
+def state(seed):
+    random = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=random) for name, shape in SHAPES.items()}
+
+
+def test_what_is_sent_alike_is_decoded_once_without_loss():
+    codec = parse_codec("fp32")
+    arrivals = Arrivals(codec)
+    one, other = (codec.encode(state(seed), seed=0) for seed in (1, 2))
+    first = arrivals.of(one, SHAPES, {}, {})
+    assert arrivals.of(bytes(bytearray(one)), dict(SHAPES), {}, {}) is first
+    for payload in (other, one, one):
+        found, alone = arrivals.of(payload, SHAPES, {}, {}), arrival(payload, codec, SHAPES, {}, {})
+        assert all(torch.equal(found.state[name], alone.state[name]) for name in SHAPES)
+    with pytest.raises(PayloadError):  # those of another form are sent something else
+        arrivals.of(one, {name: (*shape[:-1], shape[-1] + 1) for name, shape in SHAPES.items()}, {}, {})
+
+
+def test_with_loss_each_goes_by_what_it_holds():
+    codec = parse_codec("grid(bits=5.0) | rans")
+    arrivals, payload = Arrivals(codec), codec.encode(state(1), seed=0)
+    starts = [state(2), state(3)]
+    for start in starts:
+        found, alone = arrivals.of(payload, SHAPES, start, {}), arrival(payload, codec, SHAPES, start, {})
+        assert all(torch.equal(found.state[name], alone.state[name]) for name in SHAPES)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--grid", "cohort(executor=sequential)"], ["--drift", "scaffold + fedprox(mu=0.1)", "--optimizer", "sgd"],
+     ["--privacy", "dp_sgd(noise_multiplier=1)"], ["--attack", "sign_flip"], ["--strategy", "rolora"],
+     ["--strategy", "ditto"], ["--codec", "tiny", "--downlink", "fp32"]],
+    ids=lambda words: " ".join(words) or "plain",
+)  # fmt: skip
+def test_nobody_changes_what_others_start_from(more, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(Arrivals):
+        def of(self, *asked):
+            found = super().of(*asked)
+            seen.append((found.state, {name: tensor.clone() for name, tensor in found.state.items()}))
+            return found
+
+    monkeypatch.setattr(downlink, "Arrivals", Watched)
+    monkeypatch.setattr("fedpeft.clients.client.Arrivals", Watched)
+    assert main([*TINY, *more, "--output", str(tmp_path / "run")]) == 0
+    assert len(seen) >= 12
+    assert any(seen[i][0] is seen[i + 1][0] for i in range(len(seen) - 1))
+    for shared, begun in seen:
+        assert all(torch.equal(shared[name], begun[name]) for name in begun)
