@@ -111,10 +111,9 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
     from fedpeft.run.catalogue import built
     from fedpeft.tuning import store
     from fedpeft.tuning.runner import Place
-    from fedpeft.tuning.sizes import Sizes, check_smallest
+    from fedpeft.tuning.sizes import Sizes, blocks_of, check_smallest
 
-    first = search.corner({})
-    study = store.opened(search, folder, built(first, "measure").validation.every)
+    study = store.opened(search, folder, built(search.corner({}), "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:
         doing = "reading the rows and the model, whose sizes count"
@@ -122,7 +121,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
         with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
             console.quiet_libraries()
             sizes = Sizes(folder)
-            blocks = sizes.depth(first) if search.hybrid is not None else 0
+            blocks = blocks_of(search, sizes) if search.hybrid is not None else 0
             check_smallest(search, sizes, blocks)
     return Place(search, study, folder, trials, sizes, blocks)
 
