@@ -17,6 +17,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import nearest
@@ -150,14 +151,15 @@ def report(command: Command, console: Console) -> None:
     for path in command.paths:
         found.look(path)
     for line in found.skipped:
-        console.print(f"[bold yellow]skipped:[/] {line}", highlight=False, soft_wrap=True)
+        console.print(f"[bold yellow]skipped:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if not found.results:
         raise RunError("there is nothing to report: none of the paths holds a finished run or a study's results")
     made = [Made.of(section) for section in sections(found, command)]
     title = made[0].section.title if len(made) == 1 else "fedpeft: runs compared"
     write_report(command.output, title, made, found.skipped)
     count = sum(len(m.section.results) for m in made)
-    console.print(f"{count} run{'' if count == 1 else 's'} -> {command.output}", highlight=False, soft_wrap=True)
+    said = f"{count} run{'' if count == 1 else 's'} -> {command.output}"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

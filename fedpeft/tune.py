@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft import simulate
 from fedpeft.errors import RunError, needs_extra
@@ -92,7 +93,8 @@ def show_plan(search: Search, folder: Path, trials: int, output: Console) -> Non
 
     keys = search.keys
     rungs = "" if keys.pruner == "none" else f", {keys.pruner} over up to {search.rounds} rounds"
-    say(f"[bold]{search.name}[/]: {trials} trials by {keys.sampler}{rungs}, validation {keys.objective} -> {folder}")
+    what = f"{trials} trials by {keys.sampler}{rungs}, validation {keys.objective}"
+    say(f"[bold]{escape(search.name)}[/]: {what} -> {escape(str(folder))}")
     if search.budget is not None:
         say(f"budget: {search.budget}")
     found = {name: str(among) for name, among in search.space.items()}
@@ -164,7 +166,7 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
         Conductor(place, lambda: Starter(Program(load_all, trial)), workers, output).run()
     finally:
         report.write(folder)
-    output.print(f"{report.extent} report: {folder / PAGE}", highlight=False, soft_wrap=True)
+    output.print(f"{report.extent} report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
     if not report.command:
         output.print("no trial has finished", highlight=False)
         return NOTHING
