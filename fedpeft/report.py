@@ -7,6 +7,7 @@ named and skipped.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -142,8 +143,8 @@ def report(command: Command, console: Console) -> None:
         FedpeftError: nothing usable was given, or a setting is wrong; nothing is written then.
     """
     _check_output(command.output)
-    if command.margin is not None and command.margin <= 0:
-        raise ConfigError(f"--margin must be above 0 points, got {command.margin:g}")
+    if command.margin is not None and not 0 < command.margin < math.inf:
+        raise ConfigError(f"--margin must be a finite number of points above 0, got {command.margin:g}")
     for path in command.paths:
         if not os.path.exists(path):
             raise RunError(f"{path} does not exist; give the folders of runs or studies that are there")

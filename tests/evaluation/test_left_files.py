@@ -1,4 +1,4 @@
-"""What an evaluation leaves in the run's folder: clients, whole or not at all; answers and numbers of one evaluation."""
+"""What an evaluation leaves in the run's folder: clients, whole or not at all; answers beside their numbers."""
 
 from __future__ import annotations
 
