@@ -73,11 +73,11 @@ def make(command: Command, console: Console) -> None:
     for name in words(command.revoke):
         authority.check_certificate(name)
     if authority.ensure():
-        console.print(f"authority  {command.folder}/ca.pem (keep ca.key here)", highlight=False)
+        console.print(f"authority  {command.folder}/ca.pem (keep ca.key here)", markup=False, highlight=False)
     if command.renew or not present:
         hosts = hosts or present or list(HERE)
         authority.server(hosts)
-        console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", highlight=False)
+        console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", markup=False, highlight=False)
     for name in words(command.revoke):
         authority.revoke(name)
         console.print(f"revoked    {name}", highlight=False)
@@ -86,7 +86,7 @@ def make(command: Command, console: Console) -> None:
         if exists and command.renew:
             authority.revoke(name)
         if command.renew or not exists:
-            console.print(f"client     {authority.client(name)}", highlight=False)
+            console.print(f"client     {authority.client(name)}", markup=False, highlight=False)
     if command.roster:
         _write_roster(command.folder, console)
 
@@ -97,6 +97,7 @@ def _write_roster(folder: Path, console: Console) -> None:
     console.print(
         f"roster     {folder}/roster.txt of {len(roster.members)} clients, hash {roster.hash}: clients compare it with "
         "each other by another way than the server's",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

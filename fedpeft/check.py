@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedpeft import plugins
@@ -177,7 +178,8 @@ def counted(rows: Rows, classes: int) -> np.ndarray:
 
 def _numbers(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
     """Rows of each split, and how their numbers lie."""
-    table = Table("split", "rows", f"{(dataset.label_names or ('',))[0]}: mean", "deviation", "least", "median", "most")
+    of = escape((dataset.label_names or ("",))[0])
+    table = Table("split", "rows", f"{of}: mean", "deviation", "least", "median", "most")
     for name, rows in splits.items():
         numbers = np.asarray(rows.labels, np.float64)
         told = (numbers.mean(), numbers.std(), numbers.min(), np.median(numbers), numbers.max())
@@ -194,7 +196,8 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
         return
     counts = {n: counted(r, len(names)) for n, r in splits.items() if r.labels is not None}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
-    table = Table("split", "rows", *(names[i] for i in order[:shown]), *(["others"] if len(names) > shown else []))
+    shown_names = [escape(names[i]) for i in order[:shown]]
+    table = Table("split", "rows", *shown_names, *(["others"] if len(names) > shown else []))
     for name, rows in splits.items():
         cells = [f"{counts[name][i]:,}" for i in order[:shown]] if name in counts else []
         rest = [f"{sum(int(counts[name][i]) for i in order[shown:]):,}"] if len(names) > shown else []

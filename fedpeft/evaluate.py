@@ -58,7 +58,7 @@ class Command:
 def table_of(found: Found) -> Table:
     """Who is compared, and their measures."""
     columns = list(dict.fromkeys(column for row in found.table.values() for column in row))
-    table = Table("", *columns)
+    table = Table("", *map(escape, columns))
     for name, row in found.table.items():
         table.add_row(name, *(f"{row[column]:.4g}" if column in row else "" for column in columns))
     return table

@@ -141,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _introduce(project: FlowerTuneProject, console: Console) -> None:
     """What is made of the project, and what is not."""
     data = project.values["static.dataset.name"]
-    lines = [f"[bold]project[/] {escape(str(project.folder))}: {project.track}, {project.clients} clients, {data}"]
+    what = f"{project.folder}: {project.track}, {project.clients} clients, {data}"
+    lines = [f"[bold]project[/] {escape(what)}"]
     lines += [f"[bold yellow]ignored[/] {escape(key)}: {why}" for key, why in project.ignored.items()]
     lines += [f"[bold yellow]not executed[/] {escape(file)}: it is none of the templates'" for file in project.code]
     for line in lines:

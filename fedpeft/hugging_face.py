@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.clients.trainer import Ranks, TrainerExecutor
@@ -123,7 +124,8 @@ class Federated:
         with alone_in(folder):
             edge = TrainerEdge(description, self.trainer, self.once, ranks, folder, observer)
             observer.say(
-                f"[bold]{self.link.name}[/]  {edge.rows} rows, {type(self.trainer).__name__}, {edge.config.peft}"
+                f"[bold]{self.link.name}[/]  {edge.rows} rows, {type(self.trainer).__name__}, "
+                f"{escape(edge.config.peft)}"
             )
             take_part(edge, self.link, transcript_of(edge, self.link), patience, observer)
 

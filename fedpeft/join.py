@@ -140,9 +140,9 @@ def join(command: Command, console: Console) -> None:
         with alone_in(folder):
             edge = Edge(description, command.data, folder, ledgers_in(state), observer, options, link.credentials)
             precision = options.precision or edge.config.dtype
+            model = escape(edge.setup.model_directory.name)
             observer.say(
-                f"[bold]{link.name}[/]  {len(edge.rows)} rows, {edge.setup.model_directory.name} in {precision} "
-                f"on {edge.hardware}"
+                f"[bold]{link.name}[/]  {len(edge.rows)} rows, {model} in {precision} on {escape(str(edge.hardware))}"
             )
             _say_privacy(edge, observer)
             transcript = transcript_of(edge, link)

@@ -7,6 +7,7 @@ named and skipped.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import nearest
@@ -141,8 +143,8 @@ def report(command: Command, console: Console) -> None:
         FedpeftError: nothing usable was given, or a setting is wrong; nothing is written then.
     """
     _check_output(command.output)
-    if command.margin is not None and command.margin <= 0:
-        raise ConfigError(f"--margin must be above 0 points, got {command.margin:g}")
+    if command.margin is not None and not 0 < command.margin < math.inf:
+        raise ConfigError(f"--margin must be a finite number of points above 0, got {command.margin:g}")
     for path in command.paths:
         if not os.path.exists(path):
             raise RunError(f"{path} does not exist; give the folders of runs or studies that are there")
@@ -150,14 +152,15 @@ def report(command: Command, console: Console) -> None:
     for path in command.paths:
         found.look(path)
     for line in found.skipped:
-        console.print(f"[bold yellow]skipped:[/] {line}", highlight=False, soft_wrap=True)
+        console.print(f"[bold yellow]skipped:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if not found.results:
         raise RunError("there is nothing to report: none of the paths holds a finished run or a study's results")
     made = [Made.of(section) for section in sections(found, command)]
     title = made[0].section.title if len(made) == 1 else "fedpeft: runs compared"
     write_report(command.output, title, made, found.skipped)
     count = sum(len(m.section.results) for m in made)
-    console.print(f"{count} run{'' if count == 1 else 's'} -> {command.output}", highlight=False, soft_wrap=True)
+    said = f"{count} run{'' if count == 1 else 's'} -> {command.output}"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

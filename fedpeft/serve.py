@@ -268,7 +268,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {setup.clients} clients, "
-        f"{config.peft}, {config.strategy} -> {federation.folder}"
+        f"{escape(f'{config.peft}, {config.strategy} -> {federation.folder}')}"
     )
     say_privacy(federation.protection, observer)
     if federation.plan:

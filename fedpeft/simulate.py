@@ -321,7 +321,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     from fedpeft.run.advice import advice
 
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
-    observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
+    observer.say(f"[bold]data[/]    {escape(f'{simulation.rows.dataset.name}: {simulation.statistics}')}")
     if simulation.rows.dataset.sampled:
         of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
@@ -332,9 +332,9 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
-        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
-        f"{config.strategy}, {config.codec}, {config.dtype}, {executor} on "
-        f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
+        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {escape(config.peft)}, "
+        f"{escape(config.strategy)}, {escape(config.codec)}, {config.dtype}, {executor} on "
+        f"{simulation.fixed['workers']} worker(s){graphics} -> {escape(str(simulation.folder))}"
     )
     in_few_bits = {"nf4", "int8"} & {setup.method.base_precision, *setup.base_precisions}
     if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:

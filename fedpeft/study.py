@@ -62,15 +62,16 @@ def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Con
     failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
     failed = [(run, result) for run, result in failed if not result.finished]
     axes = " x ".join(f"{len(values)} {name}" for name, values in study.axes.items())
+    preset = f" ({study.preset})" if study.preset else ""
+    grid = f"{axes + ' x ' if axes else ''}{len(study.seeds)} seeds"
     console.print(
-        f"[bold]{study.name}[/]{f' ({study.preset})' if study.preset else ''}: {len(place.planned)} runs"
-        f" = {axes + ' x ' if axes else ''}{len(study.seeds)} seeds -> {place.folder}",
+        f"[bold]{escape(study.name)}[/]" + escape(f"{preset}: {len(place.planned)} runs = {grid} -> {place.folder}"),
         highlight=False,
         soft_wrap=True,
     )
     for run, result in failed:
         console.print(
-            f"{run.title}: [bold red]failed:[/] {escape(str(result.reason))}", highlight=False, soft_wrap=True
+            f"{escape(run.title)}: [bold red]failed:[/] {escape(str(result.reason))}", highlight=False, soft_wrap=True
         )
     seconds = place.seconds_left(left, jobs)
     estimate = "no estimate before a run has finished" if seconds is None else f"about {duration(seconds)}"
@@ -113,6 +114,7 @@ def run_study(command: Command, console: Console) -> int:
     if place.results.cut_short:
         console.print(
             f"the last line of {place.results.path} was cut short by a kill: it is dropped, its run recorded again",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -130,7 +132,7 @@ def run_study(command: Command, console: Console) -> int:
     if any(result.finished for result in place.done.values()):
         results = [place.done[run.name] for run in place.planned if run.name in place.done]
         page = write_study_report(study, results, place.folder)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return FAILURES if failures else 0
 
 

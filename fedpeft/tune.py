@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft import simulate
 from fedpeft.errors import RunError, needs_extra
@@ -92,7 +93,8 @@ def show_plan(search: Search, folder: Path, trials: int, output: Console) -> Non
 
     keys = search.keys
     rungs = "" if keys.pruner == "none" else f", {keys.pruner} over up to {search.rounds} rounds"
-    say(f"[bold]{search.name}[/]: {trials} trials by {keys.sampler}{rungs}, validation {keys.objective} -> {folder}")
+    what = f"{trials} trials by {keys.sampler}{rungs}, validation {keys.objective}"
+    say(f"[bold]{escape(search.name)}[/]: {what} -> {escape(str(folder))}")
     if search.budget is not None:
         say(f"budget: {search.budget}")
     found = {name: str(among) for name, among in search.space.items()}
@@ -111,10 +113,9 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
     from fedpeft.run.catalogue import built
     from fedpeft.tuning import store
     from fedpeft.tuning.runner import Place
-    from fedpeft.tuning.sizes import Sizes, check_smallest
+    from fedpeft.tuning.sizes import Sizes, blocks_of, check_smallest
 
-    first = search.corner({})
-    study = store.opened(search, folder, built(first, "measure").validation.every)
+    study = store.opened(search, folder, built(search.corner({}), "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:
         doing = "reading the rows and the model, whose sizes count"
@@ -122,7 +123,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
         with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
             console.quiet_libraries()
             sizes = Sizes(folder)
-            blocks = sizes.depth(first) if search.hybrid is not None else 0
+            blocks = blocks_of(search, sizes) if search.hybrid is not None else 0
             check_smallest(search, sizes, blocks)
     return Place(search, study, folder, trials, sizes, blocks)
 
@@ -165,7 +166,7 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
         Conductor(place, lambda: Starter(Program(load_all, trial)), workers, output).run()
     finally:
         report.write(folder)
-    output.print(f"{report.extent} report: {folder / PAGE}", highlight=False, soft_wrap=True)
+    output.print(f"{report.extent} report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
     if not report.command:
         output.print("no trial has finished", highlight=False)
         return NOTHING

@@ -4,7 +4,8 @@
     {"question": "...", "choices": ["...", "..."], "answer": 1}             a position from 0, a letter, or the text
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one
 
-A model is asked in the form that it was tuned with: the tokens before an answer are those of training.
+A model is asked in the form that it was tuned with: the tokens before an answer are those of training. Conversations of
+more than a question and an answer need a form of conversations.
 """
 
 from __future__ import annotations
@@ -92,14 +93,39 @@ class Form:
             )
         if not self.asks:
             return json.dumps({"prompt": question, "answer": answer})
-        messages = packed([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], where)
+        if not self._converses():
+            prompt = PromptTemplate(str(self.template)).prompt({"instruction": question, "input": ""}, where)
+            return json.dumps({"prompt": prompt, "answer": answer})
+        return self.conversation(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], where
+        )
+
+    def conversation(self, messages: Sequence[Mapping[str, str]], where: str) -> str:
+        """A packed row of a conversation of any length.
+
+        Raises:
+            DataError: it is no conversation, or the form is none of conversations.
+        """
+        row = packed(list(messages), where)
+        if self.paired or not self.asks or not self._converses():
+            why = "it has an encoder that reads one text" if self.paired else "it was tuned on texts without roles"
+            if self.asks and not self.paired:
+                why = f"it was tuned with the template {self.template}, which writes one question"
+            raise DataError(
+                f"{where} is a conversation of more than a question and an answer, and the model can't be asked in it: "
+                f"{why}; give question and answer"
+            )
         if self.template in (None, CHAT):
-            return messages
+            return row
+        file = str(Path(str(self.template)).expanduser().absolute())
+        return json.dumps({"template": file, "sha256": fingerprint(file), "messages": json.loads(row)})
+
+    def _converses(self) -> bool:
+        """Whether conversations are written: by the model's own chat template, or by a file that reads `messages`."""
+        if self.template in (None, CHAT):
+            return True
         own = PromptTemplate(str(self.template))
-        if own.name in OF_COLUMNS or "messages" not in own.text:
-            return json.dumps({"prompt": own.prompt({"instruction": question, "input": ""}, where), "answer": answer})
-        file = str(Path(own.name).expanduser().absolute())
-        return json.dumps({"template": file, "sha256": fingerprint(file), "messages": json.loads(messages)})
+        return own.name not in OF_COLUMNS and "messages" in own.text
 
 
 def of_row(row: str) -> Question:
@@ -136,7 +162,7 @@ def read_questions(path: str, form: Form) -> list[Question]:
 
 def _question(record: Mapping[str, Any], where: str, form: Form) -> Question:
     if "messages" in record and "question" not in record:
-        return of_row(packed(record["messages"], where))
+        return _of_conversation(json.loads(packed(record["messages"], where)), where, form)
     for column in ("question", "answer"):
         if column not in record:
             raise DataError(f"{where} has no column {column!r}; {nearest(column, map(str, record))}")
@@ -151,6 +177,15 @@ def _question(record: Mapping[str, Any], where: str, form: Form) -> Question:
         return Question(form.row(question, right[0], where), question, right, choices)
     right = _texts(record["answer"], "answer", where)
     return Question(form.row(question, right[0], where), question, right)
+
+
+def _of_conversation(messages: Sequence[Mapping[str, str]], where: str, form: Form) -> Question:
+    """The last question of a conversation; one that has no other is put like any question."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    if [message["role"] for message in messages[: last + 1]] != ["user", "assistant"]:
+        return of_row(form.conversation(messages, where))
+    asked, right = messages[0]["content"], messages[1]["content"]
+    return Question(form.row(asked, right, where), asked, (right,))
 
 
 def _texts(value: object, column: str, where: str) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ A client alone is that of `fedpeft.simulation.alone`. What it ends with is kept 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,10 +121,17 @@ class Contestants:
         return self.run.folder / "evaluation" / name
 
     def _kept(self, name: str, state: State) -> Path:
-        folder = self._folder(name)
+        """Its folder, which is there only when it is whole: it is written beside its place."""
+        folder, part = self._folder(name), self._folder(f"{name}.part")
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        save(self.simulation.setup, state, folder)
+            if part.exists():  # a kill has left it
+                shutil.rmtree(part)
+            part.mkdir(parents=True)
+        save(self.simulation.setup, state, part)
+        with writing(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(part, folder)
         return folder
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,24 @@ class Wanted:
         if self.lm_eval and (self.questions or self.track):
             raise ConfigError("tasks of lm-eval bring questions of their own; leave --questions and --flowertune out")
 
+    @property
+    def of_language(self) -> list[str]:
+        """The flags that are given and that only language models read."""
+        given = {
+            "questions": self.questions,
+            "lm-eval": self.lm_eval,
+            "metrics": self.metrics != Wanted.metrics,
+            "new-tokens": self.new_tokens != Wanted.new_tokens,
+        }
+        return [f"--{name}" for name, value in given.items() if value]
+
+    def asked(self, language: bool) -> dict[str, Any]:
+        """What evaluation.json says of it, by flag; of a model that is no `language` model without what that reads."""
+        given = asdict(self)
+        given["flowertune"] = given.pop("track")
+        unread = () if language else ("questions", "metrics", "new_tokens", "flowertune", "lm_eval")
+        return {name: value for name, value in given.items() if name not in unread}
+
 
 @dataclass
 class Answered:
@@ -82,14 +100,16 @@ class Found:
         table: measures by who is compared, in order.
         answered: questions and answers, in order.
         notes: what is to be said of rows.
+        asked: what was asked for, by flag.
     """
 
     table: dict[str, Measures]
     answered: list[Answered]
     notes: list[str]
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """evaluation.json, and answers.jsonl where there are any.
+        """evaluation.json, and answers.jsonl where there are any; that of an evaluation before goes.
 
         Raises:
             RunError: the folder can't be written.
@@ -99,7 +119,9 @@ class Found:
             if self.answered:
                 lines = [json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in self.answered]
                 files.replace(folder / "answers.jsonl", "".join(lines).encode())
-            made = {"measures": self.table, "notes": self.notes}
+            else:
+                (folder / "answers.jsonl").unlink(missing_ok=True)
+            made = {"asked": self.asked, "measures": self.table, "notes": self.notes}
             files.replace(folder / "evaluation.json", (json.dumps(made, indent=1) + "\n").encode())
 
 
@@ -119,10 +141,10 @@ class Evaluation:
         self.notes = run.check_unchanged(rows=not wanted.track and not wanted.lm_eval)
         self.answered: list[Answered] = []
         self.language = run.labels is None
-        if not self.language and (wanted.questions or wanted.lm_eval):
-            option = "--questions" if wanted.questions else "--lm-eval"
+        if not self.language and wanted.of_language:
+            options = " and ".join(wanted.of_language)
             what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
-            raise ConfigError(f"{run.folder} {what} answers no questions; leave {option} out")
+            raise ConfigError(f"{run.folder} {what} answers no questions; leave {options} out")
         if run.task.translates and (wanted.track or wanted.lm_eval):
             option = "--flowertune" if wanted.track else "--lm-eval"
             raise ConfigError(
@@ -169,7 +191,8 @@ class Evaluation:
             table[contestant.name] = {}
             for measure in measures:
                 table[contestant.name] |= measure(contestant, model)
-        return Found(self._with_means(self._with_probe(table)), self.answered, self.notes)
+        asked = self.wanted.asked(self.language)
+        return Found(self._with_means(self._with_probe(table)), self.answered, self.notes, asked)
 
     def _measures(self) -> list[Measure]:
         if self.items:

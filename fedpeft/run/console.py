@@ -134,7 +134,7 @@ class ConsoleObserver:
             self.live.phase(name, total)
         self._phase = self._progress.add_task(name, total=total)
         if not self.console.is_terminal:
-            self.say(name)
+            self.say(escape(name))
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
@@ -293,6 +293,6 @@ def model_line(setup: Setup) -> str:
     """One line about the base model and what is trained."""
     trained = setup.layout.numel
     return (
-        f"[bold]model[/]   {setup.model_directory.name}: {setup.parameters / 1e6:.1f} M parameters, "
+        f"[bold]model[/]   {escape(setup.model_directory.name)}: {setup.parameters / 1e6:.1f} M parameters, "
         f"{trained:,} trained and exchanged ({100 * trained / setup.parameters:.2f} %)"
     )

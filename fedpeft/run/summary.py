@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.run.console import duration, short, size, summary_table
 from fedpeft.run.observer import perplexity
@@ -231,7 +232,7 @@ def show(summary: Summary, folder: Path, console: Console) -> None:
     if summary.peak_memory_bytes:
         rows.append(("peak memory, all processes", size(summary.peak_memory_bytes)))
     title = "summary of a first answer, on a sample of the rows: no result" if summary.sampled else "summary"
-    console.print(summary_table(title, [*rows, ("files", str(folder))]))
+    console.print(summary_table(title, [*rows, ("files", escape(str(folder)))]))
 
 
 Line = tuple[str, str]

@@ -273,7 +273,7 @@ class Schedule:
         self.ended = 0
         self.failures = 0
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("rounds"),
@@ -345,7 +345,7 @@ class Schedule:
         else:
             self.failures += 1
             text = f"[bold red]failed:[/] {escape(str(result.reason))}"
-        self.progress.console.print(f"{planned.title}  {text}  ({remaining})", highlight=False, soft_wrap=True)
+        self.progress.console.print(f"{escape(planned.title)}  {text}  ({remaining})", highlight=False, soft_wrap=True)
 
 
 def jobs_that_fit(planned: Sequence[Planned]) -> int:

@@ -156,7 +156,7 @@ class Conductor:
         self.warm = self.done > 0
         self.doing = "starting"
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("trials"),

@@ -33,6 +33,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ class Search:
         config = self.config(lambda name, among: fixed.get(name, among.ends[0]), depth)
         assert config is not None  # the first of a hybrid has all methods, in all blocks
         return config
+
+    def models(self) -> dict[str, RunConfig]:
+        """The bases that trials may have, by name, each with a run on it."""
+        names = ["model"] if "model" in self.space else []
+        texts = self.space["model"].ends if names else (self.base.get("model"),)
+        names += sorted({place for text in texts for place in _places(text)})
+        corners = [dict(zip(names, values, strict=True)) for values in product(*(self.space[n].ends for n in names))]
+        return {config.model: config for config in map(self.corner, corners)}
 
     def check(self) -> None:
         """See that every value of the search is legal beside the others.

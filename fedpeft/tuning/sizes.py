@@ -90,6 +90,22 @@ class Sizes:
         return Size(setup.layout.numel, len(payload))
 
 
+def blocks_of(search: Search, sizes: Sizes) -> int:
+    """How many transformer blocks the bases of a search have.
+
+    Raises:
+        ConfigError: one has more than another.
+    """
+    (first, blocks), *others = [(name, sizes.depth(config)) for name, config in search.models().items()]
+    for name, found in others:
+        if found != blocks:
+            raise ConfigError(
+                f"{search.path}: models of a [hybrid] search must have the same number of blocks: {first} has "
+                f"{blocks}, {name} has {found}; leave one of them out"
+            )
+    return blocks
+
+
 def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
     """Refuse a budget under which no hybrid can be.
 

@@ -200,6 +200,8 @@ def test_broken_inputs_are_named_and_skipped(tmp_path: Path, capsys: pytest.Capt
     [
         (["--output", "results.jsonl"], "NAME.html"),
         (["--margin", "0"], "above 0"),
+        (["--margin", "nan"], "a finite number of points above 0, got nan"),
+        (["--margin", "inf"], "a finite number of points above 0, got inf"),
         (["--targets", "sixty"], "percentages"),
         (["--baseline", "codec"], "axis=value"),
         (["--baseline", "kodec=fp32"], "did you mean 'codec'"),

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
+from fedpeft.tune import place_of
 from fedpeft.tuning import runner
 from fedpeft.tuning.hybrids import OFF, hybrid_space
 from fedpeft.tuning.sampling import NEVER_TRAINED
@@ -81,6 +83,22 @@ def test_sizes_are_counted_before_anything_is_trained(tmp_path):
         ConfigError, match=r"no hybrid is within the budget of 3 parameters: the smallest, .*layers=\(2,\)"
     ):
         check_smallest(search_of(tmp_path, "budget = {parameters = 3}\n" + BASE + TABLES), sizes, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "space"),
+    [("", 'model = ["tiny", "deep", "deeper"]\n'), ('model = "{base}"\n', 'base = ["tiny", "deep", "deeper"]\n')],
+)
+def test_models_of_a_search_have_the_same_number_of_blocks(tmp_path, monkeypatch, model, space):
+    found = {"tiny": 3, "deep": 3, "deeper": 4}
+    monkeypatch.setattr(Sizes, "depth", lambda _sizes, config: found[config.model])
+    text = BASE.replace('model = "tiny"\n', model) + "[search]\n" + space + "[hybrid.lora]\nrank = [1, 2]\n"
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"same number of blocks: tiny has 3, deeper has 4; leave one of them out"):
+        place_of(search_of(tmp_path, text), folder, 1, Console(quiet=True))
+    found["deeper"] = 3
+    assert place_of(search_of(tmp_path, text), folder, 1, Console(quiet=True)).blocks == 3
 
 
 class Known:

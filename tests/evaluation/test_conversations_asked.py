@@ -1,0 +1,73 @@
+"""Conversations in a file of questions: they are put in the form that the model was tuned with, or refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.answers.questions import Form, read_questions
+from fedpeft.data.conversations import with_messages
+from fedpeft.data.prompt_templates import fingerprint
+from fedpeft.errors import DataError
+
+SINGLE = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+LONGER = [*SINGLE, {"role": "user", "content": "de"}, {"role": "assistant", "content": "f"}]
+GUIDED = [{"role": "system", "content": "be brief"}, *SINGLE]
+OF_MESSAGES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def asked(folder, messages, form):
+    path = folder / "q.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    [question] = read_questions(str(path), form)
+    return question
+
+
+def template(folder, text):
+    path = folder / "own.jinja"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("more", [[], [{"role": "user", "content": "never answered"}]])
+@pytest.mark.parametrize(
+    "form",
+    [Form(True), Form(True, "chat"), Form(True, "alpaca"), Form(True, "own"), Form(True, None, True), Form(False)],
+    ids=str,
+)
+def test_one_question_and_its_answer_are_put_like_question_and_answer(tmp_path, form, more):
+    if form.template == "own":
+        form = Form(True, template(tmp_path, "Q {{ instruction }} A"))
+    question = asked(tmp_path, [*SINGLE, *more], form)
+    assert question.row == form.row("ab", "c", "here")
+    assert (question.asked, question.right, question.paired) == ("ab", ("c",), form.paired)
+
+
+def test_a_conversation_is_written_by_the_templates_file_as_in_training(tmp_path):
+    own = template(tmp_path, OF_MESSAGES)
+    for messages in (SINGLE, LONGER, GUIDED):
+        question = asked(tmp_path, messages, Form(True, own))
+        [(_, trained)] = with_messages([("line 1", {"messages": messages})], "messages", "row", "rows", own)
+        assert json.loads(question.row) == json.loads(trained["row"])
+        assert json.loads(question.row)["sha256"] == fingerprint(own)
+        assert question.right == (messages[-1]["content"],)
+
+
+@pytest.mark.parametrize("messages", [LONGER, GUIDED])
+def test_the_models_own_chat_template_takes_conversations_of_any_length(tmp_path, messages):
+    assert json.loads(asked(tmp_path, messages, Form(True)).row) == messages
+
+
+@pytest.mark.parametrize("messages", [LONGER, GUIDED])
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        (Form(True, "alpaca"), "tuned with the template alpaca, which writes one question"),
+        (Form(True, None, True), "it has an encoder that reads one text"),
+        (Form(False), "it was tuned on texts without roles"),
+    ],
+)
+def test_longer_conversations_are_refused_where_there_is_no_form_for_them(tmp_path, messages, form, why):
+    with pytest.raises(DataError, match=f"line 1 of .*q.jsonl .*{why}; give question and answer"):
+        asked(tmp_path, messages, form)

@@ -1,0 +1,99 @@
+"""What an evaluation leaves in the run's folder: clients, whole or not at all; answers beside their numbers."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from fedpeft.errors import ConfigError
+from fedpeft.evaluation import contestants
+from fedpeft.evaluation.contestants import Contestants
+from fedpeft.evaluation.evaluation import Answered, Evaluation, Found, Wanted
+
+
+class Killed(BaseException):
+    """As if the evaluation had been killed."""
+
+
+@pytest.fixture
+def kept(tmp_path, observer, monkeypatch):
+    """Clients of a run that takes no time; `saves` files, and is killed before the second where it is told to be."""
+    run = SimpleNamespace(folder=tmp_path / "run", config=SimpleNamespace(privacy=""))
+    found = Contestants(run, observer)
+    found.__dict__["simulation"] = SimpleNamespace(setup=None, client_state=lambda client: client)
+    state = SimpleNamespace(found=found, kill=False, trained=0, written="1")
+
+    def save(_setup, _state, folder):
+        (folder / "config").write_text(state.written)
+        if state.kill:
+            raise Killed
+        (folder / "weights").write_text(state.written)
+
+    def trained(_simulation, client):
+        state.trained += 1
+        return client
+
+    monkeypatch.setattr(contestants, "save", save)
+    monkeypatch.setattr(contestants, "trained_alone", trained)
+    return state
+
+
+def test_a_client_alone_whose_saving_was_killed_is_trained_anew(kept):
+    kept.kill = True
+    with pytest.raises(Killed):
+        kept.found._alone(3)
+    kept.kill, kept.written = False, "2"
+    folder = kept.found._alone(3)
+    assert folder == kept.found._folder("alone-3")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config": "2", "weights": "2"}
+    assert [path.name for path in folder.parent.iterdir()] == ["alone-3"]
+    assert kept.found._alone(3) == folder
+    assert kept.trained == 2
+
+
+def test_a_clients_own_adapter_is_replaced_when_the_new_one_is_whole(kept):
+    folder = kept.found._own(1)
+    kept.kill, kept.written = True, "2"
+    with pytest.raises(Killed):
+        kept.found._own(1)
+    assert {path.read_text() for path in folder.iterdir()} == {"1"}
+    kept.kill = False
+    assert {path.read_text() for path in kept.found._own(1).iterdir()} == {"2"}
+
+
+def test_answers_are_those_of_the_evaluation_that_they_lie_beside(tmp_path):
+    Found({"global": {"f1": 1.0}}, [Answered("2 + 2", ["4"])], []).write(tmp_path)
+    assert (tmp_path / "answers.jsonl").exists()
+    Found({"global": {"loss": 1.0}}, [], []).write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+def test_an_evaluation_says_what_it_was_asked(tmp_path):
+    wanted = Wanted(questions="mmlu.jsonl", rows=7, track="nlp")
+    Found({}, [], [], wanted.asked(language=True)).write(tmp_path)
+    asked = json.loads((tmp_path / "evaluation.json").read_text())["asked"]
+    assert asked == {
+        "questions": "mmlu.jsonl", "metrics": "exact_match, f1", "new_tokens": 40, "rows": 7, "own": "", "alone": "",
+        "flowertune": "nlp", "lm_eval": "",
+    }  # fmt: skip
+    assert Wanted(rows=7).asked(language=False) == {"rows": 7, "own": "", "alone": ""}
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ({"metrics": "foo", "new_tokens": 3}, "--metrics and --new-tokens"),
+        ({"questions": "q.jsonl"}, "--questions"),
+        ({"lm_eval": "arc_easy"}, "--lm-eval"),
+    ],
+)
+def test_a_classifier_is_asked_nothing_that_only_language_models_read(observer, given, flags):
+    nothing = SimpleNamespace(targets="classes", translates=False)
+    run = SimpleNamespace(
+        folder="run", labels=["a", "b"], task=nothing, check_answers=lambda: None, check_reads_texts=lambda _: None,
+        check_unchanged=lambda **_: [],
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=f"holds a classifier, which answers no questions; leave {flags} out"):
+        Evaluation(run, Wanted(**given), observer)
