@@ -23,6 +23,7 @@ from rich.markup import escape
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import nearest
 from fedpeft.run.command import exit_code
+from fedpeft.run.folder import SEARCHS_JOURNAL
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.found import Found
 from fedpeft.studies.page import STUDYS_PAGE, Made, write_report
@@ -125,15 +126,19 @@ def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
 
 
 def _check_output(page: Path) -> None:
-    """A page, and not that of a study, which lies beside its results.
+    """A page, and not that of a study or a search, which lies beside its results.
 
     Raises:
-        ConfigError: it is none, or a study's.
+        ConfigError: it is none, or a study's or search's.
     """
     if page.suffix != ".html":
         raise ConfigError(f"--output must be a page, NAME.html, got {page}")
     if page.name == STUDYS_PAGE and page.with_name("results.jsonl").is_file():
         raise ConfigError(f"{page} is the page of the study whose results.jsonl lies beside it; give another --output")
+    if page.name == STUDYS_PAGE and page.with_name(SEARCHS_JOURNAL).is_file():
+        raise ConfigError(
+            f"{page} is the page of the search whose {SEARCHS_JOURNAL} lies beside it; give another --output"
+        )
 
 
 def report(command: Command, console: Console) -> None:

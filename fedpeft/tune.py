@@ -49,7 +49,7 @@ class Command:
     workers: Annotated[
         int, tyro.conf.arg(help="trials at a time; with more than one, what is drawn depends on timing")
     ] = 1
-    dry_run: Annotated[bool, tyro.conf.arg(help="only show what is searched, and what is done")] = False
+    dry_run: Annotated[bool, tyro.conf.arg(help="only show what is searched, and where")] = False
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -135,6 +135,7 @@ def run_search(command: Command, output: Console) -> int:
         FedpeftError: what the user can mend.
     """
     needs_extra("optuna", "tune", "a search")
+    from fedpeft.tuning import store
     from fedpeft.tuning.search_file import read_search
 
     if command.workers < 1 or command.trials < 0:
@@ -146,6 +147,10 @@ def run_search(command: Command, output: Console) -> int:
     refuse_file(folder)
     show_plan(search, folder, trials, output)
     if command.dry_run:
+        try:
+            store.refuse_others(folder)
+        except RunError as error:  # what is searched can be shown all the same
+            output.print(f"note: {error}", markup=False, highlight=False, soft_wrap=True)
         return 0
     make_folder(folder)
     try:

@@ -25,7 +25,7 @@ from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
-from fedpeft.run.folder import resume_command
+from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import changed, made_of, recorded
 
 
@@ -56,7 +56,7 @@ class FinishedRun:
         try:
             summary = files.read_json(folder / "summary.json")
         except FileNotFoundError:
-            raise RunError(f"{folder} is not finished; continue it with: {resume_command(folder)}") from None
+            raise RunError(unfinished(folder)) from None
         except (OSError, ValueError):
             summary = None
         if not isinstance(summary, dict) or not isinstance(summary.get("task"), str):

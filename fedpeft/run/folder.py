@@ -124,6 +124,24 @@ SERVERS_OPTIONS = "serve.toml"
 """What a folder of `python -m fedpeft.serve` holds beside a simulation's files."""
 
 
+SEARCHS_JOURNAL = "search.journal"
+"""What a folder of `python -m fedpeft.tune` holds."""
+
+GIVEN_UP = "given_up.txt"
+"""What the folder of a search's trial holds that has not passed a rung."""
+
+
+def unfinished(folder: Path) -> str:
+    """A sentence about the run in `folder`, which has no results: what continues it, or why nothing does."""
+    if (folder / GIVEN_UP).is_file():
+        anew = shlex.quote(str(folder.with_suffix(".toml")))
+        return (
+            f"{folder} holds a trial that its search gave up at a rung; take one that has finished, or train it whole: "
+            f"python -m fedpeft.simulate {anew}"
+        )
+    return f"{folder} holds an unfinished run; continue it with: {resume_command(folder)}"
+
+
 def resume_command(folder: Path) -> str:
     """What continues the run in `folder`, for a shell: a server's goes on as a server."""
     module = "serve" if (folder / SERVERS_OPTIONS).exists() else "simulate"

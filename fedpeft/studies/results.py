@@ -30,7 +30,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.models.client_accuracy import of_clients, worst_tenth
-from fedpeft.run.folder import resume_command
+from fedpeft.run.folder import unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
 from fedpeft.studies.statistics import Scored
@@ -173,7 +173,7 @@ def read_run(folder: Path) -> Result:
     records_of_plugins = config.pop("plugin", [])
     config = as_today(config)
     if not (folder / "summary.json").is_file():
-        raise RunError(f"{folder} holds an unfinished run; continue it with {resume_command(folder)}")
+        raise RunError(unfinished(folder))
     try:
         summary = files.read_json(folder / "summary.json")
         records = Records(folder)

@@ -23,6 +23,7 @@ from fedpeft.machine import files
 from fedpeft.machine.hardware import gpu_shares
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
+from fedpeft.run.folder import GIVEN_UP as MARKER
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
 from fedpeft.studies.process import Start
@@ -279,6 +280,10 @@ class Conductor:
         if code == NOT_PASSED:
             self.study.tell(number, state=TrialState.PRUNED)
             last = self.study.get_trials(deepcopy=False)[number]
+            folder = self.place.run_of(number)
+            if folder.is_dir():
+                with files.writing(folder):
+                    files.replace(folder / MARKER, f"after round {last.last_step}\n".encode())
             self._say(f"trial {number}  {self._of(last)}, given up after round {last.last_step}")
             return
         folder = self.place.run_of(number)

@@ -22,11 +22,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine.files import writing
+from fedpeft.run.folder import SEARCHS_JOURNAL as JOURNAL
 from fedpeft.run.own_files import RECORD, changed, made_of, recorded
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
 from fedpeft.tuning.search_file import Search
-
-JOURNAL = "search.journal"
 
 NAME = "search"
 """Of the study in its journal: hyperband counts on it, so it is the same in all searches."""
@@ -70,6 +69,12 @@ def _mend(journal: Path) -> None:
                 os.truncate(journal, content.rfind(b"\n") + 1)
 
 
+def refuse_others(folder: Path) -> None:
+    """RunError where a folder holds something else than a search."""
+    if folder.is_dir() and not (folder / JOURNAL).exists() and any(not _own(path) for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no search; give another --output")
+
+
 def opened(search: Search, folder: Path, every: int) -> Study:
     """The study of a search in its folder, made where there is none; no trial ends early by it.
 
@@ -83,8 +88,7 @@ def opened(search: Search, folder: Path, every: int) -> Study:
             else.
     """
     journal = folder / JOURNAL
-    if not journal.exists() and any(not _own(path) for path in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no search; give another --output")
+    refuse_others(folder)
     keys = search.keys
     try:
         _mend(journal)

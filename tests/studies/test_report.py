@@ -234,6 +234,16 @@ def test_the_page_of_a_study_is_left_to_it(
     assert main([".", "--output", "another.html"]) == 0
 
 
+def test_the_page_of_a_search_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path / "study", made_study(1))
+    search = tmp_path / "search"
+    search.mkdir()
+    (search / "search.journal").write_text("")
+    assert main([str(study), "--output", str(search / "report.html")]) == 2
+    assert "report.html is the page of the search whose search.journal" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in search.iterdir()] == ["search.journal"]
+
+
 def test_a_path_that_is_named_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path / "study", made_study(1))
     assert main([str(tmp_path / "studie"), str(study), "--output", str(tmp_path / "page.html")]) == 2

@@ -68,6 +68,8 @@ def test_another_s_folder_is_refused(tmp_path, capsys):
     path = written(tmp_path, TEXT)
     assert main([str(path), "--output", str(tmp_path)]) == 2
     assert "is not empty and holds no search" in " ".join(capsys.readouterr().err.split())
+    assert main([str(path), "--output", str(tmp_path), "--dry-run"]) == 0
+    assert f"note: {tmp_path} is not empty and holds no search; give another" in capsys.readouterr().out
 
 
 def test_the_best_settings_are_a_command_that_means_them():

@@ -14,8 +14,10 @@ from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.run import own_files
+from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
 from fedpeft.studies.process import BEGINS
+from fedpeft.studies.results import read_run
 from fedpeft.studies.runner import reason_of
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
@@ -49,6 +51,11 @@ def test_a_search_comes_near_the_best_and_gives_up_what_falls_behind(tmp_path):
     assert given_up
     for trial in given_up:
         assert trial.user_attrs[store.GIVEN_UP] == max(trial.intermediate_values) == starts.done[trial.number] < 4
+        run = place.run_of(trial.number)
+        (run / "config.toml").write_text("clients = 3\n", encoding="utf-8")
+        for read in (FinishedRun.read, read_run):
+            with pytest.raises(RunError, match=rf"{run} holds a trial that its search gave up .*simulate {run}\.toml"):
+                read(run)
     best = store.finished(place.study)[0]
     assert best.value == min(t.value for t in trials if t.state == TrialState.COMPLETE)
     assert max(best.intermediate_values) == 4
