@@ -271,8 +271,6 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         f"{escape(f'{config.peft}, {config.strategy} -> {federation.folder}')}"
     )
     say_privacy(federation.protection, observer)
-    if federation.plan:
-        observer.say(f"[bold]plan[/]    {federation.plan}")
     if setup.secure_sum is not None:
         observer.say(
             f"[bold]privacy[/] {setup.secure_sum.name}: this server learns sums of the clients' updates, and no update"

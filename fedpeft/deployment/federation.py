@@ -36,7 +36,7 @@ from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.served_settings import check, check_asked
-from fedpeft.deployment.server_plan import drawn_from, exposure_of, planned_for_all, rows_known
+from fedpeft.deployment.server_plan import drawn_from, planned_for_all, rows_known
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
@@ -47,7 +47,6 @@ from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
@@ -110,16 +109,14 @@ class Federation:
             self.roster.readmit(name)
             events.emit("readmitted", client=name)
         self.rows = ServersRows.of(config, options)
-        judged = (
-            len(self.rows.validation) > 0 and not options.held_out
-        )  # where clients' rows judge, the last state is seen
+        # where clients' rows judge, the last state is seen
+        judged = len(self.rows.validation) > 0 and not options.held_out
         facts = DataFacts.of(self.rows.dataset, clients, judged)
         setup = Setup.of(config, facts, groups)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
-        known = rows_known(setup, options.client_rows, self.held_out)
-        self.plan = ""
+        rows = rows_known(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there
-            setup, self.plan = planned_for_all(setup, known, groups, config.head)
+            setup = planned_for_all(setup, rows, groups, config.head)
         self.given = setup.profiles
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
@@ -135,8 +132,7 @@ class Federation:
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
         check_asked(setup)
-        exposure = exposure_of(setup, known) if setup.mechanism is not None else None
-        self.protection = self._protection(exposure, f"{work.data_key} {work.model_key} {self.fixed}")
+        self.protection = self._protection(rows, f"{work.data_key} {work.model_key} {self.fixed}")
         if isinstance(self.protection, SummedBook):
             self.setup = setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
@@ -153,13 +149,11 @@ class Federation:
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
-    def _protection(self, exposure: Exposure | None, identity: str) -> PrivacyEngine | None:
+    def _protection(self, rows: int, identity: str) -> PrivacyEngine | None:
         """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
-        if exposure is None:
-            return None
         return servers_book(
             self.setup,
-            exposure,
+            rows,
             self.folder,
             f"{self.roster.run} {self.config.to_toml()} {identity}",
             self._declared,

@@ -16,10 +16,10 @@ from fedpeft.deployment.options import MOST_CLIENT_ROWS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.privacy.client_engine import planned_participations
-from fedpeft.privacy.engine import spending
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.spending import spending
 from fedpeft.run.private_plan import planned, plans
 from fedpeft.run.profiles import ProfileTable, chances
 from fedpeft.run.sampling import cohort_size
@@ -101,8 +101,8 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
     )
 
 
-def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> tuple[Setup, str]:
-    """The setup with what its mechanism plans for clients of so many rows, and what is to be said of that.
+def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> Setup:
+    """The setup with what its mechanism plans for clients of so many rows; what is to be said of that is in its notes.
 
     The share of the start is told with it: a client with other rows than most would work out another one.
 
@@ -117,18 +117,22 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     """
     mechanism = setup.mechanism
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
-        return setup, ""
+        return setup
     if not rows:
         planned_by_rows = plans(setup) and mechanism.planned_training(exposure_of(setup, 1)) is not None
-        return setup, UNPLANNED if planned_by_rows and mechanism.start != 1 else ""
+        return _noted(setup, UNPLANNED) if planned_by_rows and mechanism.start != 1 else setup
     mechanism.check(exposure_of(setup, rows))
     made = planned(setup, exposure_of(setup, rows), groups, head)
     federation, taken = exposure_of(made, rows), made.mechanism
     assert taken is not None
     if (noise := taken.start_noise(federation)) is None:
-        return made, ""
+        return made
     shared = replace(taken, start=taken.start_share(federation))
     config = replace(made.config, privacy=part_text(shared))
+    made = replace(made, mechanism=shared, config=config)
     each = taken.noises_updates and not taken.summed  # else the book says it
-    said = f"for clients of {rows} rows {spending(shared, federation, noise)}" if each else ""
-    return replace(made, mechanism=shared, config=config), said
+    return _noted(made, f"for clients of {rows} rows {spending(shared, federation, noise)}") if each else made
+
+
+def _noted(setup: Setup, note: str) -> Setup:
+    return replace(setup, notes=(*setup.notes, note))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from fedpeft.deployment.server_plan import exposure_of
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
@@ -17,18 +18,18 @@ from fedpeft.run.setup import Setup
 
 def servers_book(
     setup: Setup,
-    exposure: Exposure,
+    rows: int,
     folder: Path,
     identity: str,
     declared: Callable[[], Mapping[int, Terms]],
     steps: Callable[[int], int],
     under_way: Callable[[int], Sequence[int]],
-) -> PrivacyEngine:
-    """The server's ledger.
+) -> PrivacyEngine | None:
+    """The server's ledger; None: nothing is protected.
 
     Args:
-        setup: the run's, with a mechanism.
-        exposure: what costs depend on, as far as the server knows.
+        setup: the run's.
+        rows: of a client; 0: each knows its own number only.
         folder: the run's.
         identity: what a round's outcome depends on beside the key, in any form.
         declared: what each client has said of its privacy, by id.
@@ -39,7 +40,9 @@ def servers_book(
         PrivacyError: settings that would not protect.
     """
     config, mechanism = setup.config, setup.mechanism
-    assert mechanism is not None
+    if mechanism is None:
+        return None
+    exposure = exposure_of(setup, rows)
     if isinstance(mechanism, DistributedDP):
         _check_neighbours(mechanism, exposure)
         mechanism.check_start(exposure)
