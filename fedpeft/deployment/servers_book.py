@@ -56,8 +56,10 @@ def _check_neighbours(mechanism: DistributedDP, exposure: Exposure) -> None:
     """Refuse cohorts in which a client does not see all others: it counts on their noise."""
     most = exposure.clients if exposure.start else mechanism.most(exposure)
     if degree(most, mechanism.mask_neighbours) < most - 1:
+        of_cohort = "name a smaller --cohort, as a number (a plan asks all where none is named, and 0.1 is the default)"
+        fewer = "fewer --clients: all are asked for their start" if exposure.start else of_cohort
         raise PrivacyError(
             f"of {most} clients that a sum can have each would see {mechanism.mask_neighbours}, and real clients count "
-            f"on the noise of those alone whom they see; give {mechanism.name} mask_neighbours={most - 1}, or take a "
-            "smaller cohort"
+            f"on the noise of those alone whom they see; give {mechanism.name} mask_neighbours={most - 1}, or "
+            f"{fewer}"
         )

@@ -96,14 +96,17 @@ def test_rows_that_are_held_out_are_not_trained_on(tmp_path, observer):
 @pytest.mark.parametrize(
     ("privacy", "rows", "words"),
     [("distributed_dp(epsilon=8, rows=500, collude=0.9, dropouts=0.2)", 0, "leave no noise that the server does not"),
-     ("distributed_dp(epsilon=8, rows=9000000)", 0, r"3,000,000 rows for each of 3 clients.*takes 1,000,000 in a step"),
+     ("distributed_dp(epsilon=8, rows=9000000)", 0, r"1,800,000 rows for each of 5 clients.*takes 1,000,000 in a step"),
      ("dp_sgd(epsilon=8, dp_delta=0.5)", 50, "must be below"),
      ("", 180, "there is none; leave it out"),
+     ("distributed_dp(epsilon=8, rows=500, mask_neighbours=2)", 0, "or fewer --clients: all are asked for their start"),
      ("distributed_dp(epsilon=300, rows=540)", 180, r"--client-rows 180 and distributed_dp\(rows=540\) both say")],
 )  # fmt: skip
 def test_what_no_client_would_take_is_refused_at_once(privacy, rows, words, tmp_path, observer):
     with pytest.raises(FedpeftError, match=words):
-        Federation(tmp_path, observer, serve=ServeOptions(client_rows=rows), **TEXTS | {"privacy": privacy})
+        Federation(
+            tmp_path, observer, serve=ServeOptions(client_rows=rows), **TEXTS | {"privacy": privacy, "clients": 5}
+        )
 
 
 def test_a_plan_is_asked_for_only_where_there_is_one(tmp_path, observer):
@@ -150,7 +153,7 @@ def test_where_no_round_is_planned_clients_are_asked_for_their_start_alone(tmp_p
         assert "budget is spent" in made.server.edges[k].handle(again).error
 
 
-def test_private_pictures_earn_more_with_a_plan(tmp_path, observer):
+def test_private_pictures_are_told_apart_by_a_plan(tmp_path, observer):
     """Of 48 pictures with each of three clients."""
     serve = ServeOptions(
         labels="across,down", side=16, eval_data=str(draw(tmp_path / "eval", 20, seed=9)), client_rows=48
