@@ -111,6 +111,14 @@ def run_study(command: Command, console: Console) -> int:
     left = place.left(command.retry_failed)
     jobs = command.jobs or jobs_that_fit(place.planned)
     show_plan(place, left, jobs, console)
+    if place.study.precision:
+        console.print(
+            f"precision: {place.study.precision}, as of the results that are there; this machine would take another "
+            "(dtype in [base] names one)",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     if place.results.cut_short:
         console.print(
             f"the last line of {place.results.path} was cut short by a kill: it is dropped, its run recorded again",

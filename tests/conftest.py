@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
 import os
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
 import torch
 
 from fedpeft.conformance.conftest import tiny  # noqa: F401
+from fedpeft.privacy import noise
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("fedpeft", deadline=None)  # no test asserts how fast a shared machine is
 hypothesis.settings.load_profile("fedpeft")
+
+
+@contextlib.contextmanager
+def keys_of(name: str):
+    """Runs' secret keys are drawn from a name: a test that looks at noise sees the same each time."""
+    drawn = (hashlib.sha256(f"{name} {k}".encode()).digest() for k in itertools.count())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "os", SimpleNamespace(urandom=lambda size: next(drawn)[:size]))
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    with keys_of(f"{fixturedef.baseid} {fixturedef.argname} {request.param_index}"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with keys_of(item.nodeid):
+        return (yield)
 
 
 class SilentObserver:

@@ -63,6 +63,8 @@ def rounds_done(folder: Path) -> int:
 class Workplace:
     """A study's folder: results.jsonl, and runs/ with the folders of the runs.
 
+    A study that leaves the precision to the machine goes on in that of the results which are there.
+
     `unsaid`: names of finished runs of which nobody says what was in the user's own files that they are made of.
     """
 
@@ -75,8 +77,9 @@ class Workplace:
     _own: dict[tuple[str, str], MadeOf] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.planned = self.study.runs()
         self.results = ResultsFile(self.folder / "results.jsonl")
+        self.study = self._as_begun()
+        self.planned = self.study.runs()
         self.done = self._match()
         self._refuse_changed()
 
@@ -84,6 +87,15 @@ class Workplace:
     def runs(self) -> Path:
         """Where the runs are."""
         return self.folder / "runs"
+
+    def _as_begun(self) -> Study:
+        """The study, in the precision in which all results that are there are its own; else as this machine has it."""
+        done = {resolved(result.config) for result in self.results.read()}
+        for precision in (self.study.precision, *(dict.fromkeys(c.dtype for c in done if c is not None))):
+            study = dataclasses.replace(self.study, precision=precision)
+            if done <= {run.config for run in study.runs()}:
+                return study
+        return self.study
 
     def _match(self) -> dict[str, Result]:
         """The results that are there, by name of the run.

@@ -92,7 +92,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Study:
-    """A study's file, with one of its presets chosen."""
+    """A study's file, with one of its presets chosen.
+
+    `precision`: what `dtype = auto` is; empty: as this machine has it.
+    """
 
     path: Path
     name: str
@@ -105,6 +108,7 @@ class Study:
     baseline: Mapping[str, str]
     margin: float
     seconds_per_run: float | None
+    precision: str = ""
 
     @property
     def folder(self) -> Path:
@@ -128,6 +132,8 @@ class Study:
                 point = dict(zip(self.axes, (v.label for v in values), strict=True))
                 where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
                 asked = from_mapping({"workers": 1, **settings, "seed": seed}, where)
+                if self.precision and asked.dtype == "auto":
+                    asked = dataclasses.replace(asked, dtype=self.precision)
                 config = settled(asked)
                 if config != settled(asked, "numbers"):  # as it is where rows need not be read
                     config = settled(asked, targets(asked.dataset))

@@ -236,6 +236,23 @@ def test_results_of_a_machine_of_another_precision_keep_their_places(tmp_path: P
     assert [dict(r.point) for r in as_described(made, there)] == [dict(run.point) for run in made.runs()]
 
 
+def test_a_study_goes_on_in_the_precision_that_it_was_begun_in(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = study_file(tmp_path, SEEDS + BASE.replace('dtype = "fp32"', "") + AXES)
+    made = read_study(path)
+    own = made.runs()[0].config.dtype
+    there = {"bf16": "fp32", "fp32": "bf16"}[own]
+    file = ResultsFile(tmp_path / "results.jsonl")
+    file.append(replace(failed(made, 1), config=failed(made, 1).config | {"dtype": there}))
+    place = Workplace(made, tmp_path)
+    assert [dict(result.point) for result in place.done.values()] == [dict(made.runs()[1].point)]
+    assert {run.config.dtype for run in place.planned} == {there}
+    assert main([str(path), "--dry-run"]) == 0
+    assert f"precision: {there}, as of the results that are there" in " ".join(capsys.readouterr().out.split())
+    file.append(failed(made, 2))  # and one of this machine's
+    with pytest.raises(RunError, match="holds results of another configuration"):
+        Workplace(made, tmp_path)
+
+
 def test_a_failure_of_before_a_setting_existed_is_over_when_its_run_has_finished(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     old = failed(made, 0)
