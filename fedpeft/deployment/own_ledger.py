@@ -51,6 +51,11 @@ def own_ledger(
         return None
     if given.test_noise and options.max_epsilon is not None:
         raise PrivacyError("this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept")
+    if given.raw_metrics and options.max_epsilon is not None:
+        raise PrivacyError(
+            "this federation asks for raw_metrics, losses on your rows that no epsilon counts: --max-epsilon can't be "
+            "kept; leave it out if you trust the server with them"
+        )
     exposure = _exposure(setup, told, rows)
     units = given.units(exposure)
     if given.hides == "training row" and units < rows:

@@ -320,9 +320,11 @@ class PrivacyEngine:
         accounts = sorted(self.accounts(), key=lambda account: rdp_epsilon(*account))
         if not accounts:
             return 0.0, 0.0
-        close = [a for a in accounts if rdp_epsilon(*a) >= 0.8 * rdp_epsilon(*accounts[-1])]
-        distinct = {(tuple(sorted(events.items())), delta) for events, delta in close}
-        worst = max(epsilon(dict(events), delta) for events, delta in distinct)
+        worst = 0.0
+        for events, delta in reversed(accounts):
+            if rdp_epsilon(events, delta) <= worst:  # which is never below epsilon: nor is that of those that follow
+                break
+            worst = max(worst, epsilon(events, delta))
         return worst, epsilon(*accounts[len(accounts) // 2])
 
     def warnings(self) -> list[str]:

@@ -72,6 +72,11 @@ class SummedEngine(PrivacyEngine):
 
     # ----------------------------------------------------------------------------------------------------- the claims
 
+    @property
+    def draws(self) -> bool:
+        """Whether coins decide who is in a round, so that nobody may know who was: not where all are asked."""
+        return self.federation.cohort < self.federation.clients
+
     def _sums(self) -> list[int]:
         """The round of each sum that was begun."""
         return [round for round, _, _ in self.ledger.charged()]
@@ -113,6 +118,7 @@ class SummedEngine(PrivacyEngine):
             "composition": "RDP at whole orders, upper bound, over all rounds and resumes",
             "against": "the server, who knows cohorts and the noise of those who collude with it",
             "epsilon_models": self.told_to_all(),
+            "sat_out": None if self.draws else found["privacy"]["sat_out"],
             "epsilon_gaussian_rdp": rdp,
             "epsilon_gaussian_prv": prv,
             "collude": mechanism.collude,

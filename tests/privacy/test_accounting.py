@@ -10,6 +10,7 @@ import pytest
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon, within
+from fedpeft.privacy.engine import PrivacyEngine
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "epsilon_pld.json").read_text())
 
@@ -76,3 +77,13 @@ def test_numbers_beyond_floats_have_no_finite_epsilon(event):
 def test_more_releases_than_can_be_composed_are_bounded_by_rdp():
     many = {Event(10.0, 1e-3): 2 * 10**6}
     assert epsilon(many, 1e-5) == rdp_epsilon(many, 1e-5) < 1000
+
+
+def test_the_worst_account_is_the_one_of_the_largest_epsilon(monkeypatch):
+    """Not the one of the largest bound by RDP, which is far too large where rows hardly ever join."""
+    seldom, once, delta = {Event(0.5, 1e-4): 10}, {Event(3.0, 1.0): 1}, 1e-5
+    assert rdp_epsilon(once, delta) < 0.8 * rdp_epsilon(seldom, delta)
+    assert epsilon(once, delta) > 10 * epsilon(seldom, delta)
+    monkeypatch.setattr(PrivacyEngine, "accounts", lambda _: [(seldom, delta), (once, delta), ({}, delta)])
+    engine = object.__new__(PrivacyEngine)
+    assert engine.epsilons()[0] == epsilon(once, delta)

@@ -206,9 +206,33 @@ def test_the_size_of_a_cohort_that_its_noise_tells_is_counted_against_models():
     told = told_with_the_size(clients, cohort, 0.3, noise)
     assert told <= rdp_of_sampled(*event)[0]
     hidden = replace(mechanism, dropouts=0.0)  # all noise together is as long whatever the cohort
-    [(event, _)] = hidden.to_all(plan, noise, None, 0, 1).items()
-    assert (event.rate, event.share) == (cohort / clients, 1.0)
-    assert rdp_of_sampled(*event)[0] < told
+    assert rdp_of_sampled(*hidden.grid(plan, noise).event(cohort / clients))[0] < told
+    [(event, _)] = hidden.to_all(replace(plan, cohort=30), noise, None, 0, 1).items()
+    assert (event.rate, event.share) == (0.5, 1.0)
+
+
+def told_by_there_being_a_sum(clients: int, rate: float, noise: float, budget: float) -> float:
+    """delta at epsilon `budget` of a round against those who see models, where all others add zeros: a client adds 1,
+    or 0 in its place, and there is no sum of fewer than 3."""
+    more, two = binom.sf(2, clients - 1, rate), binom.pmf(2, clients - 1, rate)
+    seen = np.linspace(-10.0, 11.0, 20001)
+    without, added = (np.exp(-(((seen - x) / noise) ** 2) / 2) / math.sqrt(2 * math.pi) / noise for x in (0, 1))
+    one = (more + two) * rate * added + more * (1 - rate) * without
+    other = (more + two * rate) * without
+    return float(np.maximum(one - math.exp(budget) * other, 0).sum() * (seen[1] - seen[0]))
+
+
+def test_that_there_is_a_sum_at_all_is_counted_against_models():
+    """Of 10 clients 3 are drawn: with 2 others a round tells whether the tenth was, and coins amplify less."""
+    rate, noise, budget = 0.3, 1.0, 1.0
+    coins = told_by_there_being_a_sum(10**6, rate, noise, budget)  # whose cohorts are never too small
+    assert told_by_there_being_a_sum(10, rate, noise, budget) > 1.2 * coins
+    mechanism = MECHANISMS.build(f"distributed_dp(unit=clients, noise_multiplier={noise}, dropouts=0, bits=32)")
+    plan = replace(exposure(100, 10, 10, 1, 2), cohort=3)
+    [(event, _)] = mechanism.to_all(plan, noise, None, 0, 1).items()
+    assert (event.rate, event.share) == (1.0, rate)
+    [(event, _)] = mechanism.to_all(replace(plan, cohort=10), noise, None, 0, 1).items()
+    assert (event.rate, event.share) == (1.0, 1.0)
 
 
 # --------------------------------------------------------------------------------------------------- dropouts and kills

@@ -21,6 +21,7 @@ from fedpeft.privacy.remote_engine import Terms
         ("", {"max_epsilon": 3.0}, "has no --privacy"),
         ("user_dp(noise_multiplier=1)", {"max_epsilon": 3.0}, "is applied by the server"),
         ("dp_sgd(noise_multiplier=1, test_noise=True)", {"max_epsilon": 3.0}, "protects nobody"),
+        ("dp_sgd(noise_multiplier=1, raw_metrics=True)", {"max_epsilon": 300.0}, "that no epsilon counts"),
         ("dp_sgd(noise_multiplier=1, dp_delta=0.005)", {}, "accepts 0.001 at most"),
         ("local_dp(noise_multiplier=1, dp_delta=0.2)", {"max_delta": 0.5}, None),
         ("dp_sgd(noise_multiplier=1, dp_delta=0.1)", {"max_delta": 0.5}, "must be below"),

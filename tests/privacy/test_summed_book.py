@@ -120,6 +120,15 @@ def test_whose_own_budget_is_spent_is_left_out_until_there_are_too_few_for_a_sum
     assert book.sat_out == {0}
 
 
+def test_who_sat_out_is_not_told_where_coins_draw(tmp_path):
+    """Who has spent its budget was drawn most often, and summary.json is for everybody."""
+    book = opened(tmp_path / "some", cohort=6)
+    book.enter(1, "state", list(range(CLIENTS)))
+    book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
+    assert book.sat_out == {3}
+    assert book.summary()["privacy"]["sat_out"] is None
+
+
 def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path):
     book = opened(tmp_path)
     everybody = list(range(CLIENTS))

@@ -16,8 +16,9 @@ that is trained alone.
 Two epsilons are told. One is against the server, who knows which clients were asked, and the noise of those who
 collude with it: each sum that a client is in counts; coins of rows amplify, since only the client sees them. The budget
 is for this one. The other is against those who see the released models alone: then all noise counts, and cohorts are
-drawn by secret coins (Poisson), which amplify for clients with dropouts=0; else, since a cohort's noise then depends on
-its size, and for rows only as `fedpeft.privacy.sampled_rdp` says.
+drawn by secret coins (Poisson), which amplify for clients with dropouts=0 in cohorts that are hardly ever too small for
+a sum; else, since a cohort's noise, or that there is none, then tells of its size, and for rows only as
+`fedpeft.privacy.sampled_rdp` says.
 
 Noise is enough if `dropouts` of a cohort drop out; with more the sum is void. It is charged before it is begun, and a
 sum that is tried again is charged again, with new noise.
@@ -49,6 +50,7 @@ from fedpeft.privacy.mechanism import Mechanism, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.skellam import Grid, widest_grid
 from fedpeft.privacy.training_plans import (
     AUDIBLE_HEAD,
@@ -273,9 +275,14 @@ class DistributedDP(Mechanism):
             return told
         grid = self.grid(federation, noise)
         # With dropouts the noise of a cohort tells its size, and who knows the others whether the client is in it.
-        amplified = self.unit == "clients" and not self.dropouts
+        amplified = self.unit == "clients" and not self.dropouts and not self._decides(federation, rounds)
         event = grid.event(share) if amplified else grid.event(rate, share)
         return together(told, {event: rounds})
+
+    def _decides(self, federation: Exposure, rounds: int) -> bool:
+        """Whether in some round a client may make just enough for a sum: then that there is one tells of the client."""
+        chance = rounds * binom.pmf(FEWEST - 1, federation.clients - 1, self.share(federation))
+        return bool(chance > self.delta(federation) / 1000)
 
     # -------------------------------------------------------------------------------------------------- how much noise
 
