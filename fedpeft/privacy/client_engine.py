@@ -147,7 +147,7 @@ class OwnLedger(PrivacyEngine):
         self.answers = Answers(folder / ANSWER)
         self.open(resumed=(folder / KEY).exists() or (folder / ANSWER).exists())
         self.lifetime = lifetime
-        lifetime.carry(self.ledger)
+        lifetime.carry(self.ledger, known_noise=mechanism.test_noise)
         if not self.ledger.releases(OWN):
             lifetime.check(*self._cost("train" if self.start is None else "prepare", 0), self.delta)
 

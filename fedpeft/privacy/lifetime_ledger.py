@@ -62,10 +62,12 @@ class LifetimeLedger:
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error}") from error
 
-    def carry(self, run: Ledger) -> None:
-        """Take over what the ledger of a run holds, as far as it is not here yet."""
+    def carry(self, run: Ledger, known_noise: bool = False) -> None:
+        """Take over what the ledger of a run holds, as far as it is not here yet; noise that is known counts as none."""
         with self._book() as book:
             for round, fingerprint, releases in run.charged():
+                if known_noise:
+                    releases = [(event._replace(noise=0.0), count) for event, count in releases]
                 self._write(book, round, fingerprint, releases)
 
     def charge(self, round: int, fingerprint: str, event: Event, count: int, delta: float) -> bool:

@@ -10,6 +10,7 @@ SUNDRY = (
     "predictions.npz, and evaluations.jsonl, whose questions are validation rows where no file is named",
     "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
     "what a simulation alone can measure: the linear probe, the private probe, pooled rows",
+    "that a run has ended early since somebody's budget was spent, which secret draws decide",
     "settings chosen, and runs stopped or repeated, after looking at results",
     "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
 )

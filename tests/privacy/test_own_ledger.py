@@ -193,6 +193,9 @@ def test_noise_of_a_known_seed_counts_as_none_for_later_runs(federation):
     edge = made.server.edges[0]
     assert edge.protection.lifetime.spent(1e-5) == float("inf")
     assert edge.protection.spent() < float("inf"), "its own book says what the run would have cost"
+    edge.protection.lifetime.path.unlink()
+    again = made.edge(0).protection.lifetime
+    assert again.spent(1e-5) == float("inf"), "nor does it count where the book of all runs was lost, and is made anew"
 
 
 def test_what_was_answered_is_answered_again_and_anything_else_has_new_noise(federation):
