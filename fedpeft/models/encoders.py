@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedpeft.data.images import check_one_width, vision_of
 from fedpeft.models.modeling_mean_pooled import without_decoder
 from fedpeft.models.readout import width
+from fedpeft.models.task import wide_dtype
 
 
 def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -41,7 +41,7 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
 def zero_head(base: nn.Module, classes: int) -> nn.Linear:
     """A head of zeros, (classes, width), beside the frozen `base`; fp32, or fp64 beside an fp64 base."""
     parameter = next(base.parameters())
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(parameter.dtype)
     head = nn.Linear(width(base), classes, dtype=dtype, device=parameter.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

@@ -26,6 +26,7 @@ from fedpeft.data.examples import Batch, Examples, PairRows, length_sorted_batch
 from fedpeft.errors import AssetError
 from fedpeft.machine import files, kept_states
 from fedpeft.models.layers import blocks, reader
+from fedpeft.models.task import wide_dtype
 
 TILE = 32
 """Rows computed together."""
@@ -174,7 +175,7 @@ class FrozenStore:
 
     @property
     def _feature_dtype(self) -> torch.dtype:
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return wide_dtype(self.dtype)
 
     def missing(self) -> list[int]:
         """The tiles that are not computed yet; makes the files where they are missing.

@@ -31,6 +31,11 @@ def adapter_dtype(dtype: str) -> torch.dtype:
     return torch.float64 if dtype == "fp64" else torch.float32
 
 
+def wide_dtype(beside: torch.dtype) -> torch.dtype:
+    """The dtype of what is trained, or added up, beside tensors of this one: fp64 beside fp64, else fp32."""
+    return torch.float64 if beside == torch.float64 else torch.float32
+
+
 GROUPS = "groups"
 """In a batch that clients share, whose row each is, (B,); where rows are padding, -1."""
 

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from fedpeft.data.examples import IGNORED, Batch
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.task import wide_dtype
 
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once, by device: on a CPU as many as its caches about hold, and products are fast from."""
@@ -131,7 +132,7 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, logits_of: Any) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
-        losses = hidden.new_zeros(len(hidden), dtype=_wide(hidden.dtype))
+        losses = hidden.new_zeros(len(hidden), dtype=wide_dtype(hidden.dtype))
         correct = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         start, size = 0, 1
         while start < len(hidden):
@@ -166,8 +167,4 @@ class _Losses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * gradients[0][:, None].to(_wide(gradient.dtype))).to(gradient.dtype), None, None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+        return (gradient * gradients[0][:, None].to(wide_dtype(gradient.dtype))).to(gradient.dtype), None, None

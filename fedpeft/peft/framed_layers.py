@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import Layers, replace, target_layers
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
@@ -84,7 +84,7 @@ class StackedFramedLayer(StackedLayer):
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(weight.dtype)
         self.base_layer = layer
         B, A = frame(weight, shape[1], dtype)
         self.register_buffer("B", B, persistent=False)

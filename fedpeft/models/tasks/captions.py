@@ -31,7 +31,7 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import connector
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.patch_features import SIDES, patch_features
-from fedpeft.models.task import FederatedModel
+from fedpeft.models.task import FederatedModel, wide_dtype
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
 from fedpeft.models.token_losses import language_model
 from fedpeft.models.two_towers import tower_folders
@@ -117,7 +117,7 @@ class Captions(CausalLM):
         """The language model with a connector before it."""
         inner: Any = base
         weight = inner.get_input_embeddings().weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(weight.dtype)
         head = connector.layers(self.connector, inner.image_width, weight.shape[1])
         head.to(weight.device, dtype)
         connector.draw(head, float(weight.float().square().mean().sqrt()))
@@ -145,7 +145,7 @@ class Captions(CausalLM):
         with torch.no_grad():
             embedded = model.embedded(batch["input_ids"])
         mask = (batch["labels"] != IGNORED)[..., None]
-        wide = torch.float64 if embedded.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(embedded.dtype)
         said = (embedded.to(wide) * mask).sum(1) / mask.sum(1)
         return batch["patches"].to(wide).mean(1), said
 

@@ -30,7 +30,7 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import encoders
 from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.pair_task import PairTask
-from fedpeft.models.task import FederatedModel
+from fedpeft.models.task import FederatedModel, wide_dtype
 from fedpeft.models.tasks.classification import hidden_states
 from fedpeft.models.two_towers import CONNECTORS, HELD, Connector, TowersModel, TwoTowers, tower_folders
 from fedpeft.parts import setting
@@ -81,7 +81,7 @@ class Towers(PairTask):
         """The towers with a connector."""
         assert isinstance(base, TwoTowers)
         parameter = next(base.parameters())
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(parameter.dtype)
         width, out = (int(tower.config.hidden_size) for tower in (base.image, base.text))  # type: ignore[union-attr, arg-type]
         return TowersModel(base, Connector(self.connector, width, out, dtype, parameter.device))
 

@@ -39,7 +39,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.models.checkpointing import remembered
 from fedpeft.models.layers import named_like, replace, which_blocks
-from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute, drawn
@@ -184,7 +184,7 @@ class AdaMix(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' adapters behind each sublayer."""
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)

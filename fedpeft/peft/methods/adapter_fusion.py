@@ -33,7 +33,7 @@ from fedpeft import seeds
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.machine.files import parse_json, regular
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, adapter_dtype, canonical
+from fedpeft.models.task import FederatedModel, adapter_dtype, canonical, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, Pulls
@@ -241,7 +241,7 @@ class AdapterFusion(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' fusions behind each sublayer."""
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         for path, each in self.finished(model.base).items():
             layer, tap = model.base.get_submodule(path), tap_before(model.base, path, self.place)
             replace(model.base, path, StackedFusion(layer, each, self.width, self.activation, tap, dtype, clients))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import KEY_PROJECTIONS, chosen_blocks, innermost, replace, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
 
@@ -42,7 +42,7 @@ class StackedBias(StackedLayer):
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
-        dtype = torch.float64 if taken_bias(layer).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(taken_bias(layer).dtype)
         self.base_layer = layer
         self.bias = nn.Parameter(torch.zeros(clients, *shape, dtype=dtype))
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import named_like, replace, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.models.task import FederatedModel, adapter_dtype, trainable, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
@@ -172,7 +172,7 @@ class BottleneckAdapters(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Any, clients: int) -> None:
         """K adapters behind each sublayer."""
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, drawn
@@ -130,7 +130,7 @@ class ExpertLora(PeftMethod):
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' experts."""
         weight: Any = innermost(layer).weight
-        return self._layer(layer, torch.float64 if weight.dtype == torch.float64 else torch.float32, clients)
+        return self._layer(layer, wide_dtype(weight.dtype), clients)
 
 
 part = ExpertLora

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import innermost, named_like, target_layers, which_blocks
+from fedpeft.models.task import wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -39,7 +40,7 @@ class StackedIA3(StackedLayer):
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        dtype = torch.float64 if innermost(layer).weight.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(innermost(layer).weight.dtype)
         self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=dtype))
         self.scales_input = shape[0] == 1
 

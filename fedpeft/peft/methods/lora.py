@@ -16,7 +16,7 @@ from fedpeft import seeds
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import innermost, target_layers, which_blocks
 from fedpeft.models.quantized import dtype_of
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.task import FederatedModel, trainable, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
@@ -32,7 +32,7 @@ class StackedLora(StackedLayer):
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        dtype = torch.float64 if dtype_of(innermost(layer)) == torch.float64 else torch.float32
+        dtype = wide_dtype(dtype_of(innermost(layer)))
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
         self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
         self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.models.layers import innermost
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.task import FederatedModel, trainable, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.methods.lora import Lora
@@ -101,7 +101,7 @@ class LoraFA(Lora):
         module: Any = innermost(layer)
         shape = shapes["lora_B.weight"]
         A = fixed_factor(self.factor_seed, path, shape[1], module.in_features)
-        dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(module.weight.dtype)
         return StackedLoraFA(layer, A.to(module.weight.device, dtype), shape, clients, self.dropout)
 
 

@@ -29,7 +29,7 @@ from fedpeft import seeds
 from fedpeft.data.examples import MADE_UP_TOKENS, made_up
 from fedpeft.models import attention
 from fedpeft.models.layers import KEY_PROJECTIONS, innermost, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, canonical
+from fedpeft.models.task import FederatedModel, adapter_dtype, canonical, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, drawn
@@ -155,7 +155,7 @@ class PrefixTuning(PeftMethod):
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K prefixes for each attention module."""
         self._modules(model.base)
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".key"):
                 module = model.base.get_submodule(spec.module.removesuffix(".prefix"))

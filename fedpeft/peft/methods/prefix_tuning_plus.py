@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fedpeft.errors import ModelError
 from fedpeft.models.attention import attention_modules
 from fedpeft.models.layers import QUERY_PROJECTIONS, innermost, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -69,7 +69,7 @@ class PrefixTuningPlus(PeftMethod):
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' matrices in each attention module."""
         modules = attention_modules(model.base, self.layers, self.name)
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             modules[spec.module].add_module("prefix_plus", QueryMap(spec.shape, dtype, clients))
 

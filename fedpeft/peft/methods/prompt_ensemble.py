@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
 from fedpeft.errors import ModelError
-from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype, wide_dtype
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Role, State, TensorSpec
@@ -133,7 +133,7 @@ class PromptEnsemble(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' prompts before the base."""
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         self._put(model, dtype, clients)
 
     def role(self, name: str) -> tuple[Role, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.task import FederatedModel, trainable, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod
@@ -119,7 +119,7 @@ class PromptTuning(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K prompts before the base."""
-        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(next(model.base.parameters()).dtype)
         [spec] = tensors
         model.base = StackedPrompt(model.base, spec.shape, clients, dtype)
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.low_rank import LowRank
@@ -220,7 +220,7 @@ class QuantumPeft(PeftMethod):
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' numbers."""
         weight: Any = innermost(layer).weight
-        return self._layer(path, layer, torch.float64 if weight.dtype == torch.float64 else torch.float32, clients)
+        return self._layer(path, layer, wide_dtype(weight.dtype), clients)
 
     def _layer(self, path: str, layer: Any, dtype: torch.dtype, clients: int = 0) -> QuantumLayer:
         sides: dict[str, tuple[Columns, Tensor]] = {}

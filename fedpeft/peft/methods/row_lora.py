@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, drawn
@@ -95,7 +95,7 @@ class RowLora(PeftMethod):
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' LoRAs."""
         weight: Any = innermost(layer).weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(weight.dtype)
         return TwoLoras(layer, self.rank, self.alpha / self.rank, dtype, clients)
 
 
