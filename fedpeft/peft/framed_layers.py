@@ -10,7 +10,7 @@ result is saved as a standard LoRA adapter.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
 
 
 def frame(weight: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -73,29 +73,22 @@ class FramedLayer(nn.Module):
         """B f(M) A, without the scale."""
 
 
-class StackedFramedLayer(StackedLayer):
+class StackedFramedLayer(ScaledLayer):
     """A frozen layer, the frames that all clients share, and K clients' M (K, rows, k)."""
 
     A: Tensor
     B: Tensor
-    scales: Tensor
     trained: ClassVar[str]
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
-        super().__init__(clients)
         weight: Tensor = layer.weight  # type: ignore[assignment]
         dtype = wide_dtype(weight.dtype)
+        super().__init__(clients, dtype)
         self.base_layer = layer
         B, A = frame(weight, shape[1], dtype)
         self.register_buffer("B", B, persistent=False)
         self.register_buffer("A", A, persistent=False)
         self.add_module(self.trained, StackedWeight(clients, shape, dtype))
-        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
-
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
-        """The clients' own scales."""
-        for k, form in enumerate(forms):
-            self.scales[k] = form.scale if form is not None else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""

@@ -7,11 +7,13 @@ Inputs are (K * b, T, d), the rows of client 0 first, then those of client 1, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.layers import innermost
 from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.peft.adapter import ClientForm
 
@@ -46,6 +48,40 @@ class StackedLayer(nn.Module):
     def of_active(self, parameter: Tensor, like: Tensor) -> Tensor:
         """The active clients' part of a stacked parameter, in the dtype of `like`."""
         return parameter[: self.active].to(like.dtype)
+
+
+class ScaledLayer(StackedLayer):
+    """A layer of low rank, whose clients have scales of their own: `scales`, (K, 1, 1)."""
+
+    scales: Tensor
+
+    def __init__(self, clients: int, dtype: torch.dtype) -> None:
+        super().__init__(clients)
+        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """The clients' own scales."""
+        for k, form in enumerate(forms):
+            self.scales[k] = form.scale if form is not None else 1.0
+
+
+class NamedWeights(StackedLayer):
+    """A frozen layer, and weights of K clients by name, (K, ...), or of one client alone; zeros at first."""
+
+    def __init__(self, layer: Any, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, clients: int) -> None:
+        super().__init__(max(clients, 1))
+        self.base_layer, self.shapes = layer, shapes
+        inner: Any = innermost(layer)
+        for name, shape in shapes.items():
+            held = nn.Module()
+            whole = (clients, *shape) if clients else shape
+            held.weight = nn.Parameter(torch.zeros(whole, dtype=dtype, device=inner.weight.device))
+            self.add_module(name, held)
+
+    def stacked(self, name: str, like: Tensor) -> Tensor:
+        """One of the weights, (active clients, ...)."""
+        weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
+        return self.of_active(weight.reshape(-1, *self.shapes[name]), like)
 
 
 class StackedWeight(nn.Module):

@@ -29,7 +29,7 @@ from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, drawn
-from fedpeft.peft.stacked_layers import StackedLayer
+from fedpeft.peft.stacked_layers import NamedWeights, StackedLayer
 
 NAMES = ("own_A", "own_B", "others_A", "others_B", "gate", "bias")
 
@@ -45,31 +45,14 @@ def numbers(experts: int) -> Tensor:
     return torch.cat([torch.arange(experts), torch.arange(1, experts)])
 
 
-class ExpertLoras(StackedLayer):
+class ExpertLoras(NamedWeights):
     """A frozen layer, and the experts and routers of K clients, (K, ...), or of one client alone."""
 
     def __init__(self, layer: Any, rank: int, experts: int, scale: float, dtype: torch.dtype, clients: int = 0) -> None:
-        super().__init__(max(clients, 1))
-        self.base_layer, self.scale, self.rank, self.experts = layer, scale, rank, experts
-        into, out, others = layer.in_features, layer.out_features, (experts - 1) * rank
-        self.shapes = dict(
-            zip(
-                NAMES,
-                [(rank, into), (out, rank), (others, into), (out, others), (2 * experts - 1, into), (2 * experts - 1,)],
-                strict=True,
-            )
-        )
-        inner: Any = innermost(layer)
-        device = inner.weight.device
-        for name, shape in self.shapes.items():
-            held = nn.Module()
-            held.weight = nn.Parameter(torch.zeros((clients, *shape) if clients else shape, dtype=dtype, device=device))
-            self.add_module(name, held)
-
-    def stacked(self, name: str, like: Tensor) -> Tensor:
-        """One of the parameters, (active clients, ...)."""
-        weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
-        return self.of_active(weight.reshape(-1, *self.shapes[name]), like)
+        into, out, others, slots = layer.in_features, layer.out_features, (experts - 1) * rank, 2 * experts - 1
+        shapes = [(rank, into), (out, rank), (others, into), (out, others), (slots, into), (slots,)]
+        super().__init__(layer, dict(zip(NAMES, shapes, strict=True)), dtype, clients)
+        self.scale, self.rank, self.experts = scale, rank, experts
 
     def shares(self, seen: Tensor) -> Tensor:
         """w of the chosen slots, 0 of the others: (K, rows, in) to (K, rows, slots)."""

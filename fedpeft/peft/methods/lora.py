@@ -5,7 +5,7 @@ y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,28 +20,20 @@ from fedpeft.models.task import FederatedModel, trainable, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
-from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
 from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
 
 
-class StackedLora(StackedLayer):
+class StackedLora(ScaledLayer):
     """A frozen layer plus K clients' factors: A (K, r, in), B (K, out, r), each client with its own scale."""
 
-    scales: Tensor
-
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
-        super().__init__(clients)
-        self.base_layer = layer
         dtype = wide_dtype(dtype_of(innermost(layer)))
+        super().__init__(clients, dtype)
+        self.base_layer = layer
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
         self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
-        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
-        """The clients' own scales."""
-        for k, form in enumerate(forms):
-            self.scales[k] = form.scale if form is not None else 1.0
 
     @property
     def packs(self) -> bool:

@@ -9,7 +9,7 @@ the strategy ffa_lora makes of LoRA; here A is no parameter at all, and server o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,9 +20,9 @@ from fedpeft import seeds
 from fedpeft.models.layers import innermost
 from fedpeft.models.task import FederatedModel, trainable, wide_dtype
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Role, State
+from fedpeft.peft.adapter import Role, State
 from fedpeft.peft.methods.lora import Lora
-from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
 
 
 def fixed_factor(seed: int, path: str, rank: int, in_features: int) -> Tensor:
@@ -31,24 +31,17 @@ def fixed_factor(seed: int, path: str, rank: int, in_features: int) -> Tensor:
     return (2 * draw - 1) / math.sqrt(in_features)
 
 
-class StackedLoraFA(StackedLayer):
+class StackedLoraFA(ScaledLayer):
     """A frozen layer, A (r, in) that all clients share, and K clients' B (K, out, r), each with its own scale."""
 
     A: Tensor
-    scales: Tensor
 
     def __init__(self, layer: nn.Module, A: Tensor, shape: tuple[int, ...], clients: int, dropout: float) -> None:
-        super().__init__(clients)
+        super().__init__(clients, A.dtype)
         self.base_layer = layer
         self.register_buffer("A", A, persistent=False)
         self.lora_B = StackedWeight(clients, shape, A.dtype)
-        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=A.dtype), persistent=False)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
-        """The clients' own scales."""
-        for k, form in enumerate(forms):
-            self.scales[k] = form.scale if form is not None else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""

@@ -22,34 +22,20 @@ from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, drawn
-from fedpeft.peft.stacked_layers import StackedLayer
+from fedpeft.peft.stacked_layers import NamedWeights, StackedLayer
 
 OWN, REST = ("own_A", "own_B"), ("rest_A", "rest_B")
 GATE = "gate"
 
 
-class TwoLoras(StackedLayer):
+class TwoLoras(NamedWeights):
     """A frozen layer, and both LoRAs and the gate of K clients, (K, ...), or of one client alone."""
 
     def __init__(self, layer: Any, rank: int, scale: float, dtype: torch.dtype, clients: int = 0) -> None:
-        super().__init__(max(clients, 1))
-        self.base_layer, self.scale = layer, scale
         into, out = layer.in_features, layer.out_features
-        self.shapes = {GATE: (2, into)}
-        for A, B in (OWN, REST):
-            self.shapes |= {A: (rank, into), B: (out, rank)}
-        inner: Any = innermost(layer)
-        device = inner.weight.device
-        for name in (*OWN, *REST, GATE):
-            shape = (clients, *self.shapes[name]) if clients else self.shapes[name]
-            held = nn.Module()
-            held.weight = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
-            self.add_module(name, held)
-
-    def stacked(self, name: str, like: Tensor) -> Tensor:
-        """One of the parameters, (active clients, rows, columns)."""
-        weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
-        return self.of_active(weight.reshape(-1, *self.shapes[name]), like)
+        factors = {name: shape for A, B in (OWN, REST) for name, shape in ((A, (rank, into)), (B, (out, rank)))}
+        super().__init__(layer, factors | {GATE: (2, into)}, dtype, clients)
+        self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
