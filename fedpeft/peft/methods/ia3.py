@@ -40,8 +40,8 @@ class StackedIA3(StackedLayer):
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        dtype = wide_dtype(innermost(layer).weight.dtype)
-        self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=dtype))
+        inner: Any = innermost(layer)
+        self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=wide_dtype(inner.weight.dtype)))
         self.scales_input = shape[0] == 1
 
     def forward(self, x: Tensor) -> Tensor:
