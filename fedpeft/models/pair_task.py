@@ -26,7 +26,6 @@ class PairTask(Task):
     """
 
     metric = "accuracy"
-    higher_is_better = True
     per_example: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 

@@ -29,11 +29,6 @@ class Sides:
     documents: Tensor
     labels: Tensor
 
-    def reversed(self) -> Sides:
-        """The first document of each label asks for the queries of that label."""
-        first = first_of_each(self.labels)
-        return Sides(self.documents[first], self.queries, self.labels)
-
 
 def first_of_each(labels: Tensor) -> Tensor:
     """Positions of the first row of each label, ascending."""

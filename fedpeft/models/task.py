@@ -68,8 +68,6 @@ class Task(ABC):
     targets: ClassVar[Targets] = ""
     """What a row's one prediction is."""
 
-    higher_is_better: bool
-
     asks: ClassVar[bool] = False
     """Whether rows are questions with answers, so that the finished model is asked as they are."""
 

@@ -112,16 +112,6 @@ def inner_products(products: Sequence[LowRank]) -> Tensor:
     return torch.zeros(len(products), len(products), dtype=torch.float64).index_add_(1, owner, rows)
 
 
-def dense_is_smaller(out: int, in_: int, width: int) -> bool:
-    """Whether the matrix holds fewer numbers than its factors: q > out in / (out + in)."""
-    return width * (out + in_) > out * in_
-
-
-def compact(product: LowRank) -> LowRank | Tensor:
-    """The form that holds fewer numbers: the factors, or the (out, in) matrix."""
-    return product.dense() if dense_is_smaller(*product.shape, product.width) else product
-
-
 @dataclass(frozen=True)
 class TruncatedSVD:
     """The leading r singular triplets: U (out, r), S (r,) descending, Vt (r, in)."""

@@ -81,18 +81,6 @@ class Grid:
         return self.variance / (clients - dropouts)
 
 
-def divergence(order: int, square: float, total: float, variance: float) -> float:
-    """Theorem 3.5: the most that Renyi divergence of a whole order is between noise and noise that is shifted.
-
-    Args:
-        order: at least 2.
-        square, total: |W|^2 and |W|_1 of the shift.
-        variance: mu, above 0.
-    """
-    second = ((2 * order - 1) * square + 6 * total) / (4 * variance**2)
-    return order * square / (2 * variance) + min(second, 3 * total / (2 * variance))
-
-
 def widest_grid(
     noise: float, clip: float, bits: int, clients: int, dropouts: int, sizes: tuple[int, int], signal: float
 ) -> Grid:

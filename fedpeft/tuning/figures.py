@@ -117,7 +117,7 @@ def parallel(study: Study, objective: str) -> Figure | None:
         axis.set_yticks([])
         axis.set_ylim(-0.08, 1.08)
         for x, name in enumerate(names):
-            for text, y in _marks(spaces[name], heights[name], name, trials):
+            for text, y in _marks(spaces[name], name, trials):
                 axis.annotate(text, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center")
     note = f"Dark: the best validation {objective} of finished trials. Grey: given up. A gap: no such value."
     return Figure("parallel", "Values that went together", note, out.getvalue())
@@ -138,9 +138,7 @@ def _height(space: BaseDistribution, value: Any, name: str, trials: Sequence[Fro
     return (change(value) - low) / ((high - low) or 1.0)
 
 
-def _marks(
-    space: BaseDistribution, heights: Sequence[float], name: str, trials: Sequence[FrozenTrial]
-) -> list[tuple[str, float]]:
+def _marks(space: BaseDistribution, name: str, trials: Sequence[FrozenTrial]) -> list[tuple[str, float]]:
     """What stands beside an axis, and where."""
     if isinstance(space, CategoricalDistribution):
         return [(str(choice)[:28], i / (len(space.choices) - 1)) for i, choice in enumerate(space.choices)]

@@ -10,8 +10,6 @@ from fedpeft.peft.low_rank import (
     COSTS,
     LowRank,
     cholesky_root,
-    compact,
-    dense_is_smaller,
     eigen_root,
     inner_products,
     recompress,
@@ -162,13 +160,6 @@ def test_recompression_records_the_energy_it_discards():
     assert within.width == 2
     assert 0 < lost <= float(S[2] / S[:3].sum()) * 1.01
     assert recompress(product.scaled(0.0))[0].width == 0
-
-
-def test_the_smaller_form_is_kept():
-    thin, wide = random_product(20, 30, 12, 0), random_product(20, 30, 13, 0)
-    assert not dense_is_smaller(20, 30, 12)  # 12 * 50 = 600 = 20 * 30
-    assert compact(thin) is thin
-    assert torch.equal(compact(wide), wide.dense())
 
 
 def test_the_cost_model_prefers_factors_where_they_are_thin():

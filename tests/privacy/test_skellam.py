@@ -18,9 +18,15 @@ from fedpeft.privacy.accountant import Event, epsilon, rdp_epsilon
 from fedpeft.privacy.sampled_rdp import WHOLE_ORDERS, rdp_of_sampled
 from fedpeft.privacy.secure_sum.masks import dtype
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.skellam import SPREAD, Grid, divergence, skellam, widest_grid
+from fedpeft.privacy.skellam import SPREAD, Grid, skellam, widest_grid
 
 ORDERS = (2, 3, 5, 9, 17, 33)
+
+
+def divergence(order: int, square: float, total: float, variance: float) -> float:
+    """Theorem 3.5 of the paper: D_a between noise and noise that is shifted by W, |W|^2 and |W|_1, is no more."""
+    second = ((2 * order - 1) * square + 6 * total) / (4 * variance**2)
+    return order * square / (2 * variance) + min(second, 3 * total / (2 * variance))
 
 
 def log_skellam(variance: float) -> tuple[np.ndarray, np.ndarray]:

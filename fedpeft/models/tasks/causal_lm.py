@@ -158,7 +158,6 @@ class CausalLM(Task):
     """Next tokens of rows."""
 
     metric = "perplexity"
-    higher_is_better = False
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids; no labels but the tokens themselves."""

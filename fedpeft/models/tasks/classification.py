@@ -125,7 +125,6 @@ class Classification(RowTask):
     """Classes of rows."""
 
     metric = "accuracy"
-    higher_is_better = True
     targets: ClassVar[Targets] = "classes"
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:

@@ -34,7 +34,6 @@ class DPO(Instruction):
     """Which of two answers is preferred."""
 
     metric = "accuracy"
-    higher_is_better = True
     per_example: ClassVar[bool] = False
     per_example_missing: ClassVar[str] = "reads two sequences for each row"
     reference: ClassVar[bool] = True

@@ -28,7 +28,6 @@ class MultiLabel(RowTask):
     """Which labels a row has."""
 
     metric = "label_accuracy"
-    higher_is_better = True
     targets: ClassVar[Targets] = "labels"
 
     def labels(self, rows: Rows) -> np.ndarray:

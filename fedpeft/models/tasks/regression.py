@@ -38,7 +38,6 @@ class Regression(RowTask):
     known: bool = setting(False, "whether both were known beforehand, and tell nothing of the rows")
 
     metric = "skill"
-    higher_is_better = True
     targets: ClassVar[Targets] = "numbers"
 
     def labels(self, rows: Rows) -> np.ndarray:

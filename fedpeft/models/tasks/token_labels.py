@@ -49,7 +49,6 @@ class TokenLabels(Task):
     """Labels of words."""
 
     metric = "accuracy"
-    higher_is_better = True
     encodes: ClassVar[bool] = True
     per_example: ClassVar[bool] = False
     per_example_missing: ClassVar[str] = "has a head that sees the words of all rows side by side"

@@ -21,9 +21,6 @@ from fedpeft.errors import PayloadError
 KEY: Final = 32
 """Bytes of keys and seeds."""
 
-MOST_BITS: Final = 32
-"""The widest modulus, 2^32."""
-
 
 def public(private: bytes) -> bytes:
     """The public key of a private one, 32 bytes each."""
