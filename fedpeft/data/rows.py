@@ -328,6 +328,11 @@ def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]
     return _systematic(rows, count, seed)
 
 
+def at_most(rows: Rows, most: int) -> Rows:
+    """All rows, or `most` of them (0: all) in their order: a stratified choice that is always the same."""
+    return rows if not most or len(rows) <= most else split_validation(rows, most)[1]
+
+
 def split_test(rows: Rows, fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
     """Hold out `fraction` (above 0, below 1) of the rows as a test set, stratified as in `split_validation`."""
     return _systematic(rows, max(1, round(fraction * len(rows))), seed)

@@ -14,7 +14,7 @@ from fedpeft.answers.exam import Exam, that_fit
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Form, Question, of_row, read_questions
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, split_validation
+from fedpeft.data.rows import DATASETS, Dataset, Rows, at_most, load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
@@ -211,7 +211,7 @@ class Evaluation:
             template = getattr(DATASETS.build(self.run.config.dataset), "template", None)
             found = read_questions(wanted.questions, Form(self.run.task.asks, template, self.run.task.translates))
         elif self.run.task.asks:
-            found = [of_row(str(row)) for row in _some(self.dataset.test, wanted.rows).inputs]
+            found = [of_row(str(row)) for row in at_most(self.dataset.test, wanted.rows).inputs]
         else:
             return []
         kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, self.readable)
@@ -219,7 +219,7 @@ class Evaluation:
         return kept
 
     def _held_out(self) -> Measure:
-        rows = _some(self.dataset.test, self.wanted.rows)
+        rows = at_most(self.dataset.test, self.wanted.rows)
         examples = self._test_rows(rows)
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
@@ -295,8 +295,3 @@ class Evaluation:
             if len(rows) > 1:
                 made[name] = {column: statistics.fmean(row[column] for row in rows) for column in rows[0]}
         return made
-
-
-def _some(rows: Rows, most: int) -> Rows:
-    """All rows, or a fixed stratified choice of at most `most`."""
-    return rows if not most or len(rows) <= most else split_validation(rows, most)[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedpeft.answers.exam import Exam, that_fit
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Form, of_row, read_questions
-from fedpeft.data.rows import DATASETS, Rows, split_validation
+from fedpeft.data.rows import DATASETS, Rows, at_most
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
@@ -56,9 +56,7 @@ def exam_of(setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam 
         form = Form(setup.task.asks, template, setup.task.translates)
         found = read_questions(asked.questions, form)[: asked.rows or None]
     elif len(validation):
-        rows = validation
-        if asked.rows and len(rows) > asked.rows:
-            rows = split_validation(rows, asked.rows)[1]
+        rows = at_most(validation, asked.rows)
         found = [of_row(str(row)) for row in rows.inputs]
     else:
         raise ConfigError("evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")

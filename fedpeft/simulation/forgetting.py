@@ -17,7 +17,7 @@ from torch import nn
 
 from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
+from fedpeft.data.rows import Dataset, Rows, at_most, load_dataset, split_validation
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.quantized import quantize
@@ -110,10 +110,10 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
 
 def standing(second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel) -> float:
     """How well `model` does on the second task: probe accuracy, or loss per token in nats."""
-    test = chosen(second.test, TEST_ROWS)
+    test = at_most(second.test, TEST_ROWS)
     if second.task != "classification":
         return _loss(model, task, tokenise(test))
-    rows = chosen(second.train, PROBE_ROWS)
+    rows = at_most(second.train, PROBE_ROWS)
     train, validation = split_validation(rows, max(1, len(rows) // 5))
     parts = [(_features(model, tokenise(part)), part.labels) for part in (train, validation, test)]
     return linear_probe(*parts).accuracy  # type: ignore[arg-type]
@@ -124,11 +124,6 @@ def compared(second: Dataset, before: float, after: float) -> Forgetting:
     if second.task != "classification":
         return Forgetting(second.name, "nats per token", before, after, after - before)
     return Forgetting(second.name, "probe accuracy", before, after, before - after)
-
-
-def chosen(rows: Rows, most: int) -> Rows:
-    """At most `most` rows, in their order: all, or a stratified choice that is always the same."""
-    return rows if len(rows) <= most else split_validation(rows, most)[1]
 
 
 def _features(model: Any, examples: Examples) -> np.ndarray:

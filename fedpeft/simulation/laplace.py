@@ -10,12 +10,12 @@ import numpy as np
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.curvature import logit_gradients
 from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.rows import at_most
 from fedpeft.peft.adapter import State
 from fedpeft.run.measurements.laplace import Laplace
 from fedpeft.run.setup import Setup
 from fedpeft.server.questions import Questions
 from fedpeft.simulation.ensemble import model_of, put
-from fedpeft.simulation.forgetting import chosen
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.calibration import Calibrated
 from fedpeft.trust.kronecker import Curvature, best_variance, covariance_of, names_of, probit
@@ -57,7 +57,7 @@ def predicted(setup: Setup, state: State, rows: SimulatedRows, found: Posterior,
     """The test rows without and with the adapter's uncertainty, for summary.json."""
     model = model_of(setup)
     put(model, state)
-    examples = cached_examples(setup.tokenised(chosen(rows.dataset.test, most), setup.tokens))
+    examples = cached_examples(setup.tokenised(at_most(rows.dataset.test, most), setup.tokens))
     totals = {"map": Fold(), "laplace": Fold()}
     for row in range(len(examples)):
         batch = examples.batch(np.array([row]))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fedpeft import seeds
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.data.code_clones import clone, own_names
-from fedpeft.data.rows import Rows
+from fedpeft.data.rows import Rows, at_most
 from fedpeft.data.text_pairs import SIDES, pair, side
 from fedpeft.errors import DataError
 from fedpeft.models.quantized import quantize
@@ -25,7 +25,6 @@ from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.peft import saved_adapter
 from fedpeft.run.measurements.clones import Clones
 from fedpeft.run.setup import Setup
-from fedpeft.simulation.forgetting import chosen
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.simulation.simulation import Simulation
 
@@ -86,7 +85,7 @@ def cloned(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Fo
     Raises:
         DataError: no two documents are Python functions with names of their own.
     """
-    pairs = clone_rows(chosen(rows.dataset.test, asked.rows), setup.config.seed)
+    pairs = clone_rows(at_most(rows.dataset.test, asked.rows), setup.config.seed)
     if len(pairs) < 2:
         raise DataError("clones are made of Python functions, and the documents of the test rows are none")
     texts = [[side(str(row), name) for row in pairs.inputs] for name in SIDES]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedpeft import seeds
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Rows
+from fedpeft.data.rows import Rows, at_most
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.client_accuracy import of_clients, worst_tenth
 from fedpeft.models.quantized import quantize
@@ -21,7 +21,6 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.run.setup import Setup
-from fedpeft.simulation.forgetting import chosen
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.attacked import STRENGTHS, embedding_of, worst
 from fedpeft.trust.corruption import Neighbours, corrupted, of_kind
@@ -110,7 +109,7 @@ def robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Pat
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
-    test = chosen(rows.dataset.test, asked.rows)
+    test = at_most(rows.dataset.test, asked.rows)
     train = np.asarray(rows.train.labels)
     shards = (train[rows.partition.shard(client)] for client in range(setup.clients))
     held = np.stack([np.bincount(shard, minlength=setup.facts.classes) for shard in shards])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, split_validation, suited_head, suited_partition
+from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition
 from fedpeft.parts import setting
 
 
@@ -43,13 +43,9 @@ class Sample:
             FedpeftError: as of the other data set; or there are too few rows beyond one of each class.
         """
         whole = DATASETS.build(self.of).load()
-        train, test = _fewer(whole.train, self.rows), _fewer(whole.test, self.test_rows)
+        train, test = at_most(whole.train, self.rows), at_most(whole.test, self.test_rows)
         raters = whole.raters if len(test) == len(whole.test) else None
         return dataclasses.replace(whole, train=train, test=test, raters=raters, sampled=True)
-
-
-def _fewer(rows: Rows, count: int) -> Rows:
-    return rows if len(rows) <= count else split_validation(rows, count)[1]
 
 
 part = Sample
