@@ -14,8 +14,7 @@ where the paper has equal ones (weighting=uniform).
 
 from dataclasses import dataclass
 
-from fedpeft import seeds
-from fedpeft.aggregation.factors import lora_form
+from fedpeft.aggregation.factors import drawn_ranks
 from fedpeft.aggregation.owned_ranks import OwnedRanks
 from fedpeft.peft.adapter import ClientForm, Layout
 
@@ -26,11 +25,7 @@ class FedPLoRA(OwnedRanks):
 
     def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
         """K_k, in ascending order."""
-        rank = lora_form(layout).rank
-        if form is None or form.rank == rank:
-            return ()
-        drawn = seeds.generator(seed, "ranks", round, client).permutation(rank)[: form.rank]
-        return tuple(sorted(int(j) for j in drawn))
+        return drawn_ranks(layout, form, seed, round, client)
 
 
 part = FedPLoRA

@@ -19,8 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft import seeds
-from fedpeft.aggregation.factors import leading_ranks, lora_form
+from fedpeft.aggregation.factors import drawn_ranks, leading_ranks, lora_form
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -35,11 +34,7 @@ class FSLoRA(LinearStrategy):
 
     def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
         """I_k, in ascending order."""
-        rank = lora_form(layout).rank
-        if form is None or form.rank == rank:
-            return ()
-        drawn = seeds.generator(seed, "ranks", round, client).permutation(rank)[: form.rank]
-        return tuple(sorted(int(j) for j in drawn))
+        return drawn_ranks(layout, form, seed, round, client)
 
     def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
         """The leading ranks, which are those of the client, and B times r / r_k."""

@@ -21,9 +21,6 @@ from fedpeft.aggregation.update import Fold, Update, padded
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, State
 
-OWNED = "owned/"
-"""Before the names of the sums of the owners' weights."""
-
 
 @dataclass(frozen=True)
 class OwnedMean(LinearStrategy):
@@ -50,18 +47,13 @@ class OwnedMean(LinearStrategy):
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """The contribution, and who made it."""
         owned = {
-            OWNED + name: padded(torch.ones_like(d) * _share(update, name, d), state[name])
-            for name, d in update.delta.items()
+            name: padded(torch.ones_like(d) * _share(update, name, d), state[name]) for name, d in update.delta.items()
         }
-        total.add(self.contribution(update, state, layout) | owned, update.weight)
+        total.add_owned(self.contribution(update, state, layout), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
         """Sums over the owners' weights."""
-        return {
-            name: (total.sums[name] / total.sums[OWNED + name].clamp_min(1e-30)).to(total.dtypes[name])
-            for name in layout.names
-            if name in total.sums
-        }
+        return total.mean_of_owners()
 
 
 def _share(update: Update, name: str, like: Tensor) -> Tensor:

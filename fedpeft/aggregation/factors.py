@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedpeft import seeds
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, padded
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, Role, State
-from fedpeft.peft.low_rank import LowRank as LowRank
-from fedpeft.peft.low_rank import TruncatedSVD, stack, truncated_svd
+from fedpeft.peft.low_rank import LowRank, TruncatedSVD, stack, truncated_svd
 
 
 def lora_form(layout: Layout) -> ClientForm:
@@ -55,6 +55,15 @@ def ranks_in_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> Stat
 
 RANK_AXIS: dict[Role, int] = {"lora_A": 0, "lora_B": 1}
 """Which axis of a factor is that of ranks."""
+
+
+def drawn_ranks(layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+    """As many of the global ranks as `form` has, drawn for a client's round, ascending; empty: all."""
+    rank = lora_form(layout).rank
+    if form is None or form.rank == rank:
+        return ()
+    drawn = seeds.generator(seed, "ranks", round, client).permutation(rank)[: form.rank]
+    return tuple(sorted(int(j) for j in drawn))
 
 
 def ranks_of(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:

@@ -19,9 +19,6 @@ from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.peft.adapter import ClientForm, Layout, State
 
-OWNED = "owned/"
-"""Before the names of the sums of the owners' weights."""
-
 
 @dataclass(frozen=True)
 class OwnedRanks(LinearStrategy):
@@ -52,16 +49,11 @@ class OwnedRanks(LinearStrategy):
             owned = ranks_placed(ranks_of(owned, layout, own_of(update)), layout, update.ranks)
         else:
             owned = ranks_placed(owned, layout, ())
-        contribution = ranks_placed(delta, layout, update.ranks)
-        total.add(contribution | {OWNED + name: tensor for name, tensor in owned.items()}, update.weight)
+        total.add_owned(ranks_placed(delta, layout, update.ranks), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
         """Sums over the owners' weights."""
-        return {
-            name: (total.sums[name] / total.sums[OWNED + name].clamp_min(1e-30)).to(total.dtypes[name])
-            for name in layout.names
-            if name in total.sums
-        }
+        return total.mean_of_owners()
 
 
 def own_of(update: Update) -> tuple[int, ...]:

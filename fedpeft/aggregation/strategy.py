@@ -28,7 +28,7 @@ from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalise
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
-from fedpeft.peft.low_rank import LowRank as LowRank
+from fedpeft.peft.low_rank import LowRank
 
 WEIGHTINGS = ("auto", "rows", "uniform")
 

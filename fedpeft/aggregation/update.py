@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import ClientForm, State
-from fedpeft.peft.low_rank import LowRank as LowRank
+from fedpeft.peft.low_rank import LowRank
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Update:
         return 1.0 if self.form is None else self.form.scale
 
 
+OWNED = "owned/"
+"""Before the names of the sums of the owners' weights, beside what they own."""
+
+
 @dataclass
 class Fold:
     """A running weighted sum of states, in fp64: `sums[name]` = sum_k w_k x_k, `weight` = sum_k w_k."""
@@ -82,6 +86,15 @@ class Fold:
     def mean(self) -> State:
         """The weighted mean, in the dtype of what was added."""
         return {name: (total / self.weight).to(self.dtypes[name]) for name, total in self.sums.items()}
+
+    def add_owned(self, state: State, owned: State, weight: float) -> None:
+        """As `add`; `owned`: how much of each entry is the client's, 0 to 1."""
+        self.add(state | {OWNED + name: tensor for name, tensor in owned.items()}, weight)
+
+    def mean_of_owners(self) -> State:
+        """The mean of each entry over those who own it, after `add_owned`; 0 where nobody does."""
+        owned = {name.removeprefix(OWNED): tensor for name, tensor in self.sums.items() if name.startswith(OWNED)}
+        return {name: (self.sums[name] / own.clamp_min(1e-30)).to(self.dtypes[name]) for name, own in owned.items()}
 
 
 def check_made(strategy: object, made: State, state: State, whole: Iterable[str]) -> None:
