@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedpeft.errors import FedpeftError
+
+
+def processor_seconds() -> float:
+    """Of the processes that this one has started and waited for, and of those that they have waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager

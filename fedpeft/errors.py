@@ -52,3 +52,9 @@ def needs_extra(module: str, extra: str, what: str) -> None:
     """Raise AssetError unless `module`, which the optional dependencies `extra` bring, can be imported."""
     if importlib.util.find_spec(module) is None:
         raise AssetError(f"{what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")
+
+
+def brief(value: object) -> str:
+    """A value of the user's as messages show it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 import tyro
 
-from experiments import one_sentence
+from experiments import one_sentence, processor_seconds
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.kernels import cpu_name
 
@@ -108,18 +107,12 @@ def measured(settings: Settings, clients: int) -> Cost:
             "output": Path(folder) / "run",
         }
         command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
-        before = _processor_seconds()
+        before = processor_seconds()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
             raise RunError(f"the run of {clients:,} clients has failed: {said[-1]}")
-        return Cost.read(Path(folder) / "run", _processor_seconds() - before)
-
-
-def _processor_seconds() -> float:
-    """Of the processes that this one has started and waited for, and of those that they have waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        return Cost.read(Path(folder) / "run", processor_seconds() - before)
 
 
 HEAD = (

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments import one_sentence
+from experiments import one_sentence, processor_seconds
 from experiments.checkouts import Checkout, checked_out
 from experiments.regression.measures import MEASURES, Costs, Finished, Measure
 from fedpeft.errors import ConfigError, RunError
@@ -59,18 +58,13 @@ def measured(measure: Measure, checkout: Checkout, folder: Path) -> Costs:
         "OMP_NUM_THREADS": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
     }
-    before = _used()
+    before = processor_seconds()
     done = subprocess.run([sys.executable, "-P", *words], cwd=folder, env=environment, capture_output=True, text=True)
-    used = _used() - before
+    used = processor_seconds() - before
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise RunError(f"in {checkout.name}, python {' '.join(measure.words[:2])} has failed: {said[-1]}")
     return measure.costs(Finished(folder / "output", done.stdout, used))
-
-
-def _used() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return children.ru_utime + children.ru_stime
 
 
 def line(name: str, first: Sequence[float], second: Sequence[float]) -> str:

@@ -161,6 +161,11 @@ def write_payload(header: Header, body: bytes) -> bytes:
     return seal(MAGIC + bytes((VERSION,)) + b"\0\0\0\0" + header.digest + bytes((flags,)) + bytes(tail) + body)
 
 
+def checksum_of(values: Array) -> int:
+    """By which both ends see that they hold the same values."""
+    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
+
+
 def seal(payload: bytes) -> bytes:
     """The same payload with the checksum that belongs to its contents."""
     return payload[:4] + zlib.crc32(payload[CHECKED_FROM:]).to_bytes(4, "little") + payload[CHECKED_FROM:]

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import ConfigError, DataError, brief
 
 Kind = Literal["class", "number", "labels"]
 KINDS = ("auto", "class", "number", "labels")
@@ -100,7 +100,7 @@ class LabelColumn:
             value, found = _spelled(value), "word"
         if not found or (wanted is not None and found not in wanted):
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
-            raise DataError(f"{must}, got {_shown(value)}")
+            raise DataError(f"{must}, got {brief(value)}")
         if self.asked == "number":
             value, found = self._number(value, where), "number"
         if self.asked == "labels" and found == "word":
@@ -122,7 +122,7 @@ class LabelColumn:
             if yes is None:
                 raise DataError(
                     f"{where}: the column {column!r} must hold 0 or 1, since it is one of several labels, got "
-                    f"{_shown(value)}"
+                    f"{brief(value)}"
                 )
             held += [column] if yes else []
         self._values.append(self._known.setdefault((tuple, tuple(held)), tuple(held)))
@@ -143,7 +143,7 @@ class LabelColumn:
         if "list" in self._first:
             if len(self._first) > 1:
                 where, value = next(v for sort, v in self._first.items() if sort != "list")
-                raise DataError(f"{where}: the column {self.column!r} holds lists elsewhere, and here {_shown(value)}")
+                raise DataError(f"{where}: the column {self.column!r} holds lists elsewhere, and here {brief(value)}")
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
         if "number" in self._first:
             return self._numbers()
@@ -167,7 +167,7 @@ class LabelColumn:
         if self.asked == "auto" and all(number.is_integer() for number in numbers):
             where, value = self._first["number"]
             raise DataError(
-                f"{where}: the column {self.column!r} holds whole numbers written as {_shown(value)}; say whether they "
+                f"{where}: the column {self.column!r} holds whole numbers written as {brief(value)}; say whether they "
                 "are label_type=number, to be predicted, or label_type=class"
             )
         return Labels("number", numbers, (), self._note("regression: numbers with fractions"))
@@ -179,7 +179,7 @@ class LabelColumn:
             number = math.nan
         if not math.isfinite(number):
             must = f"{where}: the column {self.column!r} must hold a finite number"
-            raise DataError(f"{must}, got {_shown(value)}{_without_comma(str(value).strip())}")
+            raise DataError(f"{must}, got {brief(value)}{_without_comma(str(value).strip())}")
         return number
 
     def _note(self, what: str) -> tuple[str, ...]:
@@ -263,11 +263,6 @@ def _without_comma(word: str) -> str:
     if "," in word and _DECIMAL_COMMA.fullmatch(word):
         ways.append(word.replace(".", "").replace(",", "."))
     return f"; write {', or '.join(ways)} instead" if ways else ""
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def named(text: str, least: int = 2) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import lacking
 from fedpeft.data.rows import Dataset, Rows, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, brief
 from fedpeft.machine import spooled
 from fedpeft.parts import nearest
 from fedpeft.spec import Spec
@@ -108,7 +108,7 @@ def read(source: str, records: Records, names: Names) -> Table:
             value = _value(record, names.owner, "owner", lacks, names.ask)
             if not isinstance(value, (str, int)):
                 raise DataError(
-                    f"{where}: the column {names.owner!r} must hold a word or an integer, got {_shown(value)}"
+                    f"{where}: the column {names.owner!r} must hold a word or an integer, got {brief(value)}"
                 )
             waiting.append(known.setdefault(str(value).strip(), len(known)))
             if len(waiting) == spooled.ROWS:
@@ -137,7 +137,7 @@ def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> st
     values = [_value(record, column, "text", lacks, names.ask) for column in columns]
     for column, value in zip(columns, values, strict=True):
         if not isinstance(value, str):
-            raise DataError(f"{where}: the column {column!r} must hold text, got {_shown(value)}")
+            raise DataError(f"{where}: the column {column!r} must hold text, got {brief(value)}")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
     if len(values) == 1:
@@ -153,11 +153,6 @@ def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: s
             hint += "; if the rows have no labels, set label=None for language modelling"
         raise DataError(f"{lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
     return record[column]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 @dataclass(frozen=True)

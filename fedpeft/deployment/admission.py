@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
-from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError
+from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError, dropped
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.session import Caller
@@ -88,7 +88,7 @@ class Admission:
             name = self.name(Caller.of(context))
             member = self._roster.find(name)
             if member is not None and member.dropped:
-                raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {member.dropped}")
+                raise dropped(member.dropped)
             bucket = self._buckets.setdefault(self._counted_as(name), Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
             if not bucket.take():
                 raise self._flooded(name)

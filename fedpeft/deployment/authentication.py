@@ -27,6 +27,11 @@ class RefusedError(Exception):
         self.code = code
 
 
+def dropped(reason: str) -> RefusedError:
+    """What a client is refused with that the server goes on without."""
+    return RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {reason}")
+
+
 @dataclass
 class Bucket:
     """How often something may happen: `burst` times at once, and then `rate` times a second."""

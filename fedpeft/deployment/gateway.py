@@ -20,7 +20,7 @@ from grpc.aio import ServicerContext
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.admission import Admission
 from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.authentication import Doorkeeper, RefusedError
+from fedpeft.deployment.authentication import Doorkeeper, RefusedError, dropped
 from fedpeft.deployment.channel import NAME_KEY, SERVER_OPTIONS
 from fedpeft.deployment.descriptors import connections
 from fedpeft.deployment.event_log import Events
@@ -214,7 +214,7 @@ class Gateway:
         if session.instruction is not None:
             self._answer(session, f"dropped: {reason}")
         session.changed.set()
-        return RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {reason}")
+        return dropped(reason)
 
     def _notify(self) -> None:
         with self.arrivals:
@@ -268,9 +268,7 @@ class Gateway:
             if session.stream != stream:
                 raise RefusedError(grpc.StatusCode.ABORTED, "this client has connected anew; the older connection ends")
             if session.member.dropped:
-                raise RefusedError(
-                    grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {session.member.dropped}"
-                )
+                raise dropped(session.member.dropped)
             if self._farewell is not None:
                 yield v1.Part(finished=v1.Finished(reason=self._farewell))
                 return
@@ -332,9 +330,7 @@ class Gateway:
             incoming.add(part.chunk)
         report = incoming.content()
         if session.member.dropped:
-            raise RefusedError(
-                grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {session.member.dropped}"
-            )
+            raise dropped(session.member.dropped)
         if (verdict := self._verdict(session, task)) is not None:  # the round may have gone on meanwhile
             return verdict
         session.close_task(taken=True)
@@ -363,12 +359,14 @@ class Gateway:
             return self._drop(session, "it calls too often")
         return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client calls too often")
 
+    def _full(self) -> RefusedError:
+        places = f"all {self.roster.places} places of the federation are taken"
+        return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, places)
+
     def _enter(self, name: str) -> None:
         member = self.roster.find(name)
         if member is None and len(self.roster.members) >= self.roster.places:
-            raise RefusedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self.roster.places} places of the federation are taken"
-            )
+            raise self._full()
 
     def _register(self, name: str, request: v1.Registration) -> Session:
         if request.run != self.description.run:
@@ -389,9 +387,7 @@ class Gateway:
         except RunError:  # a full disk, say: whoever comes back later is taken
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server can't write its list of clients now") from None
         if member is None:
-            raise RefusedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self.roster.places} places of the federation are taken"
-            )
+            raise self._full()
         session = self._sessions.setdefault(name, Session(member))
         session.registration = request
         return session

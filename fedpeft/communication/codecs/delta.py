@@ -6,14 +6,11 @@ under the same version number refuses instead of drifting away.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, checksum_of, total, varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
 from fedpeft.errors import ConfigError, PayloadError
 
@@ -35,7 +32,7 @@ class Delta(Transform):
         if not 0 <= version <= MAX_VERSION:
             raise ConfigError(f"the codec step delta needs a version from 0 to 2^62 - 1, got {version}")
         moved = Signal(signal.values - base, signal.shapes, signal.weights)
-        return Encoded(moved, varint(version) + _checksum(base).to_bytes(4, "little"))
+        return Encoded(moved, varint(version) + checksum_of(base).to_bytes(4, "little"))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
@@ -45,7 +42,7 @@ class Delta(Transform):
         base = context.references(version)
         if base is None:
             raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
-        if len(base) != total(shapes) or _checksum(base) != checksum:
+        if len(base) != total(shapes) or checksum_of(base) != checksum:
             raise PayloadError(
                 f"the payload builds on a version {version} of the state that differs from the one held here"
             )
@@ -55,10 +52,6 @@ class Delta(Transform):
             return result
 
         return Plan(shapes, (), undo)
-
-
-def _checksum(values: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
 
 
 part = Delta

@@ -14,7 +14,6 @@ has the step s / w, to a quarter octave. Follow it with `rans`.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -25,7 +24,7 @@ import numpy as np
 from fedpeft.communication.bit_allocation import SLICINGS, slices
 from fedpeft.communication.entropy import coded_size, decode_symbols, encode_symbols
 from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
-from fedpeft.communication.payload import Array, Reader, Shape, varint
+from fedpeft.communication.payload import Array, Reader, Shape, checksum_of, varint
 from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
@@ -75,7 +74,7 @@ class Grid(Quantizer):
         slicing = SLICINGS.index(self.per) + (len(SLICINGS) if relative.any() else 0)
         parameters = bytes((slicing,)) + struct.pack("<f", step) + varint(version)
         if version and held is not None:
-            parameters += _checksum(held).to_bytes(4, "little")
+            parameters += checksum_of(held).to_bytes(4, "little")
         if relative.any():
             parameters += encode_symbols([Symbols(relative, STEPS)])
         return Encoded(None, parameters + encode_symbols([Symbols(classes, CLASSES)]) + reaches, tuple(streams))
@@ -95,7 +94,7 @@ class Grid(Quantizer):
             held = context.references(version)
             if held is None:
                 raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
-            if len(held) != int(cut.sizes.sum()) or _checksum(held) != checksum:
+            if len(held) != int(cut.sizes.sum()) or checksum_of(held) != checksum:
                 raise PayloadError(
                     f"the payload builds on a version {version} of the state that differs from the one held here"
                 )
@@ -139,10 +138,6 @@ def _levels(held: Array, step: float) -> Array:
     # the way from the start knows no -0, and the checksum of a state does
     levels: Array = np.clip(np.rint(held / held.dtype.type(step)), -REACH, REACH) + held.dtype.type(0)
     return levels
-
-
-def _checksum(values: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
 
 
 part = Grid
