@@ -306,7 +306,7 @@ def test_packing_is_undone(bits, length, seed):
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
-def test_bytes_that_are_no_message_are_refused(content):
+def test_bytes_are_a_message_or_refused_in_a_sentence(content):
     for read in (words.keys_of, words.read_peers, words.read_sealed, words.read_ids, words.read_witnesses,
                  words.read_shares):  # fmt: skip
         try:
