@@ -63,7 +63,7 @@ class LifetimeLedger:
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error}") from error
 
     def carry(self, run: Ledger, known_noise: bool = False) -> None:
-        """Take over what the ledger of a run holds, as far as it is not here yet; noise that is known counts as none."""
+        """Take over what a run's ledger holds, as far as it is not here yet; noise that is known counts as none."""
         with self._book() as book:
             for round, fingerprint, releases in run.charged():
                 if known_noise:
