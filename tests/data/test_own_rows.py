@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -177,6 +178,17 @@ class NotFoundError(FileNotFoundError):
     pass
 
 
+class DatasetsError(Exception):
+    pass
+
+
+def while_making_rows() -> DatasetsError:
+    """A full disk as the library tells it where it makes rows of files."""
+    error = DatasetsError("An error occurred while generating the dataset")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
 class Split(list[dict[str, object]]):
     features = {"sentence": None, "label": SimpleNamespace(names=["neg", "pos"])}  # noqa: RUF012
 
@@ -194,7 +206,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     library = ModuleType("datasets")
     library.load_dataset = load  # type: ignore[attr-defined]
-    library.exceptions = SimpleNamespace(DatasetNotFoundError=NotFoundError)  # type: ignore[attr-defined]
+    library.exceptions = SimpleNamespace(  # type: ignore[attr-defined]
+        DatasetNotFoundError=NotFoundError, DatasetsError=DatasetsError
+    )
     library.__spec__ = SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "datasets", library)
     return answers
@@ -241,6 +255,10 @@ def test_hub_rows_that_lack_something_are_left_out_where_that_is_said(hub: dict[
     [
         (NotFoundError("x"), AssetError, "the hub has no data set 'org/name'"),
         (ConnectionError("Couldn't reach\n'org/name'"), AssetError, "can't fetch .* Couldn't reach 'org/name'"),
+        (OSError(errno.ENOSPC, "No space left on device"), AssetError, "disk is full while the data set .*HF_HOME"),
+        (OSError("Not enough disk space. Needed: 1 GB"), AssetError, "disk is full while the data set org/name"),
+        (DatasetsError("An error occurred while generating"), DataError, "can't be read as rows: An error occurred"),
+        (while_making_rows(), AssetError, "disk is full while the data set org/name"),
         (ValueError("BuilderConfig 'z' not found. Available: ['a']"), ConfigError, "Available: \\['a'\\]"),
     ],
 )

@@ -20,6 +20,8 @@ from fedpeft.data.record_files import Headed
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.text_to_text import with_targets
 from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.machine.cache import hub_disk_full
+from fedpeft.machine.files import no_room
 from fedpeft.parts import nearest, setting
 
 
@@ -86,9 +88,13 @@ class HF:
         except ValueError as error:  # an unknown subset; the library's message lists those that exist
             raise ConfigError(f"hf data set {self.name}: {' '.join(str(error).split())}") from None
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
+            if no_room(error):
+                raise hub_disk_full(f"the data set {self.name}") from None
             reason = " ".join(str(error).split())[:200]
             raise AssetError(f"can't fetch the data set {self.name} from the hub: {reason}") from None
         except datasets.exceptions.DatasetsError as error:  # files that are not what they are taken for
+            if no_room(error):
+                raise hub_disk_full(f"the data set {self.name}") from None
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise DataError(
                 f"the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the hub, or "
