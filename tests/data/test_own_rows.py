@@ -250,6 +250,33 @@ def test_hub_rows_that_lack_something_are_left_out_where_that_is_said(hub: dict[
     assert any("1 of 6 rows" in note for note in told.notes)
 
 
+class Tagged(list[dict[str, object]]):
+    features = {"text": None, "label": SimpleNamespace(feature=SimpleNamespace(names=["wet", "cold"]))}  # noqa: RUF012
+
+
+def test_lists_of_classes_have_their_names_and_what_is_hidden_or_missing_is_no_label(hub: dict[str, object]) -> None:
+    rows: list[dict[str, object]] = [{"text": f"text {i}", "label": [[0], [0, 1], [1], []][i % 4]} for i in range(12)]
+    hub["org/name"] = {"train": Tagged(rows), "test": Tagged(rows[:4])}
+    data = load_dataset("hf:org/name")
+    assert (data.task, data.label_names) == ("multi_label", ("cold", "wet"))
+    assert data.test.labels.tolist() == [[0, 1], [1, 1], [1, 0], [0, 0]]  # type: ignore[union-attr]
+    hub["org/name"] = {"train": Tagged([*rows, {"text": "x", "label": None}]), "test": Tagged(rows[:4])}
+    with pytest.raises(DataError, match=r"1 rows? .*no label in the column 'label'"):
+        load_dataset("hf:org/name")
+    assert len(load_dataset("hf(name='org/name', incomplete=drop)").train) == 12
+    hub["org/name"] = {"train": Tagged([*rows, {"text": "x", "label": [0, -1]}]), "test": Tagged(rows[:4])}
+    for more in ("", ", label_type=labels, incomplete=drop"):
+        with pytest.raises(DataError, match=r"'train' of org/name has hidden labels; .*incomplete=drop"):
+            load_dataset(f"hf(name='org/name'{more})")
+    assert len(load_dataset("hf(name='org/name', incomplete=drop)").train) == 12
+
+
+def test_a_list_of_words_is_no_text_and_the_way_to_labels_of_words_is_told(hub: dict[str, object]) -> None:
+    hub["org/name"] = {"train": Tagged([{"text": ["a", "b"], "label": [0, 1]}] * 8), "test": Tagged()}
+    with pytest.raises(DataError, match=r"must hold text, got \['a', 'b'\]; join the words .* task token_labels"):
+        load_dataset("hf:org/name")
+
+
 @pytest.mark.parametrize(
     ("raised", "error", "words"),
     [
