@@ -21,6 +21,7 @@ from fedpeft.clients.pool import Pool, Worker, lost
 from fedpeft.clients.workbench import WorkPlan
 
 from fedpeft.errors import RunError, needs_extra
+from fedpeft.machine.files import no_room
 from fedpeft.machine.processes import same_sigterm
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def connect(address: str) -> dict[str, float]:
 
     Raises:
         AssetError: ray is not installed.
-        RunError: there is no cluster at `address`.
+        RunError: there is no cluster at `address`, or no room for Ray's files.
     """
     needs_extra("ray", "ray", "--grid ray")
     import ray
@@ -53,6 +54,11 @@ def connect(address: str) -> dict[str, float]:
                 ray.init(**quiet)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
+            if no_room(error):
+                raise RunError(
+                    f"the disk is full where Ray keeps its files ({reason}); free some space, or set RAY_TMPDIR to a "
+                    "folder on another disk"
+                ) from None
             raise RunError(f"there is no Ray cluster at {address or 'this machine'}: {reason}") from None
     resources: dict[str, float] = ray.cluster_resources()
     return {kind: resources.get(kind, 0.0) for kind in ("CPU", "GPU")}

@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpeft import loading
+
 if TYPE_CHECKING:
     from fedpeft.api import Run, open_run, run_simulation, run_study
     from fedpeft.config import RunConfig
@@ -22,6 +24,9 @@ __all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "patch", "run_simulat
 _PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config", "patch": "fedpeft.hugging_face"}
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
+
+if loading.is_command():
+    loading.begins()
 
 _here = Path(__file__).resolve().parent
 if not (_here / "strategies").is_dir():  # a checkout: they stand beside fedpeft/; a wheel holds them inside it

@@ -6,7 +6,7 @@ import runpy
 import sys
 from importlib.util import find_spec
 
-from fedpeft import __version__
+from fedpeft import __version__, loading
 
 COMMANDS = {
     "init": "begin a project: example data, a run, a strategy of your own, and a test",
@@ -60,6 +60,7 @@ def main() -> int:
     spec = find_spec(f"fedpeft.{name}")
     module = f"fedpeft.{name}" + (".__main__" if spec and spec.submodule_search_locations is not None else "")
     sys.argv = [f"fedpeft {name}", *rest]
+    loading.begins()
     runpy.run_module(module, run_name="__main__", alter_sys=True)  # ends by SystemExit, as python -m does
     return 0
 

@@ -170,6 +170,8 @@ def run_simulation(
     """
     values: dict[str, Any] = dict(settings)
     parts: dict[str, dict[str, type]] = {}
+    for name, value in values.items():
+        _check_given(name, value)
     if (
         "dataset" in values
         and not isinstance(values["dataset"], str)
@@ -275,6 +277,34 @@ def _objects(name: str, value: Any) -> list[Any]:
     """The parts that a setting was given as objects; empty: it was given as a text or number."""
     several = list(value) if isinstance(value, list | tuple) and _joined(name) else [value]
     return several if all(_is_part(part, name) for part in several) else []
+
+
+def _check_given(name: str, value: Any) -> None:
+    """Refuse what can't be a part: a class, or an object of none.
+
+    Raises:
+        ConfigError: says how a part is given.
+    """
+    if name.replace("_", "-") not in catalogue.FAMILIES:
+        return
+    if isinstance(value, type):
+        raise ConfigError(
+            f"{name} was given the class {value.__name__} itself; give an object of it, {name}={value.__name__}(...), "
+            f"or a text, such as {name}={_example(name)!r} (docs/own-parts.md says what such a class needs)"
+        )
+    rows_or_model = name in ("dataset", "model")  # which have their own sentences
+    if rows_or_model or isinstance(value, str) or (name == "cohort" and isinstance(value, int | float)):
+        return
+    if not _objects(name, value):
+        several = ", or a list of them" if _joined(name) else ""
+        raise ConfigError(
+            f"{name} must be a text, such as {name}={_example(name)!r}, or an object of a part's class, a frozen "
+            f"dataclass{several} (docs/own-parts.md), got {value!r:.80}"
+        )
+
+
+def _example(setting: str) -> str:
+    return str(getattr(RunConfig(), setting)) or catalogue.FAMILIES[setting.replace("_", "-")][0].own_names[0]
 
 
 def _joined(setting: str) -> str:

@@ -74,7 +74,7 @@ def make(command: Command, console: Console) -> None:
         authority.check_certificate(name)
     if authority.ensure():
         console.print(f"authority  {command.folder}/ca.pem (keep ca.key here)", markup=False, highlight=False)
-    if command.renew or not present:
+    if command.renew or not present or authority.is_torn():
         hosts = hosts or present or list(HERE)
         authority.server(hosts)
         console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", markup=False, highlight=False)
@@ -83,9 +83,10 @@ def make(command: Command, console: Console) -> None:
         console.print(f"revoked    {name}", highlight=False)
     for name in words(command.clients):
         exists = (command.folder / "clients" / name / "client.pem").exists()
-        if exists and command.renew:
+        anew = command.renew or authority.is_torn(name)
+        if exists and anew:
             authority.revoke(name)
-        if command.renew or not exists:
+        if anew or not exists:
             console.print(f"client     {authority.client(name)}", markup=False, highlight=False)
     if command.roster:
         _write_roster(command.folder, console)
@@ -104,8 +105,11 @@ def _write_roster(folder: Path, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return exit_code(lambda: _made(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")))
+    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    return exit_code(
+        lambda: _made(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")),
+        lambda: "interrupted; the same command makes what is missing",
+    )
 
 
 def _made(command: Command) -> None:

@@ -6,6 +6,7 @@ Precedence: defaults < TOML file < flags. Details of a part go inside its text, 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,7 +103,23 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     """
     if told := former_settings.sentence(values):
         raise ConfigError(f"{source}: {told}")
-    return RunConfig(**check_settings(source, RunConfig, values))
+    given = {name: _number(value, NUMBERS_AS_TEXTS.get(name, ())) for name, value in values.items()}
+    return RunConfig(**check_settings(source, RunConfig, given))
+
+
+NUMBERS_AS_TEXTS: Mapping[str, tuple[type, ...]] = {"clients": (int,), "cohort": (int, float)}
+"""Settings in which a text that is such a number means the number, as on the command line."""
+
+
+def _number(value: Any, kinds: tuple[type, ...]) -> Any:
+    """The finite number that a text is, of the first kind that it is of; anything else as it is."""
+    for kind in kinds if isinstance(value, str) else ():
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else value
+    return value
 
 
 def read_config(path: Path, goes_on: bool = True) -> RunConfig:

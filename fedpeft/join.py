@@ -20,7 +20,7 @@ from fedpeft import plugins
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
-from fedpeft.deployment.connection import Link, LostError, waits
+from fedpeft.deployment.connection import Link, LostError, UnkeptError, waits
 from fedpeft.deployment.edge import Edge, check_machine
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions
@@ -110,14 +110,20 @@ class Patience:
         Raises:
             RunError: trying again won't help, or it has taken too long.
         """
+        told = str(error)
+        if not isinstance(error, UnkeptError):  # with it, there is a connection
+            told = f"no connection to {link.address} ({error})"
+            self._unreached(link, error)
+        seconds = next(self._waits)
+        self.say.say(f"{escape(told)}; again in {seconds:.1f} s")
+        time.sleep(seconds)
+
+    def _unreached(self, link: Link, error: LostError) -> None:
         if self._since is None:
             self._since = time.monotonic()
             link.diagnose()
         if self.give_up and time.monotonic() - self._since > self.give_up:
             raise RunError(f"{link.address} could not be reached for {self.give_up:g} s: {error}")
-        seconds = next(self._waits)
-        self.say.say(f"no connection to {escape(link.address)} ({escape(str(error))}); again in {seconds:.1f} s")
-        time.sleep(seconds)
 
 
 def join(command: Command, console: Console) -> None:

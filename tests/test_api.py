@@ -17,6 +17,7 @@ import torch
 import fedpeft
 from fedpeft import plugins
 from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.config import from_mapping
 from fedpeft.data.in_memory import dataset_of
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
@@ -136,6 +137,38 @@ def test_rows_and_a_model_in_memory(tmp_path):
 def test_a_mistake_is_one_sentence():
     with pytest.raises(ConfigError, match=r"run_simulation has no setting 'round'; did you mean 'rounds'"):
         fedpeft.run_simulation(round=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"strategy": Part},
+            r"given the class Part itself; give an object of it, strategy=Part\(...\), or",
+        ),
+        ({"dataset": Part}, r"dataset was given the class Part itself"),
+        (
+            {"strategy": object()},
+            r"must be a text, such as strategy='fedit', or an object of a part's class, ",
+        ),
+        ({"privacy": 3}, r"privacy must be a text, such as privacy='distributed_dp', or an object .*, got 3"),
+        ({"codec": ["fp32"]}, r"codec must be a text, .* or a list of them .*, got \['fp32'\]"),
+    ],
+)
+def test_what_is_no_part_is_told_how_one_is_given(given, says):
+    with pytest.raises(ConfigError, match=says):
+        fedpeft.run_simulation(**TINY | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [({"cohort": "10"}, 10), ({"cohort": "0.5"}, 0.5), ({"cohort": "all"}, "all"), ({"cohort": "inf"}, "inf"),
+     ({"clients": "20"}, 20), ({"clients": "0.5"}, "0.5")],
+)  # fmt: skip
+def test_numbers_as_texts_are_the_numbers_that_the_command_line_takes(given, meant):
+    [name] = given
+    assert getattr(from_mapping(given, "Python"), name) == meant
+    assert type(getattr(from_mapping(given, "Python"), name)) is type(meant)
 
 
 def test_the_promise_is_kept_whatever_is_imported():

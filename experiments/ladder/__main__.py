@@ -19,12 +19,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from experiments import one_sentence
 from experiments.ladder.rungs import cells
 from experiments.ladder.settings import TASKS
 from fedpeft.errors import ConfigError
-from fedpeft.run.console import quiet_libraries
+from fedpeft.run.console import ConsoleObserver, quiet_libraries
+from fedpeft.run.phases import SILENCE
 
 FOLDER = Path(__file__).parent
 ORDER = (
@@ -51,20 +53,29 @@ def main() -> None:
     if unknown:
         raise ConfigError(f"there is no ladder for {unknown[0]!r}; take {', '.join(TASKS)}, or add it to settings.py")
     quiet_libraries()
-    console = Console()
-    file = arguments.output / "results.jsonl"
-    for name in arguments.dataset:
-        done = {key(line) for line in read(file)}
-        for cell in cells(TASKS[name], arguments.seeds, arguments.clients, arguments.full, arguments.workers):
-            here = (name, cell.rung, cell.label, cell.seed)
-            if here in done or cell.rung not in arguments.rung or arguments.label not in (None, cell.label):
-                continue
-            line = {"task": name, "rung": cell.rung, "label": cell.label, "seed": cell.seed} | cell.make()
-            with file.open("a", encoding="utf-8") as sink:
-                sink.write(json.dumps(line) + "\n")
-            console.print(f"{name}: {cell.rung} {cell.label} seed {cell.seed}: {line['accuracy']:.4f}", highlight=False)
-            write_table(arguments.output)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with ConsoleObserver(Console(), silence=SILENCE) as observer:
+        for name in arguments.dataset:
+            climb(name, arguments, observer)
     write_table(arguments.output)
+
+
+def climb(name: str, arguments: argparse.Namespace, observer: ConsoleObserver) -> None:
+    """Measure what is missing of a task's ladder; what is being measured, and since when, is said meanwhile."""
+    file = arguments.output / "results.jsonl"
+    done = {key(line) for line in read(file)}
+    observer.phase(f"{name}: reading the rows", 1)
+    for cell in cells(TASKS[name], arguments.seeds, arguments.clients, arguments.full, arguments.workers):
+        here = (name, cell.rung, cell.label, cell.seed)
+        if here in done or cell.rung not in arguments.rung or arguments.label not in (None, cell.label):
+            continue
+        called = " ".join(filter(None, (f"{name}: {cell.rung}", cell.label, f"seed {cell.seed}")))
+        observer.phase(called, 1)
+        line = {"task": name, "rung": cell.rung, "label": cell.label, "seed": cell.seed} | cell.make()
+        with file.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(line) + "\n")
+        observer.say(escape(f"{called}: {line['accuracy']:.4f}"))
+        write_table(arguments.output)
 
 
 def key(line: Line) -> tuple[str, str, str, int]:

@@ -217,7 +217,10 @@ class Authority:
     days: float
 
     def ensure(self) -> bool:
-        """Make the authority's key, certificate and empty list if they are missing; returns whether it did."""
+        """Make the authority's key, certificate and empty list if they are missing; returns whether it did.
+
+        The key comes last: where it is missing nothing has been signed, and what a kill has left is made anew.
+        """
         if (self.folder / "ca.key").exists():
             return False
         try:
@@ -244,8 +247,10 @@ class Authority:
             .add_extension(x509.KeyUsage(**usage), critical=True)
             .sign(key, hashes.SHA256())
         )
-        _write_pair(self.folder, "ca", certificate, key)
-        self._write_revoked([])
+        _clear(self.folder, "ca")
+        replace(self.folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
+        self._write_revoked(certificate, key, [])
+        replace(self.folder / "ca.key", _secret(key), private=True)
         return True
 
     def _own(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -257,6 +262,16 @@ class Authority:
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise RunError(f"ca.key in {self.folder} is not the key of ca.pem; bring both back from one copy")
         return certificate, key
+
+    def is_torn(self, client: str = "") -> bool:
+        """Whether a kill has come between a client's, or the server's, new key and its certificate."""
+        folder, role = (self.folder / "clients" / client, "client") if client else (self.folder, "server")
+        try:
+            certificate = x509.load_pem_x509_certificate(read(folder / f"{role}.pem"))
+            key = serialization.load_pem_private_key(read(folder / f"{role}.key"), None)
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):  # OSError: one is missing, or the key moved on
+            return False
+        return key.public_key() != certificate.public_key()
 
     def hosts(self) -> list[str]:
         """Host names and addresses that the server's present certificate is for; none where there is none.
@@ -292,12 +307,12 @@ class Authority:
         self._sign(self.folder, "server", hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def client(self, name: str) -> Path:
-        """Sign a client certificate; returns the folder to hand to the client."""
+        """Sign a client certificate; returns the folder to hand to the client, which is whole once it is in there."""
         folder = self.folder / "clients" / check_name(name)
         folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / "ca.pem", read(self.folder / "ca.pem"))
         uri = x509.UniformResourceIdentifier(CLIENT_URI + name)
         self._sign(folder, "client", name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH)
-        (folder / "ca.pem").write_bytes((self.folder / "ca.pem").read_bytes())
         return folder
 
     def _sign(
@@ -316,7 +331,9 @@ class Authority:
             )
             .sign(authority_key, hashes.SHA256())
         )
-        _write_pair(folder, role, certificate, key)
+        _clear(folder, role)
+        replace(folder / f"{role}.key", _secret(key), private=True)
+        replace(folder / f"{role}.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
     def revoke(self, name: str) -> None:
         """Put a client's present certificate on the list of revoked ones; a running server reads it by itself.
@@ -329,16 +346,17 @@ class Authority:
             serial = x509.load_pem_x509_certificate(read(file)).serial_number
         except (OSError, ValueError) as error:
             raise RunError(f"the certificate {file} can't be read: {error}") from None
-        authority, _ = self._own()
+        authority, key = self._own()
         try:
             with FileLock(self.folder / ".lock"):  # another revocation must not be written over
                 serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
-                self._write_revoked(sorted({*serials, serial}))
+                self._write_revoked(authority, key, sorted({*serials, serial}))
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             raise RunError(f"{name} is not revoked: the list in {self.folder} can't be written: {error}") from None
 
-    def _write_revoked(self, serials: Sequence[int]) -> None:
-        authority, key = self._own()
+    def _write_revoked(
+        self, authority: x509.Certificate, key: ec.EllipticCurvePrivateKey, serials: Sequence[int]
+    ) -> None:
         now = datetime.now(UTC)
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -369,12 +387,12 @@ def _builder(
     )
 
 
-def _write_pair(folder: Path, role: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / f"{role}.key").unlink(missing_ok=True)
-    descriptor = os.open(folder / f"{role}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(secret)
-    (folder / f"{role}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+def _secret(key: ec.EllipticCurvePrivateKey) -> bytes:
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, form, plain)
+
+
+def _clear(folder: Path, role: str) -> None:
+    """Remove what a kill has left of files that were being written; keys are among them."""
+    for rest in (*folder.glob(f"{role}.*.partial"), *folder.glob("ca.*.partial")):
+        rest.unlink(missing_ok=True)

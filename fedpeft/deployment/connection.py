@@ -54,6 +54,10 @@ class LostError(Exception):
     """The server is out of reach for now."""
 
 
+class UnkeptError(LostError):
+    """The server is there, and what it says can't be kept on this machine for now: its disk is full, say."""
+
+
 def _explained(error: grpc.RpcError) -> Exception:
     code, details = error.code(), error.details() or ""
     if code in FATAL:
@@ -186,7 +190,8 @@ class Connection:
             reached: is called once the server has taken this client in, which may be long before there is a task.
 
         Raises:
-            LostError: the connection has gone, or what the server says can't be kept for now.
+            LostError: the connection has gone.
+            UnkeptError: what the server says can't be kept for now.
             RunError: the server refuses this client, contradicts itself, or sends what this version can't read.
         """
         if transcript is not None:
@@ -212,7 +217,7 @@ class Connection:
         except grpc.RpcError as error:
             raise _explained(error) from None
         except UnwrittenError as error:
-            raise LostError(str(error)) from None
+            raise UnkeptError(str(error)) from None
         except PayloadError as error:
             raise RunError(f"the server sent a task that can't be read: {error}") from None
         finally:

@@ -5,7 +5,6 @@ Machines share them too where there is a `shared_cache`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -143,7 +142,7 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, privat
     except Timeout:
         raise AssetError(f"another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if files.no_room(error):
             raise disk_full(name) from None
         raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
     return final
@@ -188,7 +187,7 @@ def room_for(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if files.no_room(error):
             raise disk_full(name) from None
         raise
 
@@ -198,4 +197,12 @@ def disk_full(name: str) -> AssetError:
     return AssetError(
         f"the disk of {cache_directory()} is full while storing {name}; "
         "free some space or set FEDPEFT_CACHE to another disk"
+    )
+
+
+def hub_disk_full(name: str) -> AssetError:
+    """What to say of the hub's own cache that has no room for `name`."""
+    return AssetError(
+        f"the disk is full while {name} is fetched from the hub; free some space, or set HF_HOME to a folder on "
+        "another disk"
     )

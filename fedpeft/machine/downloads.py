@@ -31,6 +31,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fedpeft.errors import AssetError
 from fedpeft.machine.cache import cached_folder, disk_full
+from fedpeft.machine.files import NO_ROOM
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Asset:
         return package.parent
 
     def _explain(self, log: str) -> AssetError:
-        if "No space left on device" in log or "Disk quota exceeded" in log:
+        if any(words in log for words in NO_ROOM):
             return disk_full(self.file)
         lines = [line.strip() for line in log.splitlines() if line.strip()]
         broken = [line for line in lines if "connection broken" in line or "Max retries" in line]

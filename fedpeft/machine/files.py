@@ -145,3 +145,18 @@ def writing(what: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
         raise RunError(f"{what} can't be written: {error}") from error
+
+
+NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Not enough disk space")
+"""What is said of a full disk in words; the last by the library `datasets`."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from, says that a disk is full or a quota used up; libraries use words."""
+    came: BaseException | None = error
+    while came is not None:
+        full = isinstance(came, OSError) and came.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(words in str(came) for words in NO_ROOM):
+            return True
+        came = came.__cause__ or came.__context__
+    return False

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fedpeft.errors import AssetError, needs_extra
+from fedpeft.machine.files import no_room
 
 VARIABLE = "FEDPEFT_SHARED_CACHE"
 
@@ -96,6 +97,7 @@ class SharedCache:
 
         Raises:
             AssetError: the storage can't be reached, or its manifest names files outside of the folder.
+            OSError: there is no room in `folder`.
         """
         text = self.read(f"{name}/{MANIFEST}")
         if text is None:
@@ -103,7 +105,7 @@ class SharedCache:
         for file, digest in self._files(name, text).items():
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _reached(self.url):
+            with _reached(self.url, reading=True):
                 try:
                     self.system.get_file(f"{self.root}/{name}/{file}", str(target))
                 except FileNotFoundError:
@@ -160,13 +162,18 @@ def _emptied(folder: Path) -> bool:
 
 
 @contextmanager
-def _reached(url: str) -> Iterator[None]:
-    """What clouds' libraries raise has no common type: all of it becomes one sentence."""
+def _reached(url: str, reading: bool = False) -> Iterator[None]:
+    """What clouds' libraries raise has no common type: all of it becomes one sentence.
+
+    While `reading`, a full disk is this machine's, and an OSError stays one.
+    """
     try:
         yield
     except AssetError:
         raise
     except Exception as error:
+        if reading and isinstance(error, OSError) and no_room(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(
             f"{VARIABLE}={url} can't be used ({type(error).__name__}: {reason}); mend or unset it"

@@ -9,6 +9,8 @@ from typing import ClassVar, Protocol
 
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.errors import AssetError, ConfigError
+from fedpeft.machine.cache import hub_disk_full
+from fedpeft.machine.files import no_room
 from fedpeft.parts import Family, nearest
 from fedpeft.spec import parse_spec
 
@@ -120,7 +122,9 @@ def _from_hub(name: str) -> Path:
         raise AssetError(f"the hub asks you to log in and accept the licence of {name} first") from None
     except RepositoryNotFoundError:
         raise AssetError(f"the hub has no model {name} that is open to you; without a hub there are: {parts}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:  # RuntimeError: of xet
+        if no_room(error):
+            raise hub_disk_full(name) from None
         raise AssetError(
             f"can't fetch {name}: it is no local directory, and the model hub is out of reach "
             f"({type(error).__name__}); models that need no hub: {parts}"

@@ -26,15 +26,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft import plugins
+from fedpeft import loading, plugins
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
+from fedpeft.loading import INTERRUPTED
 
 MISTAKE = 2
 """Exit code after a user's mistake."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM."""
 
 UNREAD = 141
 """Exit code where nobody reads the output any more: what a shell says of SIGPIPE."""
@@ -50,6 +48,7 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
         work: reads the arguments, too: what is wrong with them is a mistake like any other.
         interrupted: what is said after Ctrl-C.
     """
+    loading.ends()
     try:
         try:
             return work() or 0
@@ -84,6 +83,7 @@ def interruptible() -> Iterator[None]:
 
     Then all is written, and another one would only show where Python ends.
     """
+    loading.ends()
     press = one_press_a_second()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
         signal.signal(signal.SIGINT, press)

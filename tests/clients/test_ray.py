@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from fedpeft.clients.pool import Worker
 from safetensors.torch import load_file
 
+from fedpeft.errors import RunError
 from fedpeft.simulate import main
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedpeft[ray]'")
@@ -55,3 +58,16 @@ def test_an_address_without_a_cluster_is_one_sentence(tmp_path, capsys):
     words = [*TINY, "--grid", "ray(address='127.0.0.1:1')", "--output", str(tmp_path / "run")]
     assert main(words) == 2
     assert "there is no Ray cluster at 127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_missing_cluster(monkeypatch):
+    import ray
+    from fedpeft.clients.ray_pool import connect
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", full)
+    with pytest.raises(RunError, match=r"the disk is full where Ray keeps its files .*RAY_TMPDIR"):
+        connect("")

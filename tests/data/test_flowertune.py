@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -137,6 +139,16 @@ def test_json_that_is_no_list_of_records_is_one_sentence(content, tmp_path):
     (tmp_path / "rows.json").write_text(content)
     with pytest.raises(DataError, match=r"rows\.json (must hold|is not)"):
         load_dataset(f"flowertune(name={str(tmp_path / 'rows.json')!r})")
+
+
+def test_a_full_disk_is_not_told_as_a_data_set_that_is_not_there(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(AssetError, match="disk is full while the data set org/name is fetched"):
+        load_dataset("flowertune(name='org/name')")
 
 
 def test_without_hub_or_file_it_says_what_to_give(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -177,6 +178,17 @@ class NotFoundError(FileNotFoundError):
     pass
 
 
+class DatasetsError(Exception):
+    pass
+
+
+def while_making_rows() -> DatasetsError:
+    """A full disk as the library tells it where it makes rows of files."""
+    error = DatasetsError("An error occurred while generating the dataset")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
 class Split(list[dict[str, object]]):
     features = {"sentence": None, "label": SimpleNamespace(names=["neg", "pos"])}  # noqa: RUF012
 
@@ -194,7 +206,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     library = ModuleType("datasets")
     library.load_dataset = load  # type: ignore[attr-defined]
-    library.exceptions = SimpleNamespace(DatasetNotFoundError=NotFoundError)  # type: ignore[attr-defined]
+    library.exceptions = SimpleNamespace(  # type: ignore[attr-defined]
+        DatasetNotFoundError=NotFoundError, DatasetsError=DatasetsError
+    )
     library.__spec__ = SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "datasets", library)
     return answers
@@ -236,11 +250,42 @@ def test_hub_rows_that_lack_something_are_left_out_where_that_is_said(hub: dict[
     assert any("1 of 6 rows" in note for note in told.notes)
 
 
+class Tagged(list[dict[str, object]]):
+    features = {"text": None, "label": SimpleNamespace(feature=SimpleNamespace(names=["wet", "cold"]))}  # noqa: RUF012
+
+
+def test_lists_of_classes_have_their_names_and_what_is_hidden_or_missing_is_no_label(hub: dict[str, object]) -> None:
+    rows: list[dict[str, object]] = [{"text": f"text {i}", "label": [[0], [0, 1], [1], []][i % 4]} for i in range(12)]
+    hub["org/name"] = {"train": Tagged(rows), "test": Tagged(rows[:4])}
+    data = load_dataset("hf:org/name")
+    assert (data.task, data.label_names) == ("multi_label", ("cold", "wet"))
+    assert data.test.labels.tolist() == [[0, 1], [1, 1], [1, 0], [0, 0]]  # type: ignore[union-attr]
+    hub["org/name"] = {"train": Tagged([*rows, {"text": "x", "label": None}]), "test": Tagged(rows[:4])}
+    with pytest.raises(DataError, match=r"1 rows? .*no label in the column 'label'"):
+        load_dataset("hf:org/name")
+    assert len(load_dataset("hf(name='org/name', incomplete=drop)").train) == 12
+    hub["org/name"] = {"train": Tagged([*rows, {"text": "x", "label": [0, -1]}]), "test": Tagged(rows[:4])}
+    for more in ("", ", label_type=labels, incomplete=drop"):
+        with pytest.raises(DataError, match=r"'train' of org/name has hidden labels; .*incomplete=drop"):
+            load_dataset(f"hf(name='org/name'{more})")
+    assert len(load_dataset("hf(name='org/name', incomplete=drop)").train) == 12
+
+
+def test_a_list_of_words_is_no_text_and_the_way_to_labels_of_words_is_told(hub: dict[str, object]) -> None:
+    hub["org/name"] = {"train": Tagged([{"text": ["a", "b"], "label": [0, 1]}] * 8), "test": Tagged()}
+    with pytest.raises(DataError, match=r"must hold text, got \['a', 'b'\]; join the words .* task token_labels"):
+        load_dataset("hf:org/name")
+
+
 @pytest.mark.parametrize(
     ("raised", "error", "words"),
     [
         (NotFoundError("x"), AssetError, "the hub has no data set 'org/name'"),
         (ConnectionError("Couldn't reach\n'org/name'"), AssetError, "can't fetch .* Couldn't reach 'org/name'"),
+        (OSError(errno.ENOSPC, "No space left on device"), AssetError, "disk is full while the data set .*HF_HOME"),
+        (OSError("Not enough disk space. Needed: 1 GB"), AssetError, "disk is full while the data set org/name"),
+        (DatasetsError("An error occurred while generating"), DataError, "can't be read as rows: An error occurred"),
+        (while_making_rows(), AssetError, "disk is full while the data set org/name"),
         (ValueError("BuilderConfig 'z' not found. Available: ['a']"), ConfigError, "Available: \\['a'\\]"),
     ],
 )

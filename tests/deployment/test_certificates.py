@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -171,3 +172,50 @@ def test_a_clock_that_is_behind_is_named(tmp_path, monkeypatch):
     folder = authority.client("edge-1")
     with pytest.raises(RunError, match=r"valid from .* UTC on, and this machine's clock says .*; set the clock"):
         Credentials.of_client(folder)
+
+
+class KilledError(BaseException):
+    """The process is gone: nothing is said or cleaned up."""
+
+
+@pytest.mark.parametrize("more", [[], ["--renew"]], ids=["new", "renewed"])
+def test_a_kill_between_any_two_files_is_mended_by_the_next_run(more, tmp_path, monkeypatch):
+    """And the authority that others hold certificates of stays the same."""
+    words = ["--server", "fl.example.org", "--clients", "edge-1,edge-2"]
+    for writes in range(20):
+        folder = tmp_path / str(writes)
+        if more:
+            assert main(["--folder", str(folder), *words]) == 0
+        signed = (folder / "ca.pem").read_bytes() if more else None
+        left = [writes]
+
+        def rename(old, new, left=left):
+            if not left[0]:
+                os.rename(old, str(old).replace(str(os.getpid()), "1"))
+                raise KilledError
+            left[0] -= 1
+            os.rename(old, new)
+
+        with monkeypatch.context() as patched, suppress(KilledError):
+            patched.setattr(os, "replace", rename)
+            main(["--folder", str(folder), *words, *more])
+        killed = not left[0]
+        assert main(["--folder", str(folder), *words]) == 0
+        assert signed in (None, (folder / "ca.pem").read_bytes())
+        Credentials.of_server(folder)
+        assert Authority(folder, 1).hosts() == ["fl.example.org"]
+        for name in ("edge-1", "edge-2"):
+            assert name_of(Credentials.of_client(folder / "clients" / name).certificate) == name
+        assert Revoked(folder / "revoked.pem", (folder / "ca.pem").read_bytes()) is not None
+        assert main(["--folder", str(folder), *words, "--renew"]) == 0
+        assert not list(folder.rglob("*.key.*"))
+        if not killed:
+            break
+    assert writes > 5
+
+
+def test_a_client_s_key_that_was_moved_to_it_is_no_half_state(made):
+    (made / "clients" / "edge-1" / "client.key").unlink()
+    before = (made / "clients" / "edge-1" / "client.pem").read_bytes()
+    assert main(["--folder", str(made), "--clients", "edge-1"]) == 0
+    assert (made / "clients" / "edge-1" / "client.pem").read_bytes() == before

@@ -18,7 +18,7 @@ from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Bucket
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.connection import LostError
+from fedpeft.deployment.connection import LostError, UnkeptError
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
@@ -132,7 +132,7 @@ def test_a_full_disk_keeps_a_client_from_a_task_for_as_long_as_it_is_full(door):
     task = door.gateway.submit("edge-1", instruction)
     door.roster.enter("edge-1", 0, None, 10)
     for room in (0, 500):
-        with full_disk(room), link.open() as connection, pytest.raises(LostError, match="can't be written"):
+        with full_disk(room), link.open() as connection, pytest.raises(UnkeptError, match="can't be written"):
             next(connection.tasks(door.registration(), transcript=kept))
     with link.open() as connection:
         assert next(connection.tasks(door.registration(), transcript=kept))[0] == task
@@ -291,6 +291,19 @@ def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connecti
     door.gateway.close(None)
     thread.join(20)
     assert ended[0] - gone > 1.0
+
+
+def test_a_full_disk_of_the_client_is_not_told_as_a_lost_connection(door):
+    link, said = door.link("edge-1"), []
+    patience = Patience(1e-9, SimpleNamespace(say=said.append))
+    for _ in range(2):
+        patience.lost(link, UnkeptError("transcript.jsonl can't be written: No space left on device"))
+    assert all(line.startswith("transcript.jsonl can't be written: No space left on device; again in") for line in said)
+    with pytest.raises(RunError, match="could not be reached"):
+        patience.lost(link, LostError("cut"))
+    patience.give_up = 0.0
+    patience.lost(link, LostError("cut"))
+    assert said[2].startswith(f"no connection to {link.address} (cut); again in")
 
 
 def test_why_there_is_no_connection_is_no_matter_of_a_full_disk(door, monkeypatch):

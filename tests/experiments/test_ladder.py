@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from rich.console import Console
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import cells, folds, frozen_features, probe, sample, surface
+from experiments.ladder.rungs import Cell, cells, folds, frozen_features, probe, sample, surface
 from experiments.ladder.settings import TASKS, Task, natural, passes
 from fedpeft.config import from_mapping
 from fedpeft.data.partition import PARTITIONS
@@ -169,3 +171,25 @@ def test_every_rung_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.Monkey
     before = (tmp_path / "results.jsonl").read_text()
     command.main()
     assert (tmp_path / "results.jsonl").read_text() == before
+
+
+def test_a_long_step_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
+    def slow():
+        time.sleep(0.3)
+        return {"accuracy": 0.5}
+
+    monkeypatch.setitem(command.TASKS, "tiny", SMALL)
+    monkeypatch.setattr(command, "cells", lambda *_: [Cell("words", "", 0, slow), Cell("probe", "1e-3", 2, slow)])
+    monkeypatch.setattr(command, "SILENCE", 0.05)
+    monkeypatch.setattr("sys.argv", ["ladder", "--dataset", "tiny", "--output", str(tmp_path / "new")])
+    command.main()
+    said = list(dict.fromkeys(re.sub(r"\d s$", "N s", line) for line in capsys.readouterr().out.splitlines()))
+    assert said == [
+        "tiny: reading the rows",
+        "tiny: words seed 0",
+        "...     tiny: words seed 0: N s",
+        "tiny: words seed 0: 0.5000",
+        "tiny: probe 1e-3 seed 2",
+        "...     tiny: probe 1e-3 seed 2: N s",
+        "tiny: probe 1e-3 seed 2: 0.5000",
+    ]

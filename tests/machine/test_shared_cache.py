@@ -1,7 +1,9 @@
 """Object storage as a cache of many machines: what comes back is what was put, or is made anew."""
 
+import errno
 import importlib.util
 import json
+import os
 
 import numpy as np
 import pytest
@@ -103,6 +105,18 @@ def test_what_a_storage_needs_is_asked_for(monkeypatch):
     monkeypatch.setenv(VARIABLE, "s3://bucket/folder")
     with pytest.raises(AssetError, match=r"needs the package s3fs; install it with: pip install 'fedpeft\[cloud\]'"):
         shared_cache()
+
+
+def test_a_full_disk_of_this_machine_is_not_told_as_the_storage_s(shared, tmp_path, monkeypatch):
+    cache.arrays("rows", "abc", lambda: {"ids": np.arange(3)})
+    other_machine(monkeypatch, tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(shared.system), "get_file", full)
+    with pytest.raises(AssetError, match=r"the disk of .*two is full while storing rows-abc; .*FEDPEFT_CACHE"):
+        cache.arrays("rows", "abc", lambda: {"ids": np.arange(3)})
 
 
 def test_a_storage_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):

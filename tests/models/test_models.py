@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,18 @@ def test_a_file_is_no_folder_of_a_model(tmp_path: Path) -> None:
 def test_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(AssetError, match=r"can't fetch org/name: .* hub is out of reach .*that need no hub: .*minilm"):
+        resolve_model("org/name")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("No space left on device")]
+)
+def test_a_full_disk_is_no_hub_out_of_reach(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(AssetError, match=r"disk is full while org/name is fetched from the hub; .*HF_HOME"):
         resolve_model("org/name")
 
 

@@ -29,6 +29,8 @@ from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.record_files import DELIMITERS, JSON_LINES, records
 from fedpeft.data.rows import Dataset, Rows, split_validation
 from fedpeft.errors import AssetError, DataError
+from fedpeft.machine.cache import hub_disk_full
+from fedpeft.machine.files import no_room
 from fedpeft.parts import setting
 
 TRACKS = {
@@ -170,6 +172,8 @@ def _of_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:  # whatever the library raises of names, networks and files
+        if no_room(error):
+            raise hub_disk_full(f"the data set {name}") from None
         reason = " ".join(str(error).split())[:200]
         raise AssetError(f"can't fetch the data set {name}: {reason}; give a local file or folder of it") from None
     for number, record in enumerate(rows, 1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ from fedpeft.data.record_files import Headed
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.text_to_text import with_targets
 from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.machine.cache import hub_disk_full
+from fedpeft.machine.files import no_room
 from fedpeft.parts import nearest, setting
 
 
@@ -86,9 +88,13 @@ class HF:
         except ValueError as error:  # an unknown subset; the library's message lists those that exist
             raise ConfigError(f"hf data set {self.name}: {' '.join(str(error).split())}") from None
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
+            if no_room(error):
+                raise hub_disk_full(f"the data set {self.name}") from None
             reason = " ".join(str(error).split())[:200]
             raise AssetError(f"can't fetch the data set {self.name} from the hub: {reason}") from None
         except datasets.exceptions.DatasetsError as error:  # files that are not what they are taken for
+            if no_room(error):
+                raise hub_disk_full(f"the data set {self.name}") from None
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise DataError(
                 f"the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the hub, or "
@@ -119,20 +125,13 @@ class HF:
         label, ask = None if packed else self.label, "hf(..., ROLE=COLUMN)"
         names = user_rows.Names(self.text, label, self.owner, ask, self.label_type, self.incomplete)
         column = rows.features.get(self.label)
-        class_names = getattr(column, "names", None)  # of a ClassLabel column
-        each = getattr(getattr(column, "feature", None), "names", None)  # of a list of them
+        each = getattr(column, "feature", column)  # of a list
+        classes = getattr(each, "names", None)  # of a ClassLabel
 
         def records() -> Iterator[tuple[str, dict[str, Any]]]:
             for number, record in enumerate(rows, 1):
-                if class_names is not None and isinstance(value := record[self.label], int):
-                    if value < 0 and self.incomplete != DROP:  # how the hub marks hidden labels
-                        raise DataError(
-                            f"the split {split!r} of {self.name} has hidden labels; name another split, or leave such "
-                            f"rows out: hf(..., incomplete={DROP})"
-                        )
-                    record = record | {self.label: class_names[value] if value >= 0 else None}
-                if each is not None:
-                    record = record | {self.label: [each[value] for value in record[self.label]]}
+                if classes is not None:
+                    record = record | {self.label: self._named(record[self.label], classes, split)}
                 yield Headed(f"row {number}"), record
 
         source = f"{self.name} ({split})"
@@ -148,6 +147,22 @@ class HF:
             assert self.template is not None
             found = with_prompts(complete, self.template, self.answer, self.text, source)
         return dataclasses.replace(user_rows.read(source, found, names), left_out=complete.note)
+
+    def _named(self, value: Any, classes: Sequence[str], split: str) -> Any:
+        """The name of a class, or names of several, in place of numbers; None: there is no label, or it is hidden."""
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(number, int) for number in numbers):
+            return value
+        if any(number < 0 for number in numbers):  # how the hub marks hidden labels
+            any_or_none = self.label_type == "labels"  # then rows without a label are not left out
+            if self.incomplete != DROP or any_or_none:
+                raise DataError(
+                    f"the split {split!r} of {self.name} has hidden labels; name another split, or leave such "
+                    f"rows out: hf(..., incomplete={DROP}){', without label_type=labels' if any_or_none else ''}"
+                )
+            return None
+        found = [classes[number] for number in numbers]
+        return found if isinstance(value, list) else found[0]
 
 
 part = HF

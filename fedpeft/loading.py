@@ -1,0 +1,52 @@
+"""Ctrl-C while a command loads its libraries: a line, as later on, and not where the imports just were.
+
+Nothing is under way then that could be left half done, so the process ends at once; an exception would be lost in
+destructors and in code of libraries that has no place for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from itertools import pairwise
+from types import FrameType
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+_SIGNALS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""What ends a command here, and what Python does of it by itself."""
+
+
+def is_command() -> bool:
+    """Whether Python is looking for the module of `python -m fedpeft` or `python -m fedpeft.COMMAND`."""
+    words = sys.orig_argv
+    named = [module for flag, module in pairwise(words) if flag == "-m"][:1]
+    return sys.argv[:1] == ["-m"] and [module.partition(".")[0] for module in named] == ["fedpeft"]
+
+
+def begins() -> None:
+    """From here on Ctrl-C and SIGTERM end the process with a line, where nothing else is to come of them.
+
+    Raises:
+        ValueError: this is not the main thread.
+    """
+    for number, usual in _SIGNALS.items():
+        if signal.getsignal(number) == usual:  # a job in the background ignores Ctrl-C
+            signal.signal(number, _end)
+
+
+def ends() -> None:
+    """The command itself says from here on what comes of them; as before, unless `begins` has changed it."""
+    for number, usual in _SIGNALS.items():
+        if signal.getsignal(number) is _end:
+            signal.signal(number, usual)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):  # nobody reads it
+        os.write(1, b"\ninterrupted\n")
+    os._exit(INTERRUPTED)
