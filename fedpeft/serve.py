@@ -65,7 +65,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.observer import perplexity
 from fedpeft.run.records import Records
-from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.run.summary import OWN_ROWS, Costs, Quality, Summary, show
 from fedpeft.server.best_state import validated
 from fedpeft.server.evaluation import OwnRows
 from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
@@ -326,7 +326,7 @@ def _judged(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tu
     """Accuracy and loss of the result, and whose rows they are of; not a number where nobody has any."""
     if own is not None and own.clients:
         if personal:
-            return own.accuracy, own.loss, "mean over clients, own held-out rows"
+            return own.accuracy, own.loss, OWN_ROWS
         return own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
     of = "global model, the server's rows"
     return (score.accuracy, score.loss, of) if score else (math.nan, math.nan, of)

@@ -39,7 +39,7 @@ from fedpeft.run.observer import RoundResult, perplexity
 from fedpeft.run.phases import SILENCE
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
-from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, distinct_rows, show
+from fedpeft.run.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -119,12 +119,14 @@ def simulate(
     grid: Callable[[int], Grid] | None = None,
     on_round: Callable[[RoundResult], bool | None] | None = None,
     begins: Callable[[Simulation], None] | None = None,
+    tested: bool = True,
 ) -> Summary:
     """Run (or continue) a simulation; returns its summary.
 
     `dashboard` is the port of a page that shows it; empty: none. `grid` makes another Flower grid than the configured
     one, for a number of clients: inside a Flower app, Flower's. `on_round` is told of each finished round; where it
-    returns True, the run ends with it. `begins` is told of the simulation before it begins.
+    returns True, the run ends with it. `begins` is told of the simulation before it begins. Where it is not `tested`,
+    it is scored on the validation rows, and no test row is seen (`fedpeft.simulation.untested`).
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -165,13 +167,11 @@ def simulate(
         try:
             if begins is not None:
                 begins(simulation)
-            summary = _run(simulation, records, observer)
+            summary = _run(simulation, records, observer, tested)
         finally:
             simulation.close()
-        seconds, peak = time.perf_counter() - started, memory.bytes or None
-        summary = replace(
-            summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak, phases=observer.phases.seconds
-        )
+        seconds, peak, phases = time.perf_counter() - started, memory.bytes or None, observer.phases.seconds
+        summary = replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak, phases=phases)
     records.write_json("summary.json", summary.as_dict())
     from fedpeft.run.plots import plot_rounds
 
@@ -180,13 +180,17 @@ def simulate(
     return summary
 
 
-def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
+def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, tested: bool) -> Summary:
     from fedpeft.run import own_files
     from fedpeft.simulation.probe import begun_probe
 
     setup, rows, config = simulation.setup, simulation.rows, simulation.config
     own_files.record(records, own_files.made_of(config.dataset, config.model, simulation.workers.work.model_key))
     _introduce(simulation, observer)
+    if not tested:
+        from fedpeft.simulation.untested import untested
+
+        return untested(simulation, records)
     tokens = setup.tokens if rows.dataset.sampled else None
     with begun_probe(setup, rows, simulation.workers, tokens) as probe:
         return _summed_up(simulation, records, observer, probe)
@@ -266,7 +270,7 @@ def _own_or_shared(own: OwnRows | None, score: FinalScore, last: FinalScore) -> 
         }
     return {
         "accuracy": own.accuracy,
-        "accuracy_of": "mean over clients, own held-out rows",
+        "accuracy_of": OWN_ROWS,
         "worst_accuracy": own.worst_accuracy,
         "shared_accuracy": score.accuracy,
         "loss": own.loss,

@@ -77,7 +77,7 @@ def trial(arguments: list[str]) -> int:
         reporter = Reporter(Path(folder), int(number))
         config, run_folder, resume, _ = simulate.parse(flags)
         reporter.catch_up(run_folder)
-        simulate.simulate(config, run_folder, resume, Console(), on_round=reporter.round_done)
+        simulate.simulate(config, run_folder, resume, Console(), on_round=reporter.round_done, tested=False)
 
     try:
         return exit_code(run)

@@ -142,9 +142,7 @@ def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> st
                 "; join the words of a text with spaces, or bring a data set part of your own with task token_labels, "
                 "which labels each word (docs/own-parts.md)"
             )
-            raise DataError(
-                f"{where}: the column {column!r} must hold text, got {brief(value)}{hint if words else ''}"
-            )
+            raise DataError(f"{where}: the column {column!r} must hold text, got {brief(value)}{hint if words else ''}")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
     if len(values) == 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,57 +26,90 @@ MOST: Final = 100
 SHOWN: Final = 12
 """Hexadecimal digits of a digest that are shown."""
 
+_SERVERS_OWN = ("attacks", "datasets", "grids", "measurements", "models", "partitions", "safeguards", "samplers",
+                "server_optimizers", "tasks")  # fmt: skip
+"""Groups whose parts no client of a server runs by name; of models the weights are compared."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Which parts are compared.
+
+    Attributes:
+        families: by group.
+        remedy: what brings a client a part, once it has the file.
+    """
+
+    families: Mapping[str, Family[Any]]
+    remedy: str
+
+
+WHOLE_RUN: Final = Compared(
+    {family.group: family for family in ALL if family.group in GROUPS},
+    "name it in the environment variable FEDPEFT_PLUGINS of each node",
+)
+"""Of clients that make the whole run from its settings, data set and partition, too, as a Flower app's nodes do."""
+
+JOINED: Final = Compared(
+    {group: family for group, family in WHOLE_RUN.families.items() if group not in _SERVERS_OWN},
+    "join with --plugin FILE",
+)
+"""Of clients that join a server with rows of their own."""
+
 _TOLD = re.compile(r"(\w{1,40})\.(\w{1,100}) ([0-9a-f]{64})", re.ASCII)
 
 
-def told_parts(config: RunConfig) -> list[str]:
+def told_parts(config: RunConfig, compared: Compared = JOINED) -> list[str]:
     """What a server tells of the parts from outside in the settings that its clients take: "GROUP.NAME SHA-256" each.
 
     Raises:
         ConfigError: a plugin can't be loaded.
     """
-    return [f"{name} {digest_of(plugin)}" for name, plugin in sorted(_run_by_clients(config).items())]
+    return [f"{name} {digest_of(plugin)}" for name, plugin in sorted(_run_by_clients(config, compared).items())]
 
 
-def check_parts(told: Iterable[str]) -> None:
+def check_parts(told: Iterable[str], compared: Compared = JOINED) -> None:
     """Refuse to join with other parts than the server's.
 
     Args:
         told: by the server (`told_parts`), before its settings are read.
+        compared: as the server has told them.
 
     Raises:
         RunError: one is missing here, or of another file; or the server says what no server of this version says.
         ConfigError: a plugin can't be loaded.
     """
-    for (group, name), digest in _read(told).items():
-        family = _FAMILIES[group]
+    for (group, name), digest in _read(told, compared).items():
+        family = compared.families[group]
         part = f"the server's {family.noun} {name!r} is a part from outside"
         here = family.outside().get(name)
         if here is None:
+            installed = absent(group, name) if compared is JOINED else ""
             raise RunError(
                 f"{part} (of a file with the digest {digest:.{SHOWN}}), and none of this name is loaded here"
-                + (absent(group, name) or ": ask whoever runs the server for the file, and join with --plugin FILE")
+                + (installed or f": ask whoever runs the server for the file, and {compared.remedy}")
             )
         if (own := digest_of(here)) != digest:
             raise RunError(
                 f"{part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
                 f"{digest:.{SHOWN}} there), so that updates would count wrongly: ask whoever runs the server for its "
-                "file, and join with --plugin FILE"
+                f"file, and {compared.remedy}"
             )
 
 
-def check_all_told(told: Iterable[str], config: RunConfig) -> None:
+def check_all_told(told: Iterable[str], config: RunConfig, compared: Compared = JOINED) -> None:
     """Refuse settings with a part from outside that the server does not say the file of.
 
     Args:
         told: by the server (`told_parts`).
         config: what the client takes of the server's settings.
+        compared: as the server has told them.
 
     Raises:
         RunError: names the part.
     """
-    known = {f"{group}.{name}" for group, name in _read(told)}
-    for name, plugin in _run_by_clients(config).items():
+    known = {f"{group}.{name}" for group, name in _read(told, compared)}
+    for name, plugin in _run_by_clients(config, compared).items():
         if name not in known:
             raise RunError(
                 f"the server's settings name the part {name}, which is of {plugin} here, and the server does not say "
@@ -91,12 +125,12 @@ def digest_of(plugin: Plugin) -> str:
     return hashlib.sha256(f"{plugin.source} {plugin.version}".encode()).hexdigest()
 
 
-def _run_by_clients(config: RunConfig) -> dict[str, Plugin]:
+def _run_by_clients(config: RunConfig, compared: Compared) -> dict[str, Plugin]:
     parts = used_parts(config)
-    return {name: plugin for name, plugin in parts.items() if name.partition(".")[0] in _FAMILIES}
+    return {name: plugin for name, plugin in parts.items() if name.partition(".")[0] in compared.families}
 
 
-def _read(told: Iterable[str]) -> dict[tuple[str, str], str]:
+def _read(told: Iterable[str], compared: Compared) -> dict[tuple[str, str], str]:
     """Digests by group and name, from what a server says.
 
     Raises:
@@ -108,19 +142,10 @@ def _read(told: Iterable[str]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for text in given:
         match = _TOLD.fullmatch(text)
-        if match is None or match[1] not in _FAMILIES or (match[1], match[2]) in found:
+        if match is None or match[1] not in compared.families or (match[1], match[2]) in found:
             raise RunError(
                 f"the server tells a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal digits, "
                 "each part once"
             )
         found[match[1], match[2]] = match[3]
     return found
-
-
-_SERVERS_OWN = ("attacks", "datasets", "grids", "measurements", "models", "partitions", "safeguards", "samplers",
-                "server_optimizers", "tasks")  # fmt: skip
-"""Groups whose parts no client of a server runs by name; of models the weights are compared."""
-
-_FAMILIES: Final[Mapping[str, Family[Any]]] = {
-    f.group: f for f in ALL if f.group in GROUPS and f.group not in _SERVERS_OWN
-}

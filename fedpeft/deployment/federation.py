@@ -36,7 +36,7 @@ from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.served_settings import check, check_asked
-from fedpeft.deployment.server_plan import drawn_from, planned_for_all, rows_known
+from fedpeft.deployment.server_plan import at_clients_delta, drawn_from, planned_for_all, rows_known
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
@@ -116,7 +116,7 @@ class Federation:
         self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         rows = rows_known(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there
-            setup = planned_for_all(setup, rows, groups, config.head)
+            setup = planned_for_all(at_clients_delta(setup), rows, groups, config.head)
         self.given = setup.profiles
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
@@ -244,6 +244,8 @@ class Federation:
         begun = Checkpoints(self.folder / "checkpoint").load()
         if begun is None or begun.round < self.setup.rounds or self.held_out:
             self.present()
+        if begun is None and isinstance(self.protection, SummedBook) and (few := self.protection.too_little()):
+            self.observer.say(f"[bold]note[/]    {few}")
 
     def present(self) -> Sequence[int]:
         """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.

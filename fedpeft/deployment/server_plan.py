@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedpeft.deployment.options import MOST_CLIENT_ROWS
+from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.privacy.client_engine import planned_participations
@@ -98,6 +98,27 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
         start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
         trained=setup.trained_entries,
         whitened=setup.whitened_directions if mechanism.whitens else 0,
+    )
+
+
+def at_clients_delta(setup: Setup) -> Setup:
+    """The setup with the delta that clients count at, where their shares of one noise are planned for all alike.
+
+    Of few clients the usual delta, a tenth of 1 / clients, is larger than the one that a client accepts. It would count
+    at its own, by which less noise pays for fewer rounds, and the run would end before its last one.
+    """
+    mechanism = setup.mechanism
+    if not isinstance(mechanism, DistributedDP) or mechanism.epsilon is None or mechanism.dp_delta is not None:
+        return setup
+    usual, accepted = mechanism.delta(exposure_of(setup, 1)), EdgeOptions().max_delta
+    if usual <= accepted:
+        return setup
+    stated = replace(mechanism, dp_delta=accepted)
+    made = replace(setup, mechanism=stated, config=replace(setup.config, privacy=part_text(stated)))
+    return _noted(
+        made,
+        f"the budget counts at dp_delta {accepted:g}, the largest that clients accept where they don't say, not at the "
+        f"{usual:.2g} that is usual for {mechanism.units(exposure_of(setup, 1))} {mechanism.hides}s",
     )
 
 

@@ -109,7 +109,7 @@ class Contestants:
 
     def _alone(self, client: int) -> Path:
         folder = self._folder(f"alone-{client}")
-        if folder.is_dir() and any(folder.iterdir()):
+        if saved_adapter.whole(folder, self.run.labels is not None):  # a kill of an earlier version has left others
             return folder
         if self.run.config.privacy:
             raise PrivacyError(

@@ -116,6 +116,7 @@ class Found:
         """
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / "evaluation.json").unlink(missing_ok=True)  # it is there where all is written
             if self.answered:
                 lines = [json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in self.answered]
                 files.replace(folder / "answers.jsonl", "".join(lines).encode())

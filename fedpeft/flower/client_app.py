@@ -37,13 +37,11 @@ class _Silent:
 @functools.cache
 def _workers(config: RunConfig, run: int) -> Workers:
     """The one worker of this configuration's simulation, its frozen layers computed."""
-    from fedpeft import plugins
     from fedpeft.config import from_mapping
     from fedpeft.run.console import quiet_libraries
     from fedpeft.simulation.simulation import Simulation
 
     quiet_libraries()
-    plugins.named_only()
     folder = STATE.expanduser() / str(run)
     folder.mkdir(parents=True, exist_ok=True)
     one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")
@@ -71,8 +69,16 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _handle(message: Message, context: Context) -> Message:
-    from fedpeft.communication.messages import instruction_of, to_record
+    from fedpeft import plugins
+    from fedpeft.communication.messages import Report, instruction_of, to_record
+    from fedpeft.errors import FedpeftError
+    from fedpeft.flower.parts import check_same_parts
     from fedpeft.flower.settings import config_of
 
-    workers = _workers(config_of(context.run_config), context.run_id)
-    return Message(to_record(workers.answer(instruction_of(message))), reply_to=message)
+    asked = instruction_of(message)
+    plugins.named_only()
+    try:
+        check_same_parts(message.content, context.run_config)
+    except FedpeftError as error:
+        return Message(to_record(Report(asked.client, asked.round, b"", error=str(error))), reply_to=message)
+    return Message(to_record(_workers(config_of(context.run_config), context.run_id).answer(asked)), reply_to=message)

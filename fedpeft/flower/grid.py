@@ -7,7 +7,7 @@ node can't answer becomes a report that says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,6 +16,7 @@ from flwr.supercore.run import Run
 from fedpeft.communication.flower_grid import FIRST_CLIENT, node_of
 from fedpeft.communication.messages import Report, instruction_of, to_record
 from fedpeft.errors import ConfigError
+from fedpeft.flower.parts import with_parts
 
 POLL_SECONDS = 0.2
 
@@ -23,15 +24,18 @@ POLL_SECONDS = 0.2
 class FlowerGrid(Grid):
     """Clients 0 .. clients - 1 over the nodes of `grid`; waits until `nodes` of them, at least 1, are there.
 
+    Each message tells the `parts` from outside that the server has (`fedpeft.flower.parts`).
+
     Raises:
         ConfigError: fewer.
     """
 
-    def __init__(self, grid: Grid, clients: int, nodes: int) -> None:
+    def __init__(self, grid: Grid, clients: int, nodes: int, parts: Sequence[str] = ()) -> None:
         if nodes < 1:
             raise ConfigError(f"nodes={nodes} of the run config must be at least 1: clients are played by nodes")
         self._grid = grid
         self._clients = clients
+        self._parts = parts
         self._sent: dict[str, Message] = {}
         self._nodes = sorted(grid.get_node_ids())
         while len(self._nodes) < nodes:
@@ -52,7 +56,7 @@ class FlowerGrid(Grid):
     ) -> Message:
         """A message to the node that plays a client (`fedpeft.communication.flower_grid.node_of`)."""
         node = self._nodes[(dst_node_id - FIRST_CLIENT) % len(self._nodes)]
-        return self._grid.create_message(content, message_type, node, group_id, ttl)
+        return self._grid.create_message(with_parts(content, self._parts), message_type, node, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """All clients."""

@@ -8,6 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
+from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.settings import config_of
 from fedpeft.run.summary import show
@@ -20,8 +21,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """One federation; its files are in the folder that the run config calls `output`."""
     config = config_of(context.run_config)
+    parts = told_parts(config, WHOLE_RUN)
     folder = Path(str(context.run_config["output"])) / f"flower-{context.run_id}"
     nodes = int(context.run_config["nodes"])
     console = Console()
-    summary = simulate(config, folder, False, console, grid=lambda clients: FlowerGrid(grid, clients, nodes))
+    summary = simulate(config, folder, False, console, grid=lambda clients: FlowerGrid(grid, clients, nodes, parts))
     show(summary, folder, console)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -74,6 +75,23 @@ def save(
             save_file(head, target / HEAD)
         if labels is not None:
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
+
+
+def whole(folder: Path, labels: bool) -> bool:
+    """Whether all is in `folder` that `save` writes, to the end; `labels`: names of classes, too."""
+    target = folder / ("adapter" if (folder / "adapter").is_dir() else "model")
+    if labels and not ((target / HEAD).is_file() and (target / "labels.json").is_file()):
+        return False
+    weights, described = list(target.glob("*.safetensors")), list(target.glob("*.json"))
+    try:
+        for file in weights:
+            with safe_open(regular(file), "pt"):  # reads where tensors begin and end, and none of them
+                pass
+        for file in described:
+            json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return any(file.name != HEAD for file in weights) and any(file.name != "labels.json" for file in described)
 
 
 HEAD = "head.safetensors"

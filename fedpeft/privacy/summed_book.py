@@ -10,13 +10,14 @@ A sum that was under way when the server was killed is gone on with: it has the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedpeft.communication.messages import Report
 from fedpeft.errors import RunError
-from fedpeft.privacy.accountant import Event, within
+from fedpeft.privacy.accountant import Event, Events, together, within
 from fedpeft.privacy.engine import Entry
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
@@ -102,6 +103,36 @@ class SummedBook(SummedEngine):
         if account in self.done or terms is None or not super()._affordable(account, event, count):
             return False
         return terms.budget is None or within(self.ledger.after(account, event, count), terms.delta, terms.budget)
+
+    def too_little(self) -> str:
+        """A sentence on clients whose own budgets pay for fewer rounds than are planned; empty: there are none."""
+        if not self.trains:
+            return ""
+        [(_, planned)] = self.mechanism.planned(self.federation)
+        declared = self._declared()
+        paid = {client: self._paid(client, terms, planned) for client, terms in declared.items()}
+        few = sorted(rounds for rounds in paid.values() if rounds < planned)
+        if not few:
+            return ""
+        span = f"{few[0]}" if few[0] == few[-1] else f"{few[0]} to {few[-1]}"
+        return (
+            f"the own budgets of {len(few)} of {len(declared)} clients pay for {span} rounds, and {planned} are "
+            f"planned for each: they sit out the others, and with fewer than {FEWEST} clients left the run ends; ask "
+            "them for a larger --max-epsilon or --max-delta, or begin again with fewer --rounds"
+        )
+
+    def _paid(self, client: int, terms: Terms, planned: int) -> int:
+        """For how many rounds, at most those planned, the budget pays that a client declares."""
+        if terms.budget is None:
+            return planned
+        before: Events = {} if self.start is None else dict([self.start_cost()[client]])
+        event, _ = self.cost([client])[client]
+        budget, delta = terms.budget, terms.delta
+
+        def spent(rounds: int) -> bool:
+            return not within(together(before, {event: rounds}), delta, budget)
+
+        return bisect_left(range(1, planned + 1), True, key=spent)
 
     def _all_spent(self) -> bool:
         """Whether there are too few left for a sum."""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
     from fedpeft.server.progress import Progress
 
-TEST_ROWS = "global model, test rows"
-"""What a simulation's accuracy is of, unless clients have models of their own."""
+TEST_ROWS, VALIDATION_ROWS = "global model, test rows", "global model, validation rows"
+OWN_ROWS = "mean over clients, own held-out rows"
+"""What a simulation's accuracy is of: test rows, unless it is a trial of a search, or clients have their own models."""
 
 
 @dataclass(frozen=True, kw_only=True)

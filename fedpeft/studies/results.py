@@ -30,9 +30,10 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.models.client_accuracy import of_clients, worst_tenth
-from fedpeft.run.folder import unfinished
+from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
+from fedpeft.run.summary import VALIDATION_ROWS
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -176,6 +177,11 @@ def read_run(folder: Path) -> Result:
         raise RunError(unfinished(folder))
     try:
         summary = files.read_json(folder / "summary.json")
+        if summary["accuracy_of"] == VALIDATION_ROWS:
+            raise RunError(
+                f"{folder} holds a trial of a search, which has seen no test rows; score it on them first: "
+                f"{resume_command(folder)}"
+            )
         records = Records(folder)
         rounds, clients = records.read("rounds.jsonl"), records.read("clients.jsonl")
         for number, line in enumerate(rounds, start=1):

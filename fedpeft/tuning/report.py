@@ -45,9 +45,7 @@ class Report:
     def best_trial(self) -> str:
         """Which trial was the best, and what it came to, in words."""
         trial = finished(self.study)[0]
-        accuracy = trial.user_attrs.get("accuracy")
-        tested = "" if accuracy is None else f", test accuracy {accuracy:.4f}"
-        return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}{tested}"
+        return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}"
 
     @property
     def command(self) -> str:
@@ -96,7 +94,6 @@ class Report:
             "trial",
             "state",
             self.search.keys.objective,
-            "test accuracy",
             "parameters",
             "sent by clients",
             "drawn",
@@ -105,7 +102,7 @@ class Report:
             name="trials",
             title="Trials",
             note="The value is of validation rows, at the round that a run keeps; of trials that were given up, the "
-            "last that they had. The search has not seen the test rows.",
+            "last that they had. No trial has seen the test rows: the command of the best settings is a run that does.",
             headings=headings,
             shown=tuple(tuple(row) for row in rows),
             data=(),
@@ -131,7 +128,7 @@ class Report:
         trials = self.study.get_trials(deepcopy=False)
         names = list(dict.fromkeys(name for t in trials for name in t.params))
         out = io.StringIO()
-        columns = ["trial", "state", "value", "last_round", "accuracy", "parameters", "bytes", "why", *names]
+        columns = ["trial", "state", "value", "last_round", "parameters", "bytes", "why", *names]
         writer = csv.DictWriter(out, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_line(trial) for trial in trials)
@@ -149,13 +146,11 @@ def state_of(trial: FrozenTrial) -> str:
 
 def _row(trial: FrozenTrial) -> list[str]:
     known = trial.user_attrs
-    accuracy, sent = known.get("accuracy"), known.get("uplink_bytes")
-    parameters = known.get("parameters") or known.get("size", {}).get("parameters")
+    sent, parameters = known.get("uplink_bytes"), known.get("parameters") or known.get("size", {}).get("parameters")
     return [
         str(trial.number),
         state_of(trial),
         ABSENT if trial.value is None else f"{trial.value:.4f}",
-        ABSENT if accuracy is None else f"{accuracy:.4f}",
         ABSENT if parameters is None else f"{parameters:,}",
         ABSENT if sent is None else size(sent),
         drawn(trial),
@@ -170,7 +165,6 @@ def _line(trial: FrozenTrial) -> Mapping[str, Any]:
         "state": state_of(trial),
         "value": trial.value,
         "last_round": trial.last_step,
-        "accuracy": known.get("accuracy"),
         "parameters": known.get("parameters") or sizes.get("parameters"),
         "bytes": sizes.get("bytes"),
         "why": known.get(NEVER_TRAINED) or known.get(REASON),

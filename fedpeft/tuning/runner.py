@@ -42,7 +42,7 @@ IN_A_ROW = 100
 FAILURES = 3
 """Trials that fail, and none ends well, after which a search gives up."""
 
-TOLD = ("accuracy", "uplink_bytes", "seconds", "parameters")
+TOLD = ("uplink_bytes", "seconds", "parameters")
 """What of a finished trial's summary is kept as its attributes."""
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation import contestants
 from fedpeft.evaluation.contestants import Contestants
 from fedpeft.evaluation.evaluation import Answered, Evaluation, Found, Wanted
+from fedpeft.machine import files
+from fedpeft.peft import saved_adapter
 
 
 class Killed(BaseException):
@@ -20,16 +25,17 @@ class Killed(BaseException):
 @pytest.fixture
 def kept(tmp_path, observer, monkeypatch):
     """Clients of a run that takes no time; `saves` files, and is killed before the second where it is told to be."""
-    run = SimpleNamespace(folder=tmp_path / "run", config=SimpleNamespace(privacy=""))
+    run = SimpleNamespace(folder=tmp_path / "run", config=SimpleNamespace(privacy=""), labels=None)
     found = Contestants(run, observer)
     found.__dict__["simulation"] = SimpleNamespace(setup=None, client_state=lambda client: client)
     state = SimpleNamespace(found=found, kill=False, trained=0, written="1")
 
     def save(_setup, _state, folder):
-        (folder / "config").write_text(state.written)
+        (folder / "adapter").mkdir()
+        save_file({"a": torch.ones(2, int(state.written))}, folder / "adapter" / "adapter.safetensors")
         if state.kill:
             raise Killed
-        (folder / "weights").write_text(state.written)
+        (folder / "adapter" / "method.json").write_text(state.written)
 
     def trained(_simulation, client):
         state.trained += 1
@@ -40,6 +46,11 @@ def kept(tmp_path, observer, monkeypatch):
     return state
 
 
+def written(folder):
+    """What the weights were written with."""
+    return load_file(folder / "adapter" / "adapter.safetensors")["a"].shape[1]
+
+
 def test_a_client_alone_whose_saving_was_killed_is_trained_anew(kept):
     kept.kill = True
     with pytest.raises(Killed):
@@ -47,7 +58,8 @@ def test_a_client_alone_whose_saving_was_killed_is_trained_anew(kept):
     kept.kill, kept.written = False, "2"
     folder = kept.found._alone(3)
     assert folder == kept.found._folder("alone-3")
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config": "2", "weights": "2"}
+    assert (folder / "adapter" / "method.json").read_text() == "2"
+    assert written(folder) == 2
     assert [path.name for path in folder.parent.iterdir()] == ["alone-3"]
     assert kept.found._alone(3) == folder
     assert kept.trained == 2
@@ -58,9 +70,55 @@ def test_a_clients_own_adapter_is_replaced_when_the_new_one_is_whole(kept):
     kept.kill, kept.written = True, "2"
     with pytest.raises(Killed):
         kept.found._own(1)
-    assert {path.read_text() for path in folder.iterdir()} == {"1"}
+    assert written(folder) == 1
     kept.kill = False
-    assert {path.read_text() for path in kept.found._own(1).iterdir()} == {"2"}
+    assert written(kept.found._own(1)) == 2
+
+
+def spoilt(adapter, spoil):
+    if spoil == "cut":
+        weights = adapter / "adapter.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-3])
+    elif spoil == "no weights":
+        (adapter / "adapter.safetensors").unlink()
+    elif spoil == "half a line":
+        (adapter / "method.json").write_text('{"method": "lo')
+    elif spoil == "empty":
+        shutil.rmtree(adapter)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "no weights", "half a line", "empty"])
+def test_a_client_alone_that_an_earlier_version_has_half_written_is_trained_anew(kept, spoil):
+    """Where a kill came between the files of an adapter that was written in its place."""
+    spoilt(kept.found._alone(3) / "adapter", spoil)
+    assert written(kept.found._alone(3)) == 1
+    assert kept.trained == 2
+
+
+def test_a_classifier_is_whole_with_its_head_and_the_names_of_its_classes(kept):
+    kept.found.run.labels = ["yes", "no"]
+    adapter = kept.found._alone(3) / "adapter"
+    assert not saved_adapter.whole(adapter.parent, labels=True)
+    save_file({"head.weight": torch.ones(2, 2)}, adapter / "head.safetensors")
+    (adapter / "labels.json").write_text('["yes", "no"]')
+    assert saved_adapter.whole(adapter.parent, labels=True)
+    assert kept.found._alone(3) == adapter.parent
+    assert kept.trained == 1
+
+
+def test_numbers_are_there_only_beside_the_answers_that_they_are_of(tmp_path, monkeypatch):
+    found = Found({"global": {"f1": 1.0}}, [Answered("2 + 2", ["4"])], [])
+    found.write(tmp_path)
+    replace = files.replace
+
+    def killed(path, content):
+        replace(path, content)
+        raise Killed
+
+    monkeypatch.setattr(files, "replace", killed)
+    with pytest.raises(Killed):
+        found.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
 def test_answers_are_those_of_the_evaluation_that_they_lie_beside(tmp_path):

@@ -160,6 +160,19 @@ def test_a_client_whose_ledger_says_no_more_than_the_server_s_has_sat_out_after_
     assert again.told_to_all() == models
 
 
+def test_whose_own_budget_pays_for_fewer_rounds_than_are_planned_is_told_before_the_first(tmp_path):
+    plain = opened(tmp_path / "plain", start=True)
+    assert plain.too_little() == ""
+    event, before = plain.cost([0])[0][0], dict([plain.start_cost()[0]])
+    [(_, planned)] = plain.mechanism.planned(plain.federation)
+    paid = {n: epsilon(before | {event: n}, plain.delta) * 1.0001 for n in (0, 2, planned - 1, planned)}
+    limits = {f"c{k}": {"budget": paid[n]} for k, n in enumerate((2, planned - 1, planned))}
+    said = opened(tmp_path / "book", start=True, **limits).too_little()
+    assert f"budgets of 2 of {CLIENTS} clients pay for 2 to {planned - 1} rounds, and {planned} are planned" in said
+    none = opened(tmp_path / "none", start=True, c3={"budget": paid[0]}).too_little()
+    assert f"budgets of 1 of {CLIENTS} clients pay for 0 rounds" in none
+
+
 @pytest.mark.parametrize("wrong", [{"noise": 1.999}, {"rate": 0.5}, {"start": 2.0}], ids=str)
 def test_noise_that_would_not_be_in_the_same_sum_is_refused(tmp_path, wrong):
     book = opened(tmp_path)

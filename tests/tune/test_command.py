@@ -18,8 +18,11 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig, read_config
+from fedpeft.errors import RunError
 from fedpeft.run.command import command_of
+from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
+from fedpeft.studies.results import read_run
 from fedpeft.tune import Command, main
 from tests.tune.made import BASE, TEXT
 
@@ -148,4 +151,19 @@ def test_hybrids_within_a_budget_are_searched(tmp_path):
     assert all(int(row["parameters"]) <= 2_500 for row in trained)
     assert all(int(row["parameters"]) > 2_500 for row in rows if row["state"] == "never trained" and row["parameters"])
     assert read_config(tmp_path / "out" / "best.toml").peft.count("layers=(")
-    assert len(list((tmp_path / "out" / "trials").glob("*.toml"))) == 2
+    runs = sorted((tmp_path / "out" / "trials").glob("*.toml"))
+    assert len(runs) == 2
+    check_untested(runs[0].with_suffix(""))
+
+
+def check_untested(run: Path) -> None:
+    """A trial is scored on validation rows alone, and on the test rows only where somebody asks for it."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["accuracy_of"], summary["baseline_accuracy"]) == ("global model, validation rows", None)
+    assert summary["accuracy"] == pytest.approx(summary["validation_accuracy"], abs=0.03)
+    assert not (run / "predictions.npz").exists()
+    assert FinishedRun.read(run).files.is_dir()
+    with pytest.raises(RunError, match=rf"has seen no test rows; .*simulate --resume {run}"):
+        read_run(run)
+    assert simulate.main(["--resume", str(run)]) == 0
+    assert read_run(run).summary["accuracy_of"] == "global model, test rows"

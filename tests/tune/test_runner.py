@@ -269,4 +269,5 @@ def test_the_report_shows_all_trials_and_the_best_as_a_command(tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "trials.csv").read_text(encoding="utf-8"))))
     assert [int(row["trial"]) for row in rows] == list(range(12))
     assert {row["state"] for row in rows} == {"finished"}
+    assert "accuracy" not in rows[0]  # of what test rows there are nobody asks before a choice is made
     assert read_config(tmp_path / "out" / "best.toml") == report.best

@@ -1,0 +1,38 @@
+"""Parts from outside of both halves of the app: each message tells the server's, and a node with others refuses it.
+
+Both halves read one run config, in which a part has but a name: a node with another file under it would send updates
+that count wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedpeft.errors import PayloadError
+
+RECORD: Final = "parts"
+"""The record of a message, and its only key, that holds what the server tells."""
+
+
+def with_parts(content: RecordDict, told: Sequence[str]) -> RecordDict:
+    """The content of a message to a node, and what the server tells of its parts (`told_parts` of `WHOLE_RUN`)."""
+    return RecordDict({**content, RECORD: ConfigRecord({RECORD: list(told)})})
+
+
+def check_same_parts(content: RecordDict, run_config: Mapping[str, Any]) -> None:
+    """Refuse a message from a server whose parts from outside are not this node's.
+
+    Raises:
+        FedpeftError: one is missing here, or of another file, or not told; or the run config can't be used.
+    """
+    from fedpeft.deployment.compared_parts import WHOLE_RUN, check_all_told, check_parts
+    from fedpeft.flower.settings import config_of
+
+    told: Any = content.config_records.get(RECORD, ConfigRecord()).get(RECORD, [])
+    if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
+        raise PayloadError(f"the server tells its parts from outside as {told!r:.80}; legal is a list of texts")
+    check_parts(told, WHOLE_RUN)
+    check_all_told(told, config_of(run_config), WHOLE_RUN)

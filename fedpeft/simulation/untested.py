@@ -1,0 +1,61 @@
+"""The end of a run that sees no test row, as a trial of a search is: trained, saved, scored on the validation rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from fedpeft.run.final_score import FinalScore, save
+from fedpeft.run.observer import perplexity
+from fedpeft.run.records import Records
+from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.server.best_state import validated
+from fedpeft.server.evaluation import OwnRows
+from fedpeft.simulation.simulation import Simulation
+
+
+def untested(simulation: Simulation, records: Records) -> Summary:
+    """Train and save the adapter; what `--measure` asks of a finished run is left out, since test rows answer it.
+
+    Accuracy and loss are not a number where there are no validation rows.
+    """
+    setup = simulation.setup
+    server = simulation.server(records)
+    progress = simulation.train(server)
+    kept, residual = progress.result
+    save(setup, kept, simulation.folder, residual)
+    own = server.own_rows(progress) if setup.personal else None
+    simulation.close()
+    score = _on_validation_rows(simulation)
+    return Summary(
+        quality=replace(_quality(setup.task.metric, own, score, progress.kept_round), **validated(progress.best)),
+        costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
+        partition=simulation.statistics.as_dict(),
+        sampled=simulation.rows.dataset.sampled,
+    )
+
+
+def _on_validation_rows(simulation: Simulation) -> FinalScore | None:
+    """The saved adapter's; None: there are none."""
+    scorer = simulation.scorer
+    if not len(scorer.held):
+        return None
+    name = "scoring the saved adapter on the validation rows (fp32)"
+    return replace(scorer, test=scorer.held).score(simulation.folder, name)
+
+
+def _quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_round: int) -> Quality:
+    """Of clients' own models on their rows, if they have any; else of the one model."""
+    of_all = (score.accuracy, score.loss) if score else (math.nan, math.nan)
+    accuracy, loss = (own.accuracy, own.loss) if own else of_all
+    return Quality(
+        metric=metric,
+        accuracy=accuracy,
+        accuracy_of=OWN_ROWS if own else VALIDATION_ROWS,
+        worst_accuracy=own.worst_accuracy if own else None,
+        shared_accuracy=of_all[0] if own else None,
+        loss=loss,
+        perplexity=perplexity(loss) if metric == "perplexity" else None,
+        kept_round=kept_round,
+        temperature=score.temperature if score else None,
+    )

@@ -1,0 +1,119 @@
+"""Parts from outside in the Flower app: a node whose file is not the server's answers with why, and does no work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedpeft import plugins
+from fedpeft.communication.flower_grid import MESSAGE_TYPES, set_identity
+from fedpeft.communication.messages import Instruction, Report, instruction_of, report_of, to_record
+from fedpeft.config import RunConfig
+from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
+from fedpeft.flower import client_app, server_app
+from fedpeft.flower.grid import FlowerGrid
+from fedpeft.flower.parts import RECORD, with_parts
+from tests.deployment.test_compared_parts import CODEC, only
+
+GIVEN = {"codec": "uni", "dataset": "tiny", "output": "runs", "nodes": 1}
+ASKED = Instruction("train", 1, 0, b"state")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
+        monkeypatch.setattr(plugins, name, empty)
+
+
+@pytest.fixture
+def codec(tmp_path):
+    """A file with a codec, in use here, and another that quarters what is sent by the same name."""
+    own, other = tmp_path / "mine.py", tmp_path / "other" / "mine.py"
+    other.parent.mkdir()
+    own.write_text(CODEC)
+    other.write_text(CODEC.replace("most / 1", "most / 4"))
+    plugins.use([str(own)])
+    return own, other
+
+
+@pytest.fixture
+def worked(monkeypatch):
+    """Instructions that this node has worked on."""
+    heard = []
+    workers = SimpleNamespace(answer=lambda asked: heard.append(asked) or Report(1, 0, b"update"))
+    monkeypatch.setattr(client_app, "_workers", lambda *_: workers)
+    return heard
+
+
+def answered(told):
+    """Why this node refuses, where the server tells these parts; empty: it does not."""
+    set_identity()
+    content = to_record(ASKED) if told is None else with_parts(to_record(ASKED), told)
+    asked = Message(content, dst_node_id=2, message_type=MESSAGE_TYPES["train"])
+    return client_app.app(asked, Context(17, 2, {}, RecordDict(), GIVEN))
+
+
+def test_a_node_with_another_file_says_so_and_one_with_the_same_elsewhere_works(codec, worked):
+    own, other = codec
+    [told] = told_parts(RunConfig(codec="uni"), WHOLE_RUN)
+    only(other)
+    error = report_of(answered([told])).error
+    assert error.startswith(f"the server's codec step 'uni' is a part from outside, and the one of {other} is another")
+    assert error.endswith("name it in the environment variable FEDPEFT_PLUGINS of each node")
+    assert worked == []
+    other.write_text(own.read_text())
+    only(other)
+    assert report_of(answered([told])) == Report(1, 0, b"update")
+    assert worked == [ASKED]
+
+
+def test_a_node_without_the_file_or_a_server_that_does_not_tell_it_is_refused(codec, worked):
+    told = told_parts(RunConfig(codec="uni"), WHOLE_RUN)
+    for missing in ([], None):
+        assert "the part codecs.uni, which is of" in report_of(answered(missing)).error
+    only(None)
+    assert "none of this name is loaded here: ask whoever runs the server" in report_of(answered(told)).error
+    assert worked == []
+
+
+@pytest.mark.parametrize("told", [["codecs.uni"], ["no.uni " + "0" * 64]])
+def test_what_no_server_tells_is_refused(told, worked):
+    assert "the server tells a part from outside as" in report_of(answered(told)).error
+    assert worked == []
+
+
+def test_what_is_no_list_of_texts_is_refused(worked):
+    set_identity()
+    content = RecordDict({**to_record(ASKED), RECORD: ConfigRecord({RECORD: [1, 2]})})
+    asked = Message(content, dst_node_id=2, message_type=MESSAGE_TYPES["train"])
+    reply = client_app.app(asked, Context(17, 2, {}, RecordDict(), GIVEN))
+    assert "tells its parts from outside as [1, 2]; legal is a list of texts" in report_of(reply).error
+
+
+def test_nodes_run_data_sets_too(tmp_path):
+    rows = tmp_path / "rows.py"
+    rows.write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Rows:\n    pass\n\n\n"
+        'parts = {"datasets": {"own_rows": Rows}}\n'
+    )
+    plugins.use([str(rows)])
+    assert [text.split()[0] for text in told_parts(RunConfig(dataset="own_rows"), WHOLE_RUN)] == ["datasets.own_rows"]
+
+
+def test_the_server_app_tells_its_parts_with_each_message(codec, monkeypatch):
+    made, grids = [], []
+
+    def simulated(*_, grid):
+        grids.append(grid(1))
+
+    monkeypatch.setattr(server_app, "simulate", simulated)
+    monkeypatch.setattr(server_app, "show", lambda *_: None)
+    inner = SimpleNamespace(get_node_ids=lambda: [7], create_message=lambda content, *_: made.append(content))
+    server_app.main(inner, SimpleNamespace(run_config=GIVEN, run_id=17))
+    [grid] = grids
+    assert isinstance(grid, FlowerGrid)
+    grid.create_message(to_record(ASKED), "train", 2, "1")
+    assert made[0].config_records[RECORD][RECORD] == told_parts(RunConfig(codec="uni"), WHOLE_RUN)
+    assert instruction_of(SimpleNamespace(content=made[0])) == ASKED
