@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.heads.ridge import STRENGTHS, regressed
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -119,7 +122,8 @@ def test_what_a_coarse_code_has_lost_leaves_a_finite_head():
     head = HEADS.build("ridge").compact()
     coarse, _ = sent(head, features, labels, head.codec(""))
     assert all(tensor.isfinite().all() for tensor in coarse.values())
-    lost = head.solve({"moments": torch.zeros(25 * 26 // 2), "sums": torch.zeros(25, CLASSES)}, 24, CLASSES)
+    nothing = {"moments": (25 * 26 // 2,), "sums": (25, CLASSES), "squares": (CLASSES,)}
+    lost = head.solve({name: torch.zeros(shape) for name, shape in nothing.items()}, 24, CLASSES)
     assert not any(tensor.any() for tensor in lost.values())
 
 
@@ -143,3 +147,53 @@ def test_a_wide_system_has_the_same_solution(constant, monkeypatch):
     assert bool(asked) is bool(constant)
     for name in usual:
         torch.testing.assert_close(wide[name], usual[name], rtol=1e-9, atol=1e-9)
+
+
+def of_few(kind, rows=70, width=50):
+    """Rows hardly more than features, most of which say nothing; and as many again, unseen."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(2 * rows, width, generator=generator, dtype=torch.float64)
+    said = features[:, :3] + 0.7 * torch.randn(2 * rows, 3, generator=generator, dtype=torch.float64)
+    labels = {"classes": said.argmax(1), "labels": said > 0.3, "numbers": said[:, 0]}[kind]
+    return (features[:rows], labels[:rows]), (features[rows:], labels[rows:])
+
+
+@pytest.mark.parametrize("send", ["moments", "factor"])
+@pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
+def test_of_few_rows_the_strength_is_that_of_least_generalised_cross_validation(kind, send):
+    """Against the score of rows and matrices as its paper has them."""
+    (features, labels), unseen = of_few(kind)
+    head = HEADS.build(f"ridge(send={send})").fitted(kind)
+    outputs = 1 if kind == "numbers" else 3
+    of_halves = [
+        head.additive(head.statistics(features[half], labels[half], outputs)) for half in (slice(35), slice(35, 70))
+    ]
+    total = {name: of_halves[0][name] + of_halves[1][name] for name in of_halves[0]}
+    x, y = torch.nn.functional.pad(features, (0, 1), value=1.0), regressed(labels, outputs)
+    scores = {}
+    for strength in STRENGTHS:
+        penalty = strength * features.square().sum(0).mean() * torch.eye(51, dtype=torch.float64)
+        penalty[-1, -1] = 0
+        hat = x @ torch.linalg.solve(x.T @ x + penalty, x.T)
+        if hat.trace() <= 35:
+            scores[strength] = float(70 * (y - hat @ y).square().sum() / (70 - hat.trace()) ** 2)
+    best = min(scores, key=scores.get)
+    made = head.solve(total, 50, outputs)
+    same = replace(head, strength=best).solve(total, 50, outputs)
+    torch.testing.assert_close(made["head.weight"], same["head.weight"])
+
+    def error(head):
+        solved, (rows, truth) = head.solve(total, 50, outputs), unseen
+        found = (rows @ solved["head.weight"].T + solved["head.bias"]) / head.scale
+        return float((found - regressed(truth, outputs)).square().mean())
+
+    assert STRENGTHS[0] < best
+    assert error(head) < 0.6 * error(replace(head, strength=1e-3))
+
+
+def test_of_many_rows_the_strength_is_the_usual_one(data):
+    features, labels = data
+    chosen, usual = HEADS.build("ridge"), HEADS.build("ridge(strength=0.001)")
+    assert "squares" not in usual.shapes(WIDTH, CLASSES, 90)
+    one, other = (summed(head, features, labels, [np.arange(90)]) for head in (chosen, usual))
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -6,6 +6,16 @@ With x the feature and a constant 1, y the one-hot label:
 
 with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
 
+How strong it has to be depends on the rows: of about as many as features, a weak one fits their noise. Where n is
+below 12 d, and no strength is given, it is the one of least generalised cross-validation (Golub, Heath and Wahba,
+Technometrics 21, 1979), n RSS / (n - df)^2, with df the trace of the matrix that makes the fitted values of y. The sums
+tell it, without a row held out. With e the eigenvalues of the centred moments, l the penalty, c class sums along their
+vectors,
+
+    RSS = sum |y - mean|^2 - sum |c|^2 (e + 2 l) / (e + l)^2,    df = 1 + sum e / (e + l)
+
+Strengths that leave df above n / 2 are left out: what is left of RSS there is a difference of large numbers.
+
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a vector of its own, as of
 `fedpeft.models.tasks.captions`, the scale is 1.
@@ -42,7 +52,11 @@ from fedpeft.peft.adapter import State
 class Ridge(HeadStart):
     """The regression head of the frozen features."""
 
-    strength: float = setting(1e-3, "regularisation, in units of the mean squared feature", above=0)
+    strength: float | None = setting(
+        None,
+        "regularisation, in units of the mean squared feature; none: 0.001, or of few rows by cross-validation",
+        above=0,
+    )
     scale: float = setting(8.0, "factor from regression values to logits", above=0)
     send: str = setting("moments", "what clients send: moments, or their factor", choices=("moments", "factor"))
 
@@ -56,11 +70,13 @@ class Ridge(HeadStart):
         return replace(self, send="factor")
 
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
-        """The upper triangle of the features' second moments, and the class sums; or the factor, in two parts."""
+        """The upper triangle of the features' second moments, the class sums, and, where the strength has to be chosen,
+        the sums of y^2; or the factor, in two parts."""
         if self.send == "factor":
             kept = min(rows, width + 1 + classes)
             return {"features": (kept, width + 1), "labels": (kept, classes)}
-        return {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
+        of_moments = {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
+        return of_moments | ({"squares": (classes,)} if self.strength is None else {})
 
     def fitted(self, targets: str) -> HeadStart:
         """Numbers are what the regression says, and are not scaled to be logits."""
@@ -71,11 +87,12 @@ class Ridge(HeadStart):
         are taken as they are."""
         x = F.pad(features.double(), (0, 1), value=1.0)
         y = regressed(labels, classes)
-        if self.send == "factor":
-            found = _factor(x, y)
-        else:
-            found = {"moments": _upper(x.T @ x), "sums": x.T @ y}
+        found = _factor(x, y) if self.send == "factor" else self._sums(x, y)
         return {name: tensor.to(features.dtype) for name, tensor in found.items()}
+
+    def _sums(self, x: Tensor, y: Tensor) -> State:
+        squares = {"squares": y.square().sum(0)} if self.strength is None else {}
+        return {"moments": _upper(x.T @ x), "sums": x.T @ y} | squares
 
     def importance(self, statistics: State) -> State:
         """Of labels: the root mean square length of a feature, in units of that of a label (1, if it is a class)."""
@@ -88,8 +105,7 @@ class Ridge(HeadStart):
         """Moments and class sums."""
         if self.send == "moments":
             return statistics
-        x, y = statistics["features"].double(), statistics["labels"].double()
-        return {"moments": _upper(x.T @ x), "sums": x.T @ y}
+        return self._sums(statistics["features"].double(), statistics["labels"].double())
 
     def class_counts(self, total: State) -> Tensor:
         """The class sums of the constant."""
@@ -102,7 +118,8 @@ class Ridge(HeadStart):
         row, column = torch.triu_indices(size, size)
         upper[row, column] = total["moments"].double()
         moments = upper + upper.triu(1).T
-        penalty = self.strength * moments.diagonal()[:-1].mean()
+        strength = self.strength or _chosen_strength(moments, total["sums"].double(), total["squares"].double())
+        penalty = strength * moments.diagonal()[:-1].mean()
         penalties = torch.full((size,), float(penalty), dtype=torch.float64)
         penalties[-1] = 0.0  # the constant is not shrunk
         weights = self.scale * _solution(moments + penalties.diag(), total["sums"].double())
@@ -120,6 +137,40 @@ def regressed(labels: Tensor, classes: int) -> Tensor:
     if labels.ndim == 2:
         return labels.double()
     return labels.double()[:, None] if labels.is_floating_point() else F.one_hot(labels, classes).double()
+
+
+USUAL, ENOUGH = 1e-3, 12
+"""The strength where there are at least so many times as many rows as features."""
+
+STRENGTHS = [USUAL * 10 ** (k / 4) for k in range(21)]
+"""Of which one is chosen where there are fewer: 0.001 to 100, four to a decade."""
+
+
+def _chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
+    """The one of least generalised cross-validation, where rows are few.
+
+    Args:
+        moments: of features and the constant, (d + 1, d + 1), fp64.
+        sums: of their products with y, (d + 1, classes).
+        squares: sums of y^2, (classes,).
+    """
+    rows, unit = float(moments[-1, -1]), float(moments.diagonal()[:-1].mean())
+    if rows >= ENOUGH * (len(moments) - 1):
+        return USUAL
+    rows = max(rows, 1.0)  # a coarse code may leave nothing of the constant
+    centred = moments[:-1, :-1] - torch.outer(moments[:-1, -1], moments[-1, :-1]) / rows
+    along = sums[:-1] - torch.outer(moments[:-1, -1], sums[-1]) / rows
+    e, vectors = torch.linalg.eigh(centred)
+    e, told = e.clamp(min=0.0), (vectors.T @ along).square().sum(1)
+    whole = (squares - sums[-1].square() / rows).sum()
+    scores = {}
+    for strength in STRENGTHS:
+        shrunk = e + strength * unit
+        freedom = float(1 + (e / shrunk).sum())
+        if freedom <= rows / 2:
+            left = float(whole - (told * (2 * shrunk - e) / shrunk**2).sum())
+            scores[strength] = left / (rows - freedom) ** 2
+    return min(scores, key=scores.__getitem__, default=STRENGTHS[-1])
 
 
 WIDE = 2048
