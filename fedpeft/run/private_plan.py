@@ -12,15 +12,19 @@ costs privacy. Who sets one of `LEFT` sets all.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.models.feature_length import feature_length
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import part_text
+from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.exposure import Exposure, trains_head_alone
-from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.ledger import terms_in
+from fedpeft.privacy.mechanism import HALF, Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts
@@ -35,6 +39,9 @@ HEAD_ALONE, OF_IMAGES = "linear_probe", "whitened_probe"
 MADE_FOR, ALIKE = 3.0, 3.0
 """About how long the features were that plans were looked at on, and by what factor others may be longer or shorter."""
 
+CLOSE = 1e-9
+"""How far two noise multipliers of one start may lie apart, relatively."""
+
 DIRECTIONS = "private_centroids"
 """Where whitened features are only released, and not trained on: moments, which would whiten them, have less to add
 than they take."""
@@ -46,6 +53,46 @@ def plans(setup: Setup) -> bool:
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
         return False
     return mechanism.noise_multiplier is None and all(_left(setup.config, name) for name in LEFT)
+
+
+def as_begun(setup: Setup, federation: Exposure, folder: Path) -> Setup:
+    """The setup with the share of its start that the run in `folder` has begun with; the same one where it is new.
+
+    What is heard another version may see otherwise, and a run goes on as it began: its ledger tells the noise of its
+    start, and which of the two shares that is of.
+
+    Raises:
+        PrivacyError: the ledger can't be read.
+    """
+    mechanism, begun = setup.mechanism, terms_in(folder / LEDGER)
+    if mechanism is None or begun is None or mechanism.start is not None or mechanism.epsilon is None:
+        return setup
+    if mechanism.noise_multiplier is not None or not federation.start:
+        return setup
+    mechanism.check(federation)
+    was, today = begun.get("start_noise_multiplier"), mechanism.start_share(federation)
+    for share in (today, HALF, 1.0):
+        told = dataclasses.replace(mechanism, start=share)
+        noise = told.start_noise(federation)
+        if noise is not None and isinstance(was, float) and math.isclose(noise, was, rel_tol=CLOSE):
+            return dataclasses.replace(setup, mechanism=told)
+    return setup
+
+
+def unheard(setup: Setup, federation: Exposure) -> Setup:
+    """The setup, with a note where the user names training that is not done, since its start has the whole budget."""
+    mechanism, config = setup.mechanism, setup.config
+    if mechanism is None or mechanism.start is not None or mechanism.trains(federation):
+        return setup
+    named = [name for name in ("rounds", *LEFT) if not _left(config, name)]
+    if not named:
+        return setup
+    flags = " and ".join(f"--{name.replace('_', '-')}" for name in named)
+    note = (
+        f"{flags} {'is' if len(named) == 1 else 'are'} of no use: training would not be heard above the noise, so the "
+        f"start of the head has the whole budget; {mechanism.name}(start={HALF:g}, ...) trains all the same"
+    )
+    return dataclasses.replace(setup, notes=(*setup.notes, note))
 
 
 def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = (), head: str = "auto") -> Setup:

@@ -31,7 +31,7 @@ from fedpeft.run.asked import asks_clients
 from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.private_plan import planned
+from fedpeft.run.private_plan import as_begun, planned, unheard
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, kinds, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import aware, cohort_size
@@ -91,8 +91,9 @@ class Simulation:
         self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
         self.sampler = self._sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            self.setup = planned(self.setup, self._exposure(), groups, head)
+            self.setup = planned(as_begun(self.setup, self._exposure(), folder), self._exposure(), groups, head)
             self.sampler = self._sampler()
+            self.setup = unheard(self.setup, self._exposure())
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
