@@ -248,7 +248,7 @@ def test_clients_may_hold_all_ranks_and_send_their_own(tmp_path):
     assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
     lines = Records(tmp_path / "batched").read("clients.jsonl")
     assert [line["rank"] for line in lines] == [1, 1, 1, 2, 2, 4] * 2
-    assert len({line["downlink_bytes"] for line in lines}) == 1
+    assert len({(line["round"], line["downlink_bytes"]) for line in lines}) == 2, "all are sent the same"
     assert lines[0]["uplink_bytes"] < 0.6 * lines[3]["uplink_bytes"] < 0.6 * 0.6 * lines[5]["uplink_bytes"]
     errors = [line["aggregation_error"] for line in Records(tmp_path / "batched").read("rounds.jsonl")]
     assert all(error > 0.1 for error in errors[1:]), "a rank is its owners' alone, where dW* has it diluted"
