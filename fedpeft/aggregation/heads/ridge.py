@@ -14,7 +14,7 @@ vectors,
 
     RSS = sum |y - mean|^2 - sum |c|^2 (e + 2 l) / (e + l)^2,    df = 1 + sum e / (e + l)
 
-Strengths that leave df above n / 2 are left out: what is left of RSS there is a difference of large numbers.
+Strengths that leave df above 3 n / 4 are left out: RSS is a difference of large numbers there.
 
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a vector of its own, as of
@@ -142,8 +142,9 @@ def regressed(labels: Tensor, classes: int) -> Tensor:
 USUAL, ENOUGH = 1e-3, 12
 """The strength where there are at least so many times as many rows as features."""
 
-STRENGTHS = [USUAL * 10 ** (k / 4) for k in range(21)]
-"""Of which one is chosen where there are fewer: 0.001 to 100, four to a decade."""
+STRENGTHS = [USUAL * 10 ** (k / 4) for k in range(15)]
+"""Of which one is chosen where there are fewer: 0.001 to 3.2, four to a decade. Of very few rows stronger ones would be
+chosen, which say the most frequent class of everything (docs/decisions.md)."""
 
 
 def _chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
@@ -167,7 +168,7 @@ def _chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
     for strength in STRENGTHS:
         shrunk = e + strength * unit
         freedom = float(1 + (e / shrunk).sum())
-        if freedom <= rows / 2:
+        if freedom <= 0.75 * rows:
             left = float(whole - (told * (2 * shrunk - e) / shrunk**2).sum())
             scores[strength] = left / (rows - freedom) ** 2
     return min(scores, key=scores.__getitem__, default=STRENGTHS[-1])

@@ -1,0 +1,91 @@
+"""python -m experiments.few_rows [--dataset X]: what the strength of the ridge head is worth where rows are few.
+
+Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: at the strength that is usual
+of many rows, and at the one that generalised cross-validation chooses (`fedpeft.aggregation.heads.ridge`).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import fedpeft
+from experiments.ladder.rungs import frozen_features
+from fedpeft.aggregation.heads.ridge import USUAL, Ridge
+from fedpeft.errors import FedpeftError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.simulation import Simulation
+
+Features = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Heads of few rows."""
+
+    dataset: str = "reviews"
+    rows: Annotated[tuple[int, ...], tyro.conf.arg(help="of how many rows heads are made")] = (
+        *(100, 200, 400, 600, 1000, 2000, 4000),
+    )
+    draws: int = 5
+    tokens: int = 64
+
+
+def features_of(command: Command) -> tuple[Features, Features]:
+    """Frozen features and classes of the training rows, and of the test rows."""
+    config = fedpeft.RunConfig(dataset=command.dataset, tokens=command.tokens, peft="linear_probe")
+    with tempfile.TemporaryDirectory() as folder, ConsoleObserver(Console(stderr=True)) as observer:
+        simulation = Simulation(config, Path(folder), observer)
+        try:
+            parts = simulation.rows.all, simulation.rows.dataset.test
+            found = [torch.from_numpy(frozen_features(simulation, part)["mean"]).double() for part in parts]
+        finally:
+            simulation.close()
+    train, test = (torch.from_numpy(np.asarray(part.labels, np.int64)) for part in parts)
+    return (found[0], train), (found[1], test)
+
+
+def scored(head: Ridge, rows: Features, test: Features) -> tuple[float, float]:
+    """Accuracy in percent and cross-entropy in nats of the head of `rows`."""
+    features, labels = rows
+    classes = int(test[1].max()) + 1
+    solved = head.solve(head.statistics(features, labels, classes), features.shape[1], classes)
+    logits = test[0] @ solved["head.weight"].T + solved["head.bias"]
+    loss = torch.nn.functional.cross_entropy(logits, test[1])
+    return 100 * float((logits.argmax(1) == test[1]).double().mean()), float(loss)
+
+
+def main(command: Command, console: Console) -> None:
+    """Measure, and print the table."""
+    (features, labels), test = features_of(command)
+    usual, chosen = Ridge(strength=USUAL), Ridge()
+    table = Table(title=f"{command.dataset}: {features.shape[1]} features, {command.draws} draws, mean (least to most)")
+    for heading in ("rows", f"strength {USUAL:g} (%)", "chosen (%)", "loss (nats)", "loss, chosen (nats)"):
+        table.add_column(heading)
+    for count in (count for count in command.rows if count <= len(labels)):
+        found = []
+        for draw in range(command.draws):
+            some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))[:count]
+            rows = features[some], labels[some]
+            found.append([*scored(usual, rows, test), *scored(chosen, rows, test)])
+        one, its_loss, other, other_loss = np.asarray(found).T
+        spans = [f"{a.mean():.1f} ({a.min():.1f} to {a.max():.1f})" for a in (one, other)]
+        table.add_row(str(count), *spans, f"{its_loss.mean():.3f}", f"{other_loss.mean():.3f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Command, prog="python -m experiments.few_rows"), Console(width=110))
+    except FedpeftError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False)
+        sys.exit(2)
