@@ -231,7 +231,8 @@ def _said(instruction: Instruction, report: Report) -> str:
         return f"{called}: {escape(report.error)}"
     if instruction.step:
         return f"{called}: {size(report.bytes)}"
-    return f"{called}: {report.rows} rows, loss {report.loss:.3f}, {size(report.bytes)}, {duration(report.seconds)}"
+    loss = f", loss {report.loss:.3f}" if report.loss else ""  # none is measured, or none leaves this machine
+    return f"{called}: {report.rows} rows{loss}, {size(report.bytes)}, {duration(report.seconds)}"
 
 
 def take_part(

@@ -49,6 +49,12 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
 
 
+ROUNDS = "rounds"
+"""The phase of all rounds."""
+
+BEFORE_ROUNDS = {"evaluate": "validation"}
+"""What clients are asked for before round 1, where it is called otherwise."""
+
 LONGEST = 1e6
 """From here on a measure is written as a power of ten."""
 
@@ -91,6 +97,7 @@ class ConsoleObserver:
         self._phase: TaskID | None = None
         self._cohort: TaskID | None = None
         self._total_rounds = 0
+        self._round = ""
 
     @property
     def metric(self) -> str:
@@ -126,15 +133,23 @@ class ConsoleObserver:
         self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins."""
-        if self._phase is not None:
-            self._progress.remove_task(self._phase)
+        """A phase of `total` steps begins, with a line where the output is no terminal."""
+        self.enter(name, total)
+        if not self.console.is_terminal:
+            self.say(escape(name))
+
+    def enter(self, name: str, total: int = 1) -> None:
+        """A phase of `total` steps begins, without a line."""
+        self._remove_phase()
         self.phases.enter(name, total)
         if self.live is not None:
             self.live.phase(name, total)
         self._phase = self._progress.add_task(name, total=total)
-        if not self.console.is_terminal:
-            self.say(escape(name))
+
+    def _remove_phase(self) -> None:
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+            self._phase = None
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
@@ -146,33 +161,45 @@ class ConsoleObserver:
 
     def started(self, rounds: int, done: int) -> None:
         """The rounds begin."""
-        if self._phase is not None:
-            self._progress.remove_task(self._phase)
-            self._phase = None
-        self.phases.enter("rounds")
         self._total_rounds = rounds
+        self._rounds = self._progress.add_task(ROUNDS, total=rounds, completed=done)
+        self._cohort = self._progress.add_task("clients of this round", total=None)
         self._begin_round(done + 1)
         if self.live is not None:
             self.live.started(rounds)
-        self._rounds = self._progress.add_task("rounds", total=rounds, completed=done)
-        self._cohort = self._progress.add_task("clients of this round", total=None)
         if done:
             self.say(f"continuing after round {done} of {rounds}")
 
     def client_done(self, phase: str, done: int, total: int) -> None:
-        """A client has answered."""
-        if phase == "prepare":
-            if done == 1:
+        """So many clients have answered."""
+        if self._cohort is None:  # before round 1
+            if done:
+                self.advance()
+            elif phase == "prepare":
                 self.phase("head statistics of the clients", total)
-            self.advance()
-        elif self._cohort is not None:
+            else:  # steps of a secure sum, or the clients' own validation
+                self.enter(f"{BEFORE_ROUNDS.get(phase, phase)} of the clients", total)
+        else:
+            if phase == "evaluate" and not done and self.phases.name == ROUNDS:
+                self.doing("validation")
             self.phases.reach(done, total)
             if self.live is not None:
                 self.live.reached(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
+    def doing(self, part: str = "") -> None:
+        """A part of the running round, or of the start, begins."""
+        if self._cohort is None:
+            self.enter(f"{part} of the start")
+            return
+        self._remove_phase()  # such as the wait for clients that have gone
+        if self.phases.name != ROUNDS:
+            self.phases.enter(ROUNDS)
+        self.phases.part(f"{self._round}: {part}" if part else self._round)
+
     def _begin_round(self, round: int) -> None:
-        self.phases.part(f"round {round}" if round <= self._total_rounds else "after the last round")
+        self._round = f"round {round}" if round <= self._total_rounds else "after the last round"
+        self.doing()
 
     def round_done(self, result: RoundResult) -> bool:
         """One line; True where whoever is asked (`on_round`) wants no further round."""
