@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedpeft.run.observer import RoundResult, judged
-from fedpeft.run.phases import Heartbeat, Phases
+from fedpeft.run.phases import SILENCE, Heartbeat, Phases
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -78,6 +78,7 @@ class ConsoleObserver:
         self.console = console
         self.live = live
         self.phases = Phases()
+        self._repeats = math.inf  # how often silence may still be filled
         shown = not console.quiet and not console.is_terminal
         self._heartbeat = Heartbeat(self._still_there, silence) if silence is not None and shown else None
         self._on_round = on_round
@@ -122,6 +123,9 @@ class ConsoleObserver:
         self._progress.stop()
 
     def _still_there(self) -> None:
+        if self._repeats <= 0:
+            return
+        self._repeats -= 1
         self._progress.console.print(f"...     {self.phases}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -133,18 +137,25 @@ class ConsoleObserver:
         self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins, with a line where the output is no terminal."""
+        """A phase of `total` steps begins, with a line where the output is no terminal; of 0: a wait, told of once."""
         self.enter(name, total)
+        self._repeats = math.inf if total else 0
         if not self.console.is_terminal:
             self.say(escape(name))
 
     def enter(self, name: str, total: int = 1) -> None:
         """A phase of `total` steps begins, without a line."""
         self._remove_phase()
+        self._repeats = math.inf
         self.phases.enter(name, total)
         if self.live is not None:
             self.live.phase(name, total)
         self._phase = self._progress.add_task(name, total=total)
+
+    def wait(self, name: str) -> None:
+        """Others are waited for, maybe for hours: where that takes long it is told of once."""
+        self.enter(name, 0)
+        self._repeats = 1
 
     def _remove_phase(self) -> None:
         if self._phase is not None:
@@ -193,6 +204,7 @@ class ConsoleObserver:
             self.enter(f"{part} of the start")
             return
         self._remove_phase()  # such as the wait for clients that have gone
+        self._repeats = math.inf
         if self.phases.name != ROUNDS:
             self.phases.enter(ROUNDS)
         self.phases.part(f"{self._round}: {part}" if part else self._round)
@@ -232,7 +244,7 @@ class ServeObserver(ConsoleObserver):
     NAMES_SHOWN = 8
 
     def __init__(self, console: Console, live: Live | None = None) -> None:
-        super().__init__(console, live=live)
+        super().__init__(console, silence=SILENCE, live=live)
         self.last: RoundResult | None = None
         self.epsilon: float | None = None  # of the worst client, where metrics are served
         self._federation: Any = None

@@ -119,7 +119,7 @@ class RunObserver(Observer, Protocol):
     """Is also told about the work before the rounds and after them."""
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins."""
+        """A phase of `total` steps begins; of 0: others are waited for."""
 
     def enter(self, name: str, total: int = 1) -> None:
         """A phase of `total` steps begins that has no line of its own, unless it takes long."""

@@ -26,6 +26,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import parts, received, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
+from tests.conftest import SilentObserver
 from tests.deployment.door import LIMIT, asked, client, good
 from tests.deployment.test_full_disk import full_disk, no_room
 from tests.fleet import Wire
@@ -274,7 +275,7 @@ def test_a_task_waits_for_a_client_that_reconnects(door):
 def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connection(door):
     link, ended = door.link("edge-1"), []
     edge = SimpleNamespace(registration=door.registration, instruction_limit=LIMIT, protection=None)
-    observer = SimpleNamespace(say=lambda _: None)
+    observer = SilentObserver()
     patience = Patience(1.0, observer)
     patience.lost(link, LostError("cut"))
 

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from fedpeft.run import workers
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.console import ConsoleObserver, ServeObserver
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.phases import Heartbeat, Phases
 
@@ -167,6 +168,35 @@ def test_where_the_output_is_a_file_a_silent_run_says_what_it_does():
     assert beaten
     assert told.getvalue().splitlines()[:2] == ["loading libraries", "...     loading libraries: 0 s"]
     assert list(observer.phases.seconds) == ["loading libraries"]
+
+
+def test_a_wait_for_others_is_told_of_once_and_work_again_and_again():
+    told = io.StringIO()
+    observer = ConsoleObserver(Console(file=told, width=80))
+    observer.phase("waiting for clients: 1 of 3", 0)
+    observer._still_there()
+    observer.wait("waiting for a task")
+    for _ in range(3):
+        observer._still_there()
+    observer.enter("train round 1")
+    for _ in range(2):
+        observer._still_there()
+    waited, worked = "...     waiting for a task: 0 s", "...     train round 1: 0 s"
+    assert told.getvalue().splitlines() == ["waiting for clients: 1 of 3", waited, worked, worked]
+
+
+def test_a_server_fills_silence_too():
+    told = io.StringIO()
+    observer = ServeObserver(Console(file=told, width=80))
+    observer._heartbeat._silence = 0.02
+    with observer:
+        observer.started(rounds=3, done=0)
+        observer.client_done("train", 1, 4)
+        deadline = time.monotonic() + 60
+        while "\n" not in told.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert told.getvalue().splitlines()[0] == "...     round 1: 1 of 4, 0 s"
 
 
 def test_on_a_terminal_the_bars_say_it_and_a_quiet_run_says_nothing():
