@@ -240,6 +240,20 @@ def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
         assert connection.submit(again, good(door)) == "taken"
 
 
+def test_a_member_that_reports_to_a_restarted_server_is_no_warning_and_a_stranger_is_one(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        port = door.gateway.port
+        door.gateway.close(None)
+    door.roster = Roster(door.folder / "roster.json", 3)
+    door.gateway = door.open(port)
+    for name, refused in (("edge-1", 0), ("edge-2", 1)):
+        with door.link(name).open() as connection, pytest.raises(LostError, match="the server was restarted"):
+            connection.submit(task, good(door))
+        assert door.gateway.admission.refused == refused
+    assert door.reasons("refused") == ["this client has not asked for tasks yet"]
+
+
 def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
     with client(door) as connection:
         connection.submit(asked(door, connection), good(door))
