@@ -40,6 +40,10 @@ class Worker:
         self.bench = Workbench(work)
         self.clients = clients.side(self.bench)
 
+    def ready(self) -> bool:
+        """It has begun."""
+        return True
+
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """Train (or prepare) a group of clients."""
         return self.clients.handle(instructions)

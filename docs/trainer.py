@@ -1,5 +1,7 @@
-"""A client that trains with its own Trainer: python docs/trainer.py HOST:PORT NAME MODEL-FOLDER ROWS.jsonl
+"""A client that trains with its own Trainer: python docs/trainer.py HOST:PORT NAME MODEL ROWS.jsonl
 
+MODEL is a name such as tiny_lm, a folder, or ORG/NAME on the hub; each line of ROWS.jsonl is {"text": "..."}:
+python docs/trainer.py 127.0.0.1:8470 edge-1 tiny_lm rows.jsonl
 The server, with the same base and adapter, says who is asked and what becomes of the updates:
 python -m fedpeft.serve --dataset tiny_lm --model tiny_lm --peft "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
     --clients 2 --cohort all --rounds 3 --safeguard none --measure "validation(keep=last)" --insecure
@@ -18,8 +20,10 @@ from transformers import (
 )
 
 import fedpeft
+from fedpeft.models.base_model import resolve_model
 
-server, name, base, rows = sys.argv[1:]
+server, name, model, rows = sys.argv[1:]
+base = resolve_model(model)
 tokenizer = AutoTokenizer.from_pretrained(base)
 with open(rows, encoding="utf-8") as lines:
     texts = [json.loads(line)["text"] for line in lines]

@@ -37,6 +37,7 @@ from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
+from fedpeft.run.phases import SILENCE
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,11 @@ def join(command: Command, console: Console) -> None:
     link = link_of(command)
     check_machine(command.data, options)
     quiet_libraries()
-    with ConsoleObserver(console) as observer:
+    with ConsoleObserver(console, silence=SILENCE) as observer:
         patience = Patience(command.give_up, observer)
+        observer.wait(f"connecting to {link.address}")
         description = described(link, patience)
+        observer.enter("loading rows and model")
         state = command.state.expanduser()
         folder = folder_for(state, description.run, link.name)
         with alone_in(folder):
@@ -222,16 +225,21 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
             observer.say(f"[bold yellow]warning[/] {warning}")
 
 
+def _called(instruction: Instruction) -> str:
+    """A task's name for people."""
+    step = f", step {instruction.step} of the secure sum" if instruction.step else ""
+    return f"{instruction.kind} round {instruction.round}{step}"
+
+
 def _said(instruction: Instruction, report: Report) -> str:
     """A task and what was answered, in a line."""
-    called = f"{instruction.kind} round {instruction.round}"
-    if instruction.step:
-        called += f", step {instruction.step} of the secure sum"
+    called = _called(instruction)
     if report.error:
         return f"{called}: {escape(report.error)}"
     if instruction.step:
         return f"{called}: {size(report.bytes)}"
-    return f"{called}: {report.rows} rows, loss {report.loss:.3f}, {size(report.bytes)}, {duration(report.seconds)}"
+    loss = f", loss {report.loss:.3f}" if report.loss else ""  # none is measured, or none leaves this machine
+    return f"{called}: {report.rows} rows{loss}, {size(report.bytes)}, {duration(report.seconds)}"
 
 
 def take_part(
@@ -243,17 +251,26 @@ def take_part(
         RunError: it refuses this client, contradicts itself, or is out of reach for too long.
     """
     done: tuple[str, Report] = "", Report(0, 0, b"")
+
+    def reached() -> None:
+        patience.reached()
+        observer.wait("waiting for a task")
+
+    observer.wait(f"connecting to {link.address}")
     while True:
         try:
             with link.open() as connection:
                 registration, limit = edge.registration(), edge.instruction_limit
-                for task, instruction in connection.tasks(registration, limit, transcript, patience.reached):
+                for task, instruction in connection.tasks(registration, limit, transcript, reached):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
+                        observer.enter(_called(instruction))
                         done = task, edge.handle(instruction)
                     report = done[1]
+                    observer.enter(f"{_called(instruction)}: sending {size(report.bytes)}")
                     verdict = connection.submit(task, report)
                     observer.say(f"{_said(instruction, report)} ({verdict})")
+                    observer.wait("waiting for a task")
             observer.say("the federation is finished")
             own = edge.protection
             if own is not None:
@@ -264,6 +281,7 @@ def take_part(
                 )
             return
         except LostError as error:
+            observer.wait(f"connecting to {link.address}")
             patience.lost(link, error)
 
 

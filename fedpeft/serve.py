@@ -206,6 +206,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         ServeObserver(console, live) as observer,
     ):
         events = Events(folder / "serve.jsonl", observer.event)
+        observer.enter("loading rows and model")
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)
         if live is not None:

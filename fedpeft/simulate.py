@@ -180,6 +180,10 @@ def simulate(
     return summary
 
 
+SCORED = "scoring the saved adapter on the test rows (fp32)"
+"""The phase of the final score."""
+
+
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, tested: bool) -> Summary:
     from fedpeft.run import own_files
     from fedpeft.simulation.probe import begun_probe
@@ -222,8 +226,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
     trust.look_into(simulation, progress)
     private = private_probe(simulation)
     simulation.close()
-    name = "scoring the saved adapter on the test rows (fp32)"
-    score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)
+    score = simulation.scorer.score(simulation.folder, SCORED, temperature=trust.temperature, asks=trust.asks)
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
@@ -247,6 +250,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         **_attacked(simulation),
         retrieval=retrieved(simulation, score.sides),
     )
+    observer.enter("summing up")
     return Summary(
         quality=quality,
         costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),

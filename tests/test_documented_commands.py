@@ -314,3 +314,10 @@ def test_the_table_of_extras_names_each():
     table = (ROOT / "docs" / "install.md").read_text().partition("| extra | for |")[2].partition("\n\n")[0]
     first = [line.split("|")[1] for line in table.splitlines()[2:]]
     assert {name for cell in first for name in re.findall(r"`(\w+)`", cell)} == set(EXTRAS)
+
+
+def test_clients_on_one_machine_do_not_take_all_its_cores_each() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for block in blocks(document):
+            joins = [line for line in block if "fedpeft.join --server 127.0.0.1" in line]
+            assert len(joins) < 2 or all("--threads 1" in line for line in joins), document

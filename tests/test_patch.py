@@ -108,7 +108,7 @@ def scripts(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_scripts_take_part_in_all_rounds_and_learn(base, scripts):
     made = scripts("one", "--clients=2", "--codec=ef14 | topk(fraction=0.5)", "--strategy=fedsa_lora")
-    adapter = made.end(made.client("a", base), made.client("b", base), made.server)
+    adapter = made.end(made.client("a", base), made.client("b", "tiny_lm"), made.server)
     lines = [json.loads(line) for line in (made.folder / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["clients"] for line in lines if line["round"]] == [2, 2, 2]
     assert [line["rejected"] for line in lines] == [0] * len(lines)

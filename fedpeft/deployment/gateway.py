@@ -290,7 +290,10 @@ class Gateway:
         async with self.admission.serving(context) as name:
             session = self._sessions.get(name)
             if session is None:
-                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet")
+                code, why = grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet"
+                if self.roster.find(name) is not None:  # it reports to the server before this one, and comes again
+                    await context.abort(code, why)
+                raise RefusedError(code, why)
             if session.upload is not None:  # it was cut off, and the server has not noticed yet
                 session.upload.cancel()
             own = session.upload = asyncio.current_task()

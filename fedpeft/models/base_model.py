@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -55,16 +56,20 @@ def resolve_model(text: str) -> Path:
         raise AssetError(f"the model {text!r} is a file; name the folder that holds config.json, weights and tokenizer")
     head = text.partition("(")[0]
     if "/" not in head and "\\" not in head:
-        spec = parse_spec(text)
-        if spec.name not in MODELS.names:
+        if _named_as_on_the_hub(head) or (spec := parse_spec(text)).name not in MODELS.names:
             raise ConfigError(
-                f"unknown model {text!r}; {nearest(spec.name, MODELS.names)}; "
-                "or a local directory, or ORG/NAME on the hub"
+                f"unknown model {text!r}; {nearest(head, MODELS.names)}; or a local directory, "
+                "or ORG/NAME on the hub, such as google-bert/bert-base-uncased"
             )
         return MODELS.build(spec).resolve()
     if not _on_hub(text):
         raise AssetError(f"there is no model directory {text!r}")
     return _from_hub(text)
+
+
+def _named_as_on_the_hub(text: str) -> bool:
+    """Whether it is a name that no part has, but models of the hub do: bert-base-uncased, gpt2.5."""
+    return text not in MODELS.names and re.fullmatch(r"\w+([.-]\w+)+", text) is not None
 
 
 def _on_hub(text: str) -> bool:

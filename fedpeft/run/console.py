@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedpeft.run.observer import RoundResult, judged
-from fedpeft.run.phases import Heartbeat, Phases
+from fedpeft.run.phases import SILENCE, Heartbeat, Phases
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -49,6 +49,12 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
 
 
+ROUNDS = "rounds"
+"""The phase of all rounds."""
+
+BEFORE_ROUNDS = {"evaluate": "validation"}
+"""What clients are asked for before round 1, where it is called otherwise."""
+
 LONGEST = 1e6
 """From here on a measure is written as a power of ten."""
 
@@ -72,6 +78,7 @@ class ConsoleObserver:
         self.console = console
         self.live = live
         self.phases = Phases()
+        self._repeats = math.inf  # how often silence may still be filled
         shown = not console.quiet and not console.is_terminal
         self._heartbeat = Heartbeat(self._still_there, silence) if silence is not None and shown else None
         self._on_round = on_round
@@ -91,6 +98,7 @@ class ConsoleObserver:
         self._phase: TaskID | None = None
         self._cohort: TaskID | None = None
         self._total_rounds = 0
+        self._round = ""
 
     @property
     def metric(self) -> str:
@@ -115,6 +123,9 @@ class ConsoleObserver:
         self._progress.stop()
 
     def _still_there(self) -> None:
+        if self._repeats <= 0:
+            return
+        self._repeats -= 1
         self._progress.console.print(f"...     {self.phases}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -126,15 +137,30 @@ class ConsoleObserver:
         self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins."""
-        if self._phase is not None:
-            self._progress.remove_task(self._phase)
+        """A phase of `total` steps begins, with a line where the output is no terminal; of 0: a wait, told of once."""
+        self.enter(name, total)
+        self._repeats = math.inf if total else 0
+        if not self.console.is_terminal:
+            self.say(escape(name))
+
+    def enter(self, name: str, total: int = 1) -> None:
+        """A phase of `total` steps begins, without a line."""
+        self._remove_phase()
+        self._repeats = math.inf
         self.phases.enter(name, total)
         if self.live is not None:
             self.live.phase(name, total)
         self._phase = self._progress.add_task(name, total=total)
-        if not self.console.is_terminal:
-            self.say(escape(name))
+
+    def wait(self, name: str) -> None:
+        """Others are waited for, maybe for hours: where that takes long it is told of once."""
+        self.enter(name, 0)
+        self._repeats = 1
+
+    def _remove_phase(self) -> None:
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+            self._phase = None
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
@@ -146,33 +172,46 @@ class ConsoleObserver:
 
     def started(self, rounds: int, done: int) -> None:
         """The rounds begin."""
-        if self._phase is not None:
-            self._progress.remove_task(self._phase)
-            self._phase = None
-        self.phases.enter("rounds")
         self._total_rounds = rounds
+        self._rounds = self._progress.add_task(ROUNDS, total=rounds, completed=done)
+        self._cohort = self._progress.add_task("clients of this round", total=None)
         self._begin_round(done + 1)
         if self.live is not None:
             self.live.started(rounds)
-        self._rounds = self._progress.add_task("rounds", total=rounds, completed=done)
-        self._cohort = self._progress.add_task("clients of this round", total=None)
         if done:
             self.say(f"continuing after round {done} of {rounds}")
 
     def client_done(self, phase: str, done: int, total: int) -> None:
-        """A client has answered."""
-        if phase == "prepare":
-            if done == 1:
+        """So many clients have answered."""
+        if self._cohort is None:  # before round 1
+            if done:
+                self.advance()
+            elif phase == "prepare":
                 self.phase("head statistics of the clients", total)
-            self.advance()
-        elif self._cohort is not None:
+            else:  # steps of a secure sum, or the clients' own validation
+                self.enter(f"{BEFORE_ROUNDS.get(phase, phase)} of the clients", total)
+        else:
+            if phase == "evaluate" and not done and self.phases.name == ROUNDS:
+                self.doing("validation")
             self.phases.reach(done, total)
             if self.live is not None:
                 self.live.reached(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
+    def doing(self, part: str = "") -> None:
+        """A part of the running round, or of the start, begins."""
+        if self._cohort is None:
+            self.enter(f"{part} of the start")
+            return
+        self._remove_phase()  # such as the wait for clients that have gone
+        self._repeats = math.inf
+        if self.phases.name != ROUNDS:
+            self.phases.enter(ROUNDS)
+        self.phases.part(f"{self._round}: {part}" if part else self._round)
+
     def _begin_round(self, round: int) -> None:
-        self.phases.part(f"round {round}" if round <= self._total_rounds else "after the last round")
+        self._round = f"round {round}" if round <= self._total_rounds else "after the last round"
+        self.doing()
 
     def round_done(self, result: RoundResult) -> bool:
         """One line; True where whoever is asked (`on_round`) wants no further round."""
@@ -205,7 +244,7 @@ class ServeObserver(ConsoleObserver):
     NAMES_SHOWN = 8
 
     def __init__(self, console: Console, live: Live | None = None) -> None:
-        super().__init__(console, live=live)
+        super().__init__(console, silence=SILENCE, live=live)
         self.last: RoundResult | None = None
         self.epsilon: float | None = None  # of the worst client, where metrics are served
         self._federation: Any = None

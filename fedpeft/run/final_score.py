@@ -128,6 +128,7 @@ class Scorer:
             asks: what is asked of the test rows, too.
         """
         setup = self.setup
+        self.observer.enter(f"{name}: loading it")
         work = dataclasses.replace(self.work.at(base_precision), device=self._device, method=setup.saved_peft)
         torch.set_num_threads(self.threads)
         base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
@@ -138,7 +139,7 @@ class Scorer:
         del base
         if setup.steering.fits and (fitted := setup.method.fitted(model, held)):
             saved_adapter.add(folder, fitted)
-        divisor = self._temperature(model, held) if temperature is None else temperature
+        divisor = self._temperature(model, held, name) if temperature is None else temperature
         questions = asks(divisor)
         answers = [Fold() for _ in questions]
         batches = scoring.score_batches(test)
@@ -202,13 +203,16 @@ class Scorer:
         test_rows, held_rows = (started(cached_examples(k), s) for k, s in zip(keys, stores, strict=True))
         return above(base, depth), test_rows, held_rows
 
-    def _temperature(self, model: FederatedModel, held: Examples) -> float:
+    def _temperature(self, model: FederatedModel, held: Examples, name: str) -> float:
         """What logits are divided by to fit the validation rows; 1 without classes, or where these may not decide."""
         labels = self.held.labels
         if labels is None or not len(held) or self.setup.task.targets != "classes" or not self.setup.steering.fits:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
+        batches = scoring.score_batches(held)
+        self.observer.enter(f"{name}: its temperature, on the validation rows", len(batches))
         with torch.inference_mode():
-            for index in scoring.score_batches(held):
+            for index in batches:
                 logits[index] = model(scoring.placed(held.batch(index), model)).double().cpu().numpy()
+                self.observer.advance()
         return temperature(logits, labels)

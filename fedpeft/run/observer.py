@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,10 @@ class Observer(Protocol):
         """Before the first round that is still to do."""
 
     def client_done(self, phase: str, done: int, total: int) -> None:
-        """A client of the running phase ("prepare" or "train") has answered."""
+        """So many of the clients that are asked for a phase ("prepare" or "train") have answered; first none."""
+
+    def doing(self, part: str = "") -> None:
+        """A part of the running round, or of what comes before the first, begins; no name: clients are at work."""
 
     def round_done(self, result: RoundResult) -> bool | None:
         """A round is finished and recorded; True: it shall be the last one."""
@@ -112,7 +119,22 @@ class RunObserver(Observer, Protocol):
     """Is also told about the work before the rounds and after them."""
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins."""
+        """A phase of `total` steps begins; of 0: others are waited for."""
+
+    def enter(self, name: str, total: int = 1) -> None:
+        """A phase of `total` steps begins that has no line of its own, unless it takes long."""
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
+
+
+def validating(observer: Observer, work: Callable[P, T] | None) -> Callable[P, T] | None:
+    """`work`, with a word to the observer whenever it begins; None: there is none."""
+    if work is None:
+        return None
+
+    def told(*given: P.args, **named: P.kwargs) -> T:
+        observer.doing("validation")
+        return work(*given, **named)
+
+    return told

@@ -46,6 +46,11 @@ class Phases:
         self._done += steps
 
     @property
+    def name(self) -> str:
+        """Of the running phase; empty: nothing has begun."""
+        return self._name
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Of each phase, in the order of their beginnings; the running one until now."""
         running = self._clock() - self._entered

@@ -7,7 +7,7 @@ from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.own_files import MODEL_FILES
 from fedpeft.run.reuse import depth, pools
 from fedpeft.run.setup import Setup
+
+T = TypeVar("T")
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
 """How many clients train in one pass: as many as make about this many tokens a step."""
@@ -272,6 +274,19 @@ class Workers:
             return RayPool(self.work, self.clients, machine.workers, machine.cluster)
         return Pool(self.work, self.clients, machine.workers, machine.devices)
 
+    def start(self) -> None:
+        """Begin them, if they have not begun; returns once one of them is ready for work.
+
+        Raises:
+            RunError: a worker has died.
+        """
+        if "pool" in self.__dict__:
+            return
+        workers = self.machine.workers
+        self.observer.phase("starting the workers" if workers > 1 else "loading the model", 1)
+        calls = [self.pool.submit(Worker.ready) for _ in range(workers)]
+        result(next(_as_completed(calls)))
+
     def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
         """Compute what is missing of the frozen model's output on some rows, with all workers.
 
@@ -284,6 +299,7 @@ class Workers:
         missing = absent(self.work.at(base).store(data_key, depth))
         if not missing:
             return
+        self.start()
         self.observer.phase(name, len(missing))
         calls = (
             self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
@@ -345,7 +361,7 @@ class Workers:
             self.pool.close()
 
 
-def _as_completed(calls: Iterable[Future[int]]) -> Iterator[Future[int]]:
+def _as_completed(calls: Iterable[Future[T]]) -> Iterator[Future[T]]:
     """Calls as they end: at once where a single worker, which is this process, has ended one before the next begins."""
     running = []
     for call in calls:

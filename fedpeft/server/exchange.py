@@ -27,7 +27,7 @@ class Exchange:
 
     Attributes:
         grid: who carries the messages.
-        answered: is told (phase, clients that have answered, clients expected).
+        answered: is told (phase, clients that have answered, clients expected), first of none.
         remote: whether clients are on other machines.
         announce: is told what clients are told alike, before any of them is; None: nobody wants to know.
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
@@ -64,6 +64,7 @@ class Exchange:
         trains is asked once it has answered, since it does one thing at a time.
         """
         done, early, self._early = 0, self._early, None
+        self.answered(phase, done, total)
         for wave in _waves(instructions, WAVE):
             self._await_training({i.client for i in wave} & self.asked)
             sent = self._push(wave)
@@ -94,6 +95,7 @@ class Exchange:
         """
         wave, taken, good = list(instructions), list[Report](), 0
         self.asked |= {i.client for i in wave}
+        self.answered(phase, good, enough)
         self._push(wave)
         while good < enough and self.asked:
             while not self.arrived:

@@ -33,7 +33,7 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.asked import compares_clients
-from fedpeft.run.observer import Observer, RoundResult
+from fedpeft.run.observer import Observer, RoundResult, validating
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import Acceptance, Answers, reason_of
@@ -109,13 +109,13 @@ class Server:
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
-        self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
+        self.validation_loss, self.most_rows, self.book = validating(observer, validation_loss), most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
         tasks, say = setup.facts.tasks, observer.say
         self.turns: TaskTurns | None = None
         if tasks is not None and score_task is not None:
             self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
-        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say, examiner)
+        self.evaluation = Evaluation(setup, self.clients, validating(observer, evaluate), observer.say, examiner)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
         self._lowered = 0  # the last round that lowered the clients' rate; who was asked before a restart never answers
 
@@ -147,6 +147,7 @@ class Server:
             if entry is None:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
                 break
+            self.observer.doing()
             progress, result = self.round(entry, progress)
             self.commit(progress)
             if self.observer.round_done(result):
@@ -343,6 +344,7 @@ class Server:
         Raises:
             RunError: no update is valid, and these were all clients that there are, or the run is a simulation.
         """
+        self.observer.doing("aggregation")
         if taken.accepted or self._noise_alone:
             return taken.aggregator.finish(progress.memory)
         if taken.spent < len(taken.results):

@@ -213,6 +213,7 @@ class Simulation:
         if self._grid is not None:
             grid = self._grid(self.clients)
         else:
+            workers.start()
             grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
         return Server(
             setup=self.setup,

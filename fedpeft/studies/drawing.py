@@ -39,6 +39,9 @@ ROW, LINE_OF_NAME, AROUND_ROWS = 0.2, 0.13, 1.0
 LETTERS = 44
 """Of a line of a name beside a row."""
 
+LETTERS_OF_TITLES = 96
+"""That stand side by side above the panels of a row, with room between them."""
+
 LETTERS_OF_LEGEND, LEGEND_LINE = 186, 0.18
 """Letters that stand side by side in a legend, and the inches that a line of it takes."""
 
@@ -171,6 +174,11 @@ def height_of_rows(names: Sequence[str]) -> float:
 def wrapped(name: str, letters: int = LETTERS) -> str:
     """A name, in as many lines of so many letters as it needs."""
     return "\n".join(textwrap.wrap(name, letters, break_long_words=False)) or name
+
+
+def titled(name: str, columns: int) -> str:
+    """A panel's title in as many lines as it needs where so many panels stand side by side."""
+    return "\n".join(textwrap.wrap(name, LETTERS_OF_TITLES // columns)) or name
 
 
 def rows_of(axis: Any, names: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from fedpeft.studies.drawing import (
     legend_below,
     looks,
     panels,
-    wrapped,
+    titled,
 )
 from fedpeft.studies.measures import called
 from fedpeft.studies.results import QUANTILES, Result
@@ -67,7 +67,7 @@ def spread_of_clients(section: Section) -> str | None:
     columns = balanced(len(contexts), 3)
     with panels(len(contexts), columns, out, f"{section.title}/clients", share=True) as (figure, axes):
         for axis, (context, methods) in zip(axes, contexts.items(), strict=True):
-            axis.set_title(context)
+            axis.set_title(titled(context, columns))
             for method in methods:
                 look = style[method.name]
                 found = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
@@ -101,7 +101,9 @@ def reliability(section: Section) -> str | None:
         for axis, method in zip(axes, methods, strict=True):
             _draw_reliability(axis, method, style[method.name])
             error = f"calibration error {method.mean('calibration_error'):.1f} %"
-            axis.set_title(error if section.lone is not None else f"{wrapped(method.label)}\n{error}", fontsize=9)
+            axis.set_title(
+                error if section.lone is not None else f"{titled(method.label, columns)}\n{error}", fontsize=9
+            )
             axis.set_xlabel("confidence (%)")
         for axis in axes[::columns]:
             axis.set_ylabel("accuracy, test rows (%)")

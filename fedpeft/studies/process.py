@@ -100,6 +100,8 @@ class Starter:
 BEGINS = "loading a run's settings"
 """A line of a log, which a run that goes on appends to, at the beginning of each process."""
 
+LOG_TAIL_BYTES = 65536
+
 
 def _gone() -> RunError:
     return RunError("the process that starts the runs was killed (often: out of memory); the same command continues")
@@ -165,3 +167,14 @@ def _run(run: Start, program: Program, alive: int) -> int:
 def _end_with(pipe: int) -> None:
     os.read(pipe, 1)
     os._exit(1)
+
+
+def reason_of(code: int, log: Path) -> str:
+    """Why the last process of a log failed: the error it printed, the last line it printed, or what signal ended it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
+    told = log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    lines = [line.strip() for line in told.rpartition(f"{BEGINS}\n")[2].splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"

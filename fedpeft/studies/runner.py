@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,14 +22,13 @@ from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.observer import judged
 from fedpeft.run.own_files import MadeOf, changed, made_of, recorded
+from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
-from fedpeft.studies.process import BEGINS, Program, Start, Starter
+from fedpeft.studies.process import Program, Start, Starter, reason_of
 from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolved
 from fedpeft.studies.study_file import Planned, Study
 
 POLL_SECONDS = 0.2
-
-LOG_TAIL_BYTES = 65536
 
 
 @dataclass
@@ -40,6 +39,11 @@ class Running:
     folder: Path
     log: Path
     gpus: str = ""
+
+    def __str__(self) -> str:
+        """Its title, and how far it is."""
+        done, of = self.rounds_done(), self.planned.config.rounds
+        return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else "getting ready")
 
     def rounds_done(self) -> int:
         """Rounds that are on the disk."""
@@ -256,17 +260,6 @@ class Workplace:
         return True
 
 
-def reason_of(code: int, log: Path) -> str:
-    """Why the last process of a log failed: the error it printed, the last line it printed, or what signal ended it."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
-    told = log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
-    lines = [line.strip() for line in told.rpartition(f"{BEGINS}\n")[2].splitlines() if line.strip()]
-    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
-
-
 # -------------------------------------------------------------------------------------------------------- all the runs
 
 
@@ -298,11 +291,13 @@ class Schedule:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("study", total=self.total)
+        self.heartbeat = Heartbeat(self._still_there, SILENCE)
 
     def run(self) -> int:
         """All of it; returns the number of failed runs."""
         starter = Starter(self.program)
-        with self.progress:
+        shown = self.console.is_terminal or self.console.quiet
+        with self.progress, nullcontext() if shown else self.heartbeat:
             try:
                 while self.waiting or self.running:
                     self._start_what_can_be(starter)
@@ -341,7 +336,12 @@ class Schedule:
         titles = "; ".join(r.planned.title for r in self.running)
         self.progress.update(self.task, completed=self.ended + going, description=titles[:60] or "study")
 
+    def _still_there(self) -> None:
+        standing = "; ".join(map(str, list(self.running))) or "starting the next run"
+        self.progress.console.print(f"...     {escape(standing)}", highlight=False, soft_wrap=True)
+
     def _tell(self, planned: Planned, result: Result) -> None:
+        self.heartbeat.heard()
         self.ended += planned.config.rounds
         seconds = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
         left = len(self.waiting) + len(self.running)

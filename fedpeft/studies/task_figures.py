@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.studies.drawing import balanced, panels
+from fedpeft.studies.drawing import balanced, panels, titled
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Method, Section
 
@@ -47,7 +47,8 @@ def matrices(section: Section) -> str | None:
             for (task, time), value in np.ndenumerate(values):
                 ink = "black" if value > 50 else "white"
                 axis.text(time, task, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7)
-            axis.set_title(method.label if kind == KINDS[0] else f"{method.label}, task known", fontsize=8)
+            label = method.label if kind == KINDS[0] else f"{method.label}, task known"
+            axis.set_title(titled(label, columns), fontsize=8)
             axis.set_xticks(range(values.shape[1]), ["start", *map(str, range(1, values.shape[1]))])
             axis.set_yticks(range(values.shape[0]), [str(task + 1) for task in range(values.shape[0])])
             axis.grid(visible=False)

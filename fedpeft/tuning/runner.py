@@ -26,8 +26,8 @@ from fedpeft.run.console import duration
 from fedpeft.run.folder import GIVEN_UP as MARKER
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
-from fedpeft.studies.process import Start
-from fedpeft.studies.runner import reason_of, rounds_done
+from fedpeft.studies.process import Start, reason_of
+from fedpeft.studies.runner import rounds_done
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.search_file import Search
 from fedpeft.tuning.sizes import Sizes

@@ -26,6 +26,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import parts, received, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
+from tests.conftest import SilentObserver
 from tests.deployment.door import LIMIT, asked, client, good
 from tests.deployment.test_full_disk import full_disk, no_room
 from tests.fleet import Wire
@@ -239,6 +240,20 @@ def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
         assert connection.submit(again, good(door)) == "taken"
 
 
+def test_a_member_that_reports_to_a_restarted_server_is_no_warning_and_a_stranger_is_one(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        port = door.gateway.port
+        door.gateway.close(None)
+    door.roster = Roster(door.folder / "roster.json", 3)
+    door.gateway = door.open(port)
+    for name, refused in (("edge-1", 0), ("edge-2", 1)):
+        with door.link(name).open() as connection, pytest.raises(LostError, match="the server was restarted"):
+            connection.submit(task, good(door))
+        assert door.gateway.admission.refused == refused
+    assert door.reasons("refused") == ["this client has not asked for tasks yet"]
+
+
 def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
     with client(door) as connection:
         connection.submit(asked(door, connection), good(door))
@@ -274,7 +289,7 @@ def test_a_task_waits_for_a_client_that_reconnects(door):
 def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connection(door):
     link, ended = door.link("edge-1"), []
     edge = SimpleNamespace(registration=door.registration, instruction_limit=LIMIT, protection=None)
-    observer = SimpleNamespace(say=lambda _: None)
+    observer = SilentObserver()
     patience = Patience(1.0, observer)
     patience.lost(link, LostError("cut"))
 

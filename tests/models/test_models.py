@@ -145,6 +145,12 @@ def test_dinov2_computes_what_the_onnx_graph_computes() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
+        (
+            "bert-base-uncased",
+            ConfigError,
+            r"unknown model 'bert-base-uncased'; .*ORG/NAME on the hub, such as google-b",
+        ),
+        ("gpt2.5-xl(rows=1)", ConfigError, "unknown model .*or a local directory"),
         ("minilmm", ConfigError, r"unknown model 'minilmm'; did you mean 'minilm'\? legal: .*or a local directory"),
         ("tiny(layers=0)", ConfigError, r"layers must be at least 1"),
         ("tiny(width=3)", ConfigError, r"no setting 'width'"),

@@ -6,11 +6,15 @@ import io
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.run import workers
+from fedpeft.run.console import ConsoleObserver, ServeObserver
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.phases import Heartbeat, Phases
 
@@ -64,15 +68,74 @@ def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
     observer.started(rounds=2, done=0)
     told = [str(observer.phases)]
     for round in (1, 2):
-        observer.client_done("train", 1, 4)
-        told.append(str(observer.phases))
+        observer.doing()
+        for done in (0, 1):
+            observer.client_done("train", done, 4)
+            told.append(str(observer.phases))
+        for part in ("aggregation", "validation"):
+            observer.doing(part)
+            told.append(str(observer.phases))
         observer.round_done(RoundResult(round, 4, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
         told.append(str(observer.phases))
     assert [text.removesuffix(" 0 s") for text in told] == [
-        "round 1:", "round 1: 1 of 4,", "round 2:", "round 2: 1 of 4,", "after the last round:",
+        "round 1:", "round 1: 0 of 4,", "round 1: 1 of 4,", "round 1: aggregation:", "round 1: validation:",
+        "round 2:", "round 2: 0 of 4,", "round 2: 1 of 4,", "round 2: aggregation:", "round 2: validation:",
+        "after the last round:",
     ]  # fmt: skip
     observer.started(rounds=2, done=2)
     assert str(observer.phases) == "after the last round: 0 s", "a run that goes on after its last round"
+
+
+def test_before_round_1_what_is_counted_ends_with_its_last_client():
+    observer = ConsoleObserver(Console(quiet=True))
+    observer.phase("starting the workers", 1)
+    told = []
+    for phase, done in (("keys", 0), ("keys", 2), ("prepare", 0), ("prepare", 1), ("evaluate", 0)):
+        observer.client_done(phase, done, 2)
+        told.append(str(observer.phases))
+    observer.doing("validation")
+    told.append(str(observer.phases))
+    assert [text.removesuffix(" 0 s") for text in told] == [
+        "keys of the clients: 0 of 2,", "keys of the clients: 1 of 2,", "head statistics of the clients: 0 of 2,",
+        "head statistics of the clients: 1 of 2,", "validation of the clients: 0 of 2,", "validation of the start:",
+    ]  # fmt: skip
+
+
+def test_rounds_go_on_after_a_wait_between_them():
+    observer = ConsoleObserver(Console(quiet=True))
+    observer.started(rounds=3, done=1)
+    observer.phase("waiting for clients", 0)
+    observer.doing()
+    observer.client_done("train", 1, 4)
+    assert str(observer.phases) == "round 2: 1 of 4, 0 s"
+    observer.client_done("evaluate", 0, 9)
+    assert str(observer.phases) == "round 2: validation: 0 of 9, 0 s"
+    assert list(observer.phases.seconds) == ["rounds", "waiting for clients"]
+
+
+def test_workers_that_start_are_a_phase_of_their_own(monkeypatch):
+    begun = []
+
+    class Started:
+        def __init__(self, *_):
+            begun.append("pool")
+
+        def submit(self, method):
+            begun.append(method)
+            future = Future()
+            future.set_result(True)
+            return future
+
+    monkeypatch.setattr(workers, "Pool", Started)
+    observer = ConsoleObserver(Console(quiet=True))
+    observer.phase("tokenising the rows", 1)
+    several = workers.Workers(None, None, SimpleNamespace(workers=2, cluster=None, devices=("cpu",)), observer)
+    several.start()
+    assert begun == ["pool", workers.Worker.ready, workers.Worker.ready]
+    assert list(observer.phases.seconds) == ["tokenising the rows", "starting the workers"]
+    observer.phase("the next one", 1)
+    several.start()
+    assert observer.phases.name == "the next one", "they have started"
 
 
 def test_a_heart_beats_only_in_silence():
@@ -105,6 +168,35 @@ def test_where_the_output_is_a_file_a_silent_run_says_what_it_does():
     assert beaten
     assert told.getvalue().splitlines()[:2] == ["loading libraries", "...     loading libraries: 0 s"]
     assert list(observer.phases.seconds) == ["loading libraries"]
+
+
+def test_a_wait_for_others_is_told_of_once_and_work_again_and_again():
+    told = io.StringIO()
+    observer = ConsoleObserver(Console(file=told, width=80))
+    observer.phase("waiting for clients: 1 of 3", 0)
+    observer._still_there()
+    observer.wait("waiting for a task")
+    for _ in range(3):
+        observer._still_there()
+    observer.enter("train round 1")
+    for _ in range(2):
+        observer._still_there()
+    waited, worked = "...     waiting for a task: 0 s", "...     train round 1: 0 s"
+    assert told.getvalue().splitlines() == ["waiting for clients: 1 of 3", waited, worked, worked]
+
+
+def test_a_server_fills_silence_too():
+    told = io.StringIO()
+    observer = ServeObserver(Console(file=told, width=80))
+    observer._heartbeat._silence = 0.02
+    with observer:
+        observer.started(rounds=3, done=0)
+        observer.client_done("train", 1, 4)
+        deadline = time.monotonic() + 60
+        while "\n" not in told.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert told.getvalue().splitlines()[0] == "...     round 1: 1 of 4, 0 s"
 
 
 def test_on_a_terminal_the_bars_say_it_and_a_quiet_run_says_nothing():

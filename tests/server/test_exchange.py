@@ -97,7 +97,7 @@ def test_what_is_trained_late_is_no_answer_to_an_evaluation_and_waits_for_the_ne
     told.clear()
     asked = [Instruction("evaluate", 4, k, b"") for k in (1, 2)]
     assert [(r.client, r.round) for r in exchange.in_order(asked, 2, "evaluate")] == [(1, 4), (2, 4)]
-    assert told == [("evaluate", 1, 2), ("evaluate", 2, 2)]
+    assert told == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]
     late = list(exchange.answers([], 2))
     assert [(r.client, r.round) for r in late] == [(1, 3), (3, 3)]
     assert not exchange.asked

@@ -2,13 +2,17 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.text import Text
 from scipy import stats
 
+from fedpeft.studies import figures as drawn_figures
 from fedpeft.studies.curve_figures import apart as curves_apart
 from fedpeft.studies.curve_figures import curves
 from fedpeft.studies.dot_plots import accuracy_against, accuracy_rows
@@ -200,3 +204,25 @@ def test_an_axis_over_many_decades_names_decades_alone() -> None:
             logarithmic_if_wide(axis)
             ticks = axis.get_xticks()
             assert min(b / a for a, b in pairwise(ticks)) == pytest.approx(apart)
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_titles_of_long_labels_lie_in_the_figure(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"half_mean(share=0.25): sixteen | pack_of_{'many' * 9}({i})" for i in range(count)]
+    results = [made_result({"codec": name}, seed, 0.6, 9.0) for name in names for seed in range(2)]
+    seen = []
+
+    @contextmanager
+    def looked_at(*given: Any, **more: Any) -> Iterator[Any]:
+        with panels(*given, **more) as (figure, axes):
+            yield figure, axes
+            figure.canvas.draw()
+            seen.extend((axis, axis._left_title.get_window_extent(), figure.bbox) for axis in axes)
+
+    monkeypatch.setattr(drawn_figures, "panels", looked_at)
+    assert drawn_figures.reliability(Section("made up", "a question", results, {"codec": names[0]}))
+    assert len(seen) == count
+    for axis, box, whole in seen:
+        assert "half_mean(share=0.25)" in axis._left_title.get_text()
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+        assert all(axis is other or not box.overlaps(beside) for other, beside, _ in seen)

@@ -16,7 +16,7 @@ from fedpeft.run.catalogue import built
 from fedpeft.studies.found import Found, as_described
 from fedpeft.studies.process import Program, Start
 from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved
-from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit
+from fedpeft.studies.runner import Running, Schedule, Workplace, jobs_that_fit
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
 
@@ -268,6 +268,25 @@ def test_what_is_left_is_told_in_time(tmp_path: Path) -> None:
     schedule.waiting = schedule.waiting[1:]
     schedule._tell(made.runs()[0], failed(made, 0))
     assert "(3 runs left, about 30 min 0 s)" in told.export_text()
+
+
+def test_a_silent_study_says_where_its_runs_stand(tmp_path: Path) -> None:
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    place, told = Workplace(made, tmp_path), Console(record=True, width=400)
+    schedule = Schedule(Program(load, simulate.main), place, place.left(False), 2, "", told)
+    schedule._still_there()
+    first, second = (
+        Running(planned, tmp_path / name, tmp_path) for planned, name in zip(place.planned, "ab", strict=False)
+    )
+    schedule.running = [first, second]
+    second.folder.mkdir()
+    (second.folder / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
+    schedule._still_there()
+    rounds = second.planned.config.rounds
+    assert told.export_text().splitlines() == [
+        "...     starting the next run",
+        f"...     {first.planned.title}: getting ready; {second.planned.title}: round 1 of {rounds} done",
+    ]
 
 
 def test_a_mistake_is_told_as_it_is_written_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,8 @@ from fedpeft.errors import RunError
 from fedpeft.run import own_files
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
-from fedpeft.studies.process import BEGINS
+from fedpeft.studies.process import BEGINS, reason_of
 from fedpeft.studies.results import read_run
-from fedpeft.studies.runner import reason_of
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
 from fedpeft.tuning.runner import Place
