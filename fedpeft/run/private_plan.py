@@ -82,7 +82,10 @@ def as_begun(setup: Setup, federation: Exposure, folder: Path) -> Setup:
 def unheard(setup: Setup, federation: Exposure) -> Setup:
     """The setup, with a note where the user names training that is not done, since its start has the whole budget."""
     mechanism, config = setup.mechanism, setup.config
-    if mechanism is None or mechanism.start is not None or mechanism.trains(federation):
+    if mechanism is None or mechanism.start is not None:
+        return setup
+    mechanism.check_start(federation)  # an epsilon that is too small for it has no signal to be looked at
+    if mechanism.trains(federation):
         return setup
     named = [name for name in ("rounds", *LEFT) if not _left(config, name)]
     if not named:

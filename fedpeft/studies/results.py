@@ -177,7 +177,7 @@ def read_run(folder: Path) -> Result:
         raise RunError(unfinished(folder))
     try:
         summary = files.read_json(folder / "summary.json")
-        if summary["accuracy_of"] == VALIDATION_ROWS:
+        if summary.get("accuracy_of") == VALIDATION_ROWS:
             raise RunError(
                 f"{folder} holds a trial of a search, which has seen no test rows; score it on them first: "
                 f"{resume_command(folder)}"
