@@ -6,7 +6,6 @@ of many rows, and at the one that generalised cross-validation chooses (`fedpeft
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fedpeft
+from experiments import one_sentence
 from experiments.ladder.rungs import frozen_features
 from fedpeft.aggregation.heads.ridge import USUAL, Ridge
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import ConfigError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 
@@ -36,8 +36,8 @@ class Command:
     rows: Annotated[tuple[int, ...], tyro.conf.arg(help="of how many rows heads are made")] = (
         *(100, 200, 400, 600, 1000, 2000, 4000),
     )
-    draws: int = 5
-    tokens: int = 64
+    draws: Annotated[int, tyro.conf.arg(help="of so many rows, at least 1")] = 5
+    tokens: Annotated[int, tyro.conf.arg(help="that texts are cut to")] = 64
 
 
 def features_of(command: Command) -> tuple[Features, Features]:
@@ -57,7 +57,7 @@ def features_of(command: Command) -> tuple[Features, Features]:
 def scored(head: Ridge, rows: Features, test: Features) -> tuple[float, float]:
     """Accuracy in percent and cross-entropy in nats of the head of `rows`."""
     features, labels = rows
-    classes = int(test[1].max()) + 1
+    classes = int(max(labels.max(), test[1].max())) + 1
     solved = head.solve(head.statistics(features, labels, classes), features.shape[1], classes)
     logits = test[0] @ solved["head.weight"].T + solved["head.bias"]
     loss = torch.nn.functional.cross_entropy(logits, test[1])
@@ -65,7 +65,13 @@ def scored(head: Ridge, rows: Features, test: Features) -> tuple[float, float]:
 
 
 def main(command: Command, console: Console) -> None:
-    """Measure, and print the table."""
+    """Measure, and print the table.
+
+    Raises:
+        ConfigError: of no draw, or of no rows.
+    """
+    if command.draws < 1 or min(command.rows, default=0) < 1:
+        raise ConfigError(f"--draws {command.draws} and --rows {command.rows} must be at least 1")
     (features, labels), test = features_of(command)
     usual, chosen = Ridge(strength=USUAL), Ridge()
     table = Table(title=f"{command.dataset}: {features.shape[1]} features, {command.draws} draws, mean (least to most)")
@@ -84,8 +90,5 @@ def main(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence():
         main(tyro.cli(Command, prog="python -m experiments.few_rows"), Console(width=110))
-    except FedpeftError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False)
-        sys.exit(2)

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 
+from fedpeft import plugins
 from fedpeft.conformance.conftest import tiny  # noqa: F401
 from fedpeft.privacy import noise
 
@@ -47,6 +48,17 @@ class SilentObserver:
 
     def __getattr__(self, _name):
         return lambda *_a, **_k: None
+
+
+def forget_plugins(monkeypatch):
+    """No plugin is in use, as in a process that has just begun."""
+    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
+        monkeypatch.setattr(plugins, name, empty)
+
+
+@pytest.fixture
+def fresh_plugins(monkeypatch):
+    forget_plugins(monkeypatch)
 
 
 @pytest.fixture

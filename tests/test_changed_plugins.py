@@ -17,6 +17,7 @@ from fedpeft.run import catalogue
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
+from tests.conftest import forget_plugins
 from tests.test_plugins import PARTS, RULE
 
 METHOD = """
@@ -31,15 +32,9 @@ parts = {"peft_methods": {"mine": Mine}}
 """
 
 
-def clean(monkeypatch):
-    """As in a process that has just begun."""
-    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
-        monkeypatch.setattr(plugins, name, empty)
-
-
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
 
 
@@ -56,7 +51,7 @@ def settings(rule, tmp_path, monkeypatch):
     plugins.use([str(rule)])
     config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
     file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     return file
 
 
@@ -113,7 +108,7 @@ def test_two_runs_with_files_of_one_part_s_name_are_not_mixed(rule, settings, tm
     other.write_text(RULE + PARTS + "# another\n")
     plugins.use([str(other)])
     second.write_text(catalogue.to_toml(RunConfig(strategy="half_mean")))
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     read_config(settings, goes_on=False)
     read_config(second, goes_on=False)
     with pytest.raises(ConfigError, match=r"my_rules.py and in .*other.py"):
@@ -163,27 +158,27 @@ def test_a_finished_run_answers_whatever_became_of_a_strategy_of_one_s_own(finis
     run, rule = finished
     rule.write_text(RULE + PARTS + "# changed\n")
     capsys.readouterr()
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     assert predict([str(run), "a text"]) == 0
     said = capsys.readouterr()
     assert said.err.count("note: the plugin") == 1
     assert said.out.count("\n") == 1
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     assert export([str(run), "--output", str(tmp_path / "out")]) == 0
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     with pytest.warns(UserWarning, match="has changed since the run was made"):
         open_run(run).model()
     rule.unlink()
     capsys.readouterr()
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     assert predict([str(run), "a text"]) == 0
     assert capsys.readouterr().err == ""
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     with pytest.raises(ConfigError, match="this run needs the plugin"):
         parse(["--resume", str(run)])
     moved = tmp_path / "moved.py"
     moved.write_text(RULE + PARTS)
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     assert predict([str(run), "a text", "--plugin", str(moved)]) == 0
     assert capsys.readouterr().err == ""
     assert parse(["--resume", str(run), "--plugin", str(moved)])[2]
@@ -198,10 +193,10 @@ def test_a_finished_run_needs_its_method(finished, tmp_path, monkeypatch):
     plugins.use([str(method)])
     (run / "config.toml").write_text(catalogue.to_toml(RunConfig(dataset="tiny", model="tiny", peft="mine")))
     method.unlink()
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     with pytest.raises(ConfigError, match=r"^the PEFT method 'mine' is of .*my_method.py, which is not there any more"):
         FinishedRun.read(run).method.name  # noqa: B018
     method.write_text(METHOD)
-    clean(monkeypatch)
+    forget_plugins(monkeypatch)
     plugins.use([str(method)])
     assert PEFT_METHODS.build(FinishedRun.read(run).config.peft).name == "mine"

@@ -317,15 +317,21 @@ class PrivacyEngine:
 
         Clients that never took part have spent nothing and count in the median.
         """
-        accounts = sorted(self.accounts(), key=lambda account: rdp_epsilon(*account))
-        if not accounts:
+        bounded = sorted(((rdp_epsilon(*account), account) for account in self.accounts()), key=lambda pair: pair[0])
+        if not bounded:
             return 0.0, 0.0
-        worst = 0.0
-        for events, delta in reversed(accounts):
-            if rdp_epsilon(events, delta) <= worst:  # which is never below epsilon: nor is that of those that follow
+        worst, seen = 0.0, None
+        for bound, account in reversed(bounded):
+            if bound <= worst:  # it is never below epsilon: nor is that of those that follow
                 break
-            worst = max(worst, epsilon(events, delta))
-        return worst, epsilon(*accounts[len(accounts) // 2])
+            if account != seen:  # most are alike
+                worst, seen = max(worst, epsilon(*account)), account
+        return worst, epsilon(*bounded[len(bounded) // 2][1])
+
+    @property
+    def draws(self) -> bool:
+        """Whether secret coins decide who is in a round, so that nobody may know who was: not where all are asked."""
+        return self.mechanism.secret_cohort and self.federation.cohort < self.federation.clients
 
     def warnings(self) -> list[str]:
         """What the user should know before it starts."""

@@ -72,11 +72,6 @@ class SummedEngine(PrivacyEngine):
 
     # ----------------------------------------------------------------------------------------------------- the claims
 
-    @property
-    def draws(self) -> bool:
-        """Whether coins decide who is in a round, so that nobody may know who was: not where all are asked."""
-        return self.federation.cohort < self.federation.clients
-
     def _sums(self) -> list[int]:
         """The round of each sum that was begun."""
         return [round for round, _, _ in self.ledger.charged()]

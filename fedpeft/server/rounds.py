@@ -173,10 +173,9 @@ class Server:
             return Entry(round, drawn)
         entry = self.privacy.enter(round, progress.digest(), drawn)
         if entry is not None and entry.spent:
-            clients = "client " + ", ".join(str(client) for client in entry.spent)
-            if self._secret_cohort and self.privacy.federation.cohort < self.setup.clients:
-                clients = "somebody whom coins have drawn"
-            self.observer.say(f"round {round}: the privacy budget of {clients} is spent; it sits out")
+            named = "client " + ", ".join(str(client) for client in entry.spent)
+            who = "somebody whom coins have drawn" if self.privacy.draws else named
+            self.observer.say(f"round {round}: the privacy budget of {who} is spent; it sits out")
         return entry
 
     def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:

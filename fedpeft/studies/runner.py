@@ -82,8 +82,7 @@ class Workplace:
 
     def __post_init__(self) -> None:
         self.results = ResultsFile(self.folder / "results.jsonl")
-        self.study = self._as_begun()
-        self.planned = self.study.runs()
+        self.study, self.planned = self._as_begun()
         self.done = self._match()
         self._refuse_changed()
 
@@ -92,14 +91,17 @@ class Workplace:
         """Where the runs are."""
         return self.folder / "runs"
 
-    def _as_begun(self) -> Study:
-        """The study, in the precision in which all results that are there are its own; else as this machine has it."""
+    def _as_begun(self) -> tuple[Study, list[Planned]]:
+        """The study, in the precision in which all results that are there are its own, else as it is; and its runs."""
         done = {resolved(result.config) for result in self.results.read()}
-        for precision in (self.study.precision, *(dict.fromkeys(c.dtype for c in done if c is not None))):
-            study = dataclasses.replace(self.study, precision=precision)
-            if done <= {run.config for run in study.runs()}:
-                return study
-        return self.study
+        planned = self.study.runs()
+        if not done <= {run.config for run in planned}:
+            for precision in dict.fromkeys(config.dtype for config in done if config is not None):
+                study = dataclasses.replace(self.study, precision=precision)
+                others = study.runs()
+                if done <= {run.config for run in others}:
+                    return study, others
+        return self.study, planned
 
     def _match(self) -> dict[str, Result]:
         """The results that are there, by name of the run.

@@ -47,21 +47,22 @@ parts = {"codecs": {"uni": Uni}}
 '''
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
-        monkeypatch.setattr(plugins, name, empty)
+pytestmark = pytest.mark.usefixtures("fresh_plugins")
 
 
-@pytest.fixture
-def codec(tmp_path):
+def two_files(folder):
     """A file with a codec, in use here, and another that quarters what is sent by the same name."""
-    own, other = tmp_path / "mine.py", tmp_path / "other" / "mine.py"
+    own, other = folder / "mine.py", folder / "other" / "mine.py"
     other.parent.mkdir()
     own.write_text(CODEC)
     other.write_text(CODEC.replace("most / 1", "most / 4"))
     plugins.use([str(own)])
     return own, other
+
+
+@pytest.fixture
+def codec(tmp_path):
+    return two_files(tmp_path)
 
 
 def only(file):

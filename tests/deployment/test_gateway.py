@@ -226,13 +226,19 @@ def test_secrets_are_not_in_the_log(door):
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
-def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
+def asked_before_a_restart(door):
+    """A task of the server before this one."""
     with client(door) as connection:
         task = asked(door, connection)
         port = door.gateway.port
         door.gateway.close(None)
     door.roster = Roster(door.folder / "roster.json", 3)
     door.gateway = door.open(port)
+    return task
+
+
+def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
+    task = asked_before_a_restart(door)
     with client(door) as connection:
         assert connection.submit(task, good(door)) == "late"
         again = door.gateway.submit("edge-1", Instruction("train", 1, 0, b"state"))
@@ -241,12 +247,7 @@ def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
 
 
 def test_a_member_that_reports_to_a_restarted_server_is_no_warning_and_a_stranger_is_one(door):
-    with client(door) as connection:
-        task = asked(door, connection)
-        port = door.gateway.port
-        door.gateway.close(None)
-    door.roster = Roster(door.folder / "roster.json", 3)
-    door.gateway = door.open(port)
+    task = asked_before_a_restart(door)
     for name, refused in (("edge-1", 0), ("edge-2", 1)):
         with door.link(name).open() as connection, pytest.raises(LostError, match="the server was restarted"):
             connection.submit(task, good(door))

@@ -15,27 +15,18 @@ from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.parts import RECORD, with_parts
-from tests.deployment.test_compared_parts import CODEC, only
+from tests.deployment.test_compared_parts import only, two_files
 
 GIVEN = {"codec": "uni", "dataset": "tiny", "output": "runs", "nodes": 1}
 ASKED = Instruction("train", 1, 0, b"state")
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
-        monkeypatch.setattr(plugins, name, empty)
+pytestmark = pytest.mark.usefixtures("fresh_plugins")
 
 
 @pytest.fixture
 def codec(tmp_path):
-    """A file with a codec, in use here, and another that quarters what is sent by the same name."""
-    own, other = tmp_path / "mine.py", tmp_path / "other" / "mine.py"
-    other.parent.mkdir()
-    own.write_text(CODEC)
-    other.write_text(CODEC.replace("most / 1", "most / 4"))
-    plugins.use([str(own)])
-    return own, other
+    return two_files(tmp_path)
 
 
 @pytest.fixture

@@ -146,9 +146,7 @@ def simulation(folder, **given) -> Simulation:
 
 
 @pytest.fixture
-def made_names(tmp_path, monkeypatch):
-    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
-        monkeypatch.setattr(plugins, name, empty)
+def made_names(tmp_path, fresh_plugins):
     (tmp_path / "made_names.py").write_text(PLUGIN)
     plugins.use([str(tmp_path / "made_names.py")])
     return tmp_path / "made_names.py"

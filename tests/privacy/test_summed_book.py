@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.server.rounds import Server
 
 CLIENTS = 12
 
@@ -127,6 +129,22 @@ def test_who_sat_out_is_not_told_where_coins_draw(tmp_path):
     book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
     assert book.sat_out == {3}
     assert book.summary()["privacy"]["sat_out"] is None
+
+
+@pytest.mark.parametrize(("cohort", "who"), [(6, "somebody whom coins have drawn"), (CLIENTS, "client 0")])
+def test_nor_does_the_screen_name_who_sits_out_there(cohort, who, tmp_path):
+    plain = opened(tmp_path / "plain", cohort=cohort)
+    once = epsilon({plain.cost([0])[0][0]: 1}, plain.delta)
+    book, said = opened(tmp_path / "book", cohort=cohort, c0={"budget": once * 1.001}), []
+    everybody = list(range(CLIENTS))
+    server = SimpleNamespace(
+        setup=SimpleNamespace(config=SimpleNamespace(seed=0)), book=None, privacy=book,
+        clients=SimpleNamespace(under_way=lambda _: []), sampler=SimpleNamespace(draw=lambda *_: everybody),
+        observer=SimpleNamespace(say=said.append),
+    )  # fmt: skip
+    for round in range(12):
+        Server.open(server, SimpleNamespace(round=round, digest=lambda: "state"))
+    assert {line.partition(": ")[2] for line in said} == {f"the privacy budget of {who} is spent; it sits out"}
 
 
 def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path):

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from fedpeft import plugins
 from fedpeft.server.acceptance import reason_of
 from fedpeft.simulate import main as simulate
 
@@ -102,10 +101,7 @@ parts = {
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
-        monkeypatch.setattr(plugins, name, empty)
+pytestmark = pytest.mark.usefixtures("fresh_plugins")
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ class Ridge(HeadStart):
         return {"labels": torch.full_like(statistics["labels"], float(length))}
 
     def additive(self, statistics: State) -> State:
-        """Moments and class sums."""
+        """Moments, class sums, and sums of y^2 where the strength has to be chosen."""
         if self.send == "moments":
             return statistics
         return self._sums(statistics["features"].double(), statistics["labels"].double())

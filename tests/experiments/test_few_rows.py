@@ -1,0 +1,31 @@
+"""What the strength of the ridge head is worth where rows are few."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments.few_rows import Command, main, scored
+from fedpeft.aggregation.heads.ridge import Ridge
+from fedpeft.errors import ConfigError
+
+
+def test_the_table_has_a_row_for_each_number_of_rows_that_there_are():
+    told = Console(record=True, width=110)
+    main(Command("tiny", rows=(40, 80, 10**6), draws=2, tokens=32), told)
+    rows = [line.split() for line in told.export_text().splitlines() if line.startswith("│")]
+    assert [row[1] for row in rows] == ["40", "80"]
+    assert all(float(row[-2]) < float(row[-4]) for row in rows), "the loss of noise that is fitted is larger"
+
+
+def test_what_is_scored_is_the_head_of_these_rows():
+    features, labels = torch.eye(4).double().repeat(30, 1), torch.arange(4).repeat(30)
+    assert scored(Ridge(), (features, labels), (features[:4], labels[:4]))[0] == 100
+    assert scored(Ridge(), (features, labels), (features[:4], labels[:4].flip(0)))[0] == 0
+
+
+@pytest.mark.parametrize("given", [{"draws": 0}, {"rows": (10, 0)}, {"rows": ()}])
+def test_no_draws_and_no_rows_are_refused(given):
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        main(Command("tiny", **given), Console(quiet=True))
