@@ -36,9 +36,9 @@ from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import name_of, part_text
 from fedpeft.run import catalogue
+from fedpeft.run.exports.hub import check_name, push
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.folder import begun, checked_settings
-from fedpeft.run.hub import check_name, push
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.plots import figure_of
 from fedpeft.run.records import Records

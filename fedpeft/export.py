@@ -33,8 +33,8 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.peft.saved_adapter import tell_head
 from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.exports.hub import check_name, push
 from fedpeft.run.folder import make_folder, refuse_file
-from fedpeft.run.hub import check_name, push
 
 if TYPE_CHECKING:
     from fedpeft.run.finished import FinishedRun
@@ -75,9 +75,9 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
+    from fedpeft.run.exports.model_card import card, loading
+    from fedpeft.run.exports.transformers_folder import write
     from fedpeft.run.finished import FinishedRun
-    from fedpeft.run.model_card import card, loading
-    from fedpeft.run.transformers_folder import write
 
     finished_run = FinishedRun.read(run)
     tell_notes(console)
@@ -128,7 +128,7 @@ def partly(output: Path) -> Iterator[None]:
 
 def _write_gguf(run: FinishedRun, output: Path, merge: bool, base: bool, console: Console) -> None:
     """The adapter, or the merged model; and the base."""
-    from fedpeft.run.gguf_files import write_adapter, write_model
+    from fedpeft.run.exports.gguf_files import write_adapter, write_model
 
     if run.method.whole_model:
         write_model(run, run.model(run.base()).base, output / "model.gguf")

@@ -16,7 +16,7 @@ from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.run.checks import check_method
+from fedpeft.run.checks.rules import check_method
 
 
 def choosing() -> str:

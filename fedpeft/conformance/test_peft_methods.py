@@ -20,7 +20,7 @@ from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
 from fedpeft.models.task import TASKS, adapter_dtype, trainable
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.checks import check_method
+from fedpeft.run.checks.rules import check_method
 
 
 @pytest.mark.parametrize("name", NAMES)

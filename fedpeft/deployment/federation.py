@@ -51,12 +51,12 @@ from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.checks.ranks import check_decay
 from fedpeft.run.examined import exam_of
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
-from fedpeft.run.rank_checks import check_decay
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan

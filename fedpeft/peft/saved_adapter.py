@@ -67,7 +67,7 @@ def save(
             model.base.save_pretrained(str(target))  # type: ignore[operator]
         (target / "README.md").unlink(
             missing_ok=True
-        )  # an empty form; `fedpeft.run.model_card` writes one with content
+        )  # an empty form; `fedpeft.run.exports.model_card` writes one with content
         if (target / ADAPTER_CONFIG).is_file():
             _describe(target / ADAPTER_CONFIG, base_name, model.peft_task)
         head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}

@@ -9,7 +9,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
-from fedpeft.run.checks import check_label_shift, check_server
+from fedpeft.run.checks.rules import check_label_shift, check_server
 from fedpeft.run.setup import Setup
 from fedpeft.run.suited import ADAPTER, FAR_APART, suited_method
 from fedpeft.spec import parse_spec

@@ -25,7 +25,7 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.exposure import Exposure, trains_head_alone
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.mechanism import HALF, Mechanism
-from fedpeft.run import checks
+from fedpeft.run.checks.together import check
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts
 from fedpeft.run.suited import ADAPTER
@@ -154,7 +154,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     if training.momentum:
         config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
     made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
-    checks.check(made)
+    check(made)
     return made
 
 

@@ -38,8 +38,8 @@ from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.run import checks
 from fedpeft.run.catalogue import built, counted, told_tasks
+from fedpeft.run.checks.together import check
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
@@ -199,7 +199,7 @@ class Setup(ChosenParts):
             readable=readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
             notes=tuple(notes),
         )
-        checks.check(setup)
+        check(setup)
         return replace(setup, start=setup.strategy.start(setup.start, layout, config.seed))
 
     @property

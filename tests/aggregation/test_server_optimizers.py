@@ -10,7 +10,8 @@ from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
 from fedpeft.errors import ConfigError
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
-from fedpeft.run import checks, final_score
+from fedpeft.run import final_score
+from fedpeft.run.checks.private import check_server_noise
 from fedpeft.run.observer import Metrics
 from fedpeft.server.best_state import BestState
 from fedpeft.server.progress import Checkpoints, Progress
@@ -127,11 +128,11 @@ def test_noise_that_the_server_does_not_add_is_not_taken_out(spec, privacy):
     mechanism = mechanism if isinstance(mechanism, Mechanism) else None
     setup = SimpleNamespace(optimizer=optimizer, mechanism=mechanism, config=SimpleNamespace(server_optimizer=spec))
     with pytest.raises(ConfigError, match="leave corrected out, or take --privacy user_dp"):
-        checks._check_server_noise(setup)
+        check_server_noise(setup)
     setup.mechanism = MECHANISMS.build("user_dp(noise_multiplier=1)")
-    checks._check_server_noise(setup)
+    check_server_noise(setup)
     setup.optimizer, setup.mechanism = SERVER_OPTIMIZERS.build("averaged(of=adam)"), mechanism
-    checks._check_server_noise(setup)
+    check_server_noise(setup)
 
 
 def test_noise_is_heard_of_by_those_that_use_it_alone():

@@ -23,7 +23,7 @@ from fedpeft.models.task import TASKS, trainable
 from fedpeft.models.tasks.classification import hidden_states
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.transformers_folder import classifier
+from fedpeft.run.exports.transformers_folder import classifier
 
 TASK = TASKS.build("classification")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])

@@ -76,7 +76,7 @@ def test_numbers_of_pictures_come_out_of_the_pipeline_in_their_unit(tmp_path, tr
 
 
 def test_an_adapter_s_card_says_how_a_picture_is_fed(tmp_path):
-    from fedpeft.run.model_card import card
+    from fedpeft.run.exports.model_card import card
 
     draw(tmp_path / "pictures")
     data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"

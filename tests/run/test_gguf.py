@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from fedpeft.errors import ModelError
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
+from fedpeft.run.exports.gguf_files import Architecture
 from fedpeft.run.finished import FinishedRun
-from fedpeft.run.gguf_files import Architecture
 from fedpeft.simulate import main as simulate
 
 gguf = pytest.importorskip("gguf")
@@ -106,7 +106,7 @@ def test_bases_of_other_families_are_read_back(name, run, tmp_path, monkeypatch)
     folder = made(getattr(transformers, kind), config, tmp_path / "model")
     monkeypatch.setattr(FinishedRun, "model_directory", folder)
     out = tmp_path / "out"
-    monkeypatch.setattr("fedpeft.run.gguf_files.write_adapter", lambda *_: None)
+    monkeypatch.setattr("fedpeft.run.exports.gguf_files.write_adapter", lambda *_: None)
     assert export([str(run), "--gguf", "--gguf-base", "--output", str(out)]) == 0
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(IDS).logits
@@ -116,7 +116,7 @@ def test_bases_of_other_families_are_read_back(name, run, tmp_path, monkeypatch)
 def test_a_tokenizer_of_byte_pairs_goes_with_the_base(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from fedpeft.run.gguf_files import _add_tokenizer
+    from fedpeft.run.exports.gguf_files import _add_tokenizer
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()

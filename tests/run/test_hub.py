@@ -12,7 +12,7 @@ import pytest
 import fedpeft
 from fedpeft import export
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.run.hub import push
+from fedpeft.run.exports.hub import push
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedpeft.data.rows import DATASETS
 from fedpeft.run.console import short, size
+from fedpeft.run.exports.transformers_folder import processor
 from fedpeft.run.finished import FinishedRun
-from fedpeft.run.transformers_folder import processor
 from fedpeft.run.trust_lines import trust_lines
 
 

@@ -1,0 +1,1 @@
+"""Which parts of a run go together; what makes no sense is refused before anything is trained, with the reason."""

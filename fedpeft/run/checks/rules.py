@@ -1,0 +1,118 @@
+"""What a PEFT method, an aggregation rule, a server optimizer and a correction of drift can be combined with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
+from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.clients.drift import Correction
+from fedpeft.communication.uplink import Uplink
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import name_of
+from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.peft.method import PeftMethod
+from fedpeft.privacy.mechanism import Mechanism
+
+
+def check_method(
+    method: PeftMethod, strategy: Strategy, strategy_name: str, forms: Sequence[ClientForm | None]
+) -> None:
+    """Refuse strategies and sizes that are not right for the PEFT method.
+
+    Raises:
+        ConfigError: which, and what to take instead.
+    """
+    if method.strategies and strategy_name not in method.strategies:
+        raise ConfigError(
+            f"{strategy_name} is not right for {method.name}: its parameters multiply each other, and the mean of "
+            f"products is not the product of means; take --strategy {' or '.join(method.strategies)}"
+        )
+    if isinstance(strategy, GatherStrategy) and strategy.fills_base and not method.residual:
+        raise ConfigError(
+            f"{strategy_name} puts what the factors can't hold into the base, which {method.name} does not allow; "
+            "take flexlora"
+        )
+    if not method.mixed_sizes and len({*forms, method.form}) > 1:
+        raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
+
+
+def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
+    """Refuse a server optimizer where the rule leaves it nothing to step along.
+
+    Raises:
+        ConfigError: says why, and what to take instead.
+    """
+    name = type(strategy).__name__
+    plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
+    if isinstance(strategy, RoundStrategy) and not plain:
+        raise ConfigError(
+            f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
+            "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
+        )
+    if strategy.counts_clients and not plain:
+        raise ConfigError(
+            f"{name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
+            "--server-optimizer at sgd with learning rate 1"
+        )
+    if _turns(strategy) and not plain and type(optimizer).__name__ != "SGD":
+        raise ConfigError(
+            f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
+            "factors before; use --server-optimizer sgd"
+        )
+
+
+def _turns(strategy: Strategy) -> bool:
+    """Whether a linear rule makes new factors after its step."""
+    return isinstance(strategy, LinearStrategy) and strategy.new_factors
+
+
+def check_memory(strategy: Strategy, uplink: Uplink) -> None:
+    """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
+    if uplink.remembers and strategy.new_factors:
+        raise ConfigError(
+            f"{type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the old "
+            f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+
+
+def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> None:
+    """Refuse a correction with nothing to act on, or ConfigError says what it looks for."""
+    trained = strategy.trained(layout, 1)
+    for ending in correction.needs:
+        if not any(name.endswith(ending) for name in trained):
+            raise ConfigError(
+                f"{correction.name} acts on tensors called ...{ending}, and clients train none in every round; leave "
+                "it out, or take --peft lora with a strategy that trains both factors, such as fedit"
+            )
+    if correction.travels and not trained - strategy.private(layout) - strategy.still(layout):
+        raise ConfigError(
+            f"{correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they share "
+            "nothing that they train; leave it out"
+        )
+
+
+def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
+    """Refuse the correction of label shift where shares of classes are not known, or would not be protected.
+
+    Raises:
+        ConfigError: there are no classes, or nobody learns how many rows each has.
+        PrivacyError: a row would change the loss of a client's other rows.
+    """
+    if task != "classification":
+        name = task.partition("(")[0]
+        has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
+        has |= dict.fromkeys(("causal_lm", "instruction", "dpo"), "a language model has")
+        what = has.get(name, f"rows of {name} have")
+        raise ConfigError(f"label_shift corrects for shares of the rows' classes, and {what} none; leave it out")
+    if mechanism is not None and mechanism.per_example:
+        raise PrivacyError(
+            f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "
+            f"{mechanism.name} does not cover; leave it out"
+        )
+    if not head.exchanges or head.bounded:
+        raise ConfigError(
+            f"label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; take "
+            "--head ridge or centroids, or leave it out"
+        )
