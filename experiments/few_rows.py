@@ -1,7 +1,7 @@
 """python -m experiments.few_rows [--dataset X]: what the strength of the ridge head is worth where rows are few.
 
 Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: at the strength that is usual
-of many rows, and at the one that generalised cross-validation chooses (`fedpeft.aggregation.heads.ridge`).
+of many rows, and at the one that generalised cross-validation chooses (`fedpeft.aggregation.cross_validation`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rich.table import Table
 import fedpeft
 from experiments import one_sentence
 from experiments.ladder.rungs import frozen_features
-from fedpeft.aggregation.heads.ridge import USUAL, Ridge
+from fedpeft.aggregation.cross_validation import USUAL
+from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.errors import ConfigError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation

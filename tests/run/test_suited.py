@@ -70,7 +70,7 @@ def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
 
 @pytest.mark.parametrize(
     ("facts", "peft", "head"),
-    [(IMAGES, "head2toe", "ridge(strength=0.01, send=factor)"), (TEXTS, "lora", "ridge")],
+    [(IMAGES, "head2toe", "ridge(send=factor)"), (TEXTS, "lora", "ridge")],
     ids=["images", "texts"],
 )
 def test_a_setup_names_what_was_chosen(facts, peft, head):

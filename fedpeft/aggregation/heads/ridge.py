@@ -7,14 +7,7 @@ With x the feature and a constant 1, y the one-hot label:
 with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
 
 How strong it has to be depends on the rows: of about as many as features, a weak one fits their noise. Where n is
-below 12 d, and no strength is given, it is the one of least generalised cross-validation (Golub, Heath and Wahba,
-Technometrics 21, 1979), n RSS / (n - df)^2, with df the trace of the matrix that makes the fitted values of y. The sums
-tell it, without a row held out. With e the eigenvalues of the centred moments, l the penalty, c class sums along their
-vectors,
-
-    RSS = sum |y - mean|^2 - sum |c|^2 (e + 2 l) / (e + l)^2,    df = 1 + sum e / (e + l)
-
-Strengths that leave df above 3 n / 4 are left out: RSS is a difference of large numbers there.
+below 12 d, and no strength is given, the sums tell it (`fedpeft.aggregation.cross_validation`).
 
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a vector of its own, as of
@@ -43,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedpeft.aggregation.cross_validation import chosen_strength
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
@@ -118,7 +112,7 @@ class Ridge(HeadStart):
         row, column = torch.triu_indices(size, size)
         upper[row, column] = total["moments"].double()
         moments = upper + upper.triu(1).T
-        strength = self.strength or _chosen_strength(moments, total["sums"].double(), total["squares"].double())
+        strength = self.strength or chosen_strength(moments, total["sums"].double(), total["squares"].double())
         penalty = strength * moments.diagonal()[:-1].mean()
         penalties = torch.full((size,), float(penalty), dtype=torch.float64)
         penalties[-1] = 0.0  # the constant is not shrunk
@@ -137,41 +131,6 @@ def regressed(labels: Tensor, classes: int) -> Tensor:
     if labels.ndim == 2:
         return labels.double()
     return labels.double()[:, None] if labels.is_floating_point() else F.one_hot(labels, classes).double()
-
-
-USUAL, ENOUGH = 1e-3, 12
-"""The strength where there are at least so many times as many rows as features."""
-
-STRENGTHS = [USUAL * 10 ** (k / 4) for k in range(15)]
-"""Of which one is chosen where there are fewer: 0.001 to 3.2, four to a decade. Of very few rows stronger ones would be
-chosen, which say the most frequent class of everything (docs/decisions.md)."""
-
-
-def _chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
-    """The one of least generalised cross-validation, where rows are few.
-
-    Args:
-        moments: of features and the constant, (d + 1, d + 1), fp64.
-        sums: of their products with y, (d + 1, classes).
-        squares: sums of y^2, (classes,).
-    """
-    rows, unit = float(moments[-1, -1]), float(moments.diagonal()[:-1].mean())
-    if rows >= ENOUGH * (len(moments) - 1):
-        return USUAL
-    rows = max(rows, 1.0)  # a coarse code may leave nothing of the constant
-    centred = moments[:-1, :-1] - torch.outer(moments[:-1, -1], moments[-1, :-1]) / rows
-    along = sums[:-1] - torch.outer(moments[:-1, -1], sums[-1]) / rows
-    e, vectors = torch.linalg.eigh(centred)
-    e, told = e.clamp(min=0.0), (vectors.T @ along).square().sum(1)
-    whole = (squares - sums[-1].square() / rows).sum()
-    scores = {}
-    for strength in STRENGTHS:
-        shrunk = e + strength * unit
-        freedom = float(1 + (e / shrunk).sum())
-        if freedom <= 0.75 * rows:
-            left = float(whole - (told * (2 * shrunk - e) / shrunk**2).sum())
-            scores[strength] = left / (rows - freedom) ** 2
-    return min(scores, key=scores.__getitem__, default=STRENGTHS[-1])
 
 
 WIDE = 2048

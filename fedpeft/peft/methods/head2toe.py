@@ -28,7 +28,7 @@ class Head2Toe(LinearProbe):
 
     composes: ClassVar[bool] = True
     reads_all_blocks: ClassVar[bool] = True
-    suited_head: ClassVar[str] = "ridge(strength=0.01, send=factor)"  # clients have fewer rows than there are moments
+    suited_head: ClassVar[str] = "ridge(send=factor)"  # clients have fewer rows than there are moments
 
     def read(self, base: nn.Module) -> None:
         """All of its blocks."""
