@@ -1,7 +1,8 @@
 """python -m experiments.few_rows [--dataset X]: what the strength of the ridge head is worth where rows are few.
 
-Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: at the strength that is usual
-of many rows, and at the one that generalised cross-validation chooses (`fedpeft.aggregation.cross_validation`).
+Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: at a strength, by default the
+one that is usual of many rows, and at the one that generalised cross-validation chooses
+(`fedpeft.aggregation.cross_validation`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Command:
     )
     draws: Annotated[int, tyro.conf.arg(help="of so many rows, at least 1")] = 5
     tokens: Annotated[int, tyro.conf.arg(help="that texts are cut to")] = 64
+    all_blocks: Annotated[bool, tyro.conf.arg(help="features of all blocks, as head2toe reads them")] = False
+    strength: Annotated[float, tyro.conf.arg(help="that the chosen one is set against")] = USUAL
 
 
 def features_of(command: Command) -> tuple[Features, Features]:
@@ -48,7 +51,8 @@ def features_of(command: Command) -> tuple[Features, Features]:
         simulation = Simulation(config, Path(folder), observer)
         try:
             parts = simulation.rows.all, simulation.rows.dataset.test
-            found = [torch.from_numpy(frozen_features(simulation, part)["mean"]).double() for part in parts]
+            of_parts = (frozen_features(simulation, part, command.all_blocks)["mean"] for part in parts)
+            found = [torch.from_numpy(features).double() for features in of_parts]
         finally:
             simulation.close()
     train, test = (torch.from_numpy(np.asarray(part.labels, np.int64)) for part in parts)
@@ -74,9 +78,9 @@ def main(command: Command, console: Console) -> None:
     if command.draws < 1 or min(command.rows, default=0) < 1:
         raise ConfigError(f"--draws {command.draws} and --rows {command.rows} must be at least 1")
     (features, labels), test = features_of(command)
-    usual, chosen = Ridge(strength=USUAL), Ridge()
+    usual, chosen = Ridge(strength=command.strength), Ridge()
     table = Table(title=f"{command.dataset}: {features.shape[1]} features, {command.draws} draws, mean (least to most)")
-    for heading in ("rows", f"strength {USUAL:g} (%)", "chosen (%)", "loss (nats)", "loss, chosen (nats)"):
+    for heading in ("rows", f"strength {command.strength:g} (%)", "chosen (%)", "loss (nats)", "loss, chosen (nats)"):
         table.add_column(heading)
     for count in (count for count in command.rows if count <= len(labels)):
         found = []

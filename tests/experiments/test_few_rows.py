@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from rich.console import Console
@@ -17,6 +19,17 @@ def test_the_table_has_a_row_for_each_number_of_rows_that_there_are():
     rows = [line.split() for line in told.export_text().splitlines() if line.startswith("│")]
     assert [row[1] for row in rows] == ["40", "80"]
     assert all(float(row[-2]) < float(row[-4]) for row in rows), "the loss of noise that is fitted is larger"
+
+
+def test_heads_on_all_blocks_are_set_against_another_strength():
+    widths = []
+    for whether in (False, True):
+        told = Console(record=True, width=110)
+        main(Command("tiny", rows=(40,), draws=1, tokens=32, all_blocks=whether, strength=0.01), told)
+        text = told.export_text()
+        assert "strength 0.01" in text
+        widths.append(int(re.search(r"(\d+) features", text)[1]))
+    assert widths[1] > widths[0]
 
 
 def test_what_is_scored_is_the_head_of_these_rows():
