@@ -122,6 +122,12 @@ def check_made(strategy: object, made: State, state: State, whole: Iterable[str]
         raise ConfigError(f"the strategy {name} leaves out {missing[0]}{more}, which the next state needs")
 
 
+def not_finite(strategy: object, state: State) -> str:
+    """A clause about the first tensor that a rule has made no numbers of; empty: all are."""
+    broken = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), "")
+    return broken and f"the strategy {name_of(type(strategy))} makes {broken} NaN or infinite"
+
+
 @dataclass(frozen=True)
 class Gathered:
     """The next global factors of one layer, and what goes beside it into the frozen base (None: nothing)."""

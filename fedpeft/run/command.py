@@ -65,7 +65,7 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
     except KeyboardInterrupt:
         Console().print(f"\n{escape(interrupted())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         own = _in_plugins(error)
         if not own:
             raise
