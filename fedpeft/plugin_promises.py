@@ -37,16 +37,14 @@ def hold(cls: type, kind: type, who: str) -> None:
     for owner in [base for base in cls.__mro__ if not _ours(base)]:
         for name, own in list(vars(owner).items()):
             promised = _promised(cls, kind, name)
-            if promised is None or getattr(own, "__held__", False):
-                continue
-            if isinstance(promised, property) and inspect.isfunction(own):
-                raise ConfigError(f"{who}: write @property above {name}, which is read and not called")
-            if inspect.isfunction(promised) and not isinstance(own, staticmethod | classmethod):
-                if not callable(own):
-                    raise ConfigError(f"{who}: {name} must be a method, got {own!r:.80}")
-                if inspect.isfunction(own):
-                    _check_arguments(own, promised, f"{who}: {name}")
-                    setattr(owner, name, _checked(own, promised, f"{who}: {name}"))
+            if isinstance(promised, property | classmethod) and inspect.isfunction(own):
+                raise ConfigError(f"{who}: write @{type(promised).__name__} above {name}")
+            if inspect.isfunction(promised) and not callable(own) and not isinstance(own, staticmethod | classmethod):
+                raise ConfigError(f"{who}: {name} must be a method, got {own!r:.80}")
+            if isinstance(promised, classmethod) and isinstance(own, classmethod):
+                setattr(owner, name, classmethod(_held(own.__func__, promised.__func__, f"{who}: {name}")))
+            elif inspect.isfunction(promised) and inspect.isfunction(own):
+                setattr(owner, name, _held(own, promised, f"{who}: {name}"))
 
 
 def _ours(cls: type) -> bool:
@@ -61,8 +59,10 @@ def _promised(cls: type, kind: type, name: str) -> Any:
     return next(found, None)
 
 
-def _check_arguments(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> None:
-    """ConfigError unless a method can be called as the promised one is."""
+def _held(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The method, with a look at what it gives back; ConfigError unless it can be called as the promised one is."""
+    if getattr(own, "__held__", False):
+        return own
     given = inspect.signature(promised).parameters.values()
     plain = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     named = {p.name: None for p in given if p.kind is p.KEYWORD_ONLY}
@@ -71,15 +71,17 @@ def _check_arguments(own: Callable[..., Any], promised: Callable[..., Any], what
     except TypeError as error:
         takes, called = (f"({', '.join(inspect.signature(one).parameters)})" for one in (own, promised))
         raise ConfigError(f"{what} takes {takes}, and is called with {called}: {error}") from error
+    return _checked(own, promised, what)
 
 
 def _checked(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
     """The method, with a look at what it gives back, where that is promised."""
     try:
-        due = typing.get_type_hints(promised).get("return", Any)
+        written = types.SimpleNamespace(__annotations__={"return": inspect.signature(promised).return_annotation})
+        due = typing.get_type_hints(written, promised.__globals__)["return"]
     except NameError:  # a name that only type checkers import
         return own
-    if due in (Any, type(None)):
+    if due in (Any, type(None), inspect.Signature.empty):
         return own
 
     @functools.wraps(own)

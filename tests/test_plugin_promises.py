@@ -5,20 +5,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.drift import Correction, pulled
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LocalWork
 
 import fedpeft
 from fedpeft import plugin_promises, plugins
-from fedpeft.aggregation.strategy import Aggregate, GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.aggregator import LinearAggregator
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.strategy import (
+    Aggregate,
+    GatherStrategy,
+    LinearStrategy,
+    RoundStrategy,
+    Strategy,
+    strategies,
+)
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.data.rows import DATASETS
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError, FedpeftError, ModelError
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
+from fedpeft.peft.method import PeftMethod
 from fedpeft.plugin_promises import fits, hold
 from fedpeft.run.catalogue import ALL
 from fedpeft.run.command import MISTAKE, exit_code
@@ -102,12 +116,62 @@ def rule(**members):
         ),
         ({"contribution": lambda self, update, state, layout, share: None}, "missing a required argument: 'share'"),
         ({"contribution": 3}, "contribution must be a method, got 3"),
-        ({"asks": lambda self: "rows"}, "write @property above asks, which is read and not called"),
+        ({"asks": lambda self: "rows"}, "write @property above asks"),
+        ({"plain_sum": lambda cls: True}, "write @classmethod above plain_sum"),
+        ({"plain_sum": classmethod(lambda cls, layout: True)}, r"plain_sum takes \(cls, layout\), and is called"),
     ],
 )
 def test_a_method_that_can_not_be_called_as_it_will_be_is_told_before_a_run(members, words):
     with pytest.raises(ConfigError, match=words):
         hold(rule(**members), Strategy, "mine")
+
+
+def test_a_correction_that_gives_no_pull_is_told_and_one_that_would_be_stretched():
+    @dataclass(frozen=True)
+    class Still(Correction):
+        def begin(self, job, server, own):
+            return None
+
+    hold(Still, Correction, "still")
+    with pytest.raises(ConfigError, match=r"begin has to give .*Callable.*, and has given None"):
+        Still().begin(None, {}, {})
+    with pytest.raises(ConfigError, match=r"lambda> gives shape \(1,\) for weight, whose is \(2, 3\)"):
+        pulled(lambda name, value: value.flatten()[:1], "weight", torch.zeros(2, 3))
+
+
+def test_a_round_of_no_steps_is_told():
+    class Never(LocalWork):
+        def __init__(self): ...
+
+        def steps_for(self, rows, batch_size):
+            return -3
+
+    with pytest.raises(ConfigError, match="asks for -3 steps on 10 rows"):
+        LocalTraining(work=dataclass(frozen=True)(Never)()).steps_for(10)
+
+
+def test_an_optimizer_of_the_server_that_makes_other_shapes_is_named():
+    @dataclass(frozen=True)
+    class Short(ServerOptimizer):
+        def step(self, state, direction, memory):
+            return {name: tensor[:1] for name, tensor in state.items()}, memory
+
+    state = random_state(LAYOUT, 1)
+    strategy = strategies.build("fedit")
+    round = LinearAggregator(strategy, Short(), LAYOUT, state, 1)
+    round.add(random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3)[0])
+    with pytest.raises(ConfigError, match=r"the server optimizer .* makes .* of shape"):
+        round.finish({})
+
+
+def test_a_method_without_a_configuration_of_peft_is_told():
+    @dataclass(frozen=True)
+    class Nameless(PeftMethod):
+        def config(self, base):
+            return {"targets": ["query"]}
+
+    with pytest.raises(ModelError, match=r"config has to give a peft.PeftConfig, and has given \{'targets'"):
+        Nameless().attach(SimpleNamespace(base=torch.nn.Linear(2, 2)), "fp32")
 
 
 def test_protocols_are_kept_too():
