@@ -162,8 +162,8 @@ class PeftMethod(ABC):
             config = self.config(model.base)
             if not isinstance(config, peft.PeftConfig):
                 raise ModelError(
-                    f"{self.name}: config has to give a peft.PeftConfig, and has given {config!r:.80}; a method that is "
-                    "no peft adapter has an attach of its own"
+                    f"{self.name}: config has to give a peft.PeftConfig, and has given {config!r:.80}; a method that "
+                    "is no peft adapter has an attach of its own"
                 )
             model.base = peft.get_peft_model(model.base, config)
         except (ValueError, KeyError) as error:
