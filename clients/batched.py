@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import Pull
+from fedpeft.clients.drift import Pull, pulled
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties
 from fedpeft.clients.transfer import put
@@ -216,7 +216,7 @@ def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Se
         for name, parameter in parameters.items():
             assert parameter.grad is not None  # of every parameter that can be stacked
             like = job.received[name]
-            more = pull(name, held(parameter.detach()[k], like))
+            more = pulled(pull, name, held(parameter.detach()[k], like))
             if more is not None:
                 held(parameter.grad[k], like).add_(more)
     for name, parameter in parameters.items() if job.corrections else ():

@@ -39,6 +39,22 @@ SHARES = "shares"
 Pull = Callable[[str, Tensor], Tensor | None]
 """Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""
 
+
+def pulled(pull: Pull, name: str, value: Tensor) -> Tensor | None:
+    """What a pull, which may be anybody's, adds to the gradient of a parameter.
+
+    Raises:
+        ConfigError: it would be stretched to fit.
+    """
+    more = pull(name, value)
+    if more is not None and more.shape != value.shape:
+        whose = getattr(pull, "__qualname__", type(pull).__qualname__)
+        raise ConfigError(
+            f"the correction's pull {whose} gives shape {tuple(more.shape)} for {name}, whose is {tuple(value.shape)}"
+        )
+    return more
+
+
 States = Mapping[str, State]
 """By a correction's name."""
 

@@ -9,6 +9,9 @@ import torch
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS, LocalOptimizer
 from fedpeft.clients.local_work import LOCAL_WORK, LocalWork
 
+from fedpeft.errors import ConfigError
+from fedpeft.parts import part_text
+
 
 @dataclass(frozen=True)
 class LocalTraining:
@@ -33,7 +36,10 @@ class LocalTraining:
 
     def steps_for(self, rows: int) -> int:
         """Local steps of a round on a shard of `rows` rows."""
-        return self.work.steps_for(rows, self.batch_size)
+        steps = self.work.steps_for(rows, self.batch_size)
+        if rows and steps < 1:
+            raise ConfigError(f"{part_text(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more")
+        return steps
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         """The rows of a step (n,), pass by pass."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from fedpeft.clients.drift import pulled
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties, placed
 from fedpeft.clients.transfer import moved, put
@@ -87,7 +88,7 @@ class SequentialExecutor(Executor):
         for step, loss in enumerate(self._steps(job, chosen, optimizer)):
             for pull in pulls:
                 for name, parameter in chosen.items():
-                    more = pull(name, held(parameter.detach(), job.received[name]))
+                    more = pulled(pull, name, held(parameter.detach(), job.received[name]))
                     if more is not None:
                         add_gradient(parameter, placed(more, parameter))
             for name in self.penalties.keys() & chosen.keys():

@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from fedpeft import plugins
 from fedpeft.errors import ConfigError
+from fedpeft.plugin_promises import hold
 from fedpeft.spec import Spec, importable, parse_spec, restored, written
 
 T = TypeVar("T")
@@ -144,7 +145,8 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     for name, field in fields.items():
         if name not in given:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{owner} needs the setting {name} ({field.metadata.get('help', '')})")
+                meaning = field.metadata.get("help")
+                raise ConfigError(f"{owner} needs the setting {name}" + (f" ({meaning})" if meaning else ""))
             continue
         values[name] = convert(f"{owner}: {name}", given[name], hints[name], field.metadata.get("bounds", Bounds()))
     return values
@@ -276,6 +278,7 @@ class Family(Generic[T]):
                 f"{self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the group "
                 "where it belongs"
             )
+        hold(cls, kind, f"the {self.noun} {name} of {plugin}")
         return cls
 
     def loaded(self, name: str) -> type[T]:

@@ -374,5 +374,6 @@ def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, ca
 
 def test_an_error_of_ours_is_shown_whole(rule):
     plugins.use([str(rule)])
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError) as raised:
         exit_code(lambda: {}["x"])
+    assert f"python -m fedpeft.conformance {rule}" in raised.value.__notes__[0]

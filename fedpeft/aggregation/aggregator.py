@@ -74,10 +74,17 @@ class LinearAggregator:
         check_made(self.strategy, self.total.sums, self.state, self.trained)
 
     def finish(self, memory: Memory) -> Outcome:
-        """A step of the server optimizer along the mean."""
+        """A step of the server optimizer along the mean.
+
+        Raises:
+            ConfigError: what the optimizer, or the strategy, makes of it does not fit the state.
+        """
         direction = self.strategy.pseudo_gradient(self.total, self.layout)
         after, memory = self.optimizer.step(self.state, direction, memory)
-        return Outcome(self.strategy.finish(after, self.layout, self.round), memory)
+        check_made(self.optimizer, after, self.state, self.state, "server optimizer")
+        after = self.strategy.finish(after, self.layout, self.round)
+        check_made(self.strategy, after, self.state, self.state)
+        return Outcome(after, memory)
 
 
 class RoundAggregator:

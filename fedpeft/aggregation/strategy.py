@@ -105,9 +105,15 @@ class Strategy:
         """Refuse what the rule does not support, with the reason.
 
         Raises:
-            ConfigError: no LoRA factors, different forms, or a client of a higher rank than the global adapter.
+            ConfigError: no LoRA factors, different forms, a client of a higher rank than the global adapter, or no rule
+                of either kind.
         """
         name = type(self).__name__
+        if not isinstance(self, LinearStrategy | RoundStrategy):
+            raise ConfigError(
+                f"{name} is made from Strategy itself, which makes no next state: make it from LinearStrategy, "
+                "GatherStrategy or RoundStrategy of fedpeft.aggregation.strategy"
+            )
         if self.needs_lora and not layout.pairs:
             raise ConfigError(f"{name} is defined for LoRA factors only; use the peft method lora, or strategy fedit")
         for form in set(forms) - {None, layout.form}:

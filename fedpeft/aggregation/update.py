@@ -97,12 +97,12 @@ class Fold:
         return {name: (self.sums[name] / own.clamp_min(1e-30)).to(self.dtypes[name]) for name, own in owned.items()}
 
 
-def check_made(strategy: object, made: State, state: State, whole: Iterable[str]) -> None:
+def check_made(rule: object, made: State, state: State, whole: Iterable[str], noun: str = "strategy") -> None:
     """Refuse what a rule, which may be anybody's, makes of updates where tensors would fit by being stretched, or stay
     as they are.
 
     Args:
-        strategy: the rule.
+        rule: a strategy, or what `noun` calls it.
         made: by it; what the state has no name for is its own matter.
         state: the global one.
         whole: what has to be there.
@@ -110,16 +110,22 @@ def check_made(strategy: object, made: State, state: State, whole: Iterable[str]
     Raises:
         ConfigError: says which tensor, and what is wrong with it.
     """
-    name = name_of(type(strategy))
+    name = f"the {noun} {name_of(type(rule))}"
     for tensor in made.keys() & state.keys():
         if made[tensor].shape != state[tensor].shape:
             raise ConfigError(
-                f"the strategy {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the adapter has "
+                f"{name} makes {tensor} of shape {tuple(made[tensor].shape)} where the adapter has "
                 f"{tuple(state[tensor].shape)}"
             )
     if missing := sorted(set(whole) - made.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConfigError(f"the strategy {name} leaves out {missing[0]}{more}, which the next state needs")
+        raise ConfigError(f"{name} leaves out {missing[0]}{more}, which the next state needs")
+
+
+def not_finite(strategy: object, state: State) -> str:
+    """A clause about the first tensor that a rule has made no numbers of; empty: all are."""
+    broken = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), "")
+    return broken and f"the strategy {name_of(type(strategy))} makes {broken} NaN or infinite"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ files on our own.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fedpeft import plugins
@@ -21,3 +22,9 @@ def under_test(family: Family[Any]) -> tuple[str, ...]:
     if not named:
         return family.own_names
     return tuple(name for name, plugin in family.outside().items() if plugin in named)
+
+
+def to_be_given(cls: Any) -> list[str]:
+    """The settings of a part that have no defaults: without them nothing can be made to be tested."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]

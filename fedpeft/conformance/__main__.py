@@ -48,7 +48,8 @@ def check(command: Command) -> int:
     if not any(plugin.names for plugin in plugins.named()):
         raise ConfigError(f"{', '.join(command.plugins)} holds no parts")
     folder = Path(__file__).parent
-    own = ["-c", os.devnull, "--rootdir", str(folder), "--import-mode=importlib", "-q", "-p", "no:cacheprovider"]
+    own = ["-c", os.devnull, "--rootdir", str(folder), "--import-mode=importlib", "-q", "--tb=short"]
+    own += ["-p", "no:cacheprovider", "-p", "no:warnings"]
     return int(pytest.main([*own, *(["-k", command.select] if command.select else []), str(folder)]))
 
 

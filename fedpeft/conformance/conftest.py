@@ -26,3 +26,12 @@ def tiny() -> tuple[Any, Any, Path, int]:
     folder = resolve_model("tiny")
     rows = task.tokenise(data.train.take(np.arange(200)), folder, 32)
     return task, rows, folder, data.classes
+
+
+def with_defaults(family: Any, name: str) -> Any:
+    """The part as it is without settings; a test of one that must be given some is skipped."""
+    from fedpeft.conformance import to_be_given
+
+    if needed := to_be_given(family.part(name)):
+        pytest.skip(f"must be given {', '.join(needed)}")
+    return family.build(name)

@@ -10,6 +10,7 @@ import pytest
 
 from fedpeft import describe
 from fedpeft.conformance import under_test
+from fedpeft.conformance.conftest import with_defaults
 from fedpeft.data.cached_rows import rows_hash
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS, load_dataset
@@ -19,14 +20,6 @@ from fedpeft.run.catalogue import ALL
 PARTS = [pytest.param(family, name, id=f"{family.group}.{name}") for family in ALL for name in under_test(family)]
 OFFLINE = {"digits", "tiny", "tiny_lm"}
 """Of our own data sets, those that are made or come with a library; a plugin's are all loaded."""
-
-
-def with_defaults(family, name):
-    cls = family.part(name)
-    needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-    if needed:
-        pytest.skip(f"must be given {', '.join(needed)}")
-    return family.build(name)
 
 
 @pytest.mark.parametrize(("family", "name"), PARTS)

@@ -13,6 +13,7 @@ from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance import under_test
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.conformance.conftest import with_defaults
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
@@ -50,7 +51,7 @@ def layout_for(strategy: Strategy) -> Layout:
 
 @pytest.fixture(params=under_test(strategies))
 def strategy(request):
-    return strategies.build(request.param)
+    return with_defaults(strategies, request.param)
 
 
 @pytest.fixture

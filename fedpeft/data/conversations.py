@@ -29,18 +29,22 @@ def packed(value: object, where: str) -> str:
         DataError: it is no list of messages, or nobody answers; `where` is named.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(f'{where}: a conversation is a list of {{"role": ..., "content": ...}}')
-    for message in value:
+        raise DataError(f'{where}: a conversation is a list of {{"role": ..., "content": ...}}, got {value!r:.60}')
+    for number, message in enumerate(value, 1):
         if (
             not isinstance(message, dict)
             or message.get("role") not in ROLES
             or not isinstance(message.get("content"), str)
         ):
-            raise DataError(f"{where}: a message has a role ({', '.join(ROLES)}) and a text as its content")
+            raise DataError(
+                f"{where}: a message has a role ({', '.join(ROLES)}) and a text as its content; message {number} is "
+                f"{message!r:.80}"
+            )
     if value[0]["role"] == "assistant":
         raise DataError(f"{where}: the assistant speaks first; a conversation begins with the user, or the system")
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
-        raise DataError(f"{where}: nobody answers; a conversation has at least one message of the assistant")
+        empty = "the assistant's are empty" if any(m["role"] == "assistant" for m in value) else "there is none"
+        raise DataError(f"{where}: nobody answers; a conversation has a message of the assistant, and {empty}")
     return json.dumps([{"role": m["role"], "content": m["content"]} for m in value])
 
 

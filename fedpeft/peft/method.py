@@ -159,7 +159,13 @@ class PeftMethod(ABC):
         import peft
 
         try:
-            model.base = peft.get_peft_model(model.base, self.config(model.base))
+            config = self.config(model.base)
+            if not isinstance(config, peft.PeftConfig):
+                raise ModelError(
+                    f"{self.name}: config has to give a peft.PeftConfig, and has given {config!r:.80}; a method that "
+                    "is no peft adapter has an attach of its own"
+                )
+            model.base = peft.get_peft_model(model.base, config)
         except (ValueError, KeyError) as error:
             raise ModelError(f"peft can't put {self.name} into {type(model.base).__name__}: {error}") from error
         self.settle(model.base)

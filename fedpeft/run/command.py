@@ -65,9 +65,14 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
     except KeyboardInterrupt:
         Console().print(f"\n{escape(interrupted())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         own = _in_plugins(error)
         if not own:
+            if named := " ".join(plugin.source for plugin in plugins.named() if plugin.source != plugins.IN_PYTHON):
+                error.add_note(
+                    "Parts from outside were in use; whether they do what every part must is told by: "
+                    f"python -m fedpeft.conformance {named}"
+                )
             raise
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         where = f"the plugin {own[-1].filename} has failed in line {own[-1].lineno}, in {own[-1].name}"

@@ -16,6 +16,7 @@ from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import check_made
 from fedpeft.clients.drift import Drift
 from fedpeft.clients.local_training import LocalTraining, Schedule
 from fedpeft.communication.codec import Codec
@@ -200,7 +201,9 @@ class Setup(ChosenParts):
             notes=tuple(notes),
         )
         check(setup)
-        return replace(setup, start=setup.strategy.start(setup.start, layout, config.seed))
+        start = setup.strategy.start(setup.start, layout, config.seed)
+        check_made(setup.strategy, start, setup.start, setup.start)
+        return replace(setup, start=start)
 
     @property
     def rounds(self) -> int:

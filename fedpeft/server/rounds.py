@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome, aggregator
 from fedpeft.aggregation.exactness import measured
-from fedpeft.aggregation.update import Update
+from fedpeft.aggregation.update import Update, not_finite
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.release import Release
 from fedpeft.errors import RunError
@@ -279,9 +279,11 @@ class Server:
 
     def _judged(self, before: Progress, after: Progress, asked: int) -> tuple[Progress, bool]:
         """The server after a step that the safeguard has looked at, and whether it is undone; `asked`: the earliest
-        round that one of its clients was asked in."""
-        guard = self.setup.steering.safeguard
+        round that one of its clients was asked in. RunError where nothing would undo what are no numbers."""
+        guard, broken = self.setup.steering.safeguard, not_finite(self.setup.strategy, after.adapter)
         if guard is None or self.validation_loss is None:
+            if broken:
+                raise RunError(f"round {after.round}: {broken}; no update was")
             return after, False
         loss = self.validation_loss(after.adapter, after.residual.version)
         counts, standing = guard.judge(loss, before.standing)
@@ -296,7 +298,8 @@ class Server:
         told += ", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else ""
         self.observer.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
-            f"{before.standing.lowest:.3g}" + (told if standing.rate < before.standing.rate else "")
+            f"{before.standing.lowest:.3g}{broken and f', as {broken}'}"
+            + (told if standing.rate < before.standing.rate else "")
         )
         undone, sums = before.undone(after, standing), self.setup.secure_sum
         if sums is not None and not sums.noisy and undone.clip is not None:  # a grid that reaches as far as updates do

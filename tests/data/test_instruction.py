@@ -79,7 +79,9 @@ def test_the_main_job_learns_from_conversations(chat_model, file, tmp_path):
         ([], "a conversation is a list"),
         ("hello", "a conversation is a list"),
         ([{"role": "robot", "content": "x"}], r"a role \(system, user, assistant\)"),
-        ([{"role": "user", "content": "x"}], "nobody answers"),
+        ([{"role": "user", "content": "x"}], "nobody answers; .* and there is none"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}], "the assistant's are empty"),
+        ([{"role": "user", "content": "x"}, {"role": "robot", "content": "y"}], "message 2 is .*robot"),
     ],
 )
 def test_a_broken_conversation_is_one_sentence(value, words):

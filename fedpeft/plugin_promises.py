@@ -1,0 +1,141 @@
+"""What a part from outside is held to: the methods of the fedpeft class, or protocol, that it was made from.
+
+It has all of them, they take what they are called with, and give back what their annotation there says. Else a run
+would fail somewhere inside of fedpeft, in words that name no file of the user's.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fedpeft.errors import ConfigError
+
+_NUMBERS = {float: numbers.Real, int: numbers.Integral}
+
+
+def hold(cls: type, kind: type, who: str) -> None:
+    """Have a class keep what `kind`, and whatever else of fedpeft it is made from, has promised in its name.
+
+    Args:
+        cls: from outside; the methods of its own are checked from now on whenever they are called.
+        kind: the class or protocol of its family.
+        who: names the part at the beginning of a sentence.
+
+    Raises:
+        ConfigError: it lacks a method, or has one that can't be called as it will be.
+    """
+    if inspect.isabstract(cls):
+        lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+        raise ConfigError(f"{who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
+    for owner in [base for base in cls.__mro__ if not _ours(base)]:
+        for name, own in list(vars(owner).items()):
+            promised = _promised(cls, kind, name)
+            if isinstance(promised, property | classmethod) and inspect.isfunction(own):
+                raise ConfigError(f"{who}: write @{type(promised).__name__} above {name}")
+            if inspect.isfunction(promised) and not callable(own) and not isinstance(own, staticmethod | classmethod):
+                raise ConfigError(f"{who}: {name} must be a method, got {own!r:.80}")
+            if isinstance(promised, classmethod) and isinstance(own, classmethod):
+                setattr(owner, name, classmethod(_held(own.__func__, promised.__func__, f"{who}: {name}")))
+            elif inspect.isfunction(promised) and inspect.isfunction(own):
+                setattr(owner, name, _held(own, promised, f"{who}: {name}"))
+
+
+def _ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in ("fedpeft", "builtins", "abc", "typing")
+
+
+def _promised(cls: type, kind: type, name: str) -> Any:
+    """What fedpeft has under this name among what the class is made from; None: nothing."""
+    if name.startswith("__"):
+        return None
+    found = (vars(base)[name] for base in (*cls.__mro__, *kind.__mro__) if _ours(base) and name in vars(base))
+    return next(found, None)
+
+
+def _held(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The method, with a look at what it gives back; ConfigError unless it can be called as the promised one is."""
+    if getattr(own, "__held__", False):
+        return own
+    given = inspect.signature(promised).parameters.values()
+    plain = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = {p.name: None for p in given if p.kind is p.KEYWORD_ONLY}
+    try:
+        inspect.signature(own).bind(*plain, **named)
+    except TypeError as error:
+        takes, called = (f"({', '.join(inspect.signature(one).parameters)})" for one in (own, promised))
+        raise ConfigError(f"{what} takes {takes}, and is called with {called}: {error}") from error
+    return _checked(own, promised, what)
+
+
+def _checked(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The method, with a look at what it gives back, where that is promised."""
+    try:
+        written = types.SimpleNamespace(__annotations__={"return": inspect.signature(promised).return_annotation})
+        due = typing.get_type_hints(written, promised.__globals__)["return"]
+    except NameError:  # a name that only type checkers import
+        return own
+    if due in (Any, type(None), inspect.Signature.empty):
+        return own
+
+    @functools.wraps(own)
+    def held(*given: Any, **named: Any) -> Any:
+        made = own(*given, **named)
+        if not fits(made, due):
+            raise ConfigError(f"{what} has to give {shown(due)}, and has given {_seen(made)}")
+        return made
+
+    held.__held__ = True  # type: ignore[attr-defined]
+    return held
+
+
+def fits(value: Any, due: Any) -> bool:
+    """Whether a value is of an annotated type, as far as can be told without going through what is large."""
+    origin, inner = typing.get_origin(due), typing.get_args(due)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if isinstance(due, typing.TypeVar) or due is Any:
+        return True
+    if due is None:
+        return value is None
+    plain = _NUMBERS.get(due, origin or due)
+    try:
+        if not isinstance(value, plain):
+            return False
+    except TypeError:  # a protocol, of which only calls can tell
+        return True
+    if plain is tuple and inner and Ellipsis not in inner and len(value) != len(inner):
+        return False
+    return all(fits(part, one) for part, one in _parts(value, plain, inner))
+
+
+def _parts(value: Any, plain: Any, inner: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    """What a container holds, each with its type; of iterators, which would be used up, nothing."""
+    if plain is tuple and inner:
+        yield from zip(value, [inner[0]] * len(value) if Ellipsis in inner else inner, strict=True)
+    elif inner and issubclass(plain, dict | collections.abc.Mapping):
+        for key, part in value.items():
+            yield from ((key, inner[0]), (part, inner[1]))
+
+
+def shown(due: Any) -> str:
+    """A type as a user would write it."""
+    return inspect.formatannotation(due).replace("torch._tensor.", "").replace("typing.", "")
+
+
+def _seen(value: Any) -> str:
+    kind = type(value).__qualname__
+    if isinstance(value, tuple | dict):
+        held = {type(one).__qualname__ for one in (value.values() if isinstance(value, dict) else value)}
+        return f"a {kind} of {', '.join(sorted(held))}" if held else f"an empty {kind}"
+    return (
+        "None" if value is None else f"a {kind}" + (f" ({value!r:.60})" if isinstance(value, str | int | float) else "")
+    )

@@ -1,0 +1,237 @@
+"""Parts from outside keep what the classes that they are made from have promised, or the run says which does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.drift import Correction, pulled
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LocalWork
+
+import fedpeft
+from fedpeft import plugin_promises, plugins
+from fedpeft.aggregation.aggregator import LinearAggregator
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.strategy import (
+    Aggregate,
+    GatherStrategy,
+    LinearStrategy,
+    RoundStrategy,
+    Strategy,
+    strategies,
+)
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.data.rows import DATASETS
+from fedpeft.errors import ConfigError, FedpeftError, ModelError
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.low_rank import LowRank
+from fedpeft.peft.method import PeftMethod
+from fedpeft.plugin_promises import fits, hold
+from fedpeft.run.catalogue import ALL
+from fedpeft.run.command import MISTAKE, exit_code
+
+LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
+
+
+@dataclass(frozen=True)
+class Nothing(LinearStrategy):
+    def contribution(self, update, state, layout):
+        return None
+
+
+@dataclass(frozen=True)
+class Arrays(LinearStrategy):
+    def contribution(self, update, state, layout):
+        return {name: delta.numpy() for name, delta in update.delta.items()}
+
+
+@dataclass(frozen=True)
+class Tuple(GatherStrategy):
+    def gather(self, pair, state, layout, cohort):
+        return state[pair.A], state[pair.B]
+
+
+@dataclass(frozen=True)
+class Bare(RoundStrategy):
+    def aggregate(self, state, layout, read, round, seed):
+        return state
+
+
+@dataclass(frozen=True)
+class NoNumbers(LinearStrategy):
+    def finish(self, state, layout, round):
+        return {name: tensor * float("nan") for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Nothing, r"the rule: contribution has to give dict\[str, torch.Tensor\], and has given None"),
+        (Arrays, "and has given a dict of ndarray"),
+        (Tuple, "gather has to give .*Gathered, and has given a tuple of Tensor"),
+        (Bare, "aggregate has to give .*Aggregate, and has given a dict of Tensor"),
+    ],
+)
+def test_what_a_method_gives_back_is_of_the_promised_type(rule, words):
+    hold(rule, Strategy, "the rule")
+    strategy, state = rule(), random_state(LAYOUT, 1)
+    with pytest.raises(ConfigError, match=words):
+        run_round(strategy, state, LAYOUT, random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3))
+
+
+def test_what_is_made_of_a_rule_from_outside_is_held_once():
+    @dataclass(frozen=True)
+    class Mine(LinearStrategy):
+        def contribution(self, update, state, layout):
+            return update.delta
+
+    plain = Mine.contribution
+    hold(Mine, Strategy, "mine")
+    held = Mine.contribution
+    hold(Mine, Strategy, "mine")
+    assert Mine.contribution is held is not plain
+    assert held.__wrapped__ is plain
+    assert Mine.fold is LinearStrategy.fold
+    assert Mine.plain_sum()
+
+
+def rule(**members):
+    return dataclass(frozen=True)(type("Mine", (members.pop("base", LinearStrategy),), {"__module__": "m", **members}))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"base": RoundStrategy}, "mine lacks what .*Strategy leaves to it: aggregate"),
+        (
+            {"contribution": lambda self, update: None},
+            r"contribution takes \(self, update\), and is called with \(self, update, state, layout\): too many",
+        ),
+        ({"contribution": lambda self, update, state, layout, share: None}, "missing a required argument: 'share'"),
+        ({"contribution": 3}, "contribution must be a method, got 3"),
+        ({"asks": lambda self: "rows"}, "write @property above asks"),
+        ({"plain_sum": lambda cls: True}, "write @classmethod above plain_sum"),
+        ({"plain_sum": classmethod(lambda cls, layout: True)}, r"plain_sum takes \(cls, layout\), and is called"),
+    ],
+)
+def test_a_method_that_can_not_be_called_as_it_will_be_is_told_before_a_run(members, words):
+    with pytest.raises(ConfigError, match=words):
+        hold(rule(**members), Strategy, "mine")
+
+
+def test_a_correction_that_gives_no_pull_is_told_and_one_that_would_be_stretched():
+    @dataclass(frozen=True)
+    class Still(Correction):
+        def begin(self, job, server, own):
+            return None
+
+    hold(Still, Correction, "still")
+    with pytest.raises(ConfigError, match=r"begin has to give .*Callable.*, and has given None"):
+        Still().begin(None, {}, {})
+    with pytest.raises(ConfigError, match=r"lambda> gives shape \(1,\) for weight, whose is \(2, 3\)"):
+        pulled(lambda name, value: value.flatten()[:1], "weight", torch.zeros(2, 3))
+
+
+def test_a_round_of_no_steps_is_told():
+    class Never(LocalWork):
+        def __init__(self): ...
+
+        def steps_for(self, rows, batch_size):
+            return -3
+
+    with pytest.raises(ConfigError, match="asks for -3 steps on 10 rows"):
+        LocalTraining(work=dataclass(frozen=True)(Never)()).steps_for(10)
+
+
+def test_an_optimizer_of_the_server_that_makes_other_shapes_is_named():
+    @dataclass(frozen=True)
+    class Short(ServerOptimizer):
+        def step(self, state, direction, memory):
+            return {name: tensor[:1] for name, tensor in state.items()}, memory
+
+    state = random_state(LAYOUT, 1)
+    strategy = strategies.build("fedit")
+    round = LinearAggregator(strategy, Short(), LAYOUT, state, 1)
+    round.add(random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3)[0])
+    with pytest.raises(ConfigError, match=r"the server optimizer .* makes .* of shape"):
+        round.finish({})
+
+
+def test_a_method_without_a_configuration_of_peft_is_told():
+    @dataclass(frozen=True)
+    class Nameless(PeftMethod):
+        def config(self, base):
+            return {"targets": ["query"]}
+
+    with pytest.raises(ModelError, match=r"config has to give a peft.PeftConfig, and has given \{'targets'"):
+        Nameless().attach(SimpleNamespace(base=torch.nn.Linear(2, 2)), "fp32")
+
+
+def test_protocols_are_kept_too():
+    class Rows:
+        def load(self, folder):
+            return None
+
+    with pytest.raises(ConfigError, match=r"load takes \(self, folder\), and is called with \(self\)"):
+        hold(Rows, DATASETS.kind, "my rows")
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f in ALL for n in f.own_names])
+def test_all_that_is_ours_would_be_let_in(family, name, monkeypatch):
+    cls = family.part(name)
+    ours = plugin_promises._ours
+    monkeypatch.setattr(plugin_promises, "_ours", lambda one: one.__module__ != cls.__module__ and ours(one))
+    monkeypatch.setattr(plugin_promises, "_checked", lambda own, *_: own)
+    hold(cls, family.kind, name)
+
+
+@pytest.mark.parametrize(
+    ("value", "due", "right"),
+    [
+        ({"a": torch.zeros(1)}, dict[str, torch.Tensor], True),
+        ({1: torch.zeros(1)}, Mapping[str, torch.Tensor], False),
+        (np.float32(1), float, True),
+        (np.int64(1), int, True),
+        (1.5, int, False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        ((1, 2, 3), tuple[int, ...], True),
+        ((1, "2"), tuple[int, ...], False),
+        ((1, 2), tuple[int, int, int], False),
+        (None, LowRank | None, True),
+        (3, LowRank | None, False),
+        ({"a"}, frozenset[str], False),
+        (iter([1]), Iterator[int], True),
+        (Aggregate({}, {}), Any, True),
+    ],
+)
+def test_a_value_fits_its_type_or_does_not(value, due, right):
+    assert fits(value, due) is right
+
+
+def test_what_is_made_from_strategy_itself_is_told_where_it_belongs():
+    with pytest.raises(ConfigError, match=r"made from Strategy itself.*: make it from LinearStrategy, Gather"):
+        rule(base=Strategy)().check(LAYOUT, [])
+
+
+def test_a_part_that_ends_the_process_has_failed(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "my_rules.py"
+    file.write_text("import sys\n\n\ndef quits():\n    sys.exit(3)\n\n\nparts = {'strategies': {}}\n")
+    plugin = plugins.found(str(file))
+    monkeypatch.setattr(plugins._state, "named", [plugin])
+    module = sys.modules[f"fedpeft_plugin_{plugin.version[:16]}"]
+    assert exit_code(module.quits) == MISTAKE
+    assert "has failed in line 5, in quits: SystemExit: 3" in capsys.readouterr().err
+
+
+def test_a_rule_that_makes_no_numbers_is_named(tmp_path):
+    given = {"dataset": "tiny", "clients": 3, "rounds": 1, "workers": 1, "progress": False}
+    with pytest.raises(FedpeftError, match=r"round 1: the strategy NoNumbers makes .* NaN or infinite"):
+        fedpeft.run_simulation(**given, strategy=NoNumbers(), safeguard="none", output=str(tmp_path / "run"))
