@@ -244,7 +244,9 @@ def _as_numbers(words: Sequence[str]) -> str:
     numbers = _numbers(names)
     if not all(number.is_integer() for number in numbers):
         return "numbers with fractions"
-    return f"{len(names):,} different whole numbers in {len(words):,} rows" if numbers and _rather_distinct(words) else ""
+    return (
+        f"{len(names):,} different whole numbers in {len(words):,} rows" if numbers and _rather_distinct(words) else ""
+    )
 
 
 def _numbers(words: Collection[str]) -> list[float]:
