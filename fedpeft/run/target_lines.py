@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedpeft.run.console import amount
+
 UNEVEN = 1.2
 """How many times its even share the most frequent class has where accuracy alone says too little."""
 
@@ -31,7 +33,7 @@ def target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) ->
     ):
         for of, some in (("test rows", told), (PROBE, told.get("probe") or {})):
             if some.get(keys[0]) is not None:
-                values = " / ".join("-" if some[key] is None else f"{some[key]:.4g}" for key in keys)
+                values = " / ".join("-" if some[key] is None else amount(some[key]) for key in keys)
                 lines.append((f"{what}, {of}", values))
     return lines
 
@@ -55,7 +57,7 @@ def card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
     """Errors of numbers, or F1 of several labels, on the test rows; of uneven classes as `target_lines`."""
     told = found or {}
     names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
-    measured = {name: f"{told[key]:.4g}" for key, name in names.items() if told.get(key) is not None}
+    measured = {name: amount(told[key]) for key, name in names.items() if told.get(key) is not None}
     return measured | (dict(_classes(told)) if "by_class" in told else {})
 
 

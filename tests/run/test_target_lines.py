@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedpeft.models.target_measures import of_classes
+from fedpeft.run.console import amount
 from fedpeft.run.target_lines import card_lines, target_lines
 
 
@@ -42,3 +43,9 @@ def test_few_test_rows_are_told_with_what_chance_makes_of_them():
     assert value == "12, 0.0743", "of few rows that are all right it is not 0"
     assert target_lines({"rows": 5000, **even}, 0.5) == []
     assert target_lines({"rows": 60, "r2": 0.5, "pearson": None, "spearman": None})[0] == ("test rows", "60")
+
+
+def test_amounts_of_thousands_are_whole_numbers():
+    told = {"rmse": 46179.34, "mae": 0.51234}
+    assert dict(target_lines(told))["root mean squared / mean absolute error, test rows"] == "46,179 / 0.5123"
+    assert [amount(value) for value in (9999.4, -12345.6, 3e6)] == ["9999", "-12,346", "3e+06"]
