@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedpeft.run.command import exit_code, tell_notes
+from fedpeft.run.console import amount
 from fedpeft.run.folder import refuse_file
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ class Command:
 def table_of(found: Found) -> Table:
     """Who is compared, and their measures."""
     columns = list(dict.fromkeys(column for row in found.table.values() for column in row))
-    table = Table("", *map(escape, columns))
+    table = Table("", *(Column(escape(column), overflow="fold") for column in columns))
     for name, row in found.table.items():
-        table.add_row(name, *(f"{row[column]:.4g}" if column in row else "" for column in columns))
+        table.add_row(name, *(amount(row[column]) if column in row else "" for column in columns))
     return table
 
 

@@ -314,7 +314,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
-        targets=(score.measures or None) if score and setup.task.targets != "classes" else None,
+        targets=(score.measures or None) if score else None,
         trust=named(
             calibration=calibration,
             disagreement=of_updates(setup, progress, records, None),

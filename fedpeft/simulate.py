@@ -326,6 +326,7 @@ def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalSc
 
 def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     """What is about to be done, on what."""
+    from fedpeft.data.inspection import remembered
     from fedpeft.run.advice import advice
 
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
@@ -335,6 +336,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
     notes = [*plugins.notes(), *simulation.rows.dataset.notes, *setup.notes]
+    notes += remembered(simulation.rows.dataset) if setup.task.targets else []
     notes += setup.cut_rows(simulation.workers.work.data_key)
     for note in filter(None, (*notes, *advice(setup, simulation.statistics, simulation.most_steps))):
         observer.say(f"[bold]note[/]    {escape(note)}")

@@ -177,6 +177,8 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
         return NOTHING
     output.print(f"the best settings, {report.best_trial}:", highlight=False)
     output.print(report.command, markup=False, highlight=False, soft_wrap=True)
+    if report.doubt:
+        output.print(f"note: {report.doubt}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -1,7 +1,8 @@
 """What a user's label column holds: one class a row, a number to predict, or any of several labels.
 
-A column of numbers with fractions is one of numbers; lists are several labels, and so are several columns of 0 and 1
-(`label="toxic + insult"`). All else is classes, whole numbers among it: `label_type` says where that is not meant.
+A column of numbers with fractions is one of numbers, and so are whole numbers of which more rows than not have one of
+their own; lists are several labels, and so are several columns of 0 and 1 (`label="toxic + insult"`). All else is
+classes, fewer whole numbers among it: `label_type` says where that is not meant.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ BETWEEN = ";"
 """Between the labels of a row where they are one text."""
 
 MANY = 20
-"""Rows from which on more classes than half of them are no classes."""
+"""Rows from which on more classes than half of them are no classes; of whole numbers, more classes than are believed
+without a word."""
 
 NEARLY_ALL = 0.95
 """The share of rows from which on what labels look like is taken as what they are."""
@@ -149,8 +151,8 @@ class LabelColumn:
             return self._numbers()
         spelled: dict[Any, str] = {}
         words = [spelled.setdefault((type(value), value), str(value).strip()) for value in self._values]
-        if self.asked != "class" and _fractions(set(words)):
-            note = f"regression: numbers with fractions; label_type=class makes classes of the column {self.column}"
+        if self.asked != "class" and (what := _as_numbers(words)):
+            note = f"regression: {what}; label_type=class makes classes of the column {self.column}"
             numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
         if self.asked != "class" and (shown := _decimal_comma(words)):
@@ -193,7 +195,11 @@ class LabelColumn:
                 f"taken as classes, {joined:,} of whose {len(names):,} names have {BETWEEN!r} in them; "
                 "label_type=labels makes several labels of such a text"
             )
-        if self.asked == "auto" and len(words) >= MANY and len(names) > len(words) / 2:
+        if self.asked == "auto" and len(names) > MANY and _numbers(names):
+            doubts.append(
+                f"taken as classes, {len(names):,} different whole numbers; label_type=number predicts them as numbers"
+            )
+        elif self.asked == "auto" and _rather_distinct(words):
             doubts.append(
                 f"taken as classes, {len(names):,} of them in {len(words):,} rows; if they are meant as numbers, "
                 "label_type=number names the first that is none"
@@ -232,13 +238,29 @@ def _spelled(number: float) -> str:
     return short if float(short) == number else repr(number).removesuffix(".0")
 
 
-def _fractions(words: Collection[str]) -> bool:
-    """Whether all words are finite numbers, and not all of them whole ones."""
+def _as_numbers(words: Sequence[str]) -> str:
+    """What speaks for numbers to predict; empty: words are none, or whole ones that may be classes."""
+    names = set(words)
+    numbers = _numbers(names)
+    if not all(number.is_integer() for number in numbers):
+        return "numbers with fractions"
+    return (
+        f"{len(names):,} different whole numbers in {len(words):,} rows" if numbers and _rather_distinct(words) else ""
+    )
+
+
+def _numbers(words: Collection[str]) -> list[float]:
+    """Words as finite numbers; empty: not all of them are."""
     try:
         numbers = [float(word) for word in words]
     except ValueError:
-        return False
-    return all(map(math.isfinite, numbers)) and not all(number.is_integer() for number in numbers)
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+def _rather_distinct(words: Sequence[str]) -> bool:
+    """Whether of enough rows so many have a name of their own that names are no classes."""
+    return len(words) >= MANY and len(set(words)) > len(words) / 2
 
 
 def _decimal_comma(words: Sequence[str]) -> str:

@@ -282,7 +282,9 @@ class Evaluation:
         probe = self.run.summary.get("baseline_accuracy")
         if self.language or probe is None or self.wanted.rows:
             return table
-        return {f"{BASE}, linear probe": {self.run.task.metric: float(probe)}, **table}
+        told = (self.run.summary.get("targets") or {}).get("probe") or {}
+        more = {name: value for name, value in told.items() if isinstance(value, float)}
+        return {f"{BASE}, linear probe": {self.run.task.metric: float(probe), **more}, **table}
 
     def _with_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
         """Beside several clients, their mean."""

@@ -79,8 +79,10 @@ def scored(model: FederatedModel, task: Task, batch: Batch, temperature: float =
 
 
 def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None) -> dict[str, Any]:
-    """What a task tells of all rows together, given a model's outputs (rows, outputs); empty: nothing."""
-    return {} if labels is None or not len(labels) or not task.targets else task.measures(outputs, labels, names or ())
+    """How many rows there are, and what a task tells of all together, given outputs (rows, outputs); or nothing."""
+    if labels is None or not len(labels) or not task.targets:
+        return {}
+    return {"rows": len(labels), **task.measures(outputs, labels, names or ())}
 
 
 def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, Sides]:

@@ -1,4 +1,4 @@
-"""What is told of numbers, and of several labels a row, on all rows together: by scikit-learn and scipy."""
+"""What is told of classes, of numbers, and of several labels a row, on all rows together: by scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+def of_classes(said: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Of predicted classes (rows,) and true ones.
+
+    Returns:
+        `by_class`, the share of each class's rows that is found, of the classes that have some; `balanced_accuracy`,
+        their mean; and `most_frequent`, the name of the largest class and its share of the rows: what who says nothing
+        else has.
+    """
+    sizes = np.bincount(truth, minlength=len(names))
+    found = np.bincount(truth[said == truth], minlength=len(names))
+    there = np.flatnonzero(sizes)
+    shares, largest = found[there] / sizes[there], int(sizes.argmax())
+    return {
+        "balanced_accuracy": float(shares.mean()),
+        "most_frequent": {"name": names[largest], "share": float(sizes[largest] / len(truth))},
+        "by_class": {names[i]: float(share) for i, share in zip(there.tolist(), shares, strict=True)},
+    }
 
 
 def of_numbers(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

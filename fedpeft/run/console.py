@@ -49,6 +49,11 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
 
 
+def amount(value: float) -> str:
+    """Four digits of a measure in any unit; of thousands whole numbers, 46,179."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < LONGEST else f"{value:.4g}"
+
+
 ROUNDS = "rounds"
 """The phase of all rounds."""
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from fedpeft.run.console import duration, short, size, summary_table
 from fedpeft.run.observer import perplexity
+from fedpeft.run.target_lines import target_lines
 from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
@@ -183,8 +184,9 @@ class Summary:
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
         tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
-        targets: of numbers, or several labels a row, on the test rows: errors and correlations, or F1 and average
-            precision (`fedpeft.models.target_measures`), with those of the frozen base's probe; None: there are none.
+        targets: of classes, numbers, or several labels a row, on the test rows: the share of each class that is found,
+            errors and correlations, or F1 and average precision (`fedpeft.models.target_measures`), with those of the
+            frozen base's probe; None: there are none.
         spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
             (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
         captions: what is said of the images of the test rows, and how right it is (`fedpeft.simulation.captions`);
@@ -302,7 +304,7 @@ def _compared(summary: Summary) -> list[Line]:
         *_found(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
         *_tasks(summary.tasks),
-        *_targets(summary.targets),
+        *((escape(name), escape(value)) for name, value in target_lines(summary.targets, _on_test_rows(quality))),
         *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
         *((f"captions, test rows: {name}", f"{value:.4f}") for name, value in _said(summary.captions).items()),
     ]
@@ -325,21 +327,11 @@ def _tasks(found: Mapping[str, Any] | None) -> list[Line]:
     return lines
 
 
-def _targets(found: Mapping[str, Any] | None) -> list[Line]:
-    """Errors of numbers, or what several labels come to; beside the probe's."""
-    told = found or {}
-    lines = []
-    for keys, what in (
-        (("rmse", "mae"), "root mean squared / mean absolute error"),
-        (("r2", "pearson", "spearman"), "R^2 / Pearson / Spearman"),
-        (("micro_f1", "macro_f1"), "F1, micro / macro"),
-        (("average_precision", "exact"), "mean average precision / all labels right"),
-    ):
-        for of, some in (("test rows", told), ("frozen base, linear probe", told.get("probe") or {})):
-            if some.get(keys[0]) is not None:
-                values = " / ".join("-" if some[key] is None else f"{some[key]:.4g}" for key in keys)
-                lines.append((f"{what}, {of}", values))
-    return lines
+def _on_test_rows(quality: Quality) -> float:
+    """The accuracy that goes with the test rows, where clients' own rows were judged by their own models, too."""
+    if quality.accuracy_of != TEST_ROWS and quality.shared_accuracy is not None:
+        return quality.shared_accuracy
+    return quality.accuracy
 
 
 def _lost(found: Mapping[str, Any] | None) -> list[Line]:

@@ -1,5 +1,5 @@
-"""What summary.json says of runs whose rows have tasks one after the other, labels of words, numbers, many labels, or
-captions."""
+"""What summary.json says of runs whose rows have classes, numbers, many labels, tasks one after the other, labels of
+words, or captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpeft.simulation.task_matrix import tasks_of
 def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None, records: Records) -> dict[str, Any]:
     """By the keys of the summary; None where rows have none of it. `score` is the saved adapter's on the test rows."""
     targets = None
-    if score.measures and simulation.setup.task.targets != "classes":
+    if score.measures:
         targets = {**score.measures, "probe": probe.measures if probe else None}
     return {
         "tasks": tasks_of(simulation, score.scores, records),

@@ -29,6 +29,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.beside import Beside
 from fedpeft.machine.hardware import usable_cores
 from fedpeft.models import scoring
+from fedpeft.models.target_measures import of_classes
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.run.observer import RunObserver
@@ -63,8 +64,8 @@ PROBE_TOKENS = 128
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Test accuracy of the probe (or what stands for it, see `RowLosses.correct`), and its C; of numbers or several
-    labels a row also what the task tells of all rows together."""
+    """Test accuracy of the probe (or what stands for it, see `RowLosses.correct`), its C, what it says of the rows, and
+    what the task tells of all of them together."""
 
     accuracy: float
     strength: float
@@ -116,7 +117,8 @@ def begun_probe(
     def judged(found: Mapping[str, np.ndarray]) -> ProbeResult:
         if setup.task.targets != "classes":
             return _judged(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
-        return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+        said, accuracy, strength = np.asarray(found["predicted"]), float(found["accuracy"]), float(found["strength"])
+        return ProbeResult(accuracy, strength, said, of_classes(said, test_labels, setup.facts.label_names or ()))
 
     fit = _fit_classes if setup.task.targets == "classes" else partial(_fit_targets, _target_probe(setup.task))
     large = len(rows.train) * work.width >= WORTH_A_PROCESS

@@ -48,6 +48,18 @@ class Report:
         return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}"
 
     @property
+    def doubt(self) -> str:
+        """That others have come to the very same as the best; empty: none has."""
+        own = [t.value for t in finished(self.study) if SAME_AS not in t.user_attrs]
+        alike = own.count(own[0])
+        if alike == 1:
+            return ""
+        return (
+            f"{alike} of {len(own)} finished trials have this very value, as runs have that keep their start: it does "
+            "not tell them apart; give more rounds, or more validation rows"
+        )
+
+    @property
     def command(self) -> str:
         """The best run's command line; empty: there is none."""
         best = self.best

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
+from fedpeft.data.inspection import remembered, wrong_with_lengths, wrong_with_partition, wrong_with_rows
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows
 
@@ -44,6 +44,13 @@ def test_good_rows_have_nothing_wrong():
 def test_each_finding_is_told(train, test, validation, words):
     found = wrong_with_rows(data(train, test, validation))
     assert any(re.search(words, sentence) for sentence in found), found
+
+
+def test_a_run_tells_of_test_rows_that_it_trains_on_where_they_are_more_than_a_few():
+    many = [(f"test {i}", i % 2) for i in range(99)]
+    assert remembered(data(GOOD, [*many, GOOD[0]])) == []
+    (said,) = remembered(data(GOOD, [*many, GOOD[0], GOOD[1]]))
+    assert said.startswith("2 of 101 test rows occur in the training rows, too")
 
 
 def test_images_are_compared_pixel_by_pixel():

@@ -36,6 +36,9 @@ def found(values, asked="auto", column="y"):
         ([1, 2.5, 3], "auto", "number", [1.0, 2.5, 3.0]),
         ([np.float32(0.5), 2], "auto", "number", [0.5, 2.0]),
         ([1, 2, 5], "number", "number", [1.0, 2.0, 5.0]),
+        ([*range(90_000, 90_020)], "auto", "number", [*map(float, range(90_000, 90_020))]),
+        ([*range(90_000, 90_010)] * 2, "auto", "class", [*map(str, range(90_000, 90_010))] * 2),
+        ([*range(90_000, 90_020)], "class", "class", [*map(str, range(90_000, 90_020))]),
         ([1.0, 2.0], "class", "class", ["1", "2"]),
         ([20260101.0, 20260102.0, 0.1234567], "class", "class", ["20260101", "20260102", "0.1234567"]),
         ([Decimal("1.50"), Decimal(2)], "auto", "number", [1.5, 2.0]),
@@ -195,6 +198,7 @@ def test_numbers_may_be_small():
     ("labels", "words"),
     [
         ([f"{i}.5 m" for i in range(40)], "taken as classes, 40 of them in 40 rows; .* label_type=number"),
+        ([f"{i}" for i in range(21)] * 3, "taken as classes, 21 different whole numbers; label_type=number"),
         (["wet; loud", "dry"] * 20, "1 of whose 2 names have ';' in them; label_type=labels"),
         (["wet", "dry"] * 20, ""),
     ],

@@ -224,6 +224,7 @@ def test_a_classifier_has_loss_accuracy_and_its_probe(tmp_path):
     assert list(table) == ["base, linear probe", "global", "client 0 alone"]
     assert table["global"]["accuracy"] == pytest.approx(summary["accuracy"])
     assert table["base, linear probe"]["accuracy"] == summary["baseline_accuracy"]
+    assert table["base, linear probe"].keys() | {"loss"} == table["global"].keys()
     assert not (folder / "evaluation" / "answers.jsonl").exists()
 
 

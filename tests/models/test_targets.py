@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
 from fedpeft.errors import ConfigError
-from fedpeft.models.target_measures import of_labels, of_numbers
+from fedpeft.models.target_measures import of_classes, of_labels, of_numbers
 from fedpeft.models.task import TASKS
 from fedpeft.simulation.probe import ITERATIONS, STRENGTHS, strongest
 from fedpeft.simulation.target_probes import label_probe, number_probe
@@ -46,6 +46,16 @@ def test_skill_is_r2_where_the_moments_are_those_of_the_rows():
     told = task.measures(said[:, None], numbers, ["y"])
     assert float(found.correct.mean()) == pytest.approx(told["r2"], abs=1e-9)
     assert told["rmse"] == pytest.approx(numbers.std() * math.sqrt(float(found.sums.mean())))
+
+
+def test_measures_of_classes_by_their_definitions():
+    truth, said = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 0, 2])
+    found = of_classes(said, truth, ["a", "no rows", "c"])
+    assert found["by_class"] == {"a": 0.75, "c": 0.5}
+    assert found["balanced_accuracy"] == pytest.approx(0.625)
+    assert found["most_frequent"] == {"name": "a", "share": pytest.approx(4 / 6)}
+    unnamed = of_classes(said, truth, [""] * 3)
+    assert unnamed["balanced_accuracy"] == pytest.approx(0.625)
 
 
 def test_measures_of_numbers_by_their_definitions():

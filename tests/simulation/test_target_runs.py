@@ -263,3 +263,18 @@ def test_transformers_loads_and_runs_what_was_exported(walk, tmp_path, trusted):
     [first] = classify([str(walk.test.inputs[0])], top_k=None, truncation=True)
     scores = [one["score"] for one in (first if isinstance(first, list) else [first])]
     assert scores == [pytest.approx(value, rel=1e-3, abs=1e-3) for value in sorted(walk.values[0], reverse=True)]
+
+
+def test_a_run_of_uneven_classes_and_repeated_rows_says_so(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    rows = [(f"w{i % 40} w{i % 7}", "ok" if i % 10 else "bad") for i in range(280)]
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in [*rows, *rows]))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "rounds": 1}.items()]
+    assert main([f"--dataset=file:{path}", *flags, f"--output={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "test rows occur in the training rows, too" in said
+    assert "always the most frequent class, ok" in said
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())["targets"]
+    assert told["most_frequent"] == {"name": "ok", "share": pytest.approx(0.9, abs=0.01)}
+    assert told["rows"] == 112
+    assert set(told["probe"]["by_class"]) == {"ok", "bad"}

@@ -5,6 +5,7 @@ The head is trained and federated with the adapter. Mean pooling because the poo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.loading import Say, load_base, unheard
+from fedpeft.models.target_measures import of_classes
 from fedpeft.models.task import FederatedModel, RowLosses, Targets, Task
 from fedpeft.parts import name_of
 
@@ -132,6 +134,10 @@ class Classification(RowTask):
         labels = batch["labels"]
         sums = F.cross_entropy(logits, labels, reduction="none")
         return RowLosses(sums, torch.ones_like(sums), (logits.argmax(-1) == labels).to(sums.dtype))
+
+    def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+        """Each class by itself (`fedpeft.models.target_measures.of_classes`)."""
+        return of_classes(np.asarray(outputs).argmax(-1), np.asarray(labels), names)
 
 
 part = Classification

@@ -9,6 +9,11 @@ from fedpeft.data.rows import DATASETS
 from fedpeft.run.console import short, size
 from fedpeft.run.exports.transformers_folder import processor
 from fedpeft.run.finished import FinishedRun
+<<<<<<< HEAD:fedpeft/run/exports/model_card.py
+=======
+from fedpeft.run.target_lines import card_lines
+from fedpeft.run.transformers_folder import processor
+>>>>>>> mendA:fedpeft/run/model_card.py
 from fedpeft.run.trust_lines import trust_lines
 
 
@@ -89,7 +94,7 @@ def card(run: FinishedRun, merged: bool) -> str:
         if quality is None
         else f"{short(quality, digits)} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
-        **_targets(summary),
+        **card_lines(summary.get("targets")),
         "calibration error": _calibration(summary, whole),
         **trust_lines(summary),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
@@ -150,13 +155,6 @@ def _feeding(run: FinishedRun) -> str:
 def name_of(path: str) -> str:
     """The last part of a path of this machine; other names as they are."""
     return Path(path).name if path.startswith((".", "~")) or Path(path).is_absolute() else path
-
-
-def _targets(summary: dict[str, Any]) -> dict[str, str]:
-    """Errors of numbers, or F1 of several labels, on the test rows."""
-    told = summary.get("targets") or {}
-    names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
-    return {name: f"{told[key]:.4g}" for key, name in names.items() if told.get(key) is not None}
 
 
 def _calibration(summary: dict[str, object], whole: bool) -> str | None:

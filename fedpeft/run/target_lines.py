@@ -1,0 +1,77 @@
+"""What a run has come to on classes, numbers, or several labels a row, in lines of the console's summary and of a model
+card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedpeft.run.console import amount
+
+UNEVEN = 1.2
+"""How many times its even share the most frequent class has where accuracy alone says too little."""
+
+FEW = 2000
+"""Test rows below which a point of accuracy, or two, is chance: their standard error can be above 1.1 points."""
+
+SHOWN = 5
+"""Classes that are named, at most."""
+
+PROBE = "frozen base, linear probe"
+
+
+def target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) -> list[tuple[str, str]]:
+    """Of `targets` in summary.json: the saved adapter's on the test rows, which has `accuracy`, beside the probe's."""
+    told = found or {}
+    lines = [*_few_rows(told, accuracy), *(_classes(told) if "by_class" in told else [])]
+    for keys, what in (
+        (("rmse", "mae"), "root mean squared / mean absolute error"),
+        (("r2", "pearson", "spearman"), "R^2 / Pearson / Spearman"),
+        (("micro_f1", "macro_f1"), "F1, micro / macro"),
+        (("average_precision", "exact"), "mean average precision / all labels right"),
+    ):
+        for of, some in (("test rows", told), (PROBE, told.get("probe") or {})):
+            if some.get(keys[0]) is not None:
+                values = " / ".join("-" if some[key] is None else amount(some[key]) for key in keys)
+                lines.append((f"{what}, {of}", values))
+    return lines
+
+
+def _few_rows(told: Mapping[str, Any], accuracy: float) -> list[tuple[str, str]]:
+    """How many test rows there are, where chance may tell on so few; of classes how much.
+
+    The standard error is that of an accuracy with one more row right, and one wrong: of few rows that are all right it
+    is not 0.
+    """
+    rows = told.get("rows", FEW)
+    if rows >= FEW:
+        return []
+    if "by_class" not in told or math.isnan(accuracy):
+        return [("test rows", f"{rows:,}")]
+    share = (accuracy * rows + 1) / (rows + 2)
+    return [("test rows, and the standard error on them", f"{rows:,}, {math.sqrt(share * (1 - share) / rows):.4f}")]
+
+
+def card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Errors of numbers, or F1 of several labels, on the test rows; of uneven classes as `target_lines`."""
+    told = found or {}
+    names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
+    measured = {name: amount(told[key]) for key, name in names.items() if told.get(key) is not None}
+    return measured | (dict(_classes(told)) if "by_class" in told else {})
+
+
+def _classes(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where some class has far more rows than others: what saying nothing else has, and what is found of each."""
+    most, by_class = told["most_frequent"], told["by_class"]
+    if most["share"] <= UNEVEN / len(by_class):
+        return []
+    lines = [(f"always the most frequent class, {most['name']}", f"{most['share']:.4f}")]
+    for of, some in (("test rows", told), (PROBE, told.get("probe") or {})):
+        if some:
+            lines.append((f"balanced accuracy (mean over classes), {of}", f"{some['balanced_accuracy']:.4f}"))
+    missed = [name for name, share in by_class.items() if share == 0]
+    if missed:
+        more = f", and {len(missed) - SHOWN} more" * (len(missed) > SHOWN)
+        lines.append(("classes of which no test row is found", ", ".join(missed[:SHOWN]) + more))
+    return lines
