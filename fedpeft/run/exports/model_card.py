@@ -9,11 +9,7 @@ from fedpeft.data.rows import DATASETS
 from fedpeft.run.console import short, size
 from fedpeft.run.exports.transformers_folder import processor
 from fedpeft.run.finished import FinishedRun
-<<<<<<< HEAD:fedpeft/run/exports/model_card.py
-=======
 from fedpeft.run.target_lines import card_lines
-from fedpeft.run.transformers_folder import processor
->>>>>>> mendA:fedpeft/run/model_card.py
 from fedpeft.run.trust_lines import trust_lines
 
 
