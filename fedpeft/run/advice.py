@@ -10,6 +10,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.run.checks.rules import check_label_shift, check_server
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.run.suited import ADAPTER, FAR_APART, suited_method
 from fedpeft.spec import parse_spec
@@ -47,6 +48,11 @@ def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
         yield (
             f"the column {owner} says whose row it is, and the partition {setup.config.partition} does not go by it: "
             "--partition natural --clients 0 makes a client of each owner"
+        )
+    if _one_at_a_time(setup, statistics.clients):
+        yield (
+            f"a round asks one client of {statistics.clients}, so that nothing is averaged: --cohort all asks all of "
+            "them"
         )
     yield from on_steps(setup, most)
 
@@ -91,6 +97,12 @@ def _owners_are_left_aside(config: RunConfig) -> bool:
 def _one_step_each(setup: Setup, rows: int) -> bool:
     """Whether a client of so many rows takes one step, and not a plain one."""
     return setup.training.steps_for(rows) == 1 and not setup.training.optimizer.plain
+
+
+def _one_at_a_time(setup: Setup, clients: int) -> bool:
+    """Whether nobody has said how many take part, and one does."""
+    default = setup.config.cohort == RunConfig.cohort and setup.mechanism is None
+    return default and clients > 1 and cohort_size(setup.config.cohort, clients) == 1
 
 
 def _adam_fits(setup: Setup) -> bool:
