@@ -77,7 +77,7 @@ def _root(M: Array) -> Array:
     """A thin root (d, r) of a positive semidefinite matrix of rank r, by Cholesky factors with pivots."""
     factor, pivots, rank, _ = lapack.dpstrf(M, lower=1, tol=NOTHING * M.diagonal().max())
     root = np.empty((len(M), rank))
-    root[pivots - 1] = np.tril(factor)[:, :rank]
+    root[pivots - 1] = np.tril(factor[:, :rank])
     return root
 
 
