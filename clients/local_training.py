@@ -37,8 +37,8 @@ class LocalTraining:
     def steps_for(self, rows: int) -> int:
         """Local steps of a round on a shard of `rows` rows."""
         steps = self.work.steps_for(rows, self.batch_size)
-        if rows and steps < 1:
-            raise ConfigError(f"{part_text(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more")
+        if steps < 0:
+            raise ConfigError(f"{part_text(self.work)} asks for {steps} steps on {rows} rows, and not for 0 or more")
         return steps
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
