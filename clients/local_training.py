@@ -37,8 +37,8 @@ class LocalTraining:
     def steps_for(self, rows: int) -> int:
         """Local steps of a round on a shard of `rows` rows."""
         steps = self.work.steps_for(rows, self.batch_size)
-        if steps < 0:
-            raise ConfigError(f"{part_text(self.work)} asks for {steps} steps on {rows} rows, and not for 0 or more")
+        if rows and steps < self.work.least:
+            raise ConfigError(f"{part_text(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more")
         return steps
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:

@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from fedpeft.parts import Family
 
 
 class LocalWork(ABC):
     """One way to say it. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    least: ClassVar[int] = 1
+    """The fewest steps that it may say; 0: what trains may have a number of its own."""
 
     @property
     def walks(self) -> bool:
@@ -26,7 +30,7 @@ class LocalWork(ABC):
 
     @abstractmethod
     def steps_for(self, rows: int, batch_size: int) -> int:
-        """Local steps of a round on a shard of `rows` rows, at least 1."""
+        """Local steps of a round on a shard of `rows` rows, at least `least`."""
 
 
 LOCAL_WORK: Family[LocalWork] = Family("fedpeft.clients.amounts", "amount of local work", kind=LocalWork)

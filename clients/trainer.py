@@ -164,6 +164,7 @@ class AsTheScriptSays(LocalWork):
     """The trainer's own number of steps, on rows in its own order."""
 
     walks_by_steps = False
+    least = 0
 
     def steps_for(self, rows: int, batch_size: int) -> int:
         """0: it is not ours to say."""

@@ -139,14 +139,15 @@ def test_a_correction_that_gives_no_pull_is_told_and_one_that_would_be_stretched
         pulled(lambda name, value: value.flatten()[:1], "weight", torch.zeros(2, 3))
 
 
-def test_a_round_of_no_steps_is_told():
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_round_of_no_steps_is_told(steps):
     class Never(LocalWork):
         def __init__(self): ...
 
         def steps_for(self, rows, batch_size):
-            return -3
+            return steps
 
-    with pytest.raises(ConfigError, match="asks for -3 steps on 10 rows"):
+    with pytest.raises(ConfigError, match=f"asks for {steps} steps on 10 rows"):
         LocalTraining(work=dataclass(frozen=True)(Never)()).steps_for(10)
 
 
