@@ -57,12 +57,13 @@ def chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
 def _fits(M: Array, b: Array, rows: float, penalties: Array) -> tuple[Array, Array]:
     """<w, b + l w> and df of each penalty l."""
     each = penalties[:, None]
-    if 2 * rows < len(M):
+    if 2 * rows < len(M) or len(M) == 1:
         root = _root(M)  # M = root root^T, so that its few eigenvalues are those of the small root^T root
-        e, vectors = scipy.linalg.eigh(root.T @ root)
-        e = np.maximum(e, NOTHING * e.max(initial=0.0))
-        told = ((vectors.T @ (root.T @ b)) ** 2).sum(1) / e
-        return (told * (e + 2 * each) / (e + each) ** 2).sum(1), 1 + (e / (e + each)).sum(1)
+        e, vectors = np.linalg.eigh(root.T @ root)
+        kept = e > NOTHING * e.max(initial=0.0)
+        e, along = e[kept], vectors[:, kept].T @ (root.T @ b)
+        shrunk = (along**2).sum(1) / e / (e + each)
+        return (shrunk * (1 + each / (e + each))).sum(1), 1 + (e / (e + each)).sum(1)
     diagonal, beside, b = _tridiagonal(M, b)
     e = np.maximum(scipy.linalg.eigvalsh_tridiagonal(diagonal, beside), 0.0)
     explained = []

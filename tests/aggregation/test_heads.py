@@ -192,6 +192,29 @@ def test_of_few_rows_the_strength_is_that_of_least_generalised_cross_validation(
     assert error(head) < {70: 0.6, 24: 1.0}[rows] * error(replace(head, strength=1e-3))
 
 
+@pytest.mark.parametrize("width", [1, 2, 9, 40])
+@pytest.mark.parametrize("rows", [0, 1, 15])
+@pytest.mark.parametrize("sent", ["honest", "negative", "anything", "without the constant", "of no size"])
+def test_whatever_clients_send_a_strength_is_chosen(sent, rows, width):
+    """Sums of nothing, and sums that are of no rows at all, which a hostile client can send."""
+    drawn = torch.Generator().manual_seed(rows + width)
+    x = torch.cat([torch.randn(rows, width, generator=drawn), torch.ones(rows, 1)], 1).double()
+    y = torch.randn(rows, 2, generator=drawn).double()
+    moments, sums, squares = x.T @ x, x.T @ y, y.square().sum(0)
+    if sent == "negative":
+        moments = -moments
+    elif sent == "anything":
+        moments = moments + 1e6 * torch.randn(width + 1, width + 1, generator=drawn).double()
+        moments = moments + moments.T
+    elif sent == "without the constant":
+        moments[-1], moments[:, -1] = 0.0, 0.0
+    elif sent == "of no size":
+        moments = 1e-300 * moments
+    upper = moments[tuple(torch.triu_indices(width + 1, width + 1))]
+    made = HEADS.build("ridge").solve({"moments": upper, "sums": sums, "squares": squares}, width, 2)
+    assert all(tensor.isfinite().all() for tensor in made.values())
+
+
 def test_of_many_rows_the_strength_is_the_usual_one(data):
     features, labels = data
     chosen, usual = HEADS.build("ridge"), HEADS.build("ridge(strength=0.001)")
