@@ -5,7 +5,8 @@ from __future__ import annotations
 from fedpeft.privacy.mechanism import Mechanism
 
 SUNDRY = (
-    "numbers of rows, byte counts, and the time that work takes",
+    "numbers of rows, also of those that are cut short or that test rows repeat; byte counts, and the time that work "
+    "takes",
     "scores on validation and test rows, which a simulation takes from the same data: rounds.jsonl, summary.json, "
     "predictions.npz, and evaluations.jsonl, whose questions are validation rows where no file is named",
     "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
