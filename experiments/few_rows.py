@@ -22,7 +22,7 @@ import fedpeft
 from experiments import one_sentence
 from experiments.ladder.rungs import frozen_features
 from fedpeft.aggregation.cross_validation import USUAL
-from fedpeft.aggregation.heads.ridge import Ridge
+from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.errors import ConfigError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
@@ -59,7 +59,7 @@ def features_of(command: Command) -> tuple[Features, Features]:
     return (found[0], train), (found[1], test)
 
 
-def scored(head: Ridge, rows: Features, test: Features) -> tuple[float, float]:
+def scored(head: HeadStart, rows: Features, test: Features) -> tuple[float, float]:
     """Accuracy in percent and cross-entropy in nats of the head of `rows`."""
     features, labels = rows
     classes = int(max(labels.max(), test[1].max())) + 1
@@ -73,12 +73,12 @@ def main(command: Command, console: Console) -> None:
     """Measure, and print the table.
 
     Raises:
-        ConfigError: of no draw, or of no rows.
+        ConfigError: of no draw, of no rows, or at no strength.
     """
     if command.draws < 1 or min(command.rows, default=0) < 1:
         raise ConfigError(f"--draws {command.draws} and --rows {command.rows} must be at least 1")
+    usual, chosen = HEADS.build(f"ridge(strength={command.strength})"), HEADS.build("ridge")
     (features, labels), test = features_of(command)
-    usual, chosen = Ridge(strength=command.strength), Ridge()
     table = Table(title=f"{command.dataset}: {features.shape[1]} features, {command.draws} draws, mean (least to most)")
     for heading in ("rows", f"strength {command.strength:g} (%)", "chosen (%)", "loss (nats)", "loss, chosen (nats)"):
         table.add_column(heading)

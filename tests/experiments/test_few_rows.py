@@ -38,6 +38,11 @@ def test_what_is_scored_is_the_head_of_these_rows():
     assert scored(Ridge(), (features, labels), (features[:4], labels[:4].flip(0)))[0] == 0
 
 
+def test_no_strength_is_refused():
+    with pytest.raises(ConfigError, match="strength must be above 0, got 0.0"):
+        main(Command("tiny", strength=0.0), Console(quiet=True))
+
+
 @pytest.mark.parametrize("given", [{"draws": 0}, {"rows": (10, 0)}, {"rows": ()}])
 def test_no_draws_and_no_rows_are_refused(given):
     with pytest.raises(ConfigError, match="must be at least 1"):
