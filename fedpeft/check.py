@@ -84,8 +84,7 @@ def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
     text = command.partition
     if text == "auto":
         usual = "natural" if rows.owners is not None else "iid" if rows.classes is None else USUAL
-        own = suited_partition(text_of(command.data))
-        text = usual if own in (None, "iid") else own  # iid: since there are no classes to go by, and owners are better
+        text = suited_partition(text_of(command.data)) or usual
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
     return text, split(PARTITIONS.build(text), rows, clients, command.seed)
 

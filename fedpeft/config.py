@@ -37,7 +37,9 @@ class RunConfig:
     )
     dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting(
-        "auto", "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet"
+        "auto",
+        "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet, or iid "
+        "where rows have no class or several labels",
     )
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)

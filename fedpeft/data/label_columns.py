@@ -214,11 +214,6 @@ class LabelColumn:
         }.get(self.asked, "a word or an integer (a class), a number, or a list of labels")
 
 
-def several_labels_partition(column: str | None, label_type: str) -> str | None:
-    """How rows lie by default where settings say that each has several labels: "iid"; None: they don't say so."""
-    return "iid" if label_type == "labels" or AND in (column or "") else None
-
-
 def _sort_of(value: Any) -> str:
     """Of a value: "word" (or an integer), "number", "list" of words; empty: none of them."""
     if isinstance(value, str):

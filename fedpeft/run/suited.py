@@ -76,12 +76,18 @@ def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:
     """
     if config.head == "auto" and config.peft != "auto":
         config = replace(config, head=_suited_head(config, targets))
-    if config.partition == "auto":
-        config = replace(config, partition=suited_partition(config.dataset) or USUAL)
+    config = replace(config, partition=partition_of(config, targets))
     if config.dtype != "auto":
         return config
     device = next(iter(accelerators()), "cpu")
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+
+
+def partition_of(config: RunConfig, targets: Targets) -> str:
+    """The partition's text: the user's, or the data set's own, or by classes; iid where rows have none or several."""
+    if config.partition != "auto":
+        return config.partition
+    return suited_partition(config.dataset) or (USUAL if targets in ("classes", "numbers") else "iid")
 
 
 def _suited_head(config: RunConfig, targets: Targets) -> str:

@@ -14,7 +14,9 @@ from fedpeft.data.partition import PARTITIONS, Partition, Partitioner, Partition
 from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
+from fedpeft.models.task import TASKS
 from fedpeft.run.facts import DataFacts
+from fedpeft.run.suited import partition_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +28,14 @@ class SimulatedRows:
         train: the training rows that clients have.
         held: the training rows that nobody has: for validation.
         partition: which of `train` are whose.
+        called: the partition's text.
     """
 
     dataset: Dataset
     train: Rows
     held: Rows
     partition: Shards
+    called: str
 
     @classmethod
     def of(cls, config: RunConfig, clients: int) -> SimulatedRows:
@@ -40,13 +44,14 @@ class SimulatedRows:
         Raises:
             FedpeftError: they can't be fetched, used, or split so.
         """
-        partitioner = PARTITIONS.build(config.partition)
         dataset = load_dataset(config.dataset)
+        called = partition_of(config, TASKS.build(dataset.task).targets)
+        partitioner = PARTITIONS.build(called)
         train, held = without_validation(dataset)
         if dataset.tasks is not None:
             partition = split_by_task(partitioner, train, dataset.tasks, clients, config.seed)
-            return cls(dataset, train, held, partition)
-        return cls(dataset, train, held, split(partitioner, train, clients, config.seed))
+            return cls(dataset, train, held, partition, called)
+        return cls(dataset, train, held, split(partitioner, train, clients, config.seed), called)
 
     @property
     def facts(self) -> DataFacts:

@@ -36,7 +36,6 @@ from fedpeft.run.profiles import chances, groups_of, keep_profiles, kinds, numbe
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner
@@ -68,17 +67,18 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
-        head, config = config.head, settled(config)
+        head = config.head
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
+        config = replace(config, partition=self.rows.called)
         observer.phase("loading the model", 1)
         if config.privacy and self.rows.partition.resampled:
             raise PrivacyError(
                 f"privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
                 "many clients'; take another partition"
             )
-        self.setup = Setup.of(replace(config, head=head), self.rows.facts, groups)  # auto: as suits the labels
+        self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"

@@ -135,7 +135,7 @@ class Study:
                 if self.precision and asked.dtype == "auto":
                     asked = dataclasses.replace(asked, dtype=self.precision)
                 config = settled(asked)
-                if config != settled(asked, "numbers"):  # as it is where rows need not be read
+                if config != settled(asked, "labels"):  # as it is where rows need not be read
                     config = settled(asked, targets(asked.dataset))
                 check_parts(config, where)
                 if config in found:

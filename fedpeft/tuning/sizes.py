@@ -17,7 +17,6 @@ from fedpeft.models.task import TASKS
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.profiles import groups_of, number_of
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import settled
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tuning.search_file import Budget, Search
 
@@ -53,7 +52,7 @@ class Sizes:
         key = (config.dataset, config.partition, config.clients, config.ranks)
         if key not in self._facts:
             groups = groups_of(config.ranks, config.clients, self._folder)
-            self._facts[key] = SimulatedRows.of(settled(config), number_of(config.clients, groups)).facts
+            self._facts[key] = SimulatedRows.of(config, number_of(config.clients, groups)).facts
         return self._facts[key]
 
     def depth(self, config: RunConfig) -> int:

@@ -9,11 +9,13 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from fedpeft.config import RunConfig
 from fedpeft.data.label_columns import LabelColumn, moments
-from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation, suited_partition
+from fedpeft.data.partition import PARTITIONS, USUAL
+from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
+from fedpeft.simulation.rows import SimulatedRows
 from tests.targets import LABELS, prices, rows_of, tagged
 
 
@@ -214,11 +216,15 @@ def test_classes_that_look_like_something_else_are_said(labels, words, tmp_path)
     assert not asked.notes
 
 
-def test_columns_of_several_labels_are_spread_iid_by_default(tmp_path):
-    path = str(tagged(tmp_path / "t.jsonl"))
-    assert suited_partition(f"file(path={path!r}, label_type=labels)") == "iid"
-    assert suited_partition("file(path='x.csv', label='wet + dry')") == "iid"
-    assert suited_partition(f"file:{path}") is None
+def test_rows_without_classes_are_spread_iid_by_default(tmp_path):
+    """No partition by classes can spread several labels a row, or none; what was looked at before a run is its own."""
+    several, prices_too = tagged(tmp_path / "t.jsonl"), prices(tmp_path / "p.csv")
+    plain = f"file(path={str(several)!r}, label=None)"
+    for dataset in (f"file:{several}", f"sample(of='file:{several}', rows=8)", plain):
+        assert SimulatedRows.of(RunConfig(dataset=dataset), 4).called == "iid"
+    assert SimulatedRows.of(RunConfig(dataset=f"file(path={str(prices_too)!r}, label=price)"), 4).called == USUAL
+    with pytest.raises(DataError, match="several labels each; take iid"):
+        SimulatedRows.of(RunConfig(dataset=f"file:{several}", partition="dirichlet"), 4)
 
 
 def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):

@@ -28,7 +28,7 @@ from fedpeft.data import user_rows
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
 from fedpeft.data.instruction_columns import Reading, reading
-from fedpeft.data.label_columns import KINDS, several_labels_partition
+from fedpeft.data.label_columns import KINDS
 from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.errors import ConfigError
@@ -95,11 +95,6 @@ class File:
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
     task_in_rows: ClassVar[bool] = True
-
-    @property
-    def suited_partition(self) -> str | None:
-        """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""
-        return several_labels_partition(self.label, self.label_type)
 
     def load(self) -> Dataset:
         """The rows, checked.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
 from fedpeft.data.incomplete_rows import DROP, INCOMPLETE, REFUSE
-from fedpeft.data.label_columns import KINDS, several_labels_partition
+from fedpeft.data.label_columns import KINDS
 from fedpeft.data.record_files import Headed
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.text_to_text import with_targets
@@ -63,11 +63,6 @@ class HF:
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
     task_in_rows: ClassVar[bool] = True
-
-    @property
-    def suited_partition(self) -> str | None:
-        """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""
-        return several_labels_partition(self.label, self.label_type)
 
     def load(self) -> Dataset:
         """The rows, checked.
