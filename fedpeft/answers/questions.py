@@ -87,14 +87,12 @@ class Form:
             DataError: the template fails.
         """
         if self.paired:
-            columns = {"instruction": question, "input": ""}
-            return packed_pair(
-                PromptTemplate(self.template).prompt(columns, where) if self.template else question, answer
-            )
+            asked = PromptTemplate(self.template).prompt_of_question(question, where) if self.template else question
+            return packed_pair(asked, answer)
         if not self.asks:
             return json.dumps({"prompt": question, "answer": answer})
         if not self._converses():
-            prompt = PromptTemplate(str(self.template)).prompt({"instruction": question, "input": ""}, where)
+            prompt = PromptTemplate(str(self.template)).prompt_of_question(question, where)
             return json.dumps({"prompt": prompt, "answer": answer})
         return self.conversation(
             [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], where

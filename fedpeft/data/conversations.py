@@ -237,7 +237,7 @@ def question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool
     if template not in (None, CHAT):
         own = PromptTemplate(str(template))
         if own.name in OF_COLUMNS or "messages" not in own.text:
-            return own.prompt({"instruction": text, "input": ""}, "the question"), False
+            return own.prompt_of_question(text, "the question"), False
         return tokenizer.apply_chat_template(
             messages, chat_template=own.text, tokenize=False, add_generation_prompt=True
         ), True

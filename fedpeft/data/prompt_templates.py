@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fedpeft.errors import ConfigError, DataError
@@ -91,6 +91,19 @@ class PromptTemplate:
             raise DataError(f"{where} asks nothing: {' and '.join(ASKED)} are empty")
         return made
 
+    def prompt_of_question(self, text: str, where: str) -> str:
+        """The prompt for a question without a row: it is the instruction, or the one column that the template reads.
+
+        Raises:
+            DataError: as of `prompt`; the template reads other columns.
+        """
+        try:
+            read = meta.find_undeclared_variables(ENVIRONMENT.parse(self.text))
+        except TemplateError:  # which `prompt` says
+            read = set()
+        only = dict.fromkeys(read, text) if len(read) == 1 else {}
+        return self.prompt({"instruction": text, "input": "", **only}, where)
+
 
 def reason(error: Exception) -> str:
     """What an exception of Jinja says, in one line, with its line in the template if it has one."""
@@ -127,13 +140,16 @@ def _written(value: Any) -> Any:
     return value
 
 
+ENVIRONMENT = ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=False,
+    finalize=_written,
+)
+"""Of all templates of columns."""
+
+
 @lru_cache(maxsize=16)
 def _compiled(text: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=False,
-        finalize=_written,
-    )
-    return environment.from_string(text)
+    return ENVIRONMENT.from_string(text)

@@ -214,3 +214,4 @@ def test_questions_are_put_as_in_training(tmp_path, chat_model):
     assert question(tokenizer, "hello", str(template(tmp_path, TEMPLATE)))[0].split() == chat.split()
     with pytest.raises(FedpeftError, match="'topic' is undefined"):
         question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
+    assert question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == ("Q: hello A:", False)
