@@ -35,6 +35,10 @@ SPEAKERS = {
     "system": "system",
 }
 """Who speaks in ShareGPT's files, and the role."""
+ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "source", "src", "article", "document")
+ANSWERING = ("output", "answer", "response", "completion", "solution", "target", "tgt", "summary")
+"""What columns of texts, and of what answers them, are often called; not taken so by themselves."""
+
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,20 @@ def pairs(read: str, target: str, text: str, template: str | None = None) -> Rea
         {"answer": target} if template else {"text": read, "answer": target},
         "seq2seq",
     )
+
+def if_answers(columns: Iterable[str]) -> str:
+    """Which settings learn one of `columns` from another, a clause; empty: none seems to answer another."""
+    called = {column.lower(): column for column in columns}
+    read, answer = (next((called[name] for name in names if name in called), "") for names in (ASKING, ANSWERING))
+    if not (read and answer):
+        return ""
+    by = "template=alpaca, " if read == ASKING[0] else "template='ASK.jinja', "
+    there = "" if read == ASKING[0] else f", a file that says {{{{ {read} }}}}"
+    return (
+        f"; if {answer!r} answers {read!r}, a language model learns it by {by}answer={answer}{there}; T5 or BART by "
+        f"text={read}, target={answer}"
+    )
+
 
 
 def _template(template: str | None) -> str:

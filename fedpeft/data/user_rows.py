@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.incomplete_rows import Complete
+from fedpeft.data.instruction_columns import if_answers
 from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, in_order, label_names, matrix, named, positions
 from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import lacking
@@ -156,6 +157,8 @@ def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: s
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
         if role == "label" and "ROLE=" in ask:  # a setting, which may be None
             hint += "; if the rows have no labels, set label=None for language modelling"
+        if role == "text" and "ROLE=" in ask:
+            hint += if_answers(map(str, record))
         raise DataError(f"{lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
     return record[column]
 

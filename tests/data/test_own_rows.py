@@ -83,6 +83,8 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
         ("my.jsonl", "\n\n", "", DataError, "has no rows"),
         ("my.csv", b"text,label\n\xff\xfe,x\n", "", DataError, r"not UTF-8 text \(byte 11\); save it as UTF-8"),
         ("my.csv", "a,label\n1,x\n", "", DataError, "/my.csv has no column 'text' for the text; legal: a, label"),
+        ("my.csv", "question,Answer\n1,x\n", "", DataError, "'ASK.jinja', answer=Answer, a file .* {{ question }};"),
+        ("my.csv", "response,instruction\n1,x\n", "", DataError, "by template=alpaca, answer=response; T5"),
         ("my.csv", 'a,label\n"1\n2",x\n', "", DataError, r"^\S+/my.csv has no column 'text'"),
         ("my.tsv", "text\tlabel\na\tx\n", ", text=a, target=c", DataError, r"^\S+/my.tsv has no column 'a'"),
         ("my.csv", "text,label\na,x\n", ", template=alpaca", DataError, r"^\S+/my.csv has no column 'output'"),
