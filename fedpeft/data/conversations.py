@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, SUFFIX, PromptTemplate, fingerprint, template_file
 from fedpeft.data.record_files import lacking
-from fedpeft.errors import ConfigError, DataError, ModelError
+from fedpeft.errors import ConfigError, DataError, ModelError, brief
 
 ROLES = ("system", "user", "assistant")
 
@@ -45,7 +45,19 @@ def packed(value: object, where: str) -> str:
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
         empty = "the assistant's are empty" if any(m["role"] == "assistant" for m in value) else "there is none"
         raise DataError(f"{where}: nobody answers; a conversation has a message of the assistant, and {empty}")
-    return json.dumps([{"role": m["role"], "content": m["content"]} for m in value])
+    return as_text([{"role": m["role"], "content": m["content"]} for m in value], where)
+
+
+def as_text(row: object, where: str) -> str:
+    """A row as JSON; `where` it stands is named.
+
+    Raises:
+        DataError: a text in it ends in the middle of a character, which no tokenizer takes.
+    """
+    made = json.dumps(row)
+    if "\\ud" in made and any("\ud800" <= c <= "\udfff" for c in json.dumps(row, ensure_ascii=False)):
+        raise DataError(f"{where} holds half of a character (a lone surrogate)")
+    return made
 
 
 def with_messages(
@@ -93,12 +105,12 @@ def with_prompts(
             raise DataError(f"{lacks} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}")
         said = record[answer]
         if not isinstance(said, str) or not said.strip():
-            raise DataError(f"{where}: nobody answers; the column {answer!r} holds {said!r:.40}")
+            raise DataError(f"{where}: the column {answer!r} must hold an answer, a text, got {brief(said)}")
         prompt = made.prompt({name: value for name, value in record.items() if name != answer}, where)
         if template == CHAT:
             row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], where)
         else:
-            row = json.dumps({"prompt": prompt, "answer": said})
+            row = as_text({"prompt": prompt, "answer": said}, where)
         yield place, {**record, text: row}
 
 

@@ -11,12 +11,11 @@ prompt with its completion.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.data.conversations import packed, with_messages, with_prompts
+from fedpeft.data.conversations import as_text, packed, with_messages, with_prompts
 from fedpeft.data.label_columns import AND
 from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
 from fedpeft.data.prompt_templates import CHAT
@@ -35,10 +34,10 @@ SPEAKERS = {
     "system": "system",
 }
 """Who speaks in ShareGPT's files, and the role."""
+
 ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "source", "src", "article", "document")
 ANSWERING = ("output", "answer", "response", "completion", "solution", "target", "tgt", "summary")
 """What columns of texts, and of what answers them, are often called; not taken so by themselves."""
-
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,7 @@ def pairs(read: str, target: str, text: str, template: str | None = None) -> Rea
         "seq2seq",
     )
 
+
 def if_answers(columns: Iterable[str]) -> str:
     """Which settings learn one of `columns` from another, a clause; empty: none seems to answer another."""
     called = {column.lower(): column for column in columns}
@@ -142,7 +142,6 @@ def if_answers(columns: Iterable[str]) -> str:
         f"; if {answer!r} answers {read!r}, a language model learns it by {by}answer={answer}{there}; T5 or BART by "
         f"text={read}, target={answer}"
     )
-
 
 
 def _template(template: str | None) -> str:
@@ -177,5 +176,5 @@ def _with_completions(
         elif template == CHAT:
             row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], where)
         else:
-            row = json.dumps({"prompt": prompt, "answer": completion})
+            row = as_text({"prompt": prompt, "answer": completion}, where)
         yield place, {**record, text: row}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedpeft.data.conversations import packed
+from fedpeft.data.conversations import as_text, packed
 from fedpeft.data.prompt_templates import CHAT, PromptTemplate
 from fedpeft.data.record_files import lacking
 from fedpeft.errors import DataError
@@ -56,7 +56,7 @@ def with_preferences(
             columns = {name: value for name, value in record.items() if name not in SIDES}
             written = own.prompt({"instruction": prompt, **columns}, where)
             pair = [{"prompt": written, "answer": answer} for answer in answers]
-        yield place, {**record, text: json.dumps(dict(zip(SIDES, pair, strict=True)))}
+        yield place, {**record, text: as_text(dict(zip(SIDES, pair, strict=True)), where)}
 
 
 def _before(record: Mapping[str, Any], where: str) -> Any:

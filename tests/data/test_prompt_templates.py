@@ -133,7 +133,9 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
         ("template='missing.jinja'", None, DataError, "no file missing.jinja"),
         ("template=alpaca, answer=response", None, DataError, "line 1 of .* no column 'response' for the answer"),
         ("template=alpaca", [record(0), record(1, output=" ")], DataError, r"no answer in .*'output' \(line 2\)"),
-        ("template=alpaca", [record(0, output=3)], DataError, "line 1 of .*the column 'output' holds 3"),
+        ("template=alpaca", [record(0, output=3)], DataError, "line 1 of .*'output' must hold an answer, .* got 3"),
+        ("template=alpaca", [record(0, output="\ud83d")], DataError, "line 1 of .*half of a character"),
+        ("", [{"prompt": "a", "completion": "\udfff"}], DataError, "line 1 of .*half of a character"),
         ("template=alpaca", [{"output": "x"}], DataError, "line 1 of .*alpaca fails: 'instruction' is undefined"),
         ("template=alpaca", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
          ConfigError, "one of columns, and .* holds conversations"),
@@ -212,6 +214,6 @@ def test_questions_are_put_as_in_training(tmp_path, chat_model):
     assert [t.split() if isinstance(t, str) else t for t in question(tokenizer, "hello", None)] == [chat.split(), True]
     assert question(tokenizer, "hello", "alpaca")[0].endswith("### Instruction:\nhello\n\n### Response:")
     assert question(tokenizer, "hello", str(template(tmp_path, TEMPLATE)))[0].split() == chat.split()
+    assert question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == ("Q: hello A:", False)
     with pytest.raises(FedpeftError, match="'topic' is undefined"):
         question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
-    assert question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == ("Q: hello A:", False)
