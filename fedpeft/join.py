@@ -18,9 +18,10 @@ from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.certificates import Credentials, check_name, name_of
+from fedpeft.deployment.certificates import check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, UnkeptError, waits
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.edge import Edge, check_machine
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions

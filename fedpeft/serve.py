@@ -26,7 +26,8 @@ from fedpeft import plugins
 from fedpeft.config import RunConfig, read_toml
 from fedpeft.data.prompt_templates import SUFFIX
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Credentials, Revoked
+from fedpeft.deployment.certificates import Revoked
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError

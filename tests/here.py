@@ -12,7 +12,8 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment import federation
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.options import EdgeOptions, ServeOptions

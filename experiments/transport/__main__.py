@@ -26,7 +26,8 @@ from fedpeft import __version__
 from fedpeft.communication.flower_grid import node_of
 from fedpeft.communication.messages import Instruction, to_record
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, Credentials, Revoked
+from fedpeft.deployment.certificates import Authority, Revoked
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid

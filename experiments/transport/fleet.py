@@ -15,9 +15,9 @@ from pathlib import Path
 import grpc
 
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.wire import v1_pb2 as v1
 
 DOWN, UP = "/bare/Down", "/bare/Up"

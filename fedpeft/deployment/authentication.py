@@ -97,7 +97,11 @@ class Doorkeeper:
         except RunError as error:
             raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
         if datetime.now(UTC) > certificate.not_valid_after_utc:
-            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"the certificate of {name} has expired")
+            raise RefusedError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                f"the certificate of {name} has expired; whoever runs the server makes a new one with "
+                f"python -m fedpeft.certs --clients {name} --renew and hands over its folder",
+            )
         try:
             is_revoked = certificate.serial_number in revoked
         except RunError as error:  # a list that can't be read admits nobody

@@ -15,8 +15,8 @@ import grpc
 
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import KEEPALIVE, NAME_KEY
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.signed_log import UnwrittenError
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1

@@ -31,8 +31,8 @@ from fedpeft.data.partition import Partition, held_out
 from fedpeft.deployment import size_limits
 from fedpeft.deployment.answered import check_evaluation, check_question, metered
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
-from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.compared_parts import check_all_told
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.own_ledger import own_ledger

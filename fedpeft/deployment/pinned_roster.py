@@ -18,7 +18,8 @@ from typing import Final, Self
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedpeft.deployment.certificates import NAME, Credentials, Revoked, name_in
+from fedpeft.deployment.certificates import NAME, Revoked, name_in
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import read
 from fedpeft.privacy.secure_sum.certified import fingerprint

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedpeft.deployment.certificates import Credentials
+from fedpeft.deployment.credentials import Credentials, check_time
 from fedpeft.errors import RunError
 
 RECORD, TASK = "fedpeft round record 1", "fedpeft task 1"
@@ -55,10 +55,15 @@ class Signer:
                 "python -m fedpeft.certs"
             )
         self._key = key
-        self._certificate = certificate.public_bytes(serialization.Encoding.DER)
+        self._own, self._certificate = certificate, certificate.public_bytes(serialization.Encoding.DER)
 
     def sign(self, kind: str, content: bytes) -> Signed:
-        """The content as a statement of a `kind`."""
+        """The content as a statement of a `kind`.
+
+        Raises:
+            RunError: the certificate is outside its time, so that no client would believe the statement, ever.
+        """
+        check_time(self._own, "server")
         return Signed(content, self._key.sign(_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate)
 
 

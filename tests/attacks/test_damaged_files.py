@@ -18,7 +18,8 @@ import pytest
 from fedpeft import certs, describe, export, predict, report, serve, simulate, study
 from fedpeft.audit import __main__ as audit
 from fedpeft.certs import main as make_certificates
-from fedpeft.deployment.certificates import Credentials, Revoked
+from fedpeft.deployment.certificates import Revoked
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.members import Roster
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.join import main as join

@@ -11,9 +11,10 @@ import grpc
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, Credentials, Revoked
+from fedpeft.deployment.certificates import Authority, Revoked
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.members import Roster

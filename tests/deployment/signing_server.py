@@ -10,7 +10,8 @@ import torch
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, common_digest, digest_of, form_name
 from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.round_record import RoundRecord, parsed
 from fedpeft.deployment.signing import RECORD, Signer, Verifier
 from fedpeft.deployment.transcript import Transcript, most_records

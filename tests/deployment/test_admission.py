@@ -14,8 +14,9 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.connection import LostError
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import RunError

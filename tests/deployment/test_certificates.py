@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,9 +11,11 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from fedpeft.certs import main
-from fedpeft.deployment.certificates import Authority, Credentials, Revoked, name_of
+from fedpeft.deployment.certificates import Authority, Revoked, name_of
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.errors import RunError
 from fedpeft.serve import main as serve
 
@@ -100,7 +103,7 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
     with pytest.raises(RunError, match="make certificates with"):
         Credentials.of_server(tmp_path / "nowhere")
     Authority(made, days=-0.5).client("late")
-    with pytest.raises(RunError, match="has expired"):
+    with pytest.raises(RunError, match=r"has expired .*; whoever runs the server makes a new one"):
         Credentials.of_client(made / "clients" / "late")
     (client / "ca.pem").write_bytes((made / "ca.pem").read_bytes())
     for name in ("client.pem", "client.key"):
@@ -109,6 +112,30 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
         Credentials.of_client(client)
     assert main(["--folder", str(made), "--clients", "../evil"]) == 2
     assert "not a client's name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "words"),
+    [
+        ("client.pem", lambda own, _: b"", "client.pem holds no certificate in PEM"),
+        ("client.pem", lambda own, _: own[:200], "client.pem holds no certificate in PEM"),
+        ("client.pem", lambda own, _: ssl.PEM_cert_to_DER_cert(own.decode()), "client.pem holds no certificate in PEM"),
+        ("client.pem", lambda own, ca: ca + own, "client.pem begins with the authority's certificate"),
+        ("ca.pem", lambda own, _: b"", "ca.pem holds no certificate in PEM"),
+        ("client.key", lambda own, ca: ca, "client.key holds no private key in PEM"),
+        ("client.key", lambda own, _: locked(own), "client.key is locked by a password"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(file, changed, words, made):
+    folder = made / "clients" / "edge-1"
+    (folder / file).write_bytes(changed((folder / file).read_bytes(), (folder / "ca.pem").read_bytes()))
+    with pytest.raises(RunError, match=words):
+        Credentials.of_client(folder)
+
+
+def locked(key):
+    form, how = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+    return serialization.load_pem_private_key(key, None).private_bytes(serialization.Encoding.PEM, form, how)
 
 
 def test_a_server_s_names_are_kept_until_others_are_asked_for(made, capsys):

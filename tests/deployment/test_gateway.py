@@ -16,9 +16,9 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import Release, common_digest
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Bucket
-from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import LostError, UnkeptError
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript

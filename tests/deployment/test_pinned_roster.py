@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedpeft.certs import main as certs
-from fedpeft.deployment.certificates import Credentials
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
 

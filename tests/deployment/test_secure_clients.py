@@ -14,7 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedpeft.clients.masking import FILE, Masking, MaskPlan
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement

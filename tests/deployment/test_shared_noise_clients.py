@@ -13,7 +13,8 @@ from fedpeft.clients.masking import FILE, Masking, MaskPlan
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
-from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.served_settings import check
 from fedpeft.deployment.shared_settings import shared_settings

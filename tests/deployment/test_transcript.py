@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import check_released, common_digest, digest_of, form_name
-from fedpeft.deployment.certificates import Credentials
+from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import written
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer, Verifier
@@ -327,3 +328,28 @@ def test_keys_that_can_not_sign_are_one_sentence(server):
     )
     with pytest.raises(RunError, match="none of an elliptic curve"):
         Signer(replace(own, key=rsa_key))
+
+
+def test_a_server_whose_certificate_has_expired_signs_nothing_that_clients_would_refuse_ever_after(
+    server, joins, monkeypatch
+):
+    client = joins()
+    server.sends(client, server.round(task()))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedpeft.deployment.credentials.datetime", MonthLater)
+        for say in (lambda: server.round(task(2)), lambda: server.said.about("edge-1", task())):
+            with pytest.raises(RunError, match=r"the server's certificate has expired .* --renew"):
+                say()
+    server.authority.server(["127.0.0.1"])  # renewed, and resumed
+    server.signer = Signer(Credentials.of_server(server.folder / "certs"))
+    server.open()
+    server.sends(client, server.round(task(2)))
+    assert len(client) == 2
+
+
+class MonthLater(datetime):
+    """A clock that goes 31 days ahead."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + timedelta(days=31)
