@@ -96,6 +96,7 @@ class Patience:
     say: ConsoleObserver
     _waits: Iterator[float] = field(default_factory=waits)
     _since: float | None = None
+    _diagnosed: bool = False
 
     def connected(self) -> None:
         """It has worked: begin anew the next time."""
@@ -104,7 +105,7 @@ class Patience:
 
     def reached(self) -> None:
         """The server is there. The waits stay as long as they are: it may be gone again at once."""
-        self._since = None
+        self._since, self._diagnosed = None, False
 
     def lost(self, link: Link, error: LostError) -> None:
         """Wait before the next attempt.
@@ -123,7 +124,8 @@ class Patience:
     def _unreached(self, link: Link, error: LostError) -> None:
         if self._since is None:
             self._since = time.monotonic()
-            link.diagnose()
+        if not self._diagnosed:
+            self._diagnosed = link.diagnose()
         if self.give_up and time.monotonic() - self._since > self.give_up:
             raise RunError(f"{link.address} could not be reached for {self.give_up:g} s: {error}")
 

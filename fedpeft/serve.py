@@ -216,7 +216,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         farewell = None
 
         def refused(reason: str) -> None:
-            federation.gateway.admission.note_refusal(reason=f"TLS: {reason}")
+            federation.gateway.admission.note_refusal(reason=f"TLS: {(signer and signer.objection()) or reason}")
 
         with Handshakes(refused), _stop_on_signal(federation), Operation(federation, observer, options):
             try:

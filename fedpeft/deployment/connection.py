@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.channel import KEEPALIVE, NAME_KEY
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.credentials import Credentials, check_time
 from fedpeft.deployment.signed_log import UnwrittenError
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1
@@ -98,16 +99,17 @@ class Link:
         secret = grpc.ssl_channel_credentials(own.authority, own.key, own.certificate)
         return Connection(grpc.secure_channel(self.address, secret, options), self.name)
 
-    def diagnose(self) -> None:
-        """Say why no connection comes about, as far as trying again would not mend it.
+    def diagnose(self) -> bool:
+        """Say why no connection comes about, as far as trying again would not mend it; returns whether that is known:
+        it is not while nobody answers.
 
         gRPC reports a refused certificate as a closed socket; a TLS handshake of one's own tells more.
 
         Raises:
-            RunError: the server's certificate is wrong, or it refuses the client's.
+            RunError: the server's certificate is wrong, or it refuses the client's, or that has expired meanwhile.
         """
         if self.credentials is None:
-            return
+            return True
         host, _, port = self.address.rpartition(":")
         try:
             context = _context(self.credentials)
@@ -127,12 +129,14 @@ class Link:
                 "authority in ca.pem, for the name that --server gives"
             ) from None
         except (OSError, ValueError):
-            return
+            return False
         if not heard:
+            check_time(x509.load_pem_x509_certificate(self.credentials.certificate), "client")
             raise RunError(
                 f"{self.address} refuses this client's certificate: it is not one of the server's authority, or has "
                 "expired; ask for a new one, unless the server's clock is wrong"
             )
+        return True
 
 
 def _context(own: Credentials) -> ssl.SSLContext:

@@ -57,6 +57,14 @@ class Signer:
         self._key = key
         self._own, self._certificate = certificate, certificate.public_bytes(serialization.Encoding.DER)
 
+    def objection(self) -> str:
+        """What clients have against the certificate by now; empty: nothing."""
+        try:
+            check_time(self._own, "server")
+        except RunError as error:
+            return str(error)
+        return ""
+
     def sign(self, kind: str, content: bytes) -> Signed:
         """The content as a statement of a `kind`.
 

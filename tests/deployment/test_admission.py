@@ -20,8 +20,10 @@ from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import RunError
+from fedpeft.join import Patience
 from fedpeft.join import main as join
 from fedpeft.serve import main as serve
+from tests.conftest import SilentObserver
 from tests.deployment.door import asked, client, good
 
 
@@ -50,7 +52,14 @@ def test_a_certificate_of_another_authority_is_refused(door, tmp_path):
 def test_an_expired_certificate_is_refused(door):
     folder = Authority(door.folder / "certs", -0.5).client("old")
     own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
-    assert "has expired" in refused_by_tls(replace(door.link("edge-1"), name="old", credentials=own))
+    link = replace(door.link("edge-1"), name="old", credentials=own)
+    assert "the client's certificate has expired on" in refused_by_tls(link)
+    patience = Patience(0.0, SilentObserver())  # it was waiting for a server that was not there yet
+    with replace(door.link("edge-1"), address="127.0.0.1:1").open() as nowhere, pytest.raises(LostError) as lost:
+        nowhere.describe()
+    patience.lost(replace(link, address="127.0.0.1:1"), lost.value)
+    with pytest.raises(RunError, match="the client's certificate has expired on"):
+        patience.lost(link, LostError("socket closed"))
 
 
 def test_no_certificate_no_service(door):
@@ -88,6 +97,9 @@ def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):
 def test_a_server_whose_clock_is_behind_refuses_and_the_client_hears_of_clocks(door, monkeypatch):
     link = door.link("edge-1")
     monkeypatch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+    monkeypatch.setattr(
+        "fedpeft.deployment.connection.check_time", lambda *_: None
+    )  # by the client's clock it is valid
     folder = door.authority.client("edge-2")
     own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
     assert "unless the server's clock is wrong" in refused_by_tls(replace(link, credentials=own))

@@ -340,6 +340,7 @@ def test_a_server_whose_certificate_has_expired_signs_nothing_that_clients_would
         for say in (lambda: server.round(task(2)), lambda: server.said.about("edge-1", task())):
             with pytest.raises(RunError, match=r"the server's certificate has expired .* --renew"):
                 say()
+        assert "expired" in server.signer.objection()
     server.authority.server(["127.0.0.1"])  # renewed, and resumed
     server.signer = Signer(Credentials.of_server(server.folder / "certs"))
     server.open()
