@@ -71,7 +71,8 @@ class Signer:
         Raises:
             RunError: the certificate is outside its time, so that no client would believe the statement, ever.
         """
-        check_time(self._own, "server")
+        if why := self.objection():
+            raise RunError(f"{why}, and go on with python -m fedpeft.serve --resume RUN")
         return Signed(content, self._key.sign(_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate)
 
 
