@@ -21,7 +21,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.certificates import check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, UnkeptError, waits
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.credentials import Credentials, exposed
 from fedpeft.deployment.edge import Edge, check_machine
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions
@@ -143,6 +143,8 @@ def join(command: Command, console: Console) -> None:
     check_machine(command.data, options)
     quiet_libraries()
     with ConsoleObserver(console, silence=SILENCE) as observer:
+        if link.credentials and (said := exposed(command.certs / "client.key")):
+            observer.say(f"[bold yellow]warning[/] {escape(said)}")
         patience = Patience(command.give_up, observer)
         observer.wait(f"connecting to {link.address}")
         description = described(link, patience)

@@ -27,7 +27,7 @@ from fedpeft.config import RunConfig, read_toml
 from fedpeft.data.prompt_templates import SUFFIX
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Revoked
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.credentials import Credentials, exposed
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
@@ -207,6 +207,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         ServeObserver(console, live) as observer,
     ):
         events = Events(folder / "serve.jsonl", observer.event)
+        if signer and (said := exposed(Path(options.certs) / "server.key")):
+            observer.say(f"[bold yellow]warning[/] {escape(said)}")
         observer.enter("loading rows and model")
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)

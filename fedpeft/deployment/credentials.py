@@ -100,6 +100,14 @@ def check_time(own: x509.Certificate, role: str) -> None:
         )
 
 
+def exposed(key: Path) -> str:
+    """What is wrong with who may read a file with a key; empty: nothing."""
+    mode = key.stat().st_mode & 0o777
+    if not mode & 0o004:
+        return ""
+    return f"{key} can be read by every user of this machine (mode {mode:04o}), who could pose as its owner: chmod 600"
+
+
 def _certificate(text: bytes, file: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(text)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 
 from fedpeft.certs import main
 from fedpeft.deployment.certificates import Authority, Revoked, name_of
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.credentials import Credentials, exposed
 from fedpeft.errors import RunError
 from fedpeft.serve import main as serve
 
@@ -131,6 +131,16 @@ def test_a_file_that_is_something_else_is_named(file, changed, words, made):
     (folder / file).write_bytes(changed((folder / file).read_bytes(), (folder / "ca.pem").read_bytes()))
     with pytest.raises(RunError, match=words):
         Credentials.of_client(folder)
+
+
+def test_a_key_that_everybody_may_read_is_said(made, tmp_path, capsys):
+    key = made / "server.key"
+    assert exposed(key) == ""
+    key.chmod(0o644)
+    words = ["--dataset", "tiny", "--model", "tiny", "--clients", "3", "--cohort", "4", "--listen", "127.0.0.1:0"]
+    assert serve([*words, "--certs", str(made), "--output", str(tmp_path / "run")]) == 2
+    said = "".join(capsys.readouterr().out.split())
+    assert "server.keycanbereadbyeveryuserofthismachine(mode0644)" in said
 
 
 def locked(key):

@@ -338,7 +338,7 @@ def test_a_server_whose_certificate_has_expired_signs_nothing_that_clients_would
     with monkeypatch.context() as patch:
         patch.setattr("fedpeft.deployment.credentials.datetime", MonthLater)
         for say in (lambda: server.round(task(2)), lambda: server.said.about("edge-1", task())):
-            with pytest.raises(RunError, match=r"the server's certificate has expired .* --renew, and go on with .* --resume"):
+            with pytest.raises(RunError, match=r"server's certificate has expired .* --renew, and .* --resume"):
                 say()
         assert "expired" in server.signer.objection()
     server.authority.server(["127.0.0.1"])  # renewed, and resumed
