@@ -90,7 +90,7 @@ def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
 
 
 def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:
-    """The lengths of training rows, their unit, and why it is words where it is.
+    """The lengths of training rows, their unit, and why it is words where it is, or why a run would refuse them.
 
     Raises:
         FedpeftError: the model that was named has no tokenizer, or the rows don't go with it.
@@ -108,7 +108,13 @@ def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str
             raise
         why = f"lengths are in words: {error}"
         return np.array([len(str(text).split()) for text in rows.inputs]), "words", why
-    found = TASKS.build(dataset.task).tokenise(rows, folder, 1 << 30)
+    task = TASKS.build(dataset.task)
+    found = task.tokenise(rows, folder, 1 << 30)
+    if task.asks:
+        try:
+            task.tokenise(rows, folder, command.tokens)
+        except DataError as error:  # an answer begins behind them
+            why = str(error)
     return found.longer if isinstance(found, AnsweredRows) else found.lengths, "tokens", why
 
 

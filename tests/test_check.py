@@ -117,3 +117,12 @@ def test_bars_of_lengths_hold_equally_many_numbers(low, high, reach):
     assert found[0] < low <= high < found[-1]
     assert len({sum(a < n < b for n in range(low, 2 * high + 9)) for a, b in pairwise(found)}) == 1
     assert found[1] - found[0] >= (max(high, reach) - low) / 40
+
+
+def test_a_row_whose_answer_is_cut_off_is_found_before_a_run_refuses_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"{WORDS[i % 9]} {i}", "output": WORDS[i % 7]} for i in range(40)]
+    rows += [{"instruction": " ".join(WORDS[:9] * 40), "output": WORDS[0]}] * 9
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["a.jsonl", "--model", "tiny_lm", "--clients", "2"]) == 1
+    assert "conversations have no answer within --tokens 128; give more than 3" in capsys.readouterr().out
