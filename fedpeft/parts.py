@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import pkgutil
 import types
@@ -269,7 +270,8 @@ class Family(Generic[T]):
         """The class from outside, if it can be a part of this family, or ConfigError."""
         kind = self.kind
         if getattr(kind, "_is_protocol", False):
-            missing = [member for member in vars(kind) if not member.startswith("_") and not hasattr(cls, member)]
+            members = [*inspect.get_annotations(kind), *vars(kind)]
+            missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]
             why = f"has no {', no '.join(missing)}" if missing else ""
         else:
             why = "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
