@@ -12,6 +12,8 @@ from fedpeft.clients.pool import Worker, result
 
 from fedpeft.errors import RunError
 
+WORK = SimpleNamespace(device="cpu", plugins=())
+
 
 class RayTaskError(Exception):
     """Of a worker's own exception."""
@@ -76,7 +78,7 @@ def asked(pool, count):
 
 
 def test_a_lost_machine_s_groups_are_run_by_what_is_left(cluster):
-    pool = ray_pool.RayPool(SimpleNamespace(device="cpu"), None, 3, "")
+    pool = ray_pool.RayPool(WORK, None, 3, "")
     assert [result(call) for call in asked(pool, 5)] == [[f"{i} done"] for i in range(5)]
     cluster.lose(2)
     assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
@@ -86,7 +88,7 @@ def test_a_lost_machine_s_groups_are_run_by_what_is_left(cluster):
 
 
 def test_an_actor_that_dies_is_replaced_where_there_is_room(cluster):
-    pool = ray_pool.RayPool(SimpleNamespace(device="cpu"), None, 3, "")
+    pool = ray_pool.RayPool(WORK, None, 3, "")
     del cluster.alive[0], cluster.alive[2]
     assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
     assert len(cluster.alive) == 3
@@ -94,7 +96,7 @@ def test_an_actor_that_dies_is_replaced_where_there_is_room(cluster):
 
 
 def test_without_any_machine_it_is_one_sentence(cluster):
-    pool = ray_pool.RayPool(SimpleNamespace(device="cpu"), None, 3, "")
+    pool = ray_pool.RayPool(WORK, None, 3, "")
     cluster.lose(3)
     for call in asked(pool, 6):
         with pytest.raises(RunError, match="a worker process died"):
