@@ -138,7 +138,8 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     for parameter in drawn.values():
         parameter.requires_grad_(True)
     try:
-        output = read(base, tried_row(base))
+        row = tried_row(base)
+        output = read(base, row)
     except Exception as error:  # whatever a model that was made for something else says
         if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
@@ -152,11 +153,7 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
             f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
             "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
-    if output.ndim != 3:
-        raise ModelError(
-            f"{type(base).__name__}, the model in {directory}, gives no vector per token or patch, but "
-            f"{tuple(output.shape)}; take a transformer"
-        )
+    _check_output(output, row, f"{type(base).__name__}, the model in {directory},")
     reached = set(missing) - set(drawn)  # buffers: nothing tells who reads them
     if output.requires_grad:
         gradients = torch.autograd.grad(output.sum(), list(drawn.values()), allow_unused=True)
@@ -166,6 +163,21 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
         if name not in reached:
             parameter.zero_()
     return sorted(reached)
+
+
+def _check_output(output: Any, row: Batch, who: str) -> None:
+    """Refuse what is no vector of numbers for each token or patch of a row."""
+    if not isinstance(output, Tensor) or output.ndim != 3:
+        seen = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"{who} gives no vector per token or patch, but {seen}; take a transformer")
+    if "input_ids" in row and output.shape[1] != row["input_ids"].shape[1]:
+        tokens = row["input_ids"].shape[1]
+        raise ModelError(f"{who} gives {output.shape[1]} vectors for {tokens} tokens; take one that gives one for each")
+    if output.isnan().any():
+        raise ModelError(
+            f"{who} makes numbers of a row that are NaN in {str(output.dtype).removeprefix('torch.')}; its weights are "
+            "damaged, or too large for that precision (--dtype fp32)"
+        )
 
 
 def tried_row(base: nn.Module) -> Batch:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -30,7 +32,11 @@ from transformers import (
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.encoders import from_pretrained
+from fedpeft.models.loading import load_base
+from fedpeft.models.readout import width
 from fedpeft.models.task import TASKS
+from fedpeft.models.tasks.classification import hidden_states
 from fedpeft.simulate import main
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -151,6 +157,35 @@ def test_a_cut_file_of_weights_is_refused(changed):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match="no model could be loaded from"):
         base("classification", folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(changed):
+    folder = changed("encoder.layer.2.output.LayerNorm.bias", lambda weight: weight * float("nan"))
+    with pytest.raises(ModelError, match=r"BertModel, the model in .* are NaN in float32; its weights are damaged"):
+        base("classification", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (lambda hidden: hidden[:, 1:], "gives 3 vectors for 4 tokens; take one that gives one for each"),
+        (lambda hidden: hidden.mean(1), r"gives no vector per token or patch, but \(1, 48\); take a transformer"),
+        (lambda hidden: [hidden], "gives no vector per token or patch, but list; take a transformer"),
+    ],
+)
+def test_a_model_of_one_s_own_gives_a_vector_for_each_token(changes, words):
+    def read(model, row):
+        return changes(hidden_states(model, row))
+
+    with pytest.raises(ModelError, match=words):
+        load_base(from_pretrained, resolve_model("tiny"), torch.float32, read)
+
+
+def test_a_model_that_does_not_say_how_wide_it_is_is_refused():
+    model = nn.Linear(2, 3)
+    model.config = SimpleNamespace(dim=3)
+    with pytest.raises(ModelError, match=r"config.json of Linear lacks hidden_size"):
+        width(model)
 
 
 def test_a_head_that_is_not_used_is_said(tmp_path):
