@@ -161,8 +161,8 @@ def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
         before: positions that an adapter takes up before the text.
         otherwise: for models that say nothing of how much they read.
     """
-    from transformers import AutoConfig
+    from fedpeft.models.loading import config_of  # torch: only where it is used
 
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = config_of(folder)
     longest = getattr(config, "max_position_embeddings", None) or otherwise
     return max(LENGTH_STEP, (longest - before) // LENGTH_STEP * LENGTH_STEP)

@@ -82,6 +82,20 @@ def load_base(
     return base  # type: ignore[no-any-return]
 
 
+def config_of(folder: Path) -> Any:
+    """What config.json of a model's folder says, as transformers' class of its kind.
+
+    Raises:
+        ModelError: there is none, or none of a kind that is known here.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no model could be loaded from {folder}: {reason(error)}") from error
+
+
 def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """Model and report; with the attention that is asked for, or where a model has one of its own, with that."""
     given = {

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -20,6 +22,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     SwinConfig,
     SwinModel,
@@ -28,12 +31,15 @@ from transformers import (
     XLNetConfig,
     XLNetLMHeadModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from fedpeft.data.images import check_reads_texts
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ModelError
-from fedpeft.models.base_model import resolve_model
+from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.encoders import from_pretrained
-from fedpeft.models.loading import load_base
+from fedpeft.models.loading import config_of, load_base
 from fedpeft.models.readout import width
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.classification import hidden_states
@@ -226,3 +232,28 @@ def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypa
     folder = changed("pooler.dense.weight")
     assert main([*words, "--local-work=steps(1)", "--model", str(folder), "--output", str(tmp_path / "run")]) == 0
     assert "lacks pooler.dense.weight, which the task does not use" in "".join(capfd.readouterr())
+
+
+def test_a_folder_of_an_unknown_kind_is_one_sentence_wherever_it_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "own_net"}')
+    for reads in (config_of, check_reads_texts, lambda folder: readable_tokens(folder, 0, 64)):
+        with pytest.raises(ModelError, match=r"no model could be loaded from .*`own_net`") as caught:
+            reads(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnLlama(LlamaForCausalLM):
+    config_class = OwnConfig
+
+
+def test_a_language_model_of_one_s_own_class_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
+    monkeypatch.setattr(MODEL_FOR_CAUSAL_LM_MAPPING, "_extra_content", {})
+    AutoConfig.register("own_llama", OwnConfig)
+    AutoModelForCausalLM.register(OwnConfig, OwnLlama)
+    OwnLlama(OwnConfig(**SMALL)).save_pretrained(tmp_path)
+    assert type(base("causal_lm", tmp_path)) is OwnLlama
