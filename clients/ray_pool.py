@@ -123,8 +123,11 @@ class RayPool(Pool):
                 try:
                     return ray.get(getattr(actor, name).remote(*arguments))
                 except RayTaskError as error:
-                    raise error.cause from None  # what the worker itself raised
-                except RayActorError:
+                    raise error.cause from error  # what the worker itself raised, and where
+                except RayActorError as error:
+                    if getattr(error, "actor_init_failed", False):
+                        told = str(error).strip().splitlines()[-1].removeprefix("fedpeft.errors.")
+                        raise RunError(f"a worker of the Ray cluster could not begin: {told}") from None
                     actor = None
                     actor = self._another()
             raise lost()

@@ -29,6 +29,7 @@ class Cluster:
     def __init__(self, room):
         self.room, self.made, self.killed = room, 0, 0
         self.alive, self.pending, self.lock = {}, set(), threading.Lock()
+        self.failure = None
 
     def actor(self, *_):
         with self.lock:
@@ -42,6 +43,8 @@ class Cluster:
 
     def get(self, asked):
         number, (instructions,) = asked
+        if self.failure is not None:
+            raise self.failure
         if number not in self.alive:
             raise RayActorError
         return [f"{i} done" for i in instructions]
@@ -92,6 +95,20 @@ def test_an_actor_that_dies_is_replaced_where_there_is_room(cluster):
     del cluster.alive[0], cluster.alive[2]
     assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
     assert len(cluster.alive) == 3
+    pool.close()
+
+
+def test_an_error_of_a_worker_brings_the_place_and_a_worker_that_can_not_begin_says_why(cluster):
+    pool = ray_pool.RayPool(WORK, None, 3, "")
+    cluster.failure = RayTaskError('File "/my_rules.py", line 7, in begin')
+    cluster.failure.cause = ZeroDivisionError("division by zero")
+    with pytest.raises(ZeroDivisionError) as raised:
+        result(asked(pool, 1)[0])
+    assert 'File "/my_rules.py", line 7, in begin' in str(raised.value.__cause__), "as the command's sentence needs it"
+    cluster.failure = RayActorError("Traceback:\nfedpeft.errors.ConfigError: this run needs the plugin /my_rules.py")
+    cluster.failure.actor_init_failed = True
+    with pytest.raises(RunError, match=r"could not begin: ConfigError: this run needs the plugin /my_rules.py$"):
+        result(asked(pool, 1)[0])
     pool.close()
 
 
