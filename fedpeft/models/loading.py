@@ -32,6 +32,9 @@ Say = Callable[[str], None]
 TRIED_TOKENS = 4
 """Tokens of the row that a base is tried on: loading the weights takes longer than so few."""
 
+UNKNOWN = "does not recognize this architecture"
+"""How transformers tells that no class of its own, or registered, has the kind that a config.json names."""
+
 SHOWN = 4
 """Names of weights in a message, at most."""
 
@@ -114,8 +117,11 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception of a library says."""
+    """The first line of what an exception of a library says; of a kind of model that it does not know, what to do."""
     text = str(error).strip()
+    if UNKNOWN in text:
+        own = "if its class is your own, register it in a file (docs/own-parts.md) and name that: --plugin FILE"
+        return f"{text.partition(UNKNOWN)[0]}{UNKNOWN}; {own}"
     return text.splitlines()[0] if text else type(error).__name__
 
 

@@ -237,7 +237,7 @@ def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypa
 def test_a_folder_of_an_unknown_kind_is_one_sentence_wherever_it_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "own_net"}')
     for reads in (config_of, check_reads_texts, lambda folder: readable_tokens(folder, 0, 64)):
-        with pytest.raises(ModelError, match=r"no model could be loaded from .*`own_net`") as caught:
+        with pytest.raises(ModelError, match=r"`own_net` but .* register it in a file .*--plugin FILE$") as caught:
             reads(tmp_path)
         assert "\n" not in str(caught.value)
 
