@@ -30,12 +30,16 @@ from fedpeft.aggregation.strategy import (
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError, FedpeftError, ModelError
+from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
 from fedpeft.plugin_promises import fits, hold
 from fedpeft.run.catalogue import ALL
 from fedpeft.run.command import MISTAKE, exit_code
+from fedpeft.run.measured import parse_measure
+from fedpeft.run.measurement import Measurement
+from fedpeft.run.measurements.validation import Validation
 
 LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
 
@@ -230,6 +234,21 @@ def test_a_part_that_ends_the_process_has_failed(tmp_path, monkeypatch, capsys):
     module = sys.modules[f"fedpeft_plugin_{plugin.version[:16]}"]
     assert exit_code(module.quits) == MISTAKE
     assert "has failed in line 5, in quits: SystemExit: 3" in capsys.readouterr().err
+
+
+def test_a_measurement_that_nothing_reads_is_refused():
+    @dataclass(frozen=True)
+    class Mine(Measurement):
+        pass
+
+    @dataclass(frozen=True)
+    class Often(Validation):
+        every: int = setting(1, "rounds between evaluations", low=1)
+
+    with plugins.given({"measurements": {"mine": Mine, "often": Often}}):
+        assert parse_measure("often").validation.every == 1
+        with pytest.raises(ConfigError, match=r"^nothing measures mine: .* made from the class of one of fedpeft's"):
+            parse_measure("mine + pooled")
 
 
 def test_a_rule_that_makes_no_numbers_is_named(tmp_path):
