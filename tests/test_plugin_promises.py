@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -27,9 +27,12 @@ from fedpeft.aggregation.strategy import (
     Strategy,
     strategies,
 )
+from fedpeft.config import RunConfig
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.data.rows import DATASETS
+from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, FedpeftError, ModelError
+from fedpeft.models import scoring
+from fedpeft.models.tasks.classification import Classification
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
@@ -40,6 +43,7 @@ from fedpeft.run.command import MISTAKE, exit_code
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import Measurement
 from fedpeft.run.measurements.validation import Validation
+from fedpeft.simulation.simulation import Simulation
 
 LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
 
@@ -249,6 +253,37 @@ def test_a_measurement_that_nothing_reads_is_refused():
         assert parse_measure("often").validation.every == 1
         with pytest.raises(ConfigError, match=r"^nothing measures mine: .* made from the class of one of fedpeft's"):
             parse_measure("mine + pooled")
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"x": np.arange(3)}, r"the task mine: measures has to give numbers .*, and its 'x' is a ndarray"),
+        ({"x": {"y": [object()]}}, "its 'x' is a dict"),
+        (None, r"measures has to give dict\[str, Any\], and has given None"),
+    ],
+)
+def test_what_a_task_tells_of_all_rows_is_tried_before_a_run(told, words, tmp_path, observer):
+    @dataclass(frozen=True)
+    class Mine(Classification):
+        def measures(self, outputs, labels, names):
+            assert outputs.shape == (len(labels), len(names))
+            return told
+
+    @dataclass(frozen=True)
+    class Rows:
+        def load(self):
+            return replace(load_dataset("tiny"), task="mine")
+
+    given = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
+    with plugins.given(given), pytest.raises(ConfigError, match=words):
+        Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
+
+
+def test_numbers_of_libraries_are_told_as_they_are():
+    given = {"a": np.float32(1), "b": torch.tensor(2.0), "c": [1, "x", None], "d": {"e": np.array([3])}}
+    task = SimpleNamespace(targets="classes", measures=lambda *_: given)
+    assert scoring.measures(task, np.zeros((2, 3)), np.zeros(2), None) == {"rows": 2, **given}
 
 
 def test_a_rule_that_makes_no_numbers_is_named(tmp_path):

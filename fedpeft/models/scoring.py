@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.errors import ConfigError
 from fedpeft.models.pair_task import sides_of
 from fedpeft.models.ranking import Sides
 from fedpeft.models.task import FederatedModel, Task
+from fedpeft.parts import name_of
 
 SCORE_BATCH = 16
 """Rows per batch of the final score."""
@@ -79,10 +82,30 @@ def scored(model: FederatedModel, task: Task, batch: Batch, temperature: float =
 
 
 def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None) -> dict[str, Any]:
-    """How many rows there are, and what a task tells of all together, given outputs (rows, outputs); or nothing."""
+    """How many rows there are, and what a task tells of all together, given outputs (rows, outputs); or nothing.
+
+    Raises:
+        ConfigError: it is nothing that JSON holds, as of a task of a user's own.
+    """
     if labels is None or not len(labels) or not task.targets:
         return {}
-    return {"rows": len(labels), **task.measures(outputs, labels, names or ())}
+    told = task.measures(outputs, labels, names or ())
+    for name, value in told.items():
+        if not _plain(value):
+            raise ConfigError(
+                f"the task {name_of(type(task))}: measures has to give numbers and texts, or lists and dicts of them, "
+                f"and its {name!r} is a {type(value).__name__}"
+            )
+    return {"rows": len(labels), **told}
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON holds it, where a tensor or array of one number is that number."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(_plain, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, np.ndarray | Tensor):
+        return bool(np.prod(value.shape) == 1)
+    return value is None or isinstance(value, str | numbers.Number | np.generic)
 
 
 def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, Sides]:

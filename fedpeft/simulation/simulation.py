@@ -22,7 +22,9 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics, held_out
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
+from fedpeft.models import scoring
 from fedpeft.peft.adapter import State
+from fedpeft.plugin_files import own_code
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
@@ -110,6 +112,10 @@ class Simulation:
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         _ = self._examiner  # what is wrong with its questions is said before anything is trained
+        if own_code(type(self.setup.task)):  # and with what a task of the user's own tells in the end
+            facts, test = self.setup.facts, self.rows.dataset.test
+            said = np.random.default_rng(0).standard_normal((len(test), facts.classes))
+            scoring.measures(self.setup.task, said, test.labels, facts.label_names)
 
     def _sampler(self) -> Population:
         """What cohorts are drawn from."""
