@@ -29,7 +29,7 @@ from fedpeft.aggregation.strategy import (
 )
 from fedpeft.config import RunConfig
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.rows import DATASETS, Rows, load_dataset
 from fedpeft.errors import ConfigError, FedpeftError, ModelError
 from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import Classification
@@ -271,13 +271,33 @@ def test_what_a_task_tells_of_all_rows_is_tried_before_a_run(told, words, tmp_pa
             return told
 
     @dataclass(frozen=True)
-    class Rows:
+    class Mined:
         def load(self):
             return replace(load_dataset("tiny"), task="mine")
 
-    given = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
+    given = {"tasks": {"mine": Mine}, "datasets": {"rows": Mined}}
     with plugins.given(given), pytest.raises(ConfigError, match=words):
         Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (torch.mean, r"the task .*: sums of its losses has to be a finite number for each row, and of 6 .* shape \(\)"),
+        (lambda sums: sums * float("nan"), "and of 6 rows it is NaN or infinity"),
+    ],
+)
+def test_losses_of_a_task_that_are_none_of_rows_are_told(change, words):
+    @dataclass(frozen=True)
+    class Mine(Classification):
+        def losses(self, logits, batch):
+            made = super().losses(logits, batch)
+            return replace(made, sums=change(made.sums))
+
+    test = Rows(["a text"] * 6, np.arange(6) % 3)
+    scoring.tried(Classification(), test, ("a", "b", "c"))
+    with pytest.raises(ConfigError, match=words):
+        scoring.tried(Mine(), test, ("a", "b", "c"))
 
 
 def test_numbers_of_libraries_are_told_as_they_are():

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.data.rows import Rows
 from fedpeft.errors import ConfigError
 from fedpeft.models.pair_task import sides_of
 from fedpeft.models.ranking import Sides
 from fedpeft.models.task import FederatedModel, Task
+from fedpeft.models.tasks.classification import RowTask
 from fedpeft.parts import name_of
 
 SCORE_BATCH = 16
@@ -97,6 +99,24 @@ def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: 
                 f"and its {name!r} is a {type(value).__name__}"
             )
     return {"rows": len(labels), **told}
+
+
+def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
+    """Refuse losses and measures of a user's own task that are none, on made-up outputs for the test rows.
+
+    Raises:
+        ConfigError: says which.
+    """
+    said = np.random.default_rng(0).standard_normal((len(test), len(names)))
+    losses = task.losses(torch.from_numpy(said).float(), {"labels": torch.as_tensor(task.labels(test))})
+    for name, told in vars(losses).items():
+        if told.shape != (len(test),) or not told.isfinite().all():
+            seen = f"shape {tuple(told.shape)}" if told.shape != (len(test),) else "NaN or infinity"
+            raise ConfigError(
+                f"the task {name_of(type(task))}: {name} of its losses has to be a finite number for each row, and of "
+                f"{len(test)} rows it is {seen}"
+            )
+    measures(task, said, test.labels, names)
 
 
 def _plain(value: Any) -> bool:
