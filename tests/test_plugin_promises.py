@@ -283,8 +283,9 @@ def test_what_a_task_tells_of_all_rows_is_tried_before_a_run(told, words, tmp_pa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (torch.detach, "sums of its losses has no gradient, so that nothing can be learned"),
         (torch.mean, r"the task .*: sums of its losses has to be a finite number for each row, and of 6 .* shape \(\)"),
-        (lambda sums: sums * float("nan"), "and of 6 rows it is NaN or infinity"),
+        (lambda sums: sums * float("nan"), "and of 6 it is NaN or infinity"),
     ],
 )
 def test_losses_of_a_task_that_are_none_of_rows_are_told(change, words):
@@ -298,6 +299,17 @@ def test_losses_of_a_task_that_are_none_of_rows_are_told(change, words):
     scoring.tried(Classification(), test, ("a", "b", "c"))
     with pytest.raises(ConfigError, match=words):
         scoring.tried(Mine(), test, ("a", "b", "c"))
+
+
+def test_rows_that_are_right_by_more_than_one_are_told():
+    @dataclass(frozen=True)
+    class Mine(Classification):
+        def losses(self, logits, batch):
+            made = super().losses(logits, batch)
+            return replace(made, correct=100 * made.correct + 100)
+
+    with pytest.raises(ConfigError, match="correct of its losses has to be 0 or 1 for each row"):
+        scoring.tried(Mine(), Rows(["a text"] * 3, np.arange(3)), ("a", "b", "c"))
 
 
 def test_numbers_of_libraries_are_told_as_they_are():

@@ -108,14 +108,23 @@ def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
         ConfigError: says which.
     """
     said = np.random.default_rng(0).standard_normal((len(test), len(names)))
-    losses = task.losses(torch.from_numpy(said).float(), {"labels": torch.as_tensor(task.labels(test))})
+    logits = torch.from_numpy(said).float().requires_grad_()
+    losses, who = (
+        task.losses(logits, {"labels": torch.as_tensor(task.labels(test))}),
+        f"the task {name_of(type(task))}:",
+    )
     for name, told in vars(losses).items():
         if told.shape != (len(test),) or not told.isfinite().all():
             seen = f"shape {tuple(told.shape)}" if told.shape != (len(test),) else "NaN or infinity"
             raise ConfigError(
-                f"the task {name_of(type(task))}: {name} of its losses has to be a finite number for each row, and of "
-                f"{len(test)} rows it is {seen}"
+                f"{who} {name} of its losses has to be a finite number for each row, and of {len(test)} it is {seen}"
             )
+    if not losses.sums.requires_grad:
+        raise ConfigError(
+            f"{who} sums of its losses has no gradient, so that nothing can be learned; leave out detach()"
+        )
+    if task.targets == "classes" and not ((losses.correct == 0) | (losses.correct == 1)).all():
+        raise ConfigError(f"{who} correct of its losses has to be 0 or 1 for each row, whether its class is right")
     measures(task, said, test.labels, names)
 
 
