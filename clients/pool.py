@@ -7,6 +7,7 @@ and share the libraries' memory. A worker whose parent dies ends itself.
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +23,7 @@ from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
 
+from fedpeft import plugins
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.tokens import load_tokenizer
@@ -29,6 +31,7 @@ from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
 from fedpeft.machine.processes import end_with_parent, forkserver, keep_where, places, uninterrupted, without_main
 from fedpeft.peft.adapter import State
+from fedpeft.plugins import Recipe
 
 T = TypeVar("T")
 
@@ -69,6 +72,20 @@ class Worker:
         return exam.answers(bench.executor.model, load_tokenizer(bench.plan.model))
 
 
+class Sent(Worker):
+    """A worker in another process: what is told it holds parts from outside, so their plugins are loaded before."""
+
+    def __init__(self, recipes: Sequence[Recipe], plans: bytes, device: str = "") -> None:
+        plugins.use(recipes)
+        work, clients = pickle.loads(plans)
+        super().__init__(replace(work, device=device or work.device), clients)
+
+
+def sent(work: WorkPlan, clients: ClientPlan) -> tuple[tuple[Recipe, ...], bytes]:
+    """What `Sent` is made of."""
+    return work.plugins, pickle.dumps((work, clients))
+
+
 class Pool:
     """`workers` processes, or with one worker this process itself; they share `devices` evenly."""
 
@@ -81,7 +98,7 @@ class Pool:
             return
         context = forkserver()
         closed, self._lifeline = context.Pipe(duplex=False)
-        given = (work, clients, tuple(devices), places(), context.Value("i", 0), closed)
+        given = (*sent(work, clients), tuple(devices), places(), context.Value("i", 0), closed)
         self._processes = ProcessPoolExecutor(workers, context, _start, given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -133,8 +150,8 @@ _not_computing = threading.Lock()  # a worker may be ended while it computes, no
 
 
 def _start(
-    work: WorkPlan,
-    clients: ClientPlan,
+    recipes: Sequence[Recipe],
+    plans: bytes,
     devices: Sequence[str],
     where: Mapping[str, str],
     started: Synchronized[int],
@@ -148,7 +165,7 @@ def _start(
     with started:
         number = started.value
         started.value += 1
-    _worker = Worker(replace(work, device=devices[number % len(devices)]), clients)
+    _worker = Sent(recipes, plans, devices[number % len(devices)])
 
 
 def _end_once_closed(pool: Connection) -> None:

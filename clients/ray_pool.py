@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fedpeft.clients.client import ClientPlan
-from fedpeft.clients.pool import Pool, Worker, lost
+from fedpeft.clients.pool import Pool, Sent, lost, sent
 from fedpeft.clients.workbench import WorkPlan
 
 from fedpeft.errors import RunError, needs_extra
@@ -96,7 +96,7 @@ class RayPool(Pool):
         gpus = work.device != "cpu"
         if not gpus and resources["CPU"] < workers:
             raise RunError(f"the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
-        self._plans = work, clients
+        self._given = sent(work, clients)
         self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None: no actor is left
         self._left, self._counting = workers, threading.Lock()
@@ -107,7 +107,7 @@ class RayPool(Pool):
     def _actor(self) -> Any:
         import ray
 
-        return ray.remote(**self._needs)(Worker).remote(*self._plans)
+        return ray.remote(**self._needs)(Sent).remote(*self._given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a method of `Worker` with `arguments` in one of the actors."""
@@ -123,8 +123,11 @@ class RayPool(Pool):
                 try:
                     return ray.get(getattr(actor, name).remote(*arguments))
                 except RayTaskError as error:
-                    raise error.cause from None  # what the worker itself raised
-                except RayActorError:
+                    raise error.cause from error  # what the worker itself raised, and where
+                except RayActorError as error:
+                    if getattr(error, "actor_init_failed", False):
+                        told = str(error).strip().splitlines()[-1].removeprefix("fedpeft.errors.")
+                        raise RunError(f"a worker of the Ray cluster could not begin: {told}") from None
                     actor = None
                     actor = self._another()
             raise lost()

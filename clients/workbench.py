@@ -7,8 +7,9 @@ A simulation has one workbench per core (or GPU), a Ray worker has one, and so h
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -72,6 +73,7 @@ class WorkPlan:
         spread: devices that the base's blocks lie on, `device` first; empty: all of it is on `device`.
         precision: in how few bits the frozen layers are held; empty: in `dtype`.
         plugins: what the parts from outside are loaded from.
+        code: what tells the user's own code that the base is computed by; empty: there is none.
         labels: other labels of the training rows (n,) than the data's; None: these.
     """
 
@@ -94,6 +96,7 @@ class WorkPlan:
     seed: int
     residuals: Path
     plugins: tuple[Recipe, ...] = ()
+    code: Mapping[str, str] = field(default_factory=dict)
     labels: np.ndarray | None = None
     precision: Precision = ""
     spread: tuple[str, ...] = ()
@@ -117,7 +120,7 @@ class WorkPlan:
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
         method: PeftMethod = PEFT_METHODS.build(self.method)
-        more = method.base_as_read(self.precision)
+        more = {**method.base_as_read(self.precision), **self.code}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)

@@ -349,9 +349,26 @@ def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
             f"model must be a text, or a model of transformers with its tokenizer=, got {type(model).__name__} and "
             f"{type(tokenizer).__name__}"
         )
+    _check_class(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder.absolute())
+
+
+def _check_class(model: Any) -> None:
+    """Refuse a class in whose place another would be loaded, or none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    kind, config = type(model), type(model.config)
+    every = (MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+    found: list[Any] = [mapping[config] for mapping in every if config in mapping]
+    if kind in found or kind.__module__.startswith("transformers."):
+        return
+    instead = " or ".join(dict.fromkeys(one.__name__ for one in found)) or "no class that transformers knows"
+    raise ConfigError(
+        f"model is of the class {kind.__name__}, and its config.json leads to {instead}; register it in a file of "
+        "yours (docs/own-parts.md) and name that as plugin, or give an object of such a class"
+    )
 
 
 @contextmanager

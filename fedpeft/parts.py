@@ -11,16 +11,18 @@ parses a text, checks names, types and ranges, and reports mistakes in one sente
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 from fedpeft import plugins
@@ -269,7 +271,8 @@ class Family(Generic[T]):
         """The class from outside, if it can be a part of this family, or ConfigError."""
         kind = self.kind
         if getattr(kind, "_is_protocol", False):
-            missing = [member for member in vars(kind) if not member.startswith("_") and not hasattr(cls, member)]
+            members = [*inspect.get_annotations(kind), *vars(kind)]
+            missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]
             why = f"has no {', no '.join(missing)}" if missing else ""
         else:
             why = "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
@@ -279,6 +282,7 @@ class Family(Generic[T]):
                 "where it belongs"
             )
         hold(cls, kind, f"the {self.noun} {name} of {plugin}")
+        copyreg.pickle(cls, partial(_pickled, self.group))
         return cls
 
     def loaded(self, name: str) -> type[T]:
@@ -338,6 +342,19 @@ class Family(Generic[T]):
                 raise ConfigError(f"{self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)")
             given[takes] = spec.argument
         return cls(**check_settings(f"{self.noun} {spec.name}", cls, given))
+
+
+def _pickled(group: str, part: Any) -> Any:
+    """What pickle writes of a part from outside: its name and settings, since no other process finds its module."""
+    if plugins.origin_of(type(part)) is None:  # it was given as an object, and that is over
+        return part.__reduce_ex__(4)
+    settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
+    return _unpickled, (group, name_of(type(part)), settings)
+
+
+def _unpickled(group: str, name: str, settings: Mapping[str, Any]) -> Any:
+    """The part, in a process that uses the same plugin."""
+    return plugins.part(group, name, plugins.outside(group)[name])(**settings)
 
 
 def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:

@@ -12,6 +12,26 @@ from typing import Any
 
 from fedpeft.errors import ConfigError
 
+MODULE = "fedpeft_plugin_"
+"""How the name of a plugin's module begins; the rest is of its digest."""
+
+LIBRARIES = ("__main__", "abc", "builtins", "fedpeft", "torch", "transformers", "typing")
+"""Packages whose code is not a user's own; what is made in a notebook has no file to tell it by."""
+
+
+def own_code(*kinds: type) -> dict[str, str]:
+    """What tells a user's own classes from those that had these names before, for a name in the cache: SHA-256 of the
+    plugin, or of the file, that they or their bases are in; empty where all are of `LIBRARIES`."""
+    modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+    told = set()
+    for name in modules:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name.startswith(MODULE):
+            told.add(name.partition(".")[0])
+        elif name.partition(".")[0] not in LIBRARIES and file:
+            told.add(f"{name} {digest(Path(file))}")
+    return {"code": ", ".join(sorted(told))} if told else {}
+
 
 def imported(name: str, file: Path, source: Path) -> ModuleType:
     """The module in a plugin's `file`, under this name; imported once.

@@ -29,7 +29,7 @@ from typing import Any, Final
 import cloudpickle
 
 from fedpeft.errors import ConfigError
-from fedpeft.plugin_files import check, digest, imported, reason
+from fedpeft.plugin_files import MODULE, check, digest, imported, reason
 
 GROUPS: Final = (
     "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "measurements", "mechanisms", "models",
@@ -364,7 +364,7 @@ def _moved(version: str, parts: Iterable[str]) -> Plugin | None:
 
 def _from_file(source: Path, file: Path) -> Plugin:
     version = digest(source)
-    module = imported(f"fedpeft_plugin_{version[:16]}", file, source)
+    module = imported(f"{MODULE}{version[:16]}", file, source)
     parts = getattr(module, "parts", None)
     form = 'parts = {"strategies": {"my_rule": MyRule}}'
     if not isinstance(parts, Mapping) or not all(isinstance(named, Mapping) for named in parts.values()):

@@ -211,3 +211,20 @@ def test_a_script_needs_no_guard_and_its_classes_reach_the_workers(tmp_path):
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=True
     )
     assert done.stdout == "once\nMine(rank=2) False\n"
+
+
+def test_a_model_whose_class_would_be_another_s_once_loaded_is_refused(tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from fedpeft.models.base_model import resolve_model
+
+    class Mine(BertModel):
+        pass
+
+    model = Mine(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("tiny"))
+    with pytest.raises(ConfigError, match=r"of the class Mine, and its config.json leads to BertModel or .* as plugin"):
+        fedpeft.run_simulation(
+            dataset="tiny", model=model, tokenizer=tokenizer, output=tmp_path / "run", progress=False
+        )
+    assert not (tmp_path / "run").exists()

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
 from fedpeft import plugins
 from fedpeft.api import open_run
 from fedpeft.config import RunConfig, read_config
+from fedpeft.data.rows import Rows
 from fedpeft.errors import ConfigError
 from fedpeft.export import main as export
+from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.plugin_files import own_code
 from fedpeft.predict import main as predict
 from fedpeft.run import catalogue
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.setup import Setup
 from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
 from tests.conftest import forget_plugins
@@ -137,6 +143,37 @@ def test_what_a_data_set_brings_is_recorded_too(tmp_path):
     plugins.use([str(file)])
     found = catalogue.used_parts(RunConfig(), task="own_task(a=1)", model="own_model")
     assert set(found) == {"tasks.own_task", "models.own_model"}
+
+
+TASK = """
+from dataclasses import dataclass
+
+from fedpeft.models.tasks.classification import Classification
+
+
+@dataclass(frozen=True)
+class Own(Classification):
+    pass
+
+
+parts = {"tasks": {"own": Own}}
+"""
+
+
+def test_what_is_kept_of_rows_is_told_apart_by_the_code_that_made_it(tmp_path, monkeypatch):
+    """Weights and settings are the same when somebody has changed a model's or a task's file."""
+    file, found = tmp_path / "mine.py", []
+    for text in (TASK, TASK, TASK + "# changed"):
+        forget_plugins(monkeypatch)
+        file.write_text(text)
+        plugins.use([str(file)])
+        task = TASKS.build("own")
+        assert own_code(type(task)) == own_code(type("Wrapped", (type(task),), {"__module__": "fedpeft.x"}))
+        setup = Setup.of(RunConfig(dtype="fp32"), DataFacts("text", "own", ("a", "b"), "tiny", clients=3))
+        found.append((setup.code["code"], setup.tokenised(Rows(["a text"], np.zeros(1, np.int64)), 16)))
+    assert found[0] == found[1] != found[2]
+    assert found[0][1] != found[2][1]
+    assert own_code(*(type(TASKS.build(name)) for name in TASKS.own_names)) == {}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.data.rows import DATASETS
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import ConfigError, PayloadError, RunError
+from fedpeft.models.base_model import MODELS
 from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import catalogue
@@ -335,6 +336,7 @@ def test_objects_are_parts_within_their_context_only(rule):
         ("strategies", "Step", strategies, "is not made from fedpeft.aggregation.strategy.Strategy"),
         ("codecs", "HalfMean", codecs, "is not made from fedpeft.communication.steps.Step"),
         ("datasets", "HalfMean", DATASETS, "has no load"),
+        ("models", "HalfMean", MODELS, "has no origin, no license, no resolve"),
         ("peft_methods", "HalfMean", PEFT_METHODS, "is not made from fedpeft.peft.method.PeftMethod"),
     ],
 )

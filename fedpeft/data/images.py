@@ -14,6 +14,7 @@ import numpy as np
 
 from fedpeft.data.square_pictures import model_input
 from fedpeft.errors import ModelError
+from fedpeft.models.loading import config_of
 
 PATCHES = 4
 """Patches per side that small images are enlarged to: 4 x 4 patches and the class token make 17 tokens."""
@@ -50,9 +51,7 @@ def check_reads_texts(model_directory: Path) -> None:
     Raises:
         ModelError: the model is one of these.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
+    config = config_of(model_directory)
     if vision_of(config) is not config:
         raise ModelError(
             f"the model in {model_directory} ({config.model_type}) has two towers, and classification takes the one "
@@ -72,9 +71,7 @@ def patches_of(shorter: int, model_directory: Path) -> tuple[int, int]:
     Raises:
         ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
     """
-    from transformers import AutoConfig
-
-    config = vision_of(AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
+    config = vision_of(config_of(model_directory))
     check_one_width(config, model_directory)
     patch = getattr(config, "patch_size", None)
     if patch is None:

@@ -43,7 +43,7 @@ def resolve_model(text: str) -> Path:
 
     Raises:
         ConfigError: neither of these; the message names the nearest parts. Or nothing is named.
-        AssetError: it can't be fetched, or its folder has no safetensors weights.
+        AssetError: it can't be fetched, or its folder has no config.json or no safetensors weights.
     """
     if not text:
         raise ConfigError(
@@ -61,7 +61,9 @@ def resolve_model(text: str) -> Path:
                 f"unknown model {text!r}; {nearest(head, MODELS.names)}; or a local directory, "
                 "or ORG/NAME on the hub, such as google-bert/bert-base-uncased"
             )
-        return MODELS.build(spec).resolve()
+        folder = MODELS.build(spec).resolve()
+        _check_config(folder, f"what the model {spec.name} gives ({folder})")
+        return folder
     if not _on_hub(text):
         raise AssetError(f"there is no model directory {text!r}")
     return _from_hub(text)
@@ -136,9 +138,13 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _checked(folder: Path) -> Path:
+def _check_config(folder: Path, what: str) -> None:
     if not (folder / "config.json").is_file():
-        raise AssetError(f"{folder} has no config.json, so it is not a transformers model")
+        raise AssetError(f"{what} has no config.json, so it is not a transformers model")
+
+
+def _checked(folder: Path) -> Path:
+    _check_config(folder, str(folder))
     if not any(folder.glob("*.safetensors")):
         raise AssetError(f"{folder} has no .safetensors weights; other formats can run code and are not read")
     return folder
@@ -155,8 +161,8 @@ def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
         before: positions that an adapter takes up before the text.
         otherwise: for models that say nothing of how much they read.
     """
-    from transformers import AutoConfig
+    from fedpeft.models.loading import config_of  # torch: only where it is used
 
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = config_of(folder)
     longest = getattr(config, "max_position_embeddings", None) or otherwise
     return max(LENGTH_STEP, (longest - before) // LENGTH_STEP * LENGTH_STEP)

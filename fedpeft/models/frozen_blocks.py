@@ -23,7 +23,7 @@ from filelock import FileLock
 from torch import Tensor, float64, nn
 
 from fedpeft.data.examples import Batch, Examples, PairRows, length_sorted_batches
-from fedpeft.errors import AssetError
+from fedpeft.errors import AssetError, ModelError
 from fedpeft.machine import files, kept_states
 from fedpeft.models.layers import blocks, reader
 from fedpeft.models.task import wide_dtype
@@ -235,13 +235,23 @@ class FrozenStore:
         return opened
 
     def fill(self, tile: int, base: nn.Module) -> None:
-        """Compute one tile with the frozen `base` and mark it done, after its data has reached the disk."""
+        """Compute one tile with the frozen `base` and mark it done, after its data has reached the disk.
+
+        Raises:
+            ModelError: the features are not finite, or of another width than the store's.
+        """
         rows = self.tiles[tile]
         batch = self.examples.batch(rows)
         device = next(base.parameters()).device
         inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
         hidden, last = _forward(base, inputs, self.depth)
         features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype).cpu()
+        if features.shape[1] != self.width or not features.isfinite().all():
+            made = "NaN or infinite" if features.shape[1] == self.width else f"{features.shape[1]} wide"
+            raise ModelError(
+                f"what {type(base).__name__} makes of rows is {made}, and must be finite, and {self.width} wide as its "
+                "config.json says"
+            )
         hidden = None if hidden is None else hidden.cpu()  # all rows in one copy
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))

@@ -32,6 +32,9 @@ Say = Callable[[str], None]
 TRIED_TOKENS = 4
 """Tokens of the row that a base is tried on: loading the weights takes longer than so few."""
 
+UNKNOWN = "does not recognize this architecture"
+"""How transformers tells that no class of its own, or registered, has the kind that a config.json names."""
+
 SHOWN = 4
 """Names of weights in a message, at most."""
 
@@ -82,6 +85,20 @@ def load_base(
     return base  # type: ignore[no-any-return]
 
 
+def config_of(folder: Path) -> Any:
+    """What config.json of a model's folder says, as transformers' class of its kind.
+
+    Raises:
+        ModelError: there is none, or none of a kind that is known here.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no model could be loaded from {folder}: {reason(error)}") from error
+
+
 def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """Model and report; with the attention that is asked for, or where a model has one of its own, with that."""
     given = {
@@ -100,8 +117,11 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception of a library says."""
+    """The first line of what an exception of a library says; of a kind of model that it does not know, what to do."""
     text = str(error).strip()
+    if UNKNOWN in text:
+        own = "if its class is your own, register it in a file (docs/own-parts.md) and name that: --plugin FILE"
+        return f"{text.partition(UNKNOWN)[0]}{UNKNOWN}; {own}"
     return text.splitlines()[0] if text else type(error).__name__
 
 
@@ -138,7 +158,8 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     for parameter in drawn.values():
         parameter.requires_grad_(True)
     try:
-        output = read(base, tried_row(base))
+        row = tried_row(base)
+        output = read(base, row)
     except Exception as error:  # whatever a model that was made for something else says
         if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
@@ -152,11 +173,7 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
             f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
             "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
-    if output.ndim != 3:
-        raise ModelError(
-            f"{type(base).__name__}, the model in {directory}, gives no vector per token or patch, but "
-            f"{tuple(output.shape)}; take a transformer"
-        )
+    _check_output(output, row, f"{type(base).__name__}, the model in {directory},")
     reached = set(missing) - set(drawn)  # buffers: nothing tells who reads them
     if output.requires_grad:
         gradients = torch.autograd.grad(output.sum(), list(drawn.values()), allow_unused=True)
@@ -166,6 +183,21 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
         if name not in reached:
             parameter.zero_()
     return sorted(reached)
+
+
+def _check_output(output: Any, row: Batch, who: str) -> None:
+    """Refuse what is no vector of numbers for each token or patch of a row."""
+    if not isinstance(output, Tensor) or output.ndim != 3:
+        seen = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"{who} gives no vector per token or patch, but {seen}; take a transformer")
+    if "input_ids" in row and output.shape[1] != row["input_ids"].shape[1]:
+        tokens = row["input_ids"].shape[1]
+        raise ModelError(f"{who} gives {output.shape[1]} vectors for {tokens} tokens; take one that gives one for each")
+    if output.isnan().any():
+        raise ModelError(
+            f"{who} makes numbers of a row that are NaN in {str(output.dtype).removeprefix('torch.')}; its weights are "
+            "damaged, or too large for that precision (--dtype fp32)"
+        )
 
 
 def tried_row(base: nn.Module) -> Batch:

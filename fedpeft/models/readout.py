@@ -24,9 +24,15 @@ class AllBlocks:
 
 
 def width(base: nn.Module) -> int:
-    """How many numbers a head reads of each token: d, or of all blocks and what enters them (blocks + 1) * d."""
-    hidden = int(base.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    return hidden * (len(blocks(base)[1]) + 1) if isinstance(base, AllBlocks) else hidden
+    """How many numbers a head reads of each token: d, or of all blocks and what enters them (blocks + 1) * d.
+
+    Raises:
+        ModelError: its config.json does not say.
+    """
+    said = getattr(base.config, "hidden_size", None)
+    if not isinstance(said, int):
+        raise ModelError(f"the config.json of {type(base).__name__} lacks hidden_size, how wide vectors are; add it")
+    return said * (len(blocks(base)[1]) + 1) if isinstance(base, AllBlocks) else said
 
 
 def read_all_blocks(base: nn.Module) -> None:

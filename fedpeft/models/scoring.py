@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.data.rows import Rows
+from fedpeft.errors import ConfigError
 from fedpeft.models.pair_task import sides_of
 from fedpeft.models.ranking import Sides
 from fedpeft.models.task import FederatedModel, Task
+from fedpeft.models.tasks.classification import RowTask
+from fedpeft.parts import name_of
 
 SCORE_BATCH = 16
 """Rows per batch of the final score."""
@@ -79,10 +84,57 @@ def scored(model: FederatedModel, task: Task, batch: Batch, temperature: float =
 
 
 def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None) -> dict[str, Any]:
-    """How many rows there are, and what a task tells of all together, given outputs (rows, outputs); or nothing."""
+    """How many rows there are, and what a task tells of all together, given outputs (rows, outputs); or nothing.
+
+    Raises:
+        ConfigError: it is nothing that JSON holds, as of a task of a user's own.
+    """
     if labels is None or not len(labels) or not task.targets:
         return {}
-    return {"rows": len(labels), **task.measures(outputs, labels, names or ())}
+    told = task.measures(outputs, labels, names or ())
+    for name, value in told.items():
+        if not _plain(value):
+            raise ConfigError(
+                f"the task {name_of(type(task))}: measures has to give numbers and texts, or lists and dicts of them, "
+                f"and its {name!r} is a {type(value).__name__}"
+            )
+    return {"rows": len(labels), **told}
+
+
+def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
+    """Refuse losses and measures of a user's own task that are none, on made-up outputs for the test rows.
+
+    Raises:
+        ConfigError: says which.
+    """
+    said = np.random.default_rng(0).standard_normal((len(test), len(names)))
+    logits = torch.from_numpy(said).float().requires_grad_()
+    losses, who = (
+        task.losses(logits, {"labels": torch.as_tensor(task.labels(test))}),
+        f"the task {name_of(type(task))}:",
+    )
+    for name, told in vars(losses).items():
+        if told.shape != (len(test),) or not told.isfinite().all():
+            seen = f"shape {tuple(told.shape)}" if told.shape != (len(test),) else "NaN or infinity"
+            raise ConfigError(
+                f"{who} {name} of its losses has to be a finite number for each row, and of {len(test)} it is {seen}"
+            )
+    if not losses.sums.requires_grad:
+        raise ConfigError(
+            f"{who} sums of its losses has no gradient, so that nothing can be learned; leave out detach()"
+        )
+    if task.targets == "classes" and not ((losses.correct == 0) | (losses.correct == 1)).all():
+        raise ConfigError(f"{who} correct of its losses has to be 0 or 1 for each row, whether its class is right")
+    measures(task, said, test.labels, names)
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON holds it, where a tensor or array of one number is that number."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(_plain, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, np.ndarray | Tensor):
+        return bool(np.prod(value.shape) == 1)
+    return value is None or isinstance(value, str | numbers.Number | np.generic)
 
 
 def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, Sides]:

@@ -20,6 +20,7 @@ from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
+from fedpeft.models.loading import config_of
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
@@ -123,9 +124,7 @@ class FinishedRun:
     @cached_property
     def reads_images(self) -> bool:
         """Whether rows are images."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True)
+        config = config_of(self.model_directory)
         return not hasattr(config, "vocab_size") or hasattr(config, "patch_size")  # BEiT has a vocabulary, of patches
 
     @property
@@ -254,7 +253,4 @@ def twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> 
 
 def sample_batch(model_directory: Path) -> Batch:
     """Four made-up rows that the model can read, to compare models with."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
-    return made_up(vision_of(config), 4, torch.Generator().manual_seed(0))
+    return made_up(vision_of(config_of(model_directory)), 4, torch.Generator().manual_seed(0))

@@ -118,7 +118,7 @@ def parse_measure(text: str) -> Measured:
     """The measurements that `text` names, joined by "+".
 
     Raises:
-        ConfigError: unknown measurement or setting, value out of range, or the same one twice.
+        ConfigError: unknown measurement or setting, value out of range, the same one twice, or one that nothing reads.
     """
     if not text.strip():
         return Measured()
@@ -126,4 +126,10 @@ def parse_measure(text: str) -> Measured:
     names = [part.name for part in parts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+    known = tuple(MEASUREMENTS.part(name) for name in MEASUREMENTS.own_names)
+    if unread := [part.name for part in parts if not isinstance(part, known)]:
+        raise ConfigError(
+            f"nothing measures {', '.join(unread)}: one of your own is made from the class of one of fedpeft's "
+            f"({', '.join(MEASUREMENTS.own_names)}); numbers of your own are what a task's `measures` gives"
+        )
     return Measured(parts)

@@ -6,7 +6,7 @@ This is the only place where a configuration's texts become objects. Which rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
 from fedpeft.peft.method import PeftMethod, WeightChanges
+from fedpeft.plugin_files import own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
@@ -124,6 +125,7 @@ class Setup(ChosenParts):
         frozen_blocks: index of the lowest block with an adapter; 0 also where a pass can't start there.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
         notes: what loading the base has given occasion to say.
+        code: what tells the user's own code that the base is computed by (`fedpeft.plugin_files.own_code`).
     """
 
     config: RunConfig
@@ -142,6 +144,7 @@ class Setup(ChosenParts):
     frozen_blocks: int
     readable: int
     notes: tuple[str, ...]
+    code: Mapping[str, str]
 
     @classmethod
     def of(cls, config: RunConfig, facts: DataFacts, groups: Sequence[ProfileTable] = ()) -> Setup:
@@ -199,6 +202,7 @@ class Setup(ChosenParts):
             frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
             readable=readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
             notes=tuple(notes),
+            code=own_code(type(task), type(plain_base), *([type(method)] if method.base_as_read() else [])),
         )
         check(setup)
         start = setup.strategy.start(setup.start, layout, config.seed)
@@ -309,6 +313,7 @@ class Setup(ChosenParts):
             tokens=tokens,
             task=self.facts.task,
             **({} if self.task.encodes else {"cut": "counted"}),
+            **own_code(type(self.task)),
             **cached_rows.read_as(rows.inputs),
         )
         cache.arrays(

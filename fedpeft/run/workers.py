@@ -198,6 +198,7 @@ def work_plan(
         labels=labels,
         spread=tuple(machine.gpus) if setup.grid.spreads else (),
         plugins=tuple(plugin.recipe for plugin in catalogue.used(config)),
+        code=setup.code,
     )
 
 

@@ -97,6 +97,7 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
         used=(PROBE_ROWS, TEST_ROWS),
         **cached_rows.read_as(second.train.inputs),
         **method.base_as_read(),
+        **setup.code,
     )
 
     def untouched() -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ def begun_probe(
     workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
     labels, test_labels = (_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
     rule = "one standard error, cross-validated" + (", warm" if work.width >= WIDE else "")
-    more: dict[str, str] = setup.method.base_as_read()
+    more: dict[str, str] = {**setup.method.base_as_read(), **setup.code}
     if base:
         more["test_dtype"] = base
     if workers.machine.gpus:

@@ -22,7 +22,10 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics, held_out
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
+from fedpeft.models import scoring
+from fedpeft.models.tasks.classification import RowTask
 from fedpeft.peft.adapter import State
+from fedpeft.plugin_files import own_code
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
@@ -110,6 +113,9 @@ class Simulation:
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         _ = self._examiner  # what is wrong with its questions is said before anything is trained
+        task = self.setup.task
+        if isinstance(task, RowTask) and own_code(type(task)):  # and with what a task of the user's own makes
+            scoring.tried(task, self.rows.dataset.test, self.setup.facts.label_names or ())
 
     def _sampler(self) -> Population:
         """What cohorts are drawn from."""

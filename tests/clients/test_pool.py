@@ -11,13 +11,18 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import psutil
 import pytest
 import torch
-from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LOCAL_WORK
+from fedpeft.clients.pool import Pool, Sent, Worker, result, sent
 
+from fedpeft import plugins
 from fedpeft.api import run_simulation
 from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
@@ -50,6 +55,52 @@ def test_workers_keep_things_where_the_environment_says_now(tmp_path, monkeypatc
         assert any((tmp_path / name).glob("rows-*"))
         shutil.rmtree(tmp_path / name)
         monkeypatch.delenv("FEDPEFT_CACHE")
+
+
+WORK_OF_ONES_OWN = """
+from dataclasses import dataclass
+
+from fedpeft.clients.local_work import LocalWork
+
+
+@dataclass(frozen=True)
+class Few(LocalWork):
+    steps: int = 2
+
+    def steps_for(self, rows, batch_size):
+        return self.steps
+
+
+parts = {"amounts": {"few": Few}}
+"""
+
+
+@pytest.mark.parametrize("form", ["file", "object"])
+def test_another_process_gets_parts_of_ones_own_after_their_plugin(tmp_path, monkeypatch, form):
+    """It knows no such module: their classes come from the plugin, by name."""
+    monkeypatch.setattr(plugins, "_state", plugins._State(begun=True))
+    monkeypatch.setattr(plugins, "_names", {})
+    file = tmp_path / "my_work.py"
+    file.write_text(WORK_OF_ONES_OWN)
+    plugin = plugins.found(str(file))
+    parts = plugin.parts if form == "file" else {"amounts": {"few": plugin.parts["amounts"]["few"]}}
+    plugin = plugin if form == "file" else plugins.Plugin(plugins.IN_PYTHON, "", parts)
+    plugins._state.named.append(plugin)
+    training = LocalTraining(work=LOCAL_WORK.build("few(steps=5)"))
+    module = type(training.work).__module__
+    cloudpickle.register_pickle_by_value(sys.modules[module])  # as of a notebook
+    recipe = plugin.recipe
+    cloudpickle.unregister_pickle_by_value(sys.modules[module])
+    plans = sent(SimpleNamespace(plugins=(recipe,), training=training), None)
+    plugins._state.named.clear()
+    plugins._names.clear()
+    del sys.modules[module]
+    told = []
+    monkeypatch.setattr(Worker, "__init__", lambda self, work, clients: told.append(work))
+    monkeypatch.setattr("fedpeft.clients.pool.replace", lambda work, device: work)
+    Sent(*plans, "cpu")
+    assert told[0].training.work == LOCAL_WORK.build("few(steps=5)")
+    assert told[0].training.work.steps_for(3, 1) == 5
 
 
 def test_a_gpu_without_memory_is_one_sentence():

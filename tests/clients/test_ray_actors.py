@@ -12,6 +12,8 @@ from fedpeft.clients.pool import Worker, result
 
 from fedpeft.errors import RunError
 
+WORK = SimpleNamespace(device="cpu", plugins=())
+
 
 class RayTaskError(Exception):
     """Of a worker's own exception."""
@@ -27,6 +29,7 @@ class Cluster:
     def __init__(self, room):
         self.room, self.made, self.killed = room, 0, 0
         self.alive, self.pending, self.lock = {}, set(), threading.Lock()
+        self.failure = None
 
     def actor(self, *_):
         with self.lock:
@@ -40,6 +43,8 @@ class Cluster:
 
     def get(self, asked):
         number, (instructions,) = asked
+        if self.failure is not None:
+            raise self.failure
         if number not in self.alive:
             raise RayActorError
         return [f"{i} done" for i in instructions]
@@ -76,7 +81,7 @@ def asked(pool, count):
 
 
 def test_a_lost_machine_s_groups_are_run_by_what_is_left(cluster):
-    pool = ray_pool.RayPool(SimpleNamespace(device="cpu"), None, 3, "")
+    pool = ray_pool.RayPool(WORK, None, 3, "")
     assert [result(call) for call in asked(pool, 5)] == [[f"{i} done"] for i in range(5)]
     cluster.lose(2)
     assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
@@ -86,15 +91,29 @@ def test_a_lost_machine_s_groups_are_run_by_what_is_left(cluster):
 
 
 def test_an_actor_that_dies_is_replaced_where_there_is_room(cluster):
-    pool = ray_pool.RayPool(SimpleNamespace(device="cpu"), None, 3, "")
+    pool = ray_pool.RayPool(WORK, None, 3, "")
     del cluster.alive[0], cluster.alive[2]
     assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
     assert len(cluster.alive) == 3
     pool.close()
 
 
+def test_an_error_of_a_worker_brings_the_place_and_a_worker_that_can_not_begin_says_why(cluster):
+    pool = ray_pool.RayPool(WORK, None, 3, "")
+    cluster.failure = RayTaskError('File "/my_rules.py", line 7, in begin')
+    cluster.failure.cause = ZeroDivisionError("division by zero")
+    with pytest.raises(ZeroDivisionError) as raised:
+        result(asked(pool, 1)[0])
+    assert 'File "/my_rules.py", line 7, in begin' in str(raised.value.__cause__), "as the command's sentence needs it"
+    cluster.failure = RayActorError("Traceback:\nfedpeft.errors.ConfigError: this run needs the plugin /my_rules.py")
+    cluster.failure.actor_init_failed = True
+    with pytest.raises(RunError, match=r"could not begin: ConfigError: this run needs the plugin /my_rules.py$"):
+        result(asked(pool, 1)[0])
+    pool.close()
+
+
 def test_without_any_machine_it_is_one_sentence(cluster):
-    pool = ray_pool.RayPool(SimpleNamespace(device="cpu"), None, 3, "")
+    pool = ray_pool.RayPool(WORK, None, 3, "")
     cluster.lose(3)
     for call in asked(pool, 6):
         with pytest.raises(RunError, match="a worker process died"):

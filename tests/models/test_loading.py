@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -18,6 +22,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     SwinConfig,
     SwinModel,
@@ -26,11 +31,18 @@ from transformers import (
     XLNetConfig,
     XLNetLMHeadModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from fedpeft.data.images import check_reads_texts
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ModelError
-from fedpeft.models.base_model import resolve_model
+from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.encoders import from_pretrained
+from fedpeft.models.loading import config_of, load_base
+from fedpeft.models.readout import width
 from fedpeft.models.task import TASKS
+from fedpeft.models.tasks.classification import hidden_states
 from fedpeft.simulate import main
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -153,6 +165,35 @@ def test_a_cut_file_of_weights_is_refused(changed):
         base("classification", folder)
 
 
+def test_weights_that_are_no_numbers_are_refused(changed):
+    folder = changed("encoder.layer.2.output.LayerNorm.bias", lambda weight: weight * float("nan"))
+    with pytest.raises(ModelError, match=r"BertModel, the model in .* are NaN in float32; its weights are damaged"):
+        base("classification", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (lambda hidden: hidden[:, 1:], "gives 3 vectors for 4 tokens; take one that gives one for each"),
+        (lambda hidden: hidden.mean(1), r"gives no vector per token or patch, but \(1, 48\); take a transformer"),
+        (lambda hidden: [hidden], "gives no vector per token or patch, but list; take a transformer"),
+    ],
+)
+def test_a_model_of_one_s_own_gives_a_vector_for_each_token(changes, words):
+    def read(model, row):
+        return changes(hidden_states(model, row))
+
+    with pytest.raises(ModelError, match=words):
+        load_base(from_pretrained, resolve_model("tiny"), torch.float32, read)
+
+
+def test_a_model_that_does_not_say_how_wide_it_is_is_refused():
+    model = nn.Linear(2, 3)
+    model.config = SimpleNamespace(dim=3)
+    with pytest.raises(ModelError, match=r"config.json of Linear lacks hidden_size"):
+        width(model)
+
+
 def test_a_head_that_is_not_used_is_said(tmp_path):
     BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(tmp_path)
     said = []
@@ -191,3 +232,28 @@ def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypa
     folder = changed("pooler.dense.weight")
     assert main([*words, "--local-work=steps(1)", "--model", str(folder), "--output", str(tmp_path / "run")]) == 0
     assert "lacks pooler.dense.weight, which the task does not use" in "".join(capfd.readouterr())
+
+
+def test_a_folder_of_an_unknown_kind_is_one_sentence_wherever_it_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "own_net"}')
+    for reads in (config_of, check_reads_texts, lambda folder: readable_tokens(folder, 0, 64)):
+        with pytest.raises(ModelError, match=r"`own_net` but .* register it in a file .*--plugin FILE$") as caught:
+            reads(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnLlama(LlamaForCausalLM):
+    config_class = OwnConfig
+
+
+def test_a_language_model_of_one_s_own_class_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
+    monkeypatch.setattr(MODEL_FOR_CAUSAL_LM_MAPPING, "_extra_content", {})
+    AutoConfig.register("own_llama", OwnConfig)
+    AutoModelForCausalLM.register(OwnConfig, OwnLlama)
+    OwnLlama(OwnConfig(**SMALL)).save_pretrained(tmp_path)
+    assert type(base("causal_lm", tmp_path)) is OwnLlama

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from fedpeft import plugins
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import AssetError, ConfigError
@@ -170,6 +173,22 @@ def test_a_file_is_no_folder_of_a_model(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(AssetError, match=r"config.json' is a file; name the folder"):
         resolve_model(str(file))
+
+
+def test_a_part_that_gives_no_folder_of_a_model_is_named(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Nowhere:
+        origin: ClassVar[str] = ""
+        license: ClassVar[str] = ""
+
+        def resolve(self) -> Path:
+            return tmp_path / "nowhere"
+
+    with (
+        plugins.given({"models": {"nowhere": Nowhere}}),
+        pytest.raises(AssetError, match=r"what the model nowhere gives \(.*/nowhere\) has no config.json"),
+    ):
+        resolve_model("nowhere")
 
 
 def test_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

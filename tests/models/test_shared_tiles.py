@@ -1,5 +1,7 @@
 """Two machines that share object storage and no file system: one reads what the other has computed of frozen layers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import BertConfig, BertModel
 
 from fedpeft.config import RunConfig
 from fedpeft.data.examples import TokenRows
+from fedpeft.errors import ModelError
 from fedpeft.machine.shared_cache import VARIABLE, shared_cache
 from fedpeft.models.frozen_blocks import FrozenStore
 from fedpeft.models.shared_tiles import absent, offer
@@ -47,6 +50,18 @@ def test_tiles_of_another_machine_are_read_and_the_rest_is_missing(tmp_path, mon
     assert torch.equal(one.features(range(70)), two.features(range(70)))
     if depth:
         assert torch.equal(one.hidden(range(70), 8), two.hidden(range(70), 8))
+
+
+def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path, monkeypatch, base):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    rows = store(tmp_path)
+    assert absent(rows) == [0, 1, 2]
+    base.embeddings.position_embeddings.weight.data[5:] = float("inf")  # of longer rows than a model is tried on
+    with pytest.raises(ModelError, match="what BertModel makes of rows is NaN or infinite, and must be finite"):
+        rows.fill(0, base)
+    with pytest.raises(ModelError, match=r"is 8 wide, and must be finite, and 16 wide as its config.json says"):
+        replace(rows, width=16).fill(2, base)
+    assert absent(rows) == [0, 1, 2]
 
 
 def test_a_tile_of_another_size_is_computed_anew(tmp_path, monkeypatch, base):

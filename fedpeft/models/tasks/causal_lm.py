@@ -17,7 +17,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.text_column import taken
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
-from fedpeft.models.loading import Say, load_base, reads_ahead, reason, unheard
+from fedpeft.models.loading import Say, config_of, load_base, reads_ahead, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.models.token_losses import (
     AGREEMENT,
@@ -101,18 +101,14 @@ def check_causal(model_directory: Path) -> None:
     Raises:
         ModelError: it is an encoder, or of a kind that transformers has no causal language model for.
     """
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    try:
-        config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no model could be loaded from {model_directory}: {reason(error)}") from error
+    config = config_of(model_directory)
     kind = config.model_type
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"the model in {model_directory} is of the kind {kind!r}, which has no causal language model; take one "
             "such as smollm2"

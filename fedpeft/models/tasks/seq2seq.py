@@ -21,7 +21,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.text_to_text import cut_source, sides, source_ids, target_ids
 from fedpeft.data.tokens import TokenSpool, load_tokenizer, padding_of
 from fedpeft.errors import ConfigError, DataError, ModelError
-from fedpeft.models.loading import Say, load_base, reason, unheard
+from fedpeft.models.loading import Say, config_of, load_base, unheard
 from fedpeft.models.task import FederatedModel, RowLosses
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel, summed_losses
 from fedpeft.models.token_losses import language_model
@@ -131,15 +131,11 @@ def check_seq2seq(model_directory: Path) -> None:
     Raises:
         ModelError: says what it is, and what to take.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-    try:
-        config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no model could be loaded from {model_directory}: {reason(error)}") from error
+    config = config_of(model_directory)
     kind = config.model_type
-    if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES or not config.is_encoder_decoder:
+    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not config.is_encoder_decoder:
         raise ModelError(
             f"the model in {model_directory} is of the kind {kind!r}, which has no encoder with a decoder; take T5, "
             "BART or one of their kin, or with a causal language model such as smollm2 instruction data: prompt and "
