@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import itertools
 import os
@@ -41,6 +42,13 @@ def pytest_fixture_setup(fixturedef, request):
 def pytest_runtest_call(item):
     with keys_of(item.nodeid):
         return (yield)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_modules_are_no_garbage():
+    """Each run collects garbage, and would go through all that the tests before it have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 class SilentObserver:
