@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
@@ -18,6 +17,8 @@ from fedpeft.trust.kronecker import names_of
 
 def lora_matrices(model: FederatedModel) -> dict[str, nn.Linear]:
     """The linear layers that hold LoRA's A and B, by the canonical names of their weights."""
+    from peft.tuners.lora import LoraLayer
+
     found: dict[str, nn.Linear] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):

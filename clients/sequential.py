@@ -10,7 +10,6 @@ from fedpeft.clients.drift import pulled
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties, placed
 from fedpeft.clients.transfer import moved, put
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
@@ -71,6 +70,8 @@ class SequentialExecutor(Executor):
 
     def _scale(self, form: ClientForm | None) -> None:
         """Set the factor before B A of every LoRA layer; a client of lower rank is padded with zeros."""
+        from peft.tuners.lora import LoraLayer
+
         for layer in self.model.modules():
             if form is not None and isinstance(layer, LoraLayer):
                 layer.scaling = dict.fromkeys(layer.scaling, form.scale)

@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from fedpeft.data.images import check_one_width, vision_of
-from fedpeft.models.modeling_mean_pooled import without_decoder
 from fedpeft.models.readout import width
 from fedpeft.models.task import wide_dtype
 
@@ -26,6 +25,8 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
         OSError, ValueError: there is no model.
     """
     from transformers import AutoConfig, AutoModel
+
+    from fedpeft.models.modeling_mean_pooled import without_decoder
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     if (vision := vision_of(config)) is not config:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from fedpeft.data.examples import Batch
 from fedpeft.models.frozen_blocks import StoredRows, above
 from fedpeft.models.layers import blocks
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutput
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class PooledRows(StoredRows):
 
 def gives_back(base: nn.Module) -> nn.Module:
     """`base` as one that is fed features, and gives them back; it stays as it is."""
+    from transformers.modeling_outputs import BaseModelOutput
+
     top = above(base, len(blocks(base)[1]))
 
     def forward(inputs_embeds: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:

@@ -64,15 +64,22 @@ def test_a_setup_knows_nothing_of_where_clients_are():
     assert len(one.profiles) == 3
 
 
-def test_the_production_path_knows_no_hostile_clients():
-    """A server and a client import no attack, and nothing of simulations."""
-    code = (
-        "import json, sys, fedpeft.serve, fedpeft.join, fedpeft.clients.client\n"
-        "print(json.dumps([name for name in sys.modules if 'attacks' in name or 'fedpeft.simulation' in name]))"
-    )
+@pytest.fixture(scope="module")
+def imported():
+    """What a server and a client have imported before they are told anything."""
+    code = "import json, sys, fedpeft.serve, fedpeft.join, fedpeft.clients.client; print(json.dumps(list(sys.modules)))"
     root = Path(__file__).parents[2]
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=300
     )
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert [name for name in found if "fedpeft" in name] == []
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_the_production_path_knows_no_hostile_clients(imported):
+    """A server and a client import no attack, and nothing of simulations."""
+    assert [name for name in imported if "fedpeft" in name and ("attacks" in name or "simulation" in name)] == []
+
+
+def test_whoever_asks_for_help_waits_for_no_library_of_models(imported):
+    """They take as long to import as all else."""
+    assert not {"transformers.modeling_utils", "peft", "bitsandbytes", "torchmetrics"} & set(imported)
