@@ -14,6 +14,7 @@ from __future__ import annotations
 import copyreg
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import math
@@ -124,6 +125,12 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     return f"{hint}legal: {', '.join(names)}"
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields, which are texts until then: read once, since a study builds its parts often."""
+    return typing.get_type_hints(cls)
+
+
 def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check `given` against the fields of the dataclass `cls`: names, types and bounds; return the values converted.
 
@@ -131,7 +138,7 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
         ConfigError: a name is unknown or missing, a value has the wrong type or lies out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     elsewhere: Mapping[str, str] = getattr(cls, "called_elsewhere", {})
     refused: Mapping[str, str] = getattr(cls, "settled_elsewhere", {})
     for name in given:
@@ -368,7 +375,7 @@ def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
             f"{str(spec)!r} gives {written(spec.values[0])} without saying what it is; write each setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
-    annotation = typing.get_type_hints(cls)[takes]
+    annotation = _hints(cls)[takes]
     several = (typing.get_origin(annotation) or annotation) is tuple
     if takes in spec.settings or (len(spec.values) > 1 and not several):
         raise ConfigError(f"{str(spec)!r} gives more than {spec.name} takes: {takes}, once")
