@@ -44,6 +44,7 @@ def connect(address: str) -> dict[str, float]:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of its own it lets all else on the machine go first
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if address:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "address": address}

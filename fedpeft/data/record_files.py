@@ -1,5 +1,5 @@
-"""Files of records, each with named columns: CSV, TSV, JSON lines, JSON, Parquet, Arrow, plain or .gz; and a data set
-that the `datasets` library has saved.
+"""Files of records, each with named columns: CSV, TSV, JSON lines, JSON, Parquet, Arrow, plain or .gz; lines of a text;
+and a data set that the `datasets` library has saved.
 
 Records are read one after another, or batch by batch: no file is held in memory as a whole but a JSON list.
 """
@@ -60,6 +60,9 @@ GZ = ".gz"
 SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW)
 """Of the files that can be read; each may be followed by .gz."""
 
+LINES = ".txt"
+"""Of a file whose lines are texts. In a folder of rows it says what these are, more often than it is one of them."""
+
 ROWS = 1024
 """Rows of a Parquet or Arrow file that are Python objects at a time."""
 
@@ -89,10 +92,10 @@ def records(name: str) -> Iterator[Record]:
     if is_saved(path):
         yield from _saved(name, path)
         return
-    suffix = suffix_of(path)
+    suffix = suffix_of(path) or (LINES if path.name.lower().removesuffix(GZ).endswith(LINES) else "")
     if not suffix:
         raise ConfigError(
-            f"{name} must end in {', '.join(SUFFIXES)} (or one of them and .gz), which says how to read it"
+            f"{name} must end in {', '.join((*SUFFIXES, LINES))} (or one of them and .gz), which says how to read it"
         )
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise DataError(f"{name} is no file of rows, but a pipe or a device; give a file")
@@ -130,6 +133,8 @@ def _texts(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         yield from _table(name, text, DELIMITERS[suffix])
     elif suffix == JSON:
         yield from _json(name, text)
+    elif suffix == LINES:
+        yield from _lines(name, text)
     else:
         yield from _json_lines(name, text)
 
@@ -175,6 +180,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is named twice in an object")
     return found
+
+
+def _lines(name: str, stream: TextIO) -> Iterator[Record]:
+    """Each line that is not blank, as the column text."""
+    blank = True
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            blank = False
+            yield Headed(f"line {number}"), {"text": line.rstrip("\r\n")}
+    if blank:
+        raise DataError(f"{name} is empty")
 
 
 def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:

@@ -1,9 +1,10 @@
 """Your own rows: `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
 
 PATH is a file of named columns, CSV, TSV, JSON lines, JSON, Parquet or Arrow, plain or .gz (UTF-8; the first line of a
-CSV or TSV file names the columns), or a folder: a data set that `save_to_disk` of the `datasets` library has written,
-single or with splits; files train, validation and test; a file for each client; or pictures, in a folder for each class
-or with a metadata.csv of file_name and label. Parquet, Arrow and saved data sets need the extra `hub`.
+CSV or TSV file names the columns); a .txt file, whose lines are the column text; or a folder: a data set that
+`save_to_disk` of the `datasets` library has written, single or with splits; files train, validation and test; a file
+for each client; or pictures, in a folder for each class or with a metadata.csv of file_name and label. Parquet, Arrow
+and saved data sets need the extra `hub`.
 
 `text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
 2020, appendix D). Labels that are numbers with fractions are predicted (regression), in units of the training rows'
@@ -42,7 +43,7 @@ class File:
     argument: ClassVar[str] = "path"
 
     path: str = setting(
-        dataclasses.MISSING, "the file (.csv, .tsv, .jsonl, .json, .parquet, .arrow, or .gz) or folder", path=True
+        dataclasses.MISSING, "the file (.csv, .tsv, .jsonl, .json, .txt, .parquet, .arrow, or .gz) or folder", path=True
     )
     text: str = setting("text", "name of the column with the texts; of two: 'premise + hypothesis'")
     label: str | None = setting(
