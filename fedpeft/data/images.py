@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from fedpeft.data.model_config import config_of
 from fedpeft.data.square_pictures import model_input
 from fedpeft.errors import ModelError
-from fedpeft.models.loading import config_of
 
 PATCHES = 4
 """Patches per side that small images are enlarged to: 4 x 4 patches and the class token make 17 tokens."""

@@ -20,10 +20,10 @@ import torch
 
 from fedpeft.answers.generation import BATCH, generated
 from fedpeft.data.examples import length_sorted_batches
+from fedpeft.data.model_config import reason
 from fedpeft.data.tokens import padding_of, rows_of
 from fedpeft.errors import AssetError, ConfigError, FedpeftError
 from fedpeft.models import scoring
-from fedpeft.models.loading import reason
 from fedpeft.models.task import TASKS, FederatedModel
 from fedpeft.run.observer import RunObserver
 

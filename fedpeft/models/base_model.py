@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from fedpeft.data.examples import LENGTH_STEP
+from fedpeft.data.model_config import config_of
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine.cache import hub_disk_full
 from fedpeft.machine.files import no_room
@@ -161,8 +162,6 @@ def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
         before: positions that an adapter takes up before the text.
         otherwise: for models that say nothing of how much they read.
     """
-    from fedpeft.models.loading import config_of  # torch: only where it is used
-
     config = config_of(folder)
     longest = getattr(config, "max_position_embeddings", None) or otherwise
     return max(LENGTH_STEP, (longest - before) // LENGTH_STEP * LENGTH_STEP)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, made_up
+from fedpeft.data.model_config import reason
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models import attention
@@ -31,9 +32,6 @@ Say = Callable[[str], None]
 
 TRIED_TOKENS = 4
 """Tokens of the row that a base is tried on: loading the weights takes longer than so few."""
-
-UNKNOWN = "does not recognize this architecture"
-"""How transformers tells that no class of its own, or registered, has the kind that a config.json names."""
 
 SHOWN = 4
 """Names of weights in a message, at most."""
@@ -85,20 +83,6 @@ def load_base(
     return base  # type: ignore[no-any-return]
 
 
-def config_of(folder: Path) -> Any:
-    """What config.json of a model's folder says, as transformers' class of its kind.
-
-    Raises:
-        ModelError: there is none, or none of a kind that is known here.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no model could be loaded from {folder}: {reason(error)}") from error
-
-
 def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """Model and report; with the attention that is asked for, or where a model has one of its own, with that."""
     given = {
@@ -114,15 +98,6 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
         if "attn_implementation" not in options or not any(w in str(error) for w in ("attn_impl", attention.NAME)):
             raise
     return load(str(directory), **given, **{name: v for name, v in options.items() if name != "attn_implementation"})
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an exception of a library says; of a kind of model that it does not know, what to do."""
-    text = str(error).strip()
-    if UNKNOWN in text:
-        own = "if its class is your own, register it in a file (docs/own-parts.md) and name that: --plugin FILE"
-        return f"{text.partition(UNKNOWN)[0]}{UNKNOWN}; {own}"
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def named(weights: Sequence[str]) -> str:

@@ -16,11 +16,11 @@ from fedpeft.config import RunConfig, read_config
 from fedpeft.data.examples import Batch, ImageRows, made_up
 from fedpeft.data.image_folders import pixels_of
 from fedpeft.data.images import image_rows, vision_of
+from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
-from fedpeft.models.loading import config_of
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter

@@ -35,11 +35,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from fedpeft.data.images import check_reads_texts
+from fedpeft.data.model_config import config_of
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ModelError
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.encoders import from_pretrained
-from fedpeft.models.loading import config_of, load_base
+from fedpeft.models.loading import load_base
 from fedpeft.models.readout import width
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.classification import hidden_states

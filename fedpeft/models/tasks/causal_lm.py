@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, Batch, Examples, made_up
+from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import Rows
 from fedpeft.data.text_column import taken
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
-from fedpeft.models.loading import Say, config_of, load_base, reads_ahead, unheard
+from fedpeft.models.loading import Say, load_base, reads_ahead, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.models.token_losses import (
     AGREEMENT,

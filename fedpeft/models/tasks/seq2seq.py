@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, AnsweredRows, Batch, Examples
+from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import Rows
 from fedpeft.data.text_to_text import cut_source, sides, source_ids, target_ids
 from fedpeft.data.tokens import TokenSpool, load_tokenizer, padding_of
 from fedpeft.errors import ConfigError, DataError, ModelError
-from fedpeft.models.loading import Say, config_of, load_base, unheard
+from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.task import FederatedModel, RowLosses
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel, summed_losses
 from fedpeft.models.token_losses import language_model
