@@ -6,7 +6,10 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from opacus.accountants import RDPAccountant
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon, within
@@ -45,6 +48,25 @@ def test_one_gaussian_release_has_the_closed_form():
         found = epsilon({Event(z, 1.0): count}, 1e-4)
         reached = phi(mu / 2 - found / mu) - math.exp(found) * phi(-mu / 2 - found / mu)
         assert 0.9e-4 <= reached <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("events", "delta"),
+    [
+        ({Event(0.5, 0.01): 100}, 1e-5),  # the best order is 2.2 or so
+        ({Event(1.0, 0.1): 100}, 1e-3),
+        ({Event(3.0, 1.0): 40}, 1e-5),
+        ({Event(9.0, 0.3): 10, Event(2.0, 0.02): 200}, 1e-7),
+        ({Event(50.0, 0.001): 5}, 1e-5),  # the largest
+    ],
+)
+def test_the_bound_by_few_orders_is_that_by_all(events, delta):
+    orders = RDPAccountant.DEFAULT_ALPHAS
+    total = sum(
+        compute_rdp(q=event.rate, noise_multiplier=event.noise, steps=1, orders=orders) * steps
+        for event, steps in events.items()
+    )
+    assert rdp_epsilon(events, delta) == get_privacy_spent(orders=orders, rdp=np.asarray(total), delta=delta)[0]
 
 
 def test_edges():
