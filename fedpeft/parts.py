@@ -14,7 +14,6 @@ from __future__ import annotations
 import copyreg
 import dataclasses
 import difflib
-import functools
 import importlib
 import inspect
 import math
@@ -23,7 +22,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Generic, TypeVar
 
 from fedpeft import plugins
@@ -125,7 +124,7 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     return f"{hint}legal: {', '.join(names)}"
 
 
-@functools.cache
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a class's fields, which are texts until then: read once, since a study builds its parts often."""
     return typing.get_type_hints(cls)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -72,40 +72,42 @@ def _rdp_at(event: Event, order: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _rdp_of_any(event: Event) -> np.ndarray:
-    """At `WHOLE_ORDERS`."""
+def _rdp_at_whole(event: Event) -> np.ndarray:
+    """Of any release, at `WHOLE_ORDERS`."""
     return rdp_of_sampled(event.noise, event.rate, event.rounding, event.share)
 
 
-def _bound(spent: Events, delta: float, orders: Sequence[float]) -> tuple[float, float]:
-    """The least epsilon that one of the orders bounds, and that order."""
+def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> tuple[float, float]:
+    """The least epsilon that one of the orders bounds, and that order, from what each release costs at all of them."""
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    rdp = [
-        np.array([_rdp_at(event, order) for order in orders]) if gaussian(spent) else _rdp_of_any(event)
-        for event in spent
-    ]
-    total = np.sum([one * steps for one, steps in zip(rdp, spent.values(), strict=True)], axis=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on the range of orders: the bound is valid, if loose
-        bound, best = get_privacy_spent(orders=list(orders), rdp=total, delta=delta)
+        bound, best = get_privacy_spent(orders=list(orders), rdp=np.sum(list(rdp), axis=0), delta=delta)
     return float(bound), float(best)
 
 
 def _least(spent: Events, delta: float) -> float:
-    """Of all orders. Those between whole ones are series of special functions: only those beside the best whole one are
-    looked at, and the least is there, as (a - 1) D_a is convex in a; elsewhere the bound would be valid, and looser."""
+    """Of all orders; of Gaussian noise those between whole ones, which are slow series, only beside the best whole one.
+
+    Nothing is lost: with t = a - 1, t D_a is convex, and so is t times the bound, which is that and t log t - (1 + t)
+    log(1 + t) + log(1 / delta). So the bound falls up to its least, and rises from there.
+    """
     if not gaussian(spent):
-        return _bound(spent, delta, WHOLE_ORDERS)[0]
+        return _bound(WHOLE_ORDERS, (_rdp_at_whole(event) * steps for event, steps in spent.items()), delta)[0]
 
     from opacus.accountants import RDPAccountant
 
+    def bound(orders: Sequence[float]) -> tuple[float, float]:
+        rdp = (np.array([_rdp_at(event, order) for order in orders]) * steps for event, steps in spent.items())
+        return _bound(orders, rdp, delta)
+
     orders: list[float] = list(RDPAccountant.DEFAULT_ALPHAS)
     whole = [order for order in orders if float(order).is_integer()]
-    _, best = _bound(spent, delta, whole)
+    _, best = bound(whole)
     below = max((order for order in whole if order < best), default=1)
     above = min((order for order in whole if order > best), default=math.inf)
-    return _bound(spent, delta, [order for order in orders if below < order < above])[0]
+    return bound([order for order in orders if below < order < above])[0]
 
 
 def rdp_epsilon(events: Events, delta: float) -> float:
