@@ -173,9 +173,9 @@ class Mechanism(ABC):
         known = self.noises_updates and not (self.secret_cohort or self.turns or self.summed)
         return self.protects and known and self.epsilon is not None
 
-    def asks_all(self, clients: int) -> bool:
-        """Whether what is planned asks all of so many clients in each round, where no cohort is named; by default not:
-        whoever is asked less often has less noise of its own."""
+    def asks_all(self, federation: Exposure) -> bool:
+        """Whether what is planned asks all clients in each round, where no cohort is named; by default not: whoever is
+        asked less often has less noise of its own."""
         return False
 
     @property

@@ -43,6 +43,9 @@ class HeadAlone:
 OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, stride=7.875)
 """Where clients are clipped, and where rows are."""
 
+MOST_ASKED = 10_000
+"""The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
+
 AUDIBLE_HEAD = 15.0
 """The least signal to noise at which rounds are planned for the head alone, where there is one noise for all."""
 

@@ -117,11 +117,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     mechanism = setup.mechanism
     if mechanism is None or not plans(setup):
         return setup
+    setup, federation = _asking(mechanism, setup, federation, groups)
     config, trained = setup.config, setup
-    if mechanism.asks_all(setup.clients) and _left(config, "cohort"):
-        config = dataclasses.replace(config, cohort="all")
-        setup = trained = Setup.of(config, setup.facts, groups)
-        federation = federation.asking_all()
     useful = mechanism.trains(federation) and mechanism.hears(federation)
     if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
         if "head.weight" not in setup.layout.shapes and mechanism.planned_training(federation) is not None:
@@ -131,6 +128,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
+        trained, federation = _asking(mechanism, trained, federation, groups)
+        config = trained.config
     federation = _read(federation, trained, mechanism)
     named = None if _left(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
@@ -156,6 +155,15 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
     check(made)
     return made
+
+
+def _asking(
+    mechanism: Mechanism, setup: Setup, federation: Exposure, groups: Sequence[ProfileTable]
+) -> tuple[Setup, Exposure]:
+    """Both with all clients in each round, where the mechanism asks them and the user has named no cohort."""
+    if not mechanism.asks_all(federation) or not _left(setup.config, "cohort"):
+        return setup, federation
+    return Setup.of(dataclasses.replace(setup.config, cohort="all"), setup.facts, groups), federation.asking_all()
 
 
 def _unheard(setup: Setup, heard: int) -> ConfigError:

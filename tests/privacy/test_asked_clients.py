@@ -1,7 +1,8 @@
-"""How many clients a plan asks under user_dp, and what a cohort that the user names has to say."""
+"""How many clients a plan asks, and what a cohort that the user names has to say."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import correlated
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
 from tests.privacy.test_private_plan import exposure
@@ -88,3 +90,26 @@ def test_an_adapter_that_noise_drowns_is_not_trained_where_there_is_no_head(tmp_
         ConfigError, match=r"at most \d+ trained numbers be heard.*causal_lm has no head .* smaller adapter"
     ):
         made(tmp_path, **given)
+
+
+ROWS = {"tokens": 16, "clients": 6, "peft": "lora", "privacy": "dp_sgd(epsilon=8)"}
+
+
+def test_all_are_asked_for_steps_of_a_head_alone(tmp_path):
+    simulation = made(tmp_path / "a", **ROWS)
+    assert (simulation.config.peft, simulation.config.cohort, simulation.sampler.size) == ("linear_probe", "all", 6)
+    again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))
+    assert again.config == simulation.config
+    assert made(tmp_path / "c", **ROWS, cohort=2).config.cohort == 2
+
+
+def test_a_tenth_is_asked_for_steps_of_an_adapter(tmp_path):
+    heard = made(tmp_path / "a", **ROWS | {"privacy": "dp_sgd(epsilon=1e5)"})
+    assert (heard.config.peft, heard.config.cohort) == ("lora", 0.1)
+
+
+def test_a_head_is_not_led_by_the_classes_of_one_client(tmp_path):
+    """Six clients whose classes differ, one of them a round: the loss was 13.7."""
+    simulation = made(tmp_path, **ROWS)
+    simulation.train(simulation.server(Records(tmp_path)))
+    assert json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])["loss"] < 2.5

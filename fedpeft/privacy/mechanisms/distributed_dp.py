@@ -129,7 +129,7 @@ class DistributedDP(Mechanism):
         """Of rows from moments, too: they are worth their share of one noise, and tell how to whiten features."""
         return "private_ridge(dimensions=512)" if self.plans_whitening else super().suited_head
 
-    def asks_all(self, clients: int) -> bool:
+    def asks_all(self, federation: Exposure) -> bool:
         """A cohort that is known amplifies nothing, and has less to say."""
         return True
 

@@ -34,7 +34,7 @@ from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism, Training
-from fedpeft.privacy.training_plans import OWN_NOISE, STEPS, planned_for_rows
+from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, planned_for_rows
 
 AUDIBLE_HEAD = 10.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
@@ -61,6 +61,11 @@ class DPSGD(Mechanism):
     def audible(self, federation: Exposure) -> float:
         """Less where the head alone is trained."""
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+
+    def asks_all(self, federation: Exposure) -> bool:
+        """For a head alone, whose steps cost little: as much noise in all as a tenth of the clients add with less of
+        its own each, and no round leads where the classes of a few clients point."""
+        return federation.head_alone and federation.clients <= MOST_ASKED
 
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""

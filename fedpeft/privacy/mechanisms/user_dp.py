@@ -52,10 +52,7 @@ from fedpeft.privacy.server_noise import (
     turns_of,
     variance,
 )
-from fedpeft.privacy.training_plans import AUDIBLE_HEAD, planned_for_clients
-
-MOST_ASKED = 10_000
-"""The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
+from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, planned_for_clients
 
 
 class NoisySum:
@@ -176,9 +173,9 @@ class UserDP(Mechanism):
         """Unless clients take turns."""
         return not self.turns
 
-    def asks_all(self, clients: int) -> bool:
+    def asks_all(self, federation: Exposure) -> bool:
         """Unless clients take turns: what secret coins amplify is less than what fewer clients say."""
-        return not self.turns and clients <= MOST_ASKED
+        return not self.turns and federation.clients <= MOST_ASKED
 
     @property
     def neighbours(self) -> str:  # type: ignore[override]
