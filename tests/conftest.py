@@ -44,11 +44,12 @@ def pytest_runtest_call(item):
         return (yield)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def imported_modules_are_no_garbage():
     """Each run collects garbage, and would go through all that the tests before it have imported."""
-    gc.collect()
-    gc.freeze()
+    if len(gc.get_objects()) > 20_000:
+        gc.collect()
+        gc.freeze()
 
 
 class SilentObserver:

@@ -18,12 +18,15 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.sampled_rdp import WHOLE_ORDERS, rdp_of_sampled
+
+if TYPE_CHECKING:
+    from opacus.accountants import PRVAccountant
 
 ERROR = 0.01
 """Absolute error of a reported epsilon up to 5; above, `RELATIVE_ERROR`. Both only ever raise it."""
@@ -136,6 +139,28 @@ def epsilon(events: Events, delta: float) -> float:
     return _epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
 
 
+def _prv_accountant() -> PRVAccountant:
+    """Opacus' accountant, whose domain is found by `rdp_epsilon`: the same least of the same orders, in a fraction of
+    the time."""
+    from opacus.accountants import PRVAccountant
+    from opacus.accountants.analysis.prv.domain import Domain
+
+    class Accountant(PRVAccountant):  # type: ignore[misc]
+        """With another way to its domain (Gopi et al., remark 5.6)."""
+
+        def _get_domain(
+            self, prvs: Sequence[Any], num_self_compositions: Sequence[int], eps_error: float, delta_error: float
+        ) -> Domain:
+            steps = sum(num_self_compositions)
+            releases = [Event(prv.noise_multiplier, prv.sample_rate) for prv in prvs]
+            together = dict(zip(releases, num_self_compositions, strict=True))
+            tails = [rdp_epsilon({release: 1}, delta_error / (8 * steps)) for release in releases]
+            reach = max(rdp_epsilon(together, delta_error / 4), *tails, eps_error) + 3
+            return Domain.create_aligned(-reach, reach, eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2))
+
+    return Accountant()
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     bound = rdp_epsilon(dict(history), delta)
@@ -144,9 +169,7 @@ def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     if not gaussian(dict(history)):
         return bound
 
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
+    accountant = _prv_accountant()
     accountant.history = [(event.noise, event.rate, steps) for event, steps in history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, where they do no harm

@@ -12,7 +12,7 @@ from opacus.accountants import RDPAccountant
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon, within
+from fedpeft.privacy.accountant import Event, _prv_accountant, epsilon, noise_for, rdp_epsilon, within
 from fedpeft.privacy.engine import PrivacyEngine
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "epsilon_pld.json").read_text())
@@ -109,3 +109,22 @@ def test_the_worst_account_is_the_one_of_the_largest_epsilon(monkeypatch):
     monkeypatch.setattr(PrivacyEngine, "accounts", lambda _: [(seldom, delta), (once, delta), ({}, delta)])
     engine = object.__new__(PrivacyEngine)
     assert engine.epsilons()[0] == epsilon(once, delta)
+
+
+@pytest.mark.parametrize(
+    ("history", "delta"),
+    [
+        ([(1.2, 0.05, 400)], 1e-5),
+        ([(3.0, 1.0, 20)], 1e-4),
+        ([(2.5, 1.0, 1), (1.7, 0.1, 40)], 3e-5),
+        ([(0.9, 0.004, 1000), (20.0, 0.3, 7), (4.0, 1.0, 2)], 1e-6),
+    ],
+)
+def test_a_domain_that_is_found_faster_is_opacus_own(history, delta):
+    from opacus.accountants import PRVAccountant
+
+    found = []
+    for accountant in (_prv_accountant(), PRVAccountant()):
+        accountant.history = history
+        found.append(accountant.get_epsilon(delta=delta))
+    assert found[0] == found[1] > 0

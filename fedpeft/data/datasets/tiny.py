@@ -54,8 +54,10 @@ class Tiny:
         """`rows` texts from the (classes, vocabulary) word distributions; classes balanced, in random order."""
         labels = generator.permutation(np.arange(rows) % self.classes)
         lengths = generator.integers(6, 25, size=rows)
+        up_to = words.cumsum(axis=1)
+        up_to /= up_to[:, -1:]
         texts = [
-            " ".join(WORDS[w] for w in generator.choice(len(WORDS), size=length, p=words[label]))
+            " ".join(WORDS[w] for w in up_to[label].searchsorted(generator.random(length), side="right"))
             for label, length in zip(labels, lengths, strict=True)
         ]
         owners = np.array([f"owner {o:02d}" for o in range(OWNERS)])
