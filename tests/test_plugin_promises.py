@@ -32,6 +32,7 @@ from fedpeft.conformance.cohorts import Client, lora_layout, random_state, rando
 from fedpeft.data.rows import DATASETS, Rows, load_dataset
 from fedpeft.errors import ConfigError, FedpeftError, ModelError
 from fedpeft.models import scoring
+from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import Classification
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
@@ -46,6 +47,13 @@ from fedpeft.run.measurements.validation import Validation
 from fedpeft.simulation.simulation import Simulation
 
 LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
+
+
+class PlainTask(Task):
+    """All that a task has to do, as classification does it."""
+
+    tokenise, model, base, losses = (getattr(Classification, name) for name in ("tokenise", "model", "base", "losses"))
+    labels = Classification.labels
 
 
 @dataclass(frozen=True)
@@ -253,6 +261,43 @@ def test_a_measurement_that_nothing_reads_is_refused():
         assert parse_measure("often").validation.every == 1
         with pytest.raises(ConfigError, match=r"^nothing measures mine: .* made from the class of one of fedpeft's"):
             parse_measure("mine + pooled")
+
+
+@pytest.mark.parametrize(
+    ("base", "said", "words"),
+    [
+        (Classification, {"metric": None}, "the task mine of .*: metric has to be str, and is None"),
+        (
+            Classification,
+            {"metric": ""},
+            "the task mine: metric has to be what its headline number is called, and is ''",
+        ),
+        (
+            Classification,
+            {"targets": "class"},
+            "targets has to be one of '', 'classes', 'numbers', 'labels', .* 'class'",
+        ),
+        (Classification, {"targets": None}, "targets has to be one of .*, and is None"),
+        (Classification, {"asks": "no"}, r"asks has to be bool, and is a str \('no'\)"),
+        (PlainTask, {}, "the task mine of .*: metric has to be str, and is None"),
+        (
+            PlainTask,
+            {"metric": "accuracy", "targets": "classes"},
+            "not made from fedpeft.models.tasks.* or leave targets",
+        ),
+    ],
+)
+def test_what_a_task_says_of_itself_is_told_before_a_run(base, said, words, tmp_path, observer):
+    mine = dataclass(frozen=True)(type("Mine", (base,), {"__module__": "m", **said}))
+
+    @dataclass(frozen=True)
+    class Mined:
+        def load(self):
+            return replace(load_dataset("tiny"), task="mine")
+
+    given = {"tasks": {"mine": mine}, "datasets": {"rows": Mined}}
+    with plugins.given(given), pytest.raises(ConfigError, match=words):
+        Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
 
 
 @pytest.mark.parametrize(
