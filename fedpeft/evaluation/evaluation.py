@@ -26,6 +26,8 @@ from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.records import plain
+from fedpeft.run.target_lines import undefined
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ class Found:
             else:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
             made = {"asked": self.asked, "measures": self.table, "notes": self.notes}
-            files.replace(folder / "evaluation.json", (json.dumps(made, indent=1) + "\n").encode())
+            files.replace(
+                folder / "evaluation.json", (json.dumps(plain(made), indent=1, allow_nan=False) + "\n").encode()
+            )
 
 
 Measure = Callable[[Contestant, FederatedModel], Measures]
@@ -225,7 +229,10 @@ class Evaluation:
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
-            return held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
+            found = held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
+            if note := undefined(found):
+                self.notes.append(f"{contestant.name}: {note}")
+            return found
 
         return measure
 

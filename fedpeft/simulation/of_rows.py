@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.run.final_score import FinalScore
+from fedpeft.run.final_score import FinalScore, noted
 from fedpeft.run.records import Records
 from fedpeft.simulation.captions import captions_of
 from fedpeft.simulation.probe import ProbeResult
@@ -21,7 +21,7 @@ def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None
         targets = {**score.measures, "probe": probe.measures if probe else None}
     return {
         "tasks": tasks_of(simulation, score.scores, records),
-        "targets": targets,
+        "targets": noted(targets, simulation.observer),
         "spans": spans_of(simulation),
         "captions": captions_of(simulation, records),
     }
