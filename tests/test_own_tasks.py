@@ -18,6 +18,7 @@ from fedpeft.evaluate import main as evaluate
 from fedpeft.models import scoring
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import Classification
+from fedpeft.run.command import MISTAKE
 from fedpeft.simulate import main as simulate
 from fedpeft.simulation.simulation import Simulation
 
@@ -169,3 +170,36 @@ class Rows:
 
 parts = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
 """
+
+
+UNREADABLE = """
+from dataclasses import dataclass, replace
+
+from fedpeft.data.rows import load_dataset
+from fedpeft.models.tasks.classification import Classification
+
+
+@dataclass(frozen=True)
+class Mine(Classification):
+    def tokenise(self, rows, model_directory, max_tokens):
+        open("/nowhere/words.txt")
+
+
+@dataclass(frozen=True)
+class Rows:
+    def load(self):
+        return replace(load_dataset("tiny"), task="mine")
+
+
+parts = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
+"""
+
+
+def test_a_file_that_one_s_own_code_misses_is_no_failure_of_the_cache(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(UNREADABLE)
+    with plugins.given({}):
+        assert simulate(["--plugin", str(file), "--dataset", "rows", "--clients", "3", "--workers", "1"]) == MISTAKE
+    said = capsys.readouterr().err
+    assert f"error: the plugin {file} has failed in line 11, in tokenise: FileNotFoundError: " in said
+    assert "cache" not in said
