@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft import plugins
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
@@ -241,7 +242,8 @@ NO_MODEL = ""
 
 class Source(Protocol):
     """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not, and
-    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only;
+    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only,
+    as it is taken to be of a user's own that says nothing;
     with `training_settings`, names of settings, which of them leave the test rows as they are."""
 
     def load(self) -> Dataset:
@@ -302,8 +304,13 @@ def task_in_rows(text: str) -> str | None:
     Raises:
         FedpeftError: as `load_dataset`.
     """
+    return load_dataset(text).task if tells_task_in_rows(text) else None
+
+
+def tells_task_in_rows(text: str) -> bool:
+    """Whether only its rows tell what is learned of a data set; so of a user's own, whose part says no more."""
     part = DATASETS.build(text)
-    return part.load().task if getattr(part, "task_in_rows", False) else None
+    return bool(getattr(part, "task_in_rows", plugins.name_of(type(part)) is not None))
 
 
 def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition
+from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition, tells_task_in_rows
 from fedpeft.parts import setting
 
 
@@ -34,7 +34,7 @@ class Sample:
     @property
     def task_in_rows(self) -> bool:
         """The other data set's."""
-        return bool(getattr(DATASETS.build(self.of), "task_in_rows", False))
+        return tells_task_in_rows(self.of)
 
     def load(self) -> Dataset:
         """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.
