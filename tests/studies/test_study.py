@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpeft import plugins, simulate
-from fedpeft.config import RunConfig
+from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.catalogue import built
-from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.studies.found import Found, as_described
 from fedpeft.studies.process import Program, Start
 from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved
@@ -79,45 +77,6 @@ def test_the_head_starts_as_the_labels_of_the_rows_allow(tmp_path: Path) -> None
     text = f'seeds = [0]\n{base}[axes]\ndataset = {json.dumps(sets)}\nprivacy = ["", "user_dp(epsilon=8)"]\n'
     heads = [run.config.head for run in study(tmp_path, text).runs()]
     assert heads == ["ridge", "zero", "ridge", "private_centroids", "ridge", "zero"]
-
-
-OWN_ROWS = """
-from dataclasses import dataclass
-
-from fedpeft.data.rows import load_dataset
-
-
-@dataclass(frozen=True)
-class Words:
-    def load(self):
-        return load_dataset("tiny_lm")
-
-
-@dataclass(frozen=True)
-class Classes:
-    def load(self):
-        return load_dataset("tiny")
-
-
-parts = {"datasets": {"words": Words, "classes": Classes}}
-"""
-
-
-def test_rows_lie_as_in_a_simulation_where_a_study_does_not_say(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(OWN_ROWS)
-    sets = [
-        "words",
-        "classes",
-        "sample(of=words)",
-        "tasks(words, 'tiny_lm(seed=1)')",
-        "tasks(tiny_lm, 'tiny_lm(seed=1)')",
-    ]
-    base = BASE.replace('dataset = "tiny"\n', "")
-    text = f'plugin = "mine.py"\nseeds = [0]\n{base}[axes]\ndataset = {json.dumps(sets)}\n'
-    with plugins.given({}):
-        partitions = [run.config.partition for run in study(tmp_path, text).runs()]
-        assert partitions == ["iid", "dirichlet(alpha=0.5)", "iid", "iid", "iid"]
-        assert partitions == [SimulatedRows.of(RunConfig(dataset=name, clients=6), 6).called for name in sets]
 
 
 @pytest.mark.parametrize(
