@@ -154,6 +154,8 @@ class Dataset:
         tasks: that are met one after the other, in whose order `Rows.tasks` counts; None: there is one.
         raters: of the test rows; None: each has its label alone.
         labels_of_rows: whether `label_names` are those that its training rows happen to have: nobody has named them.
+        template: of prompts (`fedpeft.data.prompt_templates`), in which questions with answers are put; None: in the
+            model's chat template, or as the setting of the part says.
     """
 
     name: str
@@ -169,6 +171,7 @@ class Dataset:
     tasks: TaskSequence | None = None
     raters: Raters | None = None
     labels_of_rows: bool = False
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
@@ -284,6 +287,15 @@ def suited_head(text: str) -> str | None:
         ConfigError: unknown name or setting.
     """
     return getattr(DATASETS.build(text), "suited_head", None)
+
+
+def template_of(text: str) -> str | None:
+    """The template of prompts that a setting of the data set names which `text` describes; None: none does.
+
+    Raises:
+        ConfigError: unknown name or setting.
+    """
+    return getattr(DATASETS.build(text), "template", None)
 
 
 def source_of_test_rows(text: str) -> str:

@@ -14,7 +14,7 @@ from fedpeft.answers.exam import Exam, that_fit
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Form, Question, of_row, read_questions
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import DATASETS, Dataset, Rows, at_most, load_dataset
+from fedpeft.data.rows import Dataset, Rows, at_most, load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
@@ -213,8 +213,8 @@ class Evaluation:
         """The questions that are asked, those that the model can't read left out and counted."""
         wanted = self.wanted
         if wanted.questions:
-            template = getattr(DATASETS.build(self.run.config.dataset), "template", None)
-            found = read_questions(wanted.questions, Form(self.run.task.asks, template, self.run.task.translates))
+            form = Form(self.run.task.asks, self.run.template, self.run.task.translates)
+            found = read_questions(wanted.questions, form)
         elif self.run.task.asks:
             found = [of_row(str(row)) for row in at_most(self.dataset.test, wanted.rows).inputs]
         else:

@@ -1,5 +1,5 @@
 """What summary.json says of runs whose rows have classes, numbers, many labels, tasks one after the other, labels of
-words, or captions."""
+words, captions, or questions in a template."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None
     if score.measures:
         targets = {**score.measures, "probe": probe.measures if probe else None}
     return {
+        "template": simulation.setup.facts.template,
         "tasks": tasks_of(simulation, score.scores, records),
         "targets": noted(targets, simulation.observer),
         "spans": spans_of(simulation),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition, tells_task_in_rows
+from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition, tells_task_in_rows, template_of
 from fedpeft.parts import setting
 
 
@@ -30,6 +30,11 @@ class Sample:
     def suited_head(self) -> str | None:
         """The other data set's."""
         return suited_head(self.of)
+
+    @property
+    def template(self) -> str | None:
+        """The other data set's."""
+        return template_of(self.of)
 
     @property
     def task_in_rows(self) -> bool:

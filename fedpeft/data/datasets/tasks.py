@@ -137,6 +137,7 @@ class Tasks:
             test=together([placed(data.test, task) for task, data in enumerate(loaded)]),
             label_names=tuple(all_labels) or None,
             default_model=loaded[0].default_model,
+            template=loaded[0].template,
             sampled=any(data.sampled for data in loaded),
             labels_of_rows=any(data.labels_of_rows for data in loaded),
             notes=tuple(note for data in loaded for note in data.notes),
