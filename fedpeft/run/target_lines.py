@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedpeft.run.console import amount
 
@@ -81,7 +81,7 @@ def _undefined(name: str, value: Any) -> Iterator[str]:
         yield name
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """Whether it is one that is shown; a task of a user's own may call something else by our names."""
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
