@@ -35,6 +35,7 @@ from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.repeated import check_repeats
 from fedpeft.models.scoring import placed
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.spread import spread
@@ -180,6 +181,8 @@ class Workbench:
         self.method.read(base)
         if self.plan.executor == "batched":
             fast_linears(base, self.plan.kernel)
+        if self.plan.code and not self.plan.spread:
+            check_repeats(base, sequences(cached_examples(self.plan.data_key)))
         return base
 
     def store(self, data_key: str, depth: int) -> FrozenStore:

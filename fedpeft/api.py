@@ -361,7 +361,8 @@ def _check_class(model: Any) -> None:
 
     kind, config = type(model), type(model.config)
     every = (MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
-    found: list[Any] = [mapping[config] for mapping in every if config in mapping]
+    entries: list[Any] = [mapping[config] for mapping in every if config in mapping]
+    found = [one for entry in entries for one in (entry if isinstance(entry, tuple) else (entry,))]  # Funnel has two
     if kind in found or kind.__module__.startswith("transformers."):
         return
     instead = " or ".join(dict.fromkeys(one.__name__ for one in found)) or "no class that transformers knows"

@@ -34,7 +34,11 @@ def hold(cls: type, kind: type, who: str) -> None:
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
         raise ConfigError(f"{who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
-    for owner in [base for base in cls.__mro__ if not _ours(base)]:
+    own_classes = [base for base in cls.__mro__ if not _ours(base)]
+    for name, due in _attributes(cls, kind).items():
+        if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
+            _check_attribute(getattr(cls, name, None), due, f"{who}: {name}")
+    for owner in own_classes:
         for name, own in list(vars(owner).items()):
             promised = _promised(cls, kind, name)
             if isinstance(promised, property | classmethod) and inspect.isfunction(own):
@@ -49,6 +53,33 @@ def hold(cls: type, kind: type, who: str) -> None:
 
 def _ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in ("fedpeft", "builtins", "abc", "typing")
+
+
+def _attributes(cls: type, kind: type) -> dict[str, Any]:
+    """The attributes that fedpeft's classes among these annotate, and with what type; no settings without a default."""
+    found: dict[str, Any] = {}
+    for base in filter(_ours, (*cls.__mro__, *kind.__mro__)):
+        for name, due in inspect.get_annotations(base).items():
+            written = type(base.__name__, (), {"__annotations__": {name: due}, "__module__": base.__module__})
+            try:
+                told = typing.get_type_hints(written)[name]
+            except NameError:  # a name that only type checkers import
+                continue
+            found.setdefault(name, typing.get_args(told)[0] if typing.get_origin(told) is typing.ClassVar else told)
+    fields = getattr(cls, "__dataclass_fields__", {})
+    return {name: due for name, due in found.items() if hasattr(cls, name) or name not in fields}
+
+
+def _check_attribute(value: Any, due: Any, what: str) -> None:
+    """ConfigError unless what a class says of itself is of the annotated type; what each object says is left."""
+    if isinstance(value, property | functools.cached_property):
+        return
+    if typing.get_origin(due) is typing.Literal:
+        if value not in typing.get_args(due):
+            legal = ", ".join(map(repr, typing.get_args(due)))
+            raise ConfigError(f"{what} has to be one of {legal}, and is {value!r:.80}")
+    elif not fits(value, due):
+        raise ConfigError(f"{what} has to be {shown(due)}, and is {_seen(value)}")
 
 
 def _promised(cls: type, kind: type, name: str) -> Any:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -251,6 +252,17 @@ def is_loaded(group: str, name: str, plugin: Plugin) -> bool:
     """Whether the class of a part is there already, with nothing left to import."""
     entry = plugin.parts[group][name]
     return not isinstance(entry, importlib.metadata.EntryPoint) or entry in _loaded
+
+
+def places() -> list[Path]:
+    """The files and folders that parts from outside come from: those named, and of installed packages those in use."""
+    found = [Path(plugin.source) for plugin in named() if Path(plugin.source).is_absolute()]
+    for entry in _loaded:
+        top = sys.modules.get(entry.module.partition(".")[0])
+        file = getattr(top, "__file__", None) or getattr(sys.modules.get(entry.module), "__file__", None)
+        if file:
+            found.append(Path(file).parent if Path(file).name == "__init__.py" else Path(file))
+    return found
 
 
 def name_of(cls: type) -> str | None:

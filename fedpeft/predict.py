@@ -34,7 +34,6 @@ from fedpeft.answers.generation import answers
 from fedpeft.answers.questions import Form, Question
 from fedpeft.data.conversations import question
 from fedpeft.data.image_folders import PICTURES, pixels_of
-from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models import scoring
@@ -169,7 +168,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     if run.task.translates:
         return written(run, model, tokenizer, text, new_tokens)
     if asked:
-        text, complete = question(tokenizer, text, getattr(DATASETS.build(run.config.dataset), "template", None))
+        text, complete = question(tokenizer, text, run.template)
     readable = readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])
     if len(asking) + new_tokens > readable:
@@ -186,8 +185,7 @@ def written(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, 
     Raises:
         ConfigError: one of both is longer than the model takes.
     """
-    template = getattr(DATASETS.build(run.config.dataset), "template", None)
-    question = Question(Form(True, template, paired=True).row(text, "", "the text"), text, ("",))
+    question = Question(Form(True, run.template, paired=True).row(text, "", "the text"), text, ("",))
     asking = question.prompt(tokenizer)
     readable = readable_tokens(run.model_directory, 0, UNBOUNDED)
     if max(len(asking), new_tokens) > readable:

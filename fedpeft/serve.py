@@ -52,7 +52,7 @@ from fedpeft.run.console import (
 )
 from fedpeft.run.dashboard.live import Live
 from fedpeft.run.dashboard.server import shown
-from fedpeft.run.final_score import FinalScore, save
+from fedpeft.run.final_score import FinalScore, noted, save
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
     alone_in,
@@ -317,7 +317,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
-        targets=(score.measures or None) if score else None,
+        targets=noted(score.measures or None, observer) if score else None,
         trust=named(
             calibration=calibration,
             disagreement=of_updates(setup, progress, records, None),

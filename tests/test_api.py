@@ -17,6 +17,7 @@ import torch
 import fedpeft
 from fedpeft import plugins
 from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.api import _check_class
 from fedpeft.config import from_mapping
 from fedpeft.data.in_memory import dataset_of
 from fedpeft.errors import ConfigError, DataError
@@ -228,3 +229,13 @@ def test_a_model_whose_class_would_be_another_s_once_loaded_is_refused(tmp_path)
             dataset="tiny", model=model, tokenizer=tokenizer, output=tmp_path / "run", progress=False
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_leads_to_one_of_several_classes_names_them():
+    from transformers import FunnelConfig, FunnelModel
+
+    class Mine(FunnelModel):
+        pass
+
+    with pytest.raises(ConfigError, match=r"config\.json leads to FunnelModel or FunnelBaseModel; register it"):
+        _check_class(Mine(FunnelConfig(vocab_size=8, d_model=8, n_head=1, d_head=8, d_inner=8, block_sizes=[1])))

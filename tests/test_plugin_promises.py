@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -27,12 +27,9 @@ from fedpeft.aggregation.strategy import (
     Strategy,
     strategies,
 )
-from fedpeft.config import RunConfig
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.data.rows import DATASETS, Rows, load_dataset
+from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError, FedpeftError, ModelError
-from fedpeft.models import scoring
-from fedpeft.models.tasks.classification import Classification
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
@@ -43,7 +40,6 @@ from fedpeft.run.command import MISTAKE, exit_code
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import Measurement
 from fedpeft.run.measurements.validation import Validation
-from fedpeft.simulation.simulation import Simulation
 
 LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
 
@@ -253,69 +249,6 @@ def test_a_measurement_that_nothing_reads_is_refused():
         assert parse_measure("often").validation.every == 1
         with pytest.raises(ConfigError, match=r"^nothing measures mine: .* made from the class of one of fedpeft's"):
             parse_measure("mine + pooled")
-
-
-@pytest.mark.parametrize(
-    ("told", "words"),
-    [
-        ({"x": np.arange(3)}, r"the task mine: measures has to give numbers .*, and its 'x' is a ndarray"),
-        ({"x": {"y": [object()]}}, "its 'x' is a dict"),
-        (None, r"measures has to give dict\[str, Any\], and has given None"),
-    ],
-)
-def test_what_a_task_tells_of_all_rows_is_tried_before_a_run(told, words, tmp_path, observer):
-    @dataclass(frozen=True)
-    class Mine(Classification):
-        def measures(self, outputs, labels, names):
-            assert outputs.shape == (len(labels), len(names))
-            return told
-
-    @dataclass(frozen=True)
-    class Mined:
-        def load(self):
-            return replace(load_dataset("tiny"), task="mine")
-
-    given = {"tasks": {"mine": Mine}, "datasets": {"rows": Mined}}
-    with plugins.given(given), pytest.raises(ConfigError, match=words):
-        Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (torch.detach, "sums of its losses has no gradient, so that nothing can be learned"),
-        (torch.mean, r"the task .*: sums of its losses has to be a finite number for each row, and of 6 .* shape \(\)"),
-        (lambda sums: sums * float("nan"), "and of 6 it is NaN or infinity"),
-    ],
-)
-def test_losses_of_a_task_that_are_none_of_rows_are_told(change, words):
-    @dataclass(frozen=True)
-    class Mine(Classification):
-        def losses(self, logits, batch):
-            made = super().losses(logits, batch)
-            return replace(made, sums=change(made.sums))
-
-    test = Rows(["a text"] * 6, np.arange(6) % 3)
-    scoring.tried(Classification(), test, ("a", "b", "c"))
-    with pytest.raises(ConfigError, match=words):
-        scoring.tried(Mine(), test, ("a", "b", "c"))
-
-
-def test_rows_that_are_right_by_more_than_one_are_told():
-    @dataclass(frozen=True)
-    class Mine(Classification):
-        def losses(self, logits, batch):
-            made = super().losses(logits, batch)
-            return replace(made, correct=100 * made.correct + 100)
-
-    with pytest.raises(ConfigError, match="correct of its losses has to be 0 or 1 for each row"):
-        scoring.tried(Mine(), Rows(["a text"] * 3, np.arange(3)), ("a", "b", "c"))
-
-
-def test_numbers_of_libraries_are_told_as_they_are():
-    given = {"a": np.float32(1), "b": torch.tensor(2.0), "c": [1, "x", None], "d": {"e": np.array([3])}}
-    task = SimpleNamespace(targets="classes", measures=lambda *_: given)
-    assert scoring.measures(task, np.zeros((2, 3)), np.zeros(2), None) == {"rows": 2, **given}
 
 
 def test_a_rule_that_makes_no_numbers_is_named(tmp_path):

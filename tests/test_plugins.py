@@ -374,6 +374,13 @@ def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, ca
     assert "/lib/x.py" not in said
 
 
+def test_an_error_in_an_installed_package_is_one_sentence_too(package, capsys):
+    assert exit_code(lambda: strategies.build("half_mean").contribution(None, {}, None)) == MISTAKE
+    assert capsys.readouterr().err.startswith(
+        f"error: the plugin {package / 'somebody.py'} has failed in line 21, in c"
+    )
+
+
 def test_an_error_of_ours_is_shown_whole(rule):
     plugins.use([str(rule)])
     with pytest.raises(KeyError) as raised:

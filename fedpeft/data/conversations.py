@@ -243,14 +243,13 @@ def question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool
     """What a model that was tuned with `template` is asked, and whether special tokens are in it already.
 
     Raises:
-        DataError: the template asks for more than an instruction.
+        DataError: the template asks for more than an instruction, refuses it, or there is none.
     """
-    messages = [{"role": "user", "content": text}]
+    written, called = None, "the model's chat template"
     if template not in (None, CHAT):
         own = PromptTemplate(str(template))
         if own.name in OF_COLUMNS or "messages" not in own.text:
             return own.prompt_of_question(text, "the question"), False
-        return tokenizer.apply_chat_template(
-            messages, chat_template=own.text, tokenize=False, add_generation_prompt=True
-        ), True
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
+        written, called = own.text, f"the chat template {template}"
+    asked = {"tokenize": False, "return_dict": False, "add_generation_prompt": True}
+    return _written(tokenizer, [{"role": "user", "content": text}], written, called, **asked), True

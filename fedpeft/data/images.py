@@ -31,12 +31,19 @@ def vision_of(config: Any) -> Any:
     return config.vision_config if hasattr(config, "vision_config") and hasattr(config, "text_config") else config
 
 
-def check_one_width(config: Any, model_directory: Path) -> None:
-    """Refuse models whose blocks lie in stages of unequal width, such as Swin, ConvNeXt and ResNet.
+def check_vision(config: Any, model_directory: Path) -> None:
+    """Refuse models whose blocks lie in stages of unequal width, such as Swin, ConvNeXt and ResNet, and those of images
+    that have not three channels.
 
     Raises:
         ModelError: the model is one of these.
     """
+    channels = getattr(config, "num_channels", 3)
+    if hasattr(config, "patch_size") and channels != 3:
+        raise ModelError(
+            f"the model in {model_directory} reads images of {channels} channel(s) (num_channels of its config.json), "
+            "and all are given in 3, grey ones three times the same; make it with num_channels=3"
+        )
     if isinstance(getattr(config, "depths", None), list | tuple):
         raise ModelError(
             f"the model in {model_directory} is of the kind {config.model_type!r}, whose blocks lie in stages of "
@@ -72,7 +79,7 @@ def patches_of(shorter: int, model_directory: Path) -> tuple[int, int]:
         ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
     """
     config = vision_of(config_of(model_directory))
-    check_one_width(config, model_directory)
+    check_vision(config, model_directory)
     patch = getattr(config, "patch_size", None)
     if patch is None:
         raise ModelError(f"the model in {model_directory} takes no images; choose a vision transformer (dinov2_small)")

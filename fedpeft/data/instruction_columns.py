@@ -18,7 +18,7 @@ from typing import Any
 from fedpeft.data.conversations import as_text, packed, with_messages, with_prompts
 from fedpeft.data.label_columns import AND
 from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
-from fedpeft.data.prompt_templates import CHAT
+from fedpeft.data.prompt_templates import BARE, CHAT
 from fedpeft.data.text_to_text import INPUT, TARGET, with_targets
 from fedpeft.errors import ConfigError, DataError
 
@@ -48,13 +48,14 @@ class Reading:
         said: what was taken, in one line.
         packed: of records and the name of their source, those with the packed row in the text's column.
         needs: the columns that must have a value in each row, see `fedpeft.data.incomplete_rows.Complete`.
-        task: what is learned, see `Dataset`.
+        task, template: what is learned, and how a question is put, see `Dataset`.
     """
 
     said: str
     packed: Callable[[Records, str], Any]
     needs: Mapping[str, str]
     task: str = "instruction"
+    template: str | None = None
 
 
 def reading(
@@ -91,6 +92,7 @@ def reading(
             lambda records, source: with_preferences(records, text, source, template),
             {"answer": AND.join(SIDES)} | ({"text": PROMPT} if isinstance(first.get(PROMPT), str) else {}),
             f"dpo(beta={beta})",
+            template,
         )
     column = messages or next((c for c in (MESSAGES, CONVERSATIONS) if c in first and text not in first), None)
     if column is not None:
@@ -100,13 +102,16 @@ def reading(
                 _as_messages(records, column, source), column, text, source, template
             ),
             {"text": column},
+            template=template,
         )
     if template in (None, CHAT) and {"prompt", "completion"} <= first.keys():
+        bare = template is None and isinstance(first["prompt"], str)
         return Reading(
             "instruction data of the columns 'prompt' and 'completion', "
-            + ("as they stand" if template is None and isinstance(first["prompt"], str) else f"in {_template(None)}"),
+            + ("as they stand" if bare else f"in {_template(None)}"),
             lambda records, source: _with_completions(records, text, source, template),
             {"text": "prompt", "answer": "completion"},
+            template=BARE if bare else CHAT,
         )
     if template is not None or {"instruction", answer} <= first.keys():
         taken = template or "alpaca"
@@ -115,6 +120,7 @@ def reading(
             + ("" if template else f" (template='{CHAT}' takes the model's own)"),
             lambda records, source: with_prompts(records, taken, answer, text, source),
             {"answer": answer},
+            template=taken,
         )
     return None
 
@@ -127,6 +133,7 @@ def pairs(read: str, target: str, text: str, template: str | None = None) -> Rea
         lambda records, source: with_targets(records, (read, target), text, source, template),
         {"answer": target} if template else {"text": read, "answer": target},
         "seq2seq",
+        template,
     )
 
 

@@ -2,6 +2,7 @@
 
     alpaca      of the columns instruction and input, as Stanford Alpaca has it (Taori et al., 2023)
     chat        the same columns as a user's message, in the model's own chat template
+    bare        the column instruction as it stands
     flowertune  of the column instruction alone, as Flower's FlowerTune templates have it
     FILE.jinja  a template of your own: of the row's columns; of conversations, it gets `messages`,
                 `add_generation_prompt`, `bos_token` and `eos_token`, as transformers' chat templates do
@@ -27,6 +28,9 @@ from fedpeft.errors import ConfigError, DataError
 CHAT = "chat"
 """The name of the model's own chat template."""
 
+BARE = "bare"
+"""The name of the template of prompts that stand in the rows as they are asked."""
+
 SUFFIX = ".jinja"
 
 ASKED = ("instruction", "input")
@@ -44,6 +48,7 @@ OF_COLUMNS = {
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
         "### Instruction:\n{{ instruction }}\n### Response:"
     ),
+    BARE: "{{ instruction }}",
     CHAT: "{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}",
 }
 """Templates of columns, by name; that of `chat` is the user's message."""

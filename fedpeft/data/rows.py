@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft import plugins
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
@@ -153,6 +154,8 @@ class Dataset:
         tasks: that are met one after the other, in whose order `Rows.tasks` counts; None: there is one.
         raters: of the test rows; None: each has its label alone.
         labels_of_rows: whether `label_names` are those that its training rows happen to have: nobody has named them.
+        template: of prompts (`fedpeft.data.prompt_templates`), in which questions with answers are put; None: in the
+            model's chat template, or as the setting of the part says.
     """
 
     name: str
@@ -168,6 +171,7 @@ class Dataset:
     tasks: TaskSequence | None = None
     raters: Raters | None = None
     labels_of_rows: bool = False
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
@@ -241,7 +245,8 @@ NO_MODEL = ""
 
 class Source(Protocol):
     """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not, and
-    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only;
+    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only,
+    as it is taken to be of a user's own that says nothing;
     with `training_settings`, names of settings, which of them leave the test rows as they are."""
 
     def load(self) -> Dataset:
@@ -284,6 +289,15 @@ def suited_head(text: str) -> str | None:
     return getattr(DATASETS.build(text), "suited_head", None)
 
 
+def template_of(text: str) -> str | None:
+    """The template of prompts that a setting of the data set names which `text` describes; None: none does.
+
+    Raises:
+        ConfigError: unknown name or setting.
+    """
+    return getattr(DATASETS.build(text), "template", None)
+
+
 def source_of_test_rows(text: str) -> str:
     """Where the test rows of the data set are from that `text` describes: its text, without the settings that leave
     them as they are, as what is learned from them (`task`) does. A part that is not there has told of none."""
@@ -302,8 +316,13 @@ def task_in_rows(text: str) -> str | None:
     Raises:
         FedpeftError: as `load_dataset`.
     """
+    return load_dataset(text).task if tells_task_in_rows(text) else None
+
+
+def tells_task_in_rows(text: str) -> bool:
+    """Whether only its rows tell what is learned of a data set; so of a user's own, whose part says no more."""
     part = DATASETS.build(text)
-    return part.load().task if getattr(part, "task_in_rows", False) else None
+    return bool(getattr(part, "task_in_rows", plugins.name_of(type(part)) is not None))
 
 
 def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:

@@ -60,6 +60,20 @@ def check_host(host: str) -> str:
         return host
 
 
+def check_authority(authority: x509.Certificate) -> None:
+    """Refuse an authority whose time is over: nobody believes what it has signed, and renewing helps nothing.
+
+    Raises:
+        RunError: it has expired.
+    """
+    if datetime.now(UTC) > authority.not_valid_after_utc:
+        raise RunError(
+            f"the authority in ca.pem has expired on {authority.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and all "
+            "certificates with it; whoever runs the server makes a new one in a new folder (python -m fedpeft.certs "
+            "--folder NEW --server HOST --clients NAMES) and hands each client its folder anew"
+        )
+
+
 def name_in(certificate: x509.Certificate) -> str:
     """The client's name in a certificate.
 
@@ -138,7 +152,7 @@ class Authority:
 
     Attributes:
         folder: its home, mode 0700.
-        days: how long the certificates that it signs are valid.
+        days: how long the certificates that it signs are valid, and none longer than its own.
     """
 
     folder: Path
@@ -247,10 +261,11 @@ class Authority:
         self, folder: Path, role: str, common: str, names: Sequence[x509.GeneralName], usage: x509.ObjectIdentifier
     ) -> None:
         authority, authority_key = self._own()
+        check_authority(authority)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:MOST_COMMON])])
         certificate = (
-            _builder(subject, authority.subject, key, self.days)
+            _builder(subject, authority.subject, key, self.days, authority.not_valid_after_utc)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -300,9 +315,15 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    days: float,
+    latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
+    """A certificate of so many days, and none beyond `latest`."""
     now = datetime.now(UTC)
+    end = now + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -310,7 +331,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(end if latest is None else min(end, latest))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 

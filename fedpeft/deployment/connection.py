@@ -16,6 +16,7 @@ from cryptography import x509
 
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.certificates import check_authority
 from fedpeft.deployment.channel import KEEPALIVE, NAME_KEY
 from fedpeft.deployment.credentials import Credentials, check_time
 from fedpeft.deployment.signed_log import UnwrittenError
@@ -120,6 +121,7 @@ class Link:
                 heard = secured.recv(1)
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in OUTSIDE_ITS_TIME:
+                check_authority(x509.load_pem_x509_certificate(self.credentials.authority))
                 raise RunError(
                     f"the certificate of {self.address} is refused: {error.verify_message}, by this machine's clock "
                     f"({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server certificate"

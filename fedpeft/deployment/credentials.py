@@ -11,7 +11,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-from fedpeft.deployment.certificates import name_in
+from fedpeft.deployment.certificates import check_authority, name_in
 from fedpeft.errors import RunError
 from fedpeft.machine.files import read
 
@@ -73,6 +73,7 @@ class Credentials:
             raise RunError(f"{role}.pem begins with the authority's certificate, and must with the {role}'s; {MADE}")
         if key.public_key() != own.public_key():
             raise RunError(f"{role}.key is not the key of {role}.pem: they are of two {role}s; {MADE}")
+        check_authority(authority)
         check_time(own, role)
         if role == "client":
             name_in(own)

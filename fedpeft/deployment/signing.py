@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from fedpeft.deployment.certificates import check_authority
 from fedpeft.deployment.credentials import Credentials, check_time
 from fedpeft.errors import RunError
 
@@ -46,7 +47,7 @@ class Signer:
     def __init__(self, own: Credentials) -> None:
         try:
             key = serialization.load_pem_private_key(own.key, None)
-            certificate = x509.load_pem_x509_certificate(own.certificate)
+            certificate, authority = map(x509.load_pem_x509_certificate, (own.certificate, own.authority))
         except (ValueError, TypeError) as error:
             raise RunError(f"the server's key or certificate can't be read: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -55,11 +56,13 @@ class Signer:
                 "python -m fedpeft.certs"
             )
         self._key = key
+        self._authority = authority
         self._own, self._certificate = certificate, certificate.public_bytes(serialization.Encoding.DER)
 
     def objection(self) -> str:
         """What clients have against the certificate by now; empty: nothing."""
         try:
+            check_authority(self._authority)
             check_time(self._own, "server")
         except RunError as error:
             return str(error)

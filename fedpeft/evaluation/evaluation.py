@@ -14,7 +14,7 @@ from fedpeft.answers.exam import Exam, that_fit
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Form, Question, of_row, read_questions
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import DATASETS, Dataset, Rows, at_most, load_dataset
+from fedpeft.data.rows import Dataset, Rows, at_most, load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
@@ -26,6 +26,8 @@ from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.records import plain
+from fedpeft.run.target_lines import undefined
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ class Found:
             else:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
             made = {"asked": self.asked, "measures": self.table, "notes": self.notes}
-            files.replace(folder / "evaluation.json", (json.dumps(made, indent=1) + "\n").encode())
+            files.replace(
+                folder / "evaluation.json", (json.dumps(plain(made), indent=1, allow_nan=False) + "\n").encode()
+            )
 
 
 Measure = Callable[[Contestant, FederatedModel], Measures]
@@ -209,8 +213,8 @@ class Evaluation:
         """The questions that are asked, those that the model can't read left out and counted."""
         wanted = self.wanted
         if wanted.questions:
-            template = getattr(DATASETS.build(self.run.config.dataset), "template", None)
-            found = read_questions(wanted.questions, Form(self.run.task.asks, template, self.run.task.translates))
+            form = Form(self.run.task.asks, self.run.template, self.run.task.translates)
+            found = read_questions(wanted.questions, form)
         elif self.run.task.asks:
             found = [of_row(str(row)) for row in at_most(self.dataset.test, wanted.rows).inputs]
         else:
@@ -225,7 +229,10 @@ class Evaluation:
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
-            return held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
+            found = held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
+            if note := undefined(found):
+                self.notes.append(f"{contestant.name}: {note}")
+            return found
 
         return measure
 

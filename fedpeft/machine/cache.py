@@ -39,20 +39,36 @@ def file_hash(folder: Path, names: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+class _ComputingError(Exception):
+    """What has failed is what would have been kept, and not keeping it."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
 def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Named arrays, memory-mapped from the cache; computed and stored where they are missing.
 
     They are made of rows that may be private, so nobody else can read them.
 
     Raises:
-        AssetError: the cache can't be written, or the arrays are another user's.
+        AssetError: the cache can't be written, or the arrays are another user's; also whatever `compute` raises.
     """
 
     def fill(empty: Path) -> None:
-        for label, array in compute().items():
+        try:
+            made = compute()
+        except OSError as error:  # of code that may be a user's own: no failure of the cache's disk
+            if files.no_room(error):
+                raise
+            raise _ComputingError(error) from error
+        for label, array in made.items():
             _save(empty / f"{label}.npy", array)
 
-    target = cached_folder(f"{kind}-{name}", fill, private=True)
+    try:
+        target = cached_folder(f"{kind}-{name}", fill, private=True)
+    except _ComputingError as failed:
+        raise failed.error from None
     try:
         files.make_private_folder(target)  # an earlier version may have left it open
     except PermissionError:

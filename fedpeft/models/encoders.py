@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.data.images import check_one_width, vision_of
+from fedpeft.data.images import check_vision, vision_of
 from fedpeft.models.readout import width
 from fedpeft.models.task import wide_dtype
 
@@ -31,7 +31,7 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     if (vision := vision_of(config)) is not config:
         options["config"] = vision
-    check_one_width(vision, Path(directory))
+    check_vision(vision, Path(directory))
     model, report = AutoModel.from_pretrained(directory, **options)
     if model.config.is_encoder_decoder:
         without_decoder(model)

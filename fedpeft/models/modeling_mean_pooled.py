@@ -46,15 +46,20 @@ class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         base: the encoder's own configuration, as a dictionary with its `model_type`.
         all_blocks: whether what enters the first block and leaves each is read, each brought to length 1, beside one
             another; else what leaves the last.
+        blocks: where the encoder has its list of them, if its class is none of transformers' and need not tell its
+            hidden states: they are read there.
         named: those of every configuration; `id2label` names the classes.
     """
 
     model_type = "mean_pooled_classifier"  # none that transformers has: it would load a class of its own instead
 
-    def __init__(self, base: dict[str, Any] | None = None, all_blocks: bool = False, **named: Any) -> None:
+    def __init__(
+        self, base: dict[str, Any] | None = None, all_blocks: bool = False, blocks: str = "", **named: Any
+    ) -> None:
         super().__init__(**named)
         self.base = base or {}
         self.all_blocks = all_blocks
+        self.blocks = blocks
 
 
 class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -71,7 +76,9 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.base = AutoModel.from_config(encoder)  # type: ignore[no-untyped-call]
         if encoder.is_encoder_decoder:
             without_decoder(self.base)
-        states = encoder.num_hidden_layers + 1 if config.all_blocks else 1
+        states = 1
+        if config.all_blocks:
+            states += len(self.base.get_submodule(config.blocks)) if config.blocks else encoder.num_hidden_layers
         self.head = nn.Linear(encoder.hidden_size * states, len(config.id2label or {}))
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -88,10 +95,9 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         named |= {name: tensor for name, tensor in given.items() if tensor is not None}
         if "interpolate_pos_encoding" in inspect.signature(self.base.forward).parameters:
             named.setdefault("interpolate_pos_encoding", True)
-        output = self.base(**named, output_hidden_states=self.config.all_blocks)
-        hidden = output.last_hidden_state.float()
-        if self.config.all_blocks:  # the last of them may lack a norm that belongs to it
-            states = [*(state.float() for state in output.hidden_states[:-1]), hidden]
+        hidden, below = self.states(named)
+        if self.config.all_blocks:
+            states = [*(state.float() for state in below), hidden]
             hidden = torch.cat([nn.functional.normalize(state, dim=-1) for state in states], dim=-1)
         mask = torch.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
         weights = mask[..., None].to(hidden)
@@ -99,6 +105,30 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         logits = self.head(pooled.to(self.head.weight.dtype))
         loss = None if labels is None else self.loss_of(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def states(self, named: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """The encoder's last hidden states, and where all blocks are read what enters the first and leaves each but the
+        last, whose own may lack a norm that belongs to it."""
+        if not self.config.all_blocks:
+            return self.base(**named).last_hidden_state.float(), []
+        if not self.config.blocks:
+            output = self.base(**named, output_hidden_states=True)
+            return output.last_hidden_state.float(), list(output.hidden_states[:-1])
+        stack, found = list(self.base.get_submodule(self.config.blocks)), list[Tensor]()
+
+        def entering(_: nn.Module, given: tuple[Any, ...], more: dict[str, Any]) -> None:
+            found.append(given[0] if given else more["hidden_states"])
+
+        def leaving(_: nn.Module, __: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+        handles: list[Any] = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
+        handles += [block.register_forward_hook(leaving) for block in stack[:-1]]
+        try:
+            return self.base(**named).last_hidden_state.float(), found
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss, as transformers' own classifiers have it for each `problem_type`."""

@@ -125,7 +125,7 @@ def tell_notes(console: Console | None = None) -> None:
 
 def _in_plugins(error: BaseException) -> list[traceback.FrameSummary]:
     """Where in files of plugins an error has come by, outermost first, here or in a worker process."""
-    sources = [Path(plugin.source) for plugin in plugins.named() if Path(plugin.source).is_absolute()]
+    sources = plugins.places()
     frames = list(traceback.extract_tb(error.__traceback__))
     told = _REMOTE.findall(str(error.__cause__ or ""))  # what a process pool, or Ray, says of its worker
     frames += [traceback.FrameSummary(file, int(line), name) for file, line, name in told]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedpeft.answers.exam import Exam, that_fit
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Form, of_row, read_questions
-from fedpeft.data.rows import DATASETS, Rows, at_most
+from fedpeft.data.rows import Rows, at_most, template_of
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
@@ -52,7 +52,7 @@ def exam_of(setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam 
     if asked is None:
         return None
     if asked.questions:
-        template = getattr(DATASETS.build(setup.config.dataset), "template", None)
+        template = template_of(setup.config.dataset) or setup.facts.template
         form = Form(setup.task.asks, template, setup.task.translates)
         found = read_questions(asked.questions, form)[: asked.rows or None]
     elif len(validation):

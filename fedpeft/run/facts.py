@@ -20,6 +20,7 @@ class DataFacts:
         clients: how many there are, at least 1.
         judged: whether the server has validation rows that may decide about a run.
         tasks: that are met one after the other; None: there is one.
+        template: how questions are put (`fedpeft.data.rows.Dataset`).
     """
 
     kind: str
@@ -29,12 +30,13 @@ class DataFacts:
     clients: int
     judged: bool = False
     tasks: TaskSequence | None = None
+    template: str | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, clients: int, judged: bool) -> DataFacts:
         """Those of a data set that lies on `clients` clients."""
         names, model = dataset.label_names, dataset.default_model
-        return cls(dataset.kind, dataset.task, names, model, clients, judged, dataset.tasks)
+        return cls(dataset.kind, dataset.task, names, model, clients, judged, dataset.tasks, dataset.template)
 
     @property
     def classes(self) -> int:

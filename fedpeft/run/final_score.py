@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch import nn
 
 from fedpeft.aggregation.factors import effective as effective_weight
@@ -36,6 +37,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
+from fedpeft.run.target_lines import undefined
 from fedpeft.trust.question import Question
 
 ROOM = 6
@@ -88,6 +90,13 @@ def calibration_of(score: FinalScore) -> dict[str, Any]:
         return {}
     before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
     return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
+
+
+def noted(targets: Mapping[str, Any] | None, observer: RunObserver) -> Mapping[str, Any] | None:
+    """What is measured of rows, as it is; the observer is told what of it is no number."""
+    if note := undefined(targets):
+        observer.say(f"[bold]note[/]    {escape(note)}")
+    return targets
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,8 @@ from fedpeft.data.examples import Batch, ImageRows, made_up
 from fedpeft.data.image_folders import pixels_of
 from fedpeft.data.images import image_rows, vision_of
 from fedpeft.data.model_config import config_of
-from fedpeft.data.rows import DATASETS, load_dataset
-from fedpeft.errors import RunError
+from fedpeft.data.rows import DATASETS, load_dataset, template_of
+from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
 from fedpeft.models.quantized import quantize
@@ -79,6 +80,20 @@ class FinishedRun:
         """What the model's logits are divided by to be calibrated; 1 where the run has not found out."""
         found = self.summary.get("temperature")
         return float(found) if isinstance(found, int | float) and found > 0 else 1.0
+
+    @cached_property
+    def template(self) -> str | None:
+        """Of prompts, in which the rows that are questions with answers were put; None: the model's chat template.
+
+        A run of an earlier version has not noted what its rows told by their columns; they do, if they are there.
+        """
+        with suppress(FedpeftError):
+            if named := template_of(self.config.dataset):
+                return named
+            if "template" not in self.summary and (self.task.asks or self.task.translates):
+                return load_dataset(self.config.dataset).template
+        found = self.summary.get("template")
+        return found if isinstance(found, str) else None
 
     @property
     def files(self) -> Path:

@@ -181,6 +181,8 @@ class Summary:
         seconds, resumed: of the whole command, or since a resume, and whether there was one.
         peak_memory_bytes: of all processes on this machine together; None: unknown.
         sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
+        template: of prompts, in which rows that are questions with answers are put; None: in the model's chat template,
+            as the data set's text says, or there are none.
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
         tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
@@ -204,6 +206,7 @@ class Summary:
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     sampled: bool = False
+    template: str | None = None
     phases: Mapping[str, float] | None = None
     trust: Mapping[str, Any] | None = None
     tasks: Mapping[str, Any] | None = None

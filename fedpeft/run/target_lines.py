@@ -4,8 +4,9 @@ card."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+import numbers
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
 
 from fedpeft.run.console import amount
 
@@ -24,7 +25,7 @@ PROBE = "frozen base, linear probe"
 def target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) -> list[tuple[str, str]]:
     """Of `targets` in summary.json: the saved adapter's on the test rows, which has `accuracy`, beside the probe's."""
     told = found or {}
-    lines = [*_few_rows(told, accuracy), *(_classes(told) if "by_class" in told else [])]
+    lines = [*_few_rows(told, accuracy), *_classes(told)]
     for keys, what in (
         (("rmse", "mae"), "root mean squared / mean absolute error"),
         (("r2", "pearson", "spearman"), "R^2 / Pearson / Spearman"),
@@ -32,9 +33,9 @@ def target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) ->
         (("average_precision", "exact"), "mean average precision / all labels right"),
     ):
         for of, some in (("test rows", told), (PROBE, told.get("probe") or {})):
-            if some.get(keys[0]) is not None:
-                values = " / ".join("-" if some[key] is None else amount(some[key]) for key in keys)
-                lines.append((f"{what}, {of}", values))
+            if _is_number(some.get(keys[0])):
+                values = (some.get(key) for key in keys)
+                lines.append((f"{what}, {of}", " / ".join(amount(one) if _is_number(one) else "-" for one in values)))
     return lines
 
 
@@ -57,12 +58,38 @@ def card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
     """Errors of numbers, or F1 of several labels, on the test rows; of uneven classes as `target_lines`."""
     told = found or {}
     names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
-    measured = {name: amount(told[key]) for key, name in names.items() if told.get(key) is not None}
-    return measured | (dict(_classes(told)) if "by_class" in told else {})
+    measured = {name: amount(told[key]) for key, name in names.items() if _is_number(told.get(key))}
+    return measured | dict(_classes(told))
+
+
+def undefined(found: Mapping[str, Any] | None) -> str:
+    """A note about what a task has measured that is NaN or infinite, which JSON does not hold; empty: nothing is."""
+    names = list(_undefined("", found or {}))
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
+    return f"measured on the test rows, {', '.join(names[:SHOWN])}{more}: NaN or infinite, so null in the files"
+
+
+def _undefined(name: str, value: Any) -> Iterator[str]:
+    """The names of what is not finite, those of a dict's or list's parts behind its own."""
+    if isinstance(value, Mapping | list | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _undefined(f"{name}.{key}" if name else str(key), part)
+    elif isinstance(value := value.item() if hasattr(value, "item") else value, float) and not math.isfinite(value):
+        yield name
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is one that is shown; a task of a user's own may call something else by our names."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _classes(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where some class has far more rows than others: what saying nothing else has, and what is found of each."""
+    if not {"most_frequent", "by_class", "balanced_accuracy"} <= told.keys():
+        return []
     most, by_class = told["most_frequent"], told["by_class"]
     if most["share"] <= UNEVEN / len(by_class):
         return []

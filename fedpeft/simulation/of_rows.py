@@ -1,11 +1,11 @@
 """What summary.json says of runs whose rows have classes, numbers, many labels, tasks one after the other, labels of
-words, or captions."""
+words, captions, or questions in a template."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.run.final_score import FinalScore
+from fedpeft.run.final_score import FinalScore, noted
 from fedpeft.run.records import Records
 from fedpeft.simulation.captions import captions_of
 from fedpeft.simulation.probe import ProbeResult
@@ -20,8 +20,9 @@ def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None
     if score.measures:
         targets = {**score.measures, "probe": probe.measures if probe else None}
     return {
+        "template": simulation.setup.facts.template,
         "tasks": tasks_of(simulation, score.scores, records),
-        "targets": targets,
+        "targets": noted(targets, simulation.observer),
         "spans": spans_of(simulation),
         "captions": captions_of(simulation, records),
     }

@@ -129,7 +129,7 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "records", "error", "words"),
     [
-        ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, flowertune, chat"),
+        ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, flowertune, bare"),
         ("template='missing.jinja'", None, DataError, "no file missing.jinja"),
         ("template=alpaca, answer=response", None, DataError, "line 1 of .* no column 'response' for the answer"),
         ("template=alpaca", [record(0), record(1, output=" ")], DataError, r"no answer in .*'output' \(line 2\)"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from cryptography import x509
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from fedpeft.certs import main
 from fedpeft.deployment.certificates import Authority, Revoked, name_of
 from fedpeft.deployment.credentials import Credentials, exposed
+from fedpeft.deployment.signing import Signer
 from fedpeft.errors import RunError
 from fedpeft.serve import main as serve
 
@@ -112,6 +114,31 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
         Credentials.of_client(client)
     assert main(["--folder", str(made), "--clients", "../evil"]) == 2
     assert "not a client's name" in capsys.readouterr().err
+
+
+def test_an_authority_whose_time_is_over_is_told_where_it_is_met(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "certs"
+    words = ["--folder", str(folder), "--server", "localhost", "--clients", "edge-1"]
+    monkeypatch.setattr("fedpeft.deployment.certificates.AUTHORITY_DAYS", 1)
+    assert main([*words, "--days", "3"]) == 0
+    told = "the authority in ca.pem has expired on .*; whoever runs the server makes a new one in a new folder"
+    ends = [x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in ("ca.pem", "server.pem")]
+    assert ends[0].not_valid_after_utc == ends[1].not_valid_after_utc, "none is valid longer than its authority"
+    signer = Signer(Credentials.of_server(folder))
+    assert signer.objection() == ""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, zone):
+            return super().now(zone) + timedelta(days=2)
+
+    monkeypatch.setattr("fedpeft.deployment.certificates.datetime", Later)
+    for made in (lambda: Credentials.of_server(folder), lambda: Credentials.of_client(folder / "clients" / "edge-1")):
+        with pytest.raises(RunError, match=told):
+            made()
+    assert re.match(told, signer.objection())
+    assert main([*words, "--renew"]) == 2
+    assert "the authority in ca.pem has expired" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

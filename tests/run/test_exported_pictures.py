@@ -6,14 +6,18 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 
+from fedpeft.errors import ModelError
 from fedpeft.export import main as export
+from fedpeft.models.task import TASKS
 from fedpeft.predict import chances, outputs
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.evaluation.test_answered_pictures import RUN, draw
+from tests.models.own_vit import OwnVit, OwnVitConfig
 
 
 @pytest.fixture
@@ -63,6 +67,31 @@ def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, s
     assert 'pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)' in card
     assert f"a square of {side} pixels a side" in card
     assert f"{48 if side == 72 else 32} x " in card
+
+
+@pytest.mark.parametrize("method", ["lora(rank=2)", "head2toe"])
+def test_a_backbone_of_one_s_own_class_is_exported_as_it_answers(method, tmp_path, trusted):
+    """Whose blocks, unlike those of transformers', it need not tell of by itself."""
+    OwnVit(OwnVitConfig()).save_pretrained(tmp_path / "vit")
+    draw(tmp_path / "pictures")
+    words = [word if word != "tiny_vision" else str(tmp_path / "vit") for word in RUN]
+    words += ["--dataset", f"file:{tmp_path / 'pictures'}", "--peft", method, "--output", str(tmp_path / "run")]
+    assert simulate(words) == 0
+    assert export([str(tmp_path / "run"), "--merge", "--output", str(tmp_path / "out")]) == 0
+    run, file = FinishedRun.read(tmp_path / "run"), str(tmp_path / "pictures" / "red" / "1.png")
+    classify = pipeline("image-classification", str(tmp_path / "out"), trust_remote_code=True)
+    said = {one["label"]: one["score"] for one in classify(file)}
+    expected = dict(zip(run.labels, chances(run, run.base(), file).tolist(), strict=True))
+    assert said == pytest.approx(expected, abs=1e-5)
+    assert (
+        "; before that import own_vit.py, which registers OwnVitConfig" in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+def test_a_model_of_grey_images_is_told_what_images_are(tmp_path):
+    OwnVit(OwnVitConfig(num_channels=1)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"reads images of 1 channel\(s\) .* make it with num_channels=3"):
+        TASKS.build("classification").base(tmp_path, torch.float32)
 
 
 def test_numbers_of_pictures_come_out_of_the_pipeline_in_their_unit(tmp_path, trusted):

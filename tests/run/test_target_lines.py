@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from fedpeft.models.target_measures import of_classes
 from fedpeft.run.console import amount
-from fedpeft.run.target_lines import card_lines, target_lines
+from fedpeft.run.target_lines import card_lines, target_lines, undefined
 
 
 def told(truth, said, names=("ok", "complaint")):
@@ -49,3 +50,21 @@ def test_amounts_of_thousands_are_whole_numbers():
     told = {"rmse": 46179.34, "mae": 0.51234}
     assert dict(target_lines(told))["root mean squared / mean absolute error, test rows"] == "46,179 / 0.5123"
     assert [amount(value) for value in (9999.4, -12345.6, 3e6)] == ["9999", "-12,346", "3e+06"]
+
+
+def test_what_is_no_number_is_noted_by_name():
+    found = {
+        "a": float("nan"),
+        "b": {"c": np.float32("inf"), "d": [1, torch.tensor(float("nan"))]},
+        "e": None,
+        "f": "x",
+    }
+    assert undefined(found).startswith("measured on the test rows, a, b.c, b.d.1: NaN or infinite, so null")
+    assert undefined({"a": 1.0, "probe": None}) == undefined(None) == ""
+
+
+def test_a_task_of_one_s_own_may_use_our_names_for_something_else():
+    for found in ({"rmse": 0.5}, {"rmse": float("nan")}, {"rmse": "low"}, {"by_class": {"a": 1.0}}):
+        lines = dict(target_lines({"rows": 5000, **found}))
+        assert list(lines.values()) == (["0.5 / -"] if found == {"rmse": 0.5} else [])
+        card_lines(found)

@@ -7,6 +7,7 @@ class are no negatives of each other's text. Files and licence as of `fashion_mn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from fedpeft.parts import setting
 @dataclass(frozen=True)
 class FashionTexts:
     """Clothes, as small grey images, and what they are called."""
+
+    suited_partition: ClassVar[str] = "iid"
 
     path: str | None = setting(None, "folder with the IDX files; None: the Debian package")
     rows: int = setting(6000, "the first so many training images", low=1000, high=60_000)

@@ -131,7 +131,8 @@ class File:
         made = dataclasses.replace(made, notes=(*made.notes, *self._notes(splits, instructions, names)))
         if instructions:
             model = NO_MODEL if instructions.task == "seq2seq" else made.default_model
-            return dataclasses.replace(made, task=instructions.task, default_model=model)
+            task, template = instructions.task, instructions.template
+            return dataclasses.replace(made, task=task, template=template, default_model=model)
         return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made
 
     def _splits(self) -> Splits:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition
+from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition, tells_task_in_rows, template_of
 from fedpeft.parts import setting
 
 
@@ -32,9 +32,14 @@ class Sample:
         return suited_head(self.of)
 
     @property
+    def template(self) -> str | None:
+        """The other data set's."""
+        return template_of(self.of)
+
+    @property
     def task_in_rows(self) -> bool:
         """The other data set's."""
-        return bool(getattr(DATASETS.build(self.of), "task_in_rows", False))
+        return tells_task_in_rows(self.of)
 
     def load(self) -> Dataset:
         """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.

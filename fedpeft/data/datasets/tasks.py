@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, joined
+from fedpeft.data.rows import DATASETS, Dataset, Rows, joined, suited_partition, tells_task_in_rows
 from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
@@ -41,6 +41,12 @@ class Tasks:
 
     argument: ClassVar[str] = "sets"
     training_settings: ClassVar[tuple[str, ...]] = ("every", "late", "compete")
+
+    @property
+    def task_in_rows(self) -> bool:
+        """That of the first data set; one whose rows lie in a way of their own may have no classes, and is read."""
+        first = str(self.sets[0])
+        return tells_task_in_rows(first) or suited_partition(first) is not None
 
     def load(self) -> Dataset:
         """The rows of all tasks, with the task of each.
@@ -131,6 +137,7 @@ class Tasks:
             test=together([placed(data.test, task) for task, data in enumerate(loaded)]),
             label_names=tuple(all_labels) or None,
             default_model=loaded[0].default_model,
+            template=loaded[0].template,
             sampled=any(data.sampled for data in loaded),
             labels_of_rows=any(data.labels_of_rows for data in loaded),
             notes=tuple(note for data in loaded for note in data.notes),

@@ -5,19 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.tasks.classification import RowTask
 from fedpeft.models.tasks.regression import Regression
+from fedpeft.parts import name_of
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
 
 
 def check_targets(setup: Setup) -> None:
-    """Refuse what has no meaning without classes, and moments of rows that nothing protects.
+    """Refuse a task whose attributes don't say what is judged, what has no meaning without classes, and moments of rows
+    that nothing protects.
 
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
     """
     task, mechanism = setup.task, setup.mechanism
+    who = f"the task {name_of(type(task))}"
+    if not isinstance(task.metric, str) or not task.metric.strip():
+        raise ConfigError(f"{who}: metric has to be what its headline number is called, and is {task.metric!r:.80}")
+    if task.targets and not isinstance(task, RowTask):
+        raise ConfigError(
+            f"{who} has {task.targets} of whole rows (targets) and is not made from {RowTask.__module__}.RowTask, "
+            "which knows how such rows are read and scored; make it from that class, or leave targets out"
+        )
     if task.targets not in ("numbers", "labels"):
         return
     if setup.measured.second:

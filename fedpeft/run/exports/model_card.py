@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import DATASETS
+from fedpeft.plugin_files import own_code
 from fedpeft.run.console import short, size
 from fedpeft.run.exports.transformers_folder import processor
 from fedpeft.run.finished import FinishedRun
@@ -14,7 +17,16 @@ from fedpeft.run.trust_lines import trust_lines
 
 
 def loading(run: FinishedRun, whole: bool) -> str:
-    """How others load it."""
+    """How others load it, with what has to be imported before."""
+    config = type(config_of(run.model_directory))
+    told = _loading(run, whole)
+    if not own_code(config) or told.startswith(("`python -m fedpeft", "`fedpeft")):
+        return told
+    file = Path(sys.modules[config.__module__].__file__ or config.__module__).name
+    return f"{told}; before that import {file}, which registers {config.__name__}"
+
+
+def _loading(run: FinishedRun, whole: bool) -> str:
     if run.task.compares and run.reads_images:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
     if run.task.describes:

@@ -14,8 +14,10 @@ from fedpeft.data.images import patches_of
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import writing
+from fedpeft.models.layers import blocks
 from fedpeft.models.readout import AllBlocks, plain
 from fedpeft.models.task import FederatedModel, Targets, Task
+from fedpeft.plugin_files import own_code
 from fedpeft.run.finished import FinishedRun
 
 
@@ -76,10 +78,11 @@ def classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temp
     kind: Any = modeling_mean_pooled.MeanPooledClassifier
     base = json.loads(model.base.config.to_json_string(use_diff=False))
     base.pop("_name_or_path", None)  # where the base lies on this machine
-    names = dict(enumerate(labels))
+    names, encoder, all_blocks = dict(enumerate(labels)), plain(model.base), isinstance(model.base, AllBlocks)
     config = kind.config_class(
         base=base,
-        all_blocks=isinstance(model.base, AllBlocks),
+        all_blocks=all_blocks,
+        blocks=blocks(encoder)[0] if all_blocks and own_code(type(encoder)) else "",
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type=PROBLEMS.get(task.targets),
@@ -88,7 +91,7 @@ def classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temp
     kind.register_for_auto_class("AutoModelForImageClassification" if images else "AutoModelForSequenceClassification")
     with torch.device("meta"):  # the weights are there already
         made = kind(config)
-    made.base, made.head = plain(model.base), copy.deepcopy(model.head)
+    made.base, made.head = encoder, copy.deepcopy(model.head)
     told = task.told_head(model.head.state_dict())
     made.head.load_state_dict({name: tensor / temperature for name, tensor in told.items()})
     return made.eval()

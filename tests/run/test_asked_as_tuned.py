@@ -1,0 +1,79 @@
+"""A finished language model is asked in the form that the columns of its rows have told, where no setting names one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.answers.questions import Form
+from fedpeft.data.conversations import question
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import DataError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.predict import main as predict
+from fedpeft.run.command import MISTAKE
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+
+COLUMNS = {
+    "alpaca": ("instruction", "output"),
+    "bare": ("prompt", "completion"),
+}
+
+
+def written(folder, columns):
+    file = folder / "rows.jsonl"
+    lines = [json.dumps(dict(zip(columns, (f"Ask {i}", f"answer {i}"), strict=True))) for i in range(30)]
+    file.write_text("\n".join(lines))
+    return file
+
+
+def prompt_of(row):
+    return json.loads(str(row))["prompt"]
+
+
+@pytest.mark.parametrize("template", COLUMNS)
+def test_columns_tell_how_a_new_question_is_put(template, tmp_path):
+    file = written(tmp_path, COLUMNS[template])
+    for text in (f"file:{file}", f"sample(of='file:{file}', rows=10)", f"file(path='{file}', template=alpaca)"):
+        if "template" in text and template == "bare":
+            continue
+        data = load_dataset(text)
+        assert data.template == template
+        assert data.task == "instruction"
+        asked = question(None, "Ask 7", data.template)
+        prompts = {prompt_of(row) for rows in (data.train, data.test) for row in rows.inputs}
+        assert asked[1] is False
+        assert asked[0] in prompts or data.sampled
+        assert prompt_of(Form(True, data.template).row("Ask 7", "x", "here")) == asked[0]
+
+
+def test_a_finished_run_asks_as_it_was_tuned_whatever_became_of_its_rows(tmp_path, capsys):
+    file = written(tmp_path, COLUMNS["alpaca"])
+    words = ["--model", "tiny_lm", "--clients", "2", "--cohort", "all", "--rounds", "1", "--workers", "1"]
+    words += ["--local-work", "steps(1)", "--partition", "iid", "--measure", "validation(keep=last)"]
+    assert simulate([*words, "--dataset", f"file:{file}", "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert predict([str(tmp_path / "run"), "Ask 7", "--new-tokens", "2"]) == 0, "tiny_lm has no chat template"
+    summary = tmp_path / "run" / "summary.json"
+    told = json.loads(summary.read_text())
+    assert told.pop("template") == "alpaca"
+    summary.write_text(json.dumps(told))  # as of an earlier version
+    assert FinishedRun.read(tmp_path / "run").template == "alpaca"
+    file.unlink()
+    assert FinishedRun.read(tmp_path / "run").template is None
+    capsys.readouterr()
+    assert predict([str(tmp_path / "run"), "Ask 7"]) == MISTAKE
+    assert "error: the model's chat template refuses the conversation" in capsys.readouterr().err
+    summary.write_text(json.dumps(told | {"template": "alpaca"}))
+    assert FinishedRun.read(tmp_path / "run").template == "alpaca"
+
+
+def test_a_template_that_refuses_a_question_is_one_sentence(tmp_path):
+    from fedpeft.data.tokens import load_tokenizer
+
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ messages[5].content }}{{ raise_exception('no') }}")
+    with pytest.raises(DataError, match=r"^the chat template .*own\.jinja refuses the conversation"):
+        question(load_tokenizer(resolve_model("tiny_lm")), "Ask", str(file))

@@ -1,0 +1,205 @@
+"""Tasks of one's own: what they say of themselves, of rows and of all rows is tried before a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft import plugins
+from fedpeft.config import RunConfig
+from fedpeft.data.rows import Rows, load_dataset
+from fedpeft.errors import ConfigError
+from fedpeft.evaluate import main as evaluate
+from fedpeft.models import scoring
+from fedpeft.models.task import Task
+from fedpeft.models.tasks.classification import Classification
+from fedpeft.run.command import MISTAKE
+from fedpeft.simulate import main as simulate
+from fedpeft.simulation.simulation import Simulation
+
+
+class PlainTask(Task):
+    """All that a task has to do, as classification does it."""
+
+    tokenise, model, base, losses = (getattr(Classification, name) for name in ("tokenise", "model", "base", "losses"))
+    labels = Classification.labels
+
+
+@pytest.mark.parametrize(
+    ("base", "said", "words"),
+    [
+        (Classification, {"metric": None}, "the task mine of .*: metric has to be str, and is None"),
+        (
+            Classification,
+            {"metric": ""},
+            "the task mine: metric has to be what its headline number is called, and is ''",
+        ),
+        (
+            Classification,
+            {"targets": "class"},
+            "targets has to be one of '', 'classes', 'numbers', 'labels', .* 'class'",
+        ),
+        (Classification, {"targets": None}, "targets has to be one of .*, and is None"),
+        (Classification, {"asks": "no"}, r"asks has to be bool, and is a str \('no'\)"),
+        (PlainTask, {}, "the task mine of .*: metric has to be str, and is None"),
+        (
+            PlainTask,
+            {"metric": "accuracy", "targets": "classes"},
+            "not made from fedpeft.models.tasks.* or leave targets",
+        ),
+    ],
+)
+def test_what_a_task_says_of_itself_is_told_before_a_run(base, said, words, tmp_path, observer):
+    mine = dataclass(frozen=True)(type("Mine", (base,), {"__module__": "m", **said}))
+
+    @dataclass(frozen=True)
+    class Mined:
+        def load(self):
+            return replace(load_dataset("tiny"), task="mine")
+
+    given = {"tasks": {"mine": mine}, "datasets": {"rows": Mined}}
+    with plugins.given(given), pytest.raises(ConfigError, match=words):
+        Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"x": np.arange(3)}, r"the task mine: measures has to give numbers .*, and its 'x' is a ndarray"),
+        ({"x": {"y": [object()]}}, "its 'x' is a dict"),
+        (None, r"measures has to give dict\[str, Any\], and has given None"),
+    ],
+)
+def test_what_a_task_tells_of_all_rows_is_tried_before_a_run(told, words, tmp_path, observer):
+    @dataclass(frozen=True)
+    class Mine(Classification):
+        def measures(self, outputs, labels, names):
+            assert outputs.shape == (len(labels), len(names))
+            return told
+
+    @dataclass(frozen=True)
+    class Mined:
+        def load(self):
+            return replace(load_dataset("tiny"), task="mine")
+
+    given = {"tasks": {"mine": Mine}, "datasets": {"rows": Mined}}
+    with plugins.given(given), pytest.raises(ConfigError, match=words):
+        Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (torch.detach, "sums of its losses has no gradient, so that nothing can be learned"),
+        (torch.mean, r"the task .*: sums of its losses has to be a finite number for each row, and of 6 .* shape \(\)"),
+        (lambda sums: sums * float("nan"), "and of 6 it is NaN or infinity"),
+    ],
+)
+def test_losses_of_a_task_that_are_none_of_rows_are_told(change, words):
+    @dataclass(frozen=True)
+    class Mine(Classification):
+        def losses(self, logits, batch):
+            made = super().losses(logits, batch)
+            return replace(made, sums=change(made.sums))
+
+    test = Rows(["a text"] * 6, np.arange(6) % 3)
+    scoring.tried(Classification(), test, ("a", "b", "c"))
+    with pytest.raises(ConfigError, match=words):
+        scoring.tried(Mine(), test, ("a", "b", "c"))
+
+
+def test_rows_that_are_right_by_more_than_one_are_told():
+    @dataclass(frozen=True)
+    class Mine(Classification):
+        def losses(self, logits, batch):
+            made = super().losses(logits, batch)
+            return replace(made, correct=100 * made.correct + 100)
+
+    with pytest.raises(ConfigError, match="correct of its losses has to be 0 or 1 for each row"):
+        scoring.tried(Mine(), Rows(["a text"] * 3, np.arange(3)), ("a", "b", "c"))
+
+
+def test_numbers_of_libraries_are_told_as_they_are():
+    given = {"a": np.float32(1), "b": torch.tensor(2.0), "c": [1, "x", None], "d": {"e": np.array([3])}}
+    task = SimpleNamespace(targets="classes", measures=lambda *_: given)
+    assert scoring.measures(task, np.zeros((2, 3)), np.zeros(2), None) == {"rows": 2, **given}
+
+
+def test_measures_that_are_no_numbers_are_noted(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(NO_NUMBERS)
+    given = ["--plugin", str(file), "--dataset", "rows", "--clients", "3", "--rounds", "1", "--workers", "1"]
+    with plugins.given({}):
+        assert simulate([*given, "--measure", "validation(keep=last)", "--output", str(tmp_path / "run")]) == 0
+        assert "measured on the test rows, mine, probe.mine: NaN or infinite" in " ".join(
+            capsys.readouterr().out.split()
+        )
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["targets"]["mine"] is None
+        assert evaluate([str(tmp_path / "run")]) == 0
+    assert "global: measured on the test rows, mine: NaN or infinite" in " ".join(capsys.readouterr().out.split())
+    text = (tmp_path / "run" / "evaluation" / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["measures"]["global"]["mine"] is None
+
+
+NO_NUMBERS = """
+from dataclasses import dataclass, replace
+
+from fedpeft.data.rows import load_dataset
+from fedpeft.models.tasks.regression import Regression
+
+
+@dataclass(frozen=True)
+class Mine(Regression):
+    def measures(self, outputs, labels, names):
+        return {"mine": float("nan")}
+
+
+@dataclass(frozen=True)
+class Rows:
+    def load(self):
+        tiny = load_dataset("tiny")
+        parts = {name: replace(getattr(tiny, name), labels=getattr(tiny, name).labels.astype(float)) for name in
+                 ("train", "test")}
+        return replace(tiny, **parts, task="mine", label_names=("number",))
+
+
+parts = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
+"""
+
+
+UNREADABLE = """
+from dataclasses import dataclass, replace
+
+from fedpeft.data.rows import load_dataset
+from fedpeft.models.tasks.classification import Classification
+
+
+@dataclass(frozen=True)
+class Mine(Classification):
+    def tokenise(self, rows, model_directory, max_tokens):
+        open("/nowhere/words.txt")
+
+
+@dataclass(frozen=True)
+class Rows:
+    def load(self):
+        return replace(load_dataset("tiny"), task="mine")
+
+
+parts = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
+"""
+
+
+def test_a_file_that_one_s_own_code_misses_is_no_failure_of_the_cache(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(UNREADABLE)
+    with plugins.given({}):
+        assert simulate(["--plugin", str(file), "--dataset", "rows", "--clients", "3", "--workers", "1"]) == MISTAKE
+    said = capsys.readouterr().err
+    assert f"error: the plugin {file} has failed in line 11, in tokenise: FileNotFoundError: " in said
+    assert "cache" not in said
