@@ -36,7 +36,7 @@ from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism, Training
 from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, planned_for_rows
 
-AUDIBLE_HEAD = 10.0
+AUDIBLE_HEAD = 7.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
 measured in docs/decisions.md; other mechanisms have not been."""
 
