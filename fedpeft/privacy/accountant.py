@@ -153,9 +153,9 @@ def _prv_accountant() -> PRVAccountant:
         ) -> Domain:
             steps = sum(num_self_compositions)
             releases = [Event(prv.noise_multiplier, prv.sample_rate) for prv in prvs]
-            together = dict(zip(releases, num_self_compositions, strict=True))
+            total = together(*({release: n} for release, n in zip(releases, num_self_compositions, strict=True)))
             tails = [rdp_epsilon({release: 1}, delta_error / (8 * steps)) for release in releases]
-            reach = max(rdp_epsilon(together, delta_error / 4), *tails, eps_error) + 3
+            reach = max(rdp_epsilon(total, delta_error / 4), *tails, eps_error) + 3
             return Domain.create_aligned(-reach, reach, eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2))
 
     return Accountant()

@@ -118,6 +118,7 @@ def test_the_worst_account_is_the_one_of_the_largest_epsilon(monkeypatch):
         ([(3.0, 1.0, 20)], 1e-4),
         ([(2.5, 1.0, 1), (1.7, 0.1, 40)], 3e-5),
         ([(0.9, 0.004, 1000), (20.0, 0.3, 7), (4.0, 1.0, 2)], 1e-6),
+        ([(3.0, 1.0, 20), (3.0, 1.0, 20)], 1e-4),  # one kind of release, told twice
     ],
 )
 def test_a_domain_that_is_found_faster_is_opacus_own(history, delta):
