@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fedpeft import plugins
-from fedpeft.conformance.conftest import tiny  # noqa: F401
+from fedpeft.conformance.conftest import small_bases_are_read_once, tiny  # noqa: F401
 from fedpeft.privacy import noise
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,36 @@ import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
+
+SMALL_FILES = 5_000_000
+"""Bytes of a folder's files, at most, whose model stays in memory."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_bases_are_read_once() -> Iterator[None]:
+    """Most tests begin with one of a few small models, and transformers takes longer to read it than they take to train
+    it: its files are read once per process, and again when they have changed."""
+    from fedpeft.models import loading
+
+    kept: dict[object, Any] = {}
+    read = loading._loaded
+
+    def loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+        files = [(path, path.stat()) for path in sorted(directory.rglob("*")) if path.is_file()]
+        if sum(found.st_size for _, found in files) > SMALL_FILES:
+            return read(load, directory, dtype, options)
+        state = tuple((path, found.st_size, found.st_mtime_ns) for path, found in files)
+        key = (load, dtype, repr(options), state)
+        if key not in kept:
+            model, report = read(load, directory, dtype, options)
+            if report["missing_keys"]:  # these are drawn at random
+                return model, report
+            kept[key] = model, report
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_loaded", loaded)
+        yield
 
 
 @pytest.fixture(scope="session")
