@@ -18,7 +18,10 @@ server can't name one, and a client sees an installed package's parts only where
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
+import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +53,8 @@ class Plugin:
 
     Attributes:
         source: absolute path of a file or folder, the name of an installed distribution, or `IN_PYTHON`.
-        version: SHA-256 of the file, or of the folder's Python files; of a distribution its version.
+        version: SHA-256 of the file, or of the folder's Python files; of a distribution its version, and behind it the
+            SHA-256 of its modules where they can change under one version (`pip install -e`).
         parts: by group and name, the class, or the entry point that it is loaded from once it is wanted.
     """
 
@@ -59,7 +63,7 @@ class Plugin:
     parts: Mapping[str, Mapping[str, Any]] = field(compare=False)
 
     def __str__(self) -> str:
-        return self.source if Path(self.source).is_absolute() else f"{self.source} {self.version}".strip()
+        return self.source if Path(self.source).is_absolute() else f"{self.source} {_short(self.version)}".strip()
 
     @property
     def names(self) -> list[str]:
@@ -71,6 +75,10 @@ class Plugin:
         """What a run's config.toml says of it; `use` takes it back."""
         kind = "sha256" if Path(self.source).is_absolute() else "version"
         return {"source": self.source, kind: self.version, "parts": self.names}
+
+    def is_as(self, version: str) -> bool:
+        """Whether this is what a record of it says; former records have of a distribution its version alone."""
+        return version in (self.version, self.version.partition(" ")[0])
 
     @property
     def recipe(self) -> Recipe:
@@ -315,14 +323,27 @@ def found(source: str, beside: Path | None = None) -> Plugin:
 @functools.cache
 def installed() -> tuple[Plugin, ...]:
     """The installed packages with entry points in our groups."""
-    made: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    made: dict[str, dict[str, dict[str, Any]]] = {}
+    packages: dict[str, importlib.metadata.Distribution] = {}
     entries = importlib.metadata.entry_points()  # of all packages at once: each call reads their files
     for group in GROUPS:
         for entry in entries.select(group=f"fedpeft.{group}"):
             if entry.dist is not None:
-                key = entry.dist.name, entry.dist.version
-                made.setdefault(key, {}).setdefault(group, {})[entry.name] = entry
-    return tuple(Plugin(name, version, parts) for (name, version), parts in sorted(made.items()))
+                packages[entry.dist.name] = entry.dist
+                made.setdefault(entry.dist.name, {}).setdefault(group, {})[entry.name] = entry
+    return tuple(Plugin(name, _version(packages[name], parts), parts) for name, parts in sorted(made.items()))
+
+
+def _version(package: importlib.metadata.Distribution, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The package's version, and the digest of what its parts are in if that is installed in place (PEP 610)."""
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    if not origin.get("dir_info", {}).get("editable"):
+        return package.version
+    modules = {entry.module.partition(".")[0] for named in parts.values() for entry in named.values()}
+    specs = [spec for module in sorted(modules) if (spec := importlib.util.find_spec(module))]
+    files = [place for spec in specs for place in spec.submodule_search_locations or filter(None, [spec.origin])]
+    told = hashlib.sha256("".join(digest(Path(file)) for file in files).encode())
+    return f"{package.version} {told.hexdigest()}"
 
 
 def _plain(name: str) -> str:
@@ -352,19 +373,24 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
         told = f"of {source}, which is not there any more" if gone else f"of {source}, which can't be used ({error})"
         _state.lost |= dict.fromkeys(map(str, record["parts"]), told)
         return None
-    if plugin.version == version:
+    if plugin.is_as(version):
         return plugin
+    before, now = _short(version), _short(plugin.version)
     if goes_on:
         raise ConfigError(
-            f"this run needs the plugin {source} as it was ({version:.12}), and "
-            + (f"it has changed ({plugin.version:.12})" if plugin.source == source else f"{plugin} is another")
+            f"this run needs the plugin {source} as it was ({before}), and "
+            + (f"it has changed ({now})" if plugin.source == source else f"{plugin} is another")
             + "; put back what was there, or start a new run"
         )
     _state.notes[
-        f"the plugin {plugin} has changed since the run was made with it ({version:.12}, now {plugin.version:.12}): "
+        f"the plugin {plugin.source} has changed since the run was made with it ({before}, now {now}): "
         "what is there now is used"
     ] = None
     return plugin
+
+
+def _short(version: str) -> str:
+    return " ".join(word[:12] for word in version.split())
 
 
 def _moved(version: str, parts: Iterable[str]) -> Plugin | None:

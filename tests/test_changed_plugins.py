@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+import tomli_w
 
 from fedpeft import plugins
 from fedpeft.api import open_run
@@ -24,7 +26,7 @@ from fedpeft.run.setup import Setup
 from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
 from tests.conftest import forget_plugins
-from tests.test_plugins import PARTS, RULE
+from tests.test_plugins import PARTS, RULE, package  # noqa: F401
 
 METHOD = """
 from fedpeft.peft.methods.ia3 import part as IA3
@@ -41,6 +43,7 @@ parts = {"peft_methods": {"mine": Mine}}
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     forget_plugins(monkeypatch)
+    monkeypatch.setattr(plugins, "installed", plugins.installed.__wrapped__)
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
 
 
@@ -69,6 +72,37 @@ def test_a_changed_plugin_is_noted_once_and_refused_only_where_its_run_goes_on(r
     [note] = plugins.notes()
     assert note.startswith(f"the plugin {rule} has changed since the run was made with it (")
     assert plugins.notes() == ()
+
+
+@pytest.fixture
+def in_place(package):  # noqa: F811
+    """The installed package, as `pip install -e` leaves it: it changes under one version as its author likes."""
+    told = {"url": package.as_uri(), "dir_info": {"editable": True}}
+    (package / "somebodys_rules-1.5.dist-info" / "direct_url.json").write_text(json.dumps(told))
+    return package / "somebody.py"
+
+
+def test_a_package_that_is_installed_in_place_has_changed_when_its_files_have(in_place, tmp_path, monkeypatch):
+    config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
+    file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    forget_plugins(monkeypatch)
+    assert read_config(file).strategy == "half_mean"
+    in_place.write_text(RULE + "# a comment\n")
+    with pytest.raises(ConfigError, match=r"as it was \(1\.5 \w{12}\), and it has changed \(1\.5 \w{12}\); put back"):
+        read_config(file)
+    read_config(file, goes_on=False)
+    [note] = plugins.notes()
+    assert note.startswith("the plugin somebodys-rules has changed since the run was made with it (1.5 ")
+
+
+def test_a_run_of_before_knows_of_a_package_its_version_alone(in_place, tmp_path):
+    file = tmp_path / "config.toml"
+    record = {"source": "somebodys-rules", "version": "1.5", "parts": ["strategies.half_mean"]}
+    file.write_text(tomli_w.dumps({"strategy": "half_mean", "plugin": [record]}))
+    assert read_config(file).strategy == "half_mean"
+    file.write_text(file.read_text().replace("1.5", "1.4"))
+    with pytest.raises(ConfigError, match=r"as it was \(1\.4\), and it has changed"):
+        read_config(file)
 
 
 def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):

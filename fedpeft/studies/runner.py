@@ -122,10 +122,10 @@ class Workplace:
                     "move that file away or give another --output"
                 )
             assert config is not None
-            now = {plugin.source: plugin.version for plugin in catalogue.used(config)}
+            now = {plugin.source: plugin for plugin in catalogue.used(config)}
             for was in result.plugin:
-                version = was.get("sha256", was.get("version"))
-                if now.get(was["source"], version) != version:
+                plugin = now.get(was["source"])
+                if plugin is not None and not plugin.is_as(was.get("sha256", was.get("version"))):
                     raise RunError(
                         f"{self.results.path} holds results made with the plugin {was['source']} as it was before it "
                         "changed; put that back, or give another --output"
