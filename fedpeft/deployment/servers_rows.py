@@ -186,7 +186,7 @@ def _template(source: Dataset, dataset: str, options: ServeOptions) -> str | Non
         return options.template or None
     row = json.loads(str(source.test.inputs[0]))
     messages = isinstance(row.get("chosen") if isinstance(row, dict) and "chosen" in row else row, list)
-    own = getattr(DATASETS.build(dataset), "template", None) or (CHAT if messages else "")
+    own = getattr(DATASETS.build(dataset), "template", None) or source.template or (CHAT if messages else "")
     if own and options.template not in ("", own):
         raise ConfigError(
             f"--template {options.template} is not that of {source.name}, which is {own}: clients would write their "

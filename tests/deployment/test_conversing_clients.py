@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
+from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.made_words import WORDS
-from fedpeft.data.rows import load_dataset
+from fedpeft.data.rows import Dataset, Rows, load_dataset
 from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
@@ -127,6 +129,15 @@ def test_a_named_template_is_known_everywhere(tmp_path, observer):
     assert made.server.gateway.description.template == "alpaca"
 
 
+@dataclass(frozen=True)
+class Written:
+    """Prompts of one's own."""
+
+    def load(self):
+        rows = Rows([json.dumps({"prompt": f"{i}?", "answer": "yes"}) for i in range(20)])
+        return Dataset("written", "text", "instruction", rows, rows, None, "smollm2")
+
+
 def test_rows_of_a_data_set_are_the_server_s_own(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(FORMS["messages"](*talk(i))) + "\n" for i in range(40)))
@@ -138,14 +149,17 @@ def test_rows_of_a_data_set_are_the_server_s_own(tmp_path):
     assert load_dataset(f"file:{file}").task == own.dataset.task
     alpaca = tmp_path / "alpaca.jsonl"
     alpaca.write_text("".join(json.dumps(FORMS["alpaca"](*talk(i))) + "\n" for i in range(40)))
-    with pytest.raises(ConfigError, match="written by no template that it names"):
-        ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), ServeOptions(eval_data="dataset"))
     asked = ServeOptions(eval_data="dataset", template="alpaca")
+    for options in (asked, ServeOptions(eval_data="dataset")):
+        assert ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), options).form.template == "alpaca"
+    with plugins.given({"datasets": {"written": Written}}):
+        with pytest.raises(ConfigError, match="written by no template that it names"):
+            ServersRows.of(RunConfig(dataset="written"), ServeOptions(eval_data="dataset"))
+        assert ServersRows.of(RunConfig(dataset="written"), asked).form.template == "alpaca"
     with pytest.raises(ConfigError, match=r"--template alpaca is not that of rows.jsonl, which is chat"):
         ServersRows.of(RunConfig(dataset=f"file:{file}"), asked)
     with pytest.raises(DataError, match=r"there is no file none.jinja"):
         with_form(RunConfig(), ServeOptions(task="instruction", template="none.jinja"))
-    assert ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), asked).form.template == "alpaca"
 
 
 @pytest.mark.parametrize(
