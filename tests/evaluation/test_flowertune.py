@@ -152,14 +152,14 @@ def test_sentiments_are_read_as_the_reference_reads_them(model_and_tokenizer, tm
     model, tokenizer = model_and_tokenizer
     speaking(model, tokenizer, ["positive", "Negative", "neutral"])
     monkeypatch.setattr(flowertune, "FINANCE_TOKENS", 44)
-    draw = random.Random("finance")
-    rows = [finance_row(draw) for _ in range(ROWS)]
+    draw, count = random.Random("finance"), 3 * flowertune.BATCH + 1
+    rows = [finance_row(draw) for _ in range(count)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     items = read("finance", str(path))
     said = TRACKS["finance"].said(model, tokenizer, items)
     right = []
-    for start in range(0, ROWS, flowertune.BATCH):
+    for start in range(0, count, flowertune.BATCH):
         batch = rows[start : start + flowertune.BATCH]
         prompts = []
         for row in batch:
@@ -175,7 +175,7 @@ def test_sentiments_are_read_as_the_reference_reads_them(model_and_tokenizer, tm
             right.append(read_as == row["output"])
     found = [TRACKS["finance"].is_right(text, item.right) for text, item in zip(said, items, strict=True)]
     assert found == right
-    assert 0 < sum(right) < ROWS
+    assert 0 < sum(right) < count
 
 
 @pytest.mark.parametrize(

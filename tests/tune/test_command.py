@@ -68,7 +68,11 @@ def test_numbers_that_can_t_be_are_refused(tmp_path, flags, words, capsys):
 
 
 def test_trials_that_all_keep_their_start_are_said_not_to_be_told_apart(tmp_path, capsys):
-    text = RATES.replace("trials = 4", "trials = 2").replace("low = 1e-4, high = 1e-2", "low = 1e-12, high = 1e-11")
+    text = (
+        RATES.replace("trials = 4", "trials = 2")
+        .replace("rounds = 4", "rounds = 2")
+        .replace("low = 1e-4, high = 1e-2", "low = 1e-12, high = 1e-11")
+    )
     assert main([str(written(tmp_path, text)), "--output", str(tmp_path / "found")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "note: 2 of 2 finished trials have this very value, as runs have that keep their start" in said
