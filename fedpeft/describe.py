@@ -22,12 +22,13 @@ from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
+from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
 
-FAMILIES = {**catalogue.FAMILIES, "metrics": (METRICS,)}
-"""Which families a flag's parts are of: those of `simulate`, and of `evaluate`."""
+FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
+"""Which families a flag's parts are of: those of `simulate`, of `serve` and of `evaluate`."""
 
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 

@@ -81,6 +81,11 @@ def digest(source: Path) -> str:
     return total.hexdigest()
 
 
+def shortened(version: str) -> str:
+    """A version or a digest as a sentence bears it."""
+    return " ".join(word[:12] for word in version.split())
+
+
 def reason(error: BaseException) -> str:
     """An error in a few words, for a sentence."""
     if isinstance(error, SyntaxError):

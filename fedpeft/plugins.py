@@ -18,10 +18,7 @@ server can't name one, and a client sees an installed package's parts only where
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
-import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +30,8 @@ from typing import Any, Final
 import cloudpickle
 
 from fedpeft.errors import ConfigError
-from fedpeft.plugin_files import MODULE, check, digest, imported, reason
+from fedpeft.plugin_files import MODULE, check, digest, imported, reason, shortened
+from fedpeft.plugin_packages import packages
 
 GROUPS: Final = (
     "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "measurements", "mechanisms", "models",
@@ -63,7 +61,7 @@ class Plugin:
     parts: Mapping[str, Mapping[str, Any]] = field(compare=False)
 
     def __str__(self) -> str:
-        return self.source if Path(self.source).is_absolute() else f"{self.source} {_short(self.version)}".strip()
+        return self.source if Path(self.source).is_absolute() else f"{self.source} {shortened(self.version)}".strip()
 
     @property
     def names(self) -> list[str]:
@@ -323,27 +321,7 @@ def found(source: str, beside: Path | None = None) -> Plugin:
 @functools.cache
 def installed() -> tuple[Plugin, ...]:
     """The installed packages with entry points in our groups."""
-    made: dict[str, dict[str, dict[str, Any]]] = {}
-    packages: dict[str, importlib.metadata.Distribution] = {}
-    entries = importlib.metadata.entry_points()  # of all packages at once: each call reads their files
-    for group in GROUPS:
-        for entry in entries.select(group=f"fedpeft.{group}"):
-            if entry.dist is not None:
-                packages[entry.dist.name] = entry.dist
-                made.setdefault(entry.dist.name, {}).setdefault(group, {})[entry.name] = entry
-    return tuple(Plugin(name, _version(packages[name], parts), parts) for name, parts in sorted(made.items()))
-
-
-def _version(package: importlib.metadata.Distribution, parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The package's version, and the digest of what its parts are in if that is installed in place (PEP 610)."""
-    origin = json.loads(package.read_text("direct_url.json") or "{}")
-    if not origin.get("dir_info", {}).get("editable"):
-        return package.version
-    modules = {entry.module.partition(".")[0] for named in parts.values() for entry in named.values()}
-    specs = [spec for module in sorted(modules) if (spec := importlib.util.find_spec(module))]
-    files = [place for spec in specs for place in spec.submodule_search_locations or filter(None, [spec.origin])]
-    told = hashlib.sha256("".join(digest(Path(file)) for file in files).encode())
-    return f"{package.version} {told.hexdigest()}"
+    return tuple(Plugin(*found) for found in packages(GROUPS))
 
 
 def _plain(name: str) -> str:
@@ -375,7 +353,7 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
         return None
     if plugin.is_as(version):
         return plugin
-    before, now = _short(version), _short(plugin.version)
+    before, now = shortened(version), shortened(plugin.version)
     if goes_on:
         raise ConfigError(
             f"this run needs the plugin {source} as it was ({before}), and "
@@ -387,10 +365,6 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
         "what is there now is used"
     ] = None
     return plugin
-
-
-def _short(version: str) -> str:
-    return " ".join(word[:12] for word in version.split())
 
 
 def _moved(version: str, parts: Iterable[str]) -> Plugin | None:

@@ -6,12 +6,15 @@ import pytest
 
 from fedpeft import describe, evaluate
 from fedpeft.config import RunConfig
+from fedpeft.deployment.options import ServeOptions
 
 
 def test_every_flag_with_parts_is_listed_with_all_of_them(capsys):
     assert describe.main([]) == 0
     out = capsys.readouterr().out
-    fields = {field.name for command in (RunConfig, evaluate.Command) for field in dataclasses.fields(command)}
+    fields = {
+        field.name for command in (RunConfig, ServeOptions, evaluate.Command) for field in dataclasses.fields(command)
+    }
     for flag, families in describe.FAMILIES.items():
         assert flag.replace("-", "_") in fields
         assert all(name in out for family in families for name in family.names)
