@@ -33,7 +33,7 @@ from fedpeft.models.client_accuracy import of_clients, worst_tenth
 from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
-from fedpeft.run.summary import VALIDATION_ROWS
+from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -100,6 +100,14 @@ class Result:
     def finished(self) -> bool:
         """Whether there are numbers."""
         return self.status == FINISHED
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether its accuracy and loss are those of clients' own models, each on rows of its own."""
+        summary = self.summary or {}
+        if summary.get("accuracy_of") is None:  # of version 0.1, where only such runs have the other one
+            return summary.get("shared_accuracy") is not None
+        return bool(summary["accuracy_of"] == OWN_ROWS)
 
     @property
     def scored(self) -> Scored | None:
