@@ -1,9 +1,11 @@
-"""The TOML files that docs/toml.md and the module of studies show can be read as they stand."""
+"""Files that docs/ show or tell of: TOML files can be read as they stand, and arrays have the names that are told."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from fedpeft.config import read_config
+from fedpeft.models.scoring import Scores
 from fedpeft.run.profiles import tables_of
 from fedpeft.studies import study_file
 from fedpeft.studies.study_file import read_study
@@ -40,3 +42,9 @@ def test_a_shown_search_has_a_space(tmp_path: Path) -> None:
 
 def test_shown_groups_of_clients_are_read(tmp_path: Path) -> None:
     assert [group.count for group in tables_of(written(tmp_path, PROFILES))] == [50, 50]
+
+
+def test_the_arrays_of_predictions_are_told_by_name() -> None:
+    told = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    [line] = [line for line in told.splitlines() if line.startswith("| `predictions.npz` |")]
+    assert set(re.findall("`([a-z]+)`", line)) == {field.name for field in fields(Scores)}
