@@ -15,7 +15,7 @@ from functools import cached_property
 
 from fedpeft.run.console import duration
 from fedpeft.studies.measures import BY_KEY
-from fedpeft.studies.results import Result
+from fedpeft.studies.results import FILE, Result
 from fedpeft.studies.statistics import Scored, mean_and_deviation, pareto_front
 from fedpeft.studies.study_file import Study
 
@@ -209,10 +209,19 @@ def section_of_study(study: Study, results: Sequence[Result]) -> Section:
 
 
 def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
-    """Runs on their own: their point is every setting in which they differ."""
-    keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
-    differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
-    return [dataclasses.replace(r, point={k: str(r.config.get(k)) for k in differing}) for r in results]
+    """Runs on their own: their point is every setting, and every content of a file, in which they differ."""
+    told = [{**r.config, **r.contents} for r in results]
+    keys = dict.fromkeys(k for one in told for k in one if k not in ("seed", "workers"))
+    differing = [k for k in keys if len({str(one.get(k)) for one in told}) > 1]
+    return [
+        dataclasses.replace(r, point={k: str(one.get(k)) for k in differing})
+        for r, one in zip(results, told, strict=True)
+    ]
+
+
+def baseline_of_runs(results: Sequence[Result]) -> dict[str, str]:
+    """What runs on their own are compared with: the first; those of other rows or another model are a context."""
+    return {axis: label for axis, label in results[0].point.items() if not axis.startswith(FILE)}
 
 
 def time_in_words(section: Section) -> str:
