@@ -43,8 +43,7 @@ from fedpeft.run.observer import RoundResult
 from fedpeft.run.plots import figure_of
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
-from fedpeft.studies.results import ResultsFile
-from fedpeft.studies.study_file import read_study
+from fedpeft.studies.results import Result
 
 OnRound = Callable[[RoundResult], bool | None]
 SUITS = "the model that suits the rows"
@@ -249,19 +248,16 @@ def run_study(
     """
     from fedpeft import study as command
 
-    file = Path(study)
-    asked = command.Command(file, preset, None if output is None else Path(output), jobs)
+    asked = command.Command(Path(study), preset, None if output is None else Path(output), jobs)
     with _undisturbed(), plugins.given({}):
-        command.run_study(asked, Console(quiet=not progress))
-        folder = asked.output or read_study(file, preset).folder
-        results = ResultsFile(folder / "results.jsonl").read()
-    return _frame(
-        [
-            {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
-            | dict(result.summary or {})
-            for result in results
-        ]
-    )
+        results = command.completed(asked, Console(quiet=not progress))
+    return _frame([_row(result) for result in results])
+
+
+def _row(result: Result) -> dict[str, Any]:
+    """A run of a study; where an axis is named as a key of summary.json is (privacy), the axis's value stays."""
+    row = {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
+    return row | {key: value for key, value in (result.summary or {}).items() if key not in row}
 
 
 def _frame(records: list[dict[str, Any]]) -> Any:

@@ -28,7 +28,7 @@ from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.found import Found
 from fedpeft.studies.page import STUDYS_PAGE, Made, write_report
 from fedpeft.studies.results import Result, latest
-from fedpeft.studies.sections import Section, section_of_study, with_points_by_difference
+from fedpeft.studies.sections import Section, baseline_of_runs, section_of_study, with_points_by_difference
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sections(found: Found, command: Command) -> list[Section]:
             results = results if name else with_points_by_difference(latest(results))
             alone = titled(results[0]) if len(results) == 1 else "runs"
             title = f"{name} ({preset})" if preset else name or alone
-            section = Section(title, "", results, dict(results[0].point))
+            section = Section(title, "", results, baseline_of_runs(results))
         if baseline:
             _check_baseline(section, baseline)
             section = dataclasses.replace(section, baseline=baseline)

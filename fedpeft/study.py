@@ -25,6 +25,7 @@ from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import duration
 from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
+from fedpeft.studies.results import Result
 from fedpeft.studies.runner import Workplace, jobs_that_fit, run_what_is_left
 from fedpeft.studies.study_file import Planned, read_study
 
@@ -93,8 +94,8 @@ def load() -> None:
         importlib.import_module(module)
 
 
-def run_study(command: Command, console: Console) -> int:
-    """Run what is missing and make the report; returns the exit code.
+def completed(command: Command, console: Console) -> list[Result]:
+    """Run what is missing and make the report; the results of all runs, in the order of the grid.
 
     Raises:
         FedpeftError: what the user can mend; nothing was overwritten.
@@ -134,14 +135,18 @@ def run_study(command: Command, console: Console) -> int:
             soft_wrap=True,
         )
     if command.dry_run:
-        return 0
+        return []
     place = run_what_is_left(Program(load, simulate.main), place, jobs, command.retry_failed, command.track, console)
-    failures = sum(not result.finished for result in place.done.values())
-    if any(result.finished for result in place.done.values()):
-        results = [place.done[run.name] for run in place.planned if run.name in place.done]
+    results = [place.done[run.name] for run in place.planned if run.name in place.done]
+    if any(result.finished for result in results):
         page = write_study_report(study, results, place.folder)
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-    return FAILURES if failures else 0
+    return results
+
+
+def run_study(command: Command, console: Console) -> int:
+    """As `completed`; returns the exit code."""
+    return 0 if all(result.finished for result in completed(command, console)) else FAILURES
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -141,10 +141,12 @@ def accuracy_plane(
             linestyle="none",
             zorder=look.order,
         )
-    points = sorted((m.mean(key) or 0.0, m.mean("accuracy") or 0.0) for m in methods if pareto.get(m.label))
-    if len(points) > 1:
-        xs, ys = zip(*points, strict=True)
-        axis.step(xs, ys, where="post", color=GREY, linewidth=1.1, linestyle="--", zorder=1)
+    for own_rows in (False, True):  # a front each: they are judged on other rows
+        on_front = [m for m in methods if pareto.get(m.label) and m.own_rows == own_rows]
+        points = sorted((m.mean(key) or 0.0, m.mean("accuracy") or 0.0) for m in on_front)
+        if len(points) > 1:
+            xs, ys = zip(*points, strict=True)
+            axis.step(xs, ys, where="post", color=GREY, linewidth=1.1, linestyle="--", zorder=1)
     axis.margins(0.14, 0.1)
 
 

@@ -162,7 +162,7 @@ def figures(section: Section) -> list[Figure]:
     """All figures that have something to show; of a run alone, those that compare nothing."""
     if section.lone is not None:
         return _figures_of_a_run(section, section.lone)
-    greys = GREYS if len(section.names) > len(COLORS) else ""
+    greys = (GREYS if len(section.names) > len(COLORS) else "") + section.on_own_rows
     made = (
         (
             "accuracy_bytes",
@@ -213,10 +213,15 @@ def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
         (
             "course",
             "Accuracy and loss",
-            "The global model on the validation rows after each round.",
+            f"The global model on the validation rows after each round.{section.on_own_rows}",
             course(section, run),
         ),
-        ("curves", "Accuracy over bytes and time", "Bytes up and down; time of the rounds.", curves(section)),
+        (
+            "curves",
+            "Accuracy over bytes and time",
+            f"Bytes up and down; time of the rounds.{section.on_own_rows}",
+            curves(section),
+        ),
         ("clients", "Accuracy over clients", CLIENTS, spread_of_clients(section)),
         ("reliability", "Calibration", RELIABILITY, reliability(section)),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fedpeft.config import read_toml
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.studies.results import Result, ResultsFile, latest, read_run, resolved
 from fedpeft.studies.study_file import Study, read_study
@@ -89,9 +90,10 @@ def _holds_something(path: Path) -> bool:
 
 
 def _described(folder: Path, name: str, preset: str) -> Study | None:
-    """The study's own file, beside its results or above them."""
-    for file in (folder / "study.toml", folder.parent / "study.toml"):
-        if file.is_file():
+    """The study's own file, beside its results or above them, whatever it is called."""
+    for place in (folder, folder.parent):
+        others = sorted(file for file in place.glob("*.toml") if _is_of(file, name))
+        for file in sorted(others, key=lambda file: file.name != "study.toml"):
             try:
                 study = read_study(file, preset)
             except FedpeftError:
@@ -99,3 +101,12 @@ def _described(folder: Path, name: str, preset: str) -> Study | None:
             if study.name == name:
                 return study
     return None
+
+
+def _is_of(file: Path, name: str) -> bool:
+    """Whether a file may be that study's: asked before it is read as one, which loads the plugins that it names."""
+    try:
+        content = read_toml(file)
+    except FedpeftError:
+        return False
+    return bool((content.get("name") or file.resolve().parent.name) == name)

@@ -30,6 +30,11 @@ def from_summary(key: str) -> Callable[[Result], float | None]:
     return lambda result: (result.summary or {}).get(key)
 
 
+def shared_accuracy(result: Result) -> float | None:
+    """Of the global model, where the accuracy is that of clients' own ones."""
+    return from_summary("shared_accuracy")(result) if result.own_rows else None
+
+
 def total_bytes(result: Result) -> float | None:
     """Up and down, preparation included."""
     summary = result.summary or {}
@@ -143,6 +148,7 @@ def from_spans(result: Result) -> float | None:
 
 MEASURES = (
     Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
+    Measure("shared_accuracy", "global model, test rows (%)", shared_accuracy, POINTS, 2),
     Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
     Measure("loss", "test loss (nats)", from_summary("loss"), 1.0, 3),
     Measure("baseline_accuracy", "frozen linear probe (%)", from_summary("baseline_accuracy"), POINTS, 2),
@@ -215,6 +221,7 @@ QUALITY = (
     "risk_area",
     "cancelled",
     "accuracy",
+    "shared_accuracy",
     "mrr",
     "recall_at_10",
     "mrr_reverse",

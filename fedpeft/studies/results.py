@@ -33,7 +33,7 @@ from fedpeft.models.client_accuracy import of_clients, worst_tenth
 from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
-from fedpeft.run.summary import VALIDATION_ROWS
+from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -44,6 +44,9 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, 
 
 EACH_ROUND = {"round", "loss", "accuracy", "uplink_bytes", "downlink_bytes", "seconds"}
 """What a line of rounds.jsonl is read for."""
+
+FILE = "file "
+"""Begins the name of what a run's own file held (`Result.contents`)."""
 
 FINISHED, FAILED = "finished", "failed"
 
@@ -100,6 +103,22 @@ class Result:
     def finished(self) -> bool:
         """Whether there are numbers."""
         return self.status == FINISHED
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """What was in its parts from outside and its user's own files, shortened: settings don't tell it."""
+        parts = [("plugin ", p["source"], str(p.get("sha256", p.get("version")))) for p in self.plugin]
+        own = [(FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
+        named = [(kind, Path(source).name, said.split()) for kind, source, said in (*parts, *own)]
+        return {kind + name: " ".join([name, *(word[:8] for word in said)]) for kind, name, said in named}
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether its accuracy and loss are those of clients' own models, each on rows of its own."""
+        summary = self.summary or {}
+        if summary.get("accuracy_of") is None:  # of version 0.1, where only such runs have the other one
+            return summary.get("shared_accuracy") is not None
+        return bool(summary["accuracy_of"] == OWN_ROWS)
 
     @property
     def scored(self) -> Scored | None:
@@ -313,9 +332,13 @@ def _result(plain: Any) -> Result:
 
 
 def latest(results: list[Result]) -> list[Result]:
-    """The last line of each configuration, as it is understood today, in the order of first lines."""
+    """The last line of each configuration, as it is understood today, in the order of first lines.
+
+    Of runs on their own, those that other contents of the same files have made are others; a study has one of each.
+    """
     chosen: dict[object, Result] = {}
     for result in results:
         config = resolved(result.config) or json.dumps(result.config, sort_keys=True)
-        chosen[result.study, result.preset, config] = result
+        contents = () if result.study else tuple(result.contents.items())
+        chosen[result.study, result.preset, config, contents] = result
     return list(chosen.values())

@@ -93,7 +93,9 @@ class Workplace:
 
     def _as_begun(self) -> tuple[Study, list[Planned]]:
         """The study, in the precision in which all results that are there are its own, else as it is; and its runs."""
-        done = {resolved(result.config) for result in self.results.read()}
+        there = self.results.read()
+        finished = [result for result in there if result.finished]
+        done = {resolved(result.config) for result in finished or there}
         planned = self.study.runs()
         if not done <= {run.config for run in planned}:
             for precision in dict.fromkeys(config.dtype for config in done if config is not None):
@@ -104,15 +106,18 @@ class Workplace:
         return self.study, planned
 
     def _match(self) -> dict[str, Result]:
-        """The results that are there, by name of the run.
+        """The results that are there, by name of the run. A failure of what is planned no more holds nothing: its user
+        has mended the file.
 
         Raises:
-            RunError: a result is not of this study.
+            RunError: a finished result is not of this study.
         """
         planned = {run.config: run for run in self.planned}
         found: dict[str, Result] = {}
         for number, result in enumerate(self.results.read(), 1):
             config = resolved(result.config)
+            if config not in planned and not result.finished:
+                continue
             if config not in planned:
                 point = ", ".join(f"{a}={v}" for a, v in result.point.items())
                 raise RunError(

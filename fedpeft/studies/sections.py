@@ -8,15 +8,19 @@ methods are compared with each other (one partition, say).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from fedpeft.run.console import duration
 from fedpeft.studies.measures import BY_KEY
-from fedpeft.studies.results import Result
+from fedpeft.studies.results import FILE, Result
 from fedpeft.studies.statistics import Scored, mean_and_deviation, pareto_front
 from fedpeft.studies.study_file import Study
+
+ON_OWN_ROWS = "(own rows)"
+"""Behind the name of a method whose clients have models of their own."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,14 @@ class Method:
         return (mean_and_deviation(values)[1] or 0.0) if values else 0.0
 
     @property
+    def own_rows(self) -> bool:
+        """Whether its accuracy is that of clients' own models on their own rows, and no other method's measure."""
+        return any(run.own_rows for run in self.runs.values())
+
+    @property
     def scored(self) -> dict[int, Scored]:
         """Test rows by seed; none of runs whose accuracy is each client's own model's on its own rows."""
-        kept = {seed: run for seed, run in self.runs.items() if not (run.summary or {}).get("shared_accuracy")}
+        kept = {seed: run for seed, run in self.runs.items() if not run.own_rows}
         return {seed: s for seed, run in kept.items() if (s := run.scored) is not None}
 
 
@@ -102,6 +111,8 @@ class Section:
             name = describe({a: v for a, v in own.items() if a in inside}) or "all runs"
             context = describe({a: v for a, v in own.items() if a not in inside})
             finished = {r.seed: r for r in runs if r.finished}
+            if any(r.own_rows for r in runs):
+                name = f"{name} {ON_OWN_ROWS}"
             methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.finished)))
         order = list(dict.fromkeys(m.context for m in methods))
         return sorted(methods, key=lambda m: order.index(m.context))
@@ -132,6 +143,16 @@ class Section:
         return self.results[0] if len(self.results) == 1 and self.results[0].finished else None
 
     @property
+    def on_own_rows(self) -> str:
+        """What the accuracies of clients' own models are, in words; empty: there are none."""
+        if not any(run.own_rows for run in self.results):
+            return ""
+        told = "the mean over clients, each with a model of its own on held-out rows of its own"
+        if self.lone is not None:
+            return f" Accuracy and loss are {told}."
+        return f" {ON_OWN_ROWS}: {told}; it is not compared with accuracies on test rows, which are another measure."
+
+    @property
     def common(self) -> dict[str, str]:
         """Settings that all runs share, the seed left out."""
         configs = [r.config for r in self.results]
@@ -156,13 +177,14 @@ class Section:
 
     @property
     def pareto(self) -> dict[str, bool]:
-        """By label: no other method of the context has fewer bytes and at least the accuracy, in the mean."""
+        """By label: no other method of the context, judged on the same rows, has fewer bytes and at least the accuracy,
+        in the mean."""
         found: dict[str, bool] = {}
-        for context in self.contexts:
+        for context, own_rows in itertools.product(self.contexts, (False, True)):
             inside = [
                 (m.label, cost, value)
                 for m in self.shown
-                if m.context == context
+                if (m.context, m.own_rows) == (context, own_rows)
                 and (cost := m.mean("total_bytes")) is not None
                 and (value := m.mean("accuracy")) is not None
             ]
@@ -187,10 +209,19 @@ def section_of_study(study: Study, results: Sequence[Result]) -> Section:
 
 
 def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
-    """Runs on their own: their point is every setting in which they differ."""
-    keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
-    differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
-    return [dataclasses.replace(r, point={k: str(r.config.get(k)) for k in differing}) for r in results]
+    """Runs on their own: their point is every setting, and every content of a file, in which they differ."""
+    told = [{**r.config, **r.contents} for r in results]
+    keys = dict.fromkeys(k for one in told for k in one if k not in ("seed", "workers"))
+    differing = [k for k in keys if len({str(one.get(k)) for one in told}) > 1]
+    return [
+        dataclasses.replace(r, point={k: str(one.get(k)) for k in differing})
+        for r, one in zip(results, told, strict=True)
+    ]
+
+
+def baseline_of_runs(results: Sequence[Result]) -> dict[str, str]:
+    """What runs on their own are compared with: the first; those of other rows or another model are a context."""
+    return {axis: label for axis, label in results[0].point.items() if not axis.startswith(FILE)}
 
 
 def time_in_words(section: Section) -> str:

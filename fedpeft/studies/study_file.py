@@ -9,7 +9,7 @@ seconds_per_run = 60                  # for the estimate of the time until runs 
 seeds = [0, 1, 2, 3, 4]
 
 [base]                                # settings of every run: the flags of python -m fedpeft.simulate
-rounds = 10
+clients = 100
 
 [axes]
 codec = ["fp32", "bf16"]              # an axis is a setting with its values ...
@@ -20,7 +20,7 @@ work = [                              # ... or a name with labelled groups of se
 
 [presets.small]                       # replaces seeds, margin, seconds_per_run, keys of base, whole axes
 seeds = [0, 1]
-base = {rounds = 4}
+base = {clients = 20}
 """
 
 from __future__ import annotations

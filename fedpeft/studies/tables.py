@@ -78,7 +78,7 @@ def methods_table(section: Section) -> Table:
         section,
         ("methods", "Methods"),
         "Mean ± standard deviation over seeds. Test accuracy is of the saved adapter, in fp32. Pareto: no other method "
-        "here has fewer bytes (up + down) and at least its mean accuracy.",
+        f"here has fewer bytes (up + down) and at least its mean accuracy.{section.on_own_rows}",
         [m for m in MEASURES if m.key in QUALITY],
         {"Pareto": {m.label: "yes" if pareto.get(m.label) else "" for m in section.methods}},
     )
@@ -121,14 +121,15 @@ def _measures_table(
     return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
 
 
-def result_table(run: Result) -> Table:
+def result_table(section: Section) -> Table:
     """Everything that was measured of one run."""
-    shown = []
+    run, shown = section.results[0], []
     for measure in MEASURES:
         value = measure.value(run)
         if value is not None:
             shown.append((called(measure.heading, [run]), with_deviation([measure.scale * value], measure.digits)))
     note = "Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads."
+    note += section.on_own_rows
     return Table("result", "Result", note, ("measure", "value"), tuple(shown), ({"seed": run.seed, **dict(shown)},))
 
 
@@ -188,7 +189,7 @@ def comparison_table(section: Section) -> Table | None:
         "over both, for other seeds on other rows, and no narrower than these. A sign is claimed only with at least 5 "
         "seeds and where the third leaves out zero. No worse by more than the margin: the one-sided 95 % bound, over "
         "both. What the data can't decide is not resolved. The intervals are not corrected for the number of "
-        "comparisons. Work: steps x batch size, relative to the baseline.",
+        f"comparisons. Work: steps x batch size, relative to the baseline.{section.on_own_rows}",
         (
             "method",
             "baseline",
@@ -381,7 +382,7 @@ def tables(section: Section) -> list[Table]:
     found: tuple[Table | None, ...]
     if section.lone is not None:
         found = (
-            result_table(section.lone),
+            result_table(section),
             trust_table(section.lone),
             cost and cost.of_one_run("Until the validation accuracy of the global model first reaches the target."),
             clients and clients.of_one_run("Accuracy (%) of the final global model on each client's mix of classes."),

@@ -157,13 +157,27 @@ def failed(made: Study, number: int) -> Result:
     return Result(config=dict(vars(run.config)), status=FAILED, seed=run.config.seed, reason="out of luck")
 
 
+def finished(made: Study, number: int) -> Result:
+    return replace(failed(made, number), status=FINISHED, reason=None, summary={"metric": "accuracy", "seconds": 1.0})
+
+
+def test_a_failure_of_a_value_that_was_mended_since_is_no_obstacle(tmp_path: Path) -> None:
+    text = SEEDS + BASE.replace("cohort = 3\n", "") + "[axes]\ncohort = [3, 9]\n"
+    before, file = study(tmp_path, text), ResultsFile(tmp_path / "results.jsonl")
+    file.append(finished(before, 0))
+    file.append(failed(before, 1))
+    place = Workplace(study(tmp_path, text.replace("9", "4")), tmp_path)
+    assert [dict(result.point) for result in place.done.values()] == [{"cohort": "3"}]
+    assert [run.point["cohort"] for run in place.left(False)] == ["4", "3", "4"]
+
+
 def test_results_of_another_configuration_are_refused_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = study(tmp_path / "other", SEEDS + BASE.replace("rounds = 4", "rounds = 5") + AXES)
     path = study_file(tmp_path, SEEDS + BASE + AXES)
     file = ResultsFile(tmp_path / "results.jsonl")
-    file.append(failed(other, 0))
+    file.append(finished(other, 0))
     before = file.path.read_bytes()
     assert main([str(path)]) == 2
     assert "results of another configuration" in capsys.readouterr().err
@@ -242,13 +256,13 @@ def test_a_study_goes_on_in_the_precision_that_it_was_begun_in(tmp_path: Path, c
     own = made.runs()[0].config.dtype
     there = {"bf16": "fp32", "fp32": "bf16"}[own]
     file = ResultsFile(tmp_path / "results.jsonl")
-    file.append(replace(failed(made, 1), config=failed(made, 1).config | {"dtype": there}))
+    file.append(replace(finished(made, 1), config=failed(made, 1).config | {"dtype": there}))
     place = Workplace(made, tmp_path)
     assert [dict(result.point) for result in place.done.values()] == [dict(made.runs()[1].point)]
     assert {run.config.dtype for run in place.planned} == {there}
     assert main([str(path), "--dry-run"]) == 0
     assert f"precision: {there}, as of the results that are there" in " ".join(capsys.readouterr().out.split())
-    file.append(failed(made, 2))  # and one of this machine's
+    file.append(finished(made, 2))  # and one of this machine's
     with pytest.raises(RunError, match="holds results of another configuration"):
         Workplace(made, tmp_path)
 

@@ -1,0 +1,38 @@
+"""Runs with equal settings that other contents of the same file have made: a report tells them apart."""
+
+from dataclasses import replace
+
+from fedpeft.run.own_files import OwnFile
+from fedpeft.studies.page import Made
+from fedpeft.studies.results import Result, latest
+from fedpeft.studies.sections import Section, baseline_of_runs, with_points_by_difference
+from tests.studies.made import made_result
+
+
+def runs_alone(*results: Result) -> Section:
+    told = with_points_by_difference(latest([replace(r, study="", point={}) for r in results]))
+    return Section("runs", "", told, baseline_of_runs(told))
+
+
+def test_two_versions_of_ones_own_rule_are_two_methods() -> None:
+    one, other = (
+        replace(made_result({}, 0, skill, 1.0), plugin=({"source": "/home/me/rules.py", "sha256": digest * 32},))
+        for skill, digest in ((0.6, "aa"), (0.7, "bb"))
+    )
+    assert [m.name for m in runs_alone(one, other).methods] == ["rules.py aaaaaaaa", "rules.py bbbbbbbb"]
+    assert len(runs_alone(one, one).results) == 1
+
+
+def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
+    made = [
+        replace(
+            made_result({"strategy": rule}, 0, skill, 1.0), made_of=(OwnFile("minilm", None), OwnFile("a.csv", 64 * of))
+        )
+        for of, rule, skill in (("a", "fedit", 0.6), ("a", "krum", 0.5), ("b", "fedit", 0.7), ("b", "krum", 0.8))
+    ]
+    section = runs_alone(*made)
+    assert len(section.contexts) == 2
+    [table] = [t for t in Made.of(section).tables if t.name == "comparisons"]
+    assert [(row["method"], row["baseline"]) for row in table.data] == [
+        (f"a.csv {of * 8}: krum", f"a.csv {of * 8}: fedit") for of in "ab"
+    ]

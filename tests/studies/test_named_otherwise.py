@@ -1,0 +1,30 @@
+"""A study's file may be called as its user likes: a report of its folder says what the study's own page says."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from fedpeft.report import Command, sections
+from fedpeft.studies.found import Found
+from fedpeft.studies.results import ResultsFile
+from fedpeft.studies.study_file import read_study
+from tests.studies.made import made_result
+from tests.studies.test_study import AXES, BASE
+
+FILE = f'name = "rules"\nmargin = 2.5\nbaseline = {{server_optimizer = "momentum"}}\nseeds = [0]\n{BASE}{AXES}'
+
+
+@pytest.mark.parametrize("name", ["mine.toml", "study.toml"])
+def test_margin_and_baseline_are_those_of_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "another.toml").write_text(FILE.replace('"rules"', '"another"').replace("2.5", "7"))
+    (tmp_path / "no_study.toml").write_text('name = "rules"\n')
+    path = tmp_path / name
+    path.write_text(FILE)
+    for planned in read_study(path).runs():
+        made = made_result(dict(planned.point), 0, 0.6, 1.0)
+        ResultsFile(tmp_path / "results.jsonl").append(replace(made, config=asdict(planned.config), study="rules"))
+    found = Found()
+    found.look(tmp_path)
+    [section] = sections(found, Command((tmp_path,)))
+    assert (section.margin, section.baseline) == (2.5, {"server_optimizer": "momentum"})
