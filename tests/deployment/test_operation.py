@@ -29,6 +29,7 @@ from fedpeft.deployment.monitoring import (
     MetricsHandler,
     MetricsServer,
     Operation,
+    host_and_port,
     is_loopback,
 )
 from fedpeft.deployment.options import ServeOptions
@@ -42,6 +43,14 @@ from fedpeft.serve import end_told, serve
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("address", "host"), [("0.0.0.0:1", "0.0.0.0"), ("[::1]:1", "::1"), ("[fe80::1%eth0]:1", "fe80::1%eth0"),
+                          ("localhost:1", "localhost"), ("fl_server.example.org.:1", "fl_server.example.org.")]
+)  # fmt: skip
+def test_names_and_addresses_of_both_kinds_are_hosts(address, host):
+    assert host_and_port(address, "listen") == (host, 1)
 
 
 def test_metrics_and_health_are_served(tmp_path, monkeypatch):
