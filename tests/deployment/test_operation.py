@@ -45,6 +45,20 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def test_who_took_part_is_readable_by_the_run_s_owner_alone(tmp_path, monkeypatch):
+    """As the server's log is; without any --privacy, too."""
+
+    def one_round(_, records, __):
+        records.append("clients.jsonl", {"round": 1, "client": 0})
+        raise StoppedError
+
+    monkeypatch.setattr("fedpeft.serve._run", one_round)
+    config = RunConfig(dataset="tiny", model="tiny", clients=2, cohort="all", rounds=1, dtype="fp32", workers=1)
+    with pytest.raises(StoppedError):
+        serve(config, ServeOptions(listen="127.0.0.1:0", insecure=True), tmp_path / "run", False, Console(quiet=True))
+    assert {(tmp_path / "run" / n).stat().st_mode & 0o077 for n in ("clients.jsonl", "serve.jsonl")} == {0}
+
+
 @pytest.mark.parametrize(
     ("address", "host"), [("0.0.0.0:1", "0.0.0.0"), ("[::1]:1", "::1"), ("[fe80::1%eth0]:1", "fe80::1%eth0"),
                           ("localhost:1", "localhost"), ("fl_server.example.org.:1", "fl_server.example.org.")]
