@@ -84,8 +84,8 @@ def link_of(command: Command) -> Link:
     name = name_of(own.certificate)
     if command.name not in ("", name):
         raise ConfigError(
-            f"--name {command.name} is not the name in the certificate in {command.certs}, {name}: leave --name out, or "
-            "give the folder of that client"
+            f"--name {command.name} is not the name in the certificate in {command.certs}, {name}: leave --name out, "
+            "or give the folder of that client"
         )
     return Link(command.server, name, own)
 

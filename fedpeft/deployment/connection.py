@@ -110,18 +110,10 @@ class Link:
             RunError: one side speaks TLS and the other does not, the server's certificate is wrong, or it refuses the
                 client's, or that has expired meanwhile.
         """
-        host, _, port = self.address.rpartition(":")
+        if self.credentials is None:
+            return self._diagnose_without_tls()
         try:
-            context = _context(self.credentials) if self.credentials else _curious_context()
-            with (
-                socket.create_connection((host.strip("[]"), int(port)), timeout=5) as plain,
-                context.wrap_socket(plain, server_hostname=host.strip("[]")) as secured,
-            ):
-                if self.credentials is None:
-                    raise RunError(
-                        f"{self.address} speaks TLS: leave --insecure out, and give --certs FOLDER, which whoever runs "
-                        "the server hands over"
-                    )
+            with self._greeted(_context(self.credentials)) as secured:
                 heard = secured.recv(1)
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in OUTSIDE_ITS_TIME:
@@ -135,8 +127,6 @@ class Link:
                 "authority in ca.pem, for the name that --server gives"
             ) from None
         except ssl.SSLError as error:
-            if self.credentials is None:
-                return True
             if error.reason == "WRONG_VERSION_NUMBER":  # what was read is no greeting of TLS
                 raise RunError(
                     f"{self.address} does not speak TLS: the server runs with --insecure, or another program listens "
@@ -152,6 +142,29 @@ class Link:
                 "expired; ask for a new one, unless the server's clock is wrong"
             )
         return True
+
+    def _diagnose_without_tls(self) -> bool:
+        try:
+            with self._greeted(_curious_context()):
+                pass
+        except ssl.SSLError:  # who answers speaks something else, as a server without TLS does
+            return True
+        except (OSError, ValueError):
+            return False
+        raise RunError(
+            f"{self.address} speaks TLS: leave --insecure out, and give --certs FOLDER, which whoever runs the server "
+            "hands over"
+        )
+
+    def _greeted(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """A TLS connection of one's own to the server, after the handshake."""
+        host, _, port = self.address.rpartition(":")
+        plain = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
+        try:
+            return context.wrap_socket(plain, server_hostname=host.strip("[]"))
+        except BaseException:
+            plain.close()
+            raise
 
 
 def _curious_context() -> ssl.SSLContext:

@@ -37,6 +37,7 @@ from fedpeft.deployment.session import Session
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
 from fedpeft.run.observer import RoundResult
+from fedpeft.run.summary import _reached
 from fedpeft.serve import end_told, serve
 
 
@@ -229,3 +230,9 @@ def test_an_address_of_another_form_is_one_sentence():
 )
 def test_what_counts_as_this_machine(address, expected):
     assert is_loopback(address) is expected
+
+
+def test_what_a_server_without_rows_is_advised_is_legal_under_privacy():
+    """It was told to take --held-out alone, which every budget and every sum refuses."""
+    [(_, said)] = _reached(SimpleNamespace(quality=SimpleNamespace(accuracy=float("nan"), metric="accuracy")))
+    assert said.endswith("a server takes --eval-data FILE or, without --privacy, --held-out 0.2")
