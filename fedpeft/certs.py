@@ -78,6 +78,8 @@ def make(command: Command, console: Console) -> None:
         hosts = hosts or present or list(HERE)
         authority.server(hosts)
         console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", markup=False, highlight=False)
+    else:
+        _say_kept(console, f"{command.folder}/server.pem", authority.objection())
     for name in words(command.revoke):
         authority.revoke(name)
         console.print(f"revoked    {name}", highlight=False)
@@ -88,8 +90,16 @@ def make(command: Command, console: Console) -> None:
             authority.revoke(name)
         if anew or not exists:
             console.print(f"client     {authority.client(name)}", markup=False, highlight=False)
+        else:
+            _say_kept(console, str(command.folder / "clients" / name), authority.objection(name))
     if command.roster:
         _write_roster(command.folder, console)
+
+
+def _say_kept(console: Console, what: str, objection: str) -> None:
+    """Who asks for a certificate that is there already, and that nobody accepts any more, must hear of it."""
+    mend = f", but it {objection}: --renew makes a new one" if objection else ""
+    console.print(f"kept       {what}{mend}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_roster(folder: Path, console: Console) -> None:

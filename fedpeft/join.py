@@ -81,7 +81,13 @@ def link_of(command: Command) -> Link:
             raise ConfigError("without TLS a client must say its name: --name edge-1")
         return Link(command.server, check_name(command.name), None)
     own = Credentials.of_client(command.certs)
-    return Link(command.server, name_of(own.certificate), own)
+    name = name_of(own.certificate)
+    if command.name not in ("", name):
+        raise ConfigError(
+            f"--name {command.name} is not the name in the certificate in {command.certs}, {name}: leave --name out, "
+            "or give the folder of that client"
+        )
+    return Link(command.server, name, own)
 
 
 @dataclass

@@ -214,7 +214,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         observer.watch(federation)
         if live is not None:
             _watch(live, federation)
-        records = Records(folder, private=federation.protection is not None)
+        records = Records(folder, private=True)  # who took part is nobody else's, as in the log
         farewell = None
 
         def refused(reason: str) -> None:

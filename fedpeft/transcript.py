@@ -71,6 +71,11 @@ def compare(command: Command, console: Console) -> bool:
             f"{', '.join(difference.names)}"
         )
         return False
+    if one.client and one.client == other.client:
+        raise RunError(
+            f"both files are transcripts of {one.client}, and agree, which tells nothing of what others were told; "
+            "give that of another client, or the server's rounds.signed.jsonl"
+        )
     short, long = sorted((len(one.chain.records), len(other.chain.records)))
     say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")
     if long > short:

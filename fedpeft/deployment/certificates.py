@@ -161,10 +161,19 @@ class Authority:
     def ensure(self) -> bool:
         """Make the authority's key, certificate and empty list if they are missing; returns whether it did.
 
-        The key comes last: where it is missing nothing has been signed, and what a kill has left is made anew.
+        The key comes last: where it is missing and nothing has been signed, what a kill has left is made anew.
+
+        Raises:
+            RunError: the key is missing, and certificates that it has signed are here.
         """
         if (self.folder / "ca.key").exists():
             return False
+        if (self.folder / "server.pem").exists() or any(self.folder.glob("clients/*/client.pem")):
+            raise RunError(
+                f"{self.folder} holds certificates, and not the key of their authority: bring ca.key back from where "
+                "it is kept, since a new authority would make all of them worthless and forget which are revoked; or "
+                "begin anew in another --folder"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
@@ -238,6 +247,25 @@ class Authority:
             raise RunError(f"there is no certificate {file} to revoke")
         return file
 
+    def objection(self, name: str = "") -> str:
+        """Why nobody accepts the present certificate of a client, or of the server; empty: it is in order.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        file = self.folder / "clients" / name / "client.pem" if name else self.folder / "server.pem"
+        try:
+            certificate = x509.load_pem_x509_certificate(read(file))
+        except (OSError, ValueError) as error:
+            raise RunError(f"the certificate {file} can't be read: {error}; remove it to make one") from None
+        if datetime.now(UTC) > certificate.not_valid_after_utc:
+            return f"has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        if not name:
+            return ""
+        authority, _ = self._own()
+        revoked = {entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)}
+        return "is revoked" if certificate.serial_number in revoked else ""
+
     def server(self, hosts: Sequence[str]) -> None:
         """Sign a server certificate for host names and addresses."""
         names: list[x509.GeneralName] = []
@@ -251,8 +279,9 @@ class Authority:
     def client(self, name: str) -> Path:
         """Sign a client certificate; returns the folder to hand to the client, which is whole once it is in there."""
         folder = self.folder / "clients" / check_name(name)
+        authority, _ = self._own()
         folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / "ca.pem", read(self.folder / "ca.pem"))
+        replace(folder / "ca.pem", authority.public_bytes(serialization.Encoding.PEM))
         uri = x509.UniformResourceIdentifier(CLIENT_URI + name)
         self._sign(folder, "client", name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH)
         return folder

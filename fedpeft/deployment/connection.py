@@ -107,17 +107,13 @@ class Link:
         gRPC reports a refused certificate as a closed socket; a TLS handshake of one's own tells more.
 
         Raises:
-            RunError: the server's certificate is wrong, or it refuses the client's, or that has expired meanwhile.
+            RunError: one side speaks TLS and the other does not, the server's certificate is wrong, or it refuses the
+                client's, or that has expired meanwhile.
         """
         if self.credentials is None:
-            return True
-        host, _, port = self.address.rpartition(":")
+            return self._diagnose_without_tls()
         try:
-            context = _context(self.credentials)
-            with (
-                socket.create_connection((host.strip("[]"), int(port)), timeout=5) as plain,
-                context.wrap_socket(plain, server_hostname=host.strip("[]")) as secured,
-            ):
+            with self._greeted(_context(self.credentials)) as secured:
                 heard = secured.recv(1)
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in OUTSIDE_ITS_TIME:
@@ -130,6 +126,13 @@ class Link:
                 f"the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
                 "authority in ca.pem, for the name that --server gives"
             ) from None
+        except ssl.SSLError as error:
+            if error.reason == "WRONG_VERSION_NUMBER":  # what was read is no greeting of TLS
+                raise RunError(
+                    f"{self.address} does not speak TLS: the server runs with --insecure, or another program listens "
+                    "there; check --server, and have the server run with --certs"
+                ) from None
+            return False
         except (OSError, ValueError):
             return False
         if not heard:
@@ -139,6 +142,37 @@ class Link:
                 "expired; ask for a new one, unless the server's clock is wrong"
             )
         return True
+
+    def _diagnose_without_tls(self) -> bool:
+        try:
+            with self._greeted(_curious_context()):
+                pass
+        except ssl.SSLError:  # who answers speaks something else, as a server without TLS does
+            return True
+        except (OSError, ValueError):
+            return False
+        raise RunError(
+            f"{self.address} speaks TLS: leave --insecure out, and give --certs FOLDER, which whoever runs the server "
+            "hands over"
+        )
+
+    def _greeted(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """A TLS connection of one's own to the server, after the handshake."""
+        host, _, port = self.address.rpartition(":")
+        plain = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
+        try:
+            return context.wrap_socket(plain, server_hostname=host.strip("[]"))
+        except BaseException:
+            plain.close()
+            raise
+
+
+def _curious_context() -> ssl.SSLContext:
+    """For a TLS handshake that shall only show whether somebody answers it; nothing is sent thereafter."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def _context(own: Credentials) -> ssl.SSLContext:

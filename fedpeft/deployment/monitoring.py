@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -30,11 +31,18 @@ SILENCE_SECONDS = 5.0
 """How long a connection to the metrics may say nothing."""
 
 
+HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]|[0-9A-Fa-f:.]+")
+"""A name, or an address; with anything else gRPC looks for a host without end."""
+
+
 def host_and_port(text: str, option: str) -> tuple[str, int]:
     """HOST:PORT in two parts, or ConfigError."""
-    host, colon, port = text.rpartition(":")
-    if not (host and colon and port.isdecimal() and int(port) <= 65535):
-        raise ConfigError(f"{option}={text!r} is not of the form HOST:PORT, such as 127.0.0.1:9470")
+    host, _, port = text.rpartition(":")
+    if not (HOST.fullmatch(host) and port.isdecimal() and int(port) <= 65535):
+        raise ConfigError(
+            f"{option}={text!r} is not of the form HOST:PORT: a host's name or address (no https:// before it), and a "
+            "port up to 65535, such as 127.0.0.1:8470"
+        )
     return host.strip("[]"), int(port)
 
 

@@ -17,7 +17,8 @@ from fedpeft.machine.files import writing
 
 LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl")
 CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "made_of.json")
-"""In runs with privacy these have mode 0600: they say who took part, or on what, which epsilon does not cover."""
+"""In runs with privacy, or of real clients, these have mode 0600: they say who took part, or on what, which epsilon
+does not cover."""
 
 
 class Records:

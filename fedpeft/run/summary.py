@@ -268,7 +268,8 @@ def _claimed(costs: Costs) -> list[Line]:
 def _reached(summary: Summary) -> list[Line]:
     quality = summary.quality
     if math.isnan(quality.accuracy):
-        return [(quality.metric, "unknown: no rows to evaluate on; a server takes --held-out 0.2 or --eval-data")]
+        told = "a server takes --eval-data FILE or, without --privacy, --held-out 0.2"
+        return [(quality.metric, f"unknown: no rows to evaluate on; {told}")]
     tested = quality.accuracy_of == TEST_ROWS
     metric = quality.metric.replace("_", " ")
     name, of = f"test {metric}" if tested else metric, quality.accuracy_of

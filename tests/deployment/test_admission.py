@@ -81,6 +81,37 @@ def test_a_server_of_another_authority_or_name_is_refused_by_the_client(door, tm
     assert "for the name that --server gives" in refused_by_tls(door.link("edge-1"))
 
 
+def test_a_client_without_tls_is_told_of_a_server_with_it_and_the_other_way_round(door):
+    """It tried for ever, at what it took for a server that is away."""
+    link = door.link("edge-1")
+    assert "speaks TLS: leave --insecure out" in refused_by_tls(replace(link, credentials=None))
+    door.gateway.close(None)
+    door.gateway = door.open_with(None)
+    assert "does not speak TLS: the server runs with --insecure" in refused_by_tls(link_to(door, link))
+    assert link_to(door, replace(link, credentials=None)).diagnose(), "both without it"
+    door.gateway.close(None)
+    assert not link_to(door, replace(link, credentials=None)).diagnose(), "nobody answers"
+    door.gateway = door.open()
+
+
+def test_another_name_than_the_certificate_s_is_refused_before_a_connection(door, tmp_path, capsys):
+    door.authority.client("edge-1")
+    folder = door.folder / "certs" / "clients" / "edge-1"
+    words = ["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--certs", str(folder)]
+    assert join([*words, "--name", "edge-7"]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "--name edge-7 is not the name in the certificate in" in said
+    assert join([*words, "--name", "edge-1"]) == 2
+    assert "there is no file" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("address", ["https://fl.example.org:8470", "fl.example.org", "me@host:1", "host:65536", ":1"])
+def test_what_is_no_address_is_not_tried_for_ever(address, tmp_path, capsys):
+    words = ["--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-1", "--give-up", "0.1"]
+    assert join(["--server", address, *words]) == 2
+    assert f"server={address!r} is not of the form HOST:PORT" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):
     """It holds the server's certificate, made a moment ago, for one of the future."""
     link = door.link("edge-1")

@@ -278,6 +278,37 @@ def test_a_kill_between_any_two_files_is_mended_by_the_next_run(more, tmp_path, 
     assert writes > 5
 
 
+def test_certificates_whose_authority_s_key_is_kept_elsewhere_outlive_the_command(made, capsys):
+    """A new authority in its place would make all of them worthless, and forget who is revoked."""
+    assert main(["--folder", str(made), "--revoke", "edge-2"]) == 0
+    (made / "ca.key").unlink()
+    before = {p: p.read_bytes() for p in made.rglob("*") if p.is_file()}
+    for words in (["--clients", "edge-3"], ["--revoke", "edge-1"], ["--renew"], ["--roster"]):
+        assert main(["--folder", str(made), *words]) == 2
+        assert "not the key of their authority: bring ca.key back" in capsys.readouterr().err.replace("\n", " ")
+    assert {p: p.read_bytes() for p in made.rglob("*") if p.is_file()} == before
+
+
+def test_who_asks_for_a_certificate_that_nobody_accepts_any_more_hears_of_it(made, capsys):
+    assert main(["--folder", str(made), "--clients", "edge-1,old", "--days", "1e-9"]) == 0
+    assert f"kept       {made}/clients/edge-1\n" in capsys.readouterr().out
+    assert main(["--folder", str(made), "--revoke", "edge-2", "--clients", "edge-1,edge-2,old"]) == 0
+    said = capsys.readouterr().out
+    assert f"kept       {made}/clients/edge-2, but it is revoked: --renew makes a new one" in said
+    assert f"kept       {made}/clients/old, but it has expired on" in said
+    assert main(["--folder", str(made), "--clients", "edge-2,old", "--renew"]) == 0
+    capsys.readouterr()
+    assert main(["--folder", str(made), "--clients", "edge-2,old"]) == 0
+    assert "but it" not in capsys.readouterr().out
+
+
+def test_without_the_authority_s_certificate_no_client_s_folder_is_begun(made, capsys):
+    (made / "ca.pem").unlink()
+    assert main(["--folder", str(made), "--clients", "edge-3"]) == 2
+    assert "the authority in" in capsys.readouterr().err
+    assert not (made / "clients" / "edge-3").exists()
+
+
 def test_a_client_s_key_that_was_moved_to_it_is_no_half_state(made):
     (made / "clients" / "edge-1" / "client.key").unlink()
     before = (made / "clients" / "edge-1" / "client.pem").read_bytes()

@@ -38,6 +38,14 @@ def test_two_clients_that_were_told_the_same(server, joins, capsys, monkeypatch)
     assert "only one of both knows 1 more records" in capsys.readouterr().out
 
 
+def test_one_client_s_transcript_twice_shows_nothing_of_the_others(server, joins, capsys):
+    one, _ = run_of(server, joins)
+    assert command.main([one, one]) == 2
+    told = capsys.readouterr()
+    assert "both files are transcripts of edge-1, and agree" in told.err.replace("\n", " ")
+    assert "same:" not in told.out
+
+
 def test_two_clients_that_were_told_otherwise(server, joins, tmp_path, capsys):
     """The server tells the second client another model from round 2 on, with a second chain and its own key."""
     first = run_of(server, joins, ("edge-1",))[0]

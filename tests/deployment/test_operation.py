@@ -29,6 +29,7 @@ from fedpeft.deployment.monitoring import (
     MetricsHandler,
     MetricsServer,
     Operation,
+    host_and_port,
     is_loopback,
 )
 from fedpeft.deployment.options import ServeOptions
@@ -36,12 +37,35 @@ from fedpeft.deployment.session import Session
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
 from fedpeft.run.observer import RoundResult
+from fedpeft.run.summary import _reached
 from fedpeft.serve import end_told, serve
 
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
+
+
+def test_who_took_part_is_readable_by_the_run_s_owner_alone(tmp_path, monkeypatch):
+    """As the server's log is; without any --privacy, too."""
+
+    def one_round(_, records, __):
+        records.append("clients.jsonl", {"round": 1, "client": 0})
+        raise StoppedError
+
+    monkeypatch.setattr("fedpeft.serve._run", one_round)
+    config = RunConfig(dataset="tiny", model="tiny", clients=2, cohort="all", rounds=1, dtype="fp32", workers=1)
+    with pytest.raises(StoppedError):
+        serve(config, ServeOptions(listen="127.0.0.1:0", insecure=True), tmp_path / "run", False, Console(quiet=True))
+    assert {(tmp_path / "run" / n).stat().st_mode & 0o077 for n in ("clients.jsonl", "serve.jsonl")} == {0}
+
+
+@pytest.mark.parametrize(
+    ("address", "host"), [("0.0.0.0:1", "0.0.0.0"), ("[::1]:1", "::1"), ("[fe80::1%eth0]:1", "fe80::1%eth0"),
+                          ("localhost:1", "localhost"), ("fl_server.example.org.:1", "fl_server.example.org.")]
+)  # fmt: skip
+def test_names_and_addresses_of_both_kinds_are_hosts(address, host):
+    assert host_and_port(address, "listen") == (host, 1)
 
 
 def test_metrics_and_health_are_served(tmp_path, monkeypatch):
@@ -206,3 +230,9 @@ def test_an_address_of_another_form_is_one_sentence():
 )
 def test_what_counts_as_this_machine(address, expected):
     assert is_loopback(address) is expected
+
+
+def test_what_a_server_without_rows_is_advised_is_legal_under_privacy():
+    """It was told to take --held-out alone, which every budget and every sum refuses."""
+    [(_, said)] = _reached(SimpleNamespace(quality=SimpleNamespace(accuracy=float("nan"), metric="accuracy")))
+    assert said.endswith("a server takes --eval-data FILE or, without --privacy, --held-out 0.2")
