@@ -255,9 +255,10 @@ def run_study(
 
 
 def _row(result: Result) -> dict[str, Any]:
-    """A run of a study; where an axis is named as a key of summary.json is (privacy), the axis's value stays."""
+    """A run of a study; where an axis is named as a table of summary.json is (privacy), the axis's label stays."""
     row = {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
-    return row | {key: value for key, value in (result.summary or {}).items() if key not in row}
+    tables = {key for key, value in (result.summary or {}).items() if isinstance(value, Mapping)}
+    return row | {key: value for key, value in (result.summary or {}).items() if key not in row.keys() & tables}
 
 
 def _frame(records: list[dict[str, Any]]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,14 +77,14 @@ def digest(source: Path) -> str:
     if source.is_file():
         return hashlib.sha256(source.read_bytes()).hexdigest()
     total = hashlib.sha256()
-    for file in sorted(source.rglob("*.py")):
+    for file in sorted(found for found in source.rglob("*.py") if found.is_file()):  # an editor's links lead nowhere
         total.update(f"{file.relative_to(source)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
 def shortened(version: str) -> str:
-    """A version or a digest as a sentence bears it."""
-    return " ".join(word[:12] for word in version.split())
+    """A version as a sentence bears it: digests in twelve digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", version)
 
 
 def reason(error: BaseException) -> str:

@@ -33,11 +33,18 @@ def packages(groups: Iterable[str]) -> Iterator[tuple[str, str, Parts]]:
 
 
 def _version(package: importlib.metadata.Distribution, parts: Parts) -> str:
+    try:
+        return f"{package.version} {_digest_in_place(package, parts)}".strip()
+    except (OSError, ValueError):  # what can't be read now fails where it is used, if it is
+        return package.version
+
+
+def _digest_in_place(package: importlib.metadata.Distribution, parts: Parts) -> str:
+    """Empty: it is not installed in place."""
     origin = json.loads(package.read_text("direct_url.json") or "{}")  # PEP 610
     if not origin.get("dir_info", {}).get("editable"):
-        return package.version
+        return ""
     modules = {entry.module.partition(".")[0] for named in parts.values() for entry in named.values()}
     specs = [spec for module in sorted(modules) if (spec := importlib.util.find_spec(module))]
     files = [place for spec in specs for place in spec.submodule_search_locations or filter(None, [spec.origin])]
-    told = hashlib.sha256("".join(digest(Path(file)) for file in files).encode())
-    return f"{package.version} {told.hexdigest()}"
+    return hashlib.sha256("".join(digest(Path(file)) for file in files).encode()).hexdigest()

@@ -13,11 +13,12 @@ from fedpeft import plugins
 from fedpeft.api import open_run
 from fedpeft.config import RunConfig, read_config
 from fedpeft.data.rows import Rows
+from fedpeft.deployment.compared_parts import digest_of
 from fedpeft.errors import ConfigError
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.plugin_files import own_code
+from fedpeft.plugin_files import digest, own_code, shortened
 from fedpeft.predict import main as predict
 from fedpeft.run import catalogue
 from fedpeft.run.facts import DataFacts
@@ -103,6 +104,28 @@ def test_a_run_of_before_knows_of_a_package_its_version_alone(in_place, tmp_path
     file.write_text(file.read_text().replace("1.5", "1.4"))
     with pytest.raises(ConfigError, match=r"as it was \(1\.4\), and it has changed"):
         read_config(file)
+
+
+def test_a_package_in_place_that_can_t_be_read_now_is_known_by_its_version(in_place):
+    told = in_place.parent / "somebodys_rules-1.5.dist-info" / "direct_url.json"
+    before = digest(in_place.parent)
+    (in_place.parent / ".#somebody.py").symlink_to("nowhere")  # as an editor that is open
+    assert digest(in_place.parent) == before
+    told.write_text("{")
+    assert [plugin.version for plugin in plugins.installed()] == ["1.5"]
+
+
+def test_a_package_in_place_and_the_same_as_a_wheel_are_one_to_server_and_clients(in_place):
+    [here] = plugins.installed()
+    (in_place.parent / "somebodys_rules-1.5.dist-info" / "direct_url.json").unlink()
+    [there] = plugins.installed()
+    assert here.version != there.version == "1.5"
+    assert digest_of(here) == digest_of(there)
+
+
+def test_a_version_is_shown_whole_and_a_digest_in_twelve_digits():
+    assert shortened("1.5.dev12+gabcdef0 " + 32 * "ab") == "1.5.dev12+gabcdef0 abababababab"
+    assert str(plugins.Plugin(plugins.IN_PYTHON, "strategies.half_mean, datasets.my_rows", {})).endswith(".my_rows")
 
 
 def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):

@@ -168,7 +168,8 @@ class Authority:
         """
         if (self.folder / "ca.key").exists():
             return False
-        if (self.folder / "server.pem").exists() or any(self.folder.glob("clients/*/client.pem")):
+        signed = (self.folder / "server.pem").exists() or any(self.folder.glob("clients/*/client.pem"))
+        if signed or self._revoked_any():
             raise RunError(
                 f"{self.folder} holds certificates, and not the key of their authority: bring ca.key back from where "
                 "it is kept, since a new authority would make all of them worthless and forget which are revoked; or "
@@ -246,6 +247,13 @@ class Authority:
         if not file.exists():
             raise RunError(f"there is no certificate {file} to revoke")
         return file
+
+    def _revoked_any(self) -> bool:
+        """Whether the list is of an authority that has signed: what a kill leaves is empty."""
+        try:
+            return len(x509.load_pem_x509_crl(read(self.folder / "revoked.pem"))) > 0
+        except (OSError, ValueError):
+            return False
 
     def objection(self, name: str = "") -> str:
         """Why nobody accepts the present certificate of a client, or of the server; empty: it is in order.

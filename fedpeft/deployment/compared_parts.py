@@ -122,7 +122,8 @@ def digest_of(plugin: Plugin) -> str:
     """SHA-256 in 64 hexadecimal digits: of a plugin's file or folder; of a package, of its name and version."""
     if Path(plugin.source).is_absolute():
         return plugin.version
-    return hashlib.sha256(f"{plugin.source} {plugin.version}".encode()).hexdigest()
+    version = plugin.version.partition(" ")[0]  # an installation in place may be the same code as a wheel
+    return hashlib.sha256(f"{plugin.source} {version}".encode()).hexdigest()
 
 
 def _run_by_clients(config: RunConfig, compared: Compared) -> dict[str, Plugin]:

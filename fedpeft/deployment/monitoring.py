@@ -31,7 +31,7 @@ SILENCE_SECONDS = 5.0
 """How long a connection to the metrics may say nothing."""
 
 
-HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]|[0-9A-Fa-f:.]+")
+HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[0-9A-Fa-f:.]+(%[\w.-]+)?")
 """A name, or an address; with anything else gRPC looks for a host without end."""
 
 

@@ -55,6 +55,8 @@ class Records:
             return []
         try:
             lines = files.read(path).split(b"\n")
+        except PermissionError as error:
+            raise RunError(f"{path} may be read by its owner alone, who started the run: ask as that user") from error
         except OSError as error:
             raise RunError(f"{path} can't be read: {error.strerror}; put the file back, or start a new run") from error
         found = []

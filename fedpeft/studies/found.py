@@ -52,7 +52,7 @@ class Found:
         for result in latest(results):
             sorted_out.setdefault((result.study, result.preset), []).append(result)
         for (name, preset), own in sorted_out.items():
-            study = _described(path.parent, name, preset)
+            study = _described(path.parent, name, preset, own)
             if study is not None:
                 self.studies[name, preset] = study
                 described = as_described(study, own)
@@ -68,7 +68,7 @@ class Found:
 def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
     """Results at the points of the grid that the study's file gives their configurations today, whose labels and axes
     may have changed since. One that it does not describe stays at its own point, unless that is another's now: then it
-    is left out."""
+    is left out, and so is a failure of what was mended."""
     points = {run.config: dict(run.point) for run in study.runs()}
     taken = list(points.values())
     anywhere = {replace(config, dtype="auto"): point for config, point in points.items()}
@@ -80,7 +80,7 @@ def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
         point = (points.get(config) or points.get(replace(config, dtype="auto"))) if config else None
         if point is not None:
             found.append(replace(result, point=point))
-        elif dict(result.point) not in taken:
+        elif result.finished and dict(result.point) not in taken:
             found.append(result)
     return found
 
@@ -89,18 +89,24 @@ def _holds_something(path: Path) -> bool:
     return (path / "config.toml").is_file() or (path / "results.jsonl").is_file()
 
 
-def _described(folder: Path, name: str, preset: str) -> Study | None:
-    """The study's own file, beside its results or above them, whatever it is called."""
+def _described(folder: Path, name: str, preset: str, results: Sequence[Result]) -> Study | None:
+    """The study's own file, beside its results or above them, whatever it is called: of several with its name, the one
+    that describes the most of these results; None: there is none that describes any."""
+    best, most = None, 0
     for place in (folder, folder.parent):
-        others = sorted(file for file in place.glob("*.toml") if _is_of(file, name))
-        for file in sorted(others, key=lambda file: file.name != "study.toml"):
+        named = sorted(file for file in place.glob("*.toml") if _is_of(file, name))
+        for file in sorted(named, key=lambda file: file.name != "study.toml"):
             try:
                 study = read_study(file, preset)
             except FedpeftError:
                 continue
-            if study.name == name:
-                return study
-    return None
+            points = {run.config for run in study.runs()}
+            points |= {replace(config, dtype="auto") for config in points}
+            configs = [config for result in results if (config := resolved(result.config))]
+            described = sum(config in points or replace(config, dtype="auto") in points for config in configs)
+            if study.name == name and described > most:
+                best, most = study, described
+    return best
 
 
 def _is_of(file: Path, name: str) -> bool:

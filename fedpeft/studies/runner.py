@@ -116,7 +116,7 @@ class Workplace:
         found: dict[str, Result] = {}
         for number, result in enumerate(self.results.read(), 1):
             config = resolved(result.config)
-            if config not in planned and not result.finished:
+            if config not in planned and not result.finished and result.study in ("", self.study.name):
                 continue
             if config not in planned:
                 point = ", ".join(f"{a}={v}" for a, v in result.point.items())

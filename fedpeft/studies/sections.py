@@ -209,13 +209,18 @@ def section_of_study(study: Study, results: Sequence[Result]) -> Section:
 
 
 def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
-    """Runs on their own: their point is every setting, and every content of a file, in which they differ."""
-    told = [{**r.config, **r.contents} for r in results]
-    keys = dict.fromkeys(k for one in told for k in one if k not in ("seed", "workers"))
-    differing = [k for k in keys if len({str(one.get(k)) for one in told}) > 1]
+    """Runs on their own: their point is every setting in which they differ, and every file that had several contents.
+    A run that tells none of a file's (of version 0.1, under privacy, without that part) is no other run for it."""
+    keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
+    differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
+    files = dict.fromkeys(k for r in results for k in r.contents)
+    several = [k for k in files if len({r.contents[k] for r in results if k in r.contents}) > 1]
     return [
-        dataclasses.replace(r, point={k: str(one.get(k)) for k in differing})
-        for r, one in zip(results, told, strict=True)
+        dataclasses.replace(
+            r,
+            point={k: str(r.config.get(k)) for k in differing} | {k: r.contents.get(k, "not told") for k in several},
+        )
+        for r in results
     ]
 
 

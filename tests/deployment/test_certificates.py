@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import ssl
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -287,6 +288,10 @@ def test_certificates_whose_authority_s_key_is_kept_elsewhere_outlive_the_comman
         assert main(["--folder", str(made), *words]) == 2
         assert "not the key of their authority: bring ca.key back" in capsys.readouterr().err.replace("\n", " ")
     assert {p: p.read_bytes() for p in made.rglob("*") if p.is_file()} == before
+    shutil.rmtree(made / "clients")  # handed out
+    for file in made.glob("server.*"):
+        file.unlink()
+    assert main(["--folder", str(made), "--clients", "edge-3"]) == 2
 
 
 def test_who_asks_for_a_certificate_that_nobody_accepts_any_more_hears_of_it(made, capsys):

@@ -62,6 +62,7 @@ def test_who_took_part_is_readable_by_the_run_s_owner_alone(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("address", "host"), [("0.0.0.0:1", "0.0.0.0"), ("[::1]:1", "::1"), ("[fe80::1%eth0]:1", "fe80::1%eth0"),
+                          ("[fe80::1%br-3f2.1]:1", "fe80::1%br-3f2.1"), ("fe80::1%eth0:1", "fe80::1%eth0"),
                           ("localhost:1", "localhost"), ("fl_server.example.org.:1", "fl_server.example.org.")]
 )  # fmt: skip
 def test_names_and_addresses_of_both_kinds_are_hosts(address, host):

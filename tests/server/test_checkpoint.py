@@ -160,3 +160,13 @@ def test_class_shares_of_a_checkpoint_that_called_them_so_are_told_on(tmp_path):
     assert "shares/shares" in tensors
     file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
     assert torch.equal(Progress.read(file).told["shares"], told["shares"])
+
+
+def test_lines_that_are_their_owner_s_alone_are_told_so(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    Records(tmp_path, private=True).append("clients.jsonl", {"round": 1})
+    monkeypatch.setattr("fedpeft.machine.files.read", denied)  # who runs the tests may read all
+    with pytest.raises(RunError, match=r"clients.jsonl may be read by its owner alone, who started the run: ask as th"):
+        Records(tmp_path).read("clients.jsonl")

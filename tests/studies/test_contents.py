@@ -36,3 +36,25 @@ def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
     assert [(row["method"], row["baseline"]) for row in table.data] == [
         (f"a.csv {of * 8}: krum", f"a.csv {of * 8}: fedit") for of in "ab"
     ]
+
+
+def test_a_run_that_does_not_tell_what_it_was_made_of_is_compared_by_its_settings() -> None:
+    """As runs under privacy, and those of version 0.1."""
+    own = OwnFile("a.csv", 64 * "a")
+    plain = replace(made_result({}, 0, 0.6, 1.0), made_of=(own,))
+    private = made_result({"privacy": "secure_sum"}, 0, 0.5, 2.0)
+    section = runs_alone(plain, private)
+    assert [m.name for m in section.methods] == ["privacy ", "secure_sum"]
+    assert len(section.contexts) == 1
+    assert any(table.name == "comparisons" for table in Made.of(section).tables)
+    [method] = runs_alone(made_result({}, 0, 0.6, 1.0), replace(made_result({}, 1, 0.6, 1.0), made_of=(own,))).methods
+    assert sorted(method.runs) == [0, 1]
+
+
+def test_a_part_of_ones_own_beside_one_that_is_there_is_known_by_its_name() -> None:
+    own = ({"source": "/home/me/rules.py", "sha256": "aa" * 32},)
+    mine = replace(made_result({"strategy": "mine"}, 0, 0.6, 1.0), plugin=own)
+    assert [m.name for m in runs_alone(made_result({"strategy": "fedit"}, 0, 0.6, 1.0), mine).methods] == [
+        "fedit",
+        "mine",
+    ]

@@ -169,6 +169,10 @@ def test_a_failure_of_a_value_that_was_mended_since_is_no_obstacle(tmp_path: Pat
     place = Workplace(study(tmp_path, text.replace("9", "4")), tmp_path)
     assert [dict(result.point) for result in place.done.values()] == [{"cohort": "3"}]
     assert [run.point["cohort"] for run in place.left(False)] == ["4", "3", "4"]
+    assert [dict(r.point) for r in as_described(place.study, file.read())] == [{"cohort": "3"}]
+    file.append(replace(failed(before, 1), study="another"))
+    with pytest.raises(RunError, match="holds results of another configuration"):
+        Workplace(study(tmp_path, text.replace("9", "4")), tmp_path)
 
 
 def test_results_of_another_configuration_are_refused_and_kept(

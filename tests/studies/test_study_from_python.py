@@ -36,3 +36,14 @@ def test_an_axis_is_not_hidden_by_what_a_summary_calls_alike(tmp_path: Path) -> 
         summary = {**(made.summary or {}), "privacy": {"kind": "of a run"}}
         file.append(replace(made, config=asdict(planned.config), summary=summary))
     assert list(fedpeft.run_study(path, progress=False)["privacy"]) == ["", "secure_sum"]
+
+
+def test_numbers_that_a_summary_has_stay_numbers(tmp_path: Path) -> None:
+    path = study_file(tmp_path, "seeds = [0]\n" + BASE.replace("rounds = 4\n", "") + "[axes]\nrounds = [2, 4]\n")
+    file = ResultsFile(tmp_path / "results.jsonl")
+    for planned in read_study(path).runs():
+        made = made_result(dict(planned.point), 0, 0.6, 1.0)
+        summary = {**(made.summary or {}), "rounds": planned.config.rounds}
+        file.append(replace(made, config=asdict(planned.config), summary=summary))
+    frame = fedpeft.run_study(path, progress=False)
+    assert list(frame["rounds"]) == [2, 4]
