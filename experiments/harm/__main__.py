@@ -1,23 +1,33 @@
 """python -m experiments.harm: what the defaults make of their start, run by run, paired by test row.
 
-Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. The standard error of the difference is
-that over test rows, with one run on either side. A second table has the default beside the same with losses as they
-are, on the seeds that both have: points over the start, of the result and of the last state, means over seeds.
+Reads `results.jsonl` of the study beside it and of its preset `skew`, or of the folder of a `--preset`; runs are paired
+within a precision. The standard error of the difference is that over test rows, with one run on either side. A second
+table has means over seeds, with 95 % intervals of Student's t. A third has the default beside the same with losses as
+they are, on the seeds that both have: points over the start, of the result and of the last state, means over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments import one_sentence
 from experiments.recorded import recorded
-from fedpeft.studies.results import Result
+from fedpeft.studies.results import Result, ResultsFile
+from fedpeft.studies.statistics import half_width
 
-Key = tuple[str, str, int, str]
-"""Task, partition, seed, state."""
+HERE = Path(__file__).parent
+
+Key = tuple[str, str, int, str, str]
+"""Task, partition, seed, precision, state."""
+
+
+def key(run: Result) -> Key:
+    """Of a run."""
+    return run.point["task"], run.point["partition"], run.seed, run.config["dtype"], run.point["state"]
 
 
 def line(run: Result, start: Result) -> str:
@@ -41,13 +51,14 @@ def accuracies(run: Result) -> tuple[float, float]:
 
 
 PLAIN = "default, losses as they are"
+PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0.05)")
 
 
 def beside_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
     """Rows of the second table."""
     groups: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    for (task, partition, seed, state), run in runs.items():
-        start, plain = (runs.get((task, partition, seed, other)) for other in ("start", PLAIN))
+    for (task, partition, seed, dtype, state), run in runs.items():
+        start, plain = (runs.get((task, partition, seed, dtype, other)) for other in ("start", PLAIN))
         if state == "default" and start is not None and plain is not None:
             (result, last), (plain_result, plain_last), (before, _) = map(accuracies, (run, plain, start))
             points = (result - before, plain_result - before, last - before, plain_last - before)
@@ -57,18 +68,45 @@ def beside_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
         yield f"| {task} | {partition} | {len(found)} | {means} |"
 
 
+def means(pairs: Iterable[tuple[Result, Result]]) -> Iterator[str]:
+    """Rows of the table of means, of defaults and their starts."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for run, start in pairs:
+        (after, _), (before, _) = accuracies(run), accuracies(start)
+        found.setdefault(run.point["task"], {}).setdefault(run.point["partition"], []).append((before, after - before))
+    for task, partitions in found.items():
+        cells = [f"{np.mean([before for of in partitions.values() for before, _ in of]):.1f}"]
+        for partition in PARTITIONS:
+            points = np.array([gained for _, gained in partitions.get(partition, [])])
+            cells.append(f"{points.mean():+.2f}{_interval(points)} [{len(points)}]" if len(points) else "")
+        yield f"| {task} | {' | '.join(cells)} |"
+
+
+def _interval(points: NDArray[np.float64]) -> str:
+    if len(points) < 2:
+        return ""
+    half = half_width(points, 0.95, 2)
+    return f" ({points.mean() - half:+.2f} to {points.mean() + half:+.2f})"
+
+
 def main() -> None:
     """Print the tables."""
-    runs = {
-        (run.point["task"], run.point["partition"], run.seed, run.point["state"]): run
-        for run in recorded(Path(__file__).parent, __doc__)
-    }
+    found = recorded(HERE, __doc__)
+    if not any(run.preset for run in found if run.preset != "small"):
+        found += [run for run in ResultsFile(HERE / "skew" / "results.jsonl").read() if run.finished]
+    runs = {key(run): run for run in found}
+    pairs = [
+        (run, start)
+        for (task, partition, seed, dtype, state), run in runs.items()
+        if state == "default" and (start := runs.get((task, partition, seed, dtype, "start"))) is not None
+    ]
     print("| task | partition | seed | start (%) | default (%) | rows gained / lost | points | standard errors |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for (task, partition, seed, state), run in runs.items():
-        start = runs.get((task, partition, seed, "start"))
-        if state == "default" and start is not None:
-            print(line(run, start))
+    for run, start in pairs:
+        print(line(run, start))
+    print(f"\n| | start (%) | {' | '.join(PARTITIONS)} |")
+    print("|---|---:|---:|---:|---:|")
+    print("\n".join(means(pairs)))
     if rows := list(beside_plain(runs)):
         print("\n| task | partition | seeds | default | losses as they are | last state, default | as they are |")
         print("|---|---|---:|---:|---:|---:|---:|")

@@ -6,10 +6,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from fedpeft.studies.results import ResultsFile
 
+PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0.05)")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -17,6 +20,16 @@ def printed(command, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [command, *arguments])
     runpy.run_module(command, run_name="__main__")
     return capsys.readouterr().out.splitlines()[2:]
+
+
+def tables(lines):
+    """The cells of each table, without its head."""
+    found, rest = [], lines
+    while "" in rest:
+        at = rest.index("")
+        found.append(rest[:at])
+        rest = rest[at + 3 :]
+    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in (*found, rest)]
 
 
 @pytest.mark.parametrize("command", ["experiments.harm", "experiments.private_plan"])
@@ -27,31 +40,37 @@ def test_a_preset_that_has_recorded_nothing_is_one_sentence(command, monkeypatch
 
 
 def test_each_default_stands_beside_its_start(monkeypatch, capsys):
-    lines = printed("experiments.harm", [], monkeypatch, capsys)
-    lines, beside = lines[: lines.index("")], lines[lines.index("") + 3 :]
-    runs = {(r.point["task"], r.point["partition"], r.seed, r.point["state"]): r for r in
-            ResultsFile(EXPERIMENTS / "harm" / "results.jsonl").read()}  # fmt: skip
-    assert len(lines) == sum(state == "default" for *_, state in runs)
-    for line in lines:
-        task, partition, seed, start, after, rows, points, _ = (cell.strip() for cell in line.strip("|").split("|"))
-        first, last = (runs[task, partition, int(seed), state].summary["accuracy"] for state in ("start", "default"))
+    each, means, beside = tables(printed("experiments.harm", [], monkeypatch, capsys))
+    files = [ResultsFile(EXPERIMENTS / folder / "results.jsonl") for folder in ("harm", "harm/skew")]
+    runs = {(r.point["task"], r.point["partition"], r.seed, r.config["dtype"], r.point["state"]): r
+            for file in files for r in file.read()}  # fmt: skip
+    defaults = [key for key in runs if key[-1] == "default"]
+    assert len(each) == len(defaults)
+    of_partitions: dict[tuple[str, str], list[float]] = {}
+    for (task, partition, seed, start, after, rows, points, _), key in zip(each, defaults, strict=True):
+        assert (task, partition, int(seed)) == key[:3]
+        first, last = (runs[*key[:4], state].summary["accuracy"] for state in ("start", "default"))
         assert (float(start), float(after)) == pytest.approx((100 * first, 100 * last), abs=0.006)
         gained, lost = map(int, rows.split(" / "))
-        tested = len(runs[task, partition, int(seed), "start"].scored.correct)
+        tested = len(runs[*key[:4], "start"].scored.correct)
         assert float(points) == pytest.approx(100 * (gained - lost) / tested, abs=0.006)
+        of_partitions.setdefault((task, partition), []).append(100 * (last - first))
+    shown = {(task, p): cell for task, _, *cells in means for p, cell in zip(PARTITIONS, cells, strict=True) if cell}
+    assert shown.keys() == of_partitions.keys()
+    for where, points in of_partitions.items():
+        mean, *interval, count = shown[where].replace("(", "").replace(")", "").replace("to ", "").split()
+        assert (float(mean), count) == (pytest.approx(np.mean(points), abs=0.006), f"[{len(points)}]")
+        if len(points) > 1 and np.std(points) > 0:
+            expected = stats.t.interval(0.95, len(points) - 1, np.mean(points), stats.sem(points))
+            assert list(map(float, interval)) == pytest.approx(expected, abs=0.006)
     plain = "default, losses as they are"
-    for line in beside:
-        task, partition, count, *means = (cell.strip() for cell in line.strip("|").split("|"))
-        seeds = [s for t, p, s, state in runs if (t, p, state) == (task, partition, plain)]
-        seeds = [s for s in seeds if (task, partition, s, "default") in runs]
-        assert len(seeds) == int(count)
-        for column, (state, name) in enumerate(
-            [("default", "accuracy"), (plain, "accuracy"), ("default", "last_accuracy"), (plain, "last_accuracy")]
-        ):
-            starts = [runs[task, partition, s, "start"].summary["accuracy"] for s in seeds]
-            points = [runs[task, partition, s, state].summary[name] - start
-                      for s, start in zip(seeds, starts, strict=True)]  # fmt: skip
-            assert float(means[column]) == pytest.approx(100 * sum(points) / len(points), abs=0.006)
+    for task, partition, count, *points in beside:
+        both = [k[:4] for k in defaults if k[:2] == (task, partition) and (*k[:4], plain) in runs]
+        assert len(both) == int(count)
+        columns = [("default", "accuracy"), (plain, "accuracy"), ("default", "last_accuracy"), (plain, "last_accuracy")]
+        for shown_points, (state, name) in zip(points, columns, strict=True):
+            gained = [runs[*k, state].summary[name] - runs[*k, "start"].summary["accuracy"] for k in both]
+            assert float(shown_points) == pytest.approx(100 * np.mean(gained), abs=0.006)
     assert len(beside) == 10
 
 
