@@ -9,7 +9,7 @@ from pathlib import Path
 from fedpeft.config import read_toml
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.studies.results import Result, ResultsFile, latest, read_run, resolved
-from fedpeft.studies.study_file import Study, read_study
+from fedpeft.studies.study_file import Planned, Study, read_study
 
 
 @dataclass
@@ -69,20 +69,25 @@ def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
     """Results at the points of the grid that the study's file gives their configurations today, whose labels and axes
     may have changed since. One that it does not describe stays at its own point, unless that is another's now: then it
     is left out, and so is a failure of what was mended."""
-    points = {run.config: dict(run.point) for run in study.runs()}
-    taken = list(points.values())
-    anywhere = {replace(config, dtype="auto"): point for config, point in points.items()}
-    if len(anywhere) == len(points):  # what auto is on the machine that the runs were made on, it need not be here
-        points |= anywhere
+    runs = study.runs()
+    points, taken = _points(runs, results), [dict(run.point) for run in runs]
     found = []
-    for result in results:
-        config = resolved(result.config)
-        point = (points.get(config) or points.get(replace(config, dtype="auto"))) if config else None
+    for result, point in zip(results, points, strict=True):
         if point is not None:
             found.append(replace(result, point=point))
         elif result.finished and dict(result.point) not in taken:
             found.append(result)
     return found
+
+
+def _points(runs: Sequence[Planned], results: Sequence[Result]) -> list[dict[str, str] | None]:
+    """Where each result stands in the grid of a study's runs; None: nowhere."""
+    points = {run.config: dict(run.point) for run in runs}
+    anywhere = {replace(config, dtype="auto"): point for config, point in points.items()}
+    if len(anywhere) == len(points):  # what auto is on the machine that the runs were made on, it need not be here
+        points |= anywhere
+    configs = [resolved(result.config) for result in results]
+    return [(points.get(c) or points.get(replace(c, dtype="auto"))) if c else None for c in configs]
 
 
 def _holds_something(path: Path) -> bool:
@@ -100,10 +105,7 @@ def _described(folder: Path, name: str, preset: str, results: Sequence[Result]) 
                 study = read_study(file, preset)
             except FedpeftError:
                 continue
-            points = {run.config for run in study.runs()}
-            points |= {replace(config, dtype="auto") for config in points}
-            configs = [config for result in results if (config := resolved(result.config))]
-            described = sum(config in points or replace(config, dtype="auto") in points for config in configs)
+            described = len(results) - _points(study.runs(), results).count(None)
             if study.name == name and described > most:
                 best, most = study, described
     return best

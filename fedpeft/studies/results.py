@@ -30,6 +30,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.models.client_accuracy import of_clients, worst_tenth
+from fedpeft.plugin_files import shortened
 from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
@@ -106,11 +107,11 @@ class Result:
 
     @property
     def contents(self) -> dict[str, str]:
-        """What was in its parts from outside and its user's own files, shortened: settings don't tell it."""
+        """What was in its parts from outside and its user's own files, digests in short: settings don't tell it."""
         parts = [("plugin ", p["source"], str(p.get("sha256", p.get("version")))) for p in self.plugin]
         own = [(FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
-        named = [(kind, Path(source).name, said.split()) for kind, source, said in (*parts, *own)]
-        return {kind + name: " ".join([name, *(word[:8] for word in said)]) for kind, name, said in named}
+        named = [(kind, Path(source).name, said) for kind, source, said in (*parts, *own)]
+        return {kind + name: f"{name} {shortened(said)}" for kind, name, said in named}
 
     @property
     def own_rows(self) -> bool:

@@ -19,8 +19,13 @@ def test_two_versions_of_ones_own_rule_are_two_methods() -> None:
         replace(made_result({}, 0, skill, 1.0), plugin=({"source": "/home/me/rules.py", "sha256": digest * 32},))
         for skill, digest in ((0.6, "aa"), (0.7, "bb"))
     )
-    assert [m.name for m in runs_alone(one, other).methods] == ["rules.py aaaaaaaa", "rules.py bbbbbbbb"]
+    assert [m.name for m in runs_alone(one, other).methods] == [f"rules.py {12 * letter}" for letter in "ab"]
     assert len(runs_alone(one, one).results) == 1
+    packages = [
+        replace(one, plugin=({"source": "rules", "version": f"1.5.dev{number}+g{number}abcdef"},))
+        for number in (12, 13)
+    ]
+    assert [m.name for m in runs_alone(*packages).methods] == ["rules 1.5.dev12+g12abcdef", "rules 1.5.dev13+g13abcdef"]
 
 
 def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
@@ -34,7 +39,7 @@ def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
     assert len(section.contexts) == 2
     [table] = [t for t in Made.of(section).tables if t.name == "comparisons"]
     assert [(row["method"], row["baseline"]) for row in table.data] == [
-        (f"a.csv {of * 8}: krum", f"a.csv {of * 8}: fedit") for of in "ab"
+        (f"a.csv {of * 12}: krum", f"a.csv {of * 12}: fedit") for of in "ab"
     ]
 
 
