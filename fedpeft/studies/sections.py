@@ -196,7 +196,8 @@ class Section:
 def describe(point: Mapping[str, str]) -> str:
     """Labels of a point; a number or a truth value says whose it is."""
     return ", ".join(
-        v if any(c.isalpha() for c in v) and v not in ("True", "False") else f"{a} {v}" for a, v in point.items()
+        v if any(c.isalpha() for c in v) and v not in ("True", "False") else f"{a} {v or '(empty)'}"
+        for a, v in point.items()
     )
 
 

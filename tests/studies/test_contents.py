@@ -49,7 +49,7 @@ def test_a_run_that_does_not_tell_what_it_was_made_of_is_compared_by_its_setting
     plain = replace(made_result({}, 0, 0.6, 1.0), made_of=(own,))
     private = made_result({"privacy": "secure_sum"}, 0, 0.5, 2.0)
     section = runs_alone(plain, private)
-    assert [m.name for m in section.methods] == ["privacy ", "secure_sum"]
+    assert [m.name for m in section.methods] == ["privacy (empty)", "secure_sum"]
     assert len(section.contexts) == 1
     assert any(table.name == "comparisons" for table in Made.of(section).tables)
     [method] = runs_alone(made_result({}, 0, 0.6, 1.0), replace(made_result({}, 1, 0.6, 1.0), made_of=(own,))).methods
