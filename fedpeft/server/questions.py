@@ -112,7 +112,7 @@ class Questions:
             try:
                 answer = _answer(report, question, shapes)
             except PayloadError as error:
-                self.say(f"client {report.client}'s answer does not count: {error}")
+                self.say(f"{self.clients.called(report.client)}'s answer does not count: {error}")
                 continue
             found.clients += 1
             yield report, answer
