@@ -300,6 +300,11 @@ class Acceptance:
         self.uplink_parameters += len(clients) * self.layout.numel
         self._losses.append((loss, rows))
 
+    def why_left_out(self, called: Callable[[int], str]) -> str:
+        """Why nothing of the first client that was left out has been taken, by what it is `called`; empty: none was."""
+        first = next((result for result in self.results if result.rejected), None)
+        return "" if first is None else reason_of(called(first.client), first.rejected or "")
+
     def _result(self, report: Report, sent: Sent) -> ClientResult:
         asked = sent.instruction
         return ClientResult(

@@ -36,7 +36,7 @@ from fedpeft.run.asked import compares_clients
 from fedpeft.run.observer import Observer, RoundResult, validating
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Acceptance, Answers, reason_of
+from fedpeft.server.acceptance import Acceptance, Answers
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
@@ -348,12 +348,13 @@ class Server:
             RunError: no update is valid, and these were all clients that there are, or the run is a simulation.
         """
         self.observer.doing("aggregation")
+        why = taken.why_left_out(self.clients.called)
         if taken.accepted or self._noise_alone:
+            if why and self.clients.remote and not self._secret_cohort:
+                self.observer.say(f"round {taken.round} without {escape(why)}")
             return taken.aggregator.finish(progress.memory)
         if taken.spent < len(taken.results):
             failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
-            first = next(result for result in taken.results if result.rejected)
-            why = reason_of(self.clients.called(first.client), first.rejected or "")
             if not self.clients.remote or len(taken.results) == self.setup.clients:
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
                 raise RunError(f"{failed}; see clients.jsonl; {why}")

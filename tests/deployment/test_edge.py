@@ -372,3 +372,11 @@ def test_join_looks_at_its_own_rows_and_device_before_it_asks_a_server(
     server = ["--server", "127.0.0.1:1", "--insecure", "--name", "edge-1", "--state", str(tmp_path / "state")]
     assert join([*server, *words]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_why_a_round_goes_on_without_a_client_is_said(federation, monkeypatch):
+    made = federation(cohort=2, rounds=1)
+    made.server.edges[1] = Useless()
+    monkeypatch.setattr(made.server.observer, "say", (said := []).append)
+    assert made.run().round == 1
+    assert "round 1 without edge-1: no" in said
