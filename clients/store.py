@@ -99,7 +99,10 @@ class ClientStore:
             return None
         content = self.content(client, acknowledged)
         if content is None:
-            raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
+            raise RunError(
+                f"the state of client {client} after round {acknowledged} is missing from {self.folder}; bring it back "
+                "from a copy: without it the client has no part in this run any more"
+            )
         try:
             return load(content)
         except SafetensorError as error:

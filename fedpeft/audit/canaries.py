@@ -47,7 +47,8 @@ from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, differen
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
 from fedpeft.server.sampling import InTurns
@@ -108,9 +109,9 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
     Raises:
         FedpeftError: settings that don't go together.
     """
-    mechanism = MECHANISMS.build(audit.privacy)
-    if not mechanism.protects:
-        raise PrivacyError(f"{mechanism.name} claims nothing that could be audited; give user_dp, dp_sgd or local_dp")
+    mechanism = parse_privacy(audit.privacy)
+    if not isinstance(mechanism, Mechanism) or not mechanism.protects:
+        raise PrivacyError(f"{audit.privacy} claims nothing that could be audited; give user_dp, dp_sgd or local_dp")
     if mechanism.summed:
         raise PrivacyError(f"the audit looks at single updates, and {mechanism.name} has none; its bounds are tested")
     included = seeds.generator(audit.seed, "canaries").random(audit.canaries) < 0.5

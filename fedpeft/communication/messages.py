@@ -42,6 +42,9 @@ SUM_STEPS = 5
 MOST_STEPS = 1_000_000
 """The most local steps that an instruction may ask for."""
 
+NOT_JOINED = "it has not joined"
+"""What is answered for a place in a federation that nobody has taken."""
+
 MOST_WORDS = 1000
 """Characters of a client's reason for its failure that a server keeps: a sentence, or a few."""
 

@@ -324,6 +324,7 @@ class Federation:
             most_rows=self._most_rows,
             book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=self.journal if self.setup.secure_sum else None,
+            called=self.roster.called,
             examiner=self._examiner(),
         )
         made.evaluation = dataclasses.replace(made.evaluation, most_weight=self.options.most_weight)

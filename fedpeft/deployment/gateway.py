@@ -17,7 +17,7 @@ from contextlib import suppress
 import grpc
 from grpc.aio import ServicerContext
 
-from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.admission import Admission
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper, RefusedError, dropped
@@ -170,7 +170,7 @@ class Gateway:
     def _assign(self, name: str, task: str, instruction: Instruction, statement: Signed | None) -> None:
         member = self.roster.find(name)
         if member is None or member.dropped:
-            reason = f"dropped: {member.dropped}" if member else "it has not joined"
+            reason = f"dropped: {member.dropped}" if member else NOT_JOINED
             self.answers.put(Answer(task, Report(instruction.client, instruction.round, b"", error=reason)))
             return
         session = self._sessions.setdefault(name, Session(member))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
-from fedpeft.communication.messages import Report, instruction_of, to_record
+from fedpeft.communication.messages import NOT_JOINED, Report, instruction_of, to_record
 from fedpeft.deployment.gateway import Gateway
 
 WAKE_SECONDS = 0.5
@@ -103,7 +103,7 @@ class GrpcGrid(OwnGrid):
             client = message.metadata.dst_node_id - FIRST_CLIENT
             identifiers.append(identifier)
             if client not in names:
-                self._answer(message, "it has not joined")
+                self._answer(message, NOT_JOINED)
                 continue
             if message.metadata.message_type == MESSAGE_TYPES["evaluate"] and names[client] not in here:
                 self._answer(message, "it is away")

@@ -101,6 +101,11 @@ class Roster:
         """The member called `name`."""
         return self._members.get(name)
 
+    def called(self, client: int) -> str:
+        """The name of the client with this id; of a place that nobody has taken its number."""
+        with self._lock:
+            return next((m.name for m in self._members.values() if m.id == client), f"client {client}")
+
     def enter(self, name: str, rank: int, terms: Terms | None = None, rows: int = 0) -> Member | None:
         """The member called `name`, perhaps a new one; None: all places are taken.
 

@@ -64,10 +64,10 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
 
-def reason_of(client: int, reason: str) -> str:
+def reason_of(called: str, reason: str) -> str:
     """Why nothing of a client was taken, for a sentence on a terminal: some of it may be a stranger's words."""
     said = "".join(letter if letter.isprintable() else " " for letter in reason)
-    return f"client {client}: {said[:200]}"
+    return f"{called}: {said[:200]}"
 
 
 def check_evaluation(report: Report, predictions: int, numbers: bool = False) -> None:
@@ -122,6 +122,7 @@ class ClientResult:
 
     Attributes:
         round: that it was asked in.
+        client: its id; of real clients roster.json has the names.
         rank: of its LoRA factors; None: it has none.
         rows, loss: None where clients report nothing that they have measured on their rows.
         steps, seconds: None where they say nothing of their work.
@@ -298,6 +299,11 @@ class Acceptance:
         self.accepted |= dict.fromkeys(clients, self.round)
         self.uplink_parameters += len(clients) * self.layout.numel
         self._losses.append((loss, rows))
+
+    def why_left_out(self, called: Callable[[int], str]) -> str:
+        """Why nothing of the first client that was left out has been taken, by what it is `called`; empty: none was."""
+        first = next((result for result in self.results if result.rejected), None)
+        return "" if first is None else reason_of(called(first.client), first.rejected or "")
 
     def _result(self, report: Report, sent: Sent) -> ClientResult:
         asked = sent.instruction

@@ -164,7 +164,7 @@ class Evaluation:
                 if report.count:
                     check_evaluation(report, self.setup.predictions, self.setup.task.targets == "numbers")
             except PayloadError as error:
-                self.say(f"client {report.client}'s evaluation does not count: {error}")
+                self.say(f"{self.clients.called(report.client)}'s evaluation does not count: {error}")
                 continue
             heard.append(report)
         return own_rows(heard, self.most_weight)

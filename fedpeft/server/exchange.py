@@ -21,6 +21,11 @@ WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
 
 
+def numbered(client: int) -> str:
+    """What a client is called where it has no name of its own."""
+    return f"client {client}"
+
+
 @dataclass
 class Exchange:
     """The clients at the other end of a grid.
@@ -31,6 +36,7 @@ class Exchange:
         remote: whether clients are on other machines.
         announce: is told what clients are told alike, before any of them is; None: nobody wants to know.
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
+        called: what a client is called on a terminal, by its id.
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
         pending: the instructions that have not been answered yet, by message.
@@ -41,6 +47,7 @@ class Exchange:
     remote: bool = False
     announce: Callable[[Release], None] | None = None
     journal: SumJournal | None = None
+    called: Callable[[int], str] = numbered
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)

@@ -226,7 +226,7 @@ def _statistics(
                 check_counts(own, report.rows)
                 counts.append(own)
         except PayloadError as error:
-            why = why or reason_of(report.client, str(error))
+            why = why or reason_of(clients.called(report.client), str(error))
             continue
         if privacy is None:
             total.add(taken, min(1.0, most_rows / report.rows))

@@ -18,7 +18,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Versions
-from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
@@ -107,12 +107,12 @@ class Questions:
         found.downlink_bytes = sum(len(i.payload) + len(i.residual) for i in instructions)
         for report in self.clients.in_order(instructions, len(cohort), "evaluate"):
             found.uplink_bytes += len(report.payload)
-            if not report.rows and not report.error:  # it holds no rows out
+            if not report.rows and report.error in ("", NOT_JOINED):  # it holds no rows out, or is not there
                 continue
             try:
                 answer = _answer(report, question, shapes)
             except PayloadError as error:
-                self.say(f"client {report.client}'s answer does not count: {error}")
+                self.say(f"{self.clients.called(report.client)}'s answer does not count: {error}")
                 continue
             found.clients += 1
             yield report, answer

@@ -36,12 +36,12 @@ from fedpeft.run.asked import compares_clients
 from fedpeft.run.observer import Observer, RoundResult, validating
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Acceptance, Answers, reason_of
+from fedpeft.server.acceptance import Acceptance, Answers
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
 from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Exchange, numbered
 from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import judged, prepare
@@ -80,7 +80,7 @@ class Server:
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
-        announce, journal: see `Exchange`.
+        announce, journal, called: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
         score_task: of a state on a task, where there are several; see `fedpeft.server.tasks`.
@@ -103,6 +103,7 @@ class Server:
         validation_loss: Callable[[State, int], float] | None = None,
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
+        called: Callable[[int], str] = numbered,
         book: EnergyBook | None = None,
         score_task: Score | None = None,
         examiner: Examiner | None = None,
@@ -110,7 +111,7 @@ class Server:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows, self.book = validating(observer, validation_loss), most_rows, book
-        self.clients = Exchange(grid, self._answered, remote, announce, journal)
+        self.clients = Exchange(grid, self._answered, remote, announce, journal, called)
         tasks, say = setup.facts.tasks, observer.say
         self.turns: TaskTurns | None = None
         if tasks is not None and score_task is not None:
@@ -173,7 +174,7 @@ class Server:
             return Entry(round, drawn)
         entry = self.privacy.enter(round, progress.digest(), drawn)
         if entry is not None and entry.spent:
-            named = "client " + ", ".join(str(client) for client in entry.spent)
+            named = ", ".join(self.clients.called(client) for client in entry.spent)
             who = "somebody whom coins have drawn" if self.privacy.draws else named
             self.observer.say(f"round {round}: the privacy budget of {who} is spent; it sits out")
         return entry
@@ -347,12 +348,13 @@ class Server:
             RunError: no update is valid, and these were all clients that there are, or the run is a simulation.
         """
         self.observer.doing("aggregation")
+        why = taken.why_left_out(self.clients.called)
         if taken.accepted or self._noise_alone:
+            if why and self.clients.remote and not self._secret_cohort:
+                self.observer.say(f"round {taken.round} without {escape(why)}")
             return taken.aggregator.finish(progress.memory)
         if taken.spent < len(taken.results):
             failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
-            first = next(result for result in taken.results if result.rejected)
-            why = reason_of(first.client, first.rejected or "")
             if not self.clients.remote or len(taken.results) == self.setup.clients:
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
                 raise RunError(f"{failed}; see clients.jsonl; {why}")

@@ -114,11 +114,13 @@ class Useless:
 
 
 @pytest.mark.parametrize("settings", [{}, {"strategy": "flexlora"}, {"drift": "scaffold", "optimizer": "sgd"}], ids=str)
-def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings):
+def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings, monkeypatch):
     """Rounds of one client each; in those of client 0 the model stays as it is, and others go on."""
     made = federation(cohort=1, rounds=6, **settings)
     made.server.edges[0] = Useless()
+    monkeypatch.setattr(made.server.observer, "say", (said := []).append)
     assert made.run().round == 6
+    assert any("valid update; the model stays as it is; edge-0: no" in line for line in said)
     rounds, clients = (
         [json.loads(line) for line in (made.folder / "server" / f"{name}.jsonl").read_text().splitlines()]
         for name in ("rounds", "clients")
@@ -195,7 +197,7 @@ def test_a_loss_that_would_hide_the_others_is_refused(federation):
 def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):
     made = federation(clients=1, rounds=1)
     made.server.edges[0] = Useless()
-    with pytest.raises(RunError, match=r"none of 1 clients returned a valid update; see clients.jsonl; client 0: no$"):
+    with pytest.raises(RunError, match=r"none of 1 clients returned a valid update; see clients.jsonl; edge-0: no$"):
         made.run()
     [line] = (made.folder / "server" / "clients.jsonl").read_text().splitlines()
     assert json.loads(line)["rejected"] == "no"
@@ -370,3 +372,11 @@ def test_join_looks_at_its_own_rows_and_device_before_it_asks_a_server(
     server = ["--server", "127.0.0.1:1", "--insecure", "--name", "edge-1", "--state", str(tmp_path / "state")]
     assert join([*server, *words]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_why_a_round_goes_on_without_a_client_is_said(federation, monkeypatch):
+    made = federation(cohort=2, rounds=1)
+    made.server.edges[1] = Useless()
+    monkeypatch.setattr(made.server.observer, "say", (said := []).append)
+    assert made.run().round == 1
+    assert "round 1 without edge-1: no" in said

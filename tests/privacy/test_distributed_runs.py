@@ -353,6 +353,8 @@ def test_what_would_not_protect_is_refused_in_a_sentence(tmp_path, given, says):
 def test_audits_have_none_of_it():
     with pytest.raises(PrivacyError, match="looks at single updates"):
         run(CanaryAudit(privacy="distributed_dp(noise_multiplier=1)"), Path("nowhere"))
+    with pytest.raises(PrivacyError, match="secure_sum claims nothing that could be audited"):
+        run(CanaryAudit(privacy="secure_sum"), Path("nowhere"))
 
 
 def test_a_sum_that_has_no_noise_is_not_taken_part_in():

@@ -77,14 +77,15 @@ def test_nothing_that_is_measured_on_the_rows_leaves_a_client(federation, mechan
         assert {r.steps for r in made.server.direct.reports} == {0}
 
 
-def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation):
+def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation, monkeypatch):
     privacy = "dp_sgd(noise_multiplier=0.7)"
     once = federation(privacy=privacy, rounds=1).server.edges[0].protection
     event, releases = once._charge(0)
     limit = epsilon({event: releases}, once.delta) * 1.01
     made = federation(privacy=privacy, rounds=3, options=[{"max_epsilon": limit}, {}], serve=ServeOptions(labels=""))
-    progress = made.run()
-    assert progress.round == 3
+    monkeypatch.setattr(made.server.observer, "say", (said := []).append)
+    assert made.run().round == 3
+    assert "round 2: the privacy budget of edge-0 is spent; it sits out" in said, "by name: edge-1 has the number 1"
     assert [len(book(made, k)) for k in range(2)] == [1, 3]
     assert [i.client for i in made.server.direct.asked] == [0, 1, 1, 1]
     assert made.server.protection.summary()["privacy"]["sat_out"] == [0]

@@ -131,7 +131,7 @@ def test_who_sat_out_is_not_told_where_coins_draw(tmp_path):
     assert book.summary()["privacy"]["sat_out"] is None
 
 
-@pytest.mark.parametrize(("cohort", "who"), [(6, "somebody whom coins have drawn"), (CLIENTS, "client 0")])
+@pytest.mark.parametrize(("cohort", "who"), [(6, "somebody whom coins have drawn"), (CLIENTS, "place 0")])
 def test_nor_does_the_screen_name_who_sits_out_there(cohort, who, tmp_path):
     plain = opened(tmp_path / "plain", cohort=cohort)
     once = epsilon({plain.cost([0])[0][0]: 1}, plain.delta)
@@ -139,7 +139,8 @@ def test_nor_does_the_screen_name_who_sits_out_there(cohort, who, tmp_path):
     everybody = list(range(CLIENTS))
     server = SimpleNamespace(
         setup=SimpleNamespace(config=SimpleNamespace(seed=0)), book=None, privacy=book,
-        clients=SimpleNamespace(under_way=lambda _: []), sampler=SimpleNamespace(draw=lambda *_: everybody),
+        clients=SimpleNamespace(under_way=lambda _: [], called="place {}".format),
+        sampler=SimpleNamespace(draw=lambda *_: everybody),
         observer=SimpleNamespace(say=said.append),
     )  # fmt: skip
     for round in range(12):

@@ -143,7 +143,7 @@ def test_why_no_client_counted_is_said_of_the_first(file, tmp_path, capsys):
 
 
 def test_a_stranger_s_reason_is_short_and_printable():
-    said = reason_of(3, "\x1b[2Jno\nway" + "x" * 1000)
+    said = reason_of("client 3", "\x1b[2Jno\nway" + "x" * 1000)
     assert said.startswith("client 3:  [2Jno way")
     assert len(said) < 220
 

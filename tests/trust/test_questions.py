@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedpeft.communication.messages import Instruction
+from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
@@ -75,6 +75,16 @@ def test_a_liar_and_an_unknown_question_do_not_count(finished):
     finally:
         edge.handle = before
     assert "sums over 8 rows, of a client that says it has 3" in said[0]
+
+
+def test_of_a_place_that_nobody_has_taken_nothing_is_said(finished, monkeypatch):
+    """A federation of 100 places and 10 clients would tell of 90 answers that do not count, and of each question."""
+    made, server, progress = finished
+    away = Report(0, progress.round, b"", error=NOT_JOINED)
+    monkeypatch.setattr(made.server.edges[0], "handle", lambda _: away)
+    questions = dataclasses.replace(server.questions(progress), say=(said := []).append)
+    assert questions.ask(Likelihoods()).clients == 1
+    assert not said
 
 
 def test_only_evaluations_ask():

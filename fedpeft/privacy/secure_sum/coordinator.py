@@ -147,7 +147,10 @@ class Coordinator:
         needed = self.terms.needed
         what = "seed" if which == SEED else "mask key"
         if len(shares) < needed:
-            raise VoidError(f"the sum is void: {len(shares)} shares of client {client}'s {what} are left of {needed}")
+            raise VoidError(
+                f"the sum is void: {len(shares)} of a client's neighbours have told their shares of its {what}, and it "
+                f"takes {needed} to take the masks off"
+            )
         holders = list(shares)
         for turn in range(len(holders)):
             chosen = (holders[turn:] + holders[:turn])[:needed]
