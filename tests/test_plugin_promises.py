@@ -41,7 +41,7 @@ from fedpeft.errors import ConfigError, FedpeftError, ModelError, PayloadError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.method import PeftMethod, started
 from fedpeft.plugin_promises import fits, hold
 from fedpeft.run.catalogue import ALL
 from fedpeft.run.command import MISTAKE, exit_code
@@ -250,6 +250,25 @@ def test_a_method_without_a_configuration_of_peft_is_told():
 
     with pytest.raises(ModelError, match=r"config has to give a peft.PeftConfig, and has given \{'targets'"):
         Nameless().attach(SimpleNamespace(base=torch.nn.Linear(2, 2)), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"start": lambda self, model, seed: {}}, "start gives weight as missing, and the model trains .2, 3."),
+        ({"start": lambda self, model, seed: {"weight": torch.ones(1)}}, "start gives weight as .1,., and the model"),
+        ({"start": lambda self, model, seed: {"weight": torch.full((2, 3), torch.nan)}}, "NaN or infinite"),
+        ({}, "makes no model of the peft library, which could save it; say in_peft: ClassVar.bool. = False"),
+        ({"in_peft": False, "batched": True}, "says that it is batched, and has neither stack nor stack_into"),
+    ],
+)
+def test_what_a_method_of_one_s_own_starts_from_is_what_it_trains(members, words):
+    """Without a word of peft the result was saved as a whole model, which nothing that reads runs looks for."""
+    method = rule(base=PeftMethod, config=lambda self, base: None, **members)()
+    layer = torch.nn.Linear(3, 2, bias=False)
+    model = SimpleNamespace(base=layer, parameters=layer.parameters, named_parameters=layer.named_parameters, head=None)
+    with pytest.raises(ModelError, match=words):
+        started(method, model, 0)
 
 
 def test_protocols_are_kept_too():
