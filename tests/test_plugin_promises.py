@@ -188,7 +188,7 @@ def test_labels_of_an_attack_are_those_of_classes():
     )
     with (
         plugins.given({"attacks": {"beyond": Beyond}}),
-        pytest.raises(ConfigError, match=r"the attack beyond makes of the labels of 10 rows .* from 0 to 3 for each"),
+        pytest.raises(ConfigError, match=r"beyond makes of 10 labels 10 of int64, such as .* from 0 to 3 for each"),
     ):
         attacked_labels("beyond(fraction=0.5)", rows, 0)
 

@@ -204,15 +204,25 @@ class Codec:
         return symbols, parameters
 
 
+def words_of(text: str) -> list[str]:
+    """The steps of a codec's text, each as it stands there.
+
+    Raises:
+        ConfigError: they are joined by another sign.
+    """
+    words = split_outside_parentheses(text, "|")
+    if any(len(split_outside_parentheses(word, "+")) > 1 for word in words):
+        raise ConfigError(f"the codec {text!r} joins its steps by +; write step | step | ...")
+    return words
+
+
 def parse_codec(text: str) -> Codec:
     """The codec that `text` describes: a preset's name, or steps separated by `|`.
 
     Raises:
         ConfigError: unknown step or setting, value out of range, or steps in the wrong order.
     """
-    words = split_outside_parentheses(PRESETS.get(text.strip(), text), "|")
-    if any(len(split_outside_parentheses(word, "+")) > 1 for word in words):
-        raise ConfigError(f"the codec {text!r} joins its steps by +; write step | step | ...")
+    words = words_of(PRESETS.get(text.strip(), text))
     if not all(words):
         raise ConfigError(f"the codec {text!r} has an empty step; write step | step | ...")
     specs = [parse_spec(word) for word in words]

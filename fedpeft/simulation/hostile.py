@@ -46,10 +46,16 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
 def _checked(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:
     """What an attack, which may be anybody's, makes of `count` labels, or ConfigError: rows can't have them."""
     classes = rows.dataset.classes
-    if made.shape != (count,) or made.dtype.kind not in "iu" or made.min() < 0 or made.max() >= classes:
+    if (
+        made.size == 0
+        or made.shape != (count,)
+        or made.dtype.kind not in "iu"
+        or made.min() < 0
+        or made.max() >= classes
+    ):
         raise ConfigError(
-            f"the attack {name_of(type(attack))} makes of the labels of {count} rows {np.array2string(made):.80}; "
-            f"relabel has to give a class from 0 to {classes - 1} for each"
+            f"the attack {name_of(type(attack))} makes of {count} labels {made.size} of {made.dtype}, such as "
+            f"{np.unique(made)[-3:].tolist()}; relabel has to give a class from 0 to {classes - 1} for each"
         )
     return made
 
