@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fedpeft.parts import Family, setting
+from fedpeft.errors import ConfigError
+from fedpeft.parts import Family, name_of, setting
 
 
 def unnoised(name: str) -> float:
@@ -63,6 +65,9 @@ class LocalOptimizer(ABC):
         """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round.
 
         `variance`: of the noise in each entry of a parameter's gradient.
+
+        Raises:
+            ConfigError: it is one whose steps ask for the loss again.
         """
         head = [p for name, p in parameters.items() if name.startswith("head.")]
         adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
@@ -72,6 +77,12 @@ class LocalOptimizer(ABC):
             if group
         ]
         optimizer = self.over(groups)
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ConfigError(
+                f"the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which asks for the "
+                "loss several times a step; a step here has one gradient: take an optimizer that needs no closure"
+            )
         self.told(optimizer, {p: variance(name) for name, p in parameters.items()})
         return optimizer, LambdaLR(optimizer, self.share)
 

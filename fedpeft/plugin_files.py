@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,8 +53,17 @@ def imported(name: str, file: Path, source: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         del sys.modules[name]
-        raise ConfigError(f"the plugin {source} can't be loaded: {reason(error)}") from error
+        raise ConfigError(f"the plugin {source} can't be loaded: {reason(error)}{_line(error, source)}") from error
     return module
+
+
+def _line(error: BaseException, source: Path) -> str:
+    """Where in a plugin it fails; empty where that is nowhere: what does not compile says its line itself."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(source)]
+    if not own:
+        return ""
+    file = "" if source.is_file() else f"{Path(own[-1].filename).relative_to(source)}, "
+    return f" ({file}line {own[-1].lineno})"
 
 
 def check(cls: Any, name: str, source: str) -> None:

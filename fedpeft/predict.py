@@ -121,9 +121,9 @@ def check_asked(run: FinishedRun, asked: str) -> None:
             raise ConfigError(f"{run.folder} reads texts, and {asked} is a picture; give a text, or a run on images")
         return
     if os.path.isdir(asked):
+        table = "" if run.task.describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
         raise ConfigError(
-            f"{asked} is a folder, and neither a finished run nor a picture; give a picture's file, or a folder of "
-            "them by --data FOLDER --output ANSWERS.csv"
+            f"{asked} is a folder, and neither a finished run nor a picture; give a picture's file{table}"
         )
     if not there:
         raise ConfigError(

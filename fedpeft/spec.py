@@ -48,17 +48,28 @@ def parse_spec(text: str) -> Spec:
     try:
         tree = ast.parse(_keywords_quoted(importable(text)), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # the others: a NUL, or nested too deep
-        raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
+        raise ConfigError(_unlike(text)) from None
     if isinstance(tree, ast.Name):
         return Spec(restored(tree.id), {})
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
+        raise ConfigError(_unlike(text))
     settings: dict[str, Any] = {}
     for keyword in tree.keywords:
         if keyword.arg is None or keyword.arg in settings:
             raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
         settings[keyword.arg] = _value(keyword.value, text)
     return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
+
+
+_FILE = re.compile(r"/|\.(csv|tsv|jsonl?|parquet|arrow|txt|gz)$")
+
+
+def _unlike(text: str) -> str:
+    """What is wrong with a text of another form, and the form that was likely meant."""
+    said = f"{text[:200]!r} is not of the form name(key=value, ...)"
+    if "(" in text:
+        return f"{said}; a value with a space, or other signs than letters, digits and _, stands in quotes"
+    return f"{said}; a file of rows is written file:{text[:200]}" if _FILE.search(text) else said
 
 
 _QUOTED_OR_VALUE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<==)(\s*)([a-z]+)(?=\s*[,)])""")

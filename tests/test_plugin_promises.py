@@ -11,13 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.attack import Attack
 from fedpeft.clients.drift import Correction, pulled
+from fedpeft.clients.local_optimizer import LocalOptimizer
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 
 import fedpeft
 from fedpeft import plugin_promises, plugins
 from fedpeft.aggregation.aggregator import LinearAggregator
+from fedpeft.aggregation.head_start import measured
+from fedpeft.aggregation.heads.zero import Zero
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import (
     Aggregate,
@@ -27,19 +31,24 @@ from fedpeft.aggregation.strategy import (
     Strategy,
     strategies,
 )
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.steps import Encoded, Plan, Signal, Transform
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.data.rows import DATASETS
-from fedpeft.errors import ConfigError, FedpeftError, ModelError
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.errors import ConfigError, FedpeftError, ModelError, PayloadError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.method import PeftMethod, started
 from fedpeft.plugin_promises import fits, hold
 from fedpeft.run.catalogue import ALL
 from fedpeft.run.command import MISTAKE, exit_code
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import Measurement
 from fedpeft.run.measurements.validation import Validation
+from fedpeft.simulation.hostile import attacked_labels
 
 LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
 
@@ -155,6 +164,70 @@ def test_a_round_of_no_steps_is_told(steps):
         LocalTraining(work=dataclass(frozen=True)(Never)()).steps_for(10)
 
 
+def test_a_local_optimizer_whose_steps_ask_for_the_loss_again_is_named():
+    @dataclass(frozen=True, kw_only=True)
+    class Newton(LocalOptimizer):
+        def over(self, groups):
+            return torch.optim.LBFGS([p for group in groups for p in group["params"]])
+
+    with pytest.raises(ConfigError, match="makes a LBFGS, which asks for the loss several times a step"):
+        Newton().started({"head.weight": torch.nn.Parameter(torch.ones(2, 3))}, 0.1)
+
+
+def test_labels_of_an_attack_are_those_of_classes():
+    @dataclass(frozen=True)
+    class Beyond(Attack):
+        changes_labels = True
+
+        def relabel(self, labels, classes):
+            return labels + classes
+
+    dataset = load_dataset("tiny(rows=40)")
+    rows = SimpleNamespace(
+        all=dataset.train, dataset=dataset, partition=PARTITIONS.build("iid").split(dataset.train, 4, 0)
+    )
+    with (
+        plugins.given({"attacks": {"beyond": Beyond}}),
+        pytest.raises(ConfigError, match=r"beyond makes of 10 labels 10 of int64, such as .* from 0 to 3 for each"),
+    ):
+        attacked_labels("beyond(fraction=0.5)", rows, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "undone", "error", "words"),
+    [
+        (lambda v: v[:-1], lambda v: v, ConfigError, "the codec step mine makes 76 values .* which hold 77"),
+        (lambda v: v, lambda v: None, PayloadError, "step mine is undone into a NoneType, and not into an array"),
+        (lambda v: v, lambda v: {}["x"], PayloadError, "step mine can't be undone .KeyError: 'x'"),
+    ],
+)
+def test_a_codec_s_step_that_loses_values_is_named(made, undone, error, words):
+    @dataclass(frozen=True)
+    class Mine(Transform):
+        def encode(self, signal, context):
+            return Encoded(Signal(made(signal.values), signal.shapes))
+
+        @classmethod
+        def plan(cls, parameters, shapes, context):
+            return Plan(shapes, (), lambda values, symbols: undone(values))
+
+    state = {"weight": torch.ones(7, 11)}
+    with plugins.given({"codecs": {"mine": Mine}}), pytest.raises(error, match=words):
+        decode(parse_codec("mine | cast | pack").encode(state), {"weight": (7, 11)})
+
+
+def test_statistics_of_whole_numbers_name_the_head():
+    class Counts(Zero):
+        def shapes(self, width, classes, rows):
+            return {"counts": (classes,)}
+
+        def statistics(self, features, labels, classes):
+            return {"counts": torch.bincount(labels, minlength=classes)}
+
+    with pytest.raises(ConfigError, match=r"statistics whose counts is torch\.int64: give numbers"):
+        measured(Counts(), torch.ones(2, 5), torch.tensor([0, 1]), (3, 5), 2)
+
+
 def test_an_optimizer_of_the_server_that_makes_other_shapes_is_named():
     @dataclass(frozen=True)
     class Short(ServerOptimizer):
@@ -177,6 +250,25 @@ def test_a_method_without_a_configuration_of_peft_is_told():
 
     with pytest.raises(ModelError, match=r"config has to give a peft.PeftConfig, and has given \{'targets'"):
         Nameless().attach(SimpleNamespace(base=torch.nn.Linear(2, 2)), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"start": lambda self, model, seed: {}}, "start gives weight as missing, and the model trains .2, 3."),
+        ({"start": lambda self, model, seed: {"weight": torch.ones(1)}}, "start gives weight as .1,., and the model"),
+        ({"start": lambda self, model, seed: {"weight": torch.full((2, 3), torch.nan)}}, "NaN or infinite"),
+        ({}, "makes no model of the peft library, which could save it; say in_peft: ClassVar.bool. = False"),
+        ({"in_peft": False, "batched": True}, "says that it is batched, and has neither stack nor stack_into"),
+    ],
+)
+def test_what_a_method_of_one_s_own_starts_from_is_what_it_trains(members, words):
+    """Without a word of peft the result was saved as a whole model, which nothing that reads runs looks for."""
+    method = rule(base=PeftMethod, config=lambda self, base: None, **members)()
+    layer = torch.nn.Linear(3, 2, bias=False)
+    model = SimpleNamespace(base=layer, parameters=layer.parameters, named_parameters=layer.named_parameters, head=None)
+    with pytest.raises(ModelError, match=words):
+        started(method, model, 0)
 
 
 def test_protocols_are_kept_too():

@@ -245,6 +245,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
         (RULE + 'parts = {"precision_rules": {"topk": HalfMean}}', "two parts called 'topk'"),
         ("def", r"can't be loaded: invalid syntax \(line 1\)"),
         ("import nothing_of_this_name", "can't be loaded: ModuleNotFoundError"),
+        ("import sys\n\nparts = nothing", r"NameError: name 'nothing' is not defined \(line 3\)"),
     ],
 )
 def test_what_can_not_be_used_is_said(tmp_path, text, words):

@@ -118,6 +118,8 @@ def measured(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[i
                 f"{own} statistics whose {name} is {found.get(name, 'missing')}, and its shapes say "
                 f"{shapes.get(name, 'nothing of it')}: statistics and shapes have to agree"
             )
+        if not made[name].is_floating_point():
+            raise ConfigError(f"{own} statistics whose {name} is {made[name].dtype}: give numbers, by .float()")
         if not bool(made[name].isfinite().all()):
             raise ConfigError(f"{own} statistics whose {name} is not finite: look at its statistics")
     return made

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.payload import DTYPES, Header, Shape, layout_digest, write_payload
+from fedpeft.communication.payload import DTYPES, Header, Shape, layout_digest, total, write_payload
 from fedpeft.communication.steps import (
     ByteStep,
     Context,
@@ -196,7 +196,24 @@ class Codec:
                 parameters.append(made.parameters)
                 symbols += made.symbols
                 signal = made.signal or signal
+                if len(signal.values) != total(signal.shapes):
+                    raise ConfigError(
+                        f"the codec step {step_name(step)} makes {len(signal.values)} values of the shapes "
+                        f"{signal.shapes!s:.80}, which hold {total(signal.shapes)}"
+                    )
         return symbols, parameters
+
+
+def words_of(text: str) -> list[str]:
+    """The steps of a codec's text, each as it stands there.
+
+    Raises:
+        ConfigError: they are joined by another sign.
+    """
+    words = split_outside_parentheses(text, "|")
+    if any(len(split_outside_parentheses(word, "+")) > 1 for word in words):
+        raise ConfigError(f"the codec {text!r} joins its steps by +; write step | step | ...")
+    return words
 
 
 def parse_codec(text: str) -> Codec:
@@ -205,7 +222,7 @@ def parse_codec(text: str) -> Codec:
     Raises:
         ConfigError: unknown step or setting, value out of range, or steps in the wrong order.
     """
-    words = split_outside_parentheses(PRESETS.get(text.strip(), text), "|")
+    words = words_of(PRESETS.get(text.strip(), text))
     if not all(words):
         raise ConfigError(f"the codec {text!r} has an empty step; write step | step | ...")
     specs = [parse_spec(word) for word in words]

@@ -14,6 +14,7 @@ is a full-rank `lowrank` of square fp64 matrices); for fp32 LoRA factors at most
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from fedpeft.communication.symbols import Expected
 from fedpeft.communication.vectors import check_finite, flattened, tensors_of, working_dtype
 from fedpeft.errors import ConfigError, FedpeftError, PayloadError
 from fedpeft.peft.adapter import State
+
+CRASHES: Final = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a payload may raise where a check is missing: it is still no crash."""
 
 
 def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[int, State] | None = None) -> State:
@@ -40,13 +44,7 @@ def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[i
         return _decode(payload, shapes, references or {})
     except FedpeftError:
         raise
-    except (
-        ArithmeticError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # a check that is missing is still no crash
+    except CRASHES as error:
         raise PayloadError(f"the payload is not valid ({type(error).__name__}: {error})") from error
 
 
@@ -74,14 +72,25 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     unpacked = _unpack(data, classes, [e for plan in plans for e in plan.symbols])
     values = np.zeros(0, dtype)
     with np.errstate(all="ignore"):
-        for plan in reversed(plans):
+        for plan, (name, _) in reversed(list(zip(plans, header.steps, strict=False))):  # behind them: packer, bytes
             first = len(unpacked) - len(plan.symbols)
-            values = plan.undo(values, unpacked[first:])
+            values = _undone(name, plan, values, unpacked[first:])
             del unpacked[first:]
     own = {name: tuple(shapes[name]) for name in names}
     check_finite(values, names, own)
     state = tensors_of(values, own, header.dtypes)
     return {name: state[name] for name in shapes if name in state}
+
+
+def _undone(name: str, plan: Plan, values: Array, symbols: Sequence[Array]) -> Array:
+    """The values before a step, which may be anybody's; PayloadError names it where it makes none."""
+    try:
+        made = plan.undo(values, symbols)
+    except CRASHES as error:
+        raise PayloadError(f"the payload's step {name} can't be undone ({type(error).__name__}: {error})") from error
+    if not isinstance(made, np.ndarray):
+        raise PayloadError(f"the payload's step {name} is undone into a {type(made).__name__}, and not into an array")
+    return made
 
 
 def _step_classes(header: Header) -> list[type[Step]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fedpeft.communication.bit_allocation import sensitivity
-from fedpeft.communication.codec import PRESETS, Codec, parse_codec
+from fedpeft.communication.codec import PRESETS, Codec, parse_codec, words_of
 from fedpeft.communication.error_feedback import KINDS, ErrorFeedback, no_feedback
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.precision_rule import PRECISION_RULES, PrecisionRule, Situation
@@ -128,7 +128,7 @@ def parse_uplink(text: str) -> Uplink:
         ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
             nothing or has a gain, or a precision rule in front of a codec without a precision to set.
     """
-    words = split_outside_parentheses(text, "|")
+    words = words_of(text)
     front: list[str] = []
     while words and parse_spec(words[0]).name in (*KINDS, *PRECISION_RULES.names):
         front.append(words.pop(0))

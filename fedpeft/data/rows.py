@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,6 +174,8 @@ class Dataset:
     template: str | None = None
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise DataError(f"{self.name} has rows of the kind {self.kind!r}; legal: {', '.join(get_args(Kind))}")
         if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
             raise DataError(f"{self.name} has raters of other rows than its {len(self.test)} test rows")
         for part, rows in (("training", self.train), ("validation", self.validation), ("test", self.test)):

@@ -70,6 +70,10 @@ def answered(run: FinishedRun, source: Path, column: str | None, abstain: float)
     Raises:
         FedpeftError: the run answers otherwise, or its files are missing; the rows can't be read.
     """
+    if run.task.describes:
+        raise ConfigError(
+            f"{run.folder} captions pictures whose files it is given: python -m fedpeft.predict RUN PICTURE PICTURE ..."
+        )
     if run.labels is None or not run.task.targets:
         raise ConfigError(
             f"{run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a file"

@@ -27,6 +27,7 @@ class PairTask(Task):
 
     metric = "accuracy"
     per_example: ClassVar[bool] = False
+    per_example_missing: ClassVar[str] = "compares a row with the others of its batch"
     compares: ClassVar[bool] = True
 
     loss: str = setting("infonce", "infonce, or sigmoid: SigLIP's", choices=tuple(PAIR_LOSSES))

@@ -249,6 +249,31 @@ class PeftMethod(ABC):
         raise NotImplementedError
 
 
+def started(method: PeftMethod, model: FederatedModel, seed: int) -> State:
+    """The initial global state of a `model` that a method, which may be anybody's, is attached to.
+
+    Raises:
+        ModelError: it makes other tensors than its layout has, or says of itself what it is not.
+    """
+    state, shapes = method.start(model, seed), method.layout(model).shapes
+    for name in sorted(state.keys() | shapes.keys()):
+        made = tuple(state[name].shape) if name in state else "missing"
+        if made != shapes.get(name):
+            raise ModelError(
+                f"{method.name}: start gives {name} as {made}, and the model trains {shapes.get(name, 'no such')}"
+            )
+        if not bool(state[name].isfinite().all()):
+            raise ModelError(f"{method.name}: start gives {name} values that are NaN or infinite")
+    if method.in_peft and not (method.whole_model or method.saved_as or hasattr(model.base, "peft_config")):
+        raise ModelError(
+            f"{method.name}: its attach makes no model of the peft library, which could save it; "
+            "say in_peft: ClassVar[bool] = False"
+        )
+    if method.batched and PeftMethod.stack == type(method).stack and PeftMethod.stack_into == type(method).stack_into:
+        raise ModelError(f"{method.name} says that it is batched, and has neither stack nor stack_into; leave that out")
+    return state
+
+
 def drawn(state: State, name: str, seed: int, bound: float) -> None:
     """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
     generator = seeds.torch_generator(seed, f"start {name}", 0)

@@ -35,7 +35,7 @@ from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
-from fedpeft.peft.method import PeftMethod, WeightChanges
+from fedpeft.peft.method import PeftMethod, WeightChanges, started
 from fedpeft.plugin_files import own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
@@ -356,7 +356,7 @@ def _plain(base: Any) -> Any:
 
 def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> State:
     """The initial state, before the strategy has seen it."""
-    start: State = method.start(reference, config.seed)
+    start = started(method, reference, config.seed)
     return {name: tensor.double() for name, tensor in start.items()} if config.dtype == "fp64" else start
 
 

@@ -102,14 +102,19 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
 
 
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
-    """Refuse an update, or a change of a drift correction's state, that holds other tensors than `asked`, is not
-    finite, or is absurdly large against what the client `received`.
+    """Refuse an update, or a change of a drift correction's state, that holds other tensors than `asked`, or numbers of
+    another width, is not finite, or is absurdly large against what the client `received`.
+
+    A payload says itself how wide its numbers are, and those of one client must not decide how a sum is rounded.
 
     Raises:
         PayloadError: why.
     """
     if delta.keys() != asked:
         raise PayloadError(f"an update of {len(delta)} tensors instead of the {len(asked)} asked for")
+    for name, tensor in delta.items():
+        if tensor.dtype != received[name].dtype:
+            raise PayloadError(f"{name} is {tensor.dtype}; it was sent as {received[name].dtype}")
     length = norm(delta)
     limit = ABSURD * (1 + norm(received))
     if not length <= limit:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.errors import ConfigError
 from fedpeft.machine.energy import Meter
+from fedpeft.parts import name_of
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
 from fedpeft.run.observer import RoundResult
@@ -263,5 +266,16 @@ class Choosing:
     size: int
 
     def draw(self, seed: int, round: int) -> list[int]:
-        """The cohort of a round (from 1), ascending; empty where nobody's battery lasts."""
-        return self.rule.choose(self.book, self.size, seed, round)
+        """The cohort of a round (from 1), ascending; empty where nobody's battery lasts.
+
+        Raises:
+            ConfigError: the rule, which may be anybody's, names who is none, somebody twice, or more than `size`.
+        """
+        chosen, clients = self.rule.choose(self.book, self.size, seed, round), len(self.book.levels)
+        legal = all(isinstance(client, Integral) and 0 <= client < clients for client in chosen)
+        if not legal or len(set(chosen)) < len(chosen) or len(chosen) > self.size:
+            raise ConfigError(
+                f"the sampler {name_of(type(self.rule))} chooses {chosen!s:.80} in round {round}; choose has to "
+                f"give at most {self.size} different ids, each a whole number from 0 to {clients - 1}"
+            )
+        return sorted(map(int, chosen))

@@ -13,6 +13,7 @@ from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.workbench import Workbench
 from fedpeft.errors import ConfigError
+from fedpeft.parts import name_of
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.simulation.rows import SimulatedRows
 
@@ -38,8 +39,25 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
     labels: NDArray[np.int64] = rows.all.labels.copy()
     for client in attack.attackers(len(rows.partition), seed):
         shard = rows.partition.shard(client)
-        labels[shard] = attack.relabel(labels[shard], rows.dataset.classes)
+        labels[shard] = _checked(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
     return labels
+
+
+def _checked(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:
+    """What an attack, which may be anybody's, makes of `count` labels, or ConfigError: rows can't have them."""
+    classes = rows.dataset.classes
+    if (
+        made.size == 0
+        or made.shape != (count,)
+        or made.dtype.kind not in "iu"
+        or made.min() < 0
+        or made.max() >= classes
+    ):
+        raise ConfigError(
+            f"the attack {name_of(type(attack))} makes of {count} labels {made.size} of {made.dtype}, such as "
+            f"{np.unique(made)[-3:].tolist()}; relabel has to give a class from 0 to {classes - 1} for each"
+        )
+    return made
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Report
@@ -29,6 +30,11 @@ def payload_of(edge, value):
     state = edge.setup.start
     header, body = read_payload(parse_codec("fp32").encode(state), {n: tuple(t.shape) for n, t in state.items()})
     return write_payload(header, np.full(len(body) // 4, value, "<f4").tobytes())
+
+
+def as_wide(edge, dtype):
+    """An update of numbers as wide as `dtype`'s."""
+    return parse_codec("cast(dtype=fp64)").encode({n: t.to(dtype) / 9 for n, t in edge.setup.start.items()})
 
 
 def _numbers():
@@ -63,6 +69,8 @@ def _payloads():
             ),
         ),
     )
+    yield "twice as wide", lambda report, edge: replace(report, payload=as_wide(edge, torch.float64))
+    yield "half as wide", lambda report, edge: replace(report, payload=as_wide(edge, torch.float16))
     yield "a correction", lambda report, edge: replace(report, correction=report.payload)
     yield "random correction", lambda report, edge: replace(report, correction=b"\xff" * 300)
 
@@ -132,3 +140,11 @@ def test_a_lie_is_noticed_here(tmp_path):
     assert "rejected" not in first
     assert "rejected" in second
     assert isinstance(KINDS["an error"](Report(1, 1, b""), None), Report)
+
+
+@pytest.mark.parametrize("kind", ["twice as wide", "half as wide"])
+def test_numbers_of_another_width_are_refused_and_end_nothing(kind, tmp_path):
+    """A sum of the honest client's and of these would be of another width, or none."""
+    made = Federation(tmp_path, SilentObserver(), rounds=1)
+    [line] = stays_sound(made, KINDS[kind])
+    assert "it was sent as torch.float32" in line["rejected"]

@@ -228,6 +228,7 @@ def test_seeds_give_independent_errors_so_averages_improve():
         ("quantize | nf4", "a codec is transforms, then one quantizer"),
         ("pack | rans", "a codec is transforms, then one quantizer"),
         ("topk || rans", "empty step"),
+        ("topk + quantize(bits=4)", "joins its steps by +; write step | step"),
         ("rotate(block=100)", "power of two"),
         (" | ".join(["topk"] * 20), "at most 16 steps"),
     ],

@@ -73,6 +73,7 @@ def test_a_preset_makes_up_for_what_it_drops_by_gain_or_behind_a_memory_by_that(
         ("by_rows | sign", "can't be set"),
         ("over_time(high=40) | small", "at most 10"),
         ("small | ef14", "unknown"),
+        ("topk + quantize(bits=4)", "joins its steps by +; write step | step"),
     ],
 )
 def test_wrong_texts_are_one_clear_error(text, words):

@@ -31,6 +31,7 @@ def made(
         (lambda: (Rows(TEXTS, LABELS), None, None), "label_names is None; give one name for each class"),
         (lambda: (Rows(np.zeros((8, 4, 4)), LABELS), None, ("a", "b"), "image"), "images as an array of float64"),
         (lambda: (Rows(TEXTS, LABELS), None, ("a", "b"), "image"), "images as a list; give a NumPy array of uint8"),
+        (lambda: (Rows(TEXTS, LABELS), None, ("a", "b"), "sound"), "rows of the kind 'sound'; legal: text, image"),
     ],
 )
 def test_rows_that_no_run_can_use_are_refused_in_a_sentence(parts, told):

@@ -17,6 +17,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError, DataError, ModelError, PrivacyError, RunError
 from fedpeft.evaluate import main as evaluate
+from fedpeft.evaluation.answered_rows import answered
 from fedpeft.export import export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
@@ -83,6 +84,10 @@ def test_a_run_goes_on_where_it_was_interrupted_and_says_what_it_sees(run, model
     assert said == told[3]["said"].split()[:5] != []
     with pytest.raises(ConfigError, match=r"there is no file .a text.; give a picture"):
         predict([tmp_path / "whole"], ["a text"], 5, QUIET)
+    with pytest.raises(ConfigError, match=r"give a picture's file$"):
+        predict([tmp_path / "whole"], [str(tmp_path)], 5, QUIET)
+    with pytest.raises(ConfigError, match="captions pictures whose files it is given"):
+        next(answered(FinishedRun.read(tmp_path / "whole"), tmp_path, None, 0.0))
 
     export(tmp_path / "whole", tmp_path / "out", False, QUIET)
     finished = FinishedRun.read(tmp_path / "whole")

@@ -61,7 +61,7 @@ def test_a_run_of_pairs_goes_on_where_it_was_interrupted_and_says_how_well_pairs
     [
         ({"batch_size": 1}, ConfigError, "batch-size 2"),
         ({"optimizer": "adamw(rows_per_pass=4)"}, ConfigError, "rows_per_pass"),
-        ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "user_dp"),
+        ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "^retrieval compares a row with the others of its batch, of"),
         ({"measure": "forgetting(dataset=tiny)"}, ConfigError, "leave it out"),
         ({"dataset": "tiny", "measure": "clones"}, ConfigError, "code_search"),
         ({"drift": "label_shift"}, ConfigError, "label_shift"),

@@ -20,9 +20,9 @@ from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records, plain
-from fedpeft.run.sampling import SAMPLERS, aware, cohort_size
+from fedpeft.run.sampling import SAMPLERS, AwareSampler, aware, cohort_size
 from fedpeft.server.acceptance import ClientResult
-from fedpeft.server.energy import EnergyBook
+from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
@@ -145,6 +145,24 @@ def test_turns_go_round():
     groups = [rule.choose(seen(), 12, 0, round) for round in (1, 2, 3, 4)]
     assert sorted(groups[0] + groups[1] + groups[2]) == list(range(12))
     assert groups[3] == groups[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen(AwareSampler):
+    ids: tuple = ()
+
+    def choose(self, view, size, seed, round):
+        return list(self.ids)
+
+
+def test_a_sampler_of_one_s_own_names_clients_that_there_are_each_once():
+    for ids in [(0, 0, 1), (0, 12), (-1, 0), (0.0, 1.0), (0, 1, 2, 3), ("0",)]:
+        with pytest.raises(ConfigError, match=r"chooses .* in round 4; choose has to give at most 3 different ids"):
+            Choosing(Chosen(3, ids), seen(), 3).draw(0, 4)
+    cohort = Choosing(Chosen(3, (2, np.int64(1))), seen(), 3).draw(0, 1)
+    assert cohort == [1, 2]
+    assert all(type(client) is int for client in cohort)
+    assert Choosing(Chosen(3), seen(), 3).draw(0, 1) == []
 
 
 def test_a_cohort_is_a_number_or_a_sampler():

@@ -54,8 +54,21 @@ def _loading(run: FinishedRun, whole: bool) -> str:
         asked = "PICTURE" if run.reads_images else '"text"'
         return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
     few_bits = run.method.base_precision
-    beside = f"; it was trained beside a base in {few_bits}" if few_bits else ""
-    return f'`peft.PeftModel.from_pretrained({auto}.from_pretrained(BASE, dtype=torch.float32), "adapter")`{beside}'
+    held, beside = _in_few_bits(few_bits), ""
+    if few_bits:
+        beside = f"; it was trained and scored beside a base in {few_bits}"
+    if few_bits and not held:
+        beside += ", which transformers does not make: `fedpeft.open_run(RUN).model()` does"
+    base = f"{auto}.from_pretrained(BASE, dtype=torch.float32{held})"
+    return f'`peft.PeftModel.from_pretrained({base}, "adapter")`{beside}'
+
+
+def _in_few_bits(precision: str) -> str:
+    """An argument that has transformers hold a base as `fedpeft.models.quantized` does; empty: there is none."""
+    if precision != "nf4":
+        return ""
+    settings = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+    return f", quantization_config=BitsAndBytesConfig({settings})"
 
 
 def front_matter(run: FinishedRun, whole: bool) -> str:

@@ -1,0 +1,50 @@
+"""An adapter that was trained beside a base in few bits is loaded beside that base, by what its card says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+from fedpeft.export import main as export
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+
+pytestmark = pytest.mark.slow
+
+RUN = ["--dataset=tiny_lm", "--model=tiny_lm", "--clients=2", "--cohort=all", "--rounds=1", "--workers=1",
+       "--tokens=16", "--dtype=fp32", "--learning-rate=0.01", "--local-work=steps(2)", "--safeguard=none"]  # fmt: skip
+
+
+def card_of(tmp_path, peft):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert simulate([*RUN, "--peft", peft, "--output", str(run)]) == 0
+    assert export([str(run), "--output", str(out)]) == 0
+    return FinishedRun.read(run), (out / "README.md").read_text()
+
+
+def test_the_command_of_the_card_gives_what_the_run_was_scored_with(tmp_path):
+    """In fp32 it would answer otherwise."""
+    run, card = card_of(tmp_path, "qlora(rank=4)")
+    assert "trained and scored beside a base in nf4 |" in card
+    [base] = re.findall(r"from_pretrained\((AutoModelForCausalLM.*\)), \"adapter\"\)`", card)
+    names = {name: getattr(transformers, name) for name in ("AutoModelForCausalLM", "BitsAndBytesConfig")}
+    held = eval(base, {"torch": torch, "BASE": str(run.model_directory), **names})
+    model, ids = PeftModel.from_pretrained(held, tmp_path / "out" / "adapter"), torch.tensor([[5, 6, 7, 8]])
+    plain = names["AutoModelForCausalLM"].from_pretrained(run.model_directory, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter")
+    with torch.no_grad():
+        own = run.model(run.base()).base(input_ids=ids).logits
+        assert torch.allclose(model(input_ids=ids).logits, own, atol=1e-4)
+        assert not torch.allclose(plain(input_ids=ids).logits, own, atol=1e-3)
+
+
+def test_a_base_in_int8_is_no_other_library_s(tmp_path):
+    _, card = card_of(tmp_path, "qlora(rank=4, bits=8)")
+    assert "BitsAndBytesConfig" not in card
+    assert (
+        "scored beside a base in int8, which transformers does not make: `fedpeft.open_run(RUN).model()` does" in card
+    )
