@@ -101,7 +101,7 @@ class ClientStore:
         if content is None:
             raise RunError(
                 f"the state of client {client} after round {acknowledged} is missing from {self.folder}; bring it back "
-                "from a copy: without it the client has no part in this run any more"
+                "from a copy: nothing can stand for it"
             )
         try:
             return load(content)

@@ -31,7 +31,7 @@ from fedpeft.models.layers import innermost
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import width
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, adapter_dtype
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
@@ -356,8 +356,8 @@ def _plain(base: Any) -> Any:
 
 def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> State:
     """The initial state, before the strategy has seen it."""
-    start = started(method, reference, config.seed)
-    return {name: tensor.double() for name, tensor in start.items()} if config.dtype == "fp64" else start
+    start, dtype = started(method, reference, config.seed), adapter_dtype(config.dtype)
+    return {name: tensor.to(dtype) for name, tensor in start.items()}
 
 
 def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:

@@ -102,23 +102,31 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
 
 
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
-    """Refuse an update, or a change of a drift correction's state, that holds other tensors than `asked`, or numbers of
-    another width, is not finite, or is absurdly large against what the client `received`.
-
-    A payload says itself how wide its numbers are, and those of one client must not decide how a sum is rounded.
+    """Refuse an update, or a change of a drift correction's state, that holds other tensors than `asked`, is not
+    finite, or is absurdly large against what the client `received`.
 
     Raises:
         PayloadError: why.
     """
     if delta.keys() != asked:
         raise PayloadError(f"an update of {len(delta)} tensors instead of the {len(asked)} asked for")
-    for name, tensor in delta.items():
-        if tensor.dtype != received[name].dtype:
-            raise PayloadError(f"{name} is {tensor.dtype}; it was sent as {received[name].dtype}")
     length = norm(delta)
     limit = ABSURD * (1 + norm(received))
     if not length <= limit:
         raise PayloadError(f"an update of norm {length:.3g}; nothing above {limit:.3g} is taken")
+
+
+def check_widths(delta: State, received: State) -> None:
+    """Refuse an update whose numbers are of another width than those that the client `received`.
+
+    A payload says itself how wide its numbers are, and those of one client must not decide how a sum is rounded.
+
+    Raises:
+        PayloadError: which they are.
+    """
+    for name, tensor in delta.items():
+        if tensor.dtype != received[name].dtype:
+            raise PayloadError(f"{name} is {tensor.dtype}; it was sent as {received[name].dtype}")
 
 
 @dataclass(frozen=True)
@@ -306,9 +314,11 @@ class Acceptance:
         self._losses.append((loss, rows))
 
     def why_left_out(self, called: Callable[[int], str]) -> str:
-        """Why nothing of the first client that was left out has been taken, by what it is `called`; empty: none was."""
-        first = next((result for result in self.results if result.rejected), None)
-        return "" if first is None else reason_of(called(first.client), first.rejected or "")
+        """Why nothing of the first client that was left out has been taken, by what it is `called`, and how many others
+        were; empty: none was."""
+        left = [result for result in self.results if result.rejected]
+        others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        return reason_of(called(left[0].client), left[0].rejected or "") + others if left else ""
 
     def _result(self, report: Report, sent: Sent) -> ClientResult:
         asked = sent.instruction
@@ -341,6 +351,7 @@ class Acceptance:
         if (held := self.strategy.held_form(self.layout, form)) != form:
             delta, form = ranks_placed(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
+        check_widths(delta, received)
         answer: State = {}
         if self.answers is not None:
             if report.client not in self.answers.by_client:
@@ -355,7 +366,8 @@ class Acceptance:
         """The changes of the states of a client's drift corrections, checked as an update is."""
         changes = self.drift.decode(report.correction, {name: layout.shapes[name] for name in self.shared})
         for correction, change in changes.items():
-            check_update(change, self.states[correction], self.shared)
+            check_update(change, state := self.states[correction], self.shared)
+            changes[correction] = {name: tensor.to(state[name].dtype) for name, tensor in change.items()}
         return changes
 
     @property

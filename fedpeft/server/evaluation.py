@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.markup import escape
+
 from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.downlink import Versions
@@ -20,7 +22,7 @@ from fedpeft.models.client_accuracy import worst_tenth
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import check_evaluation
+from fedpeft.server.acceptance import check_evaluation, reason_of
 from fedpeft.server.best_state import BestState
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
@@ -164,7 +166,8 @@ class Evaluation:
                 if report.count:
                     check_evaluation(report, self.setup.predictions, self.setup.task.targets == "numbers")
             except PayloadError as error:
-                self.say(f"{self.clients.called(report.client)}'s evaluation does not count: {error}")
+                said = reason_of(f"{self.clients.called(report.client)}'s evaluation does not count", str(error))
+                self.say(escape(said))
                 continue
             heard.append(report)
         return own_rows(heard, self.most_weight)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from rich.markup import escape
 
 from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.aggregation.update import Fold
@@ -24,7 +25,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Answers, check_report
+from fedpeft.server.acceptance import Answers, check_report, reason_of
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import MaskedSum
@@ -112,7 +113,8 @@ class Questions:
             try:
                 answer = _answer(report, question, shapes)
             except PayloadError as error:
-                self.say(f"{self.clients.called(report.client)}'s answer does not count: {error}")
+                said = reason_of(f"{self.clients.called(report.client)}'s answer does not count", str(error))
+                self.say(escape(said))
                 continue
             found.clients += 1
             yield report, answer

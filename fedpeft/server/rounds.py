@@ -74,7 +74,7 @@ class Server:
         sampler: draws the cohorts.
         store: what is kept on the disk.
         observer: is told how things go on.
-        evaluate: see `Evaluation`.
+        evaluate, examiner: see `Evaluation`.
         validation_loss: of a global state on the base of a version, by which a step is judged; None: none is.
         fixed: what was probed at the start, kept in the checkpoint.
         privacy: the mechanism at work; None: there is none.
@@ -84,7 +84,6 @@ class Server:
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
         score_task: of a state on a task, where there are several; see `fedpeft.server.tasks`.
-        examiner: see `Evaluation`.
     """
 
     def __init__(
@@ -140,9 +139,7 @@ class Server:
         if self.book is not None:
             self.book.replay(self.store.records.read("clients.jsonl"), progress.rows, progress.round)
         self.observer.started(self.setup.rounds, progress.round)
-        while progress.round < self.setup.rounds and not self.stopping():
-            if self._nothing_gained(progress):
-                break
+        while progress.round < self.setup.rounds and not self.stopping() and not self._nothing_gained(progress):
             progress = progress if self.turns is None else self.turns.begun(progress)
             entry = self.open(progress)
             if entry is None:
@@ -169,12 +166,11 @@ class Server:
             self.book.begin(round)
         drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
-            if self.setup.strategy.asynchronous:
-                drawn = self.clients.idle(drawn, seed, round)
-            return Entry(round, drawn)
+            idle = self.clients.idle(drawn, seed, round) if self.setup.strategy.asynchronous else drawn
+            return Entry(round, idle)
         entry = self.privacy.enter(round, progress.digest(), drawn)
         if entry is not None and entry.spent:
-            named = ", ".join(self.clients.called(client) for client in entry.spent)
+            named = ", ".join(map(self.clients.called, entry.spent))
             who = "somebody whom coins have drawn" if self.privacy.draws else named
             self.observer.say(f"round {round}: the privacy budget of {who} is spent; it sits out")
         return entry
@@ -230,8 +226,7 @@ class Server:
             learning_rate=dispatch.learning_rate(entry.round),
             undone=undone,
         )
-        if spent is not None and not self._secret_cohort:
-            result = told(result, spent)
+        result = result if spent is None or self._secret_cohort else told(result, spent)
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
             lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
@@ -276,7 +271,13 @@ class Server:
         taken.results.extend(masked.results(sent, void, confidential=secure.noisy))
         taken.rejected.extend(masked.failed)
         taken.passed_on = sum(masked.sent.values())
+        self._tell_left_out(taken)
         return outcome
+
+    def _tell_left_out(self, taken: Acceptance) -> None:
+        why = taken.why_left_out(self.clients.called)
+        if why and taken.accepted and self.clients.remote and not self._secret_cohort:
+            self.observer.say(f"round {taken.round} without {escape(why)}")
 
     def _judged(self, before: Progress, after: Progress, asked: int) -> tuple[Progress, bool]:
         """The server after a step that the safeguard has looked at, and whether it is undone; `asked`: the earliest
@@ -348,13 +349,12 @@ class Server:
             RunError: no update is valid, and these were all clients that there are, or the run is a simulation.
         """
         self.observer.doing("aggregation")
-        why = taken.why_left_out(self.clients.called)
+        self._tell_left_out(taken)
         if taken.accepted or self._noise_alone:
-            if why and self.clients.remote and not self._secret_cohort:
-                self.observer.say(f"round {taken.round} without {escape(why)}")
             return taken.aggregator.finish(progress.memory)
         if taken.spent < len(taken.results):
             failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
+            why = taken.why_left_out(self.clients.called)
             if not self.clients.remote or len(taken.results) == self.setup.clients:
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
                 raise RunError(f"{failed}; see clients.jsonl; {why}")

@@ -380,3 +380,11 @@ def test_why_a_round_goes_on_without_a_client_is_said(federation, monkeypatch):
     monkeypatch.setattr(made.server.observer, "say", (said := []).append)
     assert made.run().round == 1
     assert "round 1 without edge-1: no" in said
+
+
+def test_how_many_others_a_round_goes_on_without_is_said(federation, monkeypatch):
+    made = federation(clients=3, cohort=3, rounds=1)
+    made.server.edges[1], made.server.edges[2] = Useless(), Useless()
+    monkeypatch.setattr(made.server.observer, "say", (said := []).append)
+    assert made.run().round == 1
+    assert "round 1 without edge-1: no (and 1 more)" in said

@@ -19,9 +19,9 @@ RUN = ["--dataset=tiny_lm", "--model=tiny_lm", "--clients=2", "--cohort=all", "-
        "--tokens=16", "--dtype=fp32", "--learning-rate=0.01", "--local-work=steps(2)", "--safeguard=none"]  # fmt: skip
 
 
-def card_of(tmp_path, peft):
+def card_of(tmp_path, peft, *words):
     run, out = tmp_path / "run", tmp_path / "out"
-    assert simulate([*RUN, "--peft", peft, "--output", str(run)]) == 0
+    assert simulate([*RUN, *words, "--peft", peft, "--output", str(run)]) == 0
     assert export([str(run), "--output", str(out)]) == 0
     return FinishedRun.read(run), (out / "README.md").read_text()
 
@@ -45,6 +45,12 @@ def test_the_command_of_the_card_gives_what_the_run_was_scored_with(tmp_path):
 def test_a_base_in_int8_is_no_other_library_s(tmp_path):
     _, card = card_of(tmp_path, "qlora(rank=4, bits=8)")
     assert "BitsAndBytesConfig" not in card
-    assert (
-        "scored beside a base in int8, which transformers does not make: `fedpeft.open_run(RUN).model()` does" in card
-    )
+    assert "scored beside a base in int8, which transformers does not make as it was: `fedpeft.open_run" in card
+
+
+def test_nor_is_one_of_whose_layers_transformers_keeps_some_as_they_are(tmp_path):
+    """T5's `wo` stays in fp32 there."""
+    words = ("--dataset=tiny_seq2seq", "--model=tiny_seq2seq(kind=t5)")
+    _, card = card_of(tmp_path, "qlora(rank=4)", *words)
+    assert "BitsAndBytesConfig" not in card
+    assert "beside a base in nf4, which transformers does not make as it was: `fedpeft.open_run" in card

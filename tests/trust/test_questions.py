@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.options import ServeOptions
@@ -75,6 +76,23 @@ def test_a_liar_and_an_unknown_question_do_not_count(finished):
     finally:
         edge.handle = before
     assert "sums over 8 rows, of a client that says it has 3" in said[0]
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+def test_a_stranger_s_words_are_no_markup(finished, monkeypatch, counted):
+    made, server, progress = finished
+    strange = Report(0, progress.round, b"", error="[/bold] no", rows=3, count=counted)
+    monkeypatch.setattr(made.server.edges[0], "handle", lambda _: strange)
+    said: list[str] = []
+
+    def say(line):
+        said.append(Text.from_markup(line).plain)
+
+    if counted:
+        dataclasses.replace(server.evaluation, say=say).own_rows(progress)
+    else:
+        dataclasses.replace(server.questions(progress), say=say).ask(Likelihoods())
+    assert said == [f"edge-0's {'evaluation' if counted else 'answer'} does not count: [/bold] no"]
 
 
 def test_of_a_place_that_nobody_has_taken_nothing_is_said(finished, monkeypatch):

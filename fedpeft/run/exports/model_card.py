@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
 from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import DATASETS
 from fedpeft.plugin_files import own_code
@@ -54,18 +56,19 @@ def _loading(run: FinishedRun, whole: bool) -> str:
         asked = "PICTURE" if run.reads_images else '"text"'
         return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
     few_bits = run.method.base_precision
-    held, beside = _in_few_bits(few_bits), ""
+    held, beside = _in_few_bits(run), ""
     if few_bits:
         beside = f"; it was trained and scored beside a base in {few_bits}"
     if few_bits and not held:
-        beside += ", which transformers does not make: `fedpeft.open_run(RUN).model()` does"
+        beside += ", which transformers does not make as it was: `fedpeft.open_run(RUN).model()` does"
     base = f"{auto}.from_pretrained(BASE, dtype=torch.float32{held})"
     return f'`peft.PeftModel.from_pretrained({base}, "adapter")`{beside}'
 
 
-def _in_few_bits(precision: str) -> str:
-    """An argument that has transformers hold a base as `fedpeft.models.quantized` does; empty: there is none."""
-    if precision != "nf4":
+def _in_few_bits(run: FinishedRun) -> str:
+    """An argument that has transformers hold the base as `fedpeft.models.quantized` does; empty: there is none."""
+    known = MODEL_MAPPING.get(type(config_of(run.model_directory)), None)
+    if run.method.base_precision != "nf4" or getattr(known, "_keep_in_fp32_modules", True):  # here all are in few bits
         return ""
     settings = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
     return f", quantization_config=BitsAndBytesConfig({settings})"
