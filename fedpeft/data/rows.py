@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, get_args
@@ -15,7 +16,7 @@ from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import spooled
 from fedpeft.parts import Family
-from fedpeft.spec import parse_spec
+from fedpeft.spec import Spec, parse_spec
 
 Kind = Literal["text", "image"]
 Inputs = Sequence[str] | NDArray[np.generic]
@@ -256,7 +257,20 @@ class Source(Protocol):
         ...
 
 
-DATASETS: Family[Source] = Family("fedpeft.data.datasets", "data set", kind=Source)
+_FILE = re.compile(r"[^:()]*(/[^:()]*|\.(csv|tsv|xlsx?|jsonl?|parquet|arrow|txt|gz))", re.IGNORECASE)
+
+
+class _Datasets(Family[Source]):
+    """The data sets; a file's name alone is none, and who gives one is told how a file is named."""
+
+    def build(self, text: str | Spec) -> Source:
+        """See `Family`."""
+        if isinstance(text, str) and _FILE.fullmatch(text.strip()):
+            raise ConfigError(f"{text!r} is no data set; a file of rows is written file:{text.strip()}")
+        return super().build(text)
+
+
+DATASETS: Family[Source] = _Datasets("fedpeft.data.datasets", "data set", kind=Source)
 
 
 def load_dataset(text: str) -> Dataset:
