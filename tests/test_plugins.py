@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -243,7 +244,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
         (RULE + 'parts = {"codecs": {"small": HalfMean}}', "'small' of .*my_rules.py has a name"),
         (RULE + 'parts = {"peft_methods": {"prefix": HalfMean}}', "own 'prefix_tuning' needs"),
         (RULE + 'parts = {"precision_rules": {"topk": HalfMean}}', "two parts called 'topk'"),
-        ("def", r"can't be loaded: invalid syntax \(line 1\)"),
+        ("def", r"can't be loaded: invalid syntax \(my_rules.py, line 1\)$"),
         ("import nothing_of_this_name", "can't be loaded: ModuleNotFoundError"),
         ("import sys\n\nparts = nothing", r"NameError: name 'nothing' is not defined \(line 3\)"),
     ],
@@ -253,6 +254,24 @@ def test_what_can_not_be_used_is_said(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         catalogue.use([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ("x = 1\n\ndef f(:\n", "invalid syntax (inner.py, line 3)"),
+        ("x = 1\ny = nothing\n", f"NameError: name 'nothing' is not defined ({Path('sub', 'inner.py')}, line 2)"),
+    ],
+)
+def test_what_fails_in_a_folder_is_said_with_its_file(tmp_path, inner, words):
+    folder = tmp_path / "my_rules"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "__init__.py").write_text("from .sub import inner\n")
+    (folder / "sub" / "__init__.py").write_text("")
+    (folder / "sub" / "inner.py").write_text(inner)
+    with pytest.raises(ConfigError) as told:
+        catalogue.use([str(folder)])
+    assert str(told.value) == f"the plugin {folder} can't be loaded: {words}"
 
 
 def test_two_plugins_with_a_part_of_one_name_are_both_named(rule, package):
