@@ -257,17 +257,17 @@ class Source(Protocol):
         ...
 
 
-_FILE = re.compile(r"[^:()]*(/[^:()]*|\.(csv|tsv|xlsx?|jsonl?|parquet|arrow|txt|gz))", re.IGNORECASE)
+_FILE = re.compile(r"[^:()]*(/[^:()]*|\.(csv|tsv|tab|xlsx?|jsonl?|ndjson|parquet|pq|arrow|feather|txt|gz))", re.IGNORECASE)
 
 
 class _Datasets(Family[Source]):
     """The data sets; a file's name alone is none, and who gives one is told how a file is named."""
 
-    def build(self, text: str | Spec) -> Source:
+    def parsed(self, text: str) -> Spec:
         """See `Family`."""
-        if isinstance(text, str) and _FILE.fullmatch(text.strip()):
+        if _FILE.fullmatch(text.strip()):
             raise ConfigError(f"{text!r} is no data set; a file of rows is written file:{text.strip()}")
-        return super().build(text)
+        return super().parsed(text)
 
 
 DATASETS: Family[Source] = _Datasets("fedpeft.data.datasets", "data set", kind=Source)
