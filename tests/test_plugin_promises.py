@@ -214,11 +214,22 @@ def test_an_attacker_without_rows_has_no_labels_to_change(made):
     assert relabelled(made, [0, 0]).tolist() == load_dataset("tiny(rows=40)").train.labels.tolist()
 
 
+def never(values):
+    raise AssertionError("never")
+
+
 @pytest.mark.parametrize(
     ("made", "undone", "error", "words"),
     [
-        (lambda v: v[:-1], lambda v: v, ConfigError, "the codec step mine makes 76 values .* which hold 77"),
-        (lambda v: v, lambda v: None, PayloadError, "step mine is undone into a NoneType, and not into an array"),
+        (lambda v: v[:-1], lambda v: v, ConfigError, r"codec step mine .*7, 11.* an array \(76,\) .* not 77 numbers"),
+        (lambda v: None, lambda v: v, ConfigError, "codec step mine makes .* a NoneType, and not an array"),
+        (lambda v: v.astype(str), lambda v: v, ConfigError, r"codec step mine makes .* \(77,\) of <U"),
+        (lambda v: v, lambda v: None, PayloadError, "step mine is undone into a NoneType, and not an array"),
+        (lambda v: v, lambda v: v[:-1], PayloadError, r"step mine is undone into an array \(76,\) .* not 77 numbers"),
+        (lambda v: v, lambda v: np.array(v[0]), PayloadError, r"step mine is undone into an array \(\) of float32"),
+        (lambda v: v, lambda v: v.astype(object), PayloadError, r"step mine is undone into .* \(77,\) of object"),
+        (lambda v: v, lambda v: v.astype(str), PayloadError, r"step mine is undone into .* \(77,\) of <U"),
+        (lambda v: v, never, PayloadError, r"step mine can't be undone .AssertionError: never."),
         (lambda v: v, lambda v: {}["x"], PayloadError, "step mine can't be undone .KeyError: 'x'"),
     ],
 )
