@@ -257,7 +257,9 @@ class Source(Protocol):
         ...
 
 
-_FILE = re.compile(r"[^:()]*(/[^:()]*|\.(csv|tsv|tab|xlsx?|jsonl?|ndjson|parquet|pq|arrow|feather|txt|gz))", re.IGNORECASE)
+_FILE = re.compile(
+    r"[^:()]*(/[^:()]*|\.(csv|tsv|tab|xlsx?|jsonl?|ndjson|parquet|pq|arrow|feather|txt|gz))", re.IGNORECASE
+)
 
 
 class _Datasets(Family[Source]):

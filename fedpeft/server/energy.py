@@ -281,7 +281,7 @@ class Choosing:
         return sorted(map(int, chosen))
 
 
-def _no_cohort(chosen: Sequence[Any], clients: int, size: int) -> str:
+def _no_cohort(chosen: Sequence[int], clients: int, size: int) -> str:
     """What in a choice keeps it from being a cohort of at most `size` of so many clients; empty: nothing."""
     strange = [k for k in chosen if isinstance(k, bool) or not (isinstance(k, Integral) and 0 <= k < clients)]
     if strange:
