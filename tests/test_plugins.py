@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -254,24 +253,6 @@ def test_what_can_not_be_used_is_said(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         catalogue.use([str(file)])
-
-
-@pytest.mark.parametrize(
-    ("inner", "words"),
-    [
-        ("x = 1\n\ndef f(:\n", "invalid syntax (inner.py, line 3)"),
-        ("x = 1\ny = nothing\n", f"NameError: name 'nothing' is not defined ({Path('sub', 'inner.py')}, line 2)"),
-    ],
-)
-def test_what_fails_in_a_folder_is_said_with_its_file(tmp_path, inner, words):
-    folder = tmp_path / "my_rules"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "__init__.py").write_text("from .sub import inner\n")
-    (folder / "sub" / "__init__.py").write_text("")
-    (folder / "sub" / "inner.py").write_text(inner)
-    with pytest.raises(ConfigError) as told:
-        catalogue.use([str(folder)])
-    assert str(told.value) == f"the plugin {folder} can't be loaded: {words}"
 
 
 def test_two_plugins_with_a_part_of_one_name_are_both_named(rule, package):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, get_args
@@ -11,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import plugins
+from fedpeft.data.dataset_family import DatasetFamily
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import spooled
 from fedpeft.parts import Family
-from fedpeft.spec import Spec, parse_spec
+from fedpeft.spec import parse_spec
 
 Kind = Literal["text", "image"]
 Inputs = Sequence[str] | NDArray[np.generic]
@@ -257,22 +257,7 @@ class Source(Protocol):
         ...
 
 
-_FILE = re.compile(
-    r"[^:()]*(/[^:()]*|\.(csv|tsv|tab|xlsx?|jsonl?|ndjson|parquet|pq|arrow|feather|txt|gz))", re.IGNORECASE
-)
-
-
-class _Datasets(Family[Source]):
-    """The data sets; a file's name alone is none, and who gives one is told how a file is named."""
-
-    def parsed(self, text: str) -> Spec:
-        """See `Family`."""
-        if _FILE.fullmatch(text.strip()):
-            raise ConfigError(f"{text!r} is no data set; a file of rows is written file:{text.strip()}")
-        return super().parsed(text)
-
-
-DATASETS: Family[Source] = _Datasets("fedpeft.data.datasets", "data set", kind=Source)
+DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "data set", kind=Source)
 
 
 def load_dataset(text: str) -> Dataset:
