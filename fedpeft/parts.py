@@ -299,13 +299,21 @@ class Family(Generic[T]):
             raise ConfigError(f"the {self.noun} {name!r} of {outside} is not in use here")
         return self.part(name)
 
+    def parsed(self, text: str) -> Spec:
+        """What `text` says, before it is known whether there is such a part.
+
+        Raises:
+            ConfigError: it has another form.
+        """
+        return parse_spec(text)
+
     def with_paths(self, text: str, change: Callable[[str], str]) -> str:
         """The text of a part with `change` applied to each setting that names a file or folder.
 
         Raises:
             ConfigError: unknown part.
         """
-        spec = parse_spec(text)
+        spec = self.parsed(text)
         cls: Any = self.part(spec.name)
         paths = {field.name for field in dataclasses.fields(cls) if field.metadata.get("path")}
         nested = {field.name for field in dataclasses.fields(cls) if field.metadata.get("nested")}
@@ -331,7 +339,7 @@ class Family(Generic[T]):
         Raises:
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
-        spec = parse_spec(text) if isinstance(text, str) else text
+        spec = self.parsed(text) if isinstance(text, str) else text
         named = spec.argument or ""
         if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
             raise ConfigError(

@@ -58,7 +58,9 @@ def imported(name: str, file: Path, source: Path) -> ModuleType:
 
 
 def _line(error: BaseException, source: Path) -> str:
-    """Where in a plugin it fails; empty where that is nowhere: what does not compile says its line itself."""
+    """Where in a plugin it fails; empty where that is nowhere: what does not compile says its file and line itself."""
+    if isinstance(error, SyntaxError):
+        return ""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(source)]
     if not own:
         return ""
@@ -100,5 +102,5 @@ def shortened(version: str) -> str:
 def reason(error: BaseException) -> str:
     """An error in a few words, for a sentence."""
     if isinstance(error, SyntaxError):
-        return f"{error.msg} (line {error.lineno})"
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

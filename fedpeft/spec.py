@@ -61,18 +61,29 @@ def parse_spec(text: str) -> Spec:
     return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
 
 
-_FILE = re.compile(r"/|\.(csv|tsv|jsonl?|parquet|arrow|txt|gz)$")
-
-
 def _unlike(text: str) -> str:
     """What is wrong with a text of another form, and the form that was likely meant."""
     said = f"{text[:200]!r} is not of the form name(key=value, ...)"
-    if "(" in text:
+    if not _balanced(text):
+        return f"{said}; its parentheses don't balance"
+    if text.endswith(")") and _balanced(text.partition("(")[2].rpartition(")")[0]):
         return f"{said}; a value with a space, or other signs than letters, digits and _, stands in quotes"
-    return f"{said}; a file of rows is written file:{text[:200]}" if _FILE.search(text) else said
+    return said
 
 
-_QUOTED_OR_VALUE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<==)(\s*)([a-z]+)(?=\s*[,)])""")
+_QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|"""
+_QUOTED_OR_PARENTHESIS = re.compile(_QUOTED + r"[()]")
+_QUOTED_OR_VALUE = re.compile(_QUOTED + r"(?<==)(\s*)([a-z]+)(?=\s*[,)])")
+
+
+def _balanced(text: str) -> bool:
+    """Whether each parenthesis outside quotes has its other."""
+    depth = 0
+    for found in _QUOTED_OR_PARENTHESIS.findall(text):
+        depth += {"(": 1, ")": -1}.get(found, 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _keywords_quoted(text: str) -> str:

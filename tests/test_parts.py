@@ -47,6 +47,23 @@ def test_a_text_with_dots_is_told_to_stand_in_quotes():
     assert parse_spec("lora(targets='attention.self.value')").settings == {"targets": "attention.self.value"}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("user_dp(epsilon=8", "; its parentheses don't balance"),
+        ("lora(targets=')'", "; its parentheses don't balance"),
+        ("lora)8(", "; its parentheses don't balance"),
+        ("topk(0.1) quantize(4)", ""),
+        ("int8/rans", ""),
+        ("lora(rank 8)", "; a value with a space, or other signs than letters, digits and _, stands in quotes"),
+    ],
+)
+def test_what_is_not_a_spec_is_told_what_is_wrong_with_it(text, words):
+    with pytest.raises(ConfigError) as told:
+        parse_spec(text)
+    assert str(told.value) == f"{text!r} is not of the form name(key=value, ...){words}"
+
+
 @pytest.mark.parametrize("text", ["lora(rank=f(1))", "lora(rank=__import__('os'))"])
 def test_a_value_in_a_part_s_form_is_a_text_that_a_setting_has_to_take(text):
     value = next(iter(parse_spec(text).settings.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.steps import Encoded, Plan, Signal, Transform
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.partition import Partition
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, FedpeftError, ModelError, PayloadError
 from fedpeft.parts import setting
@@ -174,30 +175,61 @@ def test_a_local_optimizer_whose_steps_ask_for_the_loss_again_is_named():
         Newton().started({"head.weight": torch.nn.Parameter(torch.ones(2, 3))}, 0.1)
 
 
-def test_labels_of_an_attack_are_those_of_classes():
+def relabelled(made, sizes):
+    """All rows' labels, those of shards of these sizes as `made` changes them."""
+
     @dataclass(frozen=True)
-    class Beyond(Attack):
+    class Mine(Attack):
         changes_labels = True
 
         def relabel(self, labels, classes):
-            return labels + classes
+            return made(labels)
 
     dataset = load_dataset("tiny(rows=40)")
-    rows = SimpleNamespace(
-        all=dataset.train, dataset=dataset, partition=PARTITIONS.build("iid").split(dataset.train, 4, 0)
-    )
-    with (
-        plugins.given({"attacks": {"beyond": Beyond}}),
-        pytest.raises(ConfigError, match=r"beyond makes of 10 labels 10 of int64, such as .* from 0 to 3 for each"),
-    ):
-        attacked_labels("beyond(fraction=0.5)", rows, 0)
+    shards = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    rows = SimpleNamespace(all=dataset.train, dataset=dataset, partition=Partition.from_shards(shards))
+    with plugins.given({"attacks": {"mine": Mine}}):
+        return attacked_labels("mine(fraction=1.0)", rows, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda labels: np.where(np.arange(len(labels)) == 3, -1, labels), "(10,) of int64, with [-1];"),
+        (lambda labels: labels % 2 + 4, "(10,) of int64, with [4, 5];"),
+        (lambda labels: labels * 0.0, "(10,) of float64, with [0.0, 0.0, 0.0];"),
+        (lambda labels: np.array([None, "a", *[0] * 8], object), "(10,) of object, with [None, 'a', 0];"),
+        (lambda labels: labels[:0], "(0,) of int64, with [];"),
+        (lambda labels: labels[None] * 0, "(1, 10) of int64, with [0, 0, 0];"),
+    ],
+)
+def test_labels_of_an_attack_are_those_of_classes(made, words):
+    told = rf"mine makes of 10 labels an array {re.escape(words)} relabel has to give a class from 0 to 3 for each"
+    with pytest.raises(ConfigError, match=told):
+        relabelled(made, [10, 10, 10, 10])
+
+
+@pytest.mark.parametrize("made", [lambda labels: labels, lambda labels: np.array([int(one) for one in labels])])
+def test_an_attacker_without_rows_has_no_labels_to_change(made):
+    assert relabelled(made, [0, 0]).tolist() == load_dataset("tiny(rows=40)").train.labels.tolist()
+
+
+def never(values):
+    raise AssertionError("never")
 
 
 @pytest.mark.parametrize(
     ("made", "undone", "error", "words"),
     [
-        (lambda v: v[:-1], lambda v: v, ConfigError, "the codec step mine makes 76 values .* which hold 77"),
-        (lambda v: v, lambda v: None, PayloadError, "step mine is undone into a NoneType, and not into an array"),
+        (lambda v: v[:-1], lambda v: v, ConfigError, r"codec step mine .*7, 11.* an array \(76,\) .* not 77 numbers"),
+        (lambda v: None, lambda v: v, ConfigError, "codec step mine makes .* a NoneType, and not an array"),
+        (lambda v: v.astype(str), lambda v: v, ConfigError, r"codec step mine makes .* \(77,\) of <U"),
+        (lambda v: v, lambda v: None, PayloadError, "step mine is undone into a NoneType, and not an array"),
+        (lambda v: v, lambda v: v[:-1], PayloadError, r"step mine is undone into an array \(76,\) .* not 77 numbers"),
+        (lambda v: v, lambda v: np.array(v[0]), PayloadError, r"step mine is undone into an array \(\) of float32"),
+        (lambda v: v, lambda v: v.astype(object), PayloadError, r"step mine is undone into .* \(77,\) of object"),
+        (lambda v: v, lambda v: v.astype(str), PayloadError, r"step mine is undone into .* \(77,\) of <U"),
+        (lambda v: v, never, PayloadError, r"step mine can't be undone .AssertionError: never."),
         (lambda v: v, lambda v: {}["x"], PayloadError, "step mine can't be undone .KeyError: 'x'"),
     ],
 )

@@ -243,7 +243,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
         (RULE + 'parts = {"codecs": {"small": HalfMean}}', "'small' of .*my_rules.py has a name"),
         (RULE + 'parts = {"peft_methods": {"prefix": HalfMean}}', "own 'prefix_tuning' needs"),
         (RULE + 'parts = {"precision_rules": {"topk": HalfMean}}', "two parts called 'topk'"),
-        ("def", r"can't be loaded: invalid syntax \(line 1\)"),
+        ("def", r"can't be loaded: invalid syntax \(my_rules.py, line 1\)$"),
         ("import nothing_of_this_name", "can't be loaded: ModuleNotFoundError"),
         ("import sys\n\nparts = nothing", r"NameError: name 'nothing' is not defined \(line 3\)"),
     ],

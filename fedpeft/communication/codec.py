@@ -34,7 +34,14 @@ from fedpeft.communication.steps import (
     step_name,
 )
 from fedpeft.communication.symbols import Symbols, packed_bound
-from fedpeft.communication.vectors import check_finite, flattened, flattened_reference, flattened_weights, working_dtype
+from fedpeft.communication.vectors import (
+    check_finite,
+    flattened,
+    flattened_reference,
+    flattened_weights,
+    unlike_vector,
+    working_dtype,
+)
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import State
 from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
@@ -196,10 +203,9 @@ class Codec:
                 parameters.append(made.parameters)
                 symbols += made.symbols
                 signal = made.signal or signal
-                if len(signal.values) != total(signal.shapes):
+                if wrong := unlike_vector(signal.values, total(signal.shapes)):
                     raise ConfigError(
-                        f"the codec step {step_name(step)} makes {len(signal.values)} values of the shapes "
-                        f"{signal.shapes!s:.80}, which hold {total(signal.shapes)}"
+                        f"the codec step {step_name(step)} makes of the shapes {signal.shapes!s:.80} {wrong}"
                     )
         return symbols, parameters
 

@@ -21,11 +21,11 @@ import numpy as np
 from fedpeft.communication.payload import Array, Header, Reader, Shape, read_payload, total
 from fedpeft.communication.steps import ByteStep, Context, Packer, Plan, Step, TensorStep, check_order, codecs
 from fedpeft.communication.symbols import Expected
-from fedpeft.communication.vectors import check_finite, flattened, tensors_of, working_dtype
+from fedpeft.communication.vectors import check_finite, flattened, tensors_of, unlike_vector, working_dtype
 from fedpeft.errors import ConfigError, FedpeftError, PayloadError
 from fedpeft.peft.adapter import State
 
-CRASHES: Final = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+CRASHES: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a payload may raise where a check is missing: it is still no crash."""
 
 
@@ -62,10 +62,12 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     segments = tuple(tuple(shapes[name]) for name in names)
     parameters = total(segments)
     plans: list[Plan] = []
+    counts: list[int] = []  # of the values before each
     for position, (step, (name, settings)) in enumerate(zip(classes, header.steps, strict=True)):
         reader = Reader(settings, f"the payload's step {name}")
         if issubclass(step, TensorStep):
             context = Context(header.seed or 0, position, dtype, parameters, references=reference)
+            counts.append(total(segments))
             plans.append(step.plan(reader, segments, context))
             segments = plans[-1].shapes
         reader.end()
@@ -74,7 +76,7 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     with np.errstate(all="ignore"):
         for plan, (name, _) in reversed(list(zip(plans, header.steps, strict=False))):  # behind them: packer, bytes
             first = len(unpacked) - len(plan.symbols)
-            values = _undone(name, plan, values, unpacked[first:])
+            values = _undone(name, plan, values, unpacked[first:], counts.pop())
             del unpacked[first:]
     own = {name: tuple(shapes[name]) for name in names}
     check_finite(values, names, own)
@@ -82,14 +84,14 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     return {name: state[name] for name in shapes if name in state}
 
 
-def _undone(name: str, plan: Plan, values: Array, symbols: Sequence[Array]) -> Array:
-    """The values before a step, which may be anybody's; PayloadError names it where it makes none."""
+def _undone(name: str, plan: Plan, values: Array, symbols: Sequence[Array], count: int) -> Array:
+    """The `count` values before a step, which may be anybody's; PayloadError names it where it makes none."""
     try:
         made = plan.undo(values, symbols)
     except CRASHES as error:
         raise PayloadError(f"the payload's step {name} can't be undone ({type(error).__name__}: {error})") from error
-    if not isinstance(made, np.ndarray):
-        raise PayloadError(f"the payload's step {name} is undone into a {type(made).__name__}, and not into an array")
+    if wrong := unlike_vector(made, count):
+        raise PayloadError(f"the payload's step {name} is undone into {wrong}")
     return made
 
 

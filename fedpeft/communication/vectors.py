@@ -66,6 +66,15 @@ def tensors_of(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torc
     return state
 
 
+def unlike_vector(made: Any, count: int) -> str:
+    """What a step has made instead of `count` numbers; empty: it has made those."""
+    if not isinstance(made, np.ndarray):
+        return f"a {type(made).__name__}, and not an array"
+    if made.shape != (count,) or not np.can_cast(made.dtype, np.float64):
+        return f"an array {made.shape} of {made.dtype}, and not {count} numbers"
+    return ""
+
+
 def check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape]) -> None:
     """PayloadError that names the first tensor with NaN or infinity in `values`."""
     if np.isfinite(values.max(initial=0)) and np.isfinite(values.min(initial=0)):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import plugins
+from fedpeft.data.dataset_family import DatasetFamily
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
@@ -256,7 +257,7 @@ class Source(Protocol):
         ...
 
 
-DATASETS: Family[Source] = Family("fedpeft.data.datasets", "data set", kind=Source)
+DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "data set", kind=Source)
 
 
 def load_dataset(text: str) -> Dataset:

@@ -8,6 +8,7 @@ numbers and the lines of clients.jsonl, which a run that is continued reads agai
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -272,10 +273,19 @@ class Choosing:
             ConfigError: the rule, which may be anybody's, names who is none, somebody twice, or more than `size`.
         """
         chosen, clients = self.rule.choose(self.book, self.size, seed, round), len(self.book.levels)
-        legal = all(isinstance(client, Integral) and 0 <= client < clients for client in chosen)
-        if not legal or len(set(chosen)) < len(chosen) or len(chosen) > self.size:
+        if wrong := _no_cohort(chosen, clients, self.size):
             raise ConfigError(
-                f"the sampler {name_of(type(self.rule))} chooses {chosen!s:.80} in round {round}; choose has to "
-                f"give at most {self.size} different ids, each a whole number from 0 to {clients - 1}"
+                f"the sampler {name_of(type(self.rule))} chooses {wrong} in round {round}; choose has to give at most "
+                f"{self.size} different ids, each a whole number from 0 to {clients - 1}"
             )
         return sorted(map(int, chosen))
+
+
+def _no_cohort(chosen: Sequence[int], clients: int, size: int) -> str:
+    """What in a choice keeps it from being a cohort of at most `size` of so many clients; empty: nothing."""
+    strange = [k for k in chosen if isinstance(k, bool) or not (isinstance(k, Integral) and 0 <= k < clients)]
+    if strange:
+        return f"what is no client's id, {strange[:5]!s:.80},"
+    if twice := [int(k) for k, times in Counter(chosen).items() if times > 1]:
+        return f"clients more than once, {twice[:5]},"
+    return f"{len(chosen)} clients" if len(chosen) > size else ""

@@ -46,16 +46,14 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
 def _checked(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:
     """What an attack, which may be anybody's, makes of `count` labels, or ConfigError: rows can't have them."""
     classes = rows.dataset.classes
-    if (
-        made.size == 0
-        or made.shape != (count,)
-        or made.dtype.kind not in "iu"
-        or made.min() < 0
-        or made.max() >= classes
-    ):
+    told = made.ravel()
+    fits = made.shape == (count,) and (made.dtype.kind in "iu" or not count)
+    if fits:
+        told = np.unique(made[(made < 0) | (made >= classes)])
+    if not fits or len(told):
         raise ConfigError(
-            f"the attack {name_of(type(attack))} makes of {count} labels {made.size} of {made.dtype}, such as "
-            f"{np.unique(made)[-3:].tolist()}; relabel has to give a class from 0 to {classes - 1} for each"
+            f"the attack {name_of(type(attack))} makes of {count} labels an array {made.shape} of {made.dtype}, with "
+            f"{told[:3].tolist()!s:.80}; relabel has to give a class from 0 to {classes - 1} for each"
         )
     return made
 

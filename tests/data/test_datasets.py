@@ -232,8 +232,11 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
         ("file", "needs the setting path"),
         ("file()", "needs the setting path"),
         ("tiny(rows=)", "not of the form"),
-        ("rows.csv", "name.key=value, ....; a file of rows is written file:rows.csv"),
+        ("rows.csv", "'rows.csv' is no data set; a file of rows is written file:rows.csv"),
+        ("rows.CSV", "a file of rows is written file:rows.CSV"),
+        ("rows.xlsx", "a file of rows is written file:rows.xlsx"),
         ("my/rows", "a file of rows is written file:my/rows"),
+        ("tasks('rows.csv', tiny)", "a file of rows is written file:rows.csv"),
         ("tasks(file:a.csv, file:b.csv)", "other signs than letters, digits and _, stands in quotes"),
         ("tiny(classes=1)", "classes must be at least 2"),
         ("tiny(rows='many')", "rows must be int"),
@@ -242,6 +245,12 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
 def test_wrong_names_and_settings_are_one_sentence(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_dataset(text)
+
+
+@pytest.mark.parametrize("text", ["rows.csv", "tasks('rows.csv', tiny)"])
+def test_a_run_s_file_without_its_form_is_told_before_rows_are_read(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"a file of rows is written file:rows\.csv$"):
+        DATASETS.with_paths(text, str)
 
 
 def test_settings_carry_their_help() -> None:

@@ -156,9 +156,19 @@ class Chosen(AwareSampler):
 
 
 def test_a_sampler_of_one_s_own_names_clients_that_there_are_each_once():
-    for ids in [(0, 0, 1), (0, 12), (-1, 0), (0.0, 1.0), (0, 1, 2, 3), ("0",)]:
-        with pytest.raises(ConfigError, match=r"chooses .* in round 4; choose has to give at most 3 different ids"):
+    for ids, words in [
+        ((0, 0, 1), "clients more than once, [0],"),
+        ((*range(12), np.int64(11)), "clients more than once, [11],"),
+        ((0, 12), "what is no client's id, [12],"),
+        ((-1, 0), "what is no client's id, [-1],"),
+        ((0.0, 1.0), "what is no client's id, [0.0, 1.0],"),
+        ((*range(12), "0"), "what is no client's id, ['0'],"),
+        ((True, False), "what is no client's id, [True, False],"),
+        ((0, 1, 2, 3), "4 clients"),
+    ]:
+        with pytest.raises(ConfigError) as told:
             Choosing(Chosen(3, ids), seen(), 3).draw(0, 4)
+        assert f"chooses {words} in round 4; choose has to give at most 3 different ids, each" in str(told.value)
     cohort = Choosing(Chosen(3, (2, np.int64(1))), seen(), 3).draw(0, 1)
     assert cohort == [1, 2]
     assert all(type(client) is int for client in cohort)
