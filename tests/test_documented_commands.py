@@ -41,7 +41,7 @@ OVERRIDES = [
      "docs/privacy.md, docs/deploy.md: a round is one step there"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
     (r"(--task instruction.*) --tokens 32", r"\1", "docs/deploy.md: the same"),
-    (r"--dataset office(.*) --tokens 32", r"--dataset 'office(rows=2, test_rows=1)'\1 --tokens 96",
+    (r"office\(rows=200\)(.*) --tokens 32", r"office(rows=2, test_rows=1)\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
     (r"^(python -m fedpeft\.simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
