@@ -363,12 +363,14 @@ class Acceptance:
         return Update(report.client, weight, form, received, delta, staleness, ranks, owned, answer), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
-        """The changes of the states of a client's drift corrections, checked as an update is."""
-        changes = self.drift.decode(report.correction, {name: layout.shapes[name] for name in self.shared})
-        for correction, change in changes.items():
-            check_update(change, state := self.states[correction], self.shared)
-            changes[correction] = {name: tensor.to(state[name].dtype) for name, tensor in change.items()}
-        return changes
+        """The changes of the states of a client's drift corrections, checked as an update is, as wide as the states."""
+        made: dict[str, State] = {}
+        sent = self.drift.decode(report.correction, {name: layout.shapes[name] for name in self.shared})
+        for correction, change in sent.items():
+            state = self.states[correction]
+            check_update(change, state, self.shared)
+            made[correction] = {name: tensor.to(state[name].dtype) for name, tensor in change.items()}
+        return made
 
     @property
     def _silent(self) -> bool:
