@@ -391,7 +391,8 @@ def run_what_is_left(
             place = Workplace(place.study, place.folder)  # read again: another study may have ended since
             if place.results.cut_short:
                 place.results.mend()
-            Schedule(program, place, place.left(retry_failed), jobs, track, console).run()
+            if left := place.left(retry_failed):
+                Schedule(program, place, left, jobs, track, console).run()
     except Timeout:
         raise RunError(
             f"another process runs a study in {place.folder}; wait for it or give another --output"

@@ -3,13 +3,22 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
 import fedpeft
+from fedpeft.studies import runner
 from fedpeft.studies.results import FAILED, Result, ResultsFile
 from fedpeft.studies.study_file import read_study
 from tests.studies.made import made_result
 from tests.studies.test_study import BASE, study_file
 
 AXES = '[axes]\nwork = [{label = "short", local_work = "steps(1)"}, {label = "long", local_work = "steps(2)"}]\n'
+
+
+@pytest.fixture(autouse=True)
+def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here all runs are there, and what would start others takes seconds."""
+    monkeypatch.setattr(runner, "Starter", lambda _: pytest.fail("no run is left, and a process is begun for them"))
 
 
 def test_a_run_that_failed_first_is_one_row_under_the_label_of_today(tmp_path: Path) -> None:
