@@ -22,5 +22,7 @@ class DatasetFamily(Family[T]):
     def parsed(self, text: str) -> Spec:
         """See `Family`."""
         if _FILE.fullmatch(text.strip()):
-            raise ConfigError(f"{text!r} is no data set; a file of rows is written file:{text.strip()}")
+            path = text.strip()
+            hub = "" if "." in path else f", and a data set of the hub hf:{path}"
+            raise ConfigError(f"{text!r} is no data set; a file of rows is written file:{path}{hub}")
         return super().parsed(text)

@@ -235,7 +235,7 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
         ("rows.csv", "'rows.csv' is no data set; a file of rows is written file:rows.csv"),
         ("rows.CSV", "a file of rows is written file:rows.CSV"),
         ("rows.xlsx", "a file of rows is written file:rows.xlsx"),
-        ("my/rows", "a file of rows is written file:my/rows"),
+        ("my/rows", "a file of rows is written file:my/rows, and a data set of the hub hf:my/rows"),
         ("tasks('rows.csv', tiny)", "a file of rows is written file:rows.csv"),
         ("tasks(file:a.csv, file:b.csv)", "other signs than letters, digits and _, stands in quotes"),
         ("tiny(classes=1)", "classes must be at least 2"),

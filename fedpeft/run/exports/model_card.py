@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
 from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import DATASETS
 from fedpeft.plugin_files import own_code
@@ -67,8 +65,12 @@ def _loading(run: FinishedRun, whole: bool) -> str:
 
 def _in_few_bits(run: FinishedRun) -> str:
     """An argument that has transformers hold the base as `fedpeft.models.quantized` does; empty: there is none."""
+    if run.method.base_precision != "nf4":
+        return ""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
     known = MODEL_MAPPING.get(type(config_of(run.model_directory)), None)
-    if run.method.base_precision != "nf4" or getattr(known, "_keep_in_fp32_modules", True):  # here all are in few bits
+    if getattr(known, "_keep_in_fp32_modules", True):  # here all are in few bits
         return ""
     settings = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
     return f", quantization_config=BitsAndBytesConfig({settings})"

@@ -1,0 +1,89 @@
+"""python -m experiments.own_kinds RUN: who is right about whose kind of question, after `evaluate --alone`.
+
+RUN is a finished one on `office` whose clients are its kinds, and RUN/evaluation/answers.jsonl is there, of
+`python -m fedpeft.evaluate RUN --alone all`. One line a kind, in percent: the base, the global model, the client whose
+kind it is, trained alone, and the mean of the other clients alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import one_sentence
+from fedpeft.answers.metrics.exact_match import ExactMatch
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import RunError
+from fedpeft.evaluation.contestants import BASE, GLOBAL
+from fedpeft.run.finished import FinishedRun
+
+
+@dataclass(frozen=True)
+class Command:
+    """Who is right about whose kind of question."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a finished run on office")]
+
+
+def lines_of(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[tuple[str, list[float]]]:
+    """By kind the shares (%) of right answers, exact matches: base, global, the kind's own client alone, others alone.
+
+    Args:
+        answers: lines of answers.jsonl, one for each test row.
+        kinds: of the test rows, in the same order; client k is that of the k-th kind by name.
+
+    Raises:
+        RunError: other questions were asked, or not all clients were trained alone.
+    """
+    names = sorted(set(kinds))
+    alone = [f"client {k} alone" for k in range(len(names))]
+    if len(answers) != len(kinds) or any(not {BASE, GLOBAL, *alone} <= line["said"].keys() for line in answers):
+        raise RunError("the answers are not of all test rows and of all clients alone; evaluate RUN --alone all")
+    made = []
+    for own, kind in enumerate(names):
+        asked = [line for line, its in zip(answers, kinds, strict=True) if its == kind]
+        right = {
+            name: 100 * fmean(ExactMatch().score(line["said"][name], line["right"]) for line in asked)
+            for name in (BASE, GLOBAL, *alone)
+        }
+        others = fmean(right[name] for name in alone if name != alone[own])
+        made.append((kind, [right[BASE], right[GLOBAL], right[alone[own]], others]))
+    return made
+
+
+def main(command: Command, console: Console) -> None:
+    """Print the table, and its mean.
+
+    Raises:
+        RunError: the run, or its answers, are not such.
+    """
+    run = FinishedRun.read(command.run)
+    kinds = load_dataset(run.config.dataset).test.owners
+    file = command.run / "evaluation" / "answers.jsonl"
+    if kinds is None or not file.is_file():
+        raise RunError(
+            f"{file} is missing, or the run's rows have no kinds; python -m fedpeft.evaluate RUN --alone all"
+        )
+    answers = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    table = Table(title="right, letter by letter (%)")
+    for heading in ("kind", "base", "federated", "its client alone", "others alone"):
+        table.add_column(heading)
+    found = lines_of(answers, kinds.tolist())
+    means = np.mean([shares for _, shares in found], axis=0)
+    for kind, shares in [*found, ("mean", means)]:
+        table.add_row(kind, *(f"{share:.1f}" for share in shares))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main(tyro.cli(Command, prog="python -m experiments.own_kinds"), Console(width=100))

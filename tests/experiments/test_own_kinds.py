@@ -1,0 +1,34 @@
+"""Who is right about whose kind of question."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.own_kinds import lines_of
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import RunError
+
+ANSWERS = [
+    {"right": ["A"], "said": {"base": "a", "global": "A", "client 0 alone": " A", "client 1 alone": "B"}},
+    {"right": ["B"], "said": {"base": "B", "global": "A", "client 0 alone": "A", "client 1 alone": "B"}},
+    {"right": ["C"], "said": {"base": "?", "global": "?", "client 0 alone": "C", "client 1 alone": "C"}},
+]
+
+
+def test_each_kind_is_set_against_its_own_client_and_the_others():
+    found = lines_of(ANSWERS, ["letters", "more", "more"])
+    assert found == [("letters", [0, 100, 100, 0]), ("more", [50, 0, 100, 50])]
+
+
+def test_a_client_s_number_is_its_kind_s_place():
+    rows = load_dataset("office").train
+    partition = PARTITIONS.build("natural").split(rows, 0, 0)
+    kinds = [{str(kind) for kind in rows.owners[partition.shard(k)]} for k in range(len(partition))]
+    assert kinds == [{kind} for kind in sorted(set(rows.owners.tolist()))]
+
+
+def test_answers_of_others_are_refused():
+    for answers in (ANSWERS[:2], [{**line, "said": {"base": "A", "global": "A"}} for line in ANSWERS]):
+        with pytest.raises(RunError, match="--alone all"):
+            lines_of(answers, ["letters", "more", "more"])
