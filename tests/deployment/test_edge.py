@@ -382,6 +382,16 @@ def test_why_a_round_goes_on_without_a_client_is_said(federation, monkeypatch):
     assert "round 1 without edge-1: no" in said
 
 
+def test_nobody_is_named_where_it_is_secret_who_was_asked(federation, monkeypatch):
+    made = federation(
+        clients=4, cohort=3, rounds=4, privacy="user_dp(noise_multiplier=1, clip=0.5, start=0, plan=False)"
+    )
+    made.server.edges[0] = made.server.edges[1] = Useless()
+    monkeypatch.setattr(made.server.observer, "say", (said := []).append)
+    assert made.run().round == 4
+    assert not any("edge-" in line or "without" in line for line in said)
+
+
 def test_how_many_others_a_round_goes_on_without_is_said(federation, monkeypatch):
     made = federation(clients=3, cohort=3, rounds=1)
     made.server.edges[1], made.server.edges[2] = Useless(), Useless()
