@@ -60,15 +60,15 @@ def lines_of(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[tu
     return made
 
 
-def main(command: Command, console: Console) -> None:
-    """Print the table, and its mean.
+def table_of(folder: Path) -> Table:
+    """The table of a finished run, and its mean.
 
     Raises:
         RunError: the run, or its answers, are not such.
     """
-    run = FinishedRun.read(command.run)
+    run = FinishedRun.read(folder)
     kinds = load_dataset(run.config.dataset).test.owners
-    file = command.run / "evaluation" / "answers.jsonl"
+    file = folder / "evaluation" / "answers.jsonl"
     if kinds is None or not file.is_file():
         raise RunError(
             f"{file} is missing, or the run's rows have no kinds; python -m fedpeft.evaluate RUN --alone all"
@@ -81,9 +81,15 @@ def main(command: Command, console: Console) -> None:
     means = np.mean([shares for _, shares in found], axis=0)
     for kind, shares in [*found, ("mean", means)]:
         table.add_row(kind, *(f"{share:.1f}" for share in shares))
-    console.print(table)
+    return table
+
+
+def main() -> None:
+    """The command."""
+    command = tyro.cli(Command, prog="python -m experiments.own_kinds")
+    with one_sentence():
+        Console(width=100).print(table_of(command.run))
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        main(tyro.cli(Command, prog="python -m experiments.own_kinds"), Console(width=100))
+    main()
