@@ -55,7 +55,7 @@ class Command:
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="KEY=VALUE", help="a key of the project with another value (repeatable)"),
+        tyro.conf.arg(metavar="KEY=VALUE", help="a key of the project with another value"),
     ] = ()
     ignore_code: Annotated[
         bool, tyro.conf.arg(help="run although the project has Python code of its own, without that code")

@@ -81,7 +81,7 @@ class Command:
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now (repeatable)"),
+        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
     ] = ()
 
 

@@ -53,7 +53,7 @@ class Command:
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package"),
     ] = ()
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import tyro
+
 from fedpeft.__main__ import COMMANDS
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
@@ -87,13 +89,14 @@ def _options(command: str) -> list[tuple[str, str, str]]:
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[str, str, str]:
     said: dict[str, Any] = {"help": "", "metavar": None}
-    positional = False
+    positional = repeatable = False
     for mark in getattr(hint, "__metadata__", ()):
         said |= {key: value for key in said if (value := getattr(mark, key, None)) is not None}
         positional |= getattr(mark, "name", "") == "POSITIONAL" or "Positional" in repr(mark)
+        repeatable |= mark is tyro.conf.UseAppendAction
     flag = f"--{field.name.replace('_', '-')}"
     shown = said["metavar"] or field.name.upper() if positional else f"{flag} {said['metavar'] or ''}".strip()
-    return f"`{shown}`", _default(field.default), said["help"]
+    return f"`{shown}`", _default(field.default), said["help"] + " (repeatable)" * repeatable
 
 
 def _setting(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
