@@ -89,8 +89,8 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
         )
     if merge or gguf or method.whole_model:
         finished_run.check_rows()
-        finished_run.check_reads_texts("a merged model")
-    text = card(finished_run, merged=merge)
+        finished_run.check_reads_texts("GGUF" if gguf else "a merged model")
+    text = card(finished_run, merged=merge, gguf=gguf)
     empty(output)
     if not finished_run.files.is_dir():
         raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
@@ -109,8 +109,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
     console.print(f"written to {output}", **plain)
-    if not gguf:
-        console.print(f"to load it: {loading(finished_run, merge or method.whole_model)}", **plain)
+    console.print(f"to load it: {loading(finished_run, merge or method.whole_model, gguf)}", **plain)
     if (output / "adapter").is_dir():
         console.print(f"BASE: {finished_run.base_directory}", **plain)
 

@@ -322,6 +322,16 @@ def test_a_summary_says_what_clients_alone_are_judged_by(finished, metric, said)
     assert f"clients alone ({said})" in shown.export_text()
 
 
+def test_beside_a_perplexity_the_worst_clients_are_said_to_be_judged_by_accuracy(finished):
+    folder, summary = finished
+    quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))
+    quality |= {"worst_accuracy": 0.25, "shared_accuracy": 0.5}
+    for perplexity, said in ((None, "worst tenth"), (3.5, "next-token accuracy, worst tenth")):
+        shown = Console(record=True, width=200, file=io.StringIO())
+        show(Summary(quality=Quality(**quality | {"perplexity": perplexity}), costs=Costs(**costs)), folder, shown)
+        assert f"│ {said} of the clients" in shown.export_text()
+
+
 def test_a_summary_without_updates_is_shown(finished, capsys):
     folder, summary = finished
     quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))

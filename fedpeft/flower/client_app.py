@@ -79,6 +79,7 @@ def _handle(message: Message, context: Context) -> Message:
     plugins.named_only()
     try:
         check_same_parts(message.content, context.run_config)
+        report = _workers(config_of(context.run_config), context.run_id).answer(asked)
     except FedpeftError as error:
-        return Message(to_record(Report(asked.client, asked.round, b"", error=str(error))), reply_to=message)
-    return Message(to_record(_workers(config_of(context.run_config), context.run_id).answer(asked)), reply_to=message)
+        report = Report(asked.client, asked.round, b"", error=str(error))
+    return Message(to_record(report), reply_to=message)

@@ -1,13 +1,14 @@
 """Flower's own grid, as the server of an app sees it, for clients with ids: client k is played by node k, in turn.
 
 Flower's node ids are drawn at random; clients are numbered, since all that is random derives from their ids. What a
-node can't answer becomes a report that says so.
+node can't answer becomes a report that says so. A SuperNode that is started again has another id, and takes the place
+of the one that is gone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -15,32 +16,55 @@ from flwr.supercore.run import Run
 
 from fedpeft.communication.flower_grid import FIRST_CLIENT, node_of
 from fedpeft.communication.messages import Report, instruction_of, to_record
-from fedpeft.errors import ConfigError
 from fedpeft.flower.parts import with_parts
 
 POLL_SECONDS = 0.2
 
+UNTAKEN = "Flower takes no message for it, since its SuperNode has ended or the message is too large"
+
 
 class FlowerGrid(Grid):
-    """Clients 0 .. clients - 1 over the nodes of `grid`; waits until `nodes` of them, at least 1, are there.
+    """Clients 0 .. clients - 1 over the nodes of `grid`; waits until `nodes` of them are there.
 
-    Each message tells the `parts` from outside that the server has (`fedpeft.flower.parts`).
-
-    Raises:
-        ConfigError: fewer.
+    Each message tells the `parts` from outside that the server has (`fedpeft.flower.parts`). `say` is told in a line
+    whom the run waits for, which node is gone, and which has taken its place.
     """
 
-    def __init__(self, grid: Grid, clients: int, nodes: int, parts: Sequence[str] = ()) -> None:
-        if nodes < 1:
-            raise ConfigError(f"nodes={nodes} of the run config must be at least 1: clients are played by nodes")
+    def __init__(
+        self, grid: Grid, clients: int, nodes: int, parts: Sequence[str] = (), say: Callable[[str], object] = str
+    ) -> None:
         self._grid = grid
         self._clients = clients
         self._parts = parts
+        self._say = say
         self._sent: dict[str, Message] = {}
-        self._nodes = sorted(grid.get_node_ids())
-        while len(self._nodes) < nodes:
+        self._untaken: list[Message] = []
+        self._look = False  # whether a node may be gone
+        self._gone: set[int] = set()
+        self._nodes = self._gathered(nodes)
+
+    def _gathered(self, nodes: int) -> list[int]:
+        """All that are there, once they are enough."""
+        told = -1
+        while len(found := sorted(self._grid.get_node_ids())) < nodes:
+            if told != (told := len(found)):
+                self._say(f"waiting for {nodes} SuperNodes (nodes of the run config): {told} are there")
             time.sleep(POLL_SECONDS)
-            self._nodes = sorted(grid.get_node_ids())
+        return found
+
+    def _replace_gone(self) -> None:
+        """Give the places of nodes that are gone to those that have come since."""
+        there = set(self._grid.get_node_ids())
+        newcomers = sorted(there.difference(self._nodes), reverse=True)
+        for place, node in enumerate(self._nodes):
+            if node in there:
+                continue
+            if newcomers:
+                self._nodes[place] = newcomers.pop()
+                self._say(f"node {self._nodes[place]} takes the place of node {node}, which is gone")
+            elif node not in self._gone:
+                self._gone.add(node)
+                self._say(f"node {node} is gone: its clients' updates are missing until a SuperNode takes its place")
 
     def set_run(self, run: Run) -> None:
         """Flower's run information."""
@@ -55,33 +79,48 @@ class FlowerGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """A message to the node that plays a client (`fedpeft.communication.flower_grid.node_of`)."""
+        if self._look:
+            self._look = False
+            self._replace_gone()
         node = self._nodes[(dst_node_id - FIRST_CLIENT) % len(self._nodes)]
-        return self._grid.create_message(with_parts(content, self._parts), message_type, node, group_id, ttl)
+        return Message(with_parts(content, self._parts), node, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """All clients."""
         return (node_of(client) for client in range(self._clients))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Hand them to Flower."""
+        """Hand them to Flower; what it does not take, as for a SuperNode that has been ended, counts as failed."""
         batch = list(messages)
-        identifiers = list(self._grid.push_messages(batch))
+        taken: list[str | None] = list(self._grid.push_messages(batch)) or [None] * len(batch)  # none at all: too large
+        self._untaken += [message for identifier, message in zip(taken, batch, strict=True) if not identifier]
+        identifiers = [message.metadata.message_id for message in batch]
         self._sent |= dict(zip(identifiers, batch, strict=True))
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies that have arrived; waits a moment where there are none."""
-        replies = list(self._grid.pull_messages(list(message_ids) or list(self._sent)))
-        if not replies:
+        untaken, self._untaken = self._untaken, []
+        failed = [self._failed(message, UNTAKEN) for message in untaken]
+        waiting = [identifier for identifier in message_ids or self._sent if identifier in self._sent]
+        replies = list(self._grid.pull_messages(waiting)) if waiting else []
+        if not replies and not failed:
             time.sleep(POLL_SECONDS)
-        return [self._answered(reply) for reply in replies]
+        return failed + [self._answered(reply) for reply in replies]
 
     def _answered(self, reply: Message) -> Message:
-        asked = self._sent.pop(reply.metadata.reply_to_message_id)
-        if not reply.has_error():
-            return reply
+        asked = self._sent[reply.metadata.reply_to_message_id]
+        if reply.has_error():
+            return self._failed(asked, reply.error.reason)
+        del self._sent[asked.metadata.message_id]
+        return reply
+
+    def _failed(self, asked: Message, reason: str | None) -> Message:
+        """The reply of a node that can't give one."""
+        self._look = True
+        del self._sent[asked.metadata.message_id]
         instruction = instruction_of(asked)
-        report = Report(instruction.client, instruction.round, b"", error=f"the node failed: {reply.error.reason}")
+        report = Report(instruction.client, instruction.round, b"", error=f"the node failed: {reason}")
         return Message(to_record(report), reply_to=asked)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
+from fedpeft.errors import FedpeftError
 from fedpeft.flower.grid import FlowerGrid
-from fedpeft.flower.settings import config_of
+from fedpeft.flower.settings import config_of, nodes_of
 from fedpeft.run.summary import show
 from fedpeft.simulate import simulate
 
+FLOWERS_LOGGER = "flwr"
+
 app = ServerApp()
+
+
+def _sentence(record: logging.LogRecord) -> bool:
+    """A filter: where Flower logs an error that the user can mend, its sentence stands for the traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, FedpeftError):
+        record.msg, record.args, record.exc_info = "%s", (str(error),), None
+    return True
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One federation; its files are in the folder that the run config calls `output`."""
-    config = config_of(context.run_config)
+    logging.getLogger(FLOWERS_LOGGER).addFilter(_sentence)
+    config, nodes = config_of(context.run_config), nodes_of(context.run_config)
     parts = told_parts(config, WHOLE_RUN)
     folder = Path(str(context.run_config["output"])) / f"flower-{context.run_id}"
-    nodes = int(context.run_config["nodes"])
     console = Console()
-    summary = simulate(config, folder, False, console, grid=lambda clients: FlowerGrid(grid, clients, nodes, parts))
-    show(summary, folder, console)
+
+    def played(clients: int) -> FlowerGrid:
+        return FlowerGrid(grid, clients, nodes, parts, lambda text: console.print(escape(text), soft_wrap=True))
+
+    show(simulate(config, folder, False, console, grid=played), folder, console)

@@ -41,3 +41,17 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
             "message; leave privacy out of the run config, or take python -m fedpeft.serve"
         )
     return config
+
+
+def nodes_of(run_config: Mapping[str, Any]) -> int:
+    """How many nodes a run waits for.
+
+    Raises:
+        ConfigError: no whole number, or less than 1.
+    """
+    nodes = run_config["nodes"]
+    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
+        raise ConfigError(
+            f"nodes={nodes!r} of the run config must be a whole number of at least 1: clients are played by nodes"
+        )
+    return nodes

@@ -274,10 +274,11 @@ def _reached(summary: Summary) -> list[Line]:
     metric = quality.metric.replace("_", " ")
     name, of = f"test {metric}" if tested else metric, quality.accuracy_of
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
+    tokens = "next-token accuracy, " if quality.perplexity is not None else ""  # the others are no perplexities
     return [
         (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{short(value, digits)}[/]"),
-        *_number("worst tenth of the clients" + ", by tokens" * bool(quality.perplexity), quality.worst_accuracy),
-        *_number("global model alone, held-out rows of all", quality.shared_accuracy),
+        *_number(f"{tokens}worst tenth of the clients", quality.worst_accuracy),
+        *_number(f"{tokens}global model alone, held-out rows of all", quality.shared_accuracy),
     ]
 
 

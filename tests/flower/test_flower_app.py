@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,9 +17,7 @@ from flwr.app import Context, RecordDict
 
 from fedpeft.communication.flower_grid import OwnGrid
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError
 from fedpeft.flower import client_app, server_app
-from fedpeft.flower.grid import FlowerGrid
 from fedpeft.simulate import main as simulate
 from tests.fleet import distance
 
@@ -61,12 +58,6 @@ class Nodes(OwnGrid):
 def run_config(folder):
     values = {name.replace("_", "-"): value for name, value in dataclasses.asdict(RunConfig(**SETTINGS)).items()}
     return {**values, "output": str(folder), "nodes": 3}
-
-
-@pytest.mark.parametrize("nodes", [0, -1])
-def test_no_nodes_are_none_to_begin_with(nodes):
-    with pytest.raises(ConfigError, match=rf"nodes={nodes} .* at least 1"):
-        FlowerGrid(SimpleNamespace(get_node_ids=list), 3, nodes)
 
 
 @pytest.mark.slow

@@ -94,17 +94,18 @@ def test_nodes_run_data_sets_too(tmp_path):
 
 
 def test_the_server_app_tells_its_parts_with_each_message(codec, monkeypatch):
-    made, grids = [], []
+    set_identity()
+    grids = []
 
     def simulated(*_, grid):
         grids.append(grid(1))
 
     monkeypatch.setattr(server_app, "simulate", simulated)
     monkeypatch.setattr(server_app, "show", lambda *_: None)
-    inner = SimpleNamespace(get_node_ids=lambda: [7], create_message=lambda content, *_: made.append(content))
+    inner = SimpleNamespace(get_node_ids=lambda: [7])
     server_app.main(inner, SimpleNamespace(run_config=GIVEN, run_id=17))
     [grid] = grids
     assert isinstance(grid, FlowerGrid)
-    grid.create_message(to_record(ASKED), "train", 2, "1")
-    assert made[0].config_records[RECORD][RECORD] == told_parts(RunConfig(codec="uni"), WHOLE_RUN)
-    assert instruction_of(SimpleNamespace(content=made[0])) == ASKED
+    made = grid.create_message(to_record(ASKED), "train", 2, "1")
+    assert made.content.config_records[RECORD][RECORD] == told_parts(RunConfig(codec="uni"), WHOLE_RUN)
+    assert instruction_of(made) == ASKED

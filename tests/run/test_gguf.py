@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -86,6 +87,17 @@ def test_base_plus_adapter_is_the_merged_model_and_transformers_reads_them(run, 
         assert torch.allclose(loaded(apart / "base.gguf")(IDS).logits, plain, atol=1e-5)
         assert torch.allclose(loaded(merged / "model.gguf")(IDS).logits, ours, atol=1e-5)
     assert (ours - plain).abs().max() > 1e-3
+
+
+def test_what_lies_beside_a_gguf_file_says_how_llama_cpp_loads_it(run, tmp_path, capsys):
+    for words, loaded_by in (([], "-m BASE.gguf --lora adapter.gguf"), (["--merge"], "-m model.gguf")):
+        assert export([str(run), "--gguf", *words, "--output", str(tmp_path / "out")]) == 0
+        said = f"`llama-cli {loaded_by}`"
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f"to load it | {said}" in card
+        assert "library_name" not in card
+        assert f"to load it: {said}" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "out")
 
 
 # Of Qwen3 transformers reads no head_dim, and takes its default, 128.

@@ -16,8 +16,10 @@ from fedpeft.run.target_lines import card_lines
 from fedpeft.run.trust_lines import trust_lines
 
 
-def loading(run: FinishedRun, whole: bool) -> str:
-    """How others load it, with what has to be imported before."""
+def loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
+    """How others load it, with what has to be imported before; of `gguf` with llama.cpp."""
+    if gguf:
+        return f"`llama-cli -m {'model.gguf' if whole else 'BASE.gguf --lora adapter.gguf'}`"
     config = type(config_of(run.model_directory))
     told = _loading(run, whole)
     if not own_code(config) or told.startswith(("`python -m fedpeft", "`fedpeft")):
@@ -76,7 +78,7 @@ def _in_few_bits(run: FinishedRun) -> str:
     return f", quantization_config=BitsAndBytesConfig({settings})"
 
 
-def front_matter(run: FinishedRun, whole: bool) -> str:
+def front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
     """What a hub reads of the card, as YAML between lines of dashes."""
     from huggingface_hub import ModelCardData
 
@@ -86,15 +88,15 @@ def front_matter(run: FinishedRun, whole: bool) -> str:
     data: Any = ModelCardData(
         base_model=run.origin.name,
         license=run.origin.license or None,
-        library_name="transformers" if whole else "peft" if in_peft else "fedpeft",
+        library_name=None if gguf else "transformers" if whole else "peft" if in_peft else "fedpeft",
         pipeline_tag="feature-extraction" if run.task.compares else "image-to-text" if run.task.describes else kind,
         tags=["fedpeft", "federated-learning", run.method.name],
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def card(run: FinishedRun, merged: bool) -> str:
-    """The card of a finished run, as Markdown."""
+def card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
+    """The card of a finished run, as Markdown; what it is exported as may be `gguf`."""
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
     measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
@@ -124,13 +126,13 @@ def card(run: FinishedRun, merged: bool) -> str:
         "calibration error": _calibration(summary, whole),
         **trust_lines(summary),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
-        "to load it": loading(run, whole),
+        "to load it": loading(run, whole, gguf),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     title = "Model" if whole else "Adapter"
     return "\n".join(
         [
-            front_matter(run, whole),
+            front_matter(run, whole, gguf),
             f"# {title} from federated fine-tuning",
             "",
             "Made by fedpeft: many clients trained it on rows that stayed with them.",
