@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedpeft.communication.codec import Codec
-from fedpeft.communication.decoding import decode
+from fedpeft.communication.decoding import decode_whole
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine.files import regular
 from fedpeft.peft.adapter import LoraPair, State
@@ -148,7 +148,7 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
             raise PayloadError(f"the increments of {pair.module} are larger than the layer")
         for i, width in enumerate(widths[pair.module] or []):
             shapes |= {f"{pair.module}.{i}.left": (out, width), f"{pair.module}.{i}.right": (width, in_)}
-    tensors = decode(payload[position:], shapes)
+    tensors = decode_whole(payload[position:], shapes)
     after = dict(total)
     for module, steps in widths.items():
         if steps is None:
