@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +19,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
+from fedpeft.run.folder import alone_in
 from fedpeft.run.observer import judged
 from fedpeft.run.own_files import MadeOf, changed, made_of, recorded
 from fedpeft.run.phases import SILENCE, Heartbeat
@@ -386,15 +386,11 @@ def run_what_is_left(
         place.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{place.runs} can't be made: {error.strerror}") from error
-    try:
-        with FileLock(place.runs / "study.lock", timeout=0):
-            place = Workplace(place.study, place.folder)  # read again: another study may have ended since
-            if place.results.cut_short:
-                place.results.mend()
-            if left := place.left(retry_failed):
-                Schedule(program, place, left, jobs, track, console).run()
-    except Timeout:
-        raise RunError(
-            f"another process runs a study in {place.folder}; wait for it or give another --output"
-        ) from None
+    taken = f"another process runs a study in {place.folder}; wait for it or give another --output"
+    with alone_in(place.runs, "study.lock", taken):
+        place = Workplace(place.study, place.folder)  # read again: another study may have ended since
+        if place.results.cut_short:
+            place.results.mend()
+        if left := place.left(retry_failed):
+            Schedule(program, place, left, jobs, track, console).run()
     return place
