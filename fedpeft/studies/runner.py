@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine import files
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
@@ -217,7 +218,7 @@ class Workplace:
         """Start or continue a run; `gpus` as CUDA_VISIBLE_DEVICES takes them, empty: all.
 
         Raises:
-            RunError: its folder holds something else.
+            RunError: its folder holds something else, or the disk can't be written.
         """
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
@@ -226,7 +227,8 @@ class Workplace:
         elif folder.exists():
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
-        settings.write_text(catalogue.to_toml(planned.config), encoding="utf-8")
+        with files.writing(settings):
+            files.replace(settings, catalogue.to_toml(planned.config).encode())
         running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
         starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running
