@@ -30,7 +30,7 @@ from fedpeft.aggregation.head_start import HEADS, measured
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.decoding import decode
+from fedpeft.communication.decoding import decode_whole, whole
 from fedpeft.communication.downlink import Arrival, Arrivals, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
@@ -255,13 +255,14 @@ class ClientSide:
         state = state or {}
         sent = self._arrival(instruction, layout, section(state, "held"))
         check_released(instruction, sent.compared, private)
+        received = held_in(sent.state, instruction.adapter_precision) | section(state, "private")
         state = state | labelled("held", sent.moved)
         job = Job(
             client=instruction.client,
             round=instruction.round,
             seed=plan.seed,
             rows=self._rows(instruction.client, instruction.round)[0],
-            received=held_in(sent.state, instruction.adapter_precision) | section(state, "private"),
+            received=whole(received, layout.shapes),
             trained=trained,
             training=training,
             learning_rate=instruction.learning_rate,
@@ -295,7 +296,7 @@ class ClientSide:
             raise PrivacyError("the server asks for a loss in which a row changes that of others; it is not protected")
         if not self.bench.plan.classes:
             raise PayloadError("the server sends class shares, and there are no classes")
-        shares = decode(instruction.told, {SHARES: (self.bench.plan.classes,)})[SHARES]
+        shares = decode_whole(instruction.told, {SHARES: (self.bench.plan.classes,)})[SHARES]
         labels = self.bench.labels(self._rows(instruction.client, instruction.round)[0])
         return offsets(labels, shares)
 
@@ -314,7 +315,7 @@ class ClientSide:
         if mechanism.whitens and instruction.kind == "train":
             width = self.bench.plan.layout.shapes["head.weight"][1]
             shapes = Whitening.shapes(self.head.whitened_directions(width))
-            whitening = Whitening.of(decode(instruction.told, shapes), width)
+            whitening = Whitening.of(decode_whole(instruction.told, shapes), width)
         return replace(job, privacy=RowPrivacy(*how, expected, whitening))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedpeft.aggregation.strategy import RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import Codec
-from fedpeft.communication.decoding import decode
+from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import Family, name_of, part_text
@@ -264,7 +264,7 @@ class Drift:
                 raise PayloadError("states of drift corrections arrived, and this run's settings have none that travel")
             return {}
         labels = [c.name for c in self.corrections if c.travels]
-        flat = decode(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
+        flat = decode_whole(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
         return unflattened(flat)
 
 

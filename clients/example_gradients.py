@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedpeft.data.examples import Batch
 from fedpeft.errors import PrivacyError
-from fedpeft.models.layers import runs_alone
+from fedpeft.models.layers import runs_alone, unwrapped
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.peft.method import PrivacyRoute
 
@@ -93,9 +93,7 @@ class PerExample:
 
     @contextmanager
     def _traceable_masks(self, chosen: Chosen) -> Iterator[None]:
-        base: Any = self.model.base
-        inner: nn.Module = base.get_base_model() if hasattr(base, "get_base_model") else base
-        handle = inner.register_forward_pre_hook(_four_dimensions, with_kwargs=True)
+        handle = unwrapped(self.model.base).register_forward_pre_hook(_four_dimensions, with_kwargs=True)
         try:
             yield
         finally:

@@ -120,7 +120,7 @@ class Run:
 
         check_name(name)
         folder = Path(tempfile.mkdtemp(prefix="fedpeft-")) / self.folder.name
-        with _undisturbed(), plugins.given(self.parts):
+        with begun(folder.parent, kept=lambda: False), _undisturbed(), plugins.given(self.parts):
             export(self.folder, folder, merge, Console(quiet=True))
         sent = push(folder, name, public, endpoint)
         shutil.rmtree(folder.parent)

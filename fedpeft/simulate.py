@@ -45,7 +45,7 @@ from fedpeft.run.trackers import TrackedRecords, check_trackers
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from fedpeft.run.final_score import FinalScore, Scorer
+    from fedpeft.run.final_score import FinalScore
     from fedpeft.server.evaluation import OwnRows
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.probe import BegunProbe
@@ -229,7 +229,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
     score = simulation.scorer.score(simulation.folder, SCORED, temperature=trust.temperature, asks=trust.asks)
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
-    last = _last(simulation, simulation.scorer, progress) or score
+    last = _last(simulation, progress) or score
     pooled = score_of_pooled(simulation) if rate is not None else None
     probe = begun.result()
     quality = Quality(
@@ -312,7 +312,7 @@ def _attacked(simulation: Simulation) -> dict[str, Any]:
     return attacks(simulation)
 
 
-def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:
+def _last(simulation: Simulation, progress: Progress) -> FinalScore | None:
     """The score of the last state, where another is kept; None: it is the one that is kept."""
     from fedpeft.run.final_score import save
 
@@ -321,7 +321,7 @@ def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalSc
     folder = simulation.folder / "last"
     folder.mkdir(exist_ok=True)
     save(simulation.setup, progress.reached, folder, progress.residual.total)
-    return scorer.score(folder, "scoring the last state on the test rows (fp32)")
+    return simulation.scorer.score(folder, "scoring the last state on the test rows (fp32)")
 
 
 def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:

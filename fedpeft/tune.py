@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,7 +22,7 @@ from fedpeft import simulate
 from fedpeft.errors import RunError, needs_extra
 from fedpeft.run import catalogue, console
 from fedpeft.run.command import exit_code, interruptible
-from fedpeft.run.folder import make_folder, refuse_file
+from fedpeft.run.folder import alone_in, make_folder, refuse_file
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.study import load
 
@@ -153,11 +152,9 @@ def run_search(command: Command, output: Console) -> int:
             output.print(f"note: {error}", markup=False, highlight=False, soft_wrap=True)
         return 0
     make_folder(folder)
-    try:
-        with FileLock(folder / "search.lock", timeout=0):
-            return _searched(search, folder, trials, command.workers, output)
-    except Timeout:
-        raise RunError(f"another process searches in {folder}; wait for it or give another --output") from None
+    taken = f"another process searches in {folder}; wait for it or give another --output"
+    with alone_in(folder, "search.lock", taken):
+        return _searched(search, folder, trials, command.workers, output)
 
 
 def _searched(search: Search, folder: Path, trials: int, workers: int, output: Console) -> int:

@@ -391,6 +391,3 @@ def _lengths(pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read:
         for k, update in enumerate(read(tuple(t.name for t in specs))):
             squares[k] += sum(t.double().square().sum() for t in update.delta.values())
     return squares.diag()
-
-
-# ------------------------------------------------------------------------------------- what the rules are written with

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedpeft.communication.codec import Codec
-from fedpeft.communication.decoding import decode
+from fedpeft.communication.decoding import decode_whole
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine.files import regular
 from fedpeft.peft.adapter import LoraPair, State
@@ -74,7 +74,7 @@ class Residual:
         """
         if held >= self.version:
             return b""
-        table, tensors, shapes = b"", State(), {}
+        table, tensors = b"", State()
         for pair in pairs:
             if self.since.get(pair.module, 0) > held:
                 table += _NUMBER.pack(WHOLE)
@@ -84,8 +84,7 @@ class Residual:
             table += _NUMBER.pack(len(missing)) + b"".join(_NUMBER.pack(step.width) for step in missing)
             for i, step in enumerate(missing):
                 tensors |= {f"{pair.module}.{i}.left": step.left, f"{pair.module}.{i}.right": step.right}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return table + codec.encode(tensors, shapes=shapes)
+        return table + codec.encode(tensors)
 
     def state(self) -> State:
         """As tensors by name, for a checkpoint."""
@@ -148,7 +147,7 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
             raise PayloadError(f"the increments of {pair.module} are larger than the layer")
         for i, width in enumerate(widths[pair.module] or []):
             shapes |= {f"{pair.module}.{i}.left": (out, width), f"{pair.module}.{i}.right": (width, in_)}
-    tensors = decode(payload[position:], shapes)
+    tensors = decode_whole(payload[position:], shapes)
     after = dict(total)
     for module, steps in widths.items():
         if steps is None:
@@ -179,15 +178,23 @@ class ResidualFiles:
         if not version:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.file(version).with_suffix(".partial")
-            save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
-            os.replace(partial, self.file(version))
+            self.write(version, total)
             for other in self.folder.iterdir():
                 if other != self.file(version):
                     other.unlink()
         except (OSError, SafetensorError) as error:
             raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
+
+    def write(self, version: int, total: State) -> None:
+        """Store R of a version, whole or not at all.
+
+        Raises:
+            OSError, SafetensorError: it can't be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.file(version).with_suffix(".partial")
+        save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
+        os.replace(partial, self.file(version))
 
     def get(self, version: int) -> State:
         """R of a version.
@@ -203,13 +210,10 @@ class ResidualFiles:
 
 @dataclass(frozen=True)
 class HeldBase:
-    """Versions in `folder/<version>.safetensors`, the names that `ResidualFiles` reads."""
+    """The versions that a remote client holds in `folder`, in files that `ResidualFiles` reads."""
 
     folder: Path
     pairs: Sequence[LoraPair]
-
-    def _file(self, version: int) -> Path:
-        return self.folder / f"{version:06d}.safetensors"
 
     def update(self, version: int, acknowledged: int, payload: bytes) -> None:
         """Make `version` from that of the round `acknowledged` (0: none, the plain base) and what the server sent.
@@ -222,16 +226,13 @@ class HeldBase:
             return
         there = sorted(int(file.stem) for file in self.folder.glob("*.safetensors") if file.stem.isdecimal())
         held = max((v for v in there if v < acknowledged), default=0)
-        before = ResidualFiles(self.folder).get(held) if version != held else {}
+        files = ResidualFiles(self.folder)
+        before = files.get(held) if version != held else {}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             if version != held:
-                total = receive(before, payload, self.pairs)
-                partial = self._file(version).with_suffix(".partial")
-                save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
-                os.replace(partial, self._file(version))
+                files.write(version, receive(before, payload, self.pairs))
             for other in there:
                 if other not in (held, version):
-                    self._file(other).unlink()
+                    files.file(other).unlink()
         except (OSError, SafetensorError) as error:
             raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error

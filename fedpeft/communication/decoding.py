@@ -48,6 +48,26 @@ def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[i
         raise PayloadError(f"the payload is not valid ({type(error).__name__}: {error})") from error
 
 
+def decode_whole(payload: bytes, shapes: Mapping[str, Shape]) -> State:
+    """As `decode`, of a payload in which nothing is missing.
+
+    Raises:
+        PayloadError: it is none, or tensors are missing.
+    """
+    return whole(decode(payload, shapes), shapes)
+
+
+def whole(state: State, shapes: Mapping[str, Shape]) -> State:
+    """The state, in which a tensor is there for each of the `shapes`: a payload from a peer may hold some of them.
+
+    Raises:
+        PayloadError: some are missing.
+    """
+    if missing := [name for name in shapes if name not in state]:
+        raise PayloadError(f"{len(missing)} of {len(shapes)} tensors were not sent, among them {missing[0]}")
+    return state
+
+
 def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int, State]) -> State:
     header, data = read_payload(payload, shapes)
     ordered = sorted(shapes)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape
+from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape, checksum_of
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import segment_sizes
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import Family, name_of, part_text
 
 
@@ -84,6 +84,22 @@ class Context:
     references: Callable[[int], Array | None] = lambda version: None
     turn: int = 0
 
+    def held(self, version: int, parameters: Reader, count: int) -> Array:
+        """Of the decoder: the values (count,) of a state that both ends hold, whose checksum comes next.
+
+        Raises:
+            PayloadError: it is not held here, or is another one.
+        """
+        checksum = parameters.integer(4, "reference checksum")
+        values = self.references(version)
+        if values is None:
+            raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
+        if len(values) != count or checksum_of(values) != checksum:
+            raise PayloadError(
+                f"the payload builds on a version {version} of the state that differs from the one held here"
+            )
+        return values
+
     def uniform(self, count: int) -> Array:
         """`count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; the same for ever for the same seed."""
         bits = self._bits(-(-count // 2)).view("<u4")[:count] >> np.uint32(9)
@@ -97,6 +113,10 @@ class Context:
     def _bits(self, words: int) -> Array:
         generator = np.random.Philox(key=np.array([self.seed, self.position], np.uint64))
         return generator.random_raw(words).astype("<u8", copy=False)
+
+
+MAX_VERSION: Final = (1 << 62) - 1
+"""Of a state that both ends hold."""
 
 
 class Step(ABC):

@@ -89,6 +89,12 @@ def segment_sizes(shapes: Sequence[Shape]) -> Array:
     return np.array([size(shape) for shape in shapes], np.int64)
 
 
+def block_sizes(count: int, block: int) -> Array:
+    """Entries of each block where `count` entries are cut into blocks of so many, and the rest; int64."""
+    full, tail = divmod(count, block)
+    return np.array([block] * full + [tail] * (tail > 0), np.int64)
+
+
 def segment_reduce(reduce: np.ufunc, values: Array, sizes: Array) -> Array:
     """`reduce` over consecutive segments of `values` of the given sizes; 0 for empty segments."""
     result = np.zeros(len(sizes), values.dtype)

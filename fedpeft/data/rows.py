@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedpeft import plugins
 from fedpeft.data.dataset_family import DatasetFamily
+from fedpeft.data.tagged_words import check_tags
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
@@ -143,8 +144,8 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned: classification, regression, multi_label, causal_lm, instruction, dpo, seq2seq, retrieval,
-            towers or captions, perhaps with settings: dpo(beta=0.2).
+        task: what is learned: classification, regression, multi_label, token_labels, causal_lm, instruction, dpo,
+            seq2seq, retrieval, towers or captions, perhaps with settings: dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class or label; of numbers, what they are called; None for language modelling.
@@ -179,9 +180,7 @@ class Dataset:
             raise DataError(f"{self.name} has rows of the kind {self.kind!r}; legal: {', '.join(get_args(Kind))}")
         if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
             raise DataError(f"{self.name} has raters of other rows than its {len(self.test)} test rows")
-        for part, rows in (("training", self.train), ("validation", self.validation), ("test", self.test)):
-            if rows is None:
-                continue
+        for part, rows in self.parts:
             if len(rows) == 0:
                 raise DataError(f"{self.name} has no {part} rows")
             _check_inputs(rows.inputs, self.kind, f"the {part} rows of {self.name}")
@@ -193,6 +192,12 @@ class Dataset:
             classes = np.unique(self.train.labels)
             if len(classes) < 2:
                 raise DataError(f"{self.name} has one class only in its training rows; classification needs two")
+
+    @property
+    def parts(self) -> list[tuple[str, Rows]]:
+        """Its rows, and what they are called in messages."""
+        named = (("training", self.train), ("validation", self.validation), ("test", self.test))
+        return [(part, rows) for part, rows in named if rows is not None]
 
     @property
     def classified(self) -> bool:
@@ -271,6 +276,9 @@ def load_dataset(text: str) -> Dataset:
     made = DATASETS.build(text).load()
     if not isinstance(made, Dataset):
         raise DataError(f"load() of {text} returns {type(made).__name__}, and must return a fedpeft.data.rows.Dataset")
+    if made.task == "token_labels":
+        for part, rows in made.parts:
+            check_tags(cast("Sequence[str]", rows.inputs), made.label_names or (), f"the {part} rows of {made.name}")
     return made
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,13 +192,15 @@ def device_called(text: str) -> str:
     gpus = accelerators()
     if text == "auto":
         return next(iter(gpus), "cpu")
-    try:
+    with suppress(RuntimeError):
         device = torch.device(text)
-    except RuntimeError:
-        raise RunError(f"{text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
-    if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
-        raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
-    return str(device)
+        if device.type == "cpu":
+            return "cpu"
+        if device.type == "cuda" and f"cuda:{device.index or 0}" in gpus:
+            return str(device)
+        if device.type == "cuda":
+            raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
+    raise RunError(f"{text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 
 def divides_alike(config: RunConfig) -> bool:

@@ -21,7 +21,7 @@ from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.admission import Admission
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper, RefusedError, dropped
-from fedpeft.deployment.channel import NAME_KEY, SERVER_OPTIONS
+from fedpeft.deployment.channel import NAME_KEY, SERVER_OPTIONS, SERVICE
 from fedpeft.deployment.descriptors import connections
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.event_loop import EventLoop
@@ -41,8 +41,6 @@ CHECK_SECONDS = 5.0
 
 REPEATS = 8
 """How often a client may report, between two tasks, on what nobody waits for: it does after a lost receipt, or late."""
-
-SERVICE = "fedpeft.v1.Federation"
 
 
 class Gateway:

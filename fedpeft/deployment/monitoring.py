@@ -15,14 +15,13 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import grpc
 from rich.markup import escape
 
+from fedpeft.deployment.channel import SERVICE
 from fedpeft.errors import ConfigError, RunError, needs_extra
 
 if TYPE_CHECKING:
     from fedpeft.deployment.federation import Federation
     from fedpeft.deployment.options import ServeOptions
     from fedpeft.run.console import ServeObserver
-
-SERVICE = "fedpeft.v1.Federation"
 
 MONITORS_AT_ONCE = 16
 """Connections to each of the two ports; a monitor needs one, for a moment."""
@@ -127,11 +126,9 @@ class Operation:
             self._health.stop(grace=None)
 
     def _start_metrics(self, host: str, port: int) -> Any:
-        try:
-            import prometheus_client
-        except ImportError:
-            needs_extra("prometheus_client", "serve", "--metrics")
-            raise
+        needs_extra("prometheus_client", "serve", "--metrics")
+        import prometheus_client
+
         registry = prometheus_client.CollectorRegistry()
         registry.register(self)
         prometheus_client.ProcessCollector(registry=registry)

@@ -16,9 +16,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedpeft.errors import AssetError
+from fedpeft.machine import files
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models.layers import linear_layers, replace
@@ -75,25 +78,40 @@ def gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
 
 
 def choose(dtype: torch.dtype) -> Kernel:
-    """The kernel for frozen products in `dtype` on this machine."""
-    if len(candidates(dtype)) == 1:
+    """The kernel for frozen products in `dtype` on this machine.
+
+    Raises:
+        AssetError: the cache can't be written.
+    """
+    able = candidates(dtype)
+    if len(able) == 1:
         return "native"
     key = f"{cpu_name()} / torch {torch.__version__} / {dtype} / packed weights"
     file = cache_directory() / "kernels.json"
-    known: dict[str, Kernel] = {}
-    if file.exists():
-        try:
-            known = json.loads(file.read_text())
-        except (OSError, ValueError):
-            known = {}
-    if known.get(key) not in candidates(dtype):
-        rates = gemm_rates(dtype)
-        fastest = max(rates, key=lambda kernel: rates[kernel])
-        known[key] = fastest if rates[fastest] > GAIN * rates["native"] else "native"
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(known, indent=2))
-        os.replace(partial, file)
-    return known[key]
+    chosen = _remembered(file).get(key)
+    if chosen in able:
+        return chosen
+    try:
+        with FileLock(file.with_name(f"kernels-{os.geteuid()}.lock")):  # runs that begin together compute alike
+            known = _remembered(file)
+            chosen = known.get(key)
+            if chosen not in able:
+                rates = gemm_rates(dtype)
+                fastest = max(rates, key=lambda kernel: rates[kernel])
+                chosen = fastest if rates[fastest] > GAIN * rates["native"] else "native"
+                files.replace(file, json.dumps({**known, key: chosen}, indent=2).encode())
+    except OSError as error:
+        raise AssetError(f"can't write {file}: {error}; set FEDPEFT_CACHE to another directory") from error
+    return chosen
+
+
+def _remembered(file: Path) -> dict[str, Kernel]:
+    """Choices of before; none where there is no such file, or it holds something else."""
+    try:
+        found = files.read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 Kernel = Literal["native", "onednn", "widened"]

@@ -45,6 +45,11 @@ def reader(base: nn.Module) -> Any:
     return base.base_model if callable(outputs) and outputs() is not None else base
 
 
+def unwrapped(base: Any) -> Any:
+    """A base without the wrapping of the `peft` library, where it has any."""
+    return base.get_base_model() if hasattr(base, "get_base_model") else base
+
+
 def unused(name: str) -> bool:
     """Whether a module inside a block, by its path there, is of no use in a model that runs alone."""
     return any(word in CROSS_ATTENTION for word in name.split("."))

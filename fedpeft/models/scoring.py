@@ -109,10 +109,8 @@ def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
     """
     said = np.random.default_rng(0).standard_normal((len(test), len(names)))
     logits = torch.from_numpy(said).float().requires_grad_()
-    losses, who = (
-        task.losses(logits, {"labels": torch.as_tensor(task.labels(test))}),
-        f"the task {name_of(type(task))}:",
-    )
+    losses = task.losses(logits, {"labels": torch.as_tensor(task.labels(test))})
+    who = f"the task {name_of(type(task))}:"
     for name, told in vars(losses).items():
         if told.shape != (len(test),) or not told.isfinite().all():
             seen = f"shape {tuple(told.shape)}" if told.shape != (len(test),) else "NaN or infinity"

@@ -17,7 +17,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.models import connector
 from fedpeft.models.frozen_blocks import pool
-from fedpeft.models.layers import blocks
+from fedpeft.models.layers import blocks, unwrapped
 from fedpeft.models.task import FederatedModel
 
 TOWERS = ("image", "text")
@@ -136,9 +136,8 @@ class TowersModel(FederatedModel):
         return both
 
     def _features(self, tower: str, inputs: Batch) -> Tensor:
-        base: Any = self.base
-        inner: TwoTowers = base.get_base_model() if hasattr(base, "get_base_model") else base
-        features = inner.features(tower, inputs)
+        base: TwoTowers = unwrapped(self.base)
+        features = base.features(tower, inputs)
         return self.head(features) if tower == "image" else features
 
 

@@ -353,19 +353,10 @@ _METHODS: dict[str, Callable[[LowRank, int], Triplets]] = {
 _ZERO = {"qr": 1e-13, "gram": 1e-7, "dense": 1e-13, "randomised": 1e-6}
 
 
-def recompress(product: LowRank, rank: int | None = None, tolerance: float = 0.0) -> tuple[LowRank, float]:
-    """The product at the smallest width that keeps it, and the share of its energy norm(X)^2 that was discarded.
-
-    Args:
-        product: the matrix.
-        rank: widest result allowed; None: no limit.
-        tolerance: share of the energy, in [0, 1), that may be discarded; 0 drops only directions that don't exist.
-    """
+def recompress(product: LowRank, tolerance: float) -> LowRank:
+    """The product at the smallest width, at least 1, that keeps all but a share `tolerance`, above 0, of norm(X)^2."""
     svd = truncated_svd(product, min(product.width, *product.shape))
     energy = svd.S.double().square()
     total = float(energy.sum())
-    lost = total - energy.cumsum(0)
-    width = int((lost > tolerance * total).sum()) + 1 if tolerance > 0 else int((svd.S > 0).sum())
-    width = min(width, len(energy) if rank is None else rank)
-    discarded = float(energy[width:].sum()) / total if total > 0 else 0.0
-    return LowRank(svd.U[:, :width] * svd.S[:width], svd.Vt[:width]), discarded
+    width = int((total - energy.cumsum(0) > tolerance * total).sum()) + 1
+    return LowRank(svd.U[:, :width] * svd.S[:width], svd.Vt[:width])

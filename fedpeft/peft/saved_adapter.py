@@ -238,8 +238,7 @@ def with_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tenso
                 torch.cat([product.left, inside], dim=1),
                 torch.cat([product.right, torch.eye(inside.shape[1], dtype=torch.float64)]),
             )
-        short, _ = recompress(product, tolerance=ROUNDING)
-        changes[module] = short if short.width else LowRank(product.left[:, :1] * 0, product.right[:1] * 0)
+        changes[module] = recompress(product, ROUNDING)
     return changes
 
 

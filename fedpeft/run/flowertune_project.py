@@ -11,7 +11,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +265,9 @@ def _sorted_out(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[str, 
 
 
 def _is_argument(name: str) -> bool:
-    import dataclasses
-
     from transformers import TrainingArguments
 
-    return name.replace("-", "_") in {field.name for field in dataclasses.fields(TrainingArguments)}
+    return name.replace("-", "_") in {field.name for field in fields(TrainingArguments)}
 
 
 def _checked(key: str, value: Any) -> Any:

@@ -187,16 +187,27 @@ def begun(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a run's folder from a second process that would continue it at the same time, or RunError."""
-    lock = FileLock(folder / ".lock")
+def alone_in(folder: Path, lock: str = ".lock", taken: str = "") -> Iterator[None]:
+    """Keep a folder, a run's where nothing else is said, from a second process that would write there, too.
+
+    Args:
+        folder: exists.
+        lock: name of the file by which processes know of each other.
+        taken: what is said where another is there already.
+
+    Raises:
+        RunError: another is, or the folder can't be written or locked.
+    """
+    held = FileLock(folder / lock)
     try:
-        lock.acquire(blocking=False)
+        held.acquire(blocking=False)
     except Timeout:
-        raise RunError(f"another process is at work on the run in {folder}; wait for its end, or stop it") from None
-    except OSError as error:
-        raise RunError(f"the run's folder {folder} can't be written: {error.strerror}") from error
+        told = taken or f"another process is at work on the run in {folder}; wait for its end, or stop it"
+        raise RunError(told) from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"the folder {folder} can't be written: {reason}") from error
     try:
         yield
     finally:
-        lock.release()
+        held.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
@@ -27,6 +28,8 @@ from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.run.measurements.validation import Validation
 from fedpeft.spec import split_outside_parentheses
 
+M = TypeVar("M", bound=Measurement)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -37,65 +40,68 @@ class Measured:
     def __str__(self) -> str:
         return " + ".join(map(part_text, self.parts))
 
+    def _of(self, kind: type[M]) -> M | None:
+        return next((part for part in self.parts if isinstance(part, kind)), None)
+
     @property
     def validation(self) -> Validation:
         """On the way."""
-        return next((part for part in self.parts if isinstance(part, Validation)), Validation())
+        return self._of(Validation) or Validation()
 
     @property
     def pooled(self) -> bool:
         """Whether the same adapter is also trained on the pooled rows."""
-        return any(isinstance(part, Pooled) for part in self.parts)
+        return self._of(Pooled) is not None
 
     @property
     def alone(self) -> Alone | None:
         """Single clients on their own rows; None: none trains alone."""
-        return next((part for part in self.parts if isinstance(part, Alone)), None)
+        return self._of(Alone)
 
     @property
     def second(self) -> str:
         """Text of the data set that base and result are scored on as well; empty: none."""
-        return next((part.dataset for part in self.parts if isinstance(part, Forgetting)), "")
+        return found.dataset if (found := self._of(Forgetting)) else ""
 
     @property
     def calibration(self) -> Calibration | None:
         """Of the finished classifier; None: as a run always tells it, by its error before and after scaling."""
-        return next((part for part in self.parts if isinstance(part, Calibration)), None)
+        return self._of(Calibration)
 
     @property
     def disagreement(self) -> Disagreement | None:
         """Of clients, and what the adapter has learned; None: nobody looks."""
-        return next((part for part in self.parts if isinstance(part, Disagreement)), None)
+        return self._of(Disagreement)
 
     @property
     def energy(self) -> Energy | None:
         """Of clients; None: nobody counts."""
-        return next((part for part in self.parts if isinstance(part, Energy)), None)
+        return self._of(Energy)
 
     @property
     def laplace(self) -> Laplace | None:
         """Of the adapter; None: it is taken to be certain."""
-        return next((part for part in self.parts if isinstance(part, Laplace)), None)
+        return self._of(Laplace)
 
     @property
     def robustness(self) -> Robustness | None:
         """Of the result; None: it is asked as the rows are."""
-        return next((part for part in self.parts if isinstance(part, Robustness)), None)
+        return self._of(Robustness)
 
     @property
     def clones(self) -> Clones | None:
         """Of functions; None: nobody looks for them."""
-        return next((part for part in self.parts if isinstance(part, Clones)), None)
+        return self._of(Clones)
 
     @property
     def ensemble(self) -> Ensemble | None:
         """Of the last states; None: the result is one of them."""
-        return next((part for part in self.parts if isinstance(part, Ensemble)), None)
+        return self._of(Ensemble)
 
     @property
     def evaluate(self) -> Evaluate | None:
         """Questions to the global model on the way; None: it is not asked."""
-        return next((part for part in self.parts if isinstance(part, Evaluate)), None)
+        return self._of(Evaluate)
 
     def with_paths(self, dataset: Callable[[str], str], file: Callable[[str], str]) -> Measured:
         """The same, with other texts of the second data set and of the file of questions."""

@@ -7,7 +7,6 @@ seed and the round, so a run that is continued chooses as one that was never int
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -91,8 +90,6 @@ class AwareSampler(ABC):
     """Chooses by what is known of clients. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     argument: ClassVar[str] = "size"
-    ranks: ClassVar[bool] = True
-    """Whether the choice depends on more than who can take part; privacy by sampling then counts for nothing."""
 
     size: int | float = setting(0.1, "clients per round: a fraction (0.1) or a number (20)", above=0)
 
@@ -131,7 +128,8 @@ def drawn(among: NDArray[np.int64], weights: NDArray[np.float64], size: int, see
     return sorted(seeds.generator(seed, "cohort", round).choice(among, size, replace=False, p=chances).tolist())
 
 
-def best(scores: NDArray[np.float64], among: NDArray[np.int64], size: int, seed: int, round: int) -> Sequence[int]:
+def best(scores: NDArray[np.float64], among: NDArray[np.int64], size: int, seed: int, round: int) -> list[int]:
     """The `size` of these ids with the largest scores, ascending; those that are equal are drawn at random."""
     shuffled = seeds.generator(seed, "cohort", round).permutation(among)
-    return sorted(shuffled[np.argsort(-scores[shuffled], kind="stable")][:size].tolist())
+    chosen: list[int] = shuffled[np.argsort(-scores[shuffled], kind="stable")][:size].tolist()
+    return sorted(chosen)

@@ -27,7 +27,7 @@ from fedpeft.data import cached_rows
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 from fedpeft.models.base_model import readable_tokens, resolve_model
-from fedpeft.models.layers import innermost
+from fedpeft.models.layers import innermost, unwrapped
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import width
@@ -183,7 +183,7 @@ class Setup(ChosenParts):
             drift = "" if protected else suited_drift(chosen.strategy, chosen.head, facts, layout)
             config = replace(config, drift=drift)
             chosen = replace(chosen, drift=built(config, "drift"))
-        plain_base = _plain(reference.base)
+        plain_base = unwrapped(reference.base)
         setup = cls(
             **vars(chosen),
             config=config,
@@ -343,15 +343,10 @@ def adapted_model(
 
 def adapted_entries(model: FederatedModel, layout: Layout) -> int:
     """Entries of all weights that an adapter changes."""
-    plain = _plain(model.base)
+    plain = unwrapped(model.base)
     modules = {t.module for t in layout.tensors if t.role != "head"}
     layers: list[Any] = [innermost(plain.get_submodule(module)) for module in modules]
     return sum(layer.in_features * layer.out_features for layer in layers)
-
-
-def _plain(base: Any) -> Any:
-    """A base without the wrapping of the `peft` library."""
-    return base.get_base_model() if hasattr(base, "get_base_model") else base
 
 
 def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> State:

@@ -94,10 +94,10 @@ class Machine:
         if not asked:
             asked = (len(gpus) or usable_cores()) if cluster is None else default_workers(cluster)
         dtype = DTYPES[config.dtype]
-        kernel: kernels.Kernel = fixed.get("kernel") or kernels.choose(dtype)
-        if kernel not in kernels.candidates(dtype):  # a run that began on another machine
+        kernel: kernels.Kernel = "native" if gpus else fixed.get("kernel", "")
+        if kernel not in kernels.candidates(dtype):  # a run that begins, or that began on another machine
             kernel = kernels.choose(dtype)
-        return cls(tuple(devices), asked, "native" if gpus else kernel, cluster)
+        return cls(tuple(devices), asked, kernel, cluster)
 
     @property
     def gpus(self) -> list[str]:

@@ -146,9 +146,8 @@ class EnergyBook:
         by_round: dict[int, list[Mapping[str, Any]]] = {}
         for line in lines:
             by_round.setdefault(line["round"], []).append(line)
-        self._told(rows)
         for number in range(1, round + 1):
-            self._begin(number)
+            self.begin(number)
             for line in by_round.get(number, ()):
                 joules = sum((line.get("joules") or {}).values())
                 self._took(line["client"], joules / self.model.given.pue, line.get("loss"), line.get("rejected"))
@@ -164,7 +163,10 @@ class EnergyBook:
 
     def begin(self, round: int) -> None:
         """Charge what is charged before a round."""
-        self._begin(round)
+        if round == self._round + 1 and round > 1:
+            charge = self._each(lambda p: p.charge_watts) * self.model.given.round_hours * JOULES_PER_WH
+            self.levels = np.minimum(self.capacities, self.levels + charge)
+        self._round = round
 
     def account(self, results: list[ClientResult], round: int) -> RoundEnergy:
         """What the round has taken; `results` then say so of each client, and who has dropped out.
@@ -199,15 +201,9 @@ class EnergyBook:
         if rows:
             self.rows[list(rows)] = list(rows.values())
 
-    def _begin(self, round: int) -> None:
-        if round == self._round + 1 and round > 1:
-            charge = self._each(lambda p: p.charge_watts) * self.model.given.round_hours * JOULES_PER_WH
-            self.levels = np.minimum(self.capacities, self.levels + charge)
-        self._round = round
-
     def _took(self, client: int, joules: float, loss: float | None, rejected: str | None) -> None:
         self.levels[client] = 0.0 if rejected == DROPPED else max(0.0, self.levels[client] - joules)
-        if loss is not None:
+        if loss is not None and rejected is None:
             self.losses[client] = loss
 
 

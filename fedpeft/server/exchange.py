@@ -51,7 +51,6 @@ class Exchange:
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
-    _early: Early | None = None
 
     def answers(self, instructions: Sequence[Instruction], buffer: int, early: Early | None = None) -> Iterator[Report]:
         """Send the instructions of a round of training, and yield its reports.
@@ -61,16 +60,17 @@ class Exchange:
         """
         if buffer:
             return self.first(instructions, buffer, "train")
-        self._early = early
-        return self.in_order(instructions, len(instructions), "train")
+        return self.in_order(instructions, len(instructions), "train", early)
 
-    def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
+    def in_order(
+        self, instructions: Iterable[Instruction], total: int, phase: str, early: Early | None = None
+    ) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions.
 
         What an asynchronous run has asked before, and comes meanwhile, waits for the next step; a client that still
         trains is asked once it has answered, since it does one thing at a time.
         """
-        done, early, self._early = 0, self._early, None
+        done = 0
         self.answered(phase, done, total)
         for wave in _waves(instructions, WAVE):
             self._await_training({i.client for i in wave} & self.asked)

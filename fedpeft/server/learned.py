@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedpeft.models.layers import innermost
+from fedpeft.models.layers import innermost, unwrapped
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.run.observer import Metrics
@@ -56,8 +56,7 @@ def base_weights(setup: Setup) -> dict[str, Any]:
     if setup.method.base_precision:
         return {}
     model = setup.model()
-    base: Any = model.base
-    plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+    plain = unwrapped(model.base)
     wanted = [p.module for p in setup.layout.pairs if p.out_features * p.in_features <= LARGEST]
     layers: dict[str, Any] = {module: innermost(plain.get_submodule(module)) for module in wanted}
     return {module: layer.weight.detach().float() for module, layer in layers.items() if hasattr(layer, "weight")}

@@ -94,7 +94,8 @@ class Simulation:
         self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
         self.sampler = self._sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            self.setup = planned(as_begun(self.setup, self._exposure(), folder), self._exposure(), groups, head)
+            exposure = self._exposure()
+            self.setup = planned(as_begun(self.setup, exposure, folder), exposure, groups, head)
             self.sampler = self._sampler()
             self.setup = unheard(self.setup, self._exposure())
         self.config = self.setup.config

@@ -6,6 +6,7 @@ higher, since most words are outside of all spans.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +29,6 @@ def span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -
         AssetError: seqeval is missing.
     """
     needs_extra("seqeval", "evaluate", "the F1 of spans")
-    import warnings
-
     from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 

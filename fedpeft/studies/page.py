@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 from fedpeft.studies.drawing import BLUE, INK, PAPER
 from fedpeft.studies.figures import Figure, figures
 from fedpeft.studies.results import Result
@@ -112,17 +112,10 @@ def write_report(path: Path, title: str, made: Sequence[Made], skipped: Sequence
         for number, one in enumerate(made, 1):
             prefix = f"{number}-" if len(made) > 1 else ""
             for table in one.tables:
-                replace_file(folder / f"{prefix}{table.name}.csv", table.csv())
-        replace_file(path, page(title, made, skipped, folder.name))
+                files.replace(folder / f"{prefix}{table.name}.csv", table.csv().encode())
+        files.replace(path, page(title, made, skipped, folder.name).encode())
     except OSError as error:
         raise RunError(f"the report can't be written to {path}: {error.strerror}") from error
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole file, or leave the one that is there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def write_study_report(study: Study, results: Sequence[Result], folder: Path) -> Path:
@@ -137,10 +130,10 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
     try:
         for figure in made.figures:
             if figure.name in ("accuracy_bytes", "accuracy_epsilon"):
-                replace_file(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n")
+                files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
         readme = folder / "README.md"
         if readme.is_file():
-            replace_file(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables))
+            files.replace(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables).encode())
     except OSError as error:
         raise RunError(f"the report can't be written to {folder}: {error.strerror}") from error
     return path

@@ -10,16 +10,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine import files
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
+from fedpeft.run.folder import alone_in
 from fedpeft.run.observer import judged
 from fedpeft.run.own_files import MadeOf, changed, made_of, recorded
 from fedpeft.run.phases import SILENCE, Heartbeat
@@ -217,7 +218,7 @@ class Workplace:
         """Start or continue a run; `gpus` as CUDA_VISIBLE_DEVICES takes them, empty: all.
 
         Raises:
-            RunError: its folder holds something else.
+            RunError: its folder holds something else, or the disk can't be written.
         """
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
@@ -226,7 +227,8 @@ class Workplace:
         elif folder.exists():
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
-        settings.write_text(catalogue.to_toml(planned.config), encoding="utf-8")
+        with files.writing(settings):
+            files.replace(settings, catalogue.to_toml(planned.config).encode())
         running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
         starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running
@@ -386,15 +388,11 @@ def run_what_is_left(
         place.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{place.runs} can't be made: {error.strerror}") from error
-    try:
-        with FileLock(place.runs / "study.lock", timeout=0):
-            place = Workplace(place.study, place.folder)  # read again: another study may have ended since
-            if place.results.cut_short:
-                place.results.mend()
-            if left := place.left(retry_failed):
-                Schedule(program, place, left, jobs, track, console).run()
-    except Timeout:
-        raise RunError(
-            f"another process runs a study in {place.folder}; wait for it or give another --output"
-        ) from None
+    taken = f"another process runs a study in {place.folder}; wait for it or give another --output"
+    with alone_in(place.runs, "study.lock", taken):
+        place = Workplace(place.study, place.folder)  # read again: another study may have ended since
+        if place.results.cut_short:
+            place.results.mend()
+        if left := place.left(retry_failed):
+            Schedule(program, place, left, jobs, track, console).run()
     return place

@@ -13,11 +13,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from fedpeft.config import RunConfig, from_mapping
-from fedpeft.machine.files import writing
+from fedpeft.machine import files
 from fedpeft.run import catalogue
 from fedpeft.run.command import command_of
 from fedpeft.run.console import duration, size
-from fedpeft.studies.page import page, replace_file, with_colors_of_page
+from fedpeft.studies.page import page, with_colors_of_page
 from fedpeft.studies.tables import ABSENT, Table
 from fedpeft.tuning.figures import figures
 from fedpeft.tuning.runner import drawn
@@ -127,13 +127,13 @@ class Report:
             RunError: a file can't be written.
         """
         title = f"Search: {self.search.name}"
-        with writing(folder / PAGE):
+        with files.writing(folder / PAGE):
             for figure in figures(self.study, self.search.keys.objective):
-                replace_file(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n")
-            replace_file(folder / TABLE, self.csv())
-            replace_file(folder / PAGE, page(title, [self], [], "", "python -m fedpeft.tune"))
+                files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
+            files.replace(folder / TABLE, self.csv().encode())
+            files.replace(folder / PAGE, page(title, [self], [], "", "python -m fedpeft.tune").encode())
             if self.best is not None:
-                replace_file(folder / BEST, catalogue.to_toml(self.best))
+                files.replace(folder / BEST, catalogue.to_toml(self.best).encode())
 
     def csv(self) -> str:
         """All that were drawn."""

@@ -174,7 +174,7 @@ class Conductor:
 
         Raises:
             ConfigError: what is drawn can't be trained, again and again.
-            RunError: all trials fail.
+            RunError: all trials fail, or the disk can't be written.
         """
         interrupted = [t.number for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
         if not interrupted and self.begun >= self.place.trials:
@@ -245,9 +245,10 @@ class Conductor:
             self._repeat(trial, twin)
             return
         folder = self.place.run_of(trial.number)
-        folder.parent.mkdir(exist_ok=True)
         path = folder.with_suffix(".toml")
-        path.write_text(catalogue.to_toml(config), encoding="utf-8")
+        with files.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            files.replace(path, catalogue.to_toml(config).encode())
         taken = [r.gpus for r in self.running]
         running = Running(
             trial.number, folder, folder.with_suffix(".log"), min(self.shares, key=taken.count, default="")

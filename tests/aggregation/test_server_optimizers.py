@@ -156,6 +156,7 @@ def test_what_is_asked_of_an_averaged_run_is_asked_of_the_average(tmp_path, monk
     assert of_kept(progress, server.store.bases).adapter is progress.reached
     saved = []
     monkeypatch.setattr(final_score, "save", lambda _setup, state, *_: saved.append(state))
-    scorer = SimpleNamespace(score=lambda *_: None)
-    _last(simulation, scorer, replace(progress, best=BestState(1, Metrics(1.0, 0.5), bare.adapter, {})))
+    unscored = SimpleNamespace(score=lambda *_: None)
+    seen = SimpleNamespace(setup=simulation.setup, folder=simulation.folder, scorer=unscored)
+    _last(seen, replace(progress, best=BestState(1, Metrics(1.0, 0.5), bare.adapter, {})))
     assert saved == [progress.reached]

@@ -145,21 +145,18 @@ def test_stacks_and_inner_products(widths, out, in_, seed):
     assert joined.norm() == pytest.approx(float(expected.norm()), rel=1e-6, abs=1e-6)
 
 
-def test_recompression_records_the_energy_it_discards():
+def test_recompression_keeps_the_directions_that_there_are_or_all_but_a_share_of_the_energy():
     product = stack([random_product(20, 30, 3, 0), random_product(20, 30, 3, 0)])  # width 6, rank 3
-    exact, lost = recompress(product)
+    exact = recompress(product, 1e-14)
     assert exact.width == 3
-    assert lost == pytest.approx(0, abs=1e-20)
     assert torch.allclose(exact.dense(), product.dense())
-
     S = torch.linalg.svdvals(product.dense()).square()
-    cut, lost = recompress(product, rank=2)
-    assert cut.width == 2
-    assert lost == pytest.approx(float(S[2] / S[:3].sum()))
-    within, lost = recompress(product, tolerance=float(S[2] / S[:3].sum()) * 1.01)
+    within = recompress(product, float(S[2] / S[:3].sum()) * 1.01)
     assert within.width == 2
-    assert 0 < lost <= float(S[2] / S[:3].sum()) * 1.01
-    assert recompress(product.scaled(0.0))[0].width == 0
+    assert float((within.dense() - product.dense()).square().sum()) == pytest.approx(float(S[2]))
+    nothing = recompress(product.scaled(0.0), 1e-14)
+    assert nothing.width == 1
+    assert not nothing.dense().any()
 
 
 def test_the_cost_model_prefers_factors_where_they_are_thin():

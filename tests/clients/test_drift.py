@@ -156,7 +156,9 @@ def test_what_travels_is_one_payload_and_another_runs_is_refused():
     assert found.keys() == states.keys()
     assert all(torch.equal(found["scaffold"][name], tensor) for name, tensor in states["scaffold"].items())
     assert parse_drift("fedprox").encode({}, codec) == b""
-    for run, sent in ((parse_drift("fedprox"), payload), (Drift(), payload), (both, b""), (both, payload[:-1])):
+    half = codec.encode({"scaffold/a": states["scaffold"]["a"]}, shapes={f"scaffold/{n}": s for n, s in shapes.items()})
+    wrong = (parse_drift("fedprox"), payload), (Drift(), payload), (both, b""), (both, payload[:-1]), (both, half)
+    for run, sent in wrong:
         with pytest.raises(PayloadError):
             run.decode(sent, shapes)
 

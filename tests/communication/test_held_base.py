@@ -56,7 +56,9 @@ def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
     client.update(1, 0, server.payload(0, PAIRS, CODEC))
     server = server.after(2, increments(2), torch.float32)
     sent = server.payload(1, PAIRS, CODEC)
-    for payload in (sent[:5], b"\xff" * 40):
+    whole = {f"{pair.module}.total": (pair.out_features, pair.in_features) for pair in PAIRS}
+    nothing = b"\xff" * 8 + CODEC.encode({}, shapes=whole)  # both matrices are announced, and neither is sent
+    for payload in (sent[:5], b"\xff" * 40, nothing):
         with pytest.raises(PayloadError):
             client.update(2, 2, payload)
     client.update(2, 2, sent)

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from fedpeft.deployment.capacity import ModelSize, choose
+from fedpeft.deployment.capacity import ModelSize, choose, device_called
+from fedpeft.errors import RunError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import linear_layers
 from fedpeft.models.task import DTYPES, TASKS
@@ -19,6 +20,13 @@ GB = 1e9
 def chosen(free, dtype="bf16", batch=8, few=("int8", "nf4"), language=True, whole=False):
     choice = choose(SEVEN_B, free * GB, dtype, batch, 512, language, few, whole)
     return choice.precision, choice.batch_size, choice.fits
+
+
+@pytest.mark.parametrize("text", ["meta", "mps", "xpu", "cuda:x", "", "gpu"])
+def test_what_is_neither_the_cpu_nor_a_gpu_of_cuda_is_no_device(text):
+    assert device_called("cpu") == device_called("cpu:0") == "cpu"
+    with pytest.raises(RunError, match="is no device; legal: cpu"):
+        device_called(text)
 
 
 def test_the_runs_own_settings_stay_where_they_fit():

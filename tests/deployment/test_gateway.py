@@ -23,7 +23,7 @@ from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.deployment.wire.parcel import parts, received, wire_size
+from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
 from tests.conftest import SilentObserver
@@ -336,4 +336,4 @@ def test_a_bucket_refills():
 
 def test_received_needs_the_limit():
     with pytest.raises(Exception, match="at most 2"):
-        received(Report, 2, parts("t", Report(1, 1, b"abc")))
+        Incoming(Report, 2, next(parts("t", Report(1, 1, b"abc"))).header)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from fedpeft.clients.drift import SHARES
 from fedpeft.clients.pool import Worker
 
 from fedpeft.communication.codec import parse_codec
@@ -65,6 +66,26 @@ def test_values_that_no_server_of_good_faith_sends_are_one_sentence(asked_edge, 
     assert not report.payload
     with pytest.raises(PayloadError):
         edge.workers.pool.submit(Worker.handle, [replace(asked, **changed)]).result()
+
+
+def test_tensors_that_a_payload_does_not_hold_end_no_client(asked_edge):
+    """A payload says itself which of the adapter's tensors are in it."""
+    _, edge = asked_edge
+    codec, layout, start = parse_codec("fp32"), edge.setup.layout, edge.setup.start
+    missing = next(iter(layout.shapes))
+    train = Instruction("train", 1, 0, codec.encode(start), learning_rate=1e-3, rank=2, alpha=4.0)
+    table = b"\xff" * 4 * len(layout.pairs)
+    base = {f"{pair.module}.total": (pair.out_features, pair.in_features) for pair in layout.pairs}
+    classes = {SHARES: (edge.setup.facts.classes,)}
+    for changed in (
+        {"payload": codec.encode({n: t for n, t in start.items() if n != missing}, shapes=layout.shapes)},
+        {"base": 1, "residual": table + codec.encode({}, shapes=base)},
+        {"told": codec.encode({}, shapes=classes)},
+    ):
+        report = edge.handle(replace(train, **changed))
+        assert "tensors were not sent" in report.error, changed.keys()
+        assert not report.payload
+    assert edge.handle(train).payload
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 
+from fedpeft.errors import AssetError
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.kernels import FrozenLinear, WidenedLinear
@@ -91,3 +96,36 @@ def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypa
     usual, widened = ((outputs[fast].double() - exact).norm() / exact.norm() for fast in (True, False))
     assert widened < 0.02
     assert widened <= 1.5 * usual
+
+
+def test_runs_that_begin_together_on_a_new_machine_compute_alike(monkeypatch, tmp_path):
+    """As those of a study do: the first that has timed the kernels decides, and the others wait for it."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "candidates", lambda dtype: ("native", "onednn"))
+    together, faster = threading.Barrier(2), iter([2.0, 0.5])
+
+    def timed(dtype):
+        rates = {"native": 1.0, "onednn": next(faster)}
+        with suppress(threading.BrokenBarrierError):
+            together.wait(1.0)
+        return rates
+
+    monkeypatch.setattr(kernels, "gemm_rates", timed)
+    with ThreadPoolExecutor(2) as runs:
+        chosen = list(runs.map(kernels.choose, [torch.float32] * 2))
+    assert chosen == ["onednn"] * 2
+    assert kernels.choose(torch.float32) == "onednn"
+
+
+def test_a_choice_of_kernels_that_cannot_be_kept_is_told(monkeypatch, tmp_path):
+    """And what a file holds that is no choice is made anew."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "candidates", lambda dtype: ("native", "onednn"))
+    monkeypatch.setattr(kernels, "gemm_rates", lambda dtype: {"native": 1.0, "onednn": 2.0})
+    kept = tmp_path / "kernels.json"
+    kept.write_text("[]")
+    assert kernels.choose(torch.float32) == "onednn"
+    kept.unlink()
+    kept.mkdir()
+    with pytest.raises(AssetError, match=r"kernels.json.*FEDPEFT_CACHE"):
+        kernels.choose(torch.float32)

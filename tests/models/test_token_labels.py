@@ -17,6 +17,7 @@ from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, row_of
 from fedpeft.data.examples import IGNORED, TaggedRows
 from fedpeft.data.rows import Dataset, Rows
+from fedpeft.data.tagged_words import check_tags
 from fedpeft.errors import AssetError, ConfigError, DataError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear
@@ -110,6 +111,16 @@ def test_the_first_token_of_a_word_bears_its_label():
 def test_rows_of_another_kind_are_refused(row):
     with pytest.raises(DataError, match="words and as many tags"):
         TASKS.build("token_labels").tokenise(Rows([row]), resolve_model("tiny"), 16)
+
+
+@pytest.mark.parametrize("tag", [2, -1])
+def test_a_tag_that_no_label_name_has_is_refused_before_a_run(tag, fresh_plugins, tmp_path):
+    file = tmp_path / "made_names.py"
+    file.write_text(PLUGIN.replace("int(w % 3 == 0)", f"{tag} * int(w % 3 == 0)"))
+    plugins.use([str(file)])
+    with pytest.raises(DataError, match=rf"training rows of made_names: row \d+ has the tag {tag}, .*of tags 0 to 1"):
+        simulation(tmp_path / "run")
+    check_tags([json.dumps({"words": ["a", "b"], "tags": [1, IGNORED]})], ("O", "B-NAME"), "rows")
 
 
 def test_losses_are_of_labelled_tokens_alone():

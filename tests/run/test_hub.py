@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -118,3 +119,10 @@ def test_a_run_from_python_can_be_sent(hub, tmp_path):
     assert run.push_to_hub("me/adapter", endpoint=address) == f"{address}/me/adapter"
     assert {"README.md", "adapter/adapter_config.json", "adapter/head.safetensors"} <= kind.files.keys()
     assert not (tmp_path / "run" / "export").exists()
+
+
+def test_of_a_run_that_can_not_be_exported_nothing_is_left_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunError, match="holds no run"):
+        fedpeft.Run(tmp_path / "none", fedpeft.RunConfig(), {}).push_to_hub("me/adapter")
+    assert not list(tmp_path.glob("fedpeft-*"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from fedpeft.studies.runner import rounds_done
 from fedpeft.study import main
@@ -21,6 +22,21 @@ def wait_until(condition: object, seconds: float) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.02)
+
+
+def test_one_study_at_a_time_goes_on_in_a_folder_that_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(study_file(tmp_path, "seeds = [0]\n" + BASE)), "--output", str(tmp_path / "out")]
+    runs = tmp_path / "out" / "runs"
+    runs.mkdir(parents=True)
+    with FileLock(runs / "study.lock"):
+        assert main(arguments) == 2
+    assert "another process runs a study in" in " ".join(capsys.readouterr().err.split())
+    (runs / "study.lock").unlink(missing_ok=True)
+    (runs / "study.lock").mkdir()  # as where nothing may be written
+    assert main(arguments) == 2
+    assert "can't be written" in " ".join(capsys.readouterr().err.split())
 
 
 METHODS = """[axes]

@@ -19,6 +19,7 @@ from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, lates
 from fedpeft.studies.runner import Running, Schedule, Workplace, jobs_that_fit
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
+from tests.deployment.test_full_disk import full_disk
 
 BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
 SEEDS = "seeds = [0, 1]\n"
@@ -343,6 +344,21 @@ def test_a_run_that_has_planned_its_own_settings_goes_on_and_counts_as_what_was_
     assert again.done.keys() == {planned.name}
     settled = {"batch_size": 7, "privacy": "dp_sgd(epsilon=8.0, plan=False)"}
     assert again.done[planned.name].settled == settled
+
+
+def test_a_full_disk_leaves_what_was_asked_of_a_run_and_it_goes_on(tmp_path: Path) -> None:
+    made = study(tmp_path, SEEDS + BASE + '[axes]\nprivacy = ["dp_sgd(epsilon=8)", "dp_sgd(epsilon=4)"]\n')
+    place, planned = Workplace(made, tmp_path), made.runs()[0]
+    folder, given = place.runs / planned.name, []
+    place.runs.mkdir(parents=True)
+    place.start(planned, "", SimpleNamespace(start=given.append))  # type: ignore[arg-type]
+    folder.mkdir()
+    own = replace(planned.config, batch_size=7, privacy="dp_sgd(epsilon=8.0, plan=False)")
+    (folder / "config.toml").write_text(own.to_toml())
+    with full_disk(10), pytest.raises(RunError, match=r"\.toml can't be written: .*File too large"):
+        place.start(planned, "", SimpleNamespace(start=given.append))  # type: ignore[arg-type]
+    place.start(planned, "", SimpleNamespace(start=given.append))  # type: ignore[arg-type]
+    assert [run.folder for run in given] == [folder] * 2
 
 
 def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

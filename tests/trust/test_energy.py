@@ -257,6 +257,18 @@ def test_a_liar_empties_nobody_elses_battery_and_does_not_fill_its_own(tmp_path)
     assert book.levels[0] == pytest.approx(72 - 20 - 0.01 * (3600 - 2))  # until the next round
 
 
+def test_a_loss_that_was_refused_makes_no_client_look_useful(tmp_path):
+    """EAFL goes by losses: beside one of infinity all others are worth nothing, and clients.jsonl holds no infinity."""
+    book = book_of(tmp_path, "energy(watts=5)")
+    diverged = answered(1, 1, loss=math.inf, rejected="a training loss of inf")
+    results = [answered(0, 1, loss=2.0), diverged, answered(2, 1, loss=0.0, rejected="out of memory")]
+    book.account(results, 1)
+    again = EnergyBook(book.setup)
+    again.replay([plain(result.line()) for result in results], {}, 1)
+    for losses in (book.losses, again.losses):
+        np.testing.assert_array_equal(losses[:3], [2.0, math.nan, math.nan])
+
+
 def test_steps_that_nobody_tells_are_those_of_the_local_work(tmp_path):
     book = book_of(tmp_path, "energy(watts=5)", local_work="epochs(1.5)", batch_size=4)
     book.open(Entry(1, [0, 1]), {0: 4, 1: 12, 2: 30})

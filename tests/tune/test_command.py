@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from fedpeft import simulate
@@ -53,6 +54,18 @@ def test_a_dry_run_shows_what_is_searched_and_makes_nothing(tmp_path, capsys):
     assert "learning_rate: 0.0001 to 0.1, logarithmic" in shown
     assert "rank: 2 | 4 | 8" in shown
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_search_at_a_time_goes_on_in_a_folder_that_can_be_written(tmp_path, capsys):
+    arguments = [str(written(tmp_path, TEXT)), "--output", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / "search.lock"):
+        assert main(arguments) == 2
+    assert "another process searches in" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "out" / "search.lock").unlink(missing_ok=True)
+    (tmp_path / "out" / "search.lock").mkdir()  # as where nothing may be written
+    assert main(arguments) == 2
+    assert "can't be written" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", ["hybrid", "lora"])

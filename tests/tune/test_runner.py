@@ -142,6 +142,12 @@ def test_a_search_of_which_all_trials_fail_ends(tmp_path):
         conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=tuple(range(12))))
 
 
+def test_settings_that_cannot_be_written_end_a_search_in_a_sentence(tmp_path):
+    (tmp_path / "out" / "trials" / "0000.toml").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"0000\.toml can't be written"):
+        conducted(search_of(tmp_path), tmp_path / "out", InProcess())
+
+
 def test_accuracy_is_made_large(tmp_path):
     text = 'objective = "accuracy"\n' + TEXT
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess())

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from fedpeft.communication.payload import Array, Reader, Shape, checksum_of, total, varint
-from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
-from fedpeft.errors import ConfigError, PayloadError
-
-MAX_VERSION: Final = (1 << 62) - 1
+from fedpeft.communication.steps import MAX_VERSION, Context, Encoded, Plan, Signal, Transform
+from fedpeft.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,7 @@ class Delta(Transform):
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Version and checksum."""
         version = parameters.varint("reference version", MAX_VERSION)
-        checksum = parameters.integer(4, "reference checksum")
-        base = context.references(version)
-        if base is None:
-            raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
-        if len(base) != total(shapes) or checksum_of(base) != checksum:
-            raise PayloadError(
-                f"the payload builds on a version {version} of the state that differs from the one held here"
-            )
+        base = context.held(version, parameters, total(shapes))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             result: Array = values + base

@@ -17,7 +17,6 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Final
 
 import numpy as np
 
@@ -26,13 +25,11 @@ from fedpeft.communication.entropy import coded_size, decode_symbols, encode_sym
 from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
 from fedpeft.communication.payload import Array, Reader, Shape, checksum_of, varint
 from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
-from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.steps import MAX_VERSION, Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import segment_reduce
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
-
-MAX_VERSION: Final = (1 << 62) - 1
 
 
 @dataclass(frozen=True)
@@ -88,16 +85,7 @@ class Grid(Quantizer):
         version = parameters.varint("reference version", MAX_VERSION)
         if context.position:
             raise PayloadError("the payload has a transform in front of its step grid")
-        held: Array | None = None
-        if version:
-            checksum = parameters.integer(4, "reference checksum")
-            held = context.references(version)
-            if held is None:
-                raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
-            if len(held) != int(cut.sizes.sum()) or checksum_of(held) != checksum:
-                raise PayloadError(
-                    f"the payload builds on a version {version} of the state that differs from the one held here"
-                )
+        held = context.held(version, parameters, int(cut.sizes.sum())) if version else None
         relative = np.zeros(len(cut.sizes), np.uint8)
         if weighted:
             (relative,) = decode_symbols(parameters, (Expected(len(cut.sizes), STEPS),))

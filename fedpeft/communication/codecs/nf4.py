@@ -16,7 +16,7 @@ from fedpeft.communication.levels import expected_scales, read_scales, scale_sym
 from fedpeft.communication.payload import Array, Reader, Shape, total
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import segment_reduce
+from fedpeft.communication.vectors import block_sizes, segment_reduce
 
 LEVELS: Final = np.array(
     [
@@ -39,7 +39,7 @@ class NF4(Quantizer):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Values to the nearest of 16 levels, with a 16-bit scale for each block."""
         x = signal.values
-        sizes = _blocks(len(x))
+        sizes = block_sizes(len(x), BLOCK)
         words = scale_words(segment_reduce(np.maximum, np.abs(x), sizes), 2, up=True)
         scales = np.repeat(scale_values(words, 2).astype(x.dtype), sizes)
         y = np.divide(x, scales, out=np.zeros_like(x), where=scales > 0)
@@ -50,7 +50,7 @@ class NF4(Quantizer):
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """No parameters."""
         count = total(shapes)
-        sizes = _blocks(count)
+        sizes = block_sizes(count, BLOCK)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             *planes, codes = symbols
@@ -59,11 +59,6 @@ class NF4(Quantizer):
             return result
 
         return Plan((), (*expected_scales(len(sizes), 2), Expected(count, len(LEVELS))), undo)
-
-
-def _blocks(count: int) -> Array:
-    full, tail = divmod(count, BLOCK)
-    return np.array([BLOCK] * full + [tail] * (tail > 0), np.int64)
 
 
 part = NF4

@@ -23,7 +23,7 @@ from fedpeft.communication.levels import expected_scales, read_scales, scale_sym
 from fedpeft.communication.payload import Array, Reader, Shape, total, varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import segment_reduce, segment_sizes
+from fedpeft.communication.vectors import block_sizes, segment_reduce, segment_sizes
 from fedpeft.parts import setting
 
 ROUNDINGS: Final = ("nearest", "stochastic", "dither")
@@ -52,7 +52,7 @@ class Quantize(Quantizer):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Values to levels, with one scale of 16 bits for each block or tensor."""
         x = signal.values
-        sizes = signal.sizes if self.step is not None else _blocks(len(x), self.block)
+        sizes = signal.sizes if self.step is not None else block_sizes(len(x), self.block)
         words = scale_words(self._steps(x, sizes), 2, up=True)
         steps = np.repeat(scale_values(words, 2).astype(x.dtype), sizes)
         y = np.divide(x, steps, out=np.zeros_like(x), where=steps > 0)
@@ -87,7 +87,7 @@ class Quantize(Quantizer):
         rounding = ROUNDINGS[parameters.varint("rounding", len(ROUNDINGS) - 1)]
         block = parameters.varint("block length", MAX_BLOCK)
         count = total(shapes)
-        sizes = _blocks(count, max(block, 8)) if block else segment_sizes(shapes)
+        sizes = block_sizes(count, max(block, 8)) if block else segment_sizes(shapes)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             *planes, levels = symbols
@@ -109,11 +109,6 @@ def _grid(bits: int) -> tuple[float, int]:
 
 def _alphabet(bits: int) -> int:
     return 2 if bits == 1 else 2**bits - 1
-
-
-def _blocks(count: int, block: int) -> Array:
-    full, tail = divmod(count, block)
-    return np.array([block] * full + [tail] * (tail > 0), np.int64)
 
 
 part = Quantize

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
@@ -157,15 +157,3 @@ def _fields(cls: type[Any], header: v1.Header) -> dict[str, Any]:
         if name not in fields and field.default is dataclasses.MISSING:
             raise PayloadError(f"the parcel lacks the field {name}")
     return fields
-
-
-def received(cls: type[Any], limit: int, messages: Iterable[v1.Part]) -> tuple[str, Any]:
-    """Task and content of the parcel in a whole sequence of messages, or PayloadError."""
-    iterator = iter(messages)
-    first = next(iterator, None)
-    if first is None or not first.HasField("header"):
-        raise PayloadError("a parcel begins with its header")
-    incoming = Incoming(cls, limit, first.header)
-    for part in iterator:
-        incoming.add(part.chunk)
-    return incoming.task, incoming.content()

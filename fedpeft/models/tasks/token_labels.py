@@ -7,7 +7,6 @@ cut off at the end of a row is not asked.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from fedpeft.data.examples import IGNORED, Batch, Examples
 from fedpeft.data.images import check_reads_texts
 from fedpeft.data.rows import Rows
+from fedpeft.data.tagged_words import words_and_tags
 from fedpeft.data.tokens import load_tokenizer, padding_of, tagged_rows
-from fedpeft.errors import ConfigError, DataError, ModelError
+from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models import encoders
 from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
@@ -98,24 +98,6 @@ class TokenLabels(Task):
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
         correct = ((logits.argmax(-1) == labels) & counted).sum(1)
         return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
-
-
-def words_and_tags(row: Any) -> tuple[list[str], list[int]]:
-    """What a row holds.
-
-    Raises:
-        DataError: it is no JSON object of `words` and as many `tags`.
-    """
-    try:
-        found = json.loads(row)
-        words, tags = found["words"], found["tags"]
-        if not words or len(words) != len(tags):
-            raise ValueError("not as many tags as words")
-        return [str(word) for word in words], [int(tag) for tag in tags]
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(
-            f"a row of token labels must be JSON of words and as many tags: {row!r:.60} ({error})"
-        ) from None
 
 
 def aligned(words: list[int | None], tags: list[int]) -> np.ndarray:

@@ -28,6 +28,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import encoders
+from fedpeft.models.layers import unwrapped
 from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.pair_task import PairTask
 from fedpeft.models.task import FederatedModel, wide_dtype
@@ -95,8 +96,7 @@ class Towers(PairTask):
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ConfigError("nothing is trained: give a connector, or take --peft lora")
-        inner: Any = model.base
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        inner = unwrapped(model.base)
         generator, device = torch.Generator().manual_seed(0), trained[0].device
         batch = {n: t for tower in (inner.image, inner.text) for n, t in made_up(tower.config, 2, generator).items()}
         batch |= {HELD: torch.ones(2, 2, dtype=torch.bool), "labels": torch.arange(2)[:, None].expand(2, 2)}

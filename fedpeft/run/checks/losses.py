@@ -1,4 +1,4 @@
-"""What losses that compare need: rows with each other, answers with the base as it was."""
+"""What losses need: those that compare rows with each other or answers with the base, and those of corrections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import name_of
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -39,3 +40,28 @@ def check_reference(setup: Setup) -> None:
             f"{name} compares with the base without adapter, and {setup.config.strategy} changes that base; take "
             "flexlora"
         )
+
+
+def check_changed_loss(setup: Setup) -> None:
+    """Refuse corrections with a loss of their own where what they move is not there, or is not protected.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    task = setup.facts.task.partition("(")[0]
+    for correction in (c for c in setup.drift.corrections if c.changes_loss):
+        if setup.facts.kind != "text" or task != "classification":
+            raise ConfigError(
+                f"{correction.name} moves the tokens of texts that are classified, and this is {task} of "
+                f"{setup.facts.kind}s; leave it out of --drift"
+            )
+        if name_of(type(setup.strategy)) == "owned_mean" and "adamix" in setup.peft:
+            raise ConfigError(
+                f"owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} makes "
+                "more; take --strategy fedit, or leave it out of --drift"
+            )
+        if setup.mechanism is not None and setup.mechanism.per_example:
+            raise PrivacyError(
+                f"{correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per example "
+                "of; leave it out of --drift, or take user_dp"
+            )

@@ -24,21 +24,6 @@ def check_measured(setup: Setup) -> None:
     """
     _check_questions(setup)
     _check_energy(setup)
-    for correction in setup.drift.corrections:
-        if correction.changes_loss and (setup.facts.kind != "text" or setup.facts.task != "classification"):
-            raise ConfigError(
-                f"{correction.name} moves the tokens of texts that are classified; leave it out of --drift"
-            )
-        if correction.changes_loss and name_of(type(setup.strategy)) == "owned_mean" and "adamix" in setup.peft:
-            raise ConfigError(
-                f"owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} makes "
-                "more; take --strategy fedit, or leave it out of --drift"
-            )
-        if correction.changes_loss and setup.mechanism is not None and setup.mechanism.per_example:
-            raise PrivacyError(
-                f"{correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per example "
-                "of; leave it out of --drift, or take user_dp"
-            )
 
 
 def _check_questions(setup: Setup) -> None:

@@ -8,14 +8,13 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.run.checks.bases import check_bases
 from fedpeft.run.checks.captions import check_captions
 from fedpeft.run.checks.groups import check_groups
-from fedpeft.run.checks.losses import check_pairs, check_reference
+from fedpeft.run.checks.losses import check_changed_loss, check_pairs, check_reference
 from fedpeft.run.checks.measured import check_measured
 from fedpeft.run.checks.private import check_mechanism, check_private_run, check_secure_sum, check_server_noise
 from fedpeft.run.checks.ranks import check_ranks
 from fedpeft.run.checks.rules import check_label_shift, check_memory, check_method, check_needs, check_server
 from fedpeft.run.checks.targets import check_targets
 from fedpeft.run.checks.tasks import check_tasks
-from fedpeft.run.checks.translations import check_translation
 from fedpeft.run.profiles import kinds
 
 if TYPE_CHECKING:
@@ -52,8 +51,6 @@ def check(setup: Setup) -> None:
     check_targets(setup)
     if setup.task.describes:
         check_captions(setup)
-    if setup.task.translates:
-        check_translation(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
         if setup.drift.least_skew and setup.secure_sum is not None:
@@ -63,6 +60,7 @@ def check(setup: Setup) -> None:
             )
     check_server_noise(setup)
     check_measured(setup)
+    check_changed_loss(setup)
     check_tasks(setup)
     if setup.secure_sum is not None:
         check_secure_sum(setup.secure_sum, setup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedpeft.run.sampling import AwareSampler, View, able, drawn
 
@@ -11,8 +10,6 @@ from fedpeft.run.sampling import AwareSampler, View, able, drawn
 @dataclass(frozen=True)
 class Battery(AwareSampler):
     """Draws alike among the clients that can finish the round."""
-
-    ranks: ClassVar[bool] = False
 
     def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
         """See the module."""

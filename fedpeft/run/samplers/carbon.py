@@ -5,6 +5,7 @@ A pool, and not all clients, so that nobody is left out for good. The intensity 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,8 @@ class Carbon(AwareSampler):
 
     def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
         """See the module."""
-        pool = drawn(able(view), view.weights, round_up(self.pool * size), seed, round)
-        return list(best(-view.uses * view.intensity(round), np.array(pool, np.int64), size, seed, round))
-
-
-def round_up(number: float) -> int:
-    """The next whole number."""
-    return int(np.ceil(number))
+        pool = drawn(able(view), view.weights, math.ceil(self.pool * size), seed, round)
+        return best(-view.uses * view.intensity(round), np.array(pool, np.int64), size, seed, round)
 
 
 part = Carbon

@@ -7,7 +7,6 @@ here the groups are drawn once, and of the one whose turn it is those take part 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -19,8 +18,6 @@ from fedpeft.run.sampling import AwareSampler, View, able, drawn
 @dataclass(frozen=True)
 class Cyclic(AwareSampler):
     """Draws alike among the clients whose turn it is."""
-
-    ranks: ClassVar[bool] = True
 
     turns: int = setting(4, "groups that take turns", low=1)
 

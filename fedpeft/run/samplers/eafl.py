@@ -37,7 +37,7 @@ class Eafl(AwareSampler):
         left = np.where(
             plugged, 1.0, (view.levels - view.uses) / np.where(plugged, 1.0, np.maximum(view.capacities, 1e-9))
         )
-        return list(best(self.f * useful + (1 - self.f) * left, able(view), size, seed, round))
+        return best(self.f * useful + (1 - self.f) * left, able(view), size, seed, round)
 
 
 part = Eafl
