@@ -55,9 +55,21 @@ class Lock(JournalFileOpenLock):
         self._lock.release()
 
 
+class Backend(JournalFileBackend):
+    """The journal in `folder`; what a full disk cuts off there is dropped when the search goes on (`_mend`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = folder / JOURNAL
+        super().__init__(str(self._journal), Lock(folder / f"{JOURNAL}.lock"))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """See optuna; a RunError where it can't be written."""
+        with writing(self._journal):
+            super().append_logs(logs)
+
+
 def _storage(folder: Path) -> JournalStorage:
-    journal = folder / JOURNAL
-    return JournalStorage(JournalFileBackend(str(journal), Lock(folder / f"{JOURNAL}.lock")))
+    return JournalStorage(Backend(folder))
 
 
 def _mend(journal: Path) -> None:
@@ -101,6 +113,8 @@ def opened(search: Search, folder: Path, every: int) -> Study:
             load_if_exists=True,
         )
         known = study.user_attrs.get(TERMS)
+    except RunError:  # it can't be written
+        raise
     except Exception as error:  # whatever optuna makes of a file that is none of its own
         raise RunError(f"{journal} is no journal of a search ({error}); give another --output") from error
     terms = {
