@@ -41,6 +41,7 @@ class FlowerGrid(Grid):
         self._untaken: list[Message] = []
         self._look = False  # whether a node may be gone
         self._gone: set[int] = set()  # whose places are empty
+        self._answering: set[int] = set()  # who has ever answered
         self._nodes = self._gathered(nodes, f"{nodes} SuperNodes (nodes of the run config)")
 
     def _gathered(self, least: int, waiting: str) -> list[int]:
@@ -53,20 +54,24 @@ class FlowerGrid(Grid):
         return found
 
     def _replace_gone(self) -> None:
-        """Give the places of nodes that are gone to those that have come since; rounds of nobody are not begun."""
-        there = set(self._gathered(1, "a SuperNode, since all are gone"))
-        newcomers = sorted(there.difference(self._nodes), reverse=True)
+        """Give the places of nodes that are gone to those that have come since; rounds of nobody are not begun.
+
+        Where nobody has come, clients of a node that has never answered are played by another, since nothing of theirs
+        lies with it; of one that was killed just before the run Flower says that it is there.
+        """
+        there = self._gathered(1, "a SuperNode, since all are gone")
+        newcomers = sorted(set(there).difference(self._nodes), reverse=True)
         before, self._gone = self._gone, set()
         for place, node in enumerate(self._nodes):
             if node in there:
                 continue
-            if newcomers:
-                self._nodes[place] = newcomers.pop()
+            if newcomers or node not in self._answering:
+                self._nodes[place] = newcomers.pop() if newcomers else there[place % len(there)]
                 self._say(f"node {self._nodes[place]} takes the place of node {node}, which is gone")
                 continue
-            self._gone.add(node)
-            if node not in before:
+            if node not in before | self._gone:
                 self._say(f"node {node} is gone: its clients' updates are missing until a SuperNode takes its place")
+            self._gone.add(node)
 
     def set_run(self, run: Run) -> None:
         """Flower's run information."""
@@ -116,6 +121,7 @@ class FlowerGrid(Grid):
         if reply.has_error():
             return self._failed(asked, reply.error.reason)
         del self._sent[asked.metadata.message_id]
+        self._answering.add(asked.metadata.dst_node_id)
         return reply
 
     def _failed(self, asked: Message, reason: str | None) -> Message:

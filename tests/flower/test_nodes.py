@@ -87,6 +87,7 @@ def test_a_place_that_is_empty_is_filled_before_its_clients_are_asked_again():
     """However many rounds have asked others only since a SuperNode was missing."""
     link, said = SuperLink(11, 12), []
     grid = FlowerGrid(link, 2, 2, say=said.append)
+    assert asked(grid, 2) == [11, 12]
     link.there = [12]
     assert asked(grid, [0]) == [f"the node failed: {UNTAKEN}"]
     assert asked(grid, [1]) == [12]
@@ -95,10 +96,27 @@ def test_a_place_that_is_empty_is_filled_before_its_clients_are_asked_again():
     assert len(said) == 2
 
 
+def test_clients_of_a_node_that_was_gone_before_the_run_are_played_by_others():
+    """Of one that was killed just before, Flower says for a minute that it is there; nobody takes its place."""
+    link, said = SuperLink(11, 12, 13), []
+    grid = FlowerGrid(link, 5, 2, say=said.append)
+    link.there, link.silent = [12, 13], {11}
+    gone = f"the node failed: {GONE}"
+    assert asked(grid, 5) == [gone, 12, 13, gone, 12]
+    assert asked(grid, 5) == [12, 12, 13, 12, 12]
+    assert said == ["node 12 takes the place of node 11, which is gone"]
+    link.there, link.silent = [13], {12}
+    assert asked(grid, 5) == [gone, gone, 13, gone, gone]
+    assert asked(grid, 5) == [gone, gone, 13, gone, gone]
+    assert len(said) == 2
+    link.there = [13, 14, 15]
+    assert asked(grid, 5) == [14, 15, 13, 14, 15]
+
+
 def test_a_node_that_has_come_back_and_goes_again_is_told_again():
     link, said = SuperLink(11, 12), []
     grid = FlowerGrid(link, 2, 2, say=said.append)
-    for there in ([12], [11, 12], [12]):
+    for there in ([11, 12], [12], [11, 12], [12]):
         link.there = there
         for _ in range(2):
             asked(grid, 2)
