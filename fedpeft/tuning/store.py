@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
-from fedpeft.machine.files import writing
+from fedpeft.machine import files
 from fedpeft.run.folder import SEARCHS_JOURNAL as JOURNAL
 from fedpeft.run.own_files import RECORD, changed, made_of, recorded
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
@@ -56,16 +56,25 @@ class Lock(JournalFileOpenLock):
 
 
 class Backend(JournalFileBackend):
-    """The journal in `folder`; what a full disk cuts off there is dropped when the search goes on (`_mend`)."""
+    """The journal in `folder`; what a full disk cuts off is taken back, since other processes go on writing."""
 
     def __init__(self, folder: Path) -> None:
         self._journal = folder / JOURNAL
         super().__init__(str(self._journal), Lock(folder / f"{JOURNAL}.lock"))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """See optuna; a RunError where it can't be written."""
-        with writing(self._journal):
-            super().append_logs(logs)
+        """A line for each.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with files.writing(self._journal):
+            self._lock.acquire()
+            try:
+                files.append(self._journal, lines.encode())
+            finally:
+                self._lock.release()
 
 
 def _storage(folder: Path) -> JournalStorage:
@@ -77,7 +86,7 @@ def _mend(journal: Path) -> None:
     if journal.is_file():
         content = journal.read_bytes()
         if content and not content.endswith(b"\n"):
-            with writing(journal):
+            with files.writing(journal):
                 os.truncate(journal, content.rfind(b"\n") + 1)
 
 

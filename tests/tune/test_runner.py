@@ -152,6 +152,16 @@ def test_a_journal_that_a_full_disk_cuts_off_ends_a_search_in_a_sentence_and_it_
     assert told(conducted(search, tmp_path / "out", InProcess(), trials=8)) == told(whole)
 
 
+def test_what_a_full_disk_cuts_off_spoils_no_line_of_another_process(tmp_path):
+    """A trial that has met it leaves the journal as it was: the search, or another trial, may have room again."""
+    trial, search = store.Backend(tmp_path), store.Backend(tmp_path)
+    trial.append_logs([{"told": 1}])
+    with full_disk(20), pytest.raises(RunError, match=r"search\.journal can't be written"):
+        trial.append_logs([{"told": 2.0**-30}])
+    search.append_logs([{"told": 3}])
+    assert list(search.read_logs(0)) == [{"told": 1}, {"told": 3}]
+
+
 def test_settings_that_cannot_be_written_end_a_search_in_a_sentence(tmp_path):
     (tmp_path / "out" / "trials" / "0000.toml").mkdir(parents=True)
     with pytest.raises(RunError, match=r"0000\.toml can't be written"):
