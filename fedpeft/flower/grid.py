@@ -41,7 +41,7 @@ class FlowerGrid(Grid):
         self._untaken: list[Message] = []
         self._look = False  # whether a node may be gone
         self._gone: set[int] = set()  # whose places are empty
-        self._answering: set[int] = set()  # who has ever answered
+        self._keeping: set[int] = set()  # who has answered, or is where one was that has: something may lie there
         self._nodes = self._gathered(nodes, f"{nodes} SuperNodes (nodes of the run config)")
 
     def _gathered(self, least: int, waiting: str) -> list[int]:
@@ -65,8 +65,10 @@ class FlowerGrid(Grid):
         for place, node in enumerate(self._nodes):
             if node in there:
                 continue
-            if newcomers or node not in self._answering:
+            if newcomers or node not in self._keeping:
                 self._nodes[place] = newcomers.pop() if newcomers else there[place % len(there)]
+                if node in self._keeping:
+                    self._keeping.add(self._nodes[place])
                 self._say(f"node {self._nodes[place]} takes the place of node {node}, which is gone")
                 continue
             if node not in before | self._gone:
@@ -121,7 +123,7 @@ class FlowerGrid(Grid):
         if reply.has_error():
             return self._failed(asked, reply.error.reason)
         del self._sent[asked.metadata.message_id]
-        self._answering.add(asked.metadata.dst_node_id)
+        self._keeping.add(asked.metadata.dst_node_id)
         return reply
 
     def _failed(self, asked: Message, reason: str | None) -> Message:

@@ -113,6 +113,21 @@ def test_clients_of_a_node_that_was_gone_before_the_run_are_played_by_others():
     assert asked(grid, 5) == [14, 15, 13, 14, 15]
 
 
+def test_a_place_whose_clients_have_kept_something_waits_for_a_supernode_started_there():
+    """However often one that was started again has ended before it could answer."""
+    link, said = SuperLink(11, 12), []
+    grid = FlowerGrid(link, 2, 2, say=said.append)
+    assert asked(grid, 2) == [11, 12]
+    link.there = [12]
+    asked(grid, 2)
+    link.there = [12, 13]
+    asked(grid, [1])  # 13 has a place, and ends before its client is asked
+    link.there = [12]
+    assert asked(grid, 2) == asked(grid, 2) == [f"the node failed: {UNTAKEN}", 12]
+    link.there = [12, 14]
+    assert asked(grid, 2) == [14, 12]
+
+
 def test_a_node_that_has_come_back_and_goes_again_is_told_again():
     link, said = SuperLink(11, 12), []
     grid = FlowerGrid(link, 2, 2, say=said.append)
