@@ -22,7 +22,7 @@ def words_and_tags(row: Any) -> tuple[list[str], list[int]]:
         if not words or len(words) != len(tags):
             raise ValueError("not as many tags as words")
         return [str(word) for word in words], [int(tag) for tag in tags]
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:  # 1e999; nested too deep
         raise DataError(
             f"a row of token labels must be JSON of words and as many tags: {row!r:.60} ({error})"
         ) from None
@@ -34,6 +34,8 @@ def check_tags(rows: Sequence[str], names: Sequence[str], which: str) -> None:
     Raises:
         DataError: says which row, and of `which`; also as `words_and_tags`.
     """
+    if not names:
+        raise DataError(f"{which} have tags, and the data set has no label_names, of which tags are positions")
     for place, row in enumerate(rows):
         for tag in words_and_tags(row)[1]:
             if not 0 <= tag < len(names) and tag != IGNORED:

@@ -192,14 +192,14 @@ def device_called(text: str) -> str:
     gpus = accelerators()
     if text == "auto":
         return next(iter(gpus), "cpu")
+    if text in gpus or (text == "cuda" and gpus):
+        return text
     with suppress(RuntimeError):
-        device = torch.device(text)
-        if device.type == "cpu":
+        kind = torch.device(text).type
+        if kind == "cpu":
             return "cpu"
-        if device.type == "cuda" and f"cuda:{device.index or 0}" in gpus:
-            return str(device)
-        if device.type == "cuda":
-            raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
+        if kind == "cuda":
+            raise RunError(f"there is no {text} here; take --device {next(iter(gpus), 'cpu')}")
     raise RunError(f"{text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 

@@ -40,31 +40,40 @@ class FlowerGrid(Grid):
         self._sent: dict[str, Message] = {}
         self._untaken: list[Message] = []
         self._look = False  # whether a node may be gone
-        self._gone: set[int] = set()
-        self._nodes = self._gathered(nodes)
+        self._gone: set[int] = set()  # whose places are empty
+        self._keeping: set[int] = set()  # who has answered, or is where one was that has: something may lie there
+        self._nodes = self._gathered(nodes, f"{nodes} SuperNodes (nodes of the run config)")
 
-    def _gathered(self, nodes: int) -> list[int]:
-        """All that are there, once they are enough."""
+    def _gathered(self, least: int, waiting: str) -> list[int]:
+        """All that are there, once they are enough; until then it says for what it is `waiting`."""
         told = -1
-        while len(found := sorted(self._grid.get_node_ids())) < nodes:
+        while len(found := sorted(self._grid.get_node_ids())) < least:
             if told != (told := len(found)):
-                self._say(f"waiting for {nodes} SuperNodes (nodes of the run config): {told} are there")
+                self._say(f"waiting for {waiting}: {told} are there")
             time.sleep(POLL_SECONDS)
         return found
 
     def _replace_gone(self) -> None:
-        """Give the places of nodes that are gone to those that have come since."""
-        there = set(self._grid.get_node_ids())
-        newcomers = sorted(there.difference(self._nodes), reverse=True)
+        """Give the places of nodes that are gone to those that have come since; rounds of nobody are not begun.
+
+        Where nobody has come, clients of a node that has never answered are played by another, since nothing of theirs
+        lies with it; of one that was killed just before the run Flower says that it is there.
+        """
+        there = self._gathered(1, "a SuperNode, since all are gone")
+        newcomers = sorted(set(there).difference(self._nodes), reverse=True)
+        before, self._gone = self._gone, set()
         for place, node in enumerate(self._nodes):
             if node in there:
                 continue
-            if newcomers:
-                self._nodes[place] = newcomers.pop()
+            if newcomers or node not in self._keeping:
+                self._nodes[place] = newcomers.pop() if newcomers else there[place % len(there)]
+                if node in self._keeping:
+                    self._keeping.add(self._nodes[place])
                 self._say(f"node {self._nodes[place]} takes the place of node {node}, which is gone")
-            elif node not in self._gone:
-                self._gone.add(node)
+                continue
+            if node not in before | self._gone:
                 self._say(f"node {node} is gone: its clients' updates are missing until a SuperNode takes its place")
+            self._gone.add(node)
 
     def set_run(self, run: Run) -> None:
         """Flower's run information."""
@@ -96,6 +105,7 @@ class FlowerGrid(Grid):
         self._untaken += [message for identifier, message in zip(taken, batch, strict=True) if not identifier]
         identifiers = [message.metadata.message_id for message in batch]
         self._sent |= dict(zip(identifiers, batch, strict=True))
+        self._look |= bool(self._gone)  # with the next ones: their clients may be others
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -113,6 +123,7 @@ class FlowerGrid(Grid):
         if reply.has_error():
             return self._failed(asked, reply.error.reason)
         del self._sent[asked.metadata.message_id]
+        self._keeping.add(asked.metadata.dst_node_id)
         return reply
 
     def _failed(self, asked: Message, reason: str | None) -> Message:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
-from fedpeft.machine.files import writing
+from fedpeft.machine import files
 from fedpeft.run.folder import SEARCHS_JOURNAL as JOURNAL
 from fedpeft.run.own_files import RECORD, changed, made_of, recorded
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
@@ -55,9 +55,30 @@ class Lock(JournalFileOpenLock):
         self._lock.release()
 
 
+class Backend(JournalFileBackend):
+    """The journal in `folder`; what a full disk cuts off is taken back, since other processes go on writing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = folder / JOURNAL
+        super().__init__(str(self._journal), Lock(folder / f"{JOURNAL}.lock"))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """A line for each.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with files.writing(self._journal):
+            self._lock.acquire()
+            try:
+                files.append(self._journal, lines.encode())
+            finally:
+                self._lock.release()
+
+
 def _storage(folder: Path) -> JournalStorage:
-    journal = folder / JOURNAL
-    return JournalStorage(JournalFileBackend(str(journal), Lock(folder / f"{JOURNAL}.lock")))
+    return JournalStorage(Backend(folder))
 
 
 def _mend(journal: Path) -> None:
@@ -65,7 +86,7 @@ def _mend(journal: Path) -> None:
     if journal.is_file():
         content = journal.read_bytes()
         if content and not content.endswith(b"\n"):
-            with writing(journal):
+            with files.writing(journal):
                 os.truncate(journal, content.rfind(b"\n") + 1)
 
 
@@ -101,6 +122,8 @@ def opened(search: Search, folder: Path, every: int) -> Study:
             load_if_exists=True,
         )
         known = study.user_attrs.get(TERMS)
+    except RunError:  # it can't be written
+        raise
     except Exception as error:  # whatever optuna makes of a file that is none of its own
         raise RunError(f"{journal} is no journal of a search ({error}); give another --output") from error
     terms = {

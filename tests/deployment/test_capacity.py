@@ -29,6 +29,16 @@ def test_what_is_neither_the_cpu_nor_a_gpu_of_cuda_is_no_device(text):
         device_called(text)
 
 
+def test_a_gpu_is_called_as_it_was_given(monkeypatch):
+    """torch itself takes cuda:300 for cuda:44, and cuda:256 for the first one."""
+    with pytest.raises(RunError, match="there is no cuda:300 here"):
+        device_called("cuda:300")
+    monkeypatch.setattr("fedpeft.deployment.capacity.accelerators", lambda: ["cuda:0"])
+    assert [device_called(text) for text in ("auto", "cuda", "cuda:0", "cpu:0")] == ["cuda:0", "cuda", "cuda:0", "cpu"]
+    with pytest.raises(RunError, match="there is no cuda:256 here; take --device cuda:0"):
+        device_called("cuda:256")
+
+
 def test_the_runs_own_settings_stay_where_they_fit():
     assert chosen(100) == ("", 8, True)
     assert chosen(120, dtype="fp32") == ("", 8, True)

@@ -49,10 +49,10 @@ class SuperLink(OwnGrid):
 
 
 def asked(grid, clients):
-    """What comes of a round: who has answered each client's message, or why nobody has."""
+    """What comes of a round: who has answered each client's message, or why nobody has; `clients`: or how many."""
     messages = [
         grid.create_message(to_record(Instruction("train", 1, client, b"")), "train", node_of(client), "1")
-        for client in range(clients)
+        for client in (range(clients) if isinstance(clients, int) else clients)
     ]
     replies = {reply.metadata.reply_to_message_id: report_of(reply) for reply in grid.send_and_receive(messages)}
     reports = [replies[message.metadata.message_id] for message in messages]
@@ -81,6 +81,72 @@ def test_a_supernode_that_was_ended_fails_its_clients_and_not_the_run():
     assert asked(grid, 2) == [f"the node failed: {UNTAKEN}", 12]
     link.there = [12, 13]
     assert asked(grid, 2) == [13, 12]
+
+
+def test_a_place_that_is_empty_is_filled_before_its_clients_are_asked_again():
+    """However many rounds have asked others only since a SuperNode was missing."""
+    link, said = SuperLink(11, 12), []
+    grid = FlowerGrid(link, 2, 2, say=said.append)
+    assert asked(grid, 2) == [11, 12]
+    link.there = [12]
+    assert asked(grid, [0]) == [f"the node failed: {UNTAKEN}"]
+    assert asked(grid, [1]) == [12]
+    link.there = [12, 13]
+    assert asked(grid, [0]) == [13]
+    assert len(said) == 2
+
+
+def test_clients_of_a_node_that_was_gone_before_the_run_are_played_by_others():
+    """Of one that was killed just before, Flower says for a minute that it is there; nobody takes its place."""
+    link, said = SuperLink(11, 12, 13), []
+    grid = FlowerGrid(link, 5, 2, say=said.append)
+    link.there, link.silent = [12, 13], {11}
+    gone = f"the node failed: {GONE}"
+    assert asked(grid, 5) == [gone, 12, 13, gone, 12]
+    assert asked(grid, 5) == [12, 12, 13, 12, 12]
+    assert said == ["node 12 takes the place of node 11, which is gone"]
+    link.there, link.silent = [13], {12}
+    assert asked(grid, 5) == [gone, gone, 13, gone, gone]
+    assert asked(grid, 5) == [gone, gone, 13, gone, gone]
+    assert len(said) == 2
+    link.there = [13, 14, 15]
+    assert asked(grid, 5) == [14, 15, 13, 14, 15]
+
+
+def test_a_place_whose_clients_have_kept_something_waits_for_a_supernode_started_there():
+    """However often one that was started again has ended before it could answer."""
+    link, said = SuperLink(11, 12), []
+    grid = FlowerGrid(link, 2, 2, say=said.append)
+    assert asked(grid, 2) == [11, 12]
+    link.there = [12]
+    asked(grid, 2)
+    link.there = [12, 13]
+    asked(grid, [1])  # 13 has a place, and ends before its client is asked
+    link.there = [12]
+    assert asked(grid, 2) == asked(grid, 2) == [f"the node failed: {UNTAKEN}", 12]
+    link.there = [12, 14]
+    assert asked(grid, 2) == [14, 12]
+
+
+def test_a_node_that_has_come_back_and_goes_again_is_told_again():
+    link, said = SuperLink(11, 12), []
+    grid = FlowerGrid(link, 2, 2, say=said.append)
+    for there in ([11, 12], [12], [11, 12], [12]):
+        link.there = there
+        for _ in range(2):
+            asked(grid, 2)
+    assert [line.split(":")[0] for line in said] == ["node 11 is gone"] * 2
+
+
+def test_rounds_wait_while_no_supernode_is_there(monkeypatch):
+    """They would all end at once, with no update."""
+    monkeypatch.setattr("fedpeft.flower.grid.POLL_SECONDS", 0)
+    link, said = SuperLink(11, 12), []
+    grid = FlowerGrid(link, 2, 2, say=lambda text: said.append(text) or link.there.append(13))
+    link.there = []
+    assert asked(grid, 2) == [f"the node failed: {UNTAKEN}"] * 2
+    assert asked(grid, 2)[0] == 13
+    assert said[0] == "waiting for a SuperNode, since all are gone: 0 are there"
 
 
 def test_messages_that_the_superlink_takes_none_of_count_as_failed():

@@ -17,7 +17,7 @@ from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, row_of
 from fedpeft.data.examples import IGNORED, TaggedRows
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.tagged_words import check_tags
+from fedpeft.data.tagged_words import check_tags, words_and_tags
 from fedpeft.errors import AssetError, ConfigError, DataError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear
@@ -121,6 +121,17 @@ def test_a_tag_that_no_label_name_has_is_refused_before_a_run(tag, fresh_plugins
     with pytest.raises(DataError, match=rf"training rows of made_names: row \d+ has the tag {tag}, .*of tags 0 to 1"):
         simulation(tmp_path / "run")
     check_tags([json.dumps({"words": ["a", "b"], "tags": [1, IGNORED]})], ("O", "B-NAME"), "rows")
+
+
+@pytest.mark.parametrize("row", ['{"words": ["a"], "tags": [Infinity]}', "[" * 100_000])
+def test_json_that_holds_no_tags_is_one_sentence(row):
+    with pytest.raises(DataError, match="must be JSON of words and as many tags"):
+        words_and_tags(row)
+
+
+def test_tags_without_names_of_them_are_one_sentence():
+    with pytest.raises(DataError, match=r"^the training rows of mine have tags, and the data set has no label_names"):
+        check_tags(['{"words": ["a"], "tags": [0]}'], (), "the training rows of mine")
 
 
 def test_losses_are_of_labelled_tokens_alone():

@@ -21,6 +21,7 @@ from fedpeft.studies.results import read_run
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
 from fedpeft.tuning.runner import Place
+from tests.deployment.test_full_disk import full_disk
 from tests.run.swapped import rows, swap
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
 
@@ -140,6 +141,25 @@ def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, 
 def test_a_search_of_which_all_trials_fail_ends(tmp_path):
     with pytest.raises(RunError, match="all 3 trials have failed, the last one: no room"):
         conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=tuple(range(12))))
+
+
+@pytest.mark.parametrize("room", [10, 3000])
+def test_a_journal_that_a_full_disk_cuts_off_ends_a_search_in_a_sentence_and_it_goes_on(tmp_path, room):
+    search = search_of(tmp_path)
+    with full_disk(room), pytest.raises(RunError, match=r"search\.journal can't be written: .*File too large"):
+        conducted(search, tmp_path / "out", InProcess(), trials=8)
+    whole = conducted(search, tmp_path / "whole", InProcess(), trials=8)
+    assert told(conducted(search, tmp_path / "out", InProcess(), trials=8)) == told(whole)
+
+
+def test_what_a_full_disk_cuts_off_spoils_no_line_of_another_process(tmp_path):
+    """A trial that has met it leaves the journal as it was: the search, or another trial, may have room again."""
+    trial, search = store.Backend(tmp_path), store.Backend(tmp_path)
+    trial.append_logs([{"told": 1}])
+    with full_disk(20), pytest.raises(RunError, match=r"search\.journal can't be written"):
+        trial.append_logs([{"told": 2.0**-30}])
+    search.append_logs([{"told": 3}])
+    assert list(search.read_logs(0)) == [{"told": 1}, {"told": 3}]
 
 
 def test_settings_that_cannot_be_written_end_a_search_in_a_sentence(tmp_path):
