@@ -59,8 +59,8 @@ class Backend(JournalFileBackend):
     """The journal in `folder`; what a full disk cuts off is taken back, since other processes go on writing."""
 
     def __init__(self, folder: Path) -> None:
-        self._journal = folder / JOURNAL
-        super().__init__(str(self._journal), Lock(folder / f"{JOURNAL}.lock"))
+        self._journal, self._turn = folder / JOURNAL, Lock(folder / f"{JOURNAL}.lock")
+        super().__init__(str(self._journal), self._turn)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """A line for each.
@@ -70,11 +70,11 @@ class Backend(JournalFileBackend):
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with files.writing(self._journal):
-            self._lock.acquire()
+            self._turn.acquire()
             try:
                 files.append(self._journal, lines.encode())
             finally:
-                self._lock.release()
+                self._turn.release()
 
 
 def _storage(folder: Path) -> JournalStorage:
