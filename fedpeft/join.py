@@ -242,15 +242,16 @@ def _called(instruction: Instruction) -> str:
     return f"{instruction.kind} round {instruction.round}{step}"
 
 
-def _said(instruction: Instruction, report: Report) -> str:
-    """A task and what was answered, in a line."""
+def _said(instruction: Instruction, report: Report, silent: bool) -> str:
+    """A task and what was answered, in a line; who is `silent` tells the server 1 for any number of rows."""
     called = _called(instruction)
     if report.error:
         return f"{called}: {escape(report.error)}"
     if instruction.step:
         return f"{called}: {size(report.bytes)}"
-    loss = f", loss {report.loss:.3f}" if report.loss else ""  # none is measured, or none leaves this machine
-    return f"{called}: {report.rows} rows{loss}, {size(report.bytes)}, {duration(report.seconds)}"
+    rows = "" if silent else f"{report.rows} rows, "
+    loss = f"loss {report.loss:.3f}, " if report.loss else ""  # none is measured, or none leaves this machine
+    return f"{called}: {rows}{loss}{size(report.bytes)}, {duration(report.seconds)}"
 
 
 def take_part(
@@ -280,7 +281,7 @@ def take_part(
                     report = done[1]
                     observer.enter(f"{_called(instruction)}: sending {size(report.bytes)}")
                     verdict = connection.submit(task, report)
-                    observer.say(f"{_said(instruction, report)} ({verdict})")
+                    observer.say(f"{_said(instruction, report, edge.silent)} ({verdict})")
                     observer.wait("waiting for a task")
             observer.say("the federation is finished")
             own = edge.protection
