@@ -56,6 +56,9 @@ class TrainerEdge:
     protection = None
     """No noise is drawn here."""
 
+    silent = False
+    """The server is told how many rows there are."""
+
     def __init__(
         self, description: v1.Description, trainer: Any, train: Any, ranks: Ranks, folder: Path, observer: RunObserver
     ) -> None:

@@ -64,6 +64,7 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(case, tmp_path, monkeypat
 
 def test_a_client_trains_elsewhere_on_a_base_in_few_bits(federation, monkeypatch):
     monkeypatch.setattr("torch.inference_mode", torch.no_grad)
+    monkeypatch.setattr("fedpeft.deployment.capacity.accelerators", lambda: [DEVICE])
     where = federation(options=[{"device": DEVICE, "precision": "int8"}, {}])
     seen = []
     train = BatchedExecutor.train

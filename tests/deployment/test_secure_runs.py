@@ -54,10 +54,10 @@ def recorded(tmp_path_factory):
     sums: list[tuple[int, int, list[int], np.ndarray]] = []
     in_order, vector, total = Exchange.in_order, Member.vector, Coordinator.sum
 
-    def dropping(exchange, instructions, count, phase):
+    def dropping(exchange, instructions, count, phase, *early):
         asked = list(instructions)
         steps = {i.client: (i.round, i.step) for i in asked}
-        for report in in_order(exchange, asked, count, phase):
+        for report in in_order(exchange, asked, count, phase, *early):
             gone = (*steps[report.client], report.client) in leaving
             yield Report(report.client, report.round, b"", error="gone") if gone else report
 
@@ -147,9 +147,9 @@ def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp
     made = Federation(tmp_path / "killed", observer, **given)
     left, real = list(DEATHS), Exchange.in_order
 
-    def mortal(exchange, instructions, count, phase):
+    def mortal(exchange, instructions, count, phase, *early):
         asked = list(instructions)
-        for answers, report in enumerate(real(exchange, asked, count, phase)):
+        for answers, report in enumerate(real(exchange, asked, count, phase, *early)):
             if left and (asked[0].round, asked[0].step, answers) == left[0]:
                 left.pop(0)
                 raise Killed
@@ -182,11 +182,11 @@ def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, 
     made = Federation(tmp_path, observer, **SUMMED | {"clients": 3})
     real = Exchange.in_order
 
-    def mortal(exchange, instructions, count, phase):
+    def mortal(exchange, instructions, count, phase, *early):
         asked = list(instructions)
         if (asked[0].round, asked[0].step) == (1, 4):
             raise Killed
-        yield from real(exchange, asked, count, phase)
+        yield from real(exchange, asked, count, phase, *early)
 
     with monkeypatch.context() as patch:
         patch.setattr(Exchange, "in_order", mortal)

@@ -241,9 +241,9 @@ def test_that_there_is_a_sum_at_all_is_counted_against_models():
 def dropping(monkeypatch, clients: tuple[int, ...], round: int) -> None:
     real = Exchange.in_order
 
-    def in_order(exchange, instructions, total, phase):
+    def in_order(exchange, instructions, total, phase, *early):
         asked = {i.client: i for i in instructions}
-        for report in real(exchange, list(asked.values()), total, phase):
+        for report in real(exchange, list(asked.values()), total, phase, *early):
             i = asked[report.client]
             gone = (i.round, i.step) == (round, 3) and report.client in clients
             yield Report(report.client, report.round, b"", error="gone") if gone else report

@@ -95,10 +95,10 @@ class Dropping:
         self.seen: list[tuple[Instruction, Report]] = []
         real = Exchange.in_order
 
-        def in_order(exchange, instructions, total, phase):
+        def in_order(exchange, instructions, total, phase, *early):
             asked = list(instructions)
             by_client = {i.client: i for i in asked}
-            for report in real(exchange, asked, total, phase):
+            for report in real(exchange, asked, total, phase, *early):
                 instruction = by_client[report.client]
                 gone = instruction.round == round and report.client in dropping.get(instruction.step, ())
                 self.seen.append((instruction, report))
