@@ -56,9 +56,6 @@ class TrainerEdge:
     protection = None
     """No noise is drawn here."""
 
-    silent = False
-    """The server is told how many rows there are."""
-
     def __init__(
         self, description: v1.Description, trainer: Any, train: Any, ranks: Ranks, folder: Path, observer: RunObserver
     ) -> None:
@@ -130,12 +127,16 @@ class TrainerEdge:
         """The most bytes that a task's payloads may have."""
         return size_limits.of_tasks(self.layout)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing that is measured on the rows leaves this machine unprotected."""
+        return self.parts.mechanism is not None and self.parts.mechanism.silent
+
     def registration(self) -> v1.Registration:
         """What the client tells the server of itself."""
-        mechanism = self.parts.mechanism
         return v1.Registration(
             run=self.description.run,
-            rows=1 if mechanism is not None and mechanism.silent else self.rows,
+            rows=1 if self.silent else self.rows,
             precision=self.config.dtype,
             hardware=platform.machine(),
         )
