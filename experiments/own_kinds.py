@@ -67,6 +67,8 @@ def table_of(folder: Path) -> Table:
         RunError: the run, or its answers, are not such.
     """
     run = FinishedRun.read(folder)
+    if run.config.partition != "natural":
+        raise RunError(f"the clients of {folder} are not its rows' kinds: {run.config.partition!r}, not natural")
     kinds = load_dataset(run.config.dataset).test.owners
     file = folder / "evaluation" / "answers.jsonl"
     if kinds is None or not file.is_file():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from experiments import own_kinds
 from experiments.own_kinds import lines_of
+from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
@@ -32,3 +36,11 @@ def test_answers_of_others_are_refused():
     for answers in (ANSWERS[:2], [{**line, "said": {"base": "A", "global": "A"}} for line in ANSWERS]):
         with pytest.raises(RunError, match="--alone all"):
             lines_of(answers, ["letters", "more", "more"])
+
+
+def test_clients_that_are_no_kinds_are_refused(monkeypatch, tmp_path):
+    """There may be as many of them, and client 3 would be taken for that of the fourth kind."""
+    run = SimpleNamespace(config=RunConfig(dataset="office", partition="iid", clients=12))
+    monkeypatch.setattr(own_kinds, "FinishedRun", SimpleNamespace(read=lambda folder: run))
+    with pytest.raises(RunError, match="'iid', not natural"):
+        own_kinds.table_of(tmp_path)

@@ -86,7 +86,7 @@ def front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
     kind = "text2text-generation" if run.task.translates else "text-generation"
     kind = f"{'image' if run.reads_images else 'text'}-classification" if run.labels is not None else kind
     data: Any = ModelCardData(
-        base_model=_hub_s(run.origin.name),
+        base_model=_hub_name(run.origin.name),
         license=run.origin.license or None,
         library_name=None if gguf else "transformers" if whole else "peft" if in_peft else "fedpeft",
         pipeline_tag="feature-extraction" if run.task.compares else "image-to-text" if run.task.describes else kind,
@@ -95,7 +95,7 @@ def front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _hub_s(name: str) -> str | None:
+def _hub_name(name: str) -> str | None:
     """The name of a base, where a hub could have it: a card with any other, as that of two towers, is refused there."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
