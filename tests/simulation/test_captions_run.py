@@ -108,7 +108,7 @@ def test_a_run_goes_on_where_it_was_interrupted_and_says_what_it_sees(run, model
 @pytest.mark.slow
 def test_a_connector_that_is_not_trained_is_the_regression_of_all_clients_rows(run, model, tmp_path) -> None:
     """Its sums come from the clients, over all of them; the reference sees the rows themselves."""
-    run(optimizer="adamw(head_rate=0.0)", cohort=4)
+    run(optimizer="adamw(head_rate=0.0)", cohort=4, head="ridge(scale=1.0, strength=0.001)")
     found = load_file(tmp_path / "run" / "adapter" / "head.safetensors")
     folder, rows = resolve_model(model), load_dataset(CAPTIONS["dataset"]).train
     tokenizer = load_tokenizer(folder)

@@ -202,7 +202,8 @@ def test_check_and_simulate_say_what_rows_without_classes_come_to(walk):
     for name, value in of_numbers_or_labels.items():
         told = summary["targets"][name]
         assert told == (value if isinstance(value, dict) else pytest.approx(value, rel=1e-3)), name
-    assert summary["targets"]["probe"].keys() == of_numbers_or_labels.keys()
+    assert summary["targets"]["probe"].keys() == {*of_numbers_or_labels, "rows"}
+    assert summary["targets"]["probe"]["rows"] == len(truth)
 
 
 @pytest.mark.slow
