@@ -100,6 +100,19 @@ def test_what_lies_beside_a_gguf_file_says_how_llama_cpp_loads_it(run, tmp_path,
         shutil.rmtree(tmp_path / "out")
 
 
+def test_beside_a_base_in_few_bits_its_values_are_written_and_told(tmp_path, capsys):
+    """With the codes as weights, or with the base in fp32, it would answer otherwise."""
+    out = tmp_path / "out"
+    assert simulate([*RUN, "--peft=qlora(rank=4, bits=8)", "--output", str(tmp_path / "run")]) == 0
+    assert export([str(tmp_path / "run"), "--gguf", "--gguf-base", "--output", str(out)]) == 0
+    said = "--lora adapter.gguf`; it was trained and scored beside a base in int8, whose values"
+    assert said in (out / "README.md").read_text()
+    assert said in capsys.readouterr().out
+    with torch.no_grad():
+        expected = FinishedRun.read(tmp_path / "run").base()(IDS).logits
+        assert torch.allclose(loaded(out / "base.gguf")(IDS).logits, expected, atol=1e-5)
+
+
 # Of Qwen3 transformers reads no head_dim, and takes its default, 128.
 KINDS = {
     "llama, tied": ("LlamaForCausalLM", LlamaConfig(**SIZES, tie_word_embeddings=True)),

@@ -1,7 +1,7 @@
 """A finished language model as GGUF, what llama.cpp reads: its LoRA adapter, and the base or the merged model in fp32.
 
     adapter.gguf   B and A of each layer, as llama.cpp's --lora takes them
-    base.gguf      the base that they belong to; quantize it with llama.cpp's own tools
+    base.gguf      the base that they belong to, in few bits as its values; quantize it with llama.cpp's own tools
 
 Names come from the gguf library's tensor maps. Of Llama and Mistral the rows of the query and key projections lie in
 another order there (llama.cpp turns neighbouring entries, transformers' code turns halves), those of B included.
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError, RunError, needs_extra
 from fedpeft.machine.files import read_json, writing
+from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import PEFT_PREFIX
 from fedpeft.run.finished import FinishedRun
 
@@ -164,6 +165,8 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
 def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
     """A language model of transformers, without adapter, in fp32, with its tokenizer where that is one of byte pairs.
 
+    Of layers in few bits their values are written, with which the run was scored.
+
     Raises:
         ModelError: the architecture can't be written.
         RunError: the file can't be written.
@@ -174,13 +177,19 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
     _check_base(architecture)
     tied = bool(model.config.tie_word_embeddings)
     tensors = {name: t for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    coded = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     named = {architecture.called(name): (name, tensor) for name, tensor in tensors.items()}
+
+    def values() -> Iterator[tuple[str, Tensor]]:
+        for called, (name, tensor) in named.items():
+            yield called, architecture.arranged(name, coded[name].values() if name in coded else tensor)
+
     with writing(file.parent):
         writer = _writer(file, architecture, run)
         writer.add_type("model")
         _add_sizes(writer, architecture)
         _add_tokenizer(writer, run.model_directory, architecture)
-        _finish(writer, ((called, architecture.arranged(name, t)) for called, (name, t) in named.items()))
+        _finish(writer, values())
 
 
 def _check_language(run: FinishedRun) -> None:

@@ -19,7 +19,9 @@ from fedpeft.run.trust_lines import trust_lines
 def loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
     """How others load it, with what has to be imported before; of `gguf` with llama.cpp."""
     if gguf:
-        return f"`llama-cli -m {'model.gguf' if whole else 'BASE.gguf --lora adapter.gguf'}`"
+        beside = "" if whole else _beside(run)
+        beside += beside and ", whose values `export --gguf --gguf-base` writes"
+        return f"`llama-cli -m {'model.gguf' if whole else 'BASE.gguf --lora adapter.gguf'}`{beside}"
     config = type(config_of(run.model_directory))
     told = _loading(run, whole)
     if not own_code(config) or told.startswith(("`python -m fedpeft", "`fedpeft")):
@@ -55,14 +57,17 @@ def _loading(run: FinishedRun, whole: bool) -> str:
     if (run.files / "method.json").is_file():
         asked = "PICTURE" if run.reads_images else '"text"'
         return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
-    few_bits = run.method.base_precision
-    held, beside = _in_few_bits(run), ""
-    if few_bits:
-        beside = f"; it was trained and scored beside a base in {few_bits}"
-    if few_bits and not held:
+    held, beside = _in_few_bits(run), _beside(run)
+    if beside and not held:
         beside += ", which transformers does not make as it was: `fedpeft.open_run(RUN).model()` does"
     base = f"{auto}.from_pretrained(BASE, dtype=torch.float32{held})"
     return f'`peft.PeftModel.from_pretrained({base}, "adapter")`{beside}'
+
+
+def _beside(run: FinishedRun) -> str:
+    """A clause about the base that an adapter was trained beside; empty where that is as it comes."""
+    few_bits = run.method.base_precision
+    return few_bits and f"; it was trained and scored beside a base in {few_bits}"
 
 
 def _in_few_bits(run: FinishedRun) -> str:
