@@ -7,14 +7,16 @@
     FILE.jinja  a template of your own: of the row's columns; of conversations, it gets `messages`,
                 `add_generation_prompt`, `bos_token` and `eos_token`, as transformers' chat templates do
 
-A template of columns writes the prompt, up to where the answer begins. The answer is a column of its own.
+A template of columns writes the prompt, up to where the answer begins. The answer is a column of its own. A finished
+model is asked by the instruction, by the one column that a template reads, or by a JSON object of several.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.machine.files import parse_json
 
 CHAT = "chat"
 """The name of the model's own chat template."""
@@ -97,17 +100,32 @@ class PromptTemplate:
         return made
 
     def prompt_of_question(self, text: str, where: str) -> str:
-        """The prompt for a question without a row: it is the instruction, or the one column that the template reads.
+        """The prompt for a question without a row: it is the instruction, or the one column that the template reads, or
+        of several a JSON object of columns.
 
         Raises:
-            DataError: as of `prompt`; the template reads other columns.
+            DataError: as of `prompt`; the template reads other columns than are given.
         """
         try:
-            read = meta.find_undeclared_variables(ENVIRONMENT.parse(self.text))
+            read = meta.find_undeclared_variables(ENVIRONMENT.parse(self.text)) - ENVIRONMENT.globals.keys()
         except TemplateError:  # which `prompt` says
             read = set()
-        only = dict.fromkeys(read, text) if len(read) == 1 else {}
-        return self.prompt({"instruction": text, "input": "", **only}, where)
+        if len(read) < 2:
+            return self.prompt({"instruction": text, "input": "", **dict.fromkeys(read, text)}, where)
+        try:
+            return self.prompt(_columns_in(text, read) or {"instruction": text, "input": ""}, where)
+        except DataError as error:
+            whole = json.dumps(dict.fromkeys(sorted(read), "..."))
+            raise DataError(f"{error}; it reads several columns, which a question gives as JSON: {whole}") from None
+
+
+def _columns_in(text: str, read: Set[str]) -> dict[str, Any]:
+    """The columns that a question gives as a JSON object of some of those that are `read`; empty: it is plain text."""
+    try:
+        given = parse_json(text.encode())
+    except ValueError:
+        return {}
+    return given if isinstance(given, dict) and given.keys() <= read else {}
 
 
 def reason(error: Exception) -> str:

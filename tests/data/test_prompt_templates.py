@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from fedpeft.answers.questions import Form
 from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
 from fedpeft.data.conversations import ids_and_answers, question
 from fedpeft.data.examples import IGNORED
@@ -217,3 +218,23 @@ def test_questions_are_put_as_in_training(tmp_path, chat_model):
     assert question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == ("Q: hello A:", False)
     with pytest.raises(FedpeftError, match="'topic' is undefined"):
         question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
+
+
+def test_a_template_of_several_columns_is_asked_by_a_json_object_of_them(tmp_path):
+    own = str(template(tmp_path, "{% for _ in range(1) %}{{ city }} in {{ year }}{% endfor %}:"))
+    assert question(None, '{"city": "Bern", "year": 1900}', own) == ("Bern in 1900:", False)
+    asked = Form(True, own).row('{"city": "Bern", "year": 1900}', "x", "here")
+    assert json.loads(asked) == {"prompt": "Bern in 1900:", "answer": "x"}
+    assert "### Input:\n1, 2" in question(None, '{"instruction": "Add.", "input": "1, 2"}', "alpaca")[0]
+    for text in ("Bern", '{"city": "Bern"}', '{"city": "Bern", "years": 1900}', '["Bern"]'):
+        with pytest.raises(DataError, match=r"is undefined; it reads several .* JSON: {\"city\": \"...\", \"year\": "):
+            question(None, text, own)
+
+
+def test_what_looks_like_columns_is_a_question_where_a_template_has_one(tmp_path):
+    text = '{"instruction": "Sing."}'
+    assert question(None, text, "bare") == (text, False)
+    assert (
+        question(None, text, str(template(tmp_path, "{% for _ in range(1) %}{{ city }}{% endfor %}:")))[0] == f"{text}:"
+    )
+    assert question(None, '{"year": 1}', "alpaca")[0].count('{"year": 1}') == 1
