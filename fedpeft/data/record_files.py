@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import ConfigError, DataError, FedpeftError
 
 Record = tuple[str, dict[str, Any]]
 """Its place in the file, such as "line 3", and its values by column."""
@@ -308,9 +308,11 @@ def _saved(name: str, path: Path) -> Iterator[Record]:
 
     try:
         rows = datasets.load_from_disk(str(path))
+        each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
+        classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
+        for number, record in enumerate(rows, 1):
+            yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")
+    except FedpeftError:
+        raise
     except Exception as error:  # whatever the library meets in files that it has not written
         raise DataError(f"{name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
-    each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
-    classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
-    for number, record in enumerate(rows, 1):
-        yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")

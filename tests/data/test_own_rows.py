@@ -319,3 +319,12 @@ def test_the_real_library_on_local_files(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(AssetError, match=r"hub"):
         load_dataset("hf:no-such-org-of-fedpeft/no-such-name")
+
+
+def test_damage_within_a_saved_data_set_is_one_sentence(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(10, 30)]}).save_to_disk(str(tmp_path / "rows"))
+    [file] = (tmp_path / "rows").glob("*.arrow")
+    file.write_bytes(file.read_bytes().replace(b"text 20", b"text \xff0"))
+    with pytest.raises(DataError, match=r"rows can't be read as a saved data set: 'utf-8' codec"):
+        list(records(str(tmp_path / "rows")))
