@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
@@ -18,7 +19,7 @@ import fedpeft
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.dashboard.live import CLIENTS_SHOWN, Live
-from fedpeft.run.dashboard.server import FILES, port_of, served, shown
+from fedpeft.run.dashboard.server import FILES, LOOK_SECONDS, _changes, port_of, served, shown
 from fedpeft.run.observer import RoundResult, judged, perplexity
 from fedpeft.run.plots import plot_rounds
 from fedpeft.run.records import Records
@@ -166,6 +167,17 @@ def test_events_tell_each_change_and_the_end(live):
         assert json.loads(stream.readline().decode().removeprefix("data: "))["ended"] == "finished"
         stream.readline()
         assert stream.read() == b""
+
+
+def test_who_looks_while_the_run_ends_is_told_how(live):
+    async def watch():
+        changes = _changes(live)
+        await anext(changes)
+        live.ended = "finished"  # as far as `end` has come when somebody looks
+        asyncio.get_running_loop().call_later(2 * LOOK_SECONDS, live.end, "finished")
+        return [json.loads(told.removeprefix("data: "))["ended"] async for told in changes]
+
+    assert asyncio.run(watch()) == ["finished"]
 
 
 def test_the_page_makes_no_markup_of_what_a_run_says():

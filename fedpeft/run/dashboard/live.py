@@ -128,7 +128,7 @@ class Live:
 
     def end(self, how: str) -> None:
         """The run has ended: finished, or why not."""
-        self.ended = how
+        self.ended = how  # before the version: who sees that one knows of the end
         self._changed()
 
     def _look_at_clients(self) -> None:

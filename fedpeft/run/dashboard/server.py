@@ -83,11 +83,12 @@ def application(live: Live) -> Any:
 
 
 async def _changes(live: Live) -> AsyncIterator[str]:
-    """The state now, and whenever it has changed; a comment where nothing does."""
-    sent, silence = -1, 0.0
-    while not (live.ended and sent == live.version):
+    """The state now, and whenever it has changed, up to one that has ended; a comment where nothing does."""
+    sent, silence, over = -1, 0.0, False
+    while not over:
         if live.version != sent:
             sent, silence = live.version, 0.0
+            over = bool(live.ended)  # before it is told: an end that comes in between is a change of its own
             yield f"data: {live.as_json()}\n\n"
         elif silence >= KEEP_ALIVE_SECONDS:
             silence = 0.0
