@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedpeft.errors import ConfigError
+from fedpeft.machine.files import replace
 from fedpeft.parts import nearest
 from fedpeft.run.records import Records
 
@@ -74,7 +75,7 @@ class MLflow:
         known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
         run = self._client.start_run(run_id=known, run_name=folder.name)
         if known is None:
-            identity.write_text(run.info.run_id + "\n", encoding="utf-8")
+            replace(identity, f"{run.info.run_id}\n".encode())
             self._client.log_params(dict(settings))
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:
@@ -101,7 +102,7 @@ class WandB:
             project="fedpeft", name=folder.name, id=known, resume="allow", dir=str(folder), config=dict(settings)
         )
         if known is None:
-            identity.write_text(self._run.id + "\n", encoding="utf-8")
+            replace(identity, f"{self._run.id}\n".encode())
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of the step."""

@@ -1,8 +1,12 @@
 """Trackers: they get what was recorded, and never stop a run."""
 
+import errno
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,6 +68,23 @@ def test_unknown_or_missing_trackers_are_one_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(TRACKERS["mlflow"], "needs", "no_such_package")
     with pytest.raises(ConfigError, match=r"pip install 'fedpeft\[track\]'"):
         check_trackers("mlflow")
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_an_identity_that_the_disk_has_no_room_for_is_not_kept_in_part(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: Any = SimpleNamespace(id="a1", info=SimpleNamespace(run_id="a1"))
+    client = SimpleNamespace(init=lambda **_: run, set_experiment=lambda _: None, start_run=lambda **_: run)
+    monkeypatch.setitem(sys.modules, name, client)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        TRACKERS[name]().begin(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
