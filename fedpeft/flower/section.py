@@ -1,4 +1,4 @@
-"""python -m fedpeft.flower.section: the section of pyproject.toml that lists the Flower app's settings.
+"""python -m fedpeft.flower.section [FILE]: the section of pyproject.toml that lists the Flower app's settings.
 
 Flower refuses keys that are not listed there, so all fields of `RunConfig` are, with their defaults.
 """
@@ -13,6 +13,9 @@ from pathlib import Path
 import tomli_w
 
 from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
+from fedpeft.machine.files import replace, writing
+from fedpeft.run.command import exit_code
 
 HEADER = "[tool.flwr.app.config]\n"
 
@@ -31,6 +34,28 @@ def replaced(text: str) -> str:
     return re.sub(re.escape(HEADER) + r"(?:[^\[\n][^\n]*\n)*", lambda _: section(), text)
 
 
+def renew(file: Path) -> None:
+    """Bring the section of a pyproject.toml up to date.
+
+    Raises:
+        ConfigError: the file can't be read, or has no such section.
+        RunError: it can't be written.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} can't be read ({error}); give the pyproject.toml of a Flower app") from None
+    if HEADER not in text:
+        raise ConfigError(f"{file} has no section {HEADER.strip()}, which would be renewed; add that line to it")
+    with writing(file):
+        replace(file, replaced(text).encode())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    named = (sys.argv[1:] if arguments is None else arguments) or ["pyproject.toml"]
+    return exit_code(lambda: renew(Path(named[0])))
+
+
 if __name__ == "__main__":
-    file = Path(sys.argv[1] if len(sys.argv) > 1 else "pyproject.toml")
-    file.write_text(replaced(file.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(main())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fedpeft.flower.section import HEADER, replaced, section
+import pytest
+
+from fedpeft.flower.section import HEADER, main, replaced, section
 from fedpeft.flower.settings import OWN_KEYS
 from tests.flower.test_flower_app import ROOT
 
@@ -16,3 +18,25 @@ def test_the_section_of_the_app_is_made_from_the_settings():
 
 def test_what_stands_around_the_section_stays():
     assert replaced(f"[a]\nb = 1\n\n{HEADER}old = 1\n\n[c]\nd = 2\n") == f"[a]\nb = 1\n\n{section()}\n[c]\nd = 2\n"
+
+
+def test_the_command_renews_a_file_s_section(tmp_path, capsys):
+    file = tmp_path / "pyproject.toml"
+    file.write_text(f"[a]\nb = 1\n\n{HEADER}old = 1\n")
+    assert main([str(file)]) == 0
+    assert file.read_text() == f"[a]\nb = 1\n\n{section()}"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "can't be read"), (b"\xff", "can't be read"), (b"[a]\n", "has no section [tool.flwr.")],
+)
+def test_a_file_that_has_no_section_to_renew_is_one_sentence(content, words, tmp_path, capsys):
+    file = tmp_path / "pyproject.toml"
+    if content is not None:
+        file.write_bytes(content)
+    assert main([str(file)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"error: {file}")
+    assert words in said
