@@ -91,6 +91,9 @@ class AwareSampler(ABC):
 
     argument: ClassVar[str] = "size"
 
+    needs_energy: ClassVar[bool] = True
+    """Whether a run has to say energy(...) in --measure; False: it looks at no joules, seconds or grams of a `View`."""
+
     size: int | float = setting(0.1, "clients per round: a fraction (0.1) or a number (20)", above=0)
 
     @abstractmethod

@@ -22,6 +22,7 @@ from fedpeft.machine.energy import Meter
 from fedpeft.parts import name_of
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
+from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.profiles import Profile, Profiles
 from fedpeft.run.sampling import AwareSampler
@@ -62,7 +63,8 @@ class EnergyBook:
     """The clients of a run.
 
     Attributes:
-        setup: of the run, whose measurement of energy says what profiles leave open.
+        setup: of the run, whose measurement of energy says what profiles leave open; without one nothing is used, and
+            the book is for a sampler that goes by losses or rows.
         losses, rows: as each client told the last time, (clients,); not a number: not yet.
         levels: joules in each battery, (clients,); infinite: plugged in.
     """
@@ -77,9 +79,7 @@ class EnergyBook:
     _measured: float = 0.0
 
     def __post_init__(self) -> None:
-        given = self.setup.measured.energy
-        assert given is not None
-        self.model = EnergyModel(given)
+        self.model = EnergyModel(self.setup.measured.energy or Energy())
         self.losses, self.rows = (np.full(self.setup.clients, np.nan) for _ in range(2))
         self.levels = self.capacities.copy()
 
@@ -147,33 +147,37 @@ class EnergyBook:
         for line in lines:
             by_round.setdefault(line["round"], []).append(line)
         for number in range(1, round + 1):
-            self.begin(number)
+            self.begin(number, {})
             for line in by_round.get(number, ()):
                 joules = sum((line.get("joules") or {}).values())
                 self._took(line["client"], joules / self.model.given.pue, line.get("loss"), line.get("rejected"))
         self._told(rows)
 
-    def open(self, entry: Entry, rows: Mapping[int, int]) -> Entry:
+    def open(self, entry: Entry) -> Entry:
         """The round with those who can take part in it; the others drop out."""
-        self._told(rows)
         uses = self.uses
         self._dropped = [k for k in entry.cohort if self.levels[k] < uses[k]]
         self._measured = self._meter.joules() or 0.0
         return replace(entry, cohort=[k for k in entry.cohort if k not in set(self._dropped)])
 
-    def begin(self, round: int) -> None:
-        """Charge what is charged before a round."""
+    def begin(self, round: int, rows: Mapping[int, int]) -> None:
+        """Before a round: hear the `rows` that clients have told, which samplers see, and charge batteries."""
+        self._told(rows)
         if round == self._round + 1 and round > 1:
             charge = self._each(lambda p: p.charge_watts) * self.model.given.round_hours * JOULES_PER_WH
             self.levels = np.minimum(self.capacities, self.levels + charge)
         self._round = round
 
-    def account(self, results: list[ClientResult], round: int) -> RoundEnergy:
-        """What the round has taken; `results` then say so of each client, and who has dropped out.
+    def account(self, results: list[ClientResult], round: int) -> RoundEnergy | None:
+        """What the round has taken; `results` then say so of each client, and who has dropped out. None: nobody asks.
 
         Nobody has taken more steps than it was asked for, or is waited for beyond the next round, and of a report that
         was refused nothing else counts: a liar would empty the batteries of all who wait, or fill its own.
         """
+        if self.setup.measured.energy is None:
+            for result in results:
+                self._took(result.client, 0.0, result.loss, result.rejected)
+            return None
         rows = self.rows.copy()
         for result in results:
             if result.rows and result.rejected is None:

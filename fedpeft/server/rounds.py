@@ -163,7 +163,7 @@ class Server:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
         if self.book is not None:
-            self.book.begin(round)
+            self.book.begin(round, progress.rows)
         drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             idle = self.clients.idle(drawn, seed, round) if self.setup.strategy.asynchronous else drawn
@@ -178,7 +178,7 @@ class Server:
     def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:
         """One round: the server after it, and what is told of it."""
         clock = Clock()
-        entry = entry if self.book is None else self.book.open(entry, progress.rows)
+        entry = entry if self.book is None else self.book.open(entry)
         steps = {} if self.book is None else self.book.lean(entry.cohort)
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
         if self.clients.announce is not None:

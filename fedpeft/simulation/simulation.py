@@ -91,7 +91,8 @@ class Simulation:
             )
         self.second = second_task(second, self.rows.dataset) if second else None
         self.clients = self.setup.clients
-        self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
+        chosen = aware(config.cohort) is not None
+        self.book = EnergyBook(self.setup) if chosen or self.setup.measured.energy is not None else None
         self.sampler = self._sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
             exposure = self._exposure()

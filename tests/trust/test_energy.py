@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedpeft import plugins
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, nvml, rapl
@@ -23,7 +24,7 @@ from fedpeft.run.records import Records, plain
 from fedpeft.run.sampling import SAMPLERS, AwareSampler, aware, cohort_size
 from fedpeft.server.acceptance import ClientResult
 from fedpeft.server.energy import Choosing, EnergyBook
-from fedpeft.simulate import main
+from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
 
 
@@ -271,7 +272,7 @@ def test_a_loss_that_was_refused_makes_no_client_look_useful(tmp_path):
 
 def test_steps_that_nobody_tells_are_those_of_the_local_work(tmp_path):
     book = book_of(tmp_path, "energy(watts=5)", local_work="epochs(1.5)", batch_size=4)
-    book.open(Entry(1, [0, 1]), {0: 4, 1: 12, 2: 30})
+    book.begin(1, {0: 4, 1: 12, 2: 30})
     assert book.seconds[:3].tolist() == [2, 4, 12]  # round(1.5 x 1), of 3 and of 8 batches
 
 
@@ -279,8 +280,8 @@ def test_a_server_that_goes_on_knows_the_batteries_as_it_left_them(tmp_path):
     measure = "energy(watts=5, idle_watts=1, joule_per_byte=0.00001, pue=1.5, round_hours=0.01)"
     book, lines = book_of(tmp_path, measure), []
     for round in (1, 2, 3):
-        book.begin(round)
-        asked = book.open(Entry(round, [0, 2, 5]), {})
+        book.begin(round, {})
+        asked = book.open(Entry(round, [0, 2, 5]))
         results = [answered(client, round, steps=1 + client) for client in asked.cohort]
         book.account(results, round)
         lines += [plain(result.line()) for result in results]
@@ -301,13 +302,48 @@ def test_a_run_that_is_continued_knows_its_batteries(tmp_path):
     whole.replay(lines, {}, 4)
     half.replay([line for line in lines if line["round"] <= 2], {}, 2)
     for round in (3, 4):
-        half.begin(round)
+        half.begin(round, {})
         for line in lines:
             if line["round"] == round:
                 half._took(line["client"], sum(line["joules"].values()), line["loss"], line.get("rejected"))
     np.testing.assert_array_equal(whole.levels, half.levels)
     np.testing.assert_array_equal(whole.losses, half.losses)
     simulation.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unheard(AwareSampler):
+    """Those who have not told their rows yet."""
+
+    needs_energy = False
+
+    def choose(self, view, size, seed, round):
+        assert np.array_equal(np.isnan(view.rows), np.isnan(view.losses))
+        return np.flatnonzero(np.isnan(view.rows))[:size].tolist()
+
+
+@pytest.mark.slow
+def test_a_sampler_by_losses_and_rows_needs_no_watts_and_knows_all_that_was_told_before_a_round(tmp_path):
+    """Rows were heard of a round too late, unless the run was continued, which then chose other clients."""
+    config = RunConfig(
+        dataset="tiny", clients=6, cohort="unheard(2)", rounds=3, head="zero", workers=1, tokens=16, dtype="fp32",
+        local_work="steps(1)", peft="lora(rank=2, layers=1)",
+    )  # fmt: skip
+
+    def stop(result):
+        if result.round == 1:
+            raise KeyboardInterrupt
+
+    with plugins.given({"samplers": {"unheard": Unheard}}):
+        summary = simulate(config, tmp_path / "whole", False, Console(quiet=True)).as_dict()
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, tmp_path / "cut", False, Console(quiet=True), on_round=stop)
+        assert main(["--resume", str(tmp_path / "cut")]) == 0
+    for name in ("whole", "cut"):
+        lines = Records(tmp_path / name).read("clients.jsonl")
+        assert [(line["round"], line["client"]) for line in lines] == [(1, 0), (1, 1), (2, 2), (2, 3), (3, 4), (3, 5)]
+        assert not any(line.get("joules") for line in lines)
+    assert summary["trust"] is None
 
 
 def test_local_work_follows_the_battery(tmp_path):

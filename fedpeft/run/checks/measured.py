@@ -94,8 +94,9 @@ def _check_energy(setup: Setup) -> None:
         raise ConfigError(
             "energy does not know what clients use: say energy(watts=...), or watts_train in every table of --clients"
         )
-    if energy is None and (rule is not None or any(profile.battery_wh for profile in profiles)):
-        what = f"the sampler {name}" if rule is not None else "a client's battery"
+    by_energy = rule is not None and rule.needs_energy
+    if energy is None and (by_energy or any(profile.battery_wh for profile in profiles)):
+        what = f"the sampler {name}" if by_energy else "a client's battery"
         raise ConfigError(f"{what} goes by the energy of clients: add energy(watts=...) to --measure")
     if rule is not None and (setup.mechanism is not None or setup.secure_sum is not None):
         raise PrivacyError(
