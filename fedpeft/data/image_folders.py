@@ -7,6 +7,7 @@ image folders have it. All pictures are brought to one square: scaled, and the m
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,14 +19,51 @@ from fedpeft.data.square_pictures import square
 from fedpeft.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".dcm", ".svg")
+"""Endings of pictures that are not read: to pass over a telephone's photographs in silence would lose half of them."""
+
 METADATA = "metadata"
 FILE_NAME = "file_name"
+SHOWN = 5
+"""Files that are named where many are wrong."""
+
 CLASS = "label"
 """The column of the class, where folders are classes."""
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [p for p in visible(folder) if p.is_file() and p.suffix.lower() in PICTURES]
+    """By their names, such that are not read included, and links that lead nowhere."""
+    return [p for p in visible(folder) if not p.is_dir() and p.suffix.lower() in (*PICTURES, *UNREAD)]
+
+
+def _readable(pictures: list[Path]) -> list[Path]:
+    """The same; DataError where some are of a kind that is not read."""
+    if unread := [p for p in pictures if p.suffix.lower() in UNREAD]:
+        raise DataError(
+            f"{unread[0].parent} holds {len(unread)} picture(s) of a kind that is not read, e.g. {unread[0].name}; "
+            f"save them as .jpg or .png, or take them out of the folder (read are {', '.join(PICTURES)})"
+        )
+    return pictures
+
+
+def _by_class(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Class and file of each picture in a folder for each class.
+
+    Raises:
+        DataError: pictures that would be passed over: in a folder within that of a class, or of a kind not read.
+    """
+    for sub in visible(folder):
+        if not sub.is_dir():
+            continue
+        if deeper := next((p for p in visible(sub) if p.is_dir() and _pictures(p)), None):
+            raise DataError(
+                f"{deeper} holds pictures, and is a folder within that of the class {sub.name!r}; put them into {sub} "
+                "itself, or take them out of it"
+            )
+        name = unicodedata.normalize(
+            "NFC", sub.name
+        )  # macOS and its archives write an accent as a character of its own
+        yield from ((name, picture) for picture in _readable(_pictures(sub)))
 
 
 def table_of(folder: Path) -> Path | None:
@@ -48,7 +86,8 @@ def picture_records(folder: Path) -> Iterator[Record]:
     """A record for each picture: its path in the column file_name, and its class, or all that the table says.
 
     Raises:
-        DataError: pictures without a class, a table without the column file_name, or one that leads outside.
+        DataError: pictures without a class, or that would be passed over; a table without the column file_name, or
+            one that leads outside.
     """
     table = table_of(folder)
     if table is None:
@@ -57,9 +96,8 @@ def picture_records(folder: Path) -> Iterator[Record]:
                 f"{folder} holds pictures that are in no class, e.g. {loose[0].name}; put each class into a folder of "
                 f"its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}"
             )
-        for sub in visible(folder):
-            for picture in _pictures(sub) if sub.is_dir() else ():
-                yield f"{sub.name}/{picture.name}", {FILE_NAME: str(picture), CLASS: sub.name}
+        for name, picture in _by_class(folder):
+            yield f"{picture.parent.name}/{picture.name}", {FILE_NAME: str(picture), CLASS: name}
         return
     yield from _of_table(table)
 
@@ -68,13 +106,25 @@ def _of_table(table: Path) -> Iterator[Record]:
     """The records of a table, each with the path of its picture in the column file_name."""
     folder = table.parent
     for place, record in records(str(table)):
-        named = record.get(FILE_NAME)
+        if FILE_NAME not in record:
+            raise DataError(
+                f"{place} of {table} has no column {FILE_NAME!r}, which names the picture; it has "
+                f"{', '.join(map(repr, record))}"
+            )
+        named = record[FILE_NAME]
         if not isinstance(named, str) or not named:
             raise DataError(f"{place} of {table}: the column {FILE_NAME!r} must name a picture")
-        picture = Path(os.path.normpath(folder / named))  # links stay as they are: large folders are often made of them
+        picture = _at(folder, named)
         if not picture.is_relative_to(os.path.normpath(folder)):
             raise DataError(f"{place} of {table}: {named} is outside of {folder}")
         yield within(place, table.name), record | {FILE_NAME: str(picture)}
+
+
+def _at(folder: Path, named: str) -> Path:
+    """Where a picture is that a table names, its accents written as the table does, or as the file system does."""
+    ways = (named, *(unicodedata.normalize(form, named) for form in ("NFC", "NFD")))
+    places = [Path(os.path.normpath(folder / way)) for way in ways]  # links stay: large folders are often made of them
+    return next((place for place in places if place.exists()), places[0])
 
 
 def pictures_to_answer(source: Path) -> list[Record]:
@@ -85,7 +135,8 @@ def pictures_to_answer(source: Path) -> list[Record]:
 
     Raises:
         ConfigError: the table's ending does not say how to read it.
-        DataError: there is no such folder or file, there are no pictures, or some are not where the table says.
+        DataError: there is no such folder or file, there are no pictures, some are not where the table says, or some
+            would be passed over.
     """
     folder = source.expanduser()
     if not folder.exists():
@@ -104,8 +155,8 @@ def pictures_to_answer(source: Path) -> list[Record]:
 
 def _of_folder(folder: Path) -> Iterator[Record]:
     """Loose pictures, and those in folders of it, with the folder's name as their class."""
-    by_class = [(sub.name, picture) for sub in visible(folder) if sub.is_dir() for picture in _pictures(sub)]
-    for name, picture in [*(("", loose) for loose in _pictures(folder)), *by_class]:
+    by_class = list(_by_class(folder))
+    for name, picture in [*(("", loose) for loose in _readable(_pictures(folder))), *by_class]:
         told = {CLASS: name} if by_class else {}
         yield str(picture.relative_to(folder)), {FILE_NAME: str(picture), **told}
 
@@ -114,17 +165,22 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
     """The pictures as uint8 (pictures, side, side, 3), 0 to 255, turned as their cameras say.
 
     Raises:
-        DataError: a file is no picture, a damaged one, or one whose numbers do not say what is white; it is named.
+        DataError: files that are no pictures, damaged ones, or such whose numbers do not say what is white; the first
+            five are named, and the others counted.
     """
     from PIL import Image
 
-    made = np.empty((len(pictures), side, side, 3), np.uint8)
+    made, wrong = np.empty((len(pictures), side, side, 3), np.uint8), []
     for i, file in enumerate(pictures):
         if not Path(file).is_file():  # a pipe would be waited for
-            raise DataError(f"there is no picture {file}")
+            wrong.append(f"there is no picture {file}")
+            continue
         try:
             with Image.open(file) as opened:
                 made[i] = square(opened, side)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} can't be read as a picture: {' '.join(str(error).split())[:200]}") from None
+            wrong.append(f"{file} can't be read as a picture: {' '.join(str(error).split())[:200]}")
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more of {len(pictures)}" if len(wrong) > SHOWN else ""
+        raise DataError("; ".join(wrong[:SHOWN]) + more)
     return made

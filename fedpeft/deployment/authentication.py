@@ -29,7 +29,11 @@ class RefusedError(Exception):
 
 def dropped(reason: str) -> RefusedError:
     """What a client is refused with that the server goes on without."""
-    return RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {reason}")
+    return RefusedError(
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"this client has been dropped: {reason}; where the cause has been mended, whoever runs the server takes it "
+        "back with --readmit",
+    )
 
 
 @dataclass

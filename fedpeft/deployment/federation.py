@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from flwr.serverapp import Grid
+from rich.markup import escape
 
 from fedpeft import __version__
 from fedpeft.config import RunConfig
@@ -105,9 +106,7 @@ class Federation:
         if clients < 1:
             raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients)
-        for name in filter(None, map(str.strip, options.readmit.split(","))):
-            self.roster.readmit(name)
-            events.emit("readmitted", client=name)
+        self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.of(config, options)
         # where clients' rows judge, the last state is seen
         judged = len(self.rows.validation) > 0 and not options.held_out
@@ -231,6 +230,15 @@ class Federation:
         if isinstance(book, SummedBook):
             book.check_terms(terms)
         return terms
+
+    def _readmit(self, names: Sequence[str], events: Events) -> None:
+        """Take dropped clients back; whoever was killed or cut off comes back without."""
+        back = self.roster.readmit(names) if names else []
+        for name in names:
+            if name in back:
+                events.emit("readmitted", client=name)
+            else:
+                self.observer.say(f"[bold]note[/]    {escape(name)} is not dropped, and may come back at any time")
 
     def _form(self, profile: Profile, rank: int) -> ClientForm | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""

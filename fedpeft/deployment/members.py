@@ -11,6 +11,7 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -132,19 +133,21 @@ class Roster:
             member.dropped = reason
             self._store()
 
-    def readmit(self, name: str) -> None:
-        """The member called `name` may come back.
+    def readmit(self, names: Sequence[str]) -> list[str]:
+        """The members called `names` may come back; returns those of them that had been dropped.
 
         Raises:
-            RunError: there is no such member, or it has not been dropped.
+            RunError: one of them is no member, and nobody is taken back; or the list can't be written.
         """
         with self._lock:
-            member = self._members.get(name)
-            if member is None or not member.dropped:
+            if unknown := [name for name in names if name not in self._members]:
                 dropped = ", ".join(sorted(m.name for m in self._members.values() if m.dropped)) or "none"
-                raise RunError(f"{name!r} is no client that this federation has dropped; dropped: {dropped}")
-            member.dropped = ""
+                raise RunError(f"{unknown[0]!r} is no client of this federation; it has dropped: {dropped}")
+            back = [name for name in names if self._members[name].dropped]
+            for name in back:
+                self._members[name].dropped = ""
             self._store()
+            return back
 
     def count(self, received: int, sent: int) -> None:
         """Keep how many bytes have been on the wire since the run began."""

@@ -80,7 +80,7 @@ def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] |
         if len(names) > len(COLOURS):
             rest = counts[:, frequent[len(COLOURS) :]].sum(1)
             axis.bar(place, rest, bottom=bottom, color=OTHERS, width=0.9, label=f"{len(names) - len(COLOURS)} others")
-        axis.legend(frameon=False, fontsize=8, ncols=2)
+        axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")  # where the clients have fewest rows
     shown = f"{len(order)} of {len(partition)}" if len(order) < len(partition) else f"{len(order)}"
     axis.set_xlabel(f"clients, by their rows ({shown})")
     axis.set_ylabel("rows")

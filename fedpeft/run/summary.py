@@ -278,7 +278,7 @@ def _reached(summary: Summary) -> list[Line]:
     return [
         (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{short(value, digits)}[/]"),
         *_number(f"{tokens}worst tenth of the clients", quality.worst_accuracy),
-        *_number(f"{tokens}global model alone, held-out rows of all", quality.shared_accuracy),
+        *_number(f"{tokens}global model alone, test rows", quality.shared_accuracy),
     ]
 
 

@@ -106,11 +106,34 @@ def test_metrics_and_health_are_served(tmp_path, monkeypatch):
         federation.close()
 
 
-def test_only_who_was_dropped_can_come_back(tmp_path):
+def test_only_a_client_can_come_back(tmp_path):
     options = ServeOptions(listen="127.0.0.1:0", insecure=True, readmit="edge-1")
-    with pytest.raises(RunError, match="'edge-1' is no client that this federation has dropped"):
+    with pytest.raises(RunError, match="'edge-1' is no client of this federation; it has dropped: none"):
         serve(RunConfig(dataset="tiny", clients=2), options, tmp_path / "run", False, Console(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_whom_readmit_takes_back_is_told_and_who_needs_it_not(tmp_path):
+    """One that was killed was not dropped: the command goes on, and says so."""
+    roster = Roster(tmp_path / "roster.json", 2)
+    for name in ("edge-1", "edge-2"):
+        roster.enter(name, 0)
+    roster.drop(roster.find("edge-1"), "it lied")
+    said = []
+    observer = ServeObserver(Console(quiet=True))
+    observer.say = said.append
+    config = RunConfig(dataset="tiny", clients=2, cohort="all", workers=1, dtype="fp32")
+    events = Events(tmp_path / "serve.jsonl", observer.event)
+    federation = Federation(
+        config, tmp_path, observer, ServeOptions(readmit="edge-1, edge-2"), Doorkeeper(None), events
+    )
+    federation.close()
+    assert [line for line in said if "edge-2" in line] == [
+        "[bold]note[/]    edge-2 is not dropped, and may come back at any time"
+    ]
+    logged = [json.loads(line) for line in (tmp_path / "serve.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["client"]) for line in logged] == [("readmitted", "edge-1")]
+    assert not any(member.dropped for member in federation.roster.members)
 
 
 def test_who_is_waited_for_is_said_in_full_and_bytes_are_kept(tmp_path):

@@ -203,7 +203,7 @@ def test_whoever_was_dropped_is_asked_for_no_share(recorded):
     try:
         assert asked - server.protection._declared().keys() == {2}
     finally:
-        server.roster.readmit(member.name)
+        server.roster.readmit([member.name])
     assert server.protection._declared().keys() == asked
 
 
