@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from fedpeft.errors import RunError
+from fedpeft.errors import GoneError, RunError
 from fedpeft.machine import files
 from fedpeft.peft.adapter import State
 
@@ -91,7 +91,8 @@ class ClientStore:
         has stored safely.
 
         Raises:
-            RunError: the server acknowledged a round whose state is gone or damaged.
+            GoneError: the server acknowledged a round whose state is gone.
+            RunError: it is damaged.
         """
         if tidy:
             self._recorded[client] = acknowledged
@@ -99,7 +100,7 @@ class ClientStore:
             return None
         content = self.content(client, acknowledged)
         if content is None:
-            raise RunError(
+            raise GoneError(
                 f"the state of client {client} after round {acknowledged} is missing from {self.folder}; bring it back "
                 "from a copy: nothing can stand for it"
             )

@@ -9,6 +9,7 @@ sentence and ends with exit code 2; nothing else in fedpeft catches these errors
     ├── DataError       rows, columns, labels, partitions
     ├── ModelError      a base model or its fit with the PEFT method
     ├── RunError        a run directory: exists already, can't be resumed, can't be read
+    │   └── GoneError   in which a client's own state of earlier rounds is missing
     ├── PayloadError    bytes from a peer that are not a valid update
     └── PrivacyError    a privacy setting that would not protect, or a spent budget
 """
@@ -38,6 +39,10 @@ class ModelError(FedpeftError):
 
 class RunError(FedpeftError):
     """A run directory that can't be written, read or resumed."""
+
+
+class GoneError(RunError):
+    """What a client has kept of the rounds before, and builds on in the next, is not there any more."""
 
 
 class PayloadError(FedpeftError):

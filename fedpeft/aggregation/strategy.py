@@ -257,6 +257,11 @@ Read = Callable[[tuple[str, ...]], Sequence[Update]]
 """All updates of the round in the order of client ids, holding only the named tensors (those trained this round)."""
 
 
+def fills_base(strategy: Strategy) -> bool:
+    """Whether a rule, as it is set, puts a residual into the base."""
+    return isinstance(strategy, RoundStrategy) and strategy.fills_base
+
+
 class RoundStrategy(Strategy, ABC):
     """A rule that needs all updates of a round before it can say anything."""
 

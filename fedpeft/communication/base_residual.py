@@ -10,7 +10,8 @@ one payload of the run's lossless codec.
 
 A remote client holds versions in files: the server sends what has come since the client's last acknowledged round. So
 the version of that round is kept until a later one is acknowledged: a round that was lost, or repeated after the
-server's restart, starts from it again.
+server's restart, starts from it again. Beside the versions stands in which rounds they were made: in a folder that does
+not know of the acknowledged one (it was lost, or is an older copy) the increments would lead elsewhere, unnoticed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ from safetensors.torch import load_file, save_file
 
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode_whole
-from fedpeft.errors import PayloadError, RunError
+from fedpeft.errors import GoneError, PayloadError, RunError
 from fedpeft.machine.files import regular
+from fedpeft.machine.files import replace as replace_file
 from fedpeft.peft.adapter import LoraPair, State
 from fedpeft.peft.low_rank import LowRank
 
 WHOLE = 0xFFFFFFFF
 """In a payload's table, in place of a number of increments: the whole matrix follows."""
+
+ROUNDS = "rounds"
+"""The file of the rounds that a client's versions were made for, from the acknowledged one on."""
 
 _NUMBER = struct.Struct("<I")
 
@@ -210,18 +215,27 @@ class ResidualFiles:
 
 @dataclass(frozen=True)
 class HeldBase:
-    """The versions that a remote client holds in `folder`, in files that `ResidualFiles` reads."""
+    """The versions that a remote client holds in `folder`, in files that `ResidualFiles` reads.
+
+    Attributes:
+        filled: whether the rule puts anything into the base.
+    """
 
     folder: Path
     pairs: Sequence[LoraPair]
+    filled: bool
 
-    def update(self, version: int, acknowledged: int, payload: bytes) -> None:
-        """Make `version` from that of the round `acknowledged` (0: none, the plain base) and what the server sent.
+    def update(self, round: int, version: int, acknowledged: int, payload: bytes) -> None:
+        """Make `version`, which `round` needs, from that of the round `acknowledged` (0: none, the plain base) and what
+        the server sent.
 
         Raises:
             PayloadError: the payload does not fit these layers.
-            RunError: the file can't be written.
+            GoneError: this folder has not been there in the round `acknowledged`.
+            RunError: a file can't be written.
         """
+        if self.filled:
+            self._note(round, acknowledged)
         if not version:
             return
         there = sorted(int(file.stem) for file in self.folder.glob("*.safetensors") if file.stem.isdecimal())
@@ -236,3 +250,20 @@ class HeldBase:
                     files.file(other).unlink()
         except (OSError, SafetensorError) as error:
             raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
+
+    def _note(self, round: int, acknowledged: int) -> None:
+        """Write down that this folder has been there in `round`."""
+        file = self.folder / ROUNDS
+        try:
+            known = set(map(int, file.read_text().split())) if file.exists() else set()
+            if acknowledged and acknowledged not in known:
+                raise GoneError(
+                    f"what was in the base after round {acknowledged} is missing from {self.folder}; bring it back "
+                    "from a copy: nothing can stand for it"
+                )
+            noted = {other for other in known if other >= acknowledged} | {round}
+            if noted != known:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                replace_file(file, " ".join(map(str, sorted(noted))).encode())
+        except (OSError, ValueError) as error:
+            raise RunError(f"the rounds of the base's residual in {file} can't be kept: {error}") from error

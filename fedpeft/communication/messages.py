@@ -45,6 +45,9 @@ MOST_STEPS = 1_000_000
 NOT_JOINED = "it has not joined"
 """What is answered for a place in a federation that nobody has taken."""
 
+LOST = "it has lost what it kept of earlier rounds; from its next round on it takes part as a newcomer"
+"""What a client reports whose folder is gone: the server forgets that it has taken part."""
+
 MOST_WORDS = 1000
 """Characters of a client's reason for its failure that a server keeps: a sentence, or a few."""
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
-from fedpeft.communication.messages import Instruction, Report
+from rich.markup import escape
+
+from fedpeft.communication.messages import LOST, Instruction, Report
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.machine.energy import Meter
 from fedpeft.privacy.mechanism import Mechanism
@@ -44,3 +47,12 @@ def metered(instruction: Instruction, work: Callable[[Instruction], Report]) -> 
     meter = Meter()
     report = work(instruction)
     return report if report.error else replace(report, joules=meter.joules() or 0.0)
+
+
+def newcomer(instruction: Instruction, folder: Path, say: Callable[[str], None]) -> Report:
+    """What a client answers whose `folder` lacks what it has kept of earlier rounds: the next time it is sent all."""
+    say(
+        f"[bold yellow]warning[/] what this client has kept of earlier rounds is missing from {escape(str(folder))}: "
+        "it takes part as a newcomer from its next round on"
+    )
+    return Report(instruction.client, instruction.round, b"", error=LOST)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedpeft.aggregation.strategy import RoundStrategy, strategies
+from fedpeft.aggregation.strategy import fills_base, strategies
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.images import patches_of, vision_of
@@ -227,7 +227,7 @@ def fitted(
     if options.precision or config.dtype == "fp64":
         return options
     strategy = strategies.build(config.strategy)
-    fills = isinstance(strategy, RoundStrategy) and strategy.fills_base  # a dense R saves nothing
+    fills = fills_base(strategy)  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
     folder, learns = resolve_model(config.model), told.task.partition("(")[0]
     size, language = ModelSize.of(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from fedpeft import __version__
+from fedpeft.aggregation.strategy import fills_base
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
@@ -29,7 +30,7 @@ from fedpeft.data.datasets.clients import first_record
 from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.deployment import size_limits
-from fedpeft.deployment.answered import check_evaluation, check_question, metered
+from fedpeft.deployment.answered import check_evaluation, check_question, metered, newcomer
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.credentials import Credentials
@@ -40,7 +41,7 @@ from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError, PrivacyError
+from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
@@ -166,7 +167,7 @@ class Edge:
             if isinstance(self.protection, SummedLedger):
                 self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
         self.workers = Workers(work, clients, machine, observer)
-        self.bases = HeldBase(work.residuals, self.setup.layout.pairs)
+        self.bases = HeldBase(work.residuals, self.setup.layout.pairs, fills_base(self.setup.strategy))
 
     # -------------------------------------------------------------------------------------------------- what is checked
 
@@ -275,13 +276,15 @@ class Edge:
         try:
             instruction.check(len(self.setup.layout.tensors))
             check_question(instruction)
-            self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
+            self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 check_evaluation(instruction, self.setup.mechanism)
                 answer = self.workers.answer
                 return answer(instruction) if self.silent else metered(instruction, answer)
             return own.answer(instruction, self._own_state(instruction), self.workers.answer)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
+            if isinstance(error, GoneError) and not self.setup.drift.keeps:  # the server's sum has the old variates
+                return newcomer(instruction, self.folder, self.observer.say)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.observer.say(f"[bold red]failed[/] {escape(reason)}")
             told = self._without_paths(reason) if isinstance(error, FedpeftError) else FAILED

@@ -11,19 +11,20 @@ import torch
 from rich.markup import escape
 from torch import nn
 
+from fedpeft.aggregation.strategy import fills_base
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.trainer import Ranks, TrainerBench, TrainerExecutor, TrainerPlan
 from fedpeft.communication.base_residual import HeldBase
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.deployment import size_limits
-from fedpeft.deployment.answered import check_evaluation, check_question
+from fedpeft.deployment.answered import check_evaluation, check_question, newcomer
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import Alone
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.errors import FedpeftError, GoneError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.models.base_model import local_folder
 from fedpeft.models.task import FederatedModel, trainable
@@ -85,7 +86,7 @@ class TrainerEdge:
         bench: Any = TrainerBench(plan, executor)
         self.side = ClientSide(bench, self._client_plan(method, reference, len(trainer.train_dataset)))
         self.rows = len(trainer.train_dataset)
-        self.bases = HeldBase(plan.residuals, self.layout.pairs)
+        self.bases = HeldBase(plan.residuals, self.layout.pairs, fills_base(self.parts.strategy))
 
     def _client_plan(self, method: PeftMethod, reference: FederatedModel, rows: int) -> ClientPlan:
         parts, start = self.parts, {}
@@ -147,9 +148,11 @@ class TrainerEdge:
             instruction.check(len(self.layout.tensors))
             check_question(instruction)
             check_evaluation(instruction, self.parts.mechanism)
-            self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
+            self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
             report: Report = self.side.handle([instruction])[0]
             return report
+        except GoneError:
+            return newcomer(instruction, self.folder, self.observer.say)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.observer.say(f"[bold red]failed[/] {escape(reason)}")

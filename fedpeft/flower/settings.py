@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fedpeft.aggregation.strategy import RoundStrategy, strategies
+from fedpeft.aggregation.strategy import fills_base, strategies
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
@@ -28,7 +28,7 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
         typed["dtype"] = "fp32"
     config = from_mapping(typed, "the app's run config")
     strategy = strategies.build(config.strategy)
-    if isinstance(strategy, RoundStrategy) and strategy.fills_base:
+    if fills_base(strategy):
         raise ConfigError(
             f"{config.strategy} puts a residual into the clients' base, which Flower's short-lived client processes do "
             "not keep; take fedit or flexlora, or python -m fedpeft.serve"

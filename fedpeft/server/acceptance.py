@@ -20,7 +20,7 @@ from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.downlink import Sent
-from fedpeft.communication.messages import MOST_STEPS, Report
+from fedpeft.communication.messages import LOST, MOST_STEPS, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
@@ -312,6 +312,11 @@ class Acceptance:
         self.accepted |= dict.fromkeys(clients, self.round)
         self.uplink_parameters += len(clients) * self.layout.numel
         self._losses.append((loss, rows))
+
+    @property
+    def lost(self) -> set[int]:
+        """The clients that have nothing left of earlier rounds."""
+        return {result.client for result in self.results if result.rejected == LOST}
 
     def why_left_out(self, called: Callable[[int], str]) -> str:
         """Why nothing of the first client that was left out has been taken, by what it is `called`, and how many others

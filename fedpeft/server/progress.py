@@ -148,6 +148,9 @@ class Progress:
         """
         round = self.round + 1
         held = self.held | {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
+        lost = taken.lost  # whoever has nothing left is a newcomer
+        held = {client: version for client, version in held.items() if client not in lost}
+        acknowledged = self.acknowledged | taken.accepted
         rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}
         return replace(
             self,
@@ -157,7 +160,7 @@ class Progress:
             residual=self.residual.after(round, outcome.residuals, next(iter(self.adapter.values())).dtype),
             drift=taken.next_drift(clients),
             forms=self.forms | taken.forms,
-            acknowledged=self.acknowledged | taken.accepted,
+            acknowledged={client: asked for client, asked in acknowledged.items() if client not in lost},
             held=held,
             versions=self.versions.after(round, made, held.values()),
             rows=self.rows | taken.rows,

@@ -355,7 +355,7 @@ class Server:
         if taken.spent < len(taken.results):
             failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
             why = taken.why_left_out(self.clients.called)
-            if not self.clients.remote or len(taken.results) == self.setup.clients:
+            if not self.clients.remote or (len(taken.results) == self.setup.clients and not taken.lost):
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
                 raise RunError(f"{failed}; see clients.jsonl; {why}")
             self.observer.say(f"{failed}; the model stays as it is; {escape(why)}")

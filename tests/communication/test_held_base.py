@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 import torch
 
 from fedpeft.communication.base_residual import HeldBase, Residual, ResidualFiles
 from fedpeft.communication.codec import parse_codec
-from fedpeft.errors import PayloadError, RunError
+from fedpeft.errors import GoneError, PayloadError, RunError
 from fedpeft.peft.adapter import LoraPair
 from fedpeft.peft.low_rank import LowRank
 
@@ -33,46 +34,64 @@ def test_whatever_is_lost_or_repeated_the_base_is_the_servers(tmp_path, seed):
     """Replies are lost, instructions come twice, rounds go on without the client: it holds the server's matrix."""
     chance = random.Random(seed)
     server = Residual()
-    client = HeldBase(tmp_path, PAIRS)
+    client = HeldBase(tmp_path, PAIRS, True)
     acknowledged = 0
     for round in range(1, 16):
         if chance.random() < 0.6:
             for _ in range(chance.choice([1, 1, 2])):
                 trained_on = max(0, acknowledged - 1)  # the base of the round before
                 sent = server.payload(trained_on, PAIRS, CODEC)
-                client.update(server.version, acknowledged, sent)
+                client.update(round, server.version, acknowledged, sent)
                 held = ResidualFiles(tmp_path).get(server.version)
                 assert held.keys() == server.total.keys()
                 assert all(torch.equal(held[module], server.total[module]) for module in held)
-            assert len(list(tmp_path.iterdir())) <= 2
+            assert len(list(tmp_path.glob("*.safetensors"))) <= 2
             if chance.random() < 0.7:
                 acknowledged = round
         server = server.after(round, increments(round), torch.float32)
 
 
 def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
-    server, client = Residual(), HeldBase(tmp_path, PAIRS)
+    server, client = Residual(), HeldBase(tmp_path, PAIRS, True)
     server = server.after(1, increments(1), torch.float32)
-    client.update(1, 0, server.payload(0, PAIRS, CODEC))
+    client.update(2, 1, 0, server.payload(0, PAIRS, CODEC))
     server = server.after(2, increments(2), torch.float32)
     sent = server.payload(1, PAIRS, CODEC)
     whole = {f"{pair.module}.total": (pair.out_features, pair.in_features) for pair in PAIRS}
     nothing = b"\xff" * 8 + CODEC.encode({}, shapes=whole)  # both matrices are announced, and neither is sent
     for payload in (sent[:5], b"\xff" * 40, nothing):
         with pytest.raises(PayloadError):
-            client.update(2, 2, payload)
-    client.update(2, 2, sent)
+            client.update(3, 2, 2, payload)
+    client.update(3, 2, 2, sent)
     assert torch.equal(ResidualFiles(tmp_path).get(2)["low"], server.total["low"])
 
 
+def test_a_folder_that_was_not_there_in_the_acknowledged_round_is_noticed(tmp_path):
+    """The increments since would be added to another matrix: to none, or to that of an older copy."""
+    server, client = Residual(), HeldBase(tmp_path / "own", PAIRS, True)
+    for round in (1, 2, 3):
+        client.update(round, server.version, round - 1, server.payload(max(0, round - 2), PAIRS, CODEC))
+        server = server.after(round, increments(round), torch.float32)
+        if round == 2:
+            shutil.copytree(tmp_path / "own", tmp_path / "copy")
+    sent = server.payload(2, PAIRS, CODEC)
+    for lost in ("copy", "nothing"):
+        with pytest.raises(GoneError, match="after round 3 is missing"):
+            HeldBase(tmp_path / lost, PAIRS, True).update(4, 3, 3, sent)
+    client.update(4, 3, 3, sent)
+    HeldBase(tmp_path / "nothing", PAIRS, True).update(4, 3, 0, server.payload(0, PAIRS, CODEC))  # as a newcomer
+    for folder in ("own", "nothing"):
+        assert torch.equal(ResidualFiles(tmp_path / folder).get(3)["low"], server.total["low"])
+
+
 def test_a_damaged_version_is_one_sentence(tmp_path):
-    server, client = Residual(), HeldBase(tmp_path, PAIRS)
+    server, client = Residual(), HeldBase(tmp_path, PAIRS, True)
     server = server.after(1, increments(1), torch.float32)
-    client.update(1, 0, server.payload(0, PAIRS, CODEC))
+    client.update(2, 1, 0, server.payload(0, PAIRS, CODEC))
     (tmp_path / "000001.safetensors").write_bytes(b"damaged")
     (tmp_path / "notes.safetensors").write_bytes(b"of the user's")
     server = server.after(2, increments(2), torch.float32)
     with pytest.raises(RunError, match=r"residual .*000001\.safetensors can't be read"):
-        client.update(2, 2, server.payload(1, PAIRS, CODEC))
+        client.update(3, 2, 2, server.payload(1, PAIRS, CODEC))
     with pytest.raises(RunError, match="can't be read"):
         ResidualFiles(tmp_path).get(1)
