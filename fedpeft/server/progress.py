@@ -141,16 +141,13 @@ class Progress:
         """The server after a round.
 
         Args:
-            outcome: what the updates have led to.
-            taken: the round's reports.
+            outcome, taken: what the round has led to, and its reports.
             made: the round's new versions (`Downlink.made`).
             clients: how many there are.
         """
-        round = self.round + 1
-        held = self.held | {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
-        lost = taken.lost  # whoever has nothing left is a newcomer
-        held = {client: version for client, version in held.items() if client not in lost}
-        acknowledged = self.acknowledged | taken.accepted
+        round, lost = self.round + 1, dict.fromkeys(taken.lost, 0)  # whoever has nothing left is a newcomer
+        new = {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
+        held = self.held | new | lost
         rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}
         return replace(
             self,
@@ -160,7 +157,7 @@ class Progress:
             residual=self.residual.after(round, outcome.residuals, next(iter(self.adapter.values())).dtype),
             drift=taken.next_drift(clients),
             forms=self.forms | taken.forms,
-            acknowledged={client: asked for client, asked in acknowledged.items() if client not in lost},
+            acknowledged=self.acknowledged | taken.accepted | lost,
             held=held,
             versions=self.versions.after(round, made, held.values()),
             rows=self.rows | taken.rows,
