@@ -39,6 +39,13 @@ def test_good_rows_are_shown_with_a_picture(here, capsys):
     assert (here / "again.svg").read_text() == picture
 
 
+def test_no_place_for_the_legend_is_searched_for(here, monkeypatch):
+    """On a busy machine matplotlib warned the user that its search was slow; clients are drawn by their rows."""
+    rows(here / "my.jsonl")
+    monkeypatch.setattr("matplotlib.legend.Legend._find_best_position", lambda *_, **__: pytest.fail("a search"))
+    assert main(["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid"]) == 0
+
+
 def test_what_is_wrong_is_exit_code_1(here, capsys):
     path = rows(here / "my.jsonl", [{"text": " ".join(WORDS[:9]), "label": "b", "who": "p0"}] * 9)
     text = f"file(path={str(path)!r}, owner=who)"

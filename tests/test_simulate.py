@@ -329,7 +329,9 @@ def test_beside_a_perplexity_the_worst_clients_are_said_to_be_judged_by_accuracy
     for perplexity, said in ((None, "worst tenth"), (3.5, "next-token accuracy, worst tenth")):
         shown = Console(record=True, width=200, file=io.StringIO())
         show(Summary(quality=Quality(**quality | {"perplexity": perplexity}), costs=Costs(**costs)), folder, shown)
-        assert f"│ {said} of the clients" in shown.export_text()
+        text = shown.export_text()
+        assert f"│ {said} of the clients" in text
+        assert "global model alone, test rows" in text
 
 
 def test_a_summary_without_updates_is_shown(finished, capsys):

@@ -54,7 +54,7 @@ def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
     axis.hist(lengths, bins=edges(lengths, tokens if unit == "tokens" else 0).tolist(), color=COLOURS[0])
     if unit == "tokens":
         axis.axvline(tokens, color=COLOURS[5], linestyle="--", linewidth=1.2, label=f"--tokens {tokens}")
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
     axis.set_xlabel(f"length of a row ({unit})")
     axis.set_ylabel("rows")
 
