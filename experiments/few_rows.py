@@ -1,8 +1,8 @@
-"""python -m experiments.few_rows [--dataset X]: what the strength of the ridge head is worth where rows are few.
+"""python -m experiments.few_rows [--dataset X] [--head H]: what heads in closed form are worth by the number of rows.
 
-Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: at a strength, by default the
-one that is usual of many rows, and at the one that generalised cross-validation chooses
-(`fedpeft.aggregation.cross_validation`).
+Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: one of your choice, by default
+the ridge regression at the strength that is usual of many rows, and the one at the strength that generalised
+cross-validation chooses (`fedpeft.aggregation.cross_validation`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Command:
     draws: Annotated[int, tyro.conf.arg(help="of so many rows, at least 1")] = 5
     tokens: Annotated[int, tyro.conf.arg(help="that texts are cut to")] = 64
     all_blocks: Annotated[bool, tyro.conf.arg(help="features of all blocks, as head2toe reads them")] = False
-    strength: Annotated[float, tyro.conf.arg(help="that the chosen one is set against")] = USUAL
+    head: Annotated[str, tyro.conf.arg(help="that `ridge` is set beside")] = f"ridge(strength={USUAL:g})"
 
 
 def features_of(command: Command) -> tuple[Features, Features]:
@@ -73,24 +73,24 @@ def main(command: Command, console: Console) -> None:
     """Measure, and print the table.
 
     Raises:
-        ConfigError: of no draw, of no rows, or at no strength.
+        ConfigError: of no draw, of no rows, or no such head.
     """
     if command.draws < 1 or min(command.rows, default=0) < 1:
         raise ConfigError(f"--draws {command.draws} and --rows {command.rows} must be at least 1")
-    usual, chosen = HEADS.build(f"ridge(strength={command.strength})"), HEADS.build("ridge")
+    other, ridge = HEADS.build(command.head), HEADS.build("ridge")
     (features, labels), test = features_of(command)
     table = Table(title=f"{command.dataset}: {features.shape[1]} features, {command.draws} draws, mean (least to most)")
-    for heading in ("rows", f"strength {command.strength:g} (%)", "chosen (%)", "loss (nats)", "loss, chosen (nats)"):
+    for heading in ("rows", f"{command.head} (%)", "ridge (%)", "loss (nats)", "loss of ridge (nats)"):
         table.add_column(heading)
     for count in (count for count in command.rows if count <= len(labels)):
         found = []
         for draw in range(command.draws):
             some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))[:count]
             rows = features[some], labels[some]
-            found.append([*scored(usual, rows, test), *scored(chosen, rows, test)])
-        one, its_loss, other, other_loss = np.asarray(found).T
-        spans = [f"{a.mean():.1f} ({a.min():.1f} to {a.max():.1f})" for a in (one, other)]
-        table.add_row(str(count), *spans, f"{its_loss.mean():.3f}", f"{other_loss.mean():.3f}")
+            found.append([*scored(other, rows, test), *scored(ridge, rows, test)])
+        right, loss, of_ridge, loss_of_ridge = np.asarray(found).T
+        spans = [f"{a.mean():.1f} ({a.min():.1f} to {a.max():.1f})" for a in (right, of_ridge)]
+        table.add_row(str(count), *spans, f"{loss.mean():.3f}", f"{loss_of_ridge.mean():.3f}")
     console.print(table)
 
 

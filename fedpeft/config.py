@@ -49,7 +49,7 @@ class RunConfig:
         "images have classes",
     )
     dtype: str = setting("auto", "of the frozen base and activations; auto: bf16, or fp32 without it", choices=DTYPES)
-    head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or a private one")
+    head: str = setting("auto", "start of the head: ridge, discriminant, ...; auto: ridge, or a private one")
     strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
     ranks: str = setting(

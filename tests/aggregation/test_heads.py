@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.cross_validation import STRENGTHS
 from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.heads.ridge import regressed
+from fedpeft.aggregation.second_moments import regressed
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -143,7 +143,7 @@ def test_a_wide_system_has_the_same_solution(constant, monkeypatch):
     asked = []
     original = torch.cholesky_solve
     monkeypatch.setattr(torch, "cholesky_solve", lambda *given: asked.append(1) or original(*given))
-    monkeypatch.setattr("fedpeft.aggregation.heads.ridge.WIDE", 4)
+    monkeypatch.setattr("fedpeft.aggregation.second_moments.WIDE", 4)
     wide = head.solve(total, 20, 3)
     assert bool(asked) is bool(constant)
     for name in usual:

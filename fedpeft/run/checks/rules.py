@@ -114,5 +114,5 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
     if not head.exchanges or head.bounded:
         raise ConfigError(
             f"label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; take "
-            "--head ridge or centroids, or leave it out"
+            "--head ridge, discriminant or centroids, or leave it out"
         )
