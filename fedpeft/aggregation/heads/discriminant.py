@@ -35,8 +35,8 @@ from fedpeft.peft.adapter import State
 HALF_A_ROW = 0.5
 """What a class has at least; coarse codes may leave less than nothing of few rows."""
 
-OF_FEW, MOST = 3.0, 1.0
-"""The strength where none is given: so many times the features a row has to tell of, d / n, and at most this."""
+MOST = 1.0
+"""The strength where none is given is d / n, the features that a row has to tell of, and at most this."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Discriminant(SecondMoments):
 
     strength: float | None = setting(
         None,
-        "shrinkage of the covariance, in units of the mean variance within classes; none: 3 d / n, at most 1",
+        "shrinkage of the covariance, in units of the mean variance within classes; none: d / n, at most 1",
         above=0,
     )
-    scale: float = setting(0.7, "factor of the logits", above=0)
+    scale: float = setting(0.6, "factor of the logits", above=0)
     send: str = setting(MOMENTS, "what clients send: moments, or their factor", choices=(MOMENTS, FACTOR))
 
     def compact(self) -> HeadStart:
@@ -66,7 +66,7 @@ class Discriminant(SecondMoments):
         scatter = moments[:, :-1] - rows * centre @ centre.T - (offsets * counts) @ offsets.T
         within = scatter / max(rows - float(there.sum()), 1.0)
         offsets = offsets * _trust(offsets, counts * there, float(within.trace()))
-        strength = self.strength or min(OF_FEW * width / rows, MOST)
+        strength = self.strength or min(width / rows, MOST)
         spread = strength * within.diagonal().mean().clamp(min=0.0)
         weights = solution(within + spread * torch.eye(width, dtype=torch.float64), offsets)
         bias = (counts / rows).log() - (weights * (offsets + 2 * centre)).sum(0) / 2
