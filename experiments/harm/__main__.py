@@ -1,9 +1,9 @@
 """python -m experiments.harm: what the defaults make of their start, run by run, paired by test row.
 
-Reads `results.jsonl` of the study beside it and of its preset `skew`, or of the folder of a `--preset`; runs are paired
-within a precision. The standard error of the difference is that over test rows, with one run on either side. A second
-table has means over seeds, with 95 % intervals of Student's t. A third has the default beside the same with losses as
-they are, on the seeds that both have: points over the start, of the result and of the last state, means over seeds.
+Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. The standard error of the difference is
+that over test rows, with one run on either side. A second table has means over seeds, with 95 % intervals of Student's
+t. A third has the default beside the same with losses as they are, on the seeds that both have: points over the start,
+of the result and of the last state, means over seeds.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from experiments import one_sentence
 from experiments.recorded import recorded
-from fedpeft.studies.results import Result, ResultsFile
+from fedpeft.studies.results import Result
 from fedpeft.studies.statistics import half_width
 
 HERE = Path(__file__).parent
 
-Key = tuple[str, str, int, str, str]
-"""Task, partition, seed, precision, state."""
+Key = tuple[str, str, int, str]
+"""Task, partition, seed, state."""
 
 
 def key(run: Result) -> Key:
     """Of a run."""
-    return run.point["task"], run.point["partition"], run.seed, run.config["dtype"], run.point["state"]
+    return run.point["task"], run.point["partition"], run.seed, run.point["state"]
 
 
 def line(run: Result, start: Result) -> str:
@@ -57,8 +57,8 @@ PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0
 def beside_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
     """Rows of the second table."""
     groups: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    for (task, partition, seed, dtype, state), run in runs.items():
-        start, plain = (runs.get((task, partition, seed, dtype, other)) for other in ("start", PLAIN))
+    for (task, partition, seed, state), run in runs.items():
+        start, plain = (runs.get((task, partition, seed, other)) for other in ("start", PLAIN))
         if state == "default" and start is not None and plain is not None:
             (result, last), (plain_result, plain_last), (before, _) = map(accuracies, (run, plain, start))
             points = (result - before, plain_result - before, last - before, plain_last - before)
@@ -92,13 +92,11 @@ def _interval(points: NDArray[np.float64]) -> str:
 def main() -> None:
     """Print the tables."""
     found = recorded(HERE, __doc__)
-    if found[0].preset == "small":
-        found += [run for run in ResultsFile(HERE / "skew" / "results.jsonl").read() if run.finished]
     runs = {key(run): run for run in found}
     pairs = [
         (run, start)
-        for (task, partition, seed, dtype, state), run in runs.items()
-        if state == "default" and (start := runs.get((task, partition, seed, dtype, "start"))) is not None
+        for (task, partition, seed, state), run in runs.items()
+        if state == "default" and (start := runs.get((task, partition, seed, "start"))) is not None
     ]
     print("| task | partition | seed | start (%) | default (%) | rows gained / lost | points | standard errors |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")

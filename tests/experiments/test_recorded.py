@@ -41,18 +41,17 @@ def test_a_preset_that_has_recorded_nothing_is_one_sentence(command, monkeypatch
 
 def test_each_default_stands_beside_its_start(monkeypatch, capsys):
     each, means, beside = tables(printed("experiments.harm", [], monkeypatch, capsys))
-    files = [ResultsFile(EXPERIMENTS / folder / "results.jsonl") for folder in ("harm", "harm/skew")]
-    runs = {(r.point["task"], r.point["partition"], r.seed, r.config["dtype"], r.point["state"]): r
-            for file in files for r in file.read()}  # fmt: skip
+    recorded = ResultsFile(EXPERIMENTS / "harm" / "results.jsonl").read()
+    runs = {(r.point["task"], r.point["partition"], r.seed, r.point["state"]): r for r in recorded}
     defaults = [key for key in runs if key[-1] == "default"]
     assert len(each) == len(defaults)
     of_partitions: dict[tuple[str, str], list[float]] = {}
     for (task, partition, seed, start, after, rows, points, _), key in zip(each, defaults, strict=True):
         assert (task, partition, int(seed)) == key[:3]
-        first, last = (runs[*key[:4], state].summary["accuracy"] for state in ("start", "default"))
+        first, last = (runs[*key[:3], state].summary["accuracy"] for state in ("start", "default"))
         assert (float(start), float(after)) == pytest.approx((100 * first, 100 * last), abs=0.006)
         gained, lost = map(int, rows.split(" / "))
-        tested = len(runs[*key[:4], "start"].scored.correct)
+        tested = len(runs[*key[:3], "start"].scored.correct)
         assert float(points) == pytest.approx(100 * (gained - lost) / tested, abs=0.006)
         of_partitions.setdefault((task, partition), []).append(100 * (last - first))
     shown = {(task, p): cell for task, _, *cells in means for p, cell in zip(PARTITIONS, cells, strict=True) if cell}
@@ -65,7 +64,7 @@ def test_each_default_stands_beside_its_start(monkeypatch, capsys):
             assert list(map(float, interval)) == pytest.approx(expected, abs=0.006)
     plain = "default, losses as they are"
     for task, partition, count, *points in beside:
-        both = [k[:4] for k in defaults if k[:2] == (task, partition) and (*k[:4], plain) in runs]
+        both = [k[:3] for k in defaults if k[:2] == (task, partition) and (*k[:3], plain) in runs]
         assert len(both) == int(count)
         columns = [("default", "accuracy"), (plain, "accuracy"), ("default", "last_accuracy"), (plain, "last_accuracy")]
         for shown_points, (state, name) in zip(points, columns, strict=True):
