@@ -9,11 +9,15 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
+from fedpeft.parts import name_of
 from fedpeft.run.checks.rules import check_label_shift, check_server
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.run.suited import ADAPTER, FAR_APART, suited_method
 from fedpeft.spec import parse_spec
+
+MANY_CLASSES = 20
+"""Up to so many ridge has been a start that is hardly lower (docs/choosing.md)."""
 
 MANY = 1000
 """Clients that are many: fewer of one step each have not been looked at."""
@@ -42,6 +46,11 @@ def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
         yield (
             "a linear head on all blocks of the frozen base has learned more of images than lora, and takes a fraction "
             "of its work: try --peft head2toe, too (docs/choosing.md)"
+        )
+    if _classes_are_many(setup):
+        yield (
+            f"there are {setup.facts.classes} classes: where some have far more rows than others, --head discriminant "
+            "starts higher than ridge, from the same sums (docs/choosing.md)"
         )
     if _owners_are_left_aside(setup.config):
         owner = parse_spec(setup.config.dataset).settings["owner"]
@@ -86,6 +95,12 @@ def _a_head_may_do(setup: Setup) -> bool:
     """Whether a user has named lora where nothing else speaks against the head that images get."""
     config = replace(setup.config, head="auto")
     return setup.method.name == ADAPTER and suited_method(config, setup.facts, ()) != ADAPTER
+
+
+def _classes_are_many(setup: Setup) -> bool:
+    """Whether the head starts from ridge regression on the labels of more classes than that is good for."""
+    of_classes = setup.facts.task == "classification" and setup.facts.classes > MANY_CLASSES
+    return of_classes and name_of(type(setup.head)) == "ridge"
 
 
 def _owners_are_left_aside(config: RunConfig) -> bool:

@@ -90,7 +90,7 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
     for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):
         config = settled(RunConfig(dataset=dataset, partition=partition))
         parts = {"training": LocalTraining(), "mechanism": None, "secure_sum": None, "drift": parse_drift("")}
-        kind, method = SimpleNamespace(kind="text"), SimpleNamespace(name="lora")
+        kind, method = SimpleNamespace(kind="text", task="classification", classes=2), SimpleNamespace(name="lora")
         setup = SimpleNamespace(config=config, facts=kind, method=method, **parts)
         told = " ".join(advice.advice(setup, statistics, 100))
         assert ("the column shop says whose row it is" in told) is (said and owners)
@@ -112,3 +112,14 @@ def test_a_head_on_all_blocks_is_advised_for_images(more, advised, tmp_path, cap
     words[words.index("tiny")] = "digits"
     assert main([*words, "--model", "tiny_vision", *more, "--output", str(tmp_path / "run")]) == 0
     assert ("--peft head2toe" in " ".join(capsys.readouterr().out.split())) is advised
+
+
+@pytest.mark.parametrize(
+    ("most", "more", "advised"),
+    [(3, [], True), (4, [], False), (3, ["--head", "discriminant"], False), (3, ["--head", "zero"], False)],
+)
+def test_another_head_is_advised_for_many_classes(most, more, advised, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(advice, "MANY_CLASSES", most)
+    assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("there are 4 classes: where some have far more rows" in said) is advised
