@@ -9,6 +9,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.errors import ConfigError
 
 WIDTH = 8
@@ -105,13 +107,55 @@ def test_classes_that_differ_by_noise_alone_are_told_by_their_size():
     torch.testing.assert_close(solved["head.bias"], 0.6 * torch.full((2,), 0.5, dtype=torch.float64).log())
 
 
-def test_a_row_of_each_class_and_no_rows_at_all_leave_a_finite_head():
+@pytest.mark.parametrize(("preset", "each"), [("", 10), ("tiny", 50)])
+def test_coarse_codes_of_many_clients_of_few_rows_leave_what_they_leave_of_ridge(preset, each):
+    """They can make variances within classes negative, whose inverse would be of the largest."""
+    classes, width, draws = 20, 96, torch.Generator().manual_seed(2)
+    labels = torch.randint(classes, (600,), generator=draws)
+    spread = torch.logspace(0, -1.5, width, dtype=torch.float64)
+    means = torch.randn(classes, width, generator=draws, dtype=torch.float64)
+    features = 1.0 + spread * (means[labels] + torch.randn(600, width, generator=draws, dtype=torch.float64))
+    right = {}
+    for name in ("ridge", "discriminant"):
+        head, total = HEADS.build(name).compact(), Fold()
+        for k in range(600 // each):
+            rows = np.arange(each * k, each * k + each)
+            made = head.statistics(features[rows].float(), labels[rows], classes)
+            payload = parse_codec(head.codec(preset)).encode(made, seed=k, weights=head.importance(made))
+            total.add(head.additive(decode(payload, head.shapes(width, classes, each))), 1.0)
+        solved = head.solve(total.sums, width, classes)
+        right[name] = float((logits(solved, features).argmax(1) == labels).double().mean())
+    assert right["discriminant"] > right["ridge"] - 0.05 > 0.3, right
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("each", [1, 2])
+def test_of_classes_that_show_no_variance_each_row_is_found(each, precision):
+    features = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(precision)
+    labels = torch.arange(5).repeat(each)
+    solved = summed(HEADS.build("discriminant"), features.repeat(each, 1), labels, 5, [np.arange(5 * each)])
+    said = logits(solved, features.double())
+    assert (said.argmax(1) == torch.arange(5)).all()
+    assert solved["head.weight"].abs().max() < 1e5
+
+
+def test_no_rows_at_all_leave_a_finite_head():
     head = HEADS.build("discriminant")
-    features = torch.eye(3, WIDTH, dtype=torch.float64)
-    one_each = summed(head, features, torch.arange(3), 3, [np.arange(3)])
     shapes = head.shapes(WIDTH, 3, 0)
     lost = head.solve({name: torch.zeros(shape) for name, shape in shapes.items()}, WIDTH, 3)
-    assert all(tensor.isfinite().all() for tensor in [*one_each.values(), *lost.values()])
+    assert all(tensor.isfinite().all() for tensor in lost.values())
+
+
+def test_a_wide_covariance_is_the_same(monkeypatch):
+    """Decomposed only where a coarse code has left something negative."""
+    features, labels = drawn([30, 5, 1, 64], apart=0.7)
+    head = HEADS.build("discriminant")
+    usual = summed(head, features, labels, 4, [np.arange(100)])
+    monkeypatch.setattr("fedpeft.aggregation.heads.discriminant.WIDE", 4)
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    wide = summed(head, features, labels, 4, [np.arange(100)])
+    for name in usual:
+        torch.testing.assert_close(wide[name], usual[name], rtol=1e-8, atol=1e-10)
 
 
 def test_it_starts_from_classes():

@@ -13,11 +13,12 @@ Statistical Science 6, 1991): a class of few rows has hardly a mean of its own, 
 be believed.
 
 It needs the sums of `ridge` and no others. A regression on one-hot labels says little of classes with few rows, whose
-values stay near 0; this weighs each class by its own mean. On Reuters R52 it starts four points above, at half the
-loss, and on tasks of few large classes no higher (`python -m experiments.few_rows --head discriminant`).
+values stay near 0; this weighs each class by its own mean. On Reuters R52 it starts four points above, and on tasks of
+few large classes no higher (`python -m experiments.few_rows --head discriminant`).
 
 Features are not normal, and what is said of them is too sure: `scale` makes up for that. A class without rows is taken
-to lie at the mean of all, with half a row.
+to lie at the mean of all, with half a row. Coarse codes can make variances negative; such a one is the size of the
+error along its direction, and is taken to be as large as that.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.head_start import HeadStart
-from fedpeft.aggregation.second_moments import FACTOR, MOMENTS, SecondMoments, moments_of, solution
+from fedpeft.aggregation.second_moments import FACTOR, MOMENTS, WIDE, SecondMoments, moments_of, solution
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
 HALF_A_ROW = 0.5
 """What a class has at least; coarse codes may leave less than nothing of few rows."""
+
+FLOOR = 1e-3
+"""Of the variance of all rows, what classes have within at least where it is shrunk: of one row each they show none."""
 
 MOST = 1.0
 """The strength where none is given is d / n, the features that a row has to tell of, and at most this."""
@@ -57,20 +61,32 @@ class Discriminant(SecondMoments):
 
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head."""
-        moments, sums = moments_of(total, width)[:-1], total["sums"].double()
+        moments, sums = moments_of(total, width)[:-1, :-1], total["sums"].double()
         counts, rows = sums[-1], float(sums[-1].sum().clamp(min=1))
         there = counts > HALF_A_ROW
         counts = counts.clamp(min=HALF_A_ROW)
-        centre = moments[:, -1:] / rows
+        centre = sums[:-1].sum(1, keepdim=True) / rows
         offsets = torch.where(there, sums[:-1] / counts - centre, 0.0)  # (width, classes)
-        scatter = moments[:, :-1] - rows * centre @ centre.T - (offsets * counts) @ offsets.T
-        within = scatter / max(rows - float(there.sum()), 1.0)
+        scatter = moments - rows * centre @ centre.T
+        within = (scatter - (offsets * counts) @ offsets.T) / max(rows - float(there.sum()), 1.0)
         offsets = offsets * _trust(offsets, counts * there, float(within.trace()))
+        variance = max(float(within.diagonal().mean()), FLOOR * float(scatter.diagonal().mean()) / rows)
         strength = self.strength or min(width / rows, MOST)
-        spread = strength * within.diagonal().mean().clamp(min=0.0)
-        weights = solution(within + spread * torch.eye(width, dtype=torch.float64), offsets)
+        covariance = _shrunk(within, strength * max(variance, 0.0))
+        weights = solution(covariance, offsets)
         bias = (counts / rows).log() - (weights * (offsets + 2 * centre)).sum(0) / 2
         return {"head.weight": self.scale * weights.T.contiguous(), "head.bias": self.scale * bias}
+
+
+def _shrunk(within: Tensor, spread: float) -> Tensor:
+    """within + spread * I, with the eigenvalues of `within` as if none were negative: of many features only where some
+    make a difference, since it takes a minute."""
+    system = within + spread * torch.eye(len(within), dtype=torch.float64)
+    if len(within) > WIDE and not torch.linalg.cholesky_ex(system).info:
+        return system
+    values, vectors = torch.linalg.eigh(within)
+    made: Tensor = vectors * (values.abs() + spread) @ vectors.T
+    return made
 
 
 def _trust(offsets: Tensor, counts: Tensor, within: float) -> Tensor:
