@@ -10,8 +10,8 @@ one payload of the run's lossless codec.
 
 A remote client holds versions in files: the server sends what has come since the client's last acknowledged round. So
 the version of that round is kept until a later one is acknowledged: a round that was lost, or repeated after the
-server's restart, starts from it again. Beside the versions stands in which rounds they were made: in a folder that does
-not know of the acknowledged one (it was lost, or is an older copy) the increments would lead elsewhere, unnoticed.
+server's restart, starts from it again. Beside the versions stands which of them each round needed: in a folder without
+that of the acknowledged one (it was lost, or is an older copy) the increments would lead elsewhere, unnoticed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WHOLE = 0xFFFFFFFF
 """In a payload's table, in place of a number of increments: the whole matrix follows."""
 
 ROUNDS = "rounds"
-"""The file of the rounds that a client's versions were made for, from the acknowledged one on."""
+"""The file of a client's rounds from the acknowledged one on, each with the version that it needed (0: none)."""
 
 _NUMBER = struct.Struct("<I")
 
@@ -231,39 +231,36 @@ class HeldBase:
 
         Raises:
             PayloadError: the payload does not fit these layers.
-            GoneError: this folder has not been there in the round `acknowledged`.
+            GoneError: this folder does not know the round `acknowledged`, or has lost the version of it.
             RunError: a file can't be written.
         """
-        if self.filled:
-            self._note(round, acknowledged)
-        if not version:
+        if not self.filled:
             return
-        there = sorted(int(file.stem) for file in self.folder.glob("*.safetensors") if file.stem.isdecimal())
-        held = max((v for v in there if v < acknowledged), default=0)
-        files = ResidualFiles(self.folder)
-        before = files.get(held) if version != held else {}
+        rounds, files = self._rounds(), ResidualFiles(self.folder)
+        held = rounds.get(acknowledged, 0)
+        if acknowledged and (acknowledged not in rounds or (held and not files.file(held).exists())):
+            raise GoneError(
+                f"what was in the base after round {acknowledged} is missing from {self.folder}; bring it back from a "
+                "copy: nothing can stand for it"
+            )
+        noted = {other: made for other, made in rounds.items() if other >= acknowledged} | {round: version}
         try:
-            if version != held:
-                files.write(version, receive(before, payload, self.pairs))
-            for other in there:
-                if other not in (held, version):
-                    files.file(other).unlink()
+            if version not in (0, held):
+                files.write(version, receive(files.get(held), payload, self.pairs))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self.folder / ROUNDS, " ".join(f"{r}:{v}" for r, v in sorted(noted.items())).encode())
+            for file in self.folder.glob("*.safetensors"):
+                if file.stem.isdecimal() and int(file.stem) not in (held, version):
+                    file.unlink()
         except (OSError, SafetensorError) as error:
             raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
 
-    def _note(self, round: int, acknowledged: int) -> None:
-        """Write down that this folder has been there in `round`."""
-        file = self.folder / ROUNDS
+    def _rounds(self) -> dict[int, int]:
+        """The version that each noted round needed; empty where nothing is noted, or nobody can read what is."""
         try:
-            known = set(map(int, file.read_text().split())) if file.exists() else set()
-            if acknowledged and acknowledged not in known:
-                raise GoneError(
-                    f"what was in the base after round {acknowledged} is missing from {self.folder}; bring it back "
-                    "from a copy: nothing can stand for it"
-                )
-            noted = {other for other in known if other >= acknowledged} | {round}
-            if noted != known:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                replace_file(file, " ".join(map(str, sorted(noted))).encode())
-        except (OSError, ValueError) as error:
-            raise RunError(f"the rounds of the base's residual in {file} can't be kept: {error}") from error
+            noted = (self.folder / ROUNDS).read_text()
+            return {int(r): int(v) for r, v in (entry.split(":") for entry in noted.split())}
+        except (FileNotFoundError, ValueError):
+            return {}
+        except OSError as error:
+            raise RunError(f"the rounds of the base's residual in {self.folder} can't be read: {error}") from error

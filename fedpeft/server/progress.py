@@ -64,10 +64,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Counters:
-    """Running totals of a run, as in `Traffic`.
-
-    `prepare_bytes`: of `uplink_bytes`, before round 1 and between tasks; `rejected` counts the updates left out.
-    """
+    """Running totals of a run, as in `Traffic`; `prepare_bytes` are those of `uplink_bytes` before round 1 and between
+    tasks, `rejected` the updates left out."""
 
     uplink_bytes: int = 0
     downlink_bytes: int = 0
@@ -169,8 +167,10 @@ class Progress:
 
     def undone(self, after: Progress, standing: Standing) -> Progress:
         """The server where the step to `after` does not count: what clients told of themselves stays, momentum goes."""
-        counts: dict[str, Any] = {"round": after.round, "rows": after.rows, "rejections": after.rejections}
-        return replace(self, standing=standing, memory=standing_still(self.memory), **counts)
+        told: dict[str, Any] = {"round": after.round, "rows": after.rows, "rejections": after.rejections}
+        lost = {client: 0 for client, round in after.acknowledged.items() if not round}  # newcomers, all the same
+        told |= {"acknowledged": self.acknowledged | lost, "held": self.held | lost}
+        return replace(self, standing=standing, memory=standing_still(self.memory), **told)
 
     @property
     def reached(self) -> State:

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from fedpeft.communication.base_residual import HeldBase, Residual, ResidualFiles
+from fedpeft.communication.base_residual import ROUNDS, HeldBase, Residual, ResidualFiles
 from fedpeft.communication.codec import parse_codec
 from fedpeft.errors import GoneError, PayloadError, RunError
 from fedpeft.peft.adapter import LoraPair
@@ -82,6 +82,25 @@ def test_a_folder_that_was_not_there_in_the_acknowledged_round_is_noticed(tmp_pa
     HeldBase(tmp_path / "nothing", PAIRS, True).update(4, 3, 0, server.payload(0, PAIRS, CODEC))  # as a newcomer
     for folder in ("own", "nothing"):
         assert torch.equal(ResidualFiles(tmp_path / folder).get(3)["low"], server.total["low"])
+
+
+@pytest.mark.parametrize("lost", ["versions", "notes"])
+def test_a_folder_that_has_lost_part_of_it_is_that_of_a_newcomer(tmp_path, lost):
+    """Deleted to make room, say, or damaged: what is left does not tell the base of the acknowledged round."""
+    server, client = Residual(), HeldBase(tmp_path, PAIRS, True)
+    for round in (1, 2, 3):
+        client.update(round, server.version, round - 1, server.payload(max(0, round - 2), PAIRS, CODEC))
+        server = server.after(round, increments(round), torch.float32)
+    if lost == "versions":
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+    else:
+        (tmp_path / ROUNDS).write_text("damaged")
+    with pytest.raises(GoneError, match="after round 3 is missing"):
+        client.update(4, 3, 3, server.payload(2, PAIRS, CODEC))
+    client.update(5, 3, 0, server.payload(0, PAIRS, CODEC))
+    held = ResidualFiles(tmp_path).get(3)
+    assert all(torch.equal(held[module], server.total[module]) for module in server.total)
 
 
 def test_a_damaged_version_is_one_sentence(tmp_path):

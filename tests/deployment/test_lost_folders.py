@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.communication.messages import LOST
+from fedpeft.server.progress import Progress
 
 
 def forgetful(edge, round):
@@ -56,3 +58,10 @@ def test_variates_that_are_lost_are_not_begun_anew(federation):
     [line] = [json.loads(line) for line in (made.folder / "server" / "clients.jsonl").read_text().splitlines()
               if '"rejected": "the state' in line]  # fmt: skip
     assert "bring it back from a copy: nothing can stand for it" in line["rejected"]
+
+
+def test_it_stays_a_newcomer_where_the_step_of_that_round_is_undone():
+    before = Progress(round=3, adapter={}, acknowledged={0: 3, 1: 3}, held={0: 2, 1: 3})
+    after = replace(before, round=4, acknowledged={0: 0, 1: 4}, held={0: 0, 1: 4})
+    undone = before.undone(after, before.standing)
+    assert (undone.acknowledged, undone.held) == ({0: 0, 1: 3}, {0: 0, 1: 3})
