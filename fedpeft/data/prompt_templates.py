@@ -104,7 +104,7 @@ class PromptTemplate:
         of several a JSON object of columns.
 
         Raises:
-            DataError: as of `prompt`; the template reads other columns than are given.
+            DataError: as of `prompt`; the template reads other columns than are given, or not all of them.
         """
         try:
             read = meta.find_undeclared_variables(ENVIRONMENT.parse(self.text)) - ENVIRONMENT.globals.keys()
@@ -112,20 +112,24 @@ class PromptTemplate:
             read = set()
         if len(read) < 2:
             return self.prompt({"instruction": text, "input": "", **dict.fromkeys(read, text)}, where)
+        given = _columns_in(text, read)
+        if unread := sorted(given.keys() - read):
+            known = ", ".join(sorted(read))
+            raise DataError(f"{where}: the template does not read {unread[0]!r:.80}; a question gives some of {known}")
         try:
-            return self.prompt(_columns_in(text, read) or {"instruction": text, "input": ""}, where)
+            return self.prompt(given or {"instruction": text, "input": ""}, where)
         except DataError as error:
             whole = json.dumps(dict.fromkeys(sorted(read), "..."))
             raise DataError(f"{error}; it reads several columns, which a question gives as JSON: {whole}") from None
 
 
 def _columns_in(text: str, read: Set[str]) -> dict[str, Any]:
-    """The columns that a question gives as a JSON object of some of those that are `read`; empty: it is plain text."""
+    """The columns of a question that is a JSON object with any of those that are `read`; empty: it is plain text."""
     try:
         given = parse_json(text.encode())
     except ValueError:
         return {}
-    return given if isinstance(given, dict) and given.keys() <= read else {}
+    return given if isinstance(given, dict) and given.keys() & read else {}
 
 
 def reason(error: Exception) -> str:

@@ -226,7 +226,12 @@ def test_a_template_of_several_columns_is_asked_by_a_json_object_of_them(tmp_pat
     asked = Form(True, own).row('{"city": "Bern", "year": 1900}', "x", "here")
     assert json.loads(asked) == {"prompt": "Bern in 1900:", "answer": "x"}
     assert "### Input:\n1, 2" in question(None, '{"instruction": "Add.", "input": "1, 2"}', "alpaca")[0]
-    for text in ("Bern", '{"city": "Bern"}', '{"city": "Bern", "years": 1900}', '["Bern"]'):
+    for text in ('{"city": "Bern", "year": 1900, "years": 1}', '{"city": "Bern", "years": 1900}'):
+        with pytest.raises(DataError, match="the template does not read 'years'; a question gives some of city, year"):
+            question(None, text, own)
+    with pytest.raises(DataError, match="does not read 'inptu'; a question gives some of input, instruction"):
+        question(None, '{"instruction": "Add.", "inptu": "1, 2"}', "alpaca")
+    for text in ("Bern", '{"city": "Bern"}', '{"town": "Bern"}', '["Bern"]'):
         with pytest.raises(DataError, match=r"is undefined; it reads several .* JSON: {\"city\": \"...\", \"year\": "):
             question(None, text, own)
 
