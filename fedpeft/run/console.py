@@ -316,7 +316,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    warnings.filterwarnings("ignore", module="PIL")  # of palettes, of sizes, of what cameras write: pictures are read
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of palettes, of what cameras write
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -123,3 +123,12 @@ def test_another_head_is_advised_for_many_classes(most, more, advised, tmp_path,
     assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert ("there are 4 classes: where some have far more rows" in said) is advised
+
+
+def test_a_head_on_all_blocks_is_left_alone_where_classes_are_many(tmp_path, capsys, monkeypatch):
+    """To name a head would take `lora` instead (`fedpeft.run.suited`)."""
+    monkeypatch.setattr(advice, "MANY_CLASSES", 3)
+    words = [word for word in RUN if word not in ("--tokens", "16")]
+    words[words.index("tiny")] = "digits"
+    assert main([*words, "--model", "tiny_vision", "--output", str(tmp_path / "run")]) == 0
+    assert "--head discriminant" not in capsys.readouterr().out
