@@ -230,11 +230,13 @@ class HeldBase:
         the server sent.
 
         Raises:
-            PayloadError: the payload does not fit these layers.
+            PayloadError: the payload does not fit these layers, or nothing belongs into the base.
             GoneError: this folder does not know the round `acknowledged`, or has lost the version of it.
             RunError: a file can't be written.
         """
         if not self.filled:
+            if version:
+                raise PayloadError(f"version {version} of the base was sent, and the run's rule puts nothing into it")
             return
         rounds, files = self._rounds(), ResidualFiles(self.folder)
         held = rounds.get(acknowledged, 0)

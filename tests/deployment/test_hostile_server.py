@@ -74,12 +74,9 @@ def test_tensors_that_a_payload_does_not_hold_end_no_client(asked_edge):
     codec, layout, start = parse_codec("fp32"), edge.setup.layout, edge.setup.start
     missing = next(iter(layout.shapes))
     train = Instruction("train", 1, 0, codec.encode(start), learning_rate=1e-3, rank=2, alpha=4.0)
-    table = b"\xff" * 4 * len(layout.pairs)
-    base = {f"{pair.module}.total": (pair.out_features, pair.in_features) for pair in layout.pairs}
     classes = {SHARES: (edge.setup.facts.classes,)}
     for changed in (
         {"payload": codec.encode({n: t for n, t in start.items() if n != missing}, shapes=layout.shapes)},
-        {"base": 1, "residual": table + codec.encode({}, shapes=base)},
         {"told": codec.encode({}, shapes=classes)},
     ):
         report = edge.handle(replace(train, **changed))
@@ -94,6 +91,14 @@ def asked_edge(tmp_path_factory):
     made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), clients=1, rounds=1)
     made.run()
     return made.server.direct.asked[0], made.server.edges[0]
+
+
+def test_a_base_that_no_rule_of_the_run_changes_is_not_taken(asked_edge):
+    """Else a server of plain means could put anything into it. Who lacks tensors of one: `test_held_base`."""
+    asked, edge = asked_edge
+    report = edge.handle(replace(asked, base=1, residual=b"\xff" * 4 * len(edge.setup.layout.pairs)))
+    assert "version 1 of the base was sent, and the run's rule puts nothing into it" in report.error
+    assert not report.payload
 
 
 def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
