@@ -3,7 +3,8 @@
 Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. The standard error of the difference is
 that over test rows, with one run on either side. A second table has means over seeds, with 95 % intervals of Student's
 t. A third has the default beside the same with losses as they are, on the seeds that both have: points over the start,
-of the result and of the last state, means over seeds.
+of the result and of the last state, means over seeds. Of a preset a last one has its defaults beside those of the small
+one: points over them, on the seeds that both have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from experiments import one_sentence
 from experiments.recorded import recorded
-from fedpeft.studies.results import Result
+from fedpeft.studies.results import Result, ResultsFile
 from fedpeft.studies.statistics import half_width
 
 HERE = Path(__file__).parent
@@ -82,6 +83,21 @@ def means(pairs: Iterable[tuple[Result, Result]]) -> Iterator[str]:
         yield f"| {task} | {' | '.join(cells)} |"
 
 
+def beside_small(runs: Mapping[Key, Result], small: Mapping[Key, Result]) -> Iterator[str]:
+    """Rows of the last table, of a preset's runs and those of the small one."""
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for where, run in runs.items():
+        if where[-1] == "default" and where in small:
+            groups.setdefault(where[:2], []).append((accuracies(run)[0], accuracies(small[where])[0]))
+    for (task, partition), found in groups.items():
+        own, others = np.array(found).T
+        points = own - others
+        yield (
+            f"| {task} | {partition} | {own.mean():.1f} ({own.min():.1f} to {own.max():.1f}) | {others.mean():.1f} | "
+            f"{points.mean():+.2f}{_interval(points)} [{len(points)}] |"
+        )
+
+
 def _interval(points: NDArray[np.float64]) -> str:
     if len(points) < 2:
         return ""
@@ -109,6 +125,11 @@ def main() -> None:
         print("\n| task | partition | seeds | default | losses as they are | last state, default | as they are |")
         print("|---|---|---:|---:|---:|---:|---:|")
         print("\n".join(rows))
+    if found[0].preset != "small":
+        small = {key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.finished}
+        print("\n| task | partition | default (%) | of small (%) | points over it |")
+        print("|---|---|---:|---:|---:|")
+        print("\n".join(beside_small(runs, small)))
 
 
 if __name__ == "__main__":

@@ -60,9 +60,8 @@ def _by_class(folder: Path) -> Iterator[tuple[str, Path]]:
                 f"{deeper} holds pictures, and is a folder within that of the class {sub.name!r}; put them into {sub} "
                 "itself, or take them out of it"
             )
-        name = unicodedata.normalize(
-            "NFC", sub.name
-        )  # macOS and its archives write an accent as a character of its own
+        # macOS and its archives write an accent as a character of its own
+        name = unicodedata.normalize("NFC", sub.name)
         yield from ((name, picture) for picture in _readable(_pictures(sub)))
 
 

@@ -80,3 +80,20 @@ def test_a_preset_s_table_is_of_its_own_results(monkeypatch, capsys):
     assert [line.split("|")[1].strip() for line in lines] == sorted(
         (line.split("|")[1].strip() for line in lines), key=["R8", "R52", "code_types", "reviews"].index
     )
+
+
+def test_a_preset_s_defaults_stand_beside_those_of_the_small_one(monkeypatch, capsys):
+    *_, beside = tables(printed("experiments.harm", ["--preset", "discriminant"], monkeypatch, capsys))
+    small, own = (
+        {(r.point["task"], r.point["partition"], r.seed): 100 * r.summary["accuracy"]
+         for r in ResultsFile(EXPERIMENTS / folder / "results.jsonl").read() if r.point["state"] == "default"}
+        for folder in ("harm", "harm/discriminant")
+    )  # fmt: skip
+    assert len(beside) == 2
+    for task, partition, mean, of_small, points in beside:
+        pairs = np.array([(own[key], small[key]) for key in own if key[:2] == (task, partition)])
+        gained = pairs[:, 0] - pairs[:, 1]
+        span = f"{pairs[:, 0].mean():.1f} ({pairs[:, 0].min():.1f} to {pairs[:, 0].max():.1f})"
+        assert (mean, of_small) == (span, f"{pairs[:, 1].mean():.1f}")
+        low, high = stats.t.interval(0.95, len(gained) - 1, gained.mean(), stats.sem(gained))
+        assert points == f"{gained.mean():+.2f} ({low:+.2f} to {high:+.2f}) [{len(gained)}]"
