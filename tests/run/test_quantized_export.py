@@ -10,6 +10,7 @@ import transformers
 from peft import PeftModel
 
 from fedpeft.export import main as export
+from fedpeft.models.base_model import resolve_model
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 
@@ -26,14 +27,26 @@ def card_of(tmp_path, peft, *words):
     return FinishedRun.read(run), (out / "README.md").read_text()
 
 
+def wider(folder):
+    """tiny_lm with layers whose widths are multiples of 64, as real models' are: of others bitsandbytes 0.50 decodes
+    rows wrongly, or refuses them where a CPU has AVX-512 bf16."""
+    tiny = resolve_model("tiny_lm")
+    config = transformers.AutoConfig.from_pretrained(tiny, hidden_size=64, head_dim=16, intermediate_size=128)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
 def test_the_command_of_the_card_gives_what_the_run_was_scored_with(tmp_path):
     """In fp32 it would answer otherwise."""
-    run, card = card_of(tmp_path, "qlora(rank=4)")
+    run, card = card_of(tmp_path, "qlora(rank=4)", f"--model={wider(tmp_path / 'base')}")
     assert "trained and scored beside a base in nf4 |" in card
     [base] = re.findall(r"from_pretrained\((AutoModelForCausalLM.*\)), \"adapter\"\)`", card)
     names = {name: getattr(transformers, name) for name in ("AutoModelForCausalLM", "BitsAndBytesConfig")}
     held = eval(base, {"torch": torch, "BASE": str(run.model_directory), **names})
     model, ids = PeftModel.from_pretrained(held, tmp_path / "out" / "adapter"), torch.tensor([[5, 6, 7, 8]])
+    model.train()  # in fp32 on all CPUs; there is no dropout
     plain = names["AutoModelForCausalLM"].from_pretrained(run.model_directory, dtype=torch.float32)
     plain = PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter")
     with torch.no_grad():
