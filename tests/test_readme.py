@@ -155,6 +155,16 @@ def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
     )
 
 
+def test_the_site_has_no_link_that_leaves_it():
+    """Files of the repository are no pages of the site: mkdocs warns of links to them, and --strict ends there."""
+    hook = importlib.util.spec_from_file_location("site_links", ROOT / ".ci" / "site_links.py")
+    hook.loader.exec_module(site_links := importlib.util.module_from_spec(hook))
+    for page in PAGES[1:]:
+        assert "](../" not in site_links.on_page_markdown(page.read_text(encoding="utf-8"), page=page), page.name
+    shown = site_links.on_page_markdown("[a budget](../experiments/private_plan/README.md), [Data](data.md#rows)")
+    assert shown == "a budget: `experiments/private_plan`, [Data](data.md#rows)"
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("mkdocstrings_handlers.python", reason="needs the extra docs, as .ci/run has it")

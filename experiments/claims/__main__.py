@@ -14,7 +14,17 @@ from pathlib import Path
 
 from experiments import one_sentence
 from experiments.claims.records import Claim, evidence_of, read_claims, section_of
-from experiments.claims.verdicts import Evidence, Verdict, holm, open_factor, probability, verdict
+from experiments.claims.verdicts import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Evidence,
+    Verdict,
+    holm,
+    open_factor,
+    probability,
+    verdict,
+)
 from fedpeft.studies.statistics import LEVEL
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
@@ -22,6 +32,9 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
 BEGIN, END = "<!-- made by: python -m experiments.claims --write -->\n", "<!-- end -->"
 
 Judged = tuple[Claim, Evidence, float, Verdict]
+
+OF_SEVERAL = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are not resolved"}
+"""The verdicts as they are said of several claims."""
 
 
 def judged(family: Sequence[Claim]) -> list[Judged]:
@@ -81,7 +94,7 @@ def page() -> str:
             "| claim | what was compared | said to be | seeds | points (95 %) | fewer bytes | verdict | p |\n"
             f"|---|---|---|---:|---:|---:|---|---:|\n{table}\n"
         )
-    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words)))
+    counts = ", ".join(f"{words.count(word)} {said}" for word, said in OF_SEVERAL.items())
     return f"{len(words)} comparisons: {counts}.\n\n" + "\n".join(tables)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from fedpeft.__main__ import COMMANDS
+from fedpeft.audit.canaries import CanaryAudit
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.describe import legal
@@ -21,7 +22,7 @@ from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality
 from fedpeft.server.acceptance import ClientResult
 
-OPTIONS_OF = {"serve": ServeOptions, "join": EdgeOptions}
+OPTIONS_OF = {"serve": ServeOptions, "join": EdgeOptions, "audit": CanaryAudit}
 """Commands with a class of further options."""
 
 RECORDS: Mapping[str, tuple[type, ...]] = {
