@@ -7,6 +7,7 @@ over seeds.
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,5 +56,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help, and nothing else
     with one_sentence():
         main()

@@ -97,3 +97,11 @@ def test_a_preset_s_defaults_stand_beside_those_of_the_small_one(monkeypatch, ca
         assert (mean, of_small) == (span, f"{pairs[:, 1].mean():.1f}")
         low, high = stats.t.interval(0.95, len(gained) - 1, gained.mean(), stats.sem(gained))
         assert points == f"{gained.mean():+.2f} ({low:+.2f} to {high:+.2f}) [{len(gained)}]"
+
+
+@pytest.mark.parametrize("command", ["experiments.trust", "experiments.tune"])
+def test_a_command_without_options_refuses_them(command, monkeypatch, capsys):
+    """tune writes files: what is asked of it must not be passed over."""
+    with pytest.raises(SystemExit, match="2"):
+        printed(command, ["--nonsense"], monkeypatch, capsys)
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
