@@ -225,7 +225,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
                     records.write("config.toml", catalogue.made_toml(federation.setup))
-                own_files.record(records, own_files.made_of(config.dataset, config.model, federation.fixed["model"]))
+                own_files.record(records, own_files.made_of(config, federation.fixed["model"], folder))
                 kept = dataclasses.replace(options, readmit="")  # it was for this start
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()

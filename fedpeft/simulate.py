@@ -189,7 +189,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, te
     from fedpeft.simulation.probe import begun_probe
 
     setup, rows, config = simulation.setup, simulation.rows, simulation.config
-    own_files.record(records, own_files.made_of(config.dataset, config.model, simulation.workers.work.model_key))
+    own_files.record(records, own_files.made_of(config, simulation.workers.work.model_key, records.folder))
     _introduce(simulation, observer)
     if not tested:
         from fedpeft.simulation.untested import untested

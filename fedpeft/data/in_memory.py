@@ -83,7 +83,17 @@ def part_of(dataset: Dataset) -> tuple[type, str]:
             """Those rows."""
             return dataset
 
-    owners = [] if dataset.train.owners is None else dataset.train.owners.tolist()
-    hashes = rows_hash(dataset.train), rows_hash(dataset.test), repr(owners)
-    digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    digest = hashlib.sha256(" ".join(_told_apart_by(dataset)).encode()).hexdigest()
     return InMemory, f"{NAME}(rows='{digest}')"
+
+
+def _told_apart_by(dataset: Dataset) -> list[str]:
+    """Its rows, and what else it says of how they are learned; what it does not say leaves its text as it was."""
+    owners = [] if dataset.train.owners is None else dataset.train.owners.tolist()
+    found = [rows_hash(dataset.train), rows_hash(dataset.test), repr(owners)]
+    found += [dataset.task] if "(" in dataset.task else []
+    found += [] if dataset.validation is None else [rows_hash(dataset.validation)]
+    if dataset.tasks is not None:
+        splits = [rows.tasks for _, rows in dataset.parts]
+        found += [repr(dataset.tasks), *(repr([] if tasks is None else tasks.tolist()) for tasks in splits)]
+    return found

@@ -15,7 +15,7 @@ from fedpeft.data.instruction_columns import if_answers
 from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, in_order, label_names, matrix, named, positions
 from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import lacking
-from fedpeft.data.rows import Dataset, Rows, split_test
+from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, brief
 from fedpeft.machine import spooled
@@ -56,6 +56,15 @@ class Names:
         hint = "; label_type=labels takes rows that have several labels or none" if settable else ""
         reader = self.ask.partition("(")[0]
         return Complete(records, source, self.needs if needs is None else needs, self.incomplete, hint, reader)
+
+
+def text_column(text: str) -> str:
+    """The column of texts in rows like those of the data set that `text` describes, where nobody names another.
+
+    Raises:
+        ConfigError: unknown name or setting; or data sets of several columns.
+    """
+    return str(getattr(DATASETS.build(text), "text", "text"))
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from torch import Tensor
 from fedpeft.data.examples import Examples
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, pictures_to_answer
 from fedpeft.data.record_files import Record, records
-from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import token_rows
-from fedpeft.data.user_rows import Names, check_texts, read
+from fedpeft.data.user_rows import Names, check_texts, read, text_column
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import files
 from fedpeft.models import scoring
@@ -98,8 +97,7 @@ def _of_texts(run: FinishedRun, source: Path, column: str | None) -> Source:
     """Rows of a file; all of its texts are looked at before a model is loaded, or an answer is lost."""
     if holds_pictures(source):
         raise ConfigError(f"{run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
-    own = getattr(DATASETS.build(run.config.dataset), "text", "text")
-    names = Names(column or own, None, None, "--text COLUMN")
+    names = Names(column or text_column(run.config.dataset), None, None, "--text COLUMN")
     check_texts(str(source), records(str(source)), names)
 
     def encode(rows: list[Record]) -> Examples:
@@ -138,7 +136,8 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
     partly = output.with_name(f"{output.name}.part")
     try:
         with files.writing(output):
-            with partly.open("w", newline="", encoding="utf-8") as stream:
+            # half a character in another column than that of the texts is written as JSON has it
+            with partly.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
                 table = csv.DictWriter(stream, [*record, *answer], restval="", extrasaction="ignore")
                 table.writeheader()
                 for (_, row), said in chain([first], pairs):

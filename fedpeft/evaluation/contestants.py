@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import make_private_folder, writing
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
@@ -126,7 +126,7 @@ class Contestants:
         with writing(folder):
             if part.exists():  # a kill has left it
                 shutil.rmtree(part)
-            part.mkdir(parents=True)
+            make_private_folder(part)
         save(self.simulation.setup, state, part)
         with writing(folder):
             if folder.exists():

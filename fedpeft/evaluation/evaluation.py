@@ -294,7 +294,7 @@ class Evaluation:
         return {f"{BASE}, linear probe": {self.run.task.metric: float(probe), **more}, **table}
 
     def _with_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
-        """Beside several clients, their mean."""
+        """Beside several clients, their mean, of what each of them has."""
         made = dict(table)
         for name, ending in (("clients, mean", ""), ("clients alone, mean", " alone")):
             rows = [
@@ -303,5 +303,6 @@ class Evaluation:
                 if key.startswith("client ") and key.endswith(" alone") == bool(ending)
             ]
             if len(rows) > 1:
-                made[name] = {column: statistics.fmean(row[column] for row in rows) for column in rows[0]}
+                shared = [column for column in rows[0] if all(column in row for row in rows)]
+                made[name] = {column: statistics.fmean(row[column] for row in rows) for column in shared}
         return made

@@ -53,7 +53,7 @@ def read(track: str, path: str) -> list[Item]:
     for place, row in records(path):
         try:
             found.append(TRACKS[track].item(row))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{place} of {path} is no row of the track {track}: {error!r}") from None
     if not found:
         raise DataError(f"{path} has no questions")
@@ -68,27 +68,36 @@ def _multiple_choice(instruction: str, question: str, options: Sequence[str], ri
 
 
 def _asked(instruction: str, body: str, right: str) -> Item:
+    if not isinstance(right, str):
+        raise TypeError(f"the right answer is {right!r}, and must be a text")
     prompt = f"{instruction}\n{body}\nThe answer is:\n"
     return Item(f"<|im_start|>question\n{prompt}<|im_end|>\n<|im_start|>answer\n", right)
 
 
 def _nlp_item(row: Mapping[str, Any]) -> Item:
+    if str(row["target"]).upper() not in tuple("ABCD"):
+        raise ValueError(f"the target is {row['target']!r}, and must be a letter, A to D")
     return _multiple_choice(GENERAL, row["input"], [row[letter] for letter in "ABCD"], row["target"])
 
 
 def _medical_item(row: Mapping[str, Any]) -> Item:
     instruction = row["instruction"]
     if "final_decision" in row:
+        if not isinstance(row["CONTEXTS"], list):  # a table has no lists
+            raise TypeError("CONTEXTS must be a list of texts")
         contexts = "\n".join(row["CONTEXTS"])
         return _asked(instruction, f"{contexts}\n{row['QUESTION']}", row["final_decision"])
     if "cop" in row:
         options = [row[name] for name in ("opa", "opb", "opc", "opd")]
-        return _multiple_choice(instruction, row["question"], options, "ABCD"[int(row["cop"])])
-    right = next(option["key"] for option in row["options"] if option["value"] == row["answer"])
-    return _multiple_choice(instruction, row["question"], [option["value"] for option in row["options"]], right)
+        right = dict(enumerate("ABCD"))[int(row["cop"])]  # -1 is how the hub marks hidden answers
+        return _multiple_choice(instruction, row["question"], options, right)
+    options = [option["value"] for option in row["options"]]
+    return _multiple_choice(instruction, row["question"], options, row["options"][options.index(row["answer"])]["key"])
 
 
 def _finance_item(row: Mapping[str, Any]) -> Item:
+    if not isinstance(row["output"], str):
+        raise TypeError(f"the output is {row['output']!r}, and must be a text")
     given = f"Input: {row['input']}\n" if row.get("input") else ""
     return Item(f"Instruction: {row['instruction']}\n{given}Answer: ", row["output"])
 

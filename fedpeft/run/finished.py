@@ -191,7 +191,8 @@ class FinishedRun:
         Raises:
             RunError: it is another.
         """
-        was, now = recorded(self.folder), made_of(self.config.dataset, self.config.model)
+        config = RunConfig(dataset=self.config.dataset, model=self.config.model)  # of it, nothing else is read again
+        was, now = recorded(self.folder), made_of(config)
         now = now if rows else now[:1]
         if (name := changed(was[:1], now)) is not None:
             raise RunError(f"the base model {name} has changed since {self.folder} was trained on it; put it back")

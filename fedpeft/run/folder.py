@@ -95,19 +95,29 @@ def located(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: unknown data set.
     """
-    from fedpeft.data.rows import DATASETS
     from fedpeft.models.base_model import local_folder
 
     def absolute(path: str) -> str:
         there = Path(path).expanduser()
         return str(there.absolute()) if there.exists() else path
 
+    return dataclasses.replace(with_paths(config, absolute), model=str(local_folder(config.model) or config.model))
+
+
+def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
+    """The configuration with the files and folders changed that it names beside the model: those of the rows, in the
+    order of their text, then those of measurements, then the file of clients.
+
+    Raises:
+        ConfigError: unknown data set.
+    """
+    from fedpeft.data.rows import DATASETS
+
     return dataclasses.replace(
         config,
-        model=str(local_folder(config.model) or config.model),
-        dataset=DATASETS.with_paths(config.dataset, absolute),
-        measure=_with_paths(config.measure, lambda text: DATASETS.with_paths(text, absolute), absolute),
-        clients=absolute(config.clients) if isinstance(config.clients, str) else config.clients,
+        dataset=DATASETS.with_paths(config.dataset, path),
+        measure=_with_paths(config.measure, lambda text: DATASETS.with_paths(text, path), path),
+        clients=path(config.clients) if isinstance(config.clients, str) else config.clients,
     )
 
 

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.rows import DATASETS
+from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.machine import cache, files
 from fedpeft.models.base_model import local_folder
+from fedpeft.run.folder import with_paths
+from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
 
 RECORD = "made_of.json"
@@ -35,11 +37,21 @@ class OwnFile:
 
 
 MadeOf = tuple[OwnFile, ...]
-"""The base model, and after it what the data set names, in the order of its text, wherever its files lie."""
+"""The base model, and after it what other settings name (`fedpeft.run.folder.with_paths`), wherever its files lie."""
 
 
-def made_of(dataset: str, model: str, model_key: str = "") -> MadeOf:
-    """What is there now of what two settings of a run name; `model_key`: of the model, where it is known.
+def naming(config: RunConfig) -> RunConfig:
+    """The settings of a run that name files of the user's own, and the others by default."""
+    return RunConfig(dataset=config.dataset, model=config.model, measure=config.measure, clients=config.clients)
+
+
+def made_of(config: RunConfig, model_key: str = "", folder: Path | None = None) -> MadeOf:
+    """What is there now of what a run's settings name.
+
+    Args:
+        config: the settings.
+        model_key: of the model, where it is known.
+        folder: of the run, where it has begun: its copy of the file of clients is what it goes on by.
 
     Raises:
         ConfigError: unknown data set.
@@ -50,10 +62,12 @@ def made_of(dataset: str, model: str, model_key: str = "") -> MadeOf:
         found.append(path)
         return path
 
-    DATASETS.with_paths(dataset, noted)
-    folder = local_folder(model)
-    key = None if folder is None else model_key or cache.file_hash(folder, MODEL_FILES)
-    return OwnFile(model, key), *(OwnFile(path, _hash(Path(path).expanduser())) for path in found)
+    with_paths(config, noted)
+    own, lies = local_folder(config.model), {}
+    key = None if own is None else model_key or cache.file_hash(own, MODEL_FILES)
+    if isinstance(config.clients, str) and folder is not None and (folder / PROFILES).exists():
+        lies[config.clients] = folder / PROFILES
+    return OwnFile(config.model, key), *(OwnFile(p, _hash(lies.get(p, Path(p).expanduser()))) for p in found)
 
 
 def _hash(path: Path) -> str | None:

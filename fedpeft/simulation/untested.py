@@ -53,7 +53,6 @@ def _quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_ro
         accuracy=accuracy,
         accuracy_of=OWN_ROWS if own else VALIDATION_ROWS,
         worst_accuracy=own.worst_accuracy if own else None,
-        shared_accuracy=of_all[0] if own else None,
         loss=loss,
         perplexity=perplexity(loss) if metric == "perplexity" else None,
         kept_round=kept_round,

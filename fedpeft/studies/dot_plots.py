@@ -141,8 +141,8 @@ def accuracy_plane(
             linestyle="none",
             zorder=look.order,
         )
-    for own_rows in (False, True):  # a front each: they are judged on other rows
-        on_front = [m for m in methods if pareto.get(m.label) and m.own_rows == own_rows]
+    for judged in dict.fromkeys(m.judged for m in methods):  # a front each: others are judged on other rows
+        on_front = [m for m in methods if pareto.get(m.label) and m.judged == judged]
         points = sorted((m.mean(key) or 0.0, m.mean("accuracy") or 0.0) for m in on_front)
         if len(points) > 1:
             xs, ys = zip(*points, strict=True)

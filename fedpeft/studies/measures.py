@@ -101,11 +101,11 @@ def from_targets(*path: str) -> Callable[[Result], float | None]:
 
 
 def per_point(kind: str) -> Callable[[Result], float | None]:
-    """Joules or grams for each percentage point of the result's accuracy."""
+    """Joules or grams for each percentage point of the accuracy; None: it has no point, as a skill below 0."""
 
     def found(result: Result) -> float | None:
         spent, accuracy = from_trust("energy", kind)(result), (result.summary or {}).get("accuracy")
-        return spent / (POINTS * accuracy) if spent is not None and accuracy else None
+        return spent / (POINTS * accuracy) if spent is not None and accuracy and accuracy > 0 else None
 
     return found
 

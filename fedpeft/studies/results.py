@@ -49,6 +49,9 @@ EACH_ROUND = {"round", "loss", "accuracy", "uplink_bytes", "downlink_bytes", "se
 FILE = "file "
 """Begins the name of what a run's own file held (`Result.contents`)."""
 
+CLIENTS = "clients of "
+"""Begins the same, of a file that says who the clients are."""
+
 FINISHED, FAILED = "finished", "failed"
 
 BEFORE = {"safeguard": "none", "keep": "last"}
@@ -109,7 +112,8 @@ class Result:
     def contents(self) -> dict[str, str]:
         """What was in its parts from outside and its user's own files, digests in short: settings don't tell it."""
         parts = [("plugin ", p["source"], str(p.get("sha256", p.get("version")))) for p in self.plugin]
-        own = [(FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
+        clients = self.config.get("clients")  # who they are is a setting, beside which all else can be compared
+        own = [(CLIENTS if own.file == clients else FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
         named = [(kind, Path(source).name, said) for kind, source, said in (*parts, *own)]
         return {kind + name: f"{name} {shortened(said)}" for kind, name, said in named}
 

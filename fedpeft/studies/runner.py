@@ -22,7 +22,7 @@ from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.folder import alone_in
 from fedpeft.run.observer import judged
-from fedpeft.run.own_files import MadeOf, changed, made_of, recorded
+from fedpeft.run.own_files import MadeOf, changed, made_of, naming, recorded
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
 from fedpeft.studies.process import Program, Start, Starter, reason_of
@@ -79,7 +79,7 @@ class Workplace:
     results: ResultsFile = field(init=False)
     done: dict[str, Result] = field(init=False)
     unsaid: list[str] = field(init=False, default_factory=list)
-    _own: dict[tuple[str, str], MadeOf] = field(init=False, default_factory=dict)
+    _own: dict[RunConfig, MadeOf] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.results = ResultsFile(self.folder / "results.jsonl")
@@ -169,10 +169,10 @@ class Workplace:
 
     def _made_of(self, run: Planned) -> MadeOf:
         """What the run's own files were when they were first looked at; runs share them."""
-        key = run.config.dataset, run.config.model
-        if key not in self._own:
-            self._own[key] = made_of(*key)
-        return self._own[key]
+        named = naming(run.config)
+        if named not in self._own:
+            self._own[named] = made_of(named)
+        return self._own[named]
 
     def left(self, retry_failed: bool) -> list[Planned]:
         """The runs still to do."""

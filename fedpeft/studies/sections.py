@@ -8,11 +8,11 @@ methods are compared with each other (one partition, say).
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedpeft.data.rows import source_of_test_rows
 from fedpeft.run.console import duration
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import FILE, Result
@@ -65,6 +65,13 @@ class Method:
     def own_rows(self) -> bool:
         """Whether its accuracy is that of clients' own models on their own rows, and no other method's measure."""
         return any(run.own_rows for run in self.runs.values())
+
+    @property
+    def judged(self) -> tuple[object, ...]:
+        """By what its accuracy is, and on which rows; methods that differ in it have no accuracies to compare."""
+        run = next(iter(self.runs.values()))
+        measure = (run.summary or {}).get("metric")
+        return self.own_rows, measure, source_of_test_rows(str(run.config.get("dataset", "")))
 
     @property
     def scored(self) -> dict[int, Scored]:
@@ -180,11 +187,11 @@ class Section:
         """By label: no other method of the context, judged on the same rows, has fewer bytes and at least the accuracy,
         in the mean."""
         found: dict[str, bool] = {}
-        for context, own_rows in itertools.product(self.contexts, (False, True)):
+        for alike in dict.fromkeys((m.context, m.judged) for m in self.shown):
             inside = [
                 (m.label, cost, value)
                 for m in self.shown
-                if (m.context, m.own_rows) == (context, own_rows)
+                if (m.context, m.judged) == alike
                 and (cost := m.mean("total_bytes")) is not None
                 and (value := m.mean("accuracy")) is not None
             ]

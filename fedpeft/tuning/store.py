@@ -23,7 +23,7 @@ from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.run.folder import SEARCHS_JOURNAL as JOURNAL
-from fedpeft.run.own_files import RECORD, changed, made_of, recorded
+from fedpeft.run.own_files import RECORD, changed, made_of, naming, recorded
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
 from fedpeft.tuning.search_file import Search
 
@@ -150,7 +150,7 @@ def _refuse_changed(folder: Path) -> None:
     now = cache(made_of)  # trials share it
     for run in sorted(path.parent for path in folder.glob(f"trials/*/{RECORD}")):
         config = read_config(run / "config.toml")
-        if name := changed(recorded(run), now(config.dataset, config.model)):
+        if name := changed(recorded(run), now(naming(config))):
             raise RunError(
                 f"{folder} holds trials made of {name} as it was before it changed; put that back, or give another "
                 "--output"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from fedpeft.data.in_memory import part_of
 from fedpeft.data.record_files import records
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.data.user_rows import labelled_rows
@@ -328,3 +330,20 @@ def test_damage_within_a_saved_data_set_is_one_sentence(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"text 20", b"text \xff0"))
     with pytest.raises(DataError, match=r"rows can't be read as a saved data set: 'utf-8' codec"):
         list(records(str(tmp_path / "rows")))
+
+
+def test_rows_in_memory_are_told_apart_by_what_is_learned_of_them_and_by_those_for_validation():
+    """Two such runs were one to a report, and the later one was shown."""
+    given = load_dataset("tiny")
+    texts = [
+        part_of(made)[1]
+        for made in (
+            given,
+            replace(given, validation=given.test),
+            replace(given, validation=given.train),
+            *(replace(given, task=f"dpo(beta={beta})") for beta in (0.1, 0.5)),
+            *(load_dataset(f"tasks(tiny, classes=2, compete={compete})") for compete in ("task", "seen")),
+        )
+    ]
+    assert len(set(texts)) == len(texts)
+    assert texts[0] == part_of(load_dataset("tiny"))[1]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.evaluation import answered_rows
 from fedpeft.evaluation.answered_rows import answered
 from fedpeft.predict import chances, main, outputs
@@ -60,6 +61,13 @@ def test_each_row_has_the_answer_that_its_text_has_alone(tmp_path, monkeypatch, 
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_column_beside_the_texts_may_hold_half_of_a_character(tmp_path):
+    classes(tmp_path)
+    lines = written(tmp_path, body=TEXTS, note=["\ud83d"] * 12)
+    assert [line["body"] for line in lines] == TEXTS
+    assert {line["note"] for line in lines} == {"\\ud83d"}
+
+
 def test_numbers_and_several_labels_have_columns_of_their_own(tmp_path):
     (tmp_path / "n").mkdir()
     (tmp_path / "l").mkdir()
@@ -77,6 +85,27 @@ def test_numbers_and_several_labels_have_columns_of_their_own(tmp_path):
         found = {name: float(line[f"probability of {name}"]) for name in run.labels}
         assert list(found.values()) == pytest.approx(alone, abs=1e-4)
         assert line["predicted"] == "; ".join(n for n, p in zip(run.labels, alone, strict=True) if p >= 0.5)
+
+
+@pytest.mark.parametrize("of", ["sample(of={own!r}, rows=40)", "tasks({own!r}, {own!r})"])
+def test_a_sample_and_tasks_read_the_texts_of_the_column_that_their_rows_had(tmp_path, of):
+    """Not those of a column that is called text, and holds something else."""
+    classes(tmp_path)
+    own = f"file(path='{tmp_path / 'rows.csv'}', text=body)"
+    (tmp_path / "new.csv").write_text("text,body\nx,\n")
+    run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=of.format(own=own)))
+    with pytest.raises(DataError, match="1 row has an empty text in the column 'body'"):
+        answered_rows._of_texts(run, tmp_path / "new.csv", None)
+
+
+def test_tasks_whose_texts_stand_in_several_columns_want_one_named(tmp_path):
+    rows = tmp_path / "rows.csv"
+    dataset = f"tasks({f'file(path={str(rows)!r}, text=body)'!r}, {f'file(path={str(rows)!r}, text=title)'!r})"
+    rows.write_text("body,title\nx,y\n")
+    run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=dataset))
+    with pytest.raises(ConfigError, match=r"stand in the columns body, title; .* --text"):
+        answered_rows._of_texts(run, rows, None)
+    assert answered_rows._of_texts(run, rows, "title")
 
 
 def test_a_row_below_the_asked_probability_has_no_class(tmp_path, capsys):

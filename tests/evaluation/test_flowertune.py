@@ -214,3 +214,44 @@ def test_mistakes_are_one_sentence(tmp_path):
         read("nlp", str(path))
     with pytest.raises(ConfigError, match="no FlowerTune track 'code' here"):
         read("code", str(path))
+
+
+@pytest.mark.parametrize(
+    ("track", "row", "said"),
+    [
+        ("nlp", {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": 2}, "the target is 2, and must be a letter"),
+        (
+            "nlp",
+            {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": "2"},
+            "the target is '2', and must be a letter",
+        ),
+        ("nlp", {"input": None, **dict.fromkeys("ABCD", "y"), "target": "C"}, "no attribute 'endswith'"),
+        (
+            "medical",
+            {"instruction": "", "question": "x?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1},
+            "KeyError\\(-1\\)",
+        ),
+        (
+            "medical",
+            {"instruction": "", "question": "x?", "options": [{"key": "A", "value": "a"}], "answer": "b"},
+            "'b' is not in list",
+        ),
+        (
+            "medical",
+            {"instruction": "", "CONTEXTS": "one text", "QUESTION": "x?", "final_decision": "yes"},
+            "CONTEXTS must be a list",
+        ),
+        (
+            "medical",
+            {"instruction": "", "CONTEXTS": ["one"], "QUESTION": "x?", "final_decision": True},
+            "the right answer is True",
+        ),
+        ("finance", {"instruction": "x", "input": "", "output": 1}, "the output is 1"),
+    ],
+)
+def test_a_row_without_a_right_answer_that_can_be_read_is_refused(tmp_path, track, row, said):
+    """A hidden answer, -1, was taken for D, and a digit for a letter that no model says."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=f"line 1 of .*rows.jsonl is no row of the track {track}: .*{said}"):
+        read(track, str(path))

@@ -106,6 +106,19 @@ def test_a_classifier_is_whole_with_its_head_and_the_names_of_its_classes(kept):
     assert kept.trained == 1
 
 
+def test_the_mean_over_clients_is_of_what_each_of_them_has():
+    """A client that says one number of all rows has no correlation."""
+    rows = {"client 0 alone": {"rmse": 1.0, "pearson": 0.5}, "client 1 alone": {"rmse": 2.0}}
+    for table in (rows, dict(reversed(rows.items()))):
+        assert Evaluation._with_means(None, table)["clients alone, mean"] == {"rmse": 1.5}
+
+
+def test_what_single_clients_have_only_the_owner_of_the_run_can_read(kept):
+    """As the states of clients in the run's folder, which they are made of."""
+    for folder in (kept.found._own(1), kept.found._alone(3)):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_numbers_are_there_only_beside_the_answers_that_they_are_of(tmp_path, monkeypatch):
     found = Found({"global": {"f1": 1.0}}, [Answered("2 + 2", ["4"])], [])
     found.write(tmp_path)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.evaluate import main as evaluate
-from fedpeft.run.own_files import RECORD, changed, made_of, recorded
+from fedpeft.run import own_files
+from fedpeft.run.own_files import RECORD, MadeOf, changed, recorded
+from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
 from fedpeft.simulate import main as simulate
 from tests.run.swapped import rows, swap
+
+
+def made_of(dataset: str, model: str, **more: Any) -> MadeOf:
+    return own_files.made_of(RunConfig(dataset=dataset, model=model, **more))
 
 
 def run_on(folder: Path, *more: str) -> Path:
@@ -59,9 +67,24 @@ def test_a_model_s_folder_is_one_of_them(tmp_path: Path) -> None:
     assert changed(before, made_of("tiny", str(tmp_path))) == str(tmp_path)
 
 
-def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
-    from fedpeft.run import own_files
+def test_the_file_of_clients_and_those_of_measurements_are_some_of_them(tmp_path: Path) -> None:
+    clients, questions, other = (tmp_path / name for name in ("clients.toml", "questions.jsonl", "other.csv"))
+    measure = f"evaluate(questions={str(questions)!r}) + forgetting(dataset={f'file:{other}'!r})"
+    for file in (clients, questions, other):
+        file.write_text("before")
+    before = made_of("tiny", "auto", clients=str(clients), measure=measure)
+    for file in (clients, questions, other):
+        file.write_text("after")
+        assert changed(before, made_of("tiny", "auto", clients=str(clients), measure=measure)) == str(file)
+        file.write_text("before")
+    config = RunConfig(dataset="tiny", model="auto", clients=str(clients), measure=measure)
+    (tmp_path / PROFILES).write_text("before")  # a run goes on by its own copy
+    clients.write_text("after")
+    assert own_files.made_of(config, folder=tmp_path) == before
+    assert changed(before, made_of("tiny", "auto")) is None
 
+
+def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
     own_files.record(Records(tmp_path), made_of("tiny", "auto"))
     assert recorded(tmp_path) == ()
     assert not list(tmp_path.iterdir())

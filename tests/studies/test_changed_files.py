@@ -33,7 +33,7 @@ def finished(place: Workplace, planned: Planned) -> Path:
     (folder / "summary.json").write_text('{"metric": "accuracy", "accuracy": 0.5, "seed": 0, "seconds": 1.0}')
     for name in ("rounds.jsonl", "clients.jsonl"):
         (folder / name).write_text("")
-    own_files.record(Records(folder, private=bool(config.privacy)), made_of(config.dataset, config.model))
+    own_files.record(Records(folder, private=bool(config.privacy)), made_of(config))
     return folder
 
 
@@ -69,6 +69,18 @@ def test_results_of_a_file_that_has_changed_are_refused_and_kept(
     assert main([str(tmp_path / "study.toml"), "--dry-run", "--output", str(tmp_path / "other")]) == 0
     rows(tmp_path / "rows.csv")
     assert Workplace(study(tmp_path, "[0, 1]"), tmp_path).done
+
+
+def test_results_of_clients_of_a_file_that_has_changed_are_refused(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.csv")
+    clients = tmp_path / "clients.toml"
+    clients.write_text("[[profile]]\ncount = 4\nrank = 2\n")
+    made = study(tmp_path, more=f'clients = "{clients}"\n')
+    done(made, tmp_path)
+    assert Workplace(made, tmp_path).done
+    clients.write_text("[[profile]]\ncount = 4\nrank = 8\n")
+    with pytest.raises(RunError, match=r"holds results .* made of .*clients.toml as it was before it changed"):
+        Workplace(made, tmp_path)
 
 
 def test_a_run_whose_line_is_missing_is_not_taken_for_one_of_other_rows(tmp_path: Path) -> None:

@@ -43,6 +43,21 @@ def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
     ]
 
 
+def test_two_contents_of_the_file_of_clients_are_two_methods_that_are_compared() -> None:
+    """Neither is taken for a seed of the other, nor for the same run again."""
+    one, other = (
+        replace(
+            made_result({"clients": "/home/me/clients.toml"}, 0, skill, 1.0),
+            made_of=(OwnFile("auto", None), OwnFile("/home/me/clients.toml", 64 * digest)),
+        )
+        for skill, digest in ((0.6, "a"), (0.7, "b"))
+    )
+    section = runs_alone(one, other)
+    assert [m.name for m in section.methods] == [f"clients.toml {12 * letter}" for letter in "ab"]
+    assert len(section.contexts) == 1
+    assert any(table.name == "comparisons" for table in Made.of(section).tables)
+
+
 def test_a_run_that_does_not_tell_what_it_was_made_of_is_compared_by_its_settings() -> None:
     """As runs under privacy, and those of version 0.1."""
     own = OwnFile("a.csv", 64 * "a")

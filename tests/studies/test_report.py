@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedpeft.report import main
-from fedpeft.studies.measures import called, curve
+from fedpeft.studies.measures import BY_KEY, called, curve
 from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, Made, page, with_tables
 from fedpeft.studies.results import Result, client_accuracy, pack, unpack
 from fedpeft.studies.sections import Section
@@ -276,6 +276,27 @@ def test_few_seeds_decide_nothing() -> None:
 def test_pareto_front_of_each_context() -> None:
     on_front = {row["method"] for row in methods_table(section(made_study())).data if row["Pareto"]}
     assert on_front == {f"{p}: {c}" for p in ("iid", "dirichlet(alpha=0.3)") for c in ("bf16", "quantize(bits=4)")}
+
+
+def test_pareto_front_of_each_data_set_and_measure() -> None:
+    """Where no context tells them apart, as of a study whose baseline names the data set, or of runs on their own."""
+    results = []
+    for dataset, skill in (("reviews", 0.5), ("reuters_r8", 0.9)):
+        for codec, megabytes in (("fp32", 4.0), ("bf16", 2.0)):
+            results.append(made_result({"dataset": dataset, "codec": codec}, 0, skill, megabytes))
+    made = Section("", "", results, {"dataset": "reviews", "codec": "fp32"})
+    assert {row["method"] for row in methods_table(made).data if row["Pareto"]} == {"reviews, bf16", "reuters_r8, bf16"}
+    results[0] = replace(results[0], summary={**(results[0].summary or {}), "metric": "skill"})
+    assert replace(made, results=results).pareto["reviews, fp32"]
+
+
+@pytest.mark.parametrize(("skill", "per_point"), [(0.5, 2.0), (0.0, None), (-0.2, None), (None, None)])
+def test_numbers_that_are_predicted_worse_than_their_mean_have_no_energy_per_point(
+    skill: float | None, per_point: float | None
+) -> None:
+    summary = {"metric": "skill", "accuracy": skill, "trust": {"energy": {"joules": 100.0}}}
+    run = replace(made_result({}, 0, 0.5, 1.0), summary=summary)
+    assert BY_KEY["joules_per_point"].value(run) == per_point
 
 
 def test_cost_counts_rounds_and_bytes_until_the_target() -> None:

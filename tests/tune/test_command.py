@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -23,6 +24,9 @@ from fedpeft.errors import RunError
 from fedpeft.run.command import command_of
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
+from fedpeft.run.summary import OWN_ROWS
+from fedpeft.server.evaluation import OwnRows
+from fedpeft.simulation.untested import _quality
 from fedpeft.studies.results import read_run
 from fedpeft.tune import Command, main
 from tests.tune.made import BASE, TEXT
@@ -178,6 +182,14 @@ def test_hybrids_within_a_budget_are_searched(tmp_path):
     runs = sorted((tmp_path / "out" / "trials").glob("*.toml"))
     assert len(runs) == 2
     check_untested(runs[0].with_suffix(""))
+
+
+def test_a_trial_whose_clients_have_models_of_their_own_tells_nothing_of_test_rows():
+    """The global model's accuracy on validation rows was shown as one on test rows."""
+    own = OwnRows(clients=3, loss=1.0, accuracy=0.5, worst_accuracy=0.2, pooled_loss=1.0, pooled_accuracy=0.5)
+    quality = _quality("accuracy", own, SimpleNamespace(accuracy=0.9, loss=0.3, temperature=1.0), 2)
+    assert (quality.accuracy, quality.accuracy_of) == (0.5, OWN_ROWS)
+    assert quality.shared_accuracy is None
 
 
 def check_untested(run: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 
 import pytest
 from optuna.trial import TrialState
@@ -263,6 +264,19 @@ def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkey
     assert len(conducted(reloaded(), tmp_path / "out", InProcess(), trials=3).study.trials) == 3
 
 
+def test_a_search_does_not_go_on_with_clients_of_a_file_that_has_changed(tmp_path):
+    clients = tmp_path / "clients.toml"
+    clients.write_text("[[profile]]\ncount = 2\n")
+    text = re.sub(r"(?m)^clients = .*$", f'clients = "{clients}"', TEXT)
+    place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=1)
+    run = place.run_of(0)
+    (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
+    own_files.record(Records(run), own_files.made_of(read_config(run / "config.toml")))
+    clients.write_text("[[profile]]\ncount = 3\n")
+    with pytest.raises(RunError, match=r"holds trials made of .*clients.toml as it was before it changed"):
+        conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
+
+
 def test_a_search_does_not_go_on_with_rows_that_have_changed(tmp_path):
     """Losses on other rows can't be compared."""
     rows(tmp_path / "rows.csv")
@@ -271,7 +285,7 @@ def test_a_search_does_not_go_on_with_rows_that_have_changed(tmp_path):
     run = place.run_of(0)
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
     config = read_config(run / "config.toml")
-    own_files.record(Records(run), own_files.made_of(config.dataset, config.model))
+    own_files.record(Records(run), own_files.made_of(config))
     conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
     swap(tmp_path / "rows.csv")
     with pytest.raises(RunError, match=r"holds trials made of .*rows.csv as it was before it changed"):

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition, tells_task_in_rows, template_of
+from fedpeft.data.user_rows import text_column
 from fedpeft.parts import setting
 
 
@@ -35,6 +36,11 @@ class Sample:
     def template(self) -> str | None:
         """The other data set's."""
         return template_of(self.of)
+
+    @property
+    def text(self) -> str:
+        """The other data set's."""
+        return text_column(self.of)
 
     @property
     def task_in_rows(self) -> bool:

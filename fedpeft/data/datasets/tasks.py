@@ -20,6 +20,7 @@ import numpy as np
 
 from fedpeft.data.rows import DATASETS, Dataset, Rows, joined, suited_partition, tells_task_in_rows
 from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
+from fedpeft.data.user_rows import text_column
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 
@@ -47,6 +48,20 @@ class Tasks:
         """That of the first data set; one whose rows lie in a way of their own may have no classes, and is read."""
         first = str(self.sets[0])
         return tells_task_in_rows(first) or suited_partition(first) is not None
+
+    @property
+    def text(self) -> str:
+        """The column of texts of all data sets.
+
+        Raises:
+            ConfigError: they have several.
+        """
+        columns = list(dict.fromkeys(text_column(str(text)) for text in self.sets))
+        if len(columns) > 1:
+            raise ConfigError(
+                f"the tasks' texts stand in the columns {', '.join(columns)}; name that of --data: --text"
+            )
+        return columns[0]
 
     def load(self) -> Dataset:
         """The rows of all tasks, with the task of each.
