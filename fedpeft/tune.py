@@ -107,13 +107,15 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
     """The search in its folder, with what sizes and blocks it must know.
 
     Raises:
-        FedpeftError: the folder is another's, or no hybrid is within the budget.
+        FedpeftError: the folder is another's, its trials can't be compared, or no hybrid is within the budget.
     """
     from fedpeft.run.catalogue import built
     from fedpeft.tuning import store
+    from fedpeft.tuning.alike import check_tokens
     from fedpeft.tuning.runner import Place
     from fedpeft.tuning.sizes import Sizes, blocks_of, check_smallest
 
+    check_tokens(search, Sizes(folder).facts)
     study = store.opened(search, folder, built(search.corner({}), "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:

@@ -196,6 +196,10 @@ class Search:
         corners = [dict(zip(names, values, strict=True)) for values in product(*(self.space[n].ends for n in names))]
         return {config.model: config for config in map(self.corner, corners)}
 
+    def lengths(self) -> set[int]:
+        """Tokens that the rows of trials may have."""
+        return {self.corner(fixed).tokens for fixed in self._corners()}
+
     def check(self) -> None:
         """See that every value of the search is legal beside the others.
 

@@ -29,6 +29,9 @@ from fedpeft.server.evaluation import OwnRows
 from fedpeft.simulation.untested import _quality
 from fedpeft.studies.results import read_run
 from fedpeft.tune import Command, main
+from fedpeft.tuning.alike import check_tokens
+from fedpeft.tuning.search_file import read_search
+from fedpeft.tuning.sizes import Sizes
 from tests.tune.made import BASE, TEXT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -82,6 +85,32 @@ def test_the_examples_can_be_searched(name, capsys):
 def test_numbers_that_can_t_be_are_refused(tmp_path, flags, words, capsys):
     assert main([str(written(tmp_path, TEXT)), *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+LANGUAGE = 'trials = 2\n[base]\nrounds = 1\ndataset = "tiny_lm"\nclients = 4\ncohort = 2\n{base}\n[search]\n{search}\n'
+
+
+@pytest.mark.parametrize(
+    ("base", "search", "words"),
+    [
+        ('model = "tiny_lm"', "tokens = [16, 32]", "tokens can't be searched for a language model"),
+        ("tokens = 16", 'model = ["tiny_lm", "tiny"]', "tiny_lm and tiny have other tokens each"),
+    ],
+)
+def test_losses_of_other_tokens_are_not_compared(tmp_path, base, search, words, capsys):
+    path = written(tmp_path, LANGUAGE.format(base=base, search=search))
+    assert main([str(path), "--output", str(tmp_path / "found")]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_models_of_one_tokenizer_and_lengths_of_classified_rows_can_be_searched(tmp_path):
+    models = 'model = ["tiny_lm", "tiny_lm(seed=1)"]'
+    facts_of = Sizes(tmp_path).facts
+    check_tokens(read_search(written(tmp_path, LANGUAGE.format(base="tokens = 16", search=models))), facts_of)
+    lengths = TEXT.replace("tokens = 32\n", "").replace("[search]\n", "[search]\ntokens = [16, 32]\n")
+    search = read_search(written(tmp_path, lengths))
+    assert search.lengths() == {16, 32}
+    check_tokens(search, facts_of)
 
 
 def test_trials_that_all_keep_their_start_are_said_not_to_be_told_apart(tmp_path, capsys):

@@ -1,0 +1,49 @@
+"""What trials must have in common, so that their losses can be compared.
+
+A language model is judged by the next token. Other lengths ask for other tokens, and other tokenizers for tokens that
+are longer or shorter, whose losses are of another unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedpeft.config import RunConfig
+from fedpeft.data.tokens import load_tokenizer
+from fedpeft.errors import ConfigError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.run.facts import DataFacts
+from fedpeft.tuning.search_file import Search
+
+
+def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> None:
+    """Refuse a search among lengths or tokenizers of a language model.
+
+    Args:
+        search: what is searched; its rows are read only where it has several lengths or models.
+        facts_of: of the rows of a configuration.
+
+    Raises:
+        ConfigError: its trials could not be compared.
+        FedpeftError: rows, models or tokenizers can't be read.
+    """
+    lengths, models = search.lengths(), list(search.models())
+    if len(lengths) == len(models) == 1:
+        return
+    facts = facts_of(search.corner({}))
+    if TASKS.build(facts.task).metric != "perplexity":
+        return
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"{search.path}: tokens can't be searched for a language model: losses are means over tokens, and rows of "
+            "other lengths have other ones; state one number in [base]"
+        )
+    first, *others = [facts.default_model if model == "auto" else model for model in models]
+    tokens = load_tokenizer(resolve_model(first)).get_vocab()
+    for model in others:
+        if load_tokenizer(resolve_model(model)).get_vocab() != tokens:
+            raise ConfigError(
+                f"{search.path}: {first} and {model} have other tokens each, so that losses per token can't be "
+                "compared; search among models with one tokenizer"
+            )
