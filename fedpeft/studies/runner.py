@@ -160,8 +160,9 @@ class Workplace:
                     f"{folder} holds a run made of {name} as it was before it changed; put that back, move the folder "
                     "away, or give another --output"
                 )
-            if result is not None and result.finished and not of_result and not of_folder:
-                self.unsaid += [run.name] if any(own.sha256 for own in self._made_of(run)) else []
+            if result is not None and result.finished:
+                untold = self._made_of(run)[max(len(of_result), len(of_folder)) :]
+                self.unsaid += [run.name] if any(own.sha256 for own in untold) else []
 
     def _changed(self, run: Planned, was: MadeOf) -> str | None:
         """The file of a run that has other content than it `was` made of; None: there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,24 @@ def test_results_of_before_are_kept_and_said(tmp_path: Path, capsys: pytest.Capt
     )
     assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
     assert "when finished runs were made of them (1 of 1)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_results_that_tell_of_rows_alone_are_said_not_to_tell_of_the_clients(tmp_path: Path) -> None:
+    """As those that were made before files of clients were told."""
+    rows(tmp_path / "rows.csv")
+    clients = tmp_path / "clients.toml"
+    clients.write_text("[[profile]]\ncount = 4\nrank = 2\n")
+    made = study(tmp_path, more=f'clients = "{clients}"\n')
+    run = done(made, tmp_path)
+    assert Workplace(made, tmp_path).unsaid == []
+    results = tmp_path / "results.jsonl"
+    [told] = ResultsFile(results).read()
+    results.unlink()
+    ResultsFile(results).append(replace(told, made_of=told.made_of[:2]))
+    own_files.record(Records(run), told.made_of[:2])
+    place = Workplace(made, tmp_path)
+    assert place.unsaid == [run.name]
+    assert place.done
 
 
 def test_a_file_that_changes_while_the_study_goes_on_fails_the_runs_that_are_of_it(tmp_path: Path) -> None:
