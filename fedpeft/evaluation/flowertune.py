@@ -89,7 +89,8 @@ def _medical_item(row: Mapping[str, Any]) -> Item:
         return _asked(instruction, f"{contexts}\n{row['QUESTION']}", row["final_decision"])
     if "cop" in row:
         options = [row[name] for name in ("opa", "opb", "opc", "opd")]
-        right = dict(enumerate("ABCD"))[int(row["cop"])]  # -1 is how the hub marks hidden answers
+        named = str(row["cop"]).upper()  # in Parquet the hub's classes are called a to d; -1 is a hidden answer
+        right = named if named in tuple("ABCD") else dict(enumerate("ABCD"))[int(row["cop"])]
         return _multiple_choice(instruction, row["question"], options, right)
     options = [option["value"] for option in row["options"]]
     return _multiple_choice(instruction, row["question"], options, row["options"][options.index(row["answer"])]["key"])

@@ -216,6 +216,15 @@ def test_mistakes_are_one_sentence(tmp_path):
         read("code", str(path))
 
 
+@pytest.mark.parametrize("right", [2, 2.0, "2", "c", "C"])
+def test_the_right_option_of_medmcqa_is_a_number_or_a_letter(tmp_path, right):
+    """Parquet files of the hub's rows name the classes."""
+    row = {"instruction": "", "question": "x?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": right}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert read("medical", str(path))[0].right == "C"
+
+
 @pytest.mark.parametrize(
     ("track", "row", "said"),
     [
