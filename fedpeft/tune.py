@@ -115,7 +115,8 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
     from fedpeft.tuning.runner import Place
     from fedpeft.tuning.sizes import Sizes, blocks_of, check_smallest
 
-    check_tokens(search, Sizes(folder).facts)
+    rows = Sizes(folder)
+    check_tokens(search, rows.facts)
     study = store.opened(search, folder, built(search.corner({}), "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:
@@ -123,7 +124,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
         output.print(doing, highlight=False)
         with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
             console.quiet_libraries()
-            sizes = Sizes(folder)
+            sizes = rows
             blocks = blocks_of(search, sizes) if search.hybrid is not None else 0
             check_smallest(search, sizes, blocks)
     return Place(search, study, folder, trials, sizes, blocks)

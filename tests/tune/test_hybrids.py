@@ -12,6 +12,7 @@ from rich.console import Console
 from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
+from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tune import place_of
 from fedpeft.tuning import runner
 from fedpeft.tuning.hybrids import OFF, hybrid_space
@@ -99,6 +100,20 @@ def test_models_of_a_search_have_the_same_number_of_blocks(tmp_path, monkeypatch
         place_of(search_of(tmp_path, text), folder, 1, Console(quiet=True))
     found["deeper"] = 3
     assert place_of(search_of(tmp_path, text), folder, 1, Console(quiet=True)).blocks == 3
+
+
+def test_rows_are_read_once_for_tokens_and_sizes(tmp_path, monkeypatch):
+    read, made = [], SimulatedRows.of
+    monkeypatch.setattr(SimulatedRows, "of", lambda *given: read.append(given) or made(*given))
+    text = BASE.replace('model = "tiny"\n', "") + '[search]\nmodel = ["tiny", "tiny(seed=1)"]\n'
+    (tmp_path / "out").mkdir()
+    place_of(
+        search_of(tmp_path, "budget = {bytes = 100_000}\n" + text + "[hybrid.lora]\nrank = [1, 2]\n"),
+        tmp_path / "out",
+        1,
+        Console(quiet=True),
+    )
+    assert len(read) == 1
 
 
 class Known:
