@@ -1,7 +1,7 @@
 """What trials must have in common, so that their losses can be compared.
 
 A language model is judged by the next token. Other lengths ask for other tokens, and other tokenizers for tokens that
-are longer or shorter, whose losses are of another unit.
+are longer or shorter, whose losses are of another unit. Where words are labelled, other lengths ask for other words.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
+from fedpeft.models.tasks.token_labels import TokenLabels
 from fedpeft.run.facts import DataFacts
 from fedpeft.tuning.search_file import Search
 
 
 def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> None:
-    """Refuse a search among lengths or tokenizers of a language model.
+    """Refuse a search among lengths or tokenizers of a language model, or among lengths where words are labelled.
 
     Args:
         search: what is searched; its rows are read only where it has several lengths or models.
@@ -32,13 +33,16 @@ def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> 
     if len(lengths) == len(models) == 1:
         return
     facts = facts_of(search.corner({}))
-    if TASKS.build(facts.task).metric != "perplexity":
-        return
-    if len(lengths) > 1:
+    task = TASKS.build(facts.task)
+    language, words = task.metric == "perplexity", isinstance(task, TokenLabels)
+    if len(lengths) > 1 and (language or words):
+        what, ones = ("a language model", "tokens") if language else ("labels of words", "words")
         raise ConfigError(
-            f"{search.path}: tokens can't be searched for a language model: losses are means over tokens, and rows of "
-            "other lengths have other ones; state one number in [base]"
+            f"{search.path}: tokens can't be searched for {what}: losses are means over {ones}, and rows of other "
+            "lengths have other ones; state one number in [base]"
         )
+    if not language:
+        return
     first, *others = [facts.default_model if model == "auto" else model for model in models]
     tokens = load_tokenizer(resolve_model(first)).get_vocab()
     for model in others:

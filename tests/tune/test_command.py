@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig, read_config
-from fedpeft.errors import RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.command import command_of
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
@@ -101,6 +101,16 @@ def test_losses_of_other_tokens_are_not_compared(tmp_path, base, search, words, 
     path = written(tmp_path, LANGUAGE.format(base=base, search=search))
     assert main([str(path), "--output", str(tmp_path / "found")]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_labels_of_words_are_not_searched_among_lengths(tmp_path):
+    """Losses are means over the words that are not cut off, which were other ones in each trial."""
+    facts_of = lambda config: SimpleNamespace(task="token_labels", default_model="tiny")  # noqa: E731
+    lengths = TEXT.replace("tokens = 32\n", "").replace("[search]\n", "[search]\ntokens = [16, 32]\n")
+    with pytest.raises(ConfigError, match=r"tokens can't be searched for labels of words: losses are means over words"):
+        check_tokens(read_search(written(tmp_path, lengths)), facts_of)
+    models = TEXT.replace('model = "tiny"\n', "").replace("[search]\n", '[search]\nmodel = ["tiny", "tiny_lm"]\n')
+    check_tokens(read_search(written(tmp_path, models)), facts_of)  # the words are the same
 
 
 def test_models_of_one_tokenizer_and_lengths_of_classified_rows_can_be_searched(tmp_path):
