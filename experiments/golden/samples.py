@@ -20,7 +20,7 @@ import torch
 
 from experiments.checkouts import REPOSITORY
 from experiments.golden.cases import Case, every_case
-from experiments.golden.flags import translated, understood, words
+from experiments.golden.flags import to_words
 from experiments.golden.models import make_models
 from experiments.golden.outcome import Outcome, Value, outcome
 from experiments.golden.runs import prepare
@@ -110,9 +110,6 @@ class Here:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
-            simulate(["--help"])
-        self.known = understood(said.getvalue())
         with _variables(FEDPEFT_CACHE=str(work / "cache")):
             make_models(work / "models")
 
@@ -124,7 +121,7 @@ class Here:
         """
         folder = self.work / "runs" / file_of(case).stem
         prepare(case, folder, self.work / "models")
-        given = words(translated(case.settings, self.known))
+        given = to_words(case.settings)
         with _variables(FEDPEFT_CACHE=str(self.work / "cache")), contextlib.chdir(folder):
             if simulate([*given, "--output", "run"]):
                 raise RunError(f"the case {case.name!r} has ended with an error, see above")

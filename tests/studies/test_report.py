@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fedpeft.report import main
+from fedpeft.run.summary import OWN_ROWS
 from fedpeft.studies.measures import BY_KEY, called, curve
 from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, Made, page, with_tables
 from fedpeft.studies.results import Result, client_accuracy, pack, unpack
