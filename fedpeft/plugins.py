@@ -420,9 +420,9 @@ def _get_group(part: Any, source: Path) -> str:
         if base in _group_of_base:
             return _group_of_base[base]
     raise ConfigError(
-        f"the plugin {source} ends with part = {getattr(part, '__name__', repr(part))[:80]}, which has no base class of "
-        f'fedpeft that decides its group; name the group: parts = {{"GROUP": {{"{source.stem}": ...}}}}, where GROUP '
-        f"is one of {', '.join(GROUPS)}"
+        f"the plugin {source} ends with part = {getattr(part, '__name__', repr(part))[:80]}, and none of its base "
+        f'classes decides a group; name the group: parts = {{"GROUP": {{"{source.stem}": ...}}}}, where GROUP is one '
+        f"of {', '.join(GROUPS)}"
     )
 
 
