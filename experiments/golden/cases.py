@@ -37,7 +37,7 @@ class Case:
         name: GROUP/WHAT.
         settings: of the run, as flags.
         kind: a simulation; a server with three clients over loopback; or a simulation that the first of two commits
-            begins and the other goes on with.
+            begins and the other goes on with. Golden runs of this kind are killed and resumed.
         files: that the settings name, by path in the folder of the run.
     """
 
@@ -169,6 +169,19 @@ base = "bf16"
 """
 
 
+BATTERIES = """
+[[profile]]
+count = 3
+battery_wh = 0.5
+charge_watts = 1.0
+
+[[profile]]
+count = 3
+"""
+
+QUESTIONS = '{"question": "What is it?", "answer": "this", "choices": ["this", "that"]}\n'
+
+
 TABLE = 'file(path="rows.csv", label=topic, owner=who)'
 
 
@@ -201,6 +214,7 @@ def every_case() -> list[Case]:
         *_data(),
         *_precisions(),
         *_machines(),
+        *_features(),
     ]
 
 
@@ -321,3 +335,26 @@ def _machines() -> Iterator[Case]:
         yield _case(f"resumed/{name}", kind="resumed", **{"rounds": 12, "cohort": 3, **settings})
     for name, settings in SERVED.items():
         yield _case(f"real clients/{name}", kind="real clients", **{"clients": 3, "cohort": "all", **settings})
+
+
+def _features() -> Iterator[Case]:
+    """Yield what crosses the round loop: each of these touches several moments of a round."""
+    yield _case("feature/secure_sum", privacy="secure_sum")
+    rows = with_settings("distributed_dp", unit="rows", threshold=0.5, **NOISY)
+    yield _case("feature/distributed_dp of rows", privacy=rows, head="zero", cohort="all", local_work="epochs(1.0)")
+    energy = f"{BASE['measure']} + energy(watts=240, step_seconds=1.0, lean=True)"
+    yield _case(
+        "feature/energy", files={"p.toml": BATTERIES}, clients="p.toml", cohort="eafl(4)", measure=energy, rounds=5
+    )
+    undo = {"safeguard": "undo(rise=0.1)", "learning_rate": 0.03, "measure": "validation(every=1, keep=best)"}
+    yield _case("feature/undone steps", **undo, rounds=5)
+    yield _case("feature/undone steps, fedbuff", **undo, strategy="fedbuff(buffer=2)", rounds=5)
+    yield _case("feature/undone steps, secure_sum", **undo, privacy="secure_sum", rounds=5)
+    yield _case("feature/patience", measure="validation(every=1, keep=best, patience=1)", learning_rate=1e-7, rounds=5)
+    last = f"{BASE['measure']} + ensemble(last=2) + disagreement + calibration(rows=clients)"
+    yield _case("feature/ensemble, disagreement, calibration", measure=last)
+    language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
+    asked = f"{BASE['measure']} + evaluate(every=2, questions='q.jsonl', new_tokens=4)"
+    yield _case(
+        "feature/evaluate", **language, peft="lora(rank=4, layers=2)", measure=asked, files={"q.jsonl": QUESTIONS}
+    )
