@@ -122,20 +122,15 @@ class ClientStore:
             raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
 
     def _content(self, client: int, round: int) -> bytes | None:
-        found = None
-        if self.file.exists():
-            files.regular(self.file)
-            with self._opened() as database:
-                begun = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'states'").fetchone()
-                if begun:  # another process may just have made the file, and not its table
-                    found = database.execute(
-                        "SELECT state FROM states WHERE client = ? AND round = ?", (client, round)
-                    ).fetchone()
-        if found is not None:
-            content: bytes = found[0]
-            return content
-        before = self.folder / f"{client:06d}" / f"{round:06d}.safetensors"  # of runs of before
-        return files.read(before) if before.exists() else None
+        if not self.file.exists():
+            return None
+        files.regular(self.file)
+        with self._opened() as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'states'").fetchone():
+                return None  # another process may just have made the file, and not its table
+            query = "SELECT state FROM states WHERE client = ? AND round = ?"
+            row = database.execute(query, (client, round)).fetchone()
+        return None if row is None else bytes(row[0])
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.former_settings import with_settings
+from fedpeft.spec import with_settings
 from fedpeft.studies.results import Result, ResultsFile, latest
 from fedpeft.studies.study_file import read_study
 

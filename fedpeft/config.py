@@ -11,11 +11,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import tomli_w
 
-from fedpeft import former_settings, plugins
+from fedpeft import plugins
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, setting
 
@@ -82,16 +82,6 @@ class RunConfig:
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 
-    def __new__(cls, *_: Any, **settings: Any) -> Self:
-        """Refuse settings of before.
-
-        Raises:
-            ConfigError: says what to write now.
-        """
-        if told := former_settings.sentence(settings):
-            raise ConfigError(told)
-        return super().__new__(cls)
-
     def to_toml(self) -> str:
         """All settings as TOML, re-runnable."""
         return tomli_w.dumps(dataclasses.asdict(self))
@@ -101,10 +91,8 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from keys and values, checked.
 
     Raises:
-        ConfigError: unknown key, or one of before; wrong type, value out of range; `source` is named.
+        ConfigError: unknown key, wrong type, value out of range; `source` is named.
     """
-    if told := former_settings.sentence(values):
-        raise ConfigError(f"{source}: {told}")
     given = {name: _number(value, NUMBERS_AS_TEXTS.get(name, ())) for name, value in values.items()}
     return RunConfig(**check_settings(source, RunConfig, given))
 
@@ -125,7 +113,7 @@ def _number(value: Any, kinds: tuple[type, ...]) -> Any:
 
 
 def read_config(path: Path, goes_on: bool = True) -> RunConfig:
-    """The configuration in a TOML file, checked; its plugins are loaded. A run of before is read as it was meant.
+    """Return the checked configuration in a TOML file and load its plugins.
 
     Args:
         path: the file.
@@ -137,8 +125,6 @@ def read_config(path: Path, goes_on: bool = True) -> RunConfig:
     """
     content = read_toml(path)
     use_plugins(content, path, goes_on)
-    if former_settings.of_a_run(content):
-        content = former_settings.translated(content)
     return from_mapping(content, str(path))
 
 

@@ -225,6 +225,7 @@ class Family(Generic[T]):
         self.reserved = frozenset(reserved)
         self.elsewhere = elsewhere or {}
         self.kind = kind
+        plugins.register_base(kind, self.group)
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:

@@ -1,6 +1,11 @@
 """Parts from outside: a user's own file or folder, or an installed package.
 
-A file, or a folder with an `__init__.py`, says which parts it holds by one mapping, group by group:
+A file with one part ends as a part of this package does. The part is called as the file, and its group follows from
+its base class. So the same file works as a plugin and inside the package:
+
+    part = HalfMean
+
+A file with several parts, or a folder with an `__init__.py`, names them group by group:
 
     parts = {"strategies": {"half_mean": HalfMean}, "datasets": {"my_rows": MyRows}}
 
@@ -39,6 +44,9 @@ GROUPS: Final = (
     "server_optimizers", "strategies", "sums", "tasks",
 )  # fmt: skip
 """One per family of parts."""
+
+_group_of_base: dict[type, str] = {}
+"""The group of each base class, filled by `register_base`."""
 
 VARIABLE: Final = "FEDPEFT_PLUGINS"
 IN_PYTHON: Final = "objects in Python"
@@ -123,6 +131,12 @@ class _State:
 
 
 _state = _State()
+
+
+def register_base(base: type, group: str) -> None:
+    """Record that subclasses of `base` are parts of `group`."""
+    if group in GROUPS:
+        _group_of_base[base] = group
 
 
 def active() -> tuple[Plugin, ...]:
@@ -379,9 +393,13 @@ def _from_file(source: Path, file: Path) -> Plugin:
     version = digest(source)
     module = imported(f"{MODULE}{version[:16]}", file, source)
     parts = getattr(module, "parts", None)
-    form = 'parts = {"strategies": {"my_rule": MyRule}}'
+    if parts is None and hasattr(module, "part"):
+        parts = {_get_group(module.part, source): {source.stem: module.part}}
     if not isinstance(parts, Mapping) or not all(isinstance(named, Mapping) for named in parts.values()):
-        raise ConfigError(f"the plugin {source} does not say which parts it holds; write at its end: {form}")
+        raise ConfigError(
+            f"the plugin {source} names no part; end it with `part = MyRule`, or name several: "
+            'parts = {"strategies": {"my_rule": MyRule}}'
+        )
     for group, named in parts.items():
         if group not in GROUPS:
             raise ConfigError(
@@ -390,6 +408,22 @@ def _from_file(source: Path, file: Path) -> Plugin:
         for name, cls in named.items():
             check(cls, f"{group}.{name}", str(source))
     return Plugin(str(source), version, _noted(parts))
+
+
+def _get_group(part: Any, source: Path) -> str:
+    """Return the group of a plugin's only part, which its base class decides.
+
+    Raises:
+        ConfigError: no base class of the part belongs to a group.
+    """
+    for base in getattr(part, "__mro__", ()):
+        if base in _group_of_base:
+            return _group_of_base[base]
+    raise ConfigError(
+        f"the plugin {source} ends with part = {getattr(part, '__name__', repr(part))[:80]}, and none of its base "
+        f'classes decides a group; name the group: parts = {{"GROUP": {{"{source.stem}": ...}}}}, where GROUP is one '
+        f"of {', '.join(GROUPS)}"
+    )
 
 
 def _noted(parts: Mapping[str, Mapping[str, type]]) -> Mapping[str, Mapping[str, type]]:

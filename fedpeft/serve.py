@@ -61,7 +61,6 @@ from fedpeft.run.folder import (
     default_settings,
     located,
     make_folder,
-    refuse_former,
     refuse_simulations_run,
 )
 from fedpeft.run.observer import perplexity
@@ -113,7 +112,6 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
         usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
         print(help.page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
         raise SystemExit(0)
-    refuse_former(arguments)
     command = _command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
     if command.resume is not None:

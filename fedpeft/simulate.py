@@ -31,7 +31,6 @@ from fedpeft.run.folder import (
     default_settings,
     located,
     make_folder,
-    refuse_former,
     refuse_servers_run,
     resume_command,
 )
@@ -92,7 +91,6 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     if help.asked(arguments):
         print(help.page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
         raise SystemExit(0)
-    refuse_former(arguments)
     command = _command(arguments, RunConfig())
     plugins.use(command.plugin)
     default = default_settings(command.config, command.resume)

@@ -151,3 +151,14 @@ def split_outside_parentheses(text: str, separator: str) -> list[str]:
             start = i + 1
     pieces.append(text[start:])
     return [p.strip() for p in pieces]
+
+
+def with_settings(part: str, **more: Any) -> str:
+    """Return the text of a part, `name` or `name(key=value)`, with more settings."""
+    added = ", ".join(f"{name}={written(value)}" for name, value in more.items())
+    if not added:
+        return part
+    if not part.rstrip().endswith(")"):
+        return f"{part}({added})"
+    inside = part.rstrip()[:-1].rstrip()
+    return f"{inside}{added})" if inside.endswith("(") else f"{inside}, {added})"

@@ -16,7 +16,7 @@ from experiments.checkouts import REPOSITORY
 from experiments.golden.__main__ import Settings, main
 from experiments.golden.cases import BASE, Case, every_case
 from experiments.golden.comparison import Measure
-from experiments.golden.flags import translated, understood, words
+from experiments.golden.flags import to_words
 from experiments.golden.outcome import Outcome, differences
 from experiments.golden.samples import GOLDEN, TOLERANCE, Here, file_of, golden_cases, kept, positions
 from fedpeft.errors import RunError
@@ -39,7 +39,7 @@ def test_all_that_is_kept_is_looked_at():
     assert {file_of(case) for case in CASES} == set(GOLDEN.glob("*.json"))
     assert {case.settings["dtype"] for case in CASES} == {"fp64"}
     assert all(kept(case).tensors and kept(case).values for case in CASES)
-    assert sum(file.stat().st_size for file in GOLDEN.glob("*")) < 300_000
+    assert sum(file.stat().st_size for file in GOLDEN.glob("*")) < 500_000
 
 
 def test_names_of_cases_are_unique_and_so_are_their_folders():
@@ -104,55 +104,9 @@ def test_a_case_that_fails_says_so(here, capsys):
     assert "did you mean" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------- flags
-
-HELP = """
-│ --clients INT           number of clients (default: 100)      │
-│ --local-steps INT       local steps; see --proximal for more  │
-│ --scaffold, --no-scaffold                                     │
-"""
-
-
-def test_flags_are_read_from_help():
-    assert understood(HELP) == {"clients", "local_steps", "scaffold"}
-
-
-def test_flags_that_a_command_knows_stay():
-    for case in every_case():
-        assert translated(case.settings, frozenset(case.settings)) == case.settings
-
-
-def test_flags_that_are_gone_are_said_by_others():
-    fewer = frozenset(
-        {"clients", "strategy", "optimizer", "privacy", "grid", "drift", "local_work", "measure", "workers"}
-    )
-    for settings, said in (
-        ({"proximal": 0.5, "scaffold": True}, {"drift": "fedprox(mu=0.5) + scaffold"}),
-        ({"clients": 6, "profiles": "p.toml"}, {"clients": "p.toml"}),
-        ({"strategy": "krum(selected=2)", "weighting": "rows"}, {"strategy": "krum(selected=2, weighting=rows)"}),
-        ({"weighting": "rows"}, {"strategy": "fedit(weighting=rows)"}),
-        ({"local_steps": 3}, {"local_work": "steps(count=3, walk=False)"}),
-        ({"local_steps": 0, "local_epochs": 0.5}, {"local_work": "epochs(0.5)"}),
-        ({"optimizer": "sgd", "head_rate": 1.0}, {"optimizer": "sgd(head_rate=1.0)"}),
-        ({"privacy": "dp_sgd(epsilon=1)", "stop_at_budget": True}, {"privacy": "dp_sgd(epsilon=1, at_budget=sit_out)"}),
-        (
-            {"evaluate_every": 1, "forgetting": "tiny_lm", "centralised": True},
-            {"measure": "validation(every=1, keep=last) + pooled + forgetting(dataset=tiny_lm)"},
-        ),
-        ({"grid": "ray", "workers": 2, "executor": "sequential"}, {"grid": "ray(executor=sequential)", "workers": 2}),
-    ):  # fmt: skip
-        as_before = {"measure": "validation(every=4, keep=last)"}  # the last state was the result
-        assert translated(settings, fewer) == as_before | said
-
-
 def test_settings_are_words_of_a_command():
-    assert words({"local_steps": 3, "scaffold": True, "codec": "small"}) == [
-        "--local-steps",
-        "3",
-        "--scaffold",
-        "--codec",
-        "small",
-    ]
+    words = to_words({"workers": 3, "verbose": True, "codec": "small"})
+    assert words == ["--workers", "3", "--verbose", "--codec", "small"]
 
 
 CHANGED = """

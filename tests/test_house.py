@@ -1,4 +1,4 @@
-"""The house stays one that is read: no long module, no long function, no class that holds everything."""
+"""The house stays one that is read: no long function, no class that holds everything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("fedpeft", "strategies", "clients", "experiments", "examples", "tests", ".ci")
-MODULE_LINES, FUNCTION_LINES, ATTRIBUTES = 400, 60, 17
+FUNCTION_LINES, ATTRIBUTES = 60, 17
 GENERATED = ("v1_pb2.py", "v1_pb2_grpc.py")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -49,16 +49,11 @@ def large_classes(text: str) -> list[str]:
     return [owner.name for owner in classes if len(attributes(owner)) > ATTRIBUTES]
 
 
-def test_no_module_is_long():
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
-    assert len(lengths) > 300
-    assert {str(path): lines for path, lines in lengths.items() if lines > MODULE_LINES} == {}
-
-
 @pytest.mark.parametrize("find", [long_functions, large_classes])
 def test_no_function_is_long_and_no_class_holds_everything(find):
-    found = {str(path): names for path in modules() if (names := find(path.read_text(encoding="utf-8")))}
-    assert found == {}
+    paths = list(modules())
+    assert len(paths) > 300
+    assert {str(path): names for path in paths if (names := find(path.read_text(encoding="utf-8")))} == {}
 
 
 def test_what_is_too_long_is_found():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft import plugins
 from fedpeft.errors import ConfigError
 from fedpeft.plugin_files import MODULE, imported
 
@@ -26,3 +27,33 @@ def test_what_fails_in_a_folder_is_said_with_its_file(tmp_path, inner, words):
     with pytest.raises(ConfigError) as told:
         imported(f"{MODULE}{tmp_path.name}", folder / "__init__.py", folder)
     assert str(told.value) == f"the plugin {folder} can't be loaded: {words}"
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("group", "file"),
+    [
+        ("strategies", "strategies/fedit.py"),
+        ("attacks", "clients/attacks/sign_flip.py"),
+        ("codecs", "fedpeft/communication/codecs/cast.py"),
+        ("measurements", "fedpeft/run/measurements/pooled.py"),
+        ("mechanisms", "fedpeft/privacy/mechanisms/none.py"),
+        ("peft_methods", "fedpeft/peft/methods/ia3.py"),
+        ("tasks", "fedpeft/models/tasks/regression.py"),
+    ],
+)
+def test_a_file_of_the_repository_is_a_plugin_as_it_stands(tmp_path, fresh_plugins, group, file):
+    copy = tmp_path / "my_part.py"
+    copy.write_text((REPOSITORY / file).read_text(encoding="utf-8"), encoding="utf-8")
+    assert plugins.found(str(copy)).names == [f"{group}.my_part"]
+
+
+@pytest.mark.parametrize("text", ["class C:\n    pass\npart = C\n", "part = 3\n"])
+def test_a_part_without_a_group_is_refused_with_the_groups(tmp_path, fresh_plugins, text):
+    (tmp_path / "my_part.py").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        plugins.found(str(tmp_path / "my_part.py"))
+    assert 'parts = {"GROUP": {"my_part"' in str(refused.value)
+    assert "strategies" in str(refused.value)

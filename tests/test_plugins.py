@@ -230,7 +230,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (RULE, "does not say which parts it holds; write at its end"),
+        (RULE, "names no part; end it with"),
         (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: amounts, attacks"),
         (RULE + 'parts = {"strategies": {"half mean": HalfMean}}', "is no name for a part"),
         (RULE + 'parts = {"strategies": {"half_mean": HalfMean()}}', "must be a class with @dataclass"),

@@ -65,7 +65,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plugins, "_state", plugins._State())
-    (tmp_path / "my_rules.py").write_text(python_of("own-parts.md"))
+    (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
     config = parse(shlex.split(command)[3:])[0]
     built(config, "partition")
@@ -118,8 +118,8 @@ def test_a_run_from_python_is_what_the_readme_says(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_readme_s_own_rule_passes_the_conformance_suite(tmp_path):
-    (tmp_path / "my_rules.py").write_text(python_of("own-parts.md"))
-    command = [sys.executable, "-m", "fedpeft.conformance", "my_rules.py"]
+    (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
+    command = [sys.executable, "-m", "fedpeft.conformance", "half_mean.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fedpeft.clients.attack import ATTACKS
 
-from experiments.golden.flags import Settings, with_settings
+from experiments.golden.flags import Settings
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
@@ -24,6 +24,7 @@ from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.spec import with_settings
 
 Kind = Literal["simulation", "real clients", "resumed"]
 
@@ -34,9 +35,9 @@ class Case:
 
     Attributes:
         name: GROUP/WHAT.
-        settings: of the run, in the flags of commit 5a23b78.
+        settings: of the run, as flags.
         kind: a simulation; a server with three clients over loopback; or a simulation that the first of two commits
-            begins and the other goes on with.
+            begins and the other goes on with. Golden runs of this kind are killed and resumed.
         files: that the settings name, by path in the folder of the run.
     """
 
@@ -55,12 +56,15 @@ BASE: Settings = {
     "rounds": 3,
     "workers": 1,
     "seed": 3,
-    "local_steps": 3,
+    "local_work": "steps(count=3, walk=False)",
     "peft": "lora(rank=4, layers=2)",
     "dtype": "fp64",
     "learning_rate": 3e-3,
-    "evaluate_every": 1,
+    "measure": "validation(every=1, keep=last)",
+    "safeguard": "none",
 }
+
+SEQUENTIAL: Settings = {"grid": "cohort(executor=sequential)"}
 
 OLD_HEAD = "ridge(strength=0.001)"
 """What starts were when these runs were kept: the strength of few rows was not chosen yet."""
@@ -68,7 +72,7 @@ OLD_HEAD = "ridge(strength=0.001)"
 OF_STRATEGY: Mapping[str, Settings] = {
     "fed_sb": {"peft": "lora_sb(rank=4, layers=2)"},
     "florg": {"peft": "lora_gram(rank=4, width=12, layers=2)"},
-    "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    "owned_mean": {"peft": "prefix_tuning(length=4, layers=2)"},
     "fedalt": {"peft": "row_lora(rank=4, layers=2)"},
     "fedlease": {"peft": "expert_lora(rank=4, layers=2)"},
     "fedbuff": {"strategy": "fedbuff(buffer=2)"},
@@ -113,9 +117,8 @@ USER_DP: Settings = {
     "server_optimizer": "adam(learning_rate=0.1)",
 }
 SPENT: Settings = {
-    "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8, test_noise=True)",
+    "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8, test_noise=True, at_budget=sit_out)",
     "rounds": 5,
-    "stop_at_budget": True,
 }
 
 RESUMED: Mapping[str, Settings] = {
@@ -124,7 +127,7 @@ RESUMED: Mapping[str, Settings] = {
     "fedex_lora": {"strategy": "fedex_lora", "ranks": "2*3,4*3"},
     "hetlora": {"strategy": "hetlora(decay=0.75)", "ranks": "2*3,4*3"},
     "fedsa_lora": {"strategy": "fedsa_lora"},
-    "scaffold": {"scaffold": True, "optimizer": "sgd"},
+    "scaffold": {"drift": "scaffold", "optimizer": "sgd"},
     "user_dp": {"privacy": OF_MECHANISM["user_dp"], "head": "zero"},
 }
 SERVED: Mapping[str, Settings] = {
@@ -132,7 +135,7 @@ SERVED: Mapping[str, Settings] = {
     "fedex_lora": {"strategy": "fedex_lora"},
     "small": {"codec": "small"},
     "fedsa_lora, ef14": {"strategy": "fedsa_lora", "codec": "ef14 | topk(fraction=0.1)"},
-    "scaffold": {"scaffold": True, "optimizer": "sgd"},
+    "scaffold": {"drift": "scaffold", "optimizer": "sgd"},
     "user_dp": {"privacy": OF_MECHANISM["user_dp"], "head": "zero"},
     "local_dp": {"privacy": OF_MECHANISM["local_dp"], "head": "zero"},
 }
@@ -164,6 +167,19 @@ adapter = "bf16"
 count = 2
 base = "bf16"
 """
+
+
+BATTERIES = """
+[[profile]]
+count = 3
+battery_wh = 0.5
+charge_watts = 1.0
+
+[[profile]]
+count = 3
+"""
+
+QUESTIONS = '{"question": "What is it?", "answer": "this", "choices": ["this", "that"]}\n'
 
 
 TABLE = 'file(path="rows.csv", label=topic, owner=who)'
@@ -198,6 +214,7 @@ def every_case() -> list[Case]:
         *_data(),
         *_precisions(),
         *_machines(),
+        *_features(),
     ]
 
 
@@ -219,7 +236,7 @@ def _strategies() -> Iterator[Case]:
         if strategies.build(name).mixed_ranks and name != "fed_sb":  # which takes mixed alphas only
             yield _case(f"mixed ranks/{name}", **needs, ranks="2*2,4*2,6*2")
     for name in ("fedit", "flexlora", "fedsa_lora", "fed_sb"):
-        yield _case(f"one by one/{name}", executor="sequential", strategy=name, **OF_STRATEGY.get(name, {}))
+        yield _case(f"one by one/{name}", strategy=name, **SEQUENTIAL, **OF_STRATEGY.get(name, {}))
     for rule in ("FedAvg", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"):
         yield _case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
     yield _case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
@@ -236,7 +253,7 @@ def _peft_methods() -> Iterator[Case]:
         yield _case(f"peft/{name}", **{"peft": text, **OF_PEFT.get(name, {})})
     yield _case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
     yield _case("peft/prefixes and bottlenecks", peft="prefix_tuning(length=4, layers=2) + bottleneck(dim=4, layers=2)")
-    yield _case("peft/lora with dropout, one by one", peft="lora(rank=4, layers=2, dropout=0.1)", executor="sequential")
+    yield _case("peft/lora with dropout, one by one", peft="lora(rank=4, layers=2, dropout=0.1)", **SEQUENTIAL)
     yield _case("peft/lora with dropout", peft="lora(rank=4, layers=2, dropout=0.1)")
     yield _case("peft/other targets", peft="lora(rank=4, layers=3, targets=qv)")
 
@@ -266,18 +283,19 @@ def _privacy() -> Iterator[Case]:
 
 
 def _clients() -> Iterator[Case]:
-    yield _case("clients/proximal", proximal=0.5)
-    scaffold = {"scaffold": True, "optimizer": "sgd", "learning_rate": 1e-4, "rounds": 4}
-    yield _case("clients/scaffold", **scaffold)
-    yield _case("clients/scaffold, proximal, one by one", proximal=0.5, executor="sequential", **scaffold)
-    yield _case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", profiles="p.toml")
+    yield _case("clients/proximal", drift="fedprox(mu=0.5)")
+    scaffold = {"optimizer": "sgd", "learning_rate": 1e-4, "rounds": 4}
+    yield _case("clients/scaffold", drift="scaffold", **scaffold)
+    yield _case("clients/scaffold, proximal, one by one", drift="fedprox(mu=0.5) + scaffold", **scaffold, **SEQUENTIAL)
+    yield _case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", clients="p.toml")
     for name in ATTACKS.names:
         yield _case(f"attack/{name}", attack=f"{name}(fraction=0.34)", cohort="all")
     yield _case("attack/scaled_update, norm_bound", attack="scaled_update(fraction=0.34)", strategy="norm_bound")
     for name in ("constant", "cosine"):
-        yield _case(f"clients/{name} schedule", schedule=name)
-    yield _case("clients/epochs", local_steps=0, local_epochs=0.5, batch_size=8, optimizer="adamw(weight_decay=0.1)")
-    yield _case("clients/equal weights", weighting="uniform", head_rate=1.0)
+        yield _case(f"clients/{name} schedule", optimizer=f"adamw(warmup=8, schedule={name})")
+    yield _case("clients/epochs", local_work="epochs(0.5)", batch_size=8, optimizer="adamw(weight_decay=0.1)")
+    equal = {"strategy": "fedit(weighting=uniform)", "optimizer": "adamw(warmup=8, head_rate=1.0)"}
+    yield _case("clients/equal weights", **equal)
 
 
 def _data() -> Iterator[Case]:
@@ -285,13 +303,14 @@ def _data() -> Iterator[Case]:
         yield _case(f"partition/{name}", partition=name, clients=0 if name == "natural" else 6)
     yield _case("data/the usual model", model="auto")
     yield _case("data/own rows", dataset=TABLE, partition="natural", clients=0)
-    yield _case("data/forgetting, pooled", forgetting="tiny(seed=1)", centralised=True, learning_rate=3e-4)
+    measure = f"{BASE['measure']} + pooled + forgetting(dataset='tiny(seed=1)')"
+    yield _case("data/forgetting, pooled", measure=measure, learning_rate=3e-4)
     language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
     for strategy in ("fedit", "flexlora", "fedsa_lora"):
-        yield _case(f"language/{strategy}", **language, strategy=strategy, peft="lora(rank=4)")
-    yield _case("language/prefixes", **language, peft="prefix_tuning(length=4)")
-    yield _case("language/small, one by one", **language, peft="lora(rank=4)", codec="small", executor="sequential")
-    chats = {"dataset": "file:chats.jsonl", "model": "models/tiny_lm", "peft": "lora(rank=4)"}
+        yield _case(f"language/{strategy}", **language, strategy=strategy, peft="lora(rank=4, layers=2)")
+    yield _case("language/prefixes", **language, peft="prefix_tuning(length=4, layers=2)")
+    yield _case("language/small, one by one", **language, peft="lora(rank=4, layers=2)", codec="small", **SEQUENTIAL)
+    chats = {"dataset": "file:chats.jsonl", "model": "models/tiny_lm", "peft": "lora(rank=4, layers=2)"}
     yield _case("language/instruction", **chats, partition="iid", tokens=64)
 
 
@@ -300,12 +319,12 @@ def _precisions() -> Iterator[Case]:
         for strategy in ("fedit", "flexlora", "fedex_lora"):
             yield _case(f"{dtype}/{strategy}", dtype=dtype, strategy=strategy)
         yield _case(f"{dtype}/small", dtype=dtype, codec="small", rounds=4)
-        yield _case(f"{dtype}/one by one", dtype=dtype, executor="sequential")
+        yield _case(f"{dtype}/one by one", dtype=dtype, **SEQUENTIAL)
         yield _case(f"{dtype}/all blocks", dtype=dtype, peft="lora(rank=4, layers=3)")
         yield _case(f"{dtype}/dp_sgd", dtype=dtype, privacy=OF_MECHANISM["dp_sgd"], head="zero")
         yield _case(f"{dtype}/qlora", dtype=dtype, peft="qlora(rank=4, layers=2)")
         yield _case(f"{dtype}/dora", dtype=dtype, peft="dora(rank=4, layers=2)")
-    yield _case("fp32/mixed bases", files={"p.toml": MIXED_BASES}, dtype="fp32", profiles="p.toml", cohort="all")
+    yield _case("fp32/mixed bases", files={"p.toml": MIXED_BASES}, dtype="fp32", clients="p.toml", cohort="all")
 
 
 def _machines() -> Iterator[Case]:
@@ -316,3 +335,26 @@ def _machines() -> Iterator[Case]:
         yield _case(f"resumed/{name}", kind="resumed", **{"rounds": 12, "cohort": 3, **settings})
     for name, settings in SERVED.items():
         yield _case(f"real clients/{name}", kind="real clients", **{"clients": 3, "cohort": "all", **settings})
+
+
+def _features() -> Iterator[Case]:
+    """Yield what crosses the round loop: each of these touches several moments of a round."""
+    yield _case("feature/secure_sum", privacy="secure_sum")
+    rows = with_settings("distributed_dp", unit="rows", threshold=0.5, **NOISY)
+    yield _case("feature/distributed_dp of rows", privacy=rows, head="zero", cohort="all", local_work="epochs(1.0)")
+    energy = f"{BASE['measure']} + energy(watts=240, step_seconds=1.0, lean=True)"
+    yield _case(
+        "feature/energy", files={"p.toml": BATTERIES}, clients="p.toml", cohort="eafl(4)", measure=energy, rounds=5
+    )
+    undo = {"safeguard": "undo(rise=0.1)", "learning_rate": 0.03, "measure": "validation(every=1, keep=best)"}
+    yield _case("feature/undone steps", **undo, rounds=5)
+    yield _case("feature/undone steps, fedbuff", **undo, strategy="fedbuff(buffer=2)", rounds=5)
+    yield _case("feature/undone steps, secure_sum", **undo, privacy="secure_sum", rounds=5)
+    yield _case("feature/patience", measure="validation(every=1, keep=best, patience=1)", learning_rate=1e-7, rounds=5)
+    last = f"{BASE['measure']} + ensemble(last=2) + disagreement + calibration(rows=clients)"
+    yield _case("feature/ensemble, disagreement, calibration", measure=last)
+    language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
+    asked = f"{BASE['measure']} + evaluate(every=2, questions='q.jsonl', new_tokens=4)"
+    yield _case(
+        "feature/evaluate", **language, peft="lora(rank=4, layers=2)", measure=asked, files={"q.jsonl": QUESTIONS}
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.golden.cases import Case, own_rows
 from experiments.golden.commands import SECONDS, Commands
-from experiments.golden.flags import translated, understood, words
+from experiments.golden.flags import to_words
 from experiments.golden.outcome import Outcome, outcome
 from fedpeft.data.rows import load_dataset
 
@@ -56,7 +56,6 @@ class Runs:
 
     def __init__(self, work: Path, first: Tree, commands: Commands) -> None:
         self.work, self.first, self.commands = work, first, commands
-        self._known: dict[tuple[str, str], frozenset[str]] = {}
 
     def run(self, case: Case, tree: Tree) -> Outcome:
         """What the case comes to.
@@ -71,16 +70,8 @@ class Runs:
         elif case.kind == "resumed" and tree is not self.first:
             self._resumed(case, tree, folder)
         else:
-            self._done(tree, "simulate", folder, *self._words(case, tree, "simulate", folder), "--output", "run")
+            self._done(tree, "simulate", folder, *to_words(case.settings), "--output", "run")
         return outcome(folder / "run")
-
-    def _words(self, case: Case, tree: Tree, command: str, folder: Path) -> list[str]:
-        key = (str(tree.source), command)
-        if key not in self._known:
-            log = folder / "help.log"
-            self.commands.wait(self._start(tree, command, folder, "--help", log=log))
-            self._known[key] = understood(log.read_text())
-        return words(translated(case.settings, self._known[key]))
 
     def _start(self, tree: Tree, command: str, folder: Path, *given: str, log: Path) -> int:
         module, environment = f"fedpeft.{command}", {"FEDPEFT_CACHE": str(tree.cache)}
@@ -98,7 +89,7 @@ class Runs:
 
     def _resumed(self, case: Case, tree: Tree, folder: Path) -> None:
         """Interrupt the first tree's run after a round; go on with the other tree."""
-        given = self._words(case, self.first, "simulate", folder)
+        given = to_words(case.settings)
         log, rounds = folder / "begun.log", folder / "run" / "rounds.jsonl"
         process = self._start(self.first, "simulate", folder, *given, "--output", "run", log=log)
         deadline = time.monotonic() + SECONDS
@@ -114,7 +105,7 @@ class Runs:
         self._done(tree, "certs", folder, "--folder", "certs", "--clients", ",".join(CLIENTS))
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        given = [*self._words(case, tree, "serve", folder), "--listen", address, "--eval-data", "dataset"]
+        given = [*to_words(case.settings), "--listen", address, "--eval-data", "dataset"]
         logs = {name: folder / f"{name}.log" for name in ("serve", *CLIENTS)}
         running = {"serve": self._start(tree, "serve", folder, *given, "--output", "run", log=logs["serve"])}
         for name in CLIENTS:

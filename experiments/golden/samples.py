@@ -11,8 +11,11 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,7 @@ import torch
 
 from experiments.checkouts import REPOSITORY
 from experiments.golden.cases import Case, every_case
-from experiments.golden.flags import translated, understood, words
+from experiments.golden.flags import to_words
 from experiments.golden.models import make_models
 from experiments.golden.outcome import Outcome, Value, outcome
 from experiments.golden.runs import prepare
@@ -45,6 +48,10 @@ NAMES = (
     *("mixed ranks/fedex_lora", "mixed ranks/raflora", "one by one/fedit", "server optimizer/adam"),
     *("peft/dora", "peft/prefix_tuning", "codec/small", "codec/ef21", "privacy/dp_sgd"),
     *("privacy/adaptive clipping", "privacy/local_dp", "clients/scaffold", "language/fedit", "language/instruction"),
+    *("strategy/lorm", "strategy/ditto", "strategy/o_lora", "feature/secure_sum", "feature/distributed_dp of rows"),
+    *("feature/energy", "feature/undone steps", "feature/undone steps, fedbuff", "feature/undone steps, secure_sum"),
+    *("feature/patience", "feature/ensemble, disagreement, calibration", "feature/evaluate"),
+    *("resumed/ef14, adam", "resumed/user_dp"),
 )
 """The cases: one for each thing that a change could break by itself."""
 
@@ -110,9 +117,6 @@ class Here:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
-            simulate(["--help"])
-        self.known = understood(said.getvalue())
         with _variables(FEDPEFT_CACHE=str(work / "cache")):
             make_models(work / "models")
 
@@ -124,11 +128,37 @@ class Here:
         """
         folder = self.work / "runs" / file_of(case).stem
         prepare(case, folder, self.work / "models")
-        given = words(translated(case.settings, self.known))
+        given = to_words(case.settings)
         with _variables(FEDPEFT_CACHE=str(self.work / "cache")), contextlib.chdir(folder):
-            if simulate([*given, "--output", "run"]):
+            if case.kind == "resumed":
+                kill_after_two_rounds(given)
+                given = ["--resume", "run"]
+            else:
+                given += ["--output", "run"]
+            if simulate(given):
                 raise RunError(f"the case {case.name!r} has ended with an error, see above")
         return thinned(outcome(folder / "run"))
+
+
+def kill_after_two_rounds(flags: list[str]) -> None:
+    """Start a simulation with the output folder `run` in a process group of its own, and kill it after two rounds.
+
+    Raises:
+        RunError: the simulation ended before it could be killed.
+    """
+    command = [sys.executable, "-m", "fedpeft.simulate", *flags, "--output", "run"]
+    rounds = Path("run", "rounds.jsonl")
+    with (
+        open("killed.log", "wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as run,
+    ):
+        while run.poll() is None and not (rounds.exists() and rounds.read_bytes().count(b"\n") > 2):
+            time.sleep(0.01)
+        if run.poll() is not None:
+            raise RunError(
+                f"the run ended with {run.returncode} before it could be killed, see {Path('killed.log').absolute()}"
+            )
+        os.killpg(run.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

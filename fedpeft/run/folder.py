@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, RunError
 
@@ -34,12 +33,6 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
                 f"start a new run with --output {resume}"
             )
     return read_config(file, goes_on=resume is not None) if file else RunConfig()
-
-
-def refuse_former(arguments: Sequence[str]) -> None:
-    """ConfigError where a command line gives a setting of before; it says what to write now."""
-    if told := former_settings.sentence(former_settings.flags_in(arguments), flags=True):
-        raise ConfigError(told)
 
 
 def checked_settings(

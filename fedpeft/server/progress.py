@@ -40,10 +40,6 @@ STATES = "states"
 
 VERSION = 4
 
-READ = (2, 3, VERSION)
-"""Before 4 what is said of each client was JSON; before 3, clients of a run with control variates called their states
-otherwise, and such a run can't be continued."""
-
 OF_CLIENTS = ("acknowledged", "held", "rows", "rejections")
 """The attributes of a `Progress` that are a number per client: in a checkpoint, arrays of ids and numbers."""
 
@@ -236,7 +232,7 @@ class Progress:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {path} can't be read: {error}") from error
         version = plain.pop("version", None) if isinstance(plain, dict) else None
-        if version not in READ or section(tensors, "variate"):
+        if version != VERSION:
             raise RunError(f"the checkpoint {path} was written by another version of fedpeft; go on with that one")
         if metadata.get("sha256") != _checksum(header, tensors):
             raise RunError(f"the checkpoint {path} can't be read: it is not what was written, the disk has changed it")
@@ -250,13 +246,10 @@ class Progress:
         """From what `to_bytes` has written."""
         of_clients = section(tensors, "clients")
         for name in OF_CLIENTS:
-            if name in plain:  # of before
-                plain[name] = {int(client): value for client, value in plain[name].items()}
-            else:
-                plain[name] = _mapping(section(of_clients, name))
+            plain[name] = _mapping(section(of_clients, name))
         plain["forms"] = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}
         plain["counters"] = Counters(**plain["counters"])
-        plain["standing"] = Standing(**plain.get("standing", {}))
+        plain["standing"] = Standing(**plain["standing"])
         memory = section(tensors, "memory")
         return cls(
             adapter=section(tensors, "adapter"),
@@ -267,7 +260,7 @@ class Progress:
             residual=Residual.of(section(tensors, "residual")),
             drift=unflattened(section(tensors, "drift")),
             versions=Versions.of(section(tensors, "versions")),
-            told=section(tensors, "told") or section(tensors, "shares"),  # as they were called
+            told=section(tensors, "told"),
             learned=section(tensors, "learned"),
             best=BestState.of(section(tensors, "best")),
             **plain,

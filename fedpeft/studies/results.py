@@ -23,7 +23,6 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.data.rows import source_of_test_rows
 from fedpeft.errors import FedpeftError, RunError
@@ -53,9 +52,6 @@ CLIENTS = "clients of "
 """Begins the same, of a file that says who the clients are."""
 
 FINISHED, FAILED = "finished", "failed"
-
-BEFORE = {"safeguard": "none", "keep": "last"}
-"""Settings whose defaults are not what runs did before they existed: in results that have no `measure`."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +116,7 @@ class Result:
     @property
     def own_rows(self) -> bool:
         """Whether its accuracy and loss are those of clients' own models, each on rows of its own."""
-        summary = self.summary or {}
-        if summary.get("accuracy_of") is None:  # of version 0.1, where only such runs have the other one
-            return summary.get("shared_accuracy") is not None
-        return bool(summary["accuracy_of"] == OWN_ROWS)
+        return bool((self.summary or {}).get("accuracy_of") == OWN_ROWS)
 
     @property
     def scored(self) -> Scored | None:
@@ -149,11 +142,6 @@ def resolved(config: Mapping[str, Any]) -> RunConfig | None:
         return from_mapping(config, "the stored configuration")
     except FedpeftError:
         return None
-
-
-def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings with today's names; those of before there was a safeguard say what runs did then."""
-    return dict(config) if "measure" in config else former_settings.translated({**BEFORE, **config})
 
 
 # ------------------------------------------------------------------------------------------------------- packed numbers
@@ -196,7 +184,6 @@ def read_run(folder: Path) -> Result:
         raise RunError(f"{folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
-    config = as_today(config)
     if not (folder / "summary.json").is_file():
         raise RunError(unfinished(folder))
     try:
@@ -333,7 +320,7 @@ def _result(plain: Any) -> Result:
         raise ValueError("it has no summary")
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
     several["made_of"] = of_plain(plain.get("made_of", ()))
-    return Result(**{**plain, **several, "config": as_today(plain["config"])})
+    return Result(**{**plain, **several, "config": dict(plain["config"])})
 
 
 def latest(results: list[Result]) -> list[Result]:

@@ -218,7 +218,7 @@ def section_of_study(study: Study, results: Sequence[Result]) -> Section:
 
 def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
     """Runs on their own: their point is every setting in which they differ, and every file that had several contents.
-    A run that tells none of a file's (of version 0.1, under privacy, without that part) is no other run for it."""
+    A run that tells none of a file's (under privacy, without that part) is no other run for it."""
     keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
     differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
     files = dict.fromkeys(k for r in results for k in r.contents)

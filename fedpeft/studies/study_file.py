@@ -36,7 +36,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedpeft import former_settings
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
 from fedpeft.data.rows import task_in_rows
@@ -257,7 +256,6 @@ def _axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
 
 def _value(path: Path, name: str, value: Any) -> Value:
     if not isinstance(value, dict):
-        _refuse_former(path, {name: value})
         if name not in SETTINGS:
             raise ConfigError(
                 f"{path}: unknown axis {name!r}; an axis is a setting, or its values are tables with a label "
@@ -268,16 +266,10 @@ def _value(path: Path, name: str, value: Any) -> Value:
     label = settings.pop("label", None)
     if not isinstance(label, str) or not label:
         raise ConfigError(f'{path}: a value of axis {name!r} has no label; write {{label = "...", setting = ...}}')
-    _refuse_former(path, settings)
     for key in settings:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: {label!r} of axis {name!r} sets an unknown {key!r}; {nearest(key, SETTINGS)}")
     return Value(label, settings)
-
-
-def _refuse_former(path: Path, settings: Mapping[str, Any]) -> None:
-    if told := former_settings.sentence(settings):
-        raise ConfigError(f"{path}: {told}")
 
 
 def _check_seeds(path: Path, seeds: Any) -> None:
@@ -289,7 +281,6 @@ def _check_seeds(path: Path, seeds: Any) -> None:
 
 def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tuple[Value, ...]]) -> None:
     """Every setting has one place: base, one axis, or (the seed) seeds."""
-    _refuse_former(path, base)
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")

@@ -37,7 +37,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import check_settings, nearest, setting
@@ -129,19 +128,11 @@ class Search:
         """Equal for files of the same search, of however many trials."""
         space = {name: dataclasses.asdict(among) for name, among in self.space.items()}
         first = [list(member.lists) for member in self.hybrid.members] if self.hybrid else []  # has "off" besides
-        return self._told(space, first)
-
-    @property
-    def former_identity(self) -> str:
-        """As searches were told apart before: by ranges as people read them, which hides their last digits."""
-        return self._told({name: str(among) for name, among in self.space.items()})
-
-    def _told(self, space: Mapping[str, Any], *more: Any) -> str:
         words = dataclasses.asdict(self.keys)
         kept = {key: value for key, value in words.items() if key not in ("name", "question", "trials")}
         hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
         budget = self.budget and dataclasses.asdict(self.budget)
-        return json.dumps([kept, budget, dict(self.base), space, hybrid, *more], sort_keys=True)
+        return json.dumps([kept, budget, dict(self.base), space, hybrid, first], sort_keys=True)
 
     @property
     def plugins(self) -> dict[str, dict[str, Any]]:
@@ -295,8 +286,6 @@ def _check_names(
     """Every name is a setting, or stands in braces somewhere; every setting has one place."""
     if not space and hybrid is None:
         raise ConfigError(f"{path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods")
-    if told := former_settings.sentence({**base, **space}):
-        raise ConfigError(f"{path}: {told}")
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")

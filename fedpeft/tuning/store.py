@@ -164,8 +164,8 @@ def _agreed(search: Search, folder: Path, known: dict[str, Any] | None, terms: d
         RunError: it was begun by others.
     """
     begun = dict(known or terms)
-    recorded, now = begun.pop(PLUGINS, {}), search.plugins  # searches of before have recorded none
-    if begun not in (terms, {**terms, "identity": search.former_identity}):
+    recorded, now = begun.pop(PLUGINS, {}), search.plugins
+    if begun != terms:
         raise RunError(
             f"{folder} holds another search than {search.path} describes; put the file back as it was, or give another "
             "--output"

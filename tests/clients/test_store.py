@@ -13,7 +13,6 @@ from contextlib import suppress
 import pytest
 import torch
 from fedpeft.clients.store import FILE, ClientStore
-from safetensors.torch import save_file
 
 from fedpeft.errors import RunError
 from tests.kept_states import kept
@@ -62,23 +61,6 @@ def test_nobody_else_may_read_it(tmp_path):
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "clients").iterdir()}
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE((tmp_path / "clients").stat().st_mode) == 0o700
-
-
-def test_folders_of_before_are_read(tmp_path):
-    (tmp_path / "000003").mkdir()
-    save_file(state(6), tmp_path / "000003" / "000002.safetensors")
-    store = ClientStore(tmp_path)
-    assert torch.equal(store.load(3, 2)["e"], torch.full((2,), 6.0))
-    store.stage(3, 3, state(7))
-    assert torch.equal(store.load(3, 3)["e"], torch.full((2,), 7.0))
-
-
-def test_a_file_that_another_process_has_just_begun_hides_no_folder_of_before(tmp_path):
-    """Several workers resume such a run at once: one makes the file while another looks for its client."""
-    (tmp_path / "000003").mkdir()
-    save_file(state(6), tmp_path / "000003" / "000002.safetensors")
-    (tmp_path / FILE).touch(0o600)
-    assert torch.equal(ClientStore(tmp_path).load(3, 2)["e"], torch.full((2,), 6.0))
 
 
 def test_a_file_that_was_begun_and_no_more_holds_no_state(tmp_path):

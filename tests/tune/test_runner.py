@@ -221,17 +221,6 @@ def test_a_range_that_changes_in_a_digit_or_in_kind_is_another_search(tmp_path):
             conducted(search_of(tmp_path, TEXT.replace(was, now)), tmp_path / name, InProcess(), trials=2)
 
 
-def test_a_search_that_was_begun_before_ranges_were_told_apart_exactly_goes_on(tmp_path):
-    search = search_of(tmp_path)
-    study = conducted(search, tmp_path / "out", InProcess(), trials=1).study
-    study.set_user_attr(store.TERMS, {**study.user_attrs[store.TERMS], "identity": search.former_identity})
-    with pytest.raises(RunError, match="holds another search"):
-        conducted(search_of(tmp_path, TEXT.replace("1e-4", "1e-5")), tmp_path / "out", InProcess(), trials=2)
-    study = conducted(search, tmp_path / "out", InProcess(), trials=2).study
-    assert len(study.trials) == 2
-    assert study.user_attrs[store.TERMS]["identity"] == search.identity  # from now on
-
-
 RULE = """from dataclasses import dataclass
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.parts import setting
