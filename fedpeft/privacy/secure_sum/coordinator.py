@@ -51,12 +51,14 @@ class Coordinator:
         graph: the neighbours of each client that was asked.
         roster: whose signed keys are taken; None: the server cannot check signatures.
         false_shares: by holder, the clients of whose secrets it has given false shares.
+        refusals: why clients whose vectors are in the sum have not helped to take the masks off.
     """
 
     terms: Terms
     graph: Mapping[int, list[int]]
     roster: Membership | None = None
     false_shares: dict[int, set[int]] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
     keys: dict[int, Keys] = field(default_factory=dict)
     sealed: dict[int, dict[int, bytes]] = field(default_factory=dict)
     witnesses: dict[int, bytes] = field(default_factory=dict)
