@@ -23,6 +23,7 @@ from fedpeft.machine import files
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
+from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.contribution import Contribution
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.member import Member
@@ -169,6 +170,9 @@ class Masking:
                 f"a secure sum of {told.clients} clients is announced; this client takes part in those of "
                 f"{identity.fewest} or more (--fewest)"
             )
+        collude = max(identity.collude, self.secure.assumed_colluding)
+        if excess := explain_excess(self.secure.terms(told.clients), told.clients, collude):
+            raise PayloadError(excess)
         neighbours = degree(told.clients, self.secure.neighbours)
         if self.noise is not None and neighbours < told.clients - 1:
             raise PayloadError(

@@ -176,7 +176,7 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
     folder = Path(options.certs)
     own = Credentials.of_server(folder)
     secret = grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, require_client_auth=True)
-    return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority)), Signer(own)
+    return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority), own.authority), Signer(own)
 
 
 def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> Summary:

@@ -103,7 +103,8 @@ class Federation:
         """The server, started (again), with these clients."""
         events = Events(self.folder / "server" / "serve.jsonl", lambda *_: None)
         folder = self.folder / "server"
-        self.server = Here(self.config, folder, self.observer, self.serve, Doorkeeper(None), events)
+        authority = (self.folder / "certs" / "ca.pem").read_bytes() if self.summed else b""
+        self.server = Here(self.config, folder, self.observer, self.serve, Doorkeeper(None, authority), events)
         self.server.edges = list(edges)
 
     def edge(self, k):

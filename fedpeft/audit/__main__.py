@@ -17,8 +17,10 @@ import tyro
 from rich.console import Console
 
 from fedpeft.audit.canaries import CanaryAudit, Verdict, run
+from fedpeft.audit.sums import SumVerdict, audit_sums
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import summary_table
 
@@ -79,6 +81,13 @@ def show(verdict: Verdict, console: Console) -> None:
     console.print(summary_table("canary audit", rows))
 
 
+def show_sums(verdict: SumVerdict, console: Console) -> None:
+    """Print how many colluding clients secure sums tolerate."""
+    rows = [(f"{clients} clients", str(tolerated)) for clients, tolerated in verdict.tolerated.items()]
+    word = f"[bold red]it protects less than it claims[/]: {verdict.excess}" if verdict.excess else "consistent"
+    console.print(summary_table("colluding clients that a secure sum tolerates", [*rows, ("verdict", word)]))
+
+
 def _word(verdict: Verdict) -> str:
     if not verdict.passed:
         return "[bold red]it protects less than it claims[/]"
@@ -102,6 +111,10 @@ def _audited(command: Command, console: Console) -> int:
     if not command.audit.privacy:
         raise ConfigError('give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs')
     audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
+    if (secure := sums_in(audit.privacy)) is not None:  # which show no single updates, as canaries need
+        told = audit_sums(secure)
+        show_sums(told, console)
+        return 1 if told.excess else 0
     with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
         verdict = run(audit, Path(folder))
     show(verdict, console)

@@ -69,9 +69,11 @@ class Doorkeeper:
 
     Attributes:
         revoked: serial numbers of certificates that count no more; None: no TLS, names are believed.
+        authority: the certificate (PEM) that signs the clients' certificates; empty: there are none.
     """
 
     revoked: Revoked | None
+    authority: bytes = b""
 
     def name(self, identity: Mapping[str, Sequence[bytes]], metadata: Mapping[str, object]) -> str:
         """The caller's name.

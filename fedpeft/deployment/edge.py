@@ -229,7 +229,8 @@ class Edge:
                 "client and take the masks off; leave --insecure out"
             )
         own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
-        identity = Identity(self.description.run, own.key, own.certificate, own.authority, pinned, self.options.fewest)
+        limits = self.options.fewest, self.options.collude
+        identity = Identity(self.description.run, own.key, own.certificate, own.authority, pinned, *limits)
         secure = self.setup.secure_sum
         noise = (secure, self.folder / KEY) if isinstance(secure, SharedNoise) else None
         return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity, noise)

@@ -49,6 +49,7 @@ from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.remote_engine import SecondBook, Terms
+from fedpeft.privacy.secure_sum.certified import CertifiedRoster
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.asked import asks_clients
@@ -63,6 +64,7 @@ from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner
+from fedpeft.server.exchange import Joined
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import Dealt, FixedSize, Reachable
@@ -105,7 +107,7 @@ class Federation:
         clients = number_of(config.clients, groups)
         if clients < 1:
             raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
-        self.roster = Roster(folder / ROSTER, clients)
+        self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority)
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.of(config, options)
         # where clients' rows judge, the last state is seen
@@ -316,6 +318,8 @@ class Federation:
         elif isinstance(drawn_from, Dealt) and book is not None:
             drawn_from = dataclasses.replace(drawn_from, asked=lambda round: book.ledger.asked(round))  # open by then
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
+        authority = self.roster.authority
+        certified = CertifiedRoster.of_server(authority, self.setup.clients) if authority else None
         made = Server(
             setup=self.setup,
             grid=self.grid(),
@@ -333,6 +337,7 @@ class Federation:
             book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=self.journal if self.setup.secure_sum else None,
             called=self.roster.called,
+            members=Joined(certified, self.options.most_rows),
             examiner=self._examiner(),
         )
         made.evaluation = dataclasses.replace(made.evaluation, most_weight=self.options.most_weight)

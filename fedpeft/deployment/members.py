@@ -57,6 +57,7 @@ class Roster:
     Args:
         file: where they are stored.
         places: how many there may be.
+        authority: the certificate (PEM) that signs theirs; empty: they have none.
 
     Attributes:
         since: when their server began to listen, by the monotonic clock.
@@ -66,10 +67,10 @@ class Roster:
         RunError: the file can't be read.
     """
 
-    def __init__(self, file: Path, places: int) -> None:
+    def __init__(self, file: Path, places: int, authority: bytes = b"") -> None:
         self._file = file
         self._lock = threading.Lock()
-        self.places = places
+        self.places, self.authority = places, authority
         self.run = secrets.token_hex(8)
         self.started = False
         self.since = time.monotonic()

@@ -98,8 +98,8 @@ class EdgeOptions:
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
     collude: float = setting(
         0.0,
-        "distributed_dp: share of a sum's clients that you take to tell the server their noise, if the federation's is "
-        "smaller",
+        "share of a secure sum's clients that you assume to collude with the server; sums that do not tolerate so many "
+        "are refused, and distributed_dp counts without their noise",
         low=0,
         high=0.9,
     )

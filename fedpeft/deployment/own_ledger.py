@@ -39,8 +39,8 @@ def own_ledger(
         PrivacyError: a limit of the client's own that can't be kept, or settings that would not protect.
     """
     given = setup.mechanism
-    if options.collude and not isinstance(given, DistributedDP):
-        raise PrivacyError("--collude is about noise that clients share, and this federation has none; leave it out")
+    if options.collude and setup.secure_sum is None:
+        raise PrivacyError("--collude is about clients of secure sums, and this federation has none; leave it out")
     if given is None or not given.protects or not (given.noises_updates or given.summed):
         if options.max_epsilon is not None:
             how = f"{told.privacy} is applied by the server" if given is not None else "it has no --privacy"

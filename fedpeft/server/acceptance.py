@@ -311,7 +311,8 @@ class Acceptance:
         self.aggregator.add(update)
         self.accepted |= dict.fromkeys(clients, self.round)
         self.uplink_parameters += len(clients) * self.layout.numel
-        self._losses.append((loss, rows))
+        if abs(loss) <= WORST_LOSS:  # else somebody lies, or it is no number
+            self._losses.append((loss, rows))
 
     @property
     def lost(self) -> set[int]:

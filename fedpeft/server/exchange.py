@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from fedpeft import seeds
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
 from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
 from fedpeft.communication.release import Release
+from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.server.parked import Parked
 from fedpeft.server.sum_journal import SumJournal
 
@@ -26,6 +28,22 @@ def numbered(client: int) -> str:
     return f"client {client}"
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What the server knows of clients that have joined; by default nothing, as in simulations.
+
+    Attributes:
+        roster: verifies their keys in secure sums; None: the server cannot check signatures.
+        most_rows: examples that a client may have.
+    """
+
+    roster: Membership | None = None
+    most_rows: float = math.inf
+
+
+NOBODY = Joined()
+
+
 @dataclass
 class Exchange:
     """The clients at the other end of a grid.
@@ -37,6 +55,7 @@ class Exchange:
         announce: is told what clients are told alike, before any of them is; None: nobody wants to know.
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
         called: what a client is called on a terminal, by its id.
+        members: what the server knows of clients that have joined.
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
         pending: the instructions that have not been answered yet, by message.
@@ -48,6 +67,7 @@ class Exchange:
     announce: Callable[[Release], None] | None = None
     journal: SumJournal | None = None
     called: Callable[[int], str] = numbered
+    members: Joined = NOBODY
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
+from rich.markup import escape
 
 from fedpeft.aggregation.whitening import WEIGHT, Whitening
 from fedpeft.communication.downlink import Sent
@@ -20,7 +21,8 @@ from fedpeft.communication.payload import Shape
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.contribution import Total
+from fedpeft.privacy.secure_sum.collusion import explain_excess
+from fedpeft.privacy.secure_sum.contribution import Total, Weights
 from fedpeft.privacy.secure_sum.coordinator import Coordinator, VoidError
 from fedpeft.privacy.secure_sum.neighbours import graph
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
@@ -31,6 +33,9 @@ from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Traffic
 from fedpeft.server.sum_journal import Opened, Step
+
+WEIGHTS = "summed weights"
+"""Name of what a checkpoint keeps of the sum before round 1: the clients' weights, and how many clients there were."""
 
 VECTORS = 3
 """The step that brings the vectors."""
@@ -51,6 +56,7 @@ class MaskedSum:
         sent, received: bytes, by client, without what else step 3 brings.
         failed: why a client dropped out before its vector had arrived.
         arrived: whose vectors are in the sum.
+        warnings: sentences about clients that have lied, for the user.
     """
 
     def __init__(
@@ -72,9 +78,17 @@ class MaskedSum:
         self.received: Counter[int] = Counter()
         self.failed: dict[int, str] = {}
         self.arrived: list[int] = []
+        self.warnings: list[str] = []
 
-    def of(self, asked: Sequence[Instruction], phase: str) -> Total:
+    def of(
+        self, asked: Sequence[Instruction], phase: str, by_rows: bool | None = None, start: Sequence[float] = ()
+    ) -> Total:
         """The sum of what these instructions' clients make of them.
+
+        Args:
+            asked, phase: see `Exchange`.
+            by_rows: whether clients weigh as many as their examples, or 1 each; None: neither.
+            start: weights of the sum before round 1, and of how many clients; empty: nothing to compare with.
 
         Raises:
             VoidError: too many have dropped out.
@@ -84,7 +98,10 @@ class MaskedSum:
         cohort = [instruction.client for instruction in asked]
         self.told = self._announced(cohort)
         terms = self.told.terms(self.secure, self.seed, self.round, self.journal.run if self.journal else "")
-        self.at = at = Coordinator(terms, graph(cohort, self.secure.neighbours, self.seed, self.round))
+        if excess := explain_excess(terms, len(cohort), self.secure.assumed_colluding):
+            raise VoidError(excess)
+        neighbours = graph(cohort, self.secure.neighbours, self.seed, self.round)
+        self.at = at = Coordinator(terms, neighbours, self.clients.members.roster)
         announced = self.told.to_bytes()
         alive = self._step(1, self._plain(cohort), lambda _: announced, at.take_keys, "keys")
         alive = self._step(2, self._plain(alive), at.peers, at.take_sealed, "shares")
@@ -100,11 +117,42 @@ class MaskedSum:
         self._step(5, self._plain(alive), at.witnesses_for, at.take_shares, "unmasking")
         try:
             with self.working:
-                return Total.of(at.sum(), len(self.arrived), self.told, self.secure, self.seed, self.round)
-        except VoidError:
-            raise
+                total = Total.of(at.sum(), len(self.arrived), self.told, self.secure, self.seed, self.round)
+            return self._checked(total, by_rows, start)
+        except VoidError as error:
+            raise VoidError("; ".join([str(error), *at.refusals[:1]])) from None
         except PayloadError as error:
             raise VoidError(f"the sum is void: {error}") from error
+        finally:
+            self.warnings += [self._tell_false(holder, of) for holder, of in sorted(at.false_shares.items())]
+
+    def _checked(self, total: Total, by_rows: bool | None, start: Sequence[float]) -> Total:
+        """Return the total with possible weights; warn of others, and of a sum that moves nothing."""
+        if by_rows is None:
+            return total.checked()
+        before = (start[0], int(start[1])) if start else None
+        checked = total.checked(Weights.of(total.clients, by_rows, self.clients.members.most_rows, before))
+        if checked.weight != total.weight:
+            self.warnings.append(
+                f"clients state weights of {total.weight:g} together, which is impossible: at least one client lies; "
+                f"the server takes {checked.weight:g}"
+            )
+        if self.size and not total.vector.any():
+            self.warnings.append("the sum of all updates is zero: it moves nothing")
+        return checked
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Tell the user of clients that have lied."""
+        for warning in self.warnings:
+            say(escape(f"round {self.round}: {warning}" if self.round else f"before round 1: {warning}"))
+
+    def _tell_false(self, holder: int, clients: Iterable[int]) -> str:
+        """Return one sentence about a client whose shares of others' secrets were false."""
+        of = sorted(clients)
+        if len(of) == 1:
+            one, other = self.clients.called(of[0]), self.clients.called(holder)
+            return f"a share of {one}'s secret at {other} was false, so that one of the two lies; it was left out"
+        return f"{self.clients.called(holder)} has given false shares of {len(of)} clients' secrets; they were left out"
 
     def _plain(self, clients: Iterable[int]) -> list[Instruction]:
         return [Instruction("sum", self.round, client, b"") for client in clients]
@@ -133,8 +181,11 @@ class MaskedSum:
         if step is None:
             step = self._asked(number, asked, said, take, phase)
         else:
-            for client, content in step.answers.items():
-                take(client, content)
+            try:
+                for client, content in step.answers.items():
+                    take(client, content)
+            except PayloadError as error:  # such as a certificate that has expired meanwhile
+                raise VoidError(f"the sum can't be resumed: {error}") from error
             if number == VECTORS:
                 self.at.restore(step.taken, step.total)
         self.sent.update(step.sent)
@@ -164,6 +215,8 @@ class MaskedSum:
             except PayloadError as error:
                 if report.client not in self.arrived:
                     step.failed[report.client] = str(error)
+                else:
+                    self.at.refusals.append(f"{self.clients.called(report.client)} says: {error}")
                 continue
             step.taken.append(report.client)
             if self.journal is not None and number != VECTORS:

@@ -35,7 +35,7 @@ from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import check_report, check_statistics, reason_of
 from fedpeft.server.evaluation import Evaluation
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.masked_sum import MaskedSum
+from fedpeft.server.masked_sum import WEIGHTS, MaskedSum
 from fedpeft.server.progress import Counters, Progress
 from fedpeft.server.sampling import measured
 
@@ -86,7 +86,10 @@ def prepare(
         missing = asked - len(rows)
     else:
         heard = None if privacy is None else privacy.heard
-        masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, entry, asks, heard)
+        masked, total, clip, weight = _masked_statistics(setup, setup.secure_sum, clients, entry, asks, heard)
+        masked.tell(say)
+        if setup.by_rows and setup.facts.tasks is None:  # a task's examples differ from round to round
+            progress = replace(progress, fixed=progress.fixed | {WEIGHTS: [weight, len(masked.arrived)]})
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
         missing = asked - len(masked.arrived)
     told: State = {}
@@ -247,8 +250,8 @@ def _masked_statistics(
     entry: Entry,
     asks: bool,
     heard: Callable[[Report], None] | None,
-) -> tuple[MaskedSum, State, float]:
-    """The secure sum over all clients, what it says of the statistics, and the largest norm in round 1.
+) -> tuple[MaskedSum, State, float, float]:
+    """The secure sum over all clients, what it says of the statistics, the largest norm in round 1, and all weights.
 
     There is one whatever the head: from it, it is known what clients weigh. Without any sum the run does not begin.
     """
@@ -263,7 +266,7 @@ def _masked_statistics(
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
     masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=heard)
     try:
-        total = masked.of(asked, "prepare")
+        total = masked.of(asked, "prepare", setup.by_rows)
     except VoidError as error:
         if clients.journal is not None:
             clients.journal.forget()
@@ -271,9 +274,9 @@ def _masked_statistics(
     sums = total.summed_statistics(shapes)
     if secure.noisy:
         variance = secure.variance(len(asked), 0) * total.clients / len(asked)
-        return masked, sums | {VARIANCE: torch.tensor([variance], dtype=torch.float64)}, masked.clip
+        return masked, sums | {VARIANCE: torch.tensor([variance], dtype=torch.float64)}, masked.clip, total.weight
     norm = secure.norm or _longest(setup, round(total.rows / total.clients))
-    return masked, sums, secure.headroom * norm * total.weight / total.clients
+    return masked, sums, secure.headroom * norm * total.weight / total.clients, total.weight
 
 
 def statistics_shapes(setup: Setup) -> dict[str, Shape]:

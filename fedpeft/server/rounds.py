@@ -41,9 +41,9 @@ from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
 from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
-from fedpeft.server.exchange import Exchange, numbered
+from fedpeft.server.exchange import NOBODY, Exchange, Joined, numbered
 from fedpeft.server.learned import products
-from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
+from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import judged, prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.questions import Questions, of_kept
@@ -80,7 +80,7 @@ class Server:
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
-        announce, journal, called: see `Exchange`.
+        announce, journal, called, members: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
         score_task: of a state on a task, where there are several; see `fedpeft.server.tasks`.
@@ -103,6 +103,7 @@ class Server:
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
         called: Callable[[int], str] = numbered,
+        members: Joined = NOBODY,
         book: EnergyBook | None = None,
         score_task: Score | None = None,
         examiner: Examiner | None = None,
@@ -110,7 +111,7 @@ class Server:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows, self.book = validating(observer, validation_loss), most_rows, book
-        self.clients = Exchange(grid, self._answered, remote, announce, journal, called)
+        self.clients = Exchange(grid, self._answered, remote, announce, journal, called, members)
         tasks, say = setup.facts.tasks, observer.say
         self.turns: TaskTurns | None = None
         if tasks is not None and score_task is not None:
@@ -247,27 +248,26 @@ class Server:
         self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: Clock
     ) -> Outcome:
         """What the sum of the updates has led to; where it is void, the model stays as it is."""
-        setup, round, clip = self.setup, taken.round, progress.clip
+        setup, round, clip, void = self.setup, taken.round, progress.clip, ""
         assert clip is not None  # from the sum before round 1
-        names = [name for name in setup.layout.names if name in taken.shared]
-        shapes = {name: setup.layout.shapes[name] for name in names}
+        shapes = {name: setup.layout.shapes[name] for name in setup.layout.names if name in taken.shared}
         size, working, heard = entries(shapes), clock.aggregating, self.privacy.heard if self.privacy else None
         masked = MaskedSum(self.clients, secure, setup.config.seed, round, size, BESIDE, clip, working, heard)
-        schedule, void = setup.schedule, ""
+        schedule = setup.schedule
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
-            total = masked.of([s.instruction for s in sent], "train")
+            total = masked.of([s.instruction for s in sent], "train", setup.by_rows, progress.fixed.get(WEIGHTS, ()))
             rate = schedule.at(round) * progress.standing.rate
-            mean = step_of(total, setup, rate, shapes, progress.adapter[names[0]].dtype, progress.told)
+            mean = step_of(total, setup, rate, shapes, progress.adapter[next(iter(shapes))].dtype, progress.told)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
             taken.add_mean(update, total.loss, total.rows, masked.arrived)
-            outcome = replace(
-                taken.aggregator.finish(progress.memory), clip=total.next_clip(masked.told, secure, growth)
-            )
+            next_clip = total.next_clip(masked.told, secure, growth)
+            outcome = replace(taken.aggregator.finish(progress.memory), clip=next_clip)
         except VoidError as error:
             void = str(error)
             self.observer.say(f"round {round}: {void}; the model stays as it is")
             outcome = Outcome(progress.adapter, progress.memory, clip=clip)
+        masked.tell(self.observer.say)
         taken.results.extend(masked.results(sent, void, confidential=secure.noisy))
         taken.rejected.extend(masked.failed)
         taken.passed_on = sum(masked.sent.values())

@@ -314,7 +314,7 @@ def test_what_clients_refuse_of_a_server_s_settings():
 
 
 def test_a_share_of_colluding_clients_means_nothing_elsewhere(federation):
-    with pytest.raises(PrivacyError, match="--collude is about noise that clients share"):
+    with pytest.raises(PrivacyError, match="--collude is about clients of secure sums"):
         federation(clients=1, privacy="dp_sgd(epsilon=8)", options=[{"collude": 0.1}])
 
 

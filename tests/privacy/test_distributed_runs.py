@@ -115,7 +115,7 @@ def test_a_start_is_one_noisy_sum_of_all_clients(tmp_path):
 
 
 def test_the_budget_is_the_server_s_and_both_epsilons_are_told(tmp_path):
-    text = f"distributed_dp(epsilon=4, collude=0.2, {MASKS})"
+    text = f"distributed_dp(epsilon=4, collude=0.2, {MASKS.replace('0.5', '0.67')})"
     simulation, _ = trained(tmp_path, privacy=text, cohort=3, rounds=3)
     engine, told = simulation.protection, simulation.protection.summary()
     worst, models = told["epsilon"], told["privacy"]["epsilon_models"]

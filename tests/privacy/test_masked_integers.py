@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
-from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total, Weights
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.integers import Integers, check_fits, rotated, turned_back
 from fedpeft.privacy.secure_sum.masks import dtype
@@ -140,3 +142,80 @@ def test_a_member_goes_on_from_its_notes_and_from_no_others():
     for damaged in (notes[:-1], notes + b"x"):
         with pytest.raises(PayloadError):
             Member(1, terms, member.key, member.roster).restore(damaged)
+
+
+LIES = {
+    "huge": lambda _low, _high: 1e15,
+    "minus huge": lambda _low, _high: -1e15,
+    "zero": lambda _low, _high: 0.0,
+    "the least that the sum confirms": lambda low, _high: low,
+    "the most that the sum confirms": lambda _low, high: high,
+}
+
+
+@pytest.mark.parametrize("clients", [3, 5, 10, 30, 100])
+@pytest.mark.parametrize("common", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("lie", LIES)
+def test_whatever_one_client_states_the_clip_stays_near_the_others_norms(clients, common, lie):
+    """Updates of norm 1 with a common part; the liar knows the sum, and states in 60 rounds what moves C most.
+
+    An update keeps a quarter of its length at least, and C stays below 32 times what an honest run has: 4.
+    """
+    random, secure, clip = np.random.default_rng(clients), SUMS.build("secure_sum"), 4.0
+    for _ in range(60):
+        shared = random.normal(size=2000) * common**0.5
+        updates = shared + random.normal(size=(clients - 1, 2000)) * (1 - common) ** 0.5
+        updates /= np.linalg.norm(updates, axis=1, keepdims=True)
+        vector = updates.sum(0) * min(1.0, clip)
+        length = float(np.linalg.norm(vector)) / clip
+        norm = clients * LIES[lie](length / clients, 2 * length / clients**0.5)
+        told = Announcement(bytes(16), clients, 2000, BESIDE, clip)
+        total = Total(clients, clients, clients, 1.0, norm, vector, np.zeros(0))
+        after = total.next_clip(told, secure, 1.0)
+        assert after <= 8 * clip
+        clip = after
+        assert 0.25 < clip < 128
+
+
+@pytest.mark.parametrize("clients", [3, 5, 10])
+@pytest.mark.parametrize("common", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("trend", [0.9, 1.0])
+def test_the_clip_of_honest_clients_is_the_headroom_times_their_mean_norm(clients, common, trend):
+    random, secure, clip, length = np.random.default_rng(clients), SUMS.build("secure_sum"), 4.0, 1.0
+    for _ in range(30):
+        updates = random.normal(size=2000) * common**0.5 + random.normal(size=(clients, 2000)) * (1 - common) ** 0.5
+        updates *= length / np.linalg.norm(updates, axis=1, keepdims=True)
+        told = Announcement(bytes(16), clients, 2000, BESIDE, clip)
+        total = Total(clients, clients, clients, 1.0, clients * length / clip, updates.sum(0), np.zeros(0))
+        clip, length = total.next_clip(told, secure, 1.0), length * trend
+        assert clip == pytest.approx(4 * length / trend, rel=1e-9)
+
+
+def test_a_sum_of_nothing_halves_the_clip():
+    told = Announcement(bytes(16), 5, 6, BESIDE, 8.0)
+    for norm in (0.0, 1e15, -1e15):
+        total = Total(5, 5, 5, 1.0, norm, np.zeros(6), np.zeros(0))
+        assert total.next_clip(told, SUMS.build("secure_sum"), 1.0) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("weight", "clients", "start", "believed"),
+    [(2.0**27, 5, (315, 5), 315), (-50, 5, (315, 5), 315), (0, 5, (315, 5), 315), (300, 5, (315, 5), 300),
+     (150, 4, (315, 5), 150), (400, 4, (315, 5), 252), (-1, 4, (315, 5), 252), (315, 5, None, 315)],
+)  # fmt: skip
+def test_weights_that_nobody_has_are_replaced(weight, clients, start, believed):
+    total = Total(clients, weight, weight, 0.5, 1.0, np.zeros(6), np.zeros(0))
+    assert total.checked(Weights.of(clients, True, 1000, start)).weight == believed
+    assert total.checked(Weights.of(clients, False, 1000, start)).weight == clients
+
+
+@pytest.mark.parametrize("rows", [1e9, 0, -315, 314])
+def test_numbers_of_examples_that_nobody_has_cost_the_mean_loss_alone(rows):
+    checked = Total(5, 315, rows, 0.5, 1.0, np.zeros(6), np.zeros(0)).checked(Weights.of(5, True, 1000, (315, 5)))
+    assert (checked.weight, checked.rows, checked.loss != checked.loss) == (315, 315, True)
+
+
+@pytest.mark.parametrize(("weight", "most_rows"), [(0.0, math.inf), (-3.0, math.inf), (5001.0, 1000)])
+def test_before_round_1_an_impossible_sum_is_refused(weight, most_rows):
+    with pytest.raises(PayloadError, match="which no training leads to"):
+        Total(5, weight, 10, 0.5, 1.0, np.zeros(6), np.zeros(0)).checked(Weights.of(5, True, most_rows, None))

@@ -84,14 +84,14 @@ class DistributedDP(Mechanism):
         high=10**10,
     )
     dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
-    collude: float = setting(0.0, "share of a cohort that may tell the server its noise", low=0, high=0.9)
+    collude: float = setting(0.0, "share of a cohort that tells the server its noise; see threshold", low=0, high=0.9)
     bits: int = setting(COARSE, "of the integers that are added up, modulo 2^bits", low=8, high=32)
     whiten: bool | None = setting(
         None, "unit=rows: clip gradients as of a head on features that its start has whitened; none: as planned"
     )
     mask_neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
-        0.67, "share of its neighbours that must stay, or the sum is void; from 2/3 on a lying server learns nothing",
+        0.67, "share of its neighbours that must stay, or the sum is void; collude is at most about 2 threshold - 1",
         low=0.5, below=1,
     )  # fmt: skip
 
@@ -147,6 +147,7 @@ class DistributedDP(Mechanism):
             mechanism=self.name,
             clip=self.clip,
             dropouts=self.dropouts,
+            assumed_colluding=self.collude,
             rows=self.unit == "rows",
         )
 
@@ -175,6 +176,7 @@ class DistributedDP(Mechanism):
                 f"collude={self.collude:g} and dropouts={self.dropouts:g} leave no noise that the server does not "
                 "know; together they must be below 1"
             )
+        self.sums().check_colluding(federation.clients if federation.start else self.most(federation))
         if self.dropouts >= 1 - self.threshold and self.dropouts:
             raise PrivacyError(
                 f"dropouts={self.dropouts:g} would leave fewer clients than the masks' threshold={self.threshold:g} "

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -31,6 +32,7 @@ class Identity:
         key, certificate, authority: PEM; what it signs with, and who has signed its certificate.
         pinned: fingerprints of the certificates in its roster; None: all that the authority has signed are taken.
         fewest: clients of a sum that it takes part in, itself included.
+        collude: share of a sum's clients that it assumes to collude with the server.
     """
 
     run: str
@@ -39,6 +41,7 @@ class Identity:
     authority: bytes
     pinned: frozenset[str] | None = None
     fewest: int = 3
+    collude: float = 0.0
 
     @property
     def private_key(self) -> PrivateKey:
@@ -75,6 +78,11 @@ class CertifiedRoster:
         self._authority = x509.load_pem_x509_certificate(identity.authority)
         self._pinned, self._places = identity.pinned, places
         self._keys: dict[bytes, PublicKey] = {}
+
+    @classmethod
+    def of_server(cls, authority: bytes, places: int) -> Self:
+        """Return the roster of a server, which takes all clients of the authority (PEM)."""
+        return cls(Identity("", b"", b"", authority), places)
 
     def verify(self, client: int, content: bytes, signature: bytes, certificate: bytes) -> None:
         """Refuse what the client has not signed, and clients that may not take part.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -14,10 +15,17 @@ from fedpeft.communication.payload import Shape, size
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
+from fedpeft.privacy.secure_sum.integers import UNIT, levels
 from fedpeft.privacy.secure_sum.sum import SecureSum
 
 BESIDE: Final = 4
 """Numbers in every sum: weights, rows, rows x loss, and norms of the weighted updates, in units of C."""
+
+LARGEST_NORM: Final = 8.0
+"""The largest norm that a client states, in units of C: a client that diverges does not speak for all."""
+
+LARGEST_MEAN: Final = 2.0
+"""The largest mean norm that the server believes, in units of C: C grows at most `headroom` times as much a round."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,51 @@ class Contribution:
                 f"{len(vector)} and {len(statistics) + BESIDE}"
             )
         norm = float(np.linalg.norm(vector)) / told.clip
+        norm = min(norm, LARGEST_NORM) if norm == norm else norm  # what is no number is refused below
         beside = np.array([self.weight, self.rows, self.rows * self.loss, norm])
         if secure.noisy:
             beside = np.array([1.0, 1.0, 0.0, 0.0])
         random = secret or seeds.generator(seed, "rounding of a secure sum", round, client)
         numbers, turns = np.concatenate([beside, statistics]), signs(seed, round, told.size)
         return told.integers(secure, round).encode(vector, numbers, turns, random)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights of honest clients can add up to.
+
+    Attributes:
+        low, high: bounds of the sum.
+        instead: replaces a sum out of bounds; None: nothing can.
+        by_rows: whether a client weighs as many as its examples.
+        most_rows: the largest possible sum of examples.
+    """
+
+    low: float
+    high: float
+    instead: float | None
+    by_rows: bool
+    most_rows: float = math.inf
+
+    @classmethod
+    def of(cls, clients: int, by_rows: bool, most_rows: float, start: tuple[float, int] | None) -> Weights:
+        """Return the bounds for the sum of so many clients.
+
+        Args:
+            clients: whose vectors have arrived.
+            by_rows: see above.
+            most_rows: examples that one client may have.
+            start: weights of the sum before round 1, and of how many clients; None: nothing to compare with.
+        """
+        largest = clients * most_rows
+        if not by_rows:
+            return cls(clients, clients, clients, False, largest)
+        if start is None:
+            return cls(clients, largest, None, True, largest)
+        weight, before = start
+        if clients == before:  # all clients, which have the same examples as before but for restarts
+            return cls(0.9 * weight, 1.1 * weight, weight, True, largest)
+        return cls(clients, weight if clients < before else largest, weight * clients / before, True, largest)
 
 
 @dataclass(frozen=True)
@@ -96,17 +143,29 @@ class Total:
     def of(
         cls, integers: np.ndarray, clients: int, told: Announcement, secure: SecureSum, seed: int, round: int
     ) -> Total:
-        """What the sum of so many clients' integers says.
-
-        Raises:
-            PayloadError: what no clients of good faith can have led to: weights or rows that are not above 0.
-        """
+        """What the sum of so many clients' integers says; `checked` tells what of it to believe."""
         vector, numbers = told.integers(secure, round).decode(integers, clients, signs(seed, round, told.size))
         weight, rows, losses, norm = numbers[:BESIDE].tolist()
-        if not (weight > 0 and rows > 0):
-            raise PayloadError(f"the sum is of weight {weight:g} and {rows:g} rows, which no training leads to")
         statistics = numbers[BESIDE:] if round or not secure.noisy else vector
-        return cls(clients, weight, rows, losses / rows, norm, vector, statistics)
+        return cls(clients, weight, rows, losses / rows if rows else math.nan, norm, vector, statistics)
+
+    def checked(self, possible: Weights | None = None) -> Total:
+        """Return the total without weights and numbers of examples that honest clients cannot have stated.
+
+        Raises:
+            PayloadError: the weights are impossible, and nothing can replace them.
+        """
+        weight, tolerance = self.weight, UNIT * self.clients
+        low, high = (0.0, math.inf) if possible is None else (possible.low - tolerance, possible.high + tolerance)
+        if not (weight > 0 and low <= weight <= high):
+            if possible is None or possible.instead is None:
+                raise PayloadError(f"the sum is of weight {weight:g}, which no training leads to: a client lies")
+            weight = possible.instead
+        rows = float(self.clients) if possible is None or not possible.by_rows else weight
+        counted = abs(self.rows - weight) <= tolerance if possible is not None and possible.by_rows else self.rows > 0
+        if counted and self.rows <= (math.inf if possible is None else possible.most_rows):
+            return replace(self, weight=weight)
+        return replace(self, weight=weight, rows=rows, loss=math.nan)
 
     def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype, divisor: float = 0.0) -> State:
         """The sum of the updates, divided by their weights or by another `divisor`."""
@@ -117,11 +176,34 @@ class Total:
         return _shaped(self.statistics, {name: shapes[name] for name in sorted(shapes)}, torch.float64)
 
     def next_clip(self, told: Announcement, secure: SecureSum, growth: float) -> float:
-        """C of the next sum, where steps are `growth` times as long."""
+        """Return C of the next sum, where steps are `growth` times as long.
+
+        C follows the mean norm that clients state, as far as the sum v of their n clipped updates can confirm it:
+
+            |v| / (n C) <= mean <= 2 |v| / (sqrt(n) C)
+
+        - The first bound is the triangle inequality: whoever undercuts it lies, and C stays.
+        - The second bound leaves independent updates twice their norm.
+        - C does not grow by what one clipped update explains: from |v| = 0.9 C on, |v| - C replaces |v| above.
+        - C does not shrink while |v| >= 0.9 sqrt(n - 1) C: that long is the sum if all updates are clipped.
+
+        Rounding lengthens v by at most `slack`.
+        """
         if secure.noisy:
             return told.clip
-        mean = self.norm / self.clients * growth
-        return secure.headroom * told.clip * mean if mean > 0 else told.clip
+        n = self.clients
+        slack = 4 * math.sqrt(n) / levels(told.clients, secure.bits)
+        length = min(float(np.linalg.norm(self.vector)) / told.clip, n)
+        stated, kept = self.norm / n, 1 / secure.headroom  # with the mean `kept`, C stays
+        if stated < (length - slack) / n or length >= 0.9 * math.sqrt(n - 1):
+            stated = max(stated, kept)
+        high = 2 * (length + slack) / math.sqrt(n)
+        if length >= 0.9:
+            high = max(high - 2 / math.sqrt(n), kept)
+        mean = min(stated, high, LARGEST_MEAN) if length else 0.0
+        if mean <= 0:
+            return told.clip * growth / 2
+        return secure.headroom * told.clip * mean * growth
 
 
 def entries(shapes: Mapping[str, Shape]) -> int:

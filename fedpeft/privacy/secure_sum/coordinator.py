@@ -7,16 +7,20 @@ has enough neighbours left, the sum is that of the vectors that arrived, exactly
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
+from typing import Final
 
 import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
-from fedpeft.privacy.secure_sum.masks import dtype, packed, public, reduced, stream, unpacked
-from fedpeft.privacy.secure_sum.member import pairwise
+from fedpeft.privacy.secure_sum.masks import check_public, dtype, packed, public, reduced, stream, unpacked
+from fedpeft.privacy.secure_sum.member import advertised, pairwise, witnessed
 from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.privacy.secure_sum.words import (
     MASK,
     SEED,
@@ -30,6 +34,9 @@ from fedpeft.privacy.secure_sum.words import (
     write_witnesses,
 )
 
+MOST_SUBSETS: Final = 5000
+"""Sets of shares that are tried for one secret: all of them in cohorts of up to 17 with the default threshold."""
+
 
 class VoidError(PayloadError):
     """Too many members have dropped out: there is no sum."""
@@ -42,10 +49,16 @@ class Coordinator:
     Attributes:
         terms: of the sum.
         graph: the neighbours of each client that was asked.
+        roster: whose signed keys are taken; None: the server cannot check signatures.
+        false_shares: by holder, the clients of whose secrets it has given false shares.
+        refusals: why clients whose vectors are in the sum have not helped to take the masks off.
     """
 
     terms: Terms
     graph: Mapping[int, list[int]]
+    roster: Membership | None = None
+    false_shares: dict[int, set[int]] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
     keys: dict[int, Keys] = field(default_factory=dict)
     sealed: dict[int, dict[int, bytes]] = field(default_factory=dict)
     witnesses: dict[int, bytes] = field(default_factory=dict)
@@ -54,8 +67,20 @@ class Coordinator:
     _shares: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
 
     def take_keys(self, client: int, content: bytes) -> None:
-        """After step 1; raises PayloadError where they are none."""
-        self.keys[client] = keys_of(content)
+        """Take the keys of step 1, unless other members would refuse them, and with them the whole sum.
+
+        Raises:
+            PayloadError: the keys are not usable, not signed by the client, or those of another client.
+        """
+        keys = keys_of(content)
+        for key in (keys.mask, keys.share):
+            check_public(key)
+        if self.roster is not None:
+            self.roster.verify(client, advertised(self.terms, client, keys), keys.signature, keys.certificate)
+        for other, taken in self.keys.items():
+            if taken.mask == keys.mask or (keys.certificate and taken.certificate == keys.certificate):
+                raise PayloadError(f"client {client} shows the keys or the certificate of client {other}")
+        self.keys[client] = keys
 
     def peers(self, client: int) -> bytes:
         """For step 2."""
@@ -94,7 +119,14 @@ class Coordinator:
         return write_ids(self.survivors)
 
     def take_witness(self, client: int, content: bytes) -> None:
-        """After step 4."""
+        """Take the signature of step 4.
+
+        Raises:
+            PayloadError: the client has not signed these survivors; its neighbors would refuse to unmask the sum.
+        """
+        if self.roster is not None:
+            signed = witnessed(self.terms, self.arrived())
+            self.roster.verify(client, signed, content, self.keys[client].certificate)
         self.witnesses[client] = content
 
     def witnesses_for(self, client: int) -> bytes:
@@ -141,7 +173,8 @@ class Coordinator:
     def _secret(self, client: int, which: int) -> bytes:
         """A client's seed or private mask key, from its neighbours' shares.
 
-        A false share leads to another number, which the client's keys tell: then the others are tried.
+        False shares lead to another number, which the client's keys tell. They are corrected if there are at most half
+        as many as shares beyond the needed ones, or at most `MOST_SUBSETS` ways to choose the needed ones.
         """
         shares, keys = self._shares.get((client, which), {}), self.keys[client]
         needed = self.terms.needed
@@ -151,14 +184,26 @@ class Coordinator:
                 f"the sum is void: {len(shares)} of a client's neighbours have told their shares of its {what}, and it "
                 f"takes {needed} to take the masks off"
             )
-        holders = list(shares)
-        for turn in range(len(holders)):
-            chosen = (holders[turn:] + holders[:turn])[:needed]
+        trusted = dict(sorted(shares.items(), key=lambda item: item[0] in self.false_shares))
+        for chosen in _choices(trusted, needed):
             try:
-                secret = shamir.joined({holder: shares[holder] for holder in chosen}, needed)
+                secret = shamir.joined(chosen, needed)
             except PayloadError:
                 continue
             told = hashlib.sha256(secret).digest() if which == SEED else public(secret)
             if told == (keys.commitment if which == SEED else keys.mask):
+                if list(chosen) != list(shares)[:needed]:
+                    for holder in shamir.find_false(shares, chosen, needed):
+                        self.false_shares.setdefault(holder, set()).add(client)
                 return secret
         raise VoidError(f"the sum is void: the shares of client {client}'s {what} do not lead to it")
+
+
+def _choices(shares: Mapping[int, bytes], needed: int) -> Iterator[Mapping[int, bytes]]:
+    """Yield sets of shares that may all be right: the first ones, those of the nearest polynomial, then all subsets."""
+    yield dict(list(shares.items())[:needed])
+    if (right := shamir.corrected(shares, needed)) is not None:
+        yield right
+    if comb(len(shares), needed) <= MOST_SUBSETS:
+        for holders in combinations(shares, needed):
+            yield {holder: shares[holder] for holder in holders}

@@ -41,6 +41,18 @@ def agreed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int
     return HKDF(SHA256(), KEY, salt=None, info=purpose.encode() + b"\0" + context + ids).derive(secret)
 
 
+def check_public(key: bytes) -> None:
+    """Raise if a public key leads to one known secret with every private key: its point has a low order.
+
+    Raises:
+        PayloadError: it does.
+    """
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError:  # the product is zero
+        raise PayloadError("the public key has a low order: every secret that follows from it is known") from None
+
+
 def dtype(bits: int) -> type[np.unsignedinteger]:
     """Of integers modulo 2^bits, 1 to 32: their sums wrap by themselves."""
     return np.uint16 if bits <= 16 else np.uint32

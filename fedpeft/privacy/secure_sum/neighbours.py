@@ -24,8 +24,8 @@ class Terms:
 
     Attributes:
         neighbours: of each client that was asked.
-        threshold: share of the neighbours whose shares give a client's secret, below 1; from 2/3 on a server that tells
-            clients different things learns nothing by it.
+        threshold: share of the neighbours whose shares give a client's secret, below 1; how many clients may collude
+            follows from it (`fedpeft.privacy.secure_sum.collusion`).
         bits: of the modulus, 1 to 32.
         length: of the summed vectors.
         context: names the federation, round and attempt: what was agreed for one sum is of no use in another.

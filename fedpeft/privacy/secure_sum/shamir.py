@@ -48,17 +48,97 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """
     if len(shares) < threshold:
         raise PayloadError(f"{len(shares)} shares of a secret of which {threshold} are needed")
-    points = [(holder + 1, int.from_bytes(share, "big")) for holder, share in list(shares.items())[:threshold]]
-    secret = 0
+    secret = _interpolated(_points(shares)[:threshold], 0)
+    if secret >> (8 * SECRET):
+        raise PayloadError("shares of a secret do not belong together")
+    return secret.to_bytes(SECRET, "big")
+
+
+def find_false(shares: Mapping[int, bytes], right: Mapping[int, bytes], threshold: int) -> set[int]:
+    """Return the holders whose shares do not lie on the polynomial of the first `threshold` right ones."""
+    points = _points(right)[:threshold]
+    return {x - 1 for x, value in _points(shares) if _interpolated(points, x) != value % PRIME}
+
+
+def corrected(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] | None:
+    """Return the right shares if at most (shares - threshold) / 2 are false; None if no polynomial is so near.
+
+    Gao's decoder of Reed-Solomon codes (2003): with g0 = prod (x - x_i) and g1 the polynomial through all shares, the
+    extended Euclidean algorithm ends at a remainder r = u g0 + v g1 of degree below (shares + threshold) / 2. If v
+    divides r, the quotient is the polynomial.
+    """
+    points = _points(shares)
+    g0, g1 = _through(points)
+    before, now = (g0, [0]), (g1, [1])  # remainders, with their factor v
+    while 2 * (len(now[0]) - 1) >= len(points) + threshold:
+        quotient, rest = _divided(before[0], now[0])
+        before, now = now, (rest, _minus(before[1], _times(quotient, now[1])))
+    if not any(now[0]):
+        return None
+    polynomial, rest = _divided(now[0], now[1])
+    if any(rest) or len(polynomial) > threshold:
+        return None
+    return {x - 1: shares[x - 1] for x, value in points if _at(polynomial, x) == value % PRIME}
+
+
+def _points(shares: Mapping[int, bytes]) -> list[tuple[int, int]]:
+    return [(holder + 1, int.from_bytes(share, "big")) for holder, share in shares.items()]
+
+
+def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:
+    """Return the value at `at` of the polynomial through the points."""
+    total = 0
     for x, value in points:
         above, below = 1, 1
         for y, _ in points:
             if y != x:
-                above, below = above * y % PRIME, below * (y - x) % PRIME
-        secret = (secret + value * above * pow(below, -1, PRIME)) % PRIME
-    if secret >> (8 * SECRET):
-        raise PayloadError("shares of a secret do not belong together")
-    return secret.to_bytes(SECRET, "big")
+                above, below = above * (y - at) % PRIME, below * (y - x) % PRIME
+        total = (total + value * above * pow(below, -1, PRIME)) % PRIME
+    return total
+
+
+# Polynomials are lists of coefficients, the lowest first; the last one is not 0, but for the zero polynomial, [0].
+
+
+def _through(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Return prod (x - x_i), and the polynomial through the points, by Newton's interpolation."""
+    product, polynomial = [1], [0]
+    for x, value in points:
+        factor = (value - _at(polynomial, x)) * pow(_at(product, x), -1, PRIME) % PRIME
+        polynomial = _minus(polynomial, _times([-factor % PRIME], product))
+        product = _times([-x % PRIME, 1], product)
+    return product, polynomial
+
+
+def _trimmed(polynomial: list[int]) -> list[int]:
+    while len(polynomial) > 1 and not polynomial[-1]:
+        polynomial.pop()
+    return polynomial
+
+
+def _times(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    product = [0] * (len(one) + len(other) - 1)
+    for i, a in enumerate(one):
+        for j, b in enumerate(other):
+            product[i + j] = (product[i + j] + a * b) % PRIME
+    return _trimmed(product)
+
+
+def _minus(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    length = max(len(one), len(other))
+    a, b = [*one, *[0] * (length - len(one))], [*other, *[0] * (length - len(other))]
+    return _trimmed([(x - y) % PRIME for x, y in zip(a, b, strict=True)])
+
+
+def _divided(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the quotient and the rest of two polynomials; the second is not zero."""
+    rest, inverse = list(one), pow(other[-1], -1, PRIME)
+    quotient = [0] * max(1, len(one) - len(other) + 1)
+    for shift in range(len(one) - len(other), -1, -1):
+        factor = quotient[shift] = rest[shift + len(other) - 1] * inverse % PRIME
+        for i, b in enumerate(other):
+            rest[shift + i] = (rest[shift + i] - factor * b) % PRIME
+    return _trimmed(quotient), _trimmed(rest)
 
 
 def _at(coefficients: Sequence[int], x: int) -> int:

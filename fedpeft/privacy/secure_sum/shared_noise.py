@@ -62,6 +62,7 @@ class SharedNoise(SecureSum):
         clip: C of rounds; before round 1 it is 1.
         dropouts: share of a cohort that may drop out, at least 0.
         rows: whether clients send sums of gradients, each clipped; else updates, clipped as a whole.
+        assumed_colluding: share of a sum's clients that tell the server their noise, see `SecureSum`.
         rate: with which each row of a client joins a round, whoever's it is; 1 for updates.
         expected: what sums are divided by: of clients, or of rows.
         first: the grid before round 1; None: nothing is summed.
@@ -71,6 +72,7 @@ class SharedNoise(SecureSum):
     mechanism: str = ""
     clip: float = 1.0
     dropouts: float = 0.0
+    assumed_colluding: float = 0.0  # type: ignore[misc]
     rows: bool = False
     rate: float = 1.0
     expected: float = 1.0

@@ -8,7 +8,9 @@ from typing import ClassVar, Final
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers, check_fits, levels
+from fedpeft.privacy.secure_sum.neighbours import Terms, degree
 from fedpeft.spec import parse_spec
 
 FEWEST: Final = 3
@@ -21,7 +23,7 @@ class SecureSum:
 
     neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
-        0.67, "share of its neighbours that must stay, or the sum is void; from 2/3 on a lying server learns nothing",
+        0.67, "share of its neighbours that must stay, or the sum is void; higher ones tolerate more colluding clients",
         low=0.5, below=1,
     )  # fmt: skip
     bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=6, high=32)
@@ -33,6 +35,9 @@ class SecureSum:
 
     noisy: ClassVar[bool] = False
     """Whether clients add noise, and all that they tell is hidden by it."""
+
+    assumed_colluding: ClassVar[float] = 0.0
+    """Share of a sum's clients that the settings assume to collude with the server."""
 
     def check(self, cohort: int) -> None:
         """Refuse sums of so few clients that one could be told from the others, or so many that they don't fit.
@@ -55,6 +60,20 @@ class SecureSum:
                 f"with threshold={self.threshold:g} a server that tells clients different things could take the masks "
                 f"off one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such as 0.67"
             )
+
+    def terms(self, clients: int) -> Terms:
+        """Return what decides how many colluding clients a sum of so many clients tolerates."""
+        return Terms(degree(clients, self.neighbours), self.threshold, self.bits, 0, b"")
+
+    def check_colluding(self, largest: int) -> None:
+        """Raise if in a sum of at most `largest` clients the assumed colluding clients could read another.
+
+        Raises:
+            PrivacyError: names the first such size, and what is legal.
+        """
+        for clients in range(FEWEST, largest + 1) if self.assumed_colluding else ():
+            if excess := explain_excess(self.terms(clients), clients, self.assumed_colluding):
+                raise PrivacyError(excess)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,119 @@
+"""Lies of one client in secure sums: what it can state about its update, as reusable attack drivers.
+
+A client that lies sends integers as it likes. The kinds below change the four numbers beside its vector. An honest
+client would state (weight, examples, examples x loss, norm in units of C).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
+from fedpeft.privacy.secure_sum.integers import NUMBER_BITS, UNIT
+
+HUGE = 2.0**27
+Stated = Callable[[list[float], int], list[float]]
+
+
+def later(value: float) -> Callable[[float, int], float]:
+    """Lie from round 1 on."""
+    return lambda honest, round: value if round else honest
+
+
+def states(weight=None, rows=None, losses=None, norm=None) -> Stated:
+    """Return a lie that replaces some of the numbers; each is a function of (honest value, round)."""
+
+    def lie(honest: list[float], round: int) -> list[float]:
+        changes = zip(honest, (weight, rows, losses, norm), strict=True)
+        return [value if change is None else change(value, round) for value, change in changes]
+
+    return lie
+
+
+def always(value: float) -> Callable[[float, int], float]:
+    return lambda _honest, _round: value
+
+
+def random_numbers(honest: list[float], round: int) -> list[float]:
+    return np.random.default_rng(round).uniform(-HUGE, HUGE, BESIDE).tolist() if round else honest
+
+
+LIES: dict[str, Stated] = {
+    "norm: huge": states(norm=always(HUGE)),
+    "norm: beyond what a number holds": states(norm=always(2.0**42)),
+    "norm: minus huge": states(norm=always(-HUGE)),
+    "norm: zero": states(norm=always(0.0)),
+    "norm: cancels the others' (-1)": states(norm=always(-1.0)),
+    "norm: as large as believed (8)": states(norm=always(8.0)),
+    "norm: grows slowly (1.5^round)": states(norm=lambda honest, round: honest * 1.5**round),
+    "norm: shrinks slowly (-0.2 a round)": states(norm=lambda honest, round: honest - 0.2 * round),
+    "norm: alternates, huge and minus huge": states(norm=lambda _, round: HUGE * (-1) ** round),
+    "norm: alternates, 8 and -1": states(norm=lambda _, round: (8.0, -1.0)[round % 2]),
+    "weight: huge": states(weight=later(HUGE)),
+    "weight: minus huge": states(weight=later(-HUGE)),
+    "weight: zero": states(weight=later(0.0)),
+    "weight: cancels the others'": states(weight=later(-265.0)),
+    "weight: ten times its own": states(weight=lambda honest, round: 10 * honest if round else honest),
+    "examples: huge": states(rows=always(HUGE)),
+    "examples: minus huge": states(rows=always(-HUGE)),
+    "examples: cancel the others'": states(rows=always(-265.0)),
+    "loss: huge": states(losses=always(HUGE)),
+    "loss: minus huge": states(losses=always(-HUGE)),
+    "all numbers: huge": states(*[later(HUGE)] * BESIDE),
+    "all numbers: random": random_numbers,
+}
+"""By name; 22 kinds of statements."""
+
+CLAIMS: dict[str, Stated] = {
+    "examples: ten times its own, before round 1, too": states(
+        weight=lambda honest, _: 10 * honest, rows=lambda honest, _: 10 * honest
+    ),
+}
+"""By name; what masks hide: the mean is diluted as by a client that has so many examples."""
+
+UPDATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "update: not a number": lambda tensor: tensor * float("nan"),
+    "update: infinite": lambda tensor: tensor + float("inf"),
+    "update: zero": torch.zeros_like,
+    "update: 1e9 times as long": lambda tensor: tensor * 1e9,
+}
+"""By name; 4 kinds of updates that a client sends through its honest software."""
+
+
+@contextlib.contextmanager
+def lying(monkeypatch, kind: str, liar: int, rounds: range):
+    """Let the client lie in these rounds (0: before round 1)."""
+    honest = Contribution.integers
+
+    def integers(self, told, secure, seed, round, client, secret=None):
+        if client != liar or round not in rounds:
+            return honest(self, told, secure, seed, round, client, secret)
+        if kind in UPDATES:
+            changed = {name: UPDATES[kind](tensor) for name, tensor in self.update.items()}
+            return honest(replace(self, update=changed), told, secure, seed, round, client, secret)
+        sent = honest(self, told, secure, seed, round, client, secret)
+        flat = torch.cat([tensor.ravel() for tensor in self.update.values()]) if self.update else torch.zeros(0)
+        norm = float(flat.double().norm()) * self.weight / told.clip
+        numbers = (LIES | CLAIMS)[kind]([self.weight, float(self.rows), self.rows * self.loss, norm], round)
+        return restated(sent, told.integers(secure, round), numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Contribution, "integers", integers)
+        yield
+
+
+def restated(sent: np.ndarray, grid, numbers: list[float]) -> np.ndarray:
+    """Return the integers with other numbers; what is too large for the digits goes into the highest one."""
+    sent, places = sent.copy(), list(grid._places)
+    digits = sent[grid.size :].reshape(len(places), grid.numbers)
+    for i, number in enumerate(numbers):
+        shifted = round(number / UNIT) + 2 ** (NUMBER_BITS - 1)
+        for place, row in zip(places, digits, strict=True):
+            last = place == places[-1]
+            row[i] = (shifted >> place) % 2**grid.bits if last else (shifted >> place) & ((1 << grid._digit) - 1)
+    return sent

@@ -1,0 +1,160 @@
+"""How many colluding clients a secure sum tolerates: read with one more than the bound, not read with the bound."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedpeft.clients.masking import Masking, MaskPlan
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.credentials import Credentials
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.secure_sum.announcement import Announcement
+from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.collusion import count_tolerated, explain_excess
+from fedpeft.privacy.secure_sum.contribution import BESIDE
+from fedpeft.privacy.secure_sum.sum import FEWEST, SUMS
+from tests.attacks.colluding import SplitView
+from tests.conftest import SilentObserver
+from tests.here import Federation
+
+SECURE = SUMS.build("secure_sum")
+COHORTS = {5: 1, 10: 4, 20: 6, 100: 34}
+ROOT = Path(__file__).parents[2]
+
+
+def terms_of(clients, **settings):
+    return replace(replace(SECURE, **settings).terms(clients), length=20, context=b"context")
+
+
+OTHERS = [(3, {}), (4, {}), (10, {"threshold": 0.8}), (40, {"neighbours": 12}), (9, {"threshold": 0.5})]
+
+
+@pytest.mark.parametrize(("clients", "settings"), [*((n, {}) for n in COHORTS), *OTHERS], ids=str)
+def test_the_bound_is_exact(clients, settings):
+    """The same driver reads the victim's vector with one more colluding client, and not with as many as tolerated."""
+    terms = terms_of(clients, **settings)
+    tolerated = count_tolerated(terms)
+    for colluding in {min(1, tolerated), tolerated}:
+        assert SplitView(terms, colluding, terms.needed - colluding).run() is None
+    attack = SplitView(terms, tolerated + 1, 1)
+    np.testing.assert_array_equal(attack.run(), attack.secret)
+
+
+def test_enough_colluding_clients_need_no_split_view():
+    """Seven of ten hold the shares that give any secret: no honest client has to be asked at all."""
+    attack = SplitView(terms_of(10), 7, 0)
+    np.testing.assert_array_equal(attack.run(), attack.secret)
+
+
+def test_a_cohort_that_is_the_whole_federation_tolerates_one_more():
+    """Without an outsider the second group lacks a signature: honest members refuse to release."""
+    attack = SplitView(terms_of(10), COHORTS[10] + 1, 0)
+    assert attack.run() is None
+    assert any("have signed who survives; 7 are needed" in refusal for refusal in attack.refusals)
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/privacy.md"])
+def test_the_documented_table_is_that_of_the_code(page):
+    tolerated = {n: count_tolerated(SECURE.terms(n)) for n in COHORTS}
+    fewest = {n: min(count_tolerated(SECURE.terms(m)) for m in range(n, 2000)) for n in COHORTS}
+    assert tolerated == COHORTS
+    text = (ROOT / page).read_text()
+    head, _, *lines = text[text.index("\n| cohort |") :].splitlines()[1:7]
+    assert [cell.strip() for cell in head.split("|")[1:5]] == [
+        "cohort", "`secure_sum`", "`distributed_dp`", "`--fewest` of that number"
+    ]  # fmt: skip
+    rows = [[int(cell) for cell in line.split("|")[1:5]] for line in lines]
+    assert rows == [[n, tolerated[n], tolerated[n], fewest[n]] for n in COHORTS]
+
+
+@pytest.mark.parametrize("collude", [0.1, 0.2, 0.33, 0.336])
+def test_a_share_below_the_threshold_s_bound_is_taken_in_cohorts_of_every_size(collude):
+    MECHANISMS.build(f"distributed_dp(epsilon=8, collude={collude}, mask_neighbours=1999)").sums().check_colluding(2000)
+
+
+BEYOND = [("collude=0.7", 10), ("collude=0.5", 10), ("collude=0.35", 100), ("collude=0.2, threshold=0.5", 6),
+          ("collude=0.1", 1000)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "clients"), BEYOND)
+def test_a_share_beyond_it_is_refused_in_one_sentence(settings, clients):
+    """The last one: 100 of 1,000 collude, and the server makes them neighbors of whom it wants to read."""
+    sums = MECHANISMS.build(f"distributed_dp(epsilon=8, {settings})").sums()
+    with pytest.raises(PrivacyError, match=r"colluding clients in a secure sum of \d+, which tolerates") as error:
+        sums.check_colluding(clients)
+    assert "\n" not in str(error.value)
+
+
+OWN = [(0.5, 11, True), (0.4, 11, True), (0.3, 11, False), (0.2, 5, False), (0.4, 5, True), (0.01, 1000, False)]
+
+
+@pytest.mark.parametrize(("collude", "announced", "refused"), OWN)
+def test_a_client_refuses_sums_that_its_own_share_could_read(tmp_path, collude, announced, refused):
+    """Its own --collude against the terms of each sum, whatever the server's settings assume."""
+    authority = Authority(tmp_path / "certs", 1)
+    authority.ensure()
+    own = Credentials.of_client(authority.client("edge-0"))
+    identity = Identity("run", own.key, own.certificate, own.authority, collude=collude)
+    client = Masking(MaskPlan("secure_sum", False, 1000, identity), tmp_path / "client", 3)
+    told = Announcement(bytes(16), announced, 10, BESIDE, 1.0).to_bytes()
+    report = client.answer(Instruction("sum", 1, 0, b"", step=1, said=told))
+    assert bool(report.error) == refused
+    assert not refused or "colluding clients in a secure sum of" in report.error
+
+
+def test_join_takes_collude_in_secure_sums(tmp_path):
+    """The server runs; the client that assumes two colluding clients of five drops out of each sum."""
+    made = Federation(tmp_path, SilentObserver(), [{"collude": 0.4}, {}, {}, {}, {}], privacy="secure_sum", clients=5)
+    made.run()
+    lines = [json.loads(line) for line in (tmp_path / "server" / "clients.jsonl").read_text().splitlines()]
+    assert all(("which tolerates 1" in line.get("rejected", "")) == (line["client"] == 0) for line in lines)
+
+
+def test_a_higher_threshold_allows_more():
+    MECHANISMS.build("distributed_dp(epsilon=8, collude=0.5, threshold=0.8, dropouts=0)").sums().check_colluding(100)
+
+
+def test_no_sum_tolerates_all_others():
+    for clients in range(FEWEST, 200):
+        for threshold in (0.5, 0.67, 0.9, 0.99):
+            terms = replace(SECURE, threshold=threshold).terms(clients)
+            assert 0 <= count_tolerated(terms) <= clients - 2
+            assert not explain_excess(terms, clients, 0.0)
+
+
+@pytest.mark.parametrize("command", ["simulate", "audit"])
+def test_commands_refuse_what_masks_do_not_hold(command, tmp_path, capsys):
+    from fedpeft.audit.__main__ import main as audit
+    from fedpeft.simulate import main as simulate
+
+    given = ["--privacy", "distributed_dp(epsilon=8, collude=0.5)"]
+    if command == "audit":
+        assert audit(given) == 1
+        assert "it protects less than it claims" in capsys.readouterr().out
+    else:
+        where = ["--dataset", "tiny", "--tokens", "32", "--clients", "10", "--output", str(tmp_path / "run")]
+        assert simulate([*given, *where]) == 2
+        assert "colluding clients in a secure sum" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_audit_of_sums_states_the_bound(capsys):
+    from fedpeft.audit.__main__ import main as audit
+
+    assert audit(["--privacy", "secure_sum"]) == 0
+    printed = capsys.readouterr().out
+    for clients, tolerated in COHORTS.items():
+        assert re.search(rf"{clients} clients\W+{tolerated}\b", printed)
+
+
+def test_unknown_privacy_stays_one_sentence(capsys):
+    from fedpeft.audit.__main__ import main as audit
+
+    assert audit(["--privacy", "none_such"]) == 2
