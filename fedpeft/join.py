@@ -205,6 +205,7 @@ def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
         link.name,
         Verifier(link.credentials.authority) if link.credentials else None,
         most_records(edge.config.rounds),
+        edge.policy,
     )
 
 

@@ -35,6 +35,7 @@ from fedpeft.deployment.capacity import device_called, divides_alike, fitted
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.described import check_description, told_form
+from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
@@ -166,6 +167,7 @@ class Edge:
             clients = dataclasses.replace(clients, masks=masks)
             if isinstance(self.protection, SummedLedger):
                 self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
+        self.policy = InstructionPolicy.of_setup(self.setup, self.options.rank)
         self.workers = Workers(work, clients, machine, observer)
         self.bases = HeldBase(work.residuals, self.setup.layout.pairs, fills_base(self.setup.strategy))
 
@@ -237,7 +239,10 @@ class Edge:
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""
         store = ClientStore(self.folder / "clients")
-        own = store.content(instruction.client, instruction.acknowledged)
+        last = instruction.acknowledged
+        if self.setup.secure_sum is not None:
+            last = store.newest(instruction.client, instruction.round)
+        own = store.content(instruction.client, last)
         return state_digest(own, ResidualFiles(self.workers.work.residuals).file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work
@@ -276,6 +281,7 @@ class Edge:
         try:
             instruction.check(len(self.setup.layout.tensors))
             check_question(instruction)
+            self.policy.check(instruction)
             self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 check_evaluation(instruction, self.setup.mechanism)

@@ -36,7 +36,7 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check, check_asked
+from fedpeft.deployment.served_settings import check, check_asked, profiles_for_clients
 from fedpeft.deployment.server_plan import at_clients_delta, drawn_from, planned_for_all, rows_known
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
@@ -116,7 +116,7 @@ class Federation:
         rows = rows_known(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there
             setup = planned_for_all(at_clients_delta(setup), rows, groups, config.head)
-        self.given = setup.profiles
+        self.given = profiles_for_clients(setup)
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
@@ -243,9 +243,7 @@ class Federation:
     def _form(self, profile: Profile, rank: int) -> ClientForm | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
         form = profile.form
-        if not rank or form is None or rank >= form.rank:
-            return form
-        return ClientForm(rank, form.scale * rank)
+        return form if not rank or form is None or rank >= form.rank else self.setup.layout.form_of(rank)
 
     def gather(self) -> None:
         """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""

@@ -22,6 +22,7 @@ from fedpeft.deployment.answered import check_evaluation, check_question, newcom
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import Alone
+from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, GoneError, ModelError, PrivacyError, RunError
@@ -78,6 +79,7 @@ class TrainerEdge:
                 f"with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's steps are "
                 "its own; ask for another strategy, such as fedit"
             )
+        self.policy = InstructionPolicy(self.layout, self.parts, self.config.seed, self.parts.strategy.mixed_ranks)
         self._check_weights(trainer.model)
         device = str(next(model.parameters()).device)
         seed, dtype = self.config.seed, self.config.dtype
@@ -147,6 +149,7 @@ class TrainerEdge:
         try:
             instruction.check(len(self.layout.tensors))
             check_question(instruction)
+            self.policy.check(instruction)
             check_evaluation(instruction, self.parts.mechanism)
             self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
             report: Report = self.side.handle([instruction])[0]

@@ -83,7 +83,8 @@ class MaskedSum:
             raise VoidError(f"{len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
         cohort = [instruction.client for instruction in asked]
         self.told = self._announced(cohort)
-        terms = self.told.terms(self.secure, self.seed, self.round, self.journal.run if self.journal else "")
+        run = self.journal.run + self.clients.recorded if self.journal else ""
+        terms = self.told.terms(self.secure, self.seed, self.round, run)
         self.at = at = Coordinator(terms, graph(cohort, self.secure.neighbours, self.seed, self.round))
         announced = self.told.to_bytes()
         alive = self._step(1, self._plain(cohort), lambda _: announced, at.take_keys, "keys")
