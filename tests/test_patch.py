@@ -277,7 +277,7 @@ def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
     assert made.registration().rows == said[2]
     start = {name: torch.zeros(shape) for name, shape in made.layout.shapes.items()}
     payload = parse_codec("fp32").encode(start)
-    report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=8.0))
+    report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=32.0))
     assert (report.error, told.lines) == ("", [])
     assert (report.loss, report.steps, report.rows) == said
     sent = decode(report.payload, made.layout.shapes)
@@ -287,7 +287,7 @@ def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
 
 def test_a_server_that_asks_for_losses_under_privacy_is_refused(base, tmp_path):
     made = edge(description(base, privacy="user_dp(noise_multiplier=1)"), trainer_like(base), tmp_path)
-    report = made.handle(Instruction("evaluate", 1, 0, b""))
+    report = made.handle(Instruction("evaluate", 1, 0, b"", rank=8, alpha=32.0))
     assert "losses on its rows, which user_dp does not protect" in report.error
 
 

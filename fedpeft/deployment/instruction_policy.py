@@ -167,6 +167,8 @@ class InstructionPolicy:
         """Refuse what could be this client's alone in a sum, where it would tell its update from the others'."""
         secure = self.parts.secure_sum
         assert secure is not None
+        if instruction.kind == "evaluate":
+            raise PayloadError("the server asks a client to evaluate without masks, which its settings don't say")
         legal = SUMMED
         if instruction.kind != "train":
             legal = legal - {"learning_rate", "trained", "rank", "alpha", "told", "payload", "acknowledged"}

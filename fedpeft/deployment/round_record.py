@@ -151,7 +151,7 @@ def parsed(cls: type[T], content: bytes) -> T:
         for name, check in _LEGAL.items():
             if name in fields and not check(fields[name]):
                 raise ValueError(f"{name}={fields[name]!r:.80}")
-        made = cls(**dict.fromkeys(names & LATER) | fields)
+        made = cls(**{**dict.fromkeys(names & LATER), **fields})
     except (ValueError, RecursionError) as error:
         raise RunError(f"the server sent a record that can't be read: {error}") from None
     if made.to_bytes() != content:
@@ -179,6 +179,8 @@ def _word(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 63
 
 
+_TYPES: Final[dict[str, Any]] = hints(Instruction)
+
 _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
     "run": _word,
     "client": _word,
@@ -205,8 +207,6 @@ _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
         and all(math.isfinite(field) for field in value.values() if type(field) is float)
     ),
 }
-
-_TYPES: Final = hints(Instruction)
 
 
 def hash_of(content: bytes) -> str:

@@ -148,7 +148,7 @@ def profiles_for_clients(setup: Setup) -> Profiles:
             profile = dataclasses.replace(profile, form=own)
         if setup.secure_sum is not None and (profile.steps, profile.base, profile.adapter) != (0, "", "fp32"):
             raise PrivacyError(
-                f"under {setup.secure_sum.name} all clients do the same, so that no client stands out in the sum; leave "
+                f"under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; leave "
                 "local_steps, base and adapter out of the profiles (clients may join with --precision)"
             )
         made.append((profile, count))
@@ -161,8 +161,8 @@ def profiles_for_clients(setup: Setup) -> Profiles:
             )
         if why:
             raise PrivacyError(
-                f"under {setup.secure_sum.name} clients compare the model that they are sent, and here {UNCOMPARED[why]}; "
-                "take --downlink fp32, small, medium or tiny"
+                f"under {setup.secure_sum.name} clients compare the model that they are sent, and here "
+                f"{UNCOMPARED[why]}; take --downlink fp32, small, medium or tiny"
             )
     return Profiles(made)
 

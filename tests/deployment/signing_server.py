@@ -36,7 +36,8 @@ def release(instruction, state=STATE, **more):
 
 def policy(mixed=True, **parts):
     """What a client takes whose adapter has rank 2 and alpha 4 (or, if ranks are mixed, rank 1 and alpha 2)."""
-    layout = Layout((TensorSpec("a", (2, 3), "lora_A", "m"), TensorSpec("b", (3, 2), "lora_B", "m")), ClientForm(2, 4.0))
+    tensors = TensorSpec("a", (2, 3), "lora_A", "m"), TensorSpec("b", (3, 2), "lora_B", "m")
+    layout = Layout(tensors, ClientForm(2, 4.0))
     given = {"strategy": strategies.build("flexlora"), "downlink": parse_codec("fp32"), "secure_sum": None} | parts
     return InstructionPolicy(layout, SimpleNamespace(**given), 0, mixed)
 

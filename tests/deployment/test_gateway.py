@@ -102,7 +102,8 @@ class AnyPolicy:
 
 def transcript(door, name="edge-1"):
     authority = (door.folder / "certs" / "ca.pem").read_bytes()
-    return Transcript(door.folder / f"{name}.jsonl", door.roster.run, "5" * 64, name, Verifier(authority), 100, AnyPolicy())
+    file, run = door.folder / f"{name}.jsonl", door.roster.run
+    return Transcript(file, run, "5" * 64, name, Verifier(authority), 100, AnyPolicy())
 
 
 def announced(door, said, round):

@@ -250,6 +250,21 @@ def test_a_client_s_tasks_never_go_back_and_it_has_one_in_each_round(server, joi
         client.accept(first, Signed(b""))
 
 
+def test_a_client_has_one_id_and_its_own_fields_stand_in_the_statement(server, joins):
+    client = joins()
+    server.sends(client, server.round(task(1)))
+    server.round(task(2))
+    with pytest.raises(RunError, match="calls this client 1, and has called it 0 before"):
+        server.sends(joins(), task(2, client=1))
+    honest = parsed(TaskRecord, server.said.about("edge-1", task(2)).content)
+    for own in (None, honest.own | {"steps": 3}, honest.own | {"rank": 1}):
+        lie = server.signer.sign(TASK, replace(honest, own=own).to_bytes())
+        with pytest.raises(RunError, match="does not show the form and the steps that it asks for"):
+            client.accept(task(2), lie)
+    with pytest.raises(RunError, match="can't be read"):
+        client.accept(task(2), server.signer.sign(TASK, replace(honest, own={"steps": 3}).to_bytes()))
+
+
 def test_a_server_fills_no_disk_with_records(server, joins):
     client = joins(most=3)
     for round in range(1, 5):
