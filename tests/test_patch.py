@@ -26,7 +26,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.shared_settings import TAKEN
 from fedpeft.deployment.trainer_edge import TrainerEdge
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.models.base_model import resolve_model
@@ -216,7 +216,7 @@ def description(base, **settings):
     values = {"peft": PEFT, "model": "tiny_lm", "dtype": "fp32"} | settings
     config = RunConfig(**{name: value for name, value in values.items() if name in TAKEN})
     weights = cache.file_hash(base, ("*.safetensors", "config.json"))
-    return v1.Description(run="0" * 16, config=config.to_toml(), task="causal_lm", weights_hash=weights, tokens=64)
+    return v2.Description(run="0" * 16, config=config.to_toml(), task="causal_lm", weights_hash=weights, tokens=64)
 
 
 def trainer_like(base, **adapter):
@@ -295,11 +295,11 @@ def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):
     told = description(base)
     assert edge(told, trainer_like(base), tmp_path).observer.lines == []
     with pytest.raises(ModelError, match="are not the server's"):
-        edge(v1.Description(**_fields(told) | {"weights_hash": "other"}), trainer_like(base), tmp_path)
+        edge(v2.Description(**_fields(told) | {"weights_hash": "other"}), trainer_like(base), tmp_path)
     trainer = trainer_like(base)
     trainer.model.get_base_model().config._name_or_path = ""
     assert "not checked" in edge(told, trainer, tmp_path).observer.lines[0]
-    classification = v1.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
+    classification = v2.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
     with pytest.raises(RunError, match="one of classification; a Trainer"):
         edge(classification, trainer_like(base), tmp_path)
 

@@ -26,7 +26,7 @@ AdapterPrecision = Literal["fp32", "bf16"]
 ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 """Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
 
-PAYLOAD_TYPE = "fedpeft.v3"
+PAYLOAD_TYPE = "fedpeft.v4"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
 PAYLOADS = ("payload", "correction", "residual", "told", "said")

@@ -41,7 +41,7 @@ from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
@@ -83,7 +83,7 @@ class Alone(Partition):
         return self.indices
 
 
-def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
+def settings_of(description: v2.Description, options: EdgeOptions) -> RunConfig:
     """What a client takes of the server's settings, with its own choices.
 
     Raises:
@@ -127,7 +127,7 @@ class Edge:
 
     def __init__(
         self,
-        description: v1.Description,
+        description: v2.Description,
         data: Path,
         folder: Path,
         ledgers: Path,
@@ -259,10 +259,10 @@ class Edge:
             return f"{kernels.cpu_name()}, {self.workers.work.threads} threads"
         return f"{gpu_name(self.device)}, {platform.machine()}"
 
-    def registration(self) -> v1.Registration:
+    def registration(self) -> v2.Registration:
         """What the client tells the server of itself."""
         own = self.protection
-        return v1.Registration(
+        return v2.Registration(
             run=self.description.run,
             rows=1 if self.silent else len(self.rows),
             rank=self.options.rank,

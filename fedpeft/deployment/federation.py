@@ -42,7 +42,7 @@ from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
@@ -181,13 +181,13 @@ class Federation:
 
     # -------------------------------------------------------------------------------------------------------- clients
 
-    def _description(self) -> v1.Description:
+    def _description(self) -> v2.Description:
         """What clients are told."""
         setup = self.setup
         form = self.rows.form
         text, label = form.columns
         shared = settings_for_clients(setup)
-        return v1.Description(
+        return v2.Description(
             run=self.roster.run,
             software=__version__,
             config=shared.to_toml(),
@@ -204,7 +204,7 @@ class Federation:
             template=told_template(form),
         )
 
-    def _accept(self, registration: v1.Registration) -> Terms | None:
+    def _accept(self, registration: v2.Registration) -> Terms | None:
         """What a client declares of its privacy; one that can't take part is refused with a RunError."""
         if not registration.rows:
             raise RunError("a client needs at least one row")

@@ -22,7 +22,7 @@ from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
@@ -282,7 +282,7 @@ def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
 def test_a_large_report_has_the_time_that_a_slow_line_takes(door):
     given = []
     with door.link("edge-1").open() as connection:
-        connection._stub = SimpleNamespace(Submit=lambda *_, timeout, metadata: given.append(timeout) or v1.Receipt())
+        connection._stub = SimpleNamespace(Submit=lambda *_, timeout, metadata: given.append(timeout) or v2.Receipt())
         for payload in (b"", bytes(20_000_000)):
             connection.submit("task", Report(0, 1, payload))
     assert given[0] <= 600

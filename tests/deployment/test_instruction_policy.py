@@ -21,7 +21,7 @@ from fedpeft.deployment.instruction_policy import SUMMED, InstructionPolicy
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord
 from fedpeft.deployment.shared_settings import settings_digest
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.privacy.secure_sum.member import Member
 from tests.attacks.test_malicious_server import fields_of
@@ -180,9 +180,9 @@ def test_members_with_different_records_are_in_different_sums(summed):
 
 
 def test_every_field_of_a_description_is_in_the_digest_of_the_settings():
-    plain = v1.Description()
+    plain = v2.Description()
     for field in plain.DESCRIPTOR.fields:
-        other = v1.Description()
+        other = v2.Description()
         value = {field.TYPE_STRING: "x", field.TYPE_UINT32: 7, field.TYPE_DOUBLE: 0.5}[field.type]
         if field.is_repeated:
             getattr(other, field.name).append(value)
