@@ -21,7 +21,7 @@ from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.personal import PERSONAL, personal_job
 from fedpeft.clients.releasing import release
 from fedpeft.clients.rule_half import begun, handed_in
-from fedpeft.clients.store import ClientStore, labelled, section
+from fedpeft.clients.store import ClientStore, kept, labelled, section
 from fedpeft.clients.workbench import Workbench
 from torch import Tensor
 
@@ -233,11 +233,8 @@ class ClientSide:
 
     def _task(self, instruction: Instruction) -> _Task:
         plan = self.bench.plan
-        asked, largest = instruction.form, plan.layout.form
-        if asked is not None and (largest is None or asked.rank > largest.rank):
-            most = largest.rank if largest else 0
-            raise PayloadError(f"the server asks for an adapter of rank {asked.rank}, this client's has at most {most}")
-        form = self.strategy.held_form(plan.layout, asked)
+        instruction.check_rank(plan.layout)
+        form = self.strategy.held_form(plan.layout, instruction.form)
         layout = plan.layout.with_form(form)
         names = layout.names
         trained = frozenset(names[i] for i in instruction.trained) if instruction.trained else frozenset(names)
@@ -250,8 +247,7 @@ class ClientSide:
         beside = self.drift.keeps or self.uplink.remembers or self.strategy.personal_pull is not None
         keeps = bool(private or beside or not self.arrivals.codec.lossless or walks)
         if keeps:
-            # Only a training round proves that the server has stored what it acknowledges.
-            state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
+            state = kept(self.store, instruction, self.masking is not None and self.masking.identity is not None)
         state = state or {}
         sent = self._arrival(instruction, layout, section(state, "held"))
         check_released(instruction, sent.compared, private)

@@ -72,8 +72,8 @@ class Masking:
         """A step other than the third: what the member says, or why it has dropped out."""
         if (before := self.repeated(instruction)) is not None:
             return before
-        plain = Instruction("sum", instruction.round, instruction.client, b"", attempt=instruction.attempt)
-        if instruction != replace(plain, step=instruction.step, said=instruction.said):
+        plain = Instruction("sum", instruction.round, instruction.client, b"", recorded=instruction.recorded)
+        if instruction != replace(plain, step=instruction.step, said=instruction.said, attempt=instruction.attempt):
             raise PayloadError("the server asks for more in a step of a secure sum than the step")
         steps: dict[int, Callable[[Member], bytes]] = {
             2: lambda member: member.shares_for(instruction.said),
@@ -200,7 +200,8 @@ class Masking:
 
     def _member(self, instruction: Instruction, told: Announcement) -> Member:
         identity, client = self.identity, instruction.client
-        terms = told.terms(self.secure, self.seed, instruction.round, identity.run if identity else "")
+        run = identity.run + instruction.recorded if identity else ""  # members who were told alike are in one sum
+        terms = told.terms(self.secure, self.seed, instruction.round, run)
         if identity is None:
             return Member(client, terms, simulated_key(self.seed, client), self.roster)
         wary = self.noise is not None

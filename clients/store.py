@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from fedpeft.communication.messages import Instruction
 from fedpeft.errors import GoneError, RunError
 from fedpeft.machine import files
 from fedpeft.peft.adapter import State
@@ -33,6 +34,29 @@ def section(state: State, label: str) -> State:
 def labelled(label: str, part: State) -> State:
     """The inverse of `section`: `part` as part of a client's state."""
     return {f"{label}/{name}": tensor for name, tensor in part.items()}
+
+
+def kept(store: ClientStore, instruction: Instruction, summed: bool) -> State | None:
+    """Return what a client has kept of the rounds before, None if that is nothing.
+
+    Args:
+        store: of the client's states.
+        instruction: what it is asked.
+        summed: whether the client is a real one in a secure sum. There the server does not choose among its states: it
+            goes on from its newest one. The acknowledged one only has the version that the model may build on, and what
+            that leads to is compared.
+
+    Raises:
+        GoneError, RunError: see `ClientStore.load`.
+    """
+    client, train = instruction.client, instruction.kind == "train"  # which proves that the server has stored its round
+    newest = store.newest(client, instruction.round) if summed else 0
+    state = store.load(client, instruction.acknowledged, tidy=train, beside=newest)
+    if not summed:
+        return state
+    own = store.load(client, newest, tidy=False) or {}
+    own = {name: tensor for name, tensor in own.items() if not name.startswith("held/")}
+    return own | labelled("held", section(state or {}, "held"))
 
 
 FILE = "states.sqlite"
@@ -55,8 +79,9 @@ class ClientStore:
     """
 
     folder: Path
-    _recorded: dict[int, int] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """By client, the round that the server has stored safely: other versions go when the next one comes."""
+    _recorded: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """By client, the rounds whose states stay when the next one comes: the one that the server has stored safely, and
+    another that the client goes by itself."""
 
     @property
     def file(self) -> Path:
@@ -77,25 +102,25 @@ class ClientStore:
                 database.execute(TABLE)
                 if client in self._recorded:
                     database.execute(
-                        "DELETE FROM states WHERE client = ? AND round NOT IN (?, ?)",
-                        (client, round, self._recorded.pop(client)),
+                        "DELETE FROM states WHERE client = ? AND round NOT IN (?, ?, ?)",
+                        (client, round, *self._recorded.pop(client)),
                     )
                 database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (client, round, save(state)))
         except (OSError, sqlite3.Error) as error:
             raise RunError(f"the state of client {client} can't be written to {self.file}: {error}") from error
 
-    def load(self, client: int, acknowledged: int, tidy: bool = True) -> State | None:
+    def load(self, client: int, acknowledged: int, tidy: bool = True, beside: int = 0) -> State | None:
         """The state of round `acknowledged`, None where the client has no acknowledged one.
 
-        Other versions are removed with the next `stage` if `tidy`, which is right only for a round that the server
-        has stored safely.
+        Versions other than that and the one of the round `beside` are removed with the next `stage` if `tidy`, which is
+        right only for a round that the server has stored safely.
 
         Raises:
             GoneError: the server acknowledged a round whose state is gone.
             RunError: it is damaged.
         """
         if tidy:
-            self._recorded[client] = acknowledged
+            self._recorded[client] = acknowledged, beside
         if not acknowledged:
             return None
         content = self.content(client, acknowledged)
@@ -107,6 +132,23 @@ class ClientStore:
         try:
             return load(content)
         except SafetensorError as error:
+            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+
+    def newest(self, client: int, before: int) -> int:
+        """Return the last round before another one of which there is a state, acknowledged or not; 0 if there is none.
+
+        Raises:
+            RunError: the file can't be read.
+        """
+        try:
+            if not self.file.exists():
+                return 0
+            files.regular(self.file)
+            with self._opened() as database:
+                database.execute(TABLE)
+                query = "SELECT MAX(round) FROM states WHERE client = ? AND round < ?"
+                return int(database.execute(query, (client, before)).fetchone()[0] or 0)
+        except (OSError, sqlite3.Error) as error:
             raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
 
     def content(self, client: int, round: int) -> bytes | None:

@@ -30,7 +30,7 @@ from fedpeft.deployment.signing import Verifier
 from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.deployment.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript import Transcript, most_records
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
@@ -175,7 +175,7 @@ def join(command: Command, console: Console) -> None:
                 edge.close()
 
 
-def described(link: Link, patience: Patience) -> v1.Description:
+def described(link: Link, patience: Patience) -> v2.Description:
     """What the server says of the federation, as soon as it is there.
 
     Raises:
@@ -205,6 +205,7 @@ def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
         link.name,
         Verifier(link.credentials.authority) if link.credentials else None,
         most_records(edge.config.rounds),
+        edge.policy,
     )
 
 

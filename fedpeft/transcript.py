@@ -12,7 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.deployment.signing import Verifier
-from fedpeft.deployment.transcript_comparison import first_difference, side_by_side, told
+from fedpeft.deployment.transcript_comparison import (
+    first_difference,
+    own_differences,
+    side_by_side,
+    told,
+    uncompared_states,
+)
 from fedpeft.errors import RunError
 from fedpeft.run.command import exit_code
 
@@ -57,9 +63,10 @@ def compare(command: Command, console: Console) -> bool:
         say("signatures: not checked; give --certificate ca.pem")
     else:
         say("signatures: none, the server ran without TLS; whoever has a transcript could have written it")
-    table = Table("round", one.client or "A", other.client or "B", title="what each was sent: digests, not compared")
-    for called, *digests in side_by_side(one, other):
-        table.add_row(called, *(digest[:16] or "-" for digest in digests))
+    title = "what each was sent: form, work and digest of the task, which may differ"
+    table = Table("round", one.client or "A", other.client or "B", title=title)
+    for called, *sent in side_by_side(one, other):
+        table.add_row(called, *(text or "-" for text in sent))
     console.print(table)
     if one.chain.run != other.chain.run:
         say(f"different: these are two federations, {one.chain.run} and {other.chain.run}")
@@ -80,6 +87,10 @@ def compare(command: Command, console: Console) -> bool:
     say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")
     if long > short:
         say(f"only one of both knows {long - short} more records")
+    for name, count in sorted(own_differences(one, other).items()):
+        say(f"not alike: {name} in {count} records, which the server may choose for each client outside secure sums")
+    for reason, count in uncompared_states(one).items():
+        say(f"not comparable: the model of {count} records: {reason}")
     return True
 
 

@@ -50,7 +50,7 @@ class HetLoRA(MixedRankStrategy):
         kept = max(1, math.floor(form.rank * self.decay))
         after = sum(_tail(pair, {n: update.trained(n) for n in (pair.A, pair.B)}, kept) for pair in layout.pairs)
         before = sum(_tail(pair, update.received, kept) for pair in layout.pairs)
-        return ClientForm(kept, form.scale * kept) if after < before else form
+        return layout.form_of(kept, form) if after < before else form
 
 
 def _tail(pair: LoraPair, state: State, kept: int) -> float:

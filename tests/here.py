@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from flwr.app import Message
 
@@ -17,6 +18,9 @@ from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.transcript import FILE as TRANSCRIPT
+from fedpeft.deployment.transcript import Transcript, most_records
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run.records import Records
 
@@ -28,12 +32,27 @@ ROWS, MORE_ROWS = (40, 90), (60, 50, 70, 45, 55)
 
 
 class Direct(OwnGrid):
-    """Hands each instruction to its client, in this process."""
+    """Hands each instruction to its client, in this process, which checks it against the server's records."""
 
-    def __init__(self, edges):
+    def __init__(self, server):
         super().__init__()
-        self.edges = edges
+        self.server, self.edges = server, server.edges
+        self.transcripts = {}
         self.asked, self.reports, self._ready = [], [], []
+
+    def accepted(self, asked):
+        """Return an instruction as the client's transcript hands it on."""
+        said, edge = self.server.announcements, self.edges[asked.client]
+        if not hasattr(edge, "policy"):  # one that a test has put there, which checks nothing
+            return asked
+        if asked.client not in self.transcripts:
+            told, name = edge.description, f"edge-{asked.client}"
+            given = told.run, settings_digest(told), name, None, most_records(edge.config.rounds), edge.policy
+            self.transcripts[asked.client] = Transcript(edge.folder / TRANSCRIPT, *given)
+        transcript = self.transcripts[asked.client]
+        for record in said.since(len(transcript)):
+            transcript.receive(record)
+        return transcript.accept(asked, said.about(f"edge-{asked.client}", asked))
 
     def get_node_ids(self):
         return [node_of(client) for client in range(len(self.edges))]
@@ -42,7 +61,7 @@ class Direct(OwnGrid):
         identifiers = []
         for message in messages:
             identifiers.append(self._stamp(message))
-            self.asked.append(instruction_of(message))
+            self.asked.append(self.accepted(instruction_of(message)))
             self.reports.append(self.edges[self.asked[-1].client].handle(self.asked[-1]))
             self._ready.append(Message(to_record(self.reports[-1]), reply_to=message))
         return identifiers
@@ -56,11 +75,14 @@ class Here(federation.Federation):
     """A server whose clients are in this process."""
 
     def grid(self):
-        self.direct = Direct(self.edges)
+        self.direct = Direct(self)
         return self.direct
 
     def present(self):
         self.roster.start()
+        for member in self.roster.members:
+            given = self.given[member.id]
+            self.own[member.id] = replace(given, form=self._form(given, member.rank))
         return [member.id for member in self.roster.members]
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("fedpeft", "strategies", "clients", "experiments", "examples", "tests", ".ci")
 FUNCTION_LINES, ATTRIBUTES = 60, 17
-GENERATED = ("v1_pb2.py", "v1_pb2_grpc.py")
+GENERATED = ("v2_pb2.py", "v2_pb2_grpc.py")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -26,7 +26,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.shared_settings import TAKEN
 from fedpeft.deployment.trainer_edge import TrainerEdge
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.models.base_model import resolve_model
@@ -216,7 +216,7 @@ def description(base, **settings):
     values = {"peft": PEFT, "model": "tiny_lm", "dtype": "fp32"} | settings
     config = RunConfig(**{name: value for name, value in values.items() if name in TAKEN})
     weights = cache.file_hash(base, ("*.safetensors", "config.json"))
-    return v1.Description(run="0" * 16, config=config.to_toml(), task="causal_lm", weights_hash=weights, tokens=64)
+    return v2.Description(run="0" * 16, config=config.to_toml(), task="causal_lm", weights_hash=weights, tokens=64)
 
 
 def trainer_like(base, **adapter):
@@ -277,7 +277,7 @@ def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
     assert made.registration().rows == said[2]
     start = {name: torch.zeros(shape) for name, shape in made.layout.shapes.items()}
     payload = parse_codec("fp32").encode(start)
-    report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=8.0))
+    report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=32.0))
     assert (report.error, told.lines) == ("", [])
     assert (report.loss, report.steps, report.rows) == said
     sent = decode(report.payload, made.layout.shapes)
@@ -287,7 +287,7 @@ def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
 
 def test_a_server_that_asks_for_losses_under_privacy_is_refused(base, tmp_path):
     made = edge(description(base, privacy="user_dp(noise_multiplier=1)"), trainer_like(base), tmp_path)
-    report = made.handle(Instruction("evaluate", 1, 0, b""))
+    report = made.handle(Instruction("evaluate", 1, 0, b"", rank=8, alpha=32.0))
     assert "losses on its rows, which user_dp does not protect" in report.error
 
 
@@ -295,11 +295,11 @@ def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):
     told = description(base)
     assert edge(told, trainer_like(base), tmp_path).observer.lines == []
     with pytest.raises(ModelError, match="are not the server's"):
-        edge(v1.Description(**_fields(told) | {"weights_hash": "other"}), trainer_like(base), tmp_path)
+        edge(v2.Description(**_fields(told) | {"weights_hash": "other"}), trainer_like(base), tmp_path)
     trainer = trainer_like(base)
     trainer.model.get_base_model().config._name_or_path = ""
     assert "not checked" in edge(told, trainer, tmp_path).observer.lines[0]
-    classification = v1.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
+    classification = v2.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
     with pytest.raises(RunError, match="one of classification; a Trainer"):
         edge(classification, trainer_like(base), tmp_path)
 

@@ -32,7 +32,7 @@ from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid
 from fedpeft.deployment.members import Roster
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.models.kernels import cpu_name
 
 README = Path(__file__).with_name("README.md")
@@ -106,7 +106,7 @@ def own(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
     certs = folder / "certs"
     roster = Roster(folder / f"roster-{clients}.json", clients)
     keeper = Doorkeeper(Revoked(certs / "revoked.pem", (certs / "ca.pem").read_bytes()))
-    told = v1.Description(run=roster.run, software=__version__)
+    told = v2.Description(run=roster.run, software=__version__)
     events = Events(folder / "serve.jsonl", lambda *_: None)
     gateway = Gateway(told, roster, keeper, lambda *_: len(payload) + (1 << 20), lambda _: None, events)
     gateway.start("127.0.0.1:0", server_credentials(certs))

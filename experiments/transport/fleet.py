@@ -18,7 +18,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 
 DOWN, UP = "/bare/Down", "/bare/Up"
 
@@ -26,7 +26,7 @@ DOWN, UP = "/bare/Down", "/bare/Up"
 def own(link: Link, run: str) -> None:
     """A client of the gateway, without a model."""
     with link.open() as connection, contextlib.suppress(LostError):
-        for task, asked in connection.tasks(v1.Registration(run=run, rows=1)):
+        for task, asked in connection.tasks(v2.Registration(run=run, rows=1)):
             connection.submit(task, Report(asked.client, asked.round, asked.payload, rows=1))
 
 

@@ -27,7 +27,7 @@ from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Reader, Shape, read_payload
-from fedpeft.communication.release import digest_of
+from fedpeft.communication.release import digest_of, state_name
 from fedpeft.communication.steps import Quantizer, step_name
 from fedpeft.communication.uplink import preset_of
 from fedpeft.errors import ConfigError
@@ -68,6 +68,19 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
             f"--downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
         )
     return made
+
+
+def uncompared(strategy: Strategy, layout: Layout, codec: Codec, form: ClientForm | None, seed: int, round: int) -> str:
+    """Return why clients can't compare the state that they are sent in a `form`, as both ends of the wire find it out.
+
+    Returns:
+        One of `fedpeft.communication.release.UNCOMPARED`, or an empty text: they compare digests of it.
+    """
+    if strategy.groups:
+        return "groups"
+    if strategy.ranks(layout, form, seed, round, 0):
+        return "ranks"
+    return "" if codec.lossless or _quantizer(codec).chains else "lossy"
 
 
 def _quantizer(codec: Codec) -> Quantizer:
@@ -255,16 +268,20 @@ class Downlink:
     def _ranks(self, form: ClientForm | None, client: int) -> tuple[int, ...]:
         return self._strategy.ranks(self._layout, form, self._seed, self._round, client)
 
-    def released(self, form: ClientForm | None) -> str:
-        """The digest of the state in a `form`; empty: decoding it is not exact (`fedpeft.communication.release`), or
-        clients of this form are given ranks of their own."""
-        if not (self._codec.lossless or self._chains) or self._ranks(form, 0):
-            return ""
+    def released(self, form: ClientForm | None) -> dict[str, str]:
+        """Return the digests of the states in a `form`, by `state_name`; in their place why clients can't compare."""
+        why = uncompared(self._strategy, self._layout, self._codec, form, self._seed, self._round)
+        return {
+            state_name(form, newcomer): why or self._digest(form, newcomer)
+            for newcomer in (False, True)[: 2 if self.private else 1]
+        }
+
+    def _digest(self, form: ClientForm | None, newcomer: bool) -> str:
         if self._codec.lossless:
-            state = self.package(form, 0, newcomer=False).state
+            state = self.package(form, 0, newcomer).state
         else:
             state = self._whole(form)[1].compared
-        return digest_of({name: tensor for name, tensor in state.items() if name not in self.private})
+        return digest_of({name: tensor for name, tensor in state.items() if newcomer or name not in self.private})
 
     def _package(self, form: ClientForm | None, held: int, everything: bool, ranks: tuple[int, ...]) -> Package:
         shapes = self._layout.with_form(form).shapes

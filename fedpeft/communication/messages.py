@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args, get_type_hints
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.errors import PayloadError
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import ClientForm, Layout
 
 Kind = Literal["prepare", "train", "evaluate", "sum"]
 
@@ -26,12 +26,27 @@ AdapterPrecision = Literal["fp32", "bf16"]
 ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 """Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
 
-PAYLOAD_TYPE = "fedpeft.v3"
+PAYLOAD_TYPE = "fedpeft.v4"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
 PAYLOADS = ("payload", "correction", "residual", "told", "said")
 """The fields of messages that travel as arrays."""
 
+
+ALIKE = ("kind", "round", "learning_rate", "trained", "private", "base", "correction", "told", "asks")
+"""The fields of an instruction that all clients of a round are sent alike: a record fixes them."""
+
+OWN = ("client", "rank", "alpha", "steps", "bits", "base_precision", "adapter_precision", "acknowledged", "attempt")
+"""The fields in which clients' instructions of a round may differ: a statement about a task says them in the clear."""
+
+LED_BY_RECORD = ("payload", "residual")
+"""The fields that differ with what a client holds, and lead all clients to the recorded state."""
+
+OF_SUM = ("step", "said")
+"""The fields of the steps of a secure sum, which the members check among themselves."""
+
+LOCAL = ("released", "recorded")
+"""The fields that a client fills in by itself, from a record; whatever a server sends there is overwritten."""
 
 LARGEST = 2**31 - 1
 """The largest round, client id or version."""
@@ -82,6 +97,8 @@ class Instruction:
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
         released: digest of the state that `payload` must lead to (`fedpeft.communication.release`), as the client has
             it from a record of the server's; empty: it is not compared.
+        recorded: digest of the content that the server's record of the round gives all clients alike, as the client has
+            it from the record (`fedpeft.deployment.round_record`); empty: there are no records.
         step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:
             the answer is not summed under masks.
         said: what the others in the sum say to this client, as the server passes it on.
@@ -109,6 +126,7 @@ class Instruction:
     told: bytes = b""
     attempt: int = 0
     released: str = ""
+    recorded: str = ""
     step: int = 0
     said: bytes = b""
     asks: str = ""
@@ -117,6 +135,16 @@ class Instruction:
     def form(self) -> ClientForm | None:
         """The client's LoRA rank and alpha."""
         return ClientForm(self.rank, self.alpha) if self.rank else None
+
+    def check_rank(self, layout: Layout) -> None:
+        """Refuse factors of a rank that the layout does not have, before anything is allocated for them.
+
+        Raises:
+            PayloadError: names both ranks.
+        """
+        most = layout.form.rank if layout.form else 0
+        if self.rank > most:
+            raise PayloadError(f"the server asks for an adapter of rank {self.rank}, this client's has at most {most}")
 
     def check(self, tensors: int) -> None:
         """Refuse what no server of good faith sends, before anything is done for it.

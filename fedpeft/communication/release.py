@@ -11,10 +11,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
-from fedpeft.communication.messages import PAYLOADS, Instruction, Kind
+from fedpeft.communication.messages import ALIKE, LOCAL, OWN, PAYLOADS, Instruction, Kind
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import ClientForm, State
 
@@ -25,9 +26,10 @@ class Release:
 
     Attributes:
         kind, round: as in their instructions.
-        states: digests by `form_name`; empty: of a codec whose states can't be compared bit for bit.
+        states: digests by `state_name`, or one of `UNCOMPARED`.
         common: `common_digest` of every instruction.
         base: digest of what exact strategies have put into the base; empty: nothing.
+        asks: question that every instruction asks; empty: none.
     """
 
     kind: Kind
@@ -35,11 +37,25 @@ class Release:
     states: Mapping[str, str] = field(default_factory=dict)
     common: str = ""
     base: str = ""
+    asks: str = ""
+
+
+UNCOMPARED: Final[Mapping[str, str]] = {
+    "groups": "each group of clients has a model of its own",
+    "ranks": "each client is sent ranks of its own",
+    "lossy": "the downlink is lossy, and its states are not the same bits on every machine",
+}
+"""What a record says in place of a digest if clients can't compare a state, and why they can't."""
 
 
 def form_name(form: ClientForm | None) -> str:
     """What a form is called in a release."""
     return f"rank {form.rank}, alpha {float(form.alpha)!r}" if form else "whole"
+
+
+def state_name(form: ClientForm | None, newcomer: bool) -> str:
+    """Return the name of a state in a release: a newcomer is also sent the tensors that clients keep afterwards."""
+    return form_name(form) + (", newcomers" if newcomer else "")
 
 
 def digest_of(state: State) -> str:
@@ -56,27 +72,33 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _plain(instruction: Instruction, name: str) -> object:
+    """Return a field as JSON holds it: numbers as the floats that arrive, payloads as digests."""
+    value = getattr(instruction, name)
+    if name in PAYLOADS:
+        return _sha256(value)
+    return float(value) if name in ("learning_rate", "alpha", "bits") else value
+
+
 def common_digest(instruction: Instruction) -> str:
-    """Of those fields of an instruction that no two clients of a round have different."""
-    fields = (
-        instruction.kind,
-        instruction.round,
-        float(instruction.learning_rate),
-        instruction.trained,
-        instruction.private,
-        instruction.base,
-        _sha256(instruction.correction),
-        _sha256(instruction.told),
-    )
-    return _sha256(json.dumps(fields).encode())
+    """Return the digest of the fields that all clients of a round are sent alike."""
+    return _sha256(json.dumps([_plain(instruction, name) for name in ALIKE]).encode())
+
+
+def own_fields(instruction: Instruction) -> dict[str, int | float | str]:
+    """Return the fields in which clients of a round may differ, in the clear, for the server's statement."""
+    return {name: _plain(instruction, name) for name in OWN}  # type: ignore[misc]  # none of them is a payload
 
 
 def instruction_digest(instruction: Instruction) -> str:
     """Of all that one client is sent."""
-    fields = {name: value for name, value in vars(instruction).items() if name not in (*PAYLOADS, "released")}
-    fields |= {name: float(getattr(instruction, name)) for name in ("learning_rate", "alpha", "bits")}
-    fields |= {name: _sha256(getattr(instruction, name)) for name in PAYLOADS}
+    fields = {name: _plain(instruction, name) for name in vars(instruction) if name not in LOCAL}
     return _sha256(json.dumps(fields, sort_keys=True).encode())
+
+
+def is_newcomer(instruction: Instruction) -> bool:
+    """Tell whether a client that keeps tensors for itself is sent their initial values."""
+    return bool(instruction.private) and not instruction.acknowledged
 
 
 def check_released(instruction: Instruction, arrived: State, private: Iterable[str]) -> None:
@@ -85,14 +107,14 @@ def check_released(instruction: Instruction, arrived: State, private: Iterable[s
     Args:
         instruction: what the client is asked.
         arrived: what its payload has led to (`fedpeft.communication.downlink.Arrival.compared`).
-        private: tensors that stay with clients; newcomers are sent initial values of them.
+        private: tensors that stay with clients; the recorded state of newcomers holds initial values of them.
 
     Raises:
         PayloadError: it is another one.
     """
     if not instruction.released:
         return
-    own = set(private)
+    own = set() if is_newcomer(instruction) else set(private)
     if digest_of({name: tensor for name, tensor in arrived.items() if name not in own}) != instruction.released:
         raise PayloadError(
             f"the model that the server sent in round {instruction.round} is not the one that it has recorded for all "

@@ -20,7 +20,7 @@ from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError, 
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.session import Caller
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 
 CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
 """What a client needs, beside a report for each task: a task stream. More is a flood."""
@@ -37,7 +37,7 @@ MESSAGE_LIMIT: Final = 1 << 16
 WAITING, WAITING_OF_ONE = 256, 4
 """Calls that have not said what they want: of all callers, and of one. Others come back a moment later."""
 
-M = TypeVar("M", v1.Introduction, v1.Registration)
+M = TypeVar("M", v2.Introduction, v2.Registration)
 
 
 class Admission:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, instruction_digest
+from fedpeft.communication.release import Release, instruction_digest, own_fields
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord
 from fedpeft.deployment.signed_log import SignedLog
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer
@@ -63,8 +63,11 @@ class Announcements:
         """The records after the first `known`."""
         return self._statements[known:]
 
-    def announce(self, release: Release) -> None:
+    def announce(self, release: Release) -> str:
         """Record what clients are about to be told; it is on the disk before any of them hears of it.
+
+        Returns:
+            The digest of the record's content (`RoundRecord.digest`).
 
         Raises:
             RunError: it contradicts what they have been told, or can't be written.
@@ -82,6 +85,7 @@ class Announcements:
             common=release.common,
             base=release.base,
             time=int(time.time()),
+            asks=release.asks,
         )
         content = record.to_bytes()
         statement = self._signed(RECORD, content)
@@ -95,12 +99,12 @@ class Announcements:
                 ) from None
             self._log.append([(RECORD, statement)])
             self._statements.append(statement)
+        return record.digest
 
     def about(self, client: str, instruction: Instruction) -> Signed:
         """The statement that goes with a client's task, in the round that was announced last."""
-        record = TaskRecord(
-            self._chain.run, client, self._chain.head, instruction_digest(instruction), int(time.time())
-        )
+        digest, own = instruction_digest(instruction), own_fields(instruction)
+        record = TaskRecord(self._chain.run, client, self._chain.head, digest, int(time.time()), own)
         return self._signed(TASK, record.to_bytes())
 
     def _signed(self, kind: str, content: bytes) -> Signed:

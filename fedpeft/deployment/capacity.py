@@ -28,7 +28,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.images import patches_of, vision_of
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ModelError, RunError
 from fedpeft.machine.files import regular
 from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
@@ -210,7 +210,7 @@ def divides_alike(config: RunConfig) -> bool:
 
 
 def fitted(
-    options: EdgeOptions, config: RunConfig, told: v1.Description, device: str, observer: RunObserver
+    options: EdgeOptions, config: RunConfig, told: v2.Description, device: str, observer: RunObserver
 ) -> EdgeOptions:
     """The options, with what is left to this machine chosen by the free memory of `device`.
 

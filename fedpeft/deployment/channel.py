@@ -7,7 +7,7 @@ from typing import Final
 NAME_KEY: Final = "fedpeft-name"
 """The metadata key of a client's name."""
 
-SERVICE: Final = "fedpeft.v1.Federation"
+SERVICE: Final = "fedpeft.v2.Federation"
 """The service of a server, by which gRPC and health checks call it."""
 
 CHUNK: Final = 512 * 1024

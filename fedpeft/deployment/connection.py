@@ -21,9 +21,9 @@ from fedpeft.deployment.channel import KEEPALIVE, NAME_KEY
 from fedpeft.deployment.credentials import Credentials, check_time
 from fedpeft.deployment.signed_log import UnwrittenError
 from fedpeft.deployment.transcript import Transcript
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import Incoming, parts, statement_of
-from fedpeft.deployment.wire.v1_pb2_grpc import FederationStub
+from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
 
 ANSWER_SECONDS = 30.0
@@ -200,23 +200,23 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def describe(self) -> v1.Description:
+    def describe(self) -> v2.Description:
         """What the federation is about.
 
         Raises:
             LostError: the server is out of reach.
             RunError: it refuses this client.
         """
-        question = v1.Introduction(software=__version__)
+        question = v2.Introduction(software=__version__)
         try:
-            told: v1.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
+            told: v2.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _explained(error) from None
         return told
 
     def tasks(
         self,
-        registration: v1.Registration,
+        registration: v2.Registration,
         limit: int = INSTRUCTION_LIMIT,
         transcript: Transcript | None = None,
         reached: Callable[[], None] = lambda: None,
@@ -278,4 +278,4 @@ class Connection:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 raise LostError("the server was restarted") from None
             raise _explained(error) from None
-        return str(v1.Receipt.Verdict.Name(receipt.verdict)).lower()
+        return str(v2.Receipt.Verdict.Name(receipt.verdict)).lower()

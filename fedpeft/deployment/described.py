@@ -10,7 +10,7 @@ from fedpeft.data.datasets.clients import CONVERSATIONS, LARGEST, SMALLEST, Clie
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, fingerprint
 from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.task import TASKS
 from fedpeft.spec import parse_spec
@@ -44,7 +44,7 @@ def told_template(form: Clients) -> str:
     return name if name in OF_COLUMNS else fingerprint(name)
 
 
-def check_description(told: v1.Description) -> None:
+def check_description(told: v2.Description) -> None:
     """Refuse a description that no server of this version gives.
 
     Raises:
@@ -86,7 +86,7 @@ def check_description(told: v1.Description) -> None:
     check_parts(told.parts)
 
 
-def told_form(told: v1.Description, options: EdgeOptions) -> Clients:
+def told_form(told: v2.Description, options: EdgeOptions) -> Clients:
     """The form of a client's rows, as a checked description has it, with the client's own names of columns.
 
     Raises:

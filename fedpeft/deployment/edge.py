@@ -35,12 +35,13 @@ from fedpeft.deployment.capacity import device_called, divides_alike, fitted
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.described import check_description, told_form
+from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
@@ -82,7 +83,7 @@ class Alone(Partition):
         return self.indices
 
 
-def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
+def settings_of(description: v2.Description, options: EdgeOptions) -> RunConfig:
     """What a client takes of the server's settings, with its own choices.
 
     Raises:
@@ -126,7 +127,7 @@ class Edge:
 
     def __init__(
         self,
-        description: v1.Description,
+        description: v2.Description,
         data: Path,
         folder: Path,
         ledgers: Path,
@@ -166,6 +167,7 @@ class Edge:
             clients = dataclasses.replace(clients, masks=masks)
             if isinstance(self.protection, SummedLedger):
                 self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
+        self.policy = InstructionPolicy.of_setup(self.setup, self.options.rank)
         self.workers = Workers(work, clients, machine, observer)
         self.bases = HeldBase(work.residuals, self.setup.layout.pairs, fills_base(self.setup.strategy))
 
@@ -238,7 +240,10 @@ class Edge:
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""
         store = ClientStore(self.folder / "clients")
-        own = store.content(instruction.client, instruction.acknowledged)
+        last = instruction.acknowledged
+        if self.setup.secure_sum is not None:
+            last = store.newest(instruction.client, instruction.round)
+        own = store.content(instruction.client, last)
         return state_digest(own, ResidualFiles(self.workers.work.residuals).file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work
@@ -255,10 +260,10 @@ class Edge:
             return f"{kernels.cpu_name()}, {self.workers.work.threads} threads"
         return f"{gpu_name(self.device)}, {platform.machine()}"
 
-    def registration(self) -> v1.Registration:
+    def registration(self) -> v2.Registration:
         """What the client tells the server of itself."""
         own = self.protection
-        return v1.Registration(
+        return v2.Registration(
             run=self.description.run,
             rows=1 if self.silent else len(self.rows),
             rank=self.options.rank,
@@ -277,6 +282,7 @@ class Edge:
         try:
             instruction.check(len(self.setup.layout.tensors))
             check_question(instruction)
+            self.policy.check(instruction)
             self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 check_evaluation(instruction, self.setup.mechanism)

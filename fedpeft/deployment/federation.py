@@ -36,13 +36,13 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check, check_asked
+from fedpeft.deployment.served_settings import check, check_asked, profiles_for_clients
 from fedpeft.deployment.server_plan import at_clients_delta, drawn_from, planned_for_all, rows_known
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
@@ -118,7 +118,7 @@ class Federation:
         rows = rows_known(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there
             setup = planned_for_all(at_clients_delta(setup), rows, groups, config.head)
-        self.given = setup.profiles
+        self.given = profiles_for_clients(setup)
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
@@ -183,13 +183,13 @@ class Federation:
 
     # -------------------------------------------------------------------------------------------------------- clients
 
-    def _description(self) -> v1.Description:
+    def _description(self) -> v2.Description:
         """What clients are told."""
         setup = self.setup
         form = self.rows.form
         text, label = form.columns
         shared = settings_for_clients(setup)
-        return v1.Description(
+        return v2.Description(
             run=self.roster.run,
             software=__version__,
             config=shared.to_toml(),
@@ -206,7 +206,7 @@ class Federation:
             template=told_template(form),
         )
 
-    def _accept(self, registration: v1.Registration) -> Terms | None:
+    def _accept(self, registration: v2.Registration) -> Terms | None:
         """What a client declares of its privacy; one that can't take part is refused with a RunError."""
         if not registration.rows:
             raise RunError("a client needs at least one row")
@@ -245,9 +245,7 @@ class Federation:
     def _form(self, profile: Profile, rank: int) -> ClientForm | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
         form = profile.form
-        if not rank or form is None or rank >= form.rank:
-            return form
-        return ClientForm(rank, form.scale * rank)
+        return form if not rank or form is None or rank >= form.rank else self.setup.layout.form_of(rank)
 
     def gather(self) -> None:
         """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""

@@ -28,7 +28,7 @@ from fedpeft.deployment.event_loop import EventLoop
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.session import Answer, Caller, Session, TaskNames
 from fedpeft.deployment.signing import Signed
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import Incoming, parts, statement_to_wire, wire_size
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.privacy.remote_engine import Terms
@@ -58,11 +58,11 @@ class Gateway:
 
     def __init__(
         self,
-        description: v1.Description,
+        description: v2.Description,
         roster: Roster,
         doorkeeper: Doorkeeper,
         limit: Callable[[int, int], int],
-        accept: Callable[[v1.Registration], Terms | None],
+        accept: Callable[[v2.Registration], Terms | None],
         events: Events,
         announcements: Announcements | None = None,
     ) -> None:
@@ -145,13 +145,13 @@ class Gateway:
             SERVICE,
             {
                 "Describe": grpc.stream_unary_rpc_method_handler(
-                    self.describe, response_serializer=v1.Description.SerializeToString
+                    self.describe, response_serializer=v2.Description.SerializeToString
                 ),
                 "Tasks": grpc.stream_stream_rpc_method_handler(
-                    self.tasks, response_serializer=v1.Part.SerializeToString
+                    self.tasks, response_serializer=v2.Part.SerializeToString
                 ),
                 "Submit": grpc.stream_unary_rpc_method_handler(
-                    self.take_report, v1.Part.FromString, v1.Receipt.SerializeToString
+                    self.take_report, v2.Part.FromString, v2.Receipt.SerializeToString
                 ),
             },
         )
@@ -220,10 +220,10 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------------------- the calls
 
-    async def describe(self, messages: AsyncIterator[bytes], context: ServicerContext) -> v1.Description:
+    async def describe(self, messages: AsyncIterator[bytes], context: ServicerContext) -> v2.Description:
         """What the federation is about."""
         async with self.admission.serving(context) as name:
-            request = await self.admission.message(name, messages, v1.Introduction)
+            request = await self.admission.message(name, messages, v2.Introduction)
             if request.software != self.description.software:
                 raise RefusedError(
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -233,10 +233,10 @@ class Gateway:
             self._enter(name)
             return self.description
 
-    async def tasks(self, messages: AsyncIterator[bytes], context: ServicerContext) -> AsyncIterator[v1.Part]:
+    async def tasks(self, messages: AsyncIterator[bytes], context: ServicerContext) -> AsyncIterator[v2.Part]:
         """Tasks, one after another, until the federation is finished."""
         async with self.admission.serving(context) as name:
-            request = await self.admission.message(name, messages, v1.Registration)
+            request = await self.admission.message(name, messages, v2.Registration)
             session = self._register(name, request)
             session.caller = Caller.of(context)
             session.stream += 1
@@ -259,7 +259,7 @@ class Gateway:
                 self.events.emit("disconnected", client=name)
                 self._notify()
 
-    async def _stream(self, session: Session, stream: int, context: ServicerContext) -> AsyncIterator[v1.Part]:
+    async def _stream(self, session: Session, stream: int, context: ServicerContext) -> AsyncIterator[v2.Part]:
         sent, known = "", session.registration.records
         while True:
             session.changed.clear()
@@ -268,13 +268,13 @@ class Gateway:
             if session.member.dropped:
                 raise dropped(session.member.dropped)
             if self._farewell is not None:
-                yield v1.Part(finished=v1.Finished(reason=self._farewell))
+                yield v2.Part(finished=v2.Finished(reason=self._farewell))
                 return
             if session.instruction is not None and session.task != sent:
                 sent, task, statement = session.task, session.instruction, session.statement
                 for record in self.announcements.since(known) if self.announcements else ():
                     known += 1
-                    yield v1.Part(record=statement_to_wire(record))
+                    yield v2.Part(record=statement_to_wire(record))
                 for part in parts(sent, task, statement):
                     yield part
                 continue
@@ -283,7 +283,7 @@ class Gateway:
             except TimeoutError:
                 self.admission.name(Caller.of(context))
 
-    async def take_report(self, messages: AsyncIterator[v1.Part], context: ServicerContext) -> v1.Receipt:
+    async def take_report(self, messages: AsyncIterator[v2.Part], context: ServicerContext) -> v2.Receipt:
         """A report."""
         async with self.admission.serving(context) as name:
             session = self._sessions.get(name)
@@ -296,7 +296,7 @@ class Gateway:
                 session.upload.cancel()
             own = session.upload = asyncio.current_task()
             try:
-                return v1.Receipt(verdict=await self._take(session, messages))
+                return v2.Receipt(verdict=await self._take(session, messages))
             except PayloadError as error:
                 raise self._drop(session, str(error)) from None
             except asyncio.CancelledError:
@@ -309,7 +309,7 @@ class Gateway:
                 if session.upload is own:
                     session.upload = None
 
-    async def _take(self, session: Session, messages: AsyncIterator[v1.Part]) -> v1.Receipt.Verdict:
+    async def _take(self, session: Session, messages: AsyncIterator[v2.Part]) -> v2.Receipt.Verdict:
         first = await anext(aiter(messages), None)
         if first is None or not first.HasField("header"):
             raise PayloadError("a report begins with its header")
@@ -337,9 +337,9 @@ class Gateway:
         session.close_task(taken=True)
         self.admission.answered(session.member.name)
         self.answers.put(Answer(task, report))
-        return v1.Receipt.TAKEN
+        return v2.Receipt.TAKEN
 
-    def _verdict(self, session: Session, task: str) -> v1.Receipt.Verdict | None:
+    def _verdict(self, session: Session, task: str) -> v2.Receipt.Verdict | None:
         """What becomes of a report on a task that is not the present one; None: it is."""
         if task and task == session.task:
             return None
@@ -347,9 +347,9 @@ class Gateway:
         if session.repeats > REPEATS:
             raise PayloadError("it keeps sending reports that nobody waits for")
         if task in session.finished:
-            return v1.Receipt.KNOWN if session.finished[task] else v1.Receipt.LATE
+            return v2.Receipt.KNOWN if session.finished[task] else v2.Receipt.LATE
         if task not in self._tasks:
-            return v1.Receipt.LATE  # of this server before it was restarted
+            return v2.Receipt.LATE  # of this server before it was restarted
         raise PayloadError("it reported on a task that it was never given")
 
     # ------------------------------------------------------------------------------------------------------- admission
@@ -369,7 +369,7 @@ class Gateway:
         if member is None and len(self.roster.members) >= self.roster.places:
             raise self._full()
 
-    def _register(self, name: str, request: v1.Registration) -> Session:
+    def _register(self, name: str, request: v2.Registration) -> Session:
         if request.run != self.description.run:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "the client registers for another federation")
         held = len(self.announcements) if self.announcements else 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from fedpeft.privacy.remote_engine import Terms
 
 
-def to_wire(terms: Terms) -> v1.PrivacyTerms:
+def to_wire(terms: Terms) -> v2.PrivacyTerms:
     """The terms as they travel."""
-    return v1.PrivacyTerms(
+    return v2.PrivacyTerms(
         noise=terms.noise,
         rate=terms.rate,
         releases=terms.releases,
@@ -19,7 +19,7 @@ def to_wire(terms: Terms) -> v1.PrivacyTerms:
     )
 
 
-def declared(registration: v1.Registration) -> Terms:
+def declared(registration: v2.Registration) -> Terms:
     """What a registration says.
 
     Raises:

@@ -11,14 +11,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
+from typing import get_type_hints as hints
 
-from fedpeft.communication.messages import LARGEST, Kind
+from fedpeft.communication.messages import LARGEST, OWN, Instruction, Kind
+from fedpeft.communication.release import UNCOMPARED
 from fedpeft.errors import RunError
+from fedpeft.trust.question import MOST_WORDS
 
 RECORD_LIMIT: Final = 1 << 16
 """Bytes of a record, or of a statement about a task, at most."""
@@ -40,7 +44,8 @@ class RoundRecord:
         kind, round: as in the instructions.
         cohort: clients that a round asks, by the settings: who is asked, and how many are, may be a secret.
         settings: digest of what clients are told of the federation.
-        states, common, base: see `fedpeft.communication.release.Release`.
+        states, common, base, asks: see `fedpeft.communication.release.Release`; `asks` is None in older
+            records, which have no such field.
         time: seconds of Unix time, by the server's clock.
     """
 
@@ -55,10 +60,11 @@ class RoundRecord:
     common: str
     base: str
     time: int
+    asks: str | None = ""
 
     def to_bytes(self) -> bytes:
         """As it is hashed, signed and sent."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+        return _written(self)
 
     @property
     def called(self) -> str:
@@ -68,7 +74,20 @@ class RoundRecord:
     @property
     def content(self) -> tuple[Any, ...]:
         """All that two records of one phase must have alike, but for the digests by form."""
-        return self.kind, self.round, self.cohort, self.settings, self.common, self.base
+        return self.kind, self.round, self.cohort, self.settings, self.common, self.base, self.asks
+
+    @property
+    def digest(self) -> str:
+        """The digest of the content and the states: the same for a round that a resumed server records again.
+
+        Clients that were given different content are in different secure sums: it belongs to the terms of one.
+        """
+        return hash_of(json.dumps([*self.content, self.states], sort_keys=True).encode())
+
+    @property
+    def phase(self) -> tuple[str, str]:
+        """What a round has once: a kind of work, and for each question an evaluation."""
+        return self.kind, self.asks or ""
 
     def agrees(self, other: RoundRecord) -> bool:
         """Whether both hand out the same; a record may have forms that the other lacks."""
@@ -89,6 +108,7 @@ class TaskRecord:
         record: SHA-256 of the round's record.
         digest: of the instruction (`fedpeft.communication.release.instruction_digest`).
         time: seconds of Unix time, by the server's clock.
+        own: the fields in which clients' instructions may differ, in the clear; None in older statements.
     """
 
     run: str
@@ -96,10 +116,20 @@ class TaskRecord:
     record: str
     digest: str
     time: int
+    own: dict[str, int | float | str] | None
 
     def to_bytes(self) -> bytes:
         """As it is signed and sent."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+        return _written(self)
+
+
+LATER: Final = {"asks", "own"}
+"""Fields that older records lack: a run that has such records goes on, and its transcripts are read."""
+
+
+def _written(record: RoundRecord | TaskRecord) -> bytes:
+    fields = {name: value for name, value in vars(record).items() if name not in LATER or value is not None}
+    return json.dumps(fields, sort_keys=True).encode()
 
 
 T = typing.TypeVar("T", RoundRecord, TaskRecord)
@@ -115,12 +145,13 @@ def parsed(cls: type[T], content: bytes) -> T:
         raise RunError(f"a record of the server has {len(content)} bytes; legal are {RECORD_LIMIT}")
     try:
         fields = json.loads(content)
-        if not isinstance(fields, dict) or set(fields) != {f.name for f in dataclasses.fields(cls)}:
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or not names - LATER <= set(fields) <= names:
             raise ValueError("other fields")
         for name, check in _LEGAL.items():
             if name in fields and not check(fields[name]):
                 raise ValueError(f"{name}={fields[name]!r:.80}")
-        made = cls(**fields)
+        made = cls(**{**dict.fromkeys(names & LATER), **fields})
     except (ValueError, RecursionError) as error:
         raise RunError(f"the server sent a record that can't be read: {error}") from None
     if made.to_bytes() != content:
@@ -148,6 +179,8 @@ def _word(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 63
 
 
+_TYPES: Final[dict[str, Any]] = hints(Instruction)
+
 _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
     "run": _word,
     "client": _word,
@@ -163,7 +196,15 @@ _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
     "time": _time,
     "kind": lambda value: value == "prepare" or value in _WORDS,
     "states": lambda value: (
-        isinstance(value, dict) and all(len(name) <= 63 and _digest_or_none(digest) for name, digest in value.items())
+        isinstance(value, dict)
+        and all(len(name) <= 63 and (_digest_or_none(said) or said in UNCOMPARED) for name, said in value.items())
+    ),
+    "asks": lambda value: isinstance(value, str) and len(value) <= MOST_WORDS,
+    "own": lambda value: (
+        isinstance(value, dict)
+        and list(value) == sorted(OWN)
+        and all(type(field) is _TYPES[name] for name, field in value.items())
+        and all(math.isfinite(field) for field in value.values() if type(field) is float)
     ),
 }
 
@@ -188,7 +229,7 @@ class Chain:
     records: list[RoundRecord] = field(default_factory=list)
     by_hash: dict[str, int] = field(default_factory=dict)
     head: str = GENESIS
-    _phases: dict[str, RoundRecord] = field(default_factory=dict)
+    _phases: dict[tuple[str, str], RoundRecord] = field(default_factory=dict)
 
     def append(self, content: bytes) -> RoundRecord:
         """The next record.
@@ -200,8 +241,9 @@ class Chain:
         self._check_link(record)
         self._check_order(record)
         if record.kind == "train":
-            self._phases.pop("evaluate", None)  # a round that is repeated may come out differently
-        self._phases[record.kind] = record
+            # A round that is repeated may come out differently.
+            self._phases = {phase: before for phase, before in self._phases.items() if phase[0] != "evaluate"}
+        self._phases[record.phase] = record
         self.head = hash_of(content)
         self.by_hash[self.head] = len(self.records)
         self.records.append(record)
@@ -210,7 +252,7 @@ class Chain:
     @property
     def round(self) -> int:
         """The last one that clients were asked to train in; 0: none yet."""
-        trained = self._phases.get("train")
+        trained = self._phases.get(("train", ""))
         return trained.round if trained else 0
 
     def _check_link(self, record: RoundRecord) -> None:
@@ -238,6 +280,6 @@ class Chain:
             raise RunError(f"{said} is a rollback: round {self.round} has been trained in")
         if record.kind == "prepare" and self.round:
             raise RunError(f"{said} is a rollback: round {self.round} has been trained in")
-        before = self._phases.get(record.kind)
+        before = self._phases.get(record.phase)
         if before is not None and before.round == record.round and not before.agrees(record):
             raise RunError(f"{said} has another content than record {before.sequence}, of the same round")

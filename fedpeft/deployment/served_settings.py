@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.downlink import uncompared
+from fedpeft.communication.release import UNCOMPARED
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.task_sequence import TaskSequence
@@ -18,6 +21,7 @@ from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.measured import parse_measure
+from fedpeft.run.profiles import Profiles
 from fedpeft.run.sampling import aware
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec
@@ -122,6 +126,45 @@ def check_asked(setup: Setup) -> None:
             f"under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out of "
             "--measure"
         )
+
+
+def profiles_for_clients(setup: Setup) -> Profiles:
+    """Return the clients' profiles, with the forms as each client works them out by itself.
+
+    Raises:
+        ConfigError: an alpha that a client's own settings do not give for its rank.
+        PrivacyError: what clients of a secure sum refuse, because in a sum all must do the same.
+    """
+    groups = setup.profiles.groups if isinstance(setup.profiles, Profiles) else [(p, 1) for p in setup.profiles]
+    made = []
+    for profile, count in groups:
+        if (form := profile.form) is not None:
+            own = setup.layout.form_of(form.rank)
+            if not math.isclose(own.alpha, form.alpha, rel_tol=1e-9):
+                raise ConfigError(
+                    f"a profile has rank {form.rank} and alpha {form.alpha:g}; a real client takes no other alpha than "
+                    f"its settings give for that rank, {own.alpha:g}: leave alpha out of the profile"
+                )
+            profile = dataclasses.replace(profile, form=own)
+        if setup.secure_sum is not None and (profile.steps, profile.base, profile.adapter) != (0, "", "fp32"):
+            raise PrivacyError(
+                f"under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; leave "
+                "local_steps, base and adapter out of the profiles (clients may join with --precision)"
+            )
+        made.append((profile, count))
+    if setup.secure_sum is not None:
+        why = uncompared(setup.strategy, setup.layout, setup.downlink, setup.layout.form, setup.config.seed, 1)
+        if setup.measured.energy is not None and setup.measured.energy.lean:
+            raise PrivacyError(
+                f"energy(lean=True) gives clients different numbers of local steps, and under {setup.secure_sum.name} "
+                "all clients do the same; leave lean out"
+            )
+        if why:
+            raise PrivacyError(
+                f"under {setup.secure_sum.name} clients compare the model that they are sent, and here "
+                f"{UNCOMPARED[why]}; take --downlink fp32, small, medium or tiny"
+            )
+    return Profiles(made)
 
 
 def check_tasks(tasks: TaskSequence | None) -> None:

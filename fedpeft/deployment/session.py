@@ -15,7 +15,7 @@ from grpc.aio import ServicerContext
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.members import Member
 from fedpeft.deployment.signing import Signed
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 
 KNOWN_TASKS = 16
 """Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
@@ -69,7 +69,7 @@ class Session:
     """
 
     member: Member
-    registration: v1.Registration = field(default_factory=v1.Registration)
+    registration: v2.Registration = field(default_factory=v2.Registration)
     caller: Caller | None = None
     task: str = ""
     instruction: Instruction | None = None

@@ -19,7 +19,7 @@ from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
 from fedpeft.peft.family import PEFT_METHODS
@@ -132,7 +132,7 @@ def _check_known(privacy: str) -> None:
         SERVER_NOISES.loaded(parse_spec(noise).name)
 
 
-def settings_digest(told: v1.Description) -> str:
+def settings_digest(told: v2.Description) -> str:
     """Of what a server tells its clients of the federation, but for the version of its software."""
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)

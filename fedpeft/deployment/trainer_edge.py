@@ -22,8 +22,9 @@ from fedpeft.deployment.answered import check_evaluation, check_question, newcom
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import Alone
+from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, GoneError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.models.base_model import local_folder
@@ -58,7 +59,7 @@ class TrainerEdge:
     """No noise is drawn here."""
 
     def __init__(
-        self, description: v1.Description, trainer: Any, train: Any, ranks: Ranks, folder: Path, observer: RunObserver
+        self, description: v2.Description, trainer: Any, train: Any, ranks: Ranks, folder: Path, observer: RunObserver
     ) -> None:
         check_description(description)
         self.description = description
@@ -78,6 +79,7 @@ class TrainerEdge:
                 f"with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's steps are "
                 "its own; ask for another strategy, such as fedit"
             )
+        self.policy = InstructionPolicy(self.layout, self.parts, self.config.seed, self.parts.strategy.mixed_ranks)
         self._check_weights(trainer.model)
         device = str(next(model.parameters()).device)
         seed, dtype = self.config.seed, self.config.dtype
@@ -133,9 +135,9 @@ class TrainerEdge:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
         return self.parts.mechanism is not None and self.parts.mechanism.silent
 
-    def registration(self) -> v1.Registration:
+    def registration(self) -> v2.Registration:
         """What the client tells the server of itself."""
-        return v1.Registration(
+        return v2.Registration(
             run=self.description.run,
             rows=1 if self.silent else self.rows,
             precision=self.config.dtype,
@@ -147,6 +149,7 @@ class TrainerEdge:
         try:
             instruction.check(len(self.layout.tensors))
             check_question(instruction)
+            self.policy.check(instruction)
             check_evaluation(instruction, self.parts.mechanism)
             self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
             report: Report = self.side.handle([instruction])[0]
@@ -162,7 +165,7 @@ class TrainerEdge:
             )
 
 
-def _check_parts(description: v1.Description, parts: ChosenParts, config: RunConfig) -> None:
+def _check_parts(description: v2.Description, parts: ChosenParts, config: RunConfig) -> None:
     """Refuse what needs more of a client than to train between receiving and sending."""
     if description.task != "causal_lm":
         raise RunError(

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedpeft.communication.messages import SUM_STEPS, Instruction
-from fedpeft.communication.release import common_digest, form_name, instruction_digest
+from fedpeft.communication.release import UNCOMPARED, common_digest, instruction_digest, own_fields
+from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import Line, SignedLog, written
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Verifier
@@ -38,13 +39,23 @@ class Transcript:
         client: its name.
         verifier: checks signatures; None: there is no TLS, and there are none.
         most: records that are taken; more fill a disk.
+        policy: which records and instructions the client takes.
 
     Raises:
         RunError: the file can't be read, or says otherwise than the server does now.
     """
 
-    def __init__(self, file: Path, run: str, settings: str, client: str, verifier: Verifier | None, most: int) -> None:
-        self._log = SignedLog(file)
+    def __init__(
+        self,
+        file: Path,
+        run: str,
+        settings: str,
+        client: str,
+        verifier: Verifier | None,
+        most: int,
+        policy: InstructionPolicy,
+    ) -> None:
+        self._log, self._policy = SignedLog(file), policy
         self._client, self._verifier, self._most = client, verifier, most
         self._chain = Chain(run, settings)
         self._tasks: list[TaskRecord] = []  # of the record that was asked about last
@@ -74,6 +85,7 @@ class Transcript:
         self._check_signature(RECORD, statement, record.time)
         if len(self) >= self._most:
             raise RunError(f"the server sends more records than its rounds can have; at most {self._most} are taken")
+        self._policy.check_record(record)
         self._has_room(RECORD, statement)
         self._chain.append(statement.content)
         self._keep(RECORD, statement)
@@ -81,7 +93,7 @@ class Transcript:
             self._write()
 
     def accept(self, instruction: Instruction, statement: Signed) -> Instruction:
-        """A task that fits what was recorded for all clients; returns it with the digest of its state.
+        """A task that fits what was recorded for all clients; returns it with the digests of its state and its record.
 
         Raises:
             RunError: it does not fit.
@@ -96,6 +108,7 @@ class Transcript:
             )
         if told.digest != instruction_digest(instruction):
             raise RunError("the server sent another task than the one that it has made a statement about")
+        self._check_own(told, instruction)
         record = self._record_of(told, SUM_STEPS if instruction.step else 1)
         summed = instruction.kind == "sum" and record.kind in ("prepare", "train")
         if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
@@ -103,19 +116,29 @@ class Transcript:
                 f"the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
                 f"{record.called}"
             )
-        if not summed and record.common != common_digest(instruction):
+        if not summed and (record.common, record.asks) != (common_digest(instruction), instruction.asks):
             raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
         if (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
             self._has_room(TASK, statement)
             self._keep(TASK, statement)
             self._note(told)
         self._write()
+        instruction = replace(instruction, released="", recorded=record.digest)
         if instruction.kind in ("prepare", "sum"):
-            return replace(instruction, released="")
-        name = form_name(instruction.form)
+            return instruction
+        name = self._policy.state_name(instruction)
         if name not in record.states:
             raise RunError(f"the server sent a model of {name} in {record.called}, and has recorded none of that form")
-        return replace(instruction, released=record.states[name])
+        digest = record.states[name]
+        return instruction if digest in UNCOMPARED else replace(instruction, released=digest)
+
+    def _check_own(self, told: TaskRecord, instruction: Instruction) -> None:
+        """Refuse a statement that does not show the client's own fields as they are, or a client's second id."""
+        if told.own != own_fields(instruction):
+            raise RunError("the server's statement about a task does not show the form and the steps that it asks for")
+        before = self._tasks[-1].own["client"] if self._tasks and self._tasks[-1].own else instruction.client
+        if before != instruction.client:
+            raise RunError(f"the server calls this client {instruction.client}, and has called it {before} before")
 
     def _has_room(self, kind: str, statement: Signed) -> None:
         if self._bytes + len(written(kind, statement)) > MOST_BYTES:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
 
-from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
+from fedpeft.communication.release import UNCOMPARED
+from fedpeft.deployment.round_record import DIGEST, Chain, RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import Line, SignedLog
 from fedpeft.deployment.signing import RECORD, Verifier
 from fedpeft.errors import RunError
@@ -97,8 +100,51 @@ def first_difference(one: Told, other: Told) -> Difference | None:
 
 
 def side_by_side(one: Told, other: Told) -> Iterator[tuple[str, str, str]]:
-    """Each record that either was given a task in, and digests of what they were sent last in it; empty: nothing."""
-    sent = [{position: task.digest for position, task in told.tasks} for told in (one, other)]
+    """Yield each record that either client was given a task in, and what both were sent in it; empty: nothing."""
+    sent = [_work(told) for told in (one, other)]
     longer = max(one.chain.records, other.chain.records, key=len)
     for position in sorted(sent[0].keys() | sent[1].keys()):
-        yield longer[position].called, sent[0].get(position, ""), sent[1].get(position, "")
+        first, second = (describe_task(tasks[position]) if position in tasks else "" for tasks in sent)
+        yield longer[position].called, first, second
+
+
+def describe_task(task: TaskRecord) -> str:
+    """Return form, steps and precisions of a task where the server has chosen them, and the digest of the task."""
+    own = task.own or {}
+    words = [f"rank {own['rank']}, alpha {own['alpha']:g}"] if own.get("rank") else []
+    words += [f"{name} {own[name]}" for name in ("steps", "bits", "base_precision") if own.get(name)]
+    words += [f"adapter {own['adapter_precision']}"] if own.get("adapter_precision", "fp32") != "fp32" else []
+    return ", ".join([*words, task.digest[:16]])
+
+
+def own_differences(one: Told, other: Told) -> Mapping[str, int]:
+    """Return in how many records the server has given both clients a different form, or different work, by field."""
+    first, second = _work(one), _work(other)
+    counts: Counter[str] = Counter()
+    for position in first.keys() & second.keys():
+        mine, theirs = first[position].own or {}, second[position].own or {}
+        counts.update(name for name in mine.keys() & theirs.keys() - _PLACE if mine[name] != theirs[name])
+    return counts
+
+
+def uncompared_states(told: Told) -> Mapping[str, int]:
+    """Return in how many records clients can't compare a model, by the reason."""
+    counts: Counter[str] = Counter()
+    for record in told.chain.records:
+        reasons = {digest for digest in record.states.values() if not DIGEST.fullmatch(digest)}
+        counts.update(UNCOMPARED.get(reason, "it has no digest") for reason in reasons)
+    return counts
+
+
+_PLACE: Final = {"client", "acknowledged", "attempt"}
+"""Own fields that say who is asked, and when, and not for what."""
+
+
+def _work(told: Told) -> dict[int, TaskRecord]:
+    """Return by position the last task of each record; of a secure sum the step in which rows are read."""
+    tasks: dict[int, TaskRecord] = {}
+    for position, task in told.tasks:
+        before = tasks.get(position)
+        if before is None or (task.own or {}).get("rank") or not (before.own or {}).get("rank"):
+            tasks[position] = task
+    return tasks

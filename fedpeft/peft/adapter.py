@@ -101,6 +101,19 @@ class Layout:
         """Number of trainable parameters."""
         return sum(t.numel for t in self.tensors)
 
+    def form_of(self, rank: int, like: ClientForm | None = None) -> ClientForm:
+        """Return the one form of a `rank` at the layout's scale, bit for bit the same wherever it is computed.
+
+        Args:
+            rank: at least 1.
+            like: a form whose scale is kept if it differs from the layout's by more than rounding; None: none does.
+        """
+        assert self.form is not None
+        whole = self.form
+        if like is not None and not math.isclose(like.scale, whole.scale, rel_tol=1e-9):
+            whole = like
+        return whole if rank == whole.rank else ClientForm(rank, whole.scale * rank)
+
     def with_form(self, form: ClientForm | None) -> Layout:
         """The same layers at another LoRA rank and alpha."""
         if form is None or form == self.form:

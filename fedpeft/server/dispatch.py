@@ -14,7 +14,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.downlink import Downlink, Package, Sent
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
-from fedpeft.communication.release import Release, common_digest, digest_of, form_name
+from fedpeft.communication.release import Release, common_digest, digest_of
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.setup import Setup
@@ -103,19 +103,20 @@ class Dispatch:
             "told": self.told if kind == "train" else b"",
         }
 
-    def release(self, kind: Kind, round: int) -> Release:
+    def release(self, kind: Kind, round: int, asks: str = "") -> Release:
         """What all clients of a round are told alike; of every form that a client has, whoever is asked.
 
         States of groups are not compared: a client is not told which others have the same.
         """
         forms = {self.form(client) for client in range(self.setup.clients)}
-        base, groups = self.progress.residual.total, self.setup.strategy.groups
+        base = self.progress.residual.total
         return Release(
             kind=kind,
             round=round,
-            states={form_name(form): "" if groups else self.downlink.released(form) for form in forms},
-            common=common_digest(Instruction(kind, round, 0, b"", **self._alike(kind, round))),
+            states={name: digest for form in forms for name, digest in self.downlink.released(form).items()},
+            common=common_digest(Instruction(kind, round, 0, b"", asks=asks, **self._alike(kind, round))),
             base=digest_of(base) if base else "",
+            asks=asks,
         )
 
     def learning_rate(self, round: int) -> float:

@@ -158,7 +158,7 @@ class Evaluation:
         sent = Dispatch(self.setup, progress, self.clients.remote)
         asked = measured(self.setup.clients, self.setup.config.seed)
         if self.clients.announce is not None:
-            self.clients.announce(sent.release("evaluate", progress.round))
+            self.clients.recorded = self.clients.announce(sent.release("evaluate", progress.round))
         instructions = (sent.instruction("evaluate", client, progress.round) for client in asked)
         heard = []
         for report in self.clients.in_order(instructions, len(asked), "evaluate"):

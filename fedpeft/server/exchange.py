@@ -52,25 +52,28 @@ class Exchange:
         grid: who carries the messages.
         answered: is told (phase, clients that have answered, clients expected), first of none.
         remote: whether clients are on other machines.
-        announce: is told what clients are told alike, before any of them is; None: nobody wants to know.
+        announce: is told what clients are told alike, before any of them is, and returns the digest of its content;
+            None: nobody wants to know.
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
         called: what a client is called on a terminal, by its id.
         members: what the server knows of clients that have joined.
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
         pending: the instructions that have not been answered yet, by message.
+        recorded: the digest that `announce` returned last; empty: nothing was announced.
     """
 
     grid: Grid
     answered: Callable[[str, int, int], None]
     remote: bool = False
-    announce: Callable[[Release], None] | None = None
+    announce: Callable[[Release], str] | None = None
     journal: SumJournal | None = None
     called: Callable[[int], str] = numbered
     members: Joined = NOBODY
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
+    recorded: str = ""
 
     def answers(self, instructions: Sequence[Instruction], buffer: int, early: Early | None = None) -> Iterator[Report]:
         """Send the instructions of a round of training, and yield its reports.

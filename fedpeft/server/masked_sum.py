@@ -97,7 +97,8 @@ class MaskedSum:
             raise VoidError(f"{len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
         cohort = [instruction.client for instruction in asked]
         self.told = self._announced(cohort)
-        terms = self.told.terms(self.secure, self.seed, self.round, self.journal.run if self.journal else "")
+        run = self.journal.run + self.clients.recorded if self.journal else ""
+        terms = self.told.terms(self.secure, self.seed, self.round, run)
         if excess := explain_excess(terms, len(cohort), self.secure.assumed_colluding):
             raise VoidError(excess)
         neighbours = graph(cohort, self.secure.neighbours, self.seed, self.round)

@@ -143,7 +143,7 @@ class Questions:
         """Announced, where clients are to be told alike."""
         sent = Dispatch(self.setup, self.progress, self.clients.remote)
         if self.clients.announce is not None:
-            self.clients.announce(sent.release("evaluate", round))
+            self.clients.recorded = self.clients.announce(sent.release("evaluate", round, question.text))
         return [replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort]
 
 

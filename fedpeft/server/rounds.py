@@ -100,7 +100,7 @@ class Server:
         stopping: Callable[[], bool] = never,
         most_rows: Callable[[], float] = unlimited,
         validation_loss: Callable[[State, int], float] | None = None,
-        announce: Callable[[Release], None] | None = None,
+        announce: Callable[[Release], str] | None = None,
         journal: SumJournal | None = None,
         called: Callable[[int], str] = numbered,
         members: Joined = NOBODY,
@@ -183,7 +183,7 @@ class Server:
         steps = {} if self.book is None else self.book.lean(entry.cohort)
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
         if self.clients.announce is not None:
-            self.clients.announce(dispatch.release("train", entry.round))
+            self.clients.recorded = self.clients.announce(dispatch.release("train", entry.round))
         answers = self._answers(entry, progress)
         sent = dispatch.cohort(entry)
         taken = Acceptance(

@@ -19,7 +19,7 @@ from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError
 from tests.attacks.scale import SEED, scaled
 from tests.conftest import SilentObserver
@@ -118,7 +118,7 @@ MECHANISMS = [
 
 def told_otherwise(description, name, value):
     """The description with another value of one of its settings."""
-    changed = v1.Description.FromString(description.SerializeToString())
+    changed = v2.Description.FromString(description.SerializeToString())
     try:
         changed.config = tomli_w.dumps(tomllib.loads(description.config) | {name: value})
     except (TypeError, ValueError):  # nothing that TOML, or a wire of text, could carry

@@ -54,7 +54,7 @@ def test_a_payload_is_one_array():
     record = to_record(Instruction("train", 1, 0, b"x" * 1000))
     assert [len(a) for a in record.array_records.values()] == [1]
     [array] = record.array_records["payload"].values()
-    assert (array.dtype, array.shape, array.stype) == ("uint8", (1000,), "fedpeft.v3")
+    assert (array.dtype, array.shape, array.stype) == ("uint8", (1000,), "fedpeft.v4")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_peer_of_another_version_is_told_so_in_one_sentence():
     record.array_records["payload"]["payload"].stype = "fedpeft.v1"
     record.config_records["fedpeft"]["proximal"] = 0.1
     message = Loopback().create_message(record, "train", 2, "1")
-    with pytest.raises(PayloadError, match=r"a payload of type 'fedpeft.v1' arrived; this version reads 'fedpeft.v3'"):
+    with pytest.raises(PayloadError, match=r"a payload of type 'fedpeft.v1' arrived; this version reads 'fedpeft.v4'"):
         instruction_of(message)
 
 

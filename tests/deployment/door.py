@@ -18,7 +18,7 @@ from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.members import Roster
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 
 LIMIT = 4 * CHUNK
@@ -44,7 +44,7 @@ class Door:
     def open_with(self, credentials, port=0):
         authority = (self.folder / "certs" / "ca.pem").read_bytes()
         keeper = Doorkeeper(Revoked(self.folder / "certs" / "revoked.pem", authority))
-        told = v1.Description(run=self.roster.run, software=__version__)
+        told = v2.Description(run=self.roster.run, software=__version__)
         gateway = Gateway(told, self.roster, keeper, lambda round, rows: LIMIT, lambda registration: None, self.events)
         gateway.start(f"127.0.0.1:{port}", credentials)
         return gateway
@@ -56,7 +56,7 @@ class Door:
         return Link(f"{host}:{self.gateway.port}", called or name, Credentials.of_client(folder))
 
     def registration(self, **more):
-        return v1.Registration(run=self.roster.run, rows=10, **more)
+        return v2.Registration(run=self.roster.run, rows=10, **more)
 
     def reasons(self, event):
         return [fields["reason"] for found, fields in self.entries if found == event]

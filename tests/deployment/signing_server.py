@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, common_digest, digest_of, form_name
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.round_record import RoundRecord, parsed
 from fedpeft.deployment.signing import RECORD, Signer, Verifier
 from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 
 RUN, SETTINGS = "0123456789abcdef", "5" * 64
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
@@ -27,6 +32,14 @@ def task(round=1, kind="train", client=0, **more):
 def release(instruction, state=STATE, **more):
     states = {form_name(instruction.form): digest_of(state)} if instruction.kind != "prepare" else {}
     return Release(instruction.kind, instruction.round, states, common_digest(instruction), **more)
+
+
+def policy(mixed=True, **parts):
+    """What a client takes whose adapter has rank 2 and alpha 4 (or, if ranks are mixed, rank 1 and alpha 2)."""
+    tensors = TensorSpec("a", (2, 3), "lora_A", "m"), TensorSpec("b", (3, 2), "lora_B", "m")
+    layout = Layout(tensors, ClientForm(2, 4.0))
+    given = {"strategy": strategies.build("flexlora"), "downlink": parse_codec("fp32"), "secure_sum": None} | parts
+    return InstructionPolicy(layout, SimpleNamespace(**given), 0, mixed)
 
 
 class Server:
@@ -69,7 +82,7 @@ def server(tmp_path):
 def joins(server):
     def join(name="edge-1", verifier=True, **more):
         file = server.folder / f"{name}.transcript.jsonl"
-        given = {"run": RUN, "settings": SETTINGS, "client": name, "most": most_records(20)} | more
+        given = {"policy": policy(), "run": RUN, "settings": SETTINGS, "client": name, "most": most_records(20)} | more
         return Transcript(file, verifier=Verifier(server.ca) if verifier else None, **given)
 
     return join

@@ -18,7 +18,7 @@ from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.connection import LostError
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from fedpeft.join import Patience
 from fedpeft.join import main as join
@@ -66,7 +66,7 @@ def test_no_certificate_no_service(door):
     authority = (door.folder / "certs" / "ca.pem").read_bytes()
     channel = grpc.secure_channel(f"127.0.0.1:{door.gateway.port}", grpc.ssl_channel_credentials(authority))
     with channel, pytest.raises(grpc.RpcError) as refusal:
-        channel.unary_unary("/fedpeft.v1.Federation/Describe")(b"", timeout=10)
+        channel.unary_unary("/fedpeft.v2.Federation/Describe")(b"", timeout=10)
     assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -241,9 +241,9 @@ def test_more_clients_than_places_are_refused(door):
 def test_another_version_and_another_federation_are_refused(door):
     with door.link("edge-1").open() as connection:
         with pytest.raises(grpc.RpcError, match="install the same version"):
-            connection._stub.Describe(v1.Introduction(software="0.0"), metadata=connection._metadata, timeout=10)
+            connection._stub.Describe(v2.Introduction(software="0.0"), metadata=connection._metadata, timeout=10)
         with pytest.raises(RunError, match="another federation"):
-            next(connection.tasks(v1.Registration(run="other", rows=1)))
+            next(connection.tasks(v2.Registration(run="other", rows=1)))
 
 
 def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedpeft.deployment.client_state import alone_in, folder_for
 from fedpeft.deployment.connection import Connection
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from fedpeft.join import Command, join
 
@@ -24,7 +24,7 @@ def test_servers_name_federations_as_clients_take_them(tmp_path):
                                  "0123456789abcdef0", "0123456789abcde", "0123456789abcdef\n", "0123456789abcde\0",
                                  "٠١٢٣٤٥٦٧٨٩٠١٢٣٤٥"])  # fmt: skip
 def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeypatch, run):
-    monkeypatch.setattr(Connection, "describe", lambda self: v1.Description(run=run))
+    monkeypatch.setattr(Connection, "describe", lambda self: v2.Description(run=run))
     (tmp_path / "rows.csv").write_text("text,label\nx,a\n")
     state = tmp_path / "a" / "b" / "state"
     command = Command("127.0.0.1:1", tmp_path / "rows.csv", insecure=True, name="edge-1", state=state)

@@ -10,7 +10,7 @@ from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.deployment.compared_parts import MOST, check_parts, told_parts
 from fedpeft.deployment.shared_settings import settings_digest
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from tests.deployment.test_edge import joins, told
 
@@ -141,7 +141,7 @@ def test_a_part_is_told_once_and_not_too_many_are():
 
 def test_the_digest_of_settings_without_parts_is_as_it_was_before_parts_were_told():
     """A federation of before goes on: its transcript holds the digest of its settings."""
-    plain = v1.Description(run="r", config="c", labels=["a", "b"], task="classification", tokens=8)
+    plain = v2.Description(run="r", config="c", labels=["a", "b"], task="classification", tokens=8)
     assert settings_digest(plain).startswith(DIGEST)
     plain.parts.append("codecs.uni " + "0" * 64)
     assert not settings_digest(plain).startswith(DIGEST)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 import torch
 
 from fedpeft import transcript as command
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.release import Release, common_digest, digest_of, form_name
 from fedpeft.deployment.announcements import Announcements
-from tests.deployment.signing_server import SETTINGS, Server, task
+from fedpeft.errors import RunError
+from tests.deployment.signing_server import SETTINGS, STATE, Server, policy, task
 
 
 def run_of(server, joins, names=("edge-1", "edge-2"), rounds=3):
@@ -61,6 +66,38 @@ def test_two_clients_that_were_told_otherwise(server, joins, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "different: from record 1 (the training of round 2) on" in said
     assert "states" in said
+
+
+def test_the_form_and_the_work_of_each_client_are_shown(server, joins, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    first, second = task(1), task(1, client=1, steps=3, base_precision="nf4")
+    second = replace(second, rank=1, alpha=2.0)
+    states = {form_name(asked.form): digest_of(STATE) for asked in (first, second)}
+    server.said.announce(Release("train", 1, states, common_digest(first)))
+    server.sends(joins("edge-1"), first, name="edge-1")
+    server.sends(joins("edge-2"), second, name="edge-2")
+    one, other = (str(server.folder / f"{name}.transcript.jsonl") for name in ("edge-1", "edge-2"))
+    assert command.main([one, other]) == 0
+    said = capsys.readouterr().out
+    assert "rank 2, alpha 4, " in said
+    assert "rank 1, alpha 2, steps 3, base_precision nf4, " in said
+    for name in ("rank", "alpha", "steps", "base_precision"):
+        assert f"not alike: {name} in 1 records, which the server may choose" in said
+    assert "not alike: client" not in said
+
+
+def test_models_of_groups_are_shown_as_not_comparable(server, joins, capsys):
+    grouped = policy(mixed=False, strategy=strategies.build("fedlease"))
+    asked = task(1)
+    server.said.announce(Release("train", 1, {form_name(asked.form): "groups"}, common_digest(asked)))
+    for name in ("edge-1", "edge-2"):
+        assert server.sends(joins(name, policy=grouped), asked, name=name).released == ""
+    one, other = (str(server.folder / f"{name}.transcript.jsonl") for name in ("edge-1", "edge-2"))
+    assert command.main([one, other]) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "not comparable: the model of 1 records: each group of clients has a model of its own" in said
+    with pytest.raises(RunError, match=r"has no digest of the model of rank 2, alpha 4\.0, which all clients compare"):
+        joins("edge-3").receive(server.said.since(0)[0])
 
 
 def test_two_federations_and_files_that_prove_nothing(server, joins, tmp_path, capsys, monkeypatch):

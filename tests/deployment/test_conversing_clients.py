@@ -15,7 +15,7 @@ from fedpeft.data.rows import Dataset, Rows, load_dataset
 from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
 from tests.chat import with_template
 from tests.here import Federation
@@ -188,13 +188,13 @@ def test_preferences_that_are_none(tmp_path):
 
 def test_a_server_s_template_is_checked():
     for template in ("chat", "alpaca", "0" * 64):
-        check_description(v1.Description(task="instruction", template=template))
+        check_description(v2.Description(task="instruction", template=template))
     for template in ("", "x.jinja", "/etc/passwd", "{{ messages }}", "0" * 63):
         with pytest.raises(RunError, match="the server describes the prompt template"):
-            check_description(v1.Description(task="dpo(beta=0.2)", template=template))
+            check_description(v2.Description(task="dpo(beta=0.2)", template=template))
 
 
 def test_a_template_is_no_matter_of_others():
-    told = v1.Description(task="causal_lm", text_column="text")
+    told = v2.Description(task="causal_lm", text_column="text")
     with pytest.raises(ConfigError, match=r"--template own.jinja is a file, and the federation has no conversations"):
         told_form(told, EdgeOptions(template="own.jinja"))

@@ -17,7 +17,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.connection import Link
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import DataError, FedpeftError, ModelError, RunError
 from fedpeft.join import main as join
 from fedpeft.machine.cache import cache_directory
@@ -29,7 +29,7 @@ from tests.here import Federation
 
 
 def told(made):
-    return v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    return v2.Description.FromString(made.server.gateway.description.SerializeToString())
 
 
 def joins(made, observer, description=None, **options):

@@ -22,7 +22,7 @@ from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
@@ -90,9 +90,20 @@ def announces(door):
     return said
 
 
+class AnyPolicy:
+    """Takes any record: these tests are about what travels."""
+
+    def check_record(self, record):
+        pass
+
+    def state_name(self, instruction):
+        return "whole"
+
+
 def transcript(door, name="edge-1"):
     authority = (door.folder / "certs" / "ca.pem").read_bytes()
-    return Transcript(door.folder / f"{name}.jsonl", door.roster.run, "5" * 64, name, Verifier(authority), 100)
+    file, run = door.folder / f"{name}.jsonl", door.roster.run
+    return Transcript(file, run, "5" * 64, name, Verifier(authority), 100, AnyPolicy())
 
 
 def announced(door, said, round):
@@ -271,7 +282,7 @@ def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
 def test_a_large_report_has_the_time_that_a_slow_line_takes(door):
     given = []
     with door.link("edge-1").open() as connection:
-        connection._stub = SimpleNamespace(Submit=lambda *_, timeout, metadata: given.append(timeout) or v1.Receipt())
+        connection._stub = SimpleNamespace(Submit=lambda *_, timeout, metadata: given.append(timeout) or v2.Receipt())
         for payload in (b"", bytes(20_000_000)):
             connection.submit("task", Report(0, 1, payload))
     assert given[0] <= 600

@@ -16,7 +16,7 @@ from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import LostError
 from fedpeft.deployment.gateway import REPEATS
 from fedpeft.deployment.members import Roster
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import parts
 from fedpeft.errors import RunError
 from tests.deployment.door import LIMIT, asked, client, good
@@ -107,7 +107,7 @@ def test_an_oversized_report_is_refused_before_it_is_taken(door):
 def test_more_bytes_than_announced(door):
     with client(door) as connection:
         task = asked(door, connection)
-        messages = [*parts(task, good(door)), v1.Part(chunk=b"more")]
+        messages = [*parts(task, good(door)), v2.Part(chunk=b"more")]
         dropped(door, connection, lambda: raw(connection, messages), "more arrived")
 
 
@@ -116,21 +116,21 @@ def test_chunks_that_bring_nothing_forward_are_no_report(door, chunk):
     with client(door) as connection:
         task = asked(door, connection)
         header = next(parts(task, good(door, payload=bytes(CHUNK))))
-        endless = itertools.chain([header], itertools.repeat(v1.Part(chunk=chunk)))
+        endless = itertools.chain([header], itertools.repeat(v2.Part(chunk=chunk)))
         dropped(door, connection, lambda: raw(connection, endless), f"a chunk of {len(chunk)} bytes arrived")
 
 
 def test_a_report_without_a_header(door):
     with client(door) as connection:
         asked(door, connection)
-        dropped(door, connection, lambda: raw(connection, [v1.Part(chunk=b"x" * 100)]), "begins with its header")
+        dropped(door, connection, lambda: raw(connection, [v2.Part(chunk=b"x" * 100)]), "begins with its header")
 
 
 def test_bytes_that_are_no_message(door):
     """gRPC itself refuses them; the client stays, the round is not disturbed, and the server lives on."""
     with client(door) as connection:
         task = asked(door, connection)
-        call = connection._channel.stream_unary("/fedpeft.v1.Federation/Submit")
+        call = connection._channel.stream_unary("/fedpeft.v2.Federation/Submit")
         with pytest.raises(grpc.RpcError):
             call(iter([b"\xff" * 1000]), metadata=connection._metadata, timeout=20)
         assert connection.submit(task, good(door)) == "taken"
@@ -180,7 +180,7 @@ def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypa
     with door.link("edge-1").open() as connection:
         for _ in range(9):
             with pytest.raises(RunError, match="another federation"):
-                next(connection.tasks(v1.Registration(run="other", rows=1)))
+                next(connection.tasks(v2.Registration(run="other", rows=1)))
     assert len(door.reasons("refused")) == 3
     assert door.gateway.admission.refused == 9
     with door.link("edge-1").open() as connection:
@@ -198,7 +198,7 @@ def test_a_message_before_registration_is_short(door):
                 next(connection._stub.Tasks(door.registration(hardware="x" * size), metadata=connection._metadata))
             assert refusal.value.code() == code
             with pytest.raises(grpc.RpcError) as refusal:
-                connection._stub.Describe(v1.Introduction(software="x" * size), metadata=connection._metadata)
+                connection._stub.Describe(v2.Introduction(software="x" * size), metadata=connection._metadata)
             assert refusal.value.code() == code
     assert door.roster.find("edge-1") is None
 
@@ -212,7 +212,7 @@ def silent_call(connection, method="Tasks"):
         return
         yield b""
 
-    call = connection._channel.stream_stream(f"/fedpeft.v1.Federation/{method}")
+    call = connection._channel.stream_stream(f"/fedpeft.v2.Federation/{method}")
     return call(nothing(), metadata=connection._metadata), end
 
 
@@ -229,7 +229,7 @@ def test_a_call_that_says_nothing_ends_soon(door, monkeypatch, method):
         end.set()
         with pytest.raises(grpc.RpcError, match="ended without a message"):
             next(call)
-        call = connection._channel.unary_unary(f"/fedpeft.v1.Federation/{method}")
+        call = connection._channel.unary_unary(f"/fedpeft.v2.Federation/{method}")
         with pytest.raises(grpc.RpcError, match="can't be read"):
             call(b"\xff" * 100, metadata=connection._metadata)
         assert connection.describe().run == door.roster.run

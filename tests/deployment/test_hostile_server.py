@@ -24,7 +24,7 @@ def test_a_rank_beyond_the_client_s_own_is_refused_before_anything_is_allocated(
     where.run()
     [asked, *_] = [i for i in where.server.direct.asked if i.kind == "train"]
     report = where.server.edges[asked.client].handle(replace(asked, rank=20_000))
-    assert "asks for an adapter of rank 20000, this client's has at most 2" in report.error
+    assert "asks for an adapter of rank 20000 and alpha 32; legal is rank 2" in report.error
 
 
 def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
@@ -73,7 +73,7 @@ def test_tensors_that_a_payload_does_not_hold_end_no_client(asked_edge):
     _, edge = asked_edge
     codec, layout, start = parse_codec("fp32"), edge.setup.layout, edge.setup.start
     missing = next(iter(layout.shapes))
-    train = Instruction("train", 1, 0, codec.encode(start), learning_rate=1e-3, rank=2, alpha=4.0)
+    train = Instruction("train", 1, 0, codec.encode(start), learning_rate=1e-3, rank=2, alpha=32.0)
     classes = {SHARES: (edge.setup.facts.classes,)}
     for changed in (
         {"payload": codec.encode({n: t for n, t in start.items() if n != missing}, shapes=layout.shapes)},
@@ -116,7 +116,8 @@ def test_where_clients_are_silent_nothing_that_is_measured_leaves_them_whoever_a
 ):
     monkeypatch.setattr(answered, "Meter", lambda: SimpleNamespace(joules=lambda: 7.0))
     made = federation(rounds=1, privacy=f"user_dp(noise_multiplier=1, raw_metrics={raw})")
-    instruction = Instruction("train", 1, 0, parse_codec("fp32").encode(made.server.setup.start), learning_rate=1e-3)
+    payload = parse_codec("fp32").encode(made.server.setup.start)
+    instruction = Instruction("train", 1, 0, payload, learning_rate=1e-3, rank=2, alpha=32.0)
     edge = made.server.edges[0]
     assert edge.handle(instruction).joules == joules
     for asks in ("", "likelihoods"):

@@ -13,7 +13,7 @@ from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import check_machine
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.run.finished import FinishedRun
 from tests.here import Federation
@@ -173,6 +173,6 @@ def test_rows_of_another_kind_are_refused(tmp_path, observer):
 )
 def test_a_server_s_description_is_checked(fields, words):
     told = {"task": "classification", "labels": ["a", "b"]}
-    check_description(v1.Description(**told, side=64))
+    check_description(v2.Description(**told, side=64))
     with pytest.raises(RunError, match=words):
-        check_description(v1.Description(**told | fields))
+        check_description(v2.Description(**told | fields))

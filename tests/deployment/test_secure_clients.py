@@ -322,8 +322,8 @@ def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"payload": b"x"}, "asks for more in a step"),
-        ({"learning_rate": 1.0}, "asks for more in a step"),
+        ({"payload": b"x"}, "gives this client payload=b'x' in a sum under masks"),
+        ({"learning_rate": 1.0}, "gives this client learning_rate=1.0 in a sum under masks"),
         ({"step": 3}, "legal are 1, 2, 4 and 5"),
         ({"step": 6}, "legal are 0 to 5"),
         ({"step": 0}, "legal are 1, 2, 4 and 5"),
@@ -359,7 +359,7 @@ def test_what_a_server_passes_on_may_be_any_bytes(clients, step):
 
 def test_a_client_says_nothing_of_its_rows_when_it_joins(clients):
     assert clients.edges[0].registration().rows == 1
-    assert "without masks" in clients.edges[0].handle(Instruction("evaluate", 1, 0, b"")).error
+    assert "without masks" in clients.edges[0].handle(Instruction("evaluate", 1, 0, b"", rank=2, alpha=32.0)).error
 
 
 def test_damaged_notes_are_one_sentence(clients):

@@ -13,7 +13,7 @@ from fedpeft.deployment.capacity import ModelSize
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.models.base_model import resolve_model
 from tests.here import Federation
@@ -79,9 +79,9 @@ def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tm
     ("task", "labels"), [("seq2seq", ["a"]), ("seq2seq()", []), ("seq2seq(x=1)", []), ("retrieval", [])]
 )
 def test_a_server_s_task_is_checked(task, labels):
-    check_description(v1.Description(task="seq2seq"))
+    check_description(v2.Description(task="seq2seq"))
     with pytest.raises(RunError, match="the server describes"):
-        check_description(v1.Description(task=task, labels=labels))
+        check_description(v2.Description(task=task, labels=labels))
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

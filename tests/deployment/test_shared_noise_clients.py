@@ -158,15 +158,16 @@ def test_a_share_of_colluding_clients_is_the_larger_of_both(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"kind": "evaluate", "step": 0}, "losses on its rows, which distributed_dp does not protect"),
+        ({"kind": "evaluate", "step": 0}, "asks a client to evaluate without masks"),
         ({"kind": "prepare", "round": 0}, "sums over its rows, which distributed_dp does not protect"),
         ({"step": 0}, "without masks"),
-        ({"correction": b"x"}, "what the settings of the federation do not include"),
+        ({"correction": b"x"}, "gives this client correction=b'x' in a sum under masks"),
     ],
     ids=str,
 )
 def test_what_is_no_step_of_a_sum_is_refused_and_costs_nothing(recorded, change, says):
-    plain = {"kind": "train", "round": 3, "client": 0, "payload": b"", "step": 3}
+    plain = {"kind": "train", "round": 3, "client": 0, "payload": b"", "step": 3, "rank": 2, "alpha": 32.0}
+    plain = {**plain, "rank": 0, "alpha": 0.0} if change.get("kind") == "prepare" else plain
     report = recorded.made.server.edges[0].handle(Instruction(**plain | change))
     assert says in report.error
     assert len(book(recorded.made, 0)) == 2
@@ -337,7 +338,10 @@ def begun(made, round):
             assert not report.error
             take(k, report.payload)
     trained = next(i for i in reversed(made.server.direct.asked) if i.kind == "train")
-    return [replace(trained, client=k, round=round, payload=b"no model", said=at.sealed_for(k)) for k in range(3)]
+    return [
+        replace(trained, client=k, round=round, payload=b"no model", said=at.sealed_for(k), recorded="")
+        for k in range(3)
+    ]
 
 
 def test_what_is_no_step_of_a_sum_is_not_charged_and_a_sum_is_charged_once(recorded):

@@ -11,7 +11,7 @@ from fedpeft.deployment import capacity
 from fedpeft.deployment.edge import Edge, settings_of
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.suited import settled
 from tests.conftest import SilentObserver
@@ -71,7 +71,7 @@ def test_a_setting_is_taken_or_left_or_refused(name):
 
 
 def test_a_client_s_own_choices_come_first():
-    told = v1.Description(config=RunConfig(model="tiny", batch_size=8, cohort=2).to_toml())
+    told = v2.Description(config=RunConfig(model="tiny", batch_size=8, cohort=2).to_toml())
     assert settings_of(told, EdgeOptions()).batch_size == 8
     chosen = settings_of(told, EdgeOptions(model="minilm", batch_size=2))
     assert (chosen.model, chosen.batch_size, chosen.cohort, chosen.workers) == ("minilm", 2, "all", 1)
@@ -83,14 +83,14 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
     runs = {
         rate: RunConfig(model="tiny", peft="lora", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in rates
     }
-    told = {rate: v1.Description(config=config.to_toml()) for rate, config in runs.items()}
+    told = {rate: v2.Description(config=config.to_toml()) for rate, config in runs.items()}
     assert settings_of(told[""], options).batch_size == 2
     with pytest.raises(ConfigError, match="--batch-size 2 would scale this client's updates"):
         settings_of(told[", rate=0.5"], options)
     monkeypatch.setattr(capacity, "free_memory", lambda _: 1.0)
     for rate, rows in (("", 1), (", rate=0.5", 0)):
         config = settings_of(told[rate], EdgeOptions())
-        description = v1.Description(tokens=32, task="classification")
+        description = v2.Description(tokens=32, task="classification")
         assert capacity.fitted(EdgeOptions(), config, description, "cpu", SilentObserver()).batch_size == rows
 
 
@@ -133,7 +133,7 @@ def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(f
     value = {"measure": f"forgetting(dataset='file:{made.folder / '0.jsonl'}')", "attack": "label_flip(fraction=1.0)"}[
         setting
     ]
-    told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    told = v2.Description.FromString(made.server.gateway.description.SerializeToString())
     told.config = dataclasses.replace(made.config, model="tiny", **{setting: value}).to_toml()
     home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
     with pytest.raises(RunError, match=f"say {setting}="):
@@ -142,7 +142,7 @@ def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(f
 
 def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     made = federation(clients=1)
-    told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    told = v2.Description.FromString(made.server.gateway.description.SerializeToString())
     changed = dataclasses.replace(made.config, model="tiny", dataset="file:/nowhere.csv", partition="natural")
     told.config = changed.to_toml()
     options = EdgeOptions(device="cpu", threads=1)

@@ -13,14 +13,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import check_released, common_digest, digest_of, form_name
+from fedpeft.communication.release import check_released, common_digest, digest_of, is_newcomer, state_name
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import written
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.errors import PayloadError, RunError
-from tests.deployment.signing_server import RUN, SETTINGS, STATE, Server, forged, task
+from tests.deployment.signing_server import RUN, SETTINGS, STATE, Server, forged, policy, task
 
 
 def test_an_honest_server_is_believed_and_all_it_says_is_kept(server, joins):
@@ -30,7 +30,9 @@ def test_an_honest_server_is_believed_and_all_it_says_is_kept(server, joins):
     for round in (1, 2):
         for kind in ("train", "evaluate"):
             asked = server.round(task(round, kind))
-            assert server.sends(client, asked) == replace(asked, released=digest_of(STATE))
+            taken = server.sends(client, asked)
+            assert replace(taken, recorded="") == replace(asked, released=digest_of(STATE))
+            assert taken.recorded == parsed(RoundRecord, server.said.since(0)[-1].content).digest
             assert server.sends(client, asked).released, "sent again after a lost connection"
     file = server.folder / "edge-1.transcript.jsonl"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -165,7 +167,7 @@ def test_the_steps_of_a_secure_sum_belong_to_the_round_that_was_recorded(server,
     client = joins()
     server.round(task(1))
     for asked in (step(1), step(2), replace(task(1), step=3), step(4)):
-        assert replace(server.sends(client, asked), released="") == asked
+        assert replace(server.sends(client, asked), released="", recorded="") == asked
         assert server.sends(client, asked), "sent again after a lost connection"
     client = joins()
     server.sends(client, step(4))
@@ -192,7 +194,7 @@ def test_a_round_has_no_more_tasks_than_a_secure_sum_has_steps(server, joins):
 
 def test_without_tls_rounds_are_chained_and_not_signed(tmp_path):
     server = Server(tmp_path, tls=False)
-    client = Transcript(tmp_path / "t.jsonl", RUN, SETTINGS, "edge-1", None, 100)
+    client = Transcript(tmp_path / "t.jsonl", RUN, SETTINGS, "edge-1", None, 100, policy())
     server.sends(client, server.round(task(1)))
     server.sends(client, server.round(task(2)))
     assert server.said.since(0)[0].signature == b""
@@ -248,6 +250,21 @@ def test_a_client_s_tasks_never_go_back_and_it_has_one_in_each_round(server, joi
         client.accept(first, Signed(b""))
 
 
+def test_a_client_has_one_id_and_its_own_fields_stand_in_the_statement(server, joins):
+    client = joins()
+    server.sends(client, server.round(task(1)))
+    server.round(task(2))
+    with pytest.raises(RunError, match="calls this client 1, and has called it 0 before"):
+        server.sends(joins(), task(2, client=1))
+    honest = parsed(TaskRecord, server.said.about("edge-1", task(2)).content)
+    for own in (None, honest.own | {"steps": 3}, honest.own | {"rank": 1}):
+        lie = server.signer.sign(TASK, replace(honest, own=own).to_bytes())
+        with pytest.raises(RunError, match="does not show the form and the steps that it asks for"):
+            client.accept(task(2), lie)
+    with pytest.raises(RunError, match="can't be read"):
+        client.accept(task(2), server.signer.sign(TASK, replace(honest, own={"steps": 3}).to_bytes()))
+
+
 def test_a_server_fills_no_disk_with_records(server, joins):
     client = joins(most=3)
     for round in range(1, 5):
@@ -289,16 +306,22 @@ def test_real_clients_find_the_model_recorded_and_refuse_another(federation, set
     made = federation(rounds=3, **settings)
     server = made.server
     grid = server.grid()
-    heard = []
-    server.announcements.announce = lambda release: heard.append(release)
+    heard, announce = [], server.announcements.announce
+
+    def announced(release):
+        heard.append(release)
+        return announce(release)
+
+    server.announcements.announce = announced
     planted = []
 
     def handle(edge, honest):
         def answer(asked):
             states = heard[-1].states
-            assert states[form_name(asked.form)]
+            name = state_name(asked.form, is_newcomer(asked))
+            assert asked.released == states[name] != ""
             assert heard[-1].common == common_digest(asked)
-            report = honest(replace(asked, released=states[form_name(asked.form)]))
+            report = honest(asked)
             if asked.kind == "train" and asked.round == 3:
                 planted.append(honest(replace(asked, released="0" * 64)).error)
             return report

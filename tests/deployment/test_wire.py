@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.generate import GENERATED, generate
 from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import PayloadError
@@ -79,14 +79,14 @@ def test_what_is_not_a_parcel_is_refused():
     twice = header()
     twice.payloads.append(twice.payloads[0])
     foreign = header()
-    foreign.payloads.append(v1.Payload(name="residual", size=3))
+    foreign.payloads.append(v2.Payload(name="residual", size=3))
     lacking = header()
     del lacking.fields["round"]
     for wrong, why in [
-        (header(code=v1.Value(text="import os")), "does not know"),
-        (header(round=v1.Value(text="2")), "another kind"),
-        (header(round=v1.Value()), "another kind"),
-        (header(error=v1.Value(text="x" * 5000)), "characters long"),
+        (header(code=v2.Value(text="import os")), "does not know"),
+        (header(round=v2.Value(text="2")), "another kind"),
+        (header(round=v2.Value()), "another kind"),
+        (header(error=v2.Value(text="x" * 5000)), "characters long"),
         (long, "at most"),
         (twice, "each once"),
         (foreign, "each once"),
@@ -99,8 +99,8 @@ def test_what_is_not_a_parcel_is_refused():
         with pytest.raises(PayloadError, match=rf"field kind is '{kind}'; legal are prepare, train, evaluate"):
             Incoming(Instruction, LIMIT, unknown)
     with pytest.raises(PayloadError, match="more arrived"):
-        received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"abcd")])
+        received(Report, LIMIT, [v2.Part(header=header()), v2.Part(chunk=b"abcd")])
     with pytest.raises(PayloadError, match="ended before"):
-        received(Report, LIMIT, [v1.Part(header=header())])
+        received(Report, LIMIT, [v2.Part(header=header())])
     with pytest.raises(PayloadError, match="a chunk of 2 bytes arrived"):
-        received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"ab")])
+        received(Report, LIMIT, [v2.Part(header=header()), v2.Part(chunk=b"ab")])

@@ -13,7 +13,7 @@ import torch
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.client_engine import FAILED, OWN, Answers, own_mechanism, planned_participations
@@ -269,7 +269,7 @@ def test_a_client_that_has_lost_its_ledger_takes_no_part(federation):
 
 def test_a_server_that_changes_its_terms_in_a_run_is_refused(federation, observer):
     made = federation(privacy="dp_sgd(epsilon=2)", rounds=1)
-    told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    told = v2.Description.FromString(made.server.gateway.description.SerializeToString())
     told.config = told.config.replace("epsilon=2", "epsilon=20")
     home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
     with pytest.raises(PrivacyError, match="other terms"):

@@ -9,7 +9,7 @@ import pytest
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.remote_engine import Terms
@@ -59,11 +59,11 @@ def test_what_a_server_refuses(federation, privacy, serve, says):
 )  # fmt: skip
 def test_terms_that_make_no_sense_are_refused(wrong):
     good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
-    assert declared(v1.Registration(terms=v1.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
+    assert declared(v2.Registration(terms=v2.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
     with pytest.raises(RunError, match="of which no epsilon follows; legal: "):
-        declared(v1.Registration(terms=v1.PrivacyTerms(**{**good, **wrong})))
+        declared(v2.Registration(terms=v2.PrivacyTerms(**{**good, **wrong})))
     with pytest.raises(RunError, match="does not say how"):
-        declared(v1.Registration())
+        declared(v2.Registration())
 
 
 @pytest.mark.parametrize("wrong", [{"noise": 1e300}, {"noise": 1e-300}, {"delta": 5e-324}], ids=str)

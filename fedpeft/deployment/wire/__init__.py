@@ -1,4 +1,4 @@
-"""What travels between a server and its clients: `v1.proto`, the code generated from it, and how messages are cut.
+"""What travels between a server and its clients: `v2.proto`, the code generated from it, and how messages are cut.
 
 After a change of the .proto: `python -m fedpeft.deployment.wire.generate`.
 """

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent.parent
-PROTO = "fedpeft/deployment/wire/v1.proto"
-GENERATED = ("v1_pb2.py", "v1_pb2.pyi", "v1_pb2_grpc.py")
+PROTO = "fedpeft/deployment/wire/v2.proto"
+GENERATED = ("v2_pb2.py", "v2_pb2.pyi", "v2_pb2_grpc.py")
 
 
 def generate(target: Path) -> None:

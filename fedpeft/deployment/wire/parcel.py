@@ -15,7 +15,7 @@ from typing import Any, Literal
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.signing import Signed
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PayloadError
 
 FRAME = 5
@@ -30,42 +30,42 @@ def wire_size(message: Any) -> int:
     return int(message.ByteSize()) + FRAME
 
 
-def statement_to_wire(made: Signed) -> v1.Statement:
+def statement_to_wire(made: Signed) -> v2.Statement:
     """A statement as it travels."""
-    return v1.Statement(content=made.content, signature=made.signature, certificate=made.certificate)
+    return v2.Statement(content=made.content, signature=made.signature, certificate=made.certificate)
 
 
-def statement_of(told: v1.Statement) -> Signed:
+def statement_of(told: v2.Statement) -> Signed:
     """A statement that has come."""
     return Signed(told.content, told.signature, told.certificate)
 
 
-def parts(task: str, content: Instruction | Report, statement: Signed | None = None) -> Iterator[v1.Part]:
+def parts(task: str, content: Instruction | Report, statement: Signed | None = None) -> Iterator[v2.Part]:
     """The messages of an instruction or a report on the task called `task`, with the server's statement about it."""
-    header = v1.Header(task=task, statement=statement_to_wire(statement) if statement else None)
+    header = v2.Header(task=task, statement=statement_to_wire(statement) if statement else None)
     for name, value in vars(content).items():
         if name not in PAYLOADS:
             header.fields[name].CopyFrom(_value(value))
     payloads = {name: getattr(content, name, b"") for name in PAYLOADS}
-    header.payloads.extend(v1.Payload(name=name, size=len(data)) for name, data in payloads.items() if data)
-    yield v1.Part(header=header)
+    header.payloads.extend(v2.Payload(name=name, size=len(data)) for name, data in payloads.items() if data)
+    yield v2.Part(header=header)
     for data in payloads.values():
         view = memoryview(data)
         for start in range(0, len(view), CHUNK):
-            yield v1.Part(chunk=bytes(view[start : start + CHUNK]))
+            yield v2.Part(chunk=bytes(view[start : start + CHUNK]))
 
 
-def _value(value: object) -> v1.Value:
+def _value(value: object) -> v2.Value:
     if isinstance(value, bool):
-        return v1.Value(flag=value)
+        return v2.Value(flag=value)
     if isinstance(value, int):
-        return v1.Value(integer=value)
+        return v2.Value(integer=value)
     if isinstance(value, float):
-        return v1.Value(number=value)
+        return v2.Value(number=value)
     if isinstance(value, str):
-        return v1.Value(text=value[:TEXT_LIMIT])
+        return v2.Value(text=value[:TEXT_LIMIT])
     if isinstance(value, tuple):
-        return v1.Value(integers=v1.Integers(items=value))
+        return v2.Value(integers=v2.Integers(items=value))
     raise TypeError(f"{type(value).__name__} does not travel")
 
 
@@ -84,7 +84,7 @@ class Incoming:
         PayloadError: the header is not one of a `cls`, or announces more than `limit`.
     """
 
-    def __init__(self, cls: type[Any], limit: int, header: v1.Header) -> None:
+    def __init__(self, cls: type[Any], limit: int, header: v2.Header) -> None:
         self.cls = cls
         self.task: str = header.task
         self.statement = statement_of(header.statement)
@@ -133,7 +133,7 @@ class Incoming:
         return self.cls(**{"payload": b""} | {n: bytes(d) for n, d in self._payloads.items()} | self.fields)
 
 
-def _fields(cls: type[Any], header: v1.Header) -> dict[str, Any]:
+def _fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.name not in PAYLOADS}
     fields: dict[str, Any] = {}

@@ -76,7 +76,10 @@ class Announcement:
         return secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
 
     def terms(self, secure: SecureSum, seed: int, round: int, run: str = "") -> Terms:
-        """What all members have to agree on; `seed` is the run's, and `run` its name, which simulations lack."""
+        """What all members have to agree on; `seed` is the run's.
+
+        `run`: its name and the digest of the round's record, which simulations lack.
+        """
         return Terms(
             neighbours=degree(self.clients, secure.neighbours),
             threshold=secure.threshold,

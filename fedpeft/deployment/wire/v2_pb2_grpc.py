@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from fedpeft.deployment.wire import v1_pb2 as fedpeft_dot_deployment_dot_wire_dot_v1__pb2
+from fedpeft.deployment.wire import v2_pb2 as fedpeft_dot_deployment_dot_wire_dot_v2__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in fedpeft/deployment/wire/v1_pb2_grpc.py depends on'
+        + ' but the generated code in fedpeft/deployment/wire/v2_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -35,19 +35,19 @@ class FederationStub(object):
             channel: A grpc.Channel.
         """
         self.Describe = channel.unary_unary(
-                '/fedpeft.v1.Federation/Describe',
-                request_serializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Introduction.SerializeToString,
-                response_deserializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Description.FromString,
+                '/fedpeft.v2.Federation/Describe',
+                request_serializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Introduction.SerializeToString,
+                response_deserializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Description.FromString,
                 _registered_method=True)
         self.Tasks = channel.unary_stream(
-                '/fedpeft.v1.Federation/Tasks',
-                request_serializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Registration.SerializeToString,
-                response_deserializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Part.FromString,
+                '/fedpeft.v2.Federation/Tasks',
+                request_serializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Registration.SerializeToString,
+                response_deserializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Part.FromString,
                 _registered_method=True)
         self.Submit = channel.stream_unary(
-                '/fedpeft.v1.Federation/Submit',
-                request_serializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Part.SerializeToString,
-                response_deserializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Receipt.FromString,
+                '/fedpeft.v2.Federation/Submit',
+                request_serializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Part.SerializeToString,
+                response_deserializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Receipt.FromString,
                 _registered_method=True)
 
 
@@ -80,24 +80,24 @@ def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
-                    request_deserializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Introduction.FromString,
-                    response_serializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Description.SerializeToString,
+                    request_deserializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Introduction.FromString,
+                    response_serializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Description.SerializeToString,
             ),
             'Tasks': grpc.unary_stream_rpc_method_handler(
                     servicer.Tasks,
-                    request_deserializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Registration.FromString,
-                    response_serializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Part.SerializeToString,
+                    request_deserializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Registration.FromString,
+                    response_serializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Part.SerializeToString,
             ),
             'Submit': grpc.stream_unary_rpc_method_handler(
                     servicer.Submit,
-                    request_deserializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Part.FromString,
-                    response_serializer=fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Receipt.SerializeToString,
+                    request_deserializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Part.FromString,
+                    response_serializer=fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Receipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'fedpeft.v1.Federation', rpc_method_handlers)
+            'fedpeft.v2.Federation', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('fedpeft.v1.Federation', rpc_method_handlers)
+    server.add_registered_method_handlers('fedpeft.v2.Federation', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -118,9 +118,9 @@ class Federation(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/fedpeft.v1.Federation/Describe',
-            fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Introduction.SerializeToString,
-            fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Description.FromString,
+            '/fedpeft.v2.Federation/Describe',
+            fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Introduction.SerializeToString,
+            fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Description.FromString,
             options,
             channel_credentials,
             insecure,
@@ -145,9 +145,9 @@ class Federation(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/fedpeft.v1.Federation/Tasks',
-            fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Registration.SerializeToString,
-            fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Part.FromString,
+            '/fedpeft.v2.Federation/Tasks',
+            fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Registration.SerializeToString,
+            fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Part.FromString,
             options,
             channel_credentials,
             insecure,
@@ -172,9 +172,9 @@ class Federation(object):
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/fedpeft.v1.Federation/Submit',
-            fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Part.SerializeToString,
-            fedpeft_dot_deployment_dot_wire_dot_v1__pb2.Receipt.FromString,
+            '/fedpeft.v2.Federation/Submit',
+            fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Part.SerializeToString,
+            fedpeft_dot_deployment_dot_wire_dot_v2__pb2.Receipt.FromString,
             options,
             channel_credentials,
             insecure,
