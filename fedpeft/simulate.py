@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
@@ -20,6 +19,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine import kept_states
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
+from fedpeft.machine.terminal import Console
 from fedpeft.run import help
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from fedpeft.deployment.signing import Verifier
 from fedpeft.deployment.transcript_comparison import first_difference, side_by_side, told
 from fedpeft.errors import RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.run.command import exit_code
 
 

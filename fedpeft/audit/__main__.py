@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from fedpeft.audit.canaries import CanaryAudit, Verdict, run
 from fedpeft.errors import ConfigError
+from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import summary_table
