@@ -34,7 +34,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
-from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size

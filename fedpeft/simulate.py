@@ -20,7 +20,7 @@ from fedpeft.machine import kept_states
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
-from fedpeft.run import help
+from fedpeft.run import early, help
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy
 from fedpeft.run.dashboard.server import shown
@@ -132,6 +132,8 @@ def simulate(
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
     started = time.perf_counter()
+    if not resume:
+        early.check(config)
     with (
         kept_states.kept(),
         ExitStack() as held,

@@ -7,9 +7,11 @@ the screen, set the window's title or write over a warning.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich import console
 from rich.segment import Segment
+from rich.text import Text
 
 OBEYED = (
     *(code for code in range(0x20) if chr(code) not in "\t\n"),
@@ -29,6 +31,10 @@ def shown(text: str) -> str:
 
 class Console(console.Console):
     """A rich console that spells out the control characters in all that it is given to print."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to print: what is spelled out here counts where columns are measured."""
+        return super().render_str(shown(text), **options)
 
     def render(
         self, renderable: console.RenderableType, options: console.ConsoleOptions | None = None

@@ -15,7 +15,6 @@ TOO_LARGE = [
     "{{ x * 10**9 }}",
     "{{ 10**9 * x }}",
     "{{ [x] * 10**9 }}",
-    "{{ 10 ** 10 ** 10 }}",
     "{{ 10 ** (10 ** 10) }}",
     "{{ (x * 10**6) ~ (x * 10**10) }}",
 ]
@@ -56,14 +55,10 @@ def test_a_template_without_bounds_is_one_sentence(text, template):
 @pytest.mark.parametrize(
     ("text", "prompt"),
     [("{{ x * 3 }}", "abcabcabc"), ("{{ '-' * 20 }}{{ 2 ** 10 }}", "-" * 20 + "1024"), ("{{ 2 * 3.5 }}", "7.0"),
-     ("{{ [1, 2] * 2 | length }}{{ x }}", None), ("{{ 2 ** -1 }}", "0.5")],
+     ("{{ ([1, 2] * 2) | length }}{{ x }}", "4abc"), ("{{ 2 ** -1 }}", "0.5")],
 )  # fmt: skip
 def test_what_people_write_in_templates_stays(text, prompt, template):
-    if prompt is None:
-        with pytest.raises(DataError, match="it would write"):
-            template(text).prompt({"x": "abc"}, "row 1")
-    else:
-        assert template(text).prompt({"x": "abc"}, "row 1") == prompt
+    assert template(text).prompt({"x": "abc"}, "row 1") == prompt
 
 
 def test_a_long_row_is_no_attack(template):
@@ -79,5 +74,5 @@ def test_a_model_s_own_chat_template_is_bounded_too(bomb, chat_model):
     tokenizer = load_tokenizer(chat_model)
     tokenizer.chat_template = bomb
     row = packed([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1")
-    with pytest.raises(DataError, match="refuses the conversation .*(memory|characters)"):
+    with pytest.raises(DataError, match=r"refuses the conversation .*(memory|characters)"):
         ids_and_answers(tokenizer, row)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.secure_sum.cohorts import check_cohort
 from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers, check_fits, levels
 from fedpeft.spec import parse_spec
-
-FEWEST: Final = 3
-"""Clients of a sum: each of two could take its own summand off."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class SecureSum:
         Raises:
             PrivacyError: says which.
         """
-        if cohort < FEWEST:
-            raise PrivacyError(f"{self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
+        check_cohort(self.name, cohort)
         check_fits(cohort, self.bits)
 
     def check_lies(self) -> None:
