@@ -102,6 +102,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
         if command.resume is not None:
             raise ConfigError("a resumed run keeps its settings, but --quick was given; leave it out")
         config = quick(config)
+    if command.resume is None:
+        early.check(config)
     return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 
@@ -132,8 +134,6 @@ def simulate(
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
     started = time.perf_counter()
-    if not resume:
-        early.check(config)
     with (
         kept_states.kept(),
         ExitStack() as held,

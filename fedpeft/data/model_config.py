@@ -24,7 +24,7 @@ def config_of(folder: Path) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"no model could be loaded from {folder}: {reason(error)}") from error
     _check_attention(config, folder)
     return config

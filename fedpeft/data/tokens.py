@@ -26,7 +26,7 @@ def load_tokenizer(model_directory: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = f": {reason(error)}" if brings_code(error) else "; a text model needs one"
         raise ModelError(f"no tokenizer could be loaded from {model_directory}{why}") from error
     _check_vocabulary(tokenizer, model_directory)

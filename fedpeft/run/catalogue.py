@@ -108,7 +108,7 @@ def check_parts(config: RunConfig) -> None:
     """
     for name in FLAGS:
         if name not in ("dataset", "model"):
-            built(config, name)
+            built(config, name.replace("-", "_"))
 
 
 def counted(config: RunConfig, clients: int) -> RunConfig:
