@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from fedpeft import plugins
@@ -34,6 +33,7 @@ from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.data.in_memory import NAME, dataset_of, part_of
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.parts import name_of, part_text
 from fedpeft.run import catalogue
 from fedpeft.run.exports.hub import check_name, push

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from fedpeft.deployment.certificates import Authority, check_host, check_name
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import replace, writing
+from fedpeft.machine.terminal import Console
 from fedpeft.run.command import exit_code
 
 

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from fedpeft.data.partition import PARTITIONS, USUAL, Shards, split
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
+from fedpeft.machine.terminal import Console
 from fedpeft.run.command import exit_code, quoted
 from fedpeft.spec import Spec
 

@@ -80,7 +80,7 @@ class RunConfig:
         "forgetting(dataset=NAME), calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, "
         "ensemble, robustness, evaluate(questions=FILE), by +",
     )
-    seed: int = setting(0, "of everything that is drawn at random", low=0)
+    seed: int = setting(0, "of everything that is drawn at random", low=0, high=2**64 - 1)
 
     def to_toml(self) -> str:
         """All settings as TOML, re-runnable."""

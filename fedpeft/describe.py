@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
+from fedpeft.machine.terminal import Console
 from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of
 from fedpeft.run import catalogue

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fedpeft.machine.terminal import Console
 from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import amount
 from fedpeft.run.folder import refuse_file

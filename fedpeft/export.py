@@ -11,11 +11,11 @@ Merging is offered where it is exact; the merged model's outputs are compared wi
 
 from __future__ import annotations
 
-import shutil
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from fedpeft.config import read_config
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import links_in, writing
+from fedpeft.machine.terminal import Console
 from fedpeft.models.task import FederatedModel
-from fedpeft.peft.saved_adapter import tell_head
+from fedpeft.peft import saved_adapter
 from fedpeft.run.command import exit_code, tell_notes
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.exports.hub import check_name, push
@@ -67,6 +67,23 @@ class Command:
     ] = ()
 
 
+READ = ("config.toml", "summary.json", "adapter", "model")
+"""What an export reads of a run; with --client the whole folder."""
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Refuse symbolic links: whoever made the folder could have any file of this machine published.
+
+    Raises:
+        RunError: a path is one, or leads to one.
+    """
+    for link in itertools.chain.from_iterable(map(links_in, paths)):
+        raise RunError(
+            f"{link} is a symbolic link, which may lead to any file of this machine, and an export is published; "
+            "replace it by a copy of the file, if that belongs to the run"
+        )
+
+
 def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = False, gguf_base: bool = False) -> None:
     """Write `output`/adapter or, with `merge` and after full fine-tuning, the whole model to `output`; and the card.
 
@@ -79,6 +96,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     from fedpeft.run.exports.transformers_folder import write
     from fedpeft.run.finished import FinishedRun
 
+    refuse_links(run / name for name in READ)
     finished_run = FinishedRun.read(run)
     tell_notes(console)
     method = finished_run.method
@@ -102,9 +120,8 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     elif merge:
         write(finished_run, _merged(finished_run, console), output)
     else:
-        with writing(output):
-            shutil.copytree(finished_run.files, output / finished_run.files.name)
-        tell_head(output / finished_run.files.name, finished_run.task)
+        saved_adapter.copy(finished_run.files, output / finished_run.files.name)
+        saved_adapter.tell_head(output / finished_run.files.name, finished_run.task)
     with writing(output):
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -192,13 +209,16 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
     if not (run / "config.toml").is_file():
         raise RunError(f"{run} holds no run: there is no config.toml in it")
+    refuse_links([run.resolve()])
     config = read_config(run / "config.toml", goes_on=False)
     tell_notes()
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
     state = simulation.client_state(client)
     empty(output)
     save(simulation.setup, state, output)
-    tell_head(output / ("model" if simulation.setup.method.whole_model else "adapter"), simulation.setup.task)
+    saved_adapter.tell_head(
+        output / ("model" if simulation.setup.method.whole_model else "adapter"), simulation.setup.task
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import writing
+from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.lora_folder import write_lora
 from fedpeft.run.command import MISTAKE, exit_code

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
@@ -17,6 +16,7 @@ from fedpeft.deployment.connection import Link
 from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.errors import ConfigError
 from fedpeft.join import Command, Patience, described, link_of, take_part, transcript_of
+from fedpeft.machine.terminal import Console
 from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.run import catalogue
 from fedpeft.run.console import ConsoleObserver

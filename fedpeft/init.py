@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from fedpeft.errors import RunError
 from fedpeft.machine.files import writing
+from fedpeft.machine.terminal import Console
 from fedpeft.run.command import exit_code
 
 STARTER = Path(__file__).parent / "starter"

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
@@ -32,9 +31,10 @@ from fedpeft.deployment.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript import Transcript, most_records
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
-from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size

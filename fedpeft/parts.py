@@ -260,13 +260,22 @@ class Family(Generic[T]):
 
     def part(self, name: str) -> type[T]:
         """The class of the part called `name`, or ConfigError naming the nearest legal one."""
+        self.check_name(name)
         if name in self.own_names:
             module = importable(name)
             part: type[T] = importlib.import_module(f"{self.package}.{module}").part
             return part
-        outside = self.outside()
-        if name in outside:
-            return self._checked(plugins.part(self.group, name, outside[name]), name, outside[name])
+        plugin = self.outside()[name]
+        return self._checked(plugins.part(self.group, name, plugin), name, plugin)
+
+    def check_name(self, name: str) -> None:
+        """Refuse a name that no part has; no part is imported.
+
+        Raises:
+            ConfigError: names the nearest legal one.
+        """
+        if name in self.own_names or name in self.outside():
+            return
         if lost := plugins.lost(self.group, name):
             raise ConfigError(f"the {self.noun} {name!r} is {lost}")
         if name.lower() in self.elsewhere:

@@ -25,7 +25,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from fedpeft.data.conversations import question
 from fedpeft.data.image_folders import PICTURES, pixels_of
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
+from fedpeft.machine.terminal import Console
 from fedpeft.models import scoring
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.patch_features import patch_features

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.parts import nearest
 from fedpeft.run.command import exit_code
 from fedpeft.run.folder import SEARCHS_JOURNAL

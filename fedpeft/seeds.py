@@ -8,9 +8,12 @@ draws. Noise for privacy does not come from here (see `fedpeft.privacy`).
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _entropy(seed: int, purpose: str, ids: tuple[int, ...]) -> np.random.SeedSequence:
@@ -24,6 +27,8 @@ def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
 
 def torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
     """A torch CPU generator for (seed, purpose, ids)."""
+    import torch  # only here: what is drawn with numpy alone needs no torch
+
     return torch.Generator().manual_seed(integer(seed, purpose, *ids))
 
 

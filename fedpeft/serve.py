@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import grpc
 import tomli_w
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
@@ -39,6 +38,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine import files
 from fedpeft.machine.memory import PeakMemory
+from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, help, own_files

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
@@ -20,7 +19,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine import kept_states
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
-from fedpeft.run import help
+from fedpeft.machine.terminal import Console
+from fedpeft.run import early, help
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy
 from fedpeft.run.dashboard.server import shown
@@ -100,6 +100,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
         if command.resume is not None:
             raise ConfigError("a resumed run keeps its settings, but --quick was given; leave it out")
         config = quick(config)
+    if command.resume is None:
+        early.check(config)
     return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import simulate
 from fedpeft.errors import RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue, console
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import duration

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from fedpeft.deployment.signing import Verifier
@@ -20,6 +19,7 @@ from fedpeft.deployment.transcript_comparison import (
     uncompared_states,
 )
 from fedpeft.errors import RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.run.command import exit_code
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import simulate
 from fedpeft.errors import RunError, needs_extra
+from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue, console
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.folder import alone_in, make_folder, refuse_file

@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     found = {}
     for target, modules in TARGETS.items():
         torch.manual_seed(0)
         model = get_peft_model(
-            AutoModel.from_pretrained(arguments.model), LoraConfig(r=8, lora_alpha=16, target_modules=modules)
+            AutoModel.from_pretrained(arguments.model, trust_remote_code=False),
+            LoraConfig(r=8, lora_alpha=16, target_modules=modules),
         )
         head = nn.Linear(384, 20)
         for start, (steps, seed) in {"first": (10, 1), "warm-up": (40, 2), "later": (14, 3)}.items():

@@ -64,7 +64,7 @@ class Family:
         source = resolve_model(answers or ("tiny_lm" if self.language and not self.images else "tiny"))
         sizes = dict(self.sizes)
         if not self.images:
-            vocabulary = transformers.AutoTokenizer.from_pretrained(str(source))
+            vocabulary = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
             inner = [sizes["text_config"]] if "text_config" in sizes else [sizes]
             inner[0] = inner[0] | {"vocab_size": len(vocabulary)}
             sizes = sizes | {"text_config": inner[0]} if "text_config" in sizes else inner[0]

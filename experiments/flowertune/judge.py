@@ -30,7 +30,7 @@ def judged(settings: Settings, test: Path, adapter: Path | None) -> tuple[float,
 
     folder = resolve_model(settings.model)
     auto: Any = AutoModelForCausalLM
-    base = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    base = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     if adapter is not None:
         base = PeftModel.from_pretrained(base, str(adapter)).eval()
     rows = load_dataset(f"flowertune(name={str(test)!r}, clients=1, test={str(test)!r})").test

@@ -37,7 +37,7 @@ def adapted(model: str, rank: int) -> Any:
 
     from fedpeft.models.base_model import resolve_model
 
-    base = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=torch.bfloat16, trust_remote_code=False)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.075, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )

@@ -25,7 +25,7 @@ def adapted(model: str, dtype: str) -> Any:
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import DTYPES
 
-    base = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=DTYPES[dtype])
+    base = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=DTYPES[dtype], trust_remote_code=False)
     config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     return get_peft_model(base, config)
 
@@ -62,7 +62,7 @@ def sft(model: str, dtype: str, batch: Batch) -> Step:
         model=adapted(model, dtype),
         args=settings,
         train_dataset=Dataset.from_list([{"input_ids": [1, 2, 3]}]),
-        processing_class=AutoTokenizer.from_pretrained(resolve_model(model)),
+        processing_class=AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=False),
     )
 
     trainer.current_gradient_accumulation_steps = 1  # as `train` says before its first step

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.changes import Changes, squared_length
+from fedpeft.aggregation.elsewhere import ELSEWHERE
 from fedpeft.aggregation.factors import leading_ranks
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
@@ -333,18 +334,7 @@ class GatherStrategy(RoundStrategy):
         return Aggregate(after, residuals)
 
 
-_ELSEWHERE = {
-    "fedavg": "the mean that FedAvg takes is the strategy fedit",
-    "fedprox": "FedProx is a penalty on clients, with any strategy: --drift 'fedprox(mu=0.01)'",
-    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --drift scaffold",
-    "la_lora": "LA-LoRA is what clients do in their local steps, with any strategy of both factors: --drift la_lora",
-    "florist": "FLoRIST is flexlora with a share of the energy to keep: --strategy 'flexlora(energy=0.9)'",
-    "fedadam": "FedAdam is what the server does with the mean: --strategy fedit --server-optimizer adam",
-    "fedyogi": "FedYogi is what the server does with the mean: --strategy fedit --server-optimizer yogi",
-    "fedadagrad": "FedAdagrad is what the server does with the mean: --strategy fedit --server-optimizer adagrad",
-}
-
-strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=_ELSEWHERE, kind=Strategy)
+strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=ELSEWHERE, kind=Strategy)
 """All strategies, by file name."""
 
 

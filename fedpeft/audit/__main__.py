@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from fedpeft.audit.canaries import CanaryAudit, Verdict, run
 from fedpeft.audit.sums import SumVerdict, audit_sums
 from fedpeft.errors import ConfigError
+from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run.command import exit_code, tell_notes

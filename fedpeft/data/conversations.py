@@ -15,9 +15,20 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, SUFFIX, PromptTemplate, fingerprint, template_file
+from fedpeft.data.prompt_templates import (
+    CHAT,
+    LONGEST,
+    OF_COLUMNS,
+    ROOM,
+    SUFFIX,
+    PromptTemplate,
+    fingerprint,
+    reason,
+    template_file,
+)
 from fedpeft.data.record_files import lacking
 from fedpeft.errors import ConfigError, DataError, ModelError, brief
+from fedpeft.machine import memory
 
 ROLES = ("system", "user", "assistant")
 
@@ -207,9 +218,16 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], template: str | Non
     """
     asked = {"tokenize": True, "return_dict": True} | asked
     try:
+        opened = asked.get("add_generation_prompt", False)
+        with memory.at_most(ROOM):  # the text alone: a tokenizer without memory would end the process
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=opened
+            )
+        if len(text) > LONGEST:
+            raise OverflowError(f"it writes more than {LONGEST:,} characters")
         return tokenizer.apply_chat_template(messages, chat_template=template, **asked)
-    except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(f"{called} refuses the conversation {json.dumps(messages):.80}: {error}") from error
+    except (TemplateError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise DataError(f"{called} refuses the conversation {json.dumps(messages):.80}: {reason(error)}") from error
 
 
 def _by_places(

@@ -10,24 +10,50 @@ from fedpeft.errors import ModelError
 UNKNOWN = "does not recognize this architecture"
 """How transformers tells that no class of its own, or registered, has the kind that a config.json names."""
 
+CODE = "`trust_remote_code=True`"
+"""What transformers advises where `auto_map` in a model folder names code to load the model with."""
+
 
 def config_of(folder: Path) -> Any:
     """What config.json of a model's folder says, as transformers' class of its kind.
 
     Raises:
-        ModelError: there is none, or none of a kind that is known here.
+        ModelError: there is none, none of a kind that is known here, or one that needs code from elsewhere.
     """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"no model could be loaded from {folder}: {reason(error)}") from error
+    _check_attention(config, folder)
+    return config
+
+
+def _check_attention(config: Any, folder: Path) -> None:
+    """Refuse an attention that transformers would download as code: ORG/NAME of the hub's kernels."""
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    for name in (getattr(part, "_attn_implementation", None) for part in parts):
+        if "/" in str(name):
+            raise ModelError(
+                f"no model could be loaded from {folder}: its config.json names the attention {name!r:.80}, which is "
+                "code from the hub, and fedpeft never runs code that a model folder names; remove attn_implementation"
+            )
+
+
+def brings_code(error: Exception) -> bool:
+    """Return whether transformers failed because a model folder needs code of its own (`auto_map`)."""
+    return CODE in str(error)
 
 
 def reason(error: Exception) -> str:
     """The first line of what an exception of a library says; of a kind of model that it does not know, what to do."""
     text = str(error).strip()
+    if brings_code(error):
+        return (
+            "its files name code to run (auto_map), and fedpeft never runs code from a model folder; take a model that "
+            "transformers supports without it, or register your own class (docs/own-parts.md): --plugin FILE"
+        )
     if UNKNOWN in text:
         own = "if its class is your own, register it in a file (docs/own-parts.md) and name that: --plugin FILE"
         return f"{text.partition(UNKNOWN)[0]}{UNKNOWN}; {own}"

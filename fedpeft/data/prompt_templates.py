@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.machine import memory
 from fedpeft.machine.files import parse_json
 
 CHAT = "chat"
@@ -90,8 +92,8 @@ class PromptTemplate:
             DataError: the template is not valid, refuses the row, lacks a column, or writes nothing.
         """
         try:
-            made = _compiled(self.text).render(**{str(name): value for name, value in columns.items()})
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            made = _rendered(self.text, {str(name): value for name, value in columns.items()})
+        except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
             raise DataError(f"{where}: the prompt template {self.name} fails: {reason(error)}") from error
         if not made.strip():
             raise DataError(f"{where}: the prompt template {self.name} writes nothing")
@@ -135,6 +137,8 @@ def _columns_in(text: str, read: Set[str]) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     """What an exception of Jinja says, in one line, with its line in the template if it has one."""
     line = getattr(error, "lineno", None)
+    if isinstance(error, MemoryError):
+        return f"it takes more than {ROOM >> 20} MiB of memory"
     said = " ".join(str(error).split()) or type(error).__name__
     return f"{said} (line {line})" if line else said
 
@@ -167,7 +171,46 @@ def _written(value: Any) -> Any:
     return value
 
 
-ENVIRONMENT = ImmutableSandboxedEnvironment(
+LONGEST = 10_000_000
+"""Characters that a template writes at most, and entries of what it multiplies."""
+
+ROOM = 1 << 30
+"""Bytes that one rendering takes at most."""
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which no product or power is too large to compute."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute `left` times `right`, or to the power of it.
+
+        Raises:
+            OverflowError: the result has more than `LONGEST` characters, entries or bits.
+        """
+        sizes = [value.bit_length() if isinstance(value, int) else _length(value) for value in (left, right)]
+        whole = all(isinstance(value, int) for value in (left, right))
+        if operator == "**":
+            size = sizes[0] * abs(right) if whole else 0
+        elif whole:
+            size = sum(sizes)
+        else:
+            size = max(_length(left) * _count(right), _length(right) * _count(left))
+        if size > LONGEST:
+            raise OverflowError(f"{operator} makes something of more than {LONGEST:,} characters, entries or bits")
+        return super().call_binop(context, operator, left, right)
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str | list | tuple) else 0
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+ENVIRONMENT = BoundedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=StrictUndefined,
@@ -175,6 +218,24 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(
     finalize=_written,
 )
 """Of all templates of columns."""
+del ENVIRONMENT.globals["lipsum"]  # which draws words at random, as many as it is asked for
+
+
+def _rendered(text: str, columns: Mapping[str, Any]) -> str:
+    """Return what a template writes of a row's columns.
+
+    Raises:
+        OverflowError: it has more than `LONGEST` characters.
+        MemoryError: making it takes more than `ROOM`.
+    """
+    pieces, length = [], 0
+    with memory.at_most(ROOM):
+        for piece in _compiled(text).generate(**columns):
+            length += len(piece)
+            if length > LONGEST:
+                raise OverflowError(f"it writes more than {LONGEST:,} characters")
+            pieces.append(piece)
+        return "".join(pieces)
 
 
 @lru_cache(maxsize=16)

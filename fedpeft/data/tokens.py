@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.data.examples import TaggedRows, TokenRows
+from fedpeft.data.model_config import brings_code, reason
 from fedpeft.errors import ModelError
 from fedpeft.machine.spooled import Spool, parts_of, row_numbers
 
@@ -24,9 +25,10 @@ def load_tokenizer(model_directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {model_directory}; a text model needs one") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f": {reason(error)}" if brings_code(error) else "; a text model needs one"
+        raise ModelError(f"no tokenizer could be loaded from {model_directory}{why}") from error
     _check_vocabulary(tokenizer, model_directory)
     return tokenizer
 

@@ -27,6 +27,7 @@ from fedpeft.aggregation.strategy import fills_base, strategies
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.images import patches_of, vision_of
+from fedpeft.data.model_config import config_of
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ModelError, RunError
@@ -86,10 +87,8 @@ class ModelSize:
         Raises:
             ModelError: they can't be read.
         """
-        from transformers import AutoConfig
-
         try:
-            whole = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            whole = config_of(folder)
             config = vision_of(whole)
             shapes: dict[str, list[int]] = {}
             for weights in sorted(folder.glob("*.safetensors")):

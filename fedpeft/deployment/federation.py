@@ -50,7 +50,7 @@ from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster
-from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.checks.ranks import check_decay

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedpeft.data.datasets.clients import LABEL, LARGEST, TEXT
 from fedpeft.parts import setting
-from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 
 OWN_TEST = "dataset"
 """As `eval_data`: the validation and test rows of the configured data set."""

@@ -200,7 +200,8 @@ def _reference(model: Any, method: PeftMethod) -> FederatedModel:
 
     with torch.device("meta"):
         auto: Any = AutoModelForCausalLM
-        made = LanguageModel(auto.from_config(model.get_base_model().config).requires_grad_(False))
+        base = auto.from_config(model.get_base_model().config, trust_remote_code=False)
+        made = LanguageModel(base.requires_grad_(False))
         method.attach(made, "fp32")
     for module in made.modules():
         for name, parameter in module.named_parameters(recurse=False):

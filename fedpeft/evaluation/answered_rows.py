@@ -26,6 +26,7 @@ from fedpeft.data.tokens import token_rows
 from fedpeft.data.user_rows import Names, check_texts, read, text_column
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import files
+from fedpeft.machine.spreadsheet import plain_cell
 from fedpeft.models import scoring
 from fedpeft.run.finished import FinishedRun
 
@@ -121,7 +122,8 @@ def _of_pictures(run: FinishedRun, source: Path, column: str | None) -> Source:
 def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answer]:
     """Write rows with their answers as CSV, whole or not at all; what is yielded is written.
 
-    Columns are those of the first row; lists and objects of JSON are written as JSON.
+    Columns are those of the first row; lists and objects of JSON are written as JSON. A text that a spreadsheet would
+    run as a formula has an apostrophe in front (`fedpeft.machine.spreadsheet`).
 
     Raises:
         DataError: the file has no rows, or a column of its own by an answer's name.
@@ -137,11 +139,14 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
     try:
         with files.writing(output):
             # half a character in another column than that of the texts is written as JSON has it
-            with partly.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-                table = csv.DictWriter(stream, [*record, *answer], restval="", extrasaction="ignore")
-                table.writeheader()
+            partly.unlink(missing_ok=True)  # of a killed command; a link there would lead to another file
+            with partly.open("x", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+                table = csv.writer(stream)
+                table.writerow(map(_cell, [*record, *answer]))
                 for (_, row), said in chain([first], pairs):
-                    table.writerow({name: _cell(value) for name, value in row.items()} | said)
+                    table.writerow(
+                        [*(_cell(row.get(name)) for name in record), *(_cell(said[name]) for name in answer)]
+                    )
                     yield said
             os.replace(partly, output)
     finally:
@@ -150,6 +155,7 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
 
 
 def _cell(value: Any) -> str:
+    """Return the text of a cell, which no spreadsheet runs as a formula."""
     if value is None:
         return ""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+    return plain_cell(json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
 from fedpeft.errors import FedpeftError
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.settings import config_of, nodes_of
+from fedpeft.machine.terminal import Console
 from fedpeft.run.summary import show
 from fedpeft.simulate import simulate
 

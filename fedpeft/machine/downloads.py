@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fedpeft.errors import AssetError
 from fedpeft.machine.cache import cached_folder, disk_full
 from fedpeft.machine.files import NO_ROOM
+from fedpeft.machine.terminal import Console
 
 
 @dataclass(frozen=True)

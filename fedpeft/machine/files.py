@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,28 @@ def regular(file: Path) -> Path:
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
     return file
+
+
+def copy(file: Path, target: Path) -> None:
+    """Copy a file to `target`, which does not exist; a symbolic link, a pipe or a device is refused.
+
+    Raises:
+        OSError: there is no such file, or it can't be read or written.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as source, open(target, "xb") as copied:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(file))
+        shutil.copyfileobj(source, copied)
+
+
+def links_in(path: Path) -> Iterator[Path]:
+    """Yield each symbolic link at `path` or below it. A hard link can't be told from the file itself."""
+    if path.is_symlink():
+        yield path
+        return
+    for folder, folders, names in os.walk(path):
+        yield from (one for name in (*folders, *names) if (one := Path(folder, name)).is_symlink())
 
 
 def parse_json(text: bytes) -> Any:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -51,6 +55,33 @@ def proportional_set_size() -> int:
         except (psutil.Error, AttributeError):
             continue
     return total
+
+
+_limiting = threading.Lock()
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """Raise MemoryError where this process would allocate over `more` bytes beyond what it holds now.
+
+    The limit is one of the process: it counts the other threads' allocations, too. Where the system has no
+    /proc/self/statm (macOS), there is none.
+    """
+    with _limiting:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+        except OSError:
+            yield
+            return
+        limit = pages * resource.getpagesize() + more
+        soft, hard = before
+        if soft == resource.RLIM_INFINITY or limit < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def release() -> None:

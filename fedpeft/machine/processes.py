@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 
 PLACES = ("FEDPEFT_CACHE", "FEDPEFT_SHARED_CACHE", "FEDPEFT_FROZEN_GB", "XDG_CACHE_HOME", "HOME")
 """What of the environment says where, and within which bounds, things are kept."""
@@ -71,9 +72,12 @@ def forkserver() -> ForkServerContext:
     """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory.
 
     That one keeps the environment of the moment when it was first needed: `places` are handed to who is forked later.
+    It ignores Ctrl-C from its first moment on, and so does who is forked.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpeft.clients.preload"])
+    with without_main(), uninterrupted():  # starts it, and does not wait until it has imported anything
+        ensure_running()
     return context
 
 

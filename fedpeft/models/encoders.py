@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fedpeft.data.images import check_vision, vision_of
+from fedpeft.data.model_config import config_of
 from fedpeft.models.readout import width
 from fedpeft.models.task import wide_dtype
 
@@ -21,14 +22,14 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
     """Model and loading report, as `AutoModel.from_pretrained(..., output_loading_info=True)`.
 
     Raises:
-        ModelError: the model's blocks lie in stages.
-        OSError, ValueError: there is no model.
+        ModelError: the model's blocks lie in stages, or config.json can't be used.
+        OSError, ValueError: there are no weights.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     from fedpeft.models.modeling_mean_pooled import without_decoder
 
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = config_of(Path(directory))
     if (vision := vision_of(config)) is not config:
         options["config"] = vision
     check_vision(vision, Path(directory))

@@ -88,6 +88,7 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
     given = {
         "dtype": dtype,
         "local_files_only": True,
+        "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are in the report, and refused by name

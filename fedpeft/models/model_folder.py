@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from fedpeft.machine.cache import cached_folder
+from fedpeft.machine.terminal import Console
 
 if TYPE_CHECKING:
     from torch import Tensor

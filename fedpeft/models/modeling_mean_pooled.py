@@ -73,7 +73,7 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         settings = dict(config.base)
         encoder = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.base = AutoModel.from_config(encoder)  # type: ignore[no-untyped-call]
+        self.base = AutoModel.from_config(encoder, trust_remote_code=False)  # type: ignore[no-untyped-call]
         if encoder.is_encoder_decoder:
             without_decoder(self.base)
         states = 1

@@ -24,6 +24,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine.files import copy as copy_file
 from fedpeft.machine.files import read_json, regular, writing
 from fedpeft.machine.files import replace as replace_file
 from fedpeft.models.layers import innermost
@@ -120,6 +121,23 @@ ADAPTER_CONFIG = "adapter_config.json"
 OWN_METHOD = "method.json"
 OWN_TENSORS = "adapter.safetensors"
 """Files of a method that the `peft` library does not have."""
+
+
+FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", OWN_METHOD, OWN_TENSORS, HEAD, "labels.json")
+"""All files that an adapter has."""
+
+
+def copy(files: Path, target: Path) -> None:
+    """Copy a saved adapter from the folder `files` to the new folder `target`, file by file and by name.
+
+    Raises:
+        RunError: a file can't be read or written.
+    """
+    with writing(target):
+        target.mkdir()
+        for name in FILES:
+            if (files / name).exists():
+                copy_file(files / name, target / name)
 
 
 def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> None:

@@ -23,7 +23,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.remote_engine import Terms
-from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.summed_engine import SummedEngine
 
 SAYS = "client "

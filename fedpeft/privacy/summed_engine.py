@@ -19,8 +19,8 @@ from fedpeft.privacy.accountant import Event, epsilon, rdp_epsilon
 from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.secure_sum.sum import FEWEST
 
 
 class SummedEngine(PrivacyEngine):

@@ -100,6 +100,17 @@ def built(config: RunConfig, name: str) -> Any:
     return FLAGS[name.replace("_", "-")].built(getattr(config, name))
 
 
+def check_parts(config: RunConfig) -> None:
+    """Refuse parts that are unknown, or have settings that are not legal; data set and model are not looked at.
+
+    Raises:
+        ConfigError: says what is legal.
+    """
+    for name in FLAGS:
+        if name not in ("dataset", "model"):
+            built(config, name.replace("-", "_"))
+
+
 def counted(config: RunConfig, clients: int) -> RunConfig:
     """The configuration with the number of clients in its strategy, where that counts on it.
 

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import loading, plugins
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.loading import INTERRUPTED
+from fedpeft.machine.terminal import Console
 
 MISTAKE = 2
 """Exit code after a user's mistake."""

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fedpeft.machine.terminal import Console
 from fedpeft.run.observer import RoundResult, judged
 from fedpeft.run.phases import SILENCE, Heartbeat, Phases
 

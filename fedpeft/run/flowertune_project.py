@@ -17,6 +17,7 @@ from typing import Any
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.data.datasets.flowertune import TRACKS
+from fedpeft.data.model_config import config_of
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.parts import nearest
@@ -292,9 +293,8 @@ def _checked(key: str, value: Any) -> Any:
 def _usual_targets(model: str) -> str:
     """Where the `peft` library puts LoRA where nobody says: the templates don't."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
-    from transformers import AutoConfig
 
-    kind = AutoConfig.from_pretrained(str(resolve_model(model)), local_files_only=True).model_type
+    kind = config_of(resolve_model(model)).model_type
     if kind not in USUAL:
         raise ModelError(
             f"the peft library has no usual target layers for models of the kind {kind!r}; name them: "

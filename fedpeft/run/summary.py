@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 
+from fedpeft.machine.terminal import Console
 from fedpeft.run.console import duration, short, size, summary_table
 from fedpeft.run.observer import perplexity
 from fedpeft.run.target_lines import target_lines

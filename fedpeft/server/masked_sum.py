@@ -21,12 +21,13 @@ from fedpeft.communication.payload import Shape
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.contribution import Total, Weights
 from fedpeft.privacy.secure_sum.coordinator import Coordinator, VoidError
 from fedpeft.privacy.secure_sum.neighbours import graph
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.secure_sum.sum import FEWEST, SecureSum
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
 from fedpeft.server.dispatch import Dispatch

@@ -31,6 +31,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.catalogue import check_parts
 from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
@@ -71,6 +72,7 @@ class Simulation:
         self.folder = folder
         self.observer = observer
         head = config.head
+        check_parts(config)
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))

@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -33,7 +33,7 @@ from fedpeft.plugin_files import shortened
 from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS
+from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -174,6 +174,26 @@ def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
 # ------------------------------------------------------------------------------------------------------- a run's folder
 
 
+KINDS: Mapping[str, Any] = {"int": (int, float), "float": (int, float), "str": str, "Mapping": Mapping}
+"""Types of a summary's values, by how `fedpeft.run.summary` declares them."""
+
+
+def checked_summary(summary: Any) -> dict[str, Any]:
+    """Return a run's summary, in which each measure has the type that the report computes with.
+
+    Raises:
+        ValueError: it is no JSON object, or a value has another type.
+    """
+    if not isinstance(summary, dict):
+        raise ValueError("it has no summary")
+    for measure in (one for part in (Quality, Costs, Summary) for one in fields(part)):
+        kind = KINDS.get(str(measure.type).partition("[")[0].removesuffix(" | None"), object)
+        value = summary.get(measure.name)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{measure.name} in its summary must be {measure.type}, got {value!r:.40}")
+    return summary
+
+
 def read_run(folder: Path) -> Result:
     """The result in a run's folder.
 
@@ -187,7 +207,7 @@ def read_run(folder: Path) -> Result:
     if not (folder / "summary.json").is_file():
         raise RunError(unfinished(folder))
     try:
-        summary = files.read_json(folder / "summary.json")
+        summary = checked_summary(files.read_json(folder / "summary.json"))
         if summary.get("accuracy_of") == VALIDATION_ROWS:
             raise RunError(
                 f"{folder} holds a trial of a search, which has seen no test rows; score it on them first: "
@@ -316,8 +336,8 @@ def _result(plain: Any) -> Result:
         raise TypeError("it is not a JSON object")
     if plain.get("status") not in (FINISHED, FAILED) or not isinstance(plain.get("config"), dict):
         raise ValueError("it has no status or no config")
-    if plain["status"] == FINISHED and not isinstance(plain.get("summary"), dict):
-        raise ValueError("it has no summary")
+    if plain["status"] == FINISHED:
+        checked_summary(plain.get("summary"))
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
     several["made_of"] = of_plain(plain.get("made_of", ()))
     return Result(**{**plain, **several, "config": dict(plain["config"])})

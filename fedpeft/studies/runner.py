@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -18,6 +17,7 @@ from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
+from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.folder import alone_in

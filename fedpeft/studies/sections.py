@@ -171,9 +171,11 @@ class Section:
         """Each machine that runs were made on, in words."""
         kinds = {}
         for result in self.results:
-            hardware = (result.summary or {}).get("hardware") or {}
-            if hardware:
-                processors = ", ".join([str(hardware.get("cpu")), *dict.fromkeys(hardware.get("gpus") or ())])
+            hardware = (result.summary or {}).get("hardware")
+            if isinstance(hardware, Mapping) and hardware:
+                gpus = hardware.get("gpus")
+                named = map(str, gpus) if isinstance(gpus, list) else ()
+                processors = ", ".join([str(hardware.get("cpu")), *dict.fromkeys(named)])
                 kinds[f"{processors}, {hardware.get('workers')} worker(s), {hardware.get('system')}"] = True
         return list(kinds)
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -21,6 +20,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.hardware import gpu_shares
+from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.folder import GIVEN_UP as MARKER

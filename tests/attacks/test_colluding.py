@@ -18,9 +18,10 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import count_tolerated, explain_excess
 from fedpeft.privacy.secure_sum.contribution import BESIDE
-from fedpeft.privacy.secure_sum.sum import FEWEST, SUMS
+from fedpeft.privacy.secure_sum.sum import SUMS
 from tests.attacks.colluding import SplitView
 from tests.conftest import SilentObserver
 from tests.here import Federation

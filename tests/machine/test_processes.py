@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from fedpeft.machine.processes import same_sigterm, uninterrupted
@@ -60,3 +62,20 @@ def test_sigterm_waits_for_what_must_not_be_interrupted_and_is_nobody_else_s() -
         assert came == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_does_nothing_to_the_process_that_forks_workers_from_its_first_moment_on() -> None:
+    """In a process of its own, since there is one such server in each; it has hardly begun to import anything."""
+    program = (
+        "import signal\n"
+        "from fedpeft.machine.processes import forkserver\n"
+        "from multiprocessing import forkserver as server\n"
+        "from tests.machine.test_processes import ignores_interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "forkserver()\n"
+        "server.ensure_running()\n"
+        "assert ignores_interrupts(server._forkserver._forkserver_pid)\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

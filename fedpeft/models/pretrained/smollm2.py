@@ -51,8 +51,10 @@ class SmolLM2:
         (file,) = source.glob("*.gguf")
         with model_folder.announced("unpacking SmolLM2 (once, about half a minute)"):
             # In float32: asked for another type, transformers may keep the weights packed.
-            model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
         weights = {name: w.to(torch.bfloat16) for name, w in model.state_dict().items() if name != "lm_head.weight"}
         expected = 9 * model.config.num_hidden_layers + 2  # 4 attention, 3 feed-forward, 2 norms; embedding, last norm
         if len(weights) != expected or not model.config.tie_word_embeddings:

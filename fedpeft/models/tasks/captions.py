@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, Batch, DescribedRows, Examples
+from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer, padding_of, rows_of
 from fedpeft.errors import ConfigError, DataError
@@ -106,11 +107,9 @@ class Captions(CausalLM):
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
         """The language model with its output layer: the encoder of images has done its work before."""
-        from transformers import AutoConfig
-
         folders = tower_folders(model_directory)
         base: Any = super().base(folders["text"], dtype, say, **options)
-        base.image_width = int(AutoConfig.from_pretrained(str(folders["image"]), local_files_only=True).hidden_size)
+        base.image_width = int(config_of(folders["image"]).hidden_size)
         return base  # type: ignore[no-any-return]
 
     def model(self, base: nn.Module, classes: int | None) -> Captioner:

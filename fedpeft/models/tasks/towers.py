@@ -24,6 +24,7 @@ from torch import nn
 
 from fedpeft.data.examples import CaptionedRows, Examples, made_up
 from fedpeft.data.images import image_rows
+from fedpeft.data.model_config import config_of
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import ConfigError, DataError
@@ -70,13 +71,11 @@ class Towers(PairTask):
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
         """Both encoders (see `fedpeft.models.encoders`)."""
-        from transformers import AutoConfig
-
         image, text = (
             load_base(encoders.from_pretrained, folder, dtype, hidden_states, say, **options)
             for folder in tower_folders(model_directory).values()
         )
-        return TwoTowers(image, text, AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
+        return TwoTowers(image, text, config_of(model_directory))
 
     def model(self, base: nn.Module, classes: int | None) -> TowersModel:
         """The towers with a connector."""

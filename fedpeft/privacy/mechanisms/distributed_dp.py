@@ -49,8 +49,8 @@ from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.skellam import Grid, widest_grid
 from fedpeft.privacy.training_plans import (
     AUDIBLE_HEAD,

@@ -11,9 +11,10 @@ import numpy as np
 
 from fedpeft import seeds
 from fedpeft.errors import PayloadError
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.integers import Integers
 from fedpeft.privacy.secure_sum.neighbours import Terms, degree
-from fedpeft.privacy.secure_sum.sum import FEWEST, SecureSum
+from fedpeft.privacy.secure_sum.sum import SecureSum
 
 STATISTICS_BITS: Final = 32
 """Of the modulus before round 1, where numbers are summed that must be exact, once."""

@@ -17,8 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from fedpeft.errors import PrivacyError
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.integers import Integers, rotated
-from fedpeft.privacy.secure_sum.sum import FEWEST, SecureSum
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.privacy.skellam import Grid, skellam
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.secure_sum.cohorts import FEWEST, check_cohort
 from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers, check_fits, levels
 from fedpeft.privacy.secure_sum.neighbours import Terms, degree
 from fedpeft.spec import parse_spec
-
-FEWEST: Final = 3
-"""Clients of a sum: each of two could take its own summand off."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ class SecureSum:
         Raises:
             PrivacyError: says which.
         """
-        if cohort < FEWEST:
-            raise PrivacyError(f"{self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
+        check_cohort(self.name, cohort)
         check_fits(cohort, self.bits)
 
     def check_lies(self) -> None:

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.run.dashboard.live import Live
 
 HOST = "127.0.0.1"

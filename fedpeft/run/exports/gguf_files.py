@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedpeft.data.model_config import config_of
 from fedpeft.errors import ModelError, RunError, needs_extra
 from fedpeft.machine.files import read_json, writing
 from fedpeft.models.quantized import QuantizedLinear
@@ -122,9 +123,7 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
         ModelError: it is no plain LoRA of a language model, or the architecture has no GGUF adapters here.
         RunError: a file can't be read or written.
     """
-    from transformers import AutoConfig
-
-    architecture = Architecture.of(AutoConfig.from_pretrained(str(run.model_directory), local_files_only=True))
+    architecture = Architecture.of(config_of(run.model_directory))
     _check_language(run)
     try:
         config: dict[str, Any] = read_json(run.files / "adapter_config.json")

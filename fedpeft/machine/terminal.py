@@ -1,0 +1,44 @@
+"""The console that all commands write to: it shows control characters that data contain, and obeys none of them.
+
+Class names, texts, file names and peers' messages come from elsewhere. An escape sequence in one of them could clear
+the screen, set the window's title or write over a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import console
+from rich.segment import Segment
+from rich.text import Text
+
+OBEYED = (
+    *(code for code in range(0x20) if chr(code) not in "\t\n"),
+    *range(0x7F, 0xA0),  # delete, and the control characters of eight bits
+    *range(0x202A, 0x202F),  # these and the next turn the direction of what follows
+    *range(0x2066, 0x206A),
+)
+"""Characters that a terminal obeys instead of showing them; line ends and tabs are not among them."""
+
+SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in OBEYED}
+
+
+def shown(text: str) -> str:
+    r"""Return a text in which control characters are spelled out, as in \x1b."""
+    return text.translate(SHOWN)
+
+
+class Console(console.Console):
+    """A rich console that spells out the control characters in all that it is given to print."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to print: what is spelled out here counts where columns are measured."""
+        return super().render_str(shown(text), **options)
+
+    def render(
+        self, renderable: console.RenderableType, options: console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of something to print; rich adds its own styles and cursor movements later."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(shown(segment.text), segment.style)
