@@ -24,6 +24,7 @@ from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_part
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
 from fedpeft.run.command import exit_code, quoted
+from fedpeft.run.sampling import cohort_size
 from fedpeft.spec import Spec
 
 MEASURED = 10_000
@@ -160,13 +161,15 @@ def check(command: Command, console: Console) -> list[str]:
     if not wrong:
         say("wrong", "nothing was found")
     clients = 0 if called.startswith("natural") and not command.clients else len(partition)
-    say("a run", run_of(command, text, called, clients))
+    size = cohort_size(DEFAULT.cohort, len(partition))
+    cohort = "all" if size == len(partition) else str(size)
+    say("a run", run_of(command, {"dataset": text, "partition": called, "clients": str(clients), "cohort": cohort}))
     return wrong
 
 
-def run_of(command: Command, dataset: str, partition: str, clients: int) -> str:
-    """The command line of a run on just what was looked at, as a shell reads it."""
-    flags = {"dataset": quoted(dataset), "partition": quoted(partition), "clients": str(clients)}
+def run_of(command: Command, settings: Mapping[str, str]) -> str:
+    """Return the command line of a run with these settings and the command's own, as a shell reads it."""
+    flags = {name: quoted(v) if name in ("dataset", "partition") else v for name, v in settings.items()}
     for name in ("model", "tokens", "seed"):
         if (given := getattr(command, name)) != getattr(DEFAULT, name):
             flags[name] = shlex.quote(str(given))

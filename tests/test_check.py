@@ -111,6 +111,7 @@ def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
         "--dataset": f"file(path={name!r})",
         "--partition": "dirichlet(alpha=0.5)",
         "--clients": "4",
+        "--cohort": "all",
         "--model": "tiny",
         "--tokens": "64",
         "--seed": "3",
