@@ -26,6 +26,7 @@ _PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config", "pat
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 
 if loading.is_command():
+    loading.refuse_windows()
     loading.begins()
 
 _here = Path(__file__).resolve().parent
@@ -37,8 +38,11 @@ def __getattr__(name: str) -> Any:
     """A public name, from the module that it stands in."""
     if name not in __all__:
         raise AttributeError(f"module 'fedpeft' has no attribute {name!r}")
+    import sys
     from importlib import import_module
 
+    if sys.platform == "win32":
+        raise ImportError(loading.USE_WSL)
     return getattr(import_module(_PLACES.get(name, "fedpeft.api")), name)
 
 

@@ -47,6 +47,7 @@ def overview() -> str:
 
 def main() -> int:
     """The command; its exit code: 2 where there is no such command, else that command's."""
+    loading.refuse_windows()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())

@@ -33,7 +33,10 @@ class RunConfig:
     )
     rounds: int = setting(20, "rounds of federated training", low=1)
     cohort: int | float | str = setting(
-        0.1, "clients per round: a fraction (0.1), a number (20), all, or a sampler such as eafl(0.1)", above=0
+        "auto",
+        "clients per round: auto (all of up to 20, else a tenth but at least 10), a fraction (0.1), a number (20), "
+        "all, or a sampler such as eafl(0.1)",
+        above=0,
     )
     dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting(

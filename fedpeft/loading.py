@@ -1,4 +1,4 @@
-"""Ctrl-C while a command loads its libraries: a line, as later on, and not where the imports just were.
+"""What a command does before its libraries are loaded: refuse Windows, and end on Ctrl-C with a line.
 
 Nothing is under way then that could be left half done, so the process ends at once; an exception would be lost in
 destructors and in code of libraries that has no place for it.
@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
+USE_WSL = "fedpeft runs on Linux and macOS; on Windows, use it inside WSL (https://learn.microsoft.com/windows/wsl)"
+"""What a user of Windows reads: file locks, limits and processes are those of POSIX here."""
+
 _SIGNALS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """What ends a command here, and what Python does of it by itself."""
 
@@ -26,6 +29,17 @@ def is_command() -> bool:
     words = sys.orig_argv
     named = [module for flag, module in pairwise(words) if flag == "-m"][:1]
     return sys.argv[:1] == ["-m"] and [module.partition(".")[0] for module in named] == ["fedpeft"]
+
+
+def refuse_windows() -> None:
+    """End a command on Windows with one sentence, before a module that Windows lacks is imported.
+
+    Raises:
+        SystemExit: this is Windows; the exit code is that of a user's mistake.
+    """
+    if sys.platform == "win32":
+        print(f"error: {USE_WSL}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def begins() -> None:

@@ -135,7 +135,7 @@ _state = _State()
 
 def register_base(base: type, group: str) -> None:
     """Record that subclasses of `base` are parts of `group`."""
-    if group in GROUPS:
+    if group in GROUPS and base is not object:
         _group_of_base[base] = group
 
 

@@ -46,3 +46,25 @@ def test_parts_that_must_be_given_settings_are_skipped_where_they_would_have_to_
     assert ended.returncode == 0, ended.stdout
     assert "passed" in ended.stdout
     assert "Warning" not in ended.stdout
+
+
+FROM_FLOWER = '''
+"""A subclass of Flower's FedAvg as a part."""
+from flwr.serverapp.strategy import FedAvg
+from fedpeft.flower.strategy import wrapped
+
+
+class Mine(FedAvg):
+    """FedAvg by a name of one's own."""
+
+
+parts = {"strategies": {"mine": wrapped(Mine)}}
+'''
+
+
+def test_a_wrapped_strategy_of_flower_s_does_what_every_strategy_must(tmp_path):
+    (tmp_path / "mine.py").write_text(FROM_FLOWER)
+    command = [sys.executable, "-m", "fedpeft.conformance", "mine.py"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout
+    assert "passed" in ended.stdout

@@ -23,6 +23,7 @@ from experiments.speed.workload import Case, Workload, operations, workload
 from fedpeft.config import RunConfig
 from fedpeft.models.kernels import gemm_rates
 from fedpeft.models.task import DTYPES
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.suited import settled
 
 VARIANTS = {
@@ -56,7 +57,7 @@ def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
         for batch in (1, 4, 8)
     ]
     run = settled(RunConfig())
-    cohort = round(int(run.clients) * float(run.cohort))
+    cohort = cohort_size(run.cohort, int(run.clients))
     name = f"default run: {run.dtype}, batch {run.batch_size}, {cohort} clients"
     default = Case(name, cohort, default_rows, run.batch_size, run.dtype)
     return [*timed, default]

@@ -56,7 +56,7 @@ def _check_neighbours(mechanism: DistributedDP, exposure: Exposure) -> None:
     """Refuse cohorts in which a client does not see all others: it counts on their noise."""
     most = exposure.clients if exposure.start else mechanism.most(exposure)
     if degree(most, mechanism.mask_neighbours) < most - 1:
-        of_cohort = "name a smaller --cohort, as a number (a plan asks all where none is named, and 0.1 is the default)"
+        of_cohort = "name a smaller --cohort (a plan asks all clients if none is named)"
         fewer = "fewer --clients: all are asked for their start" if exposure.start else of_cohort
         raise PrivacyError(
             f"of {most} clients that a sum can have each would see {mechanism.mask_neighbours}, and real clients count "

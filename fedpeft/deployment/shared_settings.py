@@ -28,6 +28,7 @@ from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
 from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.run.measured import parse_measure
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec, split_outside_parentheses
 
@@ -66,6 +67,8 @@ AT_MOST: Final = {
 def settings_for_clients(setup: Setup) -> RunConfig:
     """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
     told = {name: getattr(setup.config, name) for name in TAKEN}
+    if setup.config.cohort == "auto":  # a client's ledger counts on the number, whatever the rule of its version is
+        told["cohort"] = cohort_size("auto", setup.clients)
     return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
@@ -92,7 +95,7 @@ def shared_settings(text: str) -> RunConfig:
             raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
-    if isinstance(told.cohort, str) and told.cohort != "all":
+    if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
         raise RunError("the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
         raise RunError("the server's settings name a file of clients, and a client is told their number")

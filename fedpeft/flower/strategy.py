@@ -122,7 +122,7 @@ class FlowerRule(RoundStrategy):
         names = tuple(sorted(self.trained(layout, round)))
         updates = read(names)
         if not len(updates):
-            raise ConfigError(f"{self.flower_class.__name__} has no updates to aggregate")
+            raise ConfigError(f"{self.flower_class.__name__} needs at least one update to aggregate, and got none")
         arrays = _arrays(state, names)
         cohort = [Trained(u.client, _arrays({n: u.trained(n) for n in names}, names), u.weight) for u in updates]
         with _quiet():

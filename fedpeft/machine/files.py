@@ -86,6 +86,35 @@ def read_json(file: Path) -> Any:
     return parse_json(read(file))
 
 
+ZEROS = 1 << 20
+"""Bytes that are written at a time where the system can't reserve a file's room."""
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Give an empty file `size` bytes of zeros that have room on the disk, however the system does that.
+
+    macOS lacks `posix_fallocate`. A file that is only lengthened has no room there, and a full disk would show when a
+    mapping of it is written, which ends the process.
+
+    Raises:
+        OSError: the disk is full, or the file can't be written.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for start in range(0, size, ZEROS):
+        os.pwrite(descriptor, bytes(min(ZEROS, size - start)), start)
+
+
+def flush_data(descriptor: int) -> None:
+    """Wait until a file's content is on the disk; macOS lacks `fdatasync`.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(descriptor)
+
+
 def make_private_folder(folder: Path) -> None:
     """Make a folder of mode 0700, or give it that mode.
 

@@ -5,7 +5,6 @@ The file lies in the cache, has no name, and is gone when the process ends, howe
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -13,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fedpeft.machine import cache
+from fedpeft.machine import cache, files
 from fedpeft.machine.mapped import PIECE, leave
 
 HELD = 16 << 20
@@ -95,7 +94,7 @@ def scratch(length: int, dtype: DTypeLike) -> NDArray[Any]:
         return np.zeros(length, kind)
     file = nameless_file()
     with cache.room_for("rows that do not fit memory"):  # writing to a mapping could not say that there is none
-        os.posix_fallocate(file.fileno(), 0, length * kind.itemsize)
+        files.reserve(file.fileno(), length * kind.itemsize)
     return np.memmap(file, kind, "r+", shape=(length,))
 
 

@@ -218,7 +218,7 @@ class FrozenStore:
             for name, size in sizes.items():
                 with open(self.folder / name, "wb") as file:
                     if size:
-                        os.posix_fallocate(file.fileno(), 0, size)
+                        files.reserve(file.fileno(), size)
         except OSError:
             for name in sizes:  # others need the room
                 (self.folder / name).unlink(missing_ok=True)
@@ -263,7 +263,7 @@ class FrozenStore:
     def _mark(self, tile: int) -> None:
         """Done, after its data has reached the disk."""
         for file in self._files.values():
-            os.fdatasync(file)
+            files.flush_data(file)
         with open(self.folder / "tiles.done", "r+b") as done:
             done.seek(tile)
             done.write(b"\x01")

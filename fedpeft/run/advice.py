@@ -116,9 +116,9 @@ def _one_step_each(setup: Setup, rows: int) -> bool:
 
 
 def _one_at_a_time(setup: Setup, clients: int) -> bool:
-    """Whether nobody has said how many take part, and one does."""
-    default = setup.config.cohort == RunConfig.cohort and setup.mechanism is None
-    return default and clients > 1 and cohort_size(setup.config.cohort, clients) == 1
+    """Whether the cohort is a share of the clients that comes to one client."""
+    is_share = isinstance(setup.config.cohort, float) and setup.mechanism is None
+    return is_share and clients > 1 and cohort_size(setup.config.cohort, clients) == 1
 
 
 def _adam_fits(setup: Setup) -> bool:

@@ -20,14 +20,29 @@ from fedpeft.spec import parse_spec
 
 Size = int | float | str
 
+ALL_UP_TO = 20
+"""Most clients of whom `--cohort auto` asks all in each round."""
+
+AUTO_SHARE = 0.1
+"""Share of more clients that `--cohort auto` asks."""
+
+AUTO_LEAST = 10
+"""Fewest of them that it asks: the mean of fewer updates is noisy."""
+
 
 def cohort_size(setting: Size, clients: int) -> int:
-    """The cohort's size: a whole number is a count, a float a fraction of the clients, "all" is everyone; of a
-    sampler's text, its size.
+    """Return the number of clients that a round asks.
+
+    Args:
+        setting: a whole number is a count, a float a fraction of the clients. "all" is everyone, "auto" is everyone up
+            to `ALL_UP_TO` clients and else a share. A sampler's text has a size of its own.
+        clients: how many there are.
 
     Raises:
         ConfigError: it asks for no client, or for more than there are; or the text is none.
     """
+    if setting == "auto":
+        return clients if clients <= ALL_UP_TO else max(AUTO_LEAST, round(AUTO_SHARE * clients))
     if isinstance(setting, str) and setting != "all" and setting.isascii() and "(" in setting:
         setting = aware(setting).size  # type: ignore[union-attr]
     if setting == "all":
@@ -38,7 +53,7 @@ def cohort_size(setting: Size, clients: int) -> int:
         return setting
     raise ConfigError(
         f"cohort={setting} is neither a fraction of the clients (above 0.0, at most 1.0), nor a whole number from 1 to "
-        f"the number of clients ({clients}), nor all, nor a sampler such as eafl(0.1)"
+        f"the number of clients ({clients}), nor auto, nor all, nor a sampler such as eafl(0.1)"
     )
 
 
@@ -106,12 +121,12 @@ SAMPLERS: Family[AwareSampler] = Family("fedpeft.run.samplers", "sampler", kind=
 
 
 def aware(cohort: Size) -> AwareSampler | None:
-    """The sampler that `--cohort` names; None: a number, a fraction or all.
+    """The sampler that `--cohort` names; None: auto, a number, a fraction or all.
 
     Raises:
         ConfigError: the text is no sampler's, or a setting is not legal.
     """
-    if not isinstance(cohort, str) or cohort == "all":
+    if not isinstance(cohort, str) or cohort in ("auto", "all"):
         return None
     if parse_spec(cohort).name not in SAMPLERS.names and "(" not in cohort:
         return None  # for `cohort_size`, which says what is legal

@@ -14,6 +14,9 @@ from fedpeft.run.observer import Metrics
 A_ROW = 1.5
 """More rows than one that are right, in floating point."""
 
+CLEARLY_LOWER = 0.9
+"""Ratio of two validation losses up to which the lower one is more than chance (`experiments/harm`)."""
+
 _ROUND, _SINCE, _LOSS, _ACCURACY = "round", "since", "loss", "accuracy"
 
 
@@ -38,14 +41,11 @@ class BestState:
     def after(self, other: BestState, by_accuracy: bool) -> BestState:
         """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone.
 
-        By accuracy the start stays unless at least two rows more are right (one, where their number is not known): it
-        comes in closed form from all clients' rows, the standard error of a difference of one row is a row, and what
-        has been right on one more, or on as many at less loss, has been worse on test rows (`experiments/harm`).
+        By accuracy the start has to be beaten clearly, see `_beats_start`.
         """
-        if by_accuracy and self.round == 0 and not math.isnan(self.metrics.accuracy):
-            more = (other.metrics.accuracy - self.metrics.accuracy) * (other.metrics.predictions or math.inf)
-            if not more > A_ROW:
-                return replace(self, since=self.since + 1)
+        judged = by_accuracy and self.round == 0 and not math.isnan(self.metrics.accuracy)
+        if judged and not _beats_start(self.metrics, other.metrics):
+            return replace(self, since=self.since + 1)
         if _quality(other.metrics, by_accuracy) > _quality(self.metrics, by_accuracy):
             return other
         return replace(self, since=self.since + 1)
@@ -79,6 +79,19 @@ class BestState:
 def validated(best: BestState | None) -> dict[str, Any]:
     """What the state that a run keeps has on the validation rows, for its summary; empty: it keeps the last one."""
     return {"validation_loss": best.metrics.loss, "validation_accuracy": best.metrics.accuracy} if best else {}
+
+
+def _beats_start(start: Metrics, later: Metrics) -> bool:
+    """Return whether a later state is better than the start by more than chance.
+
+    The start comes in closed form from all clients' rows. A later state replaces it if at least two rows more are right
+    (one, if their number is not known), or if no fewer are right and the loss is lower by at least a tenth. The
+    standard error of a difference of one row is a row. States whose losses were lower by less than a tenth had fewer
+    right test rows (`experiments/harm`).
+    """
+    more = (later.accuracy - start.accuracy) * (later.predictions or math.inf)
+    lower = later.loss < start.loss and later.loss <= CLEARLY_LOWER * start.loss
+    return more > A_ROW or (later.accuracy >= start.accuracy and lower)
 
 
 def _quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from experiments import one_sentence
 from experiments.codecs import states
 from fedpeft.simulate import main
 
-TINY = ["--dataset=tiny", "--clients=4", "--tokens=16", "--dtype=fp32", "--workers=1", "--rounds=2",
+TINY = ["--dataset=tiny", "--clients=4", "--cohort=1", "--tokens=16", "--dtype=fp32", "--workers=1", "--rounds=2",
         "--local-work=steps(10)", "--peft=lora(layers=2)", "--head=ridge(strength=0.001)",
         "--learning-rate=0.02", "--safeguard=none", "--measure=validation(keep=last)"]  # fmt: skip
 

@@ -308,8 +308,8 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
     again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))
     assert again.config == simulation.config
     assert made(tmp_path / "c", **given).cohort == 3  # as it is named
-    with pytest.raises(PrivacyError, match="the cohort has 1"):  # who says something of training says all
-        made_of(tmp_path / "d", {**left, "learning_rate": 0.01})
+    with pytest.raises(PrivacyError, match="the cohort has 1"):  # as it is named
+        made_of(tmp_path / "d", {**left, "cohort": 0.1})
 
 
 def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatch):

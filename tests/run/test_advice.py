@@ -40,9 +40,15 @@ def test_a_correction_of_label_shift_is_advised_where_it_can_help(more, advised,
 
 @pytest.mark.parametrize(
     ("more", "advised"),
-    [([], True), (["--cohort", "1"], False), (["--clients", "2"], True), (["--clients", "20"], False)],
+    [
+        ([], False),
+        (["--cohort", "0.1"], True),
+        (["--cohort", "1"], False),
+        (["--cohort", "0.1", "--clients", "2"], True),
+        (["--cohort", "0.1", "--clients", "20"], False),
+    ],
 )
-def test_a_cohort_of_one_that_nobody_asked_for_is_told(more, advised, tmp_path, capsys):
+def test_a_share_that_comes_to_one_client_is_told(more, advised, tmp_path, capsys):
     command = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--workers", "1"]
     assert main([*command, *more, "--output", str(tmp_path / "run")]) == 0
     assert ("nothing is averaged: --cohort all" in " ".join(capsys.readouterr().out.split())) is advised

@@ -96,7 +96,9 @@ def test_what_lies_beside_a_gguf_file_says_how_llama_cpp_loads_it(run, tmp_path,
         card = (tmp_path / "out" / "README.md").read_text()
         assert f"to load it | {said}" in card
         assert "library_name" not in card
-        assert f"to load it: {said}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        file = tmp_path / "out" / ("model.gguf" if words else "adapter.gguf")
+        assert f"to load it:\nllama-cli -m {file if words else 'BASE.gguf --lora ' + str(file)}\n" in out
         shutil.rmtree(tmp_path / "out")
 
 
