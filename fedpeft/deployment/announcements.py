@@ -97,10 +97,12 @@ class Announcements:
             self._statements.append(statement)
 
     def about(self, client: str, instruction: Instruction) -> Signed:
-        """The statement that goes with a client's task, in the round that was announced last."""
-        record = TaskRecord(
-            self._chain.run, client, self._chain.head, instruction_digest(instruction), int(time.time())
-        )
+        """Return the statement that goes with a client's task, about the newest record of its round.
+
+        That is the last record, unless a resumed server sends the instruction of an earlier round again.
+        """
+        asked = self._chain.training(instruction.round) if instruction.kind == "train" else self._chain.head
+        record = TaskRecord(self._chain.run, client, asked, instruction_digest(instruction), int(time.time()))
         return self._signed(TASK, record.to_bytes())
 
     def _signed(self, kind: str, content: bytes) -> Signed:

@@ -29,8 +29,8 @@ from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.progress import Traffic
 from fedpeft.server.sum_journal import Opened, Step
+from fedpeft.server.traffic import Traffic
 
 VECTORS = 3
 """The step that brings the vectors."""
