@@ -103,7 +103,7 @@ class _Pool:
 
     def tensors(self) -> State:
         """Return everything as tensors; copies, because states may share memory and a checkpoint may not."""
-        made = labelled("payload", {f"{number:09d}": _tensor(data) for data, number in self._payloads.items()})
+        made: State = labelled("payload", {f"{number:09d}": _tensor(data) for data, number in self._payloads.items()})
         for key, state in self._states.values():
             made |= labelled(f"state/{key}", {name: tensor.clone() for name, tensor in state.items()})
         return made
@@ -111,7 +111,7 @@ class _Pool:
 
 def _message(cls: type[Any], values: dict[str, Any], payloads: Sequence[bytes]) -> Any:
     made = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return cls(**made | {name: payloads[made[name]] for name in PAYLOADS if name in made})
+    return cls(**made | {name: payloads[values[name]] for name in PAYLOADS if name in values})
 
 
 def _tensor(data: bytes) -> Tensor:
@@ -119,4 +119,5 @@ def _tensor(data: bytes) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.numpy().tobytes()
+    data: bytes = tensor.numpy().tobytes()
+    return data

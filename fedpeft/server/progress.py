@@ -43,8 +43,8 @@ STATES = "states"
 VERSION = 5
 
 READ = (2, 3, 4, VERSION)
-"""Before 5 the clients in flight were not in it; before 4 what is said of each client was JSON; before 3, clients of a run with control variates called their states
-otherwise, and such a run can't be continued."""
+"""Before 5 no clients were in flight; before 4 what is said of each client was JSON; before 3, clients of a run with
+control variates called their states otherwise, and such a run can't be continued."""
 
 OF_CLIENTS = ("acknowledged", "held", "rows", "rejections")
 """The attributes of a `Progress` that are a number per client: in a checkpoint, arrays of ids and numbers."""
