@@ -15,7 +15,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import fedpeft
@@ -24,6 +23,7 @@ from experiments.ladder.rungs import frozen_features
 from fedpeft.aggregation.cross_validation import USUAL
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.errors import ConfigError
+from fedpeft.machine.terminal import Console
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 

@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from experiments import one_sentence
 from fedpeft.config import RunConfig
+from fedpeft.machine.terminal import Console
 from fedpeft.run.console import ConsoleObserver, quiet_libraries
 from fedpeft.simulation.probe import base_probe, strongest
 from fedpeft.simulation.simulation import Simulation

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 from experiments import one_sentence
@@ -28,6 +27,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.config import RunConfig
+from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation

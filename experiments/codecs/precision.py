@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from experiments import one_sentence
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
 from fedpeft.config import RunConfig
+from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State
 from fedpeft.simulate import simulate
 

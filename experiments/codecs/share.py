@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 from fedpeft.clients.client import ClientSide
-from rich.console import Console
 
 from experiments import one_sentence
 from fedpeft.communication.downlink import Downlink
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
+from fedpeft.machine.terminal import Console
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation

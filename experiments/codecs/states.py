@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from experiments import one_sentence
@@ -22,6 +21,7 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import balanced
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
+from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State, difference
 from fedpeft.run.console import ConsoleObserver, quiet_libraries
 from fedpeft.server.progress import Checkpoints

@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from experiments import one_sentence
 from experiments.ladder.rungs import cells
 from experiments.ladder.settings import TASKS
 from fedpeft.errors import ConfigError
+from fedpeft.machine.terminal import Console
 from fedpeft.run.console import ConsoleObserver, quiet_libraries
 from fedpeft.run.phases import SILENCE
 

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedpeft.config import RunConfig
+from fedpeft.machine.terminal import Console
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 

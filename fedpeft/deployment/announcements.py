@@ -102,9 +102,13 @@ class Announcements:
         return record.digest
 
     def about(self, client: str, instruction: Instruction) -> Signed:
-        """The statement that goes with a client's task, in the round that was announced last."""
+        """Return the statement that goes with a client's task, about the newest record of its round.
+
+        That is the last record, unless a resumed server sends the instruction of an earlier round again.
+        """
+        asked = self._chain.training(instruction.round) if instruction.kind == "train" else self._chain.head
         digest, own = instruction_digest(instruction), own_fields(instruction)
-        record = TaskRecord(self._chain.run, client, self._chain.head, digest, int(time.time()), own)
+        record = TaskRecord(self._chain.run, client, asked, digest, int(time.time()), own)
         return self._signed(TASK, record.to_bytes())
 
     def _signed(self, kind: str, content: bytes) -> Signed:

@@ -306,7 +306,8 @@ class Federation:
         # but for sums, which have too little noise without them.
         summed, asynchronous = self.setup.secure_sum is not None, self.setup.strategy.asynchronous
         quorum = 0.0 if asynchronous or (self.secret_cohort and not summed) else self.options.quorum
-        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, summed, self.options.patience)
+        goes_on = summed or asynchronous > 0
+        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on, self.options.patience)
 
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""

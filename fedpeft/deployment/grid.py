@@ -63,7 +63,8 @@ class GrpcGrid(OwnGrid):
         quorum: share of the clients asked that must answer before the deadline counts, 0 to 1.
         deadline: seconds; 0: none.
         stopping: set when the server was asked to stop: the round ends as soon as a quorum has answered.
-        goes_on: whether a round goes on where it stood after a restart: then it is left at once.
+        goes_on: whether a restarted server still waits for the clients that have an instruction: then a server that is
+            asked to stop ends at once.
         patience: seconds after which a client that has gone is away.
     """
 

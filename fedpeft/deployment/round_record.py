@@ -255,6 +255,12 @@ class Chain:
         trained = self._phases.get(("train", ""))
         return trained.round if trained else 0
 
+    def training(self, round: int) -> str:
+        """Return the hash of the newest record of the training of a round; of the last record if there is none."""
+        newest = reversed(self.by_hash.items())
+        wanted = ("train", round)
+        return next((h for h, at in newest if (self.records[at].kind, self.records[at].round) == wanted), self.head)
+
     def _check_link(self, record: RoundRecord) -> None:
         said = f"the server's record {record.sequence} ({record.called})"
         if record.run != self.run:

@@ -59,6 +59,7 @@ class Transcript:
         self._client, self._verifier, self._most = client, verifier, most
         self._chain = Chain(run, settings)
         self._tasks: list[TaskRecord] = []  # of the record that was asked about last
+        self._trained: TaskRecord | None = None  # the last training
         self._unwritten: list[Line] = []
         self._log.mend()
         self._bytes = self._log.size
@@ -109,7 +110,8 @@ class Transcript:
         if told.digest != instruction_digest(instruction):
             raise RunError("the server sent another task than the one that it has made a statement about")
         self._check_own(told, instruction)
-        record = self._record_of(told, SUM_STEPS if instruction.step else 1)
+        repeated = not instruction.step and self._is_last_training(told)
+        record = self._record_of(told, SUM_STEPS if instruction.step else 1, repeated)
         summed = instruction.kind == "sum" and record.kind in ("prepare", "train")
         if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
             raise RunError(
@@ -118,7 +120,7 @@ class Transcript:
             )
         if not summed and (record.common, record.asks) != (common_digest(instruction), instruction.asks):
             raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
-        if (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
+        if not repeated and (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
             self._has_room(TASK, statement)
             self._keep(TASK, statement)
             self._note(told)
@@ -150,18 +152,27 @@ class Transcript:
 
     def _note(self, told: TaskRecord) -> None:
         self._tasks = [task for task in self._tasks if task.record == told.record] + [told]
+        position = self._chain.by_hash.get(told.record)
+        if position is not None and self._chain.records[position].kind == "train":
+            self._trained = told
 
     def _write(self) -> None:
         self._log.append(self._unwritten)
         self._unwritten = []
 
-    def _record_of(self, told: TaskRecord, most: int) -> RoundRecord:
-        """The round of a task; a client's tasks never go back, and it has one in each, or `most`."""
+    def _is_last_training(self, told: TaskRecord) -> bool:
+        """Return whether a task is the last training once more; a server that was killed may have lost its report."""
+        last = self._trained
+        return last is not None and (last.record, last.digest) == (told.record, told.digest)
+
+    def _record_of(self, told: TaskRecord, most: int, repeated: bool) -> RoundRecord:
+        """The round of a task; a client's tasks never go back but for the last training, which may be `repeated` after
+        an evaluation, and it has one in each, or `most`."""
         position = self._chain.by_hash.get(told.record)
         if position is None:
             raise RunError("the server sent a task of a round that it has not recorded")
         record = self._chain.records[position]
-        if not self._tasks:
+        if not self._tasks or repeated:
             return record
         before = self._chain.by_hash.get(self._tasks[-1].record, -1)
         if position < before:

@@ -5,8 +5,9 @@ gets noise of standard deviation z C. Equal releases are merged into one event; 
 privacy loss random variables (PRV; Gopi et al., arXiv 2106.02848), as Opacus implements it, and its upper bound is
 reported. Neighbours are add/remove: one unit more or less.
 
-RDP is 11 to 22 % looser. It is used where "surely within the budget" is the question, because it costs nothing, and for
-Skellam noise (`fedpeft.privacy.skellam`), of which divergences are known and privacy losses are not.
+RDP is 11 to 22 % looser. It is used where "surely within the budget" is the question, because it costs nothing, for
+Skellam noise (`fedpeft.privacy.skellam`), of which divergences are known and privacy losses are not, and for deltas so
+small that PRV's rounding would count (`ROUNDING`).
 
 Opacus is imported where it is used: it costs half a second and 20 MB that a run without privacy need not pay.
 """
@@ -35,6 +36,11 @@ RELATIVE_ERROR = 0.002
 
 LARGEST = 1000.0
 """A larger epsilon protects nobody and is not computed in full: RDP's bound is reported instead."""
+
+SMALLEST_DELTA, ROUNDING = 1e-11, 2.0**-48
+"""Below the first, or the second times the releases, RDP's bound is reported: PRV composes by Fourier transforms, whose
+rounding is an absolute error of delta that grows with the releases (1e-16 of each, measured with Gaussian noise), so
+that its epsilon would be below the exact one."""
 
 MOST_RELEASES = 1_000_000
 """More take seconds and gigabytes to compose, so RDP's bound is reported instead; no run comes near."""
@@ -134,7 +140,7 @@ def rdp_epsilon(events: Events, delta: float) -> float:
 def epsilon(events: Events, delta: float) -> float:
     """Epsilon of all releases together at `delta` (above 0, below 1), an upper bound; infinite without noise.
 
-    By PRV, or by RDP where one is not Gaussian.
+    By PRV, or by RDP if one is not Gaussian or `delta` is too small for PRV.
     """
     return _epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
 
@@ -163,8 +169,10 @@ def _prv_accountant() -> PRVAccountant:
 
 @lru_cache(maxsize=4096)
 def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
-    bound = rdp_epsilon(dict(history), delta)
-    if bound == 0 or bound > LARGEST or sum(steps for _, steps in history) > MOST_RELEASES:
+    bound, releases = rdp_epsilon(dict(history), delta), sum(steps for _, steps in history)
+    if bound == 0 or bound > LARGEST or releases > MOST_RELEASES:
+        return bound
+    if delta < max(SMALLEST_DELTA, ROUNDING * releases):
         return bound
     if not gaussian(dict(history)):
         return bound

@@ -18,7 +18,8 @@ from fedpeft.communication.release import Release, common_digest, digest_of
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.setup import Setup
-from fedpeft.server.progress import Progress, Traffic
+from fedpeft.server.progress import Progress
+from fedpeft.server.traffic import Traffic
 
 NO_STEPS: Mapping[int, int] = MappingProxyType({})
 

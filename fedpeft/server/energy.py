@@ -142,10 +142,13 @@ class EnergyBook:
     # ------------------------------------------------------------------------------------------------------- a round
 
     def replay(self, lines: Iterable[Mapping[str, Any]], rows: Mapping[int, int], round: int) -> None:
-        """Take over from `round`: the lines of clients.jsonl so far, and the `rows` that clients have told."""
+        """Take over from `round`: the lines of clients.jsonl so far, and the `rows` that clients have told.
+
+        An asynchronous run takes an update `staleness` rounds after it has asked for it.
+        """
         by_round: dict[int, list[Mapping[str, Any]]] = {}
         for line in lines:
-            by_round.setdefault(line["round"], []).append(line)
+            by_round.setdefault(line["round"] + line.get("staleness", 0), []).append(line)
         for number in range(1, round + 1):
             self.begin(number, {})
             for line in by_round.get(number, ()):

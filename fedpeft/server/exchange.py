@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedpeft import seeds
+from fedpeft.communication.downlink import Sent
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
 from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
 from fedpeft.communication.release import Release
 from fedpeft.privacy.secure_sum.roster import Membership
+from fedpeft.server.in_flight import InFlight
 from fedpeft.server.parked import Parked
 from fedpeft.server.sum_journal import SumJournal
 
@@ -57,8 +59,8 @@ class Exchange:
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
         called: what a client is called on a terminal, by its id.
         members: what the server knows of clients that have joined.
-        asked: clients of an asynchronous run that have been asked and not taken into a step yet.
-        arrived: what they have answered meanwhile.
+        outstanding: by client, what it was sent to train on and whose report has not been returned yet.
+        arrived: reports of an asynchronous run that wait for the next step.
         pending: the instructions that have not been answered yet, by message.
         recorded: the digest that `announce` returned last; empty: nothing was announced.
     """
@@ -70,20 +72,37 @@ class Exchange:
     journal: SumJournal | None = None
     called: Callable[[int], str] = numbered
     members: Joined = NOBODY
-    asked: set[int] = field(default_factory=set)
+    outstanding: dict[int, Sent] = field(default_factory=dict)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
     recorded: str = ""
 
-    def answers(self, instructions: Sequence[Instruction], buffer: int, early: Early | None = None) -> Iterator[Report]:
-        """Send the instructions of a round of training, and yield its reports.
+    def answers(self, sent: Sequence[Sent], buffer: int, early: Early | None = None) -> Iterator[tuple[Report, Sent]]:
+        """Send the instructions of a round of training, and yield each report with what its client was sent.
 
         `buffer`: how many good ones are waited for, of whoever has been asked; 0: all, in order. `early` is shown each
         report that has come before its turn.
         """
+        self.outstanding |= {s.instruction.client: s for s in sent}
+        instructions = [s.instruction for s in sent]
         if buffer:
-            return self.first(instructions, buffer, "train")
-        return self.in_order(instructions, len(instructions), "train", early)
+            reports = self._first(instructions, buffer, "train")
+        else:
+            reports = self.in_order(instructions, len(instructions), "train", early)
+        for report in reports:
+            yield report, self.outstanding.pop(report.client)
+
+    @property
+    def in_flight(self) -> InFlight:
+        """The clients that train between two steps of an asynchronous run, for its checkpoint."""
+        return InFlight(tuple(self.outstanding.values()), tuple(self.arrived))
+
+    def resume(self, in_flight: InFlight) -> None:
+        """Take over the clients that were in flight; those that have not answered are sent their instructions again."""
+        self.outstanding = {s.instruction.client: s for s in in_flight.sent}
+        self.arrived = deque(in_flight.arrived)
+        for wave in in_flight.waves():
+            self._push(wave)
 
     def in_order(
         self, instructions: Iterable[Instruction], total: int, phase: str, early: Early | None = None
@@ -96,7 +115,7 @@ class Exchange:
         done = 0
         self.answered(phase, done, total)
         for wave in _waves(instructions, WAVE):
-            self._await_training({i.client for i in wave} & self.asked)
+            self._await_training({i.client for i in wave})
             sent = self._push(wave)
             order = deque(i.client for i in wave)
             parked = Parked()
@@ -118,20 +137,18 @@ class Exchange:
                     order.popleft()
                     yield turn
 
-    def first(self, instructions: Iterable[Instruction], enough: int, phase: str) -> Iterator[Report]:
+    def _first(self, instructions: Sequence[Instruction], enough: int, phase: str) -> Iterator[Report]:
         """Send the instructions, and yield the next reports of whoever has been asked, until `enough` of them are good.
 
         They come in the order of arrival, and are yielded in the order of client ids.
         """
-        wave, taken, good = list(instructions), list[Report](), 0
-        self.asked |= {i.client for i in wave}
+        taken, good = list[Report](), 0
         self.answered(phase, good, enough)
-        self._push(wave)
-        while good < enough and self.asked:
+        self._push(instructions)
+        while good < enough and len(taken) < len(self.outstanding):
             while not self.arrived:
                 self.arrived.extend(report for _, report in self._pull())
             report = self.arrived.popleft()
-            self.asked.discard(report.client)
             taken.append(report)
             good += not report.error
             self.answered(phase, good, enough)
@@ -148,9 +165,9 @@ class Exchange:
 
     def idle(self, cohort: Sequence[int], seed: int, round: int) -> list[int]:
         """Of a cohort drawn for an asynchronous step, as many as bring those asked to that number again."""
-        idle = [client for client in cohort if client not in self.asked]
+        idle = [client for client in cohort if client not in self.outstanding]
         seeds.generator(seed, "idle", round).shuffle(idle)
-        return sorted(idle[: max(0, len(cohort) - len(self.asked))])
+        return sorted(idle[: max(0, len(cohort) - len(self.outstanding))])
 
     def _await_training(self, clients: Set[int]) -> None:
         while any(i.client in clients and i.kind == "train" for i in self.pending.values()):

@@ -32,8 +32,8 @@ from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.progress import Traffic
 from fedpeft.server.sum_journal import Opened, Step
+from fedpeft.server.traffic import Traffic
 
 WEIGHTS = "summed weights"
 """Name of what a checkpoint keeps of the sum before round 1: the clients' weights, and how many clients there were."""

@@ -36,8 +36,9 @@ from fedpeft.server.acceptance import check_report, check_statistics, reason_of
 from fedpeft.server.evaluation import Evaluation
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import WEIGHTS, MaskedSum
-from fedpeft.server.progress import Counters, Progress
+from fedpeft.server.progress import Progress
 from fedpeft.server.sampling import measured
+from fedpeft.server.traffic import Counters
 
 
 def prepare(

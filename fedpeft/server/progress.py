@@ -34,47 +34,16 @@ from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.run.records import Records
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.best_state import BestState
+from fedpeft.server.in_flight import InFlight
+from fedpeft.server.traffic import Counters
 
 STATES = "states"
 """Folder of a run's last states, where an ensemble is made of them."""
 
-VERSION = 4
+VERSION = 5
 
 OF_CLIENTS = ("acknowledged", "held", "rows", "rejections")
 """The attributes of a `Progress` that are a number per client: in a checkpoint, arrays of ids and numbers."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What a round's messages come to.
-
-    `base_bytes` is the part of `downlink_bytes` that brings clients' bases up to date, `uplink_parameters` counts the
-    adapters' parameters of all updates.
-    """
-
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    base_bytes: int = 0
-    uplink_parameters: int = 0
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Running totals of a run, as in `Traffic`; `prepare_bytes` are those of `uplink_bytes` before round 1 and between
-    tasks, `rejected` the updates left out."""
-
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    prepare_bytes: int = 0
-    base_bytes: int = 0
-    uplink_parameters: int = 0
-    rejected: int = 0
-    round_seconds: float = 0.0
-
-    def after(self, traffic: Traffic, rejected: int, seconds: float) -> Counters:
-        """With one more round."""
-        more = asdict(traffic) | {"rejected": rejected, "round_seconds": seconds}
-        return replace(self, **{name: getattr(self, name) + value for name, value in more.items()})
 
 
 @dataclass(frozen=True)
@@ -104,6 +73,8 @@ class Progress:
         standing: what the safeguard knows.
         best: the best state so far on the validation rows, where it is kept.
         learned: what a rule that goes by tasks remembers of earlier ones, or a rule of groups of these.
+        in_flight: the clients of an asynchronous run that train meanwhile.
+        lowered: the last round whose undone step lowered the clients' learning rate; 0: none.
     """
 
     round: int
@@ -128,6 +99,8 @@ class Progress:
     standing: Standing = field(default_factory=Standing)
     best: BestState | None = None
     learned: State = field(default_factory=dict)
+    in_flight: InFlight = field(default_factory=InFlight)
+    lowered: int = 0
 
     def after(
         self, outcome: Outcome, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
@@ -187,7 +160,7 @@ class Progress:
         """Of all that the next round's outcome is a function of."""
         plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip, self.standing)
         tensors = labelled("adapter", self.adapter) | labelled("drift", flattened(self.drift))
-        tensors |= labelled("residual", self.residual.state())
+        tensors |= labelled("residual", self.residual.state()) | labelled("in_flight", self.in_flight.state())
         for label, state in self.memory.items():
             tensors |= labelled(f"memory/{label}", state)
         return _checksum(repr(plain), tensors)
@@ -205,6 +178,7 @@ class Progress:
                 ("told", self.told),
                 ("learned", self.learned),
                 ("best", self.best.state() if self.best else {}),
+                ("in_flight", self.in_flight.state()),
                 *((f"clients/{name}", _arrays(getattr(self, name))) for name in OF_CLIENTS),
                 *((f"memory/{label}", state) for label, state in self.memory.items()),
             )
@@ -263,11 +237,12 @@ class Progress:
             told=section(tensors, "told"),
             learned=section(tensors, "learned"),
             best=BestState.of(section(tensors, "best")),
+            in_flight=InFlight.of(section(tensors, "in_flight")),
             **plain,
         )
 
 
-TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "told", "best", "learned")
+TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "told", "best", "learned", "in_flight")
 """The attributes of a `Progress` that a checkpoint holds as tensors."""
 
 

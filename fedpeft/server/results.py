@@ -7,7 +7,8 @@ from fedpeft.peft.adapter import difference, norm
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.clock import Clock
-from fedpeft.server.progress import Progress, Traffic
+from fedpeft.server.progress import Progress
+from fedpeft.server.traffic import Traffic
 
 
 def round_result(

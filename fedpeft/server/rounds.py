@@ -45,12 +45,13 @@ from fedpeft.server.exchange import NOBODY, Exchange, Joined, numbered
 from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import judged, prepare
-from fedpeft.server.progress import Progress, RunStore, Traffic
+from fedpeft.server.progress import Progress, RunStore
 from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.results import round_result
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
 from fedpeft.server.tasks import Score, TaskTurns
+from fedpeft.server.traffic import Traffic
 from fedpeft.trust.disagreement import Watched
 from fedpeft.trust.question import asked
 
@@ -117,8 +118,6 @@ class Server:
         if tasks is not None and score_task is not None:
             self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
         self.evaluation = Evaluation(setup, self.clients, validating(observer, evaluate), observer.say, examiner)
-        self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
-        self._lowered = 0  # the last round that lowered the clients' rate; who was asked before a restart never answers
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the state that they have led to."""
@@ -140,6 +139,8 @@ class Server:
         if self.book is not None:
             self.book.replay(self.store.records.read("clients.jsonl"), progress.rows, progress.round)
         self.observer.started(self.setup.rounds, progress.round)
+        if progress.round < self.setup.rounds:
+            self.clients.resume(progress.in_flight)
         while progress.round < self.setup.rounds and not self.stopping() and not self._nothing_gained(progress):
             progress = progress if self.turns is None else self.turns.begun(progress)
             entry = self.open(progress)
@@ -205,11 +206,10 @@ class Server:
         if setup.secure_sum is not None:
             outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
         else:
-            self._outstanding |= {s.instruction.client: s for s in sent}
-            early = taken.early(self._outstanding, clock.aggregating)
-            for report in self.clients.answers([s.instruction for s in sent], setup.strategy.asynchronous, early):
+            early = taken.early(self.clients.outstanding, clock.aggregating)
+            for report, dispatched in self.clients.answers(sent, setup.strategy.asynchronous, early):
                 with clock.aggregating:
-                    taken.add(report, self._outstanding.pop(report.client))
+                    taken.add(report, dispatched)
             with clock.aggregating:
                 outcome = self._finished(taken, progress)
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
@@ -235,7 +235,7 @@ class Server:
             lines["tasks.jsonl"] = self.turns.lines(after)
         lines |= self.evaluation.examined(after, entry.round)
         counters = after.counters.after(traffic, result.rejected, clock.seconds)
-        return replace(after, lines=lines, counters=counters), result
+        return replace(after, lines=lines, counters=counters, in_flight=self.clients.in_flight), result
 
     def _answers(self, entry: Entry, progress: Progress) -> Answers | None:
         """To what the rule asks each client of a round before it trains; None: nothing."""
@@ -291,19 +291,18 @@ class Server:
         counts, standing = guard.judge(loss, before.standing)
         if counts:
             return replace(after, standing=standing), False
-        if asked <= self._lowered:  # it has trained at the rate of then, which has been lowered already
+        if asked <= before.lowered:  # it has trained at the rate of then, which has been lowered already
             standing = before.standing
-        elif standing.rate < before.standing.rate:
-            self._lowered = after.round
+        lowers = standing.rate < before.standing.rate
         self.store.bases.put(before.residual.version, before.residual.total)
         told = f"; from here on clients train at {standing.rate:.3g} of the learning rate"
         told += ", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else ""
         self.observer.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
-            f"{before.standing.lowest:.3g}{broken and f', as {broken}'}"
-            + (told if standing.rate < before.standing.rate else "")
+            f"{before.standing.lowest:.3g}{broken and f', as {broken}'}" + (told if lowers else "")
         )
-        undone, sums = before.undone(after, standing), self.setup.secure_sum
+        undone = replace(before.undone(after, standing), lowered=after.round if lowers else before.lowered)
+        sums = self.setup.secure_sum
         if sums is not None and not sums.noisy and undone.clip is not None:  # a grid that reaches as far as updates do
             undone = replace(undone, clip=undone.clip * standing.rate / before.standing.rate)
         return undone, True

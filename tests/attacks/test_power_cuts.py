@@ -24,7 +24,8 @@ from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.client_engine import Answers
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.run.records import LINES, Records
-from fedpeft.server.progress import Checkpoints, Counters, Progress, RunStore
+from fedpeft.server.progress import Checkpoints, Progress, RunStore
+from fedpeft.server.traffic import Counters
 from tests.attacks.scale import SEED, scaled
 
 TERMS = {"unit": "client", "dp_delta": 1e-3}

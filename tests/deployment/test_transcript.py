@@ -69,6 +69,27 @@ def test_a_server_that_is_resumed_goes_on_with_the_chain(server, joins):
     assert len(client) == len(server.said) == 5
 
 
+def test_a_resumed_server_sends_a_training_again_that_is_in_flight(server, joins):
+    """FedBuff's clients train while rounds go by, and may have evaluated before the server was killed."""
+    client, other = joins(), joins("edge-2")
+    asked = server.sends(client, server.round(task(1)))
+    server.sends(other, task(1), name="edge-2")
+    server.round(task(2))
+    evaluated = server.sends(client, server.round(task(2, "evaluate")))
+    server.open()
+    assert server.sends(client, task(1)) == asked
+    assert server.sends(other, task(1), name="edge-2") == asked
+    assert server.sends(joins(), task(1)) == asked, "a client that was started again, too"
+    with pytest.raises(RunError, match="went back to the training of round 1"):
+        server.sends(client, task(1, attempt=1))
+    with pytest.raises(RunError, match="went back to the training of round 2"):
+        server.sends(client, task(2))
+    assert server.sends(client, task(2, "evaluate")) == evaluated
+    server.sends(client, server.round(task(3)))
+    with pytest.raises(RunError, match="went back to the training of round 1"):
+        server.sends(client, task(1))
+
+
 def test_a_server_does_not_contradict_itself(server):
     """What clients would refuse, it refuses itself: an older checkpoint, another state, other settings."""
     server.round(task(1))

@@ -11,7 +11,8 @@ from safetensors.torch import save
 
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
-from fedpeft.server.progress import VERSION, Checkpoints, Counters, Progress, _checksum
+from fedpeft.server.progress import VERSION, Checkpoints, Progress, _checksum
+from fedpeft.server.traffic import Counters
 
 
 def example(round: int) -> Progress:

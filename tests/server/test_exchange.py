@@ -41,6 +41,10 @@ WRONG = {
 }
 
 
+def sent_to(client: int, round: int = 3) -> Sent:
+    return Sent(Instruction("train", round, client, b""), Package(b"", {}, None))
+
+
 class Peers(OwnGrid):
     """Clients that answer honestly, latest first, except client 1."""
 
@@ -68,8 +72,8 @@ class Peers(OwnGrid):
 @pytest.mark.parametrize("way", ["in_order", "first"])
 def test_a_reply_that_is_no_report_costs_its_client_the_round_and_nobody_else(wrong, way):
     exchange = Exchange(Peers(WRONG[wrong]), lambda *_: None)
-    asked = [Instruction("train", 3, client, b"") for client in range(4)]
-    reports = list(exchange.in_order(asked, 4, "train") if way == "in_order" else exchange.first(asked, 4, "train"))
+    asked = [sent_to(client) for client in range(4)]
+    reports = [report for report, _ in exchange.answers(asked, 0 if way == "in_order" else 4)]
     assert [r.client for r in reports] == [0, 1, 2, 3]
     assert [r.payload for r in reports] == [b"x", b"", b"x", b"x"]
     assert reports[1].error
@@ -92,15 +96,15 @@ class Slow(Peers):
 def test_what_is_trained_late_is_no_answer_to_an_evaluation_and_waits_for_the_next_step():
     exchange, told = Exchange(Slow(lambda asked: to_record(Report(1, asked.round, b"x", rows=7))), print), []
     exchange.answered = lambda *given: told.append(given)
-    trained = [r.client for r in exchange.answers([Instruction("train", 3, k, b"") for k in (0, 1, 3)], 1)]
-    assert (trained, exchange.asked) == ([0], {1, 3})
+    trained = [r.client for r, _ in exchange.answers([sent_to(k) for k in (0, 1, 3)], 1)]
+    assert (trained, set(exchange.outstanding)) == ([0], {1, 3})
     told.clear()
     asked = [Instruction("evaluate", 4, k, b"") for k in (1, 2)]
     assert [(r.client, r.round) for r in exchange.in_order(asked, 2, "evaluate")] == [(1, 4), (2, 4)]
     assert told == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]
     late = list(exchange.answers([], 2))
-    assert [(r.client, r.round) for r in late] == [(1, 3), (3, 3)]
-    assert not exchange.asked
+    assert [(r.client, r.round, s.instruction.client) for r, s in late] == [(1, 3, 1), (3, 3, 3)]
+    assert not exchange.outstanding
     assert not exchange.pending
 
 
@@ -120,12 +124,12 @@ def test_statistics_that_rows_can_not_have_are_refused():
 
 def test_reports_before_their_turn_are_shown_at_once_and_yielded_in_order():
     exchange, events = Exchange(Peers(WRONG["nothing"]), lambda *_: None), []
-    asked = [Instruction("train", 3, client, b"") for client in range(4)]
-    for report in exchange.answers(asked, 0, lambda report: events.append(("early", report.client))):
+    sent = [sent_to(client) for client in range(4)]
+    for report, _ in exchange.answers(sent, 0, lambda report: events.append(("early", report.client))):
         events.append(("turn", report.client))
     early = [("early", 3), ("early", 2), ("early", 1)]  # client 0 is the last to come, and has nobody before it
     assert events == [*early, *(("turn", client) for client in range(4))]
-    list(exchange.in_order(asked, 4, "evaluate"))  # nobody else's reports are shown
+    list(exchange.in_order([s.instruction for s in sent], 4, "evaluate"))  # nobody else's reports are shown
     assert len(events) == 7
 
 
