@@ -152,7 +152,7 @@ def simulate(
         if resume:
             refuse_servers_run(folder)
             held.enter_context(alone_in(folder))
-        simulation = Simulation(config, folder, observer, grid)
+        simulation = Simulation(config, folder, observer, grid, tested)
         observer.metric = simulation.setup.task.metric
         if live is not None:
             protection = simulation.protection

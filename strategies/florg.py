@@ -5,10 +5,12 @@
     G <- S G~
 
 The mean of Gram matrices is the exact mean of the updates, with L and R in common. Reading it back is not: Q has rank
-up to K r, G only r rows. S (r, rows of G~) with orthonormal rows is the best match of S G~ to the G before, so that
-rounds go on in one frame. It minimises the drift, not the error of G^T G: `read_back=best` cuts G~ to its r leading
-rows first, which gives the best rank-r approximation of Q (Eckart-Young), turned as near to the last G as can be. The
-error that is left is measured each round (`aggregation_error` in rounds.jsonl).
+up to K r, G only r rows. Among all S (r, rows of G~) with orthonormal rows, S maximizes the inner product <G, S G~>,
+the trace of G^T S G~, so that rounds go on in one frame. It minimizes neither the error of G^T G nor, if G~ has more
+than r rows, the drift ||G - S G~||: the norm of S G~ depends on S. `read_back=best` first cuts G~ to its r leading rows,
+which gives the best rank-r approximation of Q (Eckart-Young). S is then orthogonal, the norm of S G~ is fixed, and S
+minimizes the drift as well (orthogonal Procrustes). The error that is left is measured each round
+(`aggregation_error` in rounds.jsonl).
 
 What it needs from the PEFT method: tensors called `...lora_G...`, of role `plain` and shape (r, k), as `lora_gram`
 has. Other tensors, such as the head, get their mean. Deviation: V and D come from the stacked sqrt(p_k) G_k, of (K r,
@@ -35,7 +37,7 @@ class FLoRG(RoundStrategy):
 
     read_back: str = setting(
         "procrustes",
-        "how G is made from the mean: procrustes (paper: nearest to the last G) or best (nearest to the mean)",
+        "how G is made from the mean: procrustes (paper: most aligned with the last G) or best (nearest to the mean)",
         choices=("procrustes", "best"),
     )
 
@@ -71,12 +73,12 @@ class FLoRG(RoundStrategy):
         if self.read_back == "best":
             root, Vt = root[: len(before)], Vt[: len(before)]
         whole = root[:, None] * Vt
-        turned: Tensor = _nearest_turn(before.double() @ whole.T) @ whole
+        turned: Tensor = _aligning_turn(before.double() @ whole.T) @ whole
         return turned.to(before.dtype)
 
 
-def _nearest_turn(M: Tensor) -> Tensor:
-    """U W^T of M = U S W^T: the matrix of orthonormal rows, or columns, that maximises tr(X^T M)."""
+def _aligning_turn(M: Tensor) -> Tensor:
+    """U W^T of M = U S W^T: the matrix of orthonormal rows, or columns, that maximizes tr(X^T M)."""
     U, _, Wt = torch.linalg.svd(M, full_matrices=False)
     turn: Tensor = U @ Wt
     return turn

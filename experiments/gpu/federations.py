@@ -97,8 +97,7 @@ def _equal(a: State, b: State) -> str:
 
 def accuracy(kit: Kit) -> Row:
     """A run of `python -m fedpeft.simulate` on real rows, from the start to its score."""
-    from rich.console import Console
-
+    from fedpeft.machine.terminal import Console
     from fedpeft.simulate import simulate
 
     settings = config(kit, rounds=kit.size(10, 2), clients=kit.size(50, 10), cohort=kit.size(10, 5), head="ridge")

@@ -256,3 +256,8 @@ def held_out(
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[generator(seed, "held out", client).permutation(len(rows))[:count]] = True
     return rows[~chosen], rows[chosen]
+
+
+def training_shards(shards: Shards, share: float, seed: int) -> Partition:
+    """Return the rows of each client without the `share` of them that `held_out` sets apart."""
+    return Partition.from_shards([held_out(shards.shard(k), share, seed, k)[0] for k in range(len(shards))])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedpeft.server.progress import Progress
 
 TEST_ROWS, VALIDATION_ROWS = "global model, test rows", "global model, validation rows"
-OWN_ROWS = "mean over clients, own held-out rows"
+OWN_ROWS, OWN_VALIDATION_ROWS = "mean over clients, own held-out rows", "mean over clients, own validation rows"
 """What a simulation's accuracy is of: test rows, unless it is a trial of a search, or clients have their own models."""
 
 

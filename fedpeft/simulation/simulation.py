@@ -19,7 +19,7 @@ from fedpeft.clients.personal import PERSONAL
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PartitionStatistics, held_out
+from fedpeft.data.partition import PartitionStatistics, Shards, held_out, training_shards
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.models import scoring
@@ -61,13 +61,19 @@ class Simulation:
         folder: the run's folder; exists.
         observer: is told how things go on.
         grid: makes another grid for a number of clients than one of this run's workers: inside a Flower app, Flower's.
+        tested: whether the run is scored on test rows; a trial of a search is not.
 
     Raises:
         FedpeftError: settings that do not fit the data or the model, before anything is trained.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, observer: RunObserver, grid: Callable[[int], Grid] | None = None
+        self,
+        config: RunConfig,
+        folder: Path,
+        observer: RunObserver,
+        grid: Callable[[int], Grid] | None = None,
+        tested: bool = True,
     ) -> None:
         self.folder = folder
         self.observer = observer
@@ -93,6 +99,7 @@ class Simulation:
             )
         self.second = second_task(second, self.rows.dataset) if second else None
         self.clients = self.setup.clients
+        self.search = self.setup.personal and not tested
         chosen = aware(config.cohort) is not None
         self.book = EnergyBook(self.setup) if chosen or self.setup.measured.energy is not None else None
         self.sampler = self._sampler()
@@ -106,7 +113,12 @@ class Simulation:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
         begun = self.checkpoints.load()
-        fixed = begun.fixed if begun else {}
+        fixed = begun.fixed if begun else {"search": True} if self.search else {}
+        if begun and begun.round < self.setup.rounds and fixed.get("search", False) != self.search:
+            raise ConfigError(
+                f"{folder} holds an unfinished trial of a search, whose clients train on fewer rows; continue the "
+                f"search, or train it whole: python -m fedpeft.simulate {folder.with_suffix('.toml')}"
+            )
         observer.phase("tokenising the rows", 1)
         machine = Machine.of(self.setup, fixed)
         work = self._work_plan(machine)
@@ -138,13 +150,19 @@ class Simulation:
         if self.protection is not None:
             own = self.protection
             privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
-        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy, self.rows.train.tasks)
+        plan = client_plan(self.setup, self._shards, self.folder, self._held_out, privacy, self.rows.train.tasks)
         return HostilePlan.of(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
         """Rows of each client, (clients,)."""
-        return self.rows.partition.sizes
+        return self._shards.sizes
+
+    @cached_property
+    def _shards(self) -> Shards:
+        """The rows of each client; in a trial of a search without those that the final score is of."""
+        shards = self.rows.partition
+        return training_shards(shards, self._held_out, self.setup.config.seed) if self.search else shards
 
     def _steps(self, client: int) -> int:
         """Of a client in a round."""
@@ -163,7 +181,7 @@ class Simulation:
 
     def divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A client's rows in two: to train on, and those held out."""
-        return held_out(self.rows.partition.shard(client), self._held_out, self.setup.config.seed, client)
+        return held_out(self._shards.shard(client), self._held_out, self.setup.config.seed, client)
 
     def training_rows(self, client: int) -> NDArray[np.int64]:
         """The client's rows without those held out, (rows of it,)."""

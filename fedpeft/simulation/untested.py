@@ -8,7 +8,7 @@ from dataclasses import replace
 from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.observer import perplexity
 from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.run.summary import OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
 from fedpeft.server.best_state import validated
 from fedpeft.server.evaluation import OwnRows
 from fedpeft.simulation.simulation import Simulation
@@ -51,7 +51,7 @@ def _quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_ro
     return Quality(
         metric=metric,
         accuracy=accuracy,
-        accuracy_of=OWN_ROWS if own else VALIDATION_ROWS,
+        accuracy_of=OWN_VALIDATION_ROWS if own else VALIDATION_ROWS,
         worst_accuracy=own.worst_accuracy if own else None,
         loss=loss,
         perplexity=perplexity(loss) if metric == "perplexity" else None,

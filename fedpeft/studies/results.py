@@ -33,7 +33,7 @@ from fedpeft.plugin_files import shortened
 from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.run.summary import OWN_ROWS, OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -77,7 +77,7 @@ class Result:
         correct: packed correct predictions per test row.
         count: packed predictions per test row; None where each row is one prediction.
         calibration: see `fedpeft.models.calibration`; None for language modelling.
-        client_accuracy: quantiles over clients and mean of the worst tenth; None where it isn't known.
+        client_accuracy: quantiles over clients and mean of the worst tenth; None if it isn't known, or under privacy.
     """
 
     config: Mapping[str, Any]
@@ -208,7 +208,7 @@ def read_run(folder: Path) -> Result:
         raise RunError(unfinished(folder))
     try:
         summary = checked_summary(files.read_json(folder / "summary.json"))
-        if summary.get("accuracy_of") == VALIDATION_ROWS:
+        if summary.get("accuracy_of") in (VALIDATION_ROWS, OWN_VALIDATION_ROWS):
             raise RunError(
                 f"{folder} holds a trial of a search, which has seen no test rows; score it on them first: "
                 f"{resume_command(folder)}"
@@ -225,12 +225,13 @@ def read_run(folder: Path) -> Result:
         calibration = None
         if correct is not None and summary["metric"] == "accuracy" and scores["confidence"].any():  # of pairs all are 0
             calibration = calibrate(scores["confidence"], correct).as_dict()
+        private = bool(config.get("privacy"))  # quantiles of clients' accuracies give away their shares of classes
         return Result(
             config=config,
             status=FINISHED,
             seed=int(config.get("seed", summary["seed"])),
             plugin=tuple(records_of_plugins),
-            made_of=() if config.get("privacy") else recorded(folder),
+            made_of=() if private else recorded(folder),
             summary=summary,
             rounds=tuple(rounds),
             local_steps=steps,
@@ -238,7 +239,7 @@ def read_run(folder: Path) -> Result:
             correct=None if correct is None else pack(correct),
             count=None if count is None or (count == 1).all() else pack(count),
             calibration=calibration,
-            client_accuracy=client_accuracy(scores, _arrays(folder / "clients.npz")),
+            client_accuracy=None if private else client_accuracy(scores, _arrays(folder / "clients.npz")),
         )
     except BROKEN as error:
         raise RunError(f"{folder} holds a broken run: {type(error).__name__}: {error}") from error

@@ -17,6 +17,7 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.studies.results import read_run
 from tests.privacy.small_runs import QUIET, TINY, trained
 
 
@@ -99,6 +100,7 @@ def test_the_summary_says_what_is_claimed(tmp_path, capsys):
     assert privacy["weighting"] == "uniform"
     assert any("stopped" in item for item in privacy["not_covered"])
     assert {(folder / n).stat().st_mode & 0o077 for n in ("clients.jsonl", "clients.npz", "privacy.key", LEDGER)} == {0}
+    assert read_run(folder).client_accuracy is None, "results.jsonl is not confidential"
 
 
 @pytest.mark.parametrize("public", [False, True])

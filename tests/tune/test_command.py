@@ -24,7 +24,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.command import command_of
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS
+from fedpeft.run.summary import OWN_VALIDATION_ROWS
 from fedpeft.server.evaluation import OwnRows
 from fedpeft.simulation.untested import _quality
 from fedpeft.studies.results import read_run
@@ -227,7 +227,7 @@ def test_a_trial_whose_clients_have_models_of_their_own_tells_nothing_of_test_ro
     """The global model's accuracy on validation rows was shown as one on test rows."""
     own = OwnRows(clients=3, loss=1.0, accuracy=0.5, worst_accuracy=0.2, pooled_loss=1.0, pooled_accuracy=0.5)
     quality = _quality("accuracy", own, SimpleNamespace(accuracy=0.9, loss=0.3, temperature=1.0), 2)
-    assert (quality.accuracy, quality.accuracy_of) == (0.5, OWN_ROWS)
+    assert (quality.accuracy, quality.accuracy_of) == (0.5, OWN_VALIDATION_ROWS)
     assert quality.shared_accuracy is None
 
 

@@ -75,7 +75,7 @@ class Classifier(FederatedModel):
 
     def mixture(self, logits: Tensor) -> Tensor:
         """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
-        shares = torch.ones(self.copies) / self.copies if self.shares is None else self.shares
+        shares = logits.new_full((self.copies,), 1 / self.copies) if self.shares is None else self.shares
         return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
 
 
