@@ -52,7 +52,9 @@ class Command:
     model: Annotated[str, tyro.conf.arg(help="whose tokens are counted; auto: the data set's own")] = "auto"
     tokens: Annotated[int, tyro.conf.arg(help="where a run would cut texts")] = DEFAULT.tokens
     seed: Annotated[int, tyro.conf.arg(help="of the partition")] = DEFAULT.seed
-    picture: Annotated[Path, tyro.conf.arg(help="where the picture goes: .svg, .png or .pdf")] = Path("check.svg")
+    picture: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="also draw clients, classes and lengths: .svg, .png or .pdf")
+    ] = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -130,7 +132,7 @@ def check(command: Command, console: Console) -> list[str]:
         console.print(f"[bold]{name:<10}[/] ", end="", highlight=False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    if command.picture.suffix not in PICTURES:
+    if command.picture is not None and command.picture.suffix not in PICTURES:
         raise ConfigError(f"--picture {command.picture} must end in {', '.join(PICTURES)}")
     if command.clients < 0 or command.seed < 0 or command.tokens < 1:
         raise ConfigError("--clients and --seed must be at least 0 and --tokens at least 1")
@@ -150,21 +152,37 @@ def check(command: Command, console: Console) -> list[str]:
         wrong += [why] if why else wrong_with_lengths(lengths, command.tokens)
     called, partition = partitioned(command, train)
     say("partition", f"{called}: {partition.statistics(train.classes, len(train))}")
-    wrong += wrong_with_partition(partition, train)
-    from fedpeft.run.partition_picture import draw
+    wrong_clients = wrong_with_partition(partition, train)
+    wrong += wrong_clients
+    if command.picture is not None:
+        from fedpeft.run.partition_picture import draw
 
-    with writing(command.picture):
-        draw(command.picture, partition, train, dataset.label_names, lengths, command.tokens, unit)
-    say("picture", str(command.picture))
+        with writing(command.picture):
+            draw(command.picture, partition, train, dataset.label_names, lengths, command.tokens, unit)
+        say("picture", str(command.picture))
     for sentence in wrong:
         say("wrong", sentence)
     if not wrong:
         say("wrong", "nothing was found")
+    if wrong_clients and (better := _better_partition(command, called, train)):
+        called, partition = better
+        say("instead", f"{called}: nothing is wrong with its {len(partition)} clients, so the run below takes it")
     clients = 0 if called.startswith("natural") and not command.clients else len(partition)
     size = cohort_size(DEFAULT.cohort, len(partition))
     cohort = "all" if size == len(partition) else str(size)
     say("a run", run_of(command, {"dataset": text, "partition": called, "clients": str(clients), "cohort": cohort}))
     return wrong
+
+
+def _better_partition(command: Command, called: str, rows: Rows) -> tuple[str, Shards] | None:
+    """Return the partition of equal clients, if it has nothing wrong that the one looked at has; else None.
+
+    Where rows have owners, or the user has named a partition, the clients are as they are.
+    """
+    if command.partition != "auto" or called != USUAL:
+        return None
+    equal = split(PARTITIONS.build("iid"), rows, command.clients or min(int(DEFAULT.clients), len(rows)), command.seed)
+    return None if wrong_with_partition(equal, rows) else ("iid", equal)
 
 
 def run_of(command: Command, settings: Mapping[str, str]) -> str:

@@ -28,14 +28,15 @@ def rows(path, extra=()):
 
 def test_good_rows_are_shown_with_a_picture(here, capsys):
     rows(here / "my.jsonl")
-    assert main(["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid"]) == 0
+    given = ["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid"]
+    assert main([*given, "--picture", "check.svg"]) == 0
     out = capsys.readouterr().out
     assert "iid: 4 clients" in out
     assert "nothing was found" in out
     assert 'python -m fedpeft.simulate --dataset "file(path=\'my.jsonl\')" --partition "iid" --clients 4' in out
     picture = (here / "check.svg").read_text()
     assert picture.count("<svg") == 1
-    main(["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid", "--picture", "again.svg"])
+    main([*given, "--picture", "again.svg"])
     assert (here / "again.svg").read_text() == picture
 
 
@@ -43,7 +44,44 @@ def test_no_place_for_the_legend_is_searched_for(here, monkeypatch):
     """On a busy machine matplotlib warned the user that its search was slow; clients are drawn by their rows."""
     rows(here / "my.jsonl")
     monkeypatch.setattr("matplotlib.legend.Legend._find_best_position", lambda *_, **__: pytest.fail("a search"))
+    given = ["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid"]
+    assert main([*given, "--picture", "check.svg"]) == 0
+
+
+def test_no_picture_is_drawn_that_nobody_asked_for(here):
+    rows(here / "my.jsonl")
     assert main(["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid"]) == 0
+    assert [file.name for file in here.iterdir()] == ["my.jsonl"]
+
+
+def proposed(out):
+    """The flags of the run that the last line names."""
+    words = shlex.split(out.split("a run ")[1])[3:]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_a_run_is_proposed_whose_clients_have_nothing_wrong(here, capsys):
+    """By default some of so many clients have next to no rows; what is proposed has none of these faults."""
+    rows(here / "my.jsonl")
+    assert main(["my.jsonl", "--model", "tiny", "--clients", "6"]) == 1
+    out = capsys.readouterr().out
+    assert "clients have fewer than 10 rows" in out
+    flags = proposed(out)
+    assert flags["--partition"] == "iid"
+    assert main([flags["--dataset"], "--model", "tiny", "--partition", "iid", "--clients", flags["--clients"]]) == 0
+    assert proposed(capsys.readouterr().out) == flags
+
+
+def test_clients_that_the_user_names_stay_as_they_are(here, capsys):
+    rows(here / "my.jsonl")
+    assert main(["my.jsonl", "--model", "tiny", "--clients", "6", "--partition", "dirichlet(alpha=0.5)"]) == 1
+    assert proposed(capsys.readouterr().out)["--partition"] == "dirichlet(alpha=0.5)"
+
+
+def test_of_many_clients_a_run_asks_some(here, capsys):
+    rows(here / "my.jsonl")
+    main(["my.jsonl", "--model", "tiny", "--clients", "30", "--partition", "iid"])
+    assert proposed(capsys.readouterr().out)["--cohort"] == "10"
 
 
 def test_what_is_wrong_is_exit_code_1(here, capsys):
@@ -104,12 +142,13 @@ def test_a_mistake_is_one_sentence(arguments, words, here, capsys):
 @pytest.mark.parametrize("name", ["it's $HOME.jsonl", 'a "b".jsonl', "my.jsonl"])
 def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
     rows(here / name)
-    main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3"])
+    partition = "dirichlet(alpha=0.5)"
+    main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3", "--partition", partition])
     line = capsys.readouterr().out.split("a run ")[1]
     words = shlex.split(line)[3:]
     assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--dataset": f"file(path={name!r})",
-        "--partition": "dirichlet(alpha=0.5)",
+        "--partition": partition,
         "--clients": "4",
         "--cohort": "all",
         "--model": "tiny",
