@@ -89,6 +89,7 @@ def evaluate(command: Command, console: Console) -> None:
     from fedpeft.evaluation.evaluation import Evaluation, Wanted
     from fedpeft.run.console import ConsoleObserver
     from fedpeft.run.finished import FinishedRun
+    from fedpeft.run.next_commands import next_commands, say_lines
 
     output = command.output or command.run / "evaluation"
     refuse_file(output)
@@ -112,7 +113,8 @@ def evaluate(command: Command, console: Console) -> None:
     if found.answered:
         console.print(answers_of(found.answered))
     found.write(output)
-    console.print(f"written to {output}", highlight=False, markup=False)
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+    say_lines("next:", next_commands(run, evaluated=True), console)
 
 
 def main(arguments: list[str] | None = None) -> int:

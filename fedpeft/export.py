@@ -78,6 +78,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     from fedpeft.run.exports.model_card import card, loading
     from fedpeft.run.exports.transformers_folder import write
     from fedpeft.run.finished import FinishedRun
+    from fedpeft.run.next_commands import pasteable, say_lines
 
     finished_run = FinishedRun.read(run)
     tell_notes(console)
@@ -109,9 +110,8 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
     console.print(f"written to {output}", **plain)
-    console.print(f"to load it: {loading(finished_run, merge or method.whole_model, gguf)}", **plain)
-    if (output / "adapter").is_dir():
-        console.print(f"BASE: {finished_run.base_directory}", **plain)
+    note, lines = pasteable(loading(finished_run, merge or method.whole_model, gguf), finished_run, output)
+    say_lines(f"to load it ({note}):" if note else "to load it:", lines, console)
 
 
 @contextmanager
@@ -229,6 +229,7 @@ def _exported(command: Command) -> None:
         raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
     else:
         export_client(command.run, command.client, output)
+        Console().print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
     if command.push:
         Console().print(f"sent to {push(output, command.push, command.public)}", highlight=False, soft_wrap=True)
 

@@ -283,7 +283,11 @@ def take_part(
                     verdict = connection.submit(task, report)
                     observer.say(f"{_said(instruction, report, edge.silent)} ({verdict})")
                     observer.wait("waiting for a task")
-            observer.say("the federation is finished")
+            observer.say(
+                f"the federation is finished: the trained model is on the server {escape(link.address)}, and its "
+                "operator hands it out (python -m fedpeft.export RUN)"
+            )
+            observer.say(f"this client's records of it are in {escape(str(edge.folder))}")
             own = edge.protection
             if own is not None:
                 observer.say(

@@ -233,12 +233,15 @@ def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def show(summary: Summary, folder: Path, console: Console) -> None:
-    """Print the numbers that matter."""
+    """Print the numbers that matter, and what can be done with the run."""
+    from fedpeft.run.next_commands import say_next
+
     rows = [*_claimed(summary.costs), *_reached(summary), *_compared(summary), *_spent(summary), *_attacked(summary)]
     if summary.peak_memory_bytes:
         rows.append(("peak memory, all processes", size(summary.peak_memory_bytes)))
     title = "summary of a first answer, on a sample of the rows: no result" if summary.sampled else "summary"
     console.print(summary_table(title, [*rows, ("files", escape(str(folder)))]))
+    say_next(folder, console)
 
 
 Line = tuple[str, str]

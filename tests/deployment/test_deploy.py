@@ -69,7 +69,8 @@ def test_the_walk_through_on_one_machine_works(tmp_path):
             process.kill()
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert (tmp_path / "runs" / "tried" / "adapter" / "adapter_model.safetensors").exists()
-    assert all("the federation is finished" in text for text in said[1:])
+    assert all("the federation is finished: the trained model is on the server 127.0.0.1:" in t for t in said[1:])
+    assert all("this client's records of it are in " in text for text in said[1:])
 
 
 def test_the_options_that_the_tables_name_exist():

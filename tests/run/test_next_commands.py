@@ -1,0 +1,72 @@
+"""What commands print at their end can be pasted, and works."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedpeft.run.next_commands import say_next
+from fedpeft.simulate import main as simulate
+
+TINY = ["--dataset", "tiny", "--model", "tiny", "--tokens", "16", "--clients", "2", "--rounds", "1", "--dtype", "fp32",
+        "--workers", "1", "--local-work", "steps(2)"]  # fmt: skip
+
+
+def pasted(command: str) -> int:
+    """Run a command line in this process; returns its exit code."""
+    python, flag, module, *words = shlex.split(command)
+    assert (python, flag) == ("python", "-m")
+    return importlib.import_module(module).main(words)
+
+
+def lines_after(said: str, title: str) -> list[str]:
+    """Return the lines of an output that stand below a title."""
+    lines = said.split("\n")
+    (start,) = [i for i, line in enumerate(lines) if line.startswith(title)]
+    return [line for line in lines[start + 1 :] if line]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_a_run_proposes_works_and_an_export_loads_as_it_says(here, capsys):
+    """The folder's name has a space and a quote, which a shell would take apart."""
+    assert simulate([*TINY, "--output", "runs/bob's first"]) == 0
+    commands = lines_after(capsys.readouterr().out, "next:")
+    assert [shlex.split(line)[2] for line in commands] == ["fedpeft.predict", "fedpeft.evaluate", "fedpeft.export"]
+    assert all(shlex.split(line)[3] == "runs/bob's first" for line in commands)
+    predict, evaluate, export = commands
+    assert pasted(predict) == 0
+    assert capsys.readouterr().out.strip()
+    assert pasted(evaluate) == 0
+    assert lines_after(capsys.readouterr().out, "next:") == [predict, export]
+    assert pasted(export) == 0
+    said = capsys.readouterr().out
+    assert "FOLDER" not in said
+    *imports, load = lines_after(said, "to load it")
+    assert imports == ["import transformers"]
+    assert "bob's first/export" in load
+    assert "`" not in load
+
+
+def test_an_adapter_loads_by_the_lines_that_are_printed(here, capsys):
+    assert simulate([*TINY, "--peft", "lora(rank=2)", "--output", "run"]) == 0
+    assert pasted("python -m fedpeft.export run --output 'out put'") == 0
+    lines = lines_after(capsys.readouterr().out, "to load it")
+    found: dict[str, object] = {}
+    exec("\n".join([*lines[:-1], f"found = {lines[-1]}"]), found)
+    assert type(found["found"]).__name__ == "PeftModel"
+
+
+def test_a_folder_without_a_finished_run_proposes_nothing(here):
+    console = Console(file=io.StringIO())
+    say_next(Path("nowhere"), console)
+    assert console.file.getvalue() == ""
