@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -307,6 +308,20 @@ def _runs_and_asked(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     return [Path(word) for word in words[:count]], list(words[count:])
 
 
+def still_there(console: Console, said: Counter[str]) -> Callable[[], None]:
+    """Return what is printed after a silence: how many rows are answered, and before the first one a single line."""
+    told = [-1]
+
+    def beat() -> None:
+        answered = sum(said.values())
+        if answered == told[0]:
+            return
+        told[0] = answered
+        console.print(f"...     {answered:,} rows answered" if answered else "...     reading the rows and the model")
+
+    return beat
+
+
 def _rows_predicted(command: Command, console: Console) -> None:
     """Write what a run says of the rows of a file, and tell how often it says what."""
     from fedpeft.evaluation.answered_rows import PREDICTED, answered, write
@@ -325,7 +340,7 @@ def _rows_predicted(command: Command, console: Console) -> None:
     said: Counter[str] = Counter()
     with ExitStack() as held:
         if not console.is_terminal:
-            held.enter_context(Heartbeat(lambda: console.print(f"...     {sum(said.values()):,} rows"), SILENCE))
+            held.enter_context(Heartbeat(still_there(console, said), SILENCE))
         progress = held.enter_context(Progress(console=console, transient=True))
         task = progress.add_task(f"rows of {command.data}", total=None)
         for answer in write(answered(run, command.data, command.text, command.abstain), command.output):

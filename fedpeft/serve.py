@@ -65,6 +65,7 @@ from fedpeft.run.folder import (
     refuse_simulations_run,
 )
 from fedpeft.run.observer import perplexity
+from fedpeft.run.phrases import count_of
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_ROWS, Costs, Quality, Summary, show
 from fedpeft.server.best_state import validated
@@ -271,7 +272,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     for note in (*plugins.notes(), *setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
-        f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {setup.clients} clients, "
+        f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {count_of(setup.clients, 'client')}, "
         f"{escape(f'{config.peft}, {config.strategy} -> {federation.folder}')}"
     )
     say_privacy(federation.protection, observer)

@@ -37,6 +37,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.observer import RoundResult, perplexity
 from fedpeft.run.phases import SILENCE
+from fedpeft.run.phrases import count_of
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, distinct_rows, show
@@ -342,9 +343,10 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
-        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {escape(config.peft)}, "
-        f"{escape(config.strategy)}, {escape(config.codec)}, {config.dtype}, {executor} on "
-        f"{simulation.fixed['workers']} worker(s){graphics} -> {escape(str(simulation.folder))}"
+        f"[bold]run[/]     {count_of(config.rounds, 'round')} of {count_of(simulation.sampler.size, 'client')}, "
+        f"{escape(config.peft)}, {escape(config.strategy)}, updates in {escape(config.codec)}, base in {config.dtype}, "
+        f"{executor} on {count_of(simulation.fixed['workers'], 'worker')}{graphics} -> "
+        f"{escape(str(simulation.folder))}"
     )
     in_few_bits = {"nf4", "int8"} & {setup.method.base_precision, *setup.base_precisions}
     if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:

@@ -54,7 +54,8 @@ class PartitionStatistics:
         return asdict(self)
 
     def __str__(self) -> str:
-        text = f"{self.clients} clients, rows {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
+        clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        text = f"{clients}, rows {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
         if self.label_distance is not None:
             text += f", label skew {self.label_distance:.2f} (total variation; 0 = equal, 1 = disjoint)"
         if self.resampled:

@@ -142,6 +142,7 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
                 f"read rows as this task gives them ({reason(error)}); take a checkpoint of a language model alone, or "
                 "of a text encoder or vision transformer"
             ) from error
+        _check_reads_rows(base, directory)
         other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
             f"{type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
@@ -158,6 +159,21 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
         if name not in reached:
             parameter.zero_()
     return sorted(reached)
+
+
+def _check_reads_rows(base: nn.Module, directory: Path) -> None:
+    """Refuse a model of neither texts nor images, such as Whisper, which no precision would help.
+
+    Raises:
+        ModelError: it is one.
+    """
+    wanted = getattr(base, "main_input_name", "input_ids")
+    if wanted not in ("input_ids", "pixel_values"):
+        raise ModelError(
+            f"{type(base).__name__}, the model in {directory}, reads {wanted}, and rows are texts or images; take a "
+            "text encoder such as minilm, a causal language model such as smollm2, or a vision transformer such as "
+            "dinov2_small"
+        )
 
 
 def _check_output(output: Any, row: Batch, who: str) -> None:

@@ -8,8 +8,9 @@ Every method declares what it supports; anything else is refused by name before 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -158,6 +159,7 @@ class PeftMethod(ABC):
         """
         import peft
 
+        layers = {name.rsplit(".", 1)[-1] for name, m in model.base.named_modules() if isinstance(m, nn.Linear)}
         try:
             config = self.config(model.base)
             if not isinstance(config, peft.PeftConfig):
@@ -167,7 +169,7 @@ class PeftMethod(ABC):
                 )
             model.base = peft.get_peft_model(model.base, config)
         except (ValueError, KeyError) as error:
-            raise ModelError(f"peft can't put {self.name} into {type(model.base).__name__}: {error}") from error
+            raise _refusal(self.name, type(model.base).__name__, layers, error) from error
         self.settle(model.base)
         for parameter in model.base.parameters():
             if parameter.requires_grad:
@@ -278,3 +280,19 @@ def drawn(state: State, name: str, seed: int, bound: float) -> None:
     """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
     generator = seeds.torch_generator(seed, f"start {name}", 0)
     state[name] = (2 * torch.rand(state[name].shape, generator=generator) - 1) * bound
+
+
+_OF_MAMBA = re.compile(r"Module '(\w+)' is incompatible with Mamba-based models")
+"""In a sentence of peft's, a layer whose weights a kernel reads past the adapter."""
+
+
+def _refusal(method: str, model: str, layers: Set[str], error: Exception) -> ModelError:
+    """Return what a user reads if peft refuses a model; of Mamba, with those of its linear layers that can be named."""
+    of_mamba = _OF_MAMBA.search(str(error))
+    if of_mamba is None:
+        return ModelError(f"peft can't put {method} into {model}: {error}")
+    legal = tuple(sorted(layers - {"out_proj", "lm_head"}))
+    return ModelError(
+        f"{method} can't train the layer {of_mamba[1]} of {model}, whose weights its kernel reads past an adapter; "
+        f'name other layers: --peft "{method}(targets={legal})"'
+    )

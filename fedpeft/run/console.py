@@ -12,17 +12,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from fedpeft.run.observer import RoundResult, judged
 from fedpeft.run.phases import SILENCE, Heartbeat, Phases
+from fedpeft.run.phrases import break_between_phrases, count_of
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -64,6 +68,19 @@ LONGEST = 1e6
 """From here on a measure is written as a power of ten."""
 
 
+class StepsColumn(ProgressColumn):
+    """Steps that are done, of how many; empty for a wait and for a single step, whose bar only moves."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text for a task."""
+        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}", style="progress.download")
+
+
+def bar_length(steps: int) -> int | None:
+    """Return the length of a bar; None, a bar that moves to and fro, for what would stand at 0/1 until its end."""
+    return steps if steps > 1 else None
+
+
 class ConsoleObserver:
     """Progress on the terminal; where the output is no terminal, a line per round and phase.
 
@@ -89,9 +106,10 @@ class ConsoleObserver:
         self._on_round = on_round
         self._metric = metric
         self._progress = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            StepsColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -139,7 +157,11 @@ class ConsoleObserver:
             self._heartbeat.heard()
         if self.live is not None:
             self.live.say(text)
-        self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
+        if not self.console.is_terminal:
+            self._progress.console.print(text, highlight=False, soft_wrap=True)
+            return
+        line = break_between_phrases(Text.from_markup(text), self.console.width)
+        self._progress.console.print(line, highlight=False)
 
     def phase(self, name: str, total: int) -> None:
         """A phase of `total` steps begins, with a line where the output is no terminal; of 0: a wait, told of once."""
@@ -155,7 +177,7 @@ class ConsoleObserver:
         self.phases.enter(name, total)
         if self.live is not None:
             self.live.phase(name, total)
-        self._phase = self._progress.add_task(name, total=total)
+        self._phase = self._progress.add_task(name, total=bar_length(total))
 
     def wait(self, name: str) -> None:
         """Others are waited for, maybe for hours: where that takes long it is told of once."""
@@ -178,7 +200,7 @@ class ConsoleObserver:
     def started(self, rounds: int, done: int) -> None:
         """The rounds begin."""
         self._total_rounds = rounds
-        self._rounds = self._progress.add_task(ROUNDS, total=rounds, completed=done)
+        self._rounds = self._progress.add_task(ROUNDS, total=bar_length(rounds), completed=done)
         self._cohort = self._progress.add_task("clients of this round", total=None)
         self._begin_round(done + 1)
         if self.live is not None:
@@ -223,7 +245,7 @@ class ConsoleObserver:
         if self._rounds is not None:
             self._progress.update(self._rounds, completed=result.round)
         self._begin_round(result.round + 1)
-        parts = [f"round {result.round:>3}/{self._total_rounds}", f"{result.clients} clients"]
+        parts = [f"round {result.round:>3}/{self._total_rounds}", count_of(result.clients, "client")]
         if result.train_loss is not None:
             parts.append(f"train loss {short(result.train_loss)}")
         if result.loss is not None and result.accuracy is not None:

@@ -120,10 +120,11 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
 
 def _accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
     numbers, accuracies = [r["round"] for r in measured], [100 * r["accuracy"] for r in measured]
-    axis.plot(numbers, accuracies, label="federated, validation rows", **FEDERATED)
+    axis.plot(numbers, accuracies, label="federated, validation rows", clip_on=False, **FEDERATED)
     for key, label, color, style in REFERENCES:
         if summary.get(key) is not None:
             axis.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
+    axis.set_ylim(top=min(100.0, axis.get_ylim()[1]))
     axis.set_ylabel(f"{summary['metric'].replace('_', ' ')} (%)")
     axis.legend(frameon=False, fontsize=8)
 

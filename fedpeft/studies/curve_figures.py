@@ -146,4 +146,4 @@ def _limits(methods: Sequence[Method]) -> tuple[float, float]:
     ends = [(p.accuracy - d, p.accuracy + d) for m in methods for p, d in mean_curve(m)]
     low, high = max(0.0, min(low for low, _ in ends)), min(100.0, max(high for _, high in ends))
     room = 0.04 * max(high - low, 1.0)
-    return low - room, high + room
+    return low - room, min(100.0, high + room)

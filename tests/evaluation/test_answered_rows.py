@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.evaluation import answered_rows
 from fedpeft.evaluation.answered_rows import answered
-from fedpeft.predict import chances, main, outputs
+from fedpeft.predict import chances, main, outputs, still_there
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.targets import prices, tagged
@@ -164,3 +167,15 @@ def test_a_language_model_is_told_where_its_questions_go(tmp_path):
     run = made(tmp_path, f"file(path='{tmp_path / 'rows.csv'}', label=None)", "--model", "tiny_lm")
     with pytest.raises(ConfigError, match=r"python -m fedpeft\.evaluate"):
         next(answered(run, tmp_path / "rows.csv", None, 0.0))
+
+
+def test_a_silence_before_the_first_row_is_told_once():
+    console, said = Console(file=io.StringIO()), Counter()
+    beat = still_there(console, said)
+    for _ in range(3):
+        beat()
+    said["yes"] += 2
+    said["no"] += 1
+    beat()
+    beat()
+    assert console.file.getvalue().splitlines() == ["...     reading the rows and the model", "...     3 rows answered"]

@@ -218,7 +218,7 @@ def test_an_adapter_is_exported_with_a_card(method, runs, tmp_path, capfd):
     card = (tmp_path / "out" / "README.md").read_text()
     summary = json.loads((runs / method / "summary.json").read_text())
     assert f"{summary['accuracy']:.4f}" in card
-    assert "1 rounds of 2 clients" in card
+    assert "1 round of 2 clients" in card
     assert not re.search(r"\d\.\d{7}", card), "numbers for people"
     assert "| privacy | none" in card
     assert (tmp_path / "out" / "adapter" / "head.safetensors").is_file()

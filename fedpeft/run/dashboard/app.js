@@ -26,8 +26,8 @@ function draw(parent, kind, attributes, text) {
   parent.append(made);
 }
 
-// Lines, or bars side by side, over rounds; series: [{name, points: [[round, value], ...]}].
-function plot(id, series, total, format, bars) {
+// Lines, or bars side by side, over rounds; series: [{name, points: [[round, value], ...]}]. No value exceeds `most`.
+function plot(id, series, total, format, bars, most = Infinity) {
   const svg = at(id), width = svg.clientWidth || 460, height = svg.clientHeight || 220;
   const left = 62, right = 10, top = 8, bottom = 24;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -37,6 +37,7 @@ function plot(id, series, total, format, bars) {
   const last = Math.max(total, 1, ...series.flatMap(one => one.points.map(point => point[0])));
   let low = bars ? 0 : Math.min(...values), high = Math.max(...values);
   if (high - low < 1e-9) { high += Math.abs(high) * 0.1 || 1; low -= bars ? 0 : Math.abs(low) * 0.1 || 1; }
+  high = Math.min(high, most);
   const first = bars ? 0.5 : 0, span = bars ? last : last - first;
   const x = round => left + (round - first) / span * (width - left - right);
   const y = value => top + (high - value) / (high - low) * (height - top - bottom);
@@ -83,9 +84,10 @@ function show(state) {
   put("phase", state.ended || (phase.total ? `${phase.name}: ${phase.done} of ${phase.total}` : phase.name));
   at("progress").max = phase.total || 1;
   at("progress").value = state.ended ? phase.total || 1 : phase.done;
-  plot("losses", [series(rounds, "train_loss", "one"), series(rounds, "loss", "two")], state.total, v => v.toFixed(2));
+  plot("losses", [series(rounds, "train_loss", "one"), series(rounds, "loss", "two")], state.total, v => v.toPrecision(3));
   at("curve").setAttribute("aria-label", `validation ${state.metric} by round`);
-  plot("curve", [series(rounds, "judged", "one")], state.total, v => v.toPrecision(3));
+  const most = state.metric === "perplexity" ? Infinity : 1;
+  plot("curve", [series(rounds, "judged", "one")], state.total, v => v.toPrecision(3), false, most);
   plot("traffic", [series(trained, "uplink_bytes", "one"), series(trained, "downlink_bytes", "two")], state.total, size, true);
   const numbers = Object.entries(state.connected).map(([word, n]) => n + " " + word).join(", ");
   const hidden = state.clients === null ? "; who takes part is confidential" : "";

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.data.model_config import config_of
+from fedpeft.data.partition import PartitionStatistics
 from fedpeft.data.rows import DATASETS
 from fedpeft.plugin_files import own_code
 from fedpeft.run.console import short, size
 from fedpeft.run.exports.transformers_folder import processor
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.phrases import count_of
 from fedpeft.run.target_lines import card_lines
 from fedpeft.run.trust_lines import trust_lines
 
@@ -119,17 +121,17 @@ def card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
     measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
     quality = summary.get("perplexity" if measure == "perplexity" else "accuracy")
     partition = summary.get("partition") or {}
-    skew = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in partition.items() if value is not None)
     epsilon = summary.get("epsilon")
     probe = summary.get("baseline_accuracy")
     traffic = f"{size(summary['uplink_bytes'])} up and {size(summary['downlink_bytes'])} down"
     rows = {
         "base model": run.origin.name,
         "method": f"`{config.peft}`, {summary['parameters']:,} trained parameters" + (", merged" if merged else ""),
-        "data": f"{DATASETS.with_paths(config.dataset, name_of)}, {summary['clients']} clients"
+        "data": f"{DATASETS.with_paths(config.dataset, name_of)}, {count_of(summary['clients'], 'client')}"
         + (f", `{config.partition}`" if partition else ""),
-        "partition": skew or None,
-        "federation": f"{summary['rounds']} rounds of {summary['cohort']} clients, `{config.strategy}`",
+        "partition": str(PartitionStatistics(**partition)) if partition else None,
+        "federation": f"{count_of(summary['rounds'], 'round')} of {count_of(summary['cohort'], 'client')}, "
+        f"`{config.strategy}`",
         "seed": config.seed,
         "bytes": f"{traffic} in all (`{config.codec}`)",
         "privacy": "none: the updates were not noised, and the adapter may tell of the rows it was trained on"
