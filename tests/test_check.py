@@ -142,12 +142,13 @@ def test_a_mistake_is_one_sentence(arguments, words, here, capsys):
 @pytest.mark.parametrize("name", ["it's $HOME.jsonl", 'a "b".jsonl', "my.jsonl"])
 def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
     rows(here / name)
-    main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3"])
+    partition = "dirichlet(alpha=0.5)"
+    main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3", "--partition", partition])
     line = capsys.readouterr().out.split("a run ")[1]
     words = shlex.split(line)[3:]
     assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--dataset": f"file(path={name!r})",
-        "--partition": "dirichlet(alpha=0.5)",
+        "--partition": partition,
         "--clients": "4",
         "--cohort": "all",
         "--model": "tiny",

@@ -109,7 +109,9 @@ def test_beside_a_base_in_few_bits_its_values_are_written_and_told(tmp_path, cap
     assert export([str(tmp_path / "run"), "--gguf", "--gguf-base", "--output", str(out)]) == 0
     said = "--lora adapter.gguf`; it was trained and scored beside a base in int8, whose values"
     assert said in (out / "README.md").read_text()
-    assert said in capsys.readouterr().out
+    out_of_export = capsys.readouterr().out
+    assert f"llama-cli -m {out / 'base.gguf'} --lora {out / 'adapter.gguf'}\n" in out_of_export
+    assert "to load it (it was trained and scored beside a base in int8, whose values" in out_of_export
     with torch.no_grad():
         expected = FinishedRun.read(tmp_path / "run").base()(IDS).logits
         assert torch.allclose(loaded(out / "base.gguf")(IDS).logits, expected, atol=1e-5)

@@ -23,7 +23,7 @@ def test_one_is_no_plural(number, said):
     assert count_of(number, "client") == said
 
 
-@pytest.mark.parametrize("width", range(36, 100))
+@pytest.mark.parametrize("width", range(38, 100))
 def test_a_number_stays_with_its_unit_on_a_terminal(width):
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with ConsoleObserver(console) as observer:
