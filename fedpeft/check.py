@@ -16,10 +16,11 @@ from rich.table import Table
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
-from fedpeft.data.examples import AnsweredRows
+from fedpeft.data.examples import IGNORED, AnsweredRows
 from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
 from fedpeft.data.partition import PARTITIONS, USUAL, Shards, split
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
+from fedpeft.data.tagged_words import words_and_tags
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
 from fedpeft.machine.terminal import Console
@@ -202,6 +203,12 @@ def counted(rows: Rows, classes: int) -> np.ndarray:
     return labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
 
 
+def count_tags(rows: Rows, classes: int) -> np.ndarray:
+    """Return how many words have each label, (classes,)."""
+    tags = [tag for row in rows.inputs for tag in words_and_tags(row)[1] if tag != IGNORED]
+    return np.bincount(np.array(tags, np.int64), minlength=classes)
+
+
 def _numbers(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
     """Rows of each split, and how their numbers lie."""
     of = escape((dataset.label_names or ("",))[0])
@@ -214,13 +221,15 @@ def _numbers(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
 
 
 def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:
-    """Rows of each split, and of the most frequent classes."""
+    """Rows of each split, and of the most frequent classes, or words of the most frequent labels."""
     names, shown = dataset.label_names or (), 8
     splits = {"training": train, "validation": held, "test": dataset.test}
     if train.targets == "numbers":
         console.print(_numbers(dataset, splits))
         return
     counts = {n: counted(r, len(names)) for n, r in splits.items() if r.labels is not None}
+    if dataset.task == "token_labels":
+        counts = {n: count_tags(r, len(names)) for n, r in splits.items()}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
     shown_names = [escape(names[i]) for i in order[:shown]]
     table = Table("split", "rows", *shown_names, *(["others"] if len(names) > shown else []))

@@ -7,14 +7,16 @@ row of a file, or of each picture of a folder or a table.
 
 A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
 may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
-number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it), or
-says what a picture shows (captions). Runs on the same base share one loaded copy of its weights; each has its own
-adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities (Lakshminarayanan et al.,
-NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
+number, in the unit of the labels. A run of token labels answers each word with its label. A language model goes on with
+the text (after instruction tuning: answers it), or says what a picture shows (captions). Runs on the same base share
+one loaded copy of its weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their
+calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class
+is less likely.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -34,8 +36,11 @@ from fedpeft.answers.generation import answers
 from fedpeft.answers.questions import Form, Question
 from fedpeft.data.conversations import question
 from fedpeft.data.image_folders import PICTURES, pixels_of
+from fedpeft.data.record_folders import format_notes
+from fedpeft.data.table_format import AUTO, TableFormat
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
+from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine.terminal import Console
 from fedpeft.models import scoring
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
@@ -74,6 +79,8 @@ class Command:
     text: Annotated[
         str | None, tyro.conf.arg(metavar="COLUMN", help="of --data, with the texts; without: as in the run's data")
     ] = None
+    sep: Annotated[str, tyro.conf.arg(help="of --data: what separates its columns; auto: detected, reported")] = AUTO
+    encoding: Annotated[str, tyro.conf.arg(help="of --data, such as latin-1; auto: detected, and reported")] = AUTO
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
     abstain: Annotated[float, tyro.conf.arg(help="probability below which a classifier gives no answer, 0 to 1")] = 0.0
     ensemble: Annotated[
@@ -156,6 +163,12 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
         return "  ".join(
             f"{'+' if p >= 0.5 else '-'}{name} ({p:.3f})" for name, p in zip(run.labels or [], found, strict=True)
         )
+    if run.labels_words:
+        if abstain:
+            raise ConfigError(f"{run.folder} labels each word of a text; leave --abstain out")
+        words = text.split()
+        (labels,) = label_words(run, run.model(base), [words])
+        return " ".join(f"{word}/{label or 'cut off'}" for word, label in zip(words, labels, strict=True))
     if run.labels is not None:
         return verdict(run.labels, chances(run, base, text), abstain)
     if abstain:
@@ -229,7 +242,7 @@ def predict(
     runs = [FinishedRun.read(folder) for folder in folders]
     tell_notes()
     for run in runs:
-        run.check_rows()
+        run.check_answers()
         for one in asked:
             check_asked(run, one)
     bases: dict[Any, nn.Module] = {}
@@ -253,7 +266,7 @@ def predict(
 def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
     """The answer of the runs' mean."""
     names = runs[0].labels
-    if len(runs) < 2 or names is None or any(run.task.targets in ("numbers", "labels") for run in runs):
+    if len(runs) < 2 or names is None or any(run.task.targets != "classes" for run in runs):
         raise ConfigError("--ensemble takes two or more classifiers: RUN RUN ... TEXT")
     for run in runs:
         if run.labels != names:
@@ -336,17 +349,22 @@ def _rows_predicted(command: Command, console: Console) -> None:
         raise ConfigError(f"{command.output} exists already; give --output a new name")
     run = FinishedRun.read(Path(command.words[0]))
     tell_notes()
-    run.check_rows()
+    run.check_answers()
+    given = TableFormat(command.sep, command.encoding, setting="--NAME VALUE")
+    for note in format_notes(command.data, given):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     said: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
     with ExitStack() as held:
         if not console.is_terminal:
-            held.enter_context(Heartbeat(still_there(console, said), SILENCE))
+            held.enter_context(Heartbeat(still_there(console, rows), SILENCE))
         progress = held.enter_context(Progress(console=console, transient=True))
         task = progress.add_task(f"rows of {command.data}", total=None)
-        for answer in write(answered(run, command.data, command.text, command.abstain), command.output):
-            said[answer[PREDICTED]] += 1
+        for answer in write(answered(run, command.data, command.text, command.abstain, given), command.output):
+            said.update(json.loads(answer[PREDICTED]) if run.labels_words else [answer[PREDICTED]])
+            rows["answered"] += 1
             progress.advance(task)
-    told = f"{sum(said.values()):,} rows -> {command.output}"
+    told = f"{rows.total():,} rows -> {command.output}"
     if run.task.targets != "numbers":
         told += ": " + ", ".join(f"{name or 'none'} {count:,}" for name, count in said.most_common(10))
     console.print(told, highlight=False, markup=False, soft_wrap=True)

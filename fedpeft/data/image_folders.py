@@ -16,6 +16,7 @@ import numpy as np
 from fedpeft.data.record_files import Record, records, suffix_of, within
 from fedpeft.data.record_folders import stem, visible
 from fedpeft.data.square_pictures import square
+from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -81,7 +82,7 @@ def holds_pictures(folder: Path) -> bool:
     )
 
 
-def picture_records(folder: Path) -> Iterator[Record]:
+def picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[Record]:
     """A record for each picture: its path in the column file_name, and its class, or all that the table says.
 
     Raises:
@@ -98,13 +99,13 @@ def picture_records(folder: Path) -> Iterator[Record]:
         for name, picture in _by_class(folder):
             yield f"{picture.parent.name}/{picture.name}", {FILE_NAME: str(picture), CLASS: name}
         return
-    yield from _of_table(table)
+    yield from _of_table(table, given)
 
 
-def _of_table(table: Path) -> Iterator[Record]:
+def _of_table(table: Path, given: TableFormat) -> Iterator[Record]:
     """The records of a table, each with the path of its picture in the column file_name."""
     folder = table.parent
-    for place, record in records(str(table)):
+    for place, record in records(str(table), given):
         if FILE_NAME not in record:
             raise DataError(
                 f"{place} of {table} has no column {FILE_NAME!r}, which names the picture; it has "
@@ -126,7 +127,7 @@ def _at(folder: Path, named: str) -> Path:
     return next((place for place in places if place.exists()), places[0])
 
 
-def pictures_to_answer(source: Path) -> list[Record]:
+def pictures_to_answer(source: Path, given: TableFormat = DETECT) -> list[Record]:
     """A record for each picture of a folder or a table, its path in the column file_name; no classes are needed.
 
     Args:
@@ -141,7 +142,7 @@ def pictures_to_answer(source: Path) -> list[Record]:
     if not folder.exists():
         raise DataError(f"there is no folder or file {source}")
     table = table_of(folder) if folder.is_dir() else folder
-    found = list(_of_folder(folder) if table is None else _of_table(table))
+    found = list(_of_folder(folder) if table is None else _of_table(table, given))
     if not found:
         raise DataError(
             f"{source} holds no pictures ({', '.join(PICTURES)}), loose or in a folder for each class; give a folder "

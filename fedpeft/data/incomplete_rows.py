@@ -36,6 +36,7 @@ class Complete:
         incomplete: of `INCOMPLETE`; empty: rows are refused, and nobody may say otherwise.
         hint: what else to do about rows without a label, a clause.
         reader: whose setting `incomplete` is, file or hf.
+        owner_hint: what else to do about rows without an owner, a clause.
     """
 
     records: Iterable[tuple[str, Mapping[str, Any]]]
@@ -44,6 +45,7 @@ class Complete:
     incomplete: str = ""
     hint: str = ""
     reader: str = "file"
+    owner_hint: str = ""
     _rows: int = 0
     _left_out: int = 0
     _columns: str = ""  # of the first record that lacks something
@@ -71,6 +73,7 @@ class Complete:
             cure = "fill it in, or leave the row out" if one else "fill them in, or leave the rows out"
             cure += f", as {self.reader}(..., incomplete={DROP}) does" if self.incomplete else ""
             hint = self.hint if "label" in self._roles else ""
+            hint += self.owner_hint if "owner" in self._roles else ""
             raise DataError(f"{self.source}: {self._told()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:
             raise DataError(

@@ -8,8 +8,6 @@ classes, fewer whole numbers among it: `label_type` says where that is not meant
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -18,6 +16,18 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.data.numeric_words import (
+    COMMA,
+    MANY,
+    as_python,
+    describe_numbers,
+    example_of_many,
+    has_mostly_distinct,
+    is_comma_only,
+    numbers_in,
+    way_to_write,
+)
+from fedpeft.data.table_format import AUTO, DETECT, TableFormat
 from fedpeft.errors import ConfigError, DataError, brief
 
 Kind = Literal["class", "number", "labels"]
@@ -30,17 +40,7 @@ AND = " + "
 BETWEEN = ";"
 """Between the labels of a row where they are one text."""
 
-MANY = 20
-"""Rows from which on more classes than half of them are no classes; of whole numbers, more classes than are believed
-without a word."""
-
-NEARLY_ALL = 0.95
-"""The share of rows from which on what labels look like is taken as what they are."""
-
-_DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
-
-_YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
+_YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True, "0,0": False, "1,0": True}
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,17 @@ class LabelColumn:
     Attributes:
         column: its name; of several, joined by " + ".
         asked: what it shall be taken as, of `KINDS`.
+        form: the format of the file, with its decimal sign.
     """
 
     column: str
     asked: str = "auto"
+    form: TableFormat = DETECT
     _values: list[Any] = field(default_factory=list)
     _first: dict[str, tuple[str, Any]] = field(default_factory=dict)  # of each kind of value
     _known: dict[Any, Any] = field(default_factory=dict)  # rows with equal labels share them
+    _commas: dict[str, str] = field(default_factory=dict)  # the place of each word with a comma, among numbers
+    _has_points: bool = False  # whether other words have a decimal point
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -104,7 +108,7 @@ class LabelColumn:
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
             raise DataError(f"{must}, got {brief(value)}")
         if self.asked == "number":
-            value, found = self._number(value, where), "number"
+            value, found = self._number_or_comma(value, where), "number"
         if self.asked == "labels" and found == "word":
             value, found = [word for word in str(value).split(BETWEEN) if word.strip()], "list"
         if found == "list":
@@ -147,21 +151,57 @@ class LabelColumn:
                 where, value = next(v for sort, v in self._first.items() if sort != "list")
                 raise DataError(f"{where}: the column {self.column!r} holds lists elsewhere, and here {brief(value)}")
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
+        if self.asked == "number":
+            return self._all_numbers()
         if "number" in self._first:
             return self._numbers()
         spelled: dict[Any, str] = {}
         words = [spelled.setdefault((type(value), value), str(value).strip()) for value in self._values]
-        if self.asked != "class" and (what := _as_numbers(words)):
+        if self.asked != "class" and (what := describe_numbers(words, self.form.decimal)):
             note = f"regression: {what}; label_type=class makes classes of the column {self.column}"
             numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
-        if self.asked != "class" and (shown := _decimal_comma(words)):
-            where, _ = self._first["word"]
-            raise DataError(
-                f"{where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
-                f"{shown!r}{_without_comma(shown)}, or say label_type=class if these are classes"
-            )
+        if self.asked != "class" and (shown := example_of_many(words)):
+            return self._with_commas(words, shown)
         return Labels("class", words, (), self._doubts(words))
+
+    def _with_commas(self, words: Sequence[str], shown: str) -> Labels:
+        """Return the numbers that many words with commas are.
+
+        Raises:
+            DataError: they may be classes, or numbers with thousands.
+        """
+        if self.form.decimal == AUTO and is_comma_only(set(words)):
+            numbers = [float(as_python(word, COMMA)) for word in words]
+            return Labels("number", numbers, (), self._note(f"regression: {_AS_COMMA}, such as {shown}"))
+        where, _ = self._first["word"]
+        raise DataError(
+            f"{where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
+            f"{shown!r}{self._way(shown)}, or say label_type=class if these are classes"
+        )
+
+    def _number_or_comma(self, value: Any, where: str) -> float | str:
+        """Return a number, or a word with a comma: all words together decide whether that is a decimal comma."""
+        word = value.strip() if self.form.decimal == AUTO and isinstance(value, str) else ""
+        if COMMA in word:
+            self._commas.setdefault(word, where)
+            return word
+        self._has_points |= "." in word
+        return self._number(value, where)
+
+    def _all_numbers(self) -> Labels:
+        """Return what was asked for as numbers.
+
+        Raises:
+            DataError: words with commas that have two readings, or none.
+        """
+        if not self._commas:
+            return Labels("number", self._values)
+        if self._has_points or not is_comma_only(self._commas.keys()):
+            for word, where in self._commas.items():
+                self._number(word, where)
+        numbers = [float(as_python(v, COMMA)) if isinstance(v, str) else v for v in self._values]
+        return Labels("number", numbers, (), (f"{_AS_COMMA}, such as {next(iter(self._commas))}",))
 
     def _numbers(self) -> Labels:
         """Of a column that has floats; whole numbers and words of digits may stand among them."""
@@ -176,13 +216,17 @@ class LabelColumn:
 
     def _number(self, value: Any, where: str) -> float:
         try:
-            number = float(value)
+            number = float(as_python(value.strip(), self.form.decimal) if isinstance(value, str) else value)
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             must = f"{where}: the column {self.column!r} must hold a finite number"
-            raise DataError(f"{must}, got {brief(value)}{_without_comma(str(value).strip())}")
+            raise DataError(f"{must}, got {brief(value)}{self._way(str(value).strip())}")
         return number
+
+    def _way(self, word: str) -> str:
+        setting = self.form.written("decimal", "SIGN") if self.form.decimal == AUTO else ""
+        return way_to_write(word, setting.replace("'SIGN'", "VALUE"))
 
     def _note(self, what: str) -> tuple[str, ...]:
         return () if self.asked != "auto" else (f"taken as {what}",)
@@ -195,11 +239,15 @@ class LabelColumn:
                 f"taken as classes, {joined:,} of whose {len(names):,} names have {BETWEEN!r} in them; "
                 "label_type=labels makes several labels of such a text"
             )
-        if self.asked == "auto" and len(names) > MANY and _numbers(names):
+        if self.asked == "auto" and len(names) > MANY and numbers_in(names):
             doubts.append(
                 f"taken as classes, {len(names):,} different whole numbers; label_type=number predicts them as numbers"
             )
-        elif self.asked == "auto" and _rather_distinct(words):
+        elif self.asked == "auto" and self.form.decimal == AUTO and is_comma_only(names):
+            doubts.append(
+                f"taken as classes, {len(names):,} of them, such as {min(names)}; decimal=',' predicts them as numbers"
+            )
+        elif self.asked == "auto" and has_mostly_distinct(words):
             doubts.append(
                 f"taken as classes, {len(names):,} of them in {len(words):,} rows; if they are meant as numbers, "
                 "label_type=number names the first that is none"
@@ -233,53 +281,7 @@ def _spelled(number: float) -> str:
     return short if float(short) == number else repr(number).removesuffix(".0")
 
 
-def _as_numbers(words: Sequence[str]) -> str:
-    """What speaks for numbers to predict; empty: words are none, or whole ones that may be classes."""
-    names = set(words)
-    numbers = _numbers(names)
-    if not all(number.is_integer() for number in numbers):
-        return "numbers with fractions"
-    return (
-        f"{len(names):,} different whole numbers in {len(words):,} rows" if numbers and _rather_distinct(words) else ""
-    )
-
-
-def _numbers(words: Collection[str]) -> list[float]:
-    """Words as finite numbers; empty: not all of them are."""
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        return []
-    return numbers if all(map(math.isfinite, numbers)) else []
-
-
-def _rather_distinct(words: Sequence[str]) -> bool:
-    """Whether of enough rows so many have a name of their own that names are no classes."""
-    return len(words) >= MANY and len(set(words)) > len(words) / 2
-
-
-def _decimal_comma(words: Sequence[str]) -> str:
-    """One of words that look like numbers with a decimal comma, and are many different ones; empty: they don't."""
-    alike = {name: count for name, count in Counter(words).items() if _DECIMAL_COMMA.fullmatch(name)}
-    if sum(alike.values()) < NEARLY_ALL * len(words):
-        return ""
-    held = [name for name in alike if "," in name]
-    return held[0] if len(held) >= MANY and not _pairs_of_few([name.split(",") for name in held]) else ""
-
-
-def _pairs_of_few(pairs: Sequence[Sequence[str]]) -> bool:
-    """Whether pairs may be two labels each, of a few: a list has no label twice, and either of them in each place."""
-    left, right = ({pair[side] for pair in pairs} for side in (0, 1))
-    either = left | right
-    return len(either) <= MANY and 2 * len(left & right) >= len(either) and all(a != b for a, b in pairs)
-
-
-def _without_comma(word: str) -> str:
-    """How a number with a comma is to be written, a clause; empty: it is none."""
-    ways = [word.replace(",", "")] if _THOUSANDS.fullmatch(word) else []
-    if "," in word and _DECIMAL_COMMA.fullmatch(word):
-        ways.append(word.replace(".", "").replace(",", "."))
-    return f"; write {', or '.join(ways)} instead" if ways else ""
+_AS_COMMA = "numbers with a decimal comma (decimal=',')"
 
 
 def named(text: str, least: int = 2) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from fedpeft.data.conll import conll
+from fedpeft.data.table_format import DETECT, GZ, SEPARATORS, TableFormat, file_format, opened
 from fedpeft.errors import ConfigError, DataError, FedpeftError
 
 Record = tuple[str, dict[str, Any]]
@@ -56,8 +58,8 @@ JSON_LINES = (".jsonl", ".ndjson")
 JSON = ".json"
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather")
-GZ = ".gz"
-SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW)
+CONLL = (".conll", ".iob", ".iob2", ".bio")
+SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW, *CONLL)
 """Of the files that can be read; each may be followed by .gz."""
 
 LINES = ".txt"
@@ -81,8 +83,26 @@ def is_saved(path: Path) -> bool:
     return (path / SAVED).is_file()
 
 
-def records(name: str) -> Iterator[Record]:
-    """The records of a file, or of a saved data set, each with its place.
+def format_note(path: Path, given: TableFormat = DETECT) -> str:
+    """Return what was detected of a text file's format, in one line; empty: nothing unusual, or it is no text file.
+
+    Raises:
+        DataError: the file fits several formats, or can't be read.
+    """
+    kind = _kind(path)
+    if not path.is_file() or not kind or kind in (*PARQUET, *ARROW):
+        return ""
+    with _failures_told(str(path), given):
+        return file_format(path, str(path), DELIMITERS.get(kind, ""), given).note
+
+
+def _kind(path: Path) -> str:
+    """Return the ending that decides how a file is read, `LINES` included; empty: no known one."""
+    return suffix_of(path) or (LINES if path.name.lower().removesuffix(GZ).endswith(LINES) else "")
+
+
+def records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
+    """The records of a file, or of a saved data set, each with its place; `given` is the format of text files.
 
     Raises:
         ConfigError: its ending does not say how to read it, or the library that reads it is not installed.
@@ -92,70 +112,72 @@ def records(name: str) -> Iterator[Record]:
     if is_saved(path):
         yield from _saved(name, path)
         return
-    suffix = suffix_of(path) or (LINES if path.name.lower().removesuffix(GZ).endswith(LINES) else "")
+    suffix = _kind(path)
     if not suffix:
         raise ConfigError(
             f"{name} must end in {', '.join((*SUFFIXES, LINES))} (or one of them and .gz), which says how to read it"
         )
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise DataError(f"{name} is no file of rows, but a pipe or a device; give a file")
+    with _failures_told(name, given), opened(path) as stream:
+        if suffix in PARQUET or suffix in ARROW:
+            yield from _columns(name, stream, suffix)
+        else:
+            yield from _texts(name, path, stream, suffix, given)
+
+
+@contextmanager
+def _failures_told(name: str, given: TableFormat) -> Iterator[None]:
+    """Raise a DataError for what goes wrong while a file is read."""
     try:
-        with _opened(path) as stream:
-            if suffix in PARQUET or suffix in ARROW:
-                yield from _columns(name, stream, suffix)
-            else:
-                yield from _texts(name, stream, suffix)
+        yield
     except FileNotFoundError:
         raise DataError(f"there is no file {name}") from None
     except IsADirectoryError:
         raise DataError(f"{name} is a directory; name a file in it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except UnicodeError as error:
+        where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(f"{name} is not {given.encoding} text{where}; name another encoding, or auto") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name} is no whole .gz file: {error}") from None
     except OSError as error:
         raise DataError(f"can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as stream:
-        if path.name.lower().endswith(GZ):
-            with gzip.GzipFile(fileobj=stream) as unpacked:
-                yield unpacked  # type: ignore[misc]
-        else:
-            yield stream
-
-
-def _texts(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    if suffix in DELIMITERS:
-        yield from _table(name, text, DELIMITERS[suffix])
+def _texts(name: str, path: Path, stream: BinaryIO, suffix: str, given: TableFormat) -> Iterator[Record]:
+    form = file_format(path, name, DELIMITERS.get(suffix, ""), given)
+    text = io.TextIOWrapper(stream, encoding=form.encoding, newline="")
+    if suffix in DELIMITERS or (suffix == LINES and form.sep):
+        yield from _table(name, text, form.sep, given)
     elif suffix == JSON:
         yield from _json(name, text)
     elif suffix == LINES:
         yield from _lines(name, text)
+    elif suffix in CONLL:
+        yield from ((Headed(place), record) for place, record in conll(name, text))
     else:
         yield from _json_lines(name, text)
 
 
-BETWEEN_COLUMNS = ";,\t|"
-"""What other programs write between the columns of a table."""
-
-
-def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
+def _table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     start = 1
     try:
         header = next(filter(None, reader), None)  # blank lines may lie before it
+        if header == ["sep=", ""]:  # as Excel writes it before the names
+            header = next(filter(None, reader), None)
         if header is None:
             raise DataError(f"{name} is empty")
         if len(set(header)) < len(header):
             raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
-        others = [sign for sign in BETWEEN_COLUMNS if sign != delimiter and sign in "".join(header)]
-        if len(header) == 1 and others:  # as spreadsheets save where the comma stands in numbers
-            raise DataError(f"{name} has {others[0]!r} between its columns; save it with {delimiter!r} between them")
+        others = [sign for sign in SEPARATORS if sign != delimiter and sign in "".join(header)]
+        if len(header) == 1 and others:
+            write = given.written("sep", others[0])
+            remedy = f"write {write}, or save" if write else "save"
+            raise DataError(
+                f"{name} has {others[0]!r} between its columns; {remedy} it with {delimiter!r} between them"
+            )
         start = reader.line_num + 1
         for fields in reader:
             first, start = start, reader.line_num + 1  # a record may have several lines

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.record_files import SUFFIXES, is_saved, records, suffix_of, within
+from fedpeft.data.record_files import SUFFIXES, format_note, is_saved, records, suffix_of, within
+from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
 
 SPLITS = {
@@ -95,11 +97,33 @@ def files_of_clients(folder: Path) -> list[Path]:
     return found
 
 
-def records_below(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def records_below(path: Path, given: TableFormat = DETECT) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a file or saved data set; of a folder, those of its files, with the column `OWNER`: whose."""
     if not path.is_dir() or is_saved(path) or suffix_of(path):
-        yield from records(str(path))
+        yield from records(str(path), given)
         return
     for file in files_of_clients(path):
-        for place, record in records(str(file)):
+        for place, record in records(str(file), given):
             yield within(place, file.name), record | {OWNER: stem(file)}
+
+
+def format_notes(path: Path, given: TableFormat = DETECT) -> list[str]:
+    """Return what was detected of the formats of a file, or of the files in a folder, in a line for each format.
+
+    Raises:
+        DataError: a file fits several formats.
+    """
+    path = path.expanduser()
+    files = [path]
+    if path.is_dir():
+        files = [] if is_saved(path) else [file for file in visible(path) if suffix_of(file) and file.is_file()]
+    first: dict[str, str] = {}
+    alike: Counter[str] = Counter()
+    for note in filter(None, (format_note(file, given) for file in files)):
+        settings = note.rpartition(": ")[2]
+        alike[settings] += 1
+        first.setdefault(settings, note)
+    return [
+        first[settings] if count == 1 else f"detected in {count} files of {path.name}: {settings}"
+        for settings, count in alike.items()
+    ]

@@ -17,6 +17,7 @@ from fedpeft.data.label_columns import AND
 from fedpeft.data.prompt_templates import CHAT
 from fedpeft.data.record_files import lacking, records
 from fedpeft.data.rows import Rows
+from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import nearest
 
@@ -78,13 +79,13 @@ def with_targets(
         yield place, {**record, text: packed_pair(asked, _text(record, target, place, source))}
 
 
-def pair_rows(path: str, read: str, target: str) -> Rows:
+def pair_rows(path: str, read: str, target: str, given: TableFormat = DETECT) -> Rows:
     """The pairs of a file.
 
     Raises:
         DataError: the file can't be read, has no rows, or a row lacks one of both texts.
     """
-    rows = [str(record[read]) for _, record in with_targets(records(path), (read, target), read, path)]
+    rows = [str(record[read]) for _, record in with_targets(records(path, given), (read, target), read, path)]
     if not rows:
         raise DataError(f"{path} has no rows")
     return Rows(rows)

@@ -16,6 +16,7 @@ from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, in_order
 from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import lacking
 from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
+from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, brief
 from fedpeft.machine import spooled
@@ -33,7 +34,8 @@ class Names:
     `ask` is how a user names a column, with ROLE for text, label or owner; empty: their names are fixed. `label_type`
     is what the label's column holds, one of `fedpeft.data.label_columns.KINDS`. `incomplete` is what becomes of rows
     that lack something, one of `fedpeft.data.incomplete_rows.INCOMPLETE`; empty: they are refused, and nobody may say
-    otherwise.
+    otherwise. `form` is the format of text files, with the decimal sign of labels. `finds_owner`: the owner's column
+    was found by its name.
     """
 
     text: str
@@ -42,6 +44,8 @@ class Names:
     ask: str = ""
     label_type: str = "auto"
     incomplete: str = ""
+    form: TableFormat = DETECT
+    finds_owner: bool = False
 
     @property
     def needs(self) -> dict[str, str]:
@@ -55,7 +59,9 @@ class Names:
         settable = self.label_type == "auto" and "ROLE=" in self.ask and AND not in (self.label or "")
         hint = "; label_type=labels takes rows that have several labels or none" if settable else ""
         reader = self.ask.partition("(")[0]
-        return Complete(records, source, self.needs if needs is None else needs, self.incomplete, hint, reader)
+        owner_hint = "; owner=None takes rows that belong to nobody" if self.finds_owner else ""
+        needed = self.needs if needs is None else needs
+        return Complete(records, source, needed, self.incomplete, hint, reader, owner_hint)
 
 
 def text_column(text: str) -> str:
@@ -103,7 +109,7 @@ def read(source: str, records: Records, names: Names) -> Table:
     texts = TextWriter()
     owners, waiting = spooled.row_numbers(np.int32), array_of_numbers("i")
     known: dict[str, int] = {}
-    labels = None if names.label is None else LabelColumn(names.label, names.label_type)
+    labels = None if names.label is None else LabelColumn(names.label, names.label_type, names.form)
     complete = names.complete(records, source)
     for place, record in complete:
         where = f"{place} of {source}"
@@ -149,8 +155,8 @@ def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> st
         if not isinstance(value, str):
             words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
             hint = (
-                "; join the words of a text with spaces, or bring a data set part of your own with task token_labels, "
-                "which labels each word (docs/own-parts.md)"
+                "; join the words of a text with spaces, or name a column with a list of as many labels, for the task "
+                "token_labels: file(..., text=tokens, label=ner_tags)"
             )
             raise DataError(f"{where}: the column {column!r} must hold text, got {brief(value)}{hint if words else ''}")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
@@ -166,6 +172,8 @@ def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: s
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
         if role == "label" and "ROLE=" in ask:  # a setting, which may be None
             hint += "; if the rows have no labels, set label=None for language modelling"
+        if hint and "ROLE=" in ask and role != "owner":
+            hint += "; owner=COLUMN names whose row it is"
         if role == "text" and "ROLE=" in ask:
             hint += if_answers(map(str, record))
         raise DataError(f"{lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
@@ -330,7 +338,14 @@ class Described(Dataset):
 
 
 def labelled_rows(
-    path: str, found: Records, text: str, label: str | None, names: Sequence[str] | None, targets: str = "classes"
+    path: str,
+    found: Records,
+    text: str,
+    label: str | None,
+    names: Sequence[str] | None,
+    targets: str = "classes",
+    form: TableFormat = DETECT,
+    say: Callable[[str], object] = str,
 ) -> tuple[Rows, tuple[str, ...]]:
     """The rows of records, with labels as positions in `names` (None: the names that occur, sorted), and the names.
 
@@ -339,15 +354,20 @@ def labelled_rows(
         found: the records.
         text, label: columns; a label of None: rows have none.
         targets: what labels are: "classes" or ""; "numbers", which `names` or the column call; "labels", several a row.
+        form: the format of the file, with the decimal sign of labels.
+        say: is told what was detected of the labels.
 
     Raises:
         DataError: the file can't be read, lacks a column, or holds a label that is not in `names`.
     """
     kinds = {"numbers": "number", "labels": "auto" if AND in (label or "") else "labels"}
     kind = kinds.get(targets, "class" if names else "auto")
-    table = read(path, found, Names(text, label, None, "--ROLE-column COLUMN", kind))
+    table = read(path, found, Names(text, label, None, "--ROLE-column COLUMN", kind, "", form))
     if table.labels is None:
         return Rows(table.texts), ()
+    if targets == "numbers":
+        for note in table.labels.notes:
+            say(note)
     if targets == "numbers":
         return Rows(table.texts, array(table.labels)), tuple(names or (str(label),))
     if targets == "labels":

@@ -23,6 +23,7 @@ TOLD: Final = {
     "seq2seq": (0, 0),
     "instruction": (0, 0),
     "dpo": (0, 0),
+    "token_labels": (2, 10**6),
 }
 """Tasks that a server may describe, with the fewest and the most names that go with each."""
 
@@ -59,9 +60,9 @@ def check_description(told: v2.Description) -> None:
     least, most = TOLD.get(kind, (1, 0))
     if not least <= len(names) <= most:
         raise RunError(
-            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
-            "at least two, multi_label with at least one, regression with one name, and causal_lm, seq2seq, "
-            "instruction and dpo with none"
+            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification and "
+            "token_labels with at least two, multi_label with at least one, regression with one name, and causal_lm, "
+            "seq2seq, instruction and dpo with none"
         )
     try:
         TASKS.build(told.task)
@@ -71,7 +72,7 @@ def check_description(told: v2.Description) -> None:
         raise RunError(f"the server describes the task {told.task!r:.100}, which is written {kind}")
     if len(set(names)) < len(names):
         raise RunError("the server names a class twice")
-    if told.side and not (SMALLEST <= told.side <= LARGEST and least > 0):
+    if told.side and not (SMALLEST <= told.side <= LARGEST and least > 0 and kind != "token_labels"):
         raise RunError(
             f"the server describes pictures of {told.side} pixels per side for the task {kind}; legal are {SMALLEST} "
             f"to {LARGEST}, of classes, labels or numbers"

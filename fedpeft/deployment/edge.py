@@ -69,7 +69,7 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     """
     device_called(options.device)
     _roster_in(options)
-    _, first = first_record(data)
+    _, first = first_record(data, options.file_format)
     for column in (options.text_column, options.label_column):
         if column and column not in first and not all(name in first for name in column.split(AND)):
             raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
@@ -146,7 +146,9 @@ class Edge:
         self.options = fitted(options, told, description, self.device, observer)
         form = told_form(description, options)
         targets = TASKS.build(form.task).targets
-        self.rows = form.read(data, names or None, targets)[0]
+        self.rows = form.read(
+            data, names or None, targets, options.file_format, lambda note: observer.say(escape(note))
+        )[0]
         config = settings_of(description, self.options)
         facts = DataFacts(form.kind, description.task, names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)

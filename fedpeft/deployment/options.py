@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedpeft.data.datasets.clients import LABEL, LARGEST, TEXT
+from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
 from fedpeft.parts import setting
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 
@@ -24,8 +25,8 @@ class ServeOptions:
     labels: str = setting("", "class names in order: a,b,c (default: those of --eval-data or of the data set)")
     task: str = setting(
         "",
-        "what is learned: 'regression(mean=50, deviation=10)', multi_label, seq2seq, causal_lm, instruction "
-        "(conversations) or dpo (preferences) (default: one class, or as --dataset)",
+        "what is learned: 'regression(mean=50, deviation=10)', multi_label, token_labels, seq2seq, causal_lm, "
+        "instruction (conversations) or dpo (preferences) (default: one class, or as --dataset)",
     )
     text_column: str = setting(TEXT, "column of the clients' texts; of pairs, where both are left so, input")
     label_column: str = setting(
@@ -76,6 +77,11 @@ class EdgeOptions:
     label_column: str = setting(
         "", "column of your classes, or of what answers your texts, if it has another name than the server says"
     )
+    sep: str = setting(AUTO, "what separates the columns of your file: ',', ';', tab, ...; auto: detected, reported")
+    encoding: str = setting(AUTO, "of your file: utf-8, latin-1, cp1252, utf-16, ...; auto: detected, and reported")
+    decimal: str = setting(
+        AUTO, "decimal sign of your numbers; auto: a comma if they have no other reading", choices=DECIMALS
+    )
     template: str = setting(
         "", "FILE.jinja, if the federation writes conversations by a file that you have been handed"
     )
@@ -108,3 +114,8 @@ class EdgeOptions:
     )
     roster_hash: str = setting("", "what its hash must be, as you were told by another way")
     fewest: int = setting(FEWEST, "clients in a sum under masks that yours takes part in, itself included", low=FEWEST)
+
+    @property
+    def file_format(self) -> TableFormat:
+        """The format of the client's text files."""
+        return TableFormat(self.sep, self.encoding, self.decimal, "--NAME VALUE")

@@ -10,6 +10,7 @@ from fedpeft.communication.downlink import uncompared
 from fedpeft.communication.release import UNCOMPARED
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
+from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
@@ -79,7 +80,7 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         )
 
 
-NAMED = ("regression", "multi_label", "seq2seq", *LANGUAGE)
+NAMED = ("regression", "multi_label", "seq2seq", TOKEN_LABELS, *LANGUAGE)
 """Tasks that the option `task` names."""
 
 
@@ -97,10 +98,11 @@ def told_task(options: ServeOptions) -> str:
     if kind not in NAMED:
         raise ConfigError(
             f"--task {options.task!r} is none that has to be named; legal are 'regression(mean=50, deviation=10)', "
-            "multi_label, seq2seq, causal_lm, instruction and dpo; one class a row goes by --labels or --dataset"
+            "multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; one class a row goes by --labels or "
+            "--dataset"
         )
     task = TASKS.build(options.task)
-    if not task.targets and options.labels:
+    if not task.targets and options.labels and kind != TOKEN_LABELS:
         raise ConfigError(f"--labels names classes, and {kind} has none; leave it out")
     if isinstance(task, Regression):
         if options.labels:

@@ -14,6 +14,7 @@ from fedpeft.data.datasets.clients import CONVERSATIONS, LABEL, TEXT, Clients
 from fedpeft.data.label_columns import AND, named
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, template_file
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
+from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.user_rows import Described
 from fedpeft.deployment.described import TOLD
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
@@ -64,7 +65,7 @@ class ServersRows:
             what = "pairs that are compared" if TASKS.build(source.task).compares else f"rows of {kind}"
             raise ConfigError(
                 f"{source.name} holds {what}; clients of a server join with texts, pairs of texts, conversations or "
-                "pictures of classes"
+                "pictures of classes, or with tagged words"
             )
         form = Clients(
             task=asked or source.task,
@@ -111,9 +112,10 @@ def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
     told = of_data if isinstance(of_data, Clients) else None
     task = told_task(options)
     targets = TASKS.build(task).targets if task else "classes"
+    least = 2 if targets == "classes" or task == TOKEN_LABELS else 1
     given = {
         "task": task,
-        "labels": ",".join(named(options.labels, least=2 if targets == "classes" else 1)) if options.labels else "",
+        "labels": ",".join(named(options.labels, least=least)) if options.labels else "",
         "text": options.text_column if options.text_column != TEXT else "",
         "label": options.label_column if options.label_column != LABEL else "",
         "side": options.side,

@@ -1,5 +1,6 @@
 """What a finished run says of each row of a file: the file's own columns, and behind them its answers.
 
+words            predicted, a JSON list with the label of each word
 classes          predicted, and its probability by the run's temperature
 several labels   predicted, joined by "; ", and the probability of each label
 numbers          predicted, in the unit of the labels
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -22,9 +23,12 @@ from torch import Tensor
 from fedpeft.data.examples import Examples
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, pictures_to_answer
 from fedpeft.data.record_files import Record, records
+from fedpeft.data.table_format import DETECT, TableFormat
+from fedpeft.data.tagged_records import word_column
 from fedpeft.data.tokens import token_rows
 from fedpeft.data.user_rows import Names, check_texts, read, text_column
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import ConfigError, DataError, brief
+from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine import files
 from fedpeft.machine.spreadsheet import plain_cell
 from fedpeft.models import scoring
@@ -58,14 +62,17 @@ def answers_of(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Answe
     return {PREDICTED: names[best] if likely >= abstain else "", PROBABILITY: f"{likely:.4f}"}
 
 
-def answered(run: FinishedRun, source: Path, column: str | None, abstain: float) -> Iterator[tuple[Record, Answer]]:
+def answered(
+    run: FinishedRun, source: Path, column: str | None, abstain: float, given: TableFormat = DETECT
+) -> Iterator[tuple[Record, Answer]]:
     """The rows of a file in their order, each with the model's answer.
 
     Args:
-        run: of a classifier, of one class, several labels or a number a row.
+        run: of a classifier, of one class, several labels or a number a row; or of labels of words.
         source: a file that `--dataset file:` reads, or a folder or table of pictures; labels are not needed.
         column: of the texts; None: as in the run's own data. Pictures have none.
         abstain: probability below which a row has no class, 0 to 1.
+        given: the format of text files.
 
     Raises:
         FedpeftError: the run answers otherwise, or its files are missing; the rows can't be read.
@@ -74,13 +81,16 @@ def answered(run: FinishedRun, source: Path, column: str | None, abstain: float)
         raise ConfigError(
             f"{run.folder} captions pictures whose files it is given: python -m fedpeft.predict RUN PICTURE PICTURE ..."
         )
-    if run.labels is None or not run.task.targets:
+    if run.labels is None:
         raise ConfigError(
             f"{run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a file"
         )
-    if abstain and run.task.targets in ("numbers", "labels"):
+    if abstain and run.task.targets != "classes":
         raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
-    waiting, encode, at_once = (_of_pictures if run.reads_images else _of_texts)(run, source, column)
+    if run.labels_words:
+        yield from _words_answered(run, source, column, given)
+        return
+    waiting, encode, at_once = (_of_pictures if run.reads_images else _of_texts)(run, source, column, given)
     model = run.model(run.base())
     while rows := list(islice(waiting, at_once)):
         encoded = encode(rows)
@@ -94,21 +104,49 @@ Source = tuple[Iterator[Record], Callable[[list[Record]], Examples], int]
 """Rows, how some of them become model input, and how many are in memory at a time."""
 
 
-def _of_texts(run: FinishedRun, source: Path, column: str | None) -> Source:
+def _words_answered(
+    run: FinishedRun, source: Path, column: str | None, given: TableFormat
+) -> Iterator[tuple[Record, Answer]]:
+    """Rows of words, as lists or as texts with spaces; all are looked at before the model is loaded."""
+    text = column or text_column(run.config.dataset)
+    _, first = next(records(str(source), given), ("", {}))
+    words = word_column(first, text)
+
+    def words_of(place: str, record: Mapping[str, Any]) -> list[str]:
+        value = record.get(words or text)
+        held = value if words else value.split() if isinstance(value, str) else None
+        if not isinstance(held, list) or not held or not all(isinstance(word, str) for word in held):
+            raise DataError(
+                f"{place} of {source}: the column {words or text!r} must hold a list of words, or a text, got "
+                f"{brief(value)}; name yours: --text COLUMN"
+            )
+        return held
+
+    for place, record in records(str(source), given):
+        words_of(place, record)
+    model, waiting = run.model(run.base()), records(str(source), given)
+    while rows := list(islice(waiting, ROWS)):
+        labels = label_words(run, model, [words_of(*row) for row in rows])
+        yield from (
+            (row, {PREDICTED: json.dumps(of, ensure_ascii=False)}) for row, of in zip(rows, labels, strict=True)
+        )
+
+
+def _of_texts(run: FinishedRun, source: Path, column: str | None, given: TableFormat = DETECT) -> Source:
     """Rows of a file; all of its texts are looked at before a model is loaded, or an answer is lost."""
     if holds_pictures(source):
         raise ConfigError(f"{run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
-    names = Names(column or text_column(run.config.dataset), None, None, "--text COLUMN")
-    check_texts(str(source), records(str(source)), names)
+    names = Names(column or text_column(run.config.dataset), None, None, "--text COLUMN", form=given)
+    check_texts(str(source), records(str(source), given), names)
 
     def encode(rows: list[Record]) -> Examples:
         texts = list(read(str(source), rows, names).texts)
         return token_rows(texts, np.zeros(len(texts), np.int64), run.model_directory, run.tokens)
 
-    return records(str(source)), encode, ROWS
+    return records(str(source), given), encode, ROWS
 
 
-def _of_pictures(run: FinishedRun, source: Path, column: str | None) -> Source:
+def _of_pictures(run: FinishedRun, source: Path, column: str | None, given: TableFormat) -> Source:
     """Pictures of a folder or a table, each by its path."""
     if column is not None:
         raise ConfigError(f"{run.folder} reads pictures, which the column {FILE_NAME} names; leave --text out")
@@ -116,7 +154,7 @@ def _of_pictures(run: FinishedRun, source: Path, column: str | None) -> Source:
     def encode(rows: list[Record]) -> Examples:
         return run.pictures([str(record[FILE_NAME]) for _, record in rows])
 
-    return iter(pictures_to_answer(source)), encode, PICTURES_AT_ONCE
+    return iter(pictures_to_answer(source, given)), encode, PICTURES_AT_ONCE
 
 
 def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answer]:

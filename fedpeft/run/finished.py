@@ -116,6 +116,11 @@ class FinishedRun:
             raise RunError(f"{file} is damaged: it must hold the names of the classes, in a list")
         return names
 
+    @property
+    def labels_words(self) -> bool:
+        """Whether the model labels each word of a row."""
+        return self.labels is not None and not self.task.targets
+
     @cached_property
     def model_name(self) -> str:
         """What the configuration calls the base model, or the data set's own."""
@@ -214,7 +219,7 @@ class FinishedRun:
             RunError: it finds pairs, or labels words.
         """
         self.check_answers()
-        if self.labels is not None and not self.task.targets:
+        if self.labels_words:
             raise RunError(
                 f"{self.folder} labels words: its head answers for each token, and a row has no answer of its own; "
                 "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"

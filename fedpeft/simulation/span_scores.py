@@ -51,9 +51,14 @@ def span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -
     }
 
 
+def is_iob2(names: Sequence[str]) -> bool:
+    """Return whether labels name the beginnings and insides of spans."""
+    return all(name == "O" or (name[:2] in ("B-", "I-") and len(name) > 2) for name in names)
+
+
 def spans_of(simulation: Simulation) -> dict[str, Any] | None:
     """The scores of the saved adapter on the test rows, in fp32, on the base's own bits where it was trained in few.
-    None: rows have other labels, or seqeval is missing, which is said in a line."""
+    None: rows have other labels; or these name no spans, or seqeval is missing, which is said in a line."""
     setup = simulation.setup
     if setup.facts.task != TASK:
         return None
@@ -63,6 +68,9 @@ def spans_of(simulation: Simulation) -> dict[str, Any] | None:
         simulation.observer.say(f"spans are not scored: {error}")
         return None
     names = setup.facts.label_names or ()
+    if not is_iob2(names):
+        simulation.observer.say("spans are not scored: their labels are no IOB2, which is O, B-TYPE and I-TYPE")
+        return None
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     model = saved_adapter.load(simulation.folder, setup.task, base, setup.facts.classes)

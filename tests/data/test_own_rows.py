@@ -102,8 +102,14 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
             DataError,
             "3 fields, the first 2; put quotes around what holds a ','",
         ),
-        ("my.csv", "text;label\na, b;x\n", "", DataError, "has ';' between its columns; save it with ',' between them"),
-        ("my.tsv", "text,label\na,x\n", "", DataError, "has ',' between its columns"),
+        (
+            "my.csv",
+            "text;label\na, b;x\n",
+            ", sep=','",
+            DataError,
+            "has ';' between its columns; write .* or save it",
+        ),
+        ("my.tsv", "text,label\na,x\n", ", sep=tab", DataError, "has ',' between its columns"),
         ("my.csv", "\ntext,label\na,x\n\nb\n", "", DataError, "line 5 of .* has 1 fields, the first 2$"),
         ("my.csv", 'text,label\n"a\nb",x\n\n"c\n\nd"\n', "", DataError, "line 5 of .* has 1 fields, the first 2$"),
         ("my.csv", 'text,label\n\n"a\n\nb",x\n"\n ",y\n', "", DataError, r"'text' \(line 6\)"),
@@ -156,7 +162,9 @@ def test_a_wrong_file_is_one_sentence(
 
 def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.csv", "comment,verdict\na,x\nb,y\n")
-    with pytest.raises(DataError, match=r"legal: comment, verdict; name yours: file\(path='.*csv', text=COLUMN\)$"):
+    with pytest.raises(
+        DataError, match=r"legal: comment, verdict; name yours: file\(path='.*csv', text=COLUMN\); owner=COLUMN"
+    ):
         load_dataset(f"file:{path}")
     with pytest.raises(DataError, match=r"name yours: file\(path='.*', label=COLUMN\); .* set label=None"):
         load_dataset(f"file(path={path!r}, text=comment)")

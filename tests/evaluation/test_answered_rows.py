@@ -18,6 +18,7 @@ from fedpeft.evaluation.answered_rows import answered
 from fedpeft.predict import chances, main, outputs, still_there
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
+from tests.tagged import LABELS, sentences, write_jsonl
 from tests.targets import prices, tagged
 
 RUN = ["--tokens", "16", "--clients", "3", "--cohort", "all", "--rounds", "1", "--workers", "1", "--local-work",
@@ -179,3 +180,42 @@ def test_a_silence_before_the_first_row_is_told_once():
     beat()
     beat()
     assert console.file.getvalue().splitlines() == ["...     reading the rows and the model", "...     3 rows answered"]
+
+
+def test_a_table_of_a_spreadsheet_is_detected_and_reported_or_told_the_flag(tmp_path, capsys):
+    classes(tmp_path)
+    capsys.readouterr()
+    source, output = tmp_path / "neu.csv", tmp_path / "answers.csv"
+    source.write_bytes("body;ort\nschön, aber naß;Köln\n".encode("latin-1"))
+    given = [str(tmp_path / "run"), "--data", str(source), "--output", str(output)]
+    assert main(given) == 0
+    assert "detected in neu.csv: sep=';', encoding='cp1252'" in capsys.readouterr().out
+    with output.open(newline="", encoding="utf-8") as stream:
+        (line,) = csv.DictReader(stream)
+    assert (line["body"], line["ort"]) == ("schön, aber naß", "Köln")
+    output.unlink()
+    assert main([*given, "--sep", ";", "--encoding", "latin-1"]) == 0
+    assert "detected" not in capsys.readouterr().out
+    output.unlink()
+    source.write_bytes("body;ort\nхорошо;x\n".encode("cp1251"))
+    assert main(given) == 2
+    assert re.search(r"is not UTF-8 text .*name\s+its\s+encoding:\s+--encoding", capsys.readouterr().err)
+    assert not output.exists()
+
+
+def test_words_of_a_table_have_a_label_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(answered_rows, "ROWS", 5)
+    run = made(tmp_path, f"file:{write_jsonl(tmp_path / 'rows.jsonl', sentences(60))}")
+    assert run.labels_words
+    rows = [row["tokens"] for row in sentences(12, 1)]
+    lines = written(tmp_path, tokens=[*rows[:11], ["town"] * 40])
+    labels = [json.loads(line["predicted"]) for line in lines]
+    assert [len(row) for row in labels[:11]] == [len(row) for row in rows[:11]]
+    assert {label for row in labels for label in row} <= {*LABELS, ""}
+    assert labels[11][-1] == "", "the run reads 16 tokens"
+    (tmp_path / "answers.csv").unlink()
+    texts = written(tmp_path, "--text", "note", note=[" ".join(row) for row in rows])
+    assert [json.loads(line["predicted"]) for line in texts][:11] == labels[:11]
+    (tmp_path / "answers.csv").unlink()
+    with pytest.raises(DataError, match=r"line 1 of .*'tokens' must hold a list of words, or a text, got 5"):
+        list(answered(run, write_jsonl(tmp_path / "bad.jsonl", [{"tokens": 5}]), "tokens", 0.0))

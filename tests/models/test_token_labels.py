@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from fedpeft import export, plugins, predict
+from fedpeft import evaluate, export, plugins, predict
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, row_of
@@ -27,7 +27,7 @@ from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.simulation.span_scores import span_scores, spans_of
+from fedpeft.simulation.span_scores import is_iob2, span_scores, spans_of
 
 SOURCE = """def scaled(values, by=2):
     total = values.copy().times(by=by)
@@ -163,6 +163,20 @@ def test_spans_count_whole(monkeypatch):
         span_scores(right, said)
 
 
+@pytest.mark.parametrize(
+    ("names", "are"),
+    [
+        (("O", "B-A", "I-A"), True),
+        (("0", "1"), False),
+        (("O", "NAME"), False),
+        (("O", "B-"), False),
+        (("O", "S-A"), False),
+    ],
+)
+def test_labels_that_name_no_spans_are_not_scored_as_such(names, are):
+    assert is_iob2(names) == are
+
+
 def simulation(folder, **given) -> Simulation:
     return Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(Console(quiet=True)))
 
@@ -225,10 +239,17 @@ def test_a_run_tells_spans(made_names, tmp_path, capsys):
     assert set(summary["spans"]) == {"precision", "recall", "f1", "by_type"}
     counts = np.load(run / "predictions.npz")["count"]
     assert counts.max() > 1, "of words, not of rows"
-    for command, given in ((export.main, ["--merge"]), (predict.main, ["a text"])):
-        capsys.readouterr()
-        assert command([str(run), *given]) == 2
-        assert "labels words" in capsys.readouterr().err, "and is not written, or read, as a classifier of rows"
+    capsys.readouterr()
+    assert export.main([str(run), "--merge"]) == 2
+    assert "labels words" in capsys.readouterr().err, "and is not written as a classifier of rows"
+    assert predict.main([str(run), "a text"]) == 0
+    words, labels = zip(*(word.split("/") for word in capsys.readouterr().out.split()), strict=True)
+    assert (words, set(labels) <= {"O", "B-NAME"}) == (("a", "text"), True)
+    assert predict.main([str(run), "a text", "--abstain", "0.5"]) == 2
+    assert "leave --abstain out" in capsys.readouterr().err
+    assert evaluate.main([str(run)]) == 0
+    evaluated = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert evaluated["measures"]["global"]["accuracy"] == pytest.approx(summary["accuracy"])
 
 
 def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):

@@ -8,7 +8,7 @@ so is their licence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from fedpeft.data.instruction_columns import reading
 from fedpeft.data.label_columns import AND, named
 from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.record_files import Record, suffix_of
-from fedpeft.data.record_folders import records_below
+from fedpeft.data.record_folders import format_notes, records_below
 from fedpeft.data.rows import NO_MODEL, Dataset, Kind, Rows
+from fedpeft.data.table_format import DETECT, TableFormat
+from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
+from fedpeft.data.tagged_records import tagging, with_positions
 from fedpeft.data.text_to_text import INPUT, TARGET, pair_rows
 from fedpeft.data.user_rows import Names, labelled_rows, read
 from fedpeft.errors import ConfigError, DataError
@@ -55,7 +58,7 @@ class Clients:
     task: str = setting(
         "classification",
         "what is learned: classification, multi_label, 'regression(mean=50, deviation=10)', causal_lm, instruction, "
-        "dpo or seq2seq",
+        "dpo, seq2seq or token_labels",
     )
     labels: str | None = setting(None, "names of classes or labels in order: a,b,c")
     text: str = setting(TEXT, "column of texts; of conversations those of their usual names")
@@ -66,7 +69,7 @@ class Clients:
     )
 
     def __post_init__(self) -> None:
-        if self.side and self.learns in (*LANGUAGE, "seq2seq"):
+        if self.side and self.learns in (*LANGUAGE, "seq2seq", TOKEN_LABELS):
             raise ConfigError(f"side={self.side} is of pictures, and {self.learns} is learned of texts; leave one out")
         if 0 < self.side < SMALLEST:
             raise ConfigError(f"side={self.side} is less than {SMALLEST} pixels, of which nothing can be seen")
@@ -107,6 +110,11 @@ class Clients:
         return "smollm2" if self.learns in LANGUAGE else NO_MODEL if self.learns == "seq2seq" else "minilm"
 
     @property
+    def suited_head(self) -> str | None:
+        """How the head starts: at zero if words are labeled; None: no special way."""
+        return "zero" if self.learns == TOKEN_LABELS else None
+
+    @property
     def columns(self) -> tuple[str, str]:
         """Of texts and labels, as clients are told; of pairs those of what is read and of what is written."""
         given = (self.text, self.label)
@@ -123,24 +131,37 @@ class Clients:
             "--dataset file:PATH, and a finished run answers them by python -m fedpeft.predict RUN --data FILE"
         )
 
-    def read(self, path: Path, names: Sequence[str] | None, targets: str) -> tuple[Rows, tuple[str, ...]]:
+    def read(
+        self,
+        path: Path,
+        names: Sequence[str] | None,
+        targets: str,
+        given: TableFormat = DETECT,
+        say: Callable[[str], object] = str,
+    ) -> tuple[Rows, tuple[str, ...]]:
         """The rows of a client's file or folder, with labels as positions in names, and the names.
 
         Args:
             path: a file of records; of pictures a folder.
             names: of classes or labels, in order; None: those that occur, sorted.
             targets: what labels are, see `fedpeft.models.task.Task`.
+            given: the format of text files.
+            say: is told what was detected.
 
         Raises:
             ConfigError, DataError: it can't be read, or its rows are of another form.
         """
+        for note in format_notes(path, given):
+            say(note)
         if self.learns == "seq2seq":
-            return pair_rows(str(path), *self.columns), ()
+            return pair_rows(str(path), *self.columns, given), ()
         if self.learns in CONVERSATIONS:
-            return self._conversations(path), ()
+            return self._conversations(path, given), ()
+        if self.learns == TOKEN_LABELS:
+            return self._words(path, names, given)
         label = None if self.learns == "causal_lm" else self.label
         column = FILE_NAME if self.side else self.text
-        rows, known = labelled_rows(str(path), self._records(path), column, label, names, targets)
+        rows, known = labelled_rows(str(path), self._records(path, given), column, label, names, targets, given, say)
         return self._as_pictures(rows) if self.side else rows, known
 
     def no_rows(self, targets: str, names: Sequence[str] | None) -> Rows:
@@ -152,9 +173,9 @@ class Clients:
             labels = np.zeros(0, np.float64 if targets == "numbers" else np.int64)
         return Rows(np.zeros((0, self.side, self.side, 3), np.uint8) if self.side else [], labels)
 
-    def _records(self, path: Path) -> Iterator[Record]:
+    def _records(self, path: Path, given: TableFormat) -> Iterator[Record]:
         """The records of a client's rows."""
-        found = own_records(path)
+        found = own_records(path, given)
         if not self.side and holds_pictures(path):
             raise DataError(
                 f"{path} holds pictures, and the federation learns from texts; a server says --side 64 for pictures"
@@ -169,9 +190,24 @@ class Clients:
     def _as_pictures(self, rows: Rows) -> Rows:
         return Rows(pixels_of(list(map(str, rows.inputs)), self.side), rows.labels)
 
-    def _conversations(self, path: Path) -> Rows:
+    def _words(self, path: Path, names: Sequence[str] | None, given: TableFormat) -> tuple[Rows, tuple[str, ...]]:
+        """Return rows of words and tags as positions among the names of labels, and these."""
+        _, first = first_record(path, given)
+        found = tagging(first, self.text, self.label, PACKED)
+        if found is None:
+            raise DataError(
+                f"{path} holds no words with tags, which the federation learns from: a list of words in a column "
+                f"tokens and one of as many tags in a column ner_tags; it has {', '.join(map(repr, first))}"
+            )
+        complete = Names(PACKED, None, None).complete(self._records(path, given), str(path), found.needs)
+        texts = read(str(path), found.packed(complete, str(path)), Names(PACKED, None, None)).texts
+        where = f"belong to the federation, whose labels are {', '.join(map(repr, (names or ())[:20]))}"
+        (made,), known = with_positions([texts], str(path), names, where)
+        return Rows(made), known
+
+    def _conversations(self, path: Path, given: TableFormat) -> Rows:
         """Packed conversations, see `fedpeft.data.conversations`, or preferences."""
-        _, first = first_record(path)
+        _, first = first_record(path, given)
         messages, answer = (None if self.text == TEXT else self.text), (ANSWER if self.label == LABEL else self.label)
         found = reading(first, PACKED, messages, self.template or "chat", answer)
         if found is None or parse_spec(found.task).name != self.learns:
@@ -181,28 +217,28 @@ class Clients:
                 "dpo": "preferences: columns prompt, chosen and rejected",
             }[self.learns]
             raise DataError(f"{path} holds other rows than the federation learns from, which are {wanted}")
-        packed = found.packed(self._records(path), str(path))
+        packed = found.packed(self._records(path, given), str(path))
         return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
 
 
-def own_records(path: Path) -> Iterator[Record]:
-    """The rows in a file or a folder, each with its place; of pictures, their files.
+def own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record]:
+    """The rows in a file or a folder, each with its place; of pictures, their files. `given` is the format of texts.
 
     Raises:
         DataError: there is no such file or folder.
     """
     if not path.expanduser().exists():
         raise DataError(f"there is no {'file' if suffix_of(path) else 'file or folder'} {path}")
-    return picture_records(path) if holds_pictures(path) else records_below(path)
+    return picture_records(path, given) if holds_pictures(path) else records_below(path, given)
 
 
-def first_record(path: Path) -> Record:
+def first_record(path: Path, given: TableFormat = DETECT) -> Record:
     """The first of the rows in a file or folder, and its place.
 
     Raises:
         ConfigError, DataError: there is none, or it can't be read.
     """
-    first = next(own_records(path), None)
+    first = next(own_records(path, given), None)
     if first is None:
         raise DataError(f"{path} has no rows")
     return first

@@ -1,7 +1,7 @@
 """Your own rows: `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
 
-PATH is a file of named columns, CSV, TSV, JSON lines, JSON, Parquet or Arrow, plain or .gz (UTF-8; the first line of a
-CSV or TSV file names the columns); a .txt file, whose lines are the column text; or a folder: a data set that
+PATH is a file of named columns, CSV, TSV, JSON lines, JSON, Parquet or Arrow, plain or .gz (the first line of a CSV or
+TSV file names the columns); a CoNLL file; a .txt file, whose lines are the column text; or a folder: a data set that
 `save_to_disk` of the `datasets` library has written, single or with splits; files train, validation and test; a file
 for each client; or pictures, in a folder for each class or with a metadata.csv of file_name and label. Parquet, Arrow
 and saved data sets need the extra `hub`.
@@ -13,8 +13,10 @@ several labels a row; all else is one class. Instruction data are told by their 
 `text` says: messages, conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's
 chat template is applied, or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected
 answer is a preference, learned by DPO. Columns input and target, or any that `text` and `target` name, are pairs of
-texts for an encoder with a decoder: `file(path="FILE", text=article, target=summary)`. Without test rows, a seeded
-share of each class is held out. The data is yours, and so is its licence.
+texts for an encoder with a decoder: `file(path="FILE", text=article, target=summary)`. Columns of words and tags are
+token labels: `file(path="FILE", text=tokens, label=ner_tags)`. Separator, encoding and decimal comma of a table, and
+a column called owner, client, site or hospital, are detected and reported. Without test rows, a seeded share of each
+class is held out. The data is yours, and so is its licence.
 """
 
 from __future__ import annotations
@@ -29,10 +31,14 @@ from fedpeft.data import user_rows
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
 from fedpeft.data.instruction_columns import Reading, reading
-from fedpeft.data.label_columns import KINDS
-from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
+from fedpeft.data.label_columns import AND, KINDS
+from fedpeft.data.owner_columns import find_owner
+from fedpeft.data.record_folders import OWNER, Splits, format_notes, records_below, splits_of
 from fedpeft.data.rows import NO_MODEL, Dataset
-from fedpeft.errors import ConfigError
+from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
+from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
+from fedpeft.data.tagged_records import tagging, with_positions
+from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts import setting
 
 
@@ -55,7 +61,16 @@ class File:
     )
     mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
     deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
-    owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    owner: str | None = setting(
+        AUTO,
+        "name of the column that says whose row it is, for the natural partition; auto: a column called owner, client, "
+        "site or hospital; None: none",
+    )
+    sep: str = setting(AUTO, "what separates the columns of a text file: ',', ';', tab, ...; auto: detected, reported")
+    encoding: str = setting(AUTO, "of a text file: utf-8, latin-1, cp1252, utf-16, ...; auto: detected, and reported")
+    decimal: str = setting(
+        AUTO, "decimal sign of numeric labels; auto: a comma if they have no other reading", choices=DECIMALS
+    )
     incomplete: str = setting(
         REFUSE,
         "rows without a text, an answer, a label or an owner, of training, validation and test alike; drop: they are "
@@ -97,6 +112,20 @@ class File:
 
     task_in_rows: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        self._form()  # or the settings of its format are none
+
+    @property
+    def suited_head(self) -> str | None:
+        """How the head starts on these rows: at zero if words are labeled; None: no special way."""
+        try:
+            splits = self._splits()
+            pictures = holds_pictures(splits.train)
+            _, first = next(self._records(splits.train, pictures), ("", {}))
+        except FedpeftError:  # which loading reports
+            return None
+        return "zero" if not pictures and tagging(first, self.text, self.label, self.text) else None
+
     def load(self) -> Dataset:
         """The rows, checked.
 
@@ -106,34 +135,102 @@ class File:
         """
         splits = self._splits()
         pictures = holds_pictures(splits.train)
-        _, first = next(_records(splits.train, pictures), ("", {}))
+        _, first = next(self._records(splits.train, pictures), ("", {}))
         instructions = (
             None
             if pictures
-            else reading(first, self.text, self.messages, self.template, self.answer, self.beta, self.target)
+            else tagging(first, self.text, self.label, self.text)
+            or reading(first, self.text, self.messages, self.template, self.answer, self.beta, self.target)
         )
         names = user_rows.Names(
             FILE_NAME if pictures else self.text,
             None if instructions else self.label,
-            self.owner or (OWNER if OWNER in first and splits.train.is_dir() else None),
+            self._owner(first, splits, instructions),
             f"file(path={self.path!r}, ROLE=COLUMN)",
             self.label_type,
             self.incomplete,
+            self._form(),
+            self.owner == AUTO,
         )
         train, validation, test = (
-            None if path is None else _table(path, pictures, instructions, names)
+            None if path is None else self._table(path, pictures, instructions, names)
             for path in (splits.train, splits.validation, splits.test)
         )
         assert train is not None
-        name = Path(self.path).expanduser().name
-        known, column = user_rows.Known.of(self.mean, self.deviation, self.labels), self.label or "label"
-        made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+        known = user_rows.Known.of(self.mean, self.deviation, self.labels)
+        made = self._made(train, validation, test, known, instructions)
         made = dataclasses.replace(made, notes=(*made.notes, *self._notes(splits, instructions, names)))
-        if instructions:
+        if instructions and instructions.task != TOKEN_LABELS:
             model = NO_MODEL if instructions.task == "seq2seq" else made.default_model
             task, template = instructions.task, instructions.template
             return dataclasses.replace(made, task=task, template=template, default_model=model)
         return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made
+
+    def _made(
+        self,
+        train: user_rows.Table,
+        validation: user_rows.Table | None,
+        test: user_rows.Table | None,
+        known: user_rows.Known,
+        instructions: Reading | None,
+    ) -> Dataset:
+        name, column = Path(self.path).expanduser().name, self.label or "label"
+        if instructions is None or instructions.task != TOKEN_LABELS:
+            return user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+        tables = [train, *(table for table in (validation, test) if table is not None)]
+        texts, labels = with_positions([table.texts for table in tables], name, known.names, "occur in training rows")
+        train, *others = (dataclasses.replace(t, texts=own) for t, own in zip(tables, texts, strict=True))
+        validation = None if validation is None else others.pop(0)
+        test = None if test is None else others.pop(0)
+        known = dataclasses.replace(known, names=None)
+        made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+        return dataclasses.replace(
+            made,
+            task=TOKEN_LABELS,
+            label_names=labels,
+            default_model="minilm",
+            labels_of_rows=self.labels is None,
+        )
+
+    def _form(self) -> TableFormat:
+        return TableFormat(self.sep, self.encoding, self.decimal, f"file(path={self.path!r}, NAME=VALUE)")
+
+    def _owner(self, first: dict[str, Any], splits: Splits, instructions: Reading | None) -> str | None:
+        """Return the column of owners: the user's, or that of files by client, or one that is called so.
+
+        Raises:
+            DataError: several columns are called so.
+        """
+        if self.owner != AUTO:
+            return self.owner
+        if OWNER in first and splits.train.is_dir():
+            return OWNER
+        columns = (self.text, self.label, self.target, self.answer, self.messages, FILE_NAME)
+        columns = (*columns, *(instructions.needs.values() if instructions else ()))
+        used = [name for column in columns if column is not None for name in (column, *column.split(AND))]
+        return find_owner(first, used, str(splits.train))
+
+    def _records(self, path: Path, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        return picture_records(path, self._form()) if pictures else records_below(path, self._form())
+
+    def _table(
+        self, path: Path, pictures: bool, instructions: Reading | None, names: user_rows.Names
+    ) -> user_rows.Table:
+        """One split's rows."""
+        if pictures and not holds_pictures(path):
+            raise ConfigError(
+                f"{path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
+            )
+        if self.owner == AUTO and names.owner is not None:  # test rows may belong to nobody
+            _, first = next(self._records(path, pictures), ("", {}))
+            names = names if names.owner in first else dataclasses.replace(names, owner=None)
+        found = self._records(path, pictures)
+        if not instructions:
+            return user_rows.read(str(path), found, names)
+        owner = {} if names.owner is None else {"owner": names.owner}
+        complete = names.complete(found, str(path), {**instructions.needs, **owner})
+        table = user_rows.read(str(path), instructions.packed(complete, str(path)), names)
+        return dataclasses.replace(table, left_out=complete.note)
 
     def _splits(self) -> Splits:
         """Where the rows are, the settings before what is found."""
@@ -147,36 +244,25 @@ class File:
 
     def _notes(self, splits: Splits, instructions: Reading | None, names: user_rows.Names) -> tuple[str, ...]:
         """What was taken by itself, in one line each."""
-        notes = []
+        notes = [
+            note
+            for path in (splits.train, splits.validation, splits.test)
+            if path is not None
+            for note in format_notes(path, names.form)
+        ]
         if instructions and not (self.messages or self.template or self.target):
             notes.append(f"taken as {instructions.said}")
         if splits.train != Path(self.path).expanduser():
             parts = [path.name for path in (splits.train, splits.validation, splits.test) if path is not None]
             notes.append(f"rows of {', '.join(parts)} in {self.path}")
-        if names.owner == OWNER and not self.owner:
+        if self.owner == AUTO and names.owner not in (None, OWNER):
+            notes.append(
+                f"clients from column {names.owner!r} (owner=None: from none): --partition natural --clients 0 makes a "
+                "client of each owner"
+            )
+        if self.owner == AUTO and names.owner == OWNER:
             notes.append("each file is a client's: --partition natural --clients 0 gives each client its own")
         return tuple(notes)
-
-
-def _records(path: Path, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    return picture_records(path) if pictures else records_below(path)
-
-
-def _table(path: Path, pictures: bool, instructions: Reading | None, names: user_rows.Names) -> user_rows.Table:
-    """One split's rows."""
-    if pictures and not holds_pictures(path):
-        raise ConfigError(
-            f"{path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
-        )
-    if names.owner == OWNER and not path.is_dir():  # one file of test rows belongs to nobody
-        names = dataclasses.replace(names, owner=None)
-    found = _records(path, pictures)
-    if not instructions:
-        return user_rows.read(str(path), found, names)
-    owner = {} if names.owner is None else {"owner": names.owner}
-    complete = names.complete(found, str(path), {**instructions.needs, **owner})
-    table = user_rows.read(str(path), instructions.packed(complete, str(path)), names)
-    return dataclasses.replace(table, left_out=complete.note)
 
 
 part = File

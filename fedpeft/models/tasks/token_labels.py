@@ -77,6 +77,8 @@ class TokenLabels(Task):
                 "fast one, such as minilm's"
             )
         parsed = [words_and_tags(row) for row in rows.inputs]
+        if not parsed:  # of which the tokenizer would make one
+            return tagged_rows([], [], padding_of(tokenizer))
         encoded = tokenizer(
             [words for words, _ in parsed], is_split_into_words=True, truncation=True, max_length=max_tokens
         )

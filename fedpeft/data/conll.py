@@ -1,0 +1,51 @@
+"""CoNLL files: a word and its tags a line in columns, and a blank line behind each sentence.
+
+Columns are separated by tabs if the line has one, else by spaces. The first is the word, the last is the tag of named
+entities (`ner_tags`), and those between are `column_2`, `column_3` and so on (CoNLL-2003: Tjong Kim Sang and
+De Meulder, 2003). Lines that begin with -DOCSTART- separate documents and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TextIO
+
+from fedpeft.errors import DataError
+
+TOKENS, NER_TAGS = "tokens", "ner_tags"
+BETWEEN_DOCUMENTS = "-DOCSTART-"
+
+
+def conll(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Return the sentences of a CoNLL file, each with the place of its first line.
+
+    Raises:
+        DataError: the file is empty, or a line has no tag or other columns than the first; the message names the line.
+    """
+    columns: list[str] = []
+    sentence: list[list[str]] = []
+    first = 0
+    for number, line in enumerate(stream, 1):
+        fields = [field.strip() for field in line.rstrip("\r\n").split("\t")] if "\t" in line else line.split()
+        if not any(fields) or fields[0] == BETWEEN_DOCUMENTS:
+            if sentence:
+                yield f"line {first}", _columns(columns, sentence)
+            sentence = []
+            continue
+        if len(fields) < 2 or not all(fields):
+            raise DataError(
+                f"line {number} of {name} must hold a word and its tag in columns, got {line.strip()!r:.60}"
+            )
+        columns = columns or [TOKENS, *(f"column_{i}" for i in range(2, len(fields))), NER_TAGS]
+        if len(fields) != len(columns):
+            raise DataError(f"line {number} of {name} has {len(fields)} columns, the first line {len(columns)}")
+        first = first if sentence else number
+        sentence.append(fields)
+    if sentence:
+        yield f"line {first}", _columns(columns, sentence)
+    if not columns:
+        raise DataError(f"{name} is empty")
+
+
+def _columns(names: list[str], sentence: list[list[str]]) -> dict[str, list[str]]:
+    return {name: list(values) for name, values in zip(names, zip(*sentence, strict=True), strict=True)}

@@ -1,0 +1,52 @@
+"""Columns that hold the owner of each row, found by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from fedpeft.errors import DataError
+
+OWNERS = (
+    "owner",
+    "client",
+    "client_id",
+    "site",
+    "site_id",
+    "hospital",
+    "hospital_id",
+    "clinic",
+    "clinic_id",
+    "institution",
+    "institution_id",
+    "center",
+    "center_id",
+    "centre",
+    "centre_id",
+)
+"""Names of columns that are taken as owners, in any case."""
+
+
+def find_owner(record: Mapping[str, Any], used: Collection[str], source: str) -> str | None:
+    """Return the column that holds the owners of rows; None: no column is called so.
+
+    Args:
+        record: the first record.
+        used: columns with another role, such as the text and the label.
+        source: what messages call the rows.
+
+    Raises:
+        DataError: several columns are called so.
+    """
+    columns = [
+        column
+        for column, value in record.items()
+        if str(column).strip().lower() in OWNERS and column not in used and isinstance(value, str | int | None)
+    ]
+    if len(columns) > 1:
+        settings = " or ".join(f"owner={column}" for column in columns)
+        raise DataError(
+            f"{source} has several columns that may hold the owners of rows: {', '.join(columns)}; write {settings}, "
+            "or owner=None for none"
+        )
+    return columns[0] if columns else None

@@ -1,0 +1,130 @@
+"""Records of words with a tag each, as files for named entities have them: two columns with lists of equal length.
+
+Columns are those that the user names, or tokens (or words) and ner_tags (or tags, labels). Tags are names; whole
+numbers are positions in the names that a user gives, or names themselves. Parquet, Arrow and saved files of the
+`datasets` library have names for their numbers (`fedpeft.data.record_files`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedpeft.data.conll import NER_TAGS, TOKENS
+from fedpeft.data.instruction_columns import Reading, Records
+from fedpeft.data.label_columns import in_order
+from fedpeft.data.record_files import lacking
+from fedpeft.data.text_column import TextWriter
+from fedpeft.errors import DataError, brief
+from fedpeft.parts import nearest
+
+TASK = "token_labels"
+WORDS, TAGS = (TOKENS, "words"), (NER_TAGS, "tags", "labels")
+TEXT, LABEL = "text", "label"
+"""Columns of a user who names none."""
+
+
+def tagging(first: Mapping[str, Any], text: str, label: str | None, packed_into: str) -> Reading | None:
+    """Return how words and their tags are read; None: the data hold none.
+
+    Args:
+        first: the first record.
+        text, label: the user's columns.
+        packed_into: the column for packed rows.
+    """
+    columns = _columns(first, text, label)
+    if columns is None:
+        return None
+    words, tags = columns
+    return Reading(
+        f"token labels: the words of the column {words!r}, tagged by {tags!r}",
+        lambda records, source: _packed(records, words, tags, packed_into, source),
+        {"text": words, "label": tags},
+        TASK,
+    )
+
+
+def word_column(first: Mapping[str, Any], text: str) -> str | None:
+    """Return the column that holds the words of rows, as lists; None: there is none."""
+    names = [text] if text in first or text != TEXT else WORDS
+    return next((name for name in names if _is_list(first.get(name), str)), None)
+
+
+def _columns(first: Mapping[str, Any], text: str, label: str | None) -> tuple[str, str] | None:
+    words = word_column(first, text)
+    if words is None or label is None:
+        return None
+    names = [label] if label in first or label != LABEL else TAGS
+    tags = next((name for name in names if name != words and _is_list(first.get(name), str | int)), None)
+    return None if tags is None else (words, tags)
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
+
+
+def _packed(
+    records: Records, words: str, tags: str, packed_into: str, source: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Return the records with their words and tags as one text, tags by name or number.
+
+    Raises:
+        DataError: a row has other values, or not as many tags as words; the message names the row.
+    """
+    for place, record in records:
+        where = f"{place} of {source}"
+        for column in (words, tags):
+            if column not in record:
+                hint = nearest(column, map(str, record))
+                raise DataError(f"{lacking(place, source)} has no column {column!r}; {hint}")
+        if not _is_list(record[words], str):
+            raise DataError(f"{where}: the column {words!r} must hold a list of words, got {brief(record[words])}")
+        if not _is_list(record[tags], str | int):
+            raise DataError(f"{where}: the column {tags!r} must hold a list of tags, got {brief(record[tags])}")
+        if len(record[words]) != len(record[tags]):
+            raise DataError(
+                f"{where} has {len(record[words])} words in {words!r} and {len(record[tags])} tags in {tags!r}; give "
+                "each word one tag"
+            )
+        if any("\ud800" <= sign <= "\udfff" for word in record[words] if not word.isascii() for sign in word):
+            raise DataError(f"{where}: the column {words!r} holds half of a character (a lone surrogate)")
+        row = {"words": list(record[words]), "tags": [t.strip() if isinstance(t, str) else t for t in record[tags]]}
+        yield place, {**record, packed_into: json.dumps(row)}
+
+
+def with_positions(
+    tables: Sequence[Sequence[str]], name: str, told: Sequence[str] | None, where: str
+) -> tuple[list[Sequence[str]], tuple[str, ...]]:
+    """Return packed rows with tags as positions among the names of labels, and the names.
+
+    Args:
+        tables: packed rows of each split, the training rows first.
+        name: what messages call the data.
+        told: the names of labels, in order; None: those that occur in the first table, sorted.
+        where: where tags must occur, for messages.
+
+    Raises:
+        DataError: a tag has no name, or the first table has one kind of tag only.
+    """
+    names = tuple(told) if told else in_order({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
+    if len(names) < 2:
+        raise DataError(f"{name} has one kind of tag only in its training rows, {names[0]!r}; token labels need two")
+    position: dict[Any, int] = {label: i for i, label in enumerate(names)}
+    if told and not any(label.isdecimal() for label in told):
+        position |= {i: i for i in range(len(names))}
+    else:
+        position |= {int(label): i for label, i in tuple(position.items()) if label.isdecimal()}
+    unseen: dict[str, None] = {}
+    made = []
+    for table in tables:
+        texts = TextWriter()
+        for row in table:
+            held = json.loads(row)
+            unseen |= {str(tag): None for tag in held["tags"] if tag not in position}
+            texts.append(json.dumps(held | {"tags": [position.get(tag, 0) for tag in held["tags"]]}))
+        made.append(texts.column())
+    if unseen:
+        shown = ", ".join(map(repr, list(unseen)[:5]))
+        raise DataError(f"{name}: {len(unseen)} tags do not {where}: {shown}")
+    return made, names

@@ -1,0 +1,32 @@
+"""Labels of words: what a finished run of token labels answers, one label for each word of a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from fedpeft.data.examples import IGNORED
+from fedpeft.data.rows import Rows
+from fedpeft.models import scoring
+from fedpeft.models.task import FederatedModel
+from fedpeft.run.finished import FinishedRun
+
+CUT = ""
+"""The label of a word that the model does not read: it lies behind the run's longest row, or has no token."""
+
+
+def label_words(run: FinishedRun, model: FederatedModel, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the likeliest label of each word of `rows`, which have at least one word each."""
+    # the first token of a word bears the word's place, as in training its label
+    packed = [json.dumps({"words": list(words), "tags": list(range(len(words)))}) for words in rows]
+    examples = run.task.tokenise(Rows(packed), run.model_directory, run.tokens)
+    names = run.labels or []
+    labels = [[CUT] * len(words) for words in rows]
+    for places in scoring.score_batches(examples):
+        batch = examples.batch(places)
+        likeliest = scoring.logits(model, batch).argmax(-1)
+        for row, words, said in zip(places.tolist(), batch["labels"].tolist(), likeliest.tolist(), strict=True):
+            for word, label in zip(words, said, strict=True):
+                if word != IGNORED:
+                    labels[row][word] = names[label]
+    return labels

@@ -1,0 +1,164 @@
+"""Token labels from a user's files: JSON lines, Parquet and CoNLL hold the same rows; what is wrong is one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fedpeft.check import Command, check
+from fedpeft.config import RunConfig
+from fedpeft.data.record_files import records
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import DataError
+from fedpeft.run.suited import settled
+from tests.tagged import LABELS, sentences, write_conll, write_jsonl
+
+WORD = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(
+    lambda word: word.split() == [word] and "-DOCSTART-" not in word
+)
+
+
+def held(data):
+    """Return the words and tags of all rows, sorted."""
+    rows = [json.loads(row) for part in (data.train, data.test) for row in part.inputs]
+    return sorted((row["words"], [data.label_names[tag] for tag in row["tags"]]) for row in rows)
+
+
+def expected(rows):
+    return sorted((row["tokens"], row["ner_tags"]) for row in rows)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(st.tuples(WORD, WORD), min_size=1, max_size=6), min_size=1, max_size=6),
+    sep=st.sampled_from([" ", "\t", "  "]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_sentences_come_back_from_a_conll_file(tmp_path, rows, sep, end):
+    made = [{"tokens": [w for w, _ in row], "ner_tags": [t for _, t in row]} for row in rows]
+    found = [record for _, record in records(str(write_conll(tmp_path / "t.conll", made, sep, end)))]
+    assert [{name: row[name] for name in ("tokens", "ner_tags")} for row in found] == made
+    assert all(set(row["column_2"]) == {"NN"} for row in found)
+
+
+def test_each_kind_of_file_holds_the_same_rows(tmp_path):
+    rows = sentences(40)
+    datasets = pytest.importorskip("datasets")
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    for suffix in ("conll", "iob", "bio"):
+        write_conll(tmp_path / f"t.{suffix}", rows)
+    names = datasets.Features({"tokens": datasets.List(datasets.Value("string")),
+                               "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-NAME"]))})  # fmt: skip
+    made = datasets.Dataset.from_list(rows, features=names)
+    made.to_parquet(str(tmp_path / "t.parquet"))
+    made.save_to_disk(str(tmp_path / "saved"))
+    for name in ("t.jsonl", "t.conll", "t.iob", "t.bio", "t.parquet", "saved"):
+        data = load_dataset(f"file:{tmp_path / name}")
+        assert (data.task, data.label_names, data.default_model) == ("token_labels", LABELS, "minilm"), name
+        assert held(data) == expected(rows), name
+        assert len(data.test) == 8
+        assert any("token labels: the words of the column 'tokens'" in note for note in data.notes)
+
+
+def test_columns_and_names_are_the_users_own(tmp_path):
+    rows = [{"w": row["tokens"], "t": [int(tag == "O") for tag in row["ner_tags"]]} for row in sentences(20)]
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    found = load_dataset(f"file(path={str(path)!r}, text=w, label=t, labels='B-NAME,O')")
+    assert (found.label_names, held(found)) == (LABELS, expected(sentences(20)))
+    assert not found.labels_of_rows
+    numbered = load_dataset(f"file(path={str(path)!r}, text=w, label=t)")
+    assert numbered.label_names == ("0", "1")
+    assert numbered.train.inputs == found.train.inputs
+    conll = write_conll(tmp_path / "t.conll", sentences(20))
+    with pytest.raises(DataError, match="one kind of tag only"):
+        load_dataset(f"file(path={str(conll)!r}, label=column_2)")
+    owned = write_jsonl(tmp_path / "o.jsonl", [row | {"site": f"s{i % 3}"} for i, row in enumerate(sentences(30))])
+    assert set(load_dataset(f"file:{owned}").train.owners) == {"s0", "s1", "s2"}
+
+
+def test_a_file_for_each_client_and_splits_are_read(tmp_path):
+    for name, seed in (("train", 0), ("test", 1)):
+        write_conll(tmp_path / f"{name}.conll", sentences(12, seed))
+    data = load_dataset(f"file:{tmp_path}")
+    assert (len(data.train), len(data.test)) == (12, 12)
+    (tmp_path / "own").mkdir()
+    for name in ("north", "south"):
+        write_conll(tmp_path / "own" / f"{name}.conll", sentences(12))
+    assert set(load_dataset(f"file:{tmp_path / 'own'}").train.owners) == {"north", "south"}
+
+
+GOOD = {"tokens": ["a", "b"], "ner_tags": ["O", "X"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "words"),
+    [
+        ([GOOD, GOOD | {"tokens": ["a"]}], "", "line 2 of .*jsonl has 1 words in 'tokens' and 2 tags in 'ner_tags'"),
+        ([GOOD, GOOD | {"ner_tags": []}], "", "line 2 of .* has 2 words in 'tokens' and 0 tags"),
+        ([GOOD, GOOD | {"tokens": [1, 2]}], "", r"line 2 of .*'tokens' must hold a list of words, got \[1, 2\]"),
+        ([GOOD, GOOD | {"tokens": "a b"}], "", "line 2 of .*'tokens' must hold a list of words, got 'a b'"),
+        ([GOOD, GOOD | {"ner_tags": [["O"], 1]}], "", "line 2 of .*'ner_tags' must hold a list of tags"),
+        ([GOOD, {"tokens": ["a"]}], "", "line 2 of .*has no column 'ner_tags'"),
+        ([GOOD, GOOD | {"tokens": []}], "", r"1 row has an empty text in the column 'tokens' \(line 2\)"),
+        ([GOOD, GOOD | {"tokens": ["\ud800", "b"]}], "", "line 2 of .* half of a character"),
+        ([GOOD] * 4, ", labels='O,B-X'", "1 tags do not occur .*: 'X'"),
+        ([GOOD | {"ner_tags": [0, 5]}] * 4, ", labels='O,X'", "1 tags do not .*: '5'"),
+        ([GOOD | {"ner_tags": ["O", "O"]}] * 4, "", "one kind of tag only .*'O'"),
+    ],
+)
+def test_rows_of_another_form_are_one_sentence(tmp_path, rows, more, words):
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    with pytest.raises(DataError, match=words) as caught:
+        load_dataset(f"file(path={str(path)!r}{more})")
+    assert "\n" not in str(caught.value)
+
+
+def test_incomplete_rows_may_be_left_out(tmp_path):
+    path = write_jsonl(tmp_path / "t.jsonl", [*sentences(10), {"tokens": [], "ner_tags": []}])
+    data = load_dataset(f"file(path={str(path)!r}, incomplete=drop)")
+    assert len(data.train) + len(data.test) == 10
+    assert any("1 of 11 rows" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("-DOCSTART- O\n\n", "is empty"),
+        ("a O\nb\n", "line 2 of .*conll must hold a word and its tag in columns, got 'b'"),
+        ("a O\n\nb NN O\n", "line 3 of .* has 3 columns, the first line 2"),
+        ("a\t\tO\n", "line 1 of .* must hold a word and its tag"),
+    ],
+)
+def test_a_wrong_conll_file_is_one_sentence(tmp_path, content, words):
+    path = tmp_path / "t.conll"
+    path.write_text(content)
+    with pytest.raises(DataError, match=words):
+        load_dataset(f"file:{path}")
+
+
+def test_tags_of_test_rows_occur_in_training(tmp_path):
+    train = write_jsonl(tmp_path / "train.jsonl", sentences(10))
+    test = write_jsonl(tmp_path / "test.jsonl", [{"tokens": ["x"], "ner_tags": ["B-NEW"]}])
+    with pytest.raises(DataError, match="1 tags do not occur in training rows: 'B-NEW'"):
+        load_dataset(f"file(path={str(train)!r}, test={str(test)!r})")
+
+
+def test_check_counts_words_by_label_and_a_run_starts_its_head_at_zero(tmp_path):
+    path = write_conll(tmp_path / "t.conll", sentences(60))
+    console = Console(record=True, width=200, file=io.StringIO())
+    check(Command(str(path), model="tiny", picture=tmp_path / "c.svg"), console)
+    told = console.export_text()
+    data = load_dataset(f"file:{path}")
+    tags = np.concatenate([json.loads(row)["tags"] for row in data.test.inputs])
+    assert f"{(tags == 1).sum():,}" in next(line for line in told.splitlines() if "test" in line)
+    assert "token labels" in told
+    config = settled(RunConfig(dataset=f"file:{path}", peft="lora"), "")
+    assert (config.head, config.partition) == ("zero", "iid")
+    assert settled(RunConfig(dataset=f"file:{tmp_path / 'gone.csv'}", peft="lora")).head == "ridge"
