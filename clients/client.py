@@ -144,6 +144,10 @@ class ClientSide:
         asked = ", ".join(sorted(f"{kind[:40]!r}" for kind in kinds))
         raise PayloadError(f"the server asks for {asked}; this version knows prepare, train or evaluate, one at a time")
 
+    def check(self, instruction: Instruction) -> None:
+        """Refuse a training that can't be carried out; nothing is trained, so that a ledger need not charge it yet."""
+        self._task(instruction)
+
     def _check_masked(self, instruction: Instruction) -> None:
         """Refuse to say without masks what is to be summed, and to sum what others don't."""
         if instruction.asks and self.masking is not None and self.masking.identity is not None:
@@ -353,17 +357,8 @@ class ClientSide:
             return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
         if task.keeps:
             self.store.stage(job.client, job.round, state | labelled("feedback", memory))
-        return Report(
-            job.client,
-            job.round,
-            payload,
-            result.rows,
-            result.steps,
-            result.loss,
-            seconds,
-            correction=correction,
-            used=used,
-        )
+        told = result.rows, result.steps, result.loss, seconds
+        return Report(job.client, job.round, payload, *told, correction=correction, used=used)
 
     def _weight(self, rows: int) -> float:
         """Of a client's update in a sum under masks, which it applies itself."""

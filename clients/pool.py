@@ -51,6 +51,10 @@ class Worker:
         """Train (or prepare) a group of clients."""
         return self.clients.handle(instructions)
 
+    def check(self, instruction: Instruction) -> None:
+        """Refuse a training that can't be carried out."""
+        self.clients.check(instruction)
+
     def train(self, job: Job) -> Trained:
         """Train one job on the plain base, outside of any federation."""
         self.bench.rebase(0)

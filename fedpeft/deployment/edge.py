@@ -290,7 +290,7 @@ class Edge:
                 check_evaluation(instruction, self.setup.mechanism)
                 answer = self.workers.answer
                 return answer(instruction) if self.silent else metered(instruction, answer)
-            return own.answer(instruction, self._own_state(instruction), self.workers.answer)
+            return own.answer(instruction, self._own_state(instruction), self.workers.answer, self.workers.check)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             if isinstance(error, GoneError) and not self.setup.drift.keeps:  # the server's sum has the old variates
                 return newcomer(instruction, self.folder, self.observer.say)

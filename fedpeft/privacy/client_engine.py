@@ -216,13 +216,20 @@ class OwnLedger(PrivacyEngine):
             what = unprotected.get(kind, f"something called {kind[:40]!r}")
             raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
 
-    def answer(self, instruction: Instruction, state: bytes, work: Callable[[Instruction], Report]) -> Report:
-        """The report on a task; on one that is charged charged, done, kept, in this order.
+    def answer(
+        self,
+        instruction: Instruction,
+        state: bytes,
+        work: Callable[[Instruction], Report],
+        check: Callable[[Instruction], None],
+    ) -> Report:
+        """The report on a task; on one that is charged checked, charged, done, kept, in this order.
 
         Args:
             instruction: what is asked; its attempt is the server's, and nobody here sees it.
             state: a digest of what of the client's own state the answer depends on.
             work: does the work, given the instruction with the client's own attempt.
+            check: refuses what can't be done, and leaves nothing behind.
 
         Raises:
             PrivacyError: the mechanism does not cover the task, or the ledger or the answer can't be stored.
@@ -242,6 +249,7 @@ class OwnLedger(PrivacyEngine):
                 raise PrivacyError("the server asks for the start a second time, and this client answers that once")
             if not self._affordable(OWN, event, count):
                 return self._refusal(instruction)
+            check(instruction)
             self.legal(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
         kept = event._replace(noise=0.0) if self.mechanism.test_noise else event  # whoever knows the seed takes it off

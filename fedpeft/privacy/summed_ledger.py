@@ -131,14 +131,20 @@ class SummedLedger(OwnLedger):
                 f"the server asks a client to {instruction.kind} without masks, which its settings don't say"
             )
 
-    def answer(self, instruction: Instruction, state: bytes, work: Callable[[Instruction], Report]) -> Report:
+    def answer(
+        self,
+        instruction: Instruction,
+        state: bytes,
+        work: Callable[[Instruction], Report],
+        check: Callable[[Instruction], None],
+    ) -> Report:
         """The report on a step; as `OwnLedger.answer`. Whoever can't take part says so in the first step.
 
         Raises:
             PrivacyError: the mechanism does not cover the task, or the ledger or the answer can't be stored.
         """
         if instruction.kind != "sum":
-            return super().answer(instruction, state, work)
+            return super().answer(instruction, state, work, check)
         if instruction.step == 1 and not self.ledger.attempts(instruction.round) and not self._could(instruction):
             return self._refusal(instruction)
         return work(replace(instruction, attempt=0))

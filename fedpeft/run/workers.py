@@ -356,6 +356,15 @@ class Workers:
         reports: list[Report] = result(self.pool.submit(Worker.handle, [instruction]))
         return reports[0]
 
+    def check(self, instruction: Instruction) -> None:
+        """Refuse what a client can't carry out, before a ledger charges it.
+
+        Raises:
+            FedpeftError: says what.
+        """
+        if instruction.kind == "train":
+            result(self.pool.submit(Worker.check, instruction))
+
     def close(self) -> None:
         """End them."""
         if "pool" in self.__dict__:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.codecs import adaptive
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError
@@ -81,6 +84,35 @@ def test_behind_a_memory_codecs_contract(memory, preset, count, optimizer):
     assert codec.gain == "none"
     x = like_an_optimizers(optimizer, count)
     assert np.linalg.norm(x - through(str(codec), x)) < 0.98 * np.linalg.norm(x)
+
+
+def arrived_mean(kind: str, preset: str) -> tuple[float, float]:
+    """The share of the true mean of 12 updates that arrives, and the squared error of the mean over its squared norm.
+
+    Half of an update is what all clients have in common.
+    """
+    draws, count = np.random.default_rng(7), 20_000
+    tails = {"adam": lambda: draws.normal(1, 0.4, count), "sgd": lambda: draws.standard_t(3, count)}[kind]
+    common = draws.choice([-1.0, 1.0], count) * tails()
+    own = [draws.choice([-1.0, 1.0], count) * tails() for _ in range(12)]
+    updates = [np.where(draws.random(count) < 0.5, common, other).astype(np.float32) for other in own]
+    mean = np.mean(updates, axis=0)
+    back = np.mean([through(preset, x) for x in updates], axis=0)
+    return along(mean, back), float(np.sum((back - mean) ** 2) / np.sum(mean**2))
+
+
+def test_tiny_depends_on_the_optimizer_and_a_higher_limit_adds_more_error_than_length(monkeypatch):
+    """As the docstring of `adaptive` and docs/communication.md state."""
+    share, error = arrived_mean("adam", "tiny")
+    assert share < 0.75 < 0.9 < arrived_mean("sgd", "tiny")[0]
+    assert arrived_mean("adam", "medium")[0] > 0.95
+    monkeypatch.setattr(adaptive, "MAX_GAIN", np.inf)
+    longer, worse = arrived_mean("adam", "tiny")
+    assert share < longer < 1
+    assert worse - error > longer - share
+    page = Path(__file__).parent.parent.parent / "docs" / "communication.md"
+    for text in (adaptive.__doc__, page.read_text(encoding="utf-8")):
+        assert "depends on the optimizer" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("preset", "bounds"), [("medium", (0.95, 1.05)), ("small", (0.9, 1.1)), ("tiny", (0.8, 1.1))])

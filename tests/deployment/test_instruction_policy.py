@@ -6,6 +6,7 @@ Fields are read off the messages themselves: a new one fails these tests until s
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -209,6 +210,56 @@ def test_ranks_follow_from_what_a_client_has_joined_with(mixed):
     for changes in (larger, {"alpha": 16.0001}, {"alpha": 32.0}, {"rank": 0}, whole):
         error = mixed.server.edges[0].handle(replace(asked, **changes)).error
         assert "legal are ranks 1 to 2, each with alpha 16 times the rank; this client has joined with rank 1" in error
+
+
+PROFILES = """
+[[profile]]
+link = 0.1
+local_steps = 1
+base = "bf16"
+adapter = "bf16"
+[[profile]]
+link = 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"strategy": "hetlora(decay=0.5)"},
+        {"strategy": "flora"},
+        {"strategy": "fslora"},
+        {"strategy": "flexlora", "downlink": "small"},
+        {"codec": "by_link | adaptive(bits=2.0) | rans", "profiles": PROFILES},
+        {"strategy": "fedsa_lora", "profiles": PROFILES},
+        {"strategy": "fedlease"},
+    ],
+    ids=str,
+)
+def test_clients_that_may_differ_take_part_in_every_round(tmp_path, observer, given):
+    """Mixed and falling ranks, precision by link and by profile, private tensors and groups."""
+    profiles, given = given.get("profiles"), {name: given[name] for name in given if name != "profiles"}
+    options = [{"rank": 1}, {}] if given.get("strategy") in ("flora", "fslora", "flexlora") else [{}, {}]
+    made = Profiled(tmp_path, observer, profiles, options, **given, rounds=3)
+    made.run()
+    lines = [json.loads(line) for line in (tmp_path / "server" / "clients.jsonl").read_text().splitlines()]
+    assert len(lines) >= 6
+    assert not [line["rejected"] for line in lines if "rejected" in line]
+
+
+class Profiled(Federation):
+    """A server whose clients have profiles."""
+
+    def __init__(self, folder, observer, profiles, options, **given):
+        self.profiles = profiles
+        super().__init__(folder, observer, options, **given)
+
+    def start(self, edges=()):
+        if self.profiles is not None:
+            (self.folder / "clients.toml").write_text(self.profiles)
+            self.config = replace(self.config, clients=str(self.folder / "clients.toml"))
+        super().start(edges)
+        self.config = replace(self.config, clients=2)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ def test_where_no_round_is_planned_clients_are_asked_for_their_start_alone(tmp_p
     for k in range(3):  # whatever a client's rows: 40 to 90
         [_, *charges] = (next((tmp_path / f"edge-{k}").rglob(LEDGER))).read_text().splitlines()
         assert len(charges) == 1
-        again = dataclasses.replace(made.server.direct.asked[k], kind="train", round=1)
+        form = made.server.edges[k].setup.layout.form
+        again = dataclasses.replace(made.server.direct.asked[k], kind="train", round=1, **vars(form))
         assert "budget is spent" in made.server.edges[k].handle(again).error
 
 

@@ -17,6 +17,13 @@ With `gain=length` every payload's step is multiplied by norm(x)^2 / <x, x'>, as
 update arrives as long as it was along itself, whatever optimizer made it; by 4 at most. With `gain=none` what arrives
 is as near to the one update as can be.
 
+How much of the mean of many updates arrives still depends on the optimizer, at a third of a bit (`tiny`). A client's
+error is correlated with what the clients have in common: small common entries fall to zero behind larger ones of the
+client's own. Of LoRA updates of MiniLM (10 clients, 8 steps, two rounds), 0.86 and 0.48 of the true mean arrive along
+itself with AdamW and 0.99 with SGD; `small` brings 0.87 and 1.00. Without the limit of 4, 0.92 and 0.67 of AdamW's mean
+arrive, but the squared error of the mean rises from 1.50 and 1.18 to 1.80 and 1.88 times its squared norm. So the limit
+stays: the direction is no better (cosine 0.45 to 0.58), and a longer step along it is mostly error.
+
 A budget that would carry less than a sixteenth of the state (<x, x'> < norm(x)^2 / 16, so that not even a gain of 4
 brings a quarter of its length) is doubled until it does not: small adapters, and states whose entries are all of one
 magnitude, would else arrive as zeros.
