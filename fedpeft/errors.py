@@ -3,42 +3,74 @@
 Every one carries a single sentence: what was given, what is legal, what to do. The command line prints that
 sentence and ends with exit code 2; nothing else in fedpeft catches these errors silently.
 
+A sentence starts with the code of its cause: `raise ConfigError(f"FP1234 --cohort must be ..., got {cohort}")`. The
+code is a part of the text, so logs, worker processes, messages and errors that quote the sentence keep it.
+`docs/errors.md` lists all codes. `python .ci/errors.py` writes that page and prints the next free code.
+
     FedpeftError
-    ├── ConfigError     a flag, key, part or setting
-    ├── AssetError      a model or data set that can't be fetched or verified
-    ├── DataError       rows, columns, labels, partitions
-    ├── ModelError      a base model or its fit with the PEFT method
-    ├── RunError        a run directory: exists already, can't be resumed, can't be read
-    │   └── GoneError   in which a client's own state of earlier rounds is missing
-    ├── PayloadError    bytes from a peer that are not a valid update
-    └── PrivacyError    a privacy setting that would not protect, or a spent budget
+    ├── ConfigError     FP1...  a flag, key, part or setting
+    ├── AssetError      FP2...  a model or data set that can't be fetched or verified
+    ├── DataError       FP3...  rows, columns, labels, partitions
+    ├── ModelError      FP4...  a base model or its fit with the PEFT method
+    ├── RunError        FP5...  a run directory: exists already, can't be resumed, can't be read
+    │   └── GoneError           in which a client's own state of earlier rounds is missing
+    ├── PayloadError    FP6...  bytes from a peer that are not a valid update
+    └── PrivacyError    FP7...  a privacy setting that would not protect, or a spent budget
 """
 
 import importlib.util
+import re
+from typing import ClassVar, Final
+
+CODE: Final = re.compile(r"FP\d{4}\b")
+"""The code at the start of a sentence."""
 
 
 class FedpeftError(Exception):
     """Base of all errors with a message for the user."""
 
+    uncoded: ClassVar[str] = "FP0000"
+    """Code of a sentence without one, such as a plugin's; its digits but the last three are those of the class."""
+
+    @property
+    def code(self) -> str:
+        """Code of the cause, such as FP1234."""
+        return str(self)[: len(self.uncoded)]
+
+    def __str__(self) -> str:
+        """Return the sentence, its code first."""
+        text = super().__str__()
+        return text if CODE.match(text) else f"{self.uncoded} {text}"
+
 
 class ConfigError(FedpeftError):
     """A wrong flag, key, part, setting or value."""
+
+    uncoded = "FP1000"
 
 
 class AssetError(FedpeftError):
     """A model or data set that can't be fetched, verified or stored."""
 
+    uncoded = "FP2000"
+
 
 class DataError(FedpeftError):
     """Rows, columns, labels or a partition that can't be used."""
+
+    uncoded = "FP3000"
 
 
 class ModelError(FedpeftError):
     """A base model that can't be loaded, or does not fit the PEFT method or task."""
 
+    uncoded = "FP4000"
+
 
 class RunError(FedpeftError):
     """A run directory that can't be written, read or resumed."""
+
+    uncoded = "FP5000"
 
 
 class GoneError(RunError):
@@ -48,15 +80,19 @@ class GoneError(RunError):
 class PayloadError(FedpeftError):
     """Bytes from a peer that are not the payload that was expected."""
 
+    uncoded = "FP6000"
+
 
 class PrivacyError(FedpeftError):
     """A privacy setting that is unsound, or a budget that is spent."""
+
+    uncoded = "FP7000"
 
 
 def needs_extra(module: str, extra: str, what: str) -> None:
     """Raise AssetError unless `module`, which the optional dependencies `extra` bring, can be imported."""
     if importlib.util.find_spec(module) is None:
-        raise AssetError(f"{what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")
+        raise AssetError(f"FP2008 {what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")
 
 
 def brief(value: object) -> str:
