@@ -142,7 +142,9 @@ class ClientSide:
         if kinds == {"train"}:
             return self._train(instructions)
         asked = ", ".join(sorted(f"{kind[:40]!r}" for kind in kinds))
-        raise PayloadError(f"the server asks for {asked}; this version knows prepare, train or evaluate, one at a time")
+        raise PayloadError(
+            f"FP6001 the server asks for {asked}; this version knows prepare, train or evaluate, one at a time"
+        )
 
     def check(self, instruction: Instruction) -> None:
         """Refuse a training that can't be carried out; nothing is trained, so that a ledger need not charge it yet."""
@@ -151,12 +153,16 @@ class ClientSide:
     def _check_masked(self, instruction: Instruction) -> None:
         """Refuse to say without masks what is to be summed, and to sum what others don't."""
         if instruction.asks and self.masking is not None and self.masking.identity is not None:
-            raise PrivacyError("the server asks a real client a question, which it answers no sums under masks to")
+            raise PrivacyError(
+                "FP7001 the server asks a real client a question, which it answers no sums under masks to"
+            )
         stepped = instruction.kind in ("prepare", "train") or bool(instruction.asks)
         masked = instruction.step if stepped else 3 * (instruction.kind == "sum")
         if masked != (0 if self.masking is None else 3):
             how = "without masks" if self.masking is not None else "for a secure sum"
-            raise PrivacyError(f"the server asks a client to {instruction.kind} {how}, which its settings don't say")
+            raise PrivacyError(
+                f"FP7002 the server asks a client to {instruction.kind} {how}, which its settings don't say"
+            )
 
     def _rows(self, client: int, round: int) -> tuple[np.ndarray, np.ndarray]:
         """The client's rows to train on in a round, and those held out, of whatever task.
@@ -171,7 +177,7 @@ class ClientSide:
         current = plan.met.current(rows, client, round, seed)
         if not len(current):
             name = plan.met.sequence.names[plan.met.at(client, round, seed)]
-            raise DataError(f"client {client} has no row of the task {name} to train on; give clients more rows")
+            raise DataError(f"FP3001 client {client} has no row of the task {name} to train on; give clients more rows")
         return current, apart
 
     def _prepare(self, instruction: Instruction) -> Report:
@@ -293,9 +299,11 @@ class ClientSide:
         if self.privacy is not None and self.privacy.whitens:
             return None
         if self.privacy is not None and self.privacy.per_example:
-            raise PrivacyError("the server asks for a loss in which a row changes that of others; it is not protected")
+            raise PrivacyError(
+                "FP7003 the server asks for a loss in which a row changes that of others; it is not protected"
+            )
         if not self.bench.plan.classes:
-            raise PayloadError("the server sends class shares, and there are no classes")
+            raise PayloadError("FP6003 the server sends class shares, and there are no classes")
         shares = decode_whole(instruction.told, {SHARES: (self.bench.plan.classes,)})[SHARES]
         labels = self.bench.labels(self._rows(instruction.client, instruction.round)[0])
         return offsets(labels, shares)
@@ -306,7 +314,7 @@ class ClientSide:
         if plan is None or mechanism is None or not mechanism.per_example:
             return job
         if self.bench.plan.executor != "private":
-            raise PrivacyError(f"{plan.mechanism} needs the executor with gradients per example")
+            raise PrivacyError(f"FP7004 {plan.mechanism} needs the executor with gradients per example")
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
         rate = rate if self.masking is None else self.masking.rate(rate)
         key, attempt = read_key(plan.key), instruction.attempt

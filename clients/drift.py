@@ -50,7 +50,8 @@ def pulled(pull: Pull, name: str, value: Tensor) -> Tensor | None:
     if more is not None and more.shape != value.shape:
         whose = getattr(pull, "__qualname__", type(pull).__qualname__)
         raise ConfigError(
-            f"the correction's pull {whose} gives shape {tuple(more.shape)} for {name}, whose is {tuple(value.shape)}"
+            f"FP1002 the correction's pull {whose} gives shape {tuple(more.shape)} for {name}, whose is "
+            f"{tuple(value.shape)}"
         )
     return more
 
@@ -104,15 +105,17 @@ class Correction:
         rule = type(strategy).__name__
         if strategy.asynchronous:
             raise ConfigError(
-                f"{self.name} corrects against this round's other clients, and {rule} has no common round"
+                f"FP1003 {self.name} corrects against this round's other clients, and {rule} has no common round"
             )
         if isinstance(strategy, RoundStrategy) or strategy.new_factors:
             raise ConfigError(
-                f"{self.name} keeps states of parameters that mean the same in every round, but {rule} makes new "
-                "factors; use fedit, ffa_lora, or another linear rule that keeps its factors"
+                f"FP1004 {self.name} keeps states of parameters that mean the same in every round, but {rule} makes "
+                "new factors; use fedit, ffa_lora, or another linear rule that keeps its factors"
             )
         if len(set(forms)) > 1:
-            raise ConfigError(f"{self.name} needs the same rank and alpha at all clients, whose states it averages")
+            raise ConfigError(
+                f"FP1005 {self.name} needs the same rank and alpha at all clients, whose states it averages"
+            )
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
         """What is added to the gradients of a job's steps.
@@ -261,7 +264,9 @@ class Drift:
         """
         if not self.travels:
             if payload:
-                raise PayloadError("states of drift corrections arrived, and this run's settings have none that travel")
+                raise PayloadError(
+                    "FP6004 states of drift corrections arrived, and this run's settings have none that travel"
+                )
             return {}
         labels = [c.name for c in self.corrections if c.travels]
         flat = decode_whole(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
@@ -293,12 +298,12 @@ def parse_drift(text: str) -> Drift:
     corrections = tuple(CORRECTIONS.build(spec) for spec in split_outside_parentheses(text, "+"))
     names = [c.name for c in corrections]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+        raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
     alternating, variates = ([c.name for c in corrections if which(c)] for which in (_alternates, _travels))
     if alternating and variates:
         raise ConfigError(
-            f"{variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they take "
-            "turns; leave one of them out"
+            f"FP1007 {variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they "
+            "take turns; leave one of them out"
         )
     return Drift(corrections)
 

@@ -47,7 +47,7 @@ def evaluated(
         totals = bench.evaluate(state, rows, instruction.base, instruction.form)
         return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
     if not bench.plan.classes:
-        raise PayloadError(f"the server asks {question.text} of a language model, which has no classes")
+        raise PayloadError(f"FP6005 the server asks {question.text} of a language model, which has no classes")
     bench.rebase(instruction.base)
     logits = bench.executor.logits(state, rows, instruction.form)
     sums = question.answer(logits, bench.labels(rows))
@@ -63,25 +63,27 @@ def summand(bench: Workbench, instruction: Instruction, state: State, rows: np.n
     """
     question = asked(instruction.asks)
     if question.of_model or not bench.plan.classes:
-        raise PayloadError(f"the server asks {question.text}, which is not summed under masks here")
+        raise PayloadError(f"FP6006 the server asks {question.text}, which is not summed under masks here")
     bench = bench.at(instruction.base_precision)
     bench.rebase(instruction.base)
     logits = bench.executor.logits(state, rows, instruction.form) if len(rows) else torch.zeros(0, bench.plan.classes)
     sums = question.answer(logits, bench.labels(rows) if len(rows) else torch.zeros(0, dtype=torch.long))
     largest = max(float(tensor.abs().max()) for tensor in sums.values())
     if not largest < LARGEST_NUMBER:
-        raise PayloadError(f"an answer to {question.text} has a sum of {largest:g}; masks are for {LARGEST_NUMBER:g}")
+        raise PayloadError(
+            f"FP6007 an answer to {question.text} has a sum of {largest:g}; masks are for {LARGEST_NUMBER:g}"
+        )
     return Contribution(1.0 if len(rows) else 0.0, len(rows), statistics=sums)
 
 
 def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray, question: Question) -> State:
     """Sums of one model with the peft library's adapter, whatever the executor trains."""
     if not bench.plan.classes and not isinstance(question, LayerInputs):
-        raise PayloadError(f"the server asks {question.text} of a language model, which has no classes")
+        raise PayloadError(f"FP6005 the server asks {question.text} of a language model, which has no classes")
     bench = bench.plain()
     executor = bench.executor
     if not isinstance(executor, SequentialExecutor):
-        raise PayloadError(f"the server asks {question.text}, which this client's model can't answer")
+        raise PayloadError(f"FP6008 the server asks {question.text}, which this client's model can't answer")
     bench.rebase(instruction.base)
     executor.load(state, instruction.form)
     lengths = executor.examples.lengths[rows]

@@ -43,7 +43,7 @@ class PerExample:
 
     def __init__(self, model: FederatedModel, task: Task, route: PrivacyRoute) -> None:
         if route == "refused":
-            raise PrivacyError("this PEFT method has no gradients per example; take lora")
+            raise PrivacyError("FP7005 this PEFT method has no gradients per example; take lora")
         self.model, self.task, self.route = model, task, route
         self._seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
@@ -118,7 +118,9 @@ class PerExample:
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise PrivacyError(f"gradients per example can't be had of this model and PEFT method: {reason}") from error
+            raise PrivacyError(
+                f"FP7006 gradients per example can't be had of this model and PEFT method: {reason}"
+            ) from error
         for name, own_name in raw.items():
             chosen[own_name].grad_sample = gradients[name]  # type: ignore[attr-defined]
         found: Tensor = losses.detach()
@@ -159,8 +161,8 @@ def check(chosen: Chosen, rows: int) -> None:
     if wrong:
         name, found_shape = next(iter(wrong.items()))
         raise PrivacyError(
-            f"{len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} ({found_shape}); "
-            "DP-SGD can't protect this model and PEFT method, take lora"
+            f"FP7007 {len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} "
+            f"({found_shape}); DP-SGD can't protect this model and PEFT method, take lora"
         )
 
 

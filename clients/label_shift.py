@@ -48,7 +48,7 @@ def check_counts(counts: Tensor, rows: int) -> None:
         PayloadError: says what is wrong.
     """
     if float(counts.sum()) > 2 * rows + 1 or float(counts.min()) < -rows:
-        raise PayloadError(f"statistics of {float(counts.sum()):g} rows in classes, and the client has {rows}")
+        raise PayloadError(f"FP6009 statistics of {float(counts.sum()):g} rows in classes, and the client has {rows}")
 
 
 def shares_of(counts: Tensor) -> Tensor:
@@ -112,6 +112,6 @@ def offsets(labels: Tensor, shares: Tensor) -> Tensor:
         PayloadError: the shares are no positive numbers that sum to 1.
     """
     if not (bool((shares > 0).all()) and abs(float(shares.double().sum()) - 1) < 1e-3):
-        raise PayloadError("the server's class shares are not positive numbers that sum to 1")
+        raise PayloadError("FP6010 the server's class shares are not positive numbers that sum to 1")
     own = torch.bincount(labels, minlength=len(shares)).double()
     return ((own / own.sum()).log() - shares.double().log()).float()

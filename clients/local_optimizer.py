@@ -80,8 +80,8 @@ class LocalOptimizer(ABC):
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise ConfigError(
-                f"the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which asks for the "
-                "loss several times a step; a step here has one gradient: take an optimizer that needs no closure"
+                f"FP1008 the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which asks for "
+                "the loss several times a step; a step here has one gradient: take an optimizer that needs no closure"
             )
         self.told(optimizer, {p: variance(name) for name, p in parameters.items()})
         return optimizer, LambdaLR(optimizer, self.share)

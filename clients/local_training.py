@@ -38,7 +38,9 @@ class LocalTraining:
         """Local steps of a round on a shard of `rows` rows."""
         steps = self.work.steps_for(rows, self.batch_size)
         if rows and steps < self.work.least:
-            raise ConfigError(f"{part_text(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more")
+            raise ConfigError(
+                f"FP1009 {part_text(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more"
+            )
         return steps
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:

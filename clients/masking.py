@@ -74,7 +74,7 @@ class Masking:
             return before
         plain = Instruction("sum", instruction.round, instruction.client, b"", recorded=instruction.recorded)
         if instruction != replace(plain, step=instruction.step, said=instruction.said, attempt=instruction.attempt):
-            raise PayloadError("the server asks for more in a step of a secure sum than the step")
+            raise PayloadError("FP6011 the server asks for more in a step of a secure sum than the step")
         steps: dict[int, Callable[[Member], bytes]] = {
             2: lambda member: member.shares_for(instruction.said),
             4: lambda member: member.witness(instruction.said),
@@ -83,7 +83,9 @@ class Masking:
         if instruction.step == 1:
             return self._reported(instruction, lambda: self._begin(instruction))
         if instruction.step not in steps:
-            raise PayloadError(f"the server asks for step {instruction.step} of a secure sum; legal are 1, 2, 4 and 5")
+            raise PayloadError(
+                f"FP6012 the server asks for step {instruction.step} of a secure sum; legal are 1, 2, 4 and 5"
+            )
         return self._reported(instruction, lambda: self._go_on(instruction, steps[instruction.step]))
 
     def add(self, instruction: Instruction, made: Callable[[Announcement], Contribution]) -> Report:
@@ -118,7 +120,9 @@ class Masking:
             self._end(instruction)
             raise
         if notes.sent and notes.asked != asked:
-            raise PayloadError("the server asks for another vector in a secure sum that this client has given one to")
+            raise PayloadError(
+                "FP6013 the server asks for another vector in a secure sum that this client has given one to"
+            )
         self._write(instruction, replace(notes, sent=True, asked=asked, answer=b""))
 
     def repeated(self, instruction: Instruction) -> Report | None:
@@ -162,12 +166,12 @@ class Masking:
         before, round = self._kept(instruction), instruction.round
         if before is not None and (round < before.round or (round == before.round and before.sent)):
             raise PayloadError(
-                f"a second sum of round {round} is asked for after one of round {before.round} that has this client's "
-                "part: the two could tell its update from the others'; a client takes part in one a round"
+                f"FP6014 a second sum of round {round} is asked for after one of round {before.round} that has this "
+                "client's part: the two could tell its update from the others'; a client takes part in one a round"
             )
         if told.clients < identity.fewest:
             raise PayloadError(
-                f"a secure sum of {told.clients} clients is announced; this client takes part in those of "
+                f"FP6015 a secure sum of {told.clients} clients is announced; this client takes part in those of "
                 f"{identity.fewest} or more (--fewest)"
             )
         collude = max(identity.collude, self.secure.assumed_colluding)
@@ -176,14 +180,14 @@ class Masking:
         neighbours = degree(told.clients, self.secure.neighbours)
         if self.noise is not None and neighbours < told.clients - 1:
             raise PayloadError(
-                f"each client sees {neighbours} others of {told.clients} in a sum, and counts on the noise of all; the "
-                f"server has to be run with mask_neighbours={told.clients - 1} or more, or a smaller cohort"
+                f"FP6016 each client sees {neighbours} others of {told.clients} in a sum, and counts on the noise of "
+                f"all; the server has to be run with mask_neighbours={told.clients - 1} or more, or a smaller cohort"
             )
         if neighbours + 1 < identity.fewest:  # of others a client knows what the server says, and nothing else
             raise PayloadError(
-                f"each client has {neighbours} neighbours in a secure sum of {told.clients}, and sees no others; this "
-                f"client takes part in sums of {identity.fewest} or more (--fewest): the server has to be run with "
-                f"neighbours={identity.fewest - 1} or more"
+                f"FP6017 each client has {neighbours} neighbours in a secure sum of {told.clients}, and sees no "
+                f"others; this client takes part in sums of {identity.fewest} or more (--fewest): the server has to be "
+                f"run with neighbours={identity.fewest - 1} or more"
             )
 
     def _go_on(self, instruction: Instruction, step: Callable[[Member], bytes]) -> bytes:
@@ -226,7 +230,9 @@ class Masking:
             files.make_private_folder(file.parent)
             files.replace(file, notes.to_bytes(), private=True)
         except OSError as error:
-            raise RunError(f"the state of client {instruction.client} can't be written to {file}: {error}") from error
+            raise RunError(
+                f"FP5001 the state of client {instruction.client} can't be written to {file}: {error}"
+            ) from error
 
     def _end(self, instruction: Instruction) -> None:
         """The client's part in the sum is over; a real one remembers that it had one."""
@@ -250,14 +256,14 @@ class Masking:
             return None
         except (OSError, PayloadError) as error:
             raise RunError(
-                f"what client {instruction.client} keeps of secure sums in {file} can't be read ({error}); bring it "
-                "back from a copy, or join another federation"
+                f"FP5002 what client {instruction.client} keeps of secure sums in {file} can't be read ({error}); "
+                "bring it back from a copy, or join another federation"
             ) from None
 
     def _notes(self, instruction: Instruction) -> Notes:
         notes = self._kept(instruction)
         if notes is None or not notes.member:
-            raise PayloadError(f"client {instruction.client} takes part in no secure sum")
+            raise PayloadError(f"FP6018 client {instruction.client} takes part in no secure sum")
         return notes
 
 

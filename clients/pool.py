@@ -137,14 +137,15 @@ def result(future: Future[T]) -> T:
         raise lost() from error
     except torch.OutOfMemoryError as error:
         raise RunError(
-            "the GPU has no memory left; continue with a smaller --batch-size, or begin anew with a base in fewer bits"
+            "FP5003 the GPU has no memory left; continue with a smaller --batch-size, or begin anew with a base in "
+            "fewer bits"
         ) from error
 
 
 def lost() -> RunError:
     """A worker's death, as one clear error."""
     return RunError(
-        "a worker process died (often: out of memory; try fewer --workers or a smaller --batch-size); "
+        "FP5004 a worker process died (often: out of memory; try fewer --workers or a smaller --batch-size); "
         "continue from the last finished round with --resume"
     )
 

@@ -80,8 +80,8 @@ class PrivateExecutor(SequentialExecutor):
         super().__init__(model, task, examples, layout)
         if route == "vmap" and any(isinstance(module, ClientDropout) for module in model.modules()):
             raise PrivacyError(
-                "dp_sgd draws a dropout mask for each row by itself, which this PEFT method's gradients per example "
-                "don't allow; take dropout=0, or lora alone"
+                "FP7008 dp_sgd draws a dropout mask for each row by itself, which this PEFT method's gradients per "
+                "example don't allow; take dropout=0, or lora alone"
             )
         self.per_example = PerExample(model, task, route)
 
@@ -95,7 +95,7 @@ class PrivateExecutor(SequentialExecutor):
             still = [n for n in asked if torch.equal(result.state[n], job.received[n])]
             if still:
                 raise PrivacyError(
-                    f"DP-SGD has not moved {len(still)} of {len(result.state)} tensors, such as {still[0]}"
+                    f"FP7009 DP-SGD has not moved {len(still)} of {len(result.state)} tensors, such as {still[0]}"
                 )
         return result
 

@@ -107,7 +107,7 @@ class ClientStore:
                     )
                 database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (client, round, save(state)))
         except (OSError, sqlite3.Error) as error:
-            raise RunError(f"the state of client {client} can't be written to {self.file}: {error}") from error
+            raise RunError(f"FP5001 the state of client {client} can't be written to {self.file}: {error}") from error
 
     def load(self, client: int, acknowledged: int, tidy: bool = True, beside: int = 0) -> State | None:
         """The state of round `acknowledged`, None where the client has no acknowledged one.
@@ -126,13 +126,13 @@ class ClientStore:
         content = self.content(client, acknowledged)
         if content is None:
             raise GoneError(
-                f"the state of client {client} after round {acknowledged} is missing from {self.folder}; bring it back "
-                "from a copy: nothing can stand for it"
+                f"FP5009 the state of client {client} after round {acknowledged} is missing from {self.folder}; bring "
+                "it back from a copy: nothing can stand for it"
             )
         try:
             return load(content)
         except SafetensorError as error:
-            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+            raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
     def newest(self, client: int, before: int) -> int:
         """Return the last round before another one of which there is a state, acknowledged or not; 0 if there is none.
@@ -149,7 +149,7 @@ class ClientStore:
                 query = "SELECT MAX(round) FROM states WHERE client = ? AND round < ?"
                 return int(database.execute(query, (client, before)).fetchone()[0] or 0)
         except (OSError, sqlite3.Error) as error:
-            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+            raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
     def content(self, client: int, round: int) -> bytes | None:
         """The state of a round as it is stored; None where there is none, as of round 0.
@@ -161,7 +161,7 @@ class ClientStore:
             # The file may have been begun and hold nothing, not even a table: after a kill, or on a full disk.
             return self._content(client, round) if round else None
         except (OSError, sqlite3.Error) as error:
-            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+            raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
     def _content(self, client: int, round: int) -> bytes | None:
         if not self.file.exists():

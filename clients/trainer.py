@@ -112,7 +112,9 @@ class TrainerExecutor(SequentialExecutor):
         """
         for job in jobs:
             if job.corrections or job.offsets is not None or job.privacy is not None:
-                raise ConfigError("a Trainer's steps are its own: corrections and gradients per example are not for it")
+                raise ConfigError(
+                    "FP1010 a Trainer's steps are its own: corrections and gradients per example are not for it"
+                )
             order = Order(
                 job.received,
                 job.form or self.layout.form,
@@ -216,7 +218,9 @@ class TrainerBench:
             PayloadError: the server asks for another precision.
         """
         if base not in ("", self.plan.dtype):
-            raise PayloadError(f"the server asks for a base in {base}; a trainer's base is as its script has loaded it")
+            raise PayloadError(
+                f"FP6019 the server asks for a base in {base}; a trainer's base is as its script has loaded it"
+            )
         return self
 
     def rebase(self, version: int) -> None:

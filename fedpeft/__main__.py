@@ -72,7 +72,7 @@ def _unknown(name: str) -> int:
     from fedpeft.run.command import exit_code
 
     def refuse() -> None:
-        raise ConfigError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
+        raise ConfigError(f"FP1011 there is no command {name!r}; {nearest(name, COMMANDS)}")
 
     return exit_code(refuse)
 

@@ -204,7 +204,7 @@ def _run(
 ) -> Run:
     if resume is not None:
         if config is not None or not (Path(resume) / "config.toml").is_file():
-            raise RunError(f"{resume} holds no run to resume, or a config was given beside it: it keeps its own")
+            raise RunError(f"FP5011 {resume} holds no run to resume, or a config was given beside it: it keeps its own")
         config = Path(resume) / "config.toml"
     goes_on = resume is not None
     default = read_config(Path(config), goes_on) if isinstance(config, str | Path) else config or RunConfig()
@@ -286,8 +286,9 @@ def _check_given(name: str, value: Any) -> None:
         return
     if isinstance(value, type):
         raise ConfigError(
-            f"{name} was given the class {value.__name__} itself; give an object of it, {name}={value.__name__}(...), "
-            f"or a text, such as {name}={_example(name)!r} (docs/own-parts.md says what such a class needs)"
+            f"FP1035 {name} was given the class {value.__name__} itself; give an object of it, "
+            f"{name}={value.__name__}(...), or a text, such as {name}={_example(name)!r} (docs/own-parts.md says what "
+            "such a class needs)"
         )
     rows_or_model = name in ("dataset", "model")  # which have their own sentences
     if rows_or_model or isinstance(value, str) or (name == "cohort" and isinstance(value, int | float)):
@@ -295,8 +296,8 @@ def _check_given(name: str, value: Any) -> None:
     if not _objects(name, value):
         several = ", or a list of them" if _joined(name) else ""
         raise ConfigError(
-            f"{name} must be a text, such as {name}={_example(name)!r}, or an object of a part's class, a frozen "
-            f"dataclass{several} (docs/own-parts.md), got {value!r:.80}"
+            f"FP1036 {name} must be a text, such as {name}={_example(name)!r}, or an object of a part's class, a "
+            f"frozen dataclass{several} (docs/own-parts.md), got {value!r:.80}"
         )
 
 
@@ -343,8 +344,8 @@ def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
     """A model of transformers as a folder, which worker processes, and later commands, load it from."""
     if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
         raise ConfigError(
-            f"model must be a text, or a model of transformers with its tokenizer=, got {type(model).__name__} and "
-            f"{type(tokenizer).__name__}"
+            f"FP1037 model must be a text, or a model of transformers with its tokenizer=, got {type(model).__name__} "
+            f"and {type(tokenizer).__name__}"
         )
     _check_class(model)
     model.save_pretrained(folder)
@@ -364,8 +365,8 @@ def _check_class(model: Any) -> None:
         return
     instead = " or ".join(dict.fromkeys(one.__name__ for one in found)) or "no class that transformers knows"
     raise ConfigError(
-        f"model is of the class {kind.__name__}, and its config.json leads to {instead}; register it in a file of "
-        "yours (docs/own-parts.md) and name that as plugin, or give an object of such a class"
+        f"FP1038 model is of the class {kind.__name__}, and its config.json leads to {instead}; register it in a file "
+        "of yours (docs/own-parts.md) and name that as plugin, or give an object of such a class"
     )
 
 

@@ -59,7 +59,7 @@ def make(command: Command, console: Console) -> None:
         FedpeftError: names or folders that can't be used.
     """
     if not 0 < command.days <= 3650:
-        raise ConfigError(f"days={command.days:g} must be above 0 and at most 3650")
+        raise ConfigError(f"FP1042 days={command.days:g} must be above 0 and at most 3650")
     hosts = [check_host(host) for host in words(command.server)]
     for name in (*words(command.clients), *words(command.revoke)):
         check_name(name)
@@ -67,7 +67,7 @@ def make(command: Command, console: Console) -> None:
     present = authority.hosts()
     if hosts and present and sorted(hosts) != sorted(present) and not command.renew:
         raise ConfigError(
-            f"the server's certificate in {command.folder} is for {','.join(present)}, not {','.join(hosts)}; "
+            f"FP1043 the server's certificate in {command.folder} is for {','.join(present)}, not {','.join(hosts)}; "
             "give --renew for a new one, or leave --server out"
         )
     for name in words(command.revoke):

@@ -75,7 +75,9 @@ def text_of(data: str) -> str:
     if Path(data).expanduser().exists() and data not in DATASETS.names:
         return str(Spec("file", {"path": data}))
     if ":" not in data and "(" not in data and ("/" in data or Path(data).suffix):
-        raise DataError(f"there is no file or folder {data}; give one, or a data set as a run's --dataset takes it")
+        raise DataError(
+            f"FP3012 there is no file or folder {data}; give one, or a data set as a run's --dataset takes it"
+        )
     return data
 
 
@@ -134,9 +136,9 @@ def check(command: Command, console: Console) -> list[str]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     if command.picture is not None and command.picture.suffix not in PICTURES:
-        raise ConfigError(f"--picture {command.picture} must end in {', '.join(PICTURES)}")
+        raise ConfigError(f"FP1044 --picture {command.picture} must end in {', '.join(PICTURES)}")
     if command.clients < 0 or command.seed < 0 or command.tokens < 1:
-        raise ConfigError("--clients and --seed must be at least 0 and --tokens at least 1")
+        raise ConfigError("FP1045 --clients and --seed must be at least 0 and --tokens at least 1")
     text = text_of(command.data)
     dataset = load_dataset(text)
     say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.partition('(')[0].replace('_', ' ')}")

@@ -140,7 +140,9 @@ def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True) -> No
     given = content.pop("plugin", [])
     sources = [given] if isinstance(given, str) else given
     if not isinstance(sources, list) or not all(isinstance(source, str | dict) for source in sources):
-        raise ConfigError(f'{path}: plugin must be a file or several, such as ["my_rules.py"], got {given!r:.100}')
+        raise ConfigError(
+            f'FP1075 {path}: plugin must be a file or several, such as ["my_rules.py"], got {given!r:.100}'
+        )
     plugins.use(sources, path.parent, goes_on)
 
 
@@ -152,14 +154,14 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ConfigError(f"{path} is no file, and a configuration is read from one")
+            raise ConfigError(f"FP1076 {path} is no file, and a configuration is read from one")
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}") from None
+        raise ConfigError(f"FP1077 there is no configuration file {path}") from None
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        raise ConfigError(f"FP1078 {path} can't be read: {error.strerror}") from error
     except RecursionError:
-        raise ConfigError(f"{path} is nested too deep for a configuration") from None
+        raise ConfigError(f"FP1079 {path} is nested too deep for a configuration") from None
     except ValueError as error:  # of TOML, of UTF-8, and integers of more digits than Python reads
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        raise ConfigError(f"FP1080 {path} is not valid TOML: {error}") from error

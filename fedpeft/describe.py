@@ -59,10 +59,10 @@ def unknown(name: str) -> ConfigError:
     for families in FAMILIES.values():
         for family in families:
             if name.lower() in family.elsewhere:
-                return ConfigError(f"there is no {family.noun} {name!r}: {family.elsewhere[name.lower()]}")
+                return ConfigError(f"FP1153 there is no {family.noun} {name!r}: {family.elsewhere[name.lower()]}")
     known = [*FAMILIES, *PRESETS, *SETTINGS, *(n for families in FAMILIES.values() for f in families for n in f.names)]
     guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name.lower(), known, n=1))
-    return ConfigError(f"there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
+    return ConfigError(f"FP1154 there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
 
 
 def overview(flags: list[str]) -> Table:

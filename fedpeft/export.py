@@ -79,8 +79,8 @@ def refuse_links(paths: Iterable[Path]) -> None:
     """
     for link in itertools.chain.from_iterable(map(links_in, paths)):
         raise RunError(
-            f"{link} is a symbolic link, which may lead to any file of this machine, and an export is published; "
-            "replace it by a copy of the file, if that belongs to the run"
+            f"FP5250 {link} is a symbolic link, which may lead to any file of this machine, and an export is "
+            "published; replace it by a copy of the file, if that belongs to the run"
         )
 
 
@@ -103,7 +103,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     method = finished_run.method
     if merge and not method.merges and not method.whole_model:
         raise ConfigError(
-            f"{method.name} can't be merged into the base's weights without changing what it computes; "
+            f"FP1170 {method.name} can't be merged into the base's weights without changing what it computes; "
             "export the adapter (without --merge)"
         )
     if merge or gguf or method.whole_model:
@@ -112,7 +112,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     text = card(finished_run, merged=merge, gguf=gguf)
     empty(output)
     if not finished_run.files.is_dir():
-        raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
+        raise RunError(f"FP5132 {run} holds no finished run: there is no {finished_run.files.name}/ in it")
     if gguf:
         with partly(output):
             _write_gguf(finished_run, output, merge, gguf_base, console)
@@ -160,7 +160,7 @@ def empty(output: Path) -> None:
     """Make the folder, or RunError: it can't be made, or there is something in it."""
     refuse_file(output)
     if output.exists() and any(output.iterdir()):
-        raise RunError(f"{output} exists and is not empty; give another --output")
+        raise RunError(f"FP5133 {output} exists and is not empty; give another --output")
     make_folder(output)
 
 
@@ -179,7 +179,9 @@ def _merged(finished_run: FinishedRun, console: Console) -> FederatedModel:
     with torch.inference_mode():
         difference = float((model(batch) - expected).abs().max())
     if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise RunError(f"the merged model's outputs differ by {difference:.1e}, so it is not kept; export the adapter")
+        raise RunError(
+            f"FP5134 the merged model's outputs differ by {difference:.1e}, so it is not kept; export the adapter"
+        )
     times["merged"] = _latency(model, batch)
     shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
     said = f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}"
@@ -208,7 +210,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     from fedpeft.simulation.simulation import Simulation
 
     if not (run / "config.toml").is_file():
-        raise RunError(f"{run} holds no run: there is no config.toml in it")
+        raise RunError(f"FP5135 {run} holds no run: there is no config.toml in it")
     refuse_links([run.resolve()])
     config = read_config(run / "config.toml", goes_on=False)
     tell_notes()
@@ -234,19 +236,19 @@ def _exported(command: Command) -> None:
     catalogue.use(command.plugin)
     output = command.output or command.run / "export"
     if command.gguf_base and not command.gguf:
-        raise ConfigError("--gguf-base writes the base beside an adapter in GGUF; give --gguf, too")
+        raise ConfigError("FP1171 --gguf-base writes the base beside an adapter in GGUF; give --gguf, too")
     if command.client is not None and command.gguf:
-        raise ConfigError("a client's own adapter is exported as it is; leave --gguf or --client out")
+        raise ConfigError("FP1172 a client's own adapter is exported as it is; leave --gguf or --client out")
     if command.push and command.client is not None:
-        raise ConfigError("a client's own adapter stays here; leave --push or --client out")
+        raise ConfigError("FP1173 a client's own adapter stays here; leave --push or --client out")
     if command.public and not command.push:
-        raise ConfigError("--public says who can see what --push sends; give --push ORG/NAME, too")
+        raise ConfigError("FP1174 --public says who can see what --push sends; give --push ORG/NAME, too")
     if command.push:
         check_name(command.push)
     if command.client is None:
         export(command.run, output, command.merge, Console(), command.gguf, command.gguf_base)
     elif command.merge:
-        raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
+        raise ConfigError("FP1175 a client's own adapter is exported as it is; leave --merge or --client out")
     else:
         export_client(command.run, command.client, output)
         Console().print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)

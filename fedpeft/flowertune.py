@@ -152,7 +152,7 @@ def _introduce(project: FlowerTuneProject, console: Console) -> None:
 def _settings(command: Command, project: FlowerTuneProject) -> RunConfig:
     rows = command.data or project.values["static.dataset.name"]
     if command.data and not Path(command.data).expanduser().exists():
-        raise ConfigError(f"there is no file or folder {command.data}, which --data names")
+        raise ConfigError(f"FP1193 there is no file or folder {command.data}, which --data names")
     chosen = {"codec": command.codec, "dtype": command.dtype, "workers": command.workers, "seed": command.seed}
     return project.config(rows, command.test or None, **chosen)
 

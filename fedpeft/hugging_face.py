@@ -95,7 +95,7 @@ class Federated:
             FedpeftError: what the user can mend.
         """
         if given or any(named.values()):
-            raise ConfigError("a patched trainer continues by itself; call train() without arguments")
+            raise ConfigError("FP1195 a patched trainer continues by itself; call train() without arguments")
         self.last, ranks = None, Ranks()
         if not ranks.first:
             executor = TrainerExecutor(self.trainer, LanguageModel(self.trainer.model), self.once, ranks)
@@ -137,14 +137,16 @@ def _check(trainer: Any) -> None:
         ConfigError: it is none of transformers, or one whose adapter does not lie in one piece in each process.
     """
     if not all(hasattr(trainer, name) for name in ("model", "args", "train", "train_dataset", "optimizer")):
-        raise ConfigError(f"patch takes a Trainer of transformers or trl, got {type(trainer).__name__}")
+        raise ConfigError(f"FP1196 patch takes a Trainer of transformers or trl, got {type(trainer).__name__}")
     if not hasattr(trainer.model, "peft_config"):
         raise ConfigError(
-            "the trainer's model has no adapter; wrap it first: peft.get_peft_model(model, LoraConfig(...))"
+            "FP1197 the trainer's model has no adapter; wrap it first: peft.get_peft_model(model, LoraConfig(...))"
         )
     if getattr(trainer, "is_deepspeed_enabled", False) or getattr(trainer, "is_fsdp_enabled", False):
         raise ConfigError(
-            "with DeepSpeed or FSDP no process holds the whole adapter; train with DDP, or in one process"
+            "FP1198 with DeepSpeed or FSDP no process holds the whole adapter; train with DDP, or in one process"
         )
     if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
-        raise ConfigError("the trainer's train_dataset must have a length: a client's rows are its weight in the mean")
+        raise ConfigError(
+            "FP1199 the trainer's train_dataset must have a length: a client's rows are its weight in the mean"
+        )

@@ -39,9 +39,9 @@ def make(folder: Path) -> list[Path]:
     try:
         taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
     except OSError as error:
-        raise RunError(f"{folder} can't be made: {error.strerror}; name another folder") from None
+        raise RunError(f"FP5153 {folder} can't be made: {error.strerror}; name another folder") from None
     if taken:
-        raise RunError(f"{folder} exists and is not empty; name a folder that is not there yet")
+        raise RunError(f"FP5154 {folder} exists and is not empty; name a folder that is not there yet")
     files = sorted(p.relative_to(STARTER) for p in STARTER.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     with writing(folder):
         for file in files:

@@ -75,17 +75,17 @@ def link_of(command: Command) -> Link:
     """
     host_and_port(command.server, "server")
     if not command.give_up >= 0:  # nor is a time that is not a number
-        raise ConfigError(f"give_up={command.give_up:g} must be at least 0 seconds")
+        raise ConfigError(f"FP1200 give_up={command.give_up:g} must be at least 0 seconds")
     if command.insecure:
         if not command.name:
-            raise ConfigError("without TLS a client must say its name: --name edge-1")
+            raise ConfigError("FP1201 without TLS a client must say its name: --name edge-1")
         return Link(command.server, check_name(command.name), None)
     own = Credentials.of_client(command.certs)
     name = name_of(own.certificate)
     if command.name not in ("", name):
         raise ConfigError(
-            f"--name {command.name} is not the name in the certificate in {command.certs}, {name}: leave --name out, "
-            "or give the folder of that client"
+            f"FP1202 --name {command.name} is not the name in the certificate in {command.certs}, {name}: leave --name "
+            "out, or give the folder of that client"
         )
     return Link(command.server, name, own)
 
@@ -133,7 +133,7 @@ class Patience:
         if not self._diagnosed:
             self._diagnosed = link.diagnose()
         if self.give_up and time.monotonic() - self._since > self.give_up:
-            raise RunError(f"{link.address} could not be reached for {self.give_up:g} s: {error}")
+            raise RunError(f"FP5155 {link.address} could not be reached for {self.give_up:g} s: {error}")
 
 
 def join(command: Command, console: Console) -> None:

@@ -142,19 +142,19 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     refused: Mapping[str, str] = getattr(cls, "settled_elsewhere", {})
     for name in given:
         if name not in fields and elsewhere.get(name) in fields:
-            raise ConfigError(f"{owner} has no setting {name!r}: here it is called {elsewhere[name]}")
+            raise ConfigError(f"FP1223 {owner} has no setting {name!r}: here it is called {elsewhere[name]}")
         if name not in fields and name in refused:
-            raise ConfigError(f"{owner} has no setting {name!r}: {refused[name]}")
+            raise ConfigError(f"FP1224 {owner} has no setting {name!r}: {refused[name]}")
         if name not in fields:
             raise ConfigError(
-                f"{owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}"
+                f"FP1225 {owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}"
             )
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in given:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 meaning = field.metadata.get("help")
-                raise ConfigError(f"{owner} needs the setting {name}" + (f" ({meaning})" if meaning else ""))
+                raise ConfigError(f"FP1226 {owner} needs the setting {name}" + (f" ({meaning})" if meaning else ""))
             continue
         values[name] = convert(f"{owner}: {name}", given[name], hints[name], field.metadata.get("bounds", Bounds()))
     return values
@@ -187,14 +187,14 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
         elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
             return _within(label, value, bounds)
     if bounds.choices is not None:
-        raise ConfigError(f"{label} must be {bounds}, got {value!r}")
+        raise ConfigError(f"FP1227 {label} must be {bounds}, got {value!r}")
     legal = " or ".join("none" if o is type(None) else (typing.get_origin(o) or o).__name__ for o in options)
-    raise ConfigError(f"{label} must be {legal}, got {value!r}")
+    raise ConfigError(f"FP1227 {label} must be {legal}, got {value!r}")
 
 
 def _within(label: str, value: T, bounds: Bounds) -> T:
     if not bounds.admits(value):
-        raise ConfigError(f"{label} must be {bounds}, got {value!r}")
+        raise ConfigError(f"FP1227 {label} must be {bounds}, got {value!r}")
     return value
 
 
@@ -244,8 +244,8 @@ class Family(Generic[T]):
         for name, plugin in found.items():
             if self.taken(name):
                 raise ConfigError(
-                    f"{self.noun} {name!r} of {plugin} has a name that fedpeft's own {self.taken(name)!r} needs; give "
-                    "it another"
+                    f"FP1228 {self.noun} {name!r} of {plugin} has a name that fedpeft's own {self.taken(name)!r} "
+                    "needs; give it another"
                 )
         return found
 
@@ -277,11 +277,11 @@ class Family(Generic[T]):
         if name in self.own_names or name in self.outside():
             return
         if lost := plugins.lost(self.group, name):
-            raise ConfigError(f"the {self.noun} {name!r} is {lost}")
+            raise ConfigError(f"FP1229 the {self.noun} {name!r} is {lost}")
         if name.lower() in self.elsewhere:
-            raise ConfigError(f"unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
+            raise ConfigError(f"FP1230 unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
         where = plugins.absent(self.group, name)
-        raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
+        raise ConfigError(f"FP1231 unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
 
     def _checked(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
         """The class from outside, if it can be a part of this family, or ConfigError."""
@@ -294,8 +294,8 @@ class Family(Generic[T]):
             why = "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
         if why:
             raise ConfigError(
-                f"{self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the group "
-                "where it belongs"
+                f"FP1232 {self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the "
+                "group where it belongs"
             )
         hold(cls, kind, f"the {self.noun} {name} of {plugin}")
         copyreg.pickle(cls, partial(_pickled, self.group))
@@ -306,7 +306,7 @@ class Family(Generic[T]):
         named here."""
         outside = self.outside().get(name)
         if outside and outside not in plugins.named() and not plugins.is_loaded(self.group, name, outside):
-            raise ConfigError(f"the {self.noun} {name!r} of {outside} is not in use here")
+            raise ConfigError(f"FP1233 the {self.noun} {name!r} of {outside} is not in use here")
         return self.part(name)
 
     def parsed(self, text: str) -> Spec:
@@ -353,8 +353,9 @@ class Family(Generic[T]):
         named = spec.argument or ""
         if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
             raise ConfigError(
-                f"unknown {self.noun} {spec.name!r}: a class of a module is a part by a file that names it, --plugin "
-                f"my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} (docs/own-parts.md)"
+                f"FP1234 unknown {self.noun} {spec.name!r}: a class of a module is a part by a file that names it, "
+                f"--plugin my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} "
+                "(docs/own-parts.md)"
             )
         cls = self.part(spec.name)
         given = dict(spec.settings)
@@ -363,7 +364,9 @@ class Family(Generic[T]):
             given |= _without_key(spec, cls, takes)
         if spec.argument is not None:
             if takes is None:
-                raise ConfigError(f"{self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)")
+                raise ConfigError(
+                    f"FP1235 {self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)"
+                )
             given[takes] = spec.argument
         return cls(**check_settings(f"{self.noun} {spec.name}", cls, given))
 
@@ -389,11 +392,11 @@ def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
     """
     if takes is None:
         raise ConfigError(
-            f"{str(spec)!r} gives {written(spec.values[0])} without saying what it is; write each setting as "
+            f"FP1236 {str(spec)!r} gives {written(spec.values[0])} without saying what it is; write each setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
     annotation = _hints(cls)[takes]
     several = (typing.get_origin(annotation) or annotation) is tuple
     if takes in spec.settings or (len(spec.values) > 1 and not several):
-        raise ConfigError(f"{str(spec)!r} gives more than {spec.name} takes: {takes}, once")
+        raise ConfigError(f"FP1237 {str(spec)!r} gives more than {spec.name} takes: {takes}, once")
     return {takes: spec.values if several else spec.values[0]}

@@ -53,7 +53,9 @@ def imported(name: str, file: Path, source: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         del sys.modules[name]
-        raise ConfigError(f"the plugin {source} can't be loaded: {reason(error)}{_line(error, source)}") from error
+        raise ConfigError(
+            f"FP1249 the plugin {source} can't be loaded: {reason(error)}{_line(error, source)}"
+        ) from error
     return module
 
 
@@ -72,16 +74,16 @@ def check(cls: Any, name: str, source: str) -> None:
     """ConfigError unless it is a frozen dataclass under a name that a text can hold."""
     short = name.partition(".")[2]
     if not short.isidentifier() or short.startswith("_"):
-        raise ConfigError(f"{name!r} of {source} is no name for a part; take letters, digits and _")
+        raise ConfigError(f"FP1250 {name!r} of {source} is no name for a part; take letters, digits and _")
     frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
         shown = cls.__name__
         raise ConfigError(
-            f"{name} of {source} is a class of Flower's: write wrapped({shown}) there, with `from "
+            f"FP1251 {name} of {source} is a class of Flower's: write wrapped({shown}) there, with `from "
             "fedpeft.flower.strategy import wrapped`"
         )
     if not frozen:
-        raise ConfigError(f"{name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
+        raise ConfigError(f"FP1252 {name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
 
 
 def digest(source: Path) -> str:

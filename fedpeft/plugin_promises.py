@@ -33,7 +33,7 @@ def hold(cls: type, kind: type, who: str) -> None:
     """
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
-        raise ConfigError(f"{who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
+        raise ConfigError(f"FP1253 {who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
     own_classes = [base for base in cls.__mro__ if not _ours(base)]
     for name, due in _attributes(cls, kind).items():
         if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
@@ -42,9 +42,9 @@ def hold(cls: type, kind: type, who: str) -> None:
         for name, own in list(vars(owner).items()):
             promised = _promised(cls, kind, name)
             if isinstance(promised, property | classmethod) and inspect.isfunction(own):
-                raise ConfigError(f"{who}: write @{type(promised).__name__} above {name}")
+                raise ConfigError(f"FP1254 {who}: write @{type(promised).__name__} above {name}")
             if inspect.isfunction(promised) and not callable(own) and not isinstance(own, staticmethod | classmethod):
-                raise ConfigError(f"{who}: {name} must be a method, got {own!r:.80}")
+                raise ConfigError(f"FP1255 {who}: {name} must be a method, got {own!r:.80}")
             if isinstance(promised, classmethod) and isinstance(own, classmethod):
                 setattr(owner, name, classmethod(_held(own.__func__, promised.__func__, f"{who}: {name}")))
             elif inspect.isfunction(promised) and inspect.isfunction(own):
@@ -77,9 +77,9 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
     if typing.get_origin(due) is typing.Literal:
         if value not in typing.get_args(due):
             legal = ", ".join(map(repr, typing.get_args(due)))
-            raise ConfigError(f"{what} has to be one of {legal}, and is {value!r:.80}")
+            raise ConfigError(f"FP1256 {what} has to be one of {legal}, and is {value!r:.80}")
     elif not fits(value, due):
-        raise ConfigError(f"{what} has to be {shown(due)}, and is {_seen(value)}")
+        raise ConfigError(f"FP1257 {what} has to be {shown(due)}, and is {_seen(value)}")
 
 
 def _promised(cls: type, kind: type, name: str) -> Any:
@@ -101,7 +101,7 @@ def _held(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> C
         inspect.signature(own).bind(*plain, **named)
     except TypeError as error:
         takes, called = (f"({', '.join(inspect.signature(one).parameters)})" for one in (own, promised))
-        raise ConfigError(f"{what} takes {takes}, and is called with {called}: {error}") from error
+        raise ConfigError(f"FP1258 {what} takes {takes}, and is called with {called}: {error}") from error
     return _checked(own, promised, what)
 
 
@@ -119,7 +119,7 @@ def _checked(own: Callable[..., Any], promised: Callable[..., Any], what: str) -
     def held(*given: Any, **named: Any) -> Any:
         made = own(*given, **named)
         if not fits(made, due):
-            raise ConfigError(f"{what} has to give {shown(due)}, and has given {_seen(made)}")
+            raise ConfigError(f"FP1259 {what} has to give {shown(due)}, and has given {_seen(made)}")
         return made
 
     held.__held__ = True  # type: ignore[attr-defined]

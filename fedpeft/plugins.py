@@ -96,7 +96,7 @@ class Plugin:
             return Recipe(self.record, cloudpickle.dumps(needed))
         except Exception as error:  # whatever a class's members raise
             raise ConfigError(
-                f"{', '.join(self.names)} can't be sent to worker processes ({type(error).__name__}: {error}); "
+                f"FP1260 {', '.join(self.names)} can't be sent to worker processes ({type(error).__name__}: {error}); "
                 "take workers=1, or put it into a file and name that as plugin"
             ) from error
 
@@ -222,8 +222,8 @@ def outside(group: str) -> dict[str, Plugin]:
         for name in plugin.parts.get(group, ()):
             if name in parts:
                 raise ConfigError(
-                    f"{group} {name!r} is in {parts[name]} and in {plugin}; leave one of them out, or give it another "
-                    "name"
+                    f"FP1261 {group} {name!r} is in {parts[name]} and in {plugin}; leave one of them out, or give it "
+                    "another name"
                 )
             parts[name] = plugin
     return parts
@@ -242,7 +242,7 @@ def part(group: str, name: str, plugin: Plugin) -> type:
     try:
         loaded: type = entry.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-        raise ConfigError(f"{group} {name} of {plugin} can't be loaded: {reason(error)}") from error
+        raise ConfigError(f"FP1262 {group} {name} of {plugin} can't be loaded: {reason(error)}") from error
     check(loaded, f"{group}.{name}", str(plugin))
     _noted({group: {name: loaded}})
     _loaded.add(entry)
@@ -327,7 +327,7 @@ def found(source: str, beside: Path | None = None) -> Plugin:
             return plugin
     known = ", ".join(plugin.source for plugin in installed()) or "none"
     raise ConfigError(
-        f"there is no plugin {source!r}: it is neither a file NAME.py, nor a folder with an __init__.py, nor an "
+        f"FP1263 there is no plugin {source!r}: it is neither a file NAME.py, nor a folder with an __init__.py, nor an "
         f"installed package with parts of fedpeft (installed: {known})"
     )
 
@@ -347,7 +347,9 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
     record = given.record if isinstance(given, Recipe) else given
     source, version = record.get("source"), record.get("sha256", record.get("version", ""))
     if not isinstance(source, str) or not isinstance(version, str) or not isinstance(record.get("parts"), list | tuple):
-        raise ConfigError(f"a table of plugin needs source, sha256 or version, and parts, got {dict(record)!r:.200}")
+        raise ConfigError(
+            f"FP1264 a table of plugin needs source, sha256 or version, and parts, got {dict(record)!r:.200}"
+        )
     if source == IN_PYTHON:
         for plugin in _state.named:
             if plugin.source == IN_PYTHON and set(record["parts"]) <= set(plugin.names):
@@ -360,7 +362,7 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
     except ConfigError as error:
         if goes_on:
             why = f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}"
-            raise ConfigError(f"{why}; if it lies elsewhere now, name it with --plugin FILE") from error
+            raise ConfigError(f"FP1265 {why}; if it lies elsewhere now, name it with --plugin FILE") from error
         gone = Path(source).is_absolute() and not Path(source).exists()
         told = f"of {source}, which is not there any more" if gone else f"of {source}, which can't be used ({error})"
         _state.lost |= dict.fromkeys(map(str, record["parts"]), told)
@@ -370,7 +372,7 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
     before, now = shortened(version), shortened(plugin.version)
     if goes_on:
         raise ConfigError(
-            f"this run needs the plugin {source} as it was ({before}), and "
+            f"FP1266 this run needs the plugin {source} as it was ({before}), and "
             + (f"it has changed ({now})" if plugin.source == source else f"{plugin} is another")
             + "; put back what was there, or start a new run"
         )
@@ -397,13 +399,13 @@ def _from_file(source: Path, file: Path) -> Plugin:
         parts = {_get_group(module.part, source): {source.stem: module.part}}
     if not isinstance(parts, Mapping) or not all(isinstance(named, Mapping) for named in parts.values()):
         raise ConfigError(
-            f"the plugin {source} names no part; end it with `part = MyRule`, or name several: "
+            f"FP1503 the plugin {source} names no part; end it with `part = MyRule`, or name several: "
             'parts = {"strategies": {"my_rule": MyRule}}'
         )
     for group, named in parts.items():
         if group not in GROUPS:
             raise ConfigError(
-                f"the plugin {source} has parts of an unknown group {group!r}; legal: {', '.join(GROUPS)}"
+                f"FP1268 the plugin {source} has parts of an unknown group {group!r}; legal: {', '.join(GROUPS)}"
             )
         for name, cls in named.items():
             check(cls, f"{group}.{name}", str(source))
@@ -420,7 +422,8 @@ def _get_group(part: Any, source: Path) -> str:
         if base in _group_of_base:
             return _group_of_base[base]
     raise ConfigError(
-        f"the plugin {source} ends with part = {getattr(part, '__name__', repr(part))[:80]}, and none of its base "
+        f"FP1504 the plugin {source} ends with part = {getattr(part, '__name__', repr(part))[:80]}, and none of its "
+        "base "
         f'classes decides a group; name the group: parts = {{"GROUP": {{"{source.stem}": ...}}}}, where GROUP is one '
         f"of {', '.join(GROUPS)}"
     )
@@ -430,5 +433,5 @@ def _noted(parts: Mapping[str, Mapping[str, type]]) -> Mapping[str, Mapping[str,
     for named in parts.values():
         for name, cls in named.items():
             if _names.setdefault(cls, name) != name:
-                raise ConfigError(f"{cls.__name__} has two names, {_names[cls]} and {name}; a part has one")
+                raise ConfigError(f"FP1269 {cls.__name__} has two names, {_names[cls]} and {name}; a part has one")
     return parts

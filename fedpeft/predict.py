@@ -126,16 +126,18 @@ def check_asked(run: FinishedRun, asked: str) -> None:
     there = os.path.isfile(asked)  # a text may be longer than the name of a file, which a Path would fail at
     if not run.takes_pictures:
         if there and asked.lower().endswith(PICTURES):
-            raise ConfigError(f"{run.folder} reads texts, and {asked} is a picture; give a text, or a run on images")
+            raise ConfigError(
+                f"FP1270 {run.folder} reads texts, and {asked} is a picture; give a text, or a run on images"
+            )
         return
     if os.path.isdir(asked):
         table = "" if run.task.describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
         raise ConfigError(
-            f"{asked} is a folder, and neither a finished run nor a picture; give a picture's file{table}"
+            f"FP1271 {asked} is a folder, and neither a finished run nor a picture; give a picture's file{table}"
         )
     if not there:
         raise ConfigError(
-            f"{run.folder} reads pictures, and there is no file {asked[:60]!r}; give a picture's file: "
+            f"FP1272 {run.folder} reads pictures, and there is no file {asked[:60]!r}; give a picture's file: "
             "python -m fedpeft.predict RUN PICTURE"
         )
     pixels_of([asked], 8)  # before a model is loaded, or another picture is answered
@@ -156,7 +158,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     """
     if run.task.targets in ("numbers", "labels"):
         if abstain:
-            raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
+            raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
         found = run.task.values(outputs(run, base, text)).tolist()
         if run.task.targets == "numbers":
             return f"{found[0]:.6g}"
@@ -165,14 +167,14 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
         )
     if run.labels_words:
         if abstain:
-            raise ConfigError(f"{run.folder} labels each word of a text; leave --abstain out")
+            raise ConfigError(f"FP1505 {run.folder} labels each word of a text; leave --abstain out")
         words = text.split()
         (labels,) = label_words(run, run.model(base), [words])
         return " ".join(f"{word}/{label or 'cut off'}" for word, label in zip(words, labels, strict=True))
     if run.labels is not None:
         return verdict(run.labels, chances(run, base, text), abstain)
     if abstain:
-        raise ConfigError(f"{run.folder} is a language model, which has no classes; leave --abstain out")
+        raise ConfigError(f"FP1273 {run.folder} is a language model, which has no classes; leave --abstain out")
     model = run.model(base)
     if run.task.describes:
         return caption(run, model, text, new_tokens)
@@ -187,8 +189,8 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])
     if len(asking) + new_tokens > readable:
         raise ConfigError(
-            f"the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones included; "
-            "give a shorter text, or fewer --new-tokens"
+            f"FP1274 the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones "
+            "included; give a shorter text, or fewer --new-tokens"
         )
     return answers(model, tokenizer, [asking], new_tokens)[0]
 
@@ -204,8 +206,8 @@ def written(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, 
     readable = readable_tokens(run.model_directory, 0, UNBOUNDED)
     if max(len(asking), new_tokens) > readable:
         raise ConfigError(
-            f"the text has {len(asking)} tokens, and with it {new_tokens} new ones are asked for; the model reads, and "
-            f"writes, at most {readable}: give a shorter text, or fewer --new-tokens"
+            f"FP1275 the text has {len(asking)} tokens, and with it {new_tokens} new ones are asked for; the model "
+            f"reads, and writes, at most {readable}: give a shorter text, or fewer --new-tokens"
         )
     return answers(model, tokenizer, [asking], new_tokens)[0]
 
@@ -220,7 +222,7 @@ def caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: i
     task: Any = run.task
     readable = readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
     if new_tokens > readable:
-        raise ConfigError(f"behind an image the model says at most {readable} tokens; give fewer --new-tokens")
+        raise ConfigError(f"FP1276 behind an image the model says at most {readable} tokens; give fewer --new-tokens")
     pixels = pixels_of([picture], run.picture_side)
     features = patch_features(pixels, tower_folders(run.model_directory)["image"], task.side)
     return captions(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
@@ -267,10 +269,12 @@ def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, a
     """The answer of the runs' mean."""
     names = runs[0].labels
     if len(runs) < 2 or names is None or any(run.task.targets != "classes" for run in runs):
-        raise ConfigError("--ensemble takes two or more classifiers: RUN RUN ... TEXT")
+        raise ConfigError("FP1277 --ensemble takes two or more classifiers: RUN RUN ... TEXT")
     for run in runs:
         if run.labels != names:
-            raise ConfigError(f"{run.folder} has other classes than {runs[0].folder}; --ensemble needs the same ones")
+            raise ConfigError(
+                f"FP1278 {run.folder} has other classes than {runs[0].folder}; --ensemble needs the same ones"
+            )
     return verdict(names, torch.stack([chances(run, bases[run.base_key], text) for run in runs]).mean(0), abstain)
 
 
@@ -295,18 +299,21 @@ def _predicted(command: Command) -> None:
     quiet_libraries()
     catalogue.use(command.plugin)
     if not 0 <= command.abstain <= 1:
-        raise ConfigError(f"--abstain must be a probability, 0 to 1, got {command.abstain:g}")
+        raise ConfigError(f"FP1279 --abstain must be a probability, 0 to 1, got {command.abstain:g}")
     if command.data is not None:
         _rows_predicted(command, Console())
         return
     if command.output is not None or command.text is not None:
-        raise ConfigError("--output and --text are of a file of rows: give it with --data FILE, or leave them out")
+        raise ConfigError(
+            "FP1280 --output and --text are of a file of rows: give it with --data FILE, or leave them out"
+        )
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError(
-            "predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME \"text\""
+            "FP1281 predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME "
+            '"text"'
         )
     if command.new_tokens < 1:
-        raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
+        raise ConfigError(f"FP1282 --new-tokens must be at least 1, got {command.new_tokens}")
     folders, asked = _runs_and_asked(command.words)
     predict(folders, asked, command.new_tokens, Console(), command.abstain, command.ensemble)
 
@@ -341,12 +348,13 @@ def _rows_predicted(command: Command, console: Console) -> None:
 
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
         raise ConfigError(
-            "a file of rows has the answers of one run: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv"
+            "FP1283 a file of rows has the answers of one run: python -m fedpeft.predict RUN --data FILE --output "
+            "ANSWERS.csv"
         )
     if command.output.suffix != ".csv":
-        raise ConfigError(f"--output is a table; {command.output} must end in .csv")
+        raise ConfigError(f"FP1284 --output is a table; {command.output} must end in .csv")
     if command.output.exists():
-        raise ConfigError(f"{command.output} exists already; give --output a new name")
+        raise ConfigError(f"FP1285 {command.output} exists already; give --output a new name")
     run = FinishedRun.read(Path(command.words[0]))
     tell_notes()
     run.check_answers()

@@ -92,7 +92,7 @@ def parse_baseline(text: str) -> dict[str, str]:
     for piece in split_outside_parentheses(text, ",") if text.strip() else []:
         axis, equals, label = piece.partition("=")
         if not equals or not axis.strip() or not label.strip():
-            raise ConfigError(f"--baseline must be axis=value, axis=value; got {piece!r}")
+            raise ConfigError(f"FP1286 --baseline must be axis=value, axis=value; got {piece!r}")
         found[axis.strip()] = label.strip()
     return found
 
@@ -108,7 +108,7 @@ def parse_targets(text: str) -> tuple[float, ...]:
     except ValueError:
         targets = (-1.0,)
     if not all(0 < target <= 100 for target in targets):
-        raise ConfigError(f'--targets must be percentages above 0 and at most 100, e.g. "60, 65"; got {text!r}')
+        raise ConfigError(f'FP1287 --targets must be percentages above 0 and at most 100, e.g. "60, 65"; got {text!r}')
     return targets
 
 
@@ -118,11 +118,13 @@ def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
         if not labels:
             axes = {a for r in section.results for a in r.point}
             raise ConfigError(
-                f"{section.title} has no axis {axis!r} for the baseline; "
+                f"FP1288 {section.title} has no axis {axis!r} for the baseline; "
                 f"{nearest(axis, axes) if axes else 'its runs differ in nothing but the seed'}"
             )
         if label not in labels:
-            raise ConfigError(f"{section.title} has no {axis}={label} for the baseline; {nearest(label, labels)}")
+            raise ConfigError(
+                f"FP1289 {section.title} has no {axis}={label} for the baseline; {nearest(label, labels)}"
+            )
 
 
 def _check_output(page: Path) -> None:
@@ -132,12 +134,14 @@ def _check_output(page: Path) -> None:
         ConfigError: it is none, or a study's or search's.
     """
     if page.suffix != ".html":
-        raise ConfigError(f"--output must be a page, NAME.html, got {page}")
+        raise ConfigError(f"FP1290 --output must be a page, NAME.html, got {page}")
     if page.name == STUDYS_PAGE and page.with_name("results.jsonl").is_file():
-        raise ConfigError(f"{page} is the page of the study whose results.jsonl lies beside it; give another --output")
+        raise ConfigError(
+            f"FP1291 {page} is the page of the study whose results.jsonl lies beside it; give another --output"
+        )
     if page.name == STUDYS_PAGE and page.with_name(SEARCHS_JOURNAL).is_file():
         raise ConfigError(
-            f"{page} is the page of the search whose {SEARCHS_JOURNAL} lies beside it; give another --output"
+            f"FP1292 {page} is the page of the search whose {SEARCHS_JOURNAL} lies beside it; give another --output"
         )
 
 
@@ -149,17 +153,17 @@ def report(command: Command, console: Console) -> None:
     """
     _check_output(command.output)
     if command.margin is not None and not 0 < command.margin < math.inf:
-        raise ConfigError(f"--margin must be a finite number of points above 0, got {command.margin:g}")
+        raise ConfigError(f"FP1293 --margin must be a finite number of points above 0, got {command.margin:g}")
     for path in command.paths:
         if not os.path.exists(path):
-            raise RunError(f"{path} does not exist; give the folders of runs or studies that are there")
+            raise RunError(f"FP5163 {path} does not exist; give the folders of runs or studies that are there")
     found = Found()
     for path in command.paths:
         found.look(path)
     for line in found.skipped:
         console.print(f"[bold yellow]skipped:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if not found.results:
-        raise RunError("there is nothing to report: none of the paths holds a finished run or a study's results")
+        raise RunError("FP5164 there is nothing to report: none of the paths holds a finished run or a study's results")
     made = [Made.of(section) for section in sections(found, command)]
     title = made[0].section.title if len(made) == 1 else "fedpeft: runs compared"
     write_report(command.output, title, made, found.skipped)

@@ -125,7 +125,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     options = options_of(dataclasses.asdict(command.serve), "the command line")
     if command.resume is not None and options.client_rows != planned_by:
         raise ConfigError(
-            f"--client-rows {options.client_rows} is what training is planned by, and the federation in "
+            f"FP1402 --client-rows {options.client_rows} is what training is planned by, and the federation in "
             f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
         )
     wanted = command.run if command.resume is not None else with_form(command.run, options)
@@ -170,8 +170,8 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
     if options.insecure or options.insecure_anywhere:
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
-                f"without TLS anyone who reaches {options.listen} could join or read along: listen at 127.0.0.1, make "
-                "certificates with python -m fedpeft.certs, or say --insecure-anywhere"
+                f"FP1403 without TLS anyone who reaches {options.listen} could join or read along: listen at "
+                "127.0.0.1, make certificates with python -m fedpeft.certs, or say --insecure-anywhere"
             )
         return None, Doorkeeper(None), None
     folder = Path(options.certs)
@@ -192,8 +192,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper, signer = security(options)
     if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
-            f"--privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
-            "client and take the masks off; leave --insecure out"
+            f"FP1404 --privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose "
+            "as any client and take the masks off; leave --insecure out"
         )
     started = time.perf_counter()
     make_folder(folder)

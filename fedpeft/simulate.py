@@ -99,7 +99,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     config, folder = checked_settings(command.run, default, command.output, command.resume)
     if command.quick:
         if command.resume is not None:
-            raise ConfigError("a resumed run keeps its settings, but --quick was given; leave it out")
+            raise ConfigError("FP1407 a resumed run keeps its settings, but --quick was given; leave it out")
         config = quick(config)
     if command.resume is None:
         early.check(config)

@@ -56,14 +56,14 @@ def parse_spec(text: str) -> Spec:
     settings: dict[str, Any] = {}
     for keyword in tree.keywords:
         if keyword.arg is None or keyword.arg in settings:
-            raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
+            raise ConfigError(f"FP1419 {text!r} names a setting twice or unpacks one; write each as key=value, once")
         settings[keyword.arg] = _value(keyword.value, text)
     return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
 
 
 def _unlike(text: str) -> str:
     """What is wrong with a text of another form, and the form that was likely meant."""
-    said = f"{text[:200]!r} is not of the form name(key=value, ...)"
+    said = f"FP1420 {text[:200]!r} is not of the form name(key=value, ...)"
     if not _balanced(text):
         return f"{said}; its parentheses don't balance"
     if text.endswith(")") and _balanced(text.partition("(")[2].rpartition(")")[0]):
@@ -123,8 +123,8 @@ def _literal(node: ast.expr, text: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ConfigError(
-            f"{ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); a text with other signs than "
-            "letters, digits and _ stands in quotes, such as 'attention.output'"
+            f"FP1421 {ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); a text with other "
+            "signs than letters, digits and _ stands in quotes, such as 'attention.output'"
         ) from None
 
 

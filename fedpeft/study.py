@@ -101,7 +101,7 @@ def completed(command: Command, console: Console) -> list[Result]:
         FedpeftError: what the user can mend; nothing was overwritten.
     """
     if command.jobs < 0:
-        raise RunError(f"--jobs must be at least 0, got {command.jobs}")
+        raise RunError(f"FP5227 --jobs must be at least 0, got {command.jobs}")
     if command.track:
         from fedpeft.run.trackers import check_trackers
 

@@ -51,7 +51,7 @@ def compare(command: Command, console: Console) -> bool:
         try:
             verifier = Verifier(command.certificate.read_bytes())
         except OSError as error:
-            raise RunError(f"{command.certificate} can't be read: {error.strerror}") from None
+            raise RunError(f"FP5100 {command.certificate} can't be read: {error.strerror}") from None
     one, other = told(command.one, verifier), told(command.other, verifier)
 
     def say(text: str) -> None:
@@ -80,8 +80,8 @@ def compare(command: Command, console: Console) -> bool:
         return False
     if one.client and one.client == other.client:
         raise RunError(
-            f"both files are transcripts of {one.client}, and agree, which tells nothing of what others were told; "
-            "give that of another client, or the server's rounds.signed.jsonl"
+            f"FP5228 both files are transcripts of {one.client}, and agree, which tells nothing of what others were "
+            "told; give that of another client, or the server's rounds.signed.jsonl"
         )
     short, long = sorted((len(one.chain.records), len(other.chain.records)))
     say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")

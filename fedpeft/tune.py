@@ -141,7 +141,7 @@ def run_search(command: Command, output: Console) -> int:
     from fedpeft.tuning.search_file import read_search
 
     if command.workers < 1 or command.trials < 0:
-        raise RunError("--workers must be at least 1 and --trials at least 0")
+        raise RunError("FP5229 --workers must be at least 1 and --trials at least 0")
     catalogue.use(command.plugin)
     search = read_search(command.search)
     folder = command.output or search.folder
@@ -155,7 +155,7 @@ def run_search(command: Command, output: Console) -> int:
             output.print(f"note: {error}", markup=False, highlight=False, soft_wrap=True)
         return 0
     make_folder(folder)
-    taken = f"another process searches in {folder}; wait for it or give another --output"
+    taken = f"FP5230 another process searches in {folder}; wait for it or give another --output"
     with alone_in(folder, "search.lock", taken):
         return _searched(search, folder, trials, command.workers, output)
 

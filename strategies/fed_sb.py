@@ -36,9 +36,11 @@ class FedSB(LinearStrategy):
             ConfigError: the PEFT method has no R, or a client's rank is not the global one.
         """
         if not cores(layout):
-            raise ConfigError("fed_sb trains the square R of B R A; use a peft method that has tensors named lora_R")
+            raise ConfigError(
+                "FP1483 fed_sb trains the square R of B R A; use a peft method that has tensors named lora_R"
+            )
         if any(form and layout.form and form.rank != layout.form.rank for form in forms):
-            raise ConfigError("fed_sb needs the same rank at all clients (alphas may differ); give one rank")
+            raise ConfigError("FP1484 fed_sb needs the same rank at all clients (alphas may differ); give one rank")
 
     def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
         """The global state, with (s / s_k) R."""

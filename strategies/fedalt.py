@@ -46,11 +46,11 @@ class FedALT(LinearStrategy):
         """
         super().check(layout, forms)
         if not _means(layout):
-            raise ConfigError("fedalt trains an adapter beside that of all other clients; take --peft row_lora")
+            raise ConfigError("FP1485 fedalt trains an adapter beside that of all other clients; take --peft row_lora")
         if self.weighting == "rows":
-            raise ConfigError("in fedalt all clients count alike; leave weighting out")
+            raise ConfigError("FP1486 in fedalt all clients count alike; leave weighting out")
         if self.clients == 1:
-            raise ConfigError("fedalt needs at least 2 clients: one alone has no others")
+            raise ConfigError("FP1487 fedalt needs at least 2 clients: one alone has no others")
 
     def start(self, state: State, layout: Layout, seed: int) -> State:
         """The mean of what all have at first, which is one own adapter."""

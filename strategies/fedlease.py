@@ -64,7 +64,7 @@ class FedLEASE(GroupedStrategy):
         """
         super().check(layout, forms)
         if not _ending(layout, ".others_B.weight"):
-            raise ConfigError("fedlease mixes the experts of all clusters; take --peft expert_lora")
+            raise ConfigError("FP1488 fedlease mixes the experts of all clusters; take --peft expert_lora")
 
     def trained(self, layout: Layout, round: int) -> frozenset[str]:
         """All but the other clusters' experts."""
@@ -80,7 +80,9 @@ class FedLEASE(GroupedStrategy):
         found = {tuple((received[name] < SHUT / 2).tolist()) for name in _ending(layout, ".bias.weight")}
         room = (len(next(iter(found))) + 1) // 2
         if len(found) > 1 or found - {tuple((numbers(room) >= m).tolist()) for m in range(1, room + 1)}:
-            raise PayloadError(f"the server opens slots of experts that go with no number of them from 1 to {room}")
+            raise PayloadError(
+                f"FP6175 the server opens slots of experts that go with no number of them from 1 to {room}"
+            )
         return received
 
     def group(self, client: int, learned: State) -> str:
@@ -114,7 +116,7 @@ class FedLEASE(GroupedStrategy):
                 learned |= _labelled(f"alone/{update.client}", _trained(update))
                 learned[f"alone/{update.client}/weight"] = torch.tensor(update.weight, dtype=torch.float64)
             if not learned:
-                raise ConfigError("fedlease needs at least one update")
+                raise ConfigError("FP1489 fedlease needs at least one update")
             if heard.round >= self.warmup:
                 learned = self._clustered(heard, learned)
         state = heard.state
@@ -155,7 +157,7 @@ def _steps(heard: Heard, learned: State) -> None:
             means = [_section(learned, f"facing/{c}", layout) for c in range(_count(learned))]
             where[update.client] = int(np.argmin([_distance(facing, mean) for mean in means]))
     if not totals and len(where) == len(learned[CLUSTERS]):
-        raise ConfigError("fedlease needs at least one update")
+        raise ConfigError("FP1489 fedlease needs at least one update")
     for c, total in totals.items():
         for name, step in total.mean().items():
             learned[f"cluster/{c}/{name}"] = learned[f"cluster/{c}/{name}"] + step

@@ -40,9 +40,11 @@ class FedPer(LinearStrategy):
         names = sorted({_module(name).rpartition(".")[2] for name in layout.names})
         for ending in self._endings:
             if not any(_ends(name, ending) for name in layout.names):
-                raise ConfigError(f"no trained module's name ends with {ending!r}; there are {', '.join(names)}")
+                raise ConfigError(f"FP1490 no trained module's name ends with {ending!r}; there are {', '.join(names)}")
         if len(self.private(layout)) == len(layout.names):
-            raise ConfigError("fedper would keep all tensors private, and nothing would be federated; name fewer")
+            raise ConfigError(
+                "FP1491 fedper would keep all tensors private, and nothing would be federated; name fewer"
+            )
 
     @property
     def _endings(self) -> tuple[str, ...]:

@@ -52,7 +52,9 @@ class FLoRG(RoundStrategy):
             ConfigError: the PEFT method has no G, or a client's rank or alpha is not the global one.
         """
         if not grams(layout):
-            raise ConfigError("florg averages the Gram matrices of G in L G^T G R; use the peft method lora_gram")
+            raise ConfigError(
+                "FP1492 florg averages the Gram matrices of G in L G^T G R; use the peft method lora_gram"
+            )
         super().check(layout, forms)
 
     def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:

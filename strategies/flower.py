@@ -64,7 +64,7 @@ class Flower(RoundStrategy):
         arrays, _ = self._rule().aggregate_train(round, replies)
         if arrays is None:
             raise RunError(
-                f"Flower's {self.rule} with num_malicious_nodes={self.num_malicious_nodes} refuses a cohort of "
+                f"FP5239 Flower's {self.rule} with num_malicious_nodes={self.num_malicious_nodes} refuses a cohort of "
                 f"{len(replies)} clients; it needs more of them (Bulyan 4 times as many, plus 3)"
             )
         after = {name: tensor.clone() for name, tensor in state.items()}

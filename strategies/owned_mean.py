@@ -37,7 +37,7 @@ class OwnedMean(LinearStrategy):
             ConfigError: the PEFT method has factors, or a client is longer than the global prompt.
         """
         if layout.pairs:
-            raise ConfigError("owned_mean is for prompts and prefixes; raflora does the same for LoRA ranks")
+            raise ConfigError("FP1493 owned_mean is for prompts and prefixes; raflora does the same for LoRA ranks")
         super().check(layout, forms)
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:

@@ -47,7 +47,9 @@ class Prototypes(TaskStrategy):
         """
         super().check(layout, forms)
         if "head.weight" not in layout.by_name:
-            raise ConfigError("prototypes are of classes, and a language model has none; take o_lora or inf_lora")
+            raise ConfigError(
+                "FP1494 prototypes are of classes, and a language model has none; take o_lora or inf_lora"
+            )
 
     def trained(self, layout: Layout, round: int) -> frozenset[str]:
         """All but the head."""

@@ -28,7 +28,9 @@ class RaFLoRA(FlexLoRA):
 
     def __post_init__(self) -> None:
         if self.missing_ranks != "zero":
-            raise ConfigError("raflora counts only a rank's owners, so missing_ranks can't be set; flexlora has it")
+            raise ConfigError(
+                "FP1495 raflora counts only a rank's owners, so missing_ranks can't be set; flexlora has it"
+            )
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of the owners' mean."""

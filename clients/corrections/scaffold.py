@@ -40,7 +40,7 @@ class Scaffold(Correction):
         super().check(strategy, training, forms)
         if not training.optimizer.plain or training.optimizer.max_norm:
             raise ConfigError(
-                "scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
+                "FP1001 scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
             )
 
     def begin(self, job: Job, server: State, own: State) -> Pull:

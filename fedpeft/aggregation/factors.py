@@ -19,7 +19,9 @@ def lora_form(layout: Layout) -> ClientForm:
         ConfigError: the layout has none.
     """
     if layout.form is None:
-        raise ConfigError("this rule is defined for LoRA factors only; use the peft method lora, or strategy fedit")
+        raise ConfigError(
+            "FP1012 this rule is defined for LoRA factors only; use the peft method lora, or strategy fedit"
+        )
     return layout.form
 
 

@@ -46,7 +46,7 @@ class HeadStart(ABC):
             ConfigError: it starts from classes.
         """
         raise ConfigError(
-            f"head={name_of(type(self))} starts from classes, and these rows have "
+            f"FP1013 head={name_of(type(self))} starts from classes, and these rows have "
             f"{'numbers' if targets == 'numbers' else 'several labels each'}; take --head ridge or zero"
         )
 
@@ -93,7 +93,9 @@ class HeadStart(ABC):
         Raises:
             ConfigError: they tell nothing of it.
         """
-        raise ConfigError(f"head={name_of(type(self))} does not tell how features vary; take --head private_ridge")
+        raise ConfigError(
+            f"FP1014 head={name_of(type(self))} does not tell how features vary; take --head private_ridge"
+        )
 
 
 def measured(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[int, ...], rows: int) -> State:
@@ -115,13 +117,13 @@ def measured(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[i
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
             raise ConfigError(
-                f"{own} statistics whose {name} is {found.get(name, 'missing')}, and its shapes say "
+                f"FP1015 {own} statistics whose {name} is {found.get(name, 'missing')}, and its shapes say "
                 f"{shapes.get(name, 'nothing of it')}: statistics and shapes have to agree"
             )
         if not made[name].is_floating_point():
-            raise ConfigError(f"{own} statistics whose {name} is {made[name].dtype}: give numbers, by .float()")
+            raise ConfigError(f"FP1016 {own} statistics whose {name} is {made[name].dtype}: give numbers, by .float()")
         if not bool(made[name].isfinite().all()):
-            raise ConfigError(f"{own} statistics whose {name} is not finite: look at its statistics")
+            raise ConfigError(f"FP1017 {own} statistics whose {name} is not finite: look at its statistics")
     return made
 
 
@@ -139,18 +141,22 @@ def check_solved(head: HeadStart, made: State, start: State) -> None:
     name = name_of(type(head))
     wanted = {tensor for tensor in ("head.weight", "head.bias") if tensor in start}
     if missing := sorted(wanted - made.keys()):
-        raise ConfigError(f"the head {name} leaves out {missing[0]}: solve has to give {' and '.join(sorted(wanted))}")
+        raise ConfigError(
+            f"FP1018 the head {name} leaves out {missing[0]}: solve has to give {' and '.join(sorted(wanted))}"
+        )
     if more := sorted(made.keys() - wanted):
-        raise ConfigError(f"the head {name} makes {more[0]!r:.80}; solve has to give {' and '.join(sorted(wanted))}")
+        raise ConfigError(
+            f"FP1019 the head {name} makes {more[0]!r:.80}; solve has to give {' and '.join(sorted(wanted))}"
+        )
     for tensor in sorted(wanted):
         if made[tensor].shape != start[tensor].shape:
             raise ConfigError(
-                f"the head {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the model has "
+                f"FP1020 the head {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the model has "
                 f"{tuple(start[tensor].shape)}"
             )
         if not bool(made[tensor].isfinite().all()):
             raise ConfigError(
-                f"the head {name} makes a {tensor} that is not finite: look at its solve, or take another --head"
+                f"FP1021 the head {name} makes a {tensor} that is not finite: look at its solve, or take another --head"
             )
 
 

@@ -112,16 +112,22 @@ class Strategy:
         name = type(self).__name__
         if not isinstance(self, LinearStrategy | RoundStrategy):
             raise ConfigError(
-                f"{name} is made from Strategy itself, which makes no next state: make it from LinearStrategy, "
+                f"FP1022 {name} is made from Strategy itself, which makes no next state: make it from LinearStrategy, "
                 "GatherStrategy or RoundStrategy of fedpeft.aggregation.strategy"
             )
         if self.needs_lora and not layout.pairs:
-            raise ConfigError(f"{name} is defined for LoRA factors only; use the peft method lora, or strategy fedit")
+            raise ConfigError(
+                f"FP1023 {name} is defined for LoRA factors only; use the peft method lora, or strategy fedit"
+            )
         for form in set(forms) - {None, layout.form}:
             if not self.mixed_ranks:
-                raise ConfigError(f"{name} needs the same rank and alpha at all clients; flexlora takes mixed ranks")
+                raise ConfigError(
+                    f"FP1024 {name} needs the same rank and alpha at all clients; flexlora takes mixed ranks"
+                )
             if form is not None and layout.form is not None and form.rank > layout.form.rank:
-                raise ConfigError(f"a client's rank {form.rank} exceeds the global rank {layout.form.rank}; raise it")
+                raise ConfigError(
+                    f"FP1025 a client's rank {form.rank} exceeds the global rank {layout.form.rank}; raise it"
+                )
 
     def start(self, state: State, layout: Layout, seed: int) -> State:
         """The initial global state; by default the PEFT method's own initialisation."""

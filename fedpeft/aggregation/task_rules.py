@@ -84,12 +84,15 @@ class TaskRanks(OwnedRanks, TaskStrategy):
             ConfigError: there are such, or the PEFT method has no factors.
         """
         if not layout.pairs:
-            raise ConfigError(f"{name_of(type(self))} is defined for LoRA factors only; use the peft method lora")
+            raise ConfigError(
+                f"FP1026 {name_of(type(self))} is defined for LoRA factors only; use the peft method lora"
+            )
         whole, tasks = lora_form(layout), self.schedule.tasks
         for form in set(forms) - {None}:
             if form is not None and (form.rank * tasks != whole.rank or not math.isclose(form.scale, whole.scale)):
                 raise ConfigError(
-                    f"{name_of(type(self))} gives each task the same ranks at all clients; leave ranks and alphas out"
+                    f"FP1027 {name_of(type(self))} gives each task the same ranks at all clients; leave ranks and "
+                    "alphas out"
                 )
 
     def whole_form(self, form: ClientForm | None) -> ClientForm | None:

@@ -72,11 +72,11 @@ class Fold:
         """
         if self.sums and state.keys() != self.sums.keys():
             name = min(state.keys() ^ self.sums.keys())
-            raise ConfigError(f"what the strategy adds up has {name} of some clients, and not of others")
+            raise ConfigError(f"FP1028 what the strategy adds up has {name} of some clients, and not of others")
         for name, tensor in state.items():
             if name in self.sums and tensor.shape != self.sums[name].shape:
                 shapes = f"{tuple(tensor.shape)} after {tuple(self.sums[name].shape)}"
-                raise ConfigError(f"what the strategy adds up has {name} in different shapes: {shapes}")
+                raise ConfigError(f"FP1029 what the strategy adds up has {name} in different shapes: {shapes}")
             if name not in self.sums:
                 self.sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
                 self.dtypes[name] = tensor.dtype
@@ -114,12 +114,12 @@ def check_made(rule: object, made: State, state: State, whole: Iterable[str], no
     for tensor in made.keys() & state.keys():
         if made[tensor].shape != state[tensor].shape:
             raise ConfigError(
-                f"{name} makes {tensor} of shape {tuple(made[tensor].shape)} where the adapter has "
+                f"FP1030 {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the adapter has "
                 f"{tuple(state[tensor].shape)}"
             )
     if missing := sorted(set(whole) - made.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConfigError(f"{name} leaves out {missing[0]}{more}, which the next state needs")
+        raise ConfigError(f"FP1031 {name} leaves out {missing[0]}{more}, which the next state needs")
 
 
 def not_finite(strategy: object, state: State) -> str:
@@ -167,7 +167,7 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
         ConfigError: no weights, or one that is not above 0.
     """
     if not weights or min(weights) <= 0:
-        raise ConfigError("a gather rule needs at least one update, and every update a weight above 0")
+        raise ConfigError("FP1032 a gather rule needs at least one update, and every update a weight above 0")
     total = sum(weights)
     return tuple(w / total for w in weights)
 

@@ -55,7 +55,7 @@ class Whitening:
         m = len(centre)
         legal = 0 < m <= width and turn.shape == (m, m) and gain.shape == (1,) and float(gain) > 0
         if not legal or not all(bool(torch.isfinite(t).all()) for t in (turn, centre, gain)):
-            raise PayloadError(f"the server sends a whitening that turns no features of {width} numbers")
+            raise PayloadError(f"FP6020 the server sends a whitening that turns no features of {width} numbers")
         return cls(turn, centre, float(gain), width)
 
     @staticmethod

@@ -98,7 +98,9 @@ def that_fit(
 
     kept = [q for q in questions if longest(q) <= readable]
     if not kept:
-        raise DataError(f"no question fits: with its answer each is longer than the {readable} tokens that are read")
+        raise DataError(
+            f"FP3002 no question fits: with its answer each is longer than the {readable} tokens that are read"
+        )
     if len(kept) == len(questions):
         return kept, []
     return kept, [

@@ -37,5 +37,5 @@ def parse_metrics(text: str) -> dict[str, Metric]:
     for metric in found.values():
         metric.check()
     if not found:
-        raise ConfigError(f"--metrics names none; legal: {', '.join(METRICS.names)}")
+        raise ConfigError(f"FP1033 --metrics names none; legal: {', '.join(METRICS.names)}")
     return found

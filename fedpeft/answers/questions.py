@@ -110,8 +110,8 @@ class Form:
             if self.asks and not self.paired:
                 why = f"it was tuned with the template {self.template}, which writes one question"
             raise DataError(
-                f"{where} is a conversation of more than a question and an answer, and the model can't be asked in it: "
-                f"{why}; give question and answer"
+                f"FP3003 {where} is a conversation of more than a question and an answer, and the model can't be asked "
+                f"in it: {why}; give question and answer"
             )
         if self.template in (None, CHAT):
             return row
@@ -149,12 +149,12 @@ def read_questions(path: str, form: Form) -> list[Question]:
         DataError: it can't be read, has no questions, or a line is none; the message names the line.
     """
     if Path(path).suffix.lower() not in JSON_LINES:
-        raise ConfigError(f"questions are read from lines of JSON; {path} must end in {' or '.join(JSON_LINES)}")
+        raise ConfigError(f"FP1034 questions are read from lines of JSON; {path} must end in {' or '.join(JSON_LINES)}")
     found = [_question(record, f"{place} of {path}", form) for place, record in records(path)]
     if not found:
-        raise DataError(f"{path} has no questions")
+        raise DataError(f"FP3004 {path} has no questions")
     if len({bool(question.choices) for question in found}) > 1:
-        raise DataError(f"{path} has questions with choices and such without; give each kind a file of its own")
+        raise DataError(f"FP3005 {path} has questions with choices and such without; give each kind a file of its own")
     return found
 
 
@@ -163,14 +163,14 @@ def _question(record: Mapping[str, Any], where: str, form: Form) -> Question:
         return _of_conversation(json.loads(packed(record["messages"], where)), where, form)
     for column in ("question", "answer"):
         if column not in record:
-            raise DataError(f"{where} has no column {column!r}; {nearest(column, map(str, record))}")
+            raise DataError(f"FP3006 {where} has no column {column!r}; {nearest(column, map(str, record))}")
     question = record["question"]
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: the column 'question' must hold a text, got {question!r:.40}")
+        raise DataError(f"FP3007 {where}: the column 'question' must hold a text, got {question!r:.40}")
     if "choices" in record:
         choices = _texts(record["choices"], "choices", where)
         if len(set(choices)) < max(2, len(choices)):
-            raise DataError(f"{where}: the column 'choices' must hold at least two answers, each once")
+            raise DataError(f"FP3008 {where}: the column 'choices' must hold at least two answers, each once")
         right: tuple[str, ...] = (choices[_position(record["answer"], choices, where)],)
         return Question(form.row(question, right[0], where), question, right, choices)
     right = _texts(record["answer"], "answer", where)
@@ -191,7 +191,9 @@ def _texts(value: object, column: str, where: str) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     fit = [isinstance(v, (str, int, float)) and not isinstance(v, bool) and bool(str(v).strip()) for v in values]
     if not values or not all(fit):
-        raise DataError(f"{where}: the column {column!r} must hold a text, or several in a list, got {value!r:.40}")
+        raise DataError(
+            f"FP3009 {where}: the column {column!r} must hold a text, or several in a list, got {value!r:.40}"
+        )
     return tuple(map(str, values))
 
 
@@ -201,7 +203,8 @@ def _position(answer: object, choices: Sequence[str], where: str) -> int:
         return choices.index(str(answer))
     if str(answer) in choices and choices.index(str(answer)) != answer:
         raise DataError(
-            f"{where}: the right answer {answer} is the text of one choice and may be the position of another; give "
+            f"FP3010 {where}: the right answer {answer} is the text of one choice and may be the position of another; "
+            "give "
             f'the text as "{answer}"'
         )
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
@@ -209,6 +212,6 @@ def _position(answer: object, choices: Sequence[str], where: str) -> int:
     if isinstance(answer, str) and answer.strip().upper() in tuple(LETTERS[: len(choices)]):
         return LETTERS.index(answer.strip().upper())
     raise DataError(
-        f"{where}: the right answer {answer!r:.40} is none of the {len(choices)} choices; give its position from 0, "
-        f"its letter from A to {LETTERS[: len(choices)][-1]}, or its text"
+        f"FP3011 {where}: the right answer {answer!r:.40} is none of the {len(choices)} choices; give its position "
+        f"from 0, its letter from A to {LETTERS[: len(choices)][-1]}, or its text"
     )

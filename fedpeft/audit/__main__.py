@@ -104,12 +104,14 @@ def _audited(command: Command, console: Console) -> int:
 
     quiet_libraries()
     if command.runs and command.audit != CanaryAudit():
-        raise ConfigError("finished runs are attacked as they are; give their folders or --privacy, not both")
+        raise ConfigError("FP1039 finished runs are attacked as they are; give their folders or --privacy, not both")
     if command.runs:
         attack(command.runs, console)
         return 0
     if not command.audit.privacy:
-        raise ConfigError('give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs')
+        raise ConfigError(
+            'FP1040 give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs'
+        )
     audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
     if (secure := sums_in(audit.privacy)) is not None:  # which show no single updates, as canaries need
         told = audit_sums(secure)

@@ -111,9 +111,13 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
     """
     mechanism = parse_privacy(audit.privacy)
     if not isinstance(mechanism, Mechanism) or not mechanism.protects:
-        raise PrivacyError(f"{audit.privacy} claims nothing that could be audited; give user_dp, dp_sgd or local_dp")
+        raise PrivacyError(
+            f"FP7010 {audit.privacy} claims nothing that could be audited; give user_dp, dp_sgd or local_dp"
+        )
     if mechanism.summed:
-        raise PrivacyError(f"the audit looks at single updates, and {mechanism.name} has none; its bounds are tested")
+        raise PrivacyError(
+            f"FP7011 the audit looks at single updates, and {mechanism.name} has none; its bounds are tested"
+        )
     included = seeds.generator(audit.seed, "canaries").random(audit.canaries) < 0.5
     if mechanism.per_example:
         return _Rows(audit, mechanism, folder, included).verdict()
@@ -224,7 +228,9 @@ class _Pipeline:
         update = acceptance.add(report, Sent(asked, Package(b"", received, None)))
         if update is None:
             reason = acceptance.results[-1].rejected
-            raise PrivacyError(f"the server does not take what a canary sends ({reason}); audit it with a smaller clip")
+            raise PrivacyError(
+                f"FP7012 the server does not take what a canary sends ({reason}); audit it with a smaller clip"
+            )
         return update.delta
 
     def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
@@ -373,7 +379,7 @@ def _canary_executor(pipeline: _Pipeline) -> CanaryExecutor:
     method.attach(model, "fp32")
     layout, canaries = method.layout(model), pipeline.audit.canaries
     if canaries > layout.numel:
-        raise ConfigError(f"the audited adapter has {layout.numel} parameters; take no more canaries than that")
+        raise ConfigError(f"FP1041 the audited adapter has {layout.numel} parameters; take no more canaries than that")
     rows = task.tokenise(data.train.take(np.arange(canaries) % len(data.train)), folder, 32)
     executor = CanaryExecutor(model, task, rows, layout, method.privacy)
     spread = layout.numel // canaries

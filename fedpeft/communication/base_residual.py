@@ -134,7 +134,7 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
     def number() -> int:
         nonlocal position
         if position + _NUMBER.size > len(payload):
-            raise PayloadError("the table of the base's increments is cut short")
+            raise PayloadError("FP6021 the table of the base's increments is cut short")
         position += _NUMBER.size
         return int(_NUMBER.unpack_from(payload, position - _NUMBER.size)[0])
 
@@ -146,10 +146,10 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
             shapes[f"{pair.module}.total"] = (out, in_)
             continue
         if count > out * in_:
-            raise PayloadError(f"{count} increments of {pair.module} are more than the layer's weights")
+            raise PayloadError(f"FP6022 {count} increments of {pair.module} are more than the layer's weights")
         widths[pair.module] = [number() for _ in range(count)]
         if sum(widths[pair.module] or []) * (out + in_) > out * in_:
-            raise PayloadError(f"the increments of {pair.module} are larger than the layer")
+            raise PayloadError(f"FP6023 the increments of {pair.module} are larger than the layer")
         for i, width in enumerate(widths[pair.module] or []):
             shapes |= {f"{pair.module}.{i}.left": (out, width), f"{pair.module}.{i}.right": (width, in_)}
     tensors = decode_whole(payload[position:], shapes)
@@ -188,7 +188,7 @@ class ResidualFiles:
                 if other != self.file(version):
                     other.unlink()
         except (OSError, SafetensorError) as error:
-            raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
+            raise RunError(f"FP5012 the base's residual can't be written to {self.folder}: {error}") from error
 
     def write(self, version: int, total: State) -> None:
         """Store R of a version, whole or not at all.
@@ -210,7 +210,7 @@ class ResidualFiles:
         try:
             return load_file(regular(self.file(version))) if version else {}
         except (OSError, SafetensorError) as error:
-            raise RunError(f"the base's residual {self.file(version)} can't be read: {error}") from error
+            raise RunError(f"FP5013 the base's residual {self.file(version)} can't be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -236,14 +236,16 @@ class HeldBase:
         """
         if not self.filled:
             if version:
-                raise PayloadError(f"version {version} of the base was sent, and the run's rule puts nothing into it")
+                raise PayloadError(
+                    f"FP6024 version {version} of the base was sent, and the run's rule puts nothing into it"
+                )
             return
         rounds, files = self._rounds(), ResidualFiles(self.folder)
         held = rounds.get(acknowledged, 0)
         if acknowledged and (acknowledged not in rounds or (held and not files.file(held).exists())):
             raise GoneError(
-                f"what was in the base after round {acknowledged} is missing from {self.folder}; bring it back from a "
-                "copy: nothing can stand for it"
+                f"FP5014 what was in the base after round {acknowledged} is missing from {self.folder}; bring it back "
+                "from a copy: nothing can stand for it"
             )
         noted = {other: made for other, made in rounds.items() if other >= acknowledged} | {round: version}
         try:
@@ -255,7 +257,7 @@ class HeldBase:
                 if file.stem.isdecimal() and int(file.stem) not in (held, version):
                     file.unlink()
         except (OSError, SafetensorError) as error:
-            raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
+            raise RunError(f"FP5012 the base's residual can't be written to {self.folder}: {error}") from error
 
     def _rounds(self) -> dict[int, int]:
         """The version that each noted round needed; empty where nothing is noted, or nobody can read what is."""
@@ -265,4 +267,6 @@ class HeldBase:
         except (FileNotFoundError, ValueError):
             return {}
         except OSError as error:
-            raise RunError(f"the rounds of the base's residual in {self.folder} can't be read: {error}") from error
+            raise RunError(
+                f"FP5015 the rounds of the base's residual in {self.folder} can't be read: {error}"
+            ) from error

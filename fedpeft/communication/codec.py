@@ -120,7 +120,9 @@ class Codec:
         quantizer = self.tensor_steps[-1]
         found = {f.name: f for f in fields(quantizer)}.get("bits")  # type: ignore[arg-type]
         if found is None or getattr(quantizer, "step", None) is not None:
-            raise ConfigError(f"the precision of {self} can't be set; use adaptive, widths or quantize(bits=...)")
+            raise ConfigError(
+                f"FP1046 the precision of {self} can't be set; use adaptive, widths or quantize(bits=...)"
+            )
         limits = found.metadata["bounds"]
         bits = min(limits.high, max(limits.low if limits.low is not None else 0.05, bits))
         value = round(bits) if isinstance(getattr(quantizer, "bits"), int) else bits  # noqa: B009
@@ -186,7 +188,9 @@ class Codec:
         own = {name: tuple(state[name].shape) for name in sorted(state)}
         for name in own:
             if state[name].dtype not in DTYPES:
-                raise PayloadError(f"{name} is {state[name].dtype}; a payload holds fp32, bf16, fp16 or fp64 tensors")
+                raise PayloadError(
+                    f"FP6025 {name} is {state[name].dtype}; a payload holds fp32, bf16, fp16 or fp64 tensors"
+                )
         dtype = working_dtype([state[name].dtype for name in own])
         flat = flattened(state, list(own), dtype)
         check_finite(flat, list(own), own)
@@ -205,7 +209,7 @@ class Codec:
                 signal = made.signal or signal
                 if wrong := unlike_vector(signal.values, total(signal.shapes)):
                     raise ConfigError(
-                        f"the codec step {step_name(step)} makes of the shapes {signal.shapes!s:.80} {wrong}"
+                        f"FP1047 the codec step {step_name(step)} makes of the shapes {signal.shapes!s:.80} {wrong}"
                     )
         return symbols, parameters
 
@@ -218,7 +222,7 @@ def words_of(text: str) -> list[str]:
     """
     words = split_outside_parentheses(text, "|")
     if any(len(split_outside_parentheses(word, "+")) > 1 for word in words):
-        raise ConfigError(f"the codec {text!r} joins its steps by +; write step | step | ...")
+        raise ConfigError(f"FP1048 the codec {text!r} joins its steps by +; write step | step | ...")
     return words
 
 
@@ -230,11 +234,11 @@ def parse_codec(text: str) -> Codec:
     """
     words = words_of(PRESETS.get(text.strip(), text))
     if not all(words):
-        raise ConfigError(f"the codec {text!r} has an empty step; write step | step | ...")
+        raise ConfigError(f"FP1049 the codec {text!r} has an empty step; write step | step | ...")
     specs = [parse_spec(word) for word in words]
     if len(specs) == 1 and not specs[0].settings and specs[0].name not in codecs.names:
         raise ConfigError(
-            f"unknown codec {text.strip()!r}; presets: {', '.join(PRESETS)}; steps: {', '.join(codecs.names)}"
+            f"FP1050 unknown codec {text.strip()!r}; presets: {', '.join(PRESETS)}; steps: {', '.join(codecs.names)}"
         )
     return make_codec([codecs.build(spec) for spec in specs])
 
@@ -259,16 +263,18 @@ def make_codec(steps: Sequence[Step]) -> Codec:
     )
     chains = any(isinstance(s, Quantizer) and s.chains for s in completed)
     if chains and any(isinstance(s, Transform) for s in completed):
-        raise ConfigError(f"{codec}: a grid works on the state itself; no transform may stand in front of it")
+        raise ConfigError(f"FP1051 {codec}: a grid works on the state itself; no transform may stand in front of it")
     if codec.gain != "none" and not all(s.proportional for s in completed if isinstance(s, Transform)):
-        raise ConfigError(f"{codec}: a gain would act on both factors of a product; leave out gain or the step before")
+        raise ConfigError(
+            f"FP1052 {codec}: a gain would act on both factors of a product; leave out gain or the step before"
+        )
     return codec
 
 
 def _subset(own: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> tuple[bool, ...] | None:
     for name, shape in own.items():
         if name not in shapes:
-            raise PayloadError(f"the tensor {name} is not in the adapter")
+            raise PayloadError(f"FP6026 the tensor {name} is not in the adapter")
         if tuple(shapes[name]) != shape:
-            raise PayloadError(f"the tensor {name} has shape {shape}, the adapter expects {tuple(shapes[name])}")
+            raise PayloadError(f"FP6027 the tensor {name} has shape {shape}, the adapter expects {tuple(shapes[name])}")
     return None if len(own) == len(shapes) else tuple(name in own for name in sorted(shapes))

@@ -45,7 +45,7 @@ def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[i
     except FedpeftError:
         raise
     except CRASHES as error:
-        raise PayloadError(f"the payload is not valid ({type(error).__name__}: {error})") from error
+        raise PayloadError(f"FP6040 the payload is not valid ({type(error).__name__}: {error})") from error
 
 
 def decode_whole(payload: bytes, shapes: Mapping[str, Shape]) -> State:
@@ -64,7 +64,7 @@ def whole(state: State, shapes: Mapping[str, Shape]) -> State:
         PayloadError: some are missing.
     """
     if missing := [name for name in shapes if name not in state]:
-        raise PayloadError(f"{len(missing)} of {len(shapes)} tensors were not sent, among them {missing[0]}")
+        raise PayloadError(f"FP6041 {len(missing)} of {len(shapes)} tensors were not sent, among them {missing[0]}")
     return state
 
 
@@ -109,9 +109,11 @@ def _undone(name: str, plan: Plan, values: Array, symbols: Sequence[Array], coun
     try:
         made = plan.undo(values, symbols)
     except CRASHES as error:
-        raise PayloadError(f"the payload's step {name} can't be undone ({type(error).__name__}: {error})") from error
+        raise PayloadError(
+            f"FP6042 the payload's step {name} can't be undone ({type(error).__name__}: {error})"
+        ) from error
     if wrong := unlike_vector(made, count):
-        raise PayloadError(f"the payload's step {name} is undone into {wrong}")
+        raise PayloadError(f"FP6043 the payload's step {name} is undone into {wrong}")
     return made
 
 
@@ -120,9 +122,9 @@ def _step_classes(header: Header) -> list[type[Step]]:
         classes = [codecs.loaded(name) for name, _ in header.steps]
         check_order(classes)
     except ConfigError as error:
-        raise PayloadError(f"the payload can't be decoded: {error}") from None
+        raise PayloadError(f"FP6044 the payload can't be decoded: {error}") from None
     if header.seed is None and any(step.draws is True for step in classes):
-        raise PayloadError("the payload has a step that draws random numbers, but no seed")
+        raise PayloadError("FP6045 the payload has a step that draws random numbers, but no seed")
     return classes
 
 
@@ -133,7 +135,9 @@ def _unpack(data: memoryview, classes: Sequence[type[Step]], expected: Sequence[
     for step in byte_steps:
         bounds.append(step.limit(bounds[-1]))
     if len(data) > bounds[-1]:
-        raise PayloadError(f"the payload's body has {len(data)} bytes; such an adapter takes at most {bounds[-1]}")
+        raise PayloadError(
+            f"FP6046 the payload's body has {len(data)} bytes; such an adapter takes at most {bounds[-1]}"
+        )
     for step, bound in zip(reversed(byte_steps), reversed(bounds[:-1]), strict=True):
         data = step.decode(data, bound)
     return packer.unpack(data, expected)

@@ -58,14 +58,15 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
         name = preset_of(codec) if preset_of(codec) in DOWNLINKS else lossless
     made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
     if any(step.needs_reference for step in made.steps):
-        raise ConfigError(f"--downlink {text!r}: with delta, clients would end at different states; use grid")
+        raise ConfigError(f"FP1058 --downlink {text!r}: with delta, clients would end at different states; use grid")
     if any(step.takes_turns for step in made.steps):
         raise ConfigError(
-            f"--downlink {text!r}: a segment is for updates, of which there are many, but a state is one; leave it out"
+            f"FP1059 --downlink {text!r}: a segment is for updates, of which there are many, but a state is one; leave "
+            "it out"
         )
     if made.gain != "none":
         raise ConfigError(
-            f"--downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
+            f"FP1060 --downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
         )
     return made
 

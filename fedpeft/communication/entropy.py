@@ -81,7 +81,7 @@ def decode_symbols(reader: Reader, expected: Sequence[Expected]) -> list[Array]:
     length = reader.varint("number of coded words", encode_bound(expected) // 4 + 1)
     words = np.frombuffer(reader.take(4 * length, "coded symbols"), "<u4").astype(np.uint32)
     if length and words[-1] == 0:
-        raise PayloadError("the payload's coded symbols end in an empty word")
+        raise PayloadError("FP6047 the payload's coded symbols end in an empty word")
     coder = constriction.stream.stack.AnsCoder(words)
     result: list[Array] = []
     for e, table in zip(expected, tables, strict=True):
@@ -94,7 +94,7 @@ def decode_symbols(reader: Reader, expected: Sequence[Expected]) -> list[Array]:
             symbols = coder.decode(_model(table[1]), e.count)
             result.append((symbols + np.int32(table[0])).astype(dtype))
     if not coder.is_empty():
-        raise PayloadError("the payload's coded symbols do not end where they should")
+        raise PayloadError("FP6048 the payload's coded symbols do not end where they should")
     for i, (e, table) in enumerate(zip(expected, tables, strict=True)):
         if table is None:
             piece = reader.take(packed_size(e.count, e.alphabet), "packed symbols")
@@ -139,5 +139,5 @@ def _read_table(reader: Reader, expected: Expected) -> tuple[int, Array] | None:
         return first, np.ones(1)
     frequencies = np.array([reader.varint("frequency", 2 * PRECISION) for _ in range(length)])
     if not frequencies.any():
-        raise PayloadError("the payload has a frequency table of zeros only")
+        raise PayloadError("FP6049 the payload has a frequency table of zeros only")
     return first, frequencies

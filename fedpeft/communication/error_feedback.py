@@ -58,16 +58,18 @@ class ErrorFeedback:
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", *KINDS):
-            raise ConfigError(f"error feedback must be one of {', '.join(KINDS)}, got {self.kind!r}")
+            raise ConfigError(f"FP1061 error feedback must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if not 0 <= self.keep <= 1:
-            raise ConfigError(f"error feedback's keep must be 0 to 1, got {self.keep}")
+            raise ConfigError(f"FP1062 error feedback's keep must be 0 to 1, got {self.keep}")
         if self.codec.gain != "none" and self.kind != "none":
             raise ConfigError(
-                f"{self.kind} sends later what {self.codec} drops, and its gain makes up for that at once; together "
-                "they overshoot, so leave one of them out"
+                f"FP1063 {self.kind} sends later what {self.codec} drops, and its gain makes up for that at once; "
+                "together they overshoot, so leave one of them out"
             )
         if self.keep != 1 and self.kind != "ef14":
-            raise ConfigError(f"{self.kind} keeps its whole memory, so keep={self.keep:g} can't be set; use ef14")
+            raise ConfigError(
+                f"FP1064 {self.kind} keeps its whole memory, so keep={self.keep:g} can't be set; use ef14"
+            )
 
     @classmethod
     def of(cls, spec: Spec, codec: Codec) -> ErrorFeedback:

@@ -76,7 +76,7 @@ class ExpectedLevels:
         """
         reaches = tuple(parameters.integer(2, "reach of a class") for _ in _present(classes))
         if any(reach > most for reach in reaches):
-            raise PayloadError(f"the payload's step {owner} has a reach beyond {most}")
+            raise PayloadError(f"FP6050 the payload's step {owner} has a reach beyond {most}")
         return cls(classes, sizes, reaches)
 
     @property
@@ -131,5 +131,5 @@ def read_scales(planes: Sequence[Array]) -> Array:
     words = sum((plane.astype(np.uint32) << np.uint32(8 * i) for i, plane in enumerate(planes)), np.uint32(0))
     scales = scale_values(np.asarray(words), len(planes))
     if not (np.isfinite(scales).all() and not np.signbit(scales).any()):
-        raise PayloadError("the payload has a scale that is negative or not finite")
+        raise PayloadError("FP6051 the payload has a scale that is negative or not finite")
     return scales

@@ -144,7 +144,9 @@ class Instruction:
         """
         most = layout.form.rank if layout.form else 0
         if self.rank > most:
-            raise PayloadError(f"the server asks for an adapter of rank {self.rank}, this client's has at most {most}")
+            raise PayloadError(
+                f"FP6002 the server asks for an adapter of rank {self.rank}, this client's has at most {most}"
+            )
 
     def check(self, tensors: int) -> None:
         """Refuse what no server of good faith sends, before anything is done for it.
@@ -159,25 +161,27 @@ class Instruction:
         for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps", "step"):
             most = limits.get(name, LARGEST)
             if not 0 <= (whole := getattr(self, name)) <= most:
-                raise PayloadError(f"the server asks for {name}={whole}; legal are 0 to {most}")
+                raise PayloadError(f"FP6052 the server asks for {name}={whole}; legal are 0 to {most}")
         for name in ("learning_rate", "alpha", "bits"):
             number: float = getattr(self, name)
             if not (math.isfinite(number) and number >= 0) or (name == "alpha" and self.rank and not number):
                 raise PayloadError(
-                    f"the server asks for {name}={number}; legal are finite numbers that are not negative"
+                    f"FP6053 the server asks for {name}={number}; legal are finite numbers that are not negative"
                 )
         for name in ("trained", "private"):
             positions: tuple[int, ...] = getattr(self, name)
             if len(set(positions)) < len(positions) or not all(0 <= i < tensors for i in positions):
                 raise PayloadError(
-                    f"the server names tensors {positions!s:.80} as {name}; legal are positions 0 to {tensors - 1}, "
-                    "each once"
+                    f"FP6054 the server names tensors {positions!s:.80} as {name}; legal are positions 0 to "
+                    f"{tensors - 1}, each once"
                 )
         if self.asks and self.kind != "evaluate":
-            raise PayloadError(f"the server asks a question with {self.kind}; legal is evaluate")
+            raise PayloadError(f"FP6055 the server asks a question with {self.kind}; legal is evaluate")
         for name, legal in (("base_precision", BASES), ("adapter_precision", ADAPTERS)):
             if (word := getattr(self, name)) not in legal:
-                raise PayloadError(f"the server asks for {name}={word!r:.50}; legal are {', '.join(map(repr, legal))}")
+                raise PayloadError(
+                    f"FP6056 the server asks for {name}={word!r:.50}; legal are {', '.join(map(repr, legal))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -247,9 +251,9 @@ def _check_types(fields: Mapping[str, Any], cls: type[Instruction] | type[Report
     for name, legal in _types(cls).items():  # type: ignore[arg-type]  # mypy: classes are hashable
         value = fields.get(name)
         if name in fields and not (isinstance(value, legal) and (bool in legal or not isinstance(value, bool))):
-            raise PayloadError(f"{name} is {value!r:.50}, not of type {legal[-1].__name__}")
+            raise PayloadError(f"FP6057 {name} is {value!r:.50}, not of type {legal[-1].__name__}")
     if "kind" in fields and cls is Instruction and fields["kind"] not in get_args(Kind):
-        raise PayloadError(f"kind is {fields['kind']!r:.50}; legal are {', '.join(get_args(Kind))}")
+        raise PayloadError(f"FP6058 kind is {fields['kind']!r:.50}; legal are {', '.join(get_args(Kind))}")
 
 
 def _from_record(record: RecordDict, cls: type[Any]) -> Any:
@@ -259,11 +263,13 @@ def _from_record(record: RecordDict, cls: type[Any]) -> Any:
         arrays = record.array_records["payload"]
         for array in arrays.values():
             if array.stype != PAYLOAD_TYPE:
-                raise PayloadError(f"a payload of type {array.stype!r} arrived; this version reads {PAYLOAD_TYPE!r}")
+                raise PayloadError(
+                    f"FP6059 a payload of type {array.stype!r} arrived; this version reads {PAYLOAD_TYPE!r}"
+                )
         fields |= {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
         return cls(payload=arrays["payload"].data, **{k: a.data for k, a in arrays.items() if k != "payload"}, **fields)
     except (KeyError, TypeError) as error:
-        raise PayloadError(f"the message is not a fedpeft {cls.__name__.lower()}: {error}") from error
+        raise PayloadError(f"FP6060 the message is not a fedpeft {cls.__name__.lower()}: {error}") from error
 
 
 def instruction_of(message: Message) -> Instruction:
@@ -284,8 +290,8 @@ def answer_to(asked: Instruction, message: Message) -> Report:
         report = report_of(message)
         if (report.client, report.round) != (asked.client, asked.round):
             raise PayloadError(
-                f"client {asked.client} was asked in round {asked.round}, and answered as client {report.client} "
-                f"for round {report.round}"
+                f"FP6061 client {asked.client} was asked in round {asked.round}, and answered as client "
+                f"{report.client} for round {report.round}"
             )
     except PayloadError as error:
         return Report(asked.client, asked.round, b"", error=str(error))

@@ -74,7 +74,8 @@ class Reader:
         """The next `count` bytes."""
         if count > len(self._data) - self._at:
             raise PayloadError(
-                f"{self._owner} ends inside its {what}: {count} bytes are needed, {len(self._data) - self._at} are left"
+                f"FP6062 {self._owner} ends inside its {what}: {count} bytes are needed, {len(self._data) - self._at} "
+                "are left"
             )
         piece = bytes(self._data[self._at : self._at + count])
         self._at += count
@@ -93,9 +94,9 @@ class Reader:
             if byte < 0x80:
                 break
         else:
-            raise PayloadError(f"{self._owner} has a {what} of more than 63 bits")
+            raise PayloadError(f"FP6063 {self._owner} has a {what} of more than 63 bits")
         if not low <= number <= high:
-            raise PayloadError(f"{self._owner} has {what} = {number}, which must be {low} to {high}")
+            raise PayloadError(f"FP6064 {self._owner} has {what} = {number}, which must be {low} to {high}")
         return number
 
     def rest(self) -> memoryview:
@@ -107,7 +108,7 @@ class Reader:
     def end(self) -> None:
         """Raise PayloadError unless everything was read."""
         if self._at != len(self._data):
-            raise PayloadError(f"{self._owner} has {len(self._data) - self._at} bytes too many")
+            raise PayloadError(f"FP6065 {self._owner} has {len(self._data) - self._at} bytes too many")
 
 
 @dataclass(frozen=True)
@@ -179,28 +180,28 @@ def read_payload(payload: bytes, shapes: Mapping[str, Shape]) -> tuple[Header, m
     """
     reader = Reader(payload)
     if reader.take(3, "magic") != MAGIC:
-        raise PayloadError(f"these {len(payload)} bytes are not a fedpeft payload: the magic is missing")
+        raise PayloadError(f"FP6066 these {len(payload)} bytes are not a fedpeft payload: the magic is missing")
     version = reader.integer(1, "version")
     if version != VERSION:
-        raise PayloadError(f"the payload is of format version {version}; this release reads version {VERSION}")
+        raise PayloadError(f"FP6067 the payload is of format version {version}; this release reads version {VERSION}")
     checksum = reader.integer(4, "checksum")
     if checksum != zlib.crc32(memoryview(payload)[CHECKED_FROM:]):
-        raise PayloadError("the payload is damaged: its checksum does not match its contents")
+        raise PayloadError("FP6068 the payload is damaged: its checksum does not match its contents")
     digest = reader.take(8, "layout digest")
     expected = layout_digest(shapes)
     if digest != expected:
         raise PayloadError(
-            f"the payload was made for another adapter: its layout digest is {digest.hex()}, but {expected.hex()} "
-            f"is expected ({len(shapes)} tensors)"
+            f"FP6069 the payload was made for another adapter: its layout digest is {digest.hex()}, but "
+            f"{expected.hex()} is expected ({len(shapes)} tensors)"
         )
     flags = reader.integer(1, "flags")
     if flags & ~(SUBSET | SEED | MIXED):
-        raise PayloadError(f"the payload has unknown flags {flags:#04x}")
+        raise PayloadError(f"FP6070 the payload has unknown flags {flags:#04x}")
     sent = _read_subset(reader, len(shapes)) if flags & SUBSET else None
     count = len(shapes) if sent is None else sum(sent)
     codes = reader.take(count if flags & MIXED else 1, "dtypes")
     if any(code >= len(DTYPES) for code in codes):
-        raise PayloadError(f"the payload has an unknown dtype code; legal: 0 to {len(DTYPES) - 1}")
+        raise PayloadError(f"FP6071 the payload has an unknown dtype code; legal: 0 to {len(DTYPES) - 1}")
     dtypes = tuple(DTYPES[code] for code in codes) if flags & MIXED else (DTYPES[codes[0]],) * count
     seed = reader.integer(8, "seed") if flags & SEED else None
     steps = _read_steps(reader)
@@ -210,19 +211,19 @@ def read_payload(payload: bytes, shapes: Mapping[str, Shape]) -> tuple[Header, m
 def _read_subset(reader: Reader, count: int) -> tuple[bool, ...]:
     bits = np.unpackbits(np.frombuffer(reader.take((count + 7) // 8, "subset"), np.uint8), bitorder="little")
     if bits[count:].any():
-        raise PayloadError(f"the payload's subset names tensors beyond the adapter's {count}")
+        raise PayloadError(f"FP6072 the payload's subset names tensors beyond the adapter's {count}")
     return tuple(bool(bit) for bit in bits[:count])
 
 
 def _read_steps(reader: Reader) -> tuple[tuple[str, bytes], ...]:
     count = reader.integer(1, "step count")
     if count > MAX_STEPS:
-        raise PayloadError(f"the payload names {count} steps; at most {MAX_STEPS} are legal")
+        raise PayloadError(f"FP6073 the payload names {count} steps; at most {MAX_STEPS} are legal")
     steps = []
     for _ in range(count):
         name = reader.take(reader.varint("length of a step's name", MAX_NAME, 1), "step name")
         if not name.isascii():
-            raise PayloadError("the payload names a step in other than ASCII letters")
+            raise PayloadError("FP6074 the payload names a step in other than ASCII letters")
         parameters = reader.take(reader.varint("length of a step's parameters", MAX_PARAMETERS), "step parameters")
         steps.append((name.decode(), parameters))
     return tuple(steps)

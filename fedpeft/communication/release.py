@@ -117,6 +117,6 @@ def check_released(instruction: Instruction, arrived: State, private: Iterable[s
     own = set() if is_newcomer(instruction) else set(private)
     if digest_of({name: tensor for name, tensor in arrived.items() if name not in own}) != instruction.released:
         raise PayloadError(
-            f"the model that the server sent in round {instruction.round} is not the one that it has recorded for all "
-            "clients; nothing was trained on it"
+            f"FP6075 the model that the server sent in round {instruction.round} is not the one that it has recorded "
+            "for all clients; nothing was trained on it"
         )

@@ -93,10 +93,10 @@ class Context:
         checksum = parameters.integer(4, "reference checksum")
         values = self.references(version)
         if values is None:
-            raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
+            raise PayloadError(f"FP6076 the payload builds on version {version} of the state, which is not held here")
         if len(values) != count or checksum_of(values) != checksum:
             raise PayloadError(
-                f"the payload builds on a version {version} of the state that differs from the one held here"
+                f"FP6077 the payload builds on a version {version} of the state that differs from the one held here"
             )
         return values
 
@@ -238,11 +238,11 @@ def check_order(steps: Sequence[type[Step]]) -> None:
     names = " | ".join(map(name_of, steps))
     if places != sorted(places) or places.count(Quantizer.place) != 1 or places.count(Packer.place) != 1:
         raise ConfigError(
-            f"{names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
+            f"FP1065 {names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
             + "; ".join(f"{noun}: {', '.join(_of_kind(kind))}" for noun, kind in _KINDS)
         )
     if len(steps) > MAX_STEPS:
-        raise ConfigError(f"a codec has at most {MAX_STEPS} steps, this one has {len(steps)}")
+        raise ConfigError(f"FP1066 a codec has at most {MAX_STEPS} steps, this one has {len(steps)}")
 
 
 _KINDS: Final[tuple[tuple[str, type[Step]], ...]] = (

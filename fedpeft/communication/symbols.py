@@ -37,14 +37,15 @@ class Symbols:
         """
         kind, count = self.values.dtype, len(self.values)
         if kind.kind not in "iu":
-            raise ConfigError(f"the codec step {step} makes symbols of {kind}; legal are integers")
+            raise ConfigError(f"FP1067 the codec step {step} makes symbols of {kind}; legal are integers")
         if not count or (kind.kind == "u" and np.iinfo(kind).max < self.alphabet):
             return
         least, most = int(self.values.min()) if kind.kind == "i" else 0, int(self.values.max())
         if least < 0 or most >= max(self.alphabet, 1):
             raise ConfigError(
-                f"the codec step {step} makes symbols from {least} to {most} below an alphabet of {self.alphabet}; "
-                f"legal are 0 to {max(self.alphabet, 1) - 1}: give Symbols a larger alphabet, or clip them"
+                f"FP1068 the codec step {step} makes symbols from {least} to {most} below an alphabet of "
+                f"{self.alphabet}; legal are 0 to {max(self.alphabet, 1) - 1}: give Symbols a larger alphabet, or clip "
+                "them"
             )
 
     @cached_property
@@ -124,7 +125,7 @@ def unpack_symbols(data: bytes | memoryview, count: int, alphabet: int) -> Array
     dtype = np.min_scalar_type(max(alphabet - 1, 1))
     size = packed_size(count, alphabet)
     if len(data) != size:
-        raise PayloadError(f"{count} symbols below {alphabet} take {size} bytes, the payload has {len(data)}")
+        raise PayloadError(f"FP6078 {count} symbols below {alphabet} take {size} bytes, the payload has {len(data)}")
     if alphabet <= 1:
         return np.zeros(count, dtype)
     if alphabet == 256:
@@ -138,5 +139,5 @@ def unpack_symbols(data: bytes | memoryview, count: int, alphabet: int) -> Array
         words = quotient
     symbols = columns.reshape(-1)
     if words.any() or symbols[count:].any():
-        raise PayloadError(f"the payload's packed symbols go beyond their alphabet of {alphabet}")
+        raise PayloadError(f"FP6079 the payload's packed symbols go beyond their alphabet of {alphabet}")
     return symbols[:count]

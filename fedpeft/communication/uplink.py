@@ -133,14 +133,16 @@ def parse_uplink(text: str) -> Uplink:
     while words and parse_spec(words[0]).name in (*KINDS, *PRECISION_RULES.names):
         front.append(words.pop(0))
     if not words:
-        raise ConfigError(f"{text!r} names no codec; write for example {text} | small")
+        raise ConfigError(f"FP1069 {text!r} names no codec; write for example {text} | small")
     codec = parse_codec(" | ".join(words))
     specs = [parse_spec(word) for word in front]
     memories = [spec for spec in specs if spec.name in KINDS]
     if len(memories) > 1:
-        raise ConfigError(f"{text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
+        raise ConfigError(f"FP1070 {text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
     if memories and codec.lossless:
-        raise ConfigError(f"{memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out")
+        raise ConfigError(
+            f"FP1071 {memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out"
+        )
     if memories and words[0] in PRESETS:
         codec = codec.without_gain()
     feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)

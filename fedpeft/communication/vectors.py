@@ -31,7 +31,7 @@ def flattened_reference(state: State, shapes: Mapping[str, Shape], dtype: np.dty
     """The reference state of a `delta` step as one vector, or ConfigError if it lacks a tensor of `shapes`."""
     for name, shape in shapes.items():
         if name not in state or tuple(state[name].shape) != shape:
-            raise ConfigError(f"the reference state holds no tensor {name} of shape {shape}")
+            raise ConfigError(f"FP1072 the reference state holds no tensor {name} of shape {shape}")
     return flattened(state, list(shapes), dtype)
 
 
@@ -44,24 +44,24 @@ def flattened_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dty
     full = {name: weights[name] if name in weights else torch.ones(shape) for name, shape in shapes.items()}
     for name, shape in shapes.items():
         if tuple(full[name].shape) != shape:
-            raise PayloadError(f"the weights of {name} have shape {tuple(full[name].shape)}, not {shape}")
+            raise PayloadError(f"FP6080 the weights of {name} have shape {tuple(full[name].shape)}, not {shape}")
     flat = flattened(full, list(shapes), dtype)
     if not (np.isfinite(flat).all() and (flat >= 0).all()):
-        raise PayloadError("weights must be finite and at least 0")
+        raise PayloadError("FP6081 weights must be finite and at least 0")
     return flat
 
 
 def tensors_of(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torch.dtype]) -> State:
     """The tensors of these shapes and dtypes in a vector, or PayloadError if it does not fill them."""
     if len(values) != total(list(shapes.values())):
-        raise PayloadError("the payload does not fill the adapter")
+        raise PayloadError("FP6082 the payload does not fill the adapter")
     flat = torch.from_numpy(np.ascontiguousarray(values))
     pieces = torch.split(flat, [size(shape) for shape in shapes.values()]) if shapes else ()
     state = {}
     for (name, shape), piece, dtype in zip(shapes.items(), pieces, dtypes, strict=True):
         tensor = piece.to(dtype, copy=True).reshape(shape)
         if dtype in (torch.float16, torch.bfloat16) and not bool(tensor.isfinite().all()):
-            raise PayloadError(f"{name} goes beyond the range of {dtype}")
+            raise PayloadError(f"FP6083 {name} goes beyond the range of {dtype}")
         state[name] = tensor
     return state
 
@@ -81,7 +81,7 @@ def check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape
         return
     ends = np.cumsum(segment_sizes([shapes[name] for name in names]))
     name = names[int(np.searchsorted(ends, int(np.argmin(np.isfinite(values))), side="right"))]
-    raise PayloadError(f"{name} holds NaN or infinity")
+    raise PayloadError(f"FP6084 {name} holds NaN or infinity")
 
 
 def segment_sizes(shapes: Sequence[Shape]) -> Array:

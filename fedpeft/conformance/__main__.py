@@ -38,15 +38,15 @@ def check(command: Command) -> int:
 
     if importlib.util.find_spec("pytest") is None:
         raise ConfigError(
-            "the conformance suite needs the package pytest; install it with: pip install 'fedpeft[test]'"
+            "FP1081 the conformance suite needs the package pytest; install it with: pip install 'fedpeft[test]'"
         )
     import pytest
 
     if not command.plugins:
-        raise ConfigError("name a plugin: python -m fedpeft.conformance my_rules.py")
+        raise ConfigError("FP1082 name a plugin: python -m fedpeft.conformance my_rules.py")
     catalogue.use(command.plugins)
     if not any(plugin.names for plugin in plugins.named()):
-        raise ConfigError(f"{', '.join(command.plugins)} holds no parts")
+        raise ConfigError(f"FP1083 {', '.join(command.plugins)} holds no parts")
     folder = Path(__file__).parent
     own = ["-c", os.devnull, "--rootdir", str(folder), "--import-mode=importlib", "-q", "--tb=short"]
     own += ["-p", "no:cacheprovider", "-p", "no:warnings"]

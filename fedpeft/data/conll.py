@@ -34,17 +34,17 @@ def conll(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]
             continue
         if len(fields) < 2 or not all(fields):
             raise DataError(
-                f"line {number} of {name} must hold a word and its tag in columns, got {line.strip()!r:.60}"
+                f"FP3178 line {number} of {name} must hold a word and its tag in columns, got {line.strip()!r:.60}"
             )
         columns = columns or [TOKENS, *(f"column_{i}" for i in range(2, len(fields))), NER_TAGS]
         if len(fields) != len(columns):
-            raise DataError(f"line {number} of {name} has {len(fields)} columns, the first line {len(columns)}")
+            raise DataError(f"FP3179 line {number} of {name} has {len(fields)} columns, the first line {len(columns)}")
         first = first if sentence else number
         sentence.append(fields)
     if sentence:
         yield f"line {first}", _columns(columns, sentence)
     if not columns:
-        raise DataError(f"{name} is empty")
+        raise DataError(f"FP3114 {name} is empty")
 
 
 def _columns(names: list[str], sentence: list[list[str]]) -> dict[str, list[str]]:

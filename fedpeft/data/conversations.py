@@ -40,7 +40,9 @@ def packed(value: object, where: str) -> str:
         DataError: it is no list of messages, or nobody answers; `where` is named.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(f'{where}: a conversation is a list of {{"role": ..., "content": ...}}, got {value!r:.60}')
+        raise DataError(
+            f'FP3013 {where}: a conversation is a list of {{"role": ..., "content": ...}}, got {value!r:.60}'
+        )
     for number, message in enumerate(value, 1):
         if (
             not isinstance(message, dict)
@@ -48,14 +50,16 @@ def packed(value: object, where: str) -> str:
             or not isinstance(message.get("content"), str)
         ):
             raise DataError(
-                f"{where}: a message has a role ({', '.join(ROLES)}) and a text as its content; message {number} is "
-                f"{message!r:.80}"
+                f"FP3014 {where}: a message has a role ({', '.join(ROLES)}) and a text as its content; message "
+                f"{number} is {message!r:.80}"
             )
     if value[0]["role"] == "assistant":
-        raise DataError(f"{where}: the assistant speaks first; a conversation begins with the user, or the system")
+        raise DataError(
+            f"FP3015 {where}: the assistant speaks first; a conversation begins with the user, or the system"
+        )
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
         empty = "the assistant's are empty" if any(m["role"] == "assistant" for m in value) else "there is none"
-        raise DataError(f"{where}: nobody answers; a conversation has a message of the assistant, and {empty}")
+        raise DataError(f"FP3016 {where}: nobody answers; a conversation has a message of the assistant, and {empty}")
     return as_text([{"role": m["role"], "content": m["content"]} for m in value], where)
 
 
@@ -67,7 +71,7 @@ def as_text(row: object, where: str) -> str:
     """
     made = json.dumps(row)
     if "\\ud" in made and any("\ud800" <= c <= "\udfff" for c in json.dumps(row, ensure_ascii=False)):
-        raise DataError(f"{where} holds half of a character (a lone surrogate)")
+        raise DataError(f"FP3017 {where} holds half of a character (a lone surrogate)")
     return made
 
 
@@ -87,14 +91,16 @@ def with_messages(
         own = f'{{"template": {json.dumps(file)}, "sha256": "{fingerprint(file)}", "messages": %s}}'
     else:
         raise ConfigError(
-            f"the prompt template {template} is one of columns, and {source} holds conversations; take {CHAT}, or a "
-            f"file of your own that ends in {SUFFIX}"
+            f"FP1084 the prompt template {template} is one of columns, and {source} holds conversations; take {CHAT}, "
+            f"or a file of your own that ends in {SUFFIX}"
         )
     for place, record in records:
         where = f"{place} of {source}"
         if column not in record:
             lacks = lacking(place, source)
-            raise DataError(f"{lacks} has no column {column!r} for the conversation; it has: {', '.join(record)}")
+            raise DataError(
+                f"FP3018 {lacks} has no column {column!r} for the conversation; it has: {', '.join(record)}"
+            )
         conversation = packed(record[column], where)
         yield place, {**record, text: own.replace("%s", conversation) if own else conversation}
 
@@ -113,10 +119,12 @@ def with_prompts(
         where = f"{place} of {source}"
         if answer not in record:
             lacks = lacking(place, source)
-            raise DataError(f"{lacks} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}")
+            raise DataError(
+                f"FP3019 {lacks} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}"
+            )
         said = record[answer]
         if not isinstance(said, str) or not said.strip():
-            raise DataError(f"{where}: the column {answer!r} must hold an answer, a text, got {brief(said)}")
+            raise DataError(f"FP3020 {where}: the column {answer!r} must hold an answer, a text, got {brief(said)}")
         prompt = made.prompt({name: value for name, value in record.items() if name != answer}, where)
         if template == CHAT:
             row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], where)
@@ -136,8 +144,8 @@ def ids_and_answers(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
     if isinstance(packed_row, list):
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
-                "the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2, or give "
-                "the data set a template of your own: template='FILE.jinja'"
+                "FP4001 the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2, "
+                "or give the data set a template of your own: template='FILE.jinja'"
             )
         return _of_conversation(tokenizer, packed_row, None, "the model's chat template")
     if packed_row.get("whole"):
@@ -146,7 +154,7 @@ def ids_and_answers(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
         return _of_prompt(tokenizer, packed_row["prompt"], packed_row["answer"])
     file = packed_row["template"]
     if fingerprint(file) != packed_row["sha256"]:
-        raise DataError(f"the prompt template {file} has changed while its rows were read; begin anew")
+        raise DataError(f"FP3021 the prompt template {file} has changed while its rows were read; begin anew")
     return _of_conversation(tokenizer, packed_row["messages"], template_file(file), f"the prompt template {file}")
 
 
@@ -170,8 +178,8 @@ def _of_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tuple[list
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            "the model's tokenizer does not say where in a text its tokens lie (it has no tokenizer.json), and answers "
-            "can't be told from prompts; take another model, or template='alpaca'"
+            "FP4002 the model's tokenizer does not say where in a text its tokens lie (it has no tokenizer.json), and "
+            "answers can't be told from prompts; take another model, or template='alpaca'"
         )
     encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
     ids, learned = list(encoded["input_ids"]), [b > a >= len(prompt) for a, b in encoded["offset_mapping"]]
@@ -202,7 +210,7 @@ def _of_conversation(
         answers += [not opened] * (len(now) - len(ids))
         ids = now
     if not any(answers):
-        raise DataError(f"{called} leaves out what the assistant says in {json.dumps(messages):.80}")
+        raise DataError(f"FP3022 {called} leaves out what the assistant says in {json.dumps(messages):.80}")
     return ids, answers
 
 
@@ -227,7 +235,9 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], template: str | Non
             raise OverflowError(f"it writes more than {LONGEST:,} characters")
         return tokenizer.apply_chat_template(messages, chat_template=template, **asked)
     except (TemplateError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
-        raise DataError(f"{called} refuses the conversation {json.dumps(messages):.80}: {reason(error)}") from error
+        raise DataError(
+            f"FP3023 {called} refuses the conversation {json.dumps(messages):.80}: {reason(error)}"
+        ) from error
 
 
 def _by_places(
@@ -246,9 +256,9 @@ def _by_places(
         )
         if not now.startswith(text) or not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"{called} writes earlier messages anew when another one follows, or an answer not as it opens it, so "
-                "that answers can't be told from the rest; take conversations with one answer each, another model, or "
-                "a template='FILE.jinja' that marks answers by {% generation %}"
+                f"FP4003 {called} writes earlier messages anew when another one follows, or an answer not as it opens "
+                "it, so that answers can't be told from the rest; take conversations with one answer each, another "
+                "model, or a template='FILE.jinja' that marks answers by {% generation %}"
             )
         answers += [] if opened else [(len(text), len(now))]
         text = now

@@ -24,5 +24,5 @@ class DatasetFamily(Family[T]):
         if _FILE.fullmatch(text.strip()):
             path = text.strip()
             hub = "" if "." in path else f", and a data set of the hub hf:{path}"
-            raise ConfigError(f"{text!r} is no data set; a file of rows is written file:{path}{hub}")
+            raise ConfigError(f"FP1085 {text!r} is no data set; a file of rows is written file:{path}{hub}")
         return super().parsed(text)

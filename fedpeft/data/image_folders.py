@@ -41,8 +41,9 @@ def _readable(pictures: list[Path]) -> list[Path]:
     """The same; DataError where some are of a kind that is not read."""
     if unread := [p for p in pictures if p.suffix.lower() in UNREAD]:
         raise DataError(
-            f"{unread[0].parent} holds {len(unread)} picture(s) of a kind that is not read, e.g. {unread[0].name}; "
-            f"save them as .jpg or .png, or take them out of the folder (read are {', '.join(PICTURES)})"
+            f"FP3049 {unread[0].parent} holds {len(unread)} picture(s) of a kind that is not read, e.g. "
+            f"{unread[0].name}; save them as .jpg or .png, or take them out of the folder (read are "
+            f"{', '.join(PICTURES)})"
         )
     return pictures
 
@@ -58,8 +59,8 @@ def _by_class(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         if deeper := next((p for p in visible(sub) if p.is_dir() and _pictures(p)), None):
             raise DataError(
-                f"{deeper} holds pictures, and is a folder within that of the class {sub.name!r}; put them into {sub} "
-                "itself, or take them out of it"
+                f"FP3050 {deeper} holds pictures, and is a folder within that of the class {sub.name!r}; put them into "
+                f"{sub} itself, or take them out of it"
             )
         # macOS and its archives write an accent as a character of its own
         name = unicodedata.normalize("NFC", sub.name)
@@ -93,8 +94,8 @@ def picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[Recor
     if table is None:
         if loose := _pictures(folder):
             raise DataError(
-                f"{folder} holds pictures that are in no class, e.g. {loose[0].name}; put each class into a folder of "
-                f"its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}"
+                f"FP3051 {folder} holds pictures that are in no class, e.g. {loose[0].name}; put each class into a "
+                f"folder of its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}"
             )
         for name, picture in _by_class(folder):
             yield f"{picture.parent.name}/{picture.name}", {FILE_NAME: str(picture), CLASS: name}
@@ -108,15 +109,15 @@ def _of_table(table: Path, given: TableFormat) -> Iterator[Record]:
     for place, record in records(str(table), given):
         if FILE_NAME not in record:
             raise DataError(
-                f"{place} of {table} has no column {FILE_NAME!r}, which names the picture; it has "
+                f"FP3052 {place} of {table} has no column {FILE_NAME!r}, which names the picture; it has "
                 f"{', '.join(map(repr, record))}"
             )
         named = record[FILE_NAME]
         if not isinstance(named, str) or not named:
-            raise DataError(f"{place} of {table}: the column {FILE_NAME!r} must name a picture")
+            raise DataError(f"FP3053 {place} of {table}: the column {FILE_NAME!r} must name a picture")
         picture = _at(folder, named)
         if not picture.is_relative_to(os.path.normpath(folder)):
-            raise DataError(f"{place} of {table}: {named} is outside of {folder}")
+            raise DataError(f"FP3054 {place} of {table}: {named} is outside of {folder}")
         yield within(place, table.name), record | {FILE_NAME: str(picture)}
 
 
@@ -140,16 +141,16 @@ def pictures_to_answer(source: Path, given: TableFormat = DETECT) -> list[Record
     """
     folder = source.expanduser()
     if not folder.exists():
-        raise DataError(f"there is no folder or file {source}")
+        raise DataError(f"FP3055 there is no folder or file {source}")
     table = table_of(folder) if folder.is_dir() else folder
     found = list(_of_folder(folder) if table is None else _of_table(table, given))
     if not found:
         raise DataError(
-            f"{source} holds no pictures ({', '.join(PICTURES)}), loose or in a folder for each class; give a folder "
-            f"that does, or a table with the column {FILE_NAME}"
+            f"FP3056 {source} holds no pictures ({', '.join(PICTURES)}), loose or in a folder for each class; give a "
+            f"folder that does, or a table with the column {FILE_NAME}"
         )
     if missing := [record[FILE_NAME] for _, record in found if not Path(record[FILE_NAME]).is_file()]:
-        raise DataError(f"{len(missing)} of {len(found)} pictures of {source} are not there, e.g. {missing[0]}")
+        raise DataError(f"FP3057 {len(missing)} of {len(found)} pictures of {source} are not there, e.g. {missing[0]}")
     return found
 
 
@@ -173,13 +174,13 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
     made, wrong = np.empty((len(pictures), side, side, 3), np.uint8), []
     for i, file in enumerate(pictures):
         if not Path(file).is_file():  # a pipe would be waited for
-            wrong.append(f"there is no picture {file}")
+            wrong.append(f"FP3058 there is no picture {file}")
             continue
         try:
             with Image.open(file) as opened:
                 made[i] = square(opened, side)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            wrong.append(f"{file} can't be read as a picture: {' '.join(str(error).split())[:200]}")
+            wrong.append(f"FP3059 {file} can't be read as a picture: {' '.join(str(error).split())[:200]}")
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more of {len(pictures)}" if len(wrong) > SHOWN else ""
         raise DataError("; ".join(wrong[:SHOWN]) + more)

@@ -41,14 +41,14 @@ def check_vision(config: Any, model_directory: Path) -> None:
     channels = getattr(config, "num_channels", 3)
     if hasattr(config, "patch_size") and channels != 3:
         raise ModelError(
-            f"the model in {model_directory} reads images of {channels} channel(s) (num_channels of its config.json), "
-            "and all are given in 3, grey ones three times the same; make it with num_channels=3"
+            f"FP4004 the model in {model_directory} reads images of {channels} channel(s) (num_channels of its "
+            "config.json), and all are given in 3, grey ones three times the same; make it with num_channels=3"
         )
     if isinstance(getattr(config, "depths", None), list | tuple):
         raise ModelError(
-            f"the model in {model_directory} is of the kind {config.model_type!r}, whose blocks lie in stages of "
-            "unequal width; fedpeft adapts transformers with one list of blocks: take ViT, DINOv2 (dinov2_small) or "
-            "the vision tower of CLIP"
+            f"FP4005 the model in {model_directory} is of the kind {config.model_type!r}, whose blocks lie in stages "
+            "of unequal width; fedpeft adapts transformers with one list of blocks: take ViT, DINOv2 (dinov2_small) "
+            "or the vision tower of CLIP"
         )
 
 
@@ -61,14 +61,14 @@ def check_reads_texts(model_directory: Path) -> None:
     config = config_of(model_directory)
     if vision_of(config) is not config:
         raise ModelError(
-            f"the model in {model_directory} ({config.model_type}) has two towers, and classification takes the one "
-            "for images; for texts save the other as a folder of its own, of CLIP by "
+            f"FP4006 the model in {model_directory} ({config.model_type}) has two towers, and classification takes the "
+            "one for images; for texts save the other as a folder of its own, of CLIP by "
             "CLIPTextModel.from_pretrained(MODEL).save_pretrained(FOLDER), with the tokenizer beside it"
         )
     if hasattr(config, "patch_size") and not hasattr(config, "vocab_size"):
         raise ModelError(
-            f"the model in {model_directory} ({config.model_type}) reads images, and the rows are texts; take a model "
-            "of texts, such as minilm"
+            f"FP4007 the model in {model_directory} ({config.model_type}) reads images, and the rows are texts; take a "
+            "model of texts, such as minilm"
         )
 
 
@@ -82,7 +82,9 @@ def patches_of(shorter: int, model_directory: Path) -> tuple[int, int]:
     check_vision(config, model_directory)
     patch = getattr(config, "patch_size", None)
     if patch is None:
-        raise ModelError(f"the model in {model_directory} takes no images; choose a vision transformer (dinov2_small)")
+        raise ModelError(
+            f"FP4008 the model in {model_directory} takes no images; choose a vision transformer (dinov2_small)"
+        )
     own = getattr(config, "image_size", None)
     largest = min(own) if isinstance(own, list | tuple) else own or shorter
     found = PATCHES if shorter <= SMALL else max(PATCHES, min(shorter, largest) // patch)

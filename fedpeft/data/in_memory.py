@@ -47,8 +47,8 @@ def dataset_of(given: Any) -> Dataset:
         if all(isinstance(client, tuple) and len(client) == 2 for client in given):
             return _of_records(_records_of(given))
     raise DataError(
-        f"dataset must be a text, a Dataset, a datasets.Dataset, rows as mappings with text and label, or a pair "
-        f"(texts, labels) for each client; got {type(given).__name__}"
+        "FP3060 dataset must be a text, a Dataset, a datasets.Dataset, rows as mappings with text and label, or a "
+        f"pair (texts, labels) for each client; got {type(given).__name__}"
     )
 
 
@@ -57,7 +57,9 @@ def _records_of(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) ->
     rows = []
     for number, (texts, labels) in enumerate(clients):
         if len(texts) != len(labels):
-            raise DataError(f"client {number} has {len(texts)} texts and {len(labels)} labels; give one label a text")
+            raise DataError(
+                f"FP3061 client {number} has {len(texts)} texts and {len(labels)} labels; give one label a text"
+            )
         owner = f"client {number:0{digits}}"
         rows += [{"text": text, "label": label, "owner": owner} for text, label in zip(texts, labels, strict=True)]
     return rows

@@ -74,11 +74,11 @@ class Complete:
             cure += f", as {self.reader}(..., incomplete={DROP}) does" if self.incomplete else ""
             hint = self.hint if "label" in self._roles else ""
             hint += self.owner_hint if "owner" in self._roles else ""
-            raise DataError(f"{self.source}: {self._told()}; {cure}{hint}")
+            raise DataError(f"FP3062 {self.source}: {self._told()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:
             raise DataError(
-                f"{self.source} has no row that is complete: {self._told()}; the first that lacks something has the "
-                f"columns {self._columns}"
+                f"FP3063 {self.source} has no row that is complete: {self._told()}; the first that lacks something has "
+                f"the columns {self._columns}"
             )
 
     @property

@@ -78,7 +78,7 @@ def reading(
         ConfigError: settings that contradict each other.
     """
     if target is not None and messages is not None:
-        raise ConfigError("messages names conversations, and target one text of a pair; leave one of them out")
+        raise ConfigError("FP1105 messages names conversations, and target one text of a pair; leave one of them out")
     if target is not None:
         return pairs(text, target, text, template)
     if messages is None and template is None and text not in first and {INPUT, TARGET} <= first.keys():
@@ -166,7 +166,9 @@ def _as_messages(records: Records, column: str, source: str) -> Iterator[tuple[s
 
 def _message(turn: Any, where: str) -> dict[str, Any]:
     if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS:
-        raise DataError(f'{where}: a turn is {{"from": ..., "value": ...}} of {", ".join(SPEAKERS)}, got {turn!r:.60}')
+        raise DataError(
+            f'FP3064 {where}: a turn is {{"from": ..., "value": ...}} of {", ".join(SPEAKERS)}, got {turn!r:.60}'
+        )
     return {"role": SPEAKERS[turn["from"]], "content": turn.get("value")}
 
 
@@ -179,7 +181,7 @@ def _with_completions(
         if isinstance(prompt, list) and isinstance(completion, list):
             row = packed([*prompt, *completion], where)
         elif not (isinstance(prompt, str) and prompt.strip() and isinstance(completion, str) and completion.strip()):
-            raise DataError(f"{where}: prompt and completion must be two texts, or two lists of messages")
+            raise DataError(f"FP3065 {where}: prompt and completion must be two texts, or two lists of messages")
         elif template == CHAT:
             row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], where)
         else:

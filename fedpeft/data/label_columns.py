@@ -106,7 +106,7 @@ class LabelColumn:
             value, found = _spelled(value), "word"
         if not found or (wanted is not None and found not in wanted):
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
-            raise DataError(f"{must}, got {brief(value)}")
+            raise DataError(f"FP3066 {must}, got {brief(value)}")
         if self.asked == "number":
             value, found = self._number_or_comma(value, where), "number"
         if self.asked == "labels" and found == "word":
@@ -127,7 +127,7 @@ class LabelColumn:
             yes = _YES_NO.get(str(value).strip().lower())
             if yes is None:
                 raise DataError(
-                    f"{where}: the column {column!r} must hold 0 or 1, since it is one of several labels, got "
+                    f"FP3067 {where}: the column {column!r} must hold 0 or 1, since it is one of several labels, got "
                     f"{brief(value)}"
                 )
             held += [column] if yes else []
@@ -142,14 +142,16 @@ class LabelColumn:
         if not self._first and self._values:
             if self.asked in ("class", "number"):
                 raise DataError(
-                    f"{self.column!r} names several columns, which are several labels; leave out "
+                    f"FP3068 {self.column!r} names several columns, which are several labels; leave out "
                     f"label_type={self.asked}"
                 )
             return Labels("labels", self._values, self.columns, (f"taken as multi-label: {self.column}",))
         if "list" in self._first:
             if len(self._first) > 1:
                 where, value = next(v for sort, v in self._first.items() if sort != "list")
-                raise DataError(f"{where}: the column {self.column!r} holds lists elsewhere, and here {brief(value)}")
+                raise DataError(
+                    f"FP3069 {where}: the column {self.column!r} holds lists elsewhere, and here {brief(value)}"
+                )
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
         if self.asked == "number":
             return self._all_numbers()
@@ -176,7 +178,7 @@ class LabelColumn:
             return Labels("number", numbers, (), self._note(f"regression: {_AS_COMMA}, such as {shown}"))
         where, _ = self._first["word"]
         raise DataError(
-            f"{where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
+            f"FP3070 {where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
             f"{shown!r}{self._way(shown)}, or say label_type=class if these are classes"
         )
 
@@ -209,8 +211,8 @@ class LabelColumn:
         if self.asked == "auto" and all(number.is_integer() for number in numbers):
             where, value = self._first["number"]
             raise DataError(
-                f"{where}: the column {self.column!r} holds whole numbers written as {brief(value)}; say whether they "
-                "are label_type=number, to be predicted, or label_type=class"
+                f"FP3071 {where}: the column {self.column!r} holds whole numbers written as {brief(value)}; say "
+                "whether they are label_type=number, to be predicted, or label_type=class"
             )
         return Labels("number", numbers, (), self._note("regression: numbers with fractions"))
 
@@ -221,7 +223,7 @@ class LabelColumn:
             number = math.nan
         if not math.isfinite(number):
             must = f"{where}: the column {self.column!r} must hold a finite number"
-            raise DataError(f"{must}, got {brief(value)}{self._way(str(value).strip())}")
+            raise DataError(f"FP3072 {must}, got {brief(value)}{self._way(str(value).strip())}")
         return number
 
     def _way(self, word: str) -> str:
@@ -293,7 +295,7 @@ def named(text: str, least: int = 2) -> tuple[str, ...]:
     names = tuple(word.strip() for word in text.split(",") if word.strip())
     if len(set(names)) < max(least, len(names)):
         raise ConfigError(
-            f"labels={text!r} must name at least {'two classes' if least == 2 else 'one'}, each once: a,b,c"
+            f"FP1106 labels={text!r} must name at least {'two classes' if least == 2 else 'one'}, each once: a,b,c"
         )
     return names
 
@@ -327,11 +329,11 @@ def positions(labels: Sequence[str], names: Sequence[str], name: str, *, told: b
     if unseen:
         shown = ", ".join(repr(label) for label in unseen[:5])
         raise DataError(
-            f"{name}: {len(unseen)} labels are not among those named, {', '.join(names[:20])}: {shown}; name them in "
-            "labels, too, or leave those rows out (the column is named by label)"
+            f"FP3073 {name}: {len(unseen)} labels are not among those named, {', '.join(names[:20])}: {shown}; name "
+            "them in labels, too, or leave those rows out (the column is named by label)"
             if told
-            else f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}; leave those "
-            "rows out, or add training rows with these labels"
+            else f"FP3074 {name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}; leave "
+            "those rows out, or add training rows with these labels"
         )
     return np.array([position[label] for label in labels], np.int64)
 
@@ -346,7 +348,7 @@ def label_names(labels: Labels, name: str) -> tuple[str, ...]:
         return labels.names
     distinct = {label for row in labels.values for label in row}
     if not distinct:
-        raise DataError(f"{name}: no training row has a label")
+        raise DataError(f"FP3075 {name}: no training row has a label")
     return in_order(distinct)
 
 
@@ -367,7 +369,7 @@ def matrix(labels: Labels, names: Sequence[str], name: str, where: str = "occur 
                 unseen[label] = None
     if unseen:
         shown = ", ".join(repr(label) for label in list(unseen)[:5])
-        raise DataError(f"{name}: {len(unseen)} labels do not {where}: {shown}")
+        raise DataError(f"FP3076 {name}: {len(unseen)} labels do not {where}: {shown}")
     return made
 
 
@@ -384,5 +386,5 @@ def moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
     """
     mean, deviation = float(numbers.mean()), float(numbers.std())
     if not deviation > 1e-12 * abs(mean):
-        raise DataError(f"{name}: the numbers to predict are all {mean:g}; there is nothing to learn")
+        raise DataError(f"FP3077 {name}: the numbers to predict are all {mean:g}; there is nothing to learn")
     return mean, deviation

@@ -25,7 +25,7 @@ def config_of(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"no model could be loaded from {folder}: {reason(error)}") from error
+        raise ModelError(f"FP4009 no model could be loaded from {folder}: {reason(error)}") from error
     _check_attention(config, folder)
     return config
 
@@ -36,8 +36,9 @@ def _check_attention(config: Any, folder: Path) -> None:
     for name in (getattr(part, "_attn_implementation", None) for part in parts):
         if "/" in str(name):
             raise ModelError(
-                f"no model could be loaded from {folder}: its config.json names the attention {name!r:.80}, which is "
-                "code from the hub, and fedpeft never runs code that a model folder names; remove attn_implementation"
+                f"FP4081 no model could be loaded from {folder}: its config.json names the attention {name!r:.80}, "
+                "which is code from the hub, and fedpeft never runs code that a model folder names; remove "
+                "attn_implementation"
             )
 
 

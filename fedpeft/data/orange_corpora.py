@@ -51,7 +51,9 @@ def _read(path: Path) -> tuple[list[str], list[str]]:
             continue
         label, tab, text = line.partition("\t")
         if not tab:
-            raise DataError(f"line {number} of {path} is not `label TAB text`; delete the folder to fetch it again")
+            raise DataError(
+                f"FP3078 line {number} of {path} is not `label TAB text`; delete the folder to fetch it again"
+            )
         if text.strip():
             labels.append(label)
             texts.append(text.strip())

@@ -46,7 +46,7 @@ def find_owner(record: Mapping[str, Any], used: Collection[str], source: str) ->
     if len(columns) > 1:
         settings = " or ".join(f"owner={column}" for column in columns)
         raise DataError(
-            f"{source} has several columns that may hold the owners of rows: {', '.join(columns)}; write {settings}, "
-            "or owner=None for none"
+            f"FP3181 {source} has several columns that may hold the owners of rows: {', '.join(columns)}; write "
+            f"{settings}, or owner=None for none"
         )
     return columns[0] if columns else None

@@ -137,16 +137,18 @@ class Partition(Shards):
         """
         empty = np.flatnonzero(self.sizes <= 0)
         if len(empty):
-            raise DataError(f"the partition leaves {len(empty)} clients without rows, e.g. client {empty[0]}")
+            raise DataError(f"FP3079 the partition leaves {len(empty)} clients without rows, e.g. client {empty[0]}")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.indices):
-            raise DataError("the partition's offsets do not fit its indices")
+            raise DataError("FP3080 the partition's offsets do not fit its indices")
         if len(self.indices) and (self.indices.min() < 0 or self.indices.max() >= rows):
-            raise DataError(f"the partition names rows outside of 0 to {rows - 1}")
+            raise DataError(f"FP3081 the partition names rows outside of 0 to {rows - 1}")
         used = np.bincount(self.indices, minlength=rows)
         if used.max(initial=0) > 1:
-            raise DataError(f"the partition gives row {int(used.argmax())} to two clients")
+            raise DataError(f"FP3082 the partition gives row {int(used.argmax())} to two clients")
         if covering and not used.all():
-            raise DataError(f"the partition leaves {int((used == 0).sum())} rows out, e.g. row {int(used.argmin())}")
+            raise DataError(
+                f"FP3083 the partition leaves {int((used == 0).sum())} rows out, e.g. row {int(used.argmin())}"
+            )
         return self
 
     def statistics(self, labels: NDArray[np.int64] | None, rows: int | None = None) -> PartitionStatistics:
@@ -198,21 +200,21 @@ def split(partitioner: Partitioner, rows: Rows, clients: int, seed: int) -> Shar
     shards, name = partitioner.split(rows, clients, seed), name_of(type(partitioner))
     if not isinstance(shards, Shards):
         raise DataError(
-            f"the partition {name} returns a {type(shards).__name__} where it has to return Shards, such as "
+            f"FP3084 the partition {name} returns a {type(shards).__name__} where it has to return Shards, such as "
             "Partition.from_shards makes of an array of row numbers for each client"
         )
     if clients and len(shards) != clients:
-        raise DataError(f"the partition {name} makes {len(shards)} clients where {clients} were asked for")
+        raise DataError(f"FP3085 the partition {name} makes {len(shards)} clients where {clients} were asked for")
     return shards.check(len(rows), covering=False) if isinstance(shards, Partition) else shards
 
 
 def require_rows(rows: Rows, clients: int) -> None:
     """Raise DataError unless each of `clients` can have a row."""
     if clients < 1:
-        raise DataError(f"the number of clients must be at least 1, got {clients}")
+        raise DataError(f"FP3086 the number of clients must be at least 1, got {clients}")
     if clients > len(rows):
         raise DataError(
-            f"{clients} clients can't share {len(rows)} training rows: each needs at least one; "
+            f"FP3087 {clients} clients can't share {len(rows)} training rows: each needs at least one; "
             f"ask for at most {len(rows)} clients"
         )
 

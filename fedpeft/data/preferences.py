@@ -42,15 +42,19 @@ def with_preferences(
         for column in SIDES:
             if column not in record:
                 lacks = lacking(place, source)
-                raise DataError(f"{lacks} has no column {column!r}, which preferences need; {nearest(column, record)}")
+                raise DataError(
+                    f"FP3095 {lacks} has no column {column!r}, which preferences need; {nearest(column, record)}"
+                )
         prompt = record[PROMPT] if PROMPT in record else _before(record, where)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answers = [_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
-            raise DataError(f"{where}: the chosen and the rejected answer are the same, so neither can be preferred")
+            raise DataError(
+                f"FP3096 {where}: the chosen and the rejected answer are the same, so neither can be preferred"
+            )
         if own is None:
             if not isinstance(asked, list) or not str(prompt).strip():
-                raise DataError(f"{where}: the column {PROMPT!r} must hold a text, or a list of messages")
+                raise DataError(f"FP3097 {where}: the column {PROMPT!r} must hold a text, or a list of messages")
             pair = [json.loads(packed([*asked, {"role": "assistant", "content": answer}], where)) for answer in answers]
         else:
             columns = {name: value for name, value in record.items() if name not in SIDES}
@@ -64,8 +68,8 @@ def _before(record: Mapping[str, Any], where: str) -> Any:
     found = record[SIDES[0]]
     if not isinstance(found, list) or len(found) < 2:
         raise DataError(
-            f"{where} has no column {PROMPT!r}, which preferences need, unless their answers are conversations, the "
-            "prompt's messages included"
+            f"FP3098 {where} has no column {PROMPT!r}, which preferences need, unless their answers are conversations, "
+            "the prompt's messages included"
         )
     return found[:-1]
 
@@ -77,10 +81,10 @@ def _answer(record: Mapping[str, Any], side: str, asked: Any, where: str) -> str
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
         *before, last = answer
         if last.get("role") != "assistant":
-            raise DataError(f"{where}: the last message in the column {side!r} is not the assistant's")
+            raise DataError(f"FP3099 {where}: the last message in the column {side!r} is not the assistant's")
         if before and before != asked:
-            raise DataError(f"{where}: what precedes the answer in the column {side!r} is not the prompt")
+            raise DataError(f"FP3100 {where}: what precedes the answer in the column {side!r} is not the prompt")
         answer = last.get("content")
     if not isinstance(answer, str) or not answer.strip():
-        raise DataError(f"{where}: the column {side!r} must hold an answer, got {record[side]!r:.40}")
+        raise DataError(f"FP3101 {where}: the column {side!r} must hold an answer, got {record[side]!r:.40}")
     return answer

@@ -72,8 +72,8 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if self.name not in OF_COLUMNS and not self.name.endswith(SUFFIX):
             raise ConfigError(
-                f"there is no prompt template {self.name!r}; legal are {', '.join(OF_COLUMNS)}, or a file of your own "
-                f"that ends in {SUFFIX}"
+                f"FP1107 there is no prompt template {self.name!r}; legal are {', '.join(OF_COLUMNS)}, or a file of "
+                f"your own that ends in {SUFFIX}"
             )
 
     @property
@@ -94,11 +94,11 @@ class PromptTemplate:
         try:
             made = _rendered(self.text, {str(name): value for name, value in columns.items()})
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-            raise DataError(f"{where}: the prompt template {self.name} fails: {reason(error)}") from error
+            raise DataError(f"FP3102 {where}: the prompt template {self.name} fails: {reason(error)}") from error
         if not made.strip():
-            raise DataError(f"{where}: the prompt template {self.name} writes nothing")
+            raise DataError(f"FP3103 {where}: the prompt template {self.name} writes nothing")
         if self.name in OF_COLUMNS and not any(str(columns.get(name) or "").strip() for name in ASKED):
-            raise DataError(f"{where} asks nothing: {' and '.join(ASKED)} are empty")
+            raise DataError(f"FP3104 {where} asks nothing: {' and '.join(ASKED)} are empty")
         return made
 
     def prompt_of_question(self, text: str, where: str) -> str:
@@ -117,12 +117,16 @@ class PromptTemplate:
         given = _columns_in(text, read)
         if unread := sorted(given.keys() - read):
             known = ", ".join(sorted(read))
-            raise DataError(f"{where}: the template does not read {unread[0]!r:.80}; a question gives some of {known}")
+            raise DataError(
+                f"FP3105 {where}: the template does not read {unread[0]!r:.80}; a question gives some of {known}"
+            )
         try:
             return self.prompt(given or {"instruction": text, "input": ""}, where)
         except DataError as error:
             whole = json.dumps(dict.fromkeys(sorted(read), "..."))
-            raise DataError(f"{error}; it reads several columns, which a question gives as JSON: {whole}") from None
+            raise DataError(
+                f"FP3106 {error}; it reads several columns, which a question gives as JSON: {whole}"
+            ) from None
 
 
 def _columns_in(text: str, read: Set[str]) -> dict[str, Any]:
@@ -152,11 +156,11 @@ def template_file(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"there is no file {path}, which the prompt template is read from") from None
+        raise DataError(f"FP3107 there is no file {path}, which the prompt template is read from") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"the prompt template {path} is not UTF-8 text (byte {error.start})") from None
+        raise DataError(f"FP3108 the prompt template {path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise DataError(f"the prompt template {path} can't be read: {error.strerror}") from None
+        raise DataError(f"FP3109 the prompt template {path} can't be read: {error.strerror}") from None
 
 
 def fingerprint(path: str) -> str:

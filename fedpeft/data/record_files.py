@@ -115,10 +115,11 @@ def records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
     suffix = _kind(path)
     if not suffix:
         raise ConfigError(
-            f"{name} must end in {', '.join((*SUFFIXES, LINES))} (or one of them and .gz), which says how to read it"
+            f"FP1108 {name} must end in {', '.join((*SUFFIXES, LINES))} (or one of them and .gz), which says how to "
+            "read it"
         )
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
-        raise DataError(f"{name} is no file of rows, but a pipe or a device; give a file")
+        raise DataError(f"FP3110 {name} is no file of rows, but a pipe or a device; give a file")
     with _failures_told(name, given), opened(path) as stream:
         if suffix in PARQUET or suffix in ARROW:
             yield from _columns(name, stream, suffix)
@@ -132,16 +133,16 @@ def _failures_told(name: str, given: TableFormat) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"there is no file {name}") from None
+        raise DataError(f"FP3036 there is no file {name}") from None
     except IsADirectoryError:
-        raise DataError(f"{name} is a directory; name a file in it") from None
+        raise DataError(f"FP3111 {name} is a directory; name a file in it") from None
     except UnicodeError as error:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
-        raise DataError(f"{name} is not {given.encoding} text{where}; name another encoding, or auto") from None
+        raise DataError(f"FP3182 {name} is not {given.encoding} text{where}; name another encoding, or auto") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{name} is no whole .gz file: {error}") from None
+        raise DataError(f"FP3113 {name} is no whole .gz file: {error}") from None
     except OSError as error:
-        raise DataError(f"can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"FP3037 can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
 
 
 def _texts(name: str, path: Path, stream: BinaryIO, suffix: str, given: TableFormat) -> Iterator[Record]:
@@ -168,15 +169,15 @@ def _table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -> Ite
         if header == ["sep=", ""]:  # as Excel writes it before the names
             header = next(filter(None, reader), None)
         if header is None:
-            raise DataError(f"{name} is empty")
+            raise DataError(f"FP3114 {name} is empty")
         if len(set(header)) < len(header):
-            raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
+            raise DataError(f"FP3115 {name} names a column twice in its first line: {', '.join(header)}")
         others = [sign for sign in SEPARATORS if sign != delimiter and sign in "".join(header)]
         if len(header) == 1 and others:
             write = given.written("sep", others[0])
             remedy = f"write {write}, or save" if write else "save"
             raise DataError(
-                f"{name} has {others[0]!r} between its columns; {remedy} it with {delimiter!r} between them"
+                f"FP3183 {name} has {others[0]!r} between its columns; {remedy} it with {delimiter!r} between them"
             )
         start = reader.line_num + 1
         for fields in reader:
@@ -185,10 +186,12 @@ def _table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -> Ite
                 continue  # a blank line
             if len(fields) != len(header):
                 quotes = f"; put quotes around what holds a {delimiter!r}" if len(fields) > len(header) else ""
-                raise DataError(f"line {first} of {name} has {len(fields)} fields, the first {len(header)}{quotes}")
+                raise DataError(
+                    f"FP3117 line {first} of {name} has {len(fields)} fields, the first {len(header)}{quotes}"
+                )
             yield Headed(f"line {first}"), dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise DataError(f"line {start} of {name} is not valid CSV: {error}") from None
+        raise DataError(f"FP3118 line {start} of {name} is not valid CSV: {error}") from None
 
 
 def _parsed(text: str) -> Any:
@@ -212,7 +215,7 @@ def _lines(name: str, stream: TextIO) -> Iterator[Record]:
             blank = False
             yield Headed(f"line {number}"), {"text": line.rstrip("\r\n")}
     if blank:
-        raise DataError(f"{name} is empty")
+        raise DataError(f"FP3114 {name} is empty")
 
 
 def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:
@@ -222,9 +225,11 @@ def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:
         try:
             record = _parsed(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
+            raise DataError(f"FP3119 line {number} of {name} is not valid JSON: {error}") from None
         if not isinstance(record, dict):
-            raise DataError(f'line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
+            raise DataError(
+                f'FP3120 line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}'
+            )
         yield f"line {number}", record
 
 
@@ -234,7 +239,7 @@ def _json(name: str, stream: TextIO) -> Iterator[Record]:
     while not first.strip():
         first = stream.read(1)
         if not first:
-            raise DataError(f"{name} is empty")
+            raise DataError(f"FP3114 {name} is empty")
     if first != "[":
         stream.seek(0)
         yield from _json_lines(name, stream)
@@ -242,17 +247,17 @@ def _json(name: str, stream: TextIO) -> Iterator[Record]:
     try:
         rows = _parsed(first + stream.read())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not valid JSON: {error}") from None
+        raise DataError(f"FP3038 {name} is not valid JSON: {error}") from None
     for number, record in enumerate(rows, 1):
         if not isinstance(record, dict):
-            raise DataError(f'row {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
+            raise DataError(f'FP3121 row {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
         yield f"row {number}", record
 
 
 def needs(package: str, what: str) -> None:
     """ConfigError unless `package`, an extra's, is installed."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{what} needs the package {package}; install it with: pip install 'fedpeft[hub]'")
+        raise ConfigError(f"FP1109 {what} needs the package {package}; install it with: pip install 'fedpeft[hub]'")
 
 
 def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
@@ -270,7 +275,7 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         else:
             schema, batches = _arrow(stream)
         if len(set(schema.names)) < len(schema.names):
-            raise DataError(f"{name} names a column twice: {', '.join(schema.names)}")
+            raise DataError(f"FP3122 {name} names a column twice: {', '.join(schema.names)}")
         classes = _class_names(schema)
         number = 0
         for batch in batches:
@@ -279,7 +284,7 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
                     number += 1
                     yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
-        raise DataError(f"{name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"FP3123 {name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
@@ -318,7 +323,9 @@ def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) 
             continue  # names already
         for number in numbers:
             if not 0 <= number < len(names):
-                raise DataError(f"{where}: the label {number} is none of the {len(names)} classes (-1: it is hidden)")
+                raise DataError(
+                    f"FP3124 {where}: the label {number} is none of the {len(names)} classes (-1: it is hidden)"
+                )
         found = [names[number] for number in numbers]
         record = record | {column: found if isinstance(value, list) else found[0]}
     return record
@@ -337,4 +344,6 @@ def _saved(name: str, path: Path) -> Iterator[Record]:
     except FedpeftError:
         raise
     except Exception as error:  # whatever the library meets in files that it has not written
-        raise DataError(f"{name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(
+            f"FP3125 {name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}"
+        ) from None

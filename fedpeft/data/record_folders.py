@@ -44,7 +44,7 @@ def visible(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
-        raise DataError(f"can't read the folder {folder}: {error.strerror}") from None
+        raise DataError(f"FP3126 can't read the folder {folder}: {error.strerror}") from None
 
 
 def _split_name(path: Path) -> str:
@@ -67,14 +67,16 @@ def splits_of(path: Path) -> Splits:
         if len(called) > 1:
             parts = all(_split_name(p) != stem(p).lower() for p in called)
             remedy = f"put its parts into a folder called {split}" if parts else "keep one"
-            raise DataError(f"{path} has more than one {split} split: {', '.join(p.name for p in called)}; {remedy}")
+            raise DataError(
+                f"FP3127 {path} has more than one {split} split: {', '.join(p.name for p in called)}; {remedy}"
+            )
         if called:
             found[split] = called[0]
     if found and "train" not in found:
         one = next(iter(found.values()))
         raise DataError(
-            f"{path} has {one.name} and nothing called train, and would be trained on the rows of both; call the "
-            "training rows train, or name their file"
+            f"FP3128 {path} has {one.name} and nothing called train, and would be trained on the rows of both; call "
+            "the training rows train, or name their file"
         )
     return Splits(**found) if found else Splits(path)
 
@@ -88,12 +90,12 @@ def files_of_clients(folder: Path) -> list[Path]:
     found = [p for p in visible(folder) if suffix_of(p) and p.is_file()]
     if not found:
         raise DataError(
-            f"{folder} has no files of rows ({', '.join(SUFFIXES)}, or with .gz), no pictures in folders by class, and "
-            "is no data set written by save_to_disk; legal are these"
+            f"FP3129 {folder} has no files of rows ({', '.join(SUFFIXES)}, or with .gz), no pictures in folders by "
+            "class, and is no data set written by save_to_disk; legal are these"
         )
     names = [stem(p) for p in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise DataError(f"{folder} has two files of the client {twice[0]!r}; keep one of them")
+        raise DataError(f"FP3130 {folder} has two files of the client {twice[0]!r}; keep one of them")
     return found
 
 

@@ -49,13 +49,15 @@ class Rows:
 
     def __post_init__(self) -> None:
         if self.texts is not None and len(self.texts) != len(self.inputs):
-            raise DataError(f"{len(self.inputs)} inputs but {len(self.texts)} texts")
+            raise DataError(f"FP3131 {len(self.inputs)} inputs but {len(self.texts)} texts")
         for name, column in (("labels", self.labels), ("owners", self.owners), ("tasks", self.tasks)):
             if not isinstance(column, np.ndarray | None):
-                raise DataError(f"{name} are a {type(column).__name__}, and must be a NumPy array; np.array makes one")
+                raise DataError(
+                    f"FP3132 {name} are a {type(column).__name__}, and must be a NumPy array; np.array makes one"
+                )
             shape = None if column is None else column.shape[:1] if name == "labels" else column.shape
             if column is not None and shape != (len(self.inputs),):
-                raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
+                raise DataError(f"FP3133 {len(self.inputs)} inputs but {name} of shape {column.shape}")
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -177,21 +179,23 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise DataError(f"{self.name} has rows of the kind {self.kind!r}; legal: {', '.join(get_args(Kind))}")
+            raise DataError(
+                f"FP3134 {self.name} has rows of the kind {self.kind!r}; legal: {', '.join(get_args(Kind))}"
+            )
         if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
-            raise DataError(f"{self.name} has raters of other rows than its {len(self.test)} test rows")
+            raise DataError(f"FP3135 {self.name} has raters of other rows than its {len(self.test)} test rows")
         for part, rows in self.parts:
             if len(rows) == 0:
-                raise DataError(f"{self.name} has no {part} rows")
+                raise DataError(f"FP3136 {self.name} has no {part} rows")
             _check_inputs(rows.inputs, self.kind, f"the {part} rows of {self.name}")
             if self.classified and rows.labels is None:
-                raise DataError(f"{self.name} has no labels for its {part} rows, which classification needs")
+                raise DataError(f"FP3137 {self.name} has no labels for its {part} rows, which classification needs")
             if self.classified and rows.labels is not None:
                 _check_classes(rows.labels, self.label_names, f"the {part} rows of {self.name}")
         if self.classified and self.train.labels is not None:
             classes = np.unique(self.train.labels)
             if len(classes) < 2:
-                raise DataError(f"{self.name} has one class only in its training rows; classification needs two")
+                raise DataError(f"FP3138 {self.name} has one class only in its training rows; classification needs two")
 
     @property
     def parts(self) -> list[tuple[str, Rows]]:
@@ -217,14 +221,14 @@ def _check_inputs(inputs: Inputs, kind: Kind, which: str) -> None:
         DataError: texts that are none, or images that are no bytes of the right shape.
     """
     if kind == "text" and isinstance(inputs, np.ndarray):
-        raise DataError(f"{which} are texts in an array of {inputs.dtype}; give them as a list of str")
+        raise DataError(f"FP3139 {which} are texts in an array of {inputs.dtype}; give them as a list of str")
     if kind == "text" and isinstance(inputs, list | tuple):
         place = next((i for i, text in enumerate(inputs) if not isinstance(text, str)), None)
         if place is not None:
-            raise DataError(f"{which}: row {place} is {inputs[place]!r:.40}, and each must be a str")
+            raise DataError(f"FP3140 {which}: row {place} is {inputs[place]!r:.40}, and each must be a str")
     if kind == "image" and not (isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8):
         told = f"an array of {inputs.dtype}" if isinstance(inputs, np.ndarray) else f"a {type(inputs).__name__}"
-        raise DataError(f"{which} are images as {told}; give a NumPy array of uint8, 0 to 255")
+        raise DataError(f"FP3141 {which} are images as {told}; give a NumPy array of uint8, 0 to 255")
 
 
 def _check_classes(labels: NDArray[Any], names: Sequence[str] | None, which: str) -> None:
@@ -234,16 +238,18 @@ def _check_classes(labels: NDArray[Any], names: Sequence[str] | None, which: str
         DataError: says which.
     """
     if names is None:
-        raise DataError(f"{which} have classes, and label_names is None; give one name for each class")
+        raise DataError(f"FP3142 {which} have classes, and label_names is None; give one name for each class")
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(
-            f"{which} have labels of {labels.dtype}, shape {labels.shape}; classification takes int64 of shape (rows,)"
+            f"FP3143 {which} have labels of {labels.dtype}, shape {labels.shape}; classification takes int64 of shape "
+            "(rows,)"
         )
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= len(names):
         wrong = least if least < 0 else most
         raise DataError(
-            f"{which} have the label {wrong}, and there are {len(names)} label_names, of classes 0 to {len(names) - 1}"
+            f"FP3144 {which} have the label {wrong}, and there are {len(names)} label_names, of classes 0 to "
+            f"{len(names) - 1}"
         )
 
 
@@ -275,7 +281,9 @@ def load_dataset(text: str) -> Dataset:
     """
     made = DATASETS.build(text).load()
     if not isinstance(made, Dataset):
-        raise DataError(f"load() of {text} returns {type(made).__name__}, and must return a fedpeft.data.rows.Dataset")
+        raise DataError(
+            f"FP3145 load() of {text} returns {type(made).__name__}, and must return a fedpeft.data.rows.Dataset"
+        )
     if made.task == "token_labels":
         for part, rows in made.parts:
             check_tags(cast("Sequence[str]", rows.inputs), made.label_names or (), f"the {part} rows of {made.name}")
@@ -386,7 +394,7 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     candidates = total - len(firsts)
     if not 0 < count <= candidates:
         raise DataError(
-            f"{count} rows can't be held out of {total}: at least one must be, and one row of each of the "
+            f"FP3146 {count} rows can't be held out of {total}: at least one must be, and one row of each of the "
             f"{len(firsts)} classes or owners stays in training"
         )
     step = candidates / count

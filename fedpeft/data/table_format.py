@@ -74,7 +74,7 @@ class TableFormat:
     def __post_init__(self) -> None:
         sep = "\t" if self.sep in (TAB, "\\t") else self.sep
         if sep != AUTO and (len(sep) != 1 or sep in "\"'\r\n\0 " or sep.isalnum()):
-            raise ConfigError(f"sep={self.sep!r} must be one sign such as ';' or '|', the word tab, or auto")
+            raise ConfigError(f"FP1496 sep={self.sep!r} must be one sign such as ';' or '|', the word tab, or auto")
         object.__setattr__(self, "sep", sep)
         try:
             is_text = self.encoding == AUTO or bool("".encode(self.encoding) is not None)
@@ -82,11 +82,11 @@ class TableFormat:
             is_text = False
         if not is_text:
             raise ConfigError(
-                f"encoding={self.encoding!r} is no encoding of text; legal are auto, utf-8, latin-1, cp1252, utf-16 "
-                "and the others that Python knows"
+                f"FP1497 encoding={self.encoding!r} is no encoding of text; legal are auto, utf-8, latin-1, cp1252, "
+                "utf-16 and the others that Python knows"
             )
         if self.decimal not in DECIMALS:
-            raise ConfigError(f"decimal={self.decimal!r} must be one of {', '.join(DECIMALS)}")
+            raise ConfigError(f"FP1498 decimal={self.decimal!r} must be one of {', '.join(DECIMALS)}")
 
     def written(self, name: str, value: str) -> str:
         """Return how the user sets `name` to `value`, or an empty text if nobody can."""
@@ -171,7 +171,7 @@ def _detect_encoding(name: str, stream: BinaryIO, given: TableFormat) -> str:
     wrong: int | None = None
     while chunk and wrong is None:
         if b"\0" in chunk:
-            raise DataError(f"{name} holds NUL bytes and no byte order mark; save it as UTF-8{_advice(given)}")
+            raise DataError(f"FP3184 {name} holds NUL bytes and no byte order mark; save it as UTF-8{_advice(given)}")
         try:
             held = len(decoder.getstate()[0])
             decoder.decode(chunk)
@@ -185,7 +185,7 @@ def _detect_encoding(name: str, stream: BinaryIO, given: TableFormat) -> str:
         return UTF_8
     stream.seek(0)
     if not _is_western(stream):
-        raise DataError(f"{name} is not UTF-8 text (byte {wrong}); save it as UTF-8{_advice(given)}")
+        raise DataError(f"FP3185 {name} is not UTF-8 text (byte {wrong}); save it as UTF-8{_advice(given)}")
     return "cp1252"
 
 
@@ -218,7 +218,7 @@ def _detect_separator(name: str, sample: str, usual: str, given: TableFormat) ->
     if len(even) > 1:
         ways = [given.written("sep", sep) for sep in even]
         remedy = f"write {' or '.join(ways)}" if all(ways) else "put quotes around cells that hold one of them"
-        raise DataError(f"{name} may have {' or '.join(map(repr, even))} between its columns; {remedy}")
+        raise DataError(f"FP3186 {name} may have {' or '.join(map(repr, even))} between its columns; {remedy}")
     if even:
         return even[0]
     several = [sep for sep, (count, _) in columns.items() if count > 1]

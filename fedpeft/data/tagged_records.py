@@ -77,18 +77,20 @@ def _packed(
         for column in (words, tags):
             if column not in record:
                 hint = nearest(column, map(str, record))
-                raise DataError(f"{lacking(place, source)} has no column {column!r}; {hint}")
+                raise DataError(f"FP3006 {lacking(place, source)} has no column {column!r}; {hint}")
         if not _is_list(record[words], str):
-            raise DataError(f"{where}: the column {words!r} must hold a list of words, got {brief(record[words])}")
+            raise DataError(
+                f"FP3187 {where}: the column {words!r} must hold a list of words, got {brief(record[words])}"
+            )
         if not _is_list(record[tags], str | int):
-            raise DataError(f"{where}: the column {tags!r} must hold a list of tags, got {brief(record[tags])}")
+            raise DataError(f"FP3188 {where}: the column {tags!r} must hold a list of tags, got {brief(record[tags])}")
         if len(record[words]) != len(record[tags]):
             raise DataError(
-                f"{where} has {len(record[words])} words in {words!r} and {len(record[tags])} tags in {tags!r}; give "
-                "each word one tag"
+                f"FP3189 {where} has {len(record[words])} words in {words!r} and {len(record[tags])} tags in {tags!r}; "
+                "give each word one tag"
             )
         if any("\ud800" <= sign <= "\udfff" for word in record[words] if not word.isascii() for sign in word):
-            raise DataError(f"{where}: the column {words!r} holds half of a character (a lone surrogate)")
+            raise DataError(f"FP3190 {where}: the column {words!r} holds half of a character (a lone surrogate)")
         row = {"words": list(record[words]), "tags": [t.strip() if isinstance(t, str) else t for t in record[tags]]}
         yield place, {**record, packed_into: json.dumps(row)}
 
@@ -109,7 +111,9 @@ def with_positions(
     """
     names = tuple(told) if told else in_order({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
     if len(names) < 2:
-        raise DataError(f"{name} has one kind of tag only in its training rows, {names[0]!r}; token labels need two")
+        raise DataError(
+            f"FP3191 {name} has one kind of tag only in its training rows, {names[0]!r}; token labels need two"
+        )
     position: dict[Any, int] = {label: i for i, label in enumerate(names)}
     if told and not any(label.isdecimal() for label in told):
         position |= {i: i for i in range(len(names))}
@@ -126,5 +130,5 @@ def with_positions(
         made.append(texts.column())
     if unseen:
         shown = ", ".join(map(repr, list(unseen)[:5]))
-        raise DataError(f"{name}: {len(unseen)} tags do not {where}: {shown}")
+        raise DataError(f"FP3192 {name}: {len(unseen)} tags do not {where}: {shown}")
     return made, names

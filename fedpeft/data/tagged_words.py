@@ -24,7 +24,7 @@ def words_and_tags(row: Any) -> tuple[list[str], list[int]]:
         return [str(word) for word in words], [int(tag) for tag in tags]
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:  # 1e999; nested too deep
         raise DataError(
-            f"a row of token labels must be JSON of words and as many tags: {row!r:.60} ({error})"
+            f"FP3147 a row of token labels must be JSON of words and as many tags: {row!r:.60} ({error})"
         ) from None
 
 
@@ -35,11 +35,11 @@ def check_tags(rows: Sequence[str], names: Sequence[str], which: str) -> None:
         DataError: says which row, and of `which`; also as `words_and_tags`.
     """
     if not names:
-        raise DataError(f"{which} have tags, and the data set has no label_names, of which tags are positions")
+        raise DataError(f"FP3148 {which} have tags, and the data set has no label_names, of which tags are positions")
     for place, row in enumerate(rows):
         for tag in words_and_tags(row)[1]:
             if not 0 <= tag < len(names) and tag != IGNORED:
                 raise DataError(
-                    f"{which}: row {place} has the tag {tag}, and there are {len(names)} label_names, of tags 0 to "
-                    f"{len(names) - 1}"
+                    f"FP3149 {which}: row {place} has the tag {tag}, and there are {len(names)} label_names, of tags 0 "
+                    f"to {len(names) - 1}"
                 )

@@ -45,12 +45,12 @@ class TaskSchedule:
         if not every or every * (self.tasks - 1) >= rounds:
             needed = (self.every or 1) * (self.tasks - 1) + 1
             raise ConfigError(
-                f"{self.tasks} tasks of {self.every or 1} round(s) need at least {needed} rounds, and the run has "
-                f"{rounds}; raise --rounds, or give tasks a smaller every="
+                f"FP1110 {self.tasks} tasks of {self.every or 1} round(s) need at least {needed} rounds, and the run "
+                f"has {rounds}; raise --rounds, or give tasks a smaller every="
             )
         if self.late >= every:
             raise ConfigError(
-                f"tasks(late={self.late}) would have clients miss whole tasks of {every} rounds; legal are 0 to "
+                f"FP1111 tasks(late={self.late}) would have clients miss whole tasks of {every} rounds; legal are 0 to "
                 f"{every - 1}, or more --rounds"
             )
         return replace(self, every=every)

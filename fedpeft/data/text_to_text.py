@@ -43,8 +43,8 @@ def sides(row: str) -> tuple[str, str]:
         return str(found["source"]), str(found["target"])
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"seq2seq learns from pairs of texts, and this row is none: {row!r:.60}; name both columns: file(path=..., "
-            "text=COLUMN, target=COLUMN)"
+            f"FP3150 seq2seq learns from pairs of texts, and this row is none: {row!r:.60}; name both columns: "
+            "file(path=..., text=COLUMN, target=COLUMN)"
         ) from None
 
 
@@ -66,7 +66,7 @@ def with_targets(
     """
     read, target = columns
     if template == CHAT:
-        raise ConfigError("template=chat writes conversations, and target names one text; leave one of them out")
+        raise ConfigError("FP1112 template=chat writes conversations, and target names one text; leave one of them out")
     if template is not None:
         for place, record in with_prompts(found, template, target, text, source):
             made = json.loads(record[text])
@@ -87,18 +87,20 @@ def pair_rows(path: str, read: str, target: str, given: TableFormat = DETECT) ->
     """
     rows = [str(record[read]) for _, record in with_targets(records(path, given), (read, target), read, path)]
     if not rows:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"FP3028 {path} has no rows")
     return Rows(rows)
 
 
 def _text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
     if column not in record:
-        raise DataError(f"{lacking(place, source)} has no column {column!r}; {nearest(column, map(str, record))}")
+        raise DataError(
+            f"FP3006 {lacking(place, source)} has no column {column!r}; {nearest(column, map(str, record))}"
+        )
     value, where = record[column], f"{place} of {source}"
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: the column {column!r} must hold a text, got {value!r:.40}")
+        raise DataError(f"FP3151 {where}: the column {column!r} must hold a text, got {value!r:.40}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
+        raise DataError(f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate)")
     return value
 
 

@@ -28,7 +28,7 @@ def load_tokenizer(model_directory: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = f": {reason(error)}" if brings_code(error) else "; a text model needs one"
-        raise ModelError(f"no tokenizer could be loaded from {model_directory}{why}") from error
+        raise ModelError(f"FP4082 no tokenizer could be loaded from {model_directory}{why}") from error
     _check_vocabulary(tokenizer, model_directory)
     return tokenizer
 
@@ -43,16 +43,17 @@ def _check_vocabulary(tokenizer: Any, model_directory: Path) -> None:
     words = len(tokenizer) - len(set(tokenizer.all_special_ids))
     if words < FEW_WORDS and not any((model_directory / name).is_file() for name in files):
         raise ModelError(
-            f"{model_directory} has no vocabulary ({', '.join(sorted(files))}), without which every word is the same "
-            "unknown one; save the model's tokenizer beside its weights: tokenizer.save_pretrained(FOLDER)"
+            f"FP4011 {model_directory} has no vocabulary ({', '.join(sorted(files))}), without which every word is the "
+            "same unknown one; save the model's tokenizer beside its weights: tokenizer.save_pretrained(FOLDER)"
         )
     config = json.loads((model_directory / "config.json").read_text("utf-8"))
     known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     needed = max(tokenizer.vocab_size, padding_of(tokenizer) + 1)
     if isinstance(known, int) and needed > known:
         raise ModelError(
-            f"the tokenizer in {model_directory} has {needed:,} tokens, and the model embeds {known:,} (vocab_size in "
-            "config.json); save the model's own tokenizer there, or resize_token_embeddings of the model and save that"
+            f"FP4012 the tokenizer in {model_directory} has {needed:,} tokens, and the model embeds {known:,} "
+            "(vocab_size in config.json); save the model's own tokenizer there, or resize_token_embeddings of the "
+            "model and save that"
         )
 
 

@@ -124,14 +124,14 @@ def read(source: str, records: Records, names: Names) -> Table:
             value = _value(record, names.owner, "owner", lacks, names.ask)
             if not isinstance(value, (str, int)):
                 raise DataError(
-                    f"{where}: the column {names.owner!r} must hold a word or an integer, got {brief(value)}"
+                    f"FP3153 {where}: the column {names.owner!r} must hold a word or an integer, got {brief(value)}"
                 )
             waiting.append(known.setdefault(str(value).strip(), len(known)))
             if len(waiting) == spooled.ROWS:
                 owners.append(waiting)
                 waiting = array_of_numbers("i")
     if not len(texts):
-        raise DataError(f"{source} has no rows")
+        raise DataError(f"FP3028 {source} has no rows")
     owners.append(waiting)
     own = None if names.owner is None else Owners(tuple(known), owners.array())
     return Table(texts.column(), None if labels is None else labels.found(), own, complete.note)
@@ -158,9 +158,11 @@ def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> st
                 "; join the words of a text with spaces, or name a column with a list of as many labels, for the task "
                 "token_labels: file(..., text=tokens, label=ner_tags)"
             )
-            raise DataError(f"{where}: the column {column!r} must hold text, got {brief(value)}{hint if words else ''}")
+            raise DataError(
+                f"FP3154 {where}: the column {column!r} must hold text, got {brief(value)}{hint if words else ''}"
+            )
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
+            raise DataError(f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate)")
     if len(values) == 1:
         return str(values[0])
     return " ".join(f"{column}: {value}" for column, value in zip(columns, values, strict=True))
@@ -176,7 +178,9 @@ def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: s
             hint += "; owner=COLUMN names whose row it is"
         if role == "text" and "ROLE=" in ask:
             hint += if_answers(map(str, record))
-        raise DataError(f"{lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
+        raise DataError(
+            f"FP3155 {lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}"
+        )
     return record[column]
 
 
@@ -266,15 +270,15 @@ def _encoded(
 ) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
     """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see `Known`."""
     if told is not None and (why := _has_no_names(tables[0])):
-        raise DataError(f"{name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
+        raise DataError(f"FP3156 {name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
     if tables[0] is None:
         return None, [None] * len(tables)
     kind = tables[0].kind
     labels = [table for table in tables if table is not None and table.kind == kind]
     if len(labels) < len(tables):
         raise DataError(
-            f"{name}: the training rows have {_CALLED[kind]}, and validation or test rows have something else; say "
-            "with label_type what they are"
+            f"FP3157 {name}: the training rows have {_CALLED[kind]}, and validation or test rows have something else; "
+            "say with label_type what they are"
         )
     if kind == "number":
         return (column,), [array(table) for table in labels]
@@ -303,10 +307,12 @@ def _task(train: Rows, name: str, known: Known) -> str:
     """What is learned of the training rows' labels."""
     if train.targets != "numbers":
         if known.mean is not None or known.deviation is not None:
-            raise DataError(f"{name} has no numbers to predict; leave mean and deviation out, or say label_type=number")
+            raise DataError(
+                f"FP3158 {name} has no numbers to predict; leave mean and deviation out, or say label_type=number"
+            )
         return {"classes": "classification", "labels": "multi_label"}.get(train.targets, "causal_lm")
     if (known.mean is None) != (known.deviation is None):
-        raise DataError(f"{name}: mean and deviation belong together; give both, or neither")
+        raise DataError(f"FP3159 {name}: mean and deviation belong together; give both, or neither")
     if known.mean is not None:
         return str(Spec("regression", {"mean": known.mean, "deviation": known.deviation, "known": True}))
     mean, deviation = moments_of(np.asarray(train.labels), name)
@@ -320,7 +326,7 @@ def of_pictures(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]])
         DataError: there are no labels.
     """
     if made.label_names is None:
-        raise DataError(f"{made.name}: pictures need labels; leave label=None out")
+        raise DataError(f"FP3160 {made.name}: pictures need labels; leave label=None out")
 
     def read_in(rows: Rows) -> Rows:
         return replace(rows, inputs=pixels(list(map(str, rows.inputs))))
@@ -376,7 +382,7 @@ def labelled_rows(
         return Rows(table.texts, matrix(table.labels, known, path, where)), known
     if table.labels.kind != "class":
         raise DataError(
-            f"the column {label!r} of {path} holds {_CALLED[table.labels.kind]}, no classes; say so with --task "
+            f"FP3161 the column {label!r} of {path} holds {_CALLED[table.labels.kind]}, no classes; say so with --task "
             "'regression(mean=50, deviation=10)' or multi_label"
         )
     values = list(table.labels.values)
@@ -386,7 +392,7 @@ def labelled_rows(
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:5])
         raise DataError(
-            f"{path} has {len(unknown)} label{'' if len(unknown) == 1 else 's'} in column {label!r} that the "
+            f"FP3162 {path} has {len(unknown)} label{'' if len(unknown) == 1 else 's'} in column {label!r} that the "
             f"federation does not know: {shown}; its labels are {', '.join(map(repr, known[:20]))}"
         )
     return Rows(table.texts, np.array([position[name] for name in values], np.int64)), known

@@ -42,12 +42,12 @@ class Announcements:
         for kind, statement in self._log.read():
             try:
                 if kind != RECORD:
-                    raise RunError("it holds a statement about a task")
+                    raise RunError("FP5016 it holds a statement about a task")
                 self._chain.append(statement.content)
             except RunError as error:
                 raise RunError(
-                    f"{file} does not fit this run: {error}; resume with the same options, and with that file as the "
-                    "server has left it"
+                    f"FP5017 {file} does not fit this run: {error}; resume with the same options, and with that file "
+                    "as the server has left it"
                 ) from None
             self._statements.append(statement)
 
@@ -94,8 +94,8 @@ class Announcements:
                 chain.append(content)
             except RunError as error:
                 raise RunError(
-                    f"clients have been told otherwise, and would refuse what follows: {error}; go on with the newest "
-                    "checkpoint, on the machine that it was written on, or begin a new run"
+                    f"FP5018 clients have been told otherwise, and would refuse what follows: {error}; go on with the "
+                    "newest checkpoint, on the machine that it was written on, or begin a new run"
                 ) from None
             self._log.append([(RECORD, statement)])
             self._statements.append(statement)

@@ -23,8 +23,8 @@ def check_question(instruction: Instruction) -> None:
     """
     if instruction.asks and (question := asked(instruction.asks)).of_model:
         raise PayloadError(
-            f"the server asks {question.text}, which is answered with sums over the rows that a client trains on and "
-            "belongs to simulations"
+            f"FP6085 the server asks {question.text}, which is answered with sums over the rows that a client trains "
+            "on and belongs to simulations"
         )
 
 
@@ -37,7 +37,7 @@ def check_evaluation(instruction: Instruction, mechanism: Mechanism | None) -> N
         PrivacyError: under which mechanism.
     """
     if instruction.kind == "evaluate" and mechanism is not None and mechanism.silent:
-        raise PrivacyError(f"the server asks for losses on its rows, which {mechanism.name} does not protect")
+        raise PrivacyError(f"FP7013 the server asks for losses on its rows, which {mechanism.name} does not protect")
 
 
 def metered(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:

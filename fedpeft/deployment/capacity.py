@@ -104,7 +104,7 @@ class ModelSize:
                 "vocabulary": int(getattr(config, "vocab_size", None) or 0),
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise ModelError(f"the size of the model in {folder} can't be read: {error}") from error
+            raise ModelError(f"FP4013 the size of the model in {folder} can't be read: {error}") from error
         numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
         if config is not whole:
             numbers = {name: n for name, n in numbers.items() if name.startswith(IMAGES)} or numbers
@@ -198,8 +198,8 @@ def device_called(text: str) -> str:
         if kind == "cpu":
             return "cpu"
         if kind == "cuda":
-            raise RunError(f"there is no {text} here; take --device {next(iter(gpus), 'cpu')}")
-    raise RunError(f"{text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
+            raise RunError(f"FP5019 there is no {text} here; take --device {next(iter(gpus), 'cpu')}")
+    raise RunError(f"FP5020 {text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 
 def divides_alike(config: RunConfig) -> bool:

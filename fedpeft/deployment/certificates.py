@@ -44,7 +44,7 @@ def check_name(name: str) -> str:
     """The name, if it is a legal one, or ConfigError."""
     if not NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is not a client's name: 1 to 63 lower-case letters, digits, dots, dashes or underscores, "
+            f"FP1113 {name!r} is not a client's name: 1 to 63 lower-case letters, digits, dots, dashes or underscores, "
             "with a letter or digit at both ends"
         )
     return name
@@ -56,7 +56,9 @@ def check_host(host: str) -> str:
         return str(ipaddress.ip_address(host))
     except ValueError:
         if len(host) > 253 or not all(HOST_LABEL.fullmatch(label) for label in host.split(".")):
-            raise ConfigError(f"{host!r} is neither a host name, such as fl.example.org, nor an address") from None
+            raise ConfigError(
+                f"FP1114 {host!r} is neither a host name, such as fl.example.org, nor an address"
+            ) from None
         return host
 
 
@@ -68,9 +70,9 @@ def check_authority(authority: x509.Certificate) -> None:
     """
     if datetime.now(UTC) > authority.not_valid_after_utc:
         raise RunError(
-            f"the authority in ca.pem has expired on {authority.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and all "
-            "certificates with it; whoever runs the server makes a new one in a new folder (python -m fedpeft.certs "
-            "--folder NEW --server HOST --clients NAMES) and hands each client its folder anew"
+            f"FP5021 the authority in ca.pem has expired on {authority.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and "
+            "all certificates with it; whoever runs the server makes a new one in a new folder (python -m "
+            "fedpeft.certs --folder NEW --server HOST --clients NAMES) and hands each client its folder anew"
         )
 
 
@@ -88,7 +90,7 @@ def name_in(certificate: x509.Certificate) -> str:
     found = [uri.removeprefix(CLIENT_URI) for uri in uris if uri.startswith(CLIENT_URI)]
     if len(found) != 1 or not NAME.fullmatch(found[0]):
         raise RunError(
-            "this is no client's certificate: it names no client of the form fedpeft:client/NAME; make one with "
+            "FP5022 this is no client's certificate: it names no client of the form fedpeft:client/NAME; make one with "
             "python -m fedpeft.certs --clients NAME"
         )
     return found[0]
@@ -113,8 +115,8 @@ class Revoked:
         self._authority = x509.load_pem_x509_certificate(authority)
         if not file.exists():
             raise RunError(
-                f"the list of revoked certificates {file} is missing, so they would be accepted again; bring it back "
-                "from a copy, or make a new authority and new certificates with python -m fedpeft.certs"
+                f"FP5023 the list of revoked certificates {file} is missing, so they would be accepted again; bring it "
+                "back from a copy, or make a new authority and new certificates with python -m fedpeft.certs"
             )
         self._serials = frozenset(entry.serial_number for entry in _list_of(file, self._authority))
         self._stamp: tuple[int, int] | None = None
@@ -125,7 +127,9 @@ class Revoked:
         except FileNotFoundError:
             return serial in self._serials
         except OSError as error:
-            raise RunError(f"the list of revoked certificates {self._file} can't be read: {error.strerror}") from None
+            raise RunError(
+                f"FP5024 the list of revoked certificates {self._file} can't be read: {error.strerror}"
+            ) from None
         if (stamp := (status.st_mtime_ns, status.st_size)) != self._stamp:
             self._serials = frozenset(entry.serial_number for entry in _list_of(self._file, self._authority))
             self._stamp = stamp
@@ -135,14 +139,14 @@ class Revoked:
 def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
     key = authority.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise RunError("ca.pem is none that python -m fedpeft.certs has made; take one from there")
+        raise RunError("FP5025 ca.pem is none that python -m fedpeft.certs has made; take one from there")
     try:
         found = x509.load_pem_x509_crl(read(file))
         valid = found.is_signature_valid(key)
     except (OSError, ValueError) as error:
-        raise RunError(f"the list of revoked certificates {file} can't be read: {error}") from None
+        raise RunError(f"FP5024 the list of revoked certificates {file} can't be read: {error}") from None
     if not valid:
-        raise RunError(f"the list of revoked certificates {file} is not signed by the authority in ca.pem")
+        raise RunError(f"FP5026 the list of revoked certificates {file} is not signed by the authority in ca.pem")
     return found
 
 
@@ -171,15 +175,15 @@ class Authority:
         signed = (self.folder / "server.pem").exists() or any(self.folder.glob("clients/*/client.pem"))
         if signed or self._revoked_any():
             raise RunError(
-                f"{self.folder} holds certificates, and not the key of their authority: bring ca.key back from where "
-                "it is kept, since a new authority would make all of them worthless and forget which are revoked; or "
-                "begin anew in another --folder"
+                f"FP5027 {self.folder} holds certificates, and not the key of their authority: bring ca.key back from "
+                "where it is kept, since a new authority would make all of them worthless and forget which are "
+                "revoked; or begin anew in another --folder"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
         except OSError as error:
-            raise RunError(f"{self.folder} can't be made: {error.strerror}") from None
+            raise RunError(f"FP5028 {self.folder} can't be made: {error.strerror}") from None
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedpeft authority")])
         usage = {
@@ -210,9 +214,9 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(read(self.folder / "ca.pem"))
             key = serialization.load_pem_private_key(read(self.folder / "ca.key"), None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
-            raise RunError(f"the authority in {self.folder} can't be read: {error}") from None
+            raise RunError(f"FP5029 the authority in {self.folder} can't be read: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise RunError(f"ca.key in {self.folder} is not the key of ca.pem; bring both back from one copy")
+            raise RunError(f"FP5030 ca.key in {self.folder} is not the key of ca.pem; bring both back from one copy")
         return certificate, key
 
     def is_torn(self, client: str = "") -> bool:
@@ -238,14 +242,16 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(read(file))
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (OSError, ValueError, x509.ExtensionNotFound) as error:
-            raise RunError(f"the server's certificate {file} can't be read: {error}; remove it to make one") from None
+            raise RunError(
+                f"FP5031 the server's certificate {file} can't be read: {error}; remove it to make one"
+            ) from None
         return [str(name.value) for name in names]
 
     def check_certificate(self, name: str) -> Path:
         """The file of a client's present certificate, or RunError: there is none."""
         file = self.folder / "clients" / check_name(name) / "client.pem"
         if not file.exists():
-            raise RunError(f"there is no certificate {file} to revoke")
+            raise RunError(f"FP5032 there is no certificate {file} to revoke")
         return file
 
     def _revoked_any(self) -> bool:
@@ -265,7 +271,7 @@ class Authority:
         try:
             certificate = x509.load_pem_x509_certificate(read(file))
         except (OSError, ValueError) as error:
-            raise RunError(f"the certificate {file} can't be read: {error}; remove it to make one") from None
+            raise RunError(f"FP5033 the certificate {file} can't be read: {error}; remove it to make one") from None
         if datetime.now(UTC) > certificate.not_valid_after_utc:
             return f"has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         if not name:
@@ -325,14 +331,16 @@ class Authority:
         try:
             serial = x509.load_pem_x509_certificate(read(file)).serial_number
         except (OSError, ValueError) as error:
-            raise RunError(f"the certificate {file} can't be read: {error}") from None
+            raise RunError(f"FP5034 the certificate {file} can't be read: {error}") from None
         authority, key = self._own()
         try:
             with FileLock(self.folder / ".lock"):  # another revocation must not be written over
                 serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
                 self._write_revoked(authority, key, sorted({*serials, serial}))
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            raise RunError(f"{name} is not revoked: the list in {self.folder} can't be written: {error}") from None
+            raise RunError(
+                f"FP5035 {name} is not revoked: the list in {self.folder} can't be written: {error}"
+            ) from None
 
     def _write_revoked(
         self, authority: x509.Certificate, key: ec.EllipticCurvePrivateKey, serials: Sequence[int]

@@ -27,7 +27,9 @@ def folder_for(state: Path, run: str, name: str) -> Path:
         RunError: the server gives its federation a name that is none.
     """
     if not RUN.fullmatch(run):
-        raise RunError(f"the server calls its federation {run!r:.80}; legal are 16 of the digits 0 to 9 and a to f")
+        raise RunError(
+            f"FP5036 the server calls its federation {run!r:.80}; legal are 16 of the digits 0 to 9 and a to f"
+        )
     return state / run / name
 
 
@@ -50,12 +52,12 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise RunError(
-            f"another process is this client already, with its state in {folder}; end it, or join with another "
+            f"FP5037 another process is this client already, with its state in {folder}; end it, or join with another "
             "certificate and other rows"
         ) from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"the client's state can't be kept in {folder}: {reason}; give another --state") from None
+        raise RunError(f"FP5038 the client's state can't be kept in {folder}: {reason}; give another --state") from None
     try:
         yield
     finally:

@@ -86,12 +86,12 @@ def check_parts(told: Iterable[str], compared: Compared = JOINED) -> None:
         if here is None:
             installed = absent(group, name) if compared is JOINED else ""
             raise RunError(
-                f"{part} (of a file with the digest {digest:.{SHOWN}}), and none of this name is loaded here"
+                f"FP5039 {part} (of a file with the digest {digest:.{SHOWN}}), and none of this name is loaded here"
                 + (installed or f": ask whoever runs the server for the file, and {compared.remedy}")
             )
         if (own := digest_of(here)) != digest:
             raise RunError(
-                f"{part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
+                f"FP5040 {part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
                 f"{digest:.{SHOWN}} there), so that updates would count wrongly: ask whoever runs the server for its "
                 f"file, and {compared.remedy}"
             )
@@ -112,9 +112,9 @@ def check_all_told(told: Iterable[str], config: RunConfig, compared: Compared = 
     for name, plugin in _run_by_clients(config, compared).items():
         if name not in known:
             raise RunError(
-                f"the server's settings name the part {name}, which is of {plugin} here, and the server does not say "
-                "which file its own is of: it is of an earlier version, or has no such part; ask whoever runs it to "
-                "bring it up to date"
+                f"FP5041 the server's settings name the part {name}, which is of {plugin} here, and the server does "
+                "not say which file its own is of: it is of an earlier version, or has no such part; ask whoever runs "
+                "it to bring it up to date"
             )
 
 
@@ -139,14 +139,14 @@ def _read(told: Iterable[str], compared: Compared) -> dict[tuple[str, str], str]
     """
     given = list(told)
     if len(given) > MOST:
-        raise RunError(f"the server tells {len(given)} parts from outside; legal are {MOST} at most")
+        raise RunError(f"FP5042 the server tells {len(given)} parts from outside; legal are {MOST} at most")
     found: dict[tuple[str, str], str] = {}
     for text in given:
         match = _TOLD.fullmatch(text)
         if match is None or match[1] not in compared.families or (match[1], match[2]) in found:
             raise RunError(
-                f"the server tells a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal digits, "
-                "each part once"
+                f"FP5043 the server tells a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal "
+                "digits, each part once"
             )
         found[match[1], match[2]] = match[3]
     return found

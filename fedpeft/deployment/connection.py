@@ -63,9 +63,9 @@ class UnkeptError(LostError):
 def _explained(error: grpc.RpcError) -> Exception:
     code, details = error.code(), error.details() or ""
     if code in FATAL:
-        return RunError(f"the server refuses this client: {details}")
+        return RunError(f"FP5044 the server refuses this client: {details}")
     if code == grpc.StatusCode.ABORTED:
-        return RunError(f"another process uses this client's name: {details}")
+        return RunError(f"FP5045 another process uses this client's name: {details}")
     return LostError(details or code.name.lower())
 
 
@@ -119,18 +119,19 @@ class Link:
             if error.verify_code in OUTSIDE_ITS_TIME:
                 check_authority(x509.load_pem_x509_certificate(self.credentials.authority))
                 raise RunError(
-                    f"the certificate of {self.address} is refused: {error.verify_message}, by this machine's clock "
-                    f"({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server certificate"
+                    f"FP5046 the certificate of {self.address} is refused: {error.verify_message}, by this machine's "
+                    f"clock ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server "
+                    "certificate"
                 ) from None
             raise RunError(
-                f"the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
+                f"FP5047 the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
                 "authority in ca.pem, for the name that --server gives"
             ) from None
         except ssl.SSLError as error:
             if error.reason == "WRONG_VERSION_NUMBER":  # what was read is no greeting of TLS
                 raise RunError(
-                    f"{self.address} does not speak TLS: the server runs with --insecure, or another program listens "
-                    "there; check --server, and have the server run with --certs"
+                    f"FP5048 {self.address} does not speak TLS: the server runs with --insecure, or another program "
+                    "listens there; check --server, and have the server run with --certs"
                 ) from None
             return False
         except (OSError, ValueError):
@@ -138,8 +139,8 @@ class Link:
         if not heard:
             check_time(x509.load_pem_x509_certificate(self.credentials.certificate), "client")
             raise RunError(
-                f"{self.address} refuses this client's certificate: it is not one of the server's authority, or has "
-                "expired; ask for a new one, unless the server's clock is wrong"
+                f"FP5049 {self.address} refuses this client's certificate: it is not one of the server's authority, or "
+                "has expired; ask for a new one, unless the server's clock is wrong"
             )
         return True
 
@@ -152,8 +153,8 @@ class Link:
         except (OSError, ValueError):
             return False
         raise RunError(
-            f"{self.address} speaks TLS: leave --insecure out, and give --certs FOLDER, which whoever runs the server "
-            "hands over"
+            f"FP5050 {self.address} speaks TLS: leave --insecure out, and give --certs FOLDER, which whoever runs the "
+            "server hands over"
         )
 
     def _greeted(self, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -259,7 +260,7 @@ class Connection:
         except UnwrittenError as error:
             raise UnkeptError(str(error)) from None
         except PayloadError as error:
-            raise RunError(f"the server sent a task that can't be read: {error}") from None
+            raise RunError(f"FP5051 the server sent a task that can't be read: {error}") from None
         finally:
             stream.cancel()
         raise LostError("the server closed the connection")

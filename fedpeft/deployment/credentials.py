@@ -49,7 +49,7 @@ class Credentials:
                         "whoever runs the server makes a client's certificates and hands over their folder, "
                         "certs/clients/NAME: ask for it, and name it with --certs"
                     )
-                raise RunError(f"{folder / name} can't be read ({error.strerror}); {mend}") from None
+                raise RunError(f"FP5052 {folder / name} can't be read ({error.strerror}); {mend}") from None
         made = cls(*contents)
         made.check(role)
         return made
@@ -66,13 +66,15 @@ class Credentials:
             own.verify_directly_issued_by(authority)
         except Exception as error:
             raise RunError(
-                f"the {role}'s certificate is not one that the authority in ca.pem has signed "
+                f"FP5053 the {role}'s certificate is not one that the authority in ca.pem has signed "
                 f"({type(error).__name__}); take both from one run of python -m fedpeft.certs"
             ) from None
         if own == authority:
-            raise RunError(f"{role}.pem begins with the authority's certificate, and must with the {role}'s; {MADE}")
+            raise RunError(
+                f"FP5054 {role}.pem begins with the authority's certificate, and must with the {role}'s; {MADE}"
+            )
         if key.public_key() != own.public_key():
-            raise RunError(f"{role}.key is not the key of {role}.pem: they are of two {role}s; {MADE}")
+            raise RunError(f"FP5055 {role}.key is not the key of {role}.pem: they are of two {role}s; {MADE}")
         check_authority(authority)
         check_time(own, role)
         if role == "client":
@@ -93,10 +95,12 @@ def check_time(own: x509.Certificate, role: str) -> None:
                 "whoever runs the server makes a new one with python -m fedpeft.certs --clients NAME --renew and hands "
                 "over its folder"
             )
-        raise RunError(f"the {role}'s certificate has expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; {renew}")
+        raise RunError(
+            f"FP5056 the {role}'s certificate has expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; {renew}"
+        )
     if now < own.not_valid_before_utc:
         raise RunError(
-            f"the {role}'s certificate is valid from {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on, and this "
+            f"FP5057 the {role}'s certificate is valid from {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on, and this "
             f"machine's clock says {now:%Y-%m-%d %H:%M}; set the clock"
         )
 
@@ -113,13 +117,13 @@ def _certificate(text: bytes, file: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(text)
     except ValueError:
-        raise RunError(f"{file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----); {MADE}") from None
+        raise RunError(f"FP5058 {file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----); {MADE}") from None
 
 
 def _key(text: bytes, file: str) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(text, None)
     except TypeError:
-        raise RunError(f"{file} is locked by a password, and nobody is asked for one; {MADE}") from None
+        raise RunError(f"FP5059 {file} is locked by a password, and nobody is asked for one; {MADE}") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise RunError(f"{file} holds no private key in PEM (-----BEGIN PRIVATE KEY-----); {MADE}") from None
+        raise RunError(f"FP5060 {file} holds no private key in PEM (-----BEGIN PRIVATE KEY-----); {MADE}") from None

@@ -53,35 +53,36 @@ def check_description(told: v2.Description) -> None:
     """
     if not 0 <= told.held_out <= MOST_HELD_OUT:
         raise RunError(
-            f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
+            f"FP5061 the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to "
+            f"{MOST_HELD_OUT}"
         )
     names = tuple(told.labels)
     kind = told.task.partition("(")[0]
     least, most = TOLD.get(kind, (1, 0))
     if not least <= len(names) <= most:
         raise RunError(
-            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification and "
-            "token_labels with at least two, multi_label with at least one, regression with one name, and causal_lm, "
-            "seq2seq, instruction and dpo with none"
+            f"FP5241 the server describes the task {told.task!r:.40} with {len(names)} classes; legal are "
+            "classification and token_labels with at least two, multi_label with at least one, regression with one "
+            "name, and causal_lm, seq2seq, instruction and dpo with none"
         )
     try:
         TASKS.build(told.task)
     except ConfigError as error:
-        raise RunError(f"the server describes a task that can't be read: {error}") from None
+        raise RunError(f"FP5063 the server describes a task that can't be read: {error}") from None
     if told.task != kind and not parse_spec(told.task).settings:  # one text for what has no settings
-        raise RunError(f"the server describes the task {told.task!r:.100}, which is written {kind}")
+        raise RunError(f"FP5064 the server describes the task {told.task!r:.100}, which is written {kind}")
     if len(set(names)) < len(names):
-        raise RunError("the server names a class twice")
+        raise RunError("FP5065 the server names a class twice")
     if told.side and not (SMALLEST <= told.side <= LARGEST and least > 0 and kind != "token_labels"):
         raise RunError(
-            f"the server describes pictures of {told.side} pixels per side for the task {kind}; legal are {SMALLEST} "
-            f"to {LARGEST}, of classes, labels or numbers"
+            f"FP5066 the server describes pictures of {told.side} pixels per side for the task {kind}; legal are "
+            f"{SMALLEST} to {LARGEST}, of classes, labels or numbers"
         )
     if bool(told.template) != (kind in CONVERSATIONS) or not (
         told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)
     ):
         raise RunError(
-            f"the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
+            f"FP5067 the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
             f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
         )
     check_parts(told.parts)
@@ -108,20 +109,20 @@ def _own_template(told: str, own: str) -> str | None:
     if not _FILE.fullmatch(told):
         if own:
             raise ConfigError(
-                f"--template {own} is a file, and the federation "
+                f"FP1115 --template {own} is a file, and the federation "
                 + (f"writes conversations by the template {told}" if told else "has no conversations to write")
                 + "; leave it out"
             )
         return told or None
     if not own:
         raise ConfigError(
-            f"the federation writes conversations by a template of its own (a file with the digest {told[:12]}); ask "
-            "whoever runs the server for it, and join with --template FILE.jinja"
+            "FP1116 the federation writes conversations by a template of its own (a file with the digest "
+            f"{told[:12]}); ask whoever runs the server for it, and join with --template FILE.jinja"
         )
     file = str(Path(own).expanduser().absolute())
     if (digest := fingerprint(file)) != told:
         raise ConfigError(
-            f"the template {own} (digest {digest[:12]}) is not the server's (digest {told[:12]}): conversations would "
-            "be written otherwise; ask whoever runs the server for its file"
+            f"FP1117 the template {own} (digest {digest[:12]}) is not the server's (digest {told[:12]}): conversations "
+            "would be written otherwise; ask whoever runs the server for its file"
         )
     return file

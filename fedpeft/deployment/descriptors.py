@@ -36,7 +36,7 @@ def connections(places: int) -> int:
     allowed = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
     if allowed < needed:
         raise RunError(
-            f"{places} clients may need {needed} open files, and this process may have {allowed}; raise the limit "
-            "(ulimit -n, or LimitNOFILE= of a systemd unit), or give fewer --clients"
+            f"FP5068 {places} clients may need {needed} open files, and this process may have {allowed}; raise the "
+            "limit (ulimit -n, or LimitNOFILE= of a systemd unit), or give fewer --clients"
         )
     return allowed - SPARE

@@ -72,7 +72,7 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     _, first = first_record(data, options.file_format)
     for column in (options.text_column, options.label_column):
         if column and column not in first and not all(name in first for name in column.split(AND)):
-            raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
+            raise DataError(f"FP3034 {data} has no column {column!r}; it has {', '.join(map(repr, first))}")
 
 
 class Alone(Partition):
@@ -97,8 +97,9 @@ def settings_of(description: v2.Description, options: EdgeOptions) -> RunConfig:
         chosen["model"] = options.model
     if options.batch_size and divides_alike(config):
         raise ConfigError(
-            f"--batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all clients "
-            f"divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave it out"
+            f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all "
+            f"clients divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave "
+            "it out"
         )
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
@@ -179,16 +180,18 @@ class Edge:
         told = self.description
         if cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
             raise ModelError(
-                f"the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into other "
-                "tokens; take the same model, with --model FOLDER"
+                f"FP4014 the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into "
+                "other tokens; take the same model, with --model FOLDER"
             )
         if work.model_key != told.weights_hash:
             raise ModelError(
-                f"the weights in {self.setup.model_directory} are not the server's: updates would not fit; "
+                f"FP4015 the weights in {self.setup.model_directory} are not the server's: updates would not fit; "
                 "take the same model, with --model FOLDER"
             )
         if self.setup.tokens != told.tokens:
-            raise ModelError(f"the server cuts texts to {told.tokens} tokens, the model here reads {self.setup.tokens}")
+            raise ModelError(
+                f"FP4016 the server cuts texts to {told.tokens} tokens, the model here reads {self.setup.tokens}"
+            )
 
     @property
     def _held_out(self) -> float:
@@ -229,8 +232,8 @@ class Edge:
         """
         if credentials is None:
             raise PrivacyError(
-                f"{self.config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
-                "client and take the masks off; leave --insecure out"
+                f"FP7014 {self.config.privacy} needs certificates: without TLS whoever passes a message on could pose "
+                "as any client and take the masks off; leave --insecure out"
             )
         own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
         limits = self.options.fewest, self.options.collude
@@ -322,7 +325,7 @@ def _roster_in(options: EdgeOptions) -> PinnedRoster | None:
     if options.roster:
         return PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
     if options.roster_hash:
-        raise ConfigError("--roster-hash is that of a roster; give its file too, with --roster")
+        raise ConfigError("FP1119 --roster-hash is that of a roster; give its file too, with --roster")
     return None
 
 
@@ -340,7 +343,7 @@ def _pinned(options: EdgeOptions, setup: Setup, credentials: Credentials | None)
         roster.check_own(credentials)
     if setup.secure_sum is None:
         raise PrivacyError(
-            "this federation adds up nothing under masks, so --roster can't keep anybody out; leave it out if you "
-            "trust the server with your updates, or ask for --privacy secure_sum or distributed_dp"
+            "FP7015 this federation adds up nothing under masks, so --roster can't keep anybody out; leave it out if "
+            "you trust the server with your updates, or ask for --privacy secure_sum or distributed_dp"
         )
     return roster

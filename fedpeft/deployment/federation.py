@@ -106,7 +106,7 @@ class Federation:
         groups = groups_of(config.ranks, config.clients, folder)
         clients = number_of(config.clients, groups)
         if clients < 1:
-            raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
+            raise ConfigError("FP1120 a server needs to know how many clients there may be: --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority)
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.of(config, options)
@@ -123,7 +123,9 @@ class Federation:
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
         if options.wait_for > setup.clients:
-            raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
+            raise ConfigError(
+                f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"
+            )
         self.sampler = drawn_from(setup)
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
@@ -209,22 +211,22 @@ class Federation:
     def _accept(self, registration: v2.Registration) -> Terms | None:
         """What a client declares of its privacy; one that can't take part is refused with a RunError."""
         if not registration.rows:
-            raise RunError("a client needs at least one row")
+            raise RunError("FP5069 a client needs at least one row")
         if registration.rows > self.options.most_rows:
             raise RunError(
-                f"this client has {registration.rows} rows, and the server takes at most {self.options.most_rows} of "
-                "one client; give it fewer rows, or the server a larger --most-rows"
+                f"FP5070 this client has {registration.rows} rows, and the server takes at most "
+                f"{self.options.most_rows} of one client; give it fewer rows, or the server a larger --most-rows"
             )
         if registration.rank and self.setup.secure_sum is not None:
-            raise RunError("vectors of one length are added up under masks; leave out --rank")
+            raise RunError("FP5071 vectors of one length are added up under masks; leave out --rank")
         if registration.rank and self.setup.layout.form is None:
-            raise RunError(f"{self.config.peft} has no ranks to choose; leave out --rank")
+            raise RunError(f"FP5072 {self.config.peft} has no ranks to choose; leave out --rank")
         forms = [p.form for p in self.own] + [self._form(Profile(self.setup.layout.form), registration.rank)]
         try:
             self.setup.strategy.check(self.setup.layout, forms)
             check_decay(self.setup.training.optimizer, self.setup.strategy, self.setup.layout, forms)
         except ConfigError as error:
-            raise RunError(f"rank {registration.rank} does not fit: {error}") from None
+            raise RunError(f"FP5073 rank {registration.rank} does not fit: {error}") from None
         book = self.protection
         if not isinstance(book, SecondBook | SummedBook):
             return None

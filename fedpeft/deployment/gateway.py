@@ -134,7 +134,9 @@ class Gateway:
             else:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise RunError(f"the server can't listen at {address} ({error}); is the port taken? see --listen") from None
+            raise RunError(
+                f"FP5074 the server can't listen at {address} ({error}); is the port taken? see --listen"
+            ) from None
         await self._server.start()
         self.roster.since = time.monotonic()
         self._watching = asyncio.create_task(self._watch())
@@ -312,7 +314,7 @@ class Gateway:
     async def _take(self, session: Session, messages: AsyncIterator[v2.Part]) -> v2.Receipt.Verdict:
         first = await anext(aiter(messages), None)
         if first is None or not first.HasField("header"):
-            raise PayloadError("a report begins with its header")
+            raise PayloadError("FP6086 a report begins with its header")
         session.received_bytes += wire_size(first)
         task = first.header.task
         if (verdict := self._verdict(session, task)) is not None:
@@ -321,11 +323,11 @@ class Gateway:
         assert asked is not None
         incoming = Incoming(Report, self.limit(asked.round, session.registration.rows), first.header)
         if incoming.fields["client"] != asked.client:
-            raise PayloadError("it answered for another client")
+            raise PayloadError("FP6087 it answered for another client")
         if incoming.fields["round"] != asked.round:
-            raise PayloadError(f"it answered a task of round {asked.round} for round {incoming.fields['round']}")
+            raise PayloadError(f"FP6088 it answered a task of round {asked.round} for round {incoming.fields['round']}")
         if (rows := incoming.fields.get("rows", 0)) > session.registration.rows:
-            raise PayloadError(f"it reports {rows} rows, and has joined with {session.registration.rows}")
+            raise PayloadError(f"FP6089 it reports {rows} rows, and has joined with {session.registration.rows}")
         async for part in messages:
             session.received_bytes += wire_size(part)
             incoming.add(part.chunk)
@@ -345,12 +347,12 @@ class Gateway:
             return None
         session.repeats += 1
         if session.repeats > REPEATS:
-            raise PayloadError("it keeps sending reports that nobody waits for")
+            raise PayloadError("FP6090 it keeps sending reports that nobody waits for")
         if task in session.finished:
             return v2.Receipt.KNOWN if session.finished[task] else v2.Receipt.LATE
         if task not in self._tasks:
             return v2.Receipt.LATE  # of this server before it was restarted
-        raise PayloadError("it reported on a task that it was never given")
+        raise PayloadError("FP6091 it reported on a task that it was never given")
 
     # ------------------------------------------------------------------------------------------------------- admission
 

@@ -73,27 +73,29 @@ class InstructionPolicy:
             RunError: it has a form that no client of these settings has, or no digest where clients compare one.
         """
         if record.asks is None:
-            raise RunError(f"the server's record of {record.called} is one of an earlier version")
+            raise RunError(f"FP5242 the server's record of {record.called} is one of an earlier version")
         if record.asks and record.kind != "evaluate":
-            raise RunError(f"the server's record of {record.called} has a question, which belongs to an evaluation")
+            raise RunError(
+                f"FP5243 the server's record of {record.called} has a question, which belongs to an evaluation"
+            )
         legal = {} if record.kind == "prepare" else self._legal_states()
         for name, digest in record.states.items():
             if name not in legal:
-                raise RunError(f"the server records a model of {name} in {record.called}; {self._forms()}")
+                raise RunError(f"FP5244 the server records a model of {name} in {record.called}; {self._forms()}")
             if (why := self._uncompared(legal[name])) and digest != why:
                 raise RunError(
-                    f"the server's record of {record.called} has {digest!r:.20} for the model of {name}, and by the "
-                    f"settings that is {why!r}: {UNCOMPARED[why]}"
+                    f"FP5245 the server's record of {record.called} has {digest!r:.20} for the model of {name}, and by "
+                    f"the settings that is {why!r}: {UNCOMPARED[why]}"
                 )
             if not why and not DIGEST.fullmatch(digest):
                 raise RunError(
-                    f"the server's record of {record.called} has no digest of the model of {name}, which all clients "
-                    "compare"
+                    f"FP5246 the server's record of {record.called} has no digest of the model of {name}, which all "
+                    "clients compare"
                 )
         if self.parts.secure_sum is not None and (record.base or any(map(self._uncompared, legal.values()))):
             raise RunError(
-                f"clients can't compare the model of {record.called}, so a server could give each of them another one; "
-                f"this client takes part in no {self.parts.secure_sum.name} of it"
+                f"FP5247 clients can't compare the model of {record.called}, so a server could give each of them "
+                f"another one; this client takes part in no {self.parts.secure_sum.name} of it"
             )
 
     def state_name(self, instruction: Instruction) -> str:
@@ -145,7 +147,7 @@ class InstructionPolicy:
         if not legal:
             joined = f"; this client has joined with rank {self.rank}" if self.rank else ""
             raise PayloadError(
-                f"the server asks for an adapter of rank {rank} and alpha {alpha:g}; {self._forms()}{joined}"
+                f"FP6176 the server asks for an adapter of rank {rank} and alpha {alpha:g}; {self._forms()}{joined}"
             )
 
     def _check_tensors(self, instruction: Instruction) -> None:
@@ -153,14 +155,14 @@ class InstructionPolicy:
         private = {names[i] for i in instruction.private}
         if private != strategy.private(self.layout):
             raise PayloadError(
-                f"the server says that {len(private)} tensors stay with clients, and the strategy keeps "
+                f"FP6177 the server says that {len(private)} tensors stay with clients, and the strategy keeps "
                 f"{len(strategy.private(self.layout))} others"
             )
         trained = {names[i] for i in instruction.trained} or set(names)
         if instruction.kind == "train" and trained != strategy.trained(self.layout, instruction.round):
             raise PayloadError(
-                f"the server asks to train {len(trained)} tensors in round {instruction.round}, and the strategy "
-                "trains others in it"
+                f"FP6178 the server asks to train {len(trained)} tensors in round {instruction.round}, and the "
+                "strategy trains others in it"
             )
 
     def _check_summed(self, instruction: Instruction) -> None:
@@ -168,7 +170,9 @@ class InstructionPolicy:
         secure = self.parts.secure_sum
         assert secure is not None
         if instruction.kind == "evaluate":
-            raise PayloadError("the server asks a client to evaluate without masks, which its settings don't say")
+            raise PayloadError(
+                "FP6179 the server asks a client to evaluate without masks, which its settings don't say"
+            )
         legal = SUMMED
         if instruction.kind != "train":
             legal = legal - {"learning_rate", "trained", "rank", "alpha", "told", "payload", "acknowledged"}
@@ -178,8 +182,8 @@ class InstructionPolicy:
             default = b"" if field.name == "payload" else field.default
             if field.name not in legal and getattr(instruction, field.name) != default:
                 raise PayloadError(
-                    f"the server gives this client {field.name}={getattr(instruction, field.name)!r:.40} in a sum "
-                    f"under masks; under {secure.name} all clients do the same, which leaves it at {default!r}"
+                    f"FP6180 the server gives this client {field.name}={getattr(instruction, field.name)!r:.40} in a "
+                    f"sum under masks; under {secure.name} all clients do the same, which leaves it at {default!r}"
                 )
         if instruction.kind == "train" and instruction.recorded and not instruction.released:
-            raise PayloadError(f"under {secure.name} a client trains on no model but the recorded one")
+            raise PayloadError(f"FP6181 under {secure.name} a client trains on no model but the recorded one")

@@ -89,7 +89,8 @@ class Roster:
                 raise TypeError("it names no run")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"the list of clients {file} can't be read ({error}); bring it back from a copy, or start a new run"
+                f"FP5075 the list of clients {file} can't be read ({error}); bring it back from a copy, or start a new "
+                "run"
             ) from None
         self._stored = True
 
@@ -143,7 +144,7 @@ class Roster:
         with self._lock:
             if unknown := [name for name in names if name not in self._members]:
                 dropped = ", ".join(sorted(m.name for m in self._members.values() if m.dropped)) or "none"
-                raise RunError(f"{unknown[0]!r} is no client of this federation; it has dropped: {dropped}")
+                raise RunError(f"FP5076 {unknown[0]!r} is no client of this federation; it has dropped: {dropped}")
             back = [name for name in names if self._members[name].dropped]
             for name in back:
                 self._members[name].dropped = ""
@@ -178,5 +179,5 @@ class Roster:
         try:
             files.replace(self._file, json.dumps(content, indent=1).encode(), private=True)
         except OSError as error:
-            raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None
+            raise RunError(f"FP5077 the list of clients {self._file} can't be written: {error.strerror}") from None
         self._stored = True

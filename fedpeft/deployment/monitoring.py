@@ -39,8 +39,8 @@ def host_and_port(text: str, option: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not (HOST.fullmatch(host) and port.isdecimal() and int(port) <= 65535):
         raise ConfigError(
-            f"{option}={text!r} is not of the form HOST:PORT: a host's name or address (no https:// before it), and a "
-            "port up to 65535, such as 127.0.0.1:8470"
+            f"FP1122 {option}={text!r} is not of the form HOST:PORT: a host's name or address (no https:// before it), "
+            "and a port up to 65535, such as 127.0.0.1:8470"
         )
     return host.strip("[]"), int(port)
 
@@ -136,7 +136,7 @@ class Operation:
             kind = MetricsServer6 if ":" in host else MetricsServer
             server = make_server(host, port, prometheus_client.make_wsgi_app(registry), kind, MetricsHandler)
         except OSError as error:
-            raise RunError(f"metrics can't be served at {host}:{port}: {error.strerror}") from None
+            raise RunError(f"FP5078 metrics can't be served at {host}:{port}: {error.strerror}") from None
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
         return server, thread
@@ -155,7 +155,7 @@ class Operation:
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
-            raise RunError(f"health checks can't be served at {address}: {error}") from None
+            raise RunError(f"FP5079 health checks can't be served at {address}: {error}") from None
         server.start()
         return server
 

@@ -40,28 +40,33 @@ def own_ledger(
     """
     given = setup.mechanism
     if options.collude and setup.secure_sum is None:
-        raise PrivacyError("--collude is about clients of secure sums, and this federation has none; leave it out")
+        raise PrivacyError(
+            "FP7120 --collude is about clients of secure sums, and this federation has none; leave it out"
+        )
     if given is None or not given.protects or not (given.noises_updates or given.summed):
         if options.max_epsilon is not None:
             how = f"{told.privacy} is applied by the server" if given is not None else "it has no --privacy"
             raise PrivacyError(
-                f"this federation does not protect your updates on this machine ({how}), so --max-epsilon can't be "
-                "kept; leave it out if you trust the server, or ask for dp_sgd, local_dp or distributed_dp"
+                f"FP7017 this federation does not protect your updates on this machine ({how}), so --max-epsilon can't "
+                "be kept; leave it out if you trust the server, or ask for dp_sgd, local_dp or distributed_dp"
             )
         return None
     if given.test_noise and options.max_epsilon is not None:
-        raise PrivacyError("this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept")
+        raise PrivacyError(
+            "FP7018 this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
+        )
     if given.raw_metrics and options.max_epsilon is not None:
         raise PrivacyError(
-            "this federation asks for raw_metrics, losses on your rows that no epsilon counts: --max-epsilon can't be "
-            "kept; leave it out if you trust the server with them"
+            "FP7019 this federation asks for raw_metrics, losses on your rows that no epsilon counts: --max-epsilon "
+            "can't be kept; leave it out if you trust the server with them"
         )
     exposure = _exposure(setup, told, rows)
     units = given.units(exposure)
     if given.hides == "training row" and units < rows:
         raise PrivacyError(
-            f"the server says that all clients have {units} rows together (rows={units}), and this one alone has "
-            f"{rows}: its rows would be protected at a delta for fewer; ask whoever runs the server for another number"
+            f"FP7020 the server says that all clients have {units} rows together (rows={units}), and this one alone "
+            f"has {rows}: its rows would be protected at a delta for fewer; ask whoever runs the server for another "
+            "number"
         )
     own = own_mechanism(given, units, options.max_epsilon, options.max_delta)
     folder, ledgers, file = places

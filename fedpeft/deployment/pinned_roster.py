@@ -60,9 +60,11 @@ class PinnedRoster:
                 if certificate.serial_number not in revoked:
                     members[name_in(certificate)] = fingerprint(certificate.public_bytes(Encoding.DER))
         except (OSError, ValueError) as error:
-            raise RunError(f"the certificates in {folder} can't be read: {error}") from None
+            raise RunError(f"FP5080 the certificates in {folder} can't be read: {error}") from None
         if not members:
-            raise ConfigError(f"there is no client's certificate in {folder}/clients; make some with --clients a,b")
+            raise ConfigError(
+                f"FP1123 there is no client's certificate in {folder}/clients; make some with --clients a,b"
+            )
         return cls(members)
 
     def check_own(self, own: Credentials) -> None:
@@ -74,8 +76,8 @@ class PinnedRoster:
         certificate = x509.load_pem_x509_certificate(own.certificate)
         if fingerprint(certificate.public_bytes(Encoding.DER)) not in self.members.values():
             raise ConfigError(
-                f"the roster does not hold your own certificate ({name_in(certificate)}): it was written before that "
-                "was made, or for others; ask for a new one"
+                f"FP1124 the roster does not hold your own certificate ({name_in(certificate)}): it was written before "
+                "that was made, or for others; ask for a new one"
             )
 
     @classmethod
@@ -92,19 +94,19 @@ class PinnedRoster:
         try:
             lines = read(file).decode().splitlines()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"the roster {file} can't be read: {error}") from None
+            raise ConfigError(f"FP1125 the roster {file} can't be read: {error}") from None
         found = [LINE.fullmatch(line) for line in lines]
         members = {match[2]: match[1] for match in found if match}
         if len(members) < len(lines) or len(set(members.values())) < len(members) or not members:
             raise ConfigError(
-                f"{file} is no roster: it has a line FINGERPRINT NAME for each client, each once, as "
+                f"FP1126 {file} is no roster: it has a line FINGERPRINT NAME for each client, each once, as "
                 "python -m fedpeft.certs --roster writes them"
             )
         made = cls(members)
         digits = expected.lower().replace(" ", "").replace(":", "")
         if expected and (len(digits) < SHORTEST_HASH or not made.hash.startswith(digits)):
             raise ConfigError(
-                f"the roster {file} has the hash {made.hash}, not {expected} (of which {SHORTEST_HASH} digits or more "
-                "are compared): it is not the one that you were told of; ask who has told you"
+                f"FP1127 the roster {file} has the hash {made.hash}, not {expected} (of which {SHORTEST_HASH} digits "
+                "or more are compared): it is not the one that you were told of; ask who has told you"
             )
         return made

@@ -26,7 +26,9 @@ def declared(registration: v2.Registration) -> Terms:
         RunError: it says nothing, or nothing that makes sense.
     """
     if not registration.HasField("terms"):
-        raise RunError("this federation's clients protect their updates themselves, and this one does not say how")
+        raise RunError(
+            "FP5081 this federation's clients protect their updates themselves, and this one does not say how"
+        )
     told = registration.terms
     start = told.start if told.HasField("start") else None
     return Terms(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None, start)

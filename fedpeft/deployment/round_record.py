@@ -142,7 +142,7 @@ def parsed(cls: type[T], content: bytes) -> T:
         RunError: it is none.
     """
     if len(content) > RECORD_LIMIT:
-        raise RunError(f"a record of the server has {len(content)} bytes; legal are {RECORD_LIMIT}")
+        raise RunError(f"FP5082 a record of the server has {len(content)} bytes; legal are {RECORD_LIMIT}")
     try:
         fields = json.loads(content)
         names = {f.name for f in dataclasses.fields(cls)}
@@ -153,9 +153,9 @@ def parsed(cls: type[T], content: bytes) -> T:
                 raise ValueError(f"{name}={fields[name]!r:.80}")
         made = cls(**{**dict.fromkeys(names & LATER), **fields})
     except (ValueError, RecursionError) as error:
-        raise RunError(f"the server sent a record that can't be read: {error}") from None
+        raise RunError(f"FP5083 the server sent a record that can't be read: {error}") from None
     if made.to_bytes() != content:
-        raise RunError("the server sent a record that is not written as this version writes it")
+        raise RunError("FP5084 the server sent a record that is not written as this version writes it")
     return made
 
 
@@ -264,28 +264,28 @@ class Chain:
     def _check_link(self, record: RoundRecord) -> None:
         said = f"the server's record {record.sequence} ({record.called})"
         if record.run != self.run:
-            raise RunError(f"{said} is of another federation, {record.run}")
+            raise RunError(f"FP5085 {said} is of another federation, {record.run}")
         if record.sequence > len(self.records):
-            raise RunError(f"{said} leaves a gap: the last one known here is {len(self.records) - 1}")
+            raise RunError(f"FP5086 {said} leaves a gap: the last one known here is {len(self.records) - 1}")
         if record.sequence < len(self.records):
-            raise RunError(f"{said} is a rollback: {len(self.records)} are known here already")
+            raise RunError(f"FP5087 {said} is a rollback: {len(self.records)} are known here already")
         if record.previous != self.head:
             raise RunError(
-                f"{said} is a fork: it does not follow the one that was sent here before it, so others have been told "
-                "another history, or the server was set back to an older copy of its folder"
+                f"FP5088 {said} is a fork: it does not follow the one that was sent here before it, so others have "
+                "been told another history, or the server was set back to an older copy of its folder"
             )
         if record.settings != self.settings:
-            raise RunError(f"{said} is about other settings than those that the server has told")
+            raise RunError(f"FP5089 {said} is about other settings than those that the server has told")
 
     def _check_order(self, record: RoundRecord) -> None:
         said = f"the server's record {record.sequence} ({record.called})"
         wanted = {"train": (self.round, self.round + 1), "evaluate": (self.round,), "prepare": (0,)}[record.kind]
         if record.round > max(wanted):
-            raise RunError(f"{said} leaves a gap: the last round that was trained is {self.round}")
+            raise RunError(f"FP5090 {said} leaves a gap: the last round that was trained is {self.round}")
         if record.round not in wanted or (record.kind == "train" and not record.round):
-            raise RunError(f"{said} is a rollback: round {self.round} has been trained in")
+            raise RunError(f"FP5091 {said} is a rollback: round {self.round} has been trained in")
         if record.kind == "prepare" and self.round:
-            raise RunError(f"{said} is a rollback: round {self.round} has been trained in")
+            raise RunError(f"FP5091 {said} is a rollback: round {self.round} has been trained in")
         before = self._phases.get(record.phase)
         if before is not None and before.round == record.round and not before.agrees(record):
-            raise RunError(f"{said} has another content than record {before.sequence}, of the same round")
+            raise RunError(f"FP5092 {said} has another content than record {before.sequence}, of the same round")

@@ -35,23 +35,25 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         ConfigError, PrivacyError: says what, and what to do.
     """
     if config.attack:
-        raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
+        raise ConfigError("FP1128 attack belongs to simulations: real clients keep their rows; leave it out")
     for name in parse_measure(config.measure).simulated:
-        raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
+        raise ConfigError(
+            f"FP1129 {name} belongs to simulations: real clients keep their rows; leave it out of --measure"
+        )
     if aware(config.cohort) is not None:
         raise ConfigError(
-            f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
-            "tell; give a number or a fraction"
+            f"FP1130 --cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients "
+            "don't tell; give a number or a fraction"
         )
     if strategies.build(config.strategy).asks_clients:
         raise ConfigError(
-            f"{config.strategy} asks clients for sums over the rows that they train on, which real clients don't "
-            "answer; take fedit or rolora"
+            f"FP1131 {config.strategy} asks clients for sums over the rows that they train on, which real clients "
+            "don't answer; take fedit or rolora"
         )
     if config.grid != "cohort":
-        raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
+        raise ConfigError("FP1132 grid says where simulated clients run, and these are real; leave it out")
     if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
-        raise ConfigError(f"--peft {config.peft} {needs}, and real clients are on others; take bottleneck")
+        raise ConfigError(f"FP1133 --peft {config.peft} {needs}, and real clients are on others; take bottleneck")
     if not config.privacy:
         return
     mechanism, secure = parse_privacy(config.privacy), sums_in(config.privacy)
@@ -59,8 +61,8 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         secure.check_lies()
         if options.held_out:
             raise PrivacyError(
-                "--held-out has each client report losses on its own rows, one by one, which no sum hides; leave it "
-                "out, or evaluate on rows of the server's, with --eval-data"
+                "FP7021 --held-out has each client report losses on its own rows, one by one, which no sum hides; "
+                "leave it out, or evaluate on rows of the server's, with --eval-data"
             )
     if isinstance(mechanism, SecureSum):
         return
@@ -68,15 +70,17 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         mechanism.check_remote()
     if not mechanism.protects:
         raise ConfigError(
-            f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "
-            "out, or take dp_sgd, local_dp or user_dp"
+            f"FP1134 --privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave "
+            "it out, or take dp_sgd, local_dp or user_dp"
         )
     if mechanism.audit:
-        raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
+        raise ConfigError(
+            "FP1135 audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out"
+        )
     if options.held_out and mechanism.silent:
         raise PrivacyError(
-            "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
-            f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+            "FP7022 --held-out lets clients report losses on their own rows, which epsilon does not cover; leave it "
+            f"out, or allow it with {mechanism.name}(raw_metrics=True, ...)"
         )
 
 
@@ -97,19 +101,19 @@ def told_task(options: ServeOptions) -> str:
     kind = options.task.partition("(")[0].strip()
     if kind not in NAMED:
         raise ConfigError(
-            f"--task {options.task!r} is none that has to be named; legal are 'regression(mean=50, deviation=10)', "
-            "multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; one class a row goes by --labels or "
-            "--dataset"
+            f"FP1499 --task {options.task!r} is none that has to be named; legal are 'regression(mean=50, "
+            "deviation=10)', multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; one class a row goes "
+            "by --labels or --dataset"
         )
     task = TASKS.build(options.task)
     if not task.targets and options.labels and kind != TOKEN_LABELS:
-        raise ConfigError(f"--labels names classes, and {kind} has none; leave it out")
+        raise ConfigError(f"FP1137 --labels names classes, and {kind} has none; leave it out")
     if isinstance(task, Regression):
         if options.labels:
-            raise ConfigError("--labels names classes, and regression has none; leave it out")
+            raise ConfigError("FP1138 --labels names classes, and regression has none; leave it out")
         if not parse_spec(options.task).settings.keys() >= {"mean", "deviation"}:
             raise ConfigError(
-                "nobody sees the clients' numbers, so say what is known of them, roughly: --task "
+                "FP1139 nobody sees the clients' numbers, so say what is known of them, roughly: --task "
                 "'regression(mean=50, deviation=10)'; the start of the head corrects the mean"
             )
         task = dataclasses.replace(task, known=True)
@@ -124,9 +128,9 @@ def check_asked(setup: Setup) -> None:
     """
     if setup.secure_sum is not None and asks_clients(setup):
         raise PrivacyError(
-            "calibration of clients' rows takes several sums of one model, and a real client takes part in one a round "
-            f"under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out of "
-            "--measure"
+            "FP7023 calibration of clients' rows takes several sums of one model, and a real client takes part in one "
+            f"a round under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out "
+            "of --measure"
         )
 
 
@@ -144,26 +148,26 @@ def profiles_for_clients(setup: Setup) -> Profiles:
             own = setup.layout.form_of(form.rank)
             if not math.isclose(own.alpha, form.alpha, rel_tol=1e-9):
                 raise ConfigError(
-                    f"a profile has rank {form.rank} and alpha {form.alpha:g}; a real client takes no other alpha than "
-                    f"its settings give for that rank, {own.alpha:g}: leave alpha out of the profile"
+                    f"FP1500 a profile has rank {form.rank} and alpha {form.alpha:g}; a real client takes no other "
+                    f"alpha than its settings give for that rank, {own.alpha:g}: leave alpha out of the profile"
                 )
             profile = dataclasses.replace(profile, form=own)
         if setup.secure_sum is not None and (profile.steps, profile.base, profile.adapter) != (0, "", "fp32"):
             raise PrivacyError(
-                f"under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; leave "
-                "local_steps, base and adapter out of the profiles (clients may join with --precision)"
+                f"FP7121 under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; "
+                "leave local_steps, base and adapter out of the profiles (clients may join with --precision)"
             )
         made.append((profile, count))
     if setup.secure_sum is not None:
         why = uncompared(setup.strategy, setup.layout, setup.downlink, setup.layout.form, setup.config.seed, 1)
         if setup.measured.energy is not None and setup.measured.energy.lean:
             raise PrivacyError(
-                f"energy(lean=True) gives clients different numbers of local steps, and under {setup.secure_sum.name} "
-                "all clients do the same; leave lean out"
+                "FP7122 energy(lean=True) gives clients different numbers of local steps, and under "
+                f"{setup.secure_sum.name} all clients do the same; leave lean out"
             )
         if why:
             raise PrivacyError(
-                f"under {setup.secure_sum.name} clients compare the model that they are sent, and here "
+                f"FP7123 under {setup.secure_sum.name} clients compare the model that they are sent, and here "
                 f"{UNCOMPARED[why]}; take --downlink fp32, small, medium or tiny"
             )
     return Profiles(made)
@@ -177,6 +181,6 @@ def check_tasks(tasks: TaskSequence | None) -> None:
     """
     if tasks is not None:
         raise ConfigError(
-            "tasks that come one after the other belong to simulations: a real client's rows don't say which task they "
-            "are of; give --dataset one data set"
+            "FP1140 tasks that come one after the other belong to simulations: a real client's rows don't say which "
+            "task they are of; give --dataset one data set"
         )

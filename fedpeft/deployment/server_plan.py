@@ -53,21 +53,21 @@ def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
     mechanism = setup.mechanism
     if client_rows and mechanism is None:
         raise ConfigError(
-            f"--client-rows {client_rows} is what training under a privacy budget is planned by, and there is none; "
-            "leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
+            f"FP1141 --client-rows {client_rows} is what training under a privacy budget is planned by, and there is "
+            "none; leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
         )
     if not isinstance(mechanism, DistributedDP) or mechanism.unit != "rows" or mechanism.rows is None:
         return client_rows and max(1, round(client_rows * (1 - held_out)))
     if client_rows:
         raise ConfigError(
-            f"--client-rows {client_rows} and {mechanism.name}(rows={mechanism.rows}) both say how many rows there "
-            "are; leave --client-rows out"
+            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={mechanism.rows}) both say how many rows "
+            "there are; leave --client-rows out"
         )
     of_one = max(1, round(mechanism.rows / setup.clients))
     if of_one > MOST_CLIENT_ROWS:
         raise ConfigError(
-            f"{mechanism.name}(rows={mechanism.rows}) are {of_one:,} rows for each of {setup.clients} clients, and a "
-            f"client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
+            f"FP1143 {mechanism.name}(rows={mechanism.rows}) are {of_one:,} rows for each of {setup.clients} clients, "
+            f"and a client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
         )
     return of_one
 

@@ -59,7 +59,7 @@ def _check_neighbours(mechanism: DistributedDP, exposure: Exposure) -> None:
         of_cohort = "name a smaller --cohort (a plan asks all clients if none is named)"
         fewer = "fewer --clients: all are asked for their start" if exposure.start else of_cohort
         raise PrivacyError(
-            f"of {most} clients that a sum can have each would see {mechanism.mask_neighbours}, and real clients count "
-            f"on the noise of those alone whom they see; give {mechanism.name} mask_neighbours={most - 1}, or "
-            f"{fewer}"
+            f"FP7024 of {most} clients that a sum can have each would see {mechanism.mask_neighbours}, and real "
+            f"clients count on the noise of those alone whom they see; give {mechanism.name} "
+            f"mask_neighbours={most - 1}, or {fewer}"
         )

@@ -58,14 +58,14 @@ class ServersRows:
         kind, asked = parse_spec(source.task).name, told_task(options)
         if asked and kind != parse_spec(asked).name:
             raise ConfigError(
-                f"--task {options.task!r} is not what {source.name} holds, which is {kind}; name the labels of the "
-                "clients' own rows, with --labels a,b,c or --label-column 'a + b', or leave --task out"
+                f"FP1144 --task {options.task!r} is not what {source.name} holds, which is {kind}; name the labels of "
+                "the clients' own rows, with --labels a,b,c or --label-column 'a + b', or leave --task out"
             )
         if kind not in TOLD:
             what = "pairs that are compared" if TASKS.build(source.task).compares else f"rows of {kind}"
             raise ConfigError(
-                f"{source.name} holds {what}; clients of a server join with texts, pairs of texts, conversations or "
-                "pictures of classes, or with tagged words"
+                f"FP1501 {source.name} holds {what}; clients of a server join with texts, pairs of texts, "
+                "conversations or pictures of classes, or with tagged words"
             )
         form = Clients(
             task=asked or source.task,
@@ -126,15 +126,21 @@ def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
     if told is None and (options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _by_itself(task))):
         return None
     if told is not None and options.eval_data == OWN_TEST:
-        raise ConfigError("clients(...) has no rows of the server's own; give --eval-data a file, or leave it out")
+        raise ConfigError(
+            "FP1146 clients(...) has no rows of the server's own; give --eval-data a file, or leave it out"
+        )
     settings = {**(vars(told) if told else {}), **given}
     form = Clients(**check_settings("the form of the clients' rows", Clients, settings))
     if form.learns not in TOLD:
-        raise ConfigError(f"clients of a server can't join with rows of {form.learns!r}; legal are {', '.join(TOLD)}")
+        raise ConfigError(
+            f"FP1147 clients of a server can't join with rows of {form.learns!r}; legal are {', '.join(TOLD)}"
+        )
     if form.template is not None and form.template.endswith(SUFFIX):
         template_file(form.template)  # before a model is loaded
     if not (form.names or options.eval_data or _by_itself(form.learns)):
-        raise ConfigError("nobody names the classes of the clients' rows; give --labels a,b,c, or --eval-data FILE")
+        raise ConfigError(
+            "FP1148 nobody names the classes of the clients' rows; give --labels a,b,c, or --eval-data FILE"
+        )
     return form
 
 
@@ -166,14 +172,14 @@ def _side(source: Dataset, options: ServeOptions) -> int:
         own = min(np.asarray(source.train.inputs).shape[1:3])
         if options.side not in (0, own):
             raise ConfigError(
-                f"--side {options.side} is not that of the pictures of {source.name}, which is {own}; leave it out, or "
-                "name the classes alone, with --labels a,b,c"
+                f"FP1149 --side {options.side} is not that of the pictures of {source.name}, which is {own}; leave it "
+                "out, or name the classes alone, with --labels a,b,c"
             )
         return int(own)
     if options.side:
         raise ConfigError(
-            f"--side {options.side} is of pictures, and {source.name} holds texts; name the classes of the clients' "
-            "pictures, with --labels a,b,c"
+            f"FP1150 --side {options.side} is of pictures, and {source.name} holds texts; name the classes of the "
+            "clients' pictures, with --labels a,b,c"
         )
     return 0
 
@@ -191,12 +197,12 @@ def _template(source: Dataset, dataset: str, options: ServeOptions) -> str | Non
     own = getattr(DATASETS.build(dataset), "template", None) or source.template or (CHAT if messages else "")
     if own and options.template not in ("", own):
         raise ConfigError(
-            f"--template {options.template} is not that of {source.name}, which is {own}: clients would write their "
-            "rows otherwise than the server; leave it out"
+            f"FP1151 --template {options.template} is not that of {source.name}, which is {own}: clients would write "
+            "their rows otherwise than the server; leave it out"
         )
     if own or options.template:
         return str(own or options.template)
     raise ConfigError(
-        f"{source.name} holds prompts that were written by no template that it names, and clients must write theirs "
-        "alike; give --template, such as --template alpaca"
+        f"FP1152 {source.name} holds prompts that were written by no template that it names, and clients must write "
+        "theirs alike; give --template, such as --template alpaca"
     )

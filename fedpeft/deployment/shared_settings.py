@@ -92,31 +92,31 @@ def shared_settings(text: str) -> RunConfig:
                 family.loaded(parse_spec(part).name)
                 family.build(part)
         if told.peft != "auto" and (needs := PEFT_METHODS.build(told.peft).own_machine):
-            raise RunError(f"peft={told.peft!r:.80} {needs}")
+            raise RunError(f"FP5093 peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
-        raise RunError(f"the server's settings can't be used: {error}") from None
+        raise RunError(f"FP5094 the server's settings can't be used: {error}") from None
     if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
-        raise RunError("the server's settings name a sampler as its cohort, which belongs to simulations")
+        raise RunError("FP5095 the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
-        raise RunError("the server's settings name a file of clients, and a client is told their number")
+        raise RunError("FP5096 the server's settings name a file of clients, and a client is told their number")
     for field in dataclasses.fields(RunConfig):
         value = getattr(told, field.name)
         said = f"the server's settings say {field.name}={value!r:.80}"
         simulated = field.name == "measure" and measured.simulated
         if simulated or (field.name in REFUSED and value != field.default):
             raise RunError(
-                f"{said}, which belongs to simulations: a client with rows of its own does not do it; ask whoever runs "
-                "the server to leave it out"
+                f"FP5097 {said}, which belongs to simulations: a client with rows of its own does not do it; ask "
+                "whoever runs the server to leave it out"
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
-            raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
+            raise RunError(f"FP5098 {said}, and a client takes {AT_MOST[field.name]} at most")
     if secure is not None:
         secure.check_lies()
     if isinstance(mechanism, Mechanism):
         if mechanism.audit or not mechanism.protects:
             raise RunError(
-                f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever "
-                "runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
+                f"FP5099 the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask "
+                "whoever runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
             )
         if isinstance(mechanism, DistributedDP):
             mechanism.check_remote()

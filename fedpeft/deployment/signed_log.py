@@ -49,9 +49,9 @@ class SignedLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise RunError(f"{self.path} can't be read: {error.strerror}") from None
+            raise RunError(f"FP5100 {self.path} can't be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise RunError(f"{self.path} holds no statement of a server in line {number}") from None
+            raise RunError(f"FP5101 {self.path} holds no statement of a server in line {number}") from None
 
     def mend(self) -> None:
         """Cut off a last line that is not whole: it was being written, and nobody has acted on it.
@@ -69,7 +69,7 @@ class SignedLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise RunError(f"{self.path} can't be written: {error.strerror}") from None
+            raise RunError(f"FP5102 {self.path} can't be written: {error.strerror}") from None
 
     @property
     def size(self) -> int:
@@ -88,7 +88,7 @@ class SignedLog:
             content = b"".join(written(kind, statement) for kind, statement in lines)
             files.append(self.path, content, private=True)
         except OSError as error:
-            raise UnwrittenError(f"{self.path} can't be written: {error.strerror}") from None
+            raise UnwrittenError(f"FP5102 {self.path} can't be written: {error.strerror}") from None
 
 
 def written(kind: str, statement: Signed) -> bytes:

@@ -49,11 +49,11 @@ class Signer:
             key = serialization.load_pem_private_key(own.key, None)
             certificate, authority = map(x509.load_pem_x509_certificate, (own.certificate, own.authority))
         except (ValueError, TypeError) as error:
-            raise RunError(f"the server's key or certificate can't be read: {error}") from None
+            raise RunError(f"FP5103 the server's key or certificate can't be read: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise RunError(
-                "the server's key is none of an elliptic curve, and rounds are signed with one; make certificates with "
-                "python -m fedpeft.certs"
+                "FP5104 the server's key is none of an elliptic curve, and rounds are signed with one; make "
+                "certificates with python -m fedpeft.certs"
             )
         self._key = key
         self._authority = authority
@@ -75,7 +75,7 @@ class Signer:
             RunError: the certificate is outside its time, so that no client would believe the statement, ever.
         """
         if why := self.objection():
-            raise RunError(f"{why}, and go on with python -m fedpeft.serve --resume RUN")
+            raise RunError(f"FP5105 {why}, and go on with python -m fedpeft.serve --resume RUN")
         return Signed(content, self._key.sign(_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate)
 
 
@@ -90,7 +90,7 @@ class Verifier:
         try:
             self._trusted = x509.load_pem_x509_certificate(trusted)
         except ValueError as error:
-            raise RunError(f"the certificate to check signatures with can't be read: {error}") from None
+            raise RunError(f"FP5106 the certificate to check signatures with can't be read: {error}") from None
         self._keys: dict[bytes, tuple[ec.EllipticCurvePublicKey, datetime, datetime]] = {}
 
     def check(self, kind: str, statement: Signed, time: int) -> None:
@@ -105,18 +105,20 @@ class Verifier:
             RunError: there is no signature, or one that does not count.
         """
         if not statement.signature:
-            raise RunError("the server sent a round without its signature; with TLS every round has one")
+            raise RunError("FP5107 the server sent a round without its signature; with TLS every round has one")
         if statement.certificate not in self._keys:
             self._keys[statement.certificate] = self._key_of(statement.certificate)
         key, begin, end = self._keys[statement.certificate]
         try:
             key.verify(statement.signature, _message(kind, statement.content), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
-            raise RunError("the signature of a round is not the server's: it was forged, or changed later") from None
+            raise RunError(
+                "FP5108 the signature of a round is not the server's: it was forged, or changed later"
+            ) from None
         if not begin.timestamp() <= time <= end.timestamp():
             raise RunError(
-                f"a round was signed at {datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC, when the server's "
-                f"certificate was not valid (from {begin:%Y-%m-%d} to {end:%Y-%m-%d}); are the clocks right?"
+                f"FP5109 a round was signed at {datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC, when the "
+                f"server's certificate was not valid (from {begin:%Y-%m-%d} to {end:%Y-%m-%d}); are the clocks right?"
             )
 
     def _key_of(self, der: bytes) -> tuple[ec.EllipticCurvePublicKey, datetime, datetime]:
@@ -128,8 +130,8 @@ class Verifier:
             key = certificate.public_key()
         except Exception as error:
             raise RunError(
-                f"a round is signed with a certificate that the authority has not made ({type(error).__name__})"
+                f"FP5110 a round is signed with a certificate that the authority has not made ({type(error).__name__})"
             ) from None
         if ExtendedKeyUsageOID.SERVER_AUTH not in usage or not isinstance(key, ec.EllipticCurvePublicKey):
-            raise RunError("a round is signed with a certificate of the authority that is no server's")
+            raise RunError("FP5111 a round is signed with a certificate of the authority that is no server's")
         return key, certificate.not_valid_before_utc, certificate.not_valid_after_utc

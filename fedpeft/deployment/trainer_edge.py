@@ -76,8 +76,8 @@ class TrainerEdge:
         _check_adapter(self.layout, model, self.config.peft)
         if self.parts.strategy.steers(self.layout):
             raise RunError(
-                f"with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's steps are "
-                "its own; ask for another strategy, such as fedit"
+                f"FP5112 with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's "
+                "steps are its own; ask for another strategy, such as fedit"
             )
         self.policy = InstructionPolicy(self.layout, self.parts, self.config.seed, self.parts.strategy.mixed_ranks)
         self._check_weights(trainer.model)
@@ -96,7 +96,7 @@ class TrainerEdge:
             start = method.start(reference, self.config.seed)
             if any(tensor.isnan().any() for tensor in start.values()):
                 raise RunError(
-                    f"the server encodes the model against its seeded start, which a trainer can't make of "
+                    f"FP5113 the server encodes the model against its seeded start, which a trainer can't make of "
                     f"{self.config.peft}; ask for --downlink fp32"
                 )
             start = parts.strategy.start(start, self.layout, self.config.seed)
@@ -122,7 +122,8 @@ class TrainerEdge:
             self.observer.say("[bold]base[/]    was loaded from no folder: that it is the server's is not checked")
         elif cache.file_hash(folder, ("*.safetensors", "config.json")) != self.description.weights_hash:
             raise ModelError(
-                f"the weights in {folder} are not the server's: updates would not fit; let the script load the same"
+                f"FP4017 the weights in {folder} are not the server's: updates would not fit; let the script load the "
+                "same"
             )
 
     @property
@@ -169,24 +170,24 @@ def _check_parts(description: v2.Description, parts: ChosenParts, config: RunCon
     """Refuse what needs more of a client than to train between receiving and sending."""
     if description.task != "causal_lm":
         raise RunError(
-            f"the federation is one of {description.task.partition('(')[0]}; a Trainer can join those of causal "
+            f"FP5114 the federation is one of {description.task.partition('(')[0]}; a Trainer can join those of causal "
             "language models"
         )
     if config.drift:
         raise RunError(
-            f"the federation corrects clients' gradients (--drift {config.drift}), and a Trainer's steps are its own; "
-            "ask for a run without --drift"
+            f"FP5115 the federation corrects clients' gradients (--drift {config.drift}), and a Trainer's steps are "
+            "its own; ask for a run without --drift"
         )
     mechanism, secure = parts.mechanism, parts.secure_sum
     if secure is not None:
         raise PrivacyError(
-            f"the federation's {secure.name} adds up updates under masks, which a Trainer does not do; join with "
-            "python -m fedpeft.join, or ask for user_dp"
+            f"FP7025 the federation's {secure.name} adds up updates under masks, which a Trainer does not do; join "
+            "with python -m fedpeft.join, or ask for user_dp"
         )
     if mechanism is not None and mechanism.protects and mechanism.noises_updates:
         raise PrivacyError(
-            f"the federation's {mechanism.name} protects rows on the client, which a Trainer does not do; join with "
-            "python -m fedpeft.join, or ask for user_dp"
+            f"FP7026 the federation's {mechanism.name} protects rows on the client, which a Trainer does not do; join "
+            "with python -m fedpeft.join, or ask for user_dp"
         )
 
 
@@ -219,6 +220,6 @@ def _check_adapter(layout: Layout, model: FederatedModel, peft: str) -> None:
     for names, what in ((missing, "lacks"), (more, "also trains"), (other, "has in another shape")):
         if names:
             raise ModelError(
-                f"the trainer's adapter is not the federation's {peft}: it {what} {names[0]} and {len(names) - 1} "
-                "others; make it with the same rank, targets and layers"
+                f"FP4018 the trainer's adapter is not the federation's {peft}: it {what} {names[0]} and "
+                f"{len(names) - 1} others; make it with the same rank, targets and layers"
             )

@@ -70,7 +70,9 @@ class Transcript:
                 else:
                     self._note(parsed(TaskRecord, statement.content))
             except RunError as error:
-                raise RunError(f"what the server told this client before, in {file}, does not fit: {error}") from None
+                raise RunError(
+                    f"FP5116 what the server told this client before, in {file}, does not fit: {error}"
+                ) from None
 
     def __len__(self) -> int:
         """How many records are known."""
@@ -85,7 +87,9 @@ class Transcript:
         record = parsed(RoundRecord, statement.content)
         self._check_signature(RECORD, statement, record.time)
         if len(self) >= self._most:
-            raise RunError(f"the server sends more records than its rounds can have; at most {self._most} are taken")
+            raise RunError(
+                f"FP5117 the server sends more records than its rounds can have; at most {self._most} are taken"
+            )
         self._policy.check_record(record)
         self._has_room(RECORD, statement)
         self._chain.append(statement.content)
@@ -100,26 +104,30 @@ class Transcript:
             RunError: it does not fit.
         """
         if not statement.content:
-            raise RunError("the server sent a task without a statement about it; a server of this version makes one")
+            raise RunError(
+                "FP5118 the server sent a task without a statement about it; a server of this version makes one"
+            )
         told = parsed(TaskRecord, statement.content)
         self._check_signature(TASK, statement, told.time)
         if (told.run, told.client) != (self._chain.run, self._client):
             raise RunError(
-                f"the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
+                f"FP5119 the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
             )
         if told.digest != instruction_digest(instruction):
-            raise RunError("the server sent another task than the one that it has made a statement about")
+            raise RunError("FP5120 the server sent another task than the one that it has made a statement about")
         self._check_own(told, instruction)
         repeated = not instruction.step and self._is_last_training(told)
         record = self._record_of(told, SUM_STEPS if instruction.step else 1, repeated)
         summed = instruction.kind == "sum" and record.kind in ("prepare", "train")
         if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
             raise RunError(
-                f"the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
+                f"FP5121 the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
                 f"{record.called}"
             )
         if not summed and (record.common, record.asks) != (common_digest(instruction), instruction.asks):
-            raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
+            raise RunError(
+                f"FP5122 the server sent other settings in {record.called} than it has recorded for all clients"
+            )
         if not repeated and (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
             self._has_room(TASK, statement)
             self._keep(TASK, statement)
@@ -130,21 +138,27 @@ class Transcript:
             return instruction
         name = self._policy.state_name(instruction)
         if name not in record.states:
-            raise RunError(f"the server sent a model of {name} in {record.called}, and has recorded none of that form")
+            raise RunError(
+                f"FP5123 the server sent a model of {name} in {record.called}, and has recorded none of that form"
+            )
         digest = record.states[name]
         return instruction if digest in UNCOMPARED else replace(instruction, released=digest)
 
     def _check_own(self, told: TaskRecord, instruction: Instruction) -> None:
         """Refuse a statement that does not show the client's own fields as they are, or a client's second id."""
         if told.own != own_fields(instruction):
-            raise RunError("the server's statement about a task does not show the form and the steps that it asks for")
+            raise RunError(
+                "FP5248 the server's statement about a task does not show the form and the steps that it asks for"
+            )
         before = self._tasks[-1].own["client"] if self._tasks and self._tasks[-1].own else instruction.client
         if before != instruction.client:
-            raise RunError(f"the server calls this client {instruction.client}, and has called it {before} before")
+            raise RunError(
+                f"FP5249 the server calls this client {instruction.client}, and has called it {before} before"
+            )
 
     def _has_room(self, kind: str, statement: Signed) -> None:
         if self._bytes + len(written(kind, statement)) > MOST_BYTES:
-            raise RunError(f"the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
+            raise RunError(f"FP5124 the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
 
     def _keep(self, kind: str, statement: Signed) -> None:
         self._bytes += len(written(kind, statement))
@@ -170,17 +184,19 @@ class Transcript:
         an evaluation, and it has one in each, or `most`."""
         position = self._chain.by_hash.get(told.record)
         if position is None:
-            raise RunError("the server sent a task of a round that it has not recorded")
+            raise RunError("FP5125 the server sent a task of a round that it has not recorded")
         record = self._chain.records[position]
         if not self._tasks or repeated:
             return record
         before = self._chain.by_hash.get(self._tasks[-1].record, -1)
         if position < before:
-            raise RunError(f"the server went back to {record.called}, after {self._chain.records[before].called}")
+            raise RunError(
+                f"FP5126 the server went back to {record.called}, after {self._chain.records[before].called}"
+            )
         digests = {told.digest} | {task.digest for task in self._tasks}
         if position == before and len(digests) > most:
             how_many = "two" if most == 1 else f"more than {most}"
-            raise RunError(f"the server sent {how_many} different tasks in {record.called}")
+            raise RunError(f"FP5127 the server sent {how_many} different tasks in {record.called}")
         return record
 
     def _check_signature(self, kind: str, statement: Signed, time: int) -> None:

@@ -42,17 +42,17 @@ def told(file: Path, verifier: Verifier | None) -> Told:
         RunError: it is none, or was changed after it was written.
     """
     if not file.is_file():
-        raise RunError(f"{file} is no file; a client keeps transcript.jsonl in its folder below --state")
+        raise RunError(f"FP5128 {file} is no file; a client keeps transcript.jsonl in its folder below --state")
     lines = list(SignedLog(file).read())
     try:
         return _checked(lines, verifier)
     except RunError as error:
-        raise RunError(f"{file} proves nothing: {error}") from None
+        raise RunError(f"FP5129 {file} proves nothing: {error}") from None
 
 
 def _checked(lines: Sequence[Line], verifier: Verifier | None) -> Told:
     if not lines or lines[0][0] != RECORD:
-        raise RunError("it does not begin with the record of a round")
+        raise RunError("FP5130 it does not begin with the record of a round")
     first = parsed(RoundRecord, lines[0][1].content)
     chain = Chain(first.run, first.settings)
     tasks: list[tuple[int, TaskRecord]] = []
@@ -67,7 +67,7 @@ def _checked(lines: Sequence[Line], verifier: Verifier | None) -> Told:
                 or task.record not in chain.by_hash
                 or (tasks and task.client != tasks[0][1].client)
             ):
-                raise RunError("it holds a task of another client, or of a round that is not in it")
+                raise RunError("FP5131 it holds a task of another client, or of a round that is not in it")
             tasks.append((chain.by_hash[task.record], task))
         if verifier is not None:
             verifier.check(kind, statement, time)

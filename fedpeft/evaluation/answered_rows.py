@@ -79,14 +79,16 @@ def answered(
     """
     if run.task.describes:
         raise ConfigError(
-            f"{run.folder} captions pictures whose files it is given: python -m fedpeft.predict RUN PICTURE PICTURE ..."
+            f"FP1155 {run.folder} captions pictures whose files it is given: python -m fedpeft.predict RUN PICTURE "
+            "PICTURE ..."
         )
     if run.labels is None:
         raise ConfigError(
-            f"{run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a file"
+            f"FP1156 {run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a "
+            "file"
         )
     if abstain and run.task.targets != "classes":
-        raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
+        raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
     if run.labels_words:
         yield from _words_answered(run, source, column, given)
         return
@@ -117,7 +119,7 @@ def _words_answered(
         held = value if words else value.split() if isinstance(value, str) else None
         if not isinstance(held, list) or not held or not all(isinstance(word, str) for word in held):
             raise DataError(
-                f"{place} of {source}: the column {words or text!r} must hold a list of words, or a text, got "
+                f"FP3193 {place} of {source}: the column {words or text!r} must hold a list of words, or a text, got "
                 f"{brief(value)}; name yours: --text COLUMN"
             )
         return held
@@ -135,7 +137,7 @@ def _words_answered(
 def _of_texts(run: FinishedRun, source: Path, column: str | None, given: TableFormat = DETECT) -> Source:
     """Rows of a file; all of its texts are looked at before a model is loaded, or an answer is lost."""
     if holds_pictures(source):
-        raise ConfigError(f"{run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
+        raise ConfigError(f"FP1158 {run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
     names = Names(column or text_column(run.config.dataset), None, None, "--text COLUMN", form=given)
     check_texts(str(source), records(str(source), given), names)
 
@@ -149,7 +151,7 @@ def _of_texts(run: FinishedRun, source: Path, column: str | None, given: TableFo
 def _of_pictures(run: FinishedRun, source: Path, column: str | None, given: TableFormat) -> Source:
     """Pictures of a folder or a table, each by its path."""
     if column is not None:
-        raise ConfigError(f"{run.folder} reads pictures, which the column {FILE_NAME} names; leave --text out")
+        raise ConfigError(f"FP1159 {run.folder} reads pictures, which the column {FILE_NAME} names; leave --text out")
 
     def encode(rows: list[Record]) -> Examples:
         return run.pictures([str(record[FILE_NAME]) for _, record in rows])
@@ -169,10 +171,10 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
     """
     first = next(pairs, None)
     if first is None:
-        raise DataError("the file has no rows")
+        raise DataError("FP3163 the file has no rows")
     (place, record), answer = first
     if taken := sorted(record.keys() & answer.keys()):
-        raise DataError(f"{place} has a column {taken[0]!r} already; rename it, or leave it out")
+        raise DataError(f"FP3164 {place} has a column {taken[0]!r} already; rename it, or leave it out")
     partly = output.with_name(f"{output.name}.part")
     try:
         with files.writing(output):

@@ -101,7 +101,9 @@ class Contestants:
             return list(range(count))
         words = [word.strip() for word in text.split(",")]
         if not all(word.isdecimal() and int(word) < count for word in words):
-            raise ConfigError(f"{text!r} names no clients; give ids from 0 to {count - 1}, such as 0,3, or {ALL}")
+            raise ConfigError(
+                f"FP1160 {text!r} names no clients; give ids from 0 to {count - 1}, such as 0,3, or {ALL}"
+            )
         return list(dict.fromkeys(map(int, words)))
 
     def _own(self, client: int) -> Path:
@@ -113,7 +115,7 @@ class Contestants:
             return folder
         if self.run.config.privacy:
             raise PrivacyError(
-                "clients of a private run are not trained alone: their adapters would give their rows away"
+                "FP7027 clients of a private run are not trained alone: their adapters would give their rows away"
             )
         return self._kept(folder.name, trained_alone(self.simulation, client))
 

@@ -56,11 +56,13 @@ class Wanted:
     def __post_init__(self) -> None:
         for name, value, low in (("new-tokens", self.new_tokens, 1), ("rows", self.rows, 0)):
             if value < low:
-                raise ConfigError(f"--{name} must be at least {low}, got {value}")
+                raise ConfigError(f"FP1161 --{name} must be at least {low}, got {value}")
         if self.track and not self.questions:
-            raise ConfigError("--flowertune needs the track's rows: give them with --questions FILE")
+            raise ConfigError("FP1162 --flowertune needs the track's rows: give them with --questions FILE")
         if self.lm_eval and (self.questions or self.track):
-            raise ConfigError("tasks of lm-eval bring questions of their own; leave --questions and --flowertune out")
+            raise ConfigError(
+                "FP1163 tasks of lm-eval bring questions of their own; leave --questions and --flowertune out"
+            )
 
     @property
     def of_language(self) -> list[str]:
@@ -149,12 +151,12 @@ class Evaluation:
         if not self.language and wanted.of_language:
             options = " and ".join(wanted.of_language)
             what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
-            raise ConfigError(f"{run.folder} {what} answers no questions; leave {options} out")
+            raise ConfigError(f"FP1164 {run.folder} {what} answers no questions; leave {options} out")
         if run.task.translates and (wanted.track or wanted.lm_eval):
             option = "--flowertune" if wanted.track else "--lm-eval"
             raise ConfigError(
-                f"{option} is for models that go on with a text, and {run.folder} holds an encoder with a decoder; "
-                "give --questions FILE.jsonl"
+                f"FP1165 {option} is for models that go on with a text, and {run.folder} holds an encoder with a "
+                "decoder; give --questions FILE.jsonl"
             )
         if self.language and not wanted.track:
             parse_metrics(wanted.metrics)

@@ -48,15 +48,15 @@ def read(track: str, path: str) -> list[Item]:
         DataError: the file can't be read, or a row has not the track's columns.
     """
     if track not in TRACKS:
-        raise ConfigError(f"there is no FlowerTune track {track!r} here; {nearest(track, TRACKS)}")
+        raise ConfigError(f"FP1166 there is no FlowerTune track {track!r} here; {nearest(track, TRACKS)}")
     found = []
     for place, row in records(path):
         try:
             found.append(TRACKS[track].item(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{place} of {path} is no row of the track {track}: {error!r}") from None
+            raise DataError(f"FP3165 {place} of {path} is no row of the track {track}: {error!r}") from None
     if not found:
-        raise DataError(f"{path} has no questions")
+        raise DataError(f"FP3004 {path} has no questions")
     return found
 
 
@@ -120,7 +120,7 @@ def _sentiments_said(model: FederatedModel, tokenizer: Any, items: Sequence[Item
         prompts = [tokenizer(item.prompt)["input_ids"] for item in items[start : start + BATCH]]
         new = FINANCE_TOKENS - max(map(len, prompts))
         if new < 1:
-            raise DataError(f"a question has {max(map(len, prompts))} tokens; the track reads {FINANCE_TOKENS}")
+            raise DataError(f"FP3166 a question has {max(map(len, prompts))} tokens; the track reads {FINANCE_TOKENS}")
         for prompt, ids in zip(prompts, generated(model, tokenizer, prompts, new), strict=True):
             whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))
             said.append(whole.split("Answer: ")[1] if "Answer: " in whole else "")

@@ -64,12 +64,12 @@ class Tasks:
             AssetError: lm-eval is missing, or a task or its data can't be loaded.
         """
         if importlib.util.find_spec("lm_eval") is None:
-            raise AssetError("tasks of lm-eval need the package lm_eval; install it with: pip install lm-eval")
+            raise AssetError("FP2009 tasks of lm-eval need the package lm_eval; install it with: pip install lm-eval")
         made = cls(tuple(name.strip() for name in text.split(",") if name.strip()), most, readable)
         try:
             made.manager.load(list(made.names))
         except Exception as error:  # whatever it, `datasets` and a user's YAML raise
-            raise AssetError(f"lm-eval can't load {', '.join(made.names)}: {reason(error)}") from None
+            raise AssetError(f"FP2010 lm-eval can't load {', '.join(made.names)}: {reason(error)}") from None
         return made
 
     @cached_property
@@ -98,7 +98,7 @@ class Tasks:
         except FedpeftError:
             raise
         except Exception as error:  # whatever a task's own functions raise
-            raise ConfigError(f"lm-eval's {', '.join(self.names)} can't be measured: {reason(error)}") from None
+            raise ConfigError(f"FP1167 lm-eval's {', '.join(self.names)} can't be measured: {reason(error)}") from None
         return _measures(found), [_asked(s) for samples in found["samples"].values() for s in samples]
 
 
@@ -212,10 +212,14 @@ class Answers:
         self.observer.phase(f"{self.name}: answers", len(requests))
         asked = [(self.tok_encode(r.args[0]), normalize_gen_kwargs(r.args[1], NEW_TOKENS)) for r in requests]
         if any(settings.get("do_sample") for _, settings in asked):
-            raise ConfigError("a task of lm-eval wants answers that are drawn at random; only greedy ones are made")
+            raise ConfigError(
+                "FP1168 a task of lm-eval wants answers that are drawn at random; only greedy ones are made"
+            )
         most = {settings["max_gen_toks"] for _, settings in asked}
         if max(most) >= self.readable:
-            raise ConfigError(f"a task of lm-eval wants {max(most)} new tokens; the model reads {self.readable} in all")
+            raise ConfigError(
+                f"FP1169 a task of lm-eval wants {max(most)} new tokens; the model reads {self.readable} in all"
+            )
         found = [""] * len(asked)
         for new in most:
             order = [i for i, (_, settings) in enumerate(asked) if settings["max_gen_toks"] == new]

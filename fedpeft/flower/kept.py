@@ -79,8 +79,8 @@ def kept(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> 
         except _StrangeError as strange:
             if not (same := before.get(name)) or same != _pickled(value):
                 raise RunError(
-                    f"{owner} changes self.{name}, which holds {strange}, and no checkpoint can keep that between "
-                    "rounds; keep numbers, texts, arrays, and lists and dicts of them"
+                    f"FP5136 {owner} changes self.{name}, which holds {strange}, and no checkpoint can keep that "
+                    "between rounds; keep numbers, texts, arrays, and lists and dicts of them"
                 ) from None
     text = np.frombuffer(json.dumps(form).encode(), dtype=np.uint8)
     return tensors | {FORM: torch.from_numpy(text.copy())}

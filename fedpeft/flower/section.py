@@ -44,9 +44,9 @@ def renew(file: Path) -> None:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} can't be read ({error}); give the pyproject.toml of a Flower app") from None
+        raise ConfigError(f"FP1176 {file} can't be read ({error}); give the pyproject.toml of a Flower app") from None
     if HEADER not in text:
-        raise ConfigError(f"{file} has no section {HEADER.strip()}, which would be renewed; add that line to it")
+        raise ConfigError(f"FP1177 {file} has no section {HEADER.strip()}, which would be renewed; add that line to it")
     with writing(file):
         replace(file, replaced(text).encode())
 

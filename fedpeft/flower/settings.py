@@ -30,15 +30,17 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
     strategy = strategies.build(config.strategy)
     if fills_base(strategy):
         raise ConfigError(
-            f"{config.strategy} puts a residual into the clients' base, which Flower's short-lived client processes do "
-            "not keep; take fedit or flexlora, or python -m fedpeft.serve"
+            f"FP1178 {config.strategy} puts a residual into the clients' base, which Flower's short-lived client "
+            "processes do not keep; take fedit or flexlora, or python -m fedpeft.serve"
         )
     if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
-        raise ConfigError(f"{config.peft} {needs}, and Flower's nodes are on others; take python -m fedpeft.simulate")
+        raise ConfigError(
+            f"FP1179 {config.peft} {needs}, and Flower's nodes are on others; take python -m fedpeft.simulate"
+        )
     if config.privacy:
         raise ConfigError(
-            "privacy needs a ledger and a key that stay with each client, and Flower's nodes start a new process for a "
-            "message; leave privacy out of the run config, or take python -m fedpeft.serve"
+            "FP1180 privacy needs a ledger and a key that stay with each client, and Flower's nodes start a new "
+            "process for a message; leave privacy out of the run config, or take python -m fedpeft.serve"
         )
     return config
 
@@ -52,6 +54,7 @@ def nodes_of(run_config: Mapping[str, Any]) -> int:
     nodes = run_config["nodes"]
     if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
         raise ConfigError(
-            f"nodes={nodes!r} of the run config must be a whole number of at least 1: clients are played by nodes"
+            f"FP1181 nodes={nodes!r} of the run config must be a whole number of at least 1: clients are played by "
+            "nodes"
         )
     return nodes

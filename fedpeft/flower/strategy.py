@@ -98,8 +98,8 @@ class FlowerRule(RoundStrategy):
                 rule = self._made(arrays, seed)
                 if not begun(rule, arrays, PROBED):
                     raise ConfigError(
-                        f"{self.flower_class.__name__}.initialize_parameters gives parameters of its own: a federation "
-                        "starts from its base model, its PEFT method and its --head; let it give None"
+                        f"FP1182 {self.flower_class.__name__}.initialize_parameters gives parameters of its own: a "
+                        "federation starts from its base model, its PEFT method and its --head; let it give None"
                     )
                 asked(rule, 1, arrays, PROBED)
         except RunError as error:
@@ -122,7 +122,9 @@ class FlowerRule(RoundStrategy):
         names = tuple(sorted(self.trained(layout, round)))
         updates = read(names)
         if not len(updates):
-            raise ConfigError(f"{self.flower_class.__name__} needs at least one update to aggregate, and got none")
+            raise ConfigError(
+                f"FP1502 {self.flower_class.__name__} needs at least one update to aggregate, and got none"
+            )
         arrays = _arrays(state, names)
         cohort = [Trained(u.client, _arrays({n: u.trained(n) for n in names}, names), u.weight) for u in updates]
         with _quiet():
@@ -173,19 +175,20 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
         plain = _plain(flower_class, parameter)
         if plain is None and parameter.default is parameter.empty:
             raise ConfigError(
-                f"{name} needs the argument {argument}, which no text can hold; write wrapped({name}, {argument}=...)"
+                f"FP1184 {name} needs the argument {argument}, which no text can hold; write wrapped({name}, "
+                f"{argument}=...)"
             )
         if plain is None:
             continue
         if hasattr(FlowerRule, argument) or argument in {f.name for f in dataclasses.fields(FlowerRule)}:
             raise ConfigError(
-                f"{name} has an argument {argument}, which means something else for a strategy here; call it "
+                f"FP1185 {name} has an argument {argument}, which means something else for a strategy here; call it "
                 f"otherwise, or write wrapped({name}, {argument}=...)"
             )
         default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
         fields.append((argument, plain, setting(default, f"of {name}.__init__")))
     if unknown := sorted(fixed.keys() - takes.keys()):
-        raise ConfigError(f"{name}.__init__ takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
+        raise ConfigError(f"FP1186 {name}.__init__ takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
     made = dataclasses.make_dataclass(
         name, fields, bases=(FlowerRule,), frozen=True, kw_only=True, namespace={"__doc__": _described(flower_class)}
     )
@@ -217,27 +220,27 @@ def _check_class(flower_class: Any) -> None:
     kinds = flower_class.__mro__ if isinstance(flower_class, type) else type(flower_class).__mro__
     if {ClientApp, Client, NumPyClient} & set(kinds):
         raise ConfigError(
-            f"{shown} is a client of Flower's: a client's half of a round is fedpeft's, since privacy, codecs and "
-            "resuming rest on it; a script with a Trainer takes part by fedpeft.patch(trainer, server=...)"
+            f"FP1187 {shown} is a client of Flower's: a client's half of a round is fedpeft's, since privacy, codecs "
+            "and resuming rest on it; a script with a Trainer takes part by fedpeft.patch(trainer, server=...)"
         )
     if ServerApp in kinds:
-        raise ConfigError(f"{shown} is a ServerApp: rounds are run by fedpeft; wrap the class of its strategy")
+        raise ConfigError(f"FP1188 {shown} is a ServerApp: rounds are run by fedpeft; wrap the class of its strategy")
     if not isinstance(flower_class, type) or not issubclass(flower_class, MessageStrategy | OlderStrategy):
         raise ConfigError(
-            f"wrapped takes a class made from flwr.serverapp.strategy.Strategy or flwr.server.strategy.Strategy, got "
-            f"{flower_class!r:.100}"
+            "FP1189 wrapped takes a class made from flwr.serverapp.strategy.Strategy or "
+            f"flwr.server.strategy.Strategy, got {flower_class!r:.100}"
         )
     if any(k.__module__.startswith("flwr.") and "DP" in k.__name__.replace("DifferentialPrivacy", "DP") for k in kinds):
         raise ConfigError(
-            f"{shown} promises privacy that is not accounted for here; take --privacy user_dp or local_dp"
+            f"FP1190 {shown} promises privacy that is not accounted for here; take --privacy user_dp or local_dp"
         )
     if inspect.isabstract(flower_class):
         missing = ", ".join(sorted(flower_class.__abstractmethods__))
-        raise ConfigError(f"{shown} can't be made: it has no {missing}; write them, or subclass FedAvg")
+        raise ConfigError(f"FP1191 {shown} can't be made: it has no {missing}; write them, or subclass FedAvg")
     if issubclass(flower_class, MessageStrategy) and flower_class.start is not MessageStrategy.start:
         raise ConfigError(
-            f"{shown}.start is a loop of its own, and rounds are run by fedpeft; put what it does into configure_train "
-            "and aggregate_train"
+            f"FP1192 {shown}.start is a loop of its own, and rounds are run by fedpeft; put what it does into "
+            "configure_train and aggregate_train"
         )
 
 

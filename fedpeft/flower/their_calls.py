@@ -64,7 +64,9 @@ def theirs(method: str, round: int) -> Iterator[None]:
     except (Exception, AppExitException) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise RunError(f"{method} failed in round {round}: {said} ({last.filename}, line {last.lineno})") from error
+        raise RunError(
+            f"FP5137 {method} failed in round {round}: {said} ({last.filename}, line {last.lineno})"
+        ) from error
 
 
 def asked(rule: Any, round: int, arrays: Arrays, cohort: Sequence[int]) -> None:
@@ -114,11 +116,12 @@ def made(rule: Any, round: int, arrays: Arrays, cohort: Sequence[Trained]) -> Ar
             gathered, _ = rule.aggregate_fit(round, results, [])
             listed = None if gathered is None else parameters_to_ndarrays(gathered)
         if listed is not None and len(listed) != len(arrays):
-            raise RunError(f"{method} gave {len(listed)} arrays in round {round} instead of {len(arrays)}")
+            raise RunError(f"FP5138 {method} gave {len(listed)} arrays in round {round} instead of {len(arrays)}")
         found = None if listed is None else dict(zip(arrays, listed, strict=True))
     if found is None:
         raise RunError(
-            f"{method} gave no arrays in round {round}: it refuses the replies of a cohort of {len(cohort)} clients"
+            f"FP5139 {method} gave no arrays in round {round}: it refuses the replies of a cohort of {len(cohort)} "
+            "clients"
         )
     _check_made(method, round, found, arrays)
     return found
@@ -165,8 +168,8 @@ def _check_cohort(method: str, chosen: Sequence[int], messages: int, cohort: Seq
     """Refuse another choice of clients than the whole cohort."""
     if len(chosen) != len(cohort) or messages != len(cohort) or set(chosen) != set(cohort):
         raise RunError(
-            f"{method} asks {messages} of a cohort's {len(cohort)} clients: who trains in a round is drawn by --cohort "
-            "before the strategy is asked; let it ask all that it is shown"
+            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: who trains in a round is drawn by "
+            "--cohort before the strategy is asked; let it ask all that it is shown"
         )
 
 
@@ -174,8 +177,8 @@ def _check_settings(method: str, config: Mapping[str, Any]) -> None:
     """Refuse settings for clients."""
     if others := sorted(set(config) - ROUND_KEYS):
         raise RunError(
-            f"{method} sends clients the settings {', '.join(others)}, which nothing here reads: local training is set "
-            "by --learning-rate, --local-work, --optimizer, and --drift 'fedprox(mu=0.01)'"
+            f"FP5141 {method} sends clients the settings {', '.join(others)}, which nothing here reads: local training "
+            "is set by --learning-rate, --local-work, --optimizer, and --drift 'fedprox(mu=0.01)'"
         )
 
 
@@ -188,7 +191,7 @@ def _check_record(method: str, content: RecordDict, arrays: Arrays) -> None:
     if not same or not _same([array.numpy() for array in records[0].values()], list(arrays.values())):
         _refuse_arrays(method)
     if any(isinstance(part, MetricRecord) for part in sent):
-        raise RunError(f"{method} sends clients metrics, which nothing here reads; leave them out")
+        raise RunError(f"FP5142 {method} sends clients metrics, which nothing here reads; leave them out")
 
 
 def _check_instruction(method: str, instruction: FitIns, arrays: Arrays) -> None:
@@ -199,21 +202,22 @@ def _check_instruction(method: str, instruction: FitIns, arrays: Arrays) -> None
 
 def _refuse_arrays(method: str) -> NoReturn:
     raise RunError(
-        f"{method} sends other arrays than the global ones it is given: what clients are sent is --downlink's matter, "
-        "and each client's share of the ranks --strategy's (python -m fedpeft.describe strategy)"
+        f"FP5143 {method} sends other arrays than the global ones it is given: what clients are sent is --downlink's "
+        "matter, and each client's share of the ranks --strategy's (python -m fedpeft.describe strategy)"
     )
 
 
 def _check_made(method: str, round: int, found: Arrays, arrays: Arrays) -> None:
     if found.keys() != arrays.keys():
-        raise RunError(f"{method} gave other arrays in round {round} than it was given: {sorted(found)[:3]} ...")
+        raise RunError(f"FP5144 {method} gave other arrays in round {round} than it was given: {sorted(found)[:3]} ...")
     for name, array in found.items():
         if array.shape != arrays[name].shape:
             raise RunError(
-                f"{method} gave {name} in the shape {array.shape} in round {round} instead of {arrays[name].shape}"
+                f"FP5145 {method} gave {name} in the shape {array.shape} in round {round} instead of "
+                f"{arrays[name].shape}"
             )
         if not np.isfinite(array).all():
-            raise RunError(f"{method} gave numbers for {name} in round {round} that are not finite")
+            raise RunError(f"FP5146 {method} gave numbers for {name} in round {round} that are not finite")
 
 
 def _same(some: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]]) -> bool:
@@ -236,15 +240,15 @@ class _Grid(Grid):
         self.looks += 1
         if self.looks > MOST_LOOKS:
             raise RunError(
-                f"{self.owner} waits for more clients than the {len(self.cohort)} of a cohort; ask for fewer "
+                f"FP5147 {self.owner} waits for more clients than the {len(self.cohort)} of a cohort; ask for fewer "
                 "(min_available_nodes), or give a larger --cohort"
             )
         return [node_of(client) for client in self.cohort]
 
     def _refuse(self, name: str) -> NoReturn:
         raise RunError(
-            f"{self.owner} calls grid.{name}: it can't send messages of its own, a round has one to each client, which "
-            "fedpeft sends"
+            f"FP5148 {self.owner} calls grid.{name}: it can't send messages of its own, a round has one to each "
+            "client, which fedpeft sends"
         )
 
     @property
@@ -282,7 +286,7 @@ class _Proxy(ClientProxy):
 
     def _refuse(self, *given: Any, **named: Any) -> NoReturn:
         raise RunError(
-            f"{self._owner} calls a client itself: a round has one message to each client, which fedpeft sends"
+            f"FP5149 {self._owner} calls a client itself: a round has one message to each client, which fedpeft sends"
         )
 
     get_properties = get_parameters = fit = evaluate = reconnect = _refuse
@@ -307,8 +311,8 @@ class _Manager(ClientManager):
         """Nobody else comes."""
         if num_clients > len(self._clients):
             raise RunError(
-                f"{self._owner} waits for {num_clients} clients, and a cohort has {len(self._clients)}; ask for fewer "
-                "(min_available_clients), or give a larger --cohort"
+                f"FP5150 {self._owner} waits for {num_clients} clients, and a cohort has {len(self._clients)}; ask for "
+                "fewer (min_available_clients), or give a larger --cohort"
             )
         return True
 
@@ -320,8 +324,8 @@ class _Manager(ClientManager):
 
     def register(self, client: ClientProxy) -> bool:
         """Refused."""
-        raise RunError(f"{self._owner} registers clients: who takes part is the federation's matter")
+        raise RunError(f"FP5151 {self._owner} registers clients: who takes part is the federation's matter")
 
     def unregister(self, client: ClientProxy) -> None:
         """Refused."""
-        raise RunError(f"{self._owner} unregisters clients: who takes part is the federation's matter")
+        raise RunError(f"FP5152 {self._owner} unregisters clients: who takes part is the federation's matter")

@@ -52,7 +52,7 @@ class Beside(Generic[T]):
         except (EOFError, OSError):  # it was ended
             pass
         except Exception as error:  # whatever a class raises that is made anew from what was sent
-            self.error = RunError(f"what a process has sent can't be read ({type(error).__name__}: {error})")
+            self.error = RunError(f"FP5156 what a process has sent can't be read ({type(error).__name__}: {error})")
         self._finished.set()
         if not self._closed:
             self._done(self)
@@ -115,4 +115,4 @@ def _send(answer: Connection, found: tuple[float, Any, Exception | None]) -> Non
     try:
         answer.send(found)
     except Exception as error:
-        answer.send((found[0], None, RunError(f"{found[2] or error}")))
+        answer.send((found[0], None, RunError(f"FP5157 {found[2] or error}")))

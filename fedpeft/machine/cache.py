@@ -73,7 +73,7 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
         files.make_private_folder(target)  # an earlier version may have left it open
     except PermissionError:
         raise AssetError(
-            f"{target} belongs to another user, and so do its rows; set FEDPEFT_CACHE to a directory of your own"
+            f"FP2011 {target} belongs to another user, and so do its rows; set FEDPEFT_CACHE to a directory of your own"
         ) from None
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
@@ -111,7 +111,9 @@ def cache_directory() -> Path:
         path = path.expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-        raise AssetError(f"can't make the cache {path} ({error}); set FEDPEFT_CACHE to a writable directory") from None
+        raise AssetError(
+            f"FP2012 can't make the cache {path} ({error}); set FEDPEFT_CACHE to a writable directory"
+        ) from None
     return path
 
 
@@ -141,7 +143,7 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, privat
             free = shutil.disk_usage(cache).free
             if free < room:
                 raise AssetError(
-                    f"{name} needs {room / 1e6:.0f} MB but {cache} has {free / 1e6:.0f} MB free; "
+                    f"FP2013 {name} needs {room / 1e6:.0f} MB but {cache} has {free / 1e6:.0f} MB free; "
                     "free some space or set FEDPEFT_CACHE to another disk"
                 )
             partial = cache / f"{name}.{os.getpid()}.partial"
@@ -156,11 +158,13 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, privat
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout:
-        raise AssetError(f"another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes") from None
+        raise AssetError(
+            f"FP2014 another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes"
+        ) from None
     except OSError as error:
         if files.no_room(error):
             raise disk_full(name) from None
-        raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
+        raise AssetError(f"FP2015 can't write {name} to the cache {cache}: {error}") from None
     return final
 
 
@@ -188,7 +192,7 @@ def here(folder: Path) -> Path:
         return folder
 
     def nobody(_: Path) -> None:
-        raise AssetError(f"{folder.name} is neither on this machine nor in the shared cache")
+        raise AssetError(f"FP2016 {folder.name} is neither on this machine nor in the shared cache")
 
     return cached_folder(folder.name, nobody)
 
@@ -211,7 +215,7 @@ def room_for(name: str) -> Iterator[None]:
 def disk_full(name: str) -> AssetError:
     """What to say of a cache that has no room for `name`."""
     return AssetError(
-        f"the disk of {cache_directory()} is full while storing {name}; "
+        f"FP2017 the disk of {cache_directory()} is full while storing {name}; "
         "free some space or set FEDPEFT_CACHE to another disk"
     )
 
@@ -219,6 +223,6 @@ def disk_full(name: str) -> AssetError:
 def hub_disk_full(name: str) -> AssetError:
     """What to say of the hub's own cache that has no room for `name`."""
     return AssetError(
-        f"the disk is full while {name} is fetched from the hub; free some space, or set HF_HOME to a folder on "
+        f"FP2018 the disk is full while {name} is fetched from the hub; free some space, or set HF_HOME to a folder on "
         "another disk"
     )

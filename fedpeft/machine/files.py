@@ -196,7 +196,7 @@ def writing(what: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
-        raise RunError(f"{what} can't be written: {error}") from error
+        raise RunError(f"FP5102 {what} can't be written: {error}") from error
 
 
 NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Not enough disk space")

@@ -85,8 +85,8 @@ def make_room(folder: Path, needed: int) -> None:
         limit = _limit(cache, sum(sizes.values()))
         if needed > limit:  # before anything is removed for it
             raise AssetError(
-                f"frozen layers' output of these rows needs {needed / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB "
-                f"that {cache} gives all your runs; set {VARIABLE} to more gigabytes"
+                f"FP2026 frozen layers' output of these rows needs {needed / 1e9:.2f} GB, more than the "
+                f"{limit / 1e9:.2f} GB that {cache} gives all your runs; set {VARIABLE} to more gigabytes"
             )
         excess = sum(sizes.values()) + needed - limit
         for store in sorted(others, key=_used):
@@ -96,7 +96,7 @@ def make_room(folder: Path, needed: int) -> None:
                 excess -= sizes.pop(store)
     if excess > 0:
         raise AssetError(
-            f"frozen layers' output of these rows needs {needed / 1e9:.2f} GB, and runs that are going on use "
+            f"FP2027 frozen layers' output of these rows needs {needed / 1e9:.2f} GB, and runs that are going on use "
             f"{sum(sizes.values()) / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that {cache} gives all your runs; set "
             f"{VARIABLE} to more gigabytes, or wait for the others"
         )
@@ -111,7 +111,7 @@ def _limit(cache: Path, taken: int) -> float:
     except ValueError:
         limit = math.nan
     if not 0 < limit < math.inf:
-        raise ConfigError(f"{VARIABLE} must be a number of gigabytes above 0, got {given!r}")
+        raise ConfigError(f"FP1203 {VARIABLE} must be a number of gigabytes above 0, got {given!r}")
     return limit * 1e9
 
 

@@ -122,7 +122,7 @@ class SharedCache:
         if not isinstance(files, dict) or not all(
             all(map(PLAIN.fullmatch, file.split("/"))) and isinstance(digest, str) for file, digest in files.items()
         ):
-            raise AssetError(f"{self.url}/{name}/{MANIFEST} is no manifest of this version; remove {name} there")
+            raise AssetError(f"FP2028 {self.url}/{name}/{MANIFEST} is no manifest of this version; remove {name} there")
         return files
 
     def holds(self, name: str) -> bool:
@@ -176,5 +176,5 @@ def _reached(url: str, reading: bool = False) -> Iterator[None]:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(
-            f"{VARIABLE}={url} can't be used ({type(error).__name__}: {reason}); mend or unset it"
+            f"FP2029 {VARIABLE}={url} can't be used ({type(error).__name__}: {reason}); mend or unset it"
         ) from None

@@ -44,6 +44,6 @@ def check_adapters_come_off(model: nn.Module, what: str) -> None:
         around = [w for w in wrappers if name.startswith(f"{w}.") and not name.startswith(f"{w}.{INSIDE}.")]
         if parameter.requires_grad and not around:
             raise ConfigError(
-                f"{what} compares with the base whose adapters are off, and {name} is trained in no layer's adapter, "
-                "so it would stay on; take a method that adapts layers, such as --peft lora"
+                f"FP1204 {what} compares with the base whose adapters are off, and {name} is trained in no layer's "
+                "adapter, so it would stay on; take a method that adapts layers, such as --peft lora"
             )

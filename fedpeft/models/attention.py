@@ -106,7 +106,7 @@ def attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, 
     config: Any = base.config
     if not getattr(base, "_supports_sdpa", True):
         raise ModelError(
-            f"{type(base).__name__} has an attention of its own (caps or distances that torch's has not), which "
+            f"FP4019 {type(base).__name__} has an attention of its own (caps or distances that torch's has not), which "
             f"{method} can't be put into; take lora"
         )
     config._attn_implementation = register()
@@ -118,5 +118,5 @@ def attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, 
             if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{name}"] = module
     if not found:
-        raise ModelError(f"{method} does not know the attention of {type(base).__name__}; take lora")
+        raise ModelError(f"FP4020 {method} does not know the attention of {type(base).__name__}; take lora")
     return found

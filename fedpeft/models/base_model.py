@@ -48,25 +48,27 @@ def resolve_model(text: str) -> Path:
     """
     if not text:
         raise ConfigError(
-            "these rows are pairs of texts, for an encoder with a decoder such as T5 or BART, and no model part is one "
-            "that has learned anything; name yours: --model FOLDER, or --model ORG/NAME of the hub"
+            "FP1205 these rows are pairs of texts, for an encoder with a decoder such as T5 or BART, and no model "
+            "part is one that has learned anything; name yours: --model FOLDER, or --model ORG/NAME of the hub"
         )
     if folder := local_folder(text):
         return _checked(folder)
     if text not in MODELS.names and os.path.isfile(os.path.expanduser(text)):
-        raise AssetError(f"the model {text!r} is a file; name the folder that holds config.json, weights and tokenizer")
+        raise AssetError(
+            f"FP2030 the model {text!r} is a file; name the folder that holds config.json, weights and tokenizer"
+        )
     head = text.partition("(")[0]
     if "/" not in head and "\\" not in head:
         if _named_as_on_the_hub(head) or (spec := parse_spec(text)).name not in MODELS.names:
             raise ConfigError(
-                f"unknown model {text!r}; {nearest(head, MODELS.names)}; or a local directory, "
+                f"FP1206 unknown model {text!r}; {nearest(head, MODELS.names)}; or a local directory, "
                 "or ORG/NAME on the hub, such as google-bert/bert-base-uncased"
             )
         folder = MODELS.build(spec).resolve()
         _check_config(folder, f"what the model {spec.name} gives ({folder})")
         return folder
     if not _on_hub(text):
-        raise AssetError(f"there is no model directory {text!r}")
+        raise AssetError(f"FP2031 there is no model directory {text!r}")
     return _from_hub(text)
 
 
@@ -125,29 +127,31 @@ def _from_hub(name: str) -> Path:
     try:
         return _checked(Path(snapshot_download(name, allow_patterns=HUB_FILES)))
     except HFValidationError:
-        raise ConfigError(f"{name!r} is not a hub name of the form ORG/NAME, nor a local directory") from None
+        raise ConfigError(f"FP1207 {name!r} is not a hub name of the form ORG/NAME, nor a local directory") from None
     except GatedRepoError:
-        raise AssetError(f"the hub asks you to log in and accept the licence of {name} first") from None
+        raise AssetError(f"FP2032 the hub asks you to log in and accept the licence of {name} first") from None
     except RepositoryNotFoundError:
-        raise AssetError(f"the hub has no model {name} that is open to you; without a hub there are: {parts}") from None
+        raise AssetError(
+            f"FP2033 the hub has no model {name} that is open to you; without a hub there are: {parts}"
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:  # RuntimeError: of xet
         if no_room(error):
             raise hub_disk_full(name) from None
         raise AssetError(
-            f"can't fetch {name}: it is no local directory, and the model hub is out of reach "
+            f"FP2034 can't fetch {name}: it is no local directory, and the model hub is out of reach "
             f"({type(error).__name__}); models that need no hub: {parts}"
         ) from None
 
 
 def _check_config(folder: Path, what: str) -> None:
     if not (folder / "config.json").is_file():
-        raise AssetError(f"{what} has no config.json, so it is not a transformers model")
+        raise AssetError(f"FP2035 {what} has no config.json, so it is not a transformers model")
 
 
 def _checked(folder: Path) -> Path:
     _check_config(folder, str(folder))
     if not any(folder.glob("*.safetensors")):
-        raise AssetError(f"{folder} has no .safetensors weights; other formats can run code and are not read")
+        raise AssetError(f"FP2036 {folder} has no .safetensors weights; other formats can run code and are not read")
     return folder
 
 

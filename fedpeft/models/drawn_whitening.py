@@ -82,8 +82,8 @@ def whiten(base: nn.Module) -> None:
         return
     if getattr(base.config, "patch_size", None) is None:
         raise ModelError(
-            f"whitened_probe whitens features by what drawn pictures tell of them, and {type(base).__name__} reads "
-            "none; take linear_probe"
+            f"FP4021 whitened_probe whitens features by what drawn pictures tell of them, and {type(base).__name__} "
+            "reads none; take linear_probe"
         )
     kind: Any = type(base)
 

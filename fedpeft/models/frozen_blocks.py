@@ -196,12 +196,12 @@ class FrozenStore:
                     done.write_bytes(bytes(len(self.tiles)))
         except PermissionError as error:
             raise AssetError(
-                f"{error.filename or self.folder} is not yours to write, and frozen layers' output of these rows is "
-                "kept there; set FEDPEFT_CACHE to a directory of your own"
+                f"FP2037 {error.filename or self.folder} is not yours to write, and frozen layers' output of these "
+                "rows is kept there; set FEDPEFT_CACHE to a directory of your own"
             ) from error
         except OSError as error:
             raise AssetError(
-                f"{self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
+                f"FP2038 {self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
                 f"({error.strerror}); free some space or set FEDPEFT_CACHE to another disk"
             ) from error
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
@@ -249,8 +249,8 @@ class FrozenStore:
         if features.shape[1] != self.width or not features.isfinite().all():
             made = "NaN or infinite" if features.shape[1] == self.width else f"{features.shape[1]} wide"
             raise ModelError(
-                f"what {type(base).__name__} makes of rows is {made}, and must be finite, and {self.width} wide as its "
-                "config.json says"
+                f"FP4022 what {type(base).__name__} makes of rows is {made}, and must be finite, and {self.width} wide "
+                "as its config.json says"
             )
         hidden = None if hidden is None else hidden.cpu()  # all rows in one copy
         for i, row in enumerate(rows):

@@ -101,7 +101,7 @@ def choose(dtype: torch.dtype) -> Kernel:
                 chosen = fastest if rates[fastest] > GAIN * rates["native"] else "native"
                 files.replace(file, json.dumps({**known, key: chosen}, indent=2).encode())
     except OSError as error:
-        raise AssetError(f"can't write {file}: {error}; set FEDPEFT_CACHE to another directory") from error
+        raise AssetError(f"FP2039 can't write {file}: {error}; set FEDPEFT_CACHE to another directory") from error
     return chosen
 
 

@@ -68,7 +68,9 @@ def blocks(base: nn.Module) -> Blocks:
     """
     found = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
     if not found:
-        raise ModelError(f"{type(base).__name__} has no list of transformer blocks; fedpeft adapts transformers only")
+        raise ModelError(
+            f"FP4023 {type(base).__name__} has no list of transformer blocks; fedpeft adapts transformers only"
+        )
     return max(found, key=lambda item: len(item[1]))
 
 
@@ -131,7 +133,9 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     longest = max(len(stack) for _, stack in sides)
     layers = usual_blocks(base, longest) if layers is None else layers
     if layers > longest:
-        raise ModelError(f"layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder")
+        raise ModelError(
+            f"FP4024 layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder"
+        )
     first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
     return {
         f"{path}.{i}": stack[i]
@@ -152,7 +156,7 @@ def usual_blocks(base: nn.Module, every: int) -> int:
 def _check_named(layers: tuple[int, ...], every: int, method: str) -> None:
     if not layers or len(set(layers)) < len(layers) or not all(0 <= i < every for i in layers):
         raise ModelError(
-            f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
+            f"FP4025 layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
             f"{every - 1}"
         )
 
@@ -169,7 +173,7 @@ def _chosen(base: nn.Module, layers: Layers, method: str) -> list[int]:
     else:
         layers = usual_blocks(base, every) if layers is None else layers
         if layers > every:
-            raise ModelError(f"layers={layers} of {method} exceeds the {every} transformer blocks of the model")
+            raise ModelError(f"FP4026 layers={layers} of {method} exceeds the {every} transformer blocks of the model")
         passed = range(every - layers if layers else 0, every)
     return sorted({i * count // every for i in passed})
 
@@ -214,8 +218,8 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers =
     layers = linear_layers(base, among)
     if not layers:
         raise ModelError(
-            f"the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted; take --peft "
-            "bitfit, prompt_tuning or full, or another model"
+            f"FP4027 the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted; take "
+            "--peft bitfit, prompt_tuning or full, or another model"
         )
     if targets == "all":
         return list(layers)
@@ -224,7 +228,8 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers =
     for target in wanted:
         if not any(_matches(name, target) for name in layers):
             raise ModelError(
-                f"the model has no linear layer called {target!r}; its layers: {', '.join(sorted(endings))}, or all"
+                f"FP4028 the model has no linear layer called {target!r}; its layers: {', '.join(sorted(endings))}, or "
+                "all"
             )
     return [name for name in layers if any(_matches(name, target) for target in wanted)]
 

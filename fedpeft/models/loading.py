@@ -61,7 +61,7 @@ def load_base(
     try:
         base, report = _loaded(load, directory, dtype, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"no model could be loaded from {directory}: {reason(error)}") from error
+        raise ModelError(f"FP4009 no model could be loaded from {directory}: {reason(error)}") from error
     linear_for_conv1d(base)
     plain_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
@@ -73,8 +73,8 @@ def load_base(
     missing = sorted(report["missing_keys"])
     if used := _used(base, directory, read, missing):
         raise ModelError(
-            f"the checkpoint in {directory} lacks {named(used)}, which {type(base).__name__} needs here and would draw "
-            "at random at every load; take a checkpoint that has them"
+            f"FP4029 the checkpoint in {directory} lacks {named(used)}, which {type(base).__name__} needs here and "
+            "would draw at random at every load; take a checkpoint that has them"
         )
     if missing:
         say(f"the checkpoint lacks {named(missing)}, which the task does not use")
@@ -122,7 +122,7 @@ def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple
         return
     name, found, wanted = sorted(mismatched)[0]
     raise ModelError(
-        f"the checkpoint in {directory} does not fit its config.json: {name} is {tuple(found)}, and "
+        f"FP4030 the checkpoint in {directory} does not fit its config.json: {name} is {tuple(found)}, and "
         f"{type(base).__name__} wants {tuple(wanted)} ({len(mismatched)} such weights); fetch or save it anew"
     )
 
@@ -139,14 +139,14 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     except Exception as error:  # whatever a model that was made for something else says
         if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
-                f"{type(base).__name__}, the model in {directory}, is one of texts with images or sounds, and can't "
-                f"read rows as this task gives them ({reason(error)}); take a checkpoint of a language model alone, or "
-                "of a text encoder or vision transformer"
+                f"FP4031 {type(base).__name__}, the model in {directory}, is one of texts with images or sounds, and "
+                f"can't read rows as this task gives them ({reason(error)}); take a checkpoint of a language model "
+                "alone, or of a text encoder or vision transformer"
             ) from error
         _check_reads_rows(base, directory)
         other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
-            f"{type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
+            f"FP4032 {type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
             f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
             "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
@@ -171,9 +171,9 @@ def _check_reads_rows(base: nn.Module, directory: Path) -> None:
     wanted = getattr(base, "main_input_name", "input_ids")
     if wanted not in ("input_ids", "pixel_values"):
         raise ModelError(
-            f"{type(base).__name__}, the model in {directory}, reads {wanted}, and rows are texts or images; take a "
-            "text encoder such as minilm, a causal language model such as smollm2, or a vision transformer such as "
-            "dinov2_small"
+            f"FP4083 {type(base).__name__}, the model in {directory}, reads {wanted}, and rows are texts or images; "
+            "take a text encoder such as minilm, a causal language model such as smollm2, or a vision transformer "
+            "such as dinov2_small"
         )
 
 
@@ -181,14 +181,16 @@ def _check_output(output: Any, row: Batch, who: str) -> None:
     """Refuse what is no vector of numbers for each token or patch of a row."""
     if not isinstance(output, Tensor) or output.ndim != 3:
         seen = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"{who} gives no vector per token or patch, but {seen}; take a transformer")
+        raise ModelError(f"FP4033 {who} gives no vector per token or patch, but {seen}; take a transformer")
     if "input_ids" in row and output.shape[1] != row["input_ids"].shape[1]:
         tokens = row["input_ids"].shape[1]
-        raise ModelError(f"{who} gives {output.shape[1]} vectors for {tokens} tokens; take one that gives one for each")
+        raise ModelError(
+            f"FP4034 {who} gives {output.shape[1]} vectors for {tokens} tokens; take one that gives one for each"
+        )
     if output.isnan().any():
         raise ModelError(
-            f"{who} makes numbers of a row that are NaN in {str(output.dtype).removeprefix('torch.')}; its weights are "
-            "damaged, or too large for that precision (--dtype fp32)"
+            f"FP4035 {who} makes numbers of a row that are NaN in {str(output.dtype).removeprefix('torch.')}; its "
+            "weights are damaged, or too large for that precision (--dtype fp32)"
         )
 
 

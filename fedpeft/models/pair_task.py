@@ -44,8 +44,8 @@ class PairTask(Task):
         """
         if model.objective is not None or getattr(model, "copies", 1) > 1:
             raise ConfigError(
-                "this adapter adds to the loss of what is said of each row, and pairs compare rows; take --peft lora, "
-                "or adamix(consistency=0)"
+                "FP1208 this adapter adds to the loss of what is said of each row, and pairs compare rows; take "
+                "--peft lora, or adamix(consistency=0)"
             )
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:

@@ -57,8 +57,8 @@ def _pooled(encoder: nn.Module, pixels: Tensor, side: int, count: int) -> Tensor
         hidden = hidden_states(encoder, {"pixel_values": pixels})
         if hidden.shape[1] < count:
             raise ModelError(
-                f"{type(encoder).__name__} gives {hidden.shape[1]} vectors of an image instead of one for each of its "
-                f"{count} patches; take a vision transformer such as dinov2_small"
+                f"FP4036 {type(encoder).__name__} gives {hidden.shape[1]} vectors of an image instead of one for each "
+                f"of its {count} patches; take a vision transformer such as dinov2_small"
             )
         across = math.isqrt(count)
         grid = hidden[:, -count:].reshape(len(hidden), across, across, -1)  # class and register tokens stand before

@@ -124,7 +124,7 @@ def _encoded(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
     if precision == "int8":
         scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
         return (weight / scale).round().to(torch.int8), scale
-    raise ConfigError(f"unknown base precision {precision!r}; legal: {', '.join(PRECISIONS)}")
+    raise ConfigError(f"FP1209 unknown base precision {precision!r}; legal: {', '.join(PRECISIONS)}")
 
 
 def _decoded(codes: Tensor, state: Any, shape: tuple[int, int], precision: str) -> Tensor:
@@ -137,7 +137,7 @@ def _decoded(codes: Tensor, state: Any, shape: tuple[int, int], precision: str) 
 
 def _bitsandbytes() -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("a 4-bit base needs bitsandbytes; install it with: pip install 'fedpeft[quantized]'")
+        raise ConfigError("FP1210 a 4-bit base needs bitsandbytes; install it with: pip install 'fedpeft[quantized]'")
     import bitsandbytes
 
     return bitsandbytes

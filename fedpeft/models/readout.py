@@ -31,7 +31,9 @@ def width(base: nn.Module) -> int:
     """
     said = getattr(base.config, "hidden_size", None)
     if not isinstance(said, int):
-        raise ModelError(f"the config.json of {type(base).__name__} lacks hidden_size, how wide vectors are; add it")
+        raise ModelError(
+            f"FP4038 the config.json of {type(base).__name__} lacks hidden_size, how wide vectors are; add it"
+        )
     return said * (len(blocks(base)[1]) + 1) if isinstance(base, AllBlocks) else said
 
 
@@ -45,7 +47,7 @@ def read_all_blocks(base: nn.Module) -> None:
     if isinstance(base, AllBlocks):
         return
     if depth(base) != len(blocks(base)[1]):
-        raise ModelError(f"{type(base).__name__} passes its blocks several times, and head2toe reads each once")
+        raise ModelError(f"FP4039 {type(base).__name__} passes its blocks several times, and head2toe reads each once")
     kind: Any = type(base)
 
     @wraps(kind.forward)
@@ -68,8 +70,8 @@ def read_all_blocks(base: nn.Module) -> None:
         last = output["last_hidden_state"]
         if len(states) != len(stack) or any(state.shape != last.shape for state in states):
             raise ModelError(
-                f"the blocks of {kind.__name__} do not pass states of one shape from one to the next, and head2toe"
-                " reads what each leaves; take linear_probe"
+                f"FP4040 the blocks of {kind.__name__} do not pass states of one shape from one to the next, and "
+                "head2toe reads what each leaves; take linear_probe"
             )
         output["last_hidden_state"] = beside([*(state.to(last.device) for state in states), last])
         return output

@@ -38,6 +38,7 @@ def check_repeats(base: nn.Module, rows: Examples) -> None:
         one, two = (reader(base)(**inputs).last_hidden_state for _ in range(2))
     if ((one - two).abs() > AGREEMENT.get(one.dtype, 1e-4) * one.abs().amax(-1, keepdim=True)).any():
         raise ModelError(
-            f"{type(base).__name__} makes something else of the same rows in each pass, so what is measured would be "
-            "chance; switch off in its evaluation mode what is drawn: F.dropout(x, p, training=self.training), no noise"
+            f"FP4041 {type(base).__name__} makes something else of the same rows in each pass, so what is measured "
+            "would be chance; switch off in its evaluation mode what is drawn: F.dropout(x, p, "
+            "training=self.training), no noise"
         )

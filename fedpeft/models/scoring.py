@@ -95,8 +95,8 @@ def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: 
     for name, value in told.items():
         if not _plain(value):
             raise ConfigError(
-                f"the task {name_of(type(task))}: measures has to give numbers and texts, or lists and dicts of them, "
-                f"and its {name!r} is a {type(value).__name__}"
+                f"FP1211 the task {name_of(type(task))}: measures has to give numbers and texts, or lists and dicts of "
+                f"them, and its {name!r} is a {type(value).__name__}"
             )
     return {"rows": len(labels), **told}
 
@@ -115,14 +115,17 @@ def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
         if told.shape != (len(test),) or not told.isfinite().all():
             seen = f"shape {tuple(told.shape)}" if told.shape != (len(test),) else "NaN or infinity"
             raise ConfigError(
-                f"{who} {name} of its losses has to be a finite number for each row, and of {len(test)} it is {seen}"
+                f"FP1212 {who} {name} of its losses has to be a finite number for each row, and of {len(test)} it is "
+                f"{seen}"
             )
     if not losses.sums.requires_grad:
         raise ConfigError(
-            f"{who} sums of its losses has no gradient, so that nothing can be learned; leave out detach()"
+            f"FP1213 {who} sums of its losses has no gradient, so that nothing can be learned; leave out detach()"
         )
     if task.targets == "classes" and not ((losses.correct == 0) | (losses.correct == 1)).all():
-        raise ConfigError(f"{who} correct of its losses has to be 0 or 1 for each row, whether its class is right")
+        raise ConfigError(
+            f"FP1214 {who} correct of its losses has to be 0 or 1 for each row, whether its class is right"
+        )
     measures(task, said, test.labels, names)
 
 

@@ -43,7 +43,7 @@ def spread(model: nn.Module, devices: Sequence[str]) -> None:
     """
     stack = blocks(model)[1]
     if len(stack) < len(devices):
-        raise ModelError(f"a model of {len(stack)} blocks can't lie on {len(devices)} devices; take fewer")
+        raise ModelError(f"FP4042 a model of {len(stack)} blocks can't lie on {len(devices)} devices; take fewer")
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in stack]
     places = [torch.device(devices[share]) for share in shares(sizes, len(devices))]
     inside = {id(module) for block in stack for module in block.modules()}

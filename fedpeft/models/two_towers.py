@@ -81,8 +81,8 @@ class Connector(nn.Module):
         super().__init__()
         if kind == "none" and width != out:
             raise ModelError(
-                f"the towers are {width} and {out} wide, and without a connector their features can't be compared; "
-                "take connector=linear"
+                f"FP4049 the towers are {width} and {out} wide, and without a connector their features can't be "
+                "compared; take connector=linear"
             )
         self.connector = nn.Identity() if kind == "none" else connector.layers(kind, width, out)
         self.to(device, dtype)
@@ -169,6 +169,6 @@ def tower_folders(directory: Path) -> dict[str, Path]:
     found = {tower: directory / tower for tower in TOWERS}
     if not all((folder / "config.json").is_file() for folder in found.values()):
         raise ModelError(
-            f"the model in {directory} has no two towers; take --model towers, or towers(image=..., text=...)"
+            f"FP4050 the model in {directory} has no two towers; take --model towers, or towers(image=..., text=...)"
         )
     return found

@@ -56,7 +56,8 @@ def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -
         return text
     if not method.mixed_sizes:
         raise ConfigError(
-            f"{method.name} has one size for all clients, {method.form.rank}; leave ranks away, and set it in --peft"
+            f"FP1238 {method.name} has one size for all clients, {method.form.rank}; leave ranks away, and set it in "
+            "--peft"
         )
     spec = parse_spec(text)
     settings = method.sized(ClientForm(largest.rank, method.form.scale * largest.rank))

@@ -34,10 +34,10 @@ class Hybrid(PeftMethod):
     def __post_init__(self) -> None:
         for part in self.parts:
             if not part.composes:
-                raise ConfigError(f"{part.name} can't be combined with other methods; take it alone")
+                raise ConfigError(f"FP1239 {part.name} can't be combined with other methods; take it alone")
         names = [ending for part in self.parts for ending in part.tensors]
         if len(set(names)) < len(names):
-            raise ConfigError(f"{self.name} has two methods that train the same tensors; name each kind once")
+            raise ConfigError(f"FP1240 {self.name} has two methods that train the same tensors; name each kind once")
 
     @property
     def name(self) -> str:

@@ -186,7 +186,7 @@ def truncated_svd(product: LowRank, rank: int, method: str = "auto") -> Truncate
     if method == "auto":
         method = COSTS.cheapest(*product.shape, product.width, rank, product.left.dtype)
     if method not in _METHODS:
-        raise ConfigError(f"unknown SVD method {method!r}; {nearest(method, METHODS)}")
+        raise ConfigError(f"FP1241 unknown SVD method {method!r}; {nearest(method, METHODS)}")
     U, S, Vt = _METHODS[method](product, rank)
     kept = min(rank, S.shape[0])
     alive = (S[:kept] > S[:1] * _ZERO[method]).to(S.dtype)

@@ -164,8 +164,8 @@ class PeftMethod(ABC):
             config = self.config(model.base)
             if not isinstance(config, peft.PeftConfig):
                 raise ModelError(
-                    f"{self.name}: config has to give a peft.PeftConfig, and has given {config!r:.80}; a method that "
-                    "is no peft adapter has an attach of its own"
+                    f"FP4051 {self.name}: config has to give a peft.PeftConfig, and has given {config!r:.80}; a method "
+                    "that is no peft adapter has an attach of its own"
                 )
             model.base = peft.get_peft_model(model.base, config)
         except (ValueError, KeyError) as error:
@@ -262,17 +262,20 @@ def started(method: PeftMethod, model: FederatedModel, seed: int) -> State:
         made = tuple(state[name].shape) if name in state else "missing"
         if made != shapes.get(name):
             raise ModelError(
-                f"{method.name}: start gives {name} as {made}, and the model trains {shapes.get(name, 'no such')}"
+                f"FP4053 {method.name}: start gives {name} as {made}, and the model trains "
+                f"{shapes.get(name, 'no such')}"
             )
         if not bool(state[name].isfinite().all()):
-            raise ModelError(f"{method.name}: start gives {name} values that are NaN or infinite")
+            raise ModelError(f"FP4054 {method.name}: start gives {name} values that are NaN or infinite")
     if method.in_peft and not (method.whole_model or method.saved_as or hasattr(model.base, "peft_config")):
         raise ModelError(
-            f"{method.name}: its attach makes no model of the peft library, which could save it; "
+            f"FP4055 {method.name}: its attach makes no model of the peft library, which could save it; "
             "say in_peft: ClassVar[bool] = False"
         )
     if method.batched and PeftMethod.stack == type(method).stack and PeftMethod.stack_into == type(method).stack_into:
-        raise ModelError(f"{method.name} says that it is batched, and has neither stack nor stack_into; leave that out")
+        raise ModelError(
+            f"FP4056 {method.name} says that it is batched, and has neither stack nor stack_into; leave that out"
+        )
     return state
 
 
@@ -290,9 +293,10 @@ def _refusal(method: str, model: str, layers: Set[str], error: Exception) -> Mod
     """Return what a user reads if peft refuses a model; of Mamba, with those of its linear layers that can be named."""
     of_mamba = _OF_MAMBA.search(str(error))
     if of_mamba is None:
-        return ModelError(f"peft can't put {method} into {model}: {error}")
+        return ModelError(f"FP4052 peft can't put {method} into {model}: {error}")
     legal = tuple(sorted(layers - {"out_proj", "lm_head"}))
     return ModelError(
-        f"{method} can't train the layer {of_mamba[1]} of {model}, whose weights its kernel reads past an adapter; "
+        f"FP4084 {method} can't train the layer {of_mamba[1]} of {model}, whose weights its kernel reads past an "
+        "adapter; "
         f'name other layers: --peft "{method}(targets={legal})"'
     )

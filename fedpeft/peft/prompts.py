@@ -21,8 +21,8 @@ def task_type(base: nn.Module) -> str:
     language: Any = getattr(base, "get_output_embeddings", lambda: None)()
     if language is not None and not runs_alone(base):
         raise ModelError(
-            f"prompts stand before what one stack reads, and {type(base).__name__} has an encoder and a decoder; take "
-            "--peft lora"
+            f"FP4070 prompts stand before what one stack reads, and {type(base).__name__} has an encoder and a "
+            "decoder; take --peft lora"
         )
     return "FEATURE_EXTRACTION" if language is None else "CAUSAL_LM"
 
@@ -31,8 +31,8 @@ def check_takes_prompts(base: nn.Module, method: str) -> None:
     """Raise ModelError unless the base reads embeddings, which prompts are put before."""
     if "inputs_embeds" not in inspect.signature(base.forward).parameters or not hasattr(base.config, "vocab_size"):
         raise ModelError(
-            f"{method} puts learned embeddings before those of the tokens, and {type(base).__name__} takes none; "
-            "take prefix_tuning"
+            f"FP4071 {method} puts learned embeddings before those of the tokens, and {type(base).__name__} takes "
+            "none; take prefix_tuning"
         )
 
 

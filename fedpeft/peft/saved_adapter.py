@@ -272,7 +272,7 @@ def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedMo
         raise
     except Exception as error:  # whatever peft, transformers and safetensors raise on files that are not as written
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RunError(f"the adapter or model in {folder} can't be read: {reason}") from error
+        raise RunError(f"FP5158 the adapter or model in {folder} can't be read: {reason}") from error
 
 
 def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
@@ -296,7 +296,7 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         model = task.model(task.base(folder / "model", torch.float32), classes)
         files = folder / "model"
     else:
-        raise RunError(f"{folder} holds no finished run: neither adapter/ nor model/ is there")
+        raise RunError(f"FP5159 {folder} holds no finished run: neither adapter/ nor model/ is there")
     if classes or (files / HEAD).is_file():
         model.load_state_dict(load_file(regular(files / HEAD)), strict=False)
     return model.eval().requires_grad_(False)

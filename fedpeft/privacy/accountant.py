@@ -225,7 +225,9 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     while not enough(high):
         high *= 2
         if high > 1e6:
-            raise PrivacyError(f"no noise keeps {steps} releases within epsilon {budget:g}; ask for a larger epsilon")
+            raise PrivacyError(
+                f"FP7028 no noise keeps {steps} releases within epsilon {budget:g}; ask for a larger epsilon"
+            )
     if before:
         return smallest(exactly, 1e-2, high)[1]
     _, loose = smallest(loosely, 1e-3, high)

@@ -73,8 +73,8 @@ def own_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max_d
     """
     if given.dp_delta is not None and given.dp_delta > max_delta:
         raise PrivacyError(
-            f"the federation states epsilon at dp_delta={given.dp_delta:g}, and this client accepts {max_delta:g} at "
-            "most; say --max-delta to accept more"
+            f"FP7029 the federation states epsilon at dp_delta={given.dp_delta:g}, and this client accepts "
+            f"{max_delta:g} at most; say --max-delta to accept more"
         )
     budgets = [budget for budget in (given.epsilon, max_epsilon) if budget is not None]
     delta = given.dp_delta if given.dp_delta is not None else min(0.1 / units, max_delta)
@@ -98,7 +98,7 @@ class Answers:
         try:
             replace_file(self.file, json.dumps(head).encode() + b"\n" + report.payload, private=True)
         except OSError as error:
-            raise PrivacyError(f"the answer can't be kept in {self.file}: {error.strerror}") from error
+            raise PrivacyError(f"FP7030 the answer can't be kept in {self.file}: {error.strerror}") from error
 
     def find(self, fingerprint: str) -> Report | None:
         """The answer that was given to this; None: another one, or none, was the last."""
@@ -111,7 +111,7 @@ class Answers:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PrivacyError(f"the last answer in {self.file} can't be read: {error}") from error
+            raise PrivacyError(f"FP7031 the last answer in {self.file} can't be read: {error}") from error
 
 
 class OwnLedger(PrivacyEngine):
@@ -160,7 +160,9 @@ class OwnLedger(PrivacyEngine):
             noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
             start = float(begun["start_noise_multiplier"]) if self.federation.start else None
         except (KeyError, TypeError, ValueError) as error:
-            raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
+            raise PrivacyError(
+                f"FP7032 the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}"
+            ) from error
         replace(self.mechanism, dp_delta=delta).check(self.federation)
         return noise, delta, start
 
@@ -207,14 +209,14 @@ class OwnLedger(PrivacyEngine):
         kind = instruction.kind
         if kind == "train":
             if instruction.round < 1 or instruction.correction or instruction.steps < 0:
-                raise PrivacyError("the server asks for what the settings of the federation do not include")
+                raise PrivacyError("FP7033 the server asks for what the settings of the federation do not include")
         elif kind == "prepare" and self.start is not None:
             if instruction.round or instruction.payload:
-                raise PrivacyError("the server asks for what the settings of the federation do not include")
+                raise PrivacyError("FP7033 the server asks for what the settings of the federation do not include")
         elif kind != "evaluate" or self.mechanism.silent:
             unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
             what = unprotected.get(kind, f"something called {kind[:40]!r}")
-            raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
+            raise PrivacyError(f"FP7034 the server asks for {what}, which {self.mechanism.name} does not protect")
 
     def answer(
         self,
@@ -246,7 +248,9 @@ class OwnLedger(PrivacyEngine):
         fingerprint = self.ledger.newest
         if fingerprint.partition("/")[0] != asked:
             if instruction.kind == "prepare" and self.ledger.releases(OWN):
-                raise PrivacyError("the server asks for the start a second time, and this client answers that once")
+                raise PrivacyError(
+                    "FP7035 the server asks for the start a second time, and this client answers that once"
+                )
             if not self._affordable(OWN, event, count):
                 return self._refusal(instruction)
             check(instruction)
@@ -258,7 +262,7 @@ class OwnLedger(PrivacyEngine):
         attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
         report = work(replace(instruction, attempt=attempt))
         if report.correction:
-            raise PrivacyError("the states of a drift correction would leave the client without protection")
+            raise PrivacyError("FP7036 the states of a drift correction would leave the client without protection")
         # The number of steps tells how many rows there are, which is private where the whole client is.
         steps = 0 if self.mechanism.hides == "client" else report.steps
         report = replace(report, steps=steps, charged=self.ledger.releases(OWN))
@@ -295,6 +299,6 @@ def state_digest(state: bytes | None, *files: Path) -> bytes:
         except FileNotFoundError:
             content = b"missing"
         except OSError as error:
-            raise RunError(f"the client's state {file} can't be read: {error.strerror}") from error
+            raise RunError(f"FP5160 the client's state {file} can't be read: {error.strerror}") from error
         digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest.digest()

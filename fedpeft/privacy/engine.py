@@ -63,7 +63,7 @@ class Guard:
         if not self.mechanism.noises_updates:
             return statistics
         if self.start is None:
-            raise PrivacyError(f"{self.mechanism.name} does not protect sums over rows here; take --head zero")
+            raise PrivacyError(f"FP7037 {self.mechanism.name} does not protect sums over rows here; take --head zero")
         return self.mechanism.start_released(statistics, self.start, self.key(), ids)
 
 
@@ -119,7 +119,7 @@ class PrivacyEngine:
         labels_of_rows: bool = False,
     ) -> None:
         if mechanism.at_budget == "sit_out" and mechanism.epsilon is None:
-            raise PrivacyError(f"at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
+            raise PrivacyError(f"FP7038 at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
         self.mechanism, self.federation = mechanism, federation
         self.identity, self.seed, self.labels_of_rows = identity, seed, labels_of_rows
         self.sits_out = mechanism.at_budget == "sit_out"
@@ -168,7 +168,7 @@ class PrivacyEngine:
         """
         path = self.folder / LEDGER
         if resumed and not path.exists():
-            raise PrivacyError(f"{path} is missing, so what the run has spent is unknown; start a new run")
+            raise PrivacyError(f"FP7039 {path} is missing, so what the run has spent is unknown; start a new run")
         mechanism = self.mechanism
         self.ledger = Ledger(path, self._header())
         self.sat_out = set(self.ledger.left_out)
@@ -282,8 +282,9 @@ class PrivacyEngine:
         who = "the population" if account == POPULATION else f"client {account}"
         spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
         return (
-            f"round {round} would take {who} above its budget: epsilon {spent:.3g} of {self.mechanism.epsilon:g} is "
-            f"spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes on without them"
+            f"FP7040 round {round} would take {who} above its budget: epsilon {spent:.3g} of "
+            f"{self.mechanism.epsilon:g} is spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes "
+            "on without them"
         )
 
     def _fingerprint(self, round: int, state: str) -> str:

@@ -61,7 +61,7 @@ class Ledger:
         self._lines: list[Mapping[str, Any]] = []
         header = {"version": VERSION, **terms}
         if path.exists() and not path.is_file():
-            raise PrivacyError(f"the privacy ledger {path} is no file; put it back, or start a new run")
+            raise PrivacyError(f"FP7041 the privacy ledger {path} is no file; put it back, or start a new run")
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
@@ -80,16 +80,17 @@ class Ledger:
                 return False
             if lines[0] != json.loads(json.dumps(header)):
                 raise PrivacyError(
-                    f"{self.path} was begun on other terms: {_changed(lines[0], header)}; go on with the settings, and "
-                    "the version of fedpeft, that it was begun with, or start a new run"
+                    f"FP7042 {self.path} was begun on other terms: {_changed(lines[0], header)}; go on with the "
+                    "settings, and the version of fedpeft, that it was begun with, or start a new run"
                 )
             for line in lines[1:]:
                 self._book(line)
         except OSError as error:
-            raise PrivacyError(f"the privacy ledger {self.path} can't be read: {error.strerror}") from error
+            raise PrivacyError(f"FP7043 the privacy ledger {self.path} can't be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise PrivacyError(
-                f"the privacy ledger {self.path} is damaged ({error}), so what was spent is unknown; start a new run"
+                f"FP7044 the privacy ledger {self.path} is damaged ({error}), so what was spent is unknown; start a "
+                "new run"
             ) from error
         return True
 
@@ -109,7 +110,7 @@ class Ledger:
         try:
             append(self.path, json.dumps(line).encode() + b"\n", private=True)
         except OSError as error:
-            raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
+            raise PrivacyError(f"FP7045 the privacy ledger {self.path} can't be written: {error.strerror}") from error
 
     def charged(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
         """All charges, oldest first: round, fingerprint, and the kinds of release with their numbers."""
@@ -193,7 +194,7 @@ def terms_in(path: Path) -> Mapping[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise PrivacyError(f"the privacy ledger {path} can't be read: {error}") from error
+        raise PrivacyError(f"FP7043 the privacy ledger {path} can't be read: {error}") from error
     if found is not None and not isinstance(found, dict):
-        raise PrivacyError(f"the privacy ledger {path} is damaged: its first line holds no terms")
+        raise PrivacyError(f"FP7046 the privacy ledger {path} is damaged: its first line holds no terms")
     return found

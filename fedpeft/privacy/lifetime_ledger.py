@@ -58,9 +58,9 @@ class LifetimeLedger:
             with FileLock(self.path.with_suffix(".lock"), timeout=SECONDS):
                 yield Ledger(self.path, {"data": str(self.data)})
         except Timeout:
-            raise PrivacyError(f"another process has held {self.path} for {SECONDS:g} s; end it") from None
+            raise PrivacyError(f"FP7047 another process has held {self.path} for {SECONDS:g} s; end it") from None
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error}") from error
+            raise PrivacyError(f"FP7045 the privacy ledger {self.path} can't be written: {error}") from error
 
     def carry(self, run: Ledger, known_noise: bool = False) -> None:
         """Take over what a run's ledger holds, as far as it is not here yet; noise that is known counts as none."""
@@ -106,7 +106,7 @@ class LifetimeLedger:
             if not self._affords(book, event, count, delta):
                 spent = max(epsilon(book.spent.get(own, {}), delta) for own in self._accounts)
                 raise PrivacyError(
-                    f"of epsilon {self.budget:g} at dp_delta {delta:.2g} earlier runs on {self.data} have spent "
+                    f"FP7048 of epsilon {self.budget:g} at dp_delta {delta:.2g} earlier runs on {self.data} have spent "
                     f"{spent:.3g}, and what is left does not allow a single round; give a larger "
                     "--max-epsilon if you accept that"
                 )

@@ -153,11 +153,13 @@ class Mechanism(ABC):
         """
         name = self.name
         if self.epsilon is None and self.noise_multiplier is None:
-            raise PrivacyError(f"{name} needs epsilon or noise_multiplier, such as {name}(epsilon=8, clip={self.clip})")
+            raise PrivacyError(
+                f"FP7049 {name} needs epsilon or noise_multiplier, such as {name}(epsilon=8, clip={self.clip})"
+            )
         limit = 1 / self.units(federation)
         if self.dp_delta is not None and self.dp_delta >= limit:
             raise PrivacyError(
-                f"dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / "
+                f"FP7050 dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / "
                 f"(largest number of {self.hides}s) = {limit:.3g}, leave it out for a tenth of that"
             )
 
@@ -266,13 +268,13 @@ class Mechanism(ABC):
         share, delta = self.start_share(federation), self.delta(federation)
         if not share:
             raise PrivacyError(
-                f"start=0 leaves nothing of the budget for a private start; give {self.name} another share, or take "
-                "--head zero"
+                f"FP7051 start=0 leaves nothing of the budget for a private start; give {self.name} another share, or "
+                "take --head zero"
             )
         if self.epsilon is not None:
             return noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(share)
         if share == 1:
-            raise PrivacyError(f"start=1 is all of a budget, and {self.name} has none; give it an epsilon")
+            raise PrivacyError(f"FP7052 start=1 is all of a budget, and {self.name} has none; give it an epsilon")
         plans = self.planned(federation)
         if not self.noise_multiplier or not plans:
             return self.noise_multiplier
@@ -293,8 +295,8 @@ class Mechanism(ABC):
         least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(federation))
         if self.epsilon < least:
             raise PrivacyError(
-                f"epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of all "
-                f"{signal:g} {self.hides}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
+                f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of "
+                f"all {signal:g} {self.hides}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
                 "clients, or take --head zero"
             )
 

@@ -64,11 +64,11 @@ def read_key(path: Path) -> RunKey:
         mode = path.stat().st_mode & 0o777
         secret = read(path)
     except OSError as error:
-        raise PrivacyError(f"the run's secret key {path} can't be read: {error.strerror}") from error
+        raise PrivacyError(f"FP7073 the run's secret key {path} can't be read: {error.strerror}") from error
     if mode & 0o077:
-        raise PrivacyError(f"others may read the run's secret key {path} (mode {mode:o}); it must have mode 600")
+        raise PrivacyError(f"FP7074 others may read the run's secret key {path} (mode {mode:o}); it must have mode 600")
     if len(secret) != BYTES:
-        raise PrivacyError(f"{path} holds {len(secret)} bytes instead of the {BYTES} of a run's secret key")
+        raise PrivacyError(f"FP7075 {path} holds {len(secret)} bytes instead of the {BYTES} of a run's secret key")
     return RunKey(secret)
 
 

@@ -69,7 +69,9 @@ class Terms:
             ("a budget", self.budget, self.budget is None or 0 < self.budget < math.inf, "above 0"),
         ):  # fmt: skip
             if not good:
-                raise RunError(f"the client declares {what} of {value:g}, of which no epsilon follows; legal: {legal}")
+                raise RunError(
+                    f"FP5161 the client declares {what} of {value:g}, of which no epsilon follows; legal: {legal}"
+                )
 
 
 class SecondBook(PrivacyEngine):
@@ -141,7 +143,7 @@ class SecondBook(PrivacyEngine):
         """
         terms = self._declared().get(account)
         if terms is None:
-            raise PrivacyError(f"the ledger has an account of client {account}, which the list of clients lacks")
+            raise PrivacyError(f"FP7076 the ledger has an account of client {account}, which the list of clients lacks")
         return terms.delta
 
     def cost(self, cohort: Sequence[int]) -> Charges:

@@ -114,9 +114,9 @@ def widest_grid(
         needed = next((more for more in range(bits, 33) if enough(more)), None)
         remedy = f"give bits={needed} or more, or " if needed else ""
         raise PrivacyError(
-            f"integers of {bits} bits are too small for a sum of {clients} clients with noise multiplier {noise:.3g}: "
-            f"rounding {most:,} entries to them would lengthen it by more than {MOST_GROWTH - 1:.0%}; {remedy}train "
-            "fewer parameters, or ask for a larger epsilon"
+            f"FP7084 integers of {bits} bits are too small for a sum of {clients} clients with noise multiplier "
+            f"{noise:.3g}: rounding {most:,} entries to them would lengthen it by more than {MOST_GROWTH - 1:.0%}; "
+            f"{remedy}train fewer parameters, or ask for a larger epsilon"
         )
     r = radius(bits)
     return Grid(most, clip / r, r, (noise * r) ** 2)

@@ -67,8 +67,8 @@ class SummedBook(SummedEngine):
         told = (terms.noise, terms.rate, terms.start)
         if any((a is None) != (b is None) or not math.isclose(a or 0, b or 0) for a, b in zip(own, told, strict=True)):
             raise RunError(
-                f"this client has worked out noise multiplier, sampling rate and noise of the start as {told}, and the "
-                f"server as {own}: their noise would not be in one sum; take the same versions of the libraries"
+                f"FP5162 this client has worked out noise multiplier, sampling rate and noise of the start as {told}, "
+                f"and the server as {own}: their noise would not be in one sum; take the same versions of the libraries"
             )
 
     def start_cost(self) -> Charges:

@@ -77,7 +77,9 @@ class SummedLedger(OwnLedger):
         try:
             delta = self.mechanism.delta(federation) if begun is None else float(begun["dp_delta"])
         except (KeyError, TypeError, ValueError) as error:
-            raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
+            raise PrivacyError(
+                f"FP7032 the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}"
+            ) from error
         return common.multiplier(federation), delta, common.start_noise(federation)
 
     def _header(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class SummedLedger(OwnLedger):
         super().check(instruction)
         if instruction.step != VECTORS:
             raise PrivacyError(
-                f"the server asks a client to {instruction.kind} without masks, which its settings don't say"
+                f"FP7085 the server asks a client to {instruction.kind} without masks, which its settings don't say"
             )
 
     def answer(
@@ -152,7 +154,7 @@ class SummedLedger(OwnLedger):
     def legal(self, instruction: Instruction) -> None:
         """As `OwnLedger.legal`: a third step of a sum that the client is in, and the only one of it."""
         if self.begin_third is None:
-            raise PrivacyError("the server asks for a part in a secure sum, and this client is in none")
+            raise PrivacyError("FP7086 the server asks for a part in a secure sum, and this client is in none")
         self.begin_third(instruction)
 
     def _could(self, instruction: Instruction) -> bool:

@@ -122,7 +122,7 @@ def counted(config: RunConfig, clients: int) -> RunConfig:
         return config
     if strategy.clients not in (0, clients):
         raise ConfigError(
-            f"{config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
+            f"FP1294 {config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
         )
     return replace(config, strategy=part_text(replace(strategy, clients=clients)))
 
@@ -139,14 +139,16 @@ def told_tasks(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
     name = config.strategy.partition("(")[0].strip()
     if tasks is None:
         raise ConfigError(
-            f"{name} is a rule for tasks that come one after the other: take --dataset 'tasks(a, b)', or "
+            f"FP1295 {name} is a rule for tasks that come one after the other: take --dataset 'tasks(a, b)', or "
             "'tasks(a, classes=2)', or another strategy"
         )
     told = {"tasks": tasks.schedule.tasks, "every": tasks.schedule.every, "late": tasks.schedule.late}
     for setting, value in told.items():
         given = getattr(strategy, setting)
         if given not in (0, value):
-            raise ConfigError(f"{config.strategy} names {setting}={given}, and the data set has {value}; leave it out")
+            raise ConfigError(
+                f"FP1296 {config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
+            )
     return replace(config, strategy=part_text(replace(strategy, **told)))
 
 
@@ -167,7 +169,9 @@ def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) ->
         names = [name for family in families for name in family.names]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"--{flag} would have two parts called {name!r}: give the plugin's another name")
+                raise ConfigError(
+                    f"FP1297 --{flag} would have two parts called {name!r}: give the plugin's another name"
+                )
 
 
 def used(config: RunConfig) -> list[plugins.Plugin]:

@@ -75,7 +75,7 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
                 )
             raise
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        where = f"the plugin {own[-1].filename} has failed in line {own[-1].lineno}, in {own[-1].name}"
+        where = f"FP0001 the plugin {own[-1].filename} has failed in line {own[-1].lineno}, in {own[-1].name}"
         console = Console(stderr=True)
         console.print(f"[bold red]error:[/] {escape(f'{where}: {said}')}", highlight=False, soft_wrap=True)
         console.print(escape("".join(traceback.format_list(own)).rstrip()), highlight=False, soft_wrap=True)

@@ -28,16 +28,16 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
     """
     if setup.task.targets:
         what = "predicts numbers" if setup.task.targets == "numbers" else "is a classifier"
-        raise ConfigError(f"evaluate asks a language model, and this {what}; leave it out of --measure")
+        raise ConfigError(f"FP1355 evaluate asks a language model, and this {what}; leave it out of --measure")
     if setup.personal:
         raise ConfigError(
-            f"evaluate asks the global model, and with {setup.config.strategy} each client has its own; leave it out "
-            "of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
+            f"FP1356 evaluate asks the global model, and with {setup.config.strategy} each client has its own; leave "
+            "it out of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
         )
     parse_metrics(asked.metrics)
     if not asked.questions and not setup.task.asks:
         raise ConfigError(
-            f"evaluate needs questions, and rows of {setup.facts.task} are none: give "
+            f"FP1357 evaluate needs questions, and rows of {setup.facts.task} are none: give "
             "evaluate(questions='FILE.jsonl'), or leave it out of --measure"
         )
 
@@ -59,7 +59,7 @@ def exam_of(setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam 
         rows = at_most(validation, asked.rows)
         found = [of_row(str(row)) for row in rows.inputs]
     else:
-        raise ConfigError("evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")
+        raise ConfigError("FP1358 evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")
     readable = readable_tokens(setup.model_directory, setup.method.extra_tokens, UNBOUNDED)
     kept, notes = that_fit(found, load_tokenizer(setup.model_directory), asked.new_tokens, readable)
     for note in notes:

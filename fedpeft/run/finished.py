@@ -53,7 +53,7 @@ class FinishedRun:
             RunError: there is none, or it has not been finished.
         """
         if not (folder / "config.toml").is_file():
-            raise RunError(f"{folder} holds no run: there is no config.toml in it")
+            raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
         config = read_config(folder / "config.toml", goes_on=False)
         try:
             summary = files.read_json(folder / "summary.json")
@@ -62,7 +62,7 @@ class FinishedRun:
         except (OSError, ValueError):
             summary = None
         if not isinstance(summary, dict) or not isinstance(summary.get("task"), str):
-            raise RunError(f"{folder}/summary.json is damaged; {resume_command(folder)} writes it anew")
+            raise RunError(f"FP5168 {folder}/summary.json is damaged; {resume_command(folder)} writes it anew")
         return cls(folder, config, summary)
 
     @property
@@ -108,12 +108,12 @@ class FinishedRun:
             names = files.read_json(file)
         except FileNotFoundError as error:
             if self.task.targets:
-                raise RunError(f"{file} is missing: the names of the classes are in it; put it back") from error
+                raise RunError(f"FP5169 {file} is missing: the names of the classes are in it; put it back") from error
             return None
         except (OSError, ValueError) as error:
-            raise RunError(f"{file} can't be read: {error}") from error
+            raise RunError(f"FP5100 {file} can't be read: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RunError(f"{file} is damaged: it must hold the names of the classes, in a list")
+            raise RunError(f"FP5170 {file} is damaged: it must hold the names of the classes, in a list")
         return names
 
     @property
@@ -185,7 +185,7 @@ class FinishedRun:
         """
         if self.task.compares:
             raise RunError(
-                f"{self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
+                f"FP5171 {self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
             )
 
@@ -200,12 +200,14 @@ class FinishedRun:
         was, now = recorded(self.folder), made_of(config)
         now = now if rows else now[:1]
         if (name := changed(was[:1], now)) is not None:
-            raise RunError(f"the base model {name} has changed since {self.folder} was trained on it; put it back")
+            raise RunError(
+                f"FP5172 the base model {name} has changed since {self.folder} was trained on it; put it back"
+            )
         if (name := changed(was, now)) is not None:
             raise RunError(
-                f"{name} has changed since {self.folder} was made of it, so that rows held out now may be some that it "
-                "was trained on; put the file back, or let the run answer rows of your own: "
-                f"python -m fedpeft.predict {self.folder} --data FILE"
+                f"FP5173 {name} has changed since {self.folder} was made of it, so that rows held out now may be some "
+                "that it was trained on; put the file back, or let the run answer rows of your own: python -m "
+                f"fedpeft.predict {self.folder} --data FILE"
             )
         own = [own.file for own in now if own.sha256]
         if was or not own:
@@ -221,8 +223,9 @@ class FinishedRun:
         self.check_answers()
         if self.labels_words:
             raise RunError(
-                f"{self.folder} labels words: its head answers for each token, and a row has no answer of its own; "
-                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
+                f"FP5174 {self.folder} labels words: its head answers for each token, and a row has no answer of its "
+                "own; load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without "
+                "--merge"
             )
 
     def check_reads_texts(self, what: str) -> None:
@@ -233,8 +236,8 @@ class FinishedRun:
         """
         if self.task.describes:
             raise RunError(
-                f"{self.folder} captions images: its language model reads them through a connector, and {what} does "
-                "without; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the connector"
+                f"FP5175 {self.folder} captions images: its language model reads them through a connector, and {what} "
+                "does without; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the connector"
             )
 
     @property
@@ -253,7 +256,7 @@ class FinishedRun:
     def model(self, base: nn.Module) -> FederatedModel:
         """The finished model, on a tree of modules of its own that shares the weights of `base`."""
         if not self.files.is_dir():
-            raise RunError(f"{self.folder} holds no finished run: there is no {self.files.name}/ in it")
+            raise RunError(f"FP5132 {self.folder} holds no finished run: there is no {self.files.name}/ in it")
         return saved_adapter.load(self.folder, self.task, twin(base), len(self.labels or ()))
 
 

@@ -136,14 +136,14 @@ class FlowerTuneProject:
         found = _flat(_table(_table(flower, "app"), "config"))
         if not found:
             raise ConfigError(
-                f"{folder}/pyproject.toml has no [tool.flwr.app.config], so it is no FlowerTune project; make one "
-                "with: flwr new @flwrlabs/flowertune-llm-general-nlp"
+                f"FP1360 {folder}/pyproject.toml has no [tool.flwr.app.config], so it is no FlowerTune project; make "
+                "one with: flwr new @flwrlabs/flowertune-llm-general-nlp"
             )
         code = changed_files(folder)
         said = dict(map(_assignment, given))
         for key in said:
             if key not in HONOURED and key not in LEFT_OUT:
-                raise ConfigError(f"--set has no key {key!r}; {nearest(key, (*HONOURED, *LEFT_OUT))}")
+                raise ConfigError(f"FP1361 --set has no key {key!r}; {nearest(key, (*HONOURED, *LEFT_OUT))}")
         values, ignored = _sorted_out(found | said, ignore_code)
         track = _track(track or str(values.get("task.name", "")), str(values["static.dataset.name"]), folder)
         nodes = _supernodes(flower)
@@ -189,8 +189,8 @@ class FlowerTuneProject:
         bits, dora = v["model.quantization"], bool(v.get("model.lora.use-dora"))
         if bits and dora:
             raise ConfigError(
-                "model.lora.use-dora works on a base that is not quantized here; add --set model.quantization=0, or "
-                "leave DoRA out"
+                "FP1362 model.lora.use-dora works on a base that is not quantized here; add --set "
+                "model.quantization=0, or leave DoRA out"
             )
         targets = v.get("model.lora.target-modules") or _usual_targets(v["model.name"])
         where = "all" if targets == "all-linear" else repr(tuple(t.strip() for t in targets.split(",") if t.strip()))
@@ -232,7 +232,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE; a value that is not TOML is a text."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
-        raise ConfigError(f"--set takes KEY=VALUE, such as train.seq-length=256, got {text!r}")
+        raise ConfigError(f"FP1363 --set takes KEY=VALUE, such as train.seq-length=256, got {text!r}")
     key = "static.dataset.name" if key == "dataset.name" else key
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
@@ -255,13 +255,13 @@ def _sorted_out(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[str, 
             ignored[key] = "only the project's own code reads it"
         else:
             raise ConfigError(
-                f"the project has a key {key!r} that the templates' code does not read; "
+                f"FP1364 the project has a key {key!r} that the templates' code does not read; "
                 f"{nearest(key, (*HONOURED, *LEFT_OUT))}; if code of your own reads it: --ignore-code leaves both out"
             )
     if missing := [key for key in NEEDED if key not in values]:
-        raise ConfigError(f"the project has no {missing[0]}; give it with --set {missing[0]}=VALUE")
+        raise ConfigError(f"FP1365 the project has no {missing[0]}; give it with --set {missing[0]}=VALUE")
     if values["train.learning-rate-min"] > values["train.learning-rate-max"]:
-        raise ConfigError("train.learning-rate-min is above train.learning-rate-max; exchange them")
+        raise ConfigError("FP1366 train.learning-rate-min is above train.learning-rate-max; exchange them")
     return values, ignored
 
 
@@ -279,14 +279,16 @@ def _checked(key: str, value: Any) -> Any:
     if isinstance(value, list) and key == "model.lora.target-modules" and all(isinstance(v, str) for v in value):
         value = ",".join(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r:.60}")
+        raise ConfigError(f"FP1367 {key} must be of type {kind.__name__}, got {value!r:.60}")
     number: float = value if isinstance(value, int | float) else 0
     if key in POSITIVE and not number > 0:
-        raise ConfigError(f"{key} must be above 0, got {value}")
+        raise ConfigError(f"FP1368 {key} must be above 0, got {value}")
     if key == "model.quantization" and value not in (4, 8, 0):
-        raise ConfigError(f"model.quantization must be 4 or 8 (bits of the base's weights), or 0 for none, got {value}")
+        raise ConfigError(
+            f"FP1369 model.quantization must be 4 or 8 (bits of the base's weights), or 0 for none, got {value}"
+        )
     if key == "strategy.fraction-train" and number > 1:
-        raise ConfigError(f"{key} must be at most 1, got {value}")
+        raise ConfigError(f"FP1370 {key} must be at most 1, got {value}")
     return value
 
 
@@ -297,7 +299,7 @@ def _usual_targets(model: str) -> str:
     kind = config_of(resolve_model(model)).model_type
     if kind not in USUAL:
         raise ModelError(
-            f"the peft library has no usual target layers for models of the kind {kind!r}; name them: "
+            f"FP4080 the peft library has no usual target layers for models of the kind {kind!r}; name them: "
             "--set model.lora.target-modules=q_proj,v_proj"
         )
     return ",".join(USUAL[kind])
@@ -308,7 +310,7 @@ def _track(named: str, dataset: str, folder: Path) -> str:
     told = {_plain(track): track for track in TRACKS} | {"nlp": "general_nlp", "general": "general_nlp"}
     if named:
         if _plain(named) not in told:
-            raise ConfigError(f"there is no FlowerTune track {named!r}; {nearest(named, TRACKS)}")
+            raise ConfigError(f"FP1371 there is no FlowerTune track {named!r}; {nearest(named, TRACKS)}")
         return told[_plain(named)]
     for track, (own, _) in TRACKS.items():
         if dataset == own:
@@ -317,7 +319,7 @@ def _track(named: str, dataset: str, folder: Path) -> str:
         if (task := TASK.search(_text(file))) and _plain(task[1]) in told:
             return told[_plain(task[1])]
     raise ConfigError(
-        f"the data set {dataset} belongs to no track; say whose columns it has with --track: {', '.join(TRACKS)}"
+        f"FP1372 the data set {dataset} belongs to no track; say whose columns it has with --track: {', '.join(TRACKS)}"
     )
 
 
@@ -381,4 +383,4 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ConfigError(f"{file} can't be read: {error.strerror}") from None
+        raise ConfigError(f"FP1078 {file} can't be read: {error.strerror}") from None

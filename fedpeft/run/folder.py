@@ -25,11 +25,11 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
     """
     if resume is not None:
         if file is not None:
-            raise ConfigError(f"a resumed run keeps its settings, but {file} was given; leave it out")
+            raise ConfigError(f"FP1373 a resumed run keeps its settings, but {file} was given; leave it out")
         file = resume / "config.toml"
         if not file.is_file():
             raise RunError(
-                f"{resume} holds no run to resume: there is no config.toml in it; "
+                f"FP5176 {resume} holds no run to resume: there is no config.toml in it; "
                 f"start a new run with --output {resume}"
             )
     return read_config(file, goes_on=resume is not None) if file else RunConfig()
@@ -48,7 +48,7 @@ def checked_settings(
         changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
         if changed or output:
             raise RunError(
-                f"a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
+                f"FP5177 a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
                 "start a new run to change it"
             )
         return config, resume
@@ -59,7 +59,7 @@ def checked_settings(
     refuse_file(folder)
     if folder.is_dir() and not _never_began(folder):
         raise RunError(
-            f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
+            f"FP5178 {folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
         )
     return config, folder
 
@@ -77,9 +77,9 @@ def refuse_file(folder: Path) -> None:
         return  # `make_folder` says what is the matter
     except (OSError, ValueError) as error:  # a name of too many bytes, or with a NUL
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"{str(folder)[:60]!r} can't name a folder: {reason}; give another --output") from None
+        raise RunError(f"FP5179 {str(folder)[:60]!r} can't name a folder: {reason}; give another --output") from None
     if taken:
-        raise RunError(f"{folder} is a file, and --output names a folder; give another --output")
+        raise RunError(f"FP5180 {folder} is a file, and --output names a folder; give another --output")
 
 
 def located(config: RunConfig) -> RunConfig:
@@ -139,10 +139,10 @@ def unfinished(folder: Path) -> str:
     if (folder / GIVEN_UP).is_file():
         anew = shlex.quote(str(folder.with_suffix(".toml")))
         return (
-            f"{folder} holds a trial that its search gave up at a rung; take one that has finished, or train it whole: "
-            f"python -m fedpeft.simulate {anew}"
+            f"FP5181 {folder} holds a trial that its search gave up at a rung; take one that has finished, or train it "
+            f"whole: python -m fedpeft.simulate {anew}"
         )
-    return f"{folder} holds an unfinished run; continue it with: {resume_command(folder)}"
+    return f"FP5182 {folder} holds an unfinished run; continue it with: {resume_command(folder)}"
 
 
 def resume_command(folder: Path) -> str:
@@ -156,7 +156,7 @@ def refuse_simulations_run(folder: Path) -> None:
     begun = (folder / "config.toml").is_file()
     if begun and not any((folder / name).exists() for name in (SERVERS_OPTIONS, "serve.jsonl")):
         raise RunError(
-            f"{folder} is the run of a simulation, not of a server; it goes on with: {resume_command(folder)}"
+            f"FP5183 {folder} is the run of a simulation, not of a server; it goes on with: {resume_command(folder)}"
         )
 
 
@@ -164,7 +164,7 @@ def refuse_servers_run(folder: Path) -> None:
     """RunError where `folder` is a server's, whose clients' rows are not here."""
     if (folder / SERVERS_OPTIONS).exists():
         raise RunError(
-            f"{folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
+            f"FP5184 {folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
             f"{resume_command(folder)}"
         )
 
@@ -174,7 +174,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"the run's folder {folder} can't be made: {error.strerror}; give another --output") from error
+        raise RunError(
+            f"FP5185 the run's folder {folder} can't be made: {error.strerror}; give another --output"
+        ) from error
 
 
 @contextmanager
@@ -205,11 +207,11 @@ def alone_in(folder: Path, lock: str = ".lock", taken: str = "") -> Iterator[Non
     try:
         held.acquire(blocking=False)
     except Timeout:
-        told = taken or f"another process is at work on the run in {folder}; wait for its end, or stop it"
+        told = taken or f"FP5186 another process is at work on the run in {folder}; wait for its end, or stop it"
         raise RunError(told) from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"the folder {folder} can't be written: {reason}") from error
+        raise RunError(f"FP5187 the folder {folder} can't be written: {reason}") from error
     try:
         yield
     finally:

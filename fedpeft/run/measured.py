@@ -131,11 +131,11 @@ def parse_measure(text: str) -> Measured:
     parts = tuple(MEASUREMENTS.build(spec) for spec in split_outside_parentheses(text, "+"))
     names = [part.name for part in parts]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+        raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
     known = tuple(MEASUREMENTS.part(name) for name in MEASUREMENTS.own_names)
     if unread := [part.name for part in parts if not isinstance(part, known)]:
         raise ConfigError(
-            f"nothing measures {', '.join(unread)}: one of your own is made from the class of one of fedpeft's "
+            f"FP1374 nothing measures {', '.join(unread)}: one of your own is made from the class of one of fedpeft's "
             f"({', '.join(MEASUREMENTS.own_names)}); numbers of your own are what a task's `measures` gives"
         )
     return Measured(parts)

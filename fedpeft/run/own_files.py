@@ -112,7 +112,7 @@ def recorded(folder: Path) -> MadeOf:
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error}); put it back, or remove it") from error
+        raise RunError(f"FP5188 {path} is damaged ({error}); put it back, or remove it") from error
 
 
 def of_plain(plain: Iterable[Any]) -> MadeOf:

@@ -176,17 +176,18 @@ def chosen_ranks(tables: Sequence[ProfileTable], form: ClientForm | None) -> lis
         ConfigError: the method has no ranks, the tables don't tell clients apart, or one states what others don't.
     """
     if form is None:
-        raise ConfigError("ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
+        raise ConfigError("FP1378 ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
     if len({(t.memory, t.link, t.rows) for t in tables}) == 1:
         raise ConfigError(
-            "ranks=auto goes by memory, link and rows, and all tables say the same; state them, or leave ranks out"
+            "FP1379 ranks=auto goes by memory, link and rows, and all tables say the same; state them, or leave ranks "
+            "out"
         )
     shares = [1.0] * len(tables)
     for name in ("memory", "link", "rows"):
         given = [getattr(t, name) for t in tables]
         if not all(given) and any(given):
             raise ConfigError(
-                f"ranks=auto: some tables state {name} and some don't; state it in all of them, or in none"
+                f"FP1380 ranks=auto: some tables state {name} and some don't; state it in all of them, or in none"
             )
         if any(given):
             shares = [min(share, own / max(given)) for share, own in zip(shares, given, strict=True)]
@@ -205,11 +206,11 @@ def ranks_of(text: str) -> list[ProfileTable]:
         match = re.fullmatch(r"\s*(\d+)\s*\*\s*(\d+)\s*", word)
         if not match:
             raise ConfigError(
-                f"ranks={text!r} is not of the form RANK*CLIENTS,RANK*CLIENTS,... such as 4*50,8*30,32*20"
+                f"FP1381 ranks={text!r} is not of the form RANK*CLIENTS,RANK*CLIENTS,... such as 4*50,8*30,32*20"
             )
         rank, count = map(int, match.groups())
         if not 1 <= rank <= 1024 or not count:
-            raise ConfigError(f"ranks={text!r}: a rank is 1 to 1024, and a group has at least one client")
+            raise ConfigError(f"FP1382 ranks={text!r}: a rank is 1 to 1024, and a group has at least one client")
         tables.append(ProfileTable(count=count, rank=rank))
     return tables
 
@@ -225,7 +226,7 @@ def tables_of(file: Path) -> list[ProfileTable]:
     content = read_toml(file)
     tables = content.pop("profile", [])
     if content or not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
-        raise ConfigError(f"{file} must hold [[profile]] tables and nothing else")
+        raise ConfigError(f"FP1383 {file} must hold [[profile]] tables and nothing else")
     return [
         ProfileTable(**check_settings(f"profile {i} of {file}", ProfileTable, table))
         for i, table in enumerate(tables, start=1)
@@ -242,11 +243,11 @@ def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable
     """
     if ranks == AUTO and not isinstance(clients, str):
         raise ConfigError(
-            "ranks=auto chooses ranks by clients' memory, link and rows, which a TOML file of [[profile]] tables says; "
-            "give one, such as --clients clients.toml"
+            "FP1384 ranks=auto chooses ranks by clients' memory, link and rows, which a TOML file of [[profile]] "
+            "tables says; give one, such as --clients clients.toml"
         )
     if ranks and ranks != AUTO and isinstance(clients, str):
-        raise ConfigError(f"ranks and the tables in {clients} both say what clients hold; give one of them")
+        raise ConfigError(f"FP1385 ranks and the tables in {clients} both say what clients hold; give one of them")
     if ranks and ranks != AUTO:
         return ranks_of(ranks)
     if not isinstance(clients, str):
@@ -256,7 +257,7 @@ def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable
         return tables_of(own)
     if not clients.endswith(".toml"):
         raise ConfigError(
-            f"clients={clients!r} is no number, and no TOML file of [[profile]] tables: write --clients 100 or "
+            f"FP1386 clients={clients!r} is no number, and no TOML file of [[profile]] tables: write --clients 100 or "
             "--clients clients.toml"
         )
     return tables_of(Path(clients))
@@ -285,14 +286,17 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
     total = sum(t.count for t in tables)
     if total != clients:
         raise ConfigError(
-            f"the groups of clients add up to {total}, but there are {clients} clients; change a group or --clients"
+            f"FP1387 the groups of clients add up to {total}, but there are {clients} clients; change a group or "
+            "--clients"
         )
     groups: list[tuple[Profile, int]] = []
     for table in tables:
         own = form
         if table.rank or table.alpha:
             if form is None:
-                raise ConfigError("ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
+                raise ConfigError(
+                    "FP1378 ranks are those of LoRA factors, or lengths of prompts; use the peft method lora"
+                )
             rank = table.rank or form.rank
             own = ClientForm(rank, table.alpha or form.scale * rank)
         profile = Profile(

@@ -39,7 +39,7 @@ class Records:
             with files.opened(self.folder / name, "ab", self._hidden(name)) as file:
                 file.write(text.encode())
         except OSError as error:
-            raise RunError(f"{self.folder / name} can't be written: {error.strerror}") from error
+            raise RunError(f"FP5102 {self.folder / name} can't be written: {error.strerror}") from error
 
     def _hidden(self, name: str) -> bool:
         return self.private and name in CONFIDENTIAL
@@ -56,9 +56,13 @@ class Records:
         try:
             lines = files.read(path).split(b"\n")
         except PermissionError as error:
-            raise RunError(f"{path} may be read by its owner alone, who started the run: ask as that user") from error
+            raise RunError(
+                f"FP5189 {path} may be read by its owner alone, who started the run: ask as that user"
+            ) from error
         except OSError as error:
-            raise RunError(f"{path} can't be read: {error.strerror}; put the file back, or start a new run") from error
+            raise RunError(
+                f"FP5190 {path} can't be read: {error.strerror}; put the file back, or start a new run"
+            ) from error
         found = []
         for number, line in enumerate(lines[:-1], start=1):
             try:
@@ -67,7 +71,7 @@ class Records:
                 entry = None
             if not isinstance(entry, dict):
                 raise RunError(
-                    f"line {number} of {path} is damaged: it is no JSON object; remove it, or start a new run"
+                    f"FP5191 line {number} of {path} is damaged: it is no JSON object; remove it, or start a new run"
                 )
             found.append(entry)
         return found
@@ -99,12 +103,12 @@ class Records:
         for name in LINES:
             path, length = self.folder / name, offsets.get(name, 0)
             if path.exists() and not path.is_file():
-                raise RunError(f"{path} is no file any more; put the file back, or start a new run")
+                raise RunError(f"FP5192 {path} is no file any more; put the file back, or start a new run")
             size = path.stat().st_size if path.exists() else 0
             if size < length:
                 raise RunError(
-                    f"{path} has {size} bytes, and the checkpoint knows {length}: lines are lost; put the file back, "
-                    "or start a new run"
+                    f"FP5193 {path} has {size} bytes, and the checkpoint knows {length}: lines are lost; put the file "
+                    "back, or start a new run"
                 )
             if path.exists():
                 with writing(path):

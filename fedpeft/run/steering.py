@@ -68,26 +68,29 @@ def steering(
         if given
     ]
     if validation.public and not private:
-        raise ConfigError("validation(public=True) says what --privacy need not cover: give that, too, or leave it out")
+        raise ConfigError(
+            "FP1389 validation(public=True) says what --privacy need not cover: give that, too, or leave it out"
+        )
     hidden = private and not validation.public
     if asked and hidden:
         raise PrivacyError(
-            f"{asked[0]} would let validation rows decide, which epsilon does not cover; leave it out, or say that "
-            "these rows are public with --measure 'validation(public=True)'"
+            f"FP7116 {asked[0]} would let validation rows decide, which epsilon does not cover; leave it out, or say "
+            "that these rows are public with --measure 'validation(public=True)'"
         )
     if asked and personal:
         raise ConfigError(
-            f"{asked[0]} is of one global model, and with {config.strategy} each client has its own, which the server "
-            "can neither judge nor put back; leave it out"
+            f"FP1390 {asked[0]} is of one global model, and with {config.strategy} each client has its own, which the "
+            "server can neither judge nor put back; leave it out"
         )
     if asked and not rows:
         raise ConfigError(
-            f"{asked[0]} needs validation rows at the server: give --eval-data without --held-out, or leave it out"
+            f"FP1391 {asked[0]} needs validation rows at the server: give --eval-data without --held-out, or leave it "
+            "out"
         )
     if asked and tasks:
         raise ConfigError(
-            f"{asked[0]} would let rows of tasks decide that nobody has met yet; leave it out: with tasks all steps "
-            "count, and the last state is the result"
+            f"FP1392 {asked[0]} would let rows of tasks decide that nobody has met yet; leave it out: with tasks all "
+            "steps count, and the last state is the result"
         )
     if hidden or personal or not rows or tasks:
         return Steering(fits=not hidden)
@@ -95,9 +98,11 @@ def steering(
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard is not None and guard.lowers and noise_stays:
         raise ConfigError(
-            f"safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
+            f"FP1393 safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
             f"{config.privacy} stays as large: nothing would be heard above it; take undo(rate=1)"
         )
     if validation.patience and validation.keep == "last":
-        raise ConfigError("patience waits for a better state than the best, and keep=last keeps none; leave one out")
+        raise ConfigError(
+            "FP1394 patience waits for a better state than the best, and keep=last keeps none; leave one out"
+        )
     return Steering(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)

@@ -130,11 +130,11 @@ def check_trackers(names: str) -> list[Tracker]:
     found: list[Tracker] = []
     for name in (n.strip() for n in names.split(",") if n.strip()):
         if name not in TRACKERS:
-            raise ConfigError(f"unknown tracker {name!r}; {nearest(name, TRACKERS)}")
+            raise ConfigError(f"FP1395 unknown tracker {name!r}; {nearest(name, TRACKERS)}")
         try:
             importlib.import_module(TRACKERS[name].needs)
         except ImportError:
-            raise ConfigError(f"tracking to {name} needs an extra: pip install 'fedpeft[track]'") from None
+            raise ConfigError(f"FP1396 tracking to {name} needs an extra: pip install 'fedpeft[track]'") from None
         found.append(TRACKERS[name]())
     return found
 

@@ -118,7 +118,7 @@ class Machine:
         for name, value in (("data", work.data_key), ("model", work.model_key)):
             if fixed.get(name, value) != value:
                 raise RunError(
-                    f"the run in {folder} can't be continued: its {name} has changed since it began; put back "
+                    f"FP5194 the run in {folder} can't be continued: its {name} has changed since it began; put back "
                     "what was there, or start a new run"
                 )
         return {
@@ -140,15 +140,23 @@ def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
         ConfigError: says what, and what to do.
     """
     if len(gpus) < 2:
-        raise ConfigError(f"spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid")
+        raise ConfigError(
+            f"FP1397 spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid"
+        )
     if workers > 1:
-        raise ConfigError(f"spread has one worker on all GPUs, and --workers says {workers}; leave one of them out")
+        raise ConfigError(
+            f"FP1398 spread has one worker on all GPUs, and --workers says {workers}; leave one of them out"
+        )
     if setup.task.translates:
-        raise ConfigError("spread deals out one stack of blocks, and seq2seq has two; leave it out of --grid")
+        raise ConfigError("FP1399 spread deals out one stack of blocks, and seq2seq has two; leave it out of --grid")
     if setup.task.encodes or setup.task.compares:
-        raise ConfigError("spread is for language models; leave it out of --grid, and each GPU has a worker of its own")
+        raise ConfigError(
+            "FP1400 spread is for language models; leave it out of --grid, and each GPU has a worker of its own"
+        )
     if setup.mechanism is not None and setup.mechanism.per_example:
-        raise ConfigError(f"spread makes no gradients per example, which {setup.mechanism.name} needs; leave one out")
+        raise ConfigError(
+            f"FP1401 spread makes no gradients per example, which {setup.mechanism.name} needs; leave one out"
+        )
 
 
 def work_plan(
@@ -310,7 +318,7 @@ class Workers:
             self.observer.advance(result(call))
         if absent(self.work.at(base).store(data_key, depth)):
             raise RunError(
-                "what the workers have computed of the rows is not in this machine's cache: on a cluster, "
+                "FP5195 what the workers have computed of the rows is not in this machine's cache: on a cluster, "
                 f"FEDPEFT_CACHE must lie on a file system that all machines share, or {VARIABLE} name a storage"
             )
 

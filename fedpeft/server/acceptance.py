@@ -53,15 +53,15 @@ def check_report(report: Report) -> None:
     """
     report.raise_error()
     if report.rows < 1:
-        raise PayloadError(f"an update from {report.rows} rows")
+        raise PayloadError(f"FP6148 an update from {report.rows} rows")
     if not 0 <= report.used <= report.rows:
-        raise PayloadError(f"{report.used} distinct rows trained on, of {report.rows}")
+        raise PayloadError(f"FP6149 {report.used} distinct rows trained on, of {report.rows}")
     if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
-        raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
+        raise PayloadError(f"FP6150 {report.steps} steps in {report.seconds:g} s")
     if not 0 <= report.joules <= MOST_JOULES:
-        raise PayloadError(f"{report.joules:g} joules of energy; nothing above {MOST_JOULES:g} is taken")
+        raise PayloadError(f"FP6151 {report.joules:g} joules of energy; nothing above {MOST_JOULES:g} is taken")
     if not abs(report.loss) <= WORST_LOSS:
-        raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
+        raise PayloadError(f"FP6152 a training loss of {report.loss}: the client's training has diverged")
 
 
 def reason_of(called: str, reason: str) -> str:
@@ -81,7 +81,9 @@ def check_evaluation(report: Report, predictions: int, numbers: bool = False) ->
     check_report(report)
     least = -WORST_LOSS * report.count if numbers else 0
     if not least <= report.correct <= report.count <= report.rows * predictions:
-        raise PayloadError(f"{report.correct:g} of {report.count:g} predictions are right, of {report.rows} rows")
+        raise PayloadError(
+            f"FP6153 {report.correct:g} of {report.count:g} predictions are right, of {report.rows} rows"
+        )
 
 
 def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) -> None:
@@ -93,12 +95,14 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
         PayloadError: why.
     """
     if statistics.keys() != shapes.keys():
-        raise PayloadError(f"statistics called {sorted(statistics)} instead of {sorted(shapes)}")
+        raise PayloadError(f"FP6154 statistics called {sorted(statistics)} instead of {sorted(shapes)}")
     if VARIANCE in statistics and not float(statistics[VARIANCE]) >= 0:
-        raise PayloadError(f"noise of variance {float(statistics[VARIANCE]):g}")
+        raise PayloadError(f"FP6155 noise of variance {float(statistics[VARIANCE]):g}")
     length, limit = norm(statistics), rows * ABSURD**2
     if not length <= limit:
-        raise PayloadError(f"statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows")
+        raise PayloadError(
+            f"FP6156 statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows"
+        )
 
 
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
@@ -109,11 +113,11 @@ def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
         PayloadError: why.
     """
     if delta.keys() != asked:
-        raise PayloadError(f"an update of {len(delta)} tensors instead of the {len(asked)} asked for")
+        raise PayloadError(f"FP6157 an update of {len(delta)} tensors instead of the {len(asked)} asked for")
     length = norm(delta)
     limit = ABSURD * (1 + norm(received))
     if not length <= limit:
-        raise PayloadError(f"an update of norm {length:.3g}; nothing above {limit:.3g} is taken")
+        raise PayloadError(f"FP6158 an update of norm {length:.3g}; nothing above {limit:.3g} is taken")
 
 
 def check_widths(delta: State, received: State) -> None:
@@ -126,7 +130,7 @@ def check_widths(delta: State, received: State) -> None:
     """
     for name, tensor in delta.items():
         if tensor.dtype != received[name].dtype:
-            raise PayloadError(f"{name} is {tensor.dtype}; it was sent as {received[name].dtype}")
+            raise PayloadError(f"FP6159 {name} is {tensor.dtype}; it was sent as {received[name].dtype}")
 
 
 @dataclass(frozen=True)
@@ -361,7 +365,7 @@ class Acceptance:
         answer: State = {}
         if self.answers is not None:
             if report.client not in self.answers.by_client:
-                raise PayloadError("an update of a client that has not answered what the rule asks of it")
+                raise PayloadError("FP6160 an update of a client that has not answered what the rule asks of it")
             answer = self.answers.by_client[report.client]
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         staleness = self.round - report.round

@@ -278,8 +278,8 @@ class Choosing:
         chosen, clients = self.rule.choose(self.book, self.size, seed, round), len(self.book.levels)
         if wrong := _no_cohort(chosen, clients, self.size):
             raise ConfigError(
-                f"the sampler {name_of(type(self.rule))} chooses {wrong} in round {round}; choose has to give at most "
-                f"{self.size} different ids, each a whole number from 0 to {clients - 1}"
+                f"FP1405 the sampler {name_of(type(self.rule))} chooses {wrong} in round {round}; choose has to give "
+                f"at most {self.size} different ids, each a whole number from 0 to {clients - 1}"
             )
         return sorted(map(int, chosen))
 

@@ -95,7 +95,7 @@ class MaskedSum:
             VoidError: too many have dropped out.
         """
         if len(asked) < FEWEST:
-            raise VoidError(f"{len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
+            raise VoidError(f"FP6161 {len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
         cohort = [instruction.client for instruction in asked]
         self.told = self._announced(cohort)
         run = self.journal.run + self.clients.recorded if self.journal else ""
@@ -111,8 +111,8 @@ class MaskedSum:
         self.arrived = alive = self._step(3, work, at.sealed_for, at.take_vector, phase)
         if len(alive) < terms.least:
             raise VoidError(
-                f"{len(alive)} vectors have arrived of {len(cohort)}; with fewer than {terms.least} there would be too "
-                "little noise in their sum"
+                f"FP6162 {len(alive)} vectors have arrived of {len(cohort)}; with fewer than {terms.least} there would "
+                "be too little noise in their sum"
             )
         survivors = at.arrived()
         alive = self._step(4, self._plain(alive), lambda _: survivors, at.take_witness, "witnesses")
@@ -124,7 +124,7 @@ class MaskedSum:
         except VoidError as error:
             raise VoidError("; ".join([str(error), *at.refusals[:1]])) from None
         except PayloadError as error:
-            raise VoidError(f"the sum is void: {error}") from error
+            raise VoidError(f"FP6163 the sum is void: {error}") from error
         finally:
             self.warnings += [self._tell_false(holder, of) for holder, of in sorted(at.false_shares.items())]
 
@@ -187,7 +187,7 @@ class MaskedSum:
                 for client, content in step.answers.items():
                     take(client, content)
             except PayloadError as error:  # such as a certificate that has expired meanwhile
-                raise VoidError(f"the sum can't be resumed: {error}") from error
+                raise VoidError(f"FP6185 the sum can't be resumed: {error}") from error
             if number == VECTORS:
                 self.at.restore(step.taken, step.total)
         self.sent.update(step.sent)

@@ -125,7 +125,7 @@ def judged(setup: Setup, progress: Progress, validation_loss: Callable[[State, i
     loss = validation_loss(progress.adapter, progress.residual.version)
     if not math.isfinite(loss):
         raise RunError(
-            f"the validation loss is {loss:g} before round 1: {setup.model_name} gives no numbers in "
+            f"FP5196 the validation loss is {loss:g} before round 1: {setup.model_name} gives no numbers in "
             f"{setup.config.dtype}; take another --dtype or --model"
         )
     return replace(progress, standing=guard.judge(loss, progress.standing)[1])
@@ -169,8 +169,8 @@ def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[s
     shares = setup.head.class_counts(total)
     if not (shares.numel() or least):
         raise ConfigError(
-            f"label_shift needs the rows of each class, and the statistics of head={name_of(type(setup.head))} do not "
-            "tell them; take --head ridge, or leave it out of --drift"
+            f"FP1406 label_shift needs the rows of each class, and the statistics of head={name_of(type(setup.head))} "
+            "do not tell them; take --head ridge, or leave it out of --drift"
         )
     if least:
         skew = far_apart(counts, least)
@@ -240,7 +240,9 @@ def _statistics(
         rows[report.client] = report.rows
     if not rows:
         head = name_of(type(setup.head))
-        raise RunError(f"none of {count} clients returned valid statistics for the start of the head, {head}; {why}")
+        raise RunError(
+            f"FP5197 none of {count} clients returned valid statistics for the start of the head, {head}; {why}"
+        )
     sums = total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)
     return rows, spent, sums, counts
 
@@ -272,7 +274,7 @@ def _masked_statistics(
     except VoidError as error:
         if clients.journal is not None:
             clients.journal.forget()
-        raise RunError(f"there is no sum over the clients before round 1: {error}") from error
+        raise RunError(f"FP5198 there is no sum over the clients before round 1: {error}") from error
     sums = total.summed_statistics(shapes)
     if secure.noisy:
         variance = secure.variance(len(asked), 0) * total.clients / len(asked)

@@ -204,16 +204,22 @@ class Progress:
                 plain = files.parse_json(header.encode())
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint {path} can't be read: {error}") from error
+            raise RunError(f"FP5199 the checkpoint {path} can't be read: {error}") from error
         version = plain.pop("version", None) if isinstance(plain, dict) else None
         if version != VERSION:
-            raise RunError(f"the checkpoint {path} was written by another version of fedpeft; go on with that one")
+            raise RunError(
+                f"FP5200 the checkpoint {path} was written by another version of fedpeft; go on with that one"
+            )
         if metadata.get("sha256") != _checksum(header, tensors):
-            raise RunError(f"the checkpoint {path} can't be read: it is not what was written, the disk has changed it")
+            raise RunError(
+                f"FP5201 the checkpoint {path} can't be read: it is not what was written, the disk has changed it"
+            )
         try:
             return cls._of(plain, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # of a header that a hand has written
-            raise RunError(f"the checkpoint {path} can't be read: it is no state of a run ({error!r})") from error
+            raise RunError(
+                f"FP5202 the checkpoint {path} can't be read: it is no state of a run ({error!r})"
+            ) from error
 
     @classmethod
     def _of(cls, plain: dict[str, Any], tensors: State) -> Progress:
@@ -288,7 +294,7 @@ class Checkpoints:
                 if other != file:
                     other.unlink()
         except OSError as error:
-            raise RunError(f"the checkpoint in {self.folder} can't be written: {error.strerror}") from error
+            raise RunError(f"FP5203 the checkpoint in {self.folder} can't be written: {error.strerror}") from error
 
     @property
     def taken(self) -> bool:

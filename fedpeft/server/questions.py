@@ -119,7 +119,9 @@ class Questions:
             found.clients += 1
             yield report, answer
         if not found.clients:
-            raise RunError(f"none of {len(cohort)} clients has rows that it could ask its model {question.text} about")
+            raise RunError(
+                f"FP5204 none of {len(cohort)} clients has rows that it could ask its model {question.text} about"
+            )
 
     def _under_masks(self, secure: SecureSum, question: Question, cohort: Sequence[int], round: int) -> Answered:
         """The sums as numbers of one secure sum (`fedpeft.privacy.secure_sum.integers`), each to its unit."""
@@ -131,7 +133,7 @@ class Questions:
             sums = total.summed_statistics(shapes)
             question.check(sums, builtins.round(total.rows))
         except PayloadError as error:
-            raise RunError(f"there is no sum of clients' answers to {question.text}: {error}") from error
+            raise RunError(f"FP5205 there is no sum of clients' answers to {question.text}: {error}") from error
         down = sum(masked.sent.values()) + sum(len(i.payload) + len(i.residual) for i in instructions)
         return Answered(sums, builtins.round(total.weight), down, sum(masked.received.values()))
 
@@ -152,7 +154,7 @@ def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...
     check_report(report)
     answer = decode(report.payload, shapes)
     if answer.keys() != shapes.keys():
-        raise PayloadError(f"sums called {sorted(answer)} instead of {sorted(shapes)}")
+        raise PayloadError(f"FP6164 sums called {sorted(answer)} instead of {sorted(shapes)}")
     question.check({name: tensor.double() for name, tensor in answer.items()}, report.rows)
     return {name: tensor.double() for name, tensor in answer.items()}
 

@@ -285,7 +285,7 @@ class Server:
         guard, broken = self.setup.steering.safeguard, not_finite(self.setup.strategy, after.adapter)
         if guard is None or self.validation_loss is None:
             if broken:
-                raise RunError(f"round {after.round}: {broken}; no update was")
+                raise RunError(f"FP5206 round {after.round}: {broken}; no update was")
             return after, False
         loss = self.validation_loss(after.adapter, after.residual.version)
         counts, standing = guard.judge(loss, before.standing)
@@ -356,7 +356,7 @@ class Server:
             why = taken.why_left_out(self.clients.called)
             if not self.clients.remote or (len(taken.results) == self.setup.clients and not taken.lost):
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
-                raise RunError(f"{failed}; see clients.jsonl; {why}")
+                raise RunError(f"FP5207 {failed}; see clients.jsonl; {why}")
             self.observer.say(f"{failed}; the model stays as it is; {escape(why)}")
         return Outcome(progress.adapter, progress.memory)
 

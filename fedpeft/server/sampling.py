@@ -150,7 +150,7 @@ def population(clients: int, size: int, weights: tuple[float, ...], mechanism: M
     if mechanism.dealt:
         return FixedSize(clients, size, weights) if weights else Dealt(clients, size)
     if weights:
-        raise PrivacyError(f"under {mechanism.name} clients take turns, all alike; leave out participation")
+        raise PrivacyError(f"FP7117 under {mechanism.name} clients take turns, all alike; leave out participation")
     return InTurns(clients, size)
 
 

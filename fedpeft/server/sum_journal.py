@@ -164,6 +164,6 @@ class SumJournal:
 
     def _damaged(self, name: str, error: Exception) -> RunError:
         return RunError(
-            f"what was heard of a secure sum in {self.folder / name} can't be read ({error}); bring it back from a "
-            "copy, or remove the folder: the round is then void for clients that have sent their part of it"
+            f"FP5208 what was heard of a secure sum in {self.folder / name} can't be read ({error}); bring it back "
+            "from a copy, or remove the folder: the round is then void for clients that have sent their part of it"
         )

@@ -56,18 +56,20 @@ def second_task(text: str, first: Dataset) -> Dataset:
     """
     second = load_dataset(text)
     if "token_labels" in (first.task, second.task):
-        raise ConfigError(f"forgetting={text!r} compares classifiers, or language models, and not labels of tokens")
+        raise ConfigError(
+            f"FP1408 forgetting={text!r} compares classifiers, or language models, and not labels of tokens"
+        )
     if {first.train.targets, second.train.targets} & {"numbers", "labels"}:
-        raise ConfigError(f"forgetting={text!r} compares classifiers, or language models; leave it out")
+        raise ConfigError(f"FP1409 forgetting={text!r} compares classifiers, or language models; leave it out")
     if TASKS.build(first.task).translates != TASKS.build(second.task).translates:
         raise ConfigError(
-            f"forgetting={text!r} compares pairs of texts with pairs, and texts that a model goes on with such texts; "
-            "name a data set of the run's kind, or leave it out"
+            f"FP1410 forgetting={text!r} compares pairs of texts with pairs, and texts that a model goes on with such "
+            "texts; name a data set of the run's kind, or leave it out"
         )
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
     if one != other or TASKS.build(second.task).compares:
         raise ConfigError(
-            f"forgetting={text!r} must be of the run's kind, {first.kind} "
+            f"FP1411 forgetting={text!r} must be of the run's kind, {first.kind} "
             f"{'classification' if one[1] else 'language modelling'}"
         )
     return second

@@ -28,13 +28,13 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
     if not attack.changes_labels:
         return None
     if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
-        raise ConfigError(f"{text} changes classes, and {rows.dataset.name} has none; take sign_flip")
+        raise ConfigError(f"FP1412 {text} changes classes, and {rows.dataset.name} has none; take sign_flip")
     if rows.partition.resampled:
-        raise ConfigError(f"{text} changes labels, which clients share under resample; take sign_flip")
+        raise ConfigError(f"FP1413 {text} changes labels, which clients share under resample; take sign_flip")
     if rows.dataset.tasks is not None and rows.dataset.tasks.compete != "all":
         raise ConfigError(
-            f"{text} takes labels of any class, and clients compare those of their task; take tasks(..., compete=all), "
-            "or sign_flip"
+            f"FP1414 {text} takes labels of any class, and clients compare those of their task; take tasks(..., "
+            "compete=all), or sign_flip"
         )
     labels: NDArray[np.int64] = rows.all.labels.copy()
     for client in attack.attackers(len(rows.partition), seed):
@@ -52,8 +52,8 @@ def _checked(attack: Attack, made: NDArray[np.int64], count: int, rows: Simulate
         told = np.unique(made[(made < 0) | (made >= classes)])
     if not fits or len(told):
         raise ConfigError(
-            f"the attack {name_of(type(attack))} makes of {count} labels an array {made.shape} of {made.dtype}, with "
-            f"{told[:3].tolist()!s:.80}; relabel has to give a class from 0 to {classes - 1} for each"
+            f"FP1415 the attack {name_of(type(attack))} makes of {count} labels an array {made.shape} of {made.dtype}, "
+            f"with {told[:3].tolist()!s:.80}; relabel has to give a class from 0 to {classes - 1} for each"
         )
     return made
 
@@ -72,7 +72,9 @@ class HostilePlan(ClientPlan):
             ConfigError: the attack is about factors, and there are none.
         """
         if ATTACKS.build(attack).needs_factors and not layout.pairs:
-            raise ConfigError(f"{attack} is about LoRA's factors, and what is trained here has none; take --peft lora")
+            raise ConfigError(
+                f"FP1416 {attack} is about LoRA's factors, and what is trained here has none; take --peft lora"
+            )
         return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
 
     def side(self, bench: Workbench) -> ClientSide:

@@ -87,7 +87,7 @@ def cloned(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Fo
     """
     pairs = clone_rows(at_most(rows.dataset.test, asked.rows), setup.config.seed)
     if len(pairs) < 2:
-        raise DataError("clones are made of Python functions, and the documents of the test rows are none")
+        raise DataError("FP3175 clones are made of Python functions, and the documents of the test rows are none")
     texts = [[side(str(row), name) for row in pairs.inputs] for name in SIDES]
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)

@@ -87,9 +87,11 @@ def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, cl
         try:
             part = split(partitioner, train.take(own), clients, seeds.integer(seed, "partition", task))
         except DataError as error:
-            raise DataError(f"task {task + 1}, {name}: {error}") from None
+            raise DataError(f"FP3176 task {task + 1}, {name}: {error}") from None
         if part.resampled or (shards and len(part) != len(shards)):
-            raise DataError("the tasks' rows can't be split like this over the same clients; take iid or dirichlet")
+            raise DataError(
+                "FP3177 the tasks' rows can't be split like this over the same clients; take iid or dirichlet"
+            )
         shards = shards or [[] for _ in range(len(part))]
         for client, rows in enumerate(shards):
             rows.append(own[part.shard(client)])

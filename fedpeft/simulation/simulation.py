@@ -86,7 +86,7 @@ class Simulation:
         observer.phase("loading the model", 1)
         if config.privacy and self.rows.partition.resampled:
             raise PrivacyError(
-                f"privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
+                f"FP7118 privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
                 "many clients'; take another partition"
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
@@ -94,7 +94,7 @@ class Simulation:
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
-                f"under {config.partition} a client's held-out rows are trained on by it and by others, and "
+                f"FP1417 under {config.partition} a client's held-out rows are trained on by it and by others, and "
                 f"{scored} is scored on them; take another partition, or leave it out"
             )
         self.second = second_task(second, self.rows.dataset) if second else None
@@ -116,8 +116,8 @@ class Simulation:
         fixed = begun.fixed if begun else {"search": True} if self.search else {}
         if begun and begun.round < self.setup.rounds and fixed.get("search", False) != self.search:
             raise ConfigError(
-                f"{folder} holds an unfinished trial of a search, whose clients train on fewer rows; continue the "
-                f"search, or train it whole: python -m fedpeft.simulate {folder.with_suffix('.toml')}"
+                f"FP1507 {folder} holds an unfinished trial of a search, whose clients train on fewer rows; continue "
+                f"the search, or train it whole: python -m fedpeft.simulate {folder.with_suffix('.toml')}"
             )
         observer.phase("tokenising the rows", 1)
         machine = Machine.of(self.setup, fixed)
@@ -305,10 +305,12 @@ class Simulation:
         progress = self.checkpoints.load()
         if progress is None or not 0 <= client < self.clients:
             raise RunError(
-                f"{self.folder} has no finished round, or no client {client}; ids are 0 to {self.clients - 1}"
+                f"FP5209 {self.folder} has no finished round, or no client {client}; ids are 0 to {self.clients - 1}"
             )
         if not self.setup.personal:
-            raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
+            raise ConfigError(
+                f"FP1418 with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter"
+            )
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout

@@ -37,7 +37,7 @@ class Found:
                 self.look(path / "runs")
             elif named:
                 what = "holds neither a run nor a study" if path.exists() else "does not exist"
-                raise RunError(f"{path} {what}")
+                raise RunError(f"FP5210 {path} {what}")
         except FedpeftError as error:
             self.skipped.append(str(error))
 
@@ -45,7 +45,7 @@ class Found:
         file = ResultsFile(path)
         results = file.read()
         if not results:
-            raise RunError(f"{path} holds no result")
+            raise RunError(f"FP5211 {path} holds no result")
         if file.cut_short:
             self.skipped.append(f"the last line of {path} was cut short and is left out")
         sorted_out: dict[tuple[str, str], list[Result]] = {}

@@ -115,7 +115,7 @@ def write_report(path: Path, title: str, made: Sequence[Made], skipped: Sequence
                 files.replace(folder / f"{prefix}{table.name}.csv", table.csv().encode())
         files.replace(path, page(title, made, skipped, folder.name).encode())
     except OSError as error:
-        raise RunError(f"the report can't be written to {path}: {error.strerror}") from error
+        raise RunError(f"FP5212 the report can't be written to {path}: {error.strerror}") from error
 
 
 def write_study_report(study: Study, results: Sequence[Result], folder: Path) -> Path:
@@ -135,7 +135,7 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
         if readme.is_file():
             files.replace(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables).encode())
     except OSError as error:
-        raise RunError(f"the report can't be written to {folder}: {error.strerror}") from error
+        raise RunError(f"FP5212 the report can't be written to {folder}: {error.strerror}") from error
     return path
 
 

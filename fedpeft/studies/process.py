@@ -104,7 +104,9 @@ LOG_TAIL_BYTES = 65536
 
 
 def _gone() -> RunError:
-    return RunError("the process that starts the runs was killed (often: out of memory); the same command continues")
+    return RunError(
+        "FP5213 the process that starts the runs was killed (often: out of memory); the same command continues"
+    )
 
 
 def _serve(study: Connection, program: Program) -> None:
@@ -160,7 +162,7 @@ def _run(run: Start, program: Program, alive: int) -> int:
             what = ("--resume", str(run.folder)) if begun else (str(run.settings), "--output", str(run.folder))
             return program.main([*what, *run.flags])
     except Timeout:
-        print(f"error: another process is still writing to {run.folder}")
+        print(f"error: {RunError(f'FP5240 another process is still writing to {run.folder}')}")
         return 2
 
 
@@ -173,8 +175,8 @@ def reason_of(code: int, log: Path) -> str:
     """Why the last process of a log failed: the error it printed, the last line it printed, or what signal ended it."""
     if code < 0:
         name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
+        return f"FP5214 killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
     told = log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
     lines = [line.strip() for line in told.rpartition(f"{BEGINS}\n")[2].splitlines() if line.strip()]
     errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
+    return errors[-1] if errors else f"FP5215 exit code {code}: {lines[-1] if lines else 'it printed nothing'}"

@@ -201,7 +201,7 @@ def read_run(folder: Path) -> Result:
         RunError: the run is not finished, or a file is missing or broken; the folder is named.
     """
     if not (folder / "config.toml").is_file():
-        raise RunError(f"{folder} holds no run: there is no config.toml in it")
+        raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
     if not (folder / "summary.json").is_file():
@@ -210,14 +210,16 @@ def read_run(folder: Path) -> Result:
         summary = checked_summary(files.read_json(folder / "summary.json"))
         if summary.get("accuracy_of") in (VALIDATION_ROWS, OWN_VALIDATION_ROWS):
             raise RunError(
-                f"{folder} holds a trial of a search, which has seen no test rows; score it on them first: "
+                f"FP5216 {folder} holds a trial of a search, which has seen no test rows; score it on them first: "
                 f"{resume_command(folder)}"
             )
         records = Records(folder)
         rounds, clients = records.read("rounds.jsonl"), records.read("clients.jsonl")
         for number, line in enumerate(rounds, start=1):
             if not line.keys() >= EACH_ROUND:
-                raise RunError(f"line {number} of {folder / 'rounds.jsonl'} is damaged: it lacks what each line has")
+                raise RunError(
+                    f"FP5217 line {number} of {folder / 'rounds.jsonl'} is damaged: it lacks what each line has"
+                )
         each = [line["steps"] for line in clients]
         steps = None if None in each else sum(map(int, each))
         scores = _arrays(folder / "predictions.npz")
@@ -242,7 +244,7 @@ def read_run(folder: Path) -> Result:
             client_accuracy=None if private else client_accuracy(scores, _arrays(folder / "clients.npz")),
         )
     except BROKEN as error:
-        raise RunError(f"{folder} holds a broken run: {type(error).__name__}: {error}") from error
+        raise RunError(f"FP5218 {folder} holds a broken run: {type(error).__name__}: {error}") from error
 
 
 def _arrays(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -290,7 +292,7 @@ class ResultsFile:
         try:
             lines = files.read(self.path).split(b"\n")
         except OSError as error:
-            raise RunError(f"{self.path} can't be read: {error.strerror}") from error
+            raise RunError(f"FP5100 {self.path} can't be read: {error.strerror}") from error
         found: list[Result] = []
         self.cut_short = bool(lines[-1])
         for number, line in enumerate(lines[:-1], 1):
@@ -300,7 +302,7 @@ class ResultsFile:
                 found.append(_result(files.parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
-                    f"line {number} of {self.path} is not a result ({error}); mend or remove that line"
+                    f"FP5219 line {number} of {self.path} is not a result ({error}); mend or remove that line"
                 ) from error
         return found
 
@@ -315,7 +317,7 @@ class ResultsFile:
                 whole = file.read().rfind(b"\n") + 1
                 file.truncate(whole)
         except OSError as error:
-            raise RunError(f"{self.path} can't be written: {error.strerror}") from error
+            raise RunError(f"FP5102 {self.path} can't be written: {error.strerror}") from error
 
     def append(self, result: Result) -> None:
         """Add a line; it is on the disk when this returns.
@@ -329,7 +331,7 @@ class ResultsFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"{self.path} can't be written: {error.strerror}") from error
+            raise RunError(f"FP5102 {self.path} can't be written: {error.strerror}") from error
 
 
 def _result(plain: Any) -> Result:

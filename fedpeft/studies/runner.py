@@ -122,7 +122,7 @@ class Workplace:
             if config not in planned:
                 point = ", ".join(f"{a}={v}" for a, v in result.point.items())
                 raise RunError(
-                    f"{self.results.path} holds results of another configuration (line {number}: "
+                    f"FP5220 {self.results.path} holds results of another configuration (line {number}: "
                     f"{point or 'no point'}, seed {result.seed}) that {self.study.path}"
                     f"{f' with preset {self.study.preset}' if self.study.preset else ''} does not describe; "
                     "move that file away or give another --output"
@@ -133,8 +133,8 @@ class Workplace:
                 plugin = now.get(was["source"])
                 if plugin is not None and not plugin.is_as(was.get("sha256", was.get("version"))):
                     raise RunError(
-                        f"{self.results.path} holds results made with the plugin {was['source']} as it was before it "
-                        "changed; put that back, or give another --output"
+                        f"FP5221 {self.results.path} holds results made with the plugin {was['source']} as it was "
+                        "before it changed; put that back, or give another --output"
                     )
             run = planned[config]
             found[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may be others now
@@ -152,13 +152,14 @@ class Workplace:
             of_folder = recorded(folder)
             if name := self._changed(run, of_result):
                 raise RunError(
-                    f"{self.results.path} holds results ({run.title}) made of {name} as it was before it changed; put "
-                    f"that back, move {self.results.path.name} and {self.runs.name} away, or give another --output"
+                    f"FP5222 {self.results.path} holds results ({run.title}) made of {name} as it was before it "
+                    f"changed; put that back, move {self.results.path.name} and {self.runs.name} away, or give another "
+                    "--output"
                 )
             if name := self._changed(run, of_folder):
                 raise RunError(
-                    f"{folder} holds a run made of {name} as it was before it changed; put that back, move the folder "
-                    "away, or give another --output"
+                    f"FP5223 {folder} holds a run made of {name} as it was before it changed; put that back, move the "
+                    "folder away, or give another --output"
                 )
             if result is not None and result.finished:
                 untold = self._made_of(run)[max(len(of_result), len(of_folder)) :]
@@ -224,7 +225,9 @@ class Workplace:
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
             if not self._is_of(planned, read_config(folder / "config.toml")):
-                raise RunError(f"{folder} holds a run with other settings; move it away or give another --output")
+                raise RunError(
+                    f"FP5224 {folder} holds a run with other settings; move it away or give another --output"
+                )
         elif folder.exists():
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
@@ -245,7 +248,9 @@ class Workplace:
             if code == 0:
                 result = read_run(running.folder)
                 if name := self._changed(running.planned, recorded(running.folder)):
-                    raise RunError(f"{name} has changed while the study went on, so that its runs can't be compared")
+                    raise RunError(
+                        f"FP5225 {name} has changed while the study went on, so that its runs can't be compared"
+                    )
                 return self.record(running.planned, result)
             reason = reason_of(code, running.log)
         except RunError as error:
@@ -388,8 +393,8 @@ def run_what_is_left(
     try:
         place.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{place.runs} can't be made: {error.strerror}") from error
-    taken = f"another process runs a study in {place.folder}; wait for it or give another --output"
+        raise RunError(f"FP5028 {place.runs} can't be made: {error.strerror}") from error
+    taken = f"FP5226 another process runs a study in {place.folder}; wait for it or give another --output"
     with alone_in(place.runs, "study.lock", taken):
         place = Workplace(place.study, place.folder)  # read again: another study may have ended since
         if place.results.cut_short:

@@ -139,7 +139,7 @@ class Study:
                 check_parts(config, where)
                 if config in found:
                     raise ConfigError(
-                        f"{self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
+                        f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
                         "give each value of an axis other settings"
                     )
                 found[config] = Planned(point, config)
@@ -163,7 +163,7 @@ def check_parts(config: RunConfig, where: str) -> None:
             built(config, name)
         parse_downlink(config.downlink, "fp32", "fp32")
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"FP1074 {where}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def read_study(path: Path, preset: str | None = None) -> Study:
     chosen = default if preset is None else preset
     if chosen and chosen not in presets:
         raise ConfigError(
-            f"{path} has no preset {chosen!r}; {nearest(chosen, presets) if presets else 'it has none at all'}"
+            f"FP1423 {path} has no preset {chosen!r}; {nearest(chosen, presets) if presets else 'it has none at all'}"
         )
     content = _with_preset(path, content, chosen, presets)
     seeds = content.pop("seeds", None)
@@ -200,7 +200,7 @@ def read_study(path: Path, preset: str | None = None) -> Study:
     legal = {f.name for f in dataclasses.fields(StudyKeys)}
     for key in content:
         if key not in legal:
-            raise ConfigError(f"{path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
+            raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
     keys = StudyKeys(**check_settings(str(path), StudyKeys, content))
     _check_seeds(path, seeds)
     _check_conflicts(path, base, axes)
@@ -222,7 +222,7 @@ def read_study(path: Path, preset: str | None = None) -> Study:
 
 def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {name} must be a table ([{name}]), got {value!r}")
+        raise ConfigError(f"FP1425 {path}: {name} must be a table ([{name}]), got {value!r}")
     return value
 
 
@@ -233,7 +233,7 @@ def _with_preset(path: Path, content: dict[str, Any], chosen: str, presets: Mapp
     merged = dict(content)
     for key, value in changes.items():
         if key not in REPLACED_BY_A_PRESET:
-            raise ConfigError(f"{path}: preset {chosen} can't set {key!r}; {nearest(key, REPLACED_BY_A_PRESET)}")
+            raise ConfigError(f"FP1426 {path}: preset {chosen} can't set {key!r}; {nearest(key, REPLACED_BY_A_PRESET)}")
         if key in ("base", "axes"):
             merged[key] = _table(path, key, merged.get(key, {})) | _table(path, f"presets.{chosen}.{key}", value)
         else:
@@ -243,14 +243,14 @@ def _with_preset(path: Path, content: dict[str, Any], chosen: str, presets: Mapp
 
 def _axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
     if not isinstance(values, list):
-        raise ConfigError(f"{path}: axis {name!r} must be a list of values, got {values!r}")
+        raise ConfigError(f"FP1427 {path}: axis {name!r} must be a list of values, got {values!r}")
     if not values:
-        raise ConfigError(f"{path}: axis {name!r} has no values, so the grid is empty")
+        raise ConfigError(f"FP1428 {path}: axis {name!r} has no values, so the grid is empty")
     found = tuple(_value(path, name, value) for value in values)
     labels = [value.label for value in found]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"{path}: axis {name!r} has the value {label!r} twice")
+            raise ConfigError(f"FP1429 {path}: axis {name!r} has the value {label!r} twice")
     return found
 
 
@@ -258,48 +258,56 @@ def _value(path: Path, name: str, value: Any) -> Value:
     if not isinstance(value, dict):
         if name not in SETTINGS:
             raise ConfigError(
-                f"{path}: unknown axis {name!r}; an axis is a setting, or its values are tables with a label "
+                f"FP1430 {path}: unknown axis {name!r}; an axis is a setting, or its values are tables with a label "
                 f'({{label = "...", setting = ...}}); {nearest(name, SETTINGS)}'
             )
         return Value(str(value), {name: value})
     settings = dict(value)
     label = settings.pop("label", None)
     if not isinstance(label, str) or not label:
-        raise ConfigError(f'{path}: a value of axis {name!r} has no label; write {{label = "...", setting = ...}}')
+        raise ConfigError(
+            f'FP1431 {path}: a value of axis {name!r} has no label; write {{label = "...", setting = ...}}'
+        )
     for key in settings:
         if key not in SETTINGS:
-            raise ConfigError(f"{path}: {label!r} of axis {name!r} sets an unknown {key!r}; {nearest(key, SETTINGS)}")
+            raise ConfigError(
+                f"FP1432 {path}: {label!r} of axis {name!r} sets an unknown {key!r}; {nearest(key, SETTINGS)}"
+            )
     return Value(label, settings)
 
 
 def _check_seeds(path: Path, seeds: Any) -> None:
     if not isinstance(seeds, list) or not seeds:
-        raise ConfigError(f"{path}: seeds must be a list with at least one whole number, e.g. seeds = [0, 1, 2, 3, 4]")
+        raise ConfigError(
+            f"FP1433 {path}: seeds must be a list with at least one whole number, e.g. seeds = [0, 1, 2, 3, 4]"
+        )
     if any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{path}: seeds must be different whole numbers of at least 0, got {seeds}")
+        raise ConfigError(f"FP1434 {path}: seeds must be different whole numbers of at least 0, got {seeds}")
 
 
 def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tuple[Value, ...]]) -> None:
     """Every setting has one place: base, one axis, or (the seed) seeds."""
     for key in base:
         if key not in SETTINGS:
-            raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+            raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
     places = dict.fromkeys(base, "[base]")
     if "seed" in places or any("seed" in v.settings for values in axes.values() for v in values):
-        raise ConfigError(f"{path}: seed is set by seeds, not in [base] or an axis")
+        raise ConfigError(f"FP1436 {path}: seed is set by seeds, not in [base] or an axis")
     for name, values in axes.items():
         for key in dict.fromkeys(key for value in values for key in value.settings):
             if key in places:
-                raise ConfigError(f"{path}: {key} is set by both {places[key]} and axis {name!r}; leave it in one")
+                raise ConfigError(
+                    f"FP1437 {path}: {key} is set by both {places[key]} and axis {name!r}; leave it in one"
+                )
         places |= {key: f"axis {name!r}" for value in values for key in value.settings}
 
 
 def _check_baseline(path: Path, baseline: Mapping[str, str], axes: Mapping[str, tuple[Value, ...]]) -> None:
     for name, label in baseline.items():
         if name not in axes:
-            raise ConfigError(f"{path}: the baseline names an unknown axis {name!r}; {nearest(name, axes)}")
+            raise ConfigError(f"FP1438 {path}: the baseline names an unknown axis {name!r}; {nearest(name, axes)}")
         labels = [value.label for value in axes[name]]
         if label not in labels:
             raise ConfigError(
-                f"{path}: axis {name!r} has no value {label!r} for the baseline; {nearest(label, labels)}"
+                f"FP1439 {path}: axis {name!r} has no value {label!r} for the baseline; {nearest(label, labels)}"
             )

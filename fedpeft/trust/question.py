@@ -58,7 +58,7 @@ class Question(ABC):
         Raises:
             ConfigError: the question is of the model, and not of its logits; the default.
         """
-        raise ConfigError(f"{self.text} is asked of a model, and not of its logits")
+        raise ConfigError(f"FP1440 {self.text} is asked of a model, and not of its logits")
 
     def limits(self, rows: int) -> dict[str, float]:
         """The largest value of any number in each sum over `rows` rows; a sum that is not named ends at `rows`."""
@@ -76,7 +76,7 @@ class Question(ABC):
         numbers = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
         if numbers > self.largest:
             raise ConfigError(
-                f"{self.text} would bring {numbers:,} numbers of each client for {classes} classes; legal are "
+                f"FP1441 {self.text} would bring {numbers:,} numbers of each client for {classes} classes; legal are "
                 f"{self.largest:,}: ask for fewer bins, or fewer points"
             )
         return shapes
@@ -100,12 +100,14 @@ class Question(ABC):
             PayloadError: why.
         """
         if float(answer[ROWS]) != rows:
-            raise PayloadError(f"sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
+            raise PayloadError(f"FP6165 sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
         limits = self.limits(rows)
         for name, tensor in answer.items():
             most = limits.get(name, float(rows))
             if not bool(((tensor >= 0) & (tensor <= most * (1 + 1e-9))).all()):
-                raise PayloadError(f"a sum called {name} lies outside of 0 to {most:g}, which {rows} rows can't exceed")
+                raise PayloadError(
+                    f"FP6166 a sum called {name} lies outside of 0 to {most:g}, which {rows} rows can't exceed"
+                )
 
 
 QUESTIONS: Family[Question] = Family("fedpeft.trust.questions", "question", kind=Question)
@@ -119,13 +121,13 @@ def asked(text: str) -> Question:
         PayloadError: this version has none like it.
     """
     if len(text) > MOST_WORDS:
-        raise PayloadError(f"the server asks a question of {len(text)} characters; legal are {MOST_WORDS}")
+        raise PayloadError(f"FP6167 the server asks a question of {len(text)} characters; legal are {MOST_WORDS}")
     try:
         spec = parse_spec(text)
         if spec.name not in QUESTIONS.own_names:
             raise PayloadError(
-                f"the server asks {spec.name[:40]!r}; this version answers {', '.join(QUESTIONS.own_names)}"
+                f"FP6168 the server asks {spec.name[:40]!r}; this version answers {', '.join(QUESTIONS.own_names)}"
             )
         return QUESTIONS.build(spec)
     except ConfigError as error:
-        raise PayloadError(f"the server's question can't be answered: {error}") from None
+        raise PayloadError(f"FP6169 the server's question can't be answered: {error}") from None

@@ -38,8 +38,8 @@ def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> 
     if len(lengths) > 1 and (language or words):
         what, ones = ("a language model", "tokens") if language else ("labels of words", "words")
         raise ConfigError(
-            f"{search.path}: tokens can't be searched for {what}: losses are means over {ones}, and rows of other "
-            "lengths have other ones; state one number in [base]"
+            f"FP1442 {search.path}: tokens can't be searched for {what}: losses are means over {ones}, and rows of "
+            "other lengths have other ones; state one number in [base]"
         )
     if not language:
         return
@@ -48,6 +48,6 @@ def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> 
     for model in others:
         if load_tokenizer(resolve_model(model)).get_vocab() != tokens:
             raise ConfigError(
-                f"{search.path}: {first} and {model} have other tokens each, so that losses per token can't be "
+                f"FP1443 {search.path}: {first} and {model} have other tokens each, so that losses per token can't be "
                 "compared; search among models with one tokenizer"
             )

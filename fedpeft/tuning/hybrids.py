@@ -116,46 +116,48 @@ def hybrid_space(where: str, given: Any) -> HybridSpace:
         ConfigError: no method, an unknown one, one that can't be joined or has no blocks; or an illegal setting.
     """
     if not isinstance(given, dict):
-        raise ConfigError(f"{where}: hybrid must be a table ([hybrid]), got {given!r:.100}")
+        raise ConfigError(f"FP1444 {where}: hybrid must be a table ([hybrid]), got {given!r:.100}")
     content = dict(given)
     blocks = content.pop("blocks", SHARED)
     if blocks not in (SHARED, EACH):
-        raise ConfigError(f"{where}: blocks of [hybrid] must be {SHARED!r} or {EACH!r}, got {blocks!r}")
+        raise ConfigError(f"FP1445 {where}: blocks of [hybrid] must be {SHARED!r} or {EACH!r}, got {blocks!r}")
     members = tuple(_member(where, name, settings) for name, settings in content.items())
     if not members:
-        raise ConfigError(f"{where}: [hybrid] names no PEFT method; write [hybrid.lora] with rank = [2, 4, 8]")
+        raise ConfigError(f"FP1446 {where}: [hybrid] names no PEFT method; write [hybrid.lora] with rank = [2, 4, 8]")
     names = [member.name for member in members]
     if len(set(names)) < len(names):
-        raise ConfigError(f"{where}: [hybrid] names a PEFT method twice: {', '.join(names)}")
+        raise ConfigError(f"FP1447 {where}: [hybrid] names a PEFT method twice: {', '.join(names)}")
     space = HybridSpace(members, blocks)
     try:
         PEFT_METHODS.build(" + ".join(member.text(next(member.smallest()), (0,)) for member in members))
     except ConfigError as error:
-        raise ConfigError(f"{where}: [hybrid] {error}") from error
+        raise ConfigError(f"FP1448 {where}: [hybrid] {error}") from error
     return space
 
 
 def _member(where: str, given: str, settings: Any) -> Member:
     here = f"{where}: [hybrid.{given}]"
     if not isinstance(settings, dict):
-        raise ConfigError(f"{where}: {given} of [hybrid] must be a method with a table of settings, got {settings!r}")
+        raise ConfigError(
+            f"FP1449 {where}: {given} of [hybrid] must be a method with a table of settings, got {settings!r}"
+        )
     name = PEFT_METHODS.whole_name(given)
     cls = PEFT_METHODS.part(name)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not cls.composes or BLOCKS not in fields:
         able = [n for n in PEFT_METHODS.own_names if PEFT_METHODS.part(n).composes]
-        raise ConfigError(f"{here}: {name} can't be one of several methods; {nearest(name, able)}")
+        raise ConfigError(f"FP1450 {here}: {name} can't be one of several methods; {nearest(name, able)}")
     if BLOCKS in settings:
-        raise ConfigError(f"{here}: {BLOCKS} is what the search chooses; leave it out")
+        raise ConfigError(f"FP1451 {here}: {BLOCKS} is what the search chooses; leave it out")
     lists = {key: choices(f"{here} {key}", v) for key, v in settings.items() if isinstance(v, list)}
     for key, values in lists.items():
         if OFF in values.values:
-            raise ConfigError(f"{here} {key} names {OFF!r}, which the first list has anyway; leave it out")
+            raise ConfigError(f"FP1452 {here} {key} names {OFF!r}, which the first list has anyway; leave it out")
     member = Member(name, {key: v for key, v in settings.items() if key not in lists}, lists)
     for key, values in lists.items():
         for value in values.values:
             try:
                 PEFT_METHODS.build(member.text({**next(member.smallest()), key: value}, (0,)))
             except ConfigError as error:
-                raise ConfigError(f"{here} {error}") from error
+                raise ConfigError(f"FP1453 {here} {error}") from error
     return member

@@ -84,8 +84,8 @@ def searched(where: str, given: Any) -> Searched:
     if isinstance(given, dict):
         return _range(where, given)
     raise ConfigError(
-        f"{where} must be a list of values or {{low = ..., high = ...}}, got {given!r}; what is not searched stands in "
-        "[base]"
+        f"FP1454 {where} must be a list of values or {{low = ..., high = ...}}, got {given!r}; what is not searched "
+        "stands in [base]"
     )
 
 
@@ -96,11 +96,13 @@ def choices(where: str, given: list[Any]) -> Choices:
         ConfigError: fewer than two, one twice, or a list or table among them.
     """
     if any(not isinstance(value, str | int | float) for value in given):
-        raise ConfigError(f"{where} must hold texts, numbers or truth values, got {given!r:.100}")
+        raise ConfigError(f"FP1455 {where} must hold texts, numbers or truth values, got {given!r:.100}")
     if len(given) < 2:
-        raise ConfigError(f"{where} leaves nothing to choose: it has {len(given)} values, and a search needs two")
+        raise ConfigError(
+            f"FP1456 {where} leaves nothing to choose: it has {len(given)} values, and a search needs two"
+        )
     if len({(type(value), value) for value in given}) < len(given):
-        raise ConfigError(f"{where} names a value twice: {given!r:.100}")
+        raise ConfigError(f"FP1457 {where} names a value twice: {given!r:.100}")
     return Choices(tuple(given))
 
 
@@ -115,23 +117,26 @@ def _finite(number: Any) -> bool:
 def _range(where: str, given: Mapping[str, Any]) -> Range:
     for key in given:
         if key not in KEYS:
-            raise ConfigError(f"{where} has an unknown key {key!r}; {nearest(key, KEYS)}")
+            raise ConfigError(f"FP1424 {where} has an unknown key {key!r}; {nearest(key, KEYS)}")
     low, high, log, step = given.get("low"), given.get("high"), given.get("log", False), given.get("step")
     numbers = [low, high] if step is None else [low, high, step]
     if not all(_finite(number) for number in numbers):
         raise ConfigError(
-            f"{where} needs numbers for low, high and, if it is given, step, all below 1e308, got {dict(given)!r:.100}"
+            f"FP1458 {where} needs numbers for low, high and, if it is given, step, all below 1e308, got "
+            f"{dict(given)!r:.100}"
         )
     if not isinstance(log, bool):
-        raise ConfigError(f"{where}: log is true or false, got {log!r}")
+        raise ConfigError(f"FP1459 {where}: log is true or false, got {log!r}")
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
     if low >= high:
-        raise ConfigError(f"{where} is an empty range: low = {low} must be below high = {high}")
+        raise ConfigError(f"FP1460 {where} is an empty range: low = {low} must be below high = {high}")
     if not _finite(high - low):
-        raise ConfigError(f"{where} is wider than numbers reach: from {low:g} to {high:g} must be less than 1e308")
+        raise ConfigError(
+            f"FP1461 {where} is wider than numbers reach: from {low:g} to {high:g} must be less than 1e308"
+        )
     if log and (low <= 0 or step is not None):
-        raise ConfigError(f"{where}: a logarithmic range has a low above 0 and no step, got {dict(given)!r}")
+        raise ConfigError(f"FP1462 {where}: a logarithmic range has a low above 0 and no step, got {dict(given)!r}")
     whole = isinstance(low, int) and isinstance(high, int)
     if not whole:
         low, high = float(low), float(high)
@@ -139,5 +144,5 @@ def _range(where: str, given: Mapping[str, Any]) -> Range:
         return Range(low, high, log)
     steps = (high - low) / step if step > 0 else 0.0
     if not 1 <= steps < math.inf or abs(steps - round(steps)) > 1e-9 or (whole and not isinstance(step, int)):
-        raise ConfigError(f"{where}: steps of {step} do not lead from {low} to {high}")
+        raise ConfigError(f"FP1463 {where}: steps of {step} do not lead from {low} to {high}")
     return Range(low, high, log, step)

@@ -104,7 +104,7 @@ class Place:
         """
         config = self.search.config(lambda name, among: among.suggested(trial, name), self.blocks)
         if config is None:
-            raise ConfigError("no method in any block")
+            raise ConfigError("FP1464 no method in any block")
         if self.sizes is not None:
             try:
                 size = self.sizes.of(config)
@@ -112,7 +112,7 @@ class Place:
                 raise ConfigError(str(error)) from error
             trial.set_user_attr("size", dataclasses.asdict(size))
             if not size.within(self.search.budget):
-                raise ConfigError(f"{size}: over the budget of {self.search.budget}")
+                raise ConfigError(f"FP1465 {size}: over the budget of {self.search.budget}")
         return config
 
     def value_of(self, number: int) -> tuple[float, Mapping[str, Any]]:
@@ -126,14 +126,14 @@ class Place:
             summary = files.read_json(folder / "summary.json")
             kept = summary["kept_round"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder} holds no summary of its run: {error}") from error
+            raise RunError(f"FP5231 {folder} holds no summary of its run: {error}") from error
         lines = Records(folder).read("rounds.jsonl")
         values = {line["round"]: line[objective] for line in lines if line.get(objective) is not None}
         value = values.get(kept, summary.get(f"validation_{objective}"))  # a start may have no line
         if value is None:
             raise RunError(
-                f"the run in {folder} keeps the state after round {kept}, of which no finite {objective} of validation "
-                "rows is known: it was not validated there, or has diverged"
+                f"FP5232 the run in {folder} keeps the state after round {kept}, of which no finite {objective} of "
+                "validation rows is known: it was not validated there, or has diverged"
             )
         return float(value), summary
 
@@ -212,8 +212,8 @@ class Conductor:
         reasons = [t.user_attrs.get(NEVER_TRAINED) for t in last]
         if len(reasons) == IN_A_ROW and all(reasons):
             raise ConfigError(
-                f"{self.place.search.path}: none of {IN_A_ROW} trials in a row could be trained, the last since: "
-                f"{reasons[-1]}; raise the budget, or narrow the ranges"
+                f"FP1466 {self.place.search.path}: none of {IN_A_ROW} trials in a row could be trained, the last "
+                f"since: {reasons[-1]}; raise the budget, or narrow the ranges"
             )
 
     # ---------------------------------------------------------------------------------------------------- one trial
@@ -309,7 +309,7 @@ class Conductor:
     def _check_failures(self, error: RunError) -> None:
         states = [t.state for t in trained(self.study) if t.state.is_finished()]
         if len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
-            raise RunError(f"all {len(states)} trials have failed, the last one: {error}")
+            raise RunError(f"FP5233 all {len(states)} trials have failed, the last one: {error}")
 
     def _of(self, trial: FrozenTrial) -> str:
         """A trial's value and what was drawn for it."""

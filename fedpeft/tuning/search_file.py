@@ -204,8 +204,8 @@ class Search:
             mechanism = built(config, "privacy")
             if isinstance(mechanism, Mechanism) and mechanism.protects:
                 raise PrivacyError(
-                    f"{self.path}: under privacy={config.privacy} every trial would be a release of its own, which no "
-                    "epsilon here covers; search without privacy on rows that are public, or choose by hand"
+                    f"FP7119 {self.path}: under privacy={config.privacy} every trial would be a release of its own, "
+                    "which no epsilon here covers; search without privacy on rows that are public, or choose by hand"
                 )
 
     def _corners(self) -> Iterator[dict[str, Any]]:
@@ -242,8 +242,8 @@ def read_search(path: Path) -> Search:
     for key in OF_STUDIES:
         if key in content:
             raise ConfigError(
-                f"{path} has {key}, which a study has (python -m fedpeft.study); a search has [search] with ranges, "
-                "and one seed in [base]"
+                f"FP1467 {path} has {key}, which a study has (python -m fedpeft.study); a search has [search] with "
+                "ranges, and one seed in [base]"
             )
     base = _table(path, "base", content.pop("base", {}))
     space = {
@@ -255,28 +255,32 @@ def read_search(path: Path) -> Search:
     legal = {f.name for f in dataclasses.fields(SearchKeys)}
     for key in content:
         if key not in legal:
-            raise ConfigError(f"{path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
+            raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
     keys = SearchKeys(**check_settings(str(path), SearchKeys, content))
     _check_names(path, base, space, hybrid)
     search = Search(path, keys, budget, base, space, hybrid)
     search.check()
     if keys.first > search.rounds:
-        raise ConfigError(f"{path}: the first rung, round {keys.first}, lies behind the last of {search.rounds} rounds")
+        raise ConfigError(
+            f"FP1468 {path}: the first rung, round {keys.first}, lies behind the last of {search.rounds} rounds"
+        )
     return search
 
 
 def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {name} must be a table ([{name}]), got {value!r:.100}")
+        raise ConfigError(f"FP1425 {path}: {name} must be a table ([{name}]), got {value!r:.100}")
     return value
 
 
 def _budget(path: Path, given: Any) -> Budget:
     if not isinstance(given, dict) or len(given) != 1 or not set(given) <= set(UNITS):
-        raise ConfigError(f"{path}: budget must be {{parameters = 30_000}} or {{bytes = 120_000}}, got {given!r:.100}")
+        raise ConfigError(
+            f"FP1469 {path}: budget must be {{parameters = 30_000}} or {{bytes = 120_000}}, got {given!r:.100}"
+        )
     [(unit, most)] = given.items()
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise ConfigError(f"{path}: a budget of {unit} must be a whole number of at least 1, got {most!r:.100}")
+        raise ConfigError(f"FP1470 {path}: a budget of {unit} must be a whole number of at least 1, got {most!r:.100}")
     return Budget(unit, most)
 
 
@@ -285,13 +289,15 @@ def _check_names(
 ) -> None:
     """Every name is a setting, or stands in braces somewhere; every setting has one place."""
     if not space and hybrid is None:
-        raise ConfigError(f"{path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods")
+        raise ConfigError(
+            f"FP1471 {path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods"
+        )
     for key in base:
         if key not in SETTINGS:
-            raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+            raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
         if key in FIXED and (places := _places(base[key])):
             raise ConfigError(
-                f"{path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
+                f"FP1472 {path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
                 "without braces"
             )
     texts = list(base.values())
@@ -301,25 +307,25 @@ def _check_names(
     used = {place for text in texts for place in _places(text)}
     for name in space:
         if name in FIXED:
-            raise ConfigError(f"{path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
+            raise ConfigError(f"FP1473 {path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
         if name in base:
-            raise ConfigError(f"{path}: {name} is set by both [base] and [search]; leave it in one")
+            raise ConfigError(f"FP1474 {path}: {name} is set by both [base] and [search]; leave it in one")
         if name not in SETTINGS and name not in used:
             raise ConfigError(
-                f"{path}: [search] has an unknown setting {name!r}, which stands in braces ({{{name}}}) nowhere "
+                f"FP1475 {path}: [search] has an unknown setting {name!r}, which stands in braces ({{{name}}}) nowhere "
                 f"either; {nearest(name, SETTINGS)}"
             )
         if name in SETTINGS and name in used:
-            raise ConfigError(f"{path}: {name} is a setting, so {{{name}}} needs another name")
+            raise ConfigError(f"FP1476 {path}: {name} is a setting, so {{{name}}} needs another name")
     for name in sorted(used - set(space)):
-        raise ConfigError(f"{path}: {{{name}}} stands for nothing; {nearest(name, space)}")
+        raise ConfigError(f"FP1477 {path}: {{{name}}} stands for nothing; {nearest(name, space)}")
     for member in hybrid.members if hybrid is not None else ():
         if member.name in space and not member.lists:
             raise ConfigError(
-                f"{path}: by {member.name} [hybrid] draws whether that method is on, so {{{member.name}}} needs "
+                f"FP1478 {path}: by {member.name} [hybrid] draws whether that method is on, so {{{member.name}}} needs "
                 "another name"
             )
     if hybrid is not None and ("peft" in base or "peft" in space):
-        raise ConfigError(f"{path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
+        raise ConfigError(f"FP1479 {path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
     if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):
-        raise ConfigError(f"{path}: rounds must be a whole number, got {base['rounds']!r}")
+        raise ConfigError(f"FP1480 {path}: rounds must be a whole number, got {base['rounds']!r}")

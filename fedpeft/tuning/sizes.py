@@ -99,7 +99,7 @@ def blocks_of(search: Search, sizes: Sizes) -> int:
     for name, found in others:
         if found != blocks:
             raise ConfigError(
-                f"{search.path}: models of a [hybrid] search must have the same number of blocks: {first} has "
+                f"FP1481 {search.path}: models of a [hybrid] search must have the same number of blocks: {first} has "
                 f"{blocks}, {name} has {found}; leave one of them out"
             )
     return blocks
@@ -121,6 +121,6 @@ def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
     unit = search.budget.unit
     smallest = min(found, key=lambda text: int(getattr(found[text], unit)))
     raise ConfigError(
-        f"{search.path}: no hybrid is within the budget of {search.budget}: the smallest, {smallest}, has "
+        f"FP1482 {search.path}: no hybrid is within the budget of {search.budget}: the smallest, {smallest}, has "
         f"{getattr(found[smallest], unit):,}, the head's among them; raise the budget or name smaller sizes"
     )

@@ -93,7 +93,7 @@ def _mend(journal: Path) -> None:
 def refuse_others(folder: Path) -> None:
     """RunError where a folder holds something else than a search."""
     if folder.is_dir() and not (folder / JOURNAL).exists() and any(not _own(path) for path in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no search; give another --output")
+        raise RunError(f"FP5234 {folder} is not empty and holds no search; give another --output")
 
 
 def opened(search: Search, folder: Path, every: int) -> Study:
@@ -125,7 +125,7 @@ def opened(search: Search, folder: Path, every: int) -> Study:
     except RunError:  # it can't be written
         raise
     except Exception as error:  # whatever optuna makes of a file that is none of its own
-        raise RunError(f"{journal} is no journal of a search ({error}); give another --output") from error
+        raise RunError(f"FP5235 {journal} is no journal of a search ({error}); give another --output") from error
     terms = {
         "identity": search.identity,
         "pruner": keys.pruner,
@@ -152,8 +152,8 @@ def _refuse_changed(folder: Path) -> None:
         config = read_config(run / "config.toml")
         if name := changed(recorded(run), now(naming(config))):
             raise RunError(
-                f"{folder} holds trials made of {name} as it was before it changed; put that back, or give another "
-                "--output"
+                f"FP5236 {folder} holds trials made of {name} as it was before it changed; put that back, or give "
+                "another --output"
             )
 
 
@@ -167,14 +167,14 @@ def _agreed(search: Search, folder: Path, known: dict[str, Any] | None, terms: d
     recorded, now = begun.pop(PLUGINS, {}), search.plugins
     if begun != terms:
         raise RunError(
-            f"{folder} holds another search than {search.path} describes; put the file back as it was, or give another "
-            "--output"
+            f"FP5237 {folder} holds another search than {search.path} describes; put the file back as it was, or give "
+            "another --output"
         )
     for source, was in recorded.items():
         if now.get(source, was) != was:
             raise RunError(
-                f"{folder} holds trials made with the plugin {source} as it was before it changed; put that back, or "
-                "give another --output"
+                f"FP5238 {folder} holds trials made with the plugin {source} as it was before it changed; put that "
+                "back, or give another --output"
             )
     return {**terms, PLUGINS: recorded | now}
 

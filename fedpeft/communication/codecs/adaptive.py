@@ -73,7 +73,9 @@ class Adaptive(Quantizer):
 
     def __post_init__(self) -> None:
         if self.gain != "none" and self.draws:
-            raise ConfigError("adaptive: rounding=dither keeps an update's length by itself; leave out gain=length")
+            raise ConfigError(
+                "FP1053 adaptive: rounding=dither keeps an update's length by itself; leave out gain=length"
+            )
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
@@ -111,7 +113,7 @@ class Adaptive(Quantizer):
         dither = ROUNDINGS[parameters.varint("rounding", len(ROUNDINGS) - 1)] == "dither"
         step, *shifts = struct.unpack("<fbb", parameters.take(6, "step and shifts"))
         if not 0 <= step < inf:
-            raise PayloadError(f"the payload's step adaptive has the step size {step}")
+            raise PayloadError(f"FP6028 the payload's step adaptive has the step size {step}")
         cut = slices(shapes, per)
         count = len(cut.sizes)
         classes, relative = decode_symbols(parameters, (Expected(count, CLASSES), Expected(count, STEPS)))

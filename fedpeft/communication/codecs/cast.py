@@ -66,7 +66,7 @@ class Cast(Quantizer):
         """One byte: the dtype's code; where zeros are left out, the number of the other values, too."""
         sparse, code = divmod(parameters.varint("dtype code", SPARSE + len(WORDS) - 1), SPARSE)
         if code >= len(WORDS):
-            raise PayloadError(f"the payload's step cast has the dtype code {code}; there are {len(WORDS)}")
+            raise PayloadError(f"FP6029 the payload's step cast has the dtype code {code}; there are {len(WORDS)}")
         target, word = list(WORDS.values())[code]
         count = total(shapes)
         kept = parameters.varint("number of values that are not 0", count) if sparse else count
@@ -79,7 +79,7 @@ class Cast(Quantizer):
             if sparse:
                 mask, sent = symbols[0] > 0, words
                 if np.count_nonzero(mask) != kept:
-                    raise PayloadError(f"the payload's mask does not keep the {kept} values that it states")
+                    raise PayloadError(f"FP6030 the payload's mask does not keep the {kept} values that it states")
                 words = np.zeros(count, sent.dtype)
                 words[mask] = sent
             tensor = torch.from_numpy(words).view(target) if count else torch.zeros(0, dtype=target)

@@ -24,10 +24,10 @@ class Delta(Transform):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The difference, with version and checksum of the reference."""
         if context.reference is None:
-            raise ConfigError("the codec step delta needs a reference state that both ends hold; none was given")
+            raise ConfigError("FP1054 the codec step delta needs a reference state that both ends hold; none was given")
         version, base = context.reference
         if not 0 <= version <= MAX_VERSION:
-            raise ConfigError(f"the codec step delta needs a version from 0 to 2^62 - 1, got {version}")
+            raise ConfigError(f"FP1055 the codec step delta needs a version from 0 to 2^62 - 1, got {version}")
         moved = Signal(signal.values - base, signal.shapes, signal.weights)
         return Encoded(moved, varint(version) + checksum_of(base).to_bytes(4, "little"))
 

@@ -61,7 +61,7 @@ class Grid(Quantizer):
         q, _ = search.levels(step, None)
         version, held = context.reference or (0, None)
         if not 0 <= version <= MAX_VERSION:
-            raise ConfigError(f"the codec step grid needs a version from 0 to 2^62 - 1, got {version}")
+            raise ConfigError(f"FP1056 the codec step grid needs a version from 0 to 2^62 - 1, got {version}")
         if version and held is not None:
             q = q - _levels(cut.gather(held) / unit, step)
         d = q.astype(np.int16)
@@ -84,7 +84,7 @@ class Grid(Quantizer):
         step = _read_step(parameters)
         version = parameters.varint("reference version", MAX_VERSION)
         if context.position:
-            raise PayloadError("the payload has a transform in front of its step grid")
+            raise PayloadError("FP6031 the payload has a transform in front of its step grid")
         held = context.held(version, parameters, int(cut.sizes.sum())) if version else None
         relative = np.zeros(len(cut.sizes), np.uint8)
         if weighted:
@@ -110,7 +110,7 @@ class Grid(Quantizer):
 def _read_step(parameters: Reader) -> float:
     (step,) = struct.unpack("<f", parameters.take(4, "step size"))
     if not 0 <= step < inf:
-        raise PayloadError(f"the payload's step grid has the step size {step}")
+        raise PayloadError(f"FP6032 the payload's step grid has the step size {step}")
     return float(step)
 
 

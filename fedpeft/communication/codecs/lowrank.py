@@ -76,7 +76,7 @@ class LowRank(Transform):
         """Share and the largest c, fp32."""
         share, largest = struct.unpack("<ff", parameters.take(8, "share and largest importance"))
         if not (0 < share <= 1 and 0 <= largest < math.inf):
-            raise PayloadError(f"the payload's step lowrank has share {share} and largest importance {largest}")
+            raise PayloadError(f"FP6033 the payload's step lowrank has share {share} and largest importance {largest}")
         layout = _Layout(shapes, share)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:

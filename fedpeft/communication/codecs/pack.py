@@ -31,7 +31,9 @@ class Pack(Packer):
     def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
         """The symbols; the size must be exact."""
         if len(data) != packed_bound(expected):
-            raise PayloadError(f"the payload's body has {len(data)} bytes, {packed_bound(expected)} are expected")
+            raise PayloadError(
+                f"FP6034 the payload's body has {len(data)} bytes, {packed_bound(expected)} are expected"
+            )
         result, at = [], 0
         for e in expected:
             end = at + packed_size(e.count, e.alphabet)

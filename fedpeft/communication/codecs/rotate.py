@@ -38,7 +38,7 @@ class Rotate(Transform):
 
     def __post_init__(self) -> None:
         if self.block & (self.block - 1):
-            raise ConfigError(f"codec step rotate: block must be a power of two, got {self.block}")
+            raise ConfigError(f"FP1057 codec step rotate: block must be a power of two, got {self.block}")
 
     lossless = False  # exact but for rounding
 

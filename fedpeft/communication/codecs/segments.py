@@ -56,7 +56,7 @@ class Segments(Transform):
         entries, count = total(shapes), parameters.varint("number of segments", MOST)
         turn = parameters.varint("number of the segment", MOST)
         if turn >= count:
-            raise PayloadError(f"the payload holds segment {turn} of {count}")
+            raise PayloadError(f"FP6035 the payload holds segment {turn} of {count}")
         part = _segment(entries, count, turn)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:

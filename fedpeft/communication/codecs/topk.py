@@ -53,7 +53,7 @@ class TopK(Transform):
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             kept = symbols[0] > 0
             if np.count_nonzero(kept) != keep:
-                raise PayloadError(f"the payload's mask does not keep the {keep} entries that it states")
+                raise PayloadError(f"FP6036 the payload's mask does not keep the {keep} entries that it states")
             result = np.zeros(count, context.dtype)
             result[kept] = values
             return result

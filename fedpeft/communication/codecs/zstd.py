@@ -27,15 +27,17 @@ class Zstd(ByteStep):
         try:
             length = zstandard.get_frame_parameters(data).content_size
         except zstandard.ZstdError as error:
-            raise PayloadError(f"the payload's zstd frame is not valid: {error}") from None
+            raise PayloadError(f"FP6037 the payload's zstd frame is not valid: {error}") from None
         if length > bound:  # an unstated size is 2^64 - 1
-            raise PayloadError(f"the payload's zstd frame would grow to {length} bytes; at most {bound} are expected")
+            raise PayloadError(
+                f"FP6038 the payload's zstd frame would grow to {length} bytes; at most {bound} are expected"
+            )
         try:
             content = zstandard.ZstdDecompressor().decompress(data, max_output_size=bound, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise PayloadError(f"the payload's zstd frame is not valid: {error}") from None
+            raise PayloadError(f"FP6037 the payload's zstd frame is not valid: {error}") from None
         if len(content) != length:
-            raise PayloadError("the payload's zstd frame is shorter than it states")
+            raise PayloadError("FP6039 the payload's zstd frame is shorter than it states")
         return memoryview(content)
 
 

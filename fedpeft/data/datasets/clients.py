@@ -70,18 +70,20 @@ class Clients:
 
     def __post_init__(self) -> None:
         if self.side and self.learns in (*LANGUAGE, "seq2seq", TOKEN_LABELS):
-            raise ConfigError(f"side={self.side} is of pictures, and {self.learns} is learned of texts; leave one out")
+            raise ConfigError(
+                f"FP1086 side={self.side} is of pictures, and {self.learns} is learned of texts; leave one out"
+            )
         if 0 < self.side < SMALLEST:
-            raise ConfigError(f"side={self.side} is less than {SMALLEST} pixels, of which nothing can be seen")
+            raise ConfigError(f"FP1087 side={self.side} is less than {SMALLEST} pixels, of which nothing can be seen")
         if self.template is not None:
             PromptTemplate(self.template)  # or it is none
         if self.template is not None and self.learns not in CONVERSATIONS:
             raise ConfigError(
-                f"template={self.template!r} writes conversations, and the task is {self.learns}; name one of these, "
-                "instruction or dpo, or leave the template out"
+                f"FP1088 template={self.template!r} writes conversations, and the task is {self.learns}; name one of "
+                "these, instruction or dpo, or leave the template out"
             )
         if self.learns == "dpo" and (self.text, self.label) != (TEXT, LABEL):
-            raise ConfigError("preferences stand in columns called prompt, chosen and rejected; name no others")
+            raise ConfigError("FP1089 preferences stand in columns called prompt, chosen and rejected; name no others")
 
     @property
     def learns(self) -> str:
@@ -127,8 +129,8 @@ class Clients:
             ConfigError: always.
         """
         raise ConfigError(
-            "clients(...) are rows that real clients have, and nobody else; a simulation takes rows of your own by "
-            "--dataset file:PATH, and a finished run answers them by python -m fedpeft.predict RUN --data FILE"
+            "FP1090 clients(...) are rows that real clients have, and nobody else; a simulation takes rows of your "
+            "own by --dataset file:PATH, and a finished run answers them by python -m fedpeft.predict RUN --data FILE"
         )
 
     def read(
@@ -178,12 +180,13 @@ class Clients:
         found = own_records(path, given)
         if not self.side and holds_pictures(path):
             raise DataError(
-                f"{path} holds pictures, and the federation learns from texts; a server says --side 64 for pictures"
+                f"FP3024 {path} holds pictures, and the federation learns from texts; a server says --side 64 for "
+                "pictures"
             )
         if self.side and not holds_pictures(path):
             raise DataError(
-                f"{path} holds no pictures, and the federation learns from pictures; give a folder of them, in a "
-                "folder for each class or with a metadata.csv of file_name and label"
+                f"FP3025 {path} holds no pictures, and the federation learns from pictures; give a folder of them, in "
+                "a folder for each class or with a metadata.csv of file_name and label"
             )
         return found
 
@@ -196,8 +199,8 @@ class Clients:
         found = tagging(first, self.text, self.label, PACKED)
         if found is None:
             raise DataError(
-                f"{path} holds no words with tags, which the federation learns from: a list of words in a column "
-                f"tokens and one of as many tags in a column ner_tags; it has {', '.join(map(repr, first))}"
+                f"FP3180 {path} holds no words with tags, which the federation learns from: a list of words in a "
+                f"column tokens and one of as many tags in a column ner_tags; it has {', '.join(map(repr, first))}"
             )
         complete = Names(PACKED, None, None).complete(self._records(path, given), str(path), found.needs)
         texts = read(str(path), found.packed(complete, str(path)), Names(PACKED, None, None)).texts
@@ -216,7 +219,7 @@ class Clients:
                 "instruction and output",
                 "dpo": "preferences: columns prompt, chosen and rejected",
             }[self.learns]
-            raise DataError(f"{path} holds other rows than the federation learns from, which are {wanted}")
+            raise DataError(f"FP3026 {path} holds other rows than the federation learns from, which are {wanted}")
         packed = found.packed(self._records(path, given), str(path))
         return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
 
@@ -228,7 +231,7 @@ def own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record]:
         DataError: there is no such file or folder.
     """
     if not path.expanduser().exists():
-        raise DataError(f"there is no {'file' if suffix_of(path) else 'file or folder'} {path}")
+        raise DataError(f"FP3027 there is no {'file' if suffix_of(path) else 'file or folder'} {path}")
     return picture_records(path, given) if holds_pictures(path) else records_below(path, given)
 
 
@@ -240,7 +243,7 @@ def first_record(path: Path, given: TableFormat = DETECT) -> Record:
     """
     first = next(own_records(path, given), None)
     if first is None:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"FP3028 {path} has no rows")
     return first
 
 

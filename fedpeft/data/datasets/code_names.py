@@ -66,7 +66,7 @@ class CodeNames:
             rows = [row for row in map(row_of, (f.text for f in chosen)) if row is not None][: self.package_rows]
             (test if name in held_out else train).extend((row, name) for row in rows)
         if not train or not test:
-            raise DataError(f"no function has at most {self.characters} characters; allow more (characters)")
+            raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
         return Dataset("code_names", "text", "token_labels", _rows(train), _rows(test), LABELS, "minilm")
 
 

@@ -78,7 +78,7 @@ class CodeSearch:
             chosen = sorted(chosen, key=lambda f: digest(f"{name}/{f.name}"))[: self.package_rows]
             (test if name in held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
         if not train or not test:
-            raise DataError(f"no function has at most {self.characters} characters; allow more (characters)")
+            raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
         return Dataset("code_search", "text", self.task, rows_of(train), rows_of(test), None, "minilm")
 
 

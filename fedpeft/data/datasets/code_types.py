@@ -141,7 +141,7 @@ class CodeTypes:
             held = any(name == package.name for package in HELD_OUT)
             (test if held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
         if not train or not test:
-            raise DataError(f"no function has at most {self.characters} characters; allow more (characters)")
+            raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
         return Dataset("code_types", "text", "classification", rows_of(train), rows_of(test), TYPES, "minilm")
 
 

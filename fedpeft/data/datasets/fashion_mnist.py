@@ -70,18 +70,20 @@ def idx(folder: Path, name: str) -> np.ndarray:
                 with opened(file, "rb") as stream:
                     content: bytes = stream.read()
             except (OSError, EOFError) as error:
-                raise DataError(f"{file} can't be read: {error}") from None
+                raise DataError(f"FP3030 {file} can't be read: {error}") from None
             return _array(content, file)
-    raise AssetError(f"there is no {name} or {name}.gz in {folder}; {WAYS}")
+    raise AssetError(f"FP2001 there is no {name} or {name}.gz in {folder}; {WAYS}")
 
 
 def _array(content: bytes, file: Path) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise DataError(f"{file} is not an IDX file of unsigned bytes")
+        raise DataError(f"FP3031 {file} is not an IDX file of unsigned bytes")
     shape = struct.unpack_from(f">{content[3]}I", content, 4)
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
     if data.size != np.prod(shape, dtype=np.int64):
-        raise DataError(f"{file} holds {data.size} bytes of {'x'.join(map(str, shape))}; it is cut short or damaged")
+        raise DataError(
+            f"FP3032 {file} holds {data.size} bytes of {'x'.join(map(str, shape))}; it is cut short or damaged"
+        )
     return data.reshape(shape)
 
 
@@ -90,13 +92,13 @@ def _fetch(target: Path) -> None:
     work.mkdir()
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise AssetError(f"Fashion-MNIST is not here, and there is no {tool} to fetch it with; {WAYS}")
+            raise AssetError(f"FP2002 Fashion-MNIST is not here, and there is no {tool} to fetch it with; {WAYS}")
     for command in (["apt-get", "download", PACKAGE], ["dpkg-deb", "-x", "PACKAGE", "."]):
         words = [str(next(work.glob("*.deb"))) if word == "PACKAGE" else word for word in command]
         done = subprocess.run(words, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode or not any(work.glob("*.deb")):
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise AssetError(f"{PACKAGE} can't be fetched ({said[-1] if said else command[0]}); {WAYS}")
+            raise AssetError(f"FP2003 {PACKAGE} can't be fetched ({said[-1] if said else command[0]}); {WAYS}")
     for file in work.rglob("*idx*-ubyte*"):
         if file.is_file() and not file.is_symlink():
             shutil.copyfile(file, target / file.name)

@@ -219,7 +219,7 @@ class File:
         """One split's rows."""
         if pictures and not holds_pictures(path):
             raise ConfigError(
-                f"{path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
+                f"FP1091 {path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
             )
         if self.owner == AUTO and names.owner is not None:  # test rows may belong to nobody
             _, first = next(self._records(path, pictures), ("", {}))

@@ -90,7 +90,7 @@ class FlowerTune:
     def _texts(self, source: str) -> list[str]:
         texts = [self.row(record, f"{place} of {source}") for place, record in _records(source)]
         if not texts:
-            raise DataError(f"{source} has no rows")
+            raise DataError(f"FP3028 {source} has no rows")
         return texts
 
     def row(self, record: Mapping[str, Any], where: str) -> str:
@@ -114,7 +114,7 @@ def shards(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
         DataError: fewer rows than clients.
     """
     if rows < clients:
-        raise DataError(f"{clients} clients can't share {rows} rows; ask for fewer")
+        raise DataError(f"FP3033 {clients} clients can't share {rows} rows; ask for fewer")
     client = np.empty(rows, np.int64)
     for k, shard in enumerate(np.array_split(np.random.default_rng(seed).permutation(rows), clients)):
         client[shard] = k
@@ -124,11 +124,11 @@ def shards(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
 def _column(record: Mapping[str, Any], name: str, where: str, empty: bool = False) -> str:
     value = record.get(name)
     if value is None and name not in record:
-        raise DataError(f"{where} has no column {name!r}; it has {', '.join(map(str, record))}")
+        raise DataError(f"FP3034 {where} has no column {name!r}; it has {', '.join(map(str, record))}")
     if empty and value is None:
         return ""
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise DataError(f"{where}: the column {name!r} must hold text, got {value!r:.40}")
+        raise DataError(f"FP3035 {where}: the column {name!r} must hold text, got {value!r:.40}")
     return value
 
 
@@ -150,13 +150,13 @@ def _of_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
+        raise DataError(f"FP3036 there is no file {path}") from None
     except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from None
+        raise DataError(f"FP3037 can't read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
+        raise DataError(f"FP3038 {path} is not valid JSON: {error}") from None
     if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
-        raise DataError(f"{path} must hold a list of JSON objects")
+        raise DataError(f"FP3039 {path} must hold a list of JSON objects")
     for number, record in enumerate(content, 1):
         yield f"record {number}", record
 
@@ -164,8 +164,8 @@ def _of_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _of_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if importlib.util.find_spec("datasets") is None:
         raise AssetError(
-            f"the rows of {name} need the package datasets (pip install 'fedpeft[hub]'), or a local file of them: "
-            f"{', '.join(ENDINGS)}, or a folder with one such file that is called train"
+            f"FP2004 the rows of {name} need the package datasets (pip install 'fedpeft[hub]'), or a local file of "
+            f"them: {', '.join(ENDINGS)}, or a folder with one such file that is called train"
         )
     import datasets
 
@@ -175,7 +175,9 @@ def _of_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if no_room(error):
             raise hub_disk_full(f"the data set {name}") from None
         reason = " ".join(str(error).split())[:200]
-        raise AssetError(f"can't fetch the data set {name}: {reason}; give a local file or folder of it") from None
+        raise AssetError(
+            f"FP2005 can't fetch the data set {name}: {reason}; give a local file or folder of it"
+        ) from None
     for number, record in enumerate(rows, 1):
         yield f"row {number}", record
 

@@ -73,27 +73,29 @@ class HF:
             DataError: its rows can't be used.
         """
         if importlib.util.find_spec("datasets") is None:
-            raise ConfigError("hf: data sets need the package datasets; install it with: pip install 'fedpeft[hub]'")
+            raise ConfigError(
+                "FP1092 hf: data sets need the package datasets; install it with: pip install 'fedpeft[hub]'"
+            )
         import datasets
 
         try:
             splits = datasets.load_dataset(self.name, self.subset, revision=self.revision)
         except datasets.exceptions.DatasetNotFoundError:
-            raise AssetError(f"the hub has no data set {self.name!r} that is open to you") from None
+            raise AssetError(f"FP2006 the hub has no data set {self.name!r} that is open to you") from None
         except ValueError as error:  # an unknown subset; the library's message lists those that exist
-            raise ConfigError(f"hf data set {self.name}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"FP1093 hf data set {self.name}: {' '.join(str(error).split())}") from None
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
             if no_room(error):
                 raise hub_disk_full(f"the data set {self.name}") from None
             reason = " ".join(str(error).split())[:200]
-            raise AssetError(f"can't fetch the data set {self.name} from the hub: {reason}") from None
+            raise AssetError(f"FP2007 can't fetch the data set {self.name} from the hub: {reason}") from None
         except datasets.exceptions.DatasetsError as error:  # files that are not what they are taken for
             if no_room(error):
                 raise hub_disk_full(f"the data set {self.name}") from None
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise DataError(
-                f"the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the hub, or "
-                "a folder with one; of a single file, take file:PATH"
+                f"FP3040 the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the "
+                "hub, or a folder with one; of a single file, take file:PATH"
             ) from None
         return self.made_of(splits)
 
@@ -114,7 +116,9 @@ class HF:
 
     def _table(self, splits: Any, split: str) -> user_rows.Table:
         if split not in splits:
-            raise ConfigError(f"{self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out")
+            raise ConfigError(
+                f"FP1094 {self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out"
+            )
         rows = splits[split]
         packed = self.template is not None or self.target is not None
         label, ask = None if packed else self.label, "hf(..., ROLE=COLUMN)"
@@ -152,7 +156,7 @@ class HF:
             any_or_none = self.label_type == "labels"  # then rows without a label are not left out
             if self.incomplete != DROP or any_or_none:
                 raise DataError(
-                    f"the split {split!r} of {self.name} has hidden labels; name another split, or leave such "
+                    f"FP3041 the split {split!r} of {self.name} has hidden labels; name another split, or leave such "
                     f"rows out: hf(..., incomplete={DROP}){', without label_type=labels' if any_or_none else ''}"
                 )
             return None

@@ -101,7 +101,7 @@ class Reviews:
                     (test if held else train).extend((*row, owner) for row in documents[where])
                     votes += [votes_in(given, domain) for given in said[where]] if held else []
         if not train or not test:
-            raise DataError(f"no text has a mean rating beyond {self.margin:g}; take a smaller margin")
+            raise DataError(f"FP3042 no text has a mean rating beyond {self.margin:g}; take a smaller margin")
         both, raters = (rows_of(train), rows_of(test)), raters_of(votes)
         return Dataset("reviews", "text", "classification", *both, LABELS, "minilm", raters=raters)
 
@@ -118,7 +118,7 @@ def content_of(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
     except KeyError:
         content = None
     if content is None:
-        raise DataError(f"{name} in {ARCHIVE} is no file; delete its folder to fetch it again")
+        raise DataError(f"FP3043 {name} in {ARCHIVE} is no file; delete its folder to fetch it again")
     return content.read().decode("utf-8-sig"), name
 
 
@@ -132,7 +132,7 @@ def ratings_in(content: str, name: str) -> dict[str, str]:
     for number, line in enumerate(content.splitlines(), 1):
         row, *_, given = line.split("\t")
         if line.count("\t") != 3:
-            raise DataError(f"line {number} of {name} is not `id TAB mean TAB deviation TAB ratings`")
+            raise DataError(f"FP3044 line {number} of {name} is not `id TAB mean TAB deviation TAB ratings`")
         found[row] = given
     return found
 
@@ -148,7 +148,9 @@ def votes_in(given: str, domain: str) -> list[int]:
     except ValueError:
         votes = None
     if not isinstance(votes, list) or not votes or not all(type(vote) is int for vote in votes):
-        raise DataError(f"{given!r:.60} are no ratings of a text from {domain}; delete its folder to fetch it again")
+        raise DataError(
+            f"FP3045 {given!r:.60} are no ratings of a text from {domain}; delete its folder to fetch it again"
+        )
     return votes
 
 
@@ -169,7 +171,7 @@ def rated(content: str, name: str) -> Iterator[Rated]:
         row, _, rest = line.partition("\t")
         rating, tab, text = rest.partition("\t")
         if not tab:
-            raise DataError(f"line {number} of {name} is not `id TAB rating TAB text`")
+            raise DataError(f"FP3046 line {number} of {name} is not `id TAB rating TAB text`")
         if text.strip():
             yield Rated(row.partition("_")[0], float(rating), text.strip(), row)
 

@@ -52,8 +52,8 @@ class Scenes:
         """
         if self.images_only + self.texts_only > 1:
             raise ConfigError(
-                f"images_only={self.images_only:g} and texts_only={self.texts_only:g} are more than all owners; give "
-                "shares that add up to at most 1"
+                f"FP1095 images_only={self.images_only:g} and texts_only={self.texts_only:g} are more than all owners; "
+                "give shares that add up to at most 1"
             )
         seen, unseen = held_out(self.unseen, self.seed)
         every = {scene: i for i, scene in enumerate([*seen, *unseen])}

@@ -73,7 +73,7 @@ class Shakespeare:
                     texts += rows
                     owners += [f"{play}/{role}"] * len(rows)
         if not train[0]:
-            raise DataError(f"no role says {self.min_words} words; ask for fewer (min_words)")
+            raise DataError(f"FP3047 no role says {self.min_words} words; ask for fewer (min_words)")
         return Dataset(
             name="shakespeare",
             kind="text",

@@ -59,7 +59,7 @@ class Tasks:
         columns = list(dict.fromkeys(text_column(str(text)) for text in self.sets))
         if len(columns) > 1:
             raise ConfigError(
-                f"the tasks' texts stand in the columns {', '.join(columns)}; name that of --data: --text"
+                f"FP1096 the tasks' texts stand in the columns {', '.join(columns)}; name that of --data: --text"
             )
         return columns[0]
 
@@ -72,32 +72,39 @@ class Tasks:
         """
         texts = [str(text) for text in self.sets]
         if self.classes and len(texts) != 1:
-            raise ConfigError(f"tasks(classes={self.classes}) splits one data set, and {len(texts)} are named")
+            raise ConfigError(f"FP1097 tasks(classes={self.classes}) splits one data set, and {len(texts)} are named")
         if not self.classes and len(texts) < 2:
-            raise ConfigError("tasks needs two data sets or more, or one and classes=N, of which each task has N")
+            raise ConfigError(
+                "FP1098 tasks needs two data sets or more, or one and classes=N, of which each task has N"
+            )
         loaded = [DATASETS.build(text).load() for text in texts]
         for data in loaded:
             if (data.kind, data.task) != (loaded[0].kind, loaded[0].task):
                 raise ConfigError(
-                    f"tasks are learned by one model: {texts[0]} is {loaded[0].kind}, {loaded[0].task}, and "
+                    f"FP1099 tasks are learned by one model: {texts[0]} is {loaded[0].kind}, {loaded[0].task}, and "
                     f"{data.name} is {data.kind}, {data.task}"
                 )
             if data.task == "token_labels":
-                raise ConfigError(f"{data.name} has labels of words, whose classes tasks can't tell apart so far")
+                raise ConfigError(
+                    f"FP1100 {data.name} has labels of words, whose classes tasks can't tell apart so far"
+                )
             if data.train.targets in ("numbers", "labels"):
-                raise ConfigError(f"{data.name} has no classes that a row has one of, and tasks are told apart by them")
+                raise ConfigError(
+                    f"FP1101 {data.name} has no classes that a row has one of, and tasks are told apart by them"
+                )
             if data.tasks is not None:
-                raise ConfigError("tasks can't be made of tasks; name the data sets of all of them in one")
+                raise ConfigError("FP1102 tasks can't be made of tasks; name the data sets of all of them in one")
         return self._steps(loaded[0]) if self.classes else self._joined(loaded)
 
     def _steps(self, data: Dataset) -> Dataset:
         """One data set, its classes a few at a time."""
         if not data.classes:
-            raise ConfigError(f"{data.name} has no classes, which tasks(classes={self.classes}) would split")
+            raise ConfigError(f"FP1103 {data.name} has no classes, which tasks(classes={self.classes}) would split")
         count = -(-data.classes // self.classes)
         if count < 2:
             raise ConfigError(
-                f"{data.name} has {data.classes} classes, so that tasks(classes={self.classes}) is one task; take fewer"
+                f"FP1104 {data.name} has {data.classes} classes, so that tasks(classes={self.classes}) is one task; "
+                "take fewer"
             )
         groups = [range(i * self.classes, min((i + 1) * self.classes, data.classes)) for i in range(count)]
         labels = data.label_names or ()
@@ -136,7 +143,7 @@ class Tasks:
             whole = parts[0]
             for part in parts[1:]:
                 if isinstance(whole.inputs, np.ndarray) and whole.inputs.shape[1:] != np.shape(part.inputs)[1:]:
-                    raise DataError("the images of these data sets differ in size; tasks needs equal ones")
+                    raise DataError("FP3048 the images of these data sets differ in size; tasks needs equal ones")
                 whole = joined(whole, part)
             return whole
 

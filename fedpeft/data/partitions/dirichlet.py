@@ -44,11 +44,11 @@ class Dirichlet:
         require_rows(rows, clients)
         if rows.labels is None:
             other = "iid" if rows.owners is None else "iid, or natural, a client for each owner"
-            raise DataError(f"the dirichlet partition needs labels, and these rows have none; take {other}")
+            raise DataError(f"FP3088 the dirichlet partition needs labels, and these rows have none; take {other}")
         if rows.targets == "labels":
             raise DataError(
-                "the dirichlet partition spreads classes, and these rows have several labels each; take iid, quantity, "
-                "or natural where rows have owners"
+                "FP3089 the dirichlet partition spreads classes, and these rows have several labels each; take iid, "
+                "quantity, or natural where rows have owners"
             )
         classes = quantile_bins(rows.labels, self.bins) if rows.targets == "numbers" else rows.labels
         generator = seeds.generator(seed, "partition dirichlet")

@@ -27,10 +27,12 @@ class Grouped:
             DataError: the rows name no owners, or fewer than `clients`.
         """
         if rows.owners is None:
-            raise DataError("the grouped partition needs owners, and these rows name none; name their column")
+            raise DataError("FP3090 the grouped partition needs owners, and these rows name none; name their column")
         owners, owner_of_row, sizes = np.unique(rows.owners, return_inverse=True, return_counts=True)
         if not 1 <= clients <= len(owners):
-            raise DataError(f"the data names {len(owners)} owners: ask for 1 to {len(owners)} clients, not {clients}")
+            raise DataError(
+                f"FP3091 the data names {len(owners)} owners: ask for 1 to {len(owners)} clients, not {clients}"
+            )
         middles = np.cumsum(sizes) - sizes / 2
         client_of_owner = np.zeros(len(owners), np.int64)
         client = 0

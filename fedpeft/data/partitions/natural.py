@@ -35,15 +35,15 @@ class Natural:
             DataError: the rows name no owners, or fewer than `clients`.
         """
         if rows.owners is None:
-            raise DataError("the natural partition needs owners, and these rows name none; name their column")
+            raise DataError("FP3092 the natural partition needs owners, and these rows name none; name their column")
         owners, owner_of_row = spooled.numbered(rows.owners)
         sizes = spooled.counts(owner_of_row, len(owners))
         if clients < 0:
-            raise DataError(f"the number of clients must be at least 1, or 0 for all owners, got {clients}")
+            raise DataError(f"FP3093 the number of clients must be at least 1, or 0 for all owners, got {clients}")
         if clients > len(owners):
             raise DataError(
-                f"the data names {len(owners)} owners, too few for {clients} clients; ask for 1 to {len(owners)}, or 0 "
-                "for all of them"
+                f"FP3094 the data names {len(owners)} owners, too few for {clients} clients; ask for 1 to "
+                f"{len(owners)}, or 0 for all of them"
             )
         clients = clients or len(owners)
         if self.keep == "largest":

@@ -69,7 +69,7 @@ class Resample:
             DataError: there is no client.
         """
         if clients < 1:
-            raise DataError(f"the number of clients must be at least 1, got {clients}")
+            raise DataError(f"FP3086 the number of clients must be at least 1, got {clients}")
         return Drawn(len(rows), clients, self.rows, seed)
 
 

@@ -93,9 +93,11 @@ class Incoming:
         names = [name for name, _ in self._missing]
         legal = [name for name in PAYLOADS if name in cls.__dataclass_fields__]
         if len(set(names)) < len(names) or not set(names) <= set(legal):
-            raise PayloadError(f"the parcel announces {len(names)} payloads; legal are {', '.join(legal)}, each once")
+            raise PayloadError(
+                f"FP6092 the parcel announces {len(names)} payloads; legal are {', '.join(legal)}, each once"
+            )
         if (total := sum(size for _, size in self._missing)) > limit:
-            raise PayloadError(f"the parcel announces {total} bytes; at most {limit} are taken")
+            raise PayloadError(f"FP6093 the parcel announces {total} bytes; at most {limit} are taken")
         self._missing = [(name, size) for name, size in self._missing if size]
         self._payloads: dict[str, bytearray] = {name: bytearray() for name in names}
 
@@ -107,9 +109,11 @@ class Incoming:
     def add(self, chunk: bytes) -> None:
         """Take a chunk, or PayloadError if nothing of that length is missing; many that are short are a flood."""
         if not self._missing:
-            raise PayloadError(f"{len(chunk)} bytes more arrived than the parcel announced")
+            raise PayloadError(f"FP6094 {len(chunk)} bytes more arrived than the parcel announced")
         if len(chunk) < min(CHUNK, self._left):
-            raise PayloadError(f"a chunk of {len(chunk)} bytes arrived; only a payload's last has fewer than {CHUNK}")
+            raise PayloadError(
+                f"FP6095 a chunk of {len(chunk)} bytes arrived; only a payload's last has fewer than {CHUNK}"
+            )
         while chunk and self._missing:
             name, size = self._missing[0]
             room = self._left
@@ -118,7 +122,7 @@ class Incoming:
             if len(self._payloads[name]) == size:
                 self._missing.pop(0)
         if chunk:
-            raise PayloadError(f"{len(chunk)} bytes more arrived than the parcel announced")
+            raise PayloadError(f"FP6094 {len(chunk)} bytes more arrived than the parcel announced")
 
     @property
     def _left(self) -> int:
@@ -129,7 +133,7 @@ class Incoming:
     def content(self) -> Any:
         """What has arrived, or PayloadError if something is missing."""
         if self._missing:
-            raise PayloadError("the parcel ended before all of it had arrived")
+            raise PayloadError("FP6096 the parcel ended before all of it had arrived")
         return self.cls(**{"payload": b""} | {n: bytes(d) for n, d in self._payloads.items()} | self.fields)
 
 
@@ -139,21 +143,21 @@ def _fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in header.fields.items():
         if name not in known:
-            raise PayloadError(f"the parcel has a field {name[:40]!r} that this version does not know")
+            raise PayloadError(f"FP6097 the parcel has a field {name[:40]!r} that this version does not know")
         annotation = typing.get_origin(hints[name]) or hints[name]
         kind = value.WhichOneof("kind")
         if annotation is float and kind == "integer":
             fields[name] = float(value.integer)
             continue
         if kind != ("text" if annotation is Literal else _KINDS[annotation.__name__]):
-            raise PayloadError(f"the parcel's field {name} is of another kind ({kind})")
+            raise PayloadError(f"FP6098 the parcel's field {name} is of another kind ({kind})")
         found = getattr(value, kind)
         fields[name] = tuple(found.items) if kind == "integers" else found
         if kind == "text" and len(found) > TEXT_LIMIT:
-            raise PayloadError(f"the parcel's field {name} is {len(found)} characters long")
+            raise PayloadError(f"FP6099 the parcel's field {name} is {len(found)} characters long")
         if annotation is Literal and found not in (legal := typing.get_args(hints[name])):
-            raise PayloadError(f"the parcel's field {name} is {found[:40]!r}; legal are {', '.join(legal)}")
+            raise PayloadError(f"FP6100 the parcel's field {name} is {found[:40]!r}; legal are {', '.join(legal)}")
     for name, field in known.items():
         if name not in fields and field.default is dataclasses.MISSING:
-            raise PayloadError(f"the parcel lacks the field {name}")
+            raise PayloadError(f"FP6101 the parcel lacks the field {name}")
     return fields

@@ -58,7 +58,9 @@ class SmolLM2:
         weights = {name: w.to(torch.bfloat16) for name, w in model.state_dict().items() if name != "lm_head.weight"}
         expected = 9 * model.config.num_hidden_layers + 2  # 4 attention, 3 feed-forward, 2 norms; embedding, last norm
         if len(weights) != expected or not model.config.tie_word_embeddings:
-            raise AssetError(f"this version of transformers unpacks {file.name} in a way that fedpeft does not know")
+            raise AssetError(
+                f"FP2040 this version of transformers unpacks {file.name} in a way that fedpeft does not know"
+            )
         model.config.dtype = torch.bfloat16
         vars(model.config).pop("quantization_config", None)  # unpacked: with it, transformers refuses to save the model
         model_folder.save(model.config, "LlamaForCausalLM", weights, folder)

@@ -52,8 +52,8 @@ def _fill(target: Path, found: dict[str, Path], hashes: dict[str, str]) -> None:
     configs = {tower: json.loads((folder / "config.json").read_text("utf-8")) for tower, folder in found.items()}
     if "patch_size" not in configs["image"] or "vocab_size" not in configs["text"]:
         raise ModelError(
-            f"two towers are an encoder of images and one of texts, and {found['image']} with {found['text']} is not; "
-            "take image=dinov2_small and text=minilm"
+            f"FP4037 two towers are an encoder of images and one of texts, and {found['image']} with {found['text']} "
+            "is not; take image=dinov2_small and text=minilm"
         )
     for tower, folder in found.items():
         (target / tower).mkdir()

@@ -91,12 +91,12 @@ class Captions(CausalLM):
             ModelError: the model has no two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
-            raise DataError("captions needs images with texts: take --dataset scenes or fashion_texts")
+            raise DataError("FP3167 captions needs images with texts: take --dataset scenes or fashion_texts")
         lacking = int((~rows.inputs.reshape(len(rows), -1).any(1) | ~np.array([bool(t) for t in rows.texts])).sum())
         if lacking:
             raise DataError(
-                f"{lacking} of {len(rows)} rows lack their image or their text, and captions learns from both; leave "
-                "images_only and texts_only out"
+                f"FP3168 {lacking} of {len(rows)} rows lack their image or their text, and captions learns from both; "
+                "leave images_only and texts_only out"
             )
         tokenizer = load_tokenizer(model_directory)
         start, end = start_of(tokenizer), int(tokenizer.eos_token_id)
@@ -130,9 +130,11 @@ class Captions(CausalLM):
         """
         configs: Any = getattr(model.base, "peft_config", {})
         if any(config.is_prompt_learning for config in configs.values()):
-            raise ConfigError("an image's vectors are a prompt already; take --peft lora, or linear_probe")
+            raise ConfigError("FP1215 an image's vectors are a prompt already; take --peft lora, or linear_probe")
         if all(parameter.requires_grad for parameter in model.base.parameters()):
-            raise ConfigError("captions keeps the language model's own weights; take --peft lora, or linear_probe")
+            raise ConfigError(
+                "FP1216 captions keeps the language model's own weights; take --peft lora, or linear_probe"
+            )
 
     def packs(self, model: FederatedModel) -> bool:
         """Not images with texts."""

@@ -111,8 +111,8 @@ def check_causal(model_directory: Path) -> None:
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"the model in {model_directory} is of the kind {kind!r}, which has no causal language model; take one "
-            "such as smollm2"
+            f"FP4043 the model in {model_directory} is of the kind {kind!r}, which has no causal language model; take "
+            "one such as smollm2"
             + (", or pairs of texts: file(path=..., text=COLUMN, target=COLUMN)" if config.is_encoder_decoder else "")
         )
     decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # of the latter the decoder is taken
@@ -131,15 +131,15 @@ def _check_window(config: Any, dtype: torch.dtype) -> None:
     written_out = getattr(config, "_attn_implementation", None) == "eager"
     if dtype == torch.float64 and written_out and window and window < config.max_position_embeddings:
         raise ModelError(
-            f"{config.model_type} looks through windows of {window} tokens with an attention that is computed in fp32, "
-            "and in fp64 padded rows come out as not a number; take --dtype fp32 or bf16"
+            f"FP4044 {config.model_type} looks through windows of {window} tokens with an attention that is computed "
+            "in fp32, and in fp64 padded rows come out as not a number; take --dtype fp32 or bf16"
         )
 
 
 def _not_causal(model_directory: Path, kind: str) -> ModelError:
     return ModelError(
-        f"the model in {model_directory} ({kind}) reads ahead: what it predicts of a token depends on later ones, so "
-        "it is no causal language model; take one such as smollm2, or rows with labels and classification"
+        f"FP4045 the model in {model_directory} ({kind}) reads ahead: what it predicts of a token depends on later "
+        "ones, so it is no causal language model; take one such as smollm2, or rows with labels and classification"
     )
 
 
@@ -159,7 +159,7 @@ class CausalLM(Task):
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids; no labels but the tokens themselves."""
         if isinstance(rows.inputs, np.ndarray):
-            raise DataError("causal language modelling needs text rows; this data set holds images")
+            raise DataError("FP3169 causal language modelling needs text rows; this data set holds images")
         cut = token_rows(rows.inputs, None, model_directory, max_tokens)
         full = taken(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
         whole = token_rows(full, None, model_directory, max_tokens + 1)

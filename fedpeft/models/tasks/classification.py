@@ -117,8 +117,8 @@ class RowTask(Task):
         """
         if self.targets != "classes" and (getattr(model, "copies", 1) != 1 or model.objective is not None):
             raise ConfigError(
-                f"this PEFT method compares what it says of classes, and {name_of(type(self))} has none; take --peft "
-                "lora"
+                f"FP1217 this PEFT method compares what it says of classes, and {name_of(type(self))} has none; take "
+                "--peft lora"
             )
 
 

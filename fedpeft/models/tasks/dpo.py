@@ -50,8 +50,8 @@ class DPO(Instruction):
         check_adapters_come_off(model, "dpo")
         if model.objective is not None:
             raise ConfigError(
-                "this adapter adds to the loss of what is said of each row, and preferences compare two rows; take "
-                "--peft lora, or adamix(consistency=0)"
+                "FP1218 this adapter adds to the loss of what is said of each row, and preferences compare two rows; "
+                "take --peft lora, or adamix(consistency=0)"
             )
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:

@@ -62,7 +62,7 @@ def answered_rows(
         made.add(ids[:max_tokens], answers[:max_tokens])
     if lost and (beyond == "refused" or lost == len(cut)):
         raise DataError(
-            f"{lost} of {len(cut)} conversations have no answer within --tokens {max_tokens}; "
+            f"FP3170 {lost} of {len(cut)} conversations have no answer within --tokens {max_tokens}; "
             f"give more than {longest}, or leave those rows out"
         )
     return made.rows(None), np.frombuffer(cut, bool)

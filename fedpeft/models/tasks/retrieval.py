@@ -68,7 +68,9 @@ class Retrieval(PairTask):
             ModelError: the model reads no texts.
         """
         if isinstance(rows.inputs, np.ndarray):
-            raise DataError("retrieval needs pairs of texts; this data set holds images, which the task towers reads")
+            raise DataError(
+                "FP3171 retrieval needs pairs of texts; this data set holds images, which the task towers reads"
+            )
         check_reads_texts(model_directory)
         texts = (json.loads(row)[side] for row in rows.inputs for side in SIDES)
         labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)

@@ -80,7 +80,7 @@ class Seq2Seq(CausalLM):
             DataError: the rows are no pairs of texts.
         """
         if isinstance(rows.inputs, np.ndarray):
-            raise DataError("seq2seq learns from pairs of texts; this data set holds images")
+            raise DataError("FP3172 seq2seq learns from pairs of texts; this data set holds images")
         tokenizer = load_tokenizer(model_directory)
         padding = padding_of(tokenizer)
         read, said, cut = TokenSpool(padding), TokenSpool(padding), 0
@@ -115,7 +115,7 @@ class Seq2Seq(CausalLM):
         """
         configs: Any = getattr(model.base, "peft_config", {})
         if any(config.is_prompt_learning for config in configs.values()):
-            raise ConfigError("seq2seq has two texts that a prompt could stand before; take --peft lora")
+            raise ConfigError("FP1219 seq2seq has two texts that a prompt could stand before; take --peft lora")
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over an answer's tokens."""
@@ -138,13 +138,13 @@ def check_seq2seq(model_directory: Path) -> None:
     kind = config.model_type
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not config.is_encoder_decoder:
         raise ModelError(
-            f"the model in {model_directory} is of the kind {kind!r}, which has no encoder with a decoder; take T5, "
-            "BART or one of their kin, or with a causal language model such as smollm2 instruction data: prompt and "
-            "completion"
+            f"FP4046 the model in {model_directory} is of the kind {kind!r}, which has no encoder with a decoder; take "
+            "T5, BART or one of their kin, or with a causal language model such as smollm2 instruction data: prompt "
+            "and completion"
         )
     if getattr(config, "decoder_start_token_id", None) is None:
         raise ModelError(
-            f"the config.json in {model_directory} does not say what an answer begins with; give it a "
+            f"FP4047 the config.json in {model_directory} does not say what an answer begins with; give it a "
             "decoder_start_token_id (T5: that of padding, BART: that of end)"
         )
 

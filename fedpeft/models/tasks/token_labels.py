@@ -60,7 +60,9 @@ class TokenLabels(Task):
             ConfigError: this one does.
         """
         if getattr(model, "copies", 1) != 1 or model.objective is not None:
-            raise ConfigError("this PEFT method mixes what it says of whole rows; take lora for labels of tokens")
+            raise ConfigError(
+                "FP1220 this PEFT method mixes what it says of whole rows; take lora for labels of tokens"
+            )
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids with the tag of each token, `IGNORED` where it has none.
@@ -73,8 +75,8 @@ class TokenLabels(Task):
         tokenizer = load_tokenizer(model_directory)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"the tokenizer in {model_directory} does not say which word a token is of; labels of tokens need a "
-                "fast one, such as minilm's"
+                f"FP4048 the tokenizer in {model_directory} does not say which word a token is of; labels of tokens "
+                "need a fast one, such as minilm's"
             )
         parsed = [words_and_tags(row) for row in rows.inputs]
         if not parsed:  # of which the tokenizer would make one

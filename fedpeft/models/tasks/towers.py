@@ -55,12 +55,12 @@ class Towers(PairTask):
             ModelError: the model has no two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
-            raise DataError("towers needs images with texts: take --dataset scenes or fashion_texts")
+            raise DataError("FP3173 towers needs images with texts: take --dataset scenes or fashion_texts")
         folders = tower_folders(model_directory)
         images = rows.inputs
         held = np.stack([images.reshape(len(rows), -1).any(1), [bool(text) for text in rows.texts]], 1)
         if not held.any(1).all():
-            raise DataError(f"{int((~held.any(1)).sum())} rows have neither an image nor a text; leave them out")
+            raise DataError(f"FP3174 {int((~held.any(1)).sum())} rows have neither an image nor a text; leave them out")
         labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
         first = {text: i for i, text in reversed(list(enumerate(rows.texts)))}  # equal texts are no negatives
         own = np.array([first[text] if text else i for i, text in enumerate(rows.texts)])
@@ -94,7 +94,7 @@ class Towers(PairTask):
         super().check(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
-            raise ConfigError("nothing is trained: give a connector, or take --peft lora")
+            raise ConfigError("FP1221 nothing is trained: give a connector, or take --peft lora")
         inner = unwrapped(model.base)
         generator, device = torch.Generator().manual_seed(0), trained[0].device
         batch = {n: t for tower in (inner.image, inner.text) for n, t in made_up(tower.config, 2, generator).items()}
@@ -105,7 +105,8 @@ class Towers(PairTask):
         unread = sum(gradient is None for gradient in gradients)
         if unread:
             raise ConfigError(
-                f"{unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or bottleneck"
+                f"FP1222 {unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or "
+                "bottleneck"
             )
 
 

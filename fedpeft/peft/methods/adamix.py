@@ -145,7 +145,9 @@ class AdaMix(PeftMethod):
         attention = named_like(model.base, ATTENTION_END, self.layers)
         ends = [path for path in named_like(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
         if not ends:
-            raise ModelError(f"adamix does not know the sublayers of {type(model.base).__name__}; take lora or ia3")
+            raise ModelError(
+                f"FP4057 adamix does not know the sublayers of {type(model.base).__name__}; take lora or ia3"
+            )
         for path in ends:
             layer: Any = model.base.get_submodule(path)
             sizes = (self.experts, self.dim, layer.out_features)

@@ -163,7 +163,7 @@ class AdapterFusion(PeftMethod):
         folders = tuple(Path(text) for text in given if text)
         if not folders:
             raise ConfigError(
-                "adapter_fusion combines finished adapters: name the folders of runs of bottleneck, such as "
+                "FP1242 adapter_fusion combines finished adapters: name the folders of runs of bottleneck, such as "
                 "adapter_fusion(runs=('runs/a', 'runs/b'))"
             )
         return folders
@@ -179,7 +179,7 @@ class AdapterFusion(PeftMethod):
             own = self._of_run(folder, base)
             if found and own.keys() != found.keys():
                 raise ConfigError(
-                    f"{folder} has adapters behind other layers than {self.folders[0]}; give equal layers="
+                    f"FP1243 {folder} has adapters behind other layers than {self.folders[0]}; give equal layers="
                 )
             for module, tensors in own.items():
                 found.setdefault(module, []).append(tensors)
@@ -195,17 +195,19 @@ class AdapterFusion(PeftMethod):
             tensors = load_file(regular(files / OWN_TENSORS))
             method = PEFT_METHODS.build(told["method"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder} holds no finished run of bottleneck, which adapter_fusion combines") from error
+            raise ConfigError(
+                f"FP1244 {folder} holds no finished run of bottleneck, which adapter_fusion combines"
+            ) from error
         if not isinstance(method, BottleneckAdapters):
-            raise ConfigError(f"{folder} is a run of {method.name}; adapter_fusion combines runs of bottleneck")
+            raise ConfigError(f"FP1245 {folder} is a run of {method.name}; adapter_fusion combines runs of bottleneck")
         for name in ("place", "activation"):
             if (theirs := getattr(method, name)) != getattr(self, name):
                 raise ConfigError(
-                    f"the adapters in {folder} have {name}={theirs}; give adapter_fusion({name}={theirs!r})"
+                    f"FP1246 the adapters in {folder} have {name}={theirs}; give adapter_fusion({name}={theirs!r})"
                 )
         by_module = grouped(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
         if not marked(told.get("base", {}), marks(base, by_module)):
-            raise ConfigError(f"the adapters in {folder} were trained on another base model than this run's")
+            raise ConfigError(f"FP1247 the adapters in {folder} were trained on another base model than this run's")
         return by_module
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -257,7 +259,7 @@ def grouped(tensors: State, *endings: str) -> dict[str, State]:
     for name, tensor in tensors.items():
         module, part, kind = name.rsplit(".", 2)
         if endings and f"{part}.{kind}" not in endings:
-            raise ConfigError(f"{name} is no tensor of a bottleneck adapter")
+            raise ConfigError(f"FP1248 {name} is no tensor of a bottleneck adapter")
         modules.setdefault(module, {})[f"{part}.{kind}"] = tensor
     return modules
 
@@ -271,11 +273,14 @@ def _behind(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
     try:
         layer: Any = base.get_submodule(path)
     except AttributeError:
-        raise ModelError(f"{type(base).__name__} has no layer {path}, which the finished adapters sit behind") from None
+        raise ModelError(
+            f"FP4058 {type(base).__name__} has no layer {path}, which the finished adapters sit behind"
+        ) from None
     widths = {each["up.weight"].shape[0] for each in adapters}
     if widths != {layer.out_features}:
         raise ModelError(
-            f"the finished adapters behind {path} have the widths {sorted(widths)}, the layer {layer.out_features}"
+            f"FP4059 the finished adapters behind {path} have the widths {sorted(widths)}, the layer "
+            f"{layer.out_features}"
         )
     return layer
 

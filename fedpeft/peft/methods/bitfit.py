@@ -88,7 +88,9 @@ class BitFit(PeftMethod):
             and name.replace(".base_layer", "").rpartition(".")[2] not in KEY_PROJECTIONS
         ]
         if not found:
-            raise ModelError(f"{type(model.base).__name__} has no biases that bitfit could train; take ia3 or lora")
+            raise ModelError(
+                f"FP4060 {type(model.base).__name__} has no biases that bitfit could train; take ia3 or lora"
+            )
         for name in found:
             replace(model.base, name, Biased(model.base.get_submodule(name), adapter_dtype(dtype)))
 

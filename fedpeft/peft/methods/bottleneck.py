@@ -78,7 +78,7 @@ def tap_before(base: nn.Module, end: str, place: str) -> Tap | None:
     for name, layer in base.get_submodule(block).named_modules():
         if f".{name}".replace(".base_layer", "").endswith(FEEDFORWARD_START):
             return Tap(layer)
-    raise ModelError(f"bottleneck finds no start of the feed-forward sublayer in {block}")
+    raise ModelError(f"FP4061 bottleneck finds no start of the feed-forward sublayer in {block}")
 
 
 class Bottleneck(nn.Module):
@@ -149,7 +149,9 @@ class BottleneckAdapters(PeftMethod):
         ends = [path for path in named_like(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
         starts = named_like(model.base, FEEDFORWARD_START, self.layers)
         if not ends or (self.place == "houlsby" and not attention) or (self.place == "parallel" and not starts):
-            raise ModelError(f"bottleneck does not know the sublayers of {type(model.base).__name__}; take lora or ia3")
+            raise ModelError(
+                f"FP4062 bottleneck does not know the sublayers of {type(model.base).__name__}; take lora or ia3"
+            )
         for path in [*(attention if self.place == "houlsby" else []), *ends]:
             layer: Any = model.base.get_submodule(path)
             tap = tap_before(model.base, path, self.place)

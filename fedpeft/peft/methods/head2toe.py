@@ -42,7 +42,7 @@ class Head2Toe(LinearProbe):
         """
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Linear):
-            raise ModelError("head2toe trains the head of a classifier, and this task has none; take lora")
+            raise ModelError("FP4063 head2toe trains the head of a classifier, and this task has none; take lora")
         _widened(model)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:

@@ -82,7 +82,9 @@ class IA3(PeftMethod):
             return target_layers(base, targets, self.layers)
         known = named_like(base, usual, self.layers)
         if not known:
-            raise ModelError(f"ia3 does not know the layers of {type(base).__name__}; name them with targets=(...)")
+            raise ModelError(
+                f"FP4064 ia3 does not know the layers of {type(base).__name__}; name them with targets=(...)"
+            )
         return known
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:

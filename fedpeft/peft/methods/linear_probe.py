@@ -42,7 +42,7 @@ class LinearProbe(PeftMethod):
             ModelError: the task has no head.
         """
         if not trainable(model):
-            raise ModelError("linear_probe trains the head of a classifier, and this task has none; take lora")
+            raise ModelError("FP4065 linear_probe trains the head of a classifier, and this task has none; take lora")
 
     def merged(self, model: FederatedModel) -> nn.Module:
         """The base."""

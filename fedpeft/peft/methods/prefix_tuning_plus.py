@@ -80,7 +80,7 @@ def _shape(base: nn.Module, module: nn.Module) -> tuple[int, int]:
     config: Any = base.config
     width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
     if query is None or not (width or getattr(config, "num_attention_heads", None)):
-        raise ModelError(f"prefix_tuning_plus does not know the heads of {type(base).__name__}; take lora")
+        raise ModelError(f"FP4066 prefix_tuning_plus does not know the heads of {type(base).__name__}; take lora")
     inner: Any = innermost(query)
     return int(inner.out_features), int(width or config.hidden_size // config.num_attention_heads)
 

@@ -120,7 +120,7 @@ class PromptEnsemble(PeftMethod):
     def _put(self, model: FederatedModel, dtype: torch.dtype, clients: int) -> None:
         if not isinstance(model, Classifier):
             raise ModelError(
-                f"{self.name} averages the classes' probabilities; for a language model take prompt_tuning"
+                f"FP4067 {self.name} averages the classes' probabilities; for a language model take prompt_tuning"
             )
         check_takes_prompts(model.base, self.name)
         shape = (self.prompts * self.length, model.base.config.hidden_size)  # type: ignore[union-attr]

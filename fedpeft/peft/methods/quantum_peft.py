@@ -226,7 +226,9 @@ class QuantumPeft(PeftMethod):
         sides: dict[str, tuple[Columns, Tensor]] = {}
         for side, size in zip(SIDES, (layer.out_features, layer.in_features), strict=True):
             if self.rank > size:
-                raise ModelError(f"rank={self.rank} of {self.name} exceeds the {size} numbers on a side of {path}")
+                raise ModelError(
+                    f"FP4068 rank={self.rank} of {self.name} exceeds the {size} numbers on a side of {path}"
+                )
             columns = self._columns(size)
             generator = seeds.torch_generator(self.angle_seed, f"quantum {path} {side}")
             drawn = torch.rand(columns.numbers, generator=generator, dtype=torch.float64)

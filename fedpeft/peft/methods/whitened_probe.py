@@ -50,7 +50,7 @@ class WhitenedProbe(LinearProbe):
             ModelError: the task has no head of classes, or the base reads no pictures.
         """
         if not isinstance(getattr(model, "head", None), nn.Linear):
-            raise ModelError("whitened_probe trains the head of a classifier, and this task has none; take lora")
+            raise ModelError("FP4069 whitened_probe trains the head of a classifier, and this task has none; take lora")
         self.read(model.base)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:

@@ -161,32 +161,38 @@ class DistributedDP(Mechanism):
         name = name_of(type(federation.strategy))
         if self.noise_multiplier and not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
             raise PrivacyError(
-                f"noise_multiplier={self.noise_multiplier:g} is beyond what a grid can hold; give {self.name} one from "
-                f"{LEAST_NOISE:g} to {MOST_NOISE:g}"
+                f"FP7054 noise_multiplier={self.noise_multiplier:g} is beyond what a grid can hold; give {self.name} "
+                f"one from {LEAST_NOISE:g} to {MOST_NOISE:g}"
             )
         if not federation.even:
-            raise PrivacyError(f"{self.name} needs the same chance for all clients; leave out participation")
+            raise PrivacyError(f"FP7055 {self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
             what = "audit" if self.audit else "raw_metrics"
-            raise PrivacyError(f"{self.name} shows nothing but a noisy sum, so there is no {what}; leave it out")
+            raise PrivacyError(f"FP7056 {self.name} shows nothing but a noisy sum, so there is no {what}; leave it out")
         if self.whiten and self.unit != "rows":
-            raise PrivacyError(f"whiten is of gradients of rows; leave it out of {self.name}, or give it unit=rows")
+            raise PrivacyError(
+                f"FP7057 whiten is of gradients of rows; leave it out of {self.name}, or give it unit=rows"
+            )
         if self.known >= 1:
             raise PrivacyError(
-                f"collude={self.collude:g} and dropouts={self.dropouts:g} leave no noise that the server does not "
-                "know; together they must be below 1"
+                f"FP7058 collude={self.collude:g} and dropouts={self.dropouts:g} leave no noise that the server does "
+                "not know; together they must be below 1"
             )
         self.sums().check_colluding(federation.clients if federation.start else self.most(federation))
         if self.dropouts >= 1 - self.threshold and self.dropouts:
             raise PrivacyError(
-                f"dropouts={self.dropouts:g} would leave fewer clients than the masks' threshold={self.threshold:g} "
-                "takes; their sum must be below 1"
+                f"FP7059 dropouts={self.dropouts:g} would leave fewer clients than the masks' "
+                f"threshold={self.threshold:g} takes; their sum must be below 1"
             )
         if self.unit == "rows" and federation.method.privacy == "refused":
             method = name_of(type(federation.method))
-            raise PrivacyError(f"{self.name} can't find gradients per example of the PEFT method {method}; take lora")
+            raise PrivacyError(
+                f"FP7060 {self.name} can't find gradients per example of the PEFT method {method}; take lora"
+            )
         if self.unit == "rows" and type(federation.strategy).submitted is not Strategy.submitted:
-            raise PrivacyError(f"{name} lets clients choose what they submit, and sums of gradients are sent whole")
+            raise PrivacyError(
+                f"FP7061 {name} lets clients choose what they submit, and sums of gradients are sent whole"
+            )
 
     def check_remote(self) -> None:
         """Refuse sums of rows of which nobody knows how many there are.
@@ -196,8 +202,9 @@ class DistributedDP(Mechanism):
         """
         if self.unit == "rows" and self.rows is None:
             raise PrivacyError(
-                f"{self.name}(unit=rows) draws the rows of all clients with one probability, and real clients know "
-                f"their own alone; say about how many there are together, as all may know: {self.name}(rows=5000, ...)"
+                f"FP7062 {self.name}(unit=rows) draws the rows of all clients with one probability, and real clients "
+                f"know their own alone; say about how many there are together, as all may know: {self.name}(rows=5000, "
+                "...)"
             )
 
     # ------------------------------------------------------------------------------------------------- what is planned
@@ -305,7 +312,7 @@ class DistributedDP(Mechanism):
 
     def _grid(self, noise: float, clip: float, bits: int, clients: int, sizes: tuple[int, int], signal: float) -> Grid:
         if not noise:
-            raise PrivacyError(f"{self.name} without noise protects nothing; give it a noise_multiplier above 0")
+            raise PrivacyError(f"FP7063 {self.name} without noise protects nothing; give it a noise_multiplier above 0")
         return widest_grid(noise, clip, bits, clients, math.floor(self.dropouts * clients), sizes, signal)
 
     def most(self, federation: Exposure) -> int:
@@ -356,7 +363,9 @@ class DistributedDP(Mechanism):
             while rdp_epsilon(spent(high), delta) > budget:
                 low, high = high, 1.1 * high
         except PrivacyError as error:  # of the grid, which growing noise makes too coarse in the end
-            raise PrivacyError(f"epsilon {budget:g} is too small for {what} under {self.name}: {error}") from error
+            raise PrivacyError(
+                f"FP7064 epsilon {budget:g} is too small for {what} under {self.name}: {error}"
+            ) from error
         while high - low > 2e-3 * high:
             middle = (low + high) / 2
             low, high = (low, middle) if rdp_epsilon(spent(middle), delta) <= budget else (middle, high)

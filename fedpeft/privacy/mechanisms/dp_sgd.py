@@ -82,7 +82,7 @@ class DPSGD(Mechanism):
         super().check(federation)
         if federation.method.privacy == "refused":
             name = name_of(type(federation.method))
-            raise PrivacyError(f"dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
+            raise PrivacyError(f"FP7065 dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
 
     def units(self, federation: Exposure) -> int:
         """The largest shard's rows."""

@@ -202,23 +202,28 @@ class UserDP(Mechanism):
         take = _one_of(sums)
         if not strategy.plain_sum():
             raise PrivacyError(
-                f"user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} does "
-                f"not; {take}, or protect the updates themselves with dp_sgd or local_dp"
+                f"FP7067 user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} "
+                f"does not; {take}, or protect the updates themselves with dp_sgd or local_dp"
             )
         if strategy.private(federation.layout):
             raise PrivacyError(
-                f"{name} leaves tensors with clients, and user_dp does not protect their evaluation on own rows; {take}"
+                f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on own "
+                f"rows; {take}"
             )
         if not federation.even:
-            raise PrivacyError("user_dp needs the same chance of being drawn for all clients; leave out participation")
+            raise PrivacyError(
+                "FP7069 user_dp needs the same chance of being drawn for all clients; leave out participation"
+            )
         self.relation.check(self._separation(federation))
         if self.turns and self.quantile:
-            raise PrivacyError("user_dp's quantile needs the sampling of independent noise; leave one of them out")
+            raise PrivacyError(
+                "FP7070 user_dp's quantile needs the sampling of independent noise; leave one of them out"
+            )
         if self.turns and not _steady(strategy, federation.layout):
             steady = [n for n in sums if _steady(strategies.build(n), federation.layout)]
             raise PrivacyError(
-                f"noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, others "
-                f"from round to round; {_one_of(steady)}, or leave noise out"
+                f"FP7071 noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, "
+                f"others from round to round; {_one_of(steady)}, or leave noise out"
             )
 
     def units(self, federation: Exposure) -> int:
@@ -313,8 +318,8 @@ class UserDP(Mechanism):
         least = self.count_noise or federation.cohort / 20
         if self.quantile and least <= noise / 2:
             raise PrivacyError(
-                f"adaptive clipping with noise multiplier {noise:.3g} needs count_noise above {noise / 2:.3g}, got "
-                f"{least:.3g}; raise count_noise or the cohort"
+                f"FP7072 adaptive clipping with noise multiplier {noise:.3g} needs count_noise above {noise / 2:.3g}, "
+                f"got {least:.3g}; raise count_noise or the cohort"
             )
         return noise
 

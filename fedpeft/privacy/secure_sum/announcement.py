@@ -57,10 +57,10 @@ class Announcement:
         try:
             found = cls(*struct.unpack(_FORMAT, content))
         except struct.error:
-            raise PayloadError(f"{len(content)} bytes announce a secure sum; it takes {cls.SIZE}") from None
+            raise PayloadError(f"FP6103 {len(content)} bytes announce a secure sum; it takes {cls.SIZE}") from None
         if found.clients < FEWEST or not found.numbers or not 0 < found.clip < math.inf:
             raise PayloadError(
-                f"a secure sum of {found.clients} clients, {found.numbers} numbers and norm {found.clip:g} is "
+                f"FP6104 a secure sum of {found.clients} clients, {found.numbers} numbers and norm {found.clip:g} is "
                 f"announced; legal are at least {FEWEST} clients, 1 number and a norm above 0"
             )
         return found
@@ -73,7 +73,9 @@ class Announcement:
         """
         bits = bits_of(secure, round)
         if not secure.fits(self.clients, bits):
-            raise PayloadError(f"a secure sum of {self.clients} clients is announced, which {bits} bits don't hold")
+            raise PayloadError(
+                f"FP6105 a secure sum of {self.clients} clients is announced, which {bits} bits don't hold"
+            )
         return secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
 
     def terms(self, secure: SecureSum, seed: int, round: int, run: str = "") -> Terms:

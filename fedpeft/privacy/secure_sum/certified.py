@@ -53,7 +53,7 @@ class Identity:
         key = serialization.load_pem_private_key(self.key, None)
         if isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
             return key
-        raise PrivacyError("the client's key is of a kind that secure sums don't use; take ECDSA or Ed25519")
+        raise PrivacyError("FP7077 the client's key is of a kind that secure sums don't use; take ECDSA or Ed25519")
 
     @property
     def shown(self) -> bytes:
@@ -106,18 +106,18 @@ class CertifiedRoster:
             key = certificate.public_key()
         except Exception as error:  # a peer's bytes: cryptography has many errors for them
             raise PayloadError(
-                f"client {client} shows a certificate that the authority in ca.pem has not made "
+                f"FP6106 client {client} shows a certificate that the authority in ca.pem has not made "
                 f"({type(error).__name__})"
             ) from None
         called = f"client {client} shows the certificate {fingerprint(content)[:16]} ({_name(certificate)})"
         if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
-            raise PayloadError(f"{called}, which is no client's")
+            raise PayloadError(f"FP6107 {called}, which is no client's")
         if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
-            raise PayloadError(f"{called}, whose key is of a kind that secure sums don't use: ECDSA or Ed25519")
+            raise PayloadError(f"FP6108 {called}, whose key is of a kind that secure sums don't use: ECDSA or Ed25519")
         if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
-            raise PayloadError(f"{called}, which is not valid now")
+            raise PayloadError(f"FP6109 {called}, which is not valid now")
         if self._pinned is not None and fingerprint(content) not in self._pinned:
-            raise PayloadError(f"{called}, which is not in the roster that this client was handed")
+            raise PayloadError(f"FP6110 {called}, which is not in the roster that this client was handed")
         return key
 
 

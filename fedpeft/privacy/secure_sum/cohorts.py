@@ -17,4 +17,4 @@ def check_cohort(name: str, cohort: int) -> None:
         PrivacyError: the cohort has fewer than `FEWEST`.
     """
     if cohort < FEWEST:
-        raise PrivacyError(f"{name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
+        raise PrivacyError(f"FP7079 {name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")

@@ -67,8 +67,8 @@ class Contribution:
             vector, statistics = (vector if round else statistics), statistics[:0]
         if (len(vector), len(statistics) + BESIDE) != (told.size, told.numbers):
             raise PayloadError(
-                f"a secure sum of {told.size} entries and {told.numbers} numbers is announced, and the client has "
-                f"{len(vector)} and {len(statistics) + BESIDE}"
+                f"FP6111 a secure sum of {told.size} entries and {told.numbers} numbers is announced, and the client "
+                f"has {len(vector)} and {len(statistics) + BESIDE}"
             )
         norm = float(np.linalg.norm(vector)) / told.clip
         norm = min(norm, LARGEST_NORM) if norm == norm else norm  # what is no number is refused below
@@ -159,7 +159,7 @@ class Total:
         low, high = (0.0, math.inf) if possible is None else (possible.low - tolerance, possible.high + tolerance)
         if not (weight > 0 and low <= weight <= high):
             if possible is None or possible.instead is None:
-                raise PayloadError(f"the sum is of weight {weight:g}, which no training leads to: a client lies")
+                raise PayloadError(f"FP6182 the sum is of weight {weight:g}, which no training leads to: a client lies")
             weight = possible.instead
         rows = float(self.clients) if possible is None or not possible.by_rows else weight
         counted = abs(self.rows - weight) <= tolerance if possible is not None and possible.by_rows else self.rows > 0

@@ -79,7 +79,7 @@ class Coordinator:
             self.roster.verify(client, advertised(self.terms, client, keys), keys.signature, keys.certificate)
         for other, taken in self.keys.items():
             if taken.mask == keys.mask or (keys.certificate and taken.certificate == keys.certificate):
-                raise PayloadError(f"client {client} shows the keys or the certificate of client {other}")
+                raise PayloadError(f"FP6183 client {client} shows the keys or the certificate of client {other}")
         self.keys[client] = keys
 
     def peers(self, client: int) -> bytes:
@@ -90,7 +90,7 @@ class Coordinator:
         """After step 2; raises PayloadError where they are not for all its neighbours."""
         sealed = read_sealed(content)
         if sealed.keys() != {peer for peer in self.graph[client] if peer in self.keys}:
-            raise PayloadError(f"client {client} has sealed shares for others than its neighbours")
+            raise PayloadError(f"FP6113 client {client} has sealed shares for others than its neighbours")
         self.sealed[client] = sealed
 
     def sealed_for(self, client: int) -> bytes:
@@ -139,7 +139,7 @@ class Coordinator:
         shares = read_shares(content)
         for peer, (which, _) in shares.items():
             if peer not in self._sharing(client) or which != (SEED if peer in survivors else MASK):
-                raise PayloadError(f"client {client} sends a share of client {peer} that was not asked for")
+                raise PayloadError(f"FP6114 client {client} sends a share of client {peer} that was not asked for")
         for peer, (which, share) in shares.items():
             self._shares.setdefault((peer, which), {})[client] = share
 
@@ -150,7 +150,7 @@ class Coordinator:
             VoidError: too few shares are left, or those that came lead to no secret.
         """
         if self._sum is None:
-            raise VoidError("no masked vector has arrived")
+            raise VoidError("FP6115 no masked vector has arrived")
         total, terms, survivors = self._sum.copy(), self.terms, set(self.survivors)
         for client in survivors:
             total -= stream(self._secret(client, SEED), terms.length, terms.bits)
@@ -181,8 +181,8 @@ class Coordinator:
         what = "seed" if which == SEED else "mask key"
         if len(shares) < needed:
             raise VoidError(
-                f"the sum is void: {len(shares)} of a client's neighbours have told their shares of its {what}, and it "
-                f"takes {needed} to take the masks off"
+                f"FP6116 the sum is void: {len(shares)} of a client's neighbours have told their shares of its {what}, "
+                f"and it takes {needed} to take the masks off"
             )
         trusted = dict(sorted(shares.items(), key=lambda item: item[0] in self.false_shares))
         for chosen in _choices(trusted, needed):
@@ -196,7 +196,7 @@ class Coordinator:
                     for holder in shamir.find_false(shares, chosen, needed):
                         self.false_shares.setdefault(holder, set()).add(client)
                 return secret
-        raise VoidError(f"the sum is void: the shares of client {client}'s {what} do not lead to it")
+        raise VoidError(f"FP6117 the sum is void: the shares of client {client}'s {what} do not lead to it")
 
 
 def _choices(shares: Mapping[int, bytes], needed: int) -> Iterator[Mapping[int, bytes]]:

@@ -48,7 +48,7 @@ def check_fits(clients: int, bits: int) -> None:
     if levels(clients, bits) < FEWEST_LEVELS:
         needed = 1 + math.ceil(math.log2(FEWEST_LEVELS * clients + 1))
         raise PrivacyError(
-            f"integers of {bits} bits are too small for a sum of {clients} clients: each would have "
+            f"FP7078 integers of {bits} bits are too small for a sum of {clients} clients: each would have "
             f"{levels(clients, bits)} steps on either side of zero; give bits={needed} or more, or a smaller cohort"
         )
 
@@ -115,7 +115,7 @@ class Integers:
             PayloadError: something is not finite.
         """
         if not np.isfinite(numbers).all():
-            raise PayloadError("the client's update, or its loss, is not finite")
+            raise PayloadError("FP6118 the client's update, or its loss, is not finite")
         whole = self.whole(vector, signs, rounding)
         most = 2 ** (NUMBER_BITS - 1) - 1
         shifted = np.clip(np.round(numbers / UNIT), -most, most).astype(np.int64) + most + 1
@@ -127,7 +127,7 @@ class Integers:
         """The vector as whole numbers of steps, (size,) int64; see `encode`."""
         length = float(np.linalg.norm(vector))
         if not math.isfinite(length):
-            raise PayloadError("the client's update, or its loss, is not finite")
+            raise PayloadError("FP6118 the client's update, or its loss, is not finite")
         turned = rotated(vector * min(1.0, self.clip / length) if length else vector, signs)
         steps = np.floor(turned / self.step + random.random(len(turned)))
         found: np.ndarray = np.clip(steps, -self.levels, self.levels).astype(np.int64)

@@ -36,7 +36,7 @@ def agreed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError as error:  # all zero, whatever the private key
-        raise PayloadError(f"the public key of client {second} is not usable: {error}") from error
+        raise PayloadError(f"FP6119 the public key of client {second} is not usable: {error}") from error
     ids = first.to_bytes(4, "big") + second.to_bytes(4, "big")
     return HKDF(SHA256(), KEY, salt=None, info=purpose.encode() + b"\0" + context + ids).derive(secret)
 
@@ -50,7 +50,9 @@ def check_public(key: bytes) -> None:
     try:
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
     except ValueError:  # the product is zero
-        raise PayloadError("the public key has a low order: every secret that follows from it is known") from None
+        raise PayloadError(
+            "FP6184 the public key has a low order: every secret that follows from it is known"
+        ) from None
 
 
 def dtype(bits: int) -> type[np.unsignedinteger]:
@@ -90,7 +92,9 @@ def unpacked(content: bytes, length: int, bits: int) -> np.ndarray:
     """
     expected = (length * bits + 7) // 8
     if len(content) != expected:
-        raise PayloadError(f"a masked vector of {len(content)} bytes; {length} numbers of {bits} bits take {expected}")
+        raise PayloadError(
+            f"FP6120 a masked vector of {len(content)} bytes; {length} numbers of {bits} bits take {expected}"
+        )
     kind = dtype(bits)
     if bits in (8, 16, 32):
         return np.frombuffer(content, f"<u{bits // 8}").astype(kind)

@@ -94,19 +94,19 @@ class Member:
         self._step(2)
         self.peers = read_peers(peers)
         if self.client in self.peers:
-            raise PayloadError(f"client {self.client} is named as its own neighbour")
+            raise PayloadError(f"FP6121 client {self.client} is named as its own neighbour")
         for peer, keys in self.peers.items():
             self.roster.verify(peer, advertised(self.terms, peer, keys), keys.signature, keys.certificate)
         if len({keys.mask for keys in self.peers.values()}) < len(self.peers):
-            raise PayloadError("two neighbours have the same keys")
+            raise PayloadError("FP6122 two neighbours have the same keys")
         shown = [*filter(None, (self.certificate, *(keys.certificate for keys in self.peers.values())))]
         if len(set(shown)) < len(shown):
-            raise PayloadError("two members show the same certificate: one of them was invented")
+            raise PayloadError("FP6123 two members show the same certificate: one of them was invented")
         needed = self.terms.needed
         if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:
             raise PayloadError(
-                f"{len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that the "
-                f"server has announced; legal are at least {self.fewest} announced, and no more than those"
+                f"FP6124 {len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that "
+                f"the server has announced; legal are at least {self.fewest} announced, and no more than those"
             )
         self._enough(len(self.peers), f"{len(self.peers)} neighbours share masks with this client")
         holders = sorted(self.peers)
@@ -150,16 +150,18 @@ class Member:
         self._step(4)
         self.survivors = read_ids(survivors)
         if self.client not in self.survivors:
-            raise PayloadError("the server says that this client's vector has not arrived")
+            raise PayloadError("FP6125 the server says that this client's vector has not arrived")
         if strangers := self.roster.strangers(self.survivors):
-            raise PayloadError(f"clients {strangers!s:.80} are said to survive, and are not in the roster")
+            raise PayloadError(f"FP6126 clients {strangers!s:.80} are said to survive, and are not in the roster")
         if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
-            raise PayloadError(f"clients {late!s:.80} are said to survive, and have shared nothing")
+            raise PayloadError(f"FP6127 clients {late!s:.80} are said to survive, and have shared nothing")
         alive = len(self.survivors & self.sealed.keys())
         self._enough(alive, f"vectors of {alive} neighbours have arrived")
         noisy = alive + 1 if self.wary else len(self.survivors)
         if noisy < self.terms.least:
-            raise PayloadError(f"{noisy} vectors have arrived; fewer than {self.terms.least} hold too little noise")
+            raise PayloadError(
+                f"FP6128 {noisy} vectors have arrived; fewer than {self.terms.least} hold too little noise"
+            )
         return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
 
     def unmask(self, witnesses: bytes) -> bytes:
@@ -174,11 +176,11 @@ class Member:
         content = witnessed(self.terms, write_ids(self.survivors))
         for peer, signed in signatures.items():
             if peer not in self.survivors:
-                raise PayloadError(f"client {peer} has signed, and is said to have dropped out")
+                raise PayloadError(f"FP6129 client {peer} has signed, and is said to have dropped out")
             self.roster.verify(peer, content, signed, self.peers[peer].certificate)
         needed = self.terms.needed
         if len(signatures) < needed:
-            raise PayloadError(f"{len(signatures)} neighbours have signed who survives; {needed} are needed")
+            raise PayloadError(f"FP6130 {len(signatures)} neighbours have signed who survives; {needed} are needed")
         shares = {}
         for peer, content in self.sealed.items():
             seed, mask = self._open(peer, content)
@@ -199,7 +201,7 @@ class Member:
         """
         reader = Reader(content, "a member's own notes")
         if reader.take(len(self._whose)) != self._whose:
-            raise PayloadError(f"client {self.client} is asked to go on with a secure sum that it has not begun")
+            raise PayloadError(f"FP6131 client {self.client} is asked to go on with a secure sum that it has not begun")
         self.steps = reader.take(1)[0]
         self._seed, self._mask, self._share = reader.take(KEY), reader.take(KEY), reader.take(KEY)
         peers, sealed, survivors = (reader.take(reader.number()) for _ in range(3))
@@ -213,18 +215,20 @@ class Member:
 
     def _step(self, step: int) -> None:
         if self.steps != step - 1:
-            raise PayloadError(f"step {step} of a secure sum is asked for after step {self.steps}; each is taken once")
+            raise PayloadError(
+                f"FP6132 step {step} of a secure sum is asked for after step {self.steps}; each is taken once"
+            )
         self.steps = step
 
     def _enough(self, there: int, said: str) -> None:
         if there < self.terms.needed:
-            raise PayloadError(f"{said}; {self.terms.needed} are needed")
+            raise PayloadError(f"FP6133 {said}; {self.terms.needed} are needed")
         if there < self.fewest:
-            raise PayloadError(f"{said}; this client wants {self.fewest} or more (--fewest {self.fewest + 1})")
+            raise PayloadError(f"FP6134 {said}; this client wants {self.fewest} or more (--fewest {self.fewest + 1})")
 
     def _known(self, named: dict[int, bytes], what: str) -> None:
         if strangers := sorted(named.keys() - self.peers.keys()):
-            raise PayloadError(f"{what} of clients {strangers!s:.80}, who are no neighbours")
+            raise PayloadError(f"FP6135 {what} of clients {strangers!s:.80}, who are no neighbours")
 
     def _seal(self, peer: int, content: bytes) -> bytes:
         key = self._sealing(self.client, peer, peer)
@@ -234,7 +238,7 @@ class Member:
         try:
             plain = ChaCha20Poly1305(self._sealing(peer, self.client, peer)).decrypt(NONCE, content, None)
         except InvalidTag:
-            raise PayloadError(f"the sealed shares of client {peer} were changed on their way") from None
+            raise PayloadError(f"FP6136 the sealed shares of client {peer} were changed on their way") from None
         return plain[: shamir.SHARE], plain[shamir.SHARE :]
 
     def _sealing(self, sender: int, receiver: int, peer: int) -> bytes:

@@ -49,7 +49,7 @@ class Roster:
         """
         key = self.members.get(client)
         if key is None:
-            raise PayloadError(f"client {client} is not in the roster that this one was handed")
+            raise PayloadError(f"FP6137 client {client} is not in the roster that this one was handed")
         check_signature(key, client, content, signature)
 
     def strangers(self, clients: Iterable[int]) -> list[int]:
@@ -69,7 +69,7 @@ def check_signature(key: PublicKey, client: int, content: bytes, signature: byte
         else:
             key.verify(signature, content, ECDSA(SHA256()))
     except InvalidSignature:
-        raise PayloadError(f"a signature is not that of client {client}") from None
+        raise PayloadError(f"FP6138 a signature is not that of client {client}") from None
 
 
 def signature(key: PrivateKey, content: bytes) -> bytes:

@@ -47,10 +47,10 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
         PayloadError: too few shares, or they do not belong together.
     """
     if len(shares) < threshold:
-        raise PayloadError(f"{len(shares)} shares of a secret of which {threshold} are needed")
+        raise PayloadError(f"FP6139 {len(shares)} shares of a secret of which {threshold} are needed")
     secret = _interpolated(_points(shares)[:threshold], 0)
     if secret >> (8 * SECRET):
-        raise PayloadError("shares of a secret do not belong together")
+        raise PayloadError("FP6140 shares of a secret do not belong together")
     return secret.to_bytes(SECRET, "big")
 
 

@@ -89,7 +89,9 @@ class SharedNoise(SecureSum):
             PrivacyError: says how many it takes.
         """
         if cohort < FEWEST:
-            raise PrivacyError(f"{self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
+            raise PrivacyError(
+                f"FP7079 {self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}"
+            )
 
     @property
     def name(self) -> str:
@@ -121,7 +123,7 @@ class SharedNoise(SecureSum):
         """
         grid, clip = (self.later, self.clip) if round else (self.first, 1.0)
         if grid is None or size > grid.size:
-            raise PrivacyError(f"a sum of {size} entries is announced, for which {self.name} has no noise")
+            raise PrivacyError(f"FP7080 a sum of {size} entries is announced, for which {self.name} has no noise")
         return NoisyIntegers(clients, bits, size, numbers, clip, grid, not self.rows, self.permitted(clients))
 
     def variance(self, clients: int, round: int) -> float:

@@ -54,8 +54,9 @@ class SecureSum:
         """
         if self.threshold < 2 / 3:
             raise PrivacyError(
-                f"with threshold={self.threshold:g} a server that tells clients different things could take the masks "
-                f"off one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such as 0.67"
+                f"FP7081 with threshold={self.threshold:g} a server that tells clients different things could take the "
+                f"masks off one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such "
+                "as 0.67"
             )
 
     def terms(self, clients: int) -> Terms:

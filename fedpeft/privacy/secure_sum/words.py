@@ -88,7 +88,7 @@ class Reader:
         end = self._at + count
         if end > len(self._content):
             raise PayloadError(
-                f"{self._what} of a secure sum end after {len(self._content)} bytes, before they are whole"
+                f"FP6141 {self._what} of a secure sum end after {len(self._content)} bytes, before they are whole"
             )
         taken = bytes(self._content[self._at : end])
         self._at = end
@@ -103,26 +103,26 @@ class Reader:
         """Bytes behind their length."""
         length = self.take(1)[0]
         if length > LONGEST_SIGNATURE:
-            raise PayloadError(f"{self._what} of a secure sum hold a signature of {length} bytes")
+            raise PayloadError(f"FP6142 {self._what} of a secure sum hold a signature of {length} bytes")
         return self.take(length)
 
     def certificate(self) -> bytes:
         """Bytes behind their length; perhaps none."""
         length = int.from_bytes(self.take(2), "big")
         if length > LONGEST_CERTIFICATE:
-            raise PayloadError(f"{self._what} of a secure sum hold a certificate of {length} bytes")
+            raise PayloadError(f"FP6143 {self._what} of a secure sum hold a certificate of {length} bytes")
         return self.take(length)
 
     def ids(self) -> Iterable[int]:
         """So many records follow; yields the id of each, which is where it begins; all are different."""
         count = self.number()
         if count > MOST:
-            raise PayloadError(f"{self._what} of a secure sum announce {count} records; {MOST} are the most")
+            raise PayloadError(f"FP6144 {self._what} of a secure sum announce {count} records; {MOST} are the most")
         seen = set[int]()
         for _ in range(count):
             client = self.number()
             if client in seen:
-                raise PayloadError(f"{self._what} of a secure sum name client {client} twice")
+                raise PayloadError(f"FP6145 {self._what} of a secure sum name client {client} twice")
             seen.add(client)
             yield client
         self.end()
@@ -130,7 +130,9 @@ class Reader:
     def end(self) -> None:
         """Nothing may follow."""
         if self._at != len(self._content):
-            raise PayloadError(f"{self._what} of a secure sum have {len(self._content) - self._at} bytes too many")
+            raise PayloadError(
+                f"FP6146 {self._what} of a secure sum have {len(self._content) - self._at} bytes too many"
+            )
 
 
 def most_said(clients: int, neighbours: int) -> int:
@@ -201,7 +203,7 @@ def read_shares(content: bytes) -> dict[int, tuple[int, bytes]]:
     for client in reader.ids():
         which = reader.take(1)[0]
         if which not in (SEED, MASK):
-            raise PayloadError(f"a share of a secure sum is of secret {which}; there are {SEED} and {MASK}")
+            raise PayloadError(f"FP6147 a share of a secure sum is of secret {which}; there are {SEED} and {MASK}")
         shares[client] = which, reader.take(SHARE)
     return shares
 

@@ -23,12 +23,16 @@ def check_captions(setup: Setup) -> None:
     head, measured = setup.head, setup.measured
     if head.exchanges and (name_of(type(head)) != "ridge" or getattr(head, "scale", 1.0) != 1.0):
         raise ConfigError(
-            f"head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; take "
-            f"--head '{START}' or zero"
+            f"FP1300 head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; "
+            f"take --head '{START}' or zero"
         )
     if setup.strategy.makes_head:
-        raise ConfigError(f"{setup.config.strategy} is of classes, and captions have none; take fedit")
+        raise ConfigError(f"FP1301 {setup.config.strategy} is of classes, and captions have none; take fedit")
     if measured.evaluate is not None:
-        raise ConfigError("evaluate asks with texts alone, and captions are of images; leave it out of --measure")
+        raise ConfigError(
+            "FP1302 evaluate asks with texts alone, and captions are of images; leave it out of --measure"
+        )
     if measured.second:
-        raise ConfigError("forgetting asks a model of texts alone, and captions read images; leave it out of --measure")
+        raise ConfigError(
+            "FP1303 forgetting asks a model of texts alone, and captions read images; leave it out of --measure"
+        )

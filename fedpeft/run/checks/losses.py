@@ -16,14 +16,18 @@ def check_pairs(setup: Setup) -> None:
     """Refuse steps in which a row is not compared with others, or is compared with fewer than it seems."""
     config = setup.config
     if config.batch_size < 2:
-        raise ConfigError("a pair is told from the others of its batch: give --batch-size 2 or more, 16 for a start")
+        raise ConfigError(
+            "FP1306 a pair is told from the others of its batch: give --batch-size 2 or more, 16 for a start"
+        )
     if setup.training.optimizer.rows_per_pass:
         raise ConfigError(
-            "rows_per_pass would compare the rows of each pass alone; leave it out of the optimizer, or give a smaller "
-            "--batch-size"
+            "FP1307 rows_per_pass would compare the rows of each pass alone; leave it out of the optimizer, or give a "
+            "smaller --batch-size"
         )
     if setup.mechanism is not None and setup.mechanism.audit:
-        raise PrivacyError("audits score rows one by one, and pairs are judged among all; leave audit out of --privacy")
+        raise PrivacyError(
+            "FP7089 audits score rows one by one, and pairs are judged among all; leave audit out of --privacy"
+        )
 
 
 def check_reference(setup: Setup) -> None:
@@ -31,14 +35,14 @@ def check_reference(setup: Setup) -> None:
     name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
     if private and not setup.task.per_example:
         raise PrivacyError(
-            f"{name} {setup.task.per_example_missing}, of which dp_sgd can't tell a row's gradient; take user_dp or "
-            "local_dp, which protect a client's whole update"
+            f"FP7090 {name} {setup.task.per_example_missing}, of which dp_sgd can't tell a row's gradient; take "
+            "user_dp or local_dp, which protect a client's whole update"
         )
     strategy = setup.strategy
     if setup.task.reference and isinstance(strategy, GatherStrategy) and strategy.fills_base:
         raise ConfigError(
-            f"{name} compares with the base without adapter, and {setup.config.strategy} changes that base; take "
-            "flexlora"
+            f"FP1308 {name} compares with the base without adapter, and {setup.config.strategy} changes that base; "
+            "take flexlora"
         )
 
 
@@ -52,16 +56,16 @@ def check_changed_loss(setup: Setup) -> None:
     for correction in (c for c in setup.drift.corrections if c.changes_loss):
         if setup.facts.kind != "text" or task != "classification":
             raise ConfigError(
-                f"{correction.name} moves the tokens of texts that are classified, and this is {task} of "
+                f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "
                 f"{setup.facts.kind}s; leave it out of --drift"
             )
         if name_of(type(setup.strategy)) == "owned_mean" and "adamix" in setup.peft:
             raise ConfigError(
-                f"owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} makes "
-                "more; take --strategy fedit, or leave it out of --drift"
+                f"FP1310 owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} "
+                "makes more; take --strategy fedit, or leave it out of --drift"
             )
         if setup.mechanism is not None and setup.mechanism.per_example:
             raise PrivacyError(
-                f"{correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per example "
-                "of; leave it out of --drift, or take user_dp"
+                f"FP7091 {correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per "
+                "example of; leave it out of --drift, or take user_dp"
             )

@@ -22,8 +22,8 @@ def check_server_noise(setup: Setup) -> None:
     adds = mechanism is not None and mechanism.protects and not (mechanism.noises_updates or mechanism.summed)
     if setup.optimizer.needs_noise and not adds:
         raise ConfigError(
-            f"--server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it adds "
-            "none here; leave corrected out, or take --privacy user_dp"
+            f"FP1322 --server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it "
+            "adds none here; leave corrected out, or take --privacy user_dp"
         )
 
 
@@ -36,27 +36,28 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
     config, name, strategy = setup.config, secure.name, setup.strategy
     if setup.factor_view:
         raise PrivacyError(
-            f"{config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT method "
-            "lora"
+            f"FP7099 {config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT "
+            "method lora"
         )
     if not (strategy.sum_of_clients() and shared_sum(strategy, setup.layout)):
         *others, last = [n for n in shared_sums(setup.layout) if strategies.part(n).sum_of_clients()]
         take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
         raise PrivacyError(
-            f"{name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more of "
-            f"them than that; {take}"
+            f"FP7100 {name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more "
+            f"of them than that; {take}"
         )
     if config.codec != "fp32":
         raise PrivacyError(
-            f"{name} has a code of its own, integers on a grid that all clients have in common; "
+            f"FP7101 {name} has a code of its own, integers on a grid that all clients have in common; "
             f"leave --codec out, and give {name} other bits"
         )
     if len({profile.form for profile in kinds(setup.profiles)}) > 1:
-        raise PrivacyError(f"{name} adds up vectors of one length; give all clients the same rank and alpha")
+        raise PrivacyError(f"FP7102 {name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
         if correction.travels:
             raise PrivacyError(
-                f"the states that {correction.name}'s clients send would be seen one by one; leave it out of --drift"
+                f"FP7103 the states that {correction.name}'s clients send would be seen one by one; leave it out of "
+                "--drift"
             )
 
 
@@ -64,12 +65,12 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     """Refuse rules and methods whose rounds the mechanism can't account for, or ConfigError says why."""
     config = setup.config
     if setup.strategy.asynchronous:
-        raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
+        raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
     if mechanism.summed and mechanism.per_example:
         _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:
         raise ConfigError(
-            f"{config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
+            f"FP1324 {config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
             "bound; take the PEFT method lora, or dp_sgd"
         )
 
@@ -80,24 +81,24 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
     default = next(f.default for f in dataclasses.fields(config) if f.name == "local_work")
     if config.local_work != default and work.steps_for(10**6, config.batch_size) != 1:
         raise ConfigError(
-            f"{mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave --local-work out, "
-            "and give more --rounds or a larger --batch-size"
+            f"FP1325 {mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave "
+            "--local-work out, and give more --rounds or a larger --batch-size"
         )
     if mechanism.whitens and not setup.whitened_directions:
         raise ConfigError(
-            f"whiten=True is for a head that is trained alone, from a start that tells how features vary, and this is "
-            f"--peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge, where "
-            "rows have one class each"
+            "FP1326 whiten=True is for a head that is trained alone, from a start that tells how features vary, and "
+            f"this is --peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge, "
+            "where rows have one class each"
         )
     if setup.method.regularised:
         raise ConfigError(
-            f"{setup.method.name} adds a penalty in local steps, of which {mechanism.name}(unit=rows) has none; take "
-            "--peft lora or bottleneck"
+            f"FP1327 {setup.method.name} adds a penalty in local steps, of which {mechanism.name}(unit=rows) has none; "
+            "take --peft lora or bottleneck"
         )
     if setup.drift.corrections:
         raise ConfigError(
-            f"{setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has none; "
-            "leave it out of --drift"
+            f"FP1328 {setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has "
+            "none; leave it out of --drift"
         )
 
 
@@ -113,37 +114,38 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     config, head, uplink = setup.config, setup.head, setup.uplink
     if setup.strategy.weighting == "rows":
         raise PrivacyError(
-            "weighting=rows would tell how many rows each client has, and let one client count for many; leave it out "
-            "(it is uniform under --privacy)"
+            "FP7104 weighting=rows would tell how many rows each client has, and let one client count for many; leave "
+            "it out (it is uniform under --privacy)"
         )
     if head.exchanges and not head.bounded:
         raise PrivacyError(
-            f"head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
+            f"FP7105 head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
             "--head zero, private_centroids or private_ridge"
         )
     for correction in setup.drift.corrections:
         if correction.travels:
             raise PrivacyError(
-                f"the states that {correction.name}'s clients send come from unprotected rows; leave it out of --drift"
+                f"FP7106 the states that {correction.name}'s clients send come from unprotected rows; leave it out of "
+                "--drift"
             )
     if uplink.rules and not mechanism.noises_updates:
         raise PrivacyError(
-            f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "
-            f"{mechanism.name} can't bound; name the codec alone"
+            f"FP7107 the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, "
+            f"which {mechanism.name} can't bound; name the codec alone"
         )
     for rule in uplink.rules:
         if rule.reads_losses and mechanism.silent:
             raise PrivacyError(
-                f"{part_text(rule)} goes by the clients' losses, which they keep for themselves under "
+                f"FP7108 {part_text(rule)} goes by the clients' losses, which they keep for themselves under "
                 f"{mechanism.name}; leave it out, or allow raw_metrics=True"
             )
     if setup.strategy.personal_pull is not None and mechanism.per_example:
         raise PrivacyError(
-            f"{name_of(type(setup.strategy))} trains a second model on the same rows, which {mechanism.name} does not "
-            "account for; take user_dp, or another strategy"
+            f"FP7109 {name_of(type(setup.strategy))} trains a second model on the same rows, which {mechanism.name} "
+            "does not account for; take user_dp, or another strategy"
         )
     if setup.personal and mechanism.silent:
         raise PrivacyError(
-            f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "
-            f"another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+            f"FP7110 {config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; "
+            f"take another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
         )

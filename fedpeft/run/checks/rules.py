@@ -26,16 +26,16 @@ def check_method(
     """
     if method.strategies and strategy_name not in method.strategies:
         raise ConfigError(
-            f"{strategy_name} is not right for {method.name}: its parameters multiply each other, and the mean of "
-            f"products is not the product of means; take --strategy {' or '.join(method.strategies)}"
+            f"FP1332 {strategy_name} is not right for {method.name}: its parameters multiply each other, and the mean "
+            f"of products is not the product of means; take --strategy {' or '.join(method.strategies)}"
         )
     if isinstance(strategy, GatherStrategy) and strategy.fills_base and not method.residual:
         raise ConfigError(
-            f"{strategy_name} puts what the factors can't hold into the base, which {method.name} does not allow; "
-            "take flexlora"
+            f"FP1333 {strategy_name} puts what the factors can't hold into the base, which {method.name} does not "
+            "allow; take flexlora"
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
-        raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
+        raise ConfigError(f"FP1334 {method.name} has one size for all clients; leave ranks and alphas away")
 
 
 def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
@@ -48,18 +48,18 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
     plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
     if isinstance(strategy, RoundStrategy) and not plain:
         raise ConfigError(
-            f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
-            "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
+            f"FP1335 {name} computes the next factors itself, so there is no mean update that a server optimizer could "
+            "step along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
         )
     if strategy.counts_clients and not plain:
         raise ConfigError(
-            f"{name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
+            f"FP1336 {name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
             "--server-optimizer at sgd with learning rate 1"
         )
     if _turns(strategy) and not plain and type(optimizer).__name__ != "SGD":
         raise ConfigError(
-            f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
-            "factors before; use --server-optimizer sgd"
+            f"FP1337 {name} turns the factors after each round, and the moments of a server optimizer would belong to "
+            "the factors before; use --server-optimizer sgd"
         )
 
 
@@ -72,8 +72,8 @@ def check_memory(strategy: Strategy, uplink: Uplink) -> None:
     """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
     if uplink.remembers and strategy.new_factors:
         raise ConfigError(
-            f"{type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the old "
-            f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+            f"FP1338 {type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the "
+            f"old ones has no meaning; use --codec {str(uplink.without_memory())!r}"
         )
 
 
@@ -83,13 +83,13 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
     for ending in correction.needs:
         if not any(name.endswith(ending) for name in trained):
             raise ConfigError(
-                f"{correction.name} acts on tensors called ...{ending}, and clients train none in every round; leave "
-                "it out, or take --peft lora with a strategy that trains both factors, such as fedit"
+                f"FP1339 {correction.name} acts on tensors called ...{ending}, and clients train none in every round; "
+                "leave it out, or take --peft lora with a strategy that trains both factors, such as fedit"
             )
     if correction.travels and not trained - strategy.private(layout) - strategy.still(layout):
         raise ConfigError(
-            f"{correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they share "
-            "nothing that they train; leave it out"
+            f"FP1340 {correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they "
+            "share nothing that they train; leave it out"
         )
 
 
@@ -105,14 +105,14 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
         has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
         has |= dict.fromkeys(("causal_lm", "instruction", "dpo"), "a language model has")
         what = has.get(name, f"rows of {name} have")
-        raise ConfigError(f"label_shift corrects for shares of the rows' classes, and {what} none; leave it out")
+        raise ConfigError(f"FP1341 label_shift corrects for shares of the rows' classes, and {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
-            f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "
+            f"FP7111 label_shift makes the loss of each row depend on the labels of a client's other rows, which "
             f"{mechanism.name} does not cover; leave it out"
         )
     if not head.exchanges or head.bounded:
         raise ConfigError(
-            f"label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; take "
-            "--head ridge, discriminant or centroids, or leave it out"
+            f"FP1342 label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; "
+            "take --head ridge, discriminant or centroids, or leave it out"
         )

@@ -22,27 +22,28 @@ def check_tasks(setup: Setup) -> None:
     name = name_of(type(rule))
     if rule.asks_clients and (mechanism is not None or setup.secure_sum is not None):
         raise PrivacyError(
-            f"{name} asks clients for sums over their rows, one by one, which --privacy does not cover; take fedit"
+            f"FP7113 {name} asks clients for sums over their rows, one by one, which --privacy does not cover; take "
+            "fedit"
         )
     if setup.facts.tasks is None:
         return
     _check_rule(setup)
     if setup.personal:
         raise ConfigError(
-            f"with {name} each client has a model of its own, and tasks one after the other are scored on the global "
-            "one; take a strategy that shares all, such as fedit"
+            f"FP1346 with {name} each client has a model of its own, and tasks one after the other are scored on the "
+            "global one; take a strategy that shares all, such as fedit"
         )
     if setup.drift.needs_shares:
         raise ConfigError(
-            "label_shift knows the classes' shares among the rows of the first task only; leave it out of --drift: "
-            "with tasks a client's loss compares the classes of its task anyway"
+            "FP1347 label_shift knows the classes' shares among the rows of the first task only; leave it out of "
+            "--drift: with tasks a client's loss compares the classes of its task anyway"
         )
     if setup.measured.laplace is not None:
-        raise ConfigError("laplace would see the rows of the last task only; leave it out of --measure")
+        raise ConfigError("FP1348 laplace would see the rows of the last task only; leave it out of --measure")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
-            f"{mechanism.name} counts on a client's rows being the same in every round, and with tasks they change; "
-            "take user_dp, which protects whatever rows a client has"
+            f"FP7114 {mechanism.name} counts on a client's rows being the same in every round, and with tasks they "
+            "change; take user_dp, which protects whatever rows a client has"
         )
 
 
@@ -52,16 +53,18 @@ def _check_rule(setup: Setup) -> None:
     name = name_of(type(rule))
     if rule.goes_by_tasks and name_of(type(optimizer)) != "sgd":
         raise ConfigError(
-            f"{name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go on "
-            "moving it; use --server-optimizer sgd"
+            f"FP1349 {name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go "
+            "on moving it; use --server-optimizer sgd"
         )
     if not isinstance(rule, TaskRanks):
         return
     for correction in setup.drift.corrections:
         if correction.keeps or correction.travels:
             raise ConfigError(
-                f"{correction.name} remembers factors from round to round, and with {name} a client trains others in "
-                "the next task; leave it out of --drift"
+                f"FP1350 {correction.name} remembers factors from round to round, and with {name} a client trains "
+                "others in the next task; leave it out of --drift"
             )
     if setup.factor_view:
-        raise ConfigError(f"{name} gives each task ranks of its own, which {setup.method.name} has none of; take lora")
+        raise ConfigError(
+            f"FP1351 {name} gives each task ranks of its own, which {setup.method.name} has none of; take lora"
+        )

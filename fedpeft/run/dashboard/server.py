@@ -48,8 +48,8 @@ def port_of(text: str) -> int:
     """
     if not (text.isdecimal() and int(text) <= 65535):
         raise ConfigError(
-            f"dashboard={text!r} is no port: give a number such as 8480, or 0 for any that is free; the page is served "
-            f"at {HOST}, to this machine only"
+            f"FP1354 dashboard={text!r} is no port: give a number such as 8480, or 0 for any that is free; the page is "
+            f"served at {HOST}, to this machine only"
         )
     return int(text)
 
@@ -108,7 +108,9 @@ def served(live: Live, port: int) -> Iterator[str]:
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
-        raise RunError(f"the dashboard can't be served at {HOST}:{port}: {error.strerror}; take another port") from None
+        raise RunError(
+            f"FP5165 the dashboard can't be served at {HOST}:{port}: {error.strerror}; take another port"
+        ) from None
     config = uvicorn.Config(
         application(live), log_config=None, access_log=False, server_header=False, limit_concurrency=AT_ONCE,
         timeout_graceful_shutdown=1, lifespan="off",

@@ -83,7 +83,9 @@ class Architecture:
 
         kind = str(config.model_type)
         if kind not in ADAPTERS:
-            raise ModelError(f"models of the kind {kind!r} can't be written as GGUF here; legal: {', '.join(ADAPTERS)}")
+            raise ModelError(
+                f"FP4072 models of the kind {kind!r} can't be written as GGUF here; legal: {', '.join(ADAPTERS)}"
+            )
         arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ADAPTERS[kind])
         return cls(kind, config, gguf.get_tensor_name_map(arch, config.num_hidden_layers))
 
@@ -100,7 +102,9 @@ class Architecture:
         """
         found = self.names.get_name(tensor, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise ModelError(f"{tensor} has no name in GGUF for models of the kind {self.kind!r}; adapt other layers")
+            raise ModelError(
+                f"FP4073 {tensor} has no name in GGUF for models of the kind {self.kind!r}; adapt other layers"
+            )
         return str(found)
 
     def arranged(self, tensor: str, values: Tensor) -> Tensor:
@@ -130,12 +134,13 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
         tensors = load_file(run.files / "adapter_model.safetensors")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{run.method.name} leaves no LoRA factors, and GGUF adapters are nothing else; a merged model can be "
-            "written where merging is exact: --merge --gguf"
+            f"FP4074 {run.method.name} leaves no LoRA factors, and GGUF adapters are nothing else; a merged model can "
+            "be written where merging is exact: --merge --gguf"
         ) from error
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         raise ModelError(
-            f"{run.method.name} is no plain LoRA, which GGUF adapters are; write the merged model: --merge --gguf"
+            f"FP4075 {run.method.name} is no plain LoRA, which GGUF adapters are; write the merged model: --merge "
+            "--gguf"
         )
     pairs = {
         name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight"): (A, tensors[name.replace("lora_A", "lora_B")])
@@ -193,22 +198,24 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
 
 def _check_language(run: FinishedRun) -> None:
     if run.labels is not None:
-        raise ModelError("GGUF holds language models, and this run's is a classifier; export it without --gguf")
+        raise ModelError("FP4076 GGUF holds language models, and this run's is a classifier; export it without --gguf")
 
 
 def _check_base(architecture: Architecture) -> None:
     config = architecture.config
     if architecture.kind not in BASES:
         raise ModelError(
-            f"weights of the kind {architecture.kind!r} are changed on the way to GGUF, how is not known here; legal: "
-            f"{', '.join(BASES)}; take llama.cpp's own converter for the base, and the adapter from here"
+            f"FP4077 weights of the kind {architecture.kind!r} are changed on the way to GGUF, how is not known here; "
+            f"legal: {', '.join(BASES)}; take llama.cpp's own converter for the base, and the adapter from here"
         )
     if (scaling := _rope(config).get("rope_type", "default")) != "default":
         raise ModelError(
-            f"the rotary embedding is scaled ({scaling}), which is not written; take llama.cpp's converter"
+            f"FP4078 the rotary embedding is scaled ({scaling}), which is not written; take llama.cpp's converter"
         )
     if getattr(config, "use_sliding_window", False):
-        raise ModelError("the model looks through a sliding window, which is not written; take llama.cpp's converter")
+        raise ModelError(
+            "FP4079 the model looks through a sliding window, which is not written; take llama.cpp's converter"
+        )
 
 
 def _rope(config: Any) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def _finish(writer: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     except ValueError as error:
-        raise RunError(f"the gguf library refuses what it was given: {error}") from error
+        raise RunError(f"FP5166 the gguf library refuses what it was given: {error}") from error
     finally:
         writer.close()
 

@@ -22,7 +22,7 @@ def check_name(name: str) -> None:
             raise HFValidationError
         validate_repo_id(name)
     except HFValidationError:
-        raise ConfigError(f"{name!r} is not of the form ORG/NAME, which models on the hub have") from None
+        raise ConfigError(f"FP1359 {name!r} is not of the form ORG/NAME, which models on the hub have") from None
 
 
 def push(folder: Path, name: str, public: bool = False, endpoint: str | None = None) -> str:
@@ -49,7 +49,7 @@ def push(folder: Path, name: str, public: bool = False, endpoint: str | None = N
         said = str(error).strip().splitlines()
         reason = said[0].rstrip(" .") if said else type(error).__name__
         raise RunError(
-            f"{name} could not be sent to the hub ({reason}); {folder} holds all that it would get: send it later by "
-            f"hf upload {name} {folder}, or log in first by hf auth login"
+            f"FP5167 {name} could not be sent to the hub ({reason}); {folder} holds all that it would get: send it "
+            f"later by hf upload {name} {folder}, or log in first by hf auth login"
         ) from None
     return str(made)

@@ -40,7 +40,7 @@ class ClassSums(Question):
         """
         if features.shape[1] != self.width:
             raise PayloadError(
-                f"the server asks for features of width {self.width}, and this model's have {features.shape[1]}"
+                f"FP6170 the server asks for features of width {self.width}, and this model's have {features.shape[1]}"
             )
         return HEADS.build(self.head).statistics(features.double(), labels, classes)
 
@@ -54,7 +54,9 @@ class ClassSums(Question):
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in answer.values())
         right = float(answer[ROWS]) == rows and bool((counts >= 0).all()) and abs(float(counts.sum()) - rows) < 0.5
         if not (finite and right):
-            raise PayloadError(f"class sums over {float(counts.sum()):g} rows, of a client that says it has {rows}")
+            raise PayloadError(
+                f"FP6171 class sums over {float(counts.sum()):g} rows, of a client that says it has {rows}"
+            )
 
 
 part = ClassSums

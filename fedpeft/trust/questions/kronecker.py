@@ -38,13 +38,13 @@ class Kronecker(Question):
             PayloadError: why.
         """
         if float(answer[ROWS]) != rows:
-            raise PayloadError(f"sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
+            raise PayloadError(f"FP6165 sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
         for name, tensor in answer.items():
             size = float(tensor.abs().max())
             if tensor.ndim == 2 and not torch.allclose(tensor, tensor.T, rtol=1e-6, atol=1e-9 * size):
-                raise PayloadError(f"a sum of squares called {name} is not symmetric")
+                raise PayloadError(f"FP6172 a sum of squares called {name} is not symmetric")
             if bool(((tensor.diagonal() if tensor.ndim == 2 else tensor) < 0).any()):
-                raise PayloadError(f"a sum of squares called {name} is negative")
+                raise PayloadError(f"FP6173 a sum of squares called {name} is negative")
 
 
 part = Kronecker

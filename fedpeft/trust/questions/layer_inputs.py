@@ -39,11 +39,11 @@ class LayerInputs(Question):
             PayloadError: why.
         """
         if float(answer[ROWS]) != rows:
-            raise PayloadError(f"sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
+            raise PayloadError(f"FP6165 sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
         for name, tensor in answer.items():
             squares = tensor if self.diagonal or name == ROWS else tensor[_diagonal(len(tensor))]
             if not bool(torch.isfinite(tensor).all()) or bool((squares < 0).any()):
-                raise PayloadError(f"a sum of squares of inputs of {name} is negative, or no number")
+                raise PayloadError(f"FP6174 a sum of squares of inputs of {name} is negative, or no number")
 
 
 def _diagonal(numbers: int) -> Tensor:
