@@ -11,6 +11,7 @@ import pytest
 from fedpeft import completion
 from fedpeft.__main__ import COMMANDS
 from fedpeft.completion import Command, main
+from tests.refusals import has_error
 
 ASK = """
 source "$1"; shift
@@ -55,7 +56,7 @@ def test_a_tyro_that_knows_no_fish_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(completion, "_declared", lambda name: int)
     monkeypatch.setattr(completion.tyro, "cli", cli)
     assert main(["fish"]) == 2
-    assert "completes nothing for fish; pip install -U tyro" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1073", "fish")
 
 
 def test_an_unknown_shell_is_refused_by_name(capsys):

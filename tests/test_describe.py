@@ -7,6 +7,7 @@ import pytest
 from fedpeft import describe, evaluate
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
+from tests.refusals import has_error
 
 
 def test_every_flag_with_parts_is_listed_with_all_of_them(capsys):
@@ -32,7 +33,7 @@ def test_a_part_is_shown_with_each_of_its_settings(name, capsys, monkeypatch):
 def test_an_unknown_name_gets_the_nearest(capsys):
     assert describe.main(["flexlra"]) == 2
     error = capsys.readouterr().err
-    assert "did you mean 'flexlora'?" in error
+    assert has_error(error, "FP1154", "did you mean 'flexlora'?")
     assert "Traceback" not in error
 
 
@@ -55,4 +56,4 @@ def test_presets_flags_and_words_in_front_of_a_codec_are_described(name, words, 
 
 def test_a_name_of_other_libraries_is_explained(capsys):
     assert describe.main(["FedProx"]) == 2
-    assert "--drift" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1153", "--drift")

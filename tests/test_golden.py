@@ -20,6 +20,7 @@ from experiments.golden.flags import to_words
 from experiments.golden.outcome import Outcome, differences
 from experiments.golden.samples import GOLDEN, TOLERANCE, Here, file_of, golden_cases, kept, positions
 from fedpeft.errors import RunError
+from tests.refusals import has_error
 
 CASES = golden_cases()
 
@@ -101,7 +102,7 @@ def test_sampled_entries_are_spread_over_a_tensor():
 def test_a_case_that_fails_says_so(here, capsys):
     with pytest.raises(RunError, match="'wrong'"):
         here.run(Case("wrong", {**BASE, "strategy": "fedut"}))
-    assert "did you mean" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1231", "did you mean")
 
 
 def test_settings_are_words_of_a_command():

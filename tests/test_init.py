@@ -11,6 +11,7 @@ from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.data.rows import load_dataset
 from fedpeft.init import STARTER, main
+from tests.refusals import has_error
 
 
 @pytest.fixture
@@ -41,12 +42,12 @@ def test_what_to_do_next_is_one_word_a_path(tmp_path, capsys):
 def test_nothing_is_written_over(tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     assert main([str(tmp_path)]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5154")
     assert main([str(tmp_path / "mine")]) == 2
     assert main([str(tmp_path / "mine" / "below")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
     assert main([str(tmp_path / ("long" * 100))]) == 2
-    assert "File name too long; name another folder" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5153", "File name too long")
     assert (tmp_path / "mine").read_text() == "mine"
 
 

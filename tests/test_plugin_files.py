@@ -26,7 +26,7 @@ def test_what_fails_in_a_folder_is_said_with_its_file(tmp_path, inner, words):
     (folder / "sub" / "inner.py").write_text(inner)
     with pytest.raises(ConfigError) as told:
         imported(f"{MODULE}{tmp_path.name}", folder / "__init__.py", folder)
-    assert str(told.value) == f"the plugin {folder} can't be loaded: {words}"
+    assert str(told.value) == f"FP1249 the plugin {folder} can't be loaded: {words}"
 
 
 REPOSITORY = Path(__file__).parents[1]

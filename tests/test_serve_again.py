@@ -13,6 +13,7 @@ from fedpeft.run.folder import SERVERS_OPTIONS, resume_command
 from fedpeft.serve import main as serve
 from fedpeft.studies.results import read_run
 from tests.fleet import Fleet
+from tests.refusals import has_error
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_an_unfinished_run_is_continued_by_what_began_it_and_its_path_is_quoted(
 def test_a_server_does_not_go_on_with_a_simulation(run, capsys):
     assert serve(["--resume", str(run)]) == 2
     said = capsys.readouterr().err
-    assert "is the run of a simulation, not of a server; it goes on with: python -m fedpeft.simulate --resume" in said
+    assert has_error(said, "FP5183", "python -m fedpeft.simulate --resume")
 
 
 def test_a_finished_federation_waits_for_nobody(run, capsys):

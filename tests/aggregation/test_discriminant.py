@@ -11,7 +11,7 @@ from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.errors import ConfigError
+from tests.refusals import refuses
 
 WIDTH = 8
 
@@ -159,5 +159,5 @@ def test_a_wide_covariance_is_the_same(monkeypatch):
 
 
 def test_it_starts_from_classes():
-    with pytest.raises(ConfigError, match="starts from classes"):
+    with refuses("FP1013"):
         HEADS.build("discriminant").fitted("numbers")

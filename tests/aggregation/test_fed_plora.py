@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from fedpeft.clients.executor import RowPrivacy
 from fedpeft.clients.private import PrivateExecutor
@@ -14,10 +13,10 @@ from fedpeft.aggregation.factors import ranks_of, ranks_placed
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.privacy.noise import RunKey
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
+from tests.refusals import refuses
 
 
 def test_each_rank_is_the_mean_of_those_who_trained_it():
@@ -48,7 +47,7 @@ def test_a_rank_that_nobody_trains_stays_and_equal_ranks_are_fedit():
     assert strategy.held_form(layout, ClientForm(1, 2.0)) == FORM
     assert strategy.steers(layout), "which a Trainer refuses"
     assert not strategies.build("fedit").steers(layout)
-    with pytest.raises(ConfigError, match="LoRA factors only"):
+    with refuses("FP1012"):
         strategy.check(Layout((layout.by_name["head.weight"],)), [])
 
 

@@ -18,7 +18,6 @@ from fedpeft.aggregation.safeguard import SAFEGUARDS, Standing
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
-from fedpeft.errors import RunError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.run.workers import Workers
@@ -26,6 +25,7 @@ from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.alone import trained_alone
 from fedpeft.simulation.simulation import Simulation
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1, "seed": 3,
         "dtype": "fp32", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)", "optimizer": "adamw",
@@ -283,7 +283,7 @@ def test_a_start_whose_loss_is_no_number_ends_the_run_in_a_sentence(loss, tmp_pa
         if safeguard == "none":
             assert simulation.train(server).standing == Standing()
         else:
-            with pytest.raises(RunError, match=rf"is {loss} before round 1: \S+ gives no numbers in fp32; take"):
+            with refuses("FP5196", loss, "fp32"):
                 simulation.train(server)
         simulation.close()
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
-from fedpeft.errors import ConfigError
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.run import final_score
@@ -17,6 +16,7 @@ from fedpeft.server.best_state import BestState
 from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.questions import of_kept
 from fedpeft.simulate import _last
+from tests.refusals import refuses
 from tests.simulation.test_run_strategies import settings, trained
 
 X = {"x": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
@@ -103,7 +103,7 @@ def test_an_average_is_what_a_run_has_reached_and_survives_its_checkpoint(tmp_pa
 
 
 def test_an_average_of_no_server_optimizer_is_one_sentence():
-    with pytest.raises(ConfigError, match="momentum"):
+    with refuses("FP1231", "momentum"):
         SERVER_OPTIMIZERS.build("averaged(of=momentun)")
 
 
@@ -127,7 +127,7 @@ def test_noise_that_the_server_does_not_add_is_not_taken_out(spec, privacy):
     optimizer, mechanism = SERVER_OPTIMIZERS.build(spec), parse_privacy(privacy) if privacy else None
     mechanism = mechanism if isinstance(mechanism, Mechanism) else None
     setup = SimpleNamespace(optimizer=optimizer, mechanism=mechanism, config=SimpleNamespace(server_optimizer=spec))
-    with pytest.raises(ConfigError, match="leave corrected out, or take --privacy user_dp"):
+    with refuses("FP1322", "--privacy"):
         check_server_noise(setup)
     setup.mechanism = MECHANISMS.build("user_dp(noise_multiplier=1)")
     check_server_noise(setup)

@@ -11,8 +11,8 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.task_rules import Turn
 from fedpeft.aggregation.update import Cohort, Fold, Update
 from fedpeft.conformance.cohorts import lora_layout, random_state
-from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm
+from tests.refusals import refuses
 
 TASKS, RANK, IN, OUT = 3, 2, 11, 7
 FORM, WHOLE = ClientForm(RANK, 8.0), ClientForm(TASKS * RANK, TASKS * 8.0)
@@ -68,9 +68,9 @@ def test_each_tasks_ranks_are_the_mean_of_the_clients_that_are_at_it():
 def test_a_tasks_clients_have_one_rank():
     rule = strategies.build(f"o_lora(tasks={TASKS}, every=4)")
     rule.check(layout, [FORM, FORM])
-    with pytest.raises(ConfigError, match="same ranks at all clients"):
+    with refuses("FP1027"):
         rule.check(layout, [FORM, ClientForm(1, 8.0)])
-    with pytest.raises(ConfigError, match="LoRA factors only"):
+    with refuses("FP1026"):
         rule.check(layout.subset(["head.weight", "head.bias"]), [])
 
 
@@ -154,7 +154,7 @@ def test_prototypes_are_the_head_of_all_rows_met_so_far(head):
     scores = torch.cat(features) @ after["head.weight"].T + after["head.bias"]
     assert int(scores.argmax(1).max()) < 4, "a class that nobody has met is never the answer"
     assert rule.trained(layout, 1) == {pair.A, pair.B}
-    with pytest.raises(ConfigError, match="has none"):
+    with refuses("FP1494"):
         rule.check(lora_layout([(OUT, IN)], WHOLE), [WHOLE])
 
 

@@ -13,7 +13,7 @@ from fedpeft.aggregation.head_start import HEADS, VARIANCE
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening, projection
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.errors import ConfigError, PayloadError
+from tests.refusals import refuses
 
 CLASSES, WIDTH, ROWS = 4, 12, 600
 
@@ -147,7 +147,7 @@ def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():
         {"turn": torch.eye(5), "centre": torch.zeros(5), "gain": torch.zeros(1)},
         {},
     ):
-        with pytest.raises(PayloadError, match="a whitening that turns no features of 12 numbers"):
+        with refuses("FP6020", "12"):
             Whitening.of(wrong, WIDTH)
 
 
@@ -155,7 +155,7 @@ def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():
 def test_other_heads_tell_nothing_of_it(name):
     head = HEADS.build(name)
     assert head.whitened_directions(WIDTH) == 0
-    with pytest.raises(ConfigError, match="does not tell how features vary"):
+    with refuses("FP1014"):
         head.whitening({}, WIDTH)
 
 

@@ -28,6 +28,7 @@ from tests.attacks.damage import DAMAGES, damaged, files_in
 from tests.attacks.scale import SEED, configuration, scaled
 from tests.conftest import SilentObserver
 from tests.here import Federation
+from tests.refusals import refuses
 
 PATIENCE = 300
 """Seconds after which a command hangs, on a pipe say."""
@@ -195,7 +196,7 @@ def test_another_s_key_is_one_sentence(authority, tmp_path, capfd):
     place = tmp_path / "mixed"
     shutil.copytree(authority / "clients" / "a", place)
     shutil.copy(authority / "clients" / "b" / "client.key", place / "client.key")
-    with pytest.raises(RunError, match=r"client.key is not the key of client.pem"):
+    with refuses("FP5055", "client", "client"):
         Credentials.of_client(place)
 
 

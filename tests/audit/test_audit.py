@@ -22,7 +22,6 @@ from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon
 from fedpeft.audit.membership import Membership
 from fedpeft.communication.uplink import parse_uplink
-from fedpeft.errors import PrivacyError
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
@@ -37,6 +36,7 @@ from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main as simulate
+from tests.refusals import has_error, refuses
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}
 DELTA = 1e-5
@@ -163,7 +163,7 @@ def test_a_wrong_order_in_what_rounds_do_is_caught(mechanism, fault, tmp_path, m
 
 def test_what_the_server_does_not_take_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(acceptance, "ABSURD", 1e-3)
-    with pytest.raises(PrivacyError, match="does not take what a canary sends"):
+    with refuses("FP7012"):
         audited("user_dp", tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_the_command(capsys):
     assert main(["--privacy", "local_dp(noise_multiplier=4)", *given]) == 0
     assert "consistent" in capsys.readouterr().out
     assert main(["--privacy", "none", *given]) == 2
-    assert "claims nothing" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP7010")
     assert main([]) == 2
 
 
@@ -241,10 +241,10 @@ def test_a_run_attacks_itself_when_asked_to(tmp_path, capsys):
 
 def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
     assert main([str(tmp_path), "--privacy", "user_dp(noise_multiplier=4)"]) == 2
-    assert "not both" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1039")
     (tmp_path / "serve.toml").write_text("")
     assert main([str(tmp_path)]) == 2
-    assert "its rows have stayed with the clients" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5184")
 
 
 @pytest.mark.slow

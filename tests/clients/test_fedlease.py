@@ -17,12 +17,12 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.errors import FedpeftError, PayloadError
 from fedpeft.peft.methods.expert_lora import SHUT, ExpertLoras
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main as simulate
 from fedpeft.simulation.simulation import Simulation
 from tests.fleet import NAMES
+from tests.refusals import refuses
 from tests.simulation.test_run_strategies import settings, trained
 
 EXPERTS = 3
@@ -85,7 +85,7 @@ def test_others_stand_still_executors_agree_and_wrong_slots_are_refused(case):
     for shut in ([2], [0], [0, 1, 2, 3, 4], [1, 2, 4]):
         bias = torch.zeros(5).index_fill(0, torch.tensor(shut), SHUT)
         wrong = {n: bias if ".bias." in n else t for n, t in case.start.items()}
-        with pytest.raises(PayloadError, match="from 1 to 3"):
+        with refuses("FP6175", "3"):
             rule.prepared(wrong, case.layout)
 
 
@@ -197,17 +197,17 @@ def test_a_run_sends_each_client_its_clusters_expert(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"peft": "lora"}, "take --peft expert_lora"),
-        ({"server_optimizer": "adam"}, "leave --server-optimizer at sgd"),
-        ({"codec": "small"}, "use --downlink fp32"),
-        ({"codec": "ef14 | small", "downlink": "fp32"}, "has no meaning; use --codec 'adaptive"),
-        ({"privacy": "secure_sum"}, "secure_sum hides that; take fedit"),
-        ({"privacy": "dp_sgd(epsilon=8, raw_metrics=True)"}, "no mechanism accounts for that; take fedit"),
-        ({"measure": "validation(keep=best)"}, "each client has its own"),
+        ({"peft": "lora"}, ("FP1488", "--peft")),
+        ({"server_optimizer": "adam"}, ("FP1335", "--server-optimizer")),
+        ({"codec": "small"}, ("FP1304", "--downlink")),
+        ({"codec": "ef14 | small", "downlink": "fp32"}, ("FP1305", "--codec", "adaptive")),
+        ({"privacy": "secure_sum"}, ("FP7087", "secure_sum")),
+        ({"privacy": "dp_sgd(epsilon=8, raw_metrics=True)"}, ("FP7088",)),
+        ({"measure": "validation(keep=best)"}, ("FP1390",)),
     ],
 )
 def test_what_does_not_go_with_groups_is_said(given, words, tmp_path, observer):
-    with pytest.raises(FedpeftError, match=words):
+    with refuses(*words):
         Simulation(RunConfig(**{**settings("fedlease"), **given}), tmp_path, observer)
 
 

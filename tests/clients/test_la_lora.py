@@ -15,6 +15,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
+from tests.refusals import refuses
 
 TINY = {
     "dataset": "tiny",
@@ -150,6 +151,6 @@ def test_what_it_would_be_wrong_with_is_refused(case, tmp_path):
 
 
 def test_variates_of_tensors_that_take_turns_are_refused():
-    with pytest.raises(ConfigError, match="take turns; leave one of them out"):
+    with refuses("FP1007"):
         parse_drift("scaffold + la_lora")
     assert str(parse_drift("fedprox + la_lora(smooth=False)")) == "fedprox + la_lora(smooth=False)"

@@ -12,11 +12,11 @@ from fedpeft.clients.store import section
 from safetensors.torch import load_file
 
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.errors import PrivacyError
 from fedpeft.export import main as export
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
 from tests.kept_states import kept
+from tests.refusals import refuses
 from tests.simulation.test_run_strategies import flags, settings, trained
 
 
@@ -104,11 +104,11 @@ def test_clients_are_scored_one_by_one_and_a_client_s_adapter_is_its_own(tmp_pat
 @pytest.mark.parametrize(
     ("privacy", "words"),
     [
-        ("dp_sgd(epsilon=8, raw_metrics=True)", "trains a second model on the same rows"),
-        ("secure_sum", "ditto needs more"),
-        ("user_dp(epsilon=8)", "raw_metrics=True"),
+        ("dp_sgd(epsilon=8, raw_metrics=True)", ("FP7109",)),
+        ("secure_sum", ("FP7100", "ditto")),
+        ("user_dp(epsilon=8)", ("FP7110",)),
     ],
 )
 def test_what_does_not_cover_two_models_is_refused(privacy, words, tmp_path):
-    with pytest.raises(PrivacyError, match=words):
+    with refuses(*words):
         trained(tmp_path, **settings("ditto", privacy=privacy))

@@ -25,9 +25,9 @@ from fedpeft.clients.pool import Pool, Sent, Worker, result, sent
 from fedpeft import plugins
 from fedpeft.api import run_simulation
 from fedpeft.config import RunConfig
-from fedpeft.errors import RunError
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "clients": 4, "tokens": 16, "dtype": "fp32", "workers": 1}
 
@@ -106,7 +106,7 @@ def test_another_process_gets_parts_of_ones_own_after_their_plugin(tmp_path, mon
 def test_a_gpu_without_memory_is_one_sentence():
     future = Future()
     future.set_exception(torch.OutOfMemoryError("tried to allocate 2 GiB"))
-    with pytest.raises(RunError, match="smaller --batch-size"):
+    with refuses("FP5003", "--batch-size"):
         result(future)
 
 

@@ -12,8 +12,8 @@ import torch
 from fedpeft.clients.pool import Worker
 from safetensors.torch import load_file
 
-from fedpeft.errors import RunError
 from fedpeft.simulate import main
+from tests.refusals import has_error, refuses
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedpeft[ray]'")
 
@@ -57,7 +57,7 @@ def test_ray_actors_give_the_run_of_the_pool_even_if_one_is_killed(tmp_path, mon
 def test_an_address_without_a_cluster_is_one_sentence(tmp_path, capsys):
     words = [*TINY, "--grid", "ray(address='127.0.0.1:1')", "--output", str(tmp_path / "run")]
     assert main(words) == 2
-    assert "there is no Ray cluster at 127.0.0.1:1" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5006", "127.0.0.1:1")
 
 
 def test_a_full_disk_is_no_missing_cluster(monkeypatch):
@@ -69,5 +69,5 @@ def test_a_full_disk_is_no_missing_cluster(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", full)
-    with pytest.raises(RunError, match=r"the disk is full where Ray keeps its files .*RAY_TMPDIR"):
+    with refuses("FP5005"):
         connect("")

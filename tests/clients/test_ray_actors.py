@@ -10,7 +10,7 @@ import pytest
 from fedpeft.clients import ray_pool
 from fedpeft.clients.pool import Worker, result
 
-from fedpeft.errors import RunError
+from tests.refusals import refuses
 
 WORK = SimpleNamespace(device="cpu", plugins=())
 
@@ -107,7 +107,7 @@ def test_an_error_of_a_worker_brings_the_place_and_a_worker_that_can_not_begin_s
     assert 'File "/my_rules.py", line 7, in begin' in str(raised.value.__cause__), "as the command's sentence needs it"
     cluster.failure = RayActorError("Traceback:\nfedpeft.errors.ConfigError: this run needs the plugin /my_rules.py")
     cluster.failure.actor_init_failed = True
-    with pytest.raises(RunError, match=r"could not begin: ConfigError: this run needs the plugin /my_rules.py$"):
+    with refuses("FP5008", "ConfigError: this run needs the plugin /my_rules.py"):
         result(asked(pool, 1)[0])
     pool.close()
 
@@ -116,6 +116,6 @@ def test_without_any_machine_it_is_one_sentence(cluster):
     pool = ray_pool.RayPool(WORK, None, 3, "")
     cluster.lose(3)
     for call in asked(pool, 6):
-        with pytest.raises(RunError, match="a worker process died"):
+        with refuses("FP5004"):
             result(call)
     pool.close()

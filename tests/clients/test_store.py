@@ -16,6 +16,7 @@ from fedpeft.clients.store import FILE, ClientStore
 
 from fedpeft.errors import RunError
 from tests.kept_states import kept
+from tests.refusals import refuses
 
 
 def state(value, size=2):
@@ -32,7 +33,7 @@ def test_a_state_counts_only_once_it_is_acknowledged(tmp_path):
     store.stage(3, 4, state(4))  # killed after this, before the server recorded it
     found = ClientStore(tmp_path / "clients").load(3, 2)
     assert torch.equal(found["e"], torch.full((2,), 2.0))
-    with pytest.raises(RunError, match="missing"):
+    with refuses("FP5009"):
         store.load(3, 5)
     assert store.load(5, 0) is None
 

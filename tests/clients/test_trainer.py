@@ -10,11 +10,11 @@ from fedpeft.clients.trainer import AsTheScriptSays, Ranks, TrainerBench, Traine
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
+from tests.refusals import refuses
 
 TARGETS = ["q_proj", "v_proj"]
 METHOD = PEFT_METHODS.build(f"lora(rank=4, alpha=8, targets={tuple(TARGETS)}, layers=0)")
@@ -161,9 +161,9 @@ def test_steps_that_the_server_asks_for_take_the_place_of_the_scripts(tmp_path):
 def test_what_needs_single_steps_is_refused(tmp_path):
     trainer, _ = made_trainer(tmp_path)
     executor = executor_of(trainer)
-    with pytest.raises(ConfigError, match="a Trainer's steps are its own"):
+    with refuses("FP1010"):
         list(executor.train([job(executor, offsets=torch.zeros(2))]))
     bench = TrainerBench(TrainerPlan(executor.layout, LocalTraining(), 0, "fp32", tmp_path, "cpu"), executor)
     assert bench.at("fp32") is bench.at("") is bench
-    with pytest.raises(PayloadError, match="a base in nf4"):
+    with refuses("FP6019", "nf4"):
         bench.at("nf4")

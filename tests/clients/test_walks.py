@@ -14,11 +14,11 @@ from fedpeft.clients.local_work import LOCAL_WORK
 from safetensors.torch import load_file
 
 from fedpeft.communication.messages import Report
-from fedpeft.errors import PayloadError
 from fedpeft.server.acceptance import check_report
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
 from tests.kept_states import kept
+from tests.refusals import refuses
 
 LENGTHS = np.random.default_rng(0).integers(2, 60, size=200)
 
@@ -142,7 +142,7 @@ def test_real_clients_walk_too(federation):
 
 @pytest.mark.parametrize("used", [-1, 8])
 def test_more_rows_used_than_there_are_is_no_report(used):
-    with pytest.raises(PayloadError, match=f"{used} distinct rows trained on, of 7"):
+    with refuses("FP6149", used, "7"):
         check_report(Report(1, 1, b"", rows=7, loss=0.5, used=used))
 
 

@@ -26,11 +26,11 @@ from fedpeft.communication.downlink import (
     parse_downlink,
     start_for,
 )
-from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
+from tests.refusals import refuses
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "6", "--cohort", "3", "--rounds", "4", "--dtype", "fp32",
         "--workers", "1", "--local-work", "steps(2)", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
@@ -147,14 +147,14 @@ def test_a_version_that_is_not_held_is_refused():
     one, two = walk(2)
     held = decode(codec.encode(one), SHAPES)
     payload = codec.encode(two, reference=(3, held))
-    with pytest.raises(PayloadError, match="not held"):
+    with refuses("FP6076"):
         decode(payload, SHAPES)
-    with pytest.raises(PayloadError, match="differs"):
+    with refuses("FP6077"):
         decode(payload, SHAPES, references={3: two})
 
 
 def test_a_grid_has_no_transform_in_front_of_it():
-    with pytest.raises(ConfigError, match="no transform"):
+    with refuses("FP1051"):
         parse_codec("rotate | grid | rans").encode(walk(1)[0])
 
 
@@ -242,9 +242,9 @@ def test_presets_choose_the_downlink_and_the_flag_overrides_it():
     assert str(parse_downlink("auto", "ef14 | by_rows | tiny", "fp32")) == str(parse_codec(DOWNLINKS["tiny"]))
     assert str(parse_downlink("small", "fp32", "fp32")) == str(parse_codec(DOWNLINKS["small"]))
     assert parse_downlink("fp32", "small", "fp64") == parse_codec("fp64")
-    with pytest.raises(ConfigError, match="use grid"):
+    with refuses("FP1058"):
         parse_downlink("delta | quantize", "fp32", "fp32")
-    with pytest.raises(ConfigError, match="leave it out"):
+    with refuses("FP1060"):
         parse_downlink("adaptive(bits=4.0, gain=length) | rans", "fp32", "fp32")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.error_feedback import ErrorFeedback
-from fedpeft.errors import ConfigError
 from tests.communication.vectors import LARGER, LORA, flat, lora_state, relative_error, rows
+from tests.refusals import refuses
 
 
 @rows("text", ["topk(fraction=0.05) | sign | rans", "small", "tiny", "unbiased", "quantize(bits=1)", "fp32"])
@@ -69,9 +68,9 @@ def test_lossless_codecs_need_no_memory():
 
 
 def test_wrong_feedback_is_one_clear_error():
-    with pytest.raises(ConfigError, match="ef14, ef21"):
+    with refuses("FP1061", "ef14, ef21"):
         ErrorFeedback(parse_codec("small"), "ef15")
-    with pytest.raises(ConfigError, match="keep"):
+    with refuses("FP1062"):
         ErrorFeedback(parse_codec("small").without_gain(), keep=2.0)
-    with pytest.raises(ConfigError, match="overshoot"):
+    with refuses("FP1063"):
         ErrorFeedback(parse_codec("small"))

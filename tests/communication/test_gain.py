@@ -12,8 +12,8 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs import adaptive
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.uplink import parse_uplink
-from fedpeft.errors import ConfigError
 from tests.communication.vectors import LARGER, LORA, along, flat, lora_state, rows, through
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("front", ["", "rotate | ", "topk(fraction=0.5) | "])
@@ -26,11 +26,11 @@ def test_gain_stretches_what_arrives(front):
     torch.testing.assert_close(stretched, ratio * plain)
     assert codecs[1].without_gain() == codecs[0]
     assert parse_codec("sign").without_gain() == parse_codec("sign")
-    with pytest.raises(ConfigError, match="both factors"):
+    with refuses("FP1052"):
         parse_codec("lowrank | adaptive(gain=length) | rans")
-    with pytest.raises(ConfigError, match="leave out gain"):
+    with refuses("FP1053"):
         parse_codec("adaptive(rounding=dither, gain=length)")
-    with pytest.raises(ConfigError, match=r"must be one of 'none', 'length', got 1\.7"):
+    with refuses("FP1227", "one of 'none', 'length", "1.7"):
         parse_codec("adaptive(gain=1.7)")
 
 

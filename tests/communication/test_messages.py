@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
 from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, instruction_of, report_of, to_record
 from fedpeft.errors import PayloadError
+from tests.refusals import refuses
 
 
 class Loopback(OwnGrid):
@@ -83,7 +84,7 @@ def test_a_peer_of_another_version_is_told_so_in_one_sentence():
 
 def test_an_instruction_of_an_unknown_kind_is_refused():
     message = Loopback().create_message(to_record(Instruction("trian", 1, 0, b"")), "train", 2, "1")
-    with pytest.raises(PayloadError, match="kind is 'trian'; legal are prepare, train, evaluate"):
+    with refuses("FP6058", "trian", "prepare, train, evaluate"):
         instruction_of(message)
 
 
@@ -99,9 +100,9 @@ def test_flowers_internals_are_as_we_use_them():
 
 def test_the_words_of_a_failure_are_short_and_can_be_printed():
     """Half a character can't be written into a checkpoint, an escape sequence rules the operator's terminal."""
-    with pytest.raises(PayloadError, match=r"^no memory: \\ud800 \\x1b\[2J\\n\[red\] ü$"):
+    with pytest.raises(PayloadError, match=r"^FP6000 no memory: \\ud800 \\x1b\[2J\\n\[red\] ü$"):
         Report(1, 1, b"", error="no memory: \ud800 \x1b[2J\n[red] ü").raise_error()
     with pytest.raises(PayloadError) as raised:
         Report(1, 1, b"", error="x" * 10**6).raise_error()
-    assert len(str(raised.value)) == MOST_WORDS
+    assert len(str(raised.value)) == len("FP6000 ") + MOST_WORDS
     Report(1, 1, b"").raise_error()

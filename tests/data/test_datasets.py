@@ -21,9 +21,9 @@ from fedpeft.data.rows import (
     source_of_test_rows,
     split_validation,
 )
-from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import MODELS
 from fedpeft.spec import parse_spec
+from tests.refusals import refuses
 
 # name: task, kind, training rows, test rows, classes
 FETCHED = {
@@ -199,18 +199,18 @@ def test_take_keeps_columns_together() -> None:
 
 
 def test_containers_refuse_what_does_not_fit() -> None:
-    with pytest.raises(DataError, match=r"2 inputs but labels of shape"):
+    with refuses("FP3133", "2", "labels"):
         Rows(["a", "b"], np.array([1]))
     good = Rows(["a", "b"], np.array([0, 1]))
     legal = {"name": "x", "kind": "text", "task": "classification", "train": good, "test": good}
     more = {"label_names": ("p", "q"), "default_model": "tiny"}
     Dataset(**legal, **more)  # type: ignore[arg-type]
     for change, words in (
-        ({"train": Rows(["a", "b"], np.array([1, 1]))}, "one class only"),
-        ({"test": Rows([], np.array([], np.int64))}, "no test rows"),
-        ({"train": Rows(["a"])}, "no labels"),
+        ({"train": Rows(["a", "b"], np.array([1, 1]))}, ("FP3138",)),
+        ({"test": Rows([], np.array([], np.int64))}, ("FP3136", "test")),
+        ({"train": Rows(["a"])}, ("FP3137",)),
     ):
-        with pytest.raises(DataError, match=words):
+        with refuses(*words):
             Dataset(**(legal | change), **more)  # type: ignore[arg-type]
 
 
@@ -227,29 +227,29 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("20newsgroup", "unknown data set '20newsgroup'; did you mean '20newsgroups'"),
-        ("tiny:x", "takes no ':x'"),
-        ("file", "needs the setting path"),
-        ("file()", "needs the setting path"),
-        ("tiny(rows=)", "not of the form"),
-        ("rows.csv", "'rows.csv' is no data set; a file of rows is written file:rows.csv"),
-        ("rows.CSV", "a file of rows is written file:rows.CSV"),
-        ("rows.xlsx", "a file of rows is written file:rows.xlsx"),
-        ("my/rows", "a file of rows is written file:my/rows, and a data set of the hub hf:my/rows"),
-        ("tasks('rows.csv', tiny)", "a file of rows is written file:rows.csv"),
-        ("tasks(file:a.csv, file:b.csv)", "other signs than letters, digits and _, stands in quotes"),
-        ("tiny(classes=1)", "classes must be at least 2"),
-        ("tiny(rows='many')", "rows must be int"),
+        ("20newsgroup", ("FP1231", "data set '20newsgroup", "did you mean '20newsgroups")),
+        ("tiny:x", ("FP1235", "x")),
+        ("file", ("FP1226", "path")),
+        ("file()", ("FP1226", "path")),
+        ("tiny(rows=)", ("FP1420",)),
+        ("rows.csv", ("FP1085", "rows.csv", "rows.csv")),
+        ("rows.CSV", ("FP1085", "rows.CSV")),
+        ("rows.xlsx", ("FP1085", "rows.xlsx")),
+        ("my/rows", ("FP1085", "my/rows, and a data set of the hub hf:my/rows")),
+        ("tasks('rows.csv', tiny)", ("FP1085", "rows.csv")),
+        ("tasks(file:a.csv, file:b.csv)", ("FP1420", "other signs than letters, digits and _, stands in quotes")),
+        ("tiny(classes=1)", ("FP1227", "classes", "at least 2")),
+        ("tiny(rows='many')", ("FP1227", "rows", "int")),
     ],
 )
-def test_wrong_names_and_settings_are_one_sentence(text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_wrong_names_and_settings_are_one_sentence(text: str, words: tuple[str, ...]) -> None:
+    with refuses(*words):
         load_dataset(text)
 
 
 @pytest.mark.parametrize("text", ["rows.csv", "tasks('rows.csv', tiny)"])
 def test_a_run_s_file_without_its_form_is_told_before_rows_are_read(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"a file of rows is written file:rows\.csv$"):
+    with refuses("FP1085", "rows.csv"):
         DATASETS.with_paths(text, str)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fedpeft.data.datasets import fashion_mnist
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import AssetError, DataError
+from tests.refusals import refuses
 
 
 def write(folder, compressed):
@@ -39,18 +39,18 @@ def test_a_local_folder_is_read(tmp_path, compressed):
 
 
 def test_missing_and_broken_files_are_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(AssetError, match=r"no train-images-idx3-ubyte or .*install the Debian package"):
+    with refuses("FP2001", "train-images-idx3-ubyte", "install the Debian package"):
         load_dataset(f"fashion_mnist(path='{tmp_path}')")
     folder = write(tmp_path / "idx", False)
     file = folder / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(DataError, match="cut short or damaged"):
+    with refuses("FP3032"):
         load_dataset(f"fashion_mnist(path='{folder}')")
     file.write_bytes(b"GIF89a")
-    with pytest.raises(DataError, match="not an IDX file"):
+    with refuses("FP3031"):
         load_dataset(f"fashion_mnist(path='{folder}')")
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "nowhere")
     monkeypatch.setattr("shutil.which", lambda tool: None)
-    with pytest.raises(AssetError, match="there is no apt-get to fetch it with"):
+    with refuses("FP2002", "apt-get"):
         load_dataset("fashion_mnist")

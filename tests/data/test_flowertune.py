@@ -14,9 +14,10 @@ from fedpeft.data.datasets.flowertune import TRACKS, shards
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.errors import DataError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
+from tests.refusals import refuses
 
 TEXT = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
@@ -105,9 +106,9 @@ def test_answers_beyond_the_cut_stay_and_teach_nothing(tmp_path):
     assert (labels[0] == -100).all()
     assert ((labels[1:] != -100).sum(1) > 0).all()
     assert made.cut == 1
-    with pytest.raises(DataError, match="1 of 20 conversations have no answer"):
+    with refuses("FP3170", "1", "20"):
         TASKS.build("instruction").tokenise(dataset.train, folder, 48)
-    with pytest.raises(DataError, match="20 of 20"):
+    with refuses("FP3170", "20", "20"):
         task.tokenise(dataset.train, folder, 8)
 
 
@@ -121,16 +122,16 @@ def test_a_folder_and_a_list_are_read_too(rows, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (['{"instruction": "a", "input": ""}'], "no column 'output'"),
-        (['{"instruction": "a", "output": ""}'], "'output' must hold text"),
-        (['{"instruction": 3, "output": "b"}'], "'instruction' must hold text, got 3"),
-        (['{"instruction": "a", "output": "b"}'], "20 clients can't share 1 rows"),
-        ([], "has no rows"),
+        (['{"instruction": "a", "input": ""}'], ("FP3034", "output")),
+        (['{"instruction": "a", "output": ""}'], ("FP3035", "output")),
+        (['{"instruction": 3, "output": "b"}'], ("FP3035", "instruction", "3")),
+        (['{"instruction": "a", "output": "b"}'], ("FP3033", "20", "1")),
+        ([], ("FP3028",)),
     ],
 )
 def test_rows_that_can_not_be_used_are_one_sentence(lines, words, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=words):
+    with refuses(*words):
         load_dataset(f"flowertune(name={str(tmp_path / 'rows.jsonl')!r})")
 
 
@@ -147,7 +148,7 @@ def test_a_full_disk_is_not_told_as_a_data_set_that_is_not_there(monkeypatch):
 
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", full)
-    with pytest.raises(AssetError, match="disk is full while the data set org/name is fetched"):
+    with refuses("FP2018", "the data set org/name"):
         load_dataset("flowertune(name='org/name')")
 
 
@@ -156,8 +157,8 @@ def test_without_hub_or_file_it_says_what_to_give(monkeypatch):
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "datasets" else real(name, *a))
-    with pytest.raises(AssetError, match="or a local file of them"):
+    with refuses("FP2004"):
         load_dataset("flowertune(name='flwrlabs/alpaca-gpt4')")
-    with pytest.raises(ConfigError, match=r"one of 'general_nlp', 'finance'"):
+    with refuses("FP1227", "one of 'general_nlp', 'finance"):
         load_dataset("flowertune(name='x', track=nlp)")
     assert TRACKS["finance"] == ("flwrlabs/fingpt-sentiment-train", 50)

@@ -21,6 +21,7 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulate import main
 from tests.chat import TEMPLATE
+from tests.refusals import pattern_of, refuses
 
 
 def conversation(*texts):
@@ -76,44 +77,50 @@ def test_the_main_job_learns_from_conversations(chat_model, file, tmp_path):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ([], "a conversation is a list"),
-        ("hello", "a conversation is a list"),
-        ([{"role": "robot", "content": "x"}], r"a role \(system, user, assistant\)"),
-        ([{"role": "user", "content": "x"}], "nobody answers; .* and there is none"),
-        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}], "the assistant's are empty"),
-        ([{"role": "user", "content": "x"}, {"role": "robot", "content": "y"}], "message 2 is .*robot"),
+        ([], ("FP3013", "line 3 of x.jsonl")),
+        ("hello", ("FP3013", "line 3 of x.jsonl")),
+        ([{"role": "robot", "content": "x"}], ("FP3014", "line 3 of x.jsonl", "system, user, assistant")),
+        ([{"role": "user", "content": "x"}], ("FP3016", "line 3 of x.jsonl", "there is none")),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}],
+            ("FP3016", "line 3 of x.jsonl", "the assistant's are empty"),
+        ),
+        (
+            [{"role": "user", "content": "x"}, {"role": "robot", "content": "y"}],
+            ("FP3014", "line 3 of x.jsonl", "2", "robot"),
+        ),
     ],
 )
 def test_a_broken_conversation_is_one_sentence(value, words):
-    with pytest.raises(DataError, match=f"line 3 of x.jsonl: .*{words}"):
+    with refuses(*words):
         packed(value, "line 3 of x.jsonl")
 
 
 def test_what_can_not_be_tokenised_is_one_sentence(chat_model, file):
     data = load_dataset(f"file:{file}")
     task = TASKS.build("instruction")
-    with pytest.raises(ModelError, match="no chat template"):
+    with refuses("FP4001"):
         task.tokenise(data.train, resolve_model("tiny_lm"), 64)
-    with pytest.raises(DataError, match="no answer within --tokens 4"):
+    with refuses("FP3170", "--tokens 4"):
         task.tokenise(data.train, chat_model, 4)
 
 
 def test_a_conversation_that_the_assistant_begins_is_refused():
-    with pytest.raises(DataError, match="speaks first"):
+    with refuses("FP3015"):
         packed(conversation("a", "b")[::-1], "row 1")
 
 
 @pytest.mark.parametrize(
     ("template", "error", "words"),
     [
-        ("{% for m in messages %}{{ 'last ' if loop.last }}{{ m.content }} {% endfor %}", ModelError, "writes earlier"),
-        ("{{ raise_exception('only system messages') }}", DataError, "only system messages"),
+        ("{% for m in messages %}{{ 'last ' if loop.last }}{{ m.content }} {% endfor %}", ModelError, ("FP4003",)),
+        ("{{ raise_exception('only system messages') }}", DataError, ("FP3023", "only system messages")),
     ],
 )
 def test_a_template_that_answers_can_not_be_told_from(chat_model, template, error, words):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     tokenizer.chat_template = template
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=pattern_of(*words)):
         ids_and_answers(tokenizer, packed(conversation(*WORDS[2:6]), "row 1"))
 
 

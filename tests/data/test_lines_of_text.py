@@ -7,7 +7,7 @@ import pytest
 
 from fedpeft.data.record_files import records
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 CONTENT = "\ufefffirst, and so on\r\n\r\n  second\n".encode()
 
@@ -25,9 +25,9 @@ def test_what_has_no_labels_or_no_lines_is_one_sentence(tmp_path):
     path, blank = tmp_path / "my.txt", tmp_path / "blank.txt"
     path.write_bytes(CONTENT)
     blank.write_text(" \n\n")
-    with pytest.raises(DataError, match=r"no column 'label' for the label; .*set label=None for language modelling"):
+    with refuses("FP3155", "no column 'label' for the label", "set label=None for language modelling"):
         load_dataset(f"file:{path}")
-    with pytest.raises(DataError, match="is empty"):
+    with refuses("FP3114"):
         list(records(str(blank)))
 
 

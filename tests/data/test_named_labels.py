@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import FedpeftError
+from tests.refusals import refuses
 
 
 def written(path, labels, **more):
@@ -48,16 +48,16 @@ def test_columns_of_several_labels_have_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "more", "words"),
     [
-        (["a", "b", "c"], "labels='a,b'", r"labels are not among those named, a, b: 'c'; name them in labels, too"),
-        ([["a"], ["c"]], "labels='a,b'", "1 labels do not stand among those that are named in labels: 'c'"),
-        (["a", "b"], "labels='a,a'", "must name at least one, each once"),
-        (["a", "b"], "labels=' , '", "must name at least one, each once"),
-        ([0.5, 1.25], "labels='a,b'", "numbers to predict, of which label_type=class makes classes; leave it out"),
-        ([0, 1], "labels='a,b', label=None", "these rows have no labels; leave it out"),
-        ([0, 1], "labels='a,b', label='label + wet'", "called as their columns are; leave it out"),
+        (["a", "b", "c"], "labels='a,b'", ("FP3073", "a, b", "c")),
+        ([["a"], ["c"]], "labels='a,b'", ("FP3076", "1", "stand among those that are named in labels", "c")),
+        (["a", "b"], "labels='a,a'", ("FP1106", "must name at least one, each once")),
+        (["a", "b"], "labels=' , '", ("FP1106", "must name at least one, each once")),
+        ([0.5, 1.25], "labels='a,b'", ("FP3156", "numbers to predict, of which label_type=class makes classes")),
+        ([0, 1], "labels='a,b', label=None", ("FP3156", "these rows have no labels")),
+        ([0, 1], "labels='a,b', label='label + wet'", ("FP3156", "called as their columns are")),
     ],
 )
 def test_names_that_can_not_be_are_one_sentence(labels, more, words, tmp_path):
     path = written(tmp_path / "a.jsonl", labels * 10, wet=1)
-    with pytest.raises(FedpeftError, match=words):
+    with refuses(*words):
         load_dataset(f"file(path={path!r}, {more})")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS, Partition, Shards, split, without_empty_clients
 from fedpeft.data.rows import Rows, load_dataset, split_validation
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import DataError
 from fedpeft.run.suited import settled
+from tests.refusals import refuses
 
 
 def rows_of(count: int, classes: int = 5, owners: int = 0, seed: int = 0) -> Rows:
@@ -181,36 +182,36 @@ def test_rows_without_labels_lie_with_their_owners_where_a_run_does_not_say(name
 def test_the_concentration_needs_no_key() -> None:
     for name in ("dirichlet", "quantity"):
         assert PARTITIONS.build(f"{name}(0.1)") == PARTITIONS.build(f"{name}(alpha=0.1)") != PARTITIONS.build(name)
-        with pytest.raises(ConfigError, match="alpha must be at least"):
+        with refuses("FP1227", "alpha", "at least"):
             PARTITIONS.build(f"{name}(0)")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("dirichlet(alpha=0.0)", "alpha must be at least 0.001"),
-        ("dirichlet(beta=1)", "no setting 'beta'"),
-        ("dirichlett", "did you mean 'dirichlet'"),
-        ("natural(keep=smallest)", "one of 'largest', 'random'"),
+        ("dirichlet(alpha=0.0)", ("FP1227", "alpha", "at least 0.001")),
+        ("dirichlet(beta=1)", ("FP1225", "no setting 'beta")),
+        ("dirichlett", ("FP1231", "did you mean 'dirichlet")),
+        ("natural(keep=smallest)", ("FP1227", "one of 'largest', 'random")),
     ],
 )
-def test_wrong_specs_are_one_sentence(text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_wrong_specs_are_one_sentence(text: str, words: tuple[str, ...]) -> None:
+    with refuses(*words):
         PARTITIONS.build(text)
 
 
 @pytest.mark.parametrize(
     ("indices", "offsets", "words"),
     [
-        ([0, 1, 2], [0, 1, 1, 3], "leaves 1 clients without rows"),
-        ([0, 1, 1], [0, 1, 2, 3], "gives row 1 to two clients"),
-        ([0, 1, 3], [0, 1, 2, 3], "rows outside of 0 to 2"),
-        ([0, 1], [0, 1, 2], "leaves 1 rows out, e.g. row 2"),
-        ([0, 1, 2], [0, 1, 2], "offsets do not fit"),
+        ([0, 1, 2], [0, 1, 1, 3], ("FP3079", "1")),
+        ([0, 1, 1], [0, 1, 2, 3], ("FP3082", "1")),
+        ([0, 1, 3], [0, 1, 2, 3], ("FP3081", "2")),
+        ([0, 1], [0, 1, 2], ("FP3083", "1", "2")),
+        ([0, 1, 2], [0, 1, 2], ("FP3080",)),
     ],
 )
-def test_check_finds_illegal_partitions(indices: list[int], offsets: list[int], words: str) -> None:
-    with pytest.raises(DataError, match=words):
+def test_check_finds_illegal_partitions(indices: list[int], offsets: list[int], words: tuple[str, ...]) -> None:
+    with refuses(*words):
         Partition(np.array(indices), np.array(offsets)).check(3)
 
 
@@ -227,15 +228,15 @@ class Own:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ([[0, 1], [2]], "returns a list where it has to return Shards"),
-        (Partition.from_shards([np.arange(3)]), "makes 1 clients where 2 were asked for"),
-        (Partition.from_shards([np.arange(2), np.arange(1, 3)]), "gives row 1 to two clients"),
-        (Partition.from_shards([np.arange(2), np.arange(2, 4)]), "rows outside of 0 to 2"),
-        (Partition.from_shards([np.arange(3), np.arange(0)]), "leaves 1 clients without rows, e.g. client 1"),
+        ([[0, 1], [2]], ("FP3084", "list")),
+        (Partition.from_shards([np.arange(3)]), ("FP3085", "1", "2")),
+        (Partition.from_shards([np.arange(2), np.arange(1, 3)]), ("FP3082", "1")),
+        (Partition.from_shards([np.arange(2), np.arange(2, 4)]), ("FP3081", "2")),
+        (Partition.from_shards([np.arange(3), np.arange(0)]), ("FP3079", "1", "1")),
     ],
 )
-def test_what_another_part_makes_is_checked(made: object, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+def test_what_another_part_makes_is_checked(made: object, words: tuple[str, ...]) -> None:
+    with refuses(*words):
         split(Own(made), rows_of(3), 2, 0)
 
 
@@ -276,5 +277,5 @@ def test_validation_is_stratified_and_takes_no_class_away(count: int, classes: i
 
 
 def test_validation_that_leaves_nothing_is_one_sentence() -> None:
-    with pytest.raises(DataError, match=r"10 rows can't be held out of 10"):
+    with refuses("FP3146", "10", "10"):
         split_validation(rows_of(10), 10)

@@ -13,9 +13,9 @@ from fedpeft.data.cached_rows import read_as
 from fedpeft.data.image_folders import pixels_of
 from fedpeft.data.images import image_rows, patches_of
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import DataError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
+from tests.refusals import refuses
 
 GREY = (0, 257 * 40, 65535)
 
@@ -64,7 +64,7 @@ def test_grey_of_32_bits_is_scaled_where_its_range_is_known(values, kind, tmp_pa
 )
 def test_a_picture_of_no_known_range_is_refused_by_name(values, kind, said, tmp_path):
     columns(values, kind).save(tmp_path / "scan.tif")
-    with pytest.raises(DataError, match=rf"scan\.tif can't be read as a picture: .*{said}"):
+    with refuses("FP3059", "scan.tif", said):
         pixels_of([str(tmp_path / "scan.tif")], 8)
 
 

@@ -15,11 +15,12 @@ from fedpeft.data.examples import IGNORED
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulate import main
 from tests.chat import TEMPLATE
+from tests.refusals import pattern_of, refuses
 
 TASK = TASKS.build("instruction")
 
@@ -123,28 +124,30 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
     before = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0]
     own.write_text(TEMPLATE + "x")
     assert load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0] != before
-    with pytest.raises(DataError, match="has changed"):
+    with refuses("FP3021"):
         ids_and_answers(AutoTokenizer.from_pretrained(resolve_model("tiny_lm")), before)
 
 
 @pytest.mark.parametrize(
     ("settings", "records", "error", "words"),
     [
-        ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, flowertune, bare"),
-        ("template='missing.jinja'", None, DataError, "no file missing.jinja"),
-        ("template=alpaca, answer=response", None, DataError, "line 1 of .* no column 'response' for the answer"),
-        ("template=alpaca", [record(0), record(1, output=" ")], DataError, r"no answer in .*'output' \(line 2\)"),
-        ("template=alpaca", [record(0, output=3)], DataError, "line 1 of .*'output' must hold an answer, .* got 3"),
-        ("template=alpaca", [record(0, output="\ud83d")], DataError, "line 1 of .*half of a character"),
-        ("", [{"prompt": "a", "completion": "\udfff"}], DataError, "line 1 of .*half of a character"),
-        ("template=alpaca", [{"output": "x"}], DataError, "line 1 of .*alpaca fails: 'instruction' is undefined"),
+        ("template=alpacca", None, ConfigError, ("FP1107", "alpacca", "alpaca, flowertune, bare")),
+        ("template='missing.jinja'", None, DataError, ("FP3107", "missing.jinja")),
+        ("template=alpaca, answer=response", None, DataError, ("FP3019", "line 1 of", "response")),
+        ("template=alpaca", [record(0), record(1, output=" ")], DataError,
+         ("FP3062", "no answer in", "output' (line 2)")),
+        ("template=alpaca", [record(0, output=3)], DataError, ("FP3020", "line 1", "output", "3")),
+        ("template=alpaca", [record(0, output="\ud83d")], DataError, ("FP3017", "line 1 of")),
+        ("", [{"prompt": "a", "completion": "\udfff"}], DataError, ("FP3017", "line 1 of")),
+        ("template=alpaca", [{"output": "x"}], DataError,
+         ("FP3102", "line 1 of", "alpaca", "instruction' is undefined")),
         ("template=alpaca", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-         ConfigError, "one of columns, and .* holds conversations"),
+         ConfigError, ("FP1084",)),
     ],
 )  # fmt: skip
 def test_what_can_not_be_a_prompt_is_one_sentence(settings, records, error, words, columns, tmp_path):
     file = columns if records is None else written(tmp_path / "other.jsonl", records)
-    with pytest.raises(error, match=words) as raised:
+    with pytest.raises(error, match=pattern_of(*words)) as raised:
         load_dataset(f"file(path={str(file)!r}, {settings})")
     assert "\n" not in str(raised.value)
 
@@ -152,18 +155,18 @@ def test_what_can_not_be_a_prompt_is_one_sentence(settings, records, error, word
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{{ instruction", "line 1 of .*own.jinja fails: .*line 1"),
-        ("{% for %}", "own.jinja fails"),
-        ("{{ topic }}", "'topic' is undefined"),
-        ("{{ instruction / 0 }}", "own.jinja fails"),
-        ("{{ ''.__class__.__mro__ }}", "own.jinja fails: .*unsafe"),
-        ("{# nothing #}", "writes nothing"),
-        ("{{ raise_exception('no') }}", "own.jinja fails"),
+        ("{{ instruction", ("FP3102", "line 1 of", "own.jinja", "line 1")),
+        ("{% for %}", ("FP3102", "own.jinja")),
+        ("{{ topic }}", ("FP3102", "topic' is undefined")),
+        ("{{ instruction / 0 }}", ("FP3102", "own.jinja")),
+        ("{{ ''.__class__.__mro__ }}", ("FP3102", "own.jinja", "unsafe")),
+        ("{# nothing #}", ("FP3103",)),
+        ("{{ raise_exception('no') }}", ("FP3102", "own.jinja")),
     ],
 )
 def test_a_template_that_fails_is_one_sentence(text, words, columns, tmp_path):
     own = template(tmp_path, text)
-    with pytest.raises(DataError, match=words) as raised:
+    with refuses(*words) as raised:
         load_dataset(f"file(path={str(columns)!r}, template={str(own)!r})")
     assert "\n" not in str(raised.value)
 
@@ -173,13 +176,13 @@ def test_a_template_that_leaves_the_answer_out_is_refused(tmp_path, plain_model)
     turns = [{"role": "user", "content": WORDS[3]}, {"role": "assistant", "content": WORDS[4]}]
     file = written(tmp_path / "chats.jsonl", [{"messages": turns}] * 12)
     data = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})")
-    with pytest.raises(DataError, match="leaves out what the assistant says"):
+    with refuses("FP3022"):
         TASK.tokenise(data.train, plain_model, 64)
 
 
 def test_a_model_without_a_chat_template_is_one_sentence(columns, plain_model):
     data = load_dataset(f"file(path={str(columns)!r}, template=chat)")
-    with pytest.raises(ModelError, match=r"no chat template; .*FILE\.jinja"):
+    with refuses("FP4001"):
         TASK.tokenise(data.train, plain_model, 64)
 
 
@@ -216,7 +219,7 @@ def test_questions_are_put_as_in_training(tmp_path, chat_model):
     assert question(tokenizer, "hello", "alpaca")[0].endswith("### Instruction:\nhello\n\n### Response:")
     assert question(tokenizer, "hello", str(template(tmp_path, TEMPLATE)))[0].split() == chat.split()
     assert question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == ("Q: hello A:", False)
-    with pytest.raises(FedpeftError, match="'topic' is undefined"):
+    with refuses("FP3106", "FP3102", "topic' is undefined"):
         question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
 
 
@@ -227,12 +230,12 @@ def test_a_template_of_several_columns_is_asked_by_a_json_object_of_them(tmp_pat
     assert json.loads(asked) == {"prompt": "Bern in 1900:", "answer": "x"}
     assert "### Input:\n1, 2" in question(None, '{"instruction": "Add.", "input": "1, 2"}', "alpaca")[0]
     for text in ('{"city": "Bern", "year": 1900, "years": 1}', '{"city": "Bern", "years": 1900}'):
-        with pytest.raises(DataError, match="the template does not read 'years'; a question gives some of city, year"):
+        with refuses("FP3105", "years", "city, year"):
             question(None, text, own)
-    with pytest.raises(DataError, match="does not read 'inptu'; a question gives some of input, instruction"):
+    with refuses("FP3105", "inptu", "input, instruction"):
         question(None, '{"instruction": "Add.", "inptu": "1, 2"}', "alpaca")
     for text in ("Bern", '{"city": "Bern"}', '{"town": "Bern"}', '["Bern"]'):
-        with pytest.raises(DataError, match=r"is undefined; it reads several .* JSON: {\"city\": \"...\", \"year\": "):
+        with refuses("FP3106", "FP3102", "is undefined", '{"city": "...", "year'):
             question(None, text, own)
 
 

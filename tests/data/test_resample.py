@@ -9,7 +9,7 @@ import pytest
 
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import Rows
-from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 ROWS = Rows(["text"] * 500, np.arange(500) % 5)
 
@@ -60,5 +60,5 @@ def test_there_is_no_client_beyond_the_last():
     made = PARTITIONS.build("resample").split(ROWS, 5, 0)
     with pytest.raises(IndexError, match="no client 5 of 5"):
         made.shard(5)
-    with pytest.raises(DataError, match="at least 1"):
+    with refuses("FP3086"):
         PARTITIONS.build("resample").split(ROWS, 0, 0)

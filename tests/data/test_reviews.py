@@ -11,23 +11,23 @@ from fedpeft.data.cached_rows import rows_hash
 from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated, raters_of, ratings_in, votes_in
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 
 def test_lines() -> None:
     rows = list(rated("1_1\t-0.9\tBad.\n1_2\t2\tGood.\n7\t0.5\tA tweet\twith a tab\n8\t1\t \n", "x"))
     assert [row[:3] for row in rows] == [("1", -0.9, "Bad."), ("1", 2.0, "Good."), ("7", 0.5, "A tweet\twith a tab")]
     assert [row.name for row in rows] == ["1_1", "1_2", "7"]
-    with pytest.raises(DataError, match=r"line 2 of x is not"):
+    with refuses("FP3046", "2", "x"):
         list(rated("1\t2\ta\n3\t4\n", "x"))
 
 
 def test_votes() -> None:
     assert ratings_in("1_1\t-0.5\t0.5\t[0, -1]\n2\t1\t0\t[1, 1]\n", "x") == {"1_1": "[0, -1]", "2": "[1, 1]"}
-    with pytest.raises(DataError, match="line 1 of x is not"):
+    with refuses("FP3044", "1", "x"):
         ratings_in("1\t2\n", "x")
     for wrong in ("", "[]", "[1, 'a']", "3", "[1.5]"):
-        with pytest.raises(DataError, match="no ratings of a text from films"):
+        with refuses("FP3045", "films"):
             votes_in(wrong, "films")
     raters = raters_of([votes_in("[3, -1, 0, 2]", "films"), [1, 1]])
     assert raters.share.tolist() == [(2 + 0.5) / 4, 1.0]

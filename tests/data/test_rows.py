@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset
-from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 TEXTS = [f"a {'good' if i % 2 else 'bad'} cup {i}" for i in range(8)]
 LABELS = np.arange(8) % 2
@@ -21,21 +21,21 @@ def made(
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        (lambda: (Rows(TEXTS, list(LABELS)),), "labels are a list, and must be a NumPy array"),
-        (lambda: (Rows(TEXTS, np.arange(8) % 3),), "the training rows of cups have the label 2, and there are 2 label"),
-        (lambda: (Rows(TEXTS, LABELS - 1),), "the training rows of cups have the label -1"),
-        (lambda: (Rows(TEXTS, LABELS), Rows(TEXTS, LABELS + 1)), "the test rows of cups have the label 2"),
-        (lambda: (Rows(TEXTS, LABELS.astype(float)),), r"labels of float64, shape \(8,\); classification takes int64"),
-        (lambda: (Rows([*TEXTS[:7], None], LABELS),), "row 7 is None, and each must be a str"),
-        (lambda: (Rows(np.array(TEXTS), LABELS),), "texts in an array of <U1.; give them as a list of str"),
-        (lambda: (Rows(TEXTS, LABELS), None, None), "label_names is None; give one name for each class"),
-        (lambda: (Rows(np.zeros((8, 4, 4)), LABELS), None, ("a", "b"), "image"), "images as an array of float64"),
-        (lambda: (Rows(TEXTS, LABELS), None, ("a", "b"), "image"), "images as a list; give a NumPy array of uint8"),
-        (lambda: (Rows(TEXTS, LABELS), None, ("a", "b"), "sound"), "rows of the kind 'sound'; legal: text, image"),
+        (lambda: (Rows(TEXTS, list(LABELS)),), ("FP3132", "labels", "list")),
+        (lambda: (Rows(TEXTS, np.arange(8) % 3),), ("FP3144", "the training rows of cups", "2", "2")),
+        (lambda: (Rows(TEXTS, LABELS - 1),), ("FP3144", "the training rows of cups", "-1")),
+        (lambda: (Rows(TEXTS, LABELS), Rows(TEXTS, LABELS + 1)), ("FP3144", "the test rows of cups", "2")),
+        (lambda: (Rows(TEXTS, LABELS.astype(float)),), ("FP3143", "float64", "(8,)")),
+        (lambda: (Rows([*TEXTS[:7], None], LABELS),), ("FP3140", "7", "None")),
+        (lambda: (Rows(np.array(TEXTS), LABELS),), ("FP3139", "<U12")),
+        (lambda: (Rows(TEXTS, LABELS), None, None), ("FP3142",)),
+        (lambda: (Rows(np.zeros((8, 4, 4)), LABELS), None, ("a", "b"), "image"), ("FP3141", "an array of float64")),
+        (lambda: (Rows(TEXTS, LABELS), None, ("a", "b"), "image"), ("FP3141", "a list")),
+        (lambda: (Rows(TEXTS, LABELS), None, ("a", "b"), "sound"), ("FP3134", "sound", "text, image")),
     ],
 )
 def test_rows_that_no_run_can_use_are_refused_in_a_sentence(parts, told):
-    with pytest.raises(DataError, match=told):
+    with refuses(*told):
         made(*parts())
 
 
@@ -45,7 +45,5 @@ def test_a_data_set_that_returns_nothing_is_refused(monkeypatch):
             """Forgets to return what it has read."""
 
     monkeypatch.setattr(DATASETS, "build", lambda text: Nothing())
-    with pytest.raises(
-        DataError, match=r"load\(\) of mine returns NoneType, and must return a fedpeft.data.rows.Dataset"
-    ):
+    with refuses("FP3145", "mine", "NoneType"):
         load_dataset("mine")

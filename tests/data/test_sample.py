@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from fedpeft.data.rows import DATASETS, Raters, load_dataset
-from fedpeft.errors import ConfigError
+from tests.refusals import refuses
 
 
 def test_a_sample_has_as_many_rows_of_the_other_data_set_and_says_so():
@@ -47,5 +46,5 @@ def test_a_file_inside_is_found_from_everywhere():
 
 
 def test_an_unknown_data_set_inside_is_named():
-    with pytest.raises(ConfigError, match="tinny"):
+    with refuses("FP1231", "tinny"):
         load_dataset("sample(of=tinny)")

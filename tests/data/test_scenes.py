@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
 
 from fedpeft.data.datasets.fashion_texts import sentence, with_names
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.data.scenes import COLOURS, Scene, drawn, held_out, scenes
-from fedpeft.errors import ConfigError
+from tests.refusals import refuses
 
 FEW = "scenes(rows=40, validation_rows=10, test_rows=10, owners=4)"
 
@@ -59,7 +58,7 @@ def test_owners_with_one_side_lack_the_other() -> None:
     texts = np.array([bool(text) for text in train.texts])
     kinds = {(owner, i, t) for owner, i, t in zip(train.owners.tolist(), images.tolist(), texts.tolist(), strict=True)}
     assert sorted((i, t) for _, i, t in kinds) == [(False, True), (False, True), (True, False), (True, True)]
-    with pytest.raises(ConfigError, match="at most 1"):
+    with refuses("FP1095"):
         load_dataset("scenes(images_only=0.6, texts_only=0.5)")
 
 

@@ -8,8 +8,8 @@ import pytest
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import DATASETS, load_dataset, without_validation
 from fedpeft.data.task_sequence import MetTasks, TaskSchedule
-from fedpeft.errors import ConfigError, DataError
 from fedpeft.simulation.rows import SimulatedRows
+from tests.refusals import refuses
 
 
 def test_the_classes_of_one_set_a_few_at_a_time():
@@ -50,16 +50,16 @@ def test_what_a_loss_compares():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tasks(tiny)", "two data sets or more"),
-        ("tasks(tiny, tiny, classes=2)", "splits one data set, and 2 are named"),
-        ("tasks(tiny, classes=4)", "is one task"),
-        ("tasks(tiny, tiny_lm)", "one model"),
-        ("tasks(tiny_lm, classes=2)", "has no classes"),
-        ('tasks("tasks(tiny, classes=2)", tiny)', "tasks of all of them in one|made of tasks"),
+        ("tasks(tiny)", ("FP1098",)),
+        ("tasks(tiny, tiny, classes=2)", ("FP1097", "2")),
+        ("tasks(tiny, classes=4)", ("FP1104",)),
+        ("tasks(tiny, tiny_lm)", ("FP1099",)),
+        ("tasks(tiny_lm, classes=2)", ("FP1103",)),
+        ('tasks("tasks(tiny, classes=2)", tiny)', ("FP1102",)),
     ],
 )
 def test_what_is_no_sequence_is_refused(text, words):
-    with pytest.raises(ConfigError, match=words):
+    with refuses(*words):
         load_dataset(text)
 
 
@@ -75,7 +75,7 @@ def test_every_client_meets_every_task():
     rows.partition.check(len(rows.train))
     for client in range(7):
         assert set(rows.train.tasks[rows.partition.shard(client)]) == {0, 1, 2}
-    with pytest.raises(DataError, match="task 1, class 0, class 1: 400 clients"):
+    with refuses("FP3176", "1", "class 0, class 1", "FP3087 400"):
         SimulatedRows.of(config, 400)
 
 
@@ -100,11 +100,11 @@ def test_a_schedule_says_who_is_where():
 @pytest.mark.parametrize(
     ("schedule", "rounds", "words"),
     [
-        (TaskSchedule(3), 2, "need at least 3 rounds, and the run has 2"),
-        (TaskSchedule(3, every=4), 8, "need at least 9 rounds"),
-        (TaskSchedule(2, late=3), 6, "legal are 0 to 2"),
+        (TaskSchedule(3), 2, ("FP1110", "3", "2")),
+        (TaskSchedule(3, every=4), 8, ("FP1110", "9")),
+        (TaskSchedule(2, late=3), 6, ("FP1111", "2")),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused(schedule, rounds, words):
-    with pytest.raises(ConfigError, match=words):
+    with refuses(*words):
         schedule.over(rounds)

@@ -7,10 +7,10 @@ import itertools
 import pytest
 
 from fedpeft.deployment.capacity import ModelSize, choose, device_called
-from fedpeft.errors import RunError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import linear_layers
 from fedpeft.models.task import DTYPES, TASKS
+from tests.refusals import refuses
 
 SEVEN_B = ModelSize(linear=6_500_000_000, other=300_000_000, hidden=4096, intermediate=11008, blocks=32, heads=32,
                     vocabulary=32000)  # fmt: skip
@@ -25,17 +25,17 @@ def chosen(free, dtype="bf16", batch=8, few=("int8", "nf4"), language=True, whol
 @pytest.mark.parametrize("text", ["meta", "mps", "xpu", "cuda:x", "", "gpu"])
 def test_what_is_neither_the_cpu_nor_a_gpu_of_cuda_is_no_device(text):
     assert device_called("cpu") == device_called("cpu:0") == "cpu"
-    with pytest.raises(RunError, match="is no device; legal: cpu"):
+    with refuses("FP5020"):
         device_called(text)
 
 
 def test_a_gpu_is_called_as_it_was_given(monkeypatch):
     """torch itself takes cuda:300 for cuda:44, and cuda:256 for the first one."""
-    with pytest.raises(RunError, match="there is no cuda:300 here"):
+    with refuses("FP5019", "cuda:300"):
         device_called("cuda:300")
     monkeypatch.setattr("fedpeft.deployment.capacity.accelerators", lambda: ["cuda:0"])
     assert [device_called(text) for text in ("auto", "cuda", "cuda:0", "cpu:0")] == ["cuda:0", "cuda", "cuda:0", "cpu"]
-    with pytest.raises(RunError, match="there is no cuda:256 here; take --device cuda:0"):
+    with refuses("FP5019", "cuda:256", "--device cuda:0"):
         device_called("cuda:256")
 
 

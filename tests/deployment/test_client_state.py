@@ -11,8 +11,8 @@ from rich.console import Console
 from fedpeft.deployment.client_state import alone_in, folder_for
 from fedpeft.deployment.connection import Connection
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import RunError
 from fedpeft.join import Command, join
+from tests.refusals import refuses
 
 
 def test_servers_name_federations_as_clients_take_them(tmp_path):
@@ -28,7 +28,7 @@ def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeyp
     (tmp_path / "rows.csv").write_text("text,label\nx,a\n")
     state = tmp_path / "a" / "b" / "state"
     command = Command("127.0.0.1:1", tmp_path / "rows.csv", insecure=True, name="edge-1", state=state)
-    with pytest.raises(RunError, match=r"the server calls its federation .* legal are 16 of the digits"):
+    with refuses("FP5036"):
         join(command, Console(quiet=True))
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
@@ -41,5 +41,5 @@ def test_nobody_else_sees_the_names_of_a_machine_s_clients(tmp_path):
 
 def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"can't be kept in .*; give another --state"), alone_in(tmp_path / "file" / "x"):
+    with refuses("FP5038", "--state"), alone_in(tmp_path / "file" / "x"):
         pass

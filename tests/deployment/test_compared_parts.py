@@ -13,6 +13,7 @@ from fedpeft.deployment.shared_settings import settings_digest
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from tests.deployment.test_edge import joins, told
+from tests.refusals import refuses
 
 CODEC = '''
 import struct
@@ -92,7 +93,7 @@ def test_a_client_without_the_file_is_told_so(federation, observer, codec):
     made = federation(clients=1, codec="uni")
     description = told(made)
     only(None)
-    with pytest.raises(RunError, match=r"codec step 'uni' is a part from outside.* none of this name .* --plugin FILE"):
+    with refuses("FP5039", "codec step 'uni", "--plugin FILE"):
         joins(made, observer, description)
 
 
@@ -100,7 +101,7 @@ def test_a_part_that_the_server_does_not_tell_is_refused(federation, observer, c
     made = federation(clients=1, codec="uni")
     description = told(made)
     del description.parts[:]
-    with pytest.raises(RunError, match=r"the part codecs.uni, which is of .*mine.py here, and the server does not say"):
+    with refuses("FP5041", "codecs.uni", "mine.py"):
         joins(made, observer, description)
 
 
@@ -127,15 +128,15 @@ def test_parts_that_clients_do_not_run_by_name_are_the_server_s_own(tmp_path, co
     ],
 )  # fmt: skip
 def test_what_no_server_tells_is_refused(text):
-    with pytest.raises(RunError, match="the server tells a part from outside as"):
+    with refuses("FP5043"):
         check_parts([text])
 
 
 def test_a_part_is_told_once_and_not_too_many_are():
     text = "codecs.uni " + "0" * 64
-    with pytest.raises(RunError, match="each part once"):
+    with refuses("FP5043"):
         check_parts([text, text])
-    with pytest.raises(RunError, match=f"tells {MOST + 1} parts"):
+    with refuses("FP5042", MOST + 1):
         check_parts([text] * (MOST + 1))
 
 

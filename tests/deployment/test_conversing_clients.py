@@ -16,9 +16,9 @@ from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import ConfigError, DataError, RunError
 from tests.chat import with_template
 from tests.here import Federation
+from tests.refusals import refuses
 
 CHATS = ServeOptions(task="instruction", held_out=0.25)
 
@@ -112,12 +112,12 @@ def test_a_template_of_a_file_is_handed_to_the_clients_and_compared(tmp_path, ob
     told = made.server.gateway.description
     assert len(told.template) == 64
     made.run()
-    for own, words in (("", "a template of its own"), (str(other), "is not the server's")):
+    for own, words in (("", ("FP1116",)), (str(other), ("FP1117",))):
         made.options[0] = {"template": own}
-        with pytest.raises(ConfigError, match=words):
+        with refuses(*words):
             made.edge(0)
     told.template = "alpaca"
-    with pytest.raises(ConfigError, match=r"is a file, and the federation writes .* by the template alpaca"):
+    with refuses("FP1115", "alpaca"):
         made.edge(0)
 
 
@@ -153,36 +153,36 @@ def test_rows_of_a_data_set_are_the_server_s_own(tmp_path):
     for options in (asked, ServeOptions(eval_data="dataset")):
         assert ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), options).form.template == "alpaca"
     with plugins.given({"datasets": {"written": Written}}):
-        with pytest.raises(ConfigError, match="written by no template that it names"):
+        with refuses("FP1152"):
             ServersRows.of(RunConfig(dataset="written"), ServeOptions(eval_data="dataset"))
         assert ServersRows.of(RunConfig(dataset="written"), asked).form.template == "alpaca"
-    with pytest.raises(ConfigError, match=r"--template alpaca is not that of rows.jsonl, which is chat"):
+    with refuses("FP1151", "--template alpaca", "rows.jsonl", "chat"):
         ServersRows.of(RunConfig(dataset=f"file:{file}"), asked)
-    with pytest.raises(DataError, match=r"there is no file none.jinja"):
+    with refuses("FP3107", "none.jinja"):
         with_form(RunConfig(), ServeOptions(task="instruction", template="none.jinja"))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"text": "x", "label": "y"}', "has no column 'output' for the answer"),
-        ('{"prompt": "x", "chosen": "y", "rejected": "z"}', "other rows than the federation learns from, which are co"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "nobody answers"),
+        ('{"text": "x", "label": "y"}', ("FP3019", "has no column 'output' for the answer")),
+        ('{"prompt": "x", "chosen": "y", "rejected": "z"}', ("FP3026", "conversations")),
+        ('{"messages": [{"role": "user", "content": "x"}]}', ("FP3016",)),
     ],
 )
 def test_a_client_s_rows_of_another_form_are_for_its_user(content, words, tmp_path):
     (tmp_path / "rows.jsonl").write_text(content + "\n")
-    with pytest.raises(DataError, match=words):
+    with refuses(*words):
         Clients(task="instruction").read(tmp_path / "rows.jsonl", None, "")
 
 
 def test_preferences_that_are_none(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(FORMS["messages"](*talk(0))) + "\n")
-    with pytest.raises(DataError, match="which are preferences: columns prompt, chosen and rejected"):
+    with refuses("FP3026", "preferences: columns prompt, chosen and rejected"):
         Clients(task="dpo").read(tmp_path / "rows.jsonl", None, "")
-    with pytest.raises(ConfigError, match="there is no prompt template 'foo'"):
+    with refuses("FP1107", "foo"):
         Clients(task="instruction", template="foo")
-    with pytest.raises(ConfigError, match="name no others"):
+    with refuses("FP1089"):
         Clients(task="dpo", text="question")
 
 
@@ -190,11 +190,11 @@ def test_a_server_s_template_is_checked():
     for template in ("chat", "alpaca", "0" * 64):
         check_description(v2.Description(task="instruction", template=template))
     for template in ("", "x.jinja", "/etc/passwd", "{{ messages }}", "0" * 63):
-        with pytest.raises(RunError, match="the server describes the prompt template"):
+        with refuses("FP5067"):
             check_description(v2.Description(task="dpo(beta=0.2)", template=template))
 
 
 def test_a_template_is_no_matter_of_others():
     told = v2.Description(task="causal_lm", text_column="text")
-    with pytest.raises(ConfigError, match=r"--template own.jinja is a file, and the federation has no conversations"):
+    with refuses("FP1115", "--template own.jinja"):
         told_form(told, EdgeOptions(template="own.jinja"))

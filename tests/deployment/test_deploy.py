@@ -19,9 +19,9 @@ import tyro
 
 from fedpeft import certs, join, serve, simulate, transcript
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError
 from fedpeft.flower.settings import OWN_KEYS, config_of
 from fedpeft.machine.cache import cache_directory
+from tests.refusals import refuses
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -125,7 +125,7 @@ def test_the_flower_run_config_is_the_configuration():
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert config_of(app["config"]) == dataclasses.replace(RunConfig(), dtype="fp32"), "the clients' CPUs are unknown"
     assert set(app["config"]) - {f.name.replace("_", "-") for f in dataclasses.fields(RunConfig)} == set(OWN_KEYS)
-    with pytest.raises(ConfigError, match="did you mean 'rounds'"):
+    with refuses("FP1225", "did you mean 'rounds"):
         config_of({**app["config"], "round": 3})
-    with pytest.raises(ConfigError, match="take fedit or flexlora"):
+    with refuses("FP1178"):
         config_of({**app["config"], "strategy": "flora"})

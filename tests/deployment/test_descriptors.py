@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.deployment.descriptors import OF_A_CLIENT, SPARE, STRANGERS, connections
-from fedpeft.errors import RunError
+from tests.refusals import refuses
 
 ROOT = Path(__file__).parent.parent.parent
 CROWD = 1100
@@ -69,7 +69,7 @@ def test_what_the_machine_allows_is_not_exceeded(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     assert connections(3) == 1024 - SPARE
-    with pytest.raises(RunError, match=r"1000 clients may need 2256 open files, and this process may have 1024"):
+    with refuses("FP5068", "1000", "2256", "1024"):
         connections(1000)
 
 

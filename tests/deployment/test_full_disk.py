@@ -14,6 +14,7 @@ import torch
 from fedpeft.errors import RunError
 from fedpeft.privacy import client_engine
 from fedpeft.server.progress import Checkpoints
+from tests.refusals import has_error
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def test_a_full_disk_at_the_client_costs_a_round_and_nothing_else(federation):
     edge = made.server.edges[0]
     with full_disk(1000):
         report = edge.handle(instruction)
-    assert "the state of client 0 can't be written" in report.error
+    assert has_error(report.error, "FP5001", "0")
     assert "\n" not in report.error
     assert not list((made.folder / "edge-0").rglob("*.partial"))
     assert edge.handle(instruction).payload == good.payload
@@ -71,18 +72,18 @@ def test_a_full_disk_stops_a_private_client_before_anything_leaves_it(federation
     ledger = edge.protection.ledger.path.stat().st_size
     with full_disk(ledger):
         report = edge.handle(instruction)
-    assert "privacy ledger" in report.error
+    assert has_error(report.error, "FP7045")
     assert not report.payload
     with full_disk(ledger + 30):  # a part of the charge still fits
-        assert "privacy ledger" in edge.handle(instruction).error
+        assert has_error(edge.handle(instruction).error, "FP7045")
     assert edge.protection.ledger.path.stat().st_size == ledger, "the next charge would follow half a line"
     with full_disk(ledger + 400):
         report = edge.handle(instruction)
-    assert "the state of client" in report.error
+    assert has_error(report.error, "FP5001")
     assert not report.payload
     with monkeypatch.context() as patch:  # an answer is smaller than a state, and no room is left for it alone
         patch.setattr(client_engine, "replace_file", no_room)
         report = edge.handle(instruction)
-    assert "answer can't be kept" in report.error
+    assert has_error(report.error, "FP7030")
     assert not report.payload
     assert edge.handle(instruction).payload

@@ -20,6 +20,7 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import parts
 from fedpeft.errors import RunError
 from tests.deployment.door import LIMIT, asked, client, good
+from tests.refusals import refuses
 
 
 def dropped(door, connection, send, why):
@@ -54,7 +55,7 @@ def test_a_dropped_client_is_taken_back_when_its_server_says_so(door):
         dropped(door, connection, lambda: connection.submit(task, replace(good(door), client=7)), "another client")
         roster = Roster(door.folder / "roster.json", 3)
         for names in (["edge-2"], ["edge-1", "edge-2"]):
-            with pytest.raises(RunError, match="'edge-2' is no client of this federation; it has dropped: edge-1"):
+            with refuses("FP5076", "edge-2", "edge-1"):
                 roster.readmit(names)
         assert Roster(door.folder / "roster.json", 3).find("edge-1").dropped  # all of the names, or none
         assert roster.readmit(["edge-1"]) == ["edge-1"]
@@ -90,7 +91,7 @@ def test_replayed_reports_are_ignored_and_then_end_it(door):
         assert connection.submit(task, good(door)) == "taken"
         for _ in range(REPEATS):
             assert connection.submit(task, good(door)) == "known"
-        with pytest.raises(RunError, match="nobody waits for"):
+        with refuses("FP5044", "FP6090"):
             connection.submit(task, good(door))
         assert door.gateway.answers.get(timeout=5).report == good(door)
         assert door.gateway.answers.empty()
@@ -148,7 +149,7 @@ def test_a_flood_of_calls(door, monkeypatch):
     monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
     with client(door) as connection:
         asked(door, connection)
-        with pytest.raises(RunError, match="calls too often"):
+        with refuses("FP5044", "calls too often"):
             assert not [connection.describe() for _ in range(200)]
     assert door.reasons("dropped") == ["it calls too often"]
 
@@ -170,7 +171,7 @@ def test_answers_are_no_flood_however_fast_the_server_asks(door, monkeypatch):
 
 def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
     monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
-    with door.link("edge-1").open() as connection, pytest.raises(RunError, match="calls too often"):
+    with door.link("edge-1").open() as connection, refuses("FP5044", "calls too often"):
         assert not [connection.describe() for _ in range(200)]
     assert door.roster.find("edge-1") is None
 
@@ -179,7 +180,7 @@ def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypa
     door.gateway.admission._lines = Bucket(0.0, 3.0)
     with door.link("edge-1").open() as connection:
         for _ in range(9):
-            with pytest.raises(RunError, match="another federation"):
+            with refuses("FP5044", "another federation"):
                 next(connection.tasks(v2.Registration(run="other", rows=1)))
     assert len(door.reasons("refused")) == 3
     assert door.gateway.admission.refused == 9

@@ -34,11 +34,12 @@ from fedpeft.deployment.monitoring import (
 )
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.session import Session
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import RunError
 from fedpeft.run.console import ServeObserver
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import _reached
 from fedpeft.serve import end_told, serve
+from tests.refusals import refuses
 
 
 def free_port() -> int:
@@ -108,7 +109,7 @@ def test_metrics_and_health_are_served(tmp_path, monkeypatch):
 
 def test_only_a_client_can_come_back(tmp_path):
     options = ServeOptions(listen="127.0.0.1:0", insecure=True, readmit="edge-1")
-    with pytest.raises(RunError, match="'edge-1' is no client of this federation; it has dropped: none"):
+    with refuses("FP5076", "edge-1", "none"):
         serve(RunConfig(dataset="tiny", clients=2), options, tmp_path / "run", False, Console(quiet=True))
     assert not (tmp_path / "run").exists()
 
@@ -197,7 +198,7 @@ def test_the_log_says_how_a_run_ends(error, event, level, tmp_path):
         end()
     [line] = map(json.loads, (tmp_path / "serve.jsonl").read_text().splitlines())
     assert (line["event"], line["level"]) == (event, level)
-    assert line.get("reason") == ("no disk" if level == "error" else None)
+    assert line.get("reason") == ("FP5000 no disk" if level == "error" else None)
 
 
 def test_silent_callers_take_a_few_threads_and_leave_again(monkeypatch):
@@ -244,7 +245,7 @@ def test_metrics_for_everybody_are_warned_of_and_name_no_client():
 
 def test_an_address_of_another_form_is_one_sentence():
     options = ServeOptions(metrics="9470")
-    with pytest.raises(ConfigError, match="not of the form HOST:PORT"), Operation(None, None, options):  # type: ignore[arg-type]
+    with refuses("FP1122"), Operation(None, None, options):  # type: ignore[arg-type]
         pass
 
 

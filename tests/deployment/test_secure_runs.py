@@ -20,7 +20,6 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.served_settings import check
 from fedpeft.deployment.session import Session
 from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.errors import FedpeftError, PrivacyError, RunError
 from fedpeft.join import main as join
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
@@ -31,6 +30,7 @@ from fedpeft.server.exchange import Exchange
 from fedpeft.server.sum_journal import SumJournal
 from tests.conftest import SilentObserver
 from tests.here import Federation
+from tests.refusals import has_error, refuses
 
 SUMMED = {"privacy": "secure_sum", "clients": 5, "head": "ridge"}
 SHARED = {"privacy": "distributed_dp(noise_multiplier=1, rows=310, dropouts=0.2, test_noise=True)", "clients": 5,
@@ -214,9 +214,9 @@ def test_a_damaged_journal_is_one_sentence(tmp_path, observer, monkeypatch):
     for name in ("announced", "3"):
         file = journal.folder / name
         file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(RunError, match=r"what was heard of a secure sum in .*announced can't be read"):
+    with refuses("FP5208", "announced"):
         journal.opened(2)
-    with pytest.raises(RunError, match=r"what was heard of a secure sum in .*3 can't be read"):
+    with refuses("FP5208", "3"):
         journal.step(3)
 
 
@@ -226,23 +226,23 @@ def test_a_damaged_journal_is_one_sentence(tmp_path, observer, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "serving", "says"),
     [
-        ({"privacy": "secure_sum(threshold=0.5)"}, {}, "a threshold of 2/3 or more"),
-        ({}, {"held_out": 0.2}, "one by one, which no sum hides"),
-        ({"clients": 2}, {}, "3 clients or more; the cohort has 2"),
-        ({"strategy": "krum"}, {}, "krum needs more of them than that"),
-        ({"privacy": "secure_sum(bits=6)", "clients": 6}, {}, "give bits=7 or more"),
-        ({"codec": "small"}, {}, "has a code of its own"),
+        ({"privacy": "secure_sum(threshold=0.5)"}, {}, ("FP7081",)),
+        ({}, {"held_out": 0.2}, ("FP7021",)),
+        ({"clients": 2}, {}, ("FP7079", "3", "2")),
+        ({"strategy": "krum"}, {}, ("FP7100", "krum")),
+        ({"privacy": "secure_sum(bits=6)", "clients": 6}, {}, ("FP7078", "7")),
+        ({"codec": "small"}, {}, ("FP7101",)),
     ],
     ids=str,
 )
 def test_what_a_server_refuses(federation, given, serving, says):
-    with pytest.raises(FedpeftError, match=says):
+    with refuses(*says):
         federation(**{"clients": 3, "privacy": "secure_sum"} | given, serve=ServeOptions(**serving))
 
 
 def test_a_threshold_that_lies_get_around_is_refused_by_clients_too():
     shared_settings('privacy = "secure_sum"\nclients = 3')
-    with pytest.raises(PrivacyError, match="a threshold of 2/3 or more"):
+    with refuses("FP7081"):
         shared_settings('privacy = "secure_sum(threshold=0.6)"\nclients = 3')
     check(RunConfig(privacy="secure_sum(threshold=0.67)"), ServeOptions())
 
@@ -250,39 +250,39 @@ def test_a_threshold_that_lies_get_around_is_refused_by_clients_too():
 def test_without_tls_there_are_no_secure_sums(tmp_path, capsys):
     words = ["--privacy", "secure_sum", "--dataset", "tiny", "--clients", "3", "--insecure", "--output", str(tmp_path)]
     assert serve([*words, "--listen", "127.0.0.1:0"]) == 2
-    assert "needs certificates: without TLS" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1404")
 
 
 def test_what_clients_refuse_of_their_own_options(federation):
     made = federation(clients=3, privacy="secure_sum")
     for options, says in (
-        ({"roster_hash": "0" * 16}, "give its file too, with --roster"),
-        ({"roster": "nowhere.txt"}, "the roster nowhere.txt can't be read"),
-        ({"rank": 1}, "leave out --rank"),
+        ({"roster_hash": "0" * 16}, ("FP1119", "--roster")),
+        ({"roster": "nowhere.txt"}, ("FP1125", "nowhere.txt")),
+        ({"rank": 1}, ("FP5071", "--rank")),
     ):
         made.options[0] = options
-        with pytest.raises(FedpeftError, match=says):
+        with refuses(*says):
             made.edge(0)
     made.summed = False
     made.options[0] = {}
-    with pytest.raises(PrivacyError, match="needs certificates: without TLS"):
+    with refuses("FP7014"):
         made.edge(0)
 
 
 def test_a_roster_that_could_keep_nobody_out_is_refused(federation, tmp_path):
     (tmp_path / "roster.txt").write_text(f"{'0' * 64} edge-0\n")
-    with pytest.raises(PrivacyError, match="this federation adds up nothing under masks"):
+    with refuses("FP7015"):
         federation(clients=1, options=[{"roster": str(tmp_path / "roster.txt")}])
 
 
 def test_wrong_options_of_a_client_are_found_before_the_server_is_asked(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("text,label\na,x\n")
     assert join(["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--fewest", "2"]) == 2
-    assert "fewest must be at least 3, got 2" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1227", "fewest", "at least 3", "2")
     (tmp_path / "roster.txt").write_text(f"{'0' * 64} edge-0\n")
     words = ["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-0"]
     assert join([*words, "--roster", str(tmp_path / "roster.txt"), "--roster-hash", "1" * 16]) == 2
-    assert "it is not the one that you were told of" in capsys.readouterr().err, "before the server is asked"
+    assert has_error(capsys.readouterr().err, "FP1127"), "before the server is asked"
 
 
 def test_rounds_wait_for_three_clients_at_least(federation, monkeypatch):

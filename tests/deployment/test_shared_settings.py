@@ -12,9 +12,9 @@ from fedpeft.deployment.edge import Edge, settings_of
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.suited import settled
 from tests.conftest import SilentObserver
+from tests.refusals import refuses
 
 FIELDS = {
     "clients": ("taken", 7),
@@ -62,7 +62,7 @@ def test_a_setting_is_taken_or_left_or_refused(name):
     assert value != getattr(default, name)
     text = dataclasses.replace(default, **{name: value}).to_toml()
     if fate == "refused":
-        with pytest.raises(RunError, match=f"the server's settings say {name}=.* belongs to simulations"):
+        with refuses("FP5097", name):
             shared_settings(text)
         return
     found = shared_settings(text)
@@ -85,7 +85,7 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
     }
     told = {rate: v2.Description(config=config.to_toml()) for rate, config in runs.items()}
     assert settings_of(told[""], options).batch_size == 2
-    with pytest.raises(ConfigError, match="--batch-size 2 would scale this client's updates"):
+    with refuses("FP1118", "--batch-size 2"):
         settings_of(told[", rate=0.5"], options)
     monkeypatch.setattr(capacity, "free_memory", lambda _: 1.0)
     for rate, rows in (("", 1), (", rate=0.5", 0)):
@@ -97,31 +97,31 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("clients = 1000001", "clients=1000001, and a client takes 1000000 at most"),
-        ("rounds = 4611686018427387904", "a client takes 1000000 at most"),
-        ("local_work = 'epochs(1e300)'", "passes must be above 0 and at most 1e[+]06"),
-        ("local_work = 'steps(1000001)'", "count must be at least 1 and at most 1e[+]06"),
-        ("local_work = 'os(1)'", "unknown amount of local work 'os'"),
-        ("optimizer = 'os'", "unknown local optimizer 'os'"),
-        ("drift = 'fedprox + os'", "unknown drift correction 'os'"),
-        ("clients = '/etc/passwd'", "a file of clients"),
-        ("proximal = 0.5", "proximal is now drift = .fedprox"),
-        ("seed = 9223372036854775808", "at most"),
-        (f"seed = {'9' * 5000}", "can't be used"),
-        (f"learning_rate = 1{'0' * 400}", "learning_rate must be float"),
-        (f"x = {'[' * 100_000}", "can't be used"),
-        (f"privacy = '{'(' * 10_000}'", "is not of the form"),
-        ("privacy = 'dp_sgd\\u0000'", "is not of the form"),
-        ("privacy = 'none'", "belongs to simulations"),
-        ("privacy = 'dp_sgd(epsilon=8, audit=True)'", "belongs to simulations"),
-        ("privacy = 'fedpeft.audit'", "is not of the form"),
-        ("privacy = 'os'", "unknown privacy mechanism 'os'"),
-        ("wings = 2", "wings"),
+        ("clients = 1000001", ("FP5098", "clients", "1000001", "1000000")),
+        ("rounds = 4611686018427387904", ("FP5098", "1000000")),
+        ("local_work = 'epochs(1e300)'", ("FP5094", "FP1227", "passes", "above 0 and at most 1e", "06")),
+        ("local_work = 'steps(1000001)'", ("FP5094", "FP1227", "count", "at least 1 and at most 1e", "06")),
+        ("local_work = 'os(1)'", ("FP5094", "FP1231", "amount of local work 'os")),
+        ("optimizer = 'os'", ("FP5094", "FP1231", "local optimizer 'os")),
+        ("drift = 'fedprox + os'", ("FP5094", "FP1231", "drift correction 'os")),
+        ("clients = '/etc/passwd'", ("FP5096",)),
+        ("proximal = 0.5", ("FP5094", "FP1074", 'proximal is now drift = "fedprox')),
+        ("seed = 9223372036854775808", ("FP5098",)),
+        (f"seed = {'9' * 5000}", ("FP5094",)),
+        (f"learning_rate = 1{'0' * 400}", ("FP5094", "FP1227", "learning_rate", "float")),
+        (f"x = {'[' * 100_000}", ("FP5094",)),
+        (f"privacy = '{'(' * 10_000}'", ("FP5094", "FP1420")),
+        ("privacy = 'dp_sgd\\u0000'", ("FP5094", "FP1420")),
+        ("privacy = 'none'", ("FP5099",)),
+        ("privacy = 'dp_sgd(epsilon=8, audit=True)'", ("FP5099",)),
+        ("privacy = 'fedpeft.audit'", ("FP5094", "FP1420")),
+        ("privacy = 'os'", ("FP5094", "FP1231", "privacy mechanism 'os")),
+        ("wings = 2", ("FP5094", "FP1225", "wings")),
     ],
 )
 def test_settings_that_no_client_takes_are_one_sentence(line, says):
     line = line.replace("'", '"')
-    with pytest.raises(RunError, match=says) as refused:
+    with refuses(*says) as refused:
         shared_settings(line)
     assert len(str(refused.value)) < 600
 
@@ -136,7 +136,7 @@ def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(f
     told = v2.Description.FromString(made.server.gateway.description.SerializeToString())
     told.config = dataclasses.replace(made.config, model="tiny", **{setting: value}).to_toml()
     home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
-    with pytest.raises(RunError, match=f"say {setting}="):
+    with refuses("FP5097", setting):
         Edge(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
 
 

@@ -9,9 +9,10 @@ import pytest
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
-from fedpeft.errors import ConfigError, DataError, FedpeftError, RunError
+from fedpeft.errors import ConfigError, FedpeftError
 from tests.deployment.signing_server import joins  # noqa: F401
 from tests.here import Federation
+from tests.refusals import refuses
 from tests.targets import LABELS, prices, rows_of, tagged
 
 PRICES = ServeOptions(task="regression(mean=500, deviation=100)", label_column="price", held_out=0.25)
@@ -63,7 +64,7 @@ def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
     given = {"task": PRICES.task, "label_column": "price", "eval_data": str(prices(tmp_path / "p.csv"))}
     found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given))
     assert (len(found.validation), found.validation.targets) == (120, "numbers")
-    with pytest.raises(DataError, match="holds numbers to predict, no classes; say so with --task"):
+    with refuses("FP3161", "numbers to predict", "--task"):
         ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given | {"task": ""}))
     many = {"task": "multi_label", "eval_data": str(tagged(tmp_path / "t.jsonl"))}
     found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**many))
@@ -92,5 +93,5 @@ def test_a_client_s_wrong_labels_are_for_its_user(content, tmp_path, observer):
         made.edge(0)
     description = made.server.gateway.description
     description.task = "regression(mean=0, deviation=-1)"
-    with pytest.raises(RunError, match=r"a task that can't be read: .*deviation must be above 0"):
+    with refuses("FP5063", "FP1227", "deviation", "above 0"):
         made.edge(0)

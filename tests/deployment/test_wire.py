@@ -15,6 +15,7 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.generate import GENERATED, generate
 from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import PayloadError
+from tests.refusals import refuses
 
 WIRE = Path(__file__).parent.parent.parent / "fedpeft" / "deployment" / "wire"
 LIMIT = 1 << 24
@@ -83,24 +84,24 @@ def test_what_is_not_a_parcel_is_refused():
     lacking = header()
     del lacking.fields["round"]
     for wrong, why in [
-        (header(code=v2.Value(text="import os")), "does not know"),
-        (header(round=v2.Value(text="2")), "another kind"),
-        (header(round=v2.Value()), "another kind"),
-        (header(error=v2.Value(text="x" * 5000)), "characters long"),
-        (long, "at most"),
-        (twice, "each once"),
-        (foreign, "each once"),
-        (lacking, "lacks the field round"),
+        (header(code=v2.Value(text="import os")), ("FP6097",)),
+        (header(round=v2.Value(text="2")), ("FP6098",)),
+        (header(round=v2.Value()), ("FP6098",)),
+        (header(error=v2.Value(text="x" * 5000)), ("FP6099",)),
+        (long, ("FP6093",)),
+        (twice, ("FP6092",)),
+        (foreign, ("FP6092",)),
+        (lacking, ("FP6101", "round")),
     ]:
-        with pytest.raises(PayloadError, match=why):
+        with refuses(*why):
             Incoming(Report, LIMIT, wrong)
     for kind in ("trian", "", "Train"):
         unknown = next(iter(parts("t", Instruction(kind, 1, 0, b"abc")))).header
         with pytest.raises(PayloadError, match=rf"field kind is '{kind}'; legal are prepare, train, evaluate"):
             Incoming(Instruction, LIMIT, unknown)
-    with pytest.raises(PayloadError, match="more arrived"):
+    with refuses("FP6094"):
         received(Report, LIMIT, [v2.Part(header=header()), v2.Part(chunk=b"abcd")])
-    with pytest.raises(PayloadError, match="ended before"):
+    with refuses("FP6096"):
         received(Report, LIMIT, [v2.Part(header=header())])
-    with pytest.raises(PayloadError, match="a chunk of 2 bytes arrived"):
+    with refuses("FP6095", "2"):
         received(Report, LIMIT, [v2.Part(header=header()), v2.Part(chunk=b"ab")])

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import DataError
 from fedpeft.evaluation import answered_rows
 from fedpeft.evaluation.answered_rows import answered
 from fedpeft.predict import chances, main, outputs, still_there
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
+from tests.refusals import refuses
 from tests.tagged import LABELS, sentences, write_jsonl
 from tests.targets import prices, tagged
 
@@ -98,7 +99,7 @@ def test_a_sample_and_tasks_read_the_texts_of_the_column_that_their_rows_had(tmp
     own = f"file(path='{tmp_path / 'rows.csv'}', text=body)"
     (tmp_path / "new.csv").write_text("text,body\nx,\n")
     run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=of.format(own=own)))
-    with pytest.raises(DataError, match="1 row has an empty text in the column 'body'"):
+    with refuses("FP3062", "1 row has an empty text in the column 'body"):
         answered_rows._of_texts(run, tmp_path / "new.csv", None)
 
 
@@ -107,7 +108,7 @@ def test_tasks_whose_texts_stand_in_several_columns_want_one_named(tmp_path):
     dataset = f"tasks({f'file(path={str(rows)!r}, text=body)'!r}, {f'file(path={str(rows)!r}, text=title)'!r})"
     rows.write_text("body,title\nx,y\n")
     run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=dataset))
-    with pytest.raises(ConfigError, match=r"stand in the columns body, title; .* --text"):
+    with refuses("FP1096", "body, title", "--text"):
         answered_rows._of_texts(run, rows, None)
     assert answered_rows._of_texts(run, rows, "title")
 
@@ -166,7 +167,7 @@ def test_rows_without_a_text_are_counted_before_the_model_is_loaded(tmp_path, ca
 def test_a_language_model_is_told_where_its_questions_go(tmp_path):
     (tmp_path / "rows.csv").write_text("text\n" + "\n".join(f"one and two are {i}" for i in range(40)) + "\n")
     run = made(tmp_path, f"file(path='{tmp_path / 'rows.csv'}', label=None)", "--model", "tiny_lm")
-    with pytest.raises(ConfigError, match=r"python -m fedpeft\.evaluate"):
+    with refuses("FP1156"):
         next(answered(run, tmp_path / "rows.csv", None, 0.0))
 
 

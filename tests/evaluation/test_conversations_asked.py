@@ -9,7 +9,7 @@ import pytest
 from fedpeft.answers.questions import Form, read_questions
 from fedpeft.data.conversations import with_messages
 from fedpeft.data.prompt_templates import fingerprint
-from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 SINGLE = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
 LONGER = [*SINGLE, {"role": "user", "content": "de"}, {"role": "assistant", "content": "f"}]
@@ -69,5 +69,5 @@ def test_the_models_own_chat_template_takes_conversations_of_any_length(tmp_path
     ],
 )
 def test_longer_conversations_are_refused_where_there_is_no_form_for_them(tmp_path, messages, form, why):
-    with pytest.raises(DataError, match=f"line 1 of .*q.jsonl .*{why}; give question and answer"):
+    with refuses("FP3003", "line 1 of", "q.jsonl", why):
         asked(tmp_path, messages, form)

@@ -16,7 +16,6 @@ from fedpeft.answers.metric import METRICS
 from fedpeft.answers.questions import Form, of_row, read_questions
 from fedpeft.data.conversations import ids_and_answers
 from fedpeft.data.made_words import WORDS
-from fedpeft.errors import AssetError, DataError
 from fedpeft.evaluate import main, spread
 from fedpeft.evaluation.evaluation import Answered
 from fedpeft.models.task import TASKS
@@ -24,6 +23,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
+from tests.refusals import has_error, refuses
 
 
 def conversation(i: int) -> list[dict[str, str]]:
@@ -160,10 +160,10 @@ def test_metrics_by_hand(name, said, right, expected):
 
 def test_a_metric_without_its_library_is_one_sentence(monkeypatch, run, tmp_path, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
-    with pytest.raises(AssetError, match=r"rouge_l needs the package rouge_score; install it with: .*evaluate"):
+    with refuses("FP2008", "rouge_l", "rouge_score", "evaluate"):
         METRICS.build("rouge_l").check()
     assert main([str(run), "--metrics", "exact_match, rouge_l", "--output", str(tmp_path / "out")]) == 2
-    assert "install it with: pip install 'fedpeft[evaluate]'" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP2008", "evaluate")
     assert not (tmp_path / "out").exists()
 
 
@@ -254,29 +254,29 @@ def test_what_is_too_long_is_counted_and_said(run, tmp_path, capsys):
     assert len(lines(tmp_path / "out")) == 2
     path.write_text(json.dumps(rows[1]) + "\n")
     assert main(words) == 2
-    assert "no question fits" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP3002")
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "x", "anser": "y"}, "no column 'answer'; did you mean 'anser'"),
-        ({"answer": "y"}, "no column 'question'"),
-        ({"question": " ", "answer": "y"}, "'question' must hold a text"),
-        ({"question": "x", "answer": []}, "'answer' must hold a text, or several in a list"),
-        ({"question": "x", "choices": ["a"], "answer": 0}, "'choices' must hold at least two answers, each once"),
-        ({"question": "x", "choices": ["a", "a"], "answer": 0}, "'choices' must hold at least two answers, each once"),
-        ({"question": "x", "choices": ["a", "b"], "answer": "C"}, "'C' is none of the 2 choices; give its position"),
-        ({"question": "x", "choices": ["a", "b"], "answer": 2}, "2 is none of the 2 choices"),
-        ({"question": "x", "choices": [2, 3, 4], "answer": 2}, "2 is the text of one choice and may be the position"),
-        ({"question": "x", "choices": list(range(27)), "answer": "none"}, "its letter from A to Z"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "nobody answers"),
+        ({"question": "x", "anser": "y"}, ("FP3006", "line 2 of", "q.jsonl", "answer", "did you mean 'anser")),
+        ({"answer": "y"}, ("FP3006", "line 2 of", "q.jsonl", "no column 'question")),
+        ({"question": " ", "answer": "y"}, ("FP3007", "line 2 of", "q.jsonl")),
+        ({"question": "x", "answer": []}, ("FP3009", "line 2 of", "q.jsonl", "answer")),
+        ({"question": "x", "choices": ["a"], "answer": 0}, ("FP3008", "line 2 of", "q.jsonl")),
+        ({"question": "x", "choices": ["a", "a"], "answer": 0}, ("FP3008", "line 2 of", "q.jsonl")),
+        ({"question": "x", "choices": ["a", "b"], "answer": "C"}, ("FP3011", "line 2 of", "q.jsonl", "C", "2")),
+        ({"question": "x", "choices": ["a", "b"], "answer": 2}, ("FP3011", "line 2 of", "q.jsonl", "2", "2")),
+        ({"question": "x", "choices": [2, 3, 4], "answer": 2}, ("FP3010", "line 2 of", "q.jsonl", "2")),
+        ({"question": "x", "choices": list(range(27)), "answer": "none"}, ("FP3011", "line 2 of", "q.jsonl", "Z")),
+        ({"messages": [{"role": "user", "content": "x"}]}, ("FP3016", "line 2 of", "q.jsonl")),
     ],
 )
 def test_a_broken_question_is_one_sentence(tmp_path, row, said):
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question": "fine", "answer": "yes"}) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=f"line 2 of .*q.jsonl.*{said}"):
+    with refuses(*said):
         read_questions(str(path), Form(True))
 
 
@@ -302,7 +302,7 @@ def test_clients_without_adapters_of_their_own_are_told(chat_model, tmp_path, ca
     path.write_text("".join(json.dumps({"messages": conversation(i)}) + "\n" for i in range(30)), encoding="utf-8")
     folder = trained(tmp_path / "run", f"file:{path}", chat_model, "--rounds=1")
     assert main([str(folder), "--own=0"]) == 2
-    assert "all clients have the same adapter" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP1418")
     assert not (folder / "evaluation").exists()
 
 

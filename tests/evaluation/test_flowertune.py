@@ -11,11 +11,12 @@ import torch
 from transformers import AutoTokenizer
 
 from fedpeft.data.made_words import WORDS
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import DataError
 from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.flowertune import TRACKS, choice_read, read, sentiment_of
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
+from tests.refusals import refuses
 
 ROWS = 200
 
@@ -210,9 +211,9 @@ def test_sentiments_by_hand():
 def test_mistakes_are_one_sentence(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"input": "x", "A": "1", "B": "2", "C": "3", "target": "A"}) + "\n")
-    with pytest.raises(DataError, match=r"line 1 of .*rows.jsonl is no row of the track nlp: KeyError\('D'\)"):
+    with refuses("FP3165", "line 1", "rows.jsonl", "nlp", "KeyError('D')"):
         read("nlp", str(path))
-    with pytest.raises(ConfigError, match="no FlowerTune track 'code' here"):
+    with refuses("FP1166", "code"):
         read("code", str(path))
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedpeft.errors import ConfigError
 from fedpeft.evaluation import contestants
 from fedpeft.evaluation.contestants import Contestants
 from fedpeft.evaluation.evaluation import Answered, Evaluation, Found, Wanted
 from fedpeft.machine import files
 from fedpeft.peft import saved_adapter
+from tests.refusals import refuses
 
 
 class Killed(BaseException):
@@ -166,5 +166,5 @@ def test_a_classifier_is_asked_nothing_that_only_language_models_read(observer, 
         folder="run", labels=["a", "b"], task=nothing, check_answers=lambda: None, check_reads_texts=lambda _: None,
         check_unchanged=lambda **_: [],
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=f"holds a classifier, which answers no questions; leave {flags} out"):
+    with refuses("FP1164", "holds a classifier, which", flags):
         Evaluation(run, Wanted(**given), observer)

@@ -12,6 +12,7 @@ from fedpeft.evaluate import main
 from fedpeft.evaluation.lm_eval import Answers
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
+from tests.refusals import has_error
 
 CHOICE = """
 task: choice
@@ -131,9 +132,9 @@ def test_tasks_that_cannot_be_done_are_one_sentence(run, tasks, tmp_path, capsys
 def test_without_lm_eval_is_one_sentence(run, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     assert main([str(run), "--lm-eval=arc_easy", "--output", str(tmp_path / "out")]) == 2
-    assert "install it with: pip install lm-eval" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP2009")
     assert main([str(run), "--lm-eval=arc_easy", "--questions=exam.jsonl"]) == 2
-    assert "leave --questions and --flowertune out" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP1163", "--questions", "--flowertune")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,6 @@ from fedpeft.config import RunConfig
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import ConfigError, DataError
 from fedpeft.evaluate import main as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
@@ -25,6 +24,7 @@ from fedpeft.run.folder import located
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
 from fedpeft.simulate import main
+from tests.refusals import refuses
 
 RUN = [
     "--dataset", "tiny_lm(owners=4, rows=6)", "--partition", "natural", "--clients", "0", "--cohort", "2", "--dtype",
@@ -67,30 +67,30 @@ def test_questions_that_are_too_long_are_counted():
     kept, notes = that_fit(asked, tokenizer, 4, 30)
     assert kept == asked[:1]
     assert "1 of 2 questions are left out" in notes[0]
-    with pytest.raises(DataError, match="no question fits"):
+    with refuses("FP3002"):
         that_fit(asked[1:], tokenizer, 4, 30)
 
 
 @pytest.mark.parametrize(
     ("task", "measure", "settings", "words"),
     [
-        ("classification", "evaluate", {}, "this is a classifier"),
-        ("causal_lm", "evaluate", {}, "rows of causal_lm are none"),
-        ("causal_lm", "evaluate(questions='x.jsonl', metrics=nonsense)", {}, "nonsense"),
-        ("causal_lm", "evaluate(questions='x.jsonl')", {"strategy": "fedsa_lora"}, "each client has its own"),
+        ("classification", "evaluate", {}, ("FP1355", "is a classifier")),
+        ("causal_lm", "evaluate", {}, ("FP1357", "causal_lm")),
+        ("causal_lm", "evaluate(questions='x.jsonl', metrics=nonsense)", {}, ("FP1231", "nonsense")),
+        ("causal_lm", "evaluate(questions='x.jsonl')", {"strategy": "fedsa_lora"}, ("FP1356",)),
     ],
 )
 def test_who_can_t_be_asked_is_told_so(task, measure, settings, words):
     names = ("a", "b") if task == "classification" else None
     model = "tiny" if task == "classification" else "tiny_lm"
     config = RunConfig(measure=measure, clients=4, dtype="fp32", **settings)
-    with pytest.raises(ConfigError, match=words):
+    with refuses(*words):
         Setup.of(config, DataFacts("text", task, names, model, clients=4))
 
 
 def test_without_rows_a_server_needs_a_file():
     setup = SimpleNamespace(measured=parse_measure("evaluate"))
-    with pytest.raises(ConfigError, match=r"questions='FILE\.jsonl'"):
+    with refuses("FP1358"):
         exam_of(setup, Rows([], None, None), print)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments.few_rows import Command, main, scored
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.errors import ConfigError
+from tests.refusals import refuses
 
 
 def test_the_table_has_a_row_for_each_number_of_rows_that_there_are():
@@ -39,7 +40,7 @@ def test_what_is_scored_is_the_head_of_these_rows():
 
 
 def test_no_strength_is_refused():
-    with pytest.raises(ConfigError, match="strength must be above 0"):
+    with refuses("FP1227", "strength", "above 0"):
         main(Command("tiny", head="ridge(strength=0)"), Console(quiet=True))
 
 

@@ -20,6 +20,7 @@ from experiments.language_speed.__main__ import (
     main,
 )
 from experiments.language_speed.peers import PLAIN, PLAIN_RAGGED, SFT
+from tests.refusals import has_error
 
 
 @pytest.mark.parametrize("answers", [1.0, 0.4])
@@ -43,4 +44,4 @@ def test_a_wrong_expression_is_said_in_a_sentence(capsys):
     with pytest.raises(SystemExit) as ended, one_sentence():
         main(Settings(only="(rows"))
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: only='(rows' is no regular expression: ")
+    assert has_error(capsys.readouterr().err, "FP1000", "only='(rows' is no regular expression")

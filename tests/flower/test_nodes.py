@@ -14,6 +14,7 @@ from fedpeft.errors import AssetError, ConfigError
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import UNTAKEN, FlowerGrid
 from fedpeft.flower.settings import nodes_of
+from tests.refusals import refuses
 
 GONE = "Node Unavailable"
 
@@ -164,7 +165,7 @@ def test_a_run_that_waits_for_nodes_says_so(monkeypatch):
 
 @pytest.mark.parametrize("nodes", [0, -1, "two", 1.5, True])
 def test_no_nodes_are_none_to_begin_with(nodes):
-    with pytest.raises(ConfigError, match=rf"nodes={nodes!r} .* at least 1"):
+    with refuses("FP1181", nodes):
         nodes_of({"nodes": nodes})
 
 
@@ -178,7 +179,7 @@ def test_a_node_that_lacks_what_a_run_needs_says_which(monkeypatch):
     message = grid.create_message(to_record(Instruction("train", 1, 0, b"")), "train", node_of(0), "1")
     given = {**vars(RunConfig(dataset="tiny")), "output": "runs", "nodes": 1}
     reply = client_app.app(message, Context(17, 2, {}, RecordDict(), given))
-    assert report_of(reply).error == "rows.csv is not there"
+    assert report_of(reply).error == "FP2000 rows.csv is not there"
 
 
 def test_what_a_user_can_mend_is_a_sentence_in_flowers_log_and_no_traceback(caplog):

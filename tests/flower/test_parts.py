@@ -16,6 +16,7 @@ from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.parts import RECORD, with_parts
 from tests.deployment.test_compared_parts import only, two_files
+from tests.refusals import has_error
 
 GIVEN = {"codec": "uni", "dataset": "tiny", "output": "runs", "nodes": 1}
 ASKED = Instruction("train", 1, 0, b"state")
@@ -51,7 +52,7 @@ def test_a_node_with_another_file_says_so_and_one_with_the_same_elsewhere_works(
     [told] = told_parts(RunConfig(codec="uni"), WHOLE_RUN)
     only(other)
     error = report_of(answered([told])).error
-    assert error.startswith(f"the server's codec step 'uni' is a part from outside, and the one of {other} is another")
+    assert has_error(error, "FP5040", "codec step 'uni'", other)
     assert error.endswith("name it in the environment variable FEDPEFT_PLUGINS of each node")
     assert worked == []
     other.write_text(own.read_text())
@@ -63,15 +64,15 @@ def test_a_node_with_another_file_says_so_and_one_with_the_same_elsewhere_works(
 def test_a_node_without_the_file_or_a_server_that_does_not_tell_it_is_refused(codec, worked):
     told = told_parts(RunConfig(codec="uni"), WHOLE_RUN)
     for missing in ([], None):
-        assert "the part codecs.uni, which is of" in report_of(answered(missing)).error
+        assert has_error(report_of(answered(missing)).error, "FP5041", "codecs.uni")
     only(None)
-    assert "none of this name is loaded here: ask whoever runs the server" in report_of(answered(told)).error
+    assert has_error(report_of(answered(told)).error, "FP5039", "ask whoever runs the server")
     assert worked == []
 
 
 @pytest.mark.parametrize("told", [["codecs.uni"], ["no.uni " + "0" * 64]])
 def test_what_no_server_tells_is_refused(told, worked):
-    assert "the server tells a part from outside as" in report_of(answered(told)).error
+    assert has_error(report_of(answered(told)).error, "FP5043")
     assert worked == []
 
 
@@ -80,7 +81,7 @@ def test_what_is_no_list_of_texts_is_refused(worked):
     content = RecordDict({**to_record(ASKED), RECORD: ConfigRecord({RECORD: [1, 2]})})
     asked = Message(content, dst_node_id=2, message_type=MESSAGE_TYPES["train"])
     reply = client_app.app(asked, Context(17, 2, {}, RecordDict(), GIVEN))
-    assert "tells its parts from outside as [1, 2]; legal is a list of texts" in report_of(reply).error
+    assert has_error(report_of(reply).error, "FP6102", "[1, 2]")
 
 
 def test_nodes_run_data_sets_too(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from fedpeft.flower.section import HEADER, main, replaced, section
 from fedpeft.flower.settings import OWN_KEYS
 from tests.flower.test_flower_app import ROOT
+from tests.refusals import has_error
 
 
 def test_the_section_of_the_app_is_made_from_the_settings():
@@ -29,14 +30,12 @@ def test_the_command_renews_a_file_s_section(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [(None, "can't be read"), (b"\xff", "can't be read"), (b"[a]\n", "has no section [tool.flwr.")],
+    ("content", "code"),
+    [(None, "FP1176"), (b"\xff", "FP1176"), (b"[a]\n", "FP1177")],
 )
-def test_a_file_that_has_no_section_to_renew_is_one_sentence(content, words, tmp_path, capsys):
+def test_a_file_that_has_no_section_to_renew_is_one_sentence(content, code, tmp_path, capsys):
     file = tmp_path / "pyproject.toml"
     if content is not None:
         file.write_bytes(content)
     assert main([str(file)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.startswith(f"error: {file}")
-    assert words in said
+    assert has_error(capsys.readouterr().err, code, file)

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from fedpeft.errors import RunError
 from fedpeft.machine.beside import NICENESS, Beside
 from fedpeft.machine.cache import cache_directory
+from tests.refusals import refuses
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_an_error_that_cannot_be_read_is_one_all_the_same(told):
     beside._result, beside.error, beside.seconds, beside._closed = None, None, None, False
     threading.Thread(target=beside._watch, daemon=True).start()
     assert told.event.wait(300)
-    with pytest.raises(RunError, match="UnreadableError"):
+    with refuses("FP5156", "UnreadableError"):
         beside.result()
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from fedpeft.data.examples import TokenRows
-from fedpeft.errors import AssetError, ConfigError
+from fedpeft.errors import AssetError
 from fedpeft.machine import kept_states
 from fedpeft.machine.kept_states import VARIABLE, hold, kept, make_room
 from fedpeft.models.frozen_blocks import FrozenStore
+from tests.refusals import refuses
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def test_what_there_is_room_for_stays(tmp_path, monkeypatch):
 def test_nothing_goes_for_what_is_larger_than_the_limit(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.000003")
     kept = store(tmp_path, "a", 1000, 100)
-    with pytest.raises(AssetError, match=rf"more than .* set {VARIABLE}"):
+    with refuses("FP2026", VARIABLE):
         make_room(tmp_path / "frozen-new", 3001)
     assert kept.exists()
 
@@ -83,7 +84,7 @@ def test_what_another_process_uses_stays(tmp_path, monkeypatch):
         make_room(tmp_path / "frozen-new", 1500)
         assert used.exists()
         assert not idle.exists()
-        with pytest.raises(AssetError, match=rf"and runs that are going on use .* all your runs; set {VARIABLE}"):
+        with refuses("FP2027", VARIABLE):
             make_room(tmp_path / "frozen-new", 2500)
         process.stdin.close()
         process.wait()
@@ -126,7 +127,7 @@ def test_a_run_that_has_ended_holds_nothing_though_its_process_goes_on(tmp_path,
         with kept():  # another run beside it
             hold(before)
             hold(ended)
-        with pytest.raises(AssetError, match="runs that are going on"):
+        with refuses("FP2027"):
             make_room(tmp_path / "frozen-new", 1500)
         assert ended.exists()
     make_room(tmp_path / "frozen-new", 1500)
@@ -176,7 +177,7 @@ def test_what_is_another_user_s_is_neither_counted_nor_removed(shared, monkeypat
 
 def test_a_store_of_another_user_is_said_to_be_one(shared):
     wanted = frozen(shared[1])
-    with pytest.raises(AssetError, match=r"frozen-theirs.* is not yours to write.* set FEDPEFT_CACHE to a directory"):
+    with refuses("FP2037", "frozen-theirs"):
         wanted.missing()
 
 
@@ -202,5 +203,5 @@ def test_without_the_variable_half_of_what_is_free_is_the_limit(tmp_path, monkey
 @pytest.mark.parametrize("given", ["much", "0", "-1", "nan", "inf"])
 def test_a_limit_that_is_none_is_one_sentence(tmp_path, monkeypatch, given):
     monkeypatch.setenv(VARIABLE, given)
-    with pytest.raises(ConfigError, match=f"{VARIABLE} must be a number of gigabytes above 0"):
+    with refuses("FP1203", VARIABLE):
         make_room(tmp_path / "frozen-new", 1)

@@ -8,9 +8,9 @@ import os
 import numpy as np
 import pytest
 
-from fedpeft.errors import AssetError
 from fedpeft.machine import cache
 from fedpeft.machine.shared_cache import VARIABLE, shared_cache
+from tests.refusals import refuses
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -68,14 +68,14 @@ def test_an_object_that_was_cut_is_missing(shared):
 @pytest.mark.parametrize("file", ["../outside", "/etc/outside", "a/../../outside", ".hidden", ""])
 def test_a_manifest_cannot_name_files_elsewhere(shared, tmp_path, file):
     shared.write("rows-abc/manifest.json", json.dumps({"files": {file: "0" * 64}}).encode())
-    with pytest.raises(AssetError, match="no manifest"):
+    with refuses("FP2028"):
         shared.fetch("rows-abc", tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"files": [[1, "a"]]}', b'{"files": {"a": 1}}'])
 def test_what_is_no_manifest_is_one_sentence(shared, tmp_path, text):
     shared.write("rows-abc/manifest.json", text)
-    with pytest.raises(AssetError, match="no manifest"):
+    with refuses("FP2028"):
         shared.fetch("rows-abc", tmp_path)
 
 
@@ -90,20 +90,20 @@ def test_a_folder_made_before_is_offered_and_one_from_elsewhere_is_not(shared, t
     assert there == tmp_path / "two" / "model-1"
     assert (there / "deep" / "weights").read_bytes() == b"w"
     assert cache.here(tmp_path / "own") == tmp_path / "own"
-    with pytest.raises(AssetError, match="neither on this machine nor"):
+    with refuses("FP2016"):
         cache.here(tmp_path / "gone" / "own")
 
 
 def test_a_url_that_nobody_knows_is_one_sentence(monkeypatch):
     monkeypatch.setenv(VARIABLE, "nothing://bucket")
-    with pytest.raises(AssetError, match=r"FEDPEFT_SHARED_CACHE=nothing://bucket can't be used .*nothing"):
+    with refuses("FP2029", "FEDPEFT_SHARED_CACHE", "nothing://bucket", "nothing"):
         shared_cache()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_what_a_storage_needs_is_asked_for(monkeypatch):
     monkeypatch.setenv(VARIABLE, "s3://bucket/folder")
-    with pytest.raises(AssetError, match=r"needs the package s3fs; install it with: pip install 'fedpeft\[cloud\]'"):
+    with refuses("FP2008", "s3fs", "cloud"):
         shared_cache()
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_of_this_machine_is_not_told_as_the_storage_s(shared, tmp_pa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(type(shared.system), "get_file", full)
-    with pytest.raises(AssetError, match=r"the disk of .*two is full while storing rows-abc; .*FEDPEFT_CACHE"):
+    with refuses("FP2017", "two", "rows-abc"):
         cache.arrays("rows", "abc", lambda: {"ids": np.arange(3)})
 
 
@@ -123,5 +123,5 @@ def test_a_storage_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv(VARIABLE, f"file://{tmp_path}/file/bucket")
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "one"))
-    with pytest.raises(AssetError, match="can't be used"):
+    with refuses("FP2029"):
         cache.arrays("rows", "abc", lambda: {"ids": np.arange(3)})

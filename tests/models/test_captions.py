@@ -16,13 +16,14 @@ from fedpeft.data.images import image_rows
 from fedpeft.data.rows import Rows, load_dataset, suited_head
 from fedpeft.data.scenes import scenes, told
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
 from fedpeft.models.task import TASKS, trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.simulation.captions import measures
+from tests.refusals import refuses
 from tests.scene_words import tiny_captioner
 
 LORA = "lora(rank=2)"
@@ -174,9 +175,9 @@ def test_rows_are_cut_kept_and_refused_where_a_side_is_missing(folder, scene_row
     assert cut.texts.lengths.max() == 4
     images = scene_rows.inputs[:2].copy()
     for broken in (Rows(images * 0, None, None, texts=["a", "b"]), Rows(images, None, None, texts=["a", ""])):
-        with pytest.raises(DataError, match="lack"):
+        with refuses("FP3168"):
             task.tokenise(broken, folder, 32)
-    with pytest.raises(DataError, match="scenes"):
+    with refuses("FP3167"):
         task.tokenise(Rows(["a"]), folder, 32)
 
 

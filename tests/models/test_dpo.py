@@ -20,13 +20,13 @@ from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
 from fedpeft.data.examples import IGNORED, PairRows
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import DataError, FedpeftError
 from fedpeft.models.adapters_off import adapters_off
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.models.tasks.dpo import preference_losses
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.simulate import main
+from tests.refusals import has_error, refuses
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "dpo_trl.json").read_text())
 
@@ -201,44 +201,44 @@ def test_a_federation_learns_what_people_prefer(chat_model, file, tmp_path, grid
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--privacy=dp_sgd(epsilon=8)"], "dpo reads two sequences for each row, of which dp_sgd can't"),
-        (["--peft=prompt_tuning"], "dpo compares with the base whose adapters are off, and"),
-        (["--peft=full"], "dpo compares with the base whose adapters are off, and"),
-        (["--strategy=fedex_lora"], "dpo compares with the base without adapter, and fedex_lora changes that base"),
+        (["--privacy=dp_sgd(epsilon=8)"], ("FP7090", "dpo reads two sequences for each row")),
+        (["--peft=prompt_tuning"], ("FP1204", "dpo")),
+        (["--peft=full"], ("FP1204", "dpo")),
+        (["--strategy=fedex_lora"], ("FP1308", "dpo", "fedex_lora")),
     ],
 )
 def test_what_has_no_reference_is_refused(chat_model, file, tmp_path, capsys, more, said):
     assert main(words(file, chat_model, tmp_path / "run", "--rounds=1", *more)) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, *said)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rejected": None}, r"1 row has no answer in the column 'rejected' \(line 2\)"),
-        ({"chosen": " "}, r"1 row has no answer in the column 'chosen' \(line 2\)"),
-        ({"chosen": "same", "rejected": "same"}, "the chosen and the rejected answer are the same"),
-        ({"chosen": [{"role": "user", "content": "x"}]}, "last message in the column 'chosen' is not the assistant's"),
+        ({"rejected": None}, ("FP3062", "broken.jsonl", "1 row has no answer in the column 'rejected' (line 2)")),
+        ({"chosen": " "}, ("FP3062", "broken.jsonl", "1 row has no answer in the column 'chosen' (line 2)")),
+        ({"chosen": "same", "rejected": "same"}, ("FP3096", "broken.jsonl")),
+        ({"chosen": [{"role": "user", "content": "x"}]}, ("FP3099", "broken.jsonl", "chosen")),
         (
             {"chosen": [{"role": "user", "content": "another"}, {"role": "assistant", "content": "x"}]},
-            "what precedes the answer in the column 'chosen' is not the prompt",
+            ("FP3100", "broken.jsonl", "chosen"),
         ),
-        ({"prompt": 3}, "the column 'prompt' must hold a text, or a list of messages"),
+        ({"prompt": 3}, ("FP3097", "broken.jsonl", "prompt")),
     ],
 )
 def test_a_broken_pair_is_one_sentence(tmp_path, change, said):
     path = tmp_path / "broken.jsonl"
     path.write_text(json.dumps(pair(0)) + "\n" + json.dumps({**pair(1), **change}) + "\n")
-    with pytest.raises(DataError, match=rf"broken\.jsonl: .*{said}"):
+    with refuses(*said):
         load_dataset(f"file:{path}")
 
 
 def test_a_missing_column_and_a_model_without_template_are_one_sentence(tmp_path, file):
     path = tmp_path / "short.jsonl"
     path.write_text(json.dumps(pair(0)) + "\n" + json.dumps({"prompt": "x", "chosen": "y", "rejectd": "z"}) + "\n")
-    with pytest.raises(DataError, match="no column 'rejected', which preferences need; did you mean 'rejectd'"):
+    with refuses("FP3095", "rejected", "did you mean 'rejectd"):
         load_dataset(f"file:{path}")
-    with pytest.raises(FedpeftError, match="no chat template"):
+    with refuses("FP4001"):
         tokenised(file, resolve_model("tiny_lm"))
-    with pytest.raises(DataError, match="no answer within --tokens 3"):
+    with refuses("FP3170", "--tokens 3"):
         tokenised(file, resolve_model("tiny_lm"), 3, "alpaca")

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from fedpeft.config import RunConfig
 from fedpeft.data.dead_leaves import dead_leaves
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.drawn_whitening import LENGTH, Drawn, drawn, whiten
 from fedpeft.models.task import TASKS
@@ -20,6 +19,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.setup import Setup
 from fedpeft.simulate import main as simulate
+from tests.refusals import refuses
 
 
 def states(rows: int = 4000, width: int = 6) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_an_encoder_is_looked_at_once_and_its_weights_stay():
 
 def test_a_base_of_texts_is_refused():
     task, folder = TASKS.build("classification"), resolve_model("tiny")
-    with pytest.raises(ModelError, match="drawn pictures tell of them, and BertModel reads none; take linear_probe"):
+    with refuses("FP4021", "BertModel"):
         PEFT_METHODS.build("whitened_probe").attach(task.model(task.base(folder, torch.float32), 2), "fp32")
 
 

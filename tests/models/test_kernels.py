@@ -10,12 +10,12 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 
-from fedpeft.errors import AssetError
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.kernels import FrozenLinear, WidenedLinear
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
+from tests.refusals import refuses
 
 EVERYWHERE = ("native", "widened")
 
@@ -127,5 +127,5 @@ def test_a_choice_of_kernels_that_cannot_be_kept_is_told(monkeypatch, tmp_path):
     assert kernels.choose(torch.float32) == "onednn"
     kept.unlink()
     kept.mkdir()
-    with pytest.raises(AssetError, match=r"kernels.json.*FEDPEFT_CACHE"):
+    with refuses("FP2039", "kernels.json"):
         kernels.choose(torch.float32)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import linear_layers
 from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
+from tests.refusals import refuses
 
 
 def bases():
@@ -54,8 +54,8 @@ def test_what_can_not_be_quantized_is_one_sentence(monkeypatch):
     layer = nn.ModuleList([nn.Sequential(nn.Linear(8, 4))]).requires_grad_(False)
     model = nn.Module()
     model.blocks = layer
-    with pytest.raises(ConfigError, match="unknown base precision 'int3'; legal: nf4, int8"):
+    with refuses("FP1209", "int3", "nf4, int8"):
         quantize(model, "int3")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'fedpeft\[quantized\]'"):
+    with refuses("FP1210"):
         quantize(model, "nf4")

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel
 
 import fedpeft
-from fedpeft.errors import FedpeftError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.repeated import check_repeats
 from tests.models.test_shared_tiles import store
+from tests.refusals import refuses
 
 MODEL = """
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def test_a_base_of_one_s_own_that_draws_is_named_before_anything_is_kept(workers
     (tmp_path / "mine.py").write_text(MODEL.replace("FOLDER", repr(str(folder))))
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
     settings = {"dataset": "tiny", "model": "drawn", "clients": 3, "rounds": 1, "dtype": "fp32", "workers": workers}
-    with pytest.raises(FedpeftError, match=r"^DrawnBert makes something else of the same rows in each pass, so "):
+    with refuses("FP4041", "DrawnBert"):
         fedpeft.run_simulation(**settings, plugin=str(tmp_path / "mine.py"), progress=False, output=tmp_path / "run")
     assert not any(any(file.read_bytes()) for file in (tmp_path / "cache").glob("frozen-*/tiles.done"))
 
@@ -83,5 +83,5 @@ def test_rounding_is_no_chance(tmp_path):
     own = Own(BertConfig(vocab_size=50, **sizes)).eval()
     check_repeats(own, rows)
     own.share = 0.5
-    with pytest.raises(ModelError, match="Own makes something else of the same rows"):
+    with refuses("FP4041", "Own"):
         check_repeats(own, rows)

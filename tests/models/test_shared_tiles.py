@@ -10,11 +10,11 @@ from transformers import BertConfig, BertModel
 
 from fedpeft.config import RunConfig
 from fedpeft.data.examples import TokenRows
-from fedpeft.errors import ModelError
 from fedpeft.machine.shared_cache import VARIABLE, shared_cache
 from fedpeft.models.frozen_blocks import FrozenStore
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.simulate import simulate
+from tests.refusals import refuses
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path, monkeyp
     rows = store(tmp_path)
     assert absent(rows) == [0, 1, 2]
     base.embeddings.position_embeddings.weight.data[5:] = float("inf")  # of longer rows than a model is tried on
-    with pytest.raises(ModelError, match="what BertModel makes of rows is NaN or infinite, and must be finite"):
+    with refuses("FP4022", "BertModel", "NaN or infinite"):
         rows.fill(0, base)
-    with pytest.raises(ModelError, match=r"is 8 wide, and must be finite, and 16 wide as its config.json says"):
+    with refuses("FP4022", "8 wide", "16"):
         replace(rows, width=16).fill(2, base)
     assert absent(rows) == [0, 1, 2]
 

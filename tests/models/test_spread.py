@@ -10,7 +10,7 @@ import torch
 from fedpeft.clients.sequential import SequentialExecutor
 from safetensors.torch import load_file
 
-from fedpeft.errors import ConfigError, ModelError
+from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import blocks
 from fedpeft.models.spread import shares, spread
@@ -20,6 +20,7 @@ from fedpeft.run.workers import _check_spread
 from fedpeft.simulate import main
 from tests.clients.test_packing import TASK, executors, jobs, made_rows
 from tests.elsewhere import DEVICE
+from tests.refusals import refuses
 
 SPEC = "lora(rank=4, layers=0)"
 
@@ -64,7 +65,7 @@ def test_a_base_on_two_devices_trains_as_on_one(monkeypatch):
 
 def test_more_devices_than_blocks_are_refused():
     model = TASK.model(TASK.base(resolve_model("tiny_lm"), torch.float32), None)
-    with pytest.raises(ModelError, match="a model of 2 blocks can't lie on 3 devices"):
+    with refuses("FP4042", "2", "3"):
         spread(model, ["cpu"] * 3)
 
 

@@ -11,11 +11,11 @@ from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
-from fedpeft.errors import ConfigError
 from fedpeft.models.target_measures import of_classes, of_labels, of_numbers
 from fedpeft.models.task import TASKS
 from fedpeft.simulation.probe import ITERATIONS, STRENGTHS, strongest
 from fedpeft.simulation.target_probes import label_probe, number_probe
+from tests.refusals import refuses
 
 REGRESSION = TASKS.build("regression(mean=500, deviation=80)")
 MULTI_LABEL = TASKS.build("multi_label")
@@ -155,7 +155,7 @@ def test_the_head_is_the_ridge_regression_of_the_pooled_data(targets, send):
 @pytest.mark.parametrize("name", ["centroids", "private_centroids", "private_ridge"])
 @pytest.mark.parametrize("targets", ["numbers", "labels"])
 def test_starts_from_classes_are_refused(name, targets):
-    with pytest.raises(ConfigError, match=f"head={name} starts from classes, .*take --head ridge or zero"):
+    with refuses("FP1013", name, "--head"):
         HEADS.build(name).fitted(targets)
     assert not HEADS.build("zero").fitted(targets).exchanges
 

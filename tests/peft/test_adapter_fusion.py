@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 
-import pytest
 import torch
 from fedpeft.clients.sequential import SequentialExecutor
 
@@ -15,11 +14,11 @@ from fedpeft.conformance.peft_cases import Case, finished, model_with
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.served_settings import check
 from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.task import trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adapter_fusion import Fusion, toward_identity
+from tests.refusals import refuses
 
 BOTH = "adapter_fusion(runs=('{finished}/0', '{finished}/1'), width=5)"
 
@@ -112,22 +111,22 @@ def test_what_does_not_go_together_is_said(tiny, tmp_path):
     assert told["base"]
     file.write_text(json.dumps(told | {"base": {m: row[::-1] for m, row in told["base"].items()}}))
     for settings, words in {
-        "": "name the folders of runs of bottleneck",
-        "runs='nowhere'": "nowhere holds no finished run of bottleneck",
-        "runs='{finished}/0', place='houlsby'": "give adapter_fusion\\(place='pfeiffer'\\)",
-        "runs='{finished}/0', activation='gelu'": "give adapter_fusion\\(activation='relu'\\)",
-        f"runs='{tmp_path}/other'": "trained on another base model",
+        "": ("FP1242",),
+        "runs='nowhere'": ("FP1244", "nowhere"),
+        "runs='{finished}/0', place='houlsby'": ("FP1246", "place", "pfeiffer"),
+        "runs='{finished}/0', activation='gelu'": ("FP1246", "activation", "relu"),
+        f"runs='{tmp_path}/other'": ("FP1247",),
     }.items():
-        with pytest.raises(ConfigError, match=words):
+        with refuses(*words):
             Case(f"adapter_fusion({settings})", tiny)
     file.write_text(json.dumps({"method": "adamix"}))
-    with pytest.raises(ConfigError, match="is a run of adamix"):
+    with refuses("FP1245", "adamix"):
         Case(f"adapter_fusion(runs='{tmp_path}/other')", tiny)
 
 
 def test_real_clients_are_spared_folders_of_the_server():
     config = RunConfig(peft="adapter_fusion(runs='runs/a')")
-    with pytest.raises(ConfigError, match="real clients are on others"):
+    with refuses("FP1133"):
         check(config, ServeOptions())
-    with pytest.raises(RunError, match="reads finished runs in folders of this machine"):
+    with refuses("FP5094", "FP5093", "reads finished runs in folders of this machine"):
         shared_settings(replace(config, clients=2).to_toml())

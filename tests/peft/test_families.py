@@ -10,7 +10,6 @@ import transformers
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoModelForCausalLM
 
-from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import above, can_start_at
 from fedpeft.models.layers import blocks
@@ -18,6 +17,7 @@ from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from tests.clients.test_packing import TASK, apart, executors, jobs, made_rows
+from tests.refusals import refuses
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def test_a_pass_that_starts_at_the_second_block_ends_as_a_whole_one(family, fold
 
 
 def test_gemma2_s_windows_are_refused_in_fp64_and_train_alike_in_fp32(folders):
-    with pytest.raises(ModelError, match=r"gemma2 looks through windows of 8 tokens.*take --dtype fp32"):
+    with refuses("FP4044", "gemma2", "8", "--dtype"):
         executors(SPEC, folder=folders("gemma2"))
     (sequential, batched), layout, start = executors(SPEC, "fp32", folder=folders("gemma2"))
     work = jobs(layout, start, work="epochs(1.0)")

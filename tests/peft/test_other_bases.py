@@ -36,6 +36,7 @@ from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_tuning import PROMPT, StackedPrompt
 from fedpeft.peft.prompts import first_position
+from tests.refusals import refuses
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -88,7 +89,7 @@ def test_a_base_that_peft_can_not_put_prompts_into_is_one_sentence(tmp_path):
     DistilBertModel(config).save_pretrained(tmp_path)
     task = TASKS.build("classification")
     model = task.model(task.base(tmp_path, torch.float32), 2)
-    with pytest.raises(ModelError, match="peft can't put prompt_tuning into DistilBertModel"):
+    with refuses("FP4052", "prompt_tuning", "DistilBertModel"):
         PEFT_METHODS.build("prompt_tuning").attach(model, "fp32")
 
 

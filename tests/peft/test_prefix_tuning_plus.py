@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
+from tests.refusals import refuses
 
 
 def of_size(spec, hidden, blocks, heads):
@@ -65,10 +64,10 @@ def test_at_first_it_is_the_plain_base(tiny):
 def test_prefix_alone_still_means_prefix_tuning():
     assert PEFT_METHODS.build("prefix(length=3)") == PEFT_METHODS.build("prefix_tuning(length=3)")
     assert PEFT_METHODS.build("prefix_tuning_p").name == "prefix_tuning_plus"
-    with pytest.raises(ConfigError, match="'p'"):
+    with refuses("FP1231", "p"):
         PEFT_METHODS.build("p")
 
 
 def test_more_blocks_than_there_are_is_said(tiny):
-    with pytest.raises(ModelError, match="layers=4 of prefix_tuning_plus exceeds the 3 transformer blocks"):
+    with refuses("FP4026", "4", "prefix_tuning_plus", "3"):
         Case("prefix_tuning_plus(layers=4)", tiny)

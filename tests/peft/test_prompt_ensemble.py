@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedpeft.conformance.peft_cases import Case, model_with
-from fedpeft.errors import RunError
 from fedpeft.models.task import trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_ensemble import SHARES
+from tests.refusals import refuses
 
 SPEC = "prompt_ensemble(prompts=3, length=4)"
 ROWS = np.arange(9)
@@ -117,7 +117,7 @@ def test_what_is_saved_stays_whole_where_more_can_not_be_added(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(RunError, match="No space left"):
+        with refuses("FP5102", "No space left"):
             saved_adapter.add(tmp_path, {SHARES: torch.ones(3)})
     assert file.read_bytes() == before
     assert [found.name for found in file.parent.iterdir()] == [file.name]

@@ -9,10 +9,10 @@ import torch
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.errors import ModelError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.quantum_peft import Pauli, Taylor
 from tests.peft.test_prefix_tuning_plus import of_size
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("qubits", [1, 2, 3, 4, 9])
@@ -115,5 +115,5 @@ def test_the_first_angles_are_the_model_s_own(tiny):
 
 
 def test_more_columns_than_a_layer_has_is_said(tiny):
-    with pytest.raises(ModelError, match="rank=49 of quantum_peft exceeds the 48 numbers"):
+    with refuses("FP4068", "49", "quantum_peft", "48"):
         Case("quantum_peft(rank=49)", tiny)

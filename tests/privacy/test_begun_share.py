@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import PrivacyError
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.mechanisms import distributed_dp, user_dp
@@ -13,6 +12,7 @@ from fedpeft.run import catalogue
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "dtype": "fp32",
         "peft": "lora(rank=2, layers=1)"}  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_the_share_that_it_began_with(privacy, began, tmp_pat
 
 def test_a_ledger_of_neither_share_is_refused_as_before(tmp_path, monkeypatch):
     first = opened(tmp_path, privacy="user_dp(epsilon=50, start=0.3)")
-    with pytest.raises(PrivacyError, match="was begun on other terms"):
+    with refuses("FP7042"):
         opened(tmp_path, **{**vars(first.config), "privacy": "user_dp(epsilon=50)"})
 
 

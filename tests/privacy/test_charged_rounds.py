@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
@@ -28,6 +27,7 @@ from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET, TINY, StopError, trained
+from tests.refusals import refuses
 
 
 def charges(folder: Path) -> list[dict]:
@@ -135,13 +135,13 @@ def test_a_round_repeated_with_another_key_is_a_new_attempt_and_costs_again(tmp_
 def test_a_run_whose_ledger_is_gone_is_not_resumed(tmp_path):
     trained(tmp_path / "run", privacy="user_dp(epsilon=3)")
     (tmp_path / "run" / LEDGER).unlink()
-    with pytest.raises(PrivacyError, match="what the run has spent is unknown"):
+    with refuses("FP7039"):
         trained(tmp_path / "run", privacy="user_dp(epsilon=3)")
 
 
 def test_a_spent_budget_ends_the_run_or_lets_clients_sit_out(tmp_path):
     given = {"rounds": 5, "cohort": 4, "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8)"}
-    with pytest.raises(PrivacyError, match="at_budget=sit_out"):
+    with refuses("FP7040"):
         trained(tmp_path / "refused", **given)
     given["privacy"] = "dp_sgd(epsilon=1.5, noise_multiplier=0.8, at_budget=sit_out)"
     simulation, progress = trained(tmp_path / "run", **given)

@@ -13,6 +13,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.noise import RunKey, gaussian, make_key, read_key
+from tests.refusals import refuses
 
 TERMS = {"unit": "client", "dp_delta": 1e-3}
 EVENT = Event(1.0, 0.1)
@@ -79,11 +80,11 @@ def test_how_often_each_was_asked_counts_rounds_and_not_attempts(tmp_path):
 def test_other_terms_and_damage_are_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     Ledger(path, TERMS).charge(1, "a", {0: (EVENT, 1)})
-    with pytest.raises(PrivacyError, match="other terms"):
+    with refuses("FP7042"):
         Ledger(path, {**TERMS, "dp_delta": 1e-2})
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "not json", lines[1]]) + "\n")
-    with pytest.raises(PrivacyError, match="damaged"):
+    with refuses("FP7044"):
         Ledger(path, TERMS)
 
 
@@ -96,7 +97,7 @@ def test_what_is_said_otherwise_is_named(tmp_path):
     assert "other terms: noise_multiplier was 2.09 and would be 0.98; go on with" in str(caught.value)
     assert "dp_delta" not in str(caught.value)
     path.write_text("[1]\n")
-    with pytest.raises(PrivacyError, match=r"other terms: \[1\]"):
+    with refuses("FP7042", "[1]"):
         Ledger(path, TERMS)
 
 
@@ -108,7 +109,7 @@ def test_nothing_is_spent_before_it_is_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PrivacyError, match="No space left"):
+    with refuses("FP7045", "No space left"):
         ledger.charge(1, "a", {0: (EVENT, 1)})
     assert ledger.spent == {}
 
@@ -128,9 +129,9 @@ def test_the_key_is_private_and_kept(tmp_path):
     assert (tmp_path / "privacy.key").stat().st_mode & 0o777 == 0o600
     assert make_key(tmp_path / "other.key") != key
     (tmp_path / "privacy.key").chmod(0o644)
-    with pytest.raises(PrivacyError, match="must have mode 600"):
+    with refuses("FP7074"):
         read_key(tmp_path / "privacy.key")
-    with pytest.raises(PrivacyError, match="can't be read"):
+    with refuses("FP7073"):
         read_key(tmp_path / "nowhere.key")
 
 

@@ -16,7 +16,6 @@ from fedpeft.aggregation.safeguard import Standing
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.errors import FedpeftError, PrivacyError, RunError
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
@@ -32,6 +31,7 @@ from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import read_run
+from tests.refusals import has_error, refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 5, "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
@@ -139,7 +139,7 @@ def test_a_void_round_leaves_the_model_and_the_run_goes_on(tmp_path, monkeypatch
 
 def test_no_sum_before_round_1_is_one_sentence(tmp_path, monkeypatch):
     Dropping(monkeypatch, {2: (0, 1, 2, 3)}, round=0)
-    with pytest.raises(RunError, match="no sum over the clients before round 1"):
+    with refuses("FP5198"):
         trained(tmp_path)
 
 
@@ -227,22 +227,22 @@ def test_secrets_lie_where_nobody_else_reads_and_not_for_long(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"strategy": "krum"}, "krum needs more of them than that; take .*fedit"),
-        ({"strategy": "median"}, "median needs more"),
-        ({"strategy": "flora"}, "flora needs more"),
-        ({"strategy": "fedsa_lora"}, "fedsa_lora needs more"),
-        ({"strategy": "norm_bound"}, "norm_bound needs more"),
-        ({"strategy": "fedbuff"}, "fedbuff needs more"),
-        ({"codec": "small"}, "has a code of its own"),
-        ({"drift": "scaffold", "optimizer": "sgd"}, "scaffold's clients send would be seen one by one"),
-        ({"clients": 2, "cohort": "all"}, "3 clients or more; the cohort has 2"),
-        ({"privacy": "secure_sum(bits=6)"}, "give bits=7 or more"),
-        ({"privacy": "secure_sum(bits=5)"}, "bits must be"),
-        ({"privacy": "secure_sum(epsilon=1)"}, "has no setting 'epsilon'"),
+        ({"strategy": "krum"}, ("FP7100", "krum", "take fedit")),
+        ({"strategy": "median"}, ("FP7100", "median")),
+        ({"strategy": "flora"}, ("FP7100", "flora")),
+        ({"strategy": "fedsa_lora"}, ("FP7100", "fedsa_lora")),
+        ({"strategy": "norm_bound"}, ("FP7100", "norm_bound")),
+        ({"strategy": "fedbuff"}, ("FP7100", "fedbuff")),
+        ({"codec": "small"}, ("FP7101",)),
+        ({"drift": "scaffold", "optimizer": "sgd"}, ("FP7103", "scaffold")),
+        ({"clients": 2, "cohort": "all"}, ("FP7079", "3", "2")),
+        ({"privacy": "secure_sum(bits=6)"}, ("FP7078", "7")),
+        ({"privacy": "secure_sum(bits=5)"}, ("FP1227", "bits")),
+        ({"privacy": "secure_sum(epsilon=1)"}, ("FP1225", "epsilon")),
     ],
 )
 def test_what_is_no_sum_is_refused(tmp_path, given, says):
-    with pytest.raises(FedpeftError, match=says):
+    with refuses(*says):
         Simulation(RunConfig(**{**TINY, **given}), tmp_path, ConsoleObserver(Console(quiet=True)))
 
 
@@ -251,22 +251,19 @@ def test_clients_say_nothing_without_masks(tmp_path):
     for asked in (
         Instruction("train", 1, 0, b""), Instruction("prepare", 0, 0, b""), Instruction("evaluate", 1, 0, b"", step=3)
     ):  # fmt: skip
-        with pytest.raises(PrivacyError, match="without masks"):
+        with refuses("FP7002", "without masks"):
             simulation.workers.answer(asked)
     plain = Simulation(RunConfig(**{**TINY, "privacy": ""}), tmp_path, ConsoleObserver(Console(quiet=True)))
-    with pytest.raises(PrivacyError, match="for a secure sum"):
+    with refuses("FP7002", "for a secure sum"):
         plain.workers.answer(Instruction("sum", 1, 0, b"", step=1))
 
 
 def test_a_step_out_of_turn_is_a_dropout(tmp_path):
     workers = Simulation(RunConfig(**TINY), tmp_path, ConsoleObserver(Console(quiet=True))).workers
-    assert "takes part in no secure sum" in workers.answer(Instruction("sum", 1, 0, b"", step=2)).error
+    assert has_error(workers.answer(Instruction("sum", 1, 0, b"", step=2)).error, "FP6018")
     told = Announcement(bytes(16), 5, 10, BESIDE, 1.0).to_bytes()
     assert not workers.answer(Instruction("sum", 1, 0, b"", step=1, said=told)).error
-    assert (
-        "step 4 of a secure sum is asked for after step 1"
-        in workers.answer(Instruction("sum", 1, 0, b"", step=4)).error
-    )
+    assert has_error(workers.answer(Instruction("sum", 1, 0, b"", step=4)).error, "FP6132", "4", "1")
     assert not (tmp_path / "clients" / "000000" / FILE).exists()
 
 

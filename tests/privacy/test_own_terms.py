@@ -10,9 +10,10 @@ from fedpeft.deployment.members import Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.remote_engine import Terms
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -39,15 +40,15 @@ def test_federations_that_a_client_does_not_join(federation, privacy, options, s
 @pytest.mark.parametrize(
     ("privacy", "serve", "says"),
     [
-        ("none", ServeOptions(), "protects nobody"),
-        ("dp_sgd(epsilon=8, audit=True)", ServeOptions(), "audit=True attacks"),
-        ("dp_sgd(epsilon=8)", ServeOptions(held_out=0.2), "--held-out lets clients report losses"),
-        ("dp_sgd", ServeOptions(), "needs epsilon or noise_multiplier"),
-        ("user_dp(epsilon=8, dp_delta=0.6)", ServeOptions(), "must be below"),
+        ("none", ServeOptions(), ("FP1134",)),
+        ("dp_sgd(epsilon=8, audit=True)", ServeOptions(), ("FP1135",)),
+        ("dp_sgd(epsilon=8)", ServeOptions(held_out=0.2), ("FP7022", "--held-out")),
+        ("dp_sgd", ServeOptions(), ("FP7049",)),
+        ("user_dp(epsilon=8, dp_delta=0.6)", ServeOptions(), ("FP7050",)),
     ],
 )
 def test_what_a_server_refuses(federation, privacy, serve, says):
-    with pytest.raises((ConfigError, PrivacyError), match=says):
+    with refuses(*says):
         federation(privacy=privacy, serve=serve)
 
 
@@ -60,9 +61,9 @@ def test_what_a_server_refuses(federation, privacy, serve, says):
 def test_terms_that_make_no_sense_are_refused(wrong):
     good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
     assert declared(v2.Registration(terms=v2.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
-    with pytest.raises(RunError, match="of which no epsilon follows; legal: "):
+    with refuses("FP5161"):
         declared(v2.Registration(terms=v2.PrivacyTerms(**{**good, **wrong})))
-    with pytest.raises(RunError, match="does not say how"):
+    with refuses("FP5081"):
         declared(v2.Registration())
 
 

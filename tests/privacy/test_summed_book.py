@@ -11,7 +11,6 @@ import pytest
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.messages import Report
-from fedpeft.errors import RunError
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
@@ -21,6 +20,7 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.server.rounds import Server
+from tests.refusals import refuses
 
 CLIENTS = 12
 
@@ -197,5 +197,5 @@ def test_noise_that_would_not_be_in_the_same_sum_is_refused(tmp_path, wrong):
     book = opened(tmp_path)
     good = book._declared()[0]
     book.check_terms(replace(good, budget=1.0, delta=1e-9))
-    with pytest.raises(RunError, match="take the same versions of the libraries"):
+    with refuses("FP5162"):
         book.check_terms(replace(good, **wrong))

@@ -5,13 +5,14 @@ import torch
 
 from fedpeft.aggregation.whitening import projection
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, PayloadError, PrivacyError
+from fedpeft.errors import PayloadError
 from fedpeft.privacy.mechanisms import distributed_dp
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server import preparation
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.test_private_plan import QUIET, TINY
+from tests.refusals import refuses
 
 ONE_NOISE = "distributed_dp(epsilon=8, start=0.5, mask_neighbours=2, dropouts=0)"
 GIVEN = {**TINY, "privacy": ONE_NOISE}
@@ -100,25 +101,29 @@ def test_more_rounds_lead_no_farther(tmp_path):
 
 
 @pytest.mark.parametrize(("said", "words"), [
-    ({"head": "private_centroids"}, "--head private_centroids does not tell how; take --head private_ridge"),
-    ({"peft": "lora(rank=2, layers=1) + head2toe"}, "take --peft head2toe without an adapter"),
-    ({"privacy": ONE_NOISE.replace("8,", "8, unit=clients,")}, r"take --privacy distributed_dp\(unit=rows\)"),
-    ({"privacy": "dp_sgd(epsilon=8, start=0.5)"}, r"take --privacy distributed_dp\(unit=rows\)"),
+    ({"head": "private_centroids"},
+     ("FP1377", "--privacy", "--head private_centroids does not tell how; take --head private_ridge", "--peft")),
+    ({"peft": "lora(rank=2, layers=1) + head2toe"},
+     ("FP1377", "--privacy", "take --peft head2toe without an adapter", "--peft")),
+    ({"privacy": ONE_NOISE.replace("8,", "8, unit=clients,")},
+     ("FP1377", "--privacy", "take --privacy distributed_dp(unit=rows)", "--peft")),
+    ({"privacy": "dp_sgd(epsilon=8, start=0.5)"},
+     ("FP1377", "--privacy", "take --privacy distributed_dp(unit=rows)", "--peft")),
 ])  # fmt: skip
 def test_without_whitening_nothing_is_planned_for_all_blocks(said, words, tmp_path):
-    with pytest.raises(ConfigError, match=f"can't be planned from --privacy .*{words}.*, or take --peft linear_probe"):
+    with refuses(*words):
         made(tmp_path, **{"peft": "head2toe", **said})
 
 
 @pytest.mark.parametrize("said", [{"head": "private_centroids", "peft": "linear_probe"}, {"peft": "lora"}])
 def test_whitening_is_of_a_head_alone_from_a_start_that_tells_how(said, tmp_path):
     privacy = ONE_NOISE.replace("8,", "8, whiten=True, plan=False,")
-    with pytest.raises(ConfigError, match="whiten=True is for a head that is trained alone"):
+    with refuses("FP1326"):
         made(tmp_path, cohort="all", privacy=privacy, **said)
 
 
 def test_clients_that_are_clipped_whole_have_no_gradients_to_whiten(tmp_path):
-    with pytest.raises(PrivacyError, match="whiten is of gradients of rows"):
+    with refuses("FP7057"):
         made(tmp_path, privacy=ONE_NOISE.replace("8,", "8, unit=clients, whiten=True, plan=False,"), cohort="all")
 
 

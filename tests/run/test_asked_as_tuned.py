@@ -9,12 +9,12 @@ import pytest
 from fedpeft.answers.questions import Form
 from fedpeft.data.conversations import question
 from fedpeft.data.rows import load_dataset
-from fedpeft.errors import DataError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.predict import main as predict
 from fedpeft.run.command import MISTAKE
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
+from tests.refusals import has_error, refuses
 
 COLUMNS = {
     "alpaca": ("instruction", "output"),
@@ -65,7 +65,7 @@ def test_a_finished_run_asks_as_it_was_tuned_whatever_became_of_its_rows(tmp_pat
     assert FinishedRun.read(tmp_path / "run").template is None
     capsys.readouterr()
     assert predict([str(tmp_path / "run"), "Ask 7"]) == MISTAKE
-    assert "error: the model's chat template refuses the conversation" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP3023", "the model's chat template")
     summary.write_text(json.dumps(told | {"template": "alpaca"}))
     assert FinishedRun.read(tmp_path / "run").template == "alpaca"
 
@@ -75,5 +75,5 @@ def test_a_template_that_refuses_a_question_is_one_sentence(tmp_path):
 
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[5].content }}{{ raise_exception('no') }}")
-    with pytest.raises(DataError, match=r"^the chat template .*own\.jinja refuses the conversation"):
+    with refuses("FP3023", "the chat template", "own.jinja"):
         question(load_tokenizer(resolve_model("tiny_lm")), "Ask", str(file))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.run.profiles import ProfileTable, chosen_ranks, groups_of, profiles_of
+from tests.refusals import refuses
 
 FORM = ClientForm(8, 32.0)
 
@@ -36,13 +34,13 @@ def test_the_unit_of_memory_makes_no_difference():
 def test_what_can_not_be_chosen_is_said():
     tables = [ProfileTable(memory=1.0), ProfileTable(memory=2.0)]
     for given, form, words in (
-        (tables, None, "use the peft method lora"),
-        ([ProfileTable(), ProfileTable()], FORM, "all tables say the same"),
-        ([ProfileTable(rows=4), ProfileTable(memory=2.0)], FORM, "some tables state memory and some don't"),
+        (tables, None, ("FP1378",)),
+        ([ProfileTable(), ProfileTable()], FORM, ("FP1379",)),
+        ([ProfileTable(rows=4), ProfileTable(memory=2.0)], FORM, ("FP1380", "memory")),
     ):
-        with pytest.raises(ConfigError, match=words):
+        with refuses(*words):
             chosen_ranks(given, form)
-    with pytest.raises(ConfigError, match=r"--clients clients\.toml"):
+    with refuses("FP1384", "--clients"):
         groups_of("auto", 10, Path("nowhere"))
 
 

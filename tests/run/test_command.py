@@ -17,6 +17,7 @@ import fedpeft
 from fedpeft import __main__
 from fedpeft.errors import ConfigError
 from fedpeft.run.command import exit_code, one_press_a_second
+from tests.refusals import has_error
 
 PACKAGE = Path(fedpeft.__file__).parent
 COMMANDS = {  # one mistake that each finds without a run
@@ -153,7 +154,7 @@ def test_a_command_by_its_name_is_the_module(tmp_path):
     assert "is not empty" in done.stderr
     done = ran("simulat")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: there is no command 'simulat'; did you mean 'simulate'?")
+    assert has_error(done.stderr, "FP1011", "'simulat'", "did you mean 'simulate'?")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import fedpeft
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import RunError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.dashboard.live import CLIENTS_SHOWN, Live
 from fedpeft.run.dashboard.server import FILES, LOOK_SECONDS, _changes, port_of, served, shown
@@ -25,6 +25,7 @@ from fedpeft.run.plots import plot_rounds
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
 from tests.browser import WIDER, browser, in_a_browser
+from tests.refusals import refuses
 
 CUT = """[...document.querySelectorAll(".tiles b")].filter(
     e => e.getBoundingClientRect().right > e.parentElement.getBoundingClientRect().right).map(e => e.id)"""
@@ -188,7 +189,7 @@ def test_the_page_makes_no_markup_of_what_a_run_says():
 
 @pytest.mark.parametrize("given", ["x", "-1", "70000", "0.0.0.0:80", "127.0.0.1:8480"])
 def test_what_is_no_port_is_refused(given):
-    with pytest.raises(ConfigError, match=r"is no port.*to this machine only"):
+    with refuses("FP1354"):
         port_of(given)
 
 
@@ -215,7 +216,7 @@ def test_a_run_that_fails_says_so(tmp_path):
 
     with pytest.raises(RunError, match="the disk is full"):
         fail()
-    assert kept[0].ended == "failed: the disk is full"
+    assert kept[0].ended == "failed: FP5000 the disk is full"
 
 
 def test_a_simulation_tells_its_page(tmp_path, monkeypatch):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import RunError
 from fedpeft.evaluate import main as evaluate
 from fedpeft.run import own_files
 from fedpeft.run.own_files import RECORD, MadeOf, changed, recorded
 from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
 from fedpeft.simulate import main as simulate
+from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 
 
@@ -93,7 +93,7 @@ def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": [{"file": 1, "sha256": ""}]}', '{"files": [{"name": ""}]}'])
 def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD).write_text(text)
-    with pytest.raises(RunError, match=r"made_of.json is damaged .*; put it back, or remove it"):
+    with refuses("FP5188", "made_of.json"):
         recorded(tmp_path)
 
 

@@ -10,6 +10,7 @@ import pytest
 from fedpeft.config import RunConfig
 from fedpeft.run.quick import quick
 from fedpeft.simulate import main, parse
+from tests.refusals import has_error
 
 
 def test_quick_means_fewer_rows_rounds_and_tokens_and_nothing_else():
@@ -50,4 +51,4 @@ def test_the_summary_says_where_the_time_went(run):
 
 def test_a_run_that_is_continued_keeps_its_settings(run, capsys):
     assert main(["--resume", str(run), "--quick"]) == 2
-    assert "--quick" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1407", "--quick")

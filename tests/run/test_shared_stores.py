@@ -11,10 +11,10 @@ import pytest
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import RunError
 from fedpeft.models.frozen_blocks import FrozenStore
 from fedpeft.run.workers import Machine, Workers
 from fedpeft.simulation.simulation import Simulation
+from tests.refusals import refuses
 
 TINY = {
     "dataset": "tiny(rows=70, test_rows=8)",
@@ -41,7 +41,7 @@ def test_a_cache_that_is_not_shared_is_one_sentence(observer):
     work = SimpleNamespace(at=lambda _: SimpleNamespace(store=lambda *_: store))
     workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
     workers.__dict__["pool"] = Elsewhere()
-    with pytest.raises(RunError, match="FEDPEFT_CACHE must lie on a file system that all machines share"):
+    with refuses("FP5195"):
         workers.freeze("rows", 2, "frozen layers")
 
 

@@ -7,11 +7,11 @@ from rich.console import Console
 
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.steering import Steering, steering
 from fedpeft.simulation.simulation import Simulation
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1}
 QUIET = ConsoleObserver(Console(quiet=True))
@@ -37,7 +37,7 @@ def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_p
     public = {"private": True, "noise_stays": True, "measure": "validation(every=1, public=True)"}
     assert decided(**public).safeguard == decided(**public, safeguard="undo(rate=1)").safeguard == Undo(rate=1)
     assert decided(**public, safeguard="none").safeguard is None
-    with pytest.raises(ConfigError, match=r"take undo\(rate=1\)"):
+    with refuses("FP1393"):
         decided(**public, safeguard="undo")
     for privacy, rate in (("user_dp(noise_multiplier=4)", 1), ("dp_sgd(noise_multiplier=4)", 0.25)):
         given = {"privacy": privacy, "head": "zero", "measure": "validation(every=1, public=True)"}
@@ -55,11 +55,11 @@ def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_p
     ],
 )
 def test_what_can_not_or_may_not_be_decided_is_refused(asked):
-    with pytest.raises(PrivacyError, match="public=True"):
+    with refuses("FP7116"):
         decided(private=True, **asked)
-    with pytest.raises(ConfigError, match="each client has its own"):
+    with refuses("FP1390"):
         decided(personal=True, **asked)
-    with pytest.raises(ConfigError, match="eval-data"):
+    with refuses("FP1391"):
         decided(rows=False, **asked)
     public = asked.get("measure", "validation(every=1)")[:-1] + ", public=True)"
     decided(private=True, **asked | {"measure": public})
@@ -68,15 +68,15 @@ def test_what_can_not_or_may_not_be_decided_is_refused(asked):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"measure": "validation(every=1, keep=last, patience=2)"}, "leave one out"),
-        ({"measure": "validation(every=1, public=True)"}, "give that"),
-        ({"safeguard": "undoo"}, "undo"),
-        ({"safeguard": "undo(rise=-1)"}, "at least 0"),
-        ({"safeguard": "undo(rate=0)"}, "above 0"),
+        ({"measure": "validation(every=1, keep=last, patience=2)"}, ("FP1394",)),
+        ({"measure": "validation(every=1, public=True)"}, ("FP1389",)),
+        ({"safeguard": "undoo"}, ("FP1231", "undoo")),
+        ({"safeguard": "undo(rise=-1)"}, ("FP1227", "at least 0")),
+        ({"safeguard": "undo(rate=0)"}, ("FP1227", "above 0")),
     ],
 )
 def test_what_makes_no_sense_is_refused(given, words):
-    with pytest.raises(FedpeftError, match=words):
+    with refuses(*words):
         decided(**given)
 
 
@@ -86,5 +86,5 @@ def test_a_private_run_with_keep_best_is_refused_before_anything_is_trained(tmp_
         "head": "zero",
         "measure": "validation(every=1, keep=best)",
     }
-    with pytest.raises(PrivacyError, match="public=True"):
+    with refuses("FP7116"):
         Simulation(RunConfig(**given), tmp_path, QUIET)

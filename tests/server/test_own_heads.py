@@ -9,6 +9,7 @@ import pytest
 
 from fedpeft.server.acceptance import reason_of
 from fedpeft.simulate import main as simulate
+from tests.refusals import has_error
 
 HEADS_OF_ONE_S_OWN = """
 from dataclasses import dataclass
@@ -115,13 +116,13 @@ def file(tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("--head turned", "the head turned makes head.weight of shape (48, 4) where the model has (4, 48)"),
-        ("--head nan", "the head nan makes a head.bias that is not finite"),
-        ("--head no_bias", "the head no_bias leaves out head.bias"),
-        ("--head more", "the head more makes 'head.more'; solve has to give"),
-        ("--head other", "the head other makes statistics whose more is (3,), and its shapes say nothing of it"),
-        ("--head infinite", "the head infinite makes statistics whose counts is not finite"),
-        ("--codec beyond", "the codec step beyond makes symbols from 0 to 300 below an alphabet of 256"),
+        ("--head turned", ("FP1020", "turned", "head.weight", "(48, 4)", "(4, 48)")),
+        ("--head nan", ("FP1021", "nan", "head.bias")),
+        ("--head no_bias", ("FP1018", "no_bias", "head.bias")),
+        ("--head more", ("FP1019", "more", "head.more")),
+        ("--head other", ("FP1015", "other", "more", "(3,)", "nothing of it")),
+        ("--head infinite", ("FP1017", "infinite", "counts")),
+        ("--codec beyond", ("FP1068", "beyond", "0", "300", "256")),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained_with_it(file, tmp_path, capsys, given, says):
@@ -129,7 +130,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained_with_it(file, tmp_path
     run += ["--workers", "1", "--local-work", "steps(1)", "--plugin", str(file), "--output", str(tmp_path / "run")]
     assert simulate([*run, *given.split()]) == 2
     said = capsys.readouterr().err
-    assert says in said
+    assert has_error(said, *says)
     assert "Traceback" not in said
 
 
@@ -137,9 +138,7 @@ def test_why_no_client_counted_is_said_of_the_first(file, tmp_path, capsys):
     run = ["--dataset", "tiny", "--model", "tiny", "--clients", "2", "--cohort", "all", "--rounds", "1"]
     run += ["--workers", "1", "--plugin", str(file), "--output", str(tmp_path / "run"), "--head", "huge"]
     assert simulate(run) == 2
-    assert "none of 2 clients returned valid statistics for the start of the head, huge; client 0: " in (
-        capsys.readouterr().err
-    )
+    assert has_error(capsys.readouterr().err, "FP5197", "2", "huge", "client 0")
 
 
 def test_a_stranger_s_reason_is_short_and_printable():

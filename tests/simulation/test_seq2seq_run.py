@@ -27,6 +27,7 @@ from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny_seq2seq(owners=3, rows=20)", "tokens": 16, "clients": 3, "cohort": "all", "rounds": 2,
         "workers": 1, "dtype": "fp64", "local_work": "steps(2)", "peft": "lora(rank=2, layers=0)",
@@ -90,7 +91,7 @@ def test_columns_that_are_pairs(settings, row, note, tmp_path):
     assert source == {"q": "q: x c: y", "instruction": source}.get(next(iter(row)), "a")
     assert source.startswith("Below is an instruction") or "instruction" not in row
     assert any(said.startswith(note) for said in made.notes) == bool(note)
-    with pytest.raises(ConfigError, match="name yours: --model FOLDER"):
+    with refuses("FP1205", "--model"):
         simulation(tmp_path / "x", dataset=f"file(path={str(path)!r}{', ' + settings if settings else ''})", clients=2,
                    partition="iid")  # fmt: skip
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.errors import RunError
 from fedpeft.run import own_files
 from fedpeft.run.own_files import RECORD, made_of, recorded
 from fedpeft.run.records import Records
@@ -16,6 +15,7 @@ from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_
 from fedpeft.studies.runner import Running, Workplace
 from fedpeft.studies.study_file import Planned, Study, read_study
 from fedpeft.study import main
+from tests.refusals import has_error, refuses
 from tests.run.swapped import rows, swap
 
 
@@ -64,7 +64,7 @@ def test_results_of_a_file_that_has_changed_are_refused_and_kept(
         assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 2
         error = " ".join(capsys.readouterr().err.split())
         assert f"results (seed 0) made of {tmp_path / 'rows.csv'} as it was before it changed; put that back" in error
-        assert "give another --output" in error
+        assert has_error(error, "FP5222", "--output")
     assert results.read_bytes() == before
     assert main([str(tmp_path / "study.toml"), "--dry-run", "--output", str(tmp_path / "other")]) == 0
     rows(tmp_path / "rows.csv")
@@ -79,7 +79,7 @@ def test_results_of_clients_of_a_file_that_has_changed_are_refused(tmp_path: Pat
     done(made, tmp_path)
     assert Workplace(made, tmp_path).done
     clients.write_text("[[profile]]\ncount = 4\nrank = 8\n")
-    with pytest.raises(RunError, match=r"holds results .* made of .*clients.toml as it was before it changed"):
+    with refuses("FP5222", "clients.toml"):
         Workplace(made, tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_a_run_whose_line_is_missing_is_not_taken_for_one_of_other_rows(tmp_path
     assert Workplace(study(tmp_path), tmp_path).adopt(study(tmp_path).runs()[0])
     (tmp_path / "results.jsonl").unlink()
     swap(tmp_path / "rows.csv")
-    with pytest.raises(RunError, match=f"{run.name} holds a run made of .*rows.csv as it was before it changed"):
+    with refuses("FP5223", run.name, "rows.csv"):
         Workplace(study(tmp_path), tmp_path)
 
 
@@ -144,5 +144,5 @@ def test_results_of_a_private_run_do_not_tell_its_rows_apart(tmp_path: Path) -> 
     assert "sha256" not in (tmp_path / "results.jsonl").read_text()
     assert stat.S_IMODE((run / RECORD).stat().st_mode) == 0o600
     swap(tmp_path / "rows.csv")
-    with pytest.raises(RunError, match="as it was before it changed"):
+    with refuses("FP5223"):
         Workplace(made, tmp_path)

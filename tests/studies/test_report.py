@@ -20,6 +20,7 @@ from fedpeft.studies.results import Result, client_accuracy, pack, unpack
 from fedpeft.studies.sections import Section
 from fedpeft.studies.tables import comparison_table, cost_table, methods_table, tables
 from tests.browser import CHROMIUM, WIDER, browser, in_a_browser
+from tests.refusals import has_error
 from tests.studies.made import made_result, made_study, section, write_study
 
 
@@ -229,7 +230,7 @@ def test_the_page_of_a_study_is_left_to_it(
     (study / "report.html").write_text("the study's")
     monkeypatch.chdir(study)
     assert main(["."]) == 2
-    assert "report.html is the page of the study" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP1291", "report.html")
     assert (study / "report.html").read_text() == "the study's"
     assert not (study / "report").exists()
     assert main([".", "--output", "another.html"]) == 0
@@ -241,20 +242,20 @@ def test_the_page_of_a_search_is_left_to_it(tmp_path: Path, capsys: pytest.Captu
     search.mkdir()
     (search / "search.journal").write_text("")
     assert main([str(study), "--output", str(search / "report.html")]) == 2
-    assert "report.html is the page of the search whose search.journal" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP1292", "report.html", "search.journal")
     assert [path.name for path in search.iterdir()] == ["search.journal"]
 
 
 def test_a_path_that_is_named_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path / "study", made_study(1))
     assert main([str(tmp_path / "studie"), str(study), "--output", str(tmp_path / "page.html")]) == 2
-    assert "studie does not exist" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5163", "studie")
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--output", str(tmp_path / "page.html")]) == 2
-    assert "nothing to report" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5164")
 
 
 def test_methods_are_compared_inside_their_context() -> None:

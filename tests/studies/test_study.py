@@ -20,6 +20,7 @@ from fedpeft.studies.runner import Running, Schedule, Workplace, jobs_that_fit
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
 from tests.deployment.test_full_disk import full_disk
+from tests.refusals import has_error, refuses
 
 BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
 SEEDS = "seeds = [0, 1]\n"
@@ -172,7 +173,7 @@ def test_a_failure_of_a_value_that_was_mended_since_is_no_obstacle(tmp_path: Pat
     assert [run.point["cohort"] for run in place.left(False)] == ["4", "3", "4"]
     assert [dict(r.point) for r in as_described(place.study, file.read())] == [{"cohort": "3"}]
     file.append(replace(failed(before, 1), study="another"))
-    with pytest.raises(RunError, match="holds results of another configuration"):
+    with refuses("FP5220"):
         Workplace(study(tmp_path, text.replace("9", "4")), tmp_path)
 
 
@@ -185,7 +186,7 @@ def test_results_of_another_configuration_are_refused_and_kept(
     file.append(finished(other, 0))
     before = file.path.read_bytes()
     assert main([str(path)]) == 2
-    assert "results of another configuration" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5220")
     assert file.path.read_bytes() == before
     assert not (tmp_path / "runs").exists()
 
@@ -196,7 +197,7 @@ def test_a_broken_line_in_the_middle_is_refused_and_kept(tmp_path: Path, capsys:
     results.write_text('{"config": {"cl\n' + failed(read_study(path), 0).line())
     before = results.read_bytes()
     assert main([str(path)]) == 2
-    assert "line 1 of" in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, "FP5219", "1")
     assert results.read_bytes() == before
 
 
@@ -268,7 +269,7 @@ def test_a_study_goes_on_in_the_precision_that_it_was_begun_in(tmp_path: Path, c
     assert main([str(path), "--dry-run"]) == 0
     assert f"precision: {there}, as of the results that are there" in " ".join(capsys.readouterr().out.split())
     file.append(finished(made, 2))  # and one of this machine's
-    with pytest.raises(RunError, match="holds results of another configuration"):
+    with refuses("FP5220"):
         Workplace(made, tmp_path)
 
 
@@ -312,7 +313,7 @@ def test_a_mistake_is_told_as_it_is_written_in_the_file(tmp_path: Path, capsys: 
     """Brackets are markup to the terminal's library, and [base] must not vanish."""
     path = study_file(tmp_path, SEEDS + BASE + "[axes]\nrounds = [1, 2]\n")
     assert main([str(path)]) == 2
-    assert "rounds is set by both [base] and axis 'rounds'" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP1437", "rounds", "[base]", "rounds")
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -321,7 +322,7 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
     folder = place.runs / made.runs()[0].name
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text("clients = 99\n")
-    with pytest.raises(RunError, match="other settings"):
+    with refuses("FP5224"):
         place.start(made.runs()[0], "", None)  # type: ignore[arg-type]
     assert (folder / "config.toml").read_text() == "clients = 99\n"
 
@@ -334,7 +335,7 @@ def test_a_run_that_has_planned_its_own_settings_goes_on_and_counts_as_what_was_
     folder, given = place.runs / planned.name, []
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(own.to_toml())
-    with pytest.raises(RunError, match="other settings"):
+    with refuses("FP5224"):
         place.start(planned, "", None)  # type: ignore[arg-type]
     (place.runs / f"{planned.name}.toml").write_text(planned.config.to_toml())
     place.start(planned, "", SimpleNamespace(start=given.append))  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import torch
 from rich.console import Console
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import PrivacyError, RunError
 from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER, UNIT
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
@@ -19,6 +18,7 @@ from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.likelihoods import Likelihoods
 from fedpeft.trust.questions.reliability import Reliability
 from tests.here import Federation
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 3, "rounds": 1, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(1)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
@@ -87,13 +87,13 @@ def test_calibration_comes_of_it(finished):
 def test_what_has_no_sum_ends_in_one_sentence(finished, monkeypatch):
     _, server, progress = finished
     questions = server.questions(progress)
-    with pytest.raises(RunError, match="no sum of clients' answers to likelihoods"):
+    with refuses("FP5205", "likelihoods"):
         questions.ask(Likelihoods(), cohort=[0, 1])
-    with pytest.raises(RunError, match="no sum of clients' answers to class_sums"):
+    with refuses("FP5205", "no sum of clients' answers to class_sums"):
         questions.ask(ClassSums(width=8))
     with monkeypatch.context() as patch:
         patch.setattr(Question, "answer", lambda self, logits, labels: {"rows": torch.full((1,), LARGEST_NUMBER)})
-        with pytest.raises(RunError, match="no sum"):
+        with refuses("FP5205"):
             questions.ask(Likelihoods())
     assert LARGEST_NUMBER > 100 * WORST_LOSS
 
@@ -103,11 +103,11 @@ def test_a_client_says_nothing_without_masks(finished):
     question = Likelihoods()
     side = simulation.workers.pool._local.clients
     (instruction, *_) = server.questions(progress)._instructions(question, [0], 1)
-    with pytest.raises(PrivacyError, match="without masks"):
+    with refuses("FP7002", "without masks"):
         side.handle([instruction])
     side.masking.identity = object()
     try:
-        with pytest.raises(PrivacyError, match="a real client a question"):
+        with refuses("FP7001"):
             side.handle([dataclasses.replace(instruction, step=3)])
     finally:
         side.masking.identity = None
@@ -116,8 +116,8 @@ def test_a_client_says_nothing_without_masks(finished):
 def test_real_clients_and_noisy_sums_are_refused(tmp_path):
     observer = ConsoleObserver(Console(quiet=True))
     measure = "validation(every=100) + calibration(rows=clients)"
-    with pytest.raises(PrivacyError, match="one a round"):
+    with refuses("FP7023"):
         Federation(tmp_path, observer, measure=measure, privacy="secure_sum", clients=3)
     noisy = {**TINY, "privacy": "distributed_dp(epsilon=8, raw_metrics=True)"}
-    with pytest.raises(PrivacyError, match=r"does not cover|raw_metrics"):
+    with refuses("FP7093"):
         Simulation(RunConfig(**noisy), tmp_path, observer)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.errors import ConfigError, PayloadError, PrivacyError
+from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.calibration import of_clients
@@ -18,6 +18,7 @@ from fedpeft.simulate import main
 from fedpeft.trust.questions.likelihoods import Likelihoods
 from fedpeft.trust.questions.reliability import Reliability
 from tests.here import Federation
+from tests.refusals import has_error, pattern_of, refuses
 
 MEASURE = "validation(every=100) + calibration(rows=clients)"
 
@@ -63,11 +64,12 @@ def test_a_liar_and_an_unknown_question_do_not_count(finished):
     made, server, progress = finished
     edge = made.server.edges[0]
     asked = next(i for i in made.server.direct.asked if i.kind == "evaluate")
-    assert (
-        "answers class_sums, kronecker, layer_inputs, likelihoods, reliability"
-        in edge.handle(dataclasses.replace(asked, asks="rows")).error
+    assert has_error(
+        edge.handle(dataclasses.replace(asked, asks="rows")).error,
+        "FP6168",
+        "class_sums, kronecker, layer_inputs, likelihoods, reliability",
     )
-    assert "belongs to simulations" in edge.handle(dataclasses.replace(asked, asks="kronecker")).error
+    assert has_error(edge.handle(dataclasses.replace(asked, asks="kronecker")).error, "FP6085")
     before, said = edge.handle, []
     edge.handle = lambda instruction: dataclasses.replace(before(instruction), rows=3)
     try:
@@ -106,17 +108,17 @@ def test_of_a_place_that_nobody_has_taken_nothing_is_said(finished, monkeypatch)
 
 
 def test_only_evaluations_ask():
-    with pytest.raises(PayloadError, match="legal is evaluate"):
+    with refuses("FP6055"):
         Instruction("train", 1, 0, b"", asks="reliability").check(1)
 
 
 def test_what_can_not_be_asked_is_refused(tmp_path):
     made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
     for given, error, said in (
-        ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, "epsilon does not cover"),
-        ({"dataset": "tiny_lm"}, ConfigError, "has none"),
+        ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, ("FP7094",)),
+        ({"dataset": "tiny_lm"}, ConfigError, ("FP1311",)),
     ):
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=pattern_of(*said)):
             Federation(tmp_path, made.observer, measure=MEASURE, **given)
 
 

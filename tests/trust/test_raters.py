@@ -8,7 +8,6 @@ import torch
 from scipy.stats import entropy, spearmanr
 
 from fedpeft.data.rows import Dataset, Raters, Rows
-from fedpeft.errors import DataError
 from fedpeft.models.scoring import Scores
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.measurements.calibration import Calibration
@@ -16,6 +15,7 @@ from fedpeft.run.trust_lines import trust_lines
 from fedpeft.simulation.trust import Trust
 from fedpeft.trust.calibration import before_and_after
 from fedpeft.trust.raters import FEWEST, against_raters, share_error
+from tests.refusals import refuses
 
 
 def made(rows=4000, seed=0):
@@ -92,5 +92,5 @@ def test_a_run_on_rated_rows_tells_it_with_its_calibration():
 
 def test_raters_are_of_the_test_rows():
     rows = Rows(["a", "b"], np.array([0, 1]))
-    with pytest.raises(DataError, match="raters of other rows"):
+    with refuses("FP3135"):
         Dataset("x", "text", "classification", rows, rows, ("a", "b"), "tiny", raters=Raters(np.ones(3), np.ones(3)))

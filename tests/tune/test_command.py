@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig, read_config
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import RunError
 from fedpeft.run.command import command_of
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
@@ -32,6 +32,7 @@ from fedpeft.tune import Command, main
 from fedpeft.tuning.alike import check_tokens
 from fedpeft.tuning.search_file import read_search
 from fedpeft.tuning.sizes import Sizes
+from tests.refusals import has_error, refuses
 from tests.tune.made import BASE, TEXT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,11 +69,11 @@ def test_one_search_at_a_time_goes_on_in_a_folder_that_can_be_written(tmp_path, 
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / "search.lock"):
         assert main(arguments) == 2
-    assert "another process searches in" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP5230")
     (tmp_path / "out" / "search.lock").unlink(missing_ok=True)
     (tmp_path / "out" / "search.lock").mkdir()  # as where nothing may be written
     assert main(arguments) == 2
-    assert "can't be written" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP5187")
 
 
 @pytest.mark.parametrize("name", ["hybrid", "lora"])
@@ -81,10 +82,12 @@ def test_the_examples_can_be_searched(name, capsys):
     assert "16 trials by tpe, hyperband over up to 9 rounds" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("flags", "words"), [(["--workers", "0"], "--workers"), (["--trials", "-1"], "--trials")])
+@pytest.mark.parametrize(
+    ("flags", "words"), [(["--workers", "0"], ("FP5229", "--workers")), (["--trials", "-1"], ("FP5229", "--trials"))]
+)
 def test_numbers_that_can_t_be_are_refused(tmp_path, flags, words, capsys):
     assert main([str(written(tmp_path, TEXT)), *flags]) == 2
-    assert words in capsys.readouterr().err
+    assert has_error(capsys.readouterr().err, *words)
 
 
 LANGUAGE = 'trials = 2\n[base]\nrounds = 1\ndataset = "tiny_lm"\nclients = 4\ncohort = 2\n{base}\n[search]\n{search}\n'
@@ -93,21 +96,21 @@ LANGUAGE = 'trials = 2\n[base]\nrounds = 1\ndataset = "tiny_lm"\nclients = 4\nco
 @pytest.mark.parametrize(
     ("base", "search", "words"),
     [
-        ('model = "tiny_lm"', "tokens = [16, 32]", "tokens can't be searched for a language model"),
-        ("tokens = 16", 'model = ["tiny_lm", "tiny"]', "tiny_lm and tiny have other tokens each"),
+        ('model = "tiny_lm"', "tokens = [16, 32]", ("FP1442", "a language model")),
+        ("tokens = 16", 'model = ["tiny_lm", "tiny"]', ("FP1443", "tiny_lm", "tiny")),
     ],
 )
 def test_losses_of_other_tokens_are_not_compared(tmp_path, base, search, words, capsys):
     path = written(tmp_path, LANGUAGE.format(base=base, search=search))
     assert main([str(path), "--output", str(tmp_path / "found")]) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, *words)
 
 
 def test_labels_of_words_are_not_searched_among_lengths(tmp_path):
     """Losses are means over the words that are not cut off, which were other ones in each trial."""
     facts_of = lambda config: SimpleNamespace(task="token_labels", default_model="tiny")  # noqa: E731
     lengths = TEXT.replace("tokens = 32\n", "").replace("[search]\n", "[search]\ntokens = [16, 32]\n")
-    with pytest.raises(ConfigError, match=r"tokens can't be searched for labels of words: losses are means over words"):
+    with refuses("FP1442", "labels of words", "words"):
         check_tokens(read_search(written(tmp_path, lengths)), facts_of)
     models = TEXT.replace('model = "tiny"\n', "").replace("[search]\n", '[search]\nmodel = ["tiny", "tiny_lm"]\n')
     check_tokens(read_search(written(tmp_path, models)), facts_of)  # the words are the same
@@ -137,9 +140,9 @@ def test_trials_that_all_keep_their_start_are_said_not_to_be_told_apart(tmp_path
 def test_another_s_folder_is_refused(tmp_path, capsys):
     path = written(tmp_path, TEXT)
     assert main([str(path), "--output", str(tmp_path)]) == 2
-    assert "is not empty and holds no search" in " ".join(capsys.readouterr().err.split())
+    assert has_error(capsys.readouterr().err, "FP5234")
     assert main([str(path), "--output", str(tmp_path), "--dry-run"]) == 0
-    assert f"note: {tmp_path} is not empty and holds no search; give another" in capsys.readouterr().out
+    assert has_error(capsys.readouterr().out, "FP5234", tmp_path)
 
 
 def test_the_best_settings_are_a_command_that_means_them():

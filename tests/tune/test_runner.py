@@ -23,6 +23,7 @@ from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
 from fedpeft.tuning.runner import Place
 from tests.deployment.test_full_disk import full_disk
+from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
 
@@ -118,19 +119,19 @@ def test_a_trial_that_fails_says_why_and_others_go_on(tmp_path):
     place = conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=(0, 2)), trials=5)
     states = [t.state for t in place.study.get_trials()]
     assert [i for i, state in enumerate(states) if state == TrialState.FAIL] == [0, 2]
-    assert place.study.get_trials()[0].user_attrs[store.REASON] == "no room"
+    assert place.study.get_trials()[0].user_attrs[store.REASON] == "FP5000 no room"
 
 
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
         (f"{BEGINS}\nerror: disk is full\nround 1\nerror: no room\n", "no room"),
-        (f"{BEGINS}\nerror: disk is full\n{BEGINS}\n{RAISED}", "exit code 1: ValueError: bad"),
-        (f"{BEGINS}\nerror: disk is full\n{BEGINS}\nround 1\n", "exit code 1: round 1"),
+        (f"{BEGINS}\nerror: disk is full\n{BEGINS}\n{RAISED}", "FP5215 exit code 1: ValueError: bad"),
+        (f"{BEGINS}\nerror: disk is full\n{BEGINS}\nround 1\n", "FP5215 exit code 1: round 1"),
         (f"{BEGINS}\nerror: no room\nException ignored in: <function f>\n{RAISED}", "no room"),
         (f"{BEGINS}\n{RAISED}error: a worker has ended\n", "a worker has ended"),
         ("error: of a version without the line\n", "of a version without the line"),
-        (f"{BEGINS}\n", "exit code 1: it printed nothing"),
+        (f"{BEGINS}\n", "FP5215 exit code 1: it printed nothing"),
     ],
 )
 def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, log, reason):
@@ -140,7 +141,7 @@ def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, 
 
 
 def test_a_search_of_which_all_trials_fail_ends(tmp_path):
-    with pytest.raises(RunError, match="all 3 trials have failed, the last one: no room"):
+    with pytest.raises(RunError, match=r"^FP5233 all 3 trials .*: FP5000 no room"):
         conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=tuple(range(12))))
 
 
@@ -165,7 +166,7 @@ def test_what_a_full_disk_cuts_off_spoils_no_line_of_another_process(tmp_path):
 
 def test_settings_that_cannot_be_written_end_a_search_in_a_sentence(tmp_path):
     (tmp_path / "out" / "trials" / "0000.toml").mkdir(parents=True)
-    with pytest.raises(RunError, match=r"0000\.toml can't be written"):
+    with refuses("FP5102", "0000.toml"):
         conducted(search_of(tmp_path), tmp_path / "out", InProcess())
 
 
@@ -197,27 +198,27 @@ def test_a_trial_is_worth_what_the_round_is_that_its_run_keeps(tmp_path):
 
 @pytest.mark.parametrize(("losses", "kept"), [({1: 0.9, 2: 0.4, 3: float("nan")}, 3), ({1: 0.9}, 0), ({}, 2)])
 def test_another_round_s_loss_is_not_that_of_the_one_that_is_kept(tmp_path, losses, kept):
-    with pytest.raises(RunError, match=f"keeps the state after round {kept}, of which no finite loss"):
+    with refuses("FP5232", kept, "loss"):
         ended(tmp_path, losses, kept_round=kept, validation_loss=None).value_of(0)
 
 
 def test_a_folder_is_of_one_search(tmp_path):
     conducted(search_of(tmp_path), tmp_path / "out", InProcess(), trials=1)
     other = search_of(tmp_path, TEXT.replace("high = 1e-1", "high = 1e-2"))
-    with pytest.raises(RunError, match=r"holds another search than .*search.toml describes"):
+    with refuses("FP5237", "search.toml"):
         conducted(other, tmp_path / "out", InProcess())
-    with pytest.raises(RunError, match="is not empty and holds no search"):
+    with refuses("FP5234"):
         conducted(other, tmp_path, InProcess())
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "search.journal").write_text("no journal\n" * 2, encoding="utf-8")
-    with pytest.raises(RunError, match=r"search.journal is no journal of a search"):
+    with refuses("FP5235", "search.journal"):
         conducted(other, tmp_path / "broken", InProcess())
 
 
 def test_a_range_that_changes_in_a_digit_or_in_kind_is_another_search(tmp_path):
     for name, was, now in (("digit", "high = 1e-1", "high = 1.0000001e-1"), ("kind", "[2, 4, 8]", '["2", "4", "8"]')):
         conducted(search_of(tmp_path, TEXT), tmp_path / name, InProcess(), trials=1)
-        with pytest.raises(RunError, match=r"holds another search than .*search.toml describes"):
+        with refuses("FP5237", "search.toml"):
             conducted(search_of(tmp_path, TEXT.replace(was, now)), tmp_path / name, InProcess(), trials=2)
 
 
@@ -245,7 +246,7 @@ def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkey
     conducted(reloaded(), tmp_path / "out", InProcess(), trials=1)
     study = conducted(reloaded(), tmp_path / "out", InProcess(), trials=2).study
     rule.write_text(RULE + "# changed\n", encoding="utf-8")
-    with pytest.raises(RunError, match=r"holds trials made with the plugin .*my_rules.py as it was before it changed"):
+    with refuses("FP5238", "my_rules.py"):
         conducted(reloaded(), tmp_path / "out", InProcess(), trials=3)
     terms = dict(study.user_attrs[store.TERMS])
     del terms[store.PLUGINS]  # as in a search of before
@@ -262,7 +263,7 @@ def test_a_search_does_not_go_on_with_clients_of_a_file_that_has_changed(tmp_pat
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
     own_files.record(Records(run), own_files.made_of(read_config(run / "config.toml")))
     clients.write_text("[[profile]]\ncount = 3\n")
-    with pytest.raises(RunError, match=r"holds trials made of .*clients.toml as it was before it changed"):
+    with refuses("FP5236", "clients.toml"):
         conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
 
 
@@ -277,7 +278,7 @@ def test_a_search_does_not_go_on_with_rows_that_have_changed(tmp_path):
     own_files.record(Records(run), own_files.made_of(config))
     conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
     swap(tmp_path / "rows.csv")
-    with pytest.raises(RunError, match=r"holds trials made of .*rows.csv as it was before it changed"):
+    with refuses("FP5236", "rows.csv"):
         conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=3)
 
 
