@@ -15,7 +15,7 @@ setting says it: how many clients share a pass of the batched executor, which go
 
     python -m experiments.golden --write
 
-makes the numbers anew that `tests/test_golden.py` expects of runs in fp64. Results must not change, so this is for
+makes the numbers anew that `tests/runs/test_golden.py` expects of runs in fp64. Results must not change, so this is for
 cases that are new; git shows what else it has changed.
 """
 

@@ -28,8 +28,8 @@ BESIDE = ("hypothesis", "rouge-score", "seqeval")
 """What only the tests of the checkout need, or there are no wheels of, in its newest version."""
 
 TESTS = (
-    *("tests/test_parts.py", "tests/test_simulate.py", "tests/test_api.py"),
-    *("tests/peft", "tests/communication", "tests/models", "tests/deployment/test_wire.py"),
+    *("tests/unit/test_parts.py", "tests/runs/test_simulate.py", "tests/unit/test_api.py"),
+    *("tests/peft", "tests/communication", "tests/models", "tests/unit/deployment/test_wire.py"),
 )
 """Those that meet the libraries: models, adapters, codecs, runs, the wire. The whole suite takes hours for each end."""
 

@@ -2,7 +2,7 @@
 
 Clients whose data come from one source have about the same cosine with everybody. Groups show as blocks: average
 linkage on 1 - cosine is cut where the silhouette (Rousseeuw, 1987) is largest, and counts where that is at least
-`CLEAR`. What is said was right on made cohorts (`tests/trust/test_groups.py`), which real ones may be unlike.
+`CLEAR`. What is said was right on made cohorts (`tests/unit/trust/test_groups.py`), which real ones may be unlike.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 NEEDS = '''
 """Parts that must be given something."""
 from dataclasses import MISSING, dataclass
@@ -39,6 +41,7 @@ parts = {"strategies": {"scaled": Scaled}, "codecs": {"padded": Padded}}
 '''
 
 
+@pytest.mark.medium
 def test_parts_that_must_be_given_settings_are_skipped_where_they_would_have_to_be_made(tmp_path):
     (tmp_path / "needs.py").write_text(NEEDS)
     command = [sys.executable, "-m", "fedpeft.conformance", "needs.py"]
@@ -62,6 +65,7 @@ parts = {"strategies": {"mine": wrapped(Mine)}}
 '''
 
 
+@pytest.mark.medium
 def test_a_wrapped_strategy_of_flower_s_does_what_every_strategy_must(tmp_path):
     (tmp_path / "mine.py").write_text(FROM_FLOWER)
     command = [sys.executable, "-m", "fedpeft.conformance", "mine.py"]

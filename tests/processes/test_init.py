@@ -22,6 +22,7 @@ def project(tmp_path, capsys):
     return folder
 
 
+@pytest.mark.fast
 def test_the_run_of_a_new_project_is_legal(project, monkeypatch):
     from fedpeft.aggregation.strategy import strategies
 
@@ -34,11 +35,13 @@ def test_the_run_of_a_new_project_is_legal(project, monkeypatch):
     assert len(set(found.train.owners)) == 6
 
 
+@pytest.mark.fast
 def test_what_to_do_next_is_one_word_a_path(tmp_path, capsys):
     assert main([str(tmp_path / "my project")]) == 0
     assert f"next  cd '{tmp_path}/my project' && python" in capsys.readouterr().out
 
 
+@pytest.mark.fast
 def test_nothing_is_written_over(tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     assert main([str(tmp_path)]) == 2
@@ -51,6 +54,7 @@ def test_nothing_is_written_over(tmp_path, capsys):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+@pytest.mark.fast
 def test_the_starter_holds_nothing_but_its_files():
     tracked = {"README.md", "run.toml", "my_rules.py", "train.csv", "test.csv", "test_my_rules.py"}
     assert {p.name for p in STARTER.rglob("*") if p.is_file() and p.suffix != ".pyc"} == tracked

@@ -32,7 +32,7 @@ from fedpeft.machine import cache
 from fedpeft.models.base_model import resolve_model
 from tests.refusals import has_error, pattern_of, refuses
 
-SCRIPT = Path(__file__).parent.parent / "docs" / "trainer.py"
+SCRIPT = Path(__file__).parent.parent.parent / "docs" / "trainer.py"
 PEFT = "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
 SERVER = [
     "--dataset=tiny_lm", "--model=tiny_lm", f"--peft={PEFT}", "--cohort=all", "--rounds=3", "--dtype=fp32",
@@ -240,6 +240,7 @@ def edge(told, trainer, folder):
     return TrainerEdge(told, trainer, None, Ranks(), folder, Told())
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
@@ -256,6 +257,7 @@ def test_federations_that_a_trainer_does_not_fit_are_one_sentence(settings, erro
         edge(description(base, **settings), trainer_like(base), tmp_path)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("given", "said"), [({}, (1.25, 5, 2)), ({"privacy": "user_dp(noise_multiplier=1)"}, (0.0, 5, 1))]
 )
@@ -286,12 +288,14 @@ def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
         assert torch.allclose(tensor, torch.full_like(tensor, 0.5 if "lora_B" in name else 0.0))
 
 
+@pytest.mark.fast
 def test_a_server_that_asks_for_losses_under_privacy_is_refused(base, tmp_path):
     made = edge(description(base, privacy="user_dp(noise_multiplier=1)"), trainer_like(base), tmp_path)
     report = made.handle(Instruction("evaluate", 1, 0, b"", rank=8, alpha=32.0))
     assert has_error(report.error, "FP7013", "user_dp")
 
 
+@pytest.mark.fast
 def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):
     told = description(base)
     assert edge(told, trainer_like(base), tmp_path).observer.lines == []
@@ -309,6 +313,7 @@ def _fields(told):
     return {field.name: getattr(told, field.name) for field in told.DESCRIPTOR.fields if field.name != "labels"}
 
 
+@pytest.mark.fast
 def test_a_lossy_downlink_counts_from_the_seeded_start(base, tmp_path):
     made = edge(description(base, codec="small", downlink="auto"), trainer_like(base), tmp_path)
     start = made.side.plan.start
@@ -316,6 +321,7 @@ def test_a_lossy_downlink_counts_from_the_seeded_start(base, tmp_path):
     assert not any(tensor.is_meta for tensor in start.values())
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("trainer", "words"),
     [
@@ -332,6 +338,7 @@ def test_what_is_no_such_trainer_is_one_sentence(trainer, words):
         fedpeft.patch(trainer, server="127.0.0.1:1", insecure=True, name="a")
 
 
+@pytest.mark.fast
 def test_wrong_words_of_patch_and_train_are_one_sentence(base):
     with refuses("FP1122"):
         fedpeft.patch(trainer_like(base), server="nowhere", insecure=True, name="a")
@@ -342,6 +349,7 @@ def test_wrong_words_of_patch_and_train_are_one_sentence(base):
         patched.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.fast
 def test_a_server_that_is_not_there_is_one_sentence(base, tmp_path):
     patched = fedpeft.patch(
         trainer_like(base), server="127.0.0.1:1", insecure=True, name="a", state=tmp_path, give_up=0.1, progress=False

@@ -207,6 +207,7 @@ def test_chaos(fleet, settings):
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 3 * finished
 
 
+@pytest.mark.fast
 def test_a_server_keeps_the_paths_that_it_was_given_absolutely(tmp_path, monkeypatch):
     """A resume may be typed in another folder."""
     monkeypatch.chdir(tmp_path)

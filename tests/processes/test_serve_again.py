@@ -25,6 +25,7 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("module", ["serve", "simulate"])
 def test_an_unfinished_run_is_continued_by_what_began_it_and_its_path_is_quoted(run, module):
     if module == "serve":
@@ -35,12 +36,14 @@ def test_an_unfinished_run_is_continued_by_what_began_it_and_its_path_is_quoted(
             read(run)
 
 
+@pytest.mark.fast
 def test_a_server_does_not_go_on_with_a_simulation(run, capsys):
     assert serve(["--resume", str(run)]) == 2
     said = capsys.readouterr().err
     assert has_error(said, "FP5183", "python -m fedpeft.simulate --resume")
 
 
+@pytest.mark.fast
 def test_a_finished_federation_waits_for_nobody(run, capsys):
     (run / SERVERS_OPTIONS).write_text("")
     (run / "summary.json").write_text(json.dumps({"accuracy": 0.5}))

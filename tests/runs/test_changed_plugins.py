@@ -28,7 +28,7 @@ from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
 from tests.conftest import forget_plugins
 from tests.refusals import refuses
-from tests.test_plugins import PARTS, RULE, package  # noqa: F401
+from tests.runs.test_plugins import PARTS, RULE, package  # noqa: F401
 
 METHOD = """
 from fedpeft.peft.methods.ia3 import part as IA3
@@ -66,6 +66,7 @@ def settings(rule, tmp_path, monkeypatch):
     return file
 
 
+@pytest.mark.fast
 def test_a_changed_plugin_is_noted_once_and_refused_only_where_its_run_goes_on(rule, settings):
     rule.write_text(RULE + PARTS + "# a comment\n")
     with refuses("FP1266", "and it has changed"):
@@ -84,6 +85,7 @@ def in_place(package):  # noqa: F811
     return package / "somebody.py"
 
 
+@pytest.mark.fast
 def test_a_package_that_is_installed_in_place_has_changed_when_its_files_have(in_place, tmp_path, monkeypatch):
     config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
     file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
@@ -97,6 +99,7 @@ def test_a_package_that_is_installed_in_place_has_changed_when_its_files_have(in
     assert note.startswith("the plugin somebodys-rules has changed since the run was made with it (1.5 ")
 
 
+@pytest.mark.fast
 def test_a_run_of_before_knows_of_a_package_its_version_alone(in_place, tmp_path):
     file = tmp_path / "config.toml"
     record = {"source": "somebodys-rules", "version": "1.5", "parts": ["strategies.half_mean"]}
@@ -107,6 +110,7 @@ def test_a_run_of_before_knows_of_a_package_its_version_alone(in_place, tmp_path
         read_config(file)
 
 
+@pytest.mark.fast
 def test_a_package_in_place_that_can_t_be_read_now_is_known_by_its_version(in_place):
     told = in_place.parent / "somebodys_rules-1.5.dist-info" / "direct_url.json"
     before = digest(in_place.parent)
@@ -116,6 +120,7 @@ def test_a_package_in_place_that_can_t_be_read_now_is_known_by_its_version(in_pl
     assert [plugin.version for plugin in plugins.installed()] == ["1.5"]
 
 
+@pytest.mark.fast
 def test_a_package_in_place_and_the_same_as_a_wheel_are_one_to_server_and_clients(in_place):
     [here] = plugins.installed()
     (in_place.parent / "somebodys_rules-1.5.dist-info" / "direct_url.json").unlink()
@@ -124,11 +129,13 @@ def test_a_package_in_place_and_the_same_as_a_wheel_are_one_to_server_and_client
     assert digest_of(here) == digest_of(there)
 
 
+@pytest.mark.fast
 def test_a_version_is_shown_whole_and_a_digest_in_twelve_digits():
     assert shortened("1.5.dev12+gabcdef0 " + 32 * "ab") == "1.5.dev12+gabcdef0 abababababab"
     assert str(plugins.Plugin(plugins.IN_PYTHON, "strategies.half_mean, datasets.my_rows", {})).endswith(".my_rows")
 
 
+@pytest.mark.fast
 def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):
     rule.unlink()
     assert read_config(settings, goes_on=False).strategy == "half_mean"
@@ -139,6 +146,7 @@ def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):
         read_config(settings)
 
 
+@pytest.mark.fast
 def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(rule, settings):
     rule.write_text("def")
     read_config(settings, goes_on=False)
@@ -146,6 +154,7 @@ def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(ru
         catalogue.built(RunConfig(strategy="half_mean"), "strategy")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("beside", [False, True], ids=["moved", "copied"])
 def test_the_same_file_in_another_place_is_named_and_taken(rule, settings, tmp_path, beside):
     other = tmp_path / "elsewhere" / "renamed.py"
@@ -156,6 +165,7 @@ def test_the_same_file_in_another_place_is_named_and_taken(rule, settings, tmp_p
     assert [plugin.source for plugin in plugins.named()] == [str(other)]
 
 
+@pytest.mark.fast
 def test_another_file_in_another_place_serves_a_finished_run_alone(rule, settings, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(RULE + PARTS + "# another\n")
@@ -167,6 +177,7 @@ def test_another_file_in_another_place_serves_a_finished_run_alone(rule, setting
     assert str(other) in plugins.notes()[0]
 
 
+@pytest.mark.fast
 def test_two_runs_with_files_of_one_part_s_name_are_not_mixed(rule, settings, tmp_path, monkeypatch):
     other, second = tmp_path / "other.py", tmp_path / "second.toml"
     other.write_text(RULE + PARTS + "# another\n")
@@ -179,6 +190,7 @@ def test_two_runs_with_files_of_one_part_s_name_are_not_mixed(rule, settings, tm
         catalogue.built(RunConfig(strategy="half_mean"), "strategy")
 
 
+@pytest.mark.fast
 def test_a_run_records_what_it_uses(rule, tmp_path):
     method = tmp_path / "my_method.py"
     method.write_text(METHOD)
@@ -191,6 +203,7 @@ def test_a_run_records_what_it_uses(rule, tmp_path):
     assert str(rule) in catalogue.to_toml(config), "a study's run begins with all that its file names"
 
 
+@pytest.mark.fast
 def test_what_a_data_set_brings_is_recorded_too(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -218,6 +231,7 @@ parts = {"tasks": {"own": Own}}
 """
 
 
+@pytest.mark.fast
 def test_what_is_kept_of_rows_is_told_apart_by_the_code_that_made_it(tmp_path, monkeypatch):
     """Weights and settings are the same when somebody has changed a model's or a task's file."""
     file, found = tmp_path / "mine.py", []

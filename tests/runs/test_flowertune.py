@@ -22,7 +22,7 @@ from fedpeft.run.catalogue import built
 from fedpeft.run.flowertune_project import TEMPLATES, FlowerTuneProject, fingerprint
 from tests.refusals import has_error, refuses
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "flowertune"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "flowertune"
 TRACKS = ["general_nlp", "finance", "medical", "code"]
 TINY = ["model.name=tiny_lm", "model.quantization=0", "train.seq-length=64"]
 STEPS = "train.training-arguments.max-steps=2"
@@ -52,6 +52,7 @@ def rows(tmp_path):
     return file
 
 
+@pytest.mark.fast
 def test_a_round_has_the_templates_learning_rate():
     """Its formula, at 5e-5 to 1e-6 over 200 rounds."""
     schedule = Schedule(5e-5, 200, "annealing", 1e-6 / 5e-5)
@@ -60,6 +61,7 @@ def test_a_round_has_the_templates_learning_rate():
         assert schedule.at(round) == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_other_schedules_are_as_before_and_can_have_a_floor(shape):
     assert Schedule(1.0, 4, shape).at(1) == 1
@@ -67,6 +69,7 @@ def test_other_schedules_are_as_before_and_can_have_a_floor(shape):
     assert Schedule(1.0, 4, shape, 0.2).at(3) == pytest.approx(0.6)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("track", TRACKS)
 def test_shipped_configurations_are_the_tracks(track):
     project = FlowerTuneProject.read(EXAMPLES / track, ["model.lora.target-modules=q_proj,v_proj"])
@@ -84,6 +87,7 @@ def test_shipped_configurations_are_the_tracks(track):
     assert isinstance(built(config, "strategy"), strategies.part("fedit"))
 
 
+@pytest.mark.fast
 def test_further_keys_are_honoured(project):
     more = [
         *TINY, "train.training-arguments.gradient-accumulation-steps=4", "train.training-arguments.max-steps=-1",
@@ -103,6 +107,7 @@ def test_further_keys_are_honoured(project):
     assert from_mapping(vars(dora), "again") == dora
 
 
+@pytest.mark.fast
 def test_number_of_supernodes_is_read_from_older_projects(project):
     file = project / "pyproject.toml"
     file.write_text(
@@ -166,6 +171,7 @@ def test_a_run_continues(project, rows, tmp_path):
     assert all(torch.equal(tensor, again[name]) for name, tensor in before.items())
 
 
+@pytest.mark.fast
 def test_files_of_a_template_are_known_whatever_the_package_is_called():
     assert fingerprint('"""x: A Flower / FlowerTune app."""\n\n# nothing\n', "x") in TEMPLATES
     one = 'from one.models import get\nreformat(x, llm_task="code")\n'
@@ -192,6 +198,7 @@ def test_code_of_its_own_is_named_and_not_executed(project, rows, tmp_path, caps
     assert not written.exists()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -212,6 +219,7 @@ def test_wrong_values_are_one_sentence(given, words, project):
         FlowerTuneProject.read(project, given).config("rows.jsonl")
 
 
+@pytest.mark.fast
 def test_a_model_that_peft_has_no_usual_targets_for_is_one_sentence(project, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
@@ -221,6 +229,7 @@ def test_a_model_that_peft_has_no_usual_targets_for_is_one_sentence(project, tmp
         FlowerTuneProject.read(project, [f"model.name={model}"]).config("rows.jsonl")
 
 
+@pytest.mark.fast
 def test_keys_that_only_own_code_reads(project):
     file = project / "pyproject.toml"
     file.write_text(file.read_text().replace("num-server-rounds", "strategy.momentum = 0.9\nnum-server-rounds"))
@@ -231,6 +240,7 @@ def test_keys_that_only_own_code_reads(project):
     assert "goes on in its rows" in told["train.dynamic-data-seed"]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("content", "words"), [("", ("FP1360",)), ("x = ", ("FP1080",)), (None, ("FP1077",))])
 def test_what_is_no_project_is_one_sentence(content, words, tmp_path, capsys):
     if content is not None:
@@ -239,11 +249,13 @@ def test_what_is_no_project_is_one_sentence(content, words, tmp_path, capsys):
     assert has_error(capsys.readouterr().err, *words)
 
 
+@pytest.mark.fast
 def test_data_that_are_not_there_are_one_sentence(project, capsys):
     assert main([str(project), *flags(TINY), "--data", "nowhere.jsonl"]) == 2
     assert has_error(capsys.readouterr().err, "FP1193", "nowhere.jsonl")
 
 
+@pytest.mark.fast
 def test_the_settings_of_a_dry_run_are_a_file(capsys):
     """Long values stay on one line."""
     import tomllib

@@ -36,6 +36,7 @@ def test_results_are_those_that_are_kept(case, here):
     assert not [d for d in found if d.amount > TOLERANCE]
 
 
+@pytest.mark.fast
 def test_all_that_is_kept_is_looked_at():
     assert {file_of(case) for case in CASES} == set(GOLDEN.glob("*.json"))
     assert {case.settings["dtype"] for case in CASES} == {"fp64"}
@@ -43,6 +44,7 @@ def test_all_that_is_kept_is_looked_at():
     assert sum(file.stat().st_size for file in GOLDEN.glob("*")) < 500_000
 
 
+@pytest.mark.fast
 def test_names_of_cases_are_unique_and_so_are_their_folders():
     names = [file_of(case).name for case in every_case()]
     assert len(set(names)) == len(names)
@@ -60,6 +62,7 @@ def test_other_results_are_found(here):
     assert any(d.name.endswith("train_loss") for d in found)
 
 
+@pytest.mark.fast
 def test_differences_are_relative_and_what_is_missing_is_beyond_any_tolerance():
     one = Outcome({"x": torch.tensor([1.0, 200.0]), "y": torch.ones(2)}, {"loss": 0.5, "said": "a", "rows": 3})
     assert differences(one, one) == []
@@ -75,6 +78,7 @@ def test_differences_are_relative_and_what_is_missing_is_beyond_any_tolerance():
     assert differences(Outcome({"x": torch.ones(2)}), Outcome({"x": torch.ones(2).double()}))[0].amount == math.inf
 
 
+@pytest.mark.fast
 def test_a_case_is_judged_by_the_tolerance_and_a_refusal_is_a_difference():
     case, one = CASES[0], Outcome(values={"loss": 1.0, "bytes": 7})
     near = replace(one, values={"loss": 1.001, "bytes": 7})
@@ -91,6 +95,7 @@ def test_a_case_is_judged_by_the_tolerance_and_a_refusal_is_a_difference():
     assert "are new" in exact.judge(case, one, replace(one, values={**one.values, "speed": 2})).text
 
 
+@pytest.mark.fast
 def test_sampled_entries_are_spread_over_a_tensor():
     assert positions(0) == []
     assert positions(1) == [0]
@@ -99,12 +104,14 @@ def test_sampled_entries_are_spread_over_a_tensor():
     assert max(b - a for a, b in zip([0, *found], [*found, 9_999], strict=True)) < 2_000
 
 
+@pytest.mark.fast
 def test_a_case_that_fails_says_so(here, capsys):
     with pytest.raises(RunError, match="'wrong'"):
         here.run(Case("wrong", {**BASE, "strategy": "fedut"}))
     assert has_error(capsys.readouterr().err, "FP1231", "did you mean")
 
 
+@pytest.mark.fast
 def test_settings_are_words_of_a_command():
     words = to_words({"workers": 3, "verbose": True, "codec": "small"})
     assert words == ["--workers", "3", "--verbose", "--codec", "small"]

@@ -11,7 +11,7 @@ from fedpeft.studies import study_file
 from fedpeft.studies.study_file import read_study
 from fedpeft.tuning.search_file import read_search
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN, PROFILES, STUDY, SEARCH, HYBRID = re.findall(
     r"```toml\n(.*?)```", (ROOT / "docs" / "toml.md").read_text(encoding="utf-8"), re.DOTALL
 )

@@ -12,7 +12,7 @@ import pytest
 from fedpeft.errors import ConfigError, FedpeftError, GoneError, PayloadError
 from tests.refusals import has_error, refuses
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

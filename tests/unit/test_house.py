@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FOLDERS = ("fedpeft", "strategies", "clients", "experiments", "examples", "tests", ".ci")
 FUNCTION_LINES, ATTRIBUTES = 60, 17
 GENERATED = ("v2_pb2.py", "v2_pb2_grpc.py")

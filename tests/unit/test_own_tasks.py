@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import torch
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import Rows, load_dataset
-from fedpeft.evaluate import main as evaluate
 from fedpeft.models import scoring
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import Classification
@@ -128,48 +126,6 @@ def test_numbers_of_libraries_are_told_as_they_are():
     given = {"a": np.float32(1), "b": torch.tensor(2.0), "c": [1, "x", None], "d": {"e": np.array([3])}}
     task = SimpleNamespace(targets="classes", measures=lambda *_: given)
     assert scoring.measures(task, np.zeros((2, 3)), np.zeros(2), None) == {"rows": 2, **given}
-
-
-def test_measures_that_are_no_numbers_are_noted(tmp_path, capsys):
-    file = tmp_path / "mine.py"
-    file.write_text(NO_NUMBERS)
-    given = ["--plugin", str(file), "--dataset", "rows", "--clients", "3", "--rounds", "1", "--workers", "1"]
-    with plugins.given({}):
-        assert simulate([*given, "--measure", "validation(keep=last)", "--output", str(tmp_path / "run")]) == 0
-        assert "measured on the test rows, mine, probe.mine: NaN or infinite" in " ".join(
-            capsys.readouterr().out.split()
-        )
-        assert json.loads((tmp_path / "run" / "summary.json").read_text())["targets"]["mine"] is None
-        assert evaluate([str(tmp_path / "run")]) == 0
-    assert "global: measured on the test rows, mine: NaN or infinite" in " ".join(capsys.readouterr().out.split())
-    text = (tmp_path / "run" / "evaluation" / "evaluation.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail)["measures"]["global"]["mine"] is None
-
-
-NO_NUMBERS = """
-from dataclasses import dataclass, replace
-
-from fedpeft.data.rows import load_dataset
-from fedpeft.models.tasks.regression import Regression
-
-
-@dataclass(frozen=True)
-class Mine(Regression):
-    def measures(self, outputs, labels, names):
-        return {"mine": float("nan")}
-
-
-@dataclass(frozen=True)
-class Rows:
-    def load(self):
-        tiny = load_dataset("tiny")
-        parts = {name: replace(getattr(tiny, name), labels=getattr(tiny, name).labels.astype(float)) for name in
-                 ("train", "test")}
-        return replace(tiny, **parts, task="mine", label_names=("number",))
-
-
-parts = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
-"""
 
 
 UNREADABLE = """

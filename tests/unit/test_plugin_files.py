@@ -29,7 +29,7 @@ def test_what_fails_in_a_folder_is_said_with_its_file(tmp_path, inner, words):
     assert str(told.value) == f"FP1249 the plugin {folder} can't be loaded: {words}"
 
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

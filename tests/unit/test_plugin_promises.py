@@ -18,7 +18,6 @@ from fedpeft.clients.local_optimizer import LocalOptimizer
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 
-import fedpeft
 from fedpeft import plugin_promises, plugins
 from fedpeft.aggregation.aggregator import LinearAggregator
 from fedpeft.aggregation.head_start import measured
@@ -77,12 +76,6 @@ class Tuple(GatherStrategy):
 class Bare(RoundStrategy):
     def aggregate(self, state, layout, read, round, seed):
         return state
-
-
-@dataclass(frozen=True)
-class NoNumbers(LinearStrategy):
-    def finish(self, state, layout, round):
-        return {name: tensor * float("nan") for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize(
@@ -377,9 +370,3 @@ def test_a_measurement_that_nothing_reads_is_refused():
         assert parse_measure("often").validation.every == 1
         with refuses("FP1374", "mine"):
             parse_measure("mine + pooled")
-
-
-def test_a_rule_that_makes_no_numbers_is_named(tmp_path):
-    given = {"dataset": "tiny", "clients": 3, "rounds": 1, "workers": 1, "progress": False}
-    with refuses("FP5206", "1", "the strategy NoNumbers makes", "NaN or infinite"):
-        fedpeft.run_simulation(**given, strategy=NoNumbers(), safeguard="none", output=str(tmp_path / "run"))

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from fedpeft import plugins
-from fedpeft.models.base_model import resolve_model
-from fedpeft.simulate import main, parse
+from fedpeft.simulate import parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
@@ -95,35 +91,6 @@ def test_another_documented_command_has_the_flags(module, monkeypatch, capsys):
                 assert flag in shown.out, command
 
 
-def test_the_python_of_the_readme_answers(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "1", "--dtype", "fp32",
-                 "--workers", "1", "--output", "RUN"]) == 0  # fmt: skip
-    shutil.copytree(resolve_model("tiny"), "BASE")
-    code = python_of("files.md")
-    capsys.readouterr()
-    exec(code, {})
-    from fedpeft.data.rows import load_dataset
-
-    assert capsys.readouterr().out.strip() in (load_dataset("tiny").label_names or ())
-
-
-def test_a_run_from_python_is_what_the_readme_says(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(python_of("python.md"), names)
-    assert names["run"].adapter.is_dir()
-    assert list(names["run"].rounds["round"]) == [0, 1, 2]
-
-
-@pytest.mark.slow
-def test_the_readme_s_own_rule_passes_the_conformance_suite(tmp_path):
-    (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
-    command = [sys.executable, "-m", "fedpeft.conformance", "half_mean.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_and_links_is_there(page):
     text = page.read_text(encoding="utf-8")
@@ -139,22 +106,6 @@ def test_every_page_has_its_place_in_the_site():
     assert sorted(re.findall(r"notebooks/\w+\.ipynb", nav)) == [f"notebooks/{book.name}" for book in NOTEBOOKS]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda book: book.stem)
-def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
-    """In an empty folder, as its reader would; what a cell raises ends it."""
-    nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
-    nbclient = pytest.importorskip("nbclient", reason="needs the extra docs")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    found = nbformat.read(book, as_version=4)
-    client = nbclient.NotebookClient(found, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    assert any("image/png" in output.get("data", {}) for cell in found.cells for output in cell.get("outputs", ())) or (
-        book.stem == "study"
-    )
-
-
 def test_the_site_has_no_link_that_leaves_it():
     """Files of the repository are no pages of the site: mkdocs warns of links to them, and --strict ends there."""
     hook = importlib.util.spec_from_file_location("site_links", ROOT / ".ci" / "site_links.py")
@@ -163,12 +114,3 @@ def test_the_site_has_no_link_that_leaves_it():
         assert "](../" not in site_links.on_page_markdown(page.read_text(encoding="utf-8"), page=page), page.name
     shown = site_links.on_page_markdown("[a budget](../experiments/private_plan/README.md), [Data](data.md#rows)")
     assert shown == "a budget: `experiments/private_plan`, [Data](data.md#rows)"
-
-
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocstrings_handlers.python", reason="needs the extra docs, as .ci/run has it")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "api" / "index.html").is_file()

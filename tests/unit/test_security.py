@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 HEADS = ("|---", "| it can |", "| they can |", "| cohort |")

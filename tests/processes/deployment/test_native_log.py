@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from fedpeft.deployment.tls_failures import reason_of
 
 LINE = (
@@ -13,11 +15,13 @@ LINE = (
 )
 
 
+@pytest.mark.fast
 def test_the_reason_is_read():
     assert reason_of(LINE) == "certificate verify failed: certificate has expired"
     assert reason_of(b"Traceback (most recent call last):\n") is None
 
 
+@pytest.mark.medium
 def test_other_lines_pass_through():
     code = (
         "import os\n"

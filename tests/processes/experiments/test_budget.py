@@ -14,13 +14,14 @@ from experiments.budget.__main__ import main as budget
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.simulate import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def line(round, training, aggregation, seconds):
     return {"round": round, "training_seconds": training, "aggregation_seconds": aggregation, "seconds": seconds}
 
 
+@pytest.mark.fast
 def test_the_rounds_are_told_in_parts_that_add_up_to_them():
     parts = of_rounds([line(0, 50, 0, 60), line(1, 4, 1, 5), line(2, 6, 1, 9)], 15)
     assert parts == {
@@ -31,6 +32,7 @@ def test_the_rounds_are_told_in_parts_that_add_up_to_them():
     }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "lines",
     [[], [line(1, None, None, None)], [line(1, 40, 1, 50)]],
@@ -48,6 +50,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.medium
 def test_the_parts_of_a_run_add_up_to_its_time(run):
     budget = Budget.read(run)
     assert sum(budget.parts.values()) == pytest.approx(budget.seconds)
@@ -64,6 +67,7 @@ def test_the_command_prints_a_table_and_draws_bars(run, tmp_path):
     assert "<svg" in (tmp_path / "bars.svg").read_text()
 
 
+@pytest.mark.medium
 def test_a_run_without_phases_is_one_sentence(run, tmp_path):
     for name in ("config.toml", "summary.json"):
         (tmp_path / name).write_text((run / name).read_text())
@@ -73,6 +77,7 @@ def test_a_run_without_phases_is_one_sentence(run, tmp_path):
         Budget.read(tmp_path)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("chart", ["bars.txt", "nowhere/bars.svg"])
 def test_bars_that_cannot_be_drawn_are_refused_before_anything_is_run(chart, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.budget.__main__.made", lambda *_: pytest.fail("a run was made"))

@@ -21,7 +21,7 @@ from fedpeft.flower import client_app, server_app
 from fedpeft.simulate import main as simulate
 from tests.fleet import distance
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 SETTINGS = {"dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1,
             "local_work": "steps(4)", "learning_rate": 0.003}  # fmt: skip
 

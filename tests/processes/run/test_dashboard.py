@@ -58,6 +58,7 @@ def fetched(address, path, **headers):
         return answer.read().decode(), answer.headers
 
 
+@pytest.mark.fast
 def test_it_tells_rounds_clients_and_the_time_that_is_left(live, tmp_path):
     records = Records(tmp_path)
     records.append("clients.jsonl", client(0, 1), client(1, 1, "too large"))
@@ -72,6 +73,7 @@ def test_it_tells_rounds_clients_and_the_time_that_is_left(live, tmp_path):
     assert state["epsilon"] is None
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("metric", "name", "value"),
     [("skill", "skill", 0.5), ("label_accuracy", "label accuracy", 0.5), ("perplexity", "perplexity", math.exp(0.9))],
@@ -88,11 +90,13 @@ def test_it_is_judged_by_what_its_task_is_judged_by(live, metric, name, value):
     assert name == "accuracy" or "  accuracy" not in told.getvalue()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e6, None])
 def test_a_perplexity_beyond_all_numbers_is_none(loss):
     assert judged("perplexity", loss, 0.1) == ("perplexity", None)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("loss", "value"), [(0.5, math.exp(0.5)), (1e6, math.exp(700)), (float("inf"), math.exp(700))])
 def test_a_diverged_language_model_has_a_perplexity_and_a_plot(tmp_path, loss, value):
     assert perplexity(loss) == value
@@ -101,6 +105,7 @@ def test_a_diverged_language_model_has_a_perplexity_and_a_plot(tmp_path, loss, v
     assert (tmp_path / "rounds.svg").stat().st_size
 
 
+@pytest.mark.fast
 def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
     Records(tmp_path).append("rounds.jsonl", asdict(result(1)), asdict(result(2)))
     live = Live(tmp_path, "run")
@@ -109,6 +114,7 @@ def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
     assert [r["round"] for r in live.snapshot()["rounds"]] == [1, 2]
 
 
+@pytest.mark.fast
 def test_under_privacy_nobody_sees_who_took_part(tmp_path):
     Records(tmp_path).append("clients.jsonl", client(0, 1))
     live = Live(tmp_path, "run")
@@ -121,6 +127,7 @@ def test_under_privacy_nobody_sees_who_took_part(tmp_path):
     assert state["epsilon"] == 1.5
 
 
+@pytest.mark.fast
 def test_an_infinite_epsilon_and_many_clients_are_still_json(tmp_path):
     live = Live(tmp_path, "run")
     live.watch(clients=10 * CLIENTS_SHOWN, private=False, epsilon=lambda: float("inf"))
@@ -132,6 +139,7 @@ def test_an_infinite_epsilon_and_many_clients_are_still_json(tmp_path):
     assert state["population"] == 10 * CLIENTS_SHOWN
 
 
+@pytest.mark.medium
 def test_the_page_is_served_to_this_machine_and_to_be_read_only(live):
     live.say("[bold]data[/]    some rows")
     with served(live, 0) as address:
@@ -154,6 +162,7 @@ def test_the_page_is_served_to_this_machine_and_to_be_read_only(live):
             fetched(address, "/state", Host="evil.example")
 
 
+@pytest.mark.medium
 def test_events_tell_each_change_and_the_end(live):
     with served(live, 0) as address, urllib.request.urlopen(address + "/events", timeout=20) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
@@ -170,6 +179,7 @@ def test_events_tell_each_change_and_the_end(live):
         assert stream.read() == b""
 
 
+@pytest.mark.fast
 def test_who_looks_while_the_run_ends_is_told_how(live):
     async def watch():
         changes = _changes(live)
@@ -181,18 +191,21 @@ def test_who_looks_while_the_run_ends_is_told_how(live):
     assert asyncio.run(watch()) == ["finished"]
 
 
+@pytest.mark.fast
 def test_the_page_makes_no_markup_of_what_a_run_says():
     script = (PAGE / "app.js").read_text(encoding="utf-8")
     assert "innerHTML" not in script
     assert "http" not in script.replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("given", ["x", "-1", "70000", "0.0.0.0:80", "127.0.0.1:8480"])
 def test_what_is_no_port_is_refused(given):
     with refuses("FP1354"):
         port_of(given)
 
 
+@pytest.mark.medium
 def test_a_port_that_is_taken_is_one_sentence(live):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -201,11 +214,13 @@ def test_a_port_that_is_taken_is_one_sentence(live):
             pass
 
 
+@pytest.mark.fast
 def test_without_a_port_there_is_no_page(tmp_path):
     with shown("", tmp_path, Console(quiet=True)) as live:
         assert live is None
 
 
+@pytest.mark.medium
 def test_a_run_that_fails_says_so(tmp_path):
     kept = []
 
@@ -219,6 +234,7 @@ def test_a_run_that_fails_says_so(tmp_path):
     assert kept[0].ended == "failed: FP5000 the disk is full"
 
 
+@pytest.mark.medium
 def test_a_simulation_tells_its_page(tmp_path, monkeypatch):
     kept = []
     before = Live.__init__
@@ -268,6 +284,7 @@ def test_a_browser_shows_the_run(tmp_path):
             assert page.run(CUT) == []
 
 
+@pytest.mark.fast
 def test_an_observer_without_a_page_is_as_before():
     observer = ConsoleObserver(Console(quiet=True))
     observer.phase("work", 2)

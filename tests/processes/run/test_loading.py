@@ -34,28 +34,33 @@ def ended(folder: Path, number: signal.Signals, *words: str, ignored: bool = Fal
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", __main__.COMMANDS)
 def test_ctrl_c_while_any_command_loads_is_one_line(name, tmp_path):
     done = ended(tmp_path, signal.SIGINT, "-m", f"fedpeft.{name}")
     assert (done.returncode, done.stdout, done.stderr) == (130, "\ninterrupted\n", "")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("words", [("-m", "fedpeft.study"), ("-m", "fedpeft", "study"), ("-c", BY_NAME)])
 def test_sigterm_is_one_too_however_a_command_is_called(words, tmp_path):
     done = ended(tmp_path, signal.SIGTERM, *words)
     assert (done.returncode, done.stdout, done.stderr) == (130, "\ninterrupted\n", "")
 
 
+@pytest.mark.medium
 def test_a_script_of_one_s_own_is_interrupted_as_python_does_it(tmp_path):
     (tmp_path / "own.py").write_text("import fedpeft.run.command\nimport tyro", encoding="utf-8")
     done = ended(tmp_path, signal.SIGINT, "-m", "own")
     assert done.stderr.endswith("KeyboardInterrupt\n")
 
 
+@pytest.mark.medium
 def test_a_job_in_the_background_still_ignores_ctrl_c(tmp_path):
     assert ended(tmp_path, signal.SIGINT, "-m", "fedpeft.study", ignored=True).returncode == 3
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_has_begun_says_itself_how_it_ends(number, capsys):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

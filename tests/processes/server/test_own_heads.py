@@ -134,6 +134,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained_with_it(file, tmp_path
     assert "Traceback" not in said
 
 
+@pytest.mark.medium
 def test_why_no_client_counted_is_said_of_the_first(file, tmp_path, capsys):
     run = ["--dataset", "tiny", "--model", "tiny", "--clients", "2", "--cohort", "all", "--rounds", "1"]
     run += ["--workers", "1", "--plugin", str(file), "--output", str(tmp_path / "run"), "--head", "huge"]
@@ -141,6 +142,7 @@ def test_why_no_client_counted_is_said_of_the_first(file, tmp_path, capsys):
     assert has_error(capsys.readouterr().err, "FP5197", "2", "huge", "client 0")
 
 
+@pytest.mark.fast
 def test_a_stranger_s_reason_is_short_and_printable():
     said = reason_of("client 3", "\x1b[2Jno\nway" + "x" * 1000)
     assert said.startswith("client 3:  [2Jno way")

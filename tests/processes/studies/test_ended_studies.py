@@ -15,7 +15,7 @@ from filelock import FileLock
 from fedpeft.studies.runner import rounds_done
 from fedpeft.study import main
 from tests.refusals import has_error
-from tests.studies.test_study import BASE, study_file
+from tests.unit.studies.test_study import BASE, study_file
 
 
 def wait_until(condition: object, seconds: float) -> None:
@@ -25,6 +25,7 @@ def wait_until(condition: object, seconds: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.fast
 def test_one_study_at_a_time_goes_on_in_a_folder_that_can_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

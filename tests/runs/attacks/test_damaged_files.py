@@ -142,6 +142,7 @@ def test_every_damaged_file(run, command, tmp_path, capfd):
 # ------------------------------------------------------------------------------------------------------- other folders
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_study_is_one_sentence(damage, tmp_path, capfd):
     folder = tmp_path / "study"
@@ -165,6 +166,7 @@ def authority(tmp_path_factory):
     return folder
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_certificates_are_one_sentence(authority, damage, tmp_path, capfd):
     """For who makes more of them, for a server and for a client that join with them."""
@@ -192,6 +194,7 @@ def test_damaged_certificates_are_one_sentence(authority, damage, tmp_path, capf
         one_sentence(joins, damaged(own, tmp_path / f"own {name}", name, damage), tmp_path, capfd)
 
 
+@pytest.mark.fast
 def test_another_s_key_is_one_sentence(authority, tmp_path, capfd):
     place = tmp_path / "mixed"
     shutil.copytree(authority / "clients" / "a", place)
@@ -200,6 +203,7 @@ def test_another_s_key_is_one_sentence(authority, tmp_path, capfd):
         Credentials.of_client(place)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_list_of_clients_is_one_sentence(damage, tmp_path):
     roster = Roster(tmp_path / "roster.json", 3)
@@ -227,6 +231,7 @@ def test_damaged_state_of_server_and_clients_is_one_sentence(damage, tmp_path):
             refusal(lambda: made.edge(0).handle(asked))
 
 
+@pytest.mark.fast
 def test_a_checkpoint_whose_header_a_hand_has_written_is_one_sentence(tmp_path):
     """Checksum and all: what is in it is no state of a run."""
     import json
@@ -254,6 +259,7 @@ def test_a_checkpoint_whose_header_a_hand_has_written_is_one_sentence(tmp_path):
             Checkpoints(tmp_path).load()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("text", ["x = [1", "parts = 7", "raise SystemExit", "import no_such_module"])
 def test_a_plugin_that_can_t_be_loaded_is_one_sentence(text, tmp_path, capfd):
     (tmp_path / "mine.py").write_text(text + "\n")
@@ -261,6 +267,7 @@ def test_a_plugin_that_can_t_be_loaded_is_one_sentence(text, tmp_path, capfd):
     one_sentence(lambda *_: describe.main(words), tmp_path, tmp_path, capfd)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_configuration_is_one_sentence(damage, tmp_path, capfd):
     (tmp_path / "good").mkdir()
@@ -271,6 +278,7 @@ def test_a_damaged_configuration_is_one_sentence(damage, tmp_path, capfd):
         one_sentence(lambda folder, _: serve.main(["--resume", str(folder)]), place, tmp_path, capfd)
 
 
+@pytest.mark.fast
 def test_all_damages_damage(tmp_path):
     """Each makes another file of it, and none is left out of what can be damaged."""
     (tmp_path / "run").mkdir()

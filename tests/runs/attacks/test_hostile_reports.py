@@ -91,6 +91,7 @@ def _words():
 KINDS = dict([*_numbers(), *_payloads(), *_words()])
 
 
+@pytest.mark.fast
 def test_there_are_sixty_kinds():
     assert len(KINDS) >= 60
 

@@ -2,7 +2,7 @@
 
 Real server, real clients, and their own protocol, in one process. `-s` prints the table of docs/privacy.md:
 
-    python -m pytest tests/attacks/test_lying_clients.py -q -s -m "slow or not slow"
+    python -m pytest tests/runs/attacks/test_lying_clients.py -q -s -m "slow or not slow"
 """
 
 from __future__ import annotations

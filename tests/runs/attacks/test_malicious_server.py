@@ -196,6 +196,7 @@ def _asked(made):
     return made.server.direct.asked
 
 
+@pytest.mark.fast
 def test_the_attack_knows_every_field():
     """A field of a new type needs values of its own."""
     honest = Instruction("train", 1, 0, b"payload")

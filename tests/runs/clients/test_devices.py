@@ -32,6 +32,7 @@ RUNS = {
 QUICKER = ("batched", "a residual in the base", "dp_sgd by hooks")
 
 
+@pytest.mark.fast
 def test_devices_are_told_apart():
     there = torch.ones(3).to(DEVICE)
     assert isinstance(there, Elsewhere)

@@ -17,9 +17,10 @@ from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
 from tests.kept_states import kept
 from tests.refusals import refuses
-from tests.simulation.test_run_strategies import flags, settings, trained
+from tests.runs.simulation.test_run_strategies import flags, settings, trained
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_a_step_is_the_algorithm_s(strength, tiny):
     """v <- v - eta (grad F(v) + lambda (v - w)), from v away from w; F's gradient from a step without a pull."""
@@ -101,6 +102,7 @@ def test_clients_are_scored_one_by_one_and_a_client_s_adapter_is_its_own(tmp_pat
     assert not torch.equal(head["head.weight"], load_file(folder / "adapter" / "head.safetensors")["head.weight"])
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("privacy", "words"),
     [

@@ -38,6 +38,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.fast
 def test_the_loss_is_that_of_the_answers(chat_model, file):
     data = load_dataset(f"file:{file}")
     assert data.task == "instruction"
@@ -56,6 +57,7 @@ def test_the_loss_is_that_of_the_answers(chat_model, file):
     assert torch.equal(task.losses(logits, batch).counts, (batch["labels"] != IGNORED).sum(1).float())
 
 
+@pytest.mark.fast
 def test_prompts_are_a_prefix_of_the_whole_conversation(chat_model):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     text = packed(conversation(WORDS[3], f"{WORDS[4]} {WORDS[5]}"), "line 1")
@@ -74,6 +76,7 @@ def test_the_main_job_learns_from_conversations(chat_model, file, tmp_path):
     assert summary["perplexity"] > 1
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -96,6 +99,7 @@ def test_a_broken_conversation_is_one_sentence(value, words):
         packed(value, "line 3 of x.jsonl")
 
 
+@pytest.mark.fast
 def test_what_can_not_be_tokenised_is_one_sentence(chat_model, file):
     data = load_dataset(f"file:{file}")
     task = TASKS.build("instruction")
@@ -105,11 +109,13 @@ def test_what_can_not_be_tokenised_is_one_sentence(chat_model, file):
         task.tokenise(data.train, chat_model, 4)
 
 
+@pytest.mark.fast
 def test_a_conversation_that_the_assistant_begins_is_refused():
     with refuses("FP3015"):
         packed(conversation("a", "b")[::-1], "row 1")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("template", "error", "words"),
     [
@@ -142,6 +148,7 @@ SPACED = OPENED + "{% if add_generation_prompt %}assistant: {% endif %}"
 """Opens an answer by a space, which belongs to the token of its first word."""
 
 
+@pytest.mark.fast
 def test_an_answer_whose_first_word_holds_the_space_before_it():
     tokenizer = merging()
     tokenizer.chat_template = SPACED
@@ -153,6 +160,7 @@ def test_an_answer_whose_first_word_holds_the_space_before_it():
     assert learned == " fourteen\n what fourteen\n"
 
 
+@pytest.mark.fast
 def test_a_template_that_marks_answers_may_write_earlier_messages_anew():
     tokenizer = merging()
     tokenizer.chat_template = (
@@ -165,6 +173,7 @@ def test_a_template_that_marks_answers_may_write_earlier_messages_anew():
     assert learned.split() == ["user", "fourteen"]
 
 
+@pytest.mark.fast
 def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)

@@ -63,6 +63,7 @@ def learned(tokenizer, rows, i):
     return tuple(tokenizer.decode(batch["input_ids"][0][mask]) for mask in (counted, real & ~counted))
 
 
+@pytest.mark.fast
 def test_alpacas_prompts_are_those_of_the_paper():
     alpaca = PromptTemplate("alpaca")
     assert alpaca.prompt({"instruction": "Add.", "input": "1, 2"}, "row 1") == (
@@ -77,6 +78,7 @@ def test_alpacas_prompts_are_those_of_the_paper():
         )
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", ["alpaca", "own"])
 def test_answers_are_learned_and_prompts_are_not(kind, columns, tmp_path, plain_model):
     own = template(tmp_path, "Q {{ instruction }}{% if input %} {{ input }}{% endif %} A")
@@ -93,6 +95,7 @@ def test_answers_are_learned_and_prompts_are_not(kind, columns, tmp_path, plain_
         assert asked.split()[0] == "[BOS]"
 
 
+@pytest.mark.fast
 def test_columns_in_the_models_own_chat_template(columns, chat_model):
     data = load_dataset(f"file(path={str(columns)!r}, template=chat)")
     rows = TASK.tokenise(data.train, chat_model, 64)
@@ -104,6 +107,7 @@ def test_columns_in_the_models_own_chat_template(columns, chat_model):
     assert [m["role"] for m in row] == ["user", "assistant"]
 
 
+@pytest.mark.fast
 def test_conversations_in_a_template_of_a_file(tmp_path, plain_model):
     """The model has none of its own; every answer is learned, of several turns, and nothing that the user says."""
     own = template(tmp_path, TEMPLATE)
@@ -116,6 +120,7 @@ def test_conversations_in_a_template_of_a_file(tmp_path, plain_model):
     assert {WORDS[10], WORDS[12], WORDS[14]} <= set(asked.split())
 
 
+@pytest.mark.fast
 def test_another_text_of_a_template_makes_other_rows(tmp_path):
     """So that rows in the cache are never those of a template that has changed since."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -128,6 +133,7 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
         ids_and_answers(AutoTokenizer.from_pretrained(resolve_model("tiny_lm")), before)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("settings", "records", "error", "words"),
     [
@@ -152,6 +158,7 @@ def test_what_can_not_be_a_prompt_is_one_sentence(settings, records, error, word
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -171,6 +178,7 @@ def test_a_template_that_fails_is_one_sentence(text, words, columns, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.fast
 def test_a_template_that_leaves_the_answer_out_is_refused(tmp_path, plain_model):
     own = template(tmp_path, "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}")
     turns = [{"role": "user", "content": WORDS[3]}, {"role": "assistant", "content": WORDS[4]}]
@@ -180,6 +188,7 @@ def test_a_template_that_leaves_the_answer_out_is_refused(tmp_path, plain_model)
         TASK.tokenise(data.train, plain_model, 64)
 
 
+@pytest.mark.fast
 def test_a_model_without_a_chat_template_is_one_sentence(columns, plain_model):
     data = load_dataset(f"file(path={str(columns)!r}, template=chat)")
     with refuses("FP4001"):
@@ -203,6 +212,7 @@ def test_a_run_on_prompts_counts_what_is_cut_and_answers_in_its_template(columns
     assert predict([str(tmp_path / "run"), " ".join(WORDS[:3]), "--new-tokens=2"]) == 0
 
 
+@pytest.mark.fast
 def test_cut_rows_are_counted_in_plain_text_too(plain_model):
     task = TASKS.build("causal_lm")
     data = load_dataset("tiny_lm(owners=3)")
@@ -212,6 +222,7 @@ def test_cut_rows_are_counted_in_plain_text_too(plain_model):
     assert examples_from_arrays(examples_to_arrays(rows)).cut == longer
 
 
+@pytest.mark.fast
 def test_questions_are_put_as_in_training(tmp_path, chat_model):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     chat = f"{WORDS[0]} hello {WORDS[1]}"
@@ -223,6 +234,7 @@ def test_questions_are_put_as_in_training(tmp_path, chat_model):
         question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
 
 
+@pytest.mark.fast
 def test_a_template_of_several_columns_is_asked_by_a_json_object_of_them(tmp_path):
     own = str(template(tmp_path, "{% for _ in range(1) %}{{ city }} in {{ year }}{% endfor %}:"))
     assert question(None, '{"city": "Bern", "year": 1900}', own) == ("Bern in 1900:", False)
@@ -239,6 +251,7 @@ def test_a_template_of_several_columns_is_asked_by_a_json_object_of_them(tmp_pat
             question(None, text, own)
 
 
+@pytest.mark.fast
 def test_what_looks_like_columns_is_a_question_where_a_template_has_one(tmp_path):
     text = '{"instruction": "Sing."}'
     assert question(None, text, "bare") == (text, False)

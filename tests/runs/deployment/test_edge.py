@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,91 +13,18 @@ from fedpeft.clients.store import FILE
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.connection import Link
-from fedpeft.deployment.edge import Edge
-from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import FedpeftError, RunError
-from fedpeft.join import main as join
+from fedpeft.errors import RunError
 from fedpeft.machine.cache import cache_directory
-from fedpeft.models.base_model import resolve_model
 from fedpeft.privacy.client_engine import FAILED
 from fedpeft.run.records import Records
-from fedpeft.serve import main as serve
 from tests.here import Federation
-from tests.refusals import has_error, refuses
+from tests.refusals import has_error
 
 
 def told(made):
     return v2.Description.FromString(made.server.gateway.description.SerializeToString())
-
-
-def joins(made, observer, description=None, **options):
-    return Edge(
-        description or told(made), made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer,
-        EdgeOptions(device="cpu", threads=1, **options),
-    )  # fmt: skip
-
-
-def test_labels_that_the_server_does_not_know(federation, observer):
-    made = federation(clients=1)
-    description = told(made)
-    del description.labels[:]
-    description.labels.extend(["this", "that"])
-    with refuses("FP3162", "labels in column 'label' that the federation does not know", "this', 'that"):
-        joins(made, observer, description)
-    description.labels.extend(list(told(made).labels)[:-1])
-    with refuses("FP3162", "has 1 label in column"):
-        joins(made, observer, description)
-
-
-def test_columns_of_other_names(federation, observer):
-    made = federation(clients=1)
-    description = told(made)
-    description.text_column = "body"
-    with refuses("FP3155", "body", "text"):
-        joins(made, observer, description)
-    assert joins(made, observer, description, text_column="text").registration().rows == 40
-
-
-@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_a_cpu_without_bf16_holds_the_base_in_fp32(federation, observer, monkeypatch, fast, precision):
-    monkeypatch.setattr("fedpeft.deployment.capacity.fast_bf16", lambda device: fast)
-    made = federation(clients=1, dtype="bf16")
-    assert joins(made, observer).registration().precision == precision
-    assert joins(made, observer, precision="bf16").registration().precision == "bf16", "what is asked for"
-
-
-def test_another_tokenizer_other_weights_and_other_lengths(federation, observer):
-    made = federation(clients=1)
-    for field, value, says in (
-        ("tokenizer_hash", "0" * 64, ("FP4014",)),
-        ("weights_hash", "0" * 64, ("FP4015",)),
-        ("tokens", 16, ("FP4016", "16", "32")),
-    ):
-        description = told(made)
-        setattr(description, field, value)
-        with refuses(*says):
-            joins(made, observer, description)
-
-
-def test_a_changed_model_folder_is_noticed(federation, observer, tmp_path):
-    made = federation(clients=1)
-    copy = tmp_path / "model"
-    shutil.copytree(resolve_model("tiny"), copy)
-    assert joins(made, observer, model=str(copy)).registration().rows == 40
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
-    with refuses("FP4014"):
-        joins(made, observer, model=str(copy))
-
-
-def test_settings_of_another_version(federation, observer):
-    made = federation(clients=1)
-    description = told(made)
-    description.config += "\nwings = 2\n"
-    with refuses("FP5094", "FP1225", "wings"):
-        joins(made, observer, description)
 
 
 def test_a_cohort_of_many_clients_does_not_trouble_one(federation):
@@ -204,19 +130,6 @@ def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):
     assert json.loads(line)["rejected"] == "FP6000 no"
 
 
-def test_more_rows_than_the_server_believes_are_refused(federation):
-    with refuses("FP5070", "90", "50"):
-        federation(serve=ServeOptions(most_rows=50))
-
-
-def test_weight_decay_of_ranks_that_a_real_client_only_holds_is_refused(federation):
-    """Its rank is known when it joins, long after the settings were looked at."""
-    given = {"strategy": "fed_plora", "optimizer": "adamw(weight_decay=0.01)"}
-    federation(**given)
-    with refuses("FP5073", "1", "FP1331"):
-        federation(options=[{"rank": 1}], **given)
-
-
 def claiming(edge, rows):
     """From now on the client says that it has so many rows."""
     handle, head = edge.handle, edge.setup.head
@@ -263,50 +176,6 @@ def test_clients_with_texts_alone_train_a_language_model(federation):
     assert rounds[-1]["loss"] < rounds[0]["loss"]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "what"),
-    [("tiny_pairs", "pairs that are compared"), ("scenes(rows=40, test_rows=10, task=captions)", "rows of captions")],
-)
-def test_a_server_of_rows_that_clients_can_t_bring_is_refused(dataset, what, tmp_path, capsys):
-    assert serve(["--dataset", dataset, "--clients", "1", "--insecure", "--output", str(tmp_path / "run")]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"holds {what}" in told
-    assert "clients of a server join with texts, pairs of texts, conversations or pictures" in told
-
-
-def test_all_errors_of_a_client_are_for_its_user(federation, observer):
-    made = federation(clients=1)
-    for content in ("", "{}\n", "not json\n", '{"text": "x"}\n'):
-        (made.folder / "0.jsonl").write_text(content)
-        with pytest.raises(FedpeftError):
-            joins(made, observer)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "says"),
-    [
-        ("held_out", float("nan"), "holds out nan"),
-        ("held_out", 0.9, "legal is a share from 0 to 0.5"),
-        ("task", "regression", "the task 'regression' with 4 classes"),
-        ("task", "retrieval", "the task 'retrieval' with 4 classes"),
-        ("task", "multi_label(x=1)", "a task that can't be read"),
-        ("task", "classification()", "which is written classification"),
-        ("labels", [], "with 0 classes"),
-        ("labels", ["a", "a"], "names a class twice"),
-    ],
-)
-def test_a_description_that_no_server_of_good_faith_gives(federation, observer, field, value, says):
-    made = federation(clients=1)
-    description = told(made)
-    if field == "labels":
-        del description.labels[:]
-        description.labels.extend(value)
-    else:
-        setattr(description, field, value)
-    with pytest.raises(RunError, match=says):
-        joins(made, observer, description)
-
-
 def test_damaged_state_of_a_client_is_one_sentence(federation):
     made = federation(codec="ef14 | topk(fraction=0.1)", rounds=2, clients=1)
     made.run()
@@ -340,39 +209,6 @@ def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeyp
         monkeypatch.setattr(edge.workers, "answer", fail)
         assert edge.handle(replace(asked, learning_rate=asked.learning_rate / 2)).error == told
         assert str(error) in here[-1].replace("\\[", "[")
-
-
-@pytest.mark.parametrize(("device", "words"), [("foo", ("FP5020", "foo")), ("cuda:7", ("FP5019", "cuda:7"))])
-def test_a_device_that_is_not_there(federation, device, words):
-    with refuses(*words):
-        federation(options=[{"device": device}, {}])
-
-
-@pytest.mark.parametrize(
-    ("content", "words", "says"),
-    [
-        (None, ["--data", "rows.csv"], ("FP3027", "there is no file rows.csv")),
-        ("x", ["--data", "rows.xlsx"], ("FP1108", ".csv")),
-        ("", ["--data", "rows.csv"], ("FP3114", "rows.csv")),
-        ("text,label\n", ["--data", "rows.csv"], ("FP3028", "rows.csv")),
-        (
-            "text,label\nx,a\n",
-            ["--data", "rows.csv", "--text-column", "body"],
-            ("FP3034", "body", "text', 'label"),
-        ),
-        ("text,label\nx,a\n", ["--data", "rows.csv", "--device", "cuda:7"], ("FP5019", "cuda:7")),
-    ],
-)
-def test_join_looks_at_its_own_rows_and_device_before_it_asks_a_server(
-    tmp_path, monkeypatch, capsys, content, words, says
-):
-    monkeypatch.chdir(tmp_path)
-    if content is not None:
-        (tmp_path / words[1]).write_text(content)
-    monkeypatch.setattr(Link, "open", lambda self: pytest.fail("a server was asked"))
-    server = ["--server", "127.0.0.1:1", "--insecure", "--name", "edge-1", "--state", str(tmp_path / "state")]
-    assert join([*server, *words]) == 2
-    assert has_error(capsys.readouterr().err, *says)
 
 
 def test_why_a_round_goes_on_without_a_client_is_said(federation, monkeypatch):

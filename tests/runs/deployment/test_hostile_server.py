@@ -111,6 +111,7 @@ def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
         Incoming(Instruction, limit, next(iter(parts("t", whole))).header)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("raw", "joules"), [(False, 0.0), (True, 7.0)])
 def test_where_clients_are_silent_nothing_that_is_measured_leaves_them_whoever_adds_the_noise(
     federation, monkeypatch, raw, joules

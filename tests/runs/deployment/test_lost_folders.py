@@ -60,6 +60,7 @@ def test_variates_that_are_lost_are_not_begun_anew(federation):
     assert "bring it back from a copy: nothing can stand for it" in line["rejected"]
 
 
+@pytest.mark.fast
 def test_it_stays_a_newcomer_where_the_step_of_that_round_is_undone():
     before = Progress(round=3, adapter={}, acknowledged={0: 3, 1: 3}, held={0: 2, 1: 3})
     after = replace(before, round=4, acknowledged={0: 0, 1: 4}, held={0: 0, 1: 4})

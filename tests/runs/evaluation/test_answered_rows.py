@@ -103,6 +103,7 @@ def test_a_sample_and_tasks_read_the_texts_of_the_column_that_their_rows_had(tmp
         answered_rows._of_texts(run, tmp_path / "new.csv", None)
 
 
+@pytest.mark.fast
 def test_tasks_whose_texts_stand_in_several_columns_want_one_named(tmp_path):
     rows = tmp_path / "rows.csv"
     dataset = f"tasks({f'file(path={str(rows)!r}, text=body)'!r}, {f'file(path={str(rows)!r}, text=title)'!r})"
@@ -171,6 +172,7 @@ def test_a_language_model_is_told_where_its_questions_go(tmp_path):
         next(answered(run, tmp_path / "rows.csv", None, 0.0))
 
 
+@pytest.mark.fast
 def test_a_silence_before_the_first_row_is_told_once():
     console, said = Console(file=io.StringIO()), Counter()
     beat = still_there(console, said)

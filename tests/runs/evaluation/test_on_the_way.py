@@ -40,6 +40,7 @@ def choices(tmp_path):
     return file
 
 
+@pytest.mark.fast
 def test_measures_are_those_of_the_answers():
     asked = tuple(of_row(json.dumps({"prompt": f"{n}?", "answer": str(n)})) for n in range(4))
     free = Exam(asked, "exact_match", 4)
@@ -47,6 +48,7 @@ def test_measures_are_those_of_the_answers():
     assert pickle.loads(pickle.dumps(free)) == free  # it goes to workers
 
 
+@pytest.mark.fast
 def test_choices_are_measured_as_they_are_and_by_length(choices):
     exam = Exam(tuple(read_questions(str(choices), Form(asks=False))), "exact_match", 4, " ")
     assert exam.offers_choices
@@ -61,6 +63,7 @@ def test_choices_are_measured_as_they_are_and_by_length(choices):
     assert all(set(pair) <= set(question.choices) for pair, question in zip(answers, exam.questions, strict=True))
 
 
+@pytest.mark.fast
 def test_questions_that_are_too_long_are_counted():
     tokenizer = load_tokenizer(resolve_model("tiny_lm"))
     asked = [of_row(json.dumps({"prompt": " ".join(["w"] * n), "answer": "x"})) for n in (2, 60)]
@@ -71,6 +74,7 @@ def test_questions_that_are_too_long_are_counted():
         that_fit(asked[1:], tokenizer, 4, 30)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("task", "measure", "settings", "words"),
     [
@@ -88,12 +92,14 @@ def test_who_can_t_be_asked_is_told_so(task, measure, settings, words):
         Setup.of(config, DataFacts("text", task, names, model, clients=4))
 
 
+@pytest.mark.fast
 def test_without_rows_a_server_needs_a_file():
     setup = SimpleNamespace(measured=parse_measure("evaluate"))
     with refuses("FP1358"):
         exam_of(setup, Rows([], None, None), print)
 
 
+@pytest.mark.fast
 def test_a_run_keeps_the_file_of_questions_by_its_whole_path(choices, monkeypatch):
     monkeypatch.chdir(choices.parent)
     config = RunConfig(measure="validation(every=2) + evaluate(questions='exam.jsonl')")

@@ -71,6 +71,7 @@ class Answer:
         return pickle.loads(pickle.dumps((1.0, None, UnreadableError("rows", "none"))))
 
 
+@pytest.mark.fast
 def test_an_error_that_cannot_be_read_is_one_all_the_same(told):
     beside = Beside.__new__(Beside)
     beside._done, beside._answer, beside._finished = told, Answer(), threading.Event()

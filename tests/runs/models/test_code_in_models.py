@@ -20,7 +20,7 @@ from fedpeft.models.task import TASKS
 from fedpeft.predict import main as predict
 from fedpeft.simulate import main as simulate
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 FOLDERS = ("fedpeft", "strategies", "clients", "experiments", "examples")
 LOADS = ("from_pretrained", "from_config")
 ADAPTERS = ("PeftModel",)
@@ -50,6 +50,7 @@ def trusting_calls(text: str) -> list[int]:
     return lines
 
 
+@pytest.mark.fast
 def test_every_load_of_a_model_refuses_its_code():
     files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
     texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
@@ -85,6 +86,7 @@ def base(folder: Path, task: str = "classification"):
     return TASKS.build(task).base(folder, torch.float32)
 
 
+@pytest.mark.fast
 def test_a_model_that_needs_its_own_code_is_refused(tmp_path, mark):
     folder = folder_with(tmp_path / "model", mark, "config.json", model_type="mine", auto_map=MAP)
     with pytest.raises(ModelError, match=r"name code to run \(auto_map\), and fedpeft never runs code from a model"):
@@ -92,6 +94,7 @@ def test_a_model_that_needs_its_own_code_is_refused(tmp_path, mark):
     assert not mark.exists()
 
 
+@pytest.mark.fast
 def test_a_model_that_needs_code_from_another_repository_is_refused(tmp_path, mark):
     elsewhere = {name: f"org/name--{place}" for name, place in MAP.items()}
     folder = folder_with(tmp_path / "model", mark, "config.json", model_type="mine", auto_map=elsewhere)
@@ -99,12 +102,14 @@ def test_a_model_that_needs_code_from_another_repository_is_refused(tmp_path, ma
         base(folder)
 
 
+@pytest.mark.fast
 def test_a_model_of_a_known_class_is_read_without_its_code(tmp_path, mark):
     folder = folder_with(tmp_path / "model", mark, "config.json", auto_map=MAP)
     assert type(base(folder)).__module__.startswith("transformers.models.bert")
     assert not mark.exists()
 
 
+@pytest.mark.fast
 def test_a_tokenizer_that_needs_its_own_code_is_refused(tmp_path, mark):
     folder = folder_with(tmp_path / "model", mark, "config.json", model_type="mine")
     words = {"auto_map": {"AutoTokenizer": ["code.Words", None]}, "tokenizer_class": "Words"}
@@ -115,6 +120,7 @@ def test_a_tokenizer_that_needs_its_own_code_is_refused(tmp_path, mark):
     assert not mark.exists()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("value", [5, "code.Config", ["code.Config"], {"AutoConfig": 5}, {"AutoConfig": None}])
 def test_an_auto_map_of_another_form_ends_in_no_traceback(value, tmp_path, mark):
     folder = folder_with(tmp_path / "model", mark, "config.json", model_type="mine", auto_map=value)
@@ -127,6 +133,7 @@ def test_an_auto_map_of_another_form_ends_in_no_traceback(value, tmp_path, mark)
     assert not mark.exists()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize(("part", "task"), [("tiny", "classification"), ("tiny_lm", "causal_lm")])
 def test_a_config_does_not_fetch_an_attention_from_the_hub(name, part, task, tmp_path, mark):
@@ -145,6 +152,7 @@ class Touch:
         return Path.touch, (self.file,)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin"])
 def test_pickled_weights_are_never_read(name, tmp_path, mark):
     folder = folder_with(tmp_path / "model", mark, "config.json")

@@ -28,7 +28,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.simulate import main
 from tests.refusals import has_error, refuses
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "dpo_trl.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent.parent.parent / "golden" / "dpo_trl.json").read_text())
 
 LAYERED = [
     "lora(rank=3)",
@@ -78,6 +78,7 @@ def made(seed, lengths, vocabulary=11, prompt=3):
     return ids, answers, model, reference
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"beta {case['beta']}")
 def test_losses_are_those_of_trl_on_the_same_logits(case):
     ids, answers, model, reference = made(case["seed"], case["lengths"])
@@ -110,6 +111,7 @@ def set_state(model, state):
             parameter.copy_(state[name].reshape(parameter.shape))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("spec", LAYERED)
 def test_with_adapters_off_the_base_speaks(chat_model, file, spec):
     task, _, model, _, start = adapted(spec, chat_model)
@@ -127,6 +129,7 @@ def test_with_adapters_off_the_base_speaks(chat_model, file, spec):
     assert torch.equal(again, on)
 
 
+@pytest.mark.fast
 def test_the_loss_of_a_pair_is_the_formula(chat_model, file):
     task, _, model, _, start = adapted("lora(rank=3)", chat_model)
     set_state(model, start)
@@ -153,6 +156,7 @@ def test_the_loss_of_a_pair_is_the_formula(chat_model, file):
         assert (a - b).norm() <= 1e-8 * b.norm().clamp(min=1e-12)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("spec", ["lora(rank=3)", "lora(rank=3, dropout=0.2)", "ia3"])
 def test_batched_equals_sequential(chat_model, file, spec):
     task, method, model, layout, start = adapted(spec, chat_model)
@@ -171,6 +175,7 @@ def test_batched_equals_sequential(chat_model, file, spec):
             assert (tensor - other.state[name]).norm() < 1e-9 * tensor.norm().clamp(min=1e-9)
 
 
+@pytest.mark.fast
 def test_pairs_survive_the_cache(chat_model, file):
     rows = tokenised(file, chat_model, 6)
     back = examples_from_arrays(examples_to_arrays(rows))
@@ -198,6 +203,7 @@ def test_a_federation_learns_what_people_prefer(chat_model, file, tmp_path, grid
     assert summary["loss"] < 0.6  # log 2 before
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -212,6 +218,7 @@ def test_what_has_no_reference_is_refused(chat_model, file, tmp_path, capsys, mo
     assert has_error(capsys.readouterr().err, *said)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -233,6 +240,7 @@ def test_a_broken_pair_is_one_sentence(tmp_path, change, said):
         load_dataset(f"file:{path}")
 
 
+@pytest.mark.fast
 def test_a_missing_column_and_a_model_without_template_are_one_sentence(tmp_path, file):
     path = tmp_path / "short.jsonl"
     path.write_text(json.dumps(pair(0)) + "\n" + json.dumps({"prompt": "x", "chosen": "y", "rejectd": "z"}) + "\n")

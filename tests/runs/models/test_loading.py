@@ -64,6 +64,7 @@ def base(task, folder, dtype=torch.float32, **more):
     return TASKS.build(task).base(folder, dtype, **more)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -89,11 +90,13 @@ def test_what_is_no_causal_language_model_is_refused(task, make, words, tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fast
 def test_an_encoder_trained_as_a_decoder_is_a_causal_language_model(tmp_path):
     BertLMHeadModel(BertConfig(is_decoder=True, **SMALL)).save_pretrained(tmp_path)
     assert type(base("causal_lm", tmp_path)) is BertLMHeadModel
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_causal_language_model_passes_and_keeps_no_gradients(dtype):
     with torch.no_grad():
@@ -101,6 +104,7 @@ def test_a_causal_language_model_passes_and_keeps_no_gradients(dtype):
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.fast
 def test_what_can_not_be_read_from_is_one_sentence(tmp_path):
     SwinModel(SWIN).save_pretrained(tmp_path)
     with refuses("FP4005", "swin") as caught:
@@ -108,6 +112,7 @@ def test_what_can_not_be_read_from_is_one_sentence(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fast
 def test_a_folder_without_a_vocabulary_or_with_another_model_s_is_refused(tmp_path):
     """transformers makes a tokenizer without words of the one; the other's ids lie beyond the embeddings."""
     folder = tmp_path / "model"
@@ -139,6 +144,7 @@ def changed(tmp_path):
     return make
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("around", [torch.enable_grad, torch.no_grad])
 def test_a_missing_weight_that_classification_uses_is_refused(around, changed):
     refused = refuses("FP4029", "encoder.layer.1.output.dense.weight", "BertModel")
@@ -146,6 +152,7 @@ def test_a_missing_weight_that_classification_uses_is_refused(around, changed):
         base("classification", changed("encoder.layer.1.output.dense.weight"))
 
 
+@pytest.mark.fast
 def test_a_missing_weight_that_nothing_reads_is_said_and_the_same_at_every_load(changed):
     said = []
     folder = changed("pooler.dense.weight")
@@ -155,12 +162,14 @@ def test_a_missing_weight_that_nothing_reads_is_said_and_the_same_at_every_load(
     assert not any(p.requires_grad for p in first.parameters())
 
 
+@pytest.mark.fast
 def test_a_weight_of_another_shape_is_refused(changed):
     folder = changed("encoder.layer.0.output.dense.bias", lambda weight: weight[:-1].clone())
     with refuses("FP4030", "encoder.layer.0.output.dense.bias", "(47,)", "BertModel", "(48,)"):
         base("classification", folder)
 
 
+@pytest.mark.fast
 def test_a_cut_file_of_weights_is_refused(changed):
     folder = changed("pooler.dense.weight")
     file = folder / "model.safetensors"
@@ -169,12 +178,14 @@ def test_a_cut_file_of_weights_is_refused(changed):
         base("classification", folder)
 
 
+@pytest.mark.fast
 def test_weights_that_are_no_numbers_are_refused(changed):
     folder = changed("encoder.layer.2.output.LayerNorm.bias", lambda weight: weight * float("nan"))
     with refuses("FP4035", "BertModel, the model in", "float32"):
         base("classification", folder)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -191,6 +202,7 @@ def test_a_model_of_one_s_own_gives_a_vector_for_each_token(changes, words):
         load_base(from_pretrained, resolve_model("tiny"), torch.float32, read)
 
 
+@pytest.mark.fast
 def test_a_model_that_does_not_say_how_wide_it_is_is_refused():
     model = nn.Linear(2, 3)
     model.config = SimpleNamespace(dim=3)
@@ -198,6 +210,7 @@ def test_a_model_that_does_not_say_how_wide_it_is_is_refused():
         width(model)
 
 
+@pytest.mark.fast
 def test_a_head_that_is_not_used_is_said(tmp_path):
     BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(tmp_path)
     said = []
@@ -205,6 +218,7 @@ def test_a_head_that_is_not_used_is_said(tmp_path):
     assert said == ["BertModel has no place for classifier.bias, classifier.weight of the checkpoint: left out"]
 
 
+@pytest.mark.fast
 def test_a_whole_checkpoint_is_not_talked_about():
     said = []
     base("classification", resolve_model("tiny"), say=said.append)
@@ -212,6 +226,7 @@ def test_a_whole_checkpoint_is_not_talked_about():
     assert not said
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("conversations", [False, True])
 def test_a_language_model_run_on_an_encoder_is_one_sentence(conversations, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
@@ -238,6 +253,7 @@ def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypa
     assert "lacks pooler.dense.weight, which the task does not use" in "".join(capfd.readouterr())
 
 
+@pytest.mark.fast
 def test_a_folder_of_an_unknown_kind_is_one_sentence_wherever_it_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "own_net"}')
     for reads in (config_of, check_reads_texts, lambda folder: readable_tokens(folder, 0, 64)):
@@ -254,6 +270,7 @@ class OwnLlama(LlamaForCausalLM):
     config_class = OwnConfig
 
 
+@pytest.mark.fast
 def test_a_language_model_of_one_s_own_class_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
     monkeypatch.setattr(MODEL_FOR_CAUSAL_LM_MAPPING, "_extra_content", {})

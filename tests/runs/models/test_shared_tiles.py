@@ -35,6 +35,7 @@ def store(folder, depth=1):
     return FrozenStore(folder / "frozen-rows", rows, depth, 8, torch.float32)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("depth", [0, 1])
 def test_tiles_of_another_machine_are_read_and_the_rest_is_missing(tmp_path, monkeypatch, base, depth):
     monkeypatch.setenv(VARIABLE, f"memory://{tmp_path.name}-{depth}")
@@ -52,6 +53,7 @@ def test_tiles_of_another_machine_are_read_and_the_rest_is_missing(tmp_path, mon
         assert torch.equal(one.hidden(range(70), 8), two.hidden(range(70), 8))
 
 
+@pytest.mark.fast
 def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path, monkeypatch, base):
     monkeypatch.delenv(VARIABLE, raising=False)
     rows = store(tmp_path)
@@ -64,12 +66,14 @@ def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path, monkeyp
     assert absent(rows) == [0, 1, 2]
 
 
+@pytest.mark.fast
 def test_a_tile_of_another_size_is_computed_anew(tmp_path, monkeypatch, base):
     monkeypatch.setenv(VARIABLE, f"memory://{tmp_path.name}")
     shared_cache().write("frozen-rows/0000000", b"of another version")
     assert absent(store(tmp_path)) == [0, 1, 2]
 
 
+@pytest.mark.fast
 def test_without_a_shared_cache_all_is_local(tmp_path, monkeypatch, base):
     monkeypatch.delenv(VARIABLE, raising=False)
     one, two = (store(tmp_path / name) for name in ("one", "two"))

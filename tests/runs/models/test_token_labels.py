@@ -69,6 +69,7 @@ def tagged(text: str) -> list[tuple[str, str]]:
     return [(word, LABELS[tag]) for word, tag in zip(row["words"], row["tags"], strict=True)]
 
 
+@pytest.mark.fast
 def test_what_the_names_in_a_function_are():
     found = tagged(SOURCE)
     assert found[:8] == [("def", "O"), ("scaled", "B-FUN"), ("(", "O"), ("values", "B-ARG"), (",", "O"),
@@ -89,6 +90,7 @@ def test_what_the_names_in_a_function_are():
     assert row_of("def f(:") is None
 
 
+@pytest.mark.fast
 def test_the_first_token_of_a_word_bears_its_label():
     assert aligned([None, 0, 0, 1, 2, 2, None], [4, 5, 6]).tolist() == [IGNORED, 4, IGNORED, 5, 6, IGNORED, IGNORED]
     task, folder = TASKS.build("token_labels"), resolve_model("tiny")
@@ -106,6 +108,7 @@ def test_the_first_token_of_a_word_bears_its_label():
     assert torch.equal(again.batch([1, 0])["labels"], made.batch([1, 0])["labels"])
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "row", ["no json", '{"words": ["a"]}', '{"words": ["a"], "tags": [1, 2]}', '{"words": [], "tags": []}']
 )
@@ -114,6 +117,7 @@ def test_rows_of_another_kind_are_refused(row):
         TASKS.build("token_labels").tokenise(Rows([row]), resolve_model("tiny"), 16)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("tag", [2, -1])
 def test_a_tag_that_no_label_name_has_is_refused_before_a_run(tag, fresh_plugins, tmp_path):
     file = tmp_path / "made_names.py"
@@ -124,17 +128,20 @@ def test_a_tag_that_no_label_name_has_is_refused_before_a_run(tag, fresh_plugins
     check_tags([json.dumps({"words": ["a", "b"], "tags": [1, IGNORED]})], ("O", "B-NAME"), "rows")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("row", ['{"words": ["a"], "tags": [Infinity]}', "[" * 100_000])
 def test_json_that_holds_no_tags_is_one_sentence(row):
     with refuses("FP3147"):
         words_and_tags(row)
 
 
+@pytest.mark.fast
 def test_tags_without_names_of_them_are_one_sentence():
     with refuses("FP3148", "the training rows of mine"):
         check_tags(['{"words": ["a"], "tags": [0]}'], (), "the training rows of mine")
 
 
+@pytest.mark.fast
 def test_losses_are_of_labelled_tokens_alone():
     task = TASKS.build("token_labels")
     logits, labels = torch.randn(2, 5, 3), torch.tensor([[IGNORED, 2, 0, IGNORED, 1], [1, IGNORED, 1, 1, 1]])
@@ -147,6 +154,7 @@ def test_losses_are_of_labelled_tokens_alone():
         assert found.correct[b] == sum(int(logits[b, t].argmax() == labels[b, t]) for t in range(5) if kept[t])
 
 
+@pytest.mark.fast
 def test_spans_count_whole(monkeypatch):
     right = [["B-ATT", "I-ATT", "O", "B-ARG"], ["B-ARG", "O", "O", "B-ARG"]]
     said = [["B-ATT", "O", "O", "B-ARG"], ["B-ARG", "O", "B-ATT", "O"]]
@@ -162,6 +170,7 @@ def test_spans_count_whole(monkeypatch):
         span_scores(right, said)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("names", "are"),
     [
@@ -201,11 +210,13 @@ def test_executors_agree(made_names, tmp_path):
         assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
 
 
+@pytest.mark.fast
 def test_label_shift_is_refused_by_the_rows_own_name(made_names, tmp_path):
     with refuses("FP1341", "rows of token_labels have"):
         simulation(tmp_path / "run", drift="label_shift")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("bits", [4, 8])
 def test_spans_are_those_of_the_base_that_was_trained_on(bits, made_names, tmp_path, monkeypatch):
     made = simulation(tmp_path / "run", peft=f"qlora(rank=2, layers=1, bits={bits})", dtype="fp32")
@@ -251,6 +262,7 @@ def test_a_run_tells_spans(made_names, tmp_path, capsys):
     assert evaluated["measures"]["global"]["accuracy"] == pytest.approx(summary["accuracy"])
 
 
+@pytest.mark.fast
 def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
     for given, error, words in (
         ({"head": "ridge"}, ConfigError, ("FP1352", "--head")),
@@ -263,6 +275,7 @@ def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
             simulation(tmp_path / "x", **given)
 
 
+@pytest.mark.fast
 def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
     from fedpeft.run.suited import settled
 

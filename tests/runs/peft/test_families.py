@@ -16,8 +16,8 @@ from fedpeft.models.layers import blocks
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from tests.clients.test_packing import TASK, apart, executors, jobs, made_rows
 from tests.refusals import refuses
+from tests.unit.clients.test_packing import TASK, apart, executors, jobs, made_rows
 
 pytestmark = pytest.mark.slow
 

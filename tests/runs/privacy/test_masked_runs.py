@@ -16,12 +16,9 @@ from fedpeft.aggregation.safeguard import Standing
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.exchange import Exchange
@@ -31,7 +28,7 @@ from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import read_run
-from tests.refusals import has_error, refuses
+from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 5, "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
@@ -219,57 +216,6 @@ def test_secrets_lie_where_nobody_else_reads_and_not_for_long(tmp_path, monkeypa
     assert modes
     assert set(modes) == {0o600}
     assert not list((tmp_path / "clients").glob(f"*/{FILE}"))
-
-
-# ----------------------------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"strategy": "krum"}, ("FP7100", "krum", "take fedit")),
-        ({"strategy": "median"}, ("FP7100", "median")),
-        ({"strategy": "flora"}, ("FP7100", "flora")),
-        ({"strategy": "fedsa_lora"}, ("FP7100", "fedsa_lora")),
-        ({"strategy": "norm_bound"}, ("FP7100", "norm_bound")),
-        ({"strategy": "fedbuff"}, ("FP7100", "fedbuff")),
-        ({"codec": "small"}, ("FP7101",)),
-        ({"drift": "scaffold", "optimizer": "sgd"}, ("FP7103", "scaffold")),
-        ({"clients": 2, "cohort": "all"}, ("FP7079", "3", "2")),
-        ({"privacy": "secure_sum(bits=6)"}, ("FP7078", "7")),
-        ({"privacy": "secure_sum(bits=5)"}, ("FP1227", "bits")),
-        ({"privacy": "secure_sum(epsilon=1)"}, ("FP1225", "epsilon")),
-    ],
-)
-def test_what_is_no_sum_is_refused(tmp_path, given, says):
-    with refuses(*says):
-        Simulation(RunConfig(**{**TINY, **given}), tmp_path, ConsoleObserver(Console(quiet=True)))
-
-
-def test_clients_say_nothing_without_masks(tmp_path):
-    simulation = Simulation(RunConfig(**TINY), tmp_path, ConsoleObserver(Console(quiet=True)))
-    for asked in (
-        Instruction("train", 1, 0, b""), Instruction("prepare", 0, 0, b""), Instruction("evaluate", 1, 0, b"", step=3)
-    ):  # fmt: skip
-        with refuses("FP7002", "without masks"):
-            simulation.workers.answer(asked)
-    plain = Simulation(RunConfig(**{**TINY, "privacy": ""}), tmp_path, ConsoleObserver(Console(quiet=True)))
-    with refuses("FP7002", "for a secure sum"):
-        plain.workers.answer(Instruction("sum", 1, 0, b"", step=1))
-
-
-def test_a_step_out_of_turn_is_a_dropout(tmp_path):
-    workers = Simulation(RunConfig(**TINY), tmp_path, ConsoleObserver(Console(quiet=True))).workers
-    assert has_error(workers.answer(Instruction("sum", 1, 0, b"", step=2)).error, "FP6018")
-    told = Announcement(bytes(16), 5, 10, BESIDE, 1.0).to_bytes()
-    assert not workers.answer(Instruction("sum", 1, 0, b"", step=1, said=told)).error
-    assert has_error(workers.answer(Instruction("sum", 1, 0, b"", step=4)).error, "FP6132", "4", "1")
-    assert not (tmp_path / "clients" / "000000" / FILE).exists()
-
-
-def test_other_mechanisms_are_what_they_were():
-    assert parse_privacy("dp_sgd(epsilon=8)").name == "dp_sgd"
-    assert parse_privacy("secure_sum(bits=12)").bits == 12
 
 
 def test_after_an_undone_round_the_grid_reaches_as_far_as_the_lower_rate_leads(tmp_path, monkeypatch):

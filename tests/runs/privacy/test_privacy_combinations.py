@@ -23,6 +23,7 @@ CODECS = ["fp32", "topk(fraction=0.1) | quantize(bits=4) | rans", "ef14 | topk(f
 CLIP = 0.05
 
 
+@pytest.mark.fast
 def test_there_are_mechanisms():
     assert {"dp_sgd", "user_dp", "local_dp", "distributed_dp", "none"} <= set(MECHANISMS.names)
 

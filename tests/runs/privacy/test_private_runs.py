@@ -21,6 +21,7 @@ from fedpeft.studies.results import read_run
 from tests.privacy.small_runs import QUIET, TINY, trained
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("given", "says"),
     [

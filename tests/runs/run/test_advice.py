@@ -54,6 +54,7 @@ def test_a_share_that_comes_to_one_client_is_told(more, advised, tmp_path, capsy
     assert ("nothing is averaged: --cohort all" in " ".join(capsys.readouterr().out.split())) is advised
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("most", "drift", "words"),
     [
@@ -90,6 +91,7 @@ def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, 
     assert ("plain steps at many small clients" in " ".join(capsys.readouterr().out.split())) is advised
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("partition", "said"), [("auto", True), ("iid", True), ("natural", False), ("grouped", False)])
 def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partition, said):
     statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)

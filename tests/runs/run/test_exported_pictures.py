@@ -15,9 +15,9 @@ from fedpeft.models.task import TASKS
 from fedpeft.predict import chances, outputs
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
-from tests.evaluation.test_answered_pictures import RUN, draw
 from tests.models.own_vit import OwnVit, OwnVitConfig
 from tests.refusals import refuses
+from tests.runs.evaluation.test_answered_pictures import RUN, draw
 
 
 @pytest.fixture
@@ -88,6 +88,7 @@ def test_a_backbone_of_one_s_own_class_is_exported_as_it_answers(method, tmp_pat
     )
 
 
+@pytest.mark.fast
 def test_a_model_of_grey_images_is_told_what_images_are(tmp_path):
     OwnVit(OwnVitConfig(num_channels=1)).save_pretrained(tmp_path)
     with refuses("FP4004", "1"):

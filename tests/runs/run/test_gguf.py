@@ -142,6 +142,7 @@ def test_bases_of_other_families_are_read_back(name, run, tmp_path, monkeypatch)
         assert torch.allclose(loaded(out / "base.gguf")(IDS).logits, expected, atol=1e-5)
 
 
+@pytest.mark.fast
 def test_a_tokenizer_of_byte_pairs_goes_with_the_base(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 

@@ -84,18 +84,21 @@ def test_all_files_of_the_folder_are_sent_as_one_commit(hub, folder, public):
     assert made.get("visibility", "private" if made.get("private") else "public") == ("public" if public else "private")
 
 
+@pytest.mark.fast
 def test_a_hub_out_of_reach_leaves_the_folder(folder):
     with refuses("FP5167", folder, "me/adapter"):
         push(folder, "me/adapter", endpoint="http://127.0.0.1:9")
     assert (folder / "adapter" / "adapter_config.json").is_file()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", ["adapter", "a/b/c", "me/ad apter", "me/", "../x"])
 def test_what_is_no_name_is_refused(name, folder):
     with refuses("FP1359"):
         push(folder, name)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -121,6 +124,7 @@ def test_a_run_from_python_can_be_sent(hub, tmp_path):
     assert not (tmp_path / "run" / "export").exists()
 
 
+@pytest.mark.fast
 def test_of_a_run_that_can_not_be_exported_nothing_is_left_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with refuses("FP5135"):

@@ -66,6 +66,7 @@ def test_an_adapter_loads_by_the_lines_that_are_printed(here, capsys):
     assert type(found["found"]).__name__ == "PeftModel"
 
 
+@pytest.mark.fast
 def test_a_folder_without_a_finished_run_proposes_nothing(here):
     console = Console(file=io.StringIO())
     say_next(Path("nowhere"), console)

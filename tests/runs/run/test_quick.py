@@ -13,6 +13,7 @@ from fedpeft.simulate import main, parse
 from tests.refusals import has_error
 
 
+@pytest.mark.fast
 def test_quick_means_fewer_rows_rounds_and_tokens_and_nothing_else():
     config, _, _, _ = parse(["--quick", "--strategy", "flexlora"])
     assert config == RunConfig(
@@ -20,6 +21,7 @@ def test_quick_means_fewer_rows_rounds_and_tokens_and_nothing_else():
     )
 
 
+@pytest.mark.fast
 def test_what_is_less_already_stays():
     config = quick(RunConfig(rounds=1, tokens=16, dataset="file:rows.csv"))
     assert (config.rounds, config.tokens) == (1, 16)

@@ -13,7 +13,7 @@ from fedpeft.server import progress
 from fedpeft.simulate import main
 from fedpeft.simulation import alone, pooled, task_matrix
 
-TOLD = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+TOLD = (Path(__file__).parents[3] / "docs" / "files.md").read_text(encoding="utf-8")
 TABLE = TOLD.partition("### Other files")[2]
 SMALL = ["--dataset", "tiny", "--clients", "4", "--cohort", "all", "--rounds", "2", "--dtype", "fp32", "--workers", "1",
          "--local-work", "steps(1)"]  # fmt: skip
@@ -29,6 +29,7 @@ def is_told(name: str) -> bool:
     return f"`{name}`" in TABLE or f"`{name}/`" in TABLE or f"\n### {name}\n" in TOLD
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", [name for names in NAMED for name in ([names] if isinstance(names, str) else names)])
 def test_names_that_the_code_has_for_files_are_told(name):
     assert is_told(name)

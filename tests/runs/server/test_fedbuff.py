@@ -21,6 +21,7 @@ TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "6", "--rounds", "4",
         "--optimizer", "adamw(head_rate=1)", "--learning-rate", "0.003", "--local-work", "steps(3)"]  # fmt: skip
 
 
+@pytest.mark.fast
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 50)), min_size=1, max_size=6), st.floats(0, 2))
 def test_a_step_is_the_papers_sum(updates, exponent):
     rule = strategies.build(f"fedbuff(exponent={exponent!r})")
@@ -58,6 +59,7 @@ def test_a_step_waits_for_its_buffer_and_nobody_is_counted_twice(tmp_path):
     assert {line["staleness"] for line in lines} > {0, 1}, "six at a time, two a step: some wait for two steps"
 
 
+@pytest.mark.fast
 def test_what_an_asynchronous_run_can_not_have_is_refused(tmp_path, capsys):
     words = [*TINY, "--strategy", "fedbuff", "--output", str(tmp_path / "run")]
     assert main([*words, "--drift", "scaffold", "--optimizer", "sgd"]) == 2

@@ -12,7 +12,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.run.observer import Metrics
 from fedpeft.server.best_state import BestState
 from fedpeft.server.questions import of_kept
-from tests.simulation.test_run_strategies import settings, trained
+from tests.runs.simulation.test_run_strategies import settings, trained
 
 
 @pytest.fixture(scope="module")

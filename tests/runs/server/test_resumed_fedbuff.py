@@ -24,7 +24,7 @@ from fedpeft.server.in_flight import InFlight
 from fedpeft.server.progress import Checkpoints, RunStore
 from fedpeft.simulate import main
 from fedpeft.simulation.grid import CohortGrid
-from tests.server.test_fedbuff import TINY, adapter
+from tests.runs.server.test_fedbuff import TINY, adapter
 
 ROUNDS = 6
 BUFFERED = [*TINY, "--strategy", "fedbuff(buffer=2)", "--rounds", str(ROUNDS)]
@@ -155,6 +155,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_unbroken_run(tmp_path, more
     same_run(whole, cut)
 
 
+@pytest.mark.fast
 def test_clients_in_flight_come_back_from_a_checkpoint_as_they_were():
     shared = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0)}
     others = {"a": shared["a"][:1]}

@@ -134,6 +134,7 @@ def test_a_drawn_connector_and_whole_updates_under_noise(run) -> None:
     assert private["captions"]["rows"] == 12
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [

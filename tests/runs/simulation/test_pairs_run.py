@@ -57,6 +57,7 @@ def test_a_run_of_pairs_goes_on_where_it_was_interrupted_and_says_how_well_pairs
         FinishedRun.read(tmp_path / "whole").check_answers()
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [

@@ -170,6 +170,7 @@ def test_ranks_of_a_method_that_has_them_and_of_one_that_has_not(tmp_path, capfd
         assert "has one size for all clients" in "".join(capfd.readouterr())
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("spec", ["dora(rank=2)", "vera(rank=4)", "adalora(rank=2)"])
 def test_the_error_is_not_measured_where_the_exact_aggregate_would_be_too_large(spec, tmp_path, monkeypatch):
     given = {**TINY, "peft": spec, "strategy": RULE.get(spec.partition("(")[0], "fedit")}

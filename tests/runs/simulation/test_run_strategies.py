@@ -189,6 +189,7 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
     assert not torch.allclose(there, plain, atol=1e-3), "the residual makes no difference"
 
 
+@pytest.mark.fast
 def test_clients_of_a_residual_hold_it_bit_for_bit_whatever_they_were_sent():
     pairs = [LoraPair("a", "a.A", "a.B", 12, 7), LoraPair("b", "b.A", "b.B", 5, 9)]
     codec = parse_codec("fp32")
@@ -372,6 +373,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_refused(case, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")

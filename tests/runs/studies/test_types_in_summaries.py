@@ -51,6 +51,7 @@ def test_a_run_on_its_own(tmp_path, capfd):
     assert "accuracy in its summary must be float" in "".join(capfd.readouterr())
 
 
+@pytest.mark.fast
 def test_every_declared_type_is_known():
     """A declaration of another form would be let through without a word."""
     declared = {str(one.type) for part in (Quality, Costs, Summary) for one in dataclasses.fields(part)}

@@ -13,6 +13,7 @@ from fedpeft.simulate import main
 from tests.privacy.small_runs import StopError, trained
 
 
+@pytest.mark.fast
 def test_the_last_states_are_kept_whatever_is_repeated(tmp_path):
     store = RunStore.of(Records(tmp_path))
     for round in (0, 1, 2, 3, 2, 3, 4):  # after a kill, rounds 2 and 3 come again

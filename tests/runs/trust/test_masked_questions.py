@@ -113,6 +113,7 @@ def test_a_client_says_nothing_without_masks(finished):
         side.masking.identity = None
 
 
+@pytest.mark.fast
 def test_real_clients_and_noisy_sums_are_refused(tmp_path):
     observer = ConsoleObserver(Console(quiet=True))
     measure = "validation(every=100) + calibration(rows=clients)"

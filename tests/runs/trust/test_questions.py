@@ -107,11 +107,13 @@ def test_of_a_place_that_nobody_has_taken_nothing_is_said(finished, monkeypatch)
     assert not said
 
 
+@pytest.mark.fast
 def test_only_evaluations_ask():
     with refuses("FP6055"):
         Instruction("train", 1, 0, b"", asks="reliability").check(1)
 
 
+@pytest.mark.fast
 def test_what_can_not_be_asked_is_refused(tmp_path):
     made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
     for given, error, said in (

@@ -1,6 +1,5 @@
 """Golden numbers on a model of three numbers, worked out by hand from the equations."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,15 +8,9 @@ import torch
 from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
-from fedpeft.run import final_score
 from fedpeft.run.checks.private import check_server_noise
-from fedpeft.run.observer import Metrics
-from fedpeft.server.best_state import BestState
 from fedpeft.server.progress import Checkpoints, Progress
-from fedpeft.server.questions import of_kept
-from fedpeft.simulate import _last
 from tests.refusals import refuses
-from tests.simulation.test_run_strategies import settings, trained
 
 X = {"x": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
 D1 = {"x": torch.tensor([0.1, -0.2, 0.0], dtype=torch.float64)}
@@ -141,22 +134,3 @@ def test_noise_is_heard_of_by_those_that_use_it_alone():
         assert optimizer.noised(1.0).step(X, D1, {})[0]["x"].tolist() == optimizer.step(X, D1, {})[0]["x"].tolist()
     corrected = SERVER_OPTIMIZERS.build("averaged(of=adam(corrected=True))")
     assert corrected.noised(1.0).step(X, D1, {})[0]["x"].tolist() != corrected.step(X, D1, {})[0]["x"].tolist()
-
-
-def test_what_is_asked_of_an_averaged_run_is_asked_of_the_average(tmp_path, monkeypatch):
-    """Clients' own rows, clients' own models, questions, and what is saved as the last state."""
-    given = settings("fedper", server_optimizer="averaged(decay=0.99)", learning_rate=0.02, rounds=3)
-    simulation, server, progress = trained(tmp_path / "run", **given)
-    bare = replace(progress, memory={})
-    last, average = (server.own_rows(p) for p in (bare, replace(bare, adapter=progress.reached)))
-    assert last != average == server.own_rows(progress)
-    own = simulation.client_state(0)
-    shared = [n for n in own if n not in simulation.setup.strategy.private(simulation.setup.layout)]
-    assert all(torch.equal(own[n], progress.reached[n]) for n in shared)
-    assert of_kept(progress, server.store.bases).adapter is progress.reached
-    saved = []
-    monkeypatch.setattr(final_score, "save", lambda _setup, state, *_: saved.append(state))
-    unscored = SimpleNamespace(score=lambda *_: None)
-    seen = SimpleNamespace(setup=simulation.setup, folder=simulation.folder, scorer=unscored)
-    _last(seen, replace(progress, best=BestState(1, Metrics(1.0, 0.5), bare.adapter, {})))
-    assert saved == [progress.reached]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedpeft.privacy.secure_sum import shamir, words
 from fedpeft.privacy.secure_sum.coordinator import VoidError
-from tests.privacy.test_secure_sum import Sum, drawer
+from tests.unit.privacy.test_secure_sum import Sum, drawer
 
 
 def summed(liars, change, **given):

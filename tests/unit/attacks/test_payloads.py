@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.attacks.scale import SEED, scaled
-from tests.communication.test_codec_fuzz import SEEDS, bounded, edited, judge
+from tests.unit.communication.test_codec_fuzz import SEEDS, bounded, edited, judge
 
 
 @pytest.mark.long

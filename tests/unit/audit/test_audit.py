@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import reduce
 from types import SimpleNamespace
@@ -22,8 +21,6 @@ from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon
 from fedpeft.audit.membership import Membership
 from fedpeft.communication.uplink import parse_uplink
-from fedpeft.models.quantized import QuantizedLinear
-from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import server_noise
 from fedpeft.privacy.accountant import Event, epsilon
@@ -35,7 +32,6 @@ from fedpeft.privacy.server_noise import turns_of
 from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
 from fedpeft.server.acceptance import Acceptance
-from fedpeft.simulate import main as simulate
 from tests.refusals import has_error, refuses
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}
@@ -219,42 +215,12 @@ def test_a_run_without_rounds_has_no_canaries(monkeypatch):
     assert "3 of 20 members left out" in said[0]
 
 
-@pytest.mark.slow
-def test_a_run_attacks_itself_when_asked_to(tmp_path, capsys):
-    words = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "all", "--rounds", "1", "--workers",
-             "1", "--dtype", "fp32", "--head", "zero", "--peft", "lora(rank=2)",
-             "--local-work", "steps(2)"]  # fmt: skip
-    found = []
-    for name, privacy in (("plain", "none(audit=True)"), ("private", "user_dp(epsilon=2, clip=1.0, audit=True)")):
-        assert simulate([*words, "--privacy", privacy, "--output", str(tmp_path / name)]) == 0
-        found.append(json.loads((tmp_path / name / "summary.json").read_text()))
-    plain, protected = found
-    assert plain["epsilon"] is None
-    assert plain["audit_epsilon"] is None
-    assert 0.3 < plain["membership_auc"] <= plain["membership_auc_worst"] < 0.8
-    assert protected["audit_passed"]
-    assert protected["audit_epsilon"] <= protected["audit_claimed"]
-    capsys.readouterr()
-    assert main([str(tmp_path / "plain"), str(tmp_path / "private")]) == 0
-    assert f"{plain['membership_auc']:.3f}" in capsys.readouterr().out
-
-
 def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
     assert main([str(tmp_path), "--privacy", "user_dp(noise_multiplier=4)"]) == 2
     assert has_error(capsys.readouterr().err, "FP1039")
     (tmp_path / "serve.toml").write_text("")
     assert main([str(tmp_path)]) == 2
     assert has_error(capsys.readouterr().err, "FP5184")
-
-
-@pytest.mark.slow
-def test_a_run_on_a_base_in_four_bits_is_attacked_on_that_base(tmp_path, monkeypatch):
-    words = ["--dataset", "tiny", "--clients", "4", "--tokens", "16", "--rounds", "1", "--workers", "1"]
-    assert simulate([*words, "--dtype", "fp32", "--peft", "qlora", "--output", str(tmp_path / "run")]) == 0
-    seen, load = [], saved_adapter.load
-    monkeypatch.setattr(saved_adapter, "load", lambda *given: seen.append(given[2]) or load(*given))
-    assert main([str(tmp_path / "run")]) == 0
-    assert any(isinstance(module, QuantizedLinear) for module in seen[0].modules())
 
 
 @pytest.mark.parametrize(("claimed", "word"), [(np.inf, "nothing is claimed"), (9.0, "consistent"), (1.0, "less")])

@@ -11,7 +11,7 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from torch import nn
 
 from fedpeft.privacy.noise import RunKey
-from tests.clients.test_executors import local_training
+from tests.unit.clients.test_executors import local_training
 
 KEY = RunKey(b"0123456789abcdef0123456789abcdef")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from fedpeft.clients.rule_half import begun
-from fedpeft.clients.store import ClientStore, section
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
@@ -15,7 +14,7 @@ from fedpeft.peft.methods.row_lora import TwoLoras
 from fedpeft.run.catalogue import counted
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
-from tests.simulation.test_run_strategies import settings, trained
+from tests.runs.simulation.test_run_strategies import settings
 
 FEDALT = strategies.build("fedalt(clients=4)")
 
@@ -75,29 +74,6 @@ def test_the_server_holds_the_mean_of_all_and_clients_see_the_others(case):
             if ".rest_" in rest:
                 mean = sum(o[rest.replace(".rest_", ".own_")] for o in owns) / 4
                 assert torch.allclose(state[rest], mean, atol=1e-12)
-
-
-def test_a_run_keeps_the_mean_of_all_its_clients(tmp_path):
-    given = settings("fedalt", dtype="fp64", rounds=3, peft="row_lora(rank=2, layers=1)")
-    simulation, _, progress = trained(tmp_path, **given)
-    assert simulation.setup.config.strategy == "fedalt(clients=6)"
-    start, kept = simulation.setup.start, {}
-    for client, round in progress.acknowledged.items():
-        kept[client] = section(ClientStore(tmp_path / "clients").load(client, round, tidy=False), "private")
-    assert 3 <= len(kept) <= 6
-    moved = 0.0
-    for name, tensor in progress.adapter.items():
-        if ".rest_" in name:
-            own = name.replace(".rest_", ".own_")
-            mean = sum(kept[client][own] if client in kept else start[own] for client in range(6)) / 6
-            assert torch.allclose(tensor, mean, atol=1e-12), name
-            moved += float((tensor - start[own]).norm())
-            for client in (0, max(kept)):
-                alone = kept[client][own] if client in kept else start[own]
-                assert torch.allclose(simulation.client_state(client)[name], (6 * mean - alone) / 5, atol=1e-12)
-        else:
-            assert torch.equal(tensor, start[name])
-    assert moved > 0.01
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,12 +17,9 @@ from fedpeft.aggregation.update import Update
 from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.methods.expert_lora import SHUT, ExpertLoras
-from fedpeft.server.progress import Checkpoints
-from fedpeft.simulate import main as simulate
 from fedpeft.simulation.simulation import Simulation
-from tests.fleet import NAMES
 from tests.refusals import refuses
-from tests.simulation.test_run_strategies import settings, trained
+from tests.runs.simulation.test_run_strategies import settings
 
 EXPERTS = 3
 SLOTS = {1: [0], 2: [0, 1, 3], 3: [0, 1, 2, 3, 4]}
@@ -178,22 +174,6 @@ def test_rounds_are_those_of_a_list_of_clients(case):
     assert all(torch.allclose(state[n], experts[1][n], atol=1e-12) for n in names if ".bias." not in n)
 
 
-def test_a_run_sends_each_client_its_clusters_expert(tmp_path):
-    peft = "expert_lora(rank=2, experts=3, layers=1)"
-    given = settings("fedlease(warmup=1, clear=-1)", dtype="fp64", rounds=2, cohort="all", peft=peft)
-    simulation, server, progress = trained(tmp_path, **given)
-    where, layout = dict(progress.learned[CLUSTERS].tolist()), simulation.setup.layout
-    assert set(where) == set(range(6))
-    assert 1 <= max(where.values()) <= 2
-    sent = {k: simulation.client_state(k) for k in where}
-    for one, other in itertools.combinations(where, 2):
-        same = all(torch.equal(sent[one][n], sent[other][n]) for n in layout.names)
-        assert same == (where[one] == where[other])
-    opens = {int((t > SHUT / 2)[:3].sum()) for n, t in sent[0].items() if ".bias." in n}
-    assert opens == {max(where.values()) + 1}
-    assert server.own_rows(progress).clients >= 5  # those that hold rows out
-
-
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -209,21 +189,3 @@ def test_a_run_sends_each_client_its_clusters_expert(tmp_path):
 def test_what_does_not_go_with_groups_is_said(given, words, tmp_path, observer):
     with refuses(*words):
         Simulation(RunConfig(**{**settings("fedlease"), **given}), tmp_path, observer)
-
-
-@pytest.mark.slow
-def test_real_clients_come_to_the_clusters_of_the_simulation(fleet):
-    made = fleet(
-        strategy="fedlease(warmup=1, clear=-1)", peft="expert_lora(rank=2, experts=2, layers=1)", rounds=3, head="zero"
-    )
-    server = made.serve()
-    clients = [made.join(name) for name in NAMES]
-    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
-    assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
-    served, simulated = (Checkpoints(made.folder / f / "checkpoint").load() for f in ("run", "simulated"))
-    assert torch.equal(served.learned[CLUSTERS], simulated.learned[CLUSTERS])
-    assert len(served.learned[CLUSTERS]) == 3
-    for name, tensor in simulated.learned.items():
-        assert torch.allclose(served.learned[name], tensor, atol=1e-8), name
-    scores = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
-    assert len({round(s["loss"], 6) for s in scores}) == 1

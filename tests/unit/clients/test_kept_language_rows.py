@@ -9,7 +9,6 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.sequential import SequentialExecutor
-from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedpeft.config import RunConfig
@@ -20,8 +19,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import reuse
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.setup import Setup
-from fedpeft.simulate import main
-from tests.clients.test_packing import TASK, executors, jobs, made_rows
+from tests.unit.clients.test_packing import TASK, executors, jobs, made_rows
 
 SPEC = "lora(rank=4, layers=1)"
 
@@ -85,19 +83,3 @@ def test_how_often_a_row_is_trained_on(setup):
 def test_rows_of_pairs_are_not_kept():
     task = TASKS.build("dpo")
     assert reuse.frozen_blocks(TASK.base(resolve_model("tiny_lm"), torch.float32), None, "text", task) == 0
-
-
-@pytest.mark.slow
-def test_a_run_ends_as_one_that_keeps_nothing(tmp_path, monkeypatch, capsys):
-    words = [
-        "--dataset", "tiny_lm(owners=4, rows=8)", "--partition", "natural", "--clients", "0", "--cohort", "2",
-        "--rounds", "4", "--peft", SPEC, "--dtype", "fp64", "--workers", "1",
-    ]  # fmt: skip
-    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))  # where nothing is kept already
-    assert main([*words, "--output", str(tmp_path / "kept")]) == 0
-    assert "frozen layers" in capsys.readouterr().out
-    monkeypatch.setattr(reuse, "LARGEST", 0.0)
-    assert main([*words, "--output", str(tmp_path / "again")]) == 0
-    one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("kept", "again"))
-    assert one.keys() == other.keys()
-    assert all(torch.allclose(one[n], other[n], rtol=1e-6, atol=1e-9) for n in one)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,8 +9,8 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.layers import blocks
 from fedpeft.simulate import main
-from tests.clients.test_packing import TASK, apart, executors, jobs
 from tests.refusals import has_error
+from tests.unit.clients.test_packing import TASK, apart, executors, jobs
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -66,19 +65,6 @@ def test_only_a_blocks_input_is_kept():
 
 
 RUN = ["--dataset=tiny_lm", "--clients=3", "--cohort=2", "--rounds=1", "--workers=1", "--partition=iid", "--dtype=fp64"]
-
-
-def test_they_are_settings_of_the_local_optimizer(tmp_path):
-    import json
-
-    losses = []
-    for number, more in enumerate(("", ", rows_per_pass=2, checkpointing=True")):
-        folder = tmp_path / str(number)
-        words = [*RUN, f"--optimizer=adamw(warmup=2{more})", "--peft=lora(rank=2)", "--output", str(folder)]
-        assert main(words) == 0
-        losses.append(json.loads((folder / "rounds.jsonl").read_text().splitlines()[0])["train_loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert np.isfinite(losses[0])
 
 
 @pytest.mark.parametrize(

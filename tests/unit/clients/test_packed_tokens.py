@@ -20,10 +20,10 @@ from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
-from tests.clients.test_executors import SHARDS, build, jobs, worst
-from tests.clients.test_packing import TASK as LANGUAGE
-from tests.clients.test_packing import jobs as language_jobs
-from tests.clients.test_packing import made_rows
+from tests.unit.clients.test_executors import SHARDS, build, jobs, worst
+from tests.unit.clients.test_packing import TASK as LANGUAGE
+from tests.unit.clients.test_packing import jobs as language_jobs
+from tests.unit.clients.test_packing import made_rows
 
 PACKED = ["lora(rank=4, layers=0)", "lora(rank=4, layers=1, targets=('query', 'value'))", "rslora(rank=4)"]
 PADDED = [

@@ -22,8 +22,8 @@ from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey
-from tests.clients.test_executors import local_training
 from tests.refusals import refuses
+from tests.unit.clients.test_executors import local_training
 
 KEY = RunKey(b"0123456789abcdef0123456789abcdef")
 SPECS = {"lora": "lora(rank=3, layers=2)", "full": "full"}

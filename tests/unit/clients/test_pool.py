@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
 import cloudpickle
-import numpy as np
-import psutil
 import pytest
 import torch
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
-from fedpeft.clients.pool import Pool, Sent, Worker, result, sent
+from fedpeft.clients.pool import Sent, Worker, result, sent
 
 from fedpeft import plugins
-from fedpeft.api import run_simulation
 from fedpeft.config import RunConfig
-from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "clients": 4, "tokens": 16, "dtype": "fp32", "workers": 1}
-
-
-@pytest.mark.slow
-def test_workers_start_with_a_plan_larger_than_a_pipe(tmp_path, observer):
-    """Labels of many rows travel with it where an attack changes them."""
-    simulation = Simulation(RunConfig(**TINY), tmp_path, observer)
-    single = simulation.workers.pool
-    work = replace(simulation.workers.work, labels=np.zeros(1_000_000, dtype=np.int64))
-    pool = Pool(work, single._local.clients.plan, 3, ["cpu"])
-    try:
-        calls = [pool.submit(Worker.fill, work.data_key, work.depth, []) for _ in range(6)]
-        assert [result(call) for call in calls] == [0] * 6
-    finally:
-        pool.close()
-
-
-@pytest.mark.slow
-def test_workers_keep_things_where_the_environment_says_now(tmp_path, monkeypatch):
-    """What they are forked from has the environment of the first run."""
-    for name in ("first", "second"):
-        monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / name))
-        run_simulation(**{**TINY, "workers": 2}, rounds=1, output=tmp_path / f"run_{name}", progress=False)
-        assert any((tmp_path / name).glob("rows-*"))
-        shutil.rmtree(tmp_path / name)
-        monkeypatch.delenv("FEDPEFT_CACHE")
 
 
 WORK_OF_ONES_OWN = """
@@ -115,45 +80,3 @@ def test_what_frozen_layers_make_of_rows_is_kept_apart_by_device(tmp_path, obser
     places = [replace(work, device=device) for device in ("cpu", "cuda:0", "cuda:1")]
     folders = [place.store(work.data_key, work.depth).folder for place in places]
     assert folders[0] != folders[1] == folders[2]
-
-
-def alive(group: int) -> list[psutil.Process]:
-    """The processes of a process group that have not ended."""
-    found = []
-    for process in psutil.process_iter(["status"]):
-        with suppress(ProcessLookupError):
-            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
-                found.append(process)
-    return found
-
-
-@pytest.mark.slow
-def test_pressing_ctrl_c_twice_ends_the_run_and_its_workers(tmp_path):
-    """The second press finds the workers being ended, in the middle of their training."""
-    folder = tmp_path / "run"
-    words = ["--" + name.replace("_", "-") + f"={value}" for name, value in {**TINY, "workers": 2}.items()]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedpeft.simulate", *words, "--rounds=100000", f"--output={folder}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while len(Records(folder).read("rounds.jsonl")) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for pause in (0.02, 0.0):
-            os.killpg(process.pid, signal.SIGINT)
-            time.sleep(pause)
-        shown, _ = process.communicate(timeout=120)
-        assert process.returncode == 130
-        assert "interrupted; continue with" in shown
-        assert "Traceback" not in shown
-        while (left := alive(process.pid)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not left
-    finally:
-        process.kill()

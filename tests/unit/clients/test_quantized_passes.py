@@ -12,7 +12,7 @@ from fedpeft.clients.workbench import WorkPlan
 
 from fedpeft.models.quantized import QuantizedLinear, quantize
 from fedpeft.peft.family import PEFT_METHODS
-from tests.clients.test_executors import SHARDS, jobs, worst
+from tests.unit.clients.test_executors import SHARDS, jobs, worst
 
 
 @pytest.fixture(params=["qlora(rank=2, layers=0, bits=8)", "rslora(rank=2, layers=2)"])

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sqlite3
 import stat
-import time
-from contextlib import suppress
 
 import pytest
 import torch
@@ -79,36 +74,3 @@ def test_a_damaged_file_is_one_sentence(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(RunError, match=r"state of client 0 (in .* can't be read|after round 1 is missing)"):
         ClientStore(tmp_path).load(0, 1)
-
-
-def _write(folder, client, rounds):
-    for round in range(1, rounds + 1):
-        ClientStore(folder).stage(client, round, state(round, 50_000))
-
-
-def test_processes_that_write_at_once_lose_nothing(tmp_path):
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write, args=(tmp_path, client, 5)) for client in range(3)]
-    for process in writers:
-        process.start()
-    for process in writers:
-        process.join()
-    found = {client: list(rounds) for client, rounds in kept(tmp_path).items()}
-    assert found == {client: [1, 2, 3, 4, 5] for client in range(3)}
-
-
-def test_a_kill_in_the_middle_leaves_whole_states(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=_write, args=(tmp_path, 0, 10_000))
-    process.start()
-    for _ in range(4000):
-        time.sleep(0.005)
-        with suppress(sqlite3.OperationalError):  # there is no table yet
-            if len(kept(tmp_path).get(0, ())) > 3:
-                break
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    found = kept(tmp_path)[0]
-    assert list(found) == list(range(1, len(found) + 1))
-    assert all(torch.equal(each["e"], torch.full((50_000,), float(round))) for round, each in found.items())
-    ClientStore(tmp_path).stage(0, len(found) + 1, state(0))
-    assert len(kept(tmp_path)[0]) == len(found) + 1

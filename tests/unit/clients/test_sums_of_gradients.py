@@ -10,7 +10,7 @@ from fedpeft.clients.executor import RowPrivacy
 
 from fedpeft.models.task import trainable
 from fedpeft.privacy.noise import RunKey
-from tests.clients.test_per_example import KEY, executors, job
+from tests.unit.clients.test_per_example import KEY, executors, job
 
 CLIP = 0.05
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from fedpeft.clients.transfer import moved, put, taken
 
-from tests.clients.test_executors import SHARDS, build, jobs, worst
 from tests.elsewhere import DEVICE, Elsewhere
+from tests.unit.clients.test_executors import SHARDS, build, jobs, worst
 
 
 def mixed():

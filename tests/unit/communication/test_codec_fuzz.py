@@ -2,7 +2,7 @@
 
 The short runs are part of the ordinary tests. The long one runs for as long as FUZZ_SECONDS says (an hour by default):
 
-    FUZZ_SECONDS=3600 python -m pytest tests/communication/test_codec_fuzz.py -m long
+    FUZZ_SECONDS=3600 python -m pytest tests/unit/communication/test_codec_fuzz.py -m long
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def test_tiny_depends_on_the_optimizer_and_a_higher_limit_adds_more_error_than_l
     longer, worse = arrived_mean("adam", "tiny")
     assert share < longer < 1
     assert worse - error > longer - share
-    page = Path(__file__).parent.parent.parent / "docs" / "communication.md"
+    page = Path(__file__).parent.parent.parent.parent / "docs" / "communication.md"
     for text in (adaptive.__doc__, page.read_text(encoding="utf-8")):
         assert "depends on the optimizer" in " ".join(text.split())
 

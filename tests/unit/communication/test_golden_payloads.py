@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fedpeft.communication.decoding import decode
 from tests.communication.vectors import rows
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parent.parent.parent / "golden"
 
 
 @rows("path", sorted(GOLDEN.glob("v1-*.payload")), ids=lambda p: p.stem)

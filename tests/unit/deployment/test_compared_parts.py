@@ -12,8 +12,9 @@ from fedpeft.deployment.compared_parts import MOST, check_parts, told_parts
 from fedpeft.deployment.shared_settings import settings_digest
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
-from tests.deployment.test_edge import joins, told
 from tests.refusals import refuses
+from tests.runs.deployment.test_edge import told
+from tests.unit.deployment.test_edge import joins
 
 CODEC = '''
 import struct

@@ -16,11 +16,7 @@ from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
 from fedpeft.deployment.wire import v2_pb2 as v2
-from tests.chat import with_template
-from tests.here import Federation
 from tests.refusals import refuses
-
-CHATS = ServeOptions(task="instruction", held_out=0.25)
 
 
 def talk(i: int) -> tuple[str, str]:
@@ -44,89 +40,12 @@ FORMS = {
 """A row as each way of writing it has it."""
 
 
-class Conversing(Federation):
-    """A federation whose clients each write conversations in their own way."""
-
-    def rows(self, k):
-        form = list(FORMS.values())[k]
-        return [form(*talk(i + 50 * k)) for i in range(40)]
-
-
-def federation(folder, observer, serve=CHATS, kind=Conversing, **given):
-    model = given.pop("model", None) or str(with_template(folder / "model"))
-    told = with_form(RunConfig(), serve)
-    settings = {"model": model, "tokens": 32, "dataset": told.dataset, "measure": "validation(every=1)"}
-    return kind(folder, observer, serve=serve, **settings | given)
-
-
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "server" / "rounds.jsonl").read_text().splitlines()]
-
-
-def test_clients_train_on_conversations_however_they_are_written(tmp_path, observer):
-    options = [{}, {}, {}, {}, {"text_column": "talk"}]
-    made = federation(tmp_path, observer, clients=5, options=options, rounds=4, learning_rate=3e-2)
-    told = made.server.gateway.description
-    assert (told.task, list(told.labels), told.template, told.side) == ("instruction", [], "chat", 0)
-    made.run()
-    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
-    lines = lines_of(tmp_path)
-    assert all(line["rejected"] == 0 for line in lines)
-    assert lines[-1]["loss"] < lines[0]["loss"], "on rows of their own that nobody trained on"
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_one_conversation_is_one_row_however_it_is_written(name, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(FORMS[name](*talk(3))) + "\n")
     form = Clients(task="instruction", text="talk" if name == "own names" else "text")
     assert [json.loads(str(row)) for row in form.read(file, None, "")[0].inputs] == [messages(*talk(3))]
-
-
-class Preferring(Federation):
-    def rows(self, k):
-        rows = (talk(i + 50 * k) for i in range(24))
-        return [{"prompt": asked, "chosen": answer, "rejected": WORDS[0]} for asked, answer in rows]
-
-
-def test_clients_train_on_preferences(tmp_path, observer):
-    serve = ServeOptions(task="dpo(beta=0.2)", held_out=0.25)
-    made = federation(tmp_path, observer, serve, Preferring, rounds=3, learning_rate=3e-2)
-    assert made.server.gateway.description.task == "dpo(beta=0.2)"
-    made.run()
-    lines = lines_of(tmp_path)
-    assert lines[-1]["loss"] < lines[0]["loss"]
-
-
-class Templated(Federation):
-    def rows(self, k):
-        return [FORMS["alpaca"](*talk(i)) for i in range(20)]
-
-
-def test_a_template_of_a_file_is_handed_to_the_clients_and_compared(tmp_path, observer):
-    file, other = tmp_path / "own.jinja", tmp_path / "other.jinja"
-    file.write_text("{{ instruction }} " + WORDS[5])
-    other.write_text("{{ instruction }} " + WORDS[6])
-    serve = ServeOptions(task="instruction", held_out=0.25, template=str(file))
-    made = federation(tmp_path, observer, serve, Templated, model="tiny_lm", options=[{"template": str(file)}] * 2)
-    told = made.server.gateway.description
-    assert len(told.template) == 64
-    made.run()
-    for own, words in (("", ("FP1116",)), (str(other), ("FP1117",))):
-        made.options[0] = {"template": own}
-        with refuses(*words):
-            made.edge(0)
-    told.template = "alpaca"
-    with refuses("FP1115", "alpaca"):
-        made.edge(0)
-
-
-@pytest.mark.slow
-def test_a_named_template_is_known_everywhere(tmp_path, observer):
-    serve = ServeOptions(task="instruction", held_out=0.25, template="alpaca")
-    made = federation(tmp_path, observer, serve, Templated, model="tiny_lm")
-    made.run()
-    assert made.server.gateway.description.template == "alpaca"
 
 
 @dataclass(frozen=True)

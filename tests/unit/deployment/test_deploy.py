@@ -5,12 +5,8 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import json
-import os
 import re
 import shlex
-import socket
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -20,19 +16,17 @@ import tyro
 from fedpeft import certs, join, serve, simulate, transcript
 from fedpeft.config import RunConfig
 from fedpeft.flower.settings import OWN_KEYS, config_of
-from fedpeft.machine.cache import cache_directory
 from tests.refusals import refuses
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-[TRIED] = [block for block in BLOCKS if block[0].endswith("> rows.csv")]
 COMMANDS = [line for block in BLOCKS for line in block if line.startswith("python ")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
-    """Each is parsed by its own program; that they work together is shown by tests/test_serve.py."""
+    """Each is parsed by its own program; that they work together is shown by tests/processes/test_serve.py."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     assert words[:2] == ["python", "-m"]
@@ -47,30 +41,6 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
         tyro.cli({"certs": certs, "join": join, "transcript": transcript}[program].Command, args=arguments)
     else:
         {"serve": serve, "simulate": simulate}[program].parse(arguments)
-
-
-@pytest.mark.slow
-def test_the_walk_through_on_one_machine_works(tmp_path):
-    """Its lines as they stand, at a free port; `python` is this one."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    lines = [line.replace("8470", port).replace("python -m", f"{sys.executable} -m") for line in TRIED]
-    for line in lines[:2]:
-        subprocess.run(line, shell=True, cwd=tmp_path, check=True, timeout=300)
-    environment = {**os.environ, "HOME": str(tmp_path), "FEDPEFT_CACHE": str(cache_directory()), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(shlex.split(line), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-        for line in lines[2:]
-    ]
-    try:
-        said = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0, 0], said
-    assert (tmp_path / "runs" / "tried" / "adapter" / "adapter_model.safetensors").exists()
-    assert all("the federation is finished: the trained model is on the server 127.0.0.1:" in t for t in said[1:])
-    assert all("this client's records of it are in " in text for text in said[1:])
 
 
 def test_the_options_that_the_tables_name_exist():
@@ -112,13 +82,6 @@ def test_no_key_gets_into_the_container():
     assert ignored[0] == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} == sources
     assert {"**/certs", "**/*.key"} <= set(ignored[1 + len(sources) :])
-
-
-@pytest.mark.parametrize("file", ["certs/ca.key", "certs/revoked.pem", "edge-1/client.key"])
-def test_certificates_are_not_committed(file, tmp_path):
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
-    assert subprocess.run(["git", "-C", str(tmp_path), "check-ignore", "-q", file]).returncode == 0
 
 
 def test_the_flower_run_config_is_the_configuration():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 from dataclasses import replace
@@ -28,9 +27,8 @@ from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
 from tests.conftest import SilentObserver
 from tests.deployment.door import LIMIT, asked, client, good
-from tests.deployment.test_full_disk import full_disk, no_room
-from tests.fleet import Wire
 from tests.refusals import has_error, refuses
+from tests.runs.deployment.test_full_disk import full_disk, no_room
 
 
 def test_a_task_is_answered_once(door):
@@ -53,31 +51,6 @@ def test_large_payloads_travel_in_chunks(door):
     assert door.gateway.answers.get(timeout=5).report.payload == state
     [session] = door.gateway.sessions()
     assert session.received_bytes == sum(wire_size(p) for p in parts(task, good(door, payload=state)))
-
-
-HANDSHAKE, CALL, TASK, SHARE = 4000, 400, 400, 0.0025
-"""What is on the wire beside what is reported, at most, as docs/deploy.md states it: bytes of a connection (mutual
-TLS), of a call's headers, of a task's flow control, and a share of the payloads (HTTP/2 frames and TLS records)."""
-
-
-def test_the_bytes_reported_are_those_on_the_socket(door):
-    """A wire between client and server counts every byte, TLS and all."""
-    wire = Wire(door.gateway.port)
-    payload = random.Random(0).randbytes(3 * CHUNK + 7)
-    door.roster.enter("edge-1", 0)
-    door.roster.start()
-    with replace(door.link("edge-1"), address=f"127.0.0.1:{wire.port}").open() as connection:
-        tasks = connection.tasks(door.registration())
-        for round in range(1, 5):
-            task = door.gateway.submit("edge-1", Instruction("train", round, 0, payload))
-            assert next(tasks)[0] == task
-            connection.submit(task, good(door, round=round, payload=payload))
-    [session] = door.gateway.sessions()
-    for reported, carried in ((session.received_bytes, wire.up), (session.sent_bytes, wire.down)):
-        assert reported > 4 * len(payload)
-        beside = HANDSHAKE + 5 * CALL + 4 * TASK + SHARE * reported
-        print(f"reported {reported}, carried {carried}, beside {carried - reported}")
-        assert reported < carried < reported + beside
 
 
 # ------------------------------------------------------------------------------------------------------- signed rounds

@@ -16,36 +16,14 @@ from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.models.base_model import resolve_model
-from tests.here import Federation
 from tests.refusals import pattern_of
 
 PAIRS = ServeOptions(task="seq2seq", held_out=0.25)
-GIVEN = {"model": "tiny_seq2seq", "peft": "lora(rank=2, layers=0)", "measure": "validation(every=1)", "head": "auto"}
 
 
 def pairs(k: int, names=("input", "target")) -> list[dict[str, str]]:
     rows = load_dataset(f"tiny_seq2seq(owners=1, rows=24, seed={k})").train
     return [dict(zip(names, sides(row), strict=True)) for row in rows.inputs]
-
-
-class Paired(Federation):
-    """A federation whose clients' files hold pairs."""
-
-    def rows(self, k):
-        return pairs(k)
-
-
-@pytest.mark.slow
-def test_clients_train_on_pairs_and_are_judged_on_their_own(tmp_path, observer):
-    made = Paired(tmp_path, observer, serve=PAIRS, **GIVEN)
-    told = made.server.gateway.description
-    assert (told.task, list(told.labels), told.text_column, told.label_column) == ("seq2seq", [], "input", "target")
-    progress = made.run()
-    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
-    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
-    assert all(line["rejected"] == 0 for line in lines)
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert any(t.any() for name, t in progress.adapter.items() if "decoder" in name and "lora_B" in name)
 
 
 def test_a_server_needs_no_rows_and_takes_those_of_a_file(tmp_path):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from fedpeft import predict
 from fedpeft.config import RunConfig
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import check_machine
@@ -15,32 +12,10 @@ from fedpeft.deployment.servers_rows import ServersRows, with_form
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.run.suited import settled
-from tests.fleet import Fleet
 from tests.here import Federation
-from tests.tagged import LABELS, sentences, write_conll, write_jsonl
+from tests.tagged import LABELS, sentences, write_conll
 
 WORDS = ServeOptions(task="token_labels", labels=",".join(LABELS), held_out=0.25)
-GIVEN = {"model": "tiny", "measure": "validation(every=1)", "learning_rate": 0.02, "rounds": 4}
-
-
-class Tagged(Federation):
-    """A federation whose clients' files hold words and tags."""
-
-    def rows(self, k):
-        return sentences(60, seed=k)
-
-
-def test_clients_train_on_tags_and_are_judged_on_their_own(tmp_path, observer):
-    made = Tagged(tmp_path, observer, serve=WORDS, **GIVEN)
-    told = made.server.gateway.description
-    assert (told.task, list(told.labels)) == ("token_labels", list(LABELS))
-    progress = made.run()
-    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
-    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
-    assert all(line["rejected"] == 0 for line in lines)
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert progress.adapter["head.weight"].shape[0] == 2
-    assert progress.adapter["head.weight"].any()
 
 
 def test_a_server_s_own_rows_and_settings(tmp_path):
@@ -65,24 +40,6 @@ def test_a_server_s_own_rows_and_settings(tmp_path):
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, words):
     with pytest.raises(ConfigError, match=words):
         ServersRows.of(with_form(RunConfig(), ServeOptions(**options)), ServeOptions(**options))
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        (
-            [{"tokens": ["a"], "ner_tags": ["B-NEW"]}],
-            "1 tags do not belong to the federation, .* labels are 'B-NAME'",
-        ),
-        ([{"tokens": ["a"], "ner_tags": ["O", "O"]}], "line 1 of .* has 1 words in 'tokens' and 2 tags"),
-        ([{"text": "a", "label": "b"}], "holds no words with tags, .* it has 'text', 'label'"),
-    ],
-)
-def test_a_client_s_wrong_rows_are_for_its_user(rows, words, tmp_path, observer):
-    made = Tagged(tmp_path, observer, serve=WORDS, **GIVEN, clients=1)
-    write_jsonl(tmp_path / "0.jsonl", rows)
-    with pytest.raises(DataError, match=words):
-        made.edge(0)
 
 
 @pytest.mark.parametrize(("labels", "side"), [([], 0), (["O"], 0), (["O", "X"], 64)])
@@ -121,22 +78,3 @@ def test_a_client_s_ambiguous_table_is_told_the_flag(tmp_path):
     with pytest.raises(DataError, match="name its encoding: --encoding 'ENCODING'"):
         check_machine(tmp_path / "t.csv", EdgeOptions())
     check_machine(tmp_path / "t.csv", EdgeOptions(encoding="cp1251"))
-
-
-@pytest.mark.slow
-def test_a_server_and_two_clients_label_words_over_sockets(tmp_path, capsys):
-    fleet = Fleet(tmp_path, ("a", "b"), model="tiny", dtype="fp32", learning_rate=0.02, rounds=6)
-    write_jsonl(tmp_path / "a.jsonl", sentences(80, 1))
-    write_conll(tmp_path / "b.conll", sentences(80, 2))
-    server = fleet.serve("--task", "token_labels", "--labels", ",".join(LABELS), "--held-out", "0.2")
-    clients = [fleet.join("a"), fleet.join("b", "--data", "b.conll")]
-    assert [fleet.end(process) for process in (server, *clients)] == [0, 0, 0], fleet.logs()
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["task"] == "token_labels"
-    capsys.readouterr()
-    assert predict.main([str(tmp_path / "run"), "ann went to town"]) == 0
-    said = capsys.readouterr().out.split()
-    assert [word.rpartition("/")[0] for word in said] == ["ann", "went", "to", "town"]
-    assert {word.rpartition("/")[2] for word in said} <= set(LABELS)
-    table = tmp_path / "answers.csv"
-    assert predict.main([str(tmp_path / "run"), "--data", str(tmp_path / "b.conll"), "--output", str(table)]) == 0

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import check_released, common_digest, digest_of, is_newcomer, state_name
+from fedpeft.communication.release import check_released, common_digest, digest_of
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import written
@@ -316,50 +316,6 @@ def test_a_model_that_is_not_the_recorded_one_is_refused():
     check_released(task(), {"b": torch.ones(2)}, ())
     with refuses("FP6075"):
         check_released(asked, {**STATE, "b": torch.full((2,), 1e-9)}, ())
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"codec": "small"}, {"downlink": "small", "strategy": "fedsa_lora"}, {"strategy": "flexlora"}],
-    ids=str,
-)
-def test_real_clients_find_the_model_recorded_and_refuse_another(federation, settings):
-    """The digest that the server announces is that of what a client decodes, lossy and private or not."""
-    made = federation(rounds=3, **settings)
-    server = made.server
-    grid = server.grid()
-    heard, announce = [], server.announcements.announce
-
-    def announced(release):
-        heard.append(release)
-        return announce(release)
-
-    server.announcements.announce = announced
-    planted = []
-
-    def handle(edge, honest):
-        def answer(asked):
-            states = heard[-1].states
-            name = state_name(asked.form, is_newcomer(asked))
-            assert asked.released == states[name] != ""
-            assert heard[-1].common == common_digest(asked)
-            report = honest(asked)
-            if asked.kind == "train" and asked.round == 3:
-                planted.append(honest(replace(asked, released="0" * 64)).error)
-            return report
-
-        return answer
-
-    for edge in server.edges:
-        edge.handle = handle(edge, edge.handle)
-    assert grid is not None
-    assert made.run().round == 3
-    lines = [json.loads(line) for line in (made.folder / "server" / "clients.jsonl").read_text().splitlines()]
-    assert len(lines) == 6
-    assert not any(line.get("rejected") for line in lines)
-    assert len(planted) == 2
-    assert all("not the one that it has recorded" in error for error in planted)
-    assert {r.kind for r in heard} >= {"train"}
 
 
 def test_keys_that_can_not_sign_are_one_sentence(server):

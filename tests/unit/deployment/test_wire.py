@@ -17,7 +17,7 @@ from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
-WIRE = Path(__file__).parent.parent.parent / "fedpeft" / "deployment" / "wire"
+WIRE = Path(__file__).parent.parent.parent.parent / "fedpeft" / "deployment" / "wire"
 LIMIT = 1 << 24
 
 

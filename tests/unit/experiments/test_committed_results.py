@@ -10,7 +10,7 @@ import pytest
 from fedpeft.studies.runner import Workplace
 from fedpeft.studies.study_file import read_study
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def with_results() -> list[tuple[Path, str]]:

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
-import pytest
-
 from experiments.flowertune.rows import made
-from experiments.flowertune.settings import Found, Settings
-
-SMALL = {
-    "model": "tiny_lm", "rows": 80, "test_rows": 12, "asked": 2, "clients": 4, "rounds": 2, "steps": 2, "batch": 4,
-    "tokens": 48, "rank": 4, "workers": 2, "ray": False,
-}  # fmt: skip
+from experiments.flowertune.settings import Found
 
 
 def right(row):
@@ -87,24 +79,3 @@ def test_differences_are_paired_by_seed():
     assert len(table(made[:4]).columns) == 3  # one seed has no interval
     assert len(table(made[:3]).columns) == 2  # one side alone
     assert len(table(made[2:4]).columns) == 3  # no seed that both have
-
-
-@pytest.mark.slow
-def test_both_sides_run_and_ours_loads_the_base_once_a_worker(tmp_path):
-    from experiments.flowertune.__main__ import Command, main
-
-    file = tmp_path / "found.jsonl"
-    assert main(Command(Settings(**SMALL), output=file)) == 0
-    theirs, ours = (
-        Found(**{k: v for k, v in json.loads(x).items() if k != "of"}) for x in file.read_text().splitlines()
-    )
-    assert (theirs.side, ours.side) == ("template", "ours")
-    assert (theirs.worker_loads, theirs.server_loads) == (2 * 2, 2)
-    assert ours.worker_loads == 2
-    assert ours.traffic < theirs.traffic
-    assert theirs.distinct_rows <= 4 * 8
-    assert 0 <= ours.exact_match <= 1
-    assert ours.loss > 0
-    written = file.read_text()
-    assert main(Command(Settings(**SMALL), output=file)) == 0  # what is there is not run again
-    assert file.read_text() == written

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import Cell, cells, folds, frozen_features, probe, sample, surface
+from experiments.ladder.rungs import Cell, folds, frozen_features, probe, sample, surface
 from experiments.ladder.settings import TASKS, Task, natural, passes
 from fedpeft.config import from_mapping
 from fedpeft.data.partition import PARTITIONS
@@ -145,32 +145,6 @@ def test_the_text_around_the_table_stays(tmp_path: Path) -> None:
     assert "| t | majority |" in text
     command.write_table(tmp_path)
     assert readme.read_text() == text
-
-
-@pytest.mark.slow
-def test_every_rung_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "small", SMALL)
-    arguments = [
-        "ladder",
-        "--dataset",
-        "small",
-        "--clients",
-        "2",
-        "--full",
-        "--workers",
-        "1",
-        "--output",
-        str(tmp_path),
-    ]
-    monkeypatch.setattr("sys.argv", arguments)
-    command.main()
-    lines = command.read(tmp_path / "results.jsonl")
-    assert [entry["rung"] for entry in lines] == [cell.rung for cell in cells(SMALL, 1, 2, True, 1)]
-    assert {entry["rung"] for entry in lines} == set(command.ORDER) - {"pixels"}
-    assert all(0 < entry["accuracy"] <= 1 for entry in lines)
-    before = (tmp_path / "results.jsonl").read_text()
-    command.main()
-    assert (tmp_path / "results.jsonl").read_text() == before
 
 
 def test_a_long_step_says_that_it_goes_on(tmp_path, monkeypatch, capsys):

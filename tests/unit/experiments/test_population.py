@@ -24,14 +24,6 @@ def test_a_cost_is_read_from_a_run_s_records(tmp_path):
     assert Cost.read(tmp_path) == Cost(1000, 4.0, 2.0, 11.0, 5_000_000, 700, [30.0, 10.0, 12.0])
 
 
-@pytest.mark.slow
-def test_the_command_prints_a_row_a_run(tmp_path, capsys):
-    settings = Settings((20, 40), cohort=5, rows=4, rounds=1, dataset="tiny", tokens=16, workers=1)
-    main(settings)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["20", "40"]
-
-
 def test_a_cohort_larger_than_the_population_is_one_sentence():
     with pytest.raises(ConfigError, match="at least that of the cohort"):
         main(Settings((10,), cohort=20))

@@ -13,7 +13,7 @@ from scipy import stats
 from fedpeft.studies.results import ResultsFile
 
 PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0.05)")
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 
 
 def printed(command, arguments, monkeypatch, capsys):

@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from experiments.transport import clients
-from experiments.transport.__main__ import own
-from fedpeft.deployment.certificates import Authority
 
 SETTINGS = clients.Settings(dataset="tiny", model="tiny", clients=1, rows=16, rounds=2, precisions=("fp32",))
 SUMMARY = {"parameters": 1234, "seconds_per_round": 0.5, "uplink_bytes": 9000, "prepare_bytes": 1000,
            "downlink_bytes": 6000}  # fmt: skip
-
-
-@pytest.mark.slow
-def test_200_light_clients_are_connected_at_once(tmp_path: Path) -> None:
-    authority = Authority(tmp_path / "certs", 30)
-    authority.ensure()
-    authority.server(["localhost", "127.0.0.1"])
-    for i in range(200):
-        authority.client(f"client-{i:03d}")
-    result = own(tmp_path, 200, bytes(100), 2)
-    assert len(result.seconds) == 2
-
-
-@pytest.mark.long
-def test_a_federation_is_measured(tmp_path: Path) -> None:
-    measured = clients.Federation(tmp_path, replace(SETTINGS, rounds=8)).run("fp32", "fp32")
-    assert measured.peak >= measured.held > 0
-    assert measured.cpu > 0
-    assert measured.summary["rounds"] == 8
 
 
 def test_the_table_counts_one_update_and_is_put_between_its_marks(tmp_path: Path) -> None:

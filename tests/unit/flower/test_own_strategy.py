@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters
 from flwr.server import strategy as older
 from flwr.serverapp import strategy as newer
-from safetensors.torch import load_file
 
 import fedpeft
 from fedpeft import plugins
@@ -299,34 +297,6 @@ TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "dtype": "fp32", "work
 def test_what_needs_a_plain_sum_is_refused_by_name(settings, said, tmp_path):
     with pytest.raises(FedpeftError, match=said):
         fedpeft.run_simulation(strategy=wrapped(newer.FedAvg)(), output=tmp_path / "run", **TINY, **settings)
-
-
-@pytest.mark.slow
-def test_a_run_with_flowers_fedavg_is_one_with_fedit_and_goes_on_with_its_moments(tmp_path):
-    def adapter(name, **given):
-        folder = tmp_path / name
-        given = given if "resume" in given else {"output": folder, **TINY, **given}
-        return load_file(fedpeft.run_simulation(**given).adapter / "adapter_model.safetensors")
-
-    mine = adapter("mine", strategy="fedit", rounds=3, safeguard="none")
-    for theirs in (newer.FedAvg, older.FedAvg):
-        other = adapter(theirs.__module__, strategy=wrapped(theirs)(), rounds=3, safeguard="none")
-        for name, tensor in mine.items():
-            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
-
-    (tmp_path / "parts.py").write_text(
-        "from flwr.serverapp.strategy import FedAdam\n"
-        "from fedpeft.flower.strategy import wrapped\n"
-        'parts = {"strategies": {"theirs": wrapped(FedAdam)}}\n'
-    )
-    given = {"plugin": str(tmp_path / "parts.py"), "strategy": "theirs(eta=0.001)", "safeguard": "none", "rounds": 3}
-    whole = adapter("whole", **given)
-    fedpeft.run_simulation(output=tmp_path / "half", on_round=lambda result: result.round == 1, **TINY, **given)
-    shutil.rmtree(tmp_path / "half" / "adapter")
-    (tmp_path / "half" / "summary.json").unlink()
-    rest = adapter("half", resume=tmp_path / "half")
-    assert all(torch.equal(rest[name], tensor) for name, tensor in whole.items())
-    assert any(not torch.equal(mine[name], tensor) for name, tensor in whole.items())
 
 
 def test_a_class_of_flowers_in_a_plugin_is_told_to_be_wrapped(tmp_path):

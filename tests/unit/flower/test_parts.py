@@ -15,8 +15,8 @@ from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.parts import RECORD, with_parts
-from tests.deployment.test_compared_parts import only, two_files
 from tests.refusals import has_error
+from tests.unit.deployment.test_compared_parts import only, two_files
 
 GIVEN = {"codec": "uni", "dataset": "tiny", "output": "runs", "nodes": 1}
 ASKED = Instruction("train", 1, 0, b"state")

@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft.flower.section import HEADER, main, replaced, section
 from fedpeft.flower.settings import OWN_KEYS
-from tests.flower.test_flower_app import ROOT
+from tests.processes.flower.test_flower_app import ROOT
 from tests.refusals import has_error
 
 

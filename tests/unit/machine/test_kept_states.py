@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -67,29 +65,6 @@ def test_nothing_goes_for_what_is_larger_than_the_limit(tmp_path, monkeypatch):
     with refuses("FP2026", VARIABLE):
         make_room(tmp_path / "frozen-new", 3001)
     assert kept.exists()
-
-
-def test_what_another_process_uses_stays(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "0.000003")
-    used, idle = store(tmp_path, "a", 1000, 100), store(tmp_path, "b", 1000, 200)
-    code = (
-        "import sys; from pathlib import Path; from fedpeft.machine.kept_states import hold\n"
-        "hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(used)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "held\n"
-        os.utime(tmp_path / "frozen-a.use", (100, 100))
-        make_room(tmp_path / "frozen-new", 1500)
-        assert used.exists()
-        assert not idle.exists()
-        with refuses("FP2027", VARIABLE):
-            make_room(tmp_path / "frozen-new", 2500)
-        process.stdin.close()
-        process.wait()
-    make_room(tmp_path / "frozen-new", 2500)
-    assert not used.exists()
 
 
 def test_a_removal_that_is_cut_off_leaves_no_store_that_passes_for_whole(tmp_path, monkeypatch):

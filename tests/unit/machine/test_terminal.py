@@ -17,7 +17,7 @@ from fedpeft.errors import DataError
 from fedpeft.machine.terminal import OBEYED, Console, shown
 from fedpeft.run.command import exit_code
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 CLEAR, TITLE, WIDE, BACKWARD = "\x1b[2J", "\x1b]0;owned\x07", "\x9b31m", "\u202e"
 
 

@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 import fedpeft
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.repeated import check_repeats
-from tests.models.test_shared_tiles import store
 from tests.refusals import refuses
+from tests.runs.models.test_shared_tiles import store
 
 MODEL = """
 from dataclasses import dataclass

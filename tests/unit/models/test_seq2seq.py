@@ -30,9 +30,9 @@ from fedpeft.models.task import DTYPES, TASKS, trainable
 from fedpeft.models.tasks.seq2seq import check_seq2seq
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
-from tests.clients.test_executors import local_training
-from tests.clients.test_per_example import one_by_one, row_means
 from tests.refusals import refuses
+from tests.unit.clients.test_executors import local_training
+from tests.unit.clients.test_per_example import one_by_one, row_means
 
 TASK = TASKS.build("seq2seq")
 KINDS = ("t5", "bart")

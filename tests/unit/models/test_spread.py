@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.sequential import SequentialExecutor
-from safetensors.torch import load_file
 
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
@@ -17,10 +16,9 @@ from fedpeft.models.spread import shares, spread
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.workers import _check_spread
-from fedpeft.simulate import main
-from tests.clients.test_packing import TASK, executors, jobs, made_rows
 from tests.elsewhere import DEVICE
 from tests.refusals import refuses
+from tests.unit.clients.test_packing import TASK, executors, jobs, made_rows
 
 SPEC = "lora(rank=4, layers=0)"
 
@@ -88,19 +86,3 @@ def setup(task="causal_lm", mechanism=None):
 def test_what_can_t_be_spread_is_one_sentence(given, words):
     with pytest.raises(ConfigError, match=words):
         _check_spread(*given)
-
-
-@pytest.mark.slow
-def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, monkeypatch):
-    words = ["--dataset=tiny_lm(owners=4, rows=8)", "--partition=natural", "--clients=0", "--cohort=2", "--rounds=2"]
-    words += ["--dtype=fp64", f"--peft={SPEC}"]
-    monkeypatch.setattr("torch.inference_mode", torch.no_grad)  # a wrapped tensor can't be made in the former
-    grids = {"one": "cohort(executor=sequential)", "two": "cohort(spread=True)"}
-    for name, grid in grids.items():
-        with monkeypatch.context() as patch:
-            devices = [DEVICE, DEVICE.replace("0", "1")] if name == "two" else []
-            patch.setattr("fedpeft.run.workers.accelerators", lambda devices=devices: devices)
-            more = ["--grid", grid, "--output", str(tmp_path / name), *(["--workers=1"] if name == "one" else [])]
-            assert main([*words, *more]) == 0
-    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in grids)
-    assert all(torch.allclose(one[n], two[n], rtol=1e-5, atol=1e-7) for n in one)

@@ -12,7 +12,7 @@ from fedpeft.aggregation.update import Fold, Update
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.adapter import difference
 from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
-from tests.peft.test_prefix_tuning_plus import of_size
+from tests.unit.peft.test_prefix_tuning_plus import of_size
 
 
 def test_it_has_the_paper_s_numbers():

@@ -11,8 +11,8 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.quantum_peft import Pauli, Taylor
-from tests.peft.test_prefix_tuning_plus import of_size
 from tests.refusals import refuses
+from tests.unit.peft.test_prefix_tuning_plus import of_size
 
 
 @pytest.mark.parametrize("qubits", [1, 2, 3, 4, 9])

@@ -17,7 +17,7 @@ from fedpeft.privacy.accountant import Event, _prv_accountant, epsilon, noise_fo
 from fedpeft.privacy.engine import PrivacyEngine
 from tests.refusals import refuses
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "epsilon_pld.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent.parent.parent / "golden" / "epsilon_pld.json").read_text())
 
 
 @pytest.mark.parametrize(("noise", "rate", "count", "delta", "pessimistic", "optimistic"), GOLDEN["grid"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -14,11 +13,10 @@ from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import correlated
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
-from tests.privacy.test_private_plan import exposure
 from tests.refusals import refuses
+from tests.unit.privacy.test_private_plan import exposure
 
 LEFT = {"dataset": "tiny", "tokens": 32, "clients": 100, "rounds": 20, "workers": 1, "dtype": "fp32",
         "peft": "linear_probe", "privacy": "user_dp(epsilon=60)"}  # fmt: skip
@@ -104,10 +102,3 @@ def test_all_are_asked_for_steps_of_a_head_alone(tmp_path):
 def test_a_tenth_is_asked_for_steps_of_an_adapter(tmp_path):
     heard = made(tmp_path / "a", **ROWS | {"privacy": "dp_sgd(epsilon=1e5)"})
     assert (heard.config.peft, heard.config.cohort) == ("lora", 0.1)
-
-
-def test_a_head_is_not_led_by_the_classes_of_one_client(tmp_path):
-    """Six clients whose classes differ, one of them a round: the loss was 13.7."""
-    simulation = made(tmp_path, **ROWS)
-    simulation.train(simulation.server(Records(tmp_path)))
-    assert json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])["loss"] < 2.5

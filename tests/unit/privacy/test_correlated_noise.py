@@ -26,10 +26,10 @@ from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.server_noise import SERVER_NOISES, correlated, longer, remembered, turns_of
 from fedpeft.privacy.server_noises.banded import error, optimised
 from fedpeft.server.sampling import FixedSize, InTurns, Reachable, population
-from tests.privacy.test_user_dp import KEY, LAYOUT, STATE, at, norm, update
 from tests.refusals import refuses
+from tests.unit.privacy.test_user_dp import KEY, LAYOUT, STATE, at, norm, update
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "banded_jax_privacy.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent.parent.parent / "golden" / "banded_jax_privacy.json").read_text())
 
 
 def patterns(rounds: int, separation: int, most: int | None = None):

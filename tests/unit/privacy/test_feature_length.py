@@ -11,8 +11,7 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.feature_length import feature_length
 from fedpeft.models.task import TASKS
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.simulate import main as simulate
-from tests.privacy.test_private_plan import exposure
+from tests.unit.privacy.test_private_plan import exposure
 
 
 @pytest.mark.parametrize("text", ["dp_sgd(epsilon=8)", "user_dp(epsilon=8)"])
@@ -34,16 +33,3 @@ def test_the_length_is_that_of_what_the_head_reads():
         before = model.features
         model.features = lambda batch, before=before: 7 * before(batch)
         assert feature_length(model) == pytest.approx(7 * found)
-
-
-def test_a_run_of_long_features_has_lower_rates(tmp_path, monkeypatch):
-    rates = []
-    for number, factor in enumerate((1.0, 10.0)):
-        monkeypatch.setattr("fedpeft.run.private_plan.feature_length", lambda model, factor=factor: 3.0 * factor)
-        folder = tmp_path / str(number)
-        given = ["--dataset", "tiny", "--model", "tiny", "--peft", "linear_probe", "--clients", "4", "--rounds", "2"]
-        given += ["--privacy", "dp_sgd(epsilon=50, start=0.5)", "--dtype", "fp32", "--workers", "1"]
-        assert simulate([*given, "--output", str(folder)]) == 0
-        said = (folder / "config.toml").read_text()
-        rates.append(float(said.split("learning_rate = ")[1].split("\n")[0]))
-    assert rates[1] == pytest.approx(rates[0] / 100, rel=0.01)

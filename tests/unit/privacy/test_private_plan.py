@@ -22,11 +22,10 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
-from tests.privacy.test_user_dp import LAYOUT
 from tests.refusals import refuses
+from tests.unit.privacy.test_user_dp import LAYOUT
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "dtype": "fp32",
         "peft": "lora(rank=2, layers=1)"}  # fmt: skip
@@ -346,31 +345,6 @@ def test_a_head_on_all_blocks_is_not_trained_by_a_plan_made_for_others(peft, tmp
 def test_a_start_of_the_whole_budget_has_no_adapter_though_one_would_be_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
     assert made(tmp_path, peft="lora", privacy="dp_sgd(epsilon=8, start=1)").peft == "linear_probe"
-
-
-@pytest.mark.slow
-def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_path, monkeypatch):
-    heard = made(tmp_path / "all", privacy="dp_sgd(epsilon=8, plan=False)", learning_rate=0.01)
-    simulation = Simulation(heard, tmp_path / "some", ConsoleObserver(QUIET))
-    federation, mechanism = simulation.protection.federation, simulation.setup.mechanism
-    head = sum(t.numel for t in simulation.setup.layout.tensors if t.role == "head")
-    alone = replace(federation, trained=(head, head))
-    between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
-    monkeypatch.setattr(mechanisms, "AUDIBLE", between)
-    monkeypatch.setattr(dp_sgd, "AUDIBLE_HEAD", between)
-    given = {**TINY, "peft": "lora", "rounds": 20, "measure": "validation(every=100)"}
-    folder = tmp_path / "head"
-    planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))
-    assert (planned.config.peft, planned.config.strategy) == ("linear_probe", "fedit")
-    assert planned.config.server_optimizer == "momentum(beta=0.9)"
-    assert planned.protection.trains
-    assert planned.protection.federation.trained == (head, head)
-    folder.mkdir()
-    progress = planned.train(planned.server(Records(folder)))
-    assert progress.round == 20
-    moved = {n for n, t in progress.adapter.items() if not torch.equal(t, progress.started[n])}
-    assert moved == {"head.weight", "head.bias"}
-    assert 7.9 < planned.protection.epsilons()[0] <= 8
 
 
 @pytest.mark.parametrize("given", [{"learning_rate": 0.01}, {"privacy": "dp_sgd(epsilon=8, plan=False)"}, {}])

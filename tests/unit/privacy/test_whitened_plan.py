@@ -1,18 +1,13 @@
 """A budget alone under one noise: a head starts from noisy moments, which whiten the features it is trained on."""
 
 import pytest
-import torch
 
-from fedpeft.aggregation.whitening import projection
 from fedpeft.config import RunConfig
-from fedpeft.errors import PayloadError
 from fedpeft.privacy.mechanisms import distributed_dp
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server import preparation
 from fedpeft.simulation.simulation import Simulation
-from tests.privacy.test_private_plan import QUIET, TINY
 from tests.refusals import refuses
+from tests.unit.privacy.test_private_plan import QUIET, TINY
 
 ONE_NOISE = "distributed_dp(epsilon=8, start=0.5, mask_neighbours=2, dropouts=0)"
 GIVEN = {**TINY, "privacy": ONE_NOISE}
@@ -50,37 +45,6 @@ def test_on_whitened_features_less_signal_is_enough_for_rounds(head, rounds, tmp
     run = made(tmp_path / "run", privacy=privacy, **given)
     assert run.protection.trains == rounds
     assert ("where " + f"{0.9 * signal:g}" in run.protection.plan()) == rounds
-
-
-def trained(folder, stop=None, **given):
-    """The progress of a run, and the run."""
-    simulation = made(folder, **given)
-    folder.mkdir(exist_ok=True)
-    stopping = (lambda: False) if stop is None else iter([False] * stop + [True] * 9).__next__
-    progress = simulation.train(simulation.server(Records(folder), stopping))
-    simulation.close()
-    return progress, simulation
-
-
-def test_it_moves_along_whitened_directions_alone_and_ends_within_its_budget(tmp_path):
-    progress, simulation = trained(tmp_path / "run", head="private_ridge(dimensions=16)")
-    assert progress.round == 2
-    assert progress.told["turn"].shape == (16, 16)
-    moved = (progress.adapter["head.weight"] - progress.started["head.weight"]).double()
-    assert torch.linalg.matrix_rank(moved) > 0
-    P = projection(moved.shape[1], 16)
-    assert (moved - moved @ P.T @ P).norm() < 1e-5 * moved.norm()  # noise in other directions leads nowhere
-    assert 7.9 < simulation.protection.epsilons()[0] <= 8
-
-
-def test_a_resumed_run_goes_on_with_what_the_start_has_told(tmp_path):
-    whole, _ = trained(tmp_path / "whole")
-    cut, _ = trained(tmp_path / "cut", stop=1)
-    assert cut.round == 1
-    resumed, _ = trained(tmp_path / "cut")
-    assert resumed.round == 2
-    assert {name: t.shape for name, t in resumed.told.items()} == {name: t.shape for name, t in whole.told.items()}
-    assert all(torch.equal(resumed.told[name], cut.told[name]) for name in cut.told)
 
 
 def test_what_is_named_is_kept(tmp_path):
@@ -135,9 +99,3 @@ def test_noise_counts_in_whitened_directions_alone(tmp_path):
     assert (plain.whitened, plain.heard) == (0, plain.trained[1])
     assert (whitened.whitened, whitened.heard) == (16, classes * 17)
     assert whitened.trained == plain.trained
-
-
-def test_a_server_that_sends_no_whitening_is_refused_by_its_clients(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_told", lambda *_: {})
-    with pytest.raises(PayloadError):
-        trained(tmp_path / "run")

@@ -10,11 +10,7 @@ from fedpeft.answers.questions import Form
 from fedpeft.data.conversations import question
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.predict import main as predict
-from fedpeft.run.command import MISTAKE
-from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
-from tests.refusals import has_error, refuses
+from tests.refusals import refuses
 
 COLUMNS = {
     "alpaca": ("instruction", "output"),
@@ -47,27 +43,6 @@ def test_columns_tell_how_a_new_question_is_put(template, tmp_path):
         assert asked[1] is False
         assert asked[0] in prompts or data.sampled
         assert prompt_of(Form(True, data.template).row("Ask 7", "x", "here")) == asked[0]
-
-
-def test_a_finished_run_asks_as_it_was_tuned_whatever_became_of_its_rows(tmp_path, capsys):
-    file = written(tmp_path, COLUMNS["alpaca"])
-    words = ["--model", "tiny_lm", "--clients", "2", "--cohort", "all", "--rounds", "1", "--workers", "1"]
-    words += ["--local-work", "steps(1)", "--partition", "iid", "--measure", "validation(keep=last)"]
-    assert simulate([*words, "--dataset", f"file:{file}", "--output", str(tmp_path / "run")]) == 0
-    capsys.readouterr()
-    assert predict([str(tmp_path / "run"), "Ask 7", "--new-tokens", "2"]) == 0, "tiny_lm has no chat template"
-    summary = tmp_path / "run" / "summary.json"
-    told = json.loads(summary.read_text())
-    assert told.pop("template") == "alpaca"
-    summary.write_text(json.dumps(told))  # as of an earlier version
-    assert FinishedRun.read(tmp_path / "run").template == "alpaca"
-    file.unlink()
-    assert FinishedRun.read(tmp_path / "run").template is None
-    capsys.readouterr()
-    assert predict([str(tmp_path / "run"), "Ask 7"]) == MISTAKE
-    assert has_error(capsys.readouterr().err, "FP3023", "the model's chat template")
-    summary.write_text(json.dumps(told | {"template": "alpaca"}))
-    assert FinishedRun.read(tmp_path / "run").template == "alpaca"
 
 
 def test_a_template_that_refuses_a_question_is_one_sentence(tmp_path):

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.evaluate import main as evaluate
 from fedpeft.run import own_files
 from fedpeft.run.own_files import RECORD, MadeOf, changed, recorded
 from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
-from fedpeft.simulate import main as simulate
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 
 
 def made_of(dataset: str, model: str, **more: Any) -> MadeOf:
     return own_files.made_of(RunConfig(dataset=dataset, model=model, **more))
-
-
-def run_on(folder: Path, *more: str) -> Path:
-    rows(folder / "rows.csv")
-    words = ["--dataset", f"file:{folder / 'rows.csv'}", "--model=tiny", "--clients=3", "--cohort=3", "--rounds=1"]
-    assert simulate([*words, "--partition=iid", "--workers=1", *more, "--output", str(folder / "run")]) == 0
-    return folder / "run"
 
 
 def test_files_are_told_apart_by_content_wherever_they_lie(tmp_path: Path) -> None:
@@ -95,29 +84,3 @@ def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD).write_text(text)
     with refuses("FP5188", "made_of.json"):
         recorded(tmp_path)
-
-
-def test_evaluate_does_not_take_rows_of_another_file_for_the_run_s(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = run_on(tmp_path)
-    assert evaluate([str(run)]) == 0
-    assert "nobody knows" not in capsys.readouterr().out
-    written = (run / "evaluation" / "evaluation.json").read_bytes()
-    swap(tmp_path / "rows.csv")
-    assert evaluate([str(run)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"{tmp_path / 'rows.csv'} has changed since" in said
-    assert f"python -m fedpeft.predict {run} --data FILE" in said
-    assert (run / "evaluation" / "evaluation.json").read_bytes() == written
-    (run / RECORD).unlink()  # as an earlier version has left it
-    assert evaluate([str(run)]) == 0
-    assert "nobody knows what was in" in " ".join(capsys.readouterr().out.split())
-    assert (
-        "taken to be what is there now" in json.loads((run / "evaluation" / "evaluation.json").read_text())["notes"][0]
-    )
-
-
-def test_a_private_run_s_record_is_confidential(tmp_path: Path) -> None:
-    run = run_on(tmp_path, "--privacy=user_dp(noise_multiplier=1)")
-    assert stat.S_IMODE((run / RECORD).stat().st_mode) == 0o600

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -202,10 +200,3 @@ def test_a_server_fills_silence_too():
 def test_on_a_terminal_the_bars_say_it_and_a_quiet_run_says_nothing():
     for console in (Console(file=io.StringIO(), force_terminal=True), Console(quiet=True)):
         assert not observed(console)[0]
-
-
-def test_the_command_can_speak_before_the_libraries_are_loaded():
-    """They take seconds; the first line must not wait for them."""
-    look = "import sys, fedpeft.simulate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

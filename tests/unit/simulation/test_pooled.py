@@ -10,7 +10,7 @@ from fedpeft.clients.pool import Worker
 from fedpeft.config import RunConfig
 from fedpeft.simulation.pooled import RATES, best_pooled, train_on_pooled_rows
 from fedpeft.simulation.simulation import Simulation
-from tests.simulation.test_run_strategies import settings
+from tests.runs.simulation.test_run_strategies import settings
 
 
 def descent(rate, curvature=1.0):

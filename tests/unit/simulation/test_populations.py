@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 
@@ -16,7 +15,6 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.profiles import Profile, Profiles, ProfileTable, chances, kinds, profiles_of
 from fedpeft.server import sampling
-from fedpeft.server.progress import Checkpoints
 from fedpeft.server.sampling import Dealt, FixedSize, Reachable, measured, population
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
@@ -28,38 +26,6 @@ TINY = {"dataset": "tiny", "tokens": 16, "partition": "resample(rows=4)", "cohor
 
 def flags(**settings):
     return [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | settings).items()]
-
-
-@pytest.fixture(scope="module")
-def million(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("population") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "MEASURED", 20)
-        assert main([*flags(clients=1_000_000), "--output", str(folder)]) == 0
-    return folder
-
-
-def test_a_million_clients_are_a_run(million):
-    summary = json.loads((million / "summary.json").read_text())
-    assert summary["clients"] == 1_000_000
-    assert summary["partition"]["resampled"] is True
-    assert summary["cohort"] == 3
-    assert summary["distinct_rows"] is None
-
-
-def test_the_start_asks_some_of_them_and_says_how_many(million):
-    first, *rounds = [json.loads(line) for line in (million / "rounds.jsonl").read_text().splitlines()]
-    assert (first["clients"], first["rejected"]) == (20, 0)
-    assert [line["clients"] for line in rounds] == [3, 3]
-
-
-def test_a_checkpoint_holds_those_that_were_heard_of_as_arrays(million):
-    progress = Checkpoints(million / "checkpoint").load()
-    assert 20 <= len(progress.rows) <= 26
-    assert set(progress.rows.values()) == {4}
-    assert len(progress.acknowledged) == 6
-    [file] = (million / "checkpoint").glob("*.safetensors")
-    assert b"acknowledged" not in file.read_bytes().split(b'"progress"')[1][:2000]
 
 
 def test_under_privacy_and_where_labels_are_attacked_it_is_refused(tmp_path):

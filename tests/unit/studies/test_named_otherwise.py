@@ -10,7 +10,7 @@ from fedpeft.studies.found import Found
 from fedpeft.studies.results import ResultsFile
 from fedpeft.studies.study_file import read_study
 from tests.studies.made import made_result
-from tests.studies.test_study import AXES, BASE
+from tests.unit.studies.test_study import AXES, BASE
 
 FILE = f'name = "rules"\nmargin = 2.5\nbaseline = {{server_optimizer = "momentum"}}\nseeds = [0]\n{BASE}{AXES}'
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.simulation.rows import SimulatedRows
-from tests.studies.test_study import BASE, study
+from tests.unit.studies.test_study import BASE, study
 
 OWN_ROWS = """
 from dataclasses import dataclass

@@ -19,8 +19,8 @@ from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, lates
 from fedpeft.studies.runner import Running, Schedule, Workplace, jobs_that_fit
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
-from tests.deployment.test_full_disk import full_disk
 from tests.refusals import has_error, refuses
+from tests.runs.deployment.test_full_disk import full_disk
 
 BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
 SEEDS = "seeds = [0, 1]\n"
@@ -125,7 +125,7 @@ def test_wrong_studies_are_one_sentence(
 
 
 def test_every_study_of_the_repository_describes_a_grid() -> None:
-    files = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.toml"))
+    files = sorted((Path(__file__).parents[3] / "experiments").glob("*/study.toml"))
     assert {"communication", "heterogeneity", "privacy", "strategies", "attacks"} <= {f.parent.name for f in files}
     for file in files:
         presets = list(tomllib.loads(file.read_text()).get("presets", [None]))  # of one grid: that of a search
@@ -139,7 +139,7 @@ def test_every_study_of_the_repository_describes_a_grid() -> None:
 
 def test_every_study_that_was_not_run_yet_can_be_run_beside_the_others() -> None:
     """Each has runs, in a folder of its own, and no setting of one is refused before it trains."""
-    files = sorted((Path(__file__).parents[2] / "experiments").glob("*/*/study.toml"))
+    files = sorted((Path(__file__).parents[3] / "experiments").glob("*/*/study.toml"))
     assert {"energy", "robustness"} <= {f.parent.name for f in files}
     assert len({read_study(file).folder for file in files}) == len(files)
     for file in files:

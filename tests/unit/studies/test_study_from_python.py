@@ -10,7 +10,7 @@ from fedpeft.studies import runner
 from fedpeft.studies.results import FAILED, Result, ResultsFile
 from fedpeft.studies.study_file import read_study
 from tests.studies.made import made_result
-from tests.studies.test_study import BASE, study_file
+from tests.unit.studies.test_study import BASE, study_file
 
 AXES = '[axes]\nwork = [{label = "short", local_work = "steps(1)"}, {label = "long", local_work = "steps(2)"}]\n'
 

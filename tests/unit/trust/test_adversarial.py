@@ -8,7 +8,6 @@ import pytest
 import torch
 from fedpeft.clients.corrections.adversarial import Adversarial
 from rich.console import Console
-from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
@@ -16,7 +15,6 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.reuse import depth
-from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of
 
@@ -92,23 +90,3 @@ def test_where_it_has_no_meaning_it_is_refused(tmp_path, given, error, said):
     config = RunConfig(**{"dataset": "tiny", "clients": 4, "workers": 1, "tokens": 16, "drift": "adversarial", **given})
     with pytest.raises(error, match=pattern_of(*said)):
         Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True)))
-
-
-@pytest.mark.slow
-def test_a_run_is_the_same_however_clients_are_trained(tmp_path):
-    made = {}
-    for name, more in {
-        "plain": [],
-        "batched": ["--drift", "adversarial(strength=0.1)"],
-        "sequential": ["--drift", "adversarial(strength=0.1)", "--grid", "cohort(executor=sequential)"],
-    }.items():
-        folder = tmp_path / name
-        assert main([
-            "--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "2", "--tokens", "16", "--workers", "1",
-            "--dtype", "fp64", "--peft", "lora(rank=2, layers=1)", "--safeguard", "none", "--codec", "cast(dtype=fp64)",
-            "--measure", "validation(keep=last)", "--output", str(folder), *more,
-        ]) == 0  # fmt: skip
-        made[name] = load_file(folder / "adapter" / "adapter_model.safetensors")
-    assert any(not torch.equal(made["plain"][name], tensor) for name, tensor in made["batched"].items())
-    for name, tensor in made["sequential"].items():
-        torch.testing.assert_close(made["batched"][name], tensor, rtol=1e-6, atol=1e-8)

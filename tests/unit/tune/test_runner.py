@@ -22,9 +22,9 @@ from fedpeft.studies.results import read_run
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
 from fedpeft.tuning.runner import Place
-from tests.deployment.test_full_disk import full_disk
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap
+from tests.runs.deployment.test_full_disk import full_disk
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
 
 RAISED = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: bad\n'

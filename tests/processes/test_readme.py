@@ -1,0 +1,45 @@
+"""Every command and every line of Python in the README, and in the pages it leads to, does what it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_readme import NOTEBOOKS, ROOT, python_of
+
+
+@pytest.mark.slow
+def test_the_readme_s_own_rule_passes_the_conformance_suite(tmp_path):
+    (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
+    command = [sys.executable, "-m", "fedpeft.conformance", "half_mean.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda book: book.stem)
+def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
+    """In an empty folder, as its reader would; what a cell raises ends it."""
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra docs")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    found = nbformat.read(book, as_version=4)
+    client = nbclient.NotebookClient(found, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    assert any("image/png" in output.get("data", {}) for cell in found.cells for output in cell.get("outputs", ())) or (
+        book.stem == "study"
+    )
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs the extra docs, as .ci/run has it")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "api" / "index.html").is_file()

@@ -1,0 +1,144 @@
+"""Evaluation of finished runs: answers in batches, choices by likelihood, metrics, clients side by side, mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from fedpeft.answers.generation import answers, generated
+from fedpeft.answers.likelihood import chosen
+from fedpeft.answers.metric import METRICS
+from fedpeft.answers.questions import Form, of_row, read_questions
+from fedpeft.data.conversations import ids_and_answers
+from fedpeft.evaluate import spread
+from fedpeft.evaluation.evaluation import Answered
+from fedpeft.models.task import TASKS
+from fedpeft.peft.family import PEFT_METHODS
+from tests.refusals import refuses
+from tests.runs.evaluation.test_evaluate import conversation
+
+
+@pytest.mark.parametrize(
+    ("spec", "noise"),
+    [
+        ("lora", 0.1),
+        ("prompt_tuning(length=3)", 0.1),
+        ("prefix_tuning(length=3)", 0.1),
+        ("bottleneck", 0.01),
+        ("ia3", 0.1),
+    ],
+)
+def test_batched_answers_are_those_of_one_prompt_at_a_time(chat_model, spec, noise):
+    task = TASKS.build("instruction")
+    model = task.model(task.base(chat_model, torch.float32), 0)
+    PEFT_METHODS.build(spec).attach(model, "fp32")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    prompts = [[2, *range(4 + i, 6 + 2 * i)] for i in (5, 1, 9, 3, 1, 7, 2)]
+    plain = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(12):  # no cache, no padding, no library's loop
+            with torch.no_grad():
+                logits = model.base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+            if ids[0, -1] == 3:
+                break
+        plain.append(tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip())
+    assert len(set(plain)) > 1
+    for batch in (1, 3, 16):
+        assert answers(model, tokenizer, prompts, 12, batch) == plain
+
+
+def test_an_answer_ends_where_the_model_ends_it(chat_model):
+    task = TASKS.build("causal_lm")
+    model = task.model(task.base(chat_model, torch.float32), 0).eval()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    free = generated(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
+    model.base.generation_config.eos_token_id = free[0][3]
+    stopped = generated(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
+    assert stopped[0] == free[0][: free[0].index(free[0][3])]
+
+
+def test_short_choices_are_not_favoured_by_length(tmp_path):
+    path = tmp_path / "exam.jsonl"
+    path.write_text(json.dumps({"question": "x", "choices": ["ab", "abcdefgh"], "answer": 0}) + "\n")
+    [question] = read_questions(str(path), Form(True))
+    assert chosen(question, np.array([-2.0, -4.0])) == (0, 1)
+
+
+@pytest.mark.parametrize("name", METRICS.names)
+def test_every_metric_is_between_nothing_and_the_same(name):
+    if name == "rouge_l":
+        pytest.importorskip("rouge_score")
+    metric = METRICS.build(name)
+    metric.check()
+    assert metric.score("the green door", ["a red house", "the green door"]) == 1.0
+    assert metric.score("seven", ["a red house"]) == 0.0
+    assert metric.score("", ["a red house"]) == 0.0
+    assert METRICS.part(name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "right", "expected"),
+    [
+        ("exact_match", " Oslo\n", ["Oslo"], 1.0),
+        ("exact_match", "oslo", ["Oslo"], 0.0),
+        ("f1", "The answer is Oslo.", ["Oslo"], 0.5),  # 1 of 3 words (without the article), all of 1
+        ("f1", "red green blue", ["blue green"], 0.8),
+        ("rouge_l", "police kill the gunman", ["police killed the gunman"], 0.75),  # Lin (2004), section 3
+        ("rouge_l", "the gunman kill police", ["police killed the gunman"], 0.5),
+    ],
+)
+def test_metrics_by_hand(name, said, right, expected):
+    if name == "rouge_l":
+        pytest.importorskip("rouge_score")
+    assert METRICS.build(name).score(said, right) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "x", "anser": "y"}, ("FP3006", "line 2 of", "q.jsonl", "answer", "did you mean 'anser")),
+        ({"answer": "y"}, ("FP3006", "line 2 of", "q.jsonl", "no column 'question")),
+        ({"question": " ", "answer": "y"}, ("FP3007", "line 2 of", "q.jsonl")),
+        ({"question": "x", "answer": []}, ("FP3009", "line 2 of", "q.jsonl", "answer")),
+        ({"question": "x", "choices": ["a"], "answer": 0}, ("FP3008", "line 2 of", "q.jsonl")),
+        ({"question": "x", "choices": ["a", "a"], "answer": 0}, ("FP3008", "line 2 of", "q.jsonl")),
+        ({"question": "x", "choices": ["a", "b"], "answer": "C"}, ("FP3011", "line 2 of", "q.jsonl", "C", "2")),
+        ({"question": "x", "choices": ["a", "b"], "answer": 2}, ("FP3011", "line 2 of", "q.jsonl", "2", "2")),
+        ({"question": "x", "choices": [2, 3, 4], "answer": 2}, ("FP3010", "line 2 of", "q.jsonl", "2")),
+        ({"question": "x", "choices": list(range(27)), "answer": "none"}, ("FP3011", "line 2 of", "q.jsonl", "Z")),
+        ({"messages": [{"role": "user", "content": "x"}]}, ("FP3016", "line 2 of", "q.jsonl")),
+    ],
+)
+def test_a_broken_question_is_one_sentence(tmp_path, row, said):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "fine", "answer": "yes"}) + "\n" + json.dumps(row) + "\n")
+    with refuses(*said):
+        read_questions(str(path), Form(True))
+
+
+def test_a_prompt_is_what_stood_before_the_answer_in_training(chat_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    messages = [*conversation(1), *conversation(2)]
+    question = of_row(json.dumps([*messages, {"role": "user", "content": "never answered"}]))
+    ids, counted = ids_and_answers(tokenizer, json.dumps(messages))
+    prompt = question.prompt(tokenizer)
+    assert ids[: len(prompt)] == prompt
+    assert all(counted[len(prompt) :])
+    assert question.right == (messages[3]["content"],)
+
+
+def test_shown_questions_are_spread_evenly():
+    assert [one.question for one in spread([Answered(str(i), ["x"]) for i in range(9)])] == ["1", "4", "7"]
+    assert [one.question for one in spread([Answered("0", ["x"])])] == ["0"]
