@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import hashlib
-import itertools
 import os
-from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -15,7 +11,8 @@ import torch
 
 from fedpeft import plugins
 from fedpeft.conformance.conftest import small_bases_are_read_once, tiny  # noqa: F401
-from fedpeft.privacy import noise
+from tests.keys import keys_of
+from tests.tiers import FAST, REST, compute_tenth, describe_coverage, has_fast_tests, is_in_tenth, strip_tier
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
@@ -23,25 +20,51 @@ hypothesis.settings.register_profile("fedpeft", deadline=None)  # no test assert
 hypothesis.settings.load_profile("fedpeft")
 
 
-@contextlib.contextmanager
-def keys_of(name: str):
-    """Runs' secret keys are drawn from a name: a test that looks at noise sees the same each time."""
-    drawn = (hashlib.sha256(f"{name} {k}".encode()).digest() for k in itertools.count())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "os", SimpleNamespace(urandom=lambda size: next(drawn)[:size]))
-        yield
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    with keys_of(f"{fixturedef.baseid} {fixturedef.argname} {request.param_index}"):
+    with keys_of(f"{strip_tier(fixturedef.baseid)} {fixturedef.argname} {request.param_index}"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    with keys_of(item.nodeid):
+    with keys_of(strip_tier(item.nodeid)):
         return (yield)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tenth", metavar="COMMIT", help="run the tenth of the selected tests that this commit chooses")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import files without fast tests in the fast tier."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if config.option.markexpr == FAST and is_test and not has_fast_tests(collection_path) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if commit := config.option.tenth:
+        chosen = [item for item in items if is_in_tenth(item.nodeid, commit)]
+        config.hook.pytest_deselected(items=[item for item in items if not is_in_tenth(item.nodeid, commit)])
+        items[:] = chosen
+
+
+def is_whole_fast_tier(config):
+    """Whether the command names no test, folder or mark."""
+    return config.option.markexpr == FAST and config.args_source.name == "TESTPATHS" and not config.option.keyword
+
+
+def pytest_report_header(config):
+    if commit := config.option.tenth:
+        return f"tenth: number {compute_tenth(commit)} of 0 to 9, chosen by {commit}"
+    return describe_coverage() if is_whole_fast_tier(config) else []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if is_whole_fast_tier(config):
+        terminalreporter.section("the remaining tests")
+        for line in REST:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +121,14 @@ def federation(tmp_path, observer):
     from tests.here import Federation
 
     return lambda **given: Federation(tmp_path, observer, **given)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """Returns the folder of a finished run with the given settings; tests copy what they change."""
+    from tests.finished import FinishedRuns
+
+    return FinishedRuns(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="session")

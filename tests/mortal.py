@@ -21,11 +21,13 @@ from pathlib import Path
 import numpy as np
 from fedpeft.clients.masking import Masking
 
-from fedpeft import join, serve
+from fedpeft import join, serve, simulate
 from fedpeft.communication.messages import Report
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.observer import RoundResult
 from fedpeft.server.masked_sum import MaskedSum
 
 POINTS: set[tuple[str, ...]] = set()
@@ -40,6 +42,26 @@ def started(folder: Path, name: str, words: Sequence[str], points: Sequence[str]
     process = _forks.Process(target=lived, args=(folder, name, list(words), list(points)))
     process.start()
     return process
+
+
+def start_killed_run(words: Sequence[str], round_number: int) -> BaseProcess:
+    """Start a simulation that is killed (SIGKILL) after a round is on its disk."""
+    process = _forks.Process(target=simulate_until, args=(list(words), round_number))
+    process.start()
+    return process
+
+
+def simulate_until(words: Sequence[str], round_number: int) -> None:
+    """Simulate, and kill this process after a round."""
+    done = ConsoleObserver.round_done
+
+    def round_done(self: ConsoleObserver, result: RoundResult) -> bool:
+        if result.round == round_number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(self, result)
+
+    ConsoleObserver.round_done = round_done  # type: ignore[method-assign]
+    simulate.main(list(words))
 
 
 def lived(folder: Path, name: str, words: Sequence[str], points: Sequence[str]) -> None:

@@ -28,8 +28,9 @@ BESIDE = ("hypothesis", "rouge-score", "seqeval")
 """What only the tests of the checkout need, or there are no wheels of, in its newest version."""
 
 TESTS = (
-    *("tests/unit/test_parts.py", "tests/runs/test_simulate.py", "tests/unit/test_api.py"),
-    *("tests/peft", "tests/communication", "tests/models", "tests/unit/deployment/test_wire.py"),
+    *("tests/unit/test_parts.py", "tests/runs/test_simulate.py", "tests/unit/deployment/test_wire.py"),
+    *(f"tests/{tier}/test_api.py" for tier in ("unit", "runs")),
+    *(f"tests/{tier}/{package}" for package in ("peft", "communication", "models") for tier in ("unit", "runs")),
 )
 """Those that meet the libraries: models, adapters, codecs, runs, the wire. The whole suite takes hours for each end."""
 
@@ -103,7 +104,9 @@ def tried(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -> 
     interpreter = environment / "bin" / "python"
     uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file), *BESIDE], failure)
     uv(["pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", str(ROOT)], failure)
-    done = subprocess.run([interpreter, "-m", "pytest", *tests], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [interpreter, "-m", "pytest", "-m", "not slow and not long", *tests], cwd=ROOT, capture_output=True, text=True
+    )
     return End(end, python, own(requirements), last_words(done.stdout, done.stderr, done.returncode))
 
 

@@ -53,7 +53,7 @@ class PeftMethod(ABC):
     """Whether the method has `stack`."""
 
     privacy: ClassVar[PrivacyRoute] = "vmap"
-    """The route to gradients per example; "hooks" only where tests/unit/clients/test_per_example.py has seen them agree."""
+    """The route to gradients per example; "hooks" only where `test_per_example.py` has seen them agree."""
 
     tensors: ClassVar[tuple[str, ...]] = ()
     """How the names of its tensors end: what it declares to train, the head aside."""

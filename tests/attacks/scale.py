@@ -1,7 +1,7 @@
 """How large an attack is: the full size of the long tier, or the share of it that FEDPEFT_ATTACK_SHARE says.
 
-    python -m pytest tests/attacks -m long                                  all of it, for hours
-    FEDPEFT_ATTACK_SHARE=0.01 python -m pytest tests/attacks -m long        a hundredth, but at least one of each
+    python -m pytest tests/*/attacks -m long                                  all of it, for hours
+    FEDPEFT_ATTACK_SHARE=0.01 python -m pytest tests/*/attacks -m long        a hundredth, but at least one of each
 
 All is drawn from FEDPEFT_ATTACK_SEED (0 if it is not given).
 """

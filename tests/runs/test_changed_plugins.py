@@ -28,7 +28,7 @@ from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
 from tests.conftest import forget_plugins
 from tests.refusals import refuses
-from tests.runs.test_plugins import PARTS, RULE, package  # noqa: F401
+from tests.unit.test_plugins import PARTS, RULE, package  # noqa: F401
 
 METHOD = """
 from fedpeft.peft.methods.ia3 import part as IA3
@@ -190,7 +190,6 @@ def test_two_runs_with_files_of_one_part_s_name_are_not_mixed(rule, settings, tm
         catalogue.built(RunConfig(strategy="half_mean"), "strategy")
 
 
-@pytest.mark.fast
 def test_a_run_records_what_it_uses(rule, tmp_path):
     method = tmp_path / "my_method.py"
     method.write_text(METHOD)

@@ -30,6 +30,7 @@ def here(tmp_path_factory):
     return Here(tmp_path_factory.mktemp("golden"))
 
 
+@pytest.mark.fast("the golden runs")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_results_are_those_that_are_kept(case, here):
     found = differences(kept(case), here.run(case))

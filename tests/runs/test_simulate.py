@@ -27,9 +27,11 @@ from fedpeft.run.summary import Costs, Quality, Summary, show
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
+from tests.finished import as_flags
 
-TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
-        "--optimizer", "adamw(head_rate=1)", "--learning-rate", "0.003", "--local-work", "steps(4)"]  # fmt: skip
+SETTINGS = {"dataset": "tiny", "clients": 8, "cohort": 4, "rounds": 3, "dtype": "fp32",
+            "optimizer": "adamw(head_rate=1)", "learning_rate": 0.003, "local_work": "steps(4)"}  # fmt: skip
+TINY = as_flags(workers=1, **SETTINGS)
 QUIET = Console(quiet=True)
 LONG = 40
 """Rounds of a run that is interrupted: enough that the signal arrives while it goes on."""
@@ -55,9 +57,9 @@ def distance(one: Path, other: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    return folder, run(folder)
+def finished(finished_run):
+    folder = finished_run(**SETTINGS)
+    return folder, json.loads((folder / "summary.json").read_text())
 
 
 def test_a_run_leaves_the_files_of_the_contract(finished):
@@ -138,6 +140,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(finished, tmp_path):
     assert not same(folder, tmp_path / "other")
 
 
+@pytest.mark.fast("both executors")
 def test_executors_give_the_same_run_in_fp64(tmp_path):
     run(tmp_path / "batched", "--dtype", "fp64")
     run(tmp_path / "sequential", "--dtype", "fp64", "--grid", "cohort(executor=sequential)")

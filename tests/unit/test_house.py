@@ -49,6 +49,7 @@ def large_classes(text: str) -> list[str]:
     return [owner.name for owner in classes if len(attributes(owner)) > ATTRIBUTES]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("find", [long_functions, large_classes])
 def test_no_function_is_long_and_no_class_holds_everything(find):
     paths = list(modules())

@@ -12,7 +12,6 @@ import pytest
 from experiments.budget.__main__ import Budget, Settings, of_rounds
 from experiments.budget.__main__ import main as budget
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.simulate import main
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,12 +41,9 @@ def test_rounds_that_do_not_tell_their_times_are_one_part(lines):
     assert of_rounds(lines, 15) == {"rounds": 15}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("budget") / "run"
-    words = ["--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "2", "--workers", "1"]
-    assert main([*words, "--output", str(folder)]) == 0
-    return folder
+@pytest.fixture
+def run(finished_run):
+    return finished_run(dataset="tiny", clients=4, cohort=2, rounds=2)
 
 
 @pytest.mark.medium

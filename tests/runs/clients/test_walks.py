@@ -11,17 +11,18 @@ from safetensors.torch import load_file
 
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
+from tests.finished import as_flags
 from tests.kept_states import kept
 
-RUN = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=6", "--workers=1", "--local-work=steps(2)", "--seed=1",
-       "--peft=lora(rank=2, layers=1)", "--dtype=fp32", "--head=zero", "--measure=validation(every=100)"]  # fmt: skip
+SETTINGS = {"dataset": "tiny", "clients": 4, "cohort": 2, "rounds": 6, "local_work": "steps(2)", "seed": 1,
+            "peft": "lora(rank=2, layers=1)", "dtype": "fp32", "head": "zero",
+            "measure": "validation(every=100)"}  # fmt: skip
+RUN = as_flags(workers=1, **SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("walk") / "run"
-    assert main([*RUN, "--output", str(folder)]) == 0
-    return folder
+@pytest.fixture
+def finished(finished_run):
+    return finished_run(**SETTINGS)
 
 
 def lines(folder):

@@ -14,10 +14,9 @@ from fedpeft.data.rows import joined, load_dataset
 from fedpeft.evaluation import answered_rows
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
 
-RUN = ["--model", "tiny_vision", "--clients", "2", "--cohort", "all", "--rounds", "1", "--workers", "1",
-       "--partition", "iid", "--local-work", "steps(1)", "--batch-size", "4", "--dtype", "fp32"]  # fmt: skip
+SETTINGS = {"model": "tiny_vision", "clients": 2, "cohort": "all", "rounds": 1, "partition": "iid",
+            "local_work": "steps(1)", "batch_size": 4, "dtype": "fp32"}  # fmt: skip
 METHODS = ("lora(rank=2)", "head2toe", "full")
 
 
@@ -34,22 +33,19 @@ def draw(folder, count=10, seed=0):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    draw(folder / "pictures")
-    for method in METHODS:
-        data = f"file(path={str(folder / 'pictures')!r}, side=32)"
-        assert simulate([*RUN, "--dataset", data, "--peft", method, "--output", str(folder / method[:4])]) == 0
-    text = [f"{'good' if i % 2 else 'bad'} thing {i},{i % 2}" for i in range(30)]
-    (folder / "rows.csv").write_text("text,label\n" + "\n".join(text) + "\n")
-    words = [word if word != "tiny_vision" else "tiny" for word in RUN]
-    assert (
-        simulate(
-            [*words, "--tokens", "8", "--dataset", f"file:{folder / 'rows.csv'}", "--output", str(folder / "text")]
-        )
-        == 0
-    )
-    return folder
+def pictures(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("drawn") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def runs(pictures, finished_run, tmp_path_factory):
+    """A finished run on pictures by method, and one on texts."""
+    rows = tmp_path_factory.mktemp("texts") / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} thing {i},{i % 2}\n" for i in range(30)))
+    data = f"file(path={str(pictures)!r}, side=32)"
+    made = {method: finished_run(**SETTINGS, dataset=data, peft=method) for method in METHODS}
+    given = {"model": "tiny", "tokens": 8, "dataset": f"file:{rows}"}
+    return made | {"text": finished_run(**SETTINGS | given)}
 
 
 def said(capfd):
@@ -57,9 +53,9 @@ def said(capfd):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_picture_is_answered_as_in_the_run_s_own_rows(method, runs, capfd):
-    run = FinishedRun.read(runs / method[:4])
-    file = runs / "pictures" / "red" / "3.png"
+def test_a_picture_is_answered_as_in_the_run_s_own_rows(method, runs, pictures, capfd):
+    run = FinishedRun.read(runs[method])
+    file = pictures / "red" / "3.png"
     capfd.readouterr()
     assert predict([str(run.folder), str(file)]) == 0
     [line] = said(capfd)
@@ -73,9 +69,9 @@ def test_a_picture_is_answered_as_in_the_run_s_own_rows(method, runs, capfd):
     assert line == f"{run.labels[int(chances.argmax())]} ({float(chances.max()):.3f})"
 
 
-def test_several_runs_answer_several_pictures(runs, capfd):
-    folders = [str(runs / method[:4]) for method in METHODS]
-    files = [str(runs / "pictures" / name / "0.png") for name in ("red", "blue")]
+def test_several_runs_answer_several_pictures(runs, pictures, capfd):
+    folders = [str(runs[method]) for method in METHODS]
+    files = [str(pictures / name / "0.png") for name in ("red", "blue")]
     alone = []
     for folder in folders:
         for file in files:
@@ -95,7 +91,7 @@ def test_several_runs_answer_several_pictures(runs, capfd):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_folder_a_table_and_loose_pictures_are_answered(method, runs, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(answered_rows, "PICTURES_AT_ONCE", 3)
-    run = runs / method[:4]
+    run = runs[method]
     new = draw(tmp_path / "new", 4, seed=1)
     loose = tmp_path / "loose"
     loose.mkdir()
@@ -126,29 +122,29 @@ def test_a_folder_a_table_and_loose_pictures_are_answered(method, runs, tmp_path
         assert (word, float(number)) == (line["predicted"], pytest.approx(float(line["probability"]), abs=6e-4))
 
 
-def test_what_is_no_picture_is_one_sentence(runs, tmp_path, capfd, monkeypatch):
+def test_what_is_no_picture_is_one_sentence(runs, pictures, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(FinishedRun, "base", lambda run: pytest.fail("the model was loaded"))
-    run, text, good = str(runs / "lora"), str(runs / "text"), str(runs / "pictures" / "red" / "0.png")
+    run, text, good = str(runs[METHODS[0]]), str(runs["text"]), str(pictures / "red" / "0.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "empty").mkdir()
     (tmp_path / "lost.csv").write_text("file_name\nnowhere.png\n")
     (tmp_path / "texts.csv").write_text("text\na\n")
     output = ["--output", str(tmp_path / "answers.csv")]
     for words, expected in (
-        ([run, "a lovely film"], r"lora reads pictures, and there is no file 'a lovely film'; give a picture's file"),
+        ([run, "a lovely film"], r"run reads pictures, and there is no file 'a lovely film'; give a picture's file"),
         ([run, "long " * 2000], r"reads pictures, and there is no file 'long long"),
         ([run, str(tmp_path / "bad.png")], r"bad\.png can't be read as a picture"),
         ([run, good, str(tmp_path / "bad.png")], r"bad\.png can't be read as a picture"),
         ([run, good, "nowhere.png"], r"there is no file 'nowhere\.png'"),
         ([run, str(tmp_path / "empty")], r"is a folder, and neither a finished run nor a picture"),
-        ([text, good], r"text reads texts, and .*0\.png is a picture"),
-        ([run, text, good], r"text reads texts, and .*0\.png is a picture"),
+        ([text, good], r"reads texts, and .*0\.png is a picture"),
+        ([run, text, good], r"reads texts, and .*0\.png is a picture"),
         ([run, "--data", str(tmp_path / "empty"), *output], r"holds no pictures"),
         ([run, "--data", str(tmp_path / "gone"), *output], r"there is no folder or file"),
         ([run, "--data", str(tmp_path / "lost.csv"), *output], r"1 of 1 pictures of .* are not there"),
         ([run, "--data", str(tmp_path / "texts.csv"), *output], r"has no column 'file_name', which names the picture"),
-        ([run, "--data", str(runs / "pictures"), "--text", "body", *output], r"leave --text out"),
-        ([text, "--data", str(runs / "pictures"), *output], r"text reads texts, and .*pictures holds pictures"),
+        ([run, "--data", str(pictures), "--text", "body", *output], r"leave --text out"),
+        ([text, "--data", str(pictures), *output], r"reads texts, and .*pictures holds pictures"),
     ):
         capfd.readouterr()
         assert predict(words) == 2, words

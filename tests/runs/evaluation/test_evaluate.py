@@ -18,7 +18,6 @@ from fedpeft.evaluate import main
 from fedpeft.models.task import TASKS
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
 from tests.refusals import has_error, refuses
 
 
@@ -28,20 +27,19 @@ def conversation(i: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": asked[-1]}]
 
 
-def trained(folder, dataset, model, *more):
-    words = ["--dataset", dataset, "--model", str(model), "--clients=3", "--cohort=3", "--rounds=2", "--workers=1"]
-    words += ["--partition=iid", "--dtype=fp32", "--local-work=steps(3)", "--peft=lora", "--learning-rate=0.02"]
-    assert simulate([*words, "--output", str(folder), *more]) == 0
-    return folder
+SETTINGS = {"clients": 3, "cohort": 3, "rounds": 2, "partition": "iid", "dtype": "fp32", "local_work": "steps(3)",
+            "peft": "lora", "learning_rate": 0.02}  # fmt: skip
+LANGUAGE = {"dataset": "tiny_lm(owners=3, rows=12)", "model": "tiny_lm"}
 
 
 @pytest.fixture(scope="module")
-def run(chat_model, tmp_path_factory):
+def run(chat_model, finished_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     (folder / "rows.jsonl").write_text(
         "".join(json.dumps({"messages": conversation(i)}) + "\n" for i in range(60)), encoding="utf-8"
     )
-    return trained(folder / "run", f"file:{folder / 'rows.jsonl'}", chat_model, "--strategy=fedsa_lora")
+    given = {"dataset": f"file:{folder / 'rows.jsonl'}", "model": chat_model, "strategy": "fedsa_lora"}
+    return finished_run(**SETTINGS, **given)
 
 
 def measures(folder):
@@ -130,8 +128,9 @@ def test_questions_of_a_file(run, tmp_path):
     assert table["global"]["accuracy by length"] == table["global"]["accuracy"]  # all words are equally long
 
 
-def test_a_classifier_has_loss_accuracy_and_its_probe(tmp_path):
-    folder = trained(tmp_path / "run", "tiny", "tiny", "--clients=4", "--peft=lora(layers=1)")
+def test_a_classifier_has_loss_accuracy_and_its_probe(finished_run, tmp_path):
+    given = {"dataset": "tiny", "model": "tiny", "clients": 4, "peft": "lora(layers=1)"}
+    folder = shutil.copytree(finished_run(**SETTINGS | given), tmp_path / "run")
     assert main([str(folder), "--alone=0"]) == 0
     table, summary = measures(folder / "evaluation"), json.loads((folder / "summary.json").read_text())
     assert list(table) == ["base, linear probe", "global", "client 0 alone"]
@@ -141,8 +140,8 @@ def test_a_classifier_has_loss_accuracy_and_its_probe(tmp_path):
     assert not (folder / "evaluation" / "answers.jsonl").exists()
 
 
-def test_a_plain_language_model_has_loss_and_perplexity(tmp_path):
-    folder = trained(tmp_path / "run", "tiny_lm(owners=3, rows=12)", "tiny_lm")
+def test_a_plain_language_model_has_loss_and_perplexity(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run(**SETTINGS, **LANGUAGE), tmp_path / "run")
     exam = tmp_path / "exam.jsonl"
     exam.write_text(json.dumps({"question": WORDS[0], "choices": [WORDS[1], WORDS[2]], "answer": 1}) + "\n")
     assert main([str(folder)]) == 0
@@ -187,18 +186,17 @@ def test_a_mistake_is_one_sentence(run, capsys, more, said):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_clients_without_adapters_of_their_own_are_told(chat_model, tmp_path, capsys):
+def test_clients_without_adapters_of_their_own_are_told(chat_model, finished_run, tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"messages": conversation(i)}) + "\n" for i in range(30)), encoding="utf-8")
-    folder = trained(tmp_path / "run", f"file:{path}", chat_model, "--rounds=1")
+    folder = finished_run(**SETTINGS | {"dataset": f"file:{path}", "model": chat_model, "rounds": 1})
     assert main([str(folder), "--own=0"]) == 2
     assert has_error(capsys.readouterr().err, "FP1418")
     assert not (folder / "evaluation").exists()
 
 
-def test_predict_says_what_the_model_says_with_a_prompt_in_front(tmp_path, capsys):
-    more = ["--peft=prompt_tuning(length=3)", "--learning-rate=0.3"]
-    folder = trained(tmp_path / "run", "tiny_lm(owners=3, rows=12)", "tiny_lm", *more)
+def test_predict_says_what_the_model_says_with_a_prompt_in_front(finished_run, capsys):
+    folder = finished_run(**SETTINGS | LANGUAGE | {"peft": "prompt_tuning(length=3)", "learning_rate": 0.3})
     finished = FinishedRun.read(folder)
     model, tokenizer = finished.model(finished.base()), AutoTokenizer.from_pretrained(finished.model_directory)
     text = " ".join(WORDS[5:8])

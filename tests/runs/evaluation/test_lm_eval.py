@@ -11,7 +11,6 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import main
 from fedpeft.evaluation.lm_eval import Answers
 from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
 from tests.refusals import has_error
 
 CHOICE = """
@@ -49,15 +48,14 @@ metric_list: [{{metric: word_perplexity}}]
 TEXTS = {"choice": CHOICE, "free": FREE, "rolling": ROLLING}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(finished_run):
     """A finished run whose model goes on with texts, and has learned something."""
-    folder = tmp_path_factory.mktemp("lm_eval") / "run"
-    words = ["--dataset=tiny_lm(owners=3, rows=12)", "--model=tiny_lm", "--clients=3", "--cohort=3", "--rounds=1"]
-    words += ["--local-work=steps(8)", "--partition=iid", "--workers=1", "--dtype=fp32", "--peft=lora(layers=0)"]
-    words += ["--learning-rate=0.05", "--measure=validation(keep=last)", "--safeguard=none"]
-    assert simulate([*words, "--output", str(folder)]) == 0
-    return folder
+    return finished_run(
+        dataset="tiny_lm(owners=3, rows=12)", model="tiny_lm", clients=3, cohort=3, rounds=1, local_work="steps(8)",
+        partition="iid", dtype="fp32", peft="lora(layers=0)", learning_rate=0.05, measure="validation(keep=last)",
+        safeguard="none",
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from experiments.gpu.__main__ import run_steps
+from experiments.gpu.__main__ import Settings, main, run_steps
+from experiments.gpu.assets import collect
 from experiments.gpu.kit import Kit
 from experiments.gpu.measures import load_of, parity, ratio, trained
 from experiments.gpu.page import page
@@ -73,3 +75,14 @@ def test_a_step_that_fails_dies_or_takes_too_long_stops_no_other(tmp_path, worke
     text = page(record, few(), "the command")
     assert all(step.name in text for step in few() if record.outcomes[step.name].status != "done")
     assert "<td>42</td>" in text
+
+
+@pytest.mark.long
+def test_the_whole_kit_on_the_cpu(tmp_path):
+    """Every step but Ray's, with real weights of the tiny model."""
+    collect(tmp_path / "assets", "tiny", "tiny")
+    settings = Settings(60, tmp_path / "assets", output=tmp_path / "gpu.json", device="cpu", tiny=True)
+    main(settings)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert {name: step["reason"] for name, step in record["steps"].items() if step["status"] != "done"} == {}
+    assert (tmp_path / "gpu.html").read_text().count("<table>") == 9

@@ -64,6 +64,7 @@ def plain_sum(self):
     return self._sum.copy()
 
 
+@pytest.mark.fast("one secure sum")
 @pytest.mark.parametrize("strategy", ["fedit", "rolora"])
 def test_a_run_is_that_of_the_plain_sums_bit_for_bit(tmp_path, monkeypatch, strategy):
     masked = trained(tmp_path / "masked", strategy=strategy)

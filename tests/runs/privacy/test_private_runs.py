@@ -86,6 +86,7 @@ def test_the_reference_without_protection_is_a_plain_run_with_uniform_weights(tm
         assert progress.round == 2
 
 
+@pytest.mark.fast("one private run")
 def test_the_summary_says_what_is_claimed(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["--" + k.replace("_", "-") + f"={v}" for k, v in TINY.items()]

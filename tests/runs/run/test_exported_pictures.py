@@ -15,9 +15,10 @@ from fedpeft.models.task import TASKS
 from fedpeft.predict import chances, outputs
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
+from tests.finished import as_flags
 from tests.models.own_vit import OwnVit, OwnVitConfig
 from tests.refusals import refuses
-from tests.runs.evaluation.test_answered_pictures import RUN, draw
+from tests.runs.evaluation.test_answered_pictures import SETTINGS, draw
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def made(folder, *more):
             intermediate_size=24,
         )
     ).save_pretrained(folder / "vit")
-    words = [word if word != "tiny_vision" else str(folder / "vit") for word in RUN]
+    words = as_flags(workers=1, **SETTINGS | {"model": folder / "vit"})
     assert simulate([*words, *more, "--output", str(folder / "run")]) == 0
     assert export([str(folder / "run"), "--merge", "--output", str(folder / "out")]) == 0
     return FinishedRun.read(folder / "run")
@@ -74,7 +75,7 @@ def test_a_backbone_of_one_s_own_class_is_exported_as_it_answers(method, tmp_pat
     """Whose blocks, unlike those of transformers', it need not tell of by itself."""
     OwnVit(OwnVitConfig()).save_pretrained(tmp_path / "vit")
     draw(tmp_path / "pictures")
-    words = [word if word != "tiny_vision" else str(tmp_path / "vit") for word in RUN]
+    words = as_flags(workers=1, **SETTINGS | {"model": tmp_path / "vit"})
     words += ["--dataset", f"file:{tmp_path / 'pictures'}", "--peft", method, "--output", str(tmp_path / "run")]
     assert simulate(words) == 0
     assert export([str(tmp_path / "run"), "--merge", "--output", str(tmp_path / "out")]) == 0
@@ -105,12 +106,12 @@ def test_numbers_of_pictures_come_out_of_the_pipeline_in_their_unit(tmp_path, tr
     assert said["score"] == pytest.approx(float(run.task.values(outputs(run, run.base(), file))), rel=1e-4)
 
 
-def test_an_adapter_s_card_says_how_a_picture_is_fed(tmp_path):
+def test_an_adapter_s_card_says_how_a_picture_is_fed(finished_run, tmp_path):
     from fedpeft.run.exports.model_card import card
 
     draw(tmp_path / "pictures")
     data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"
-    assert simulate([*RUN, "--dataset", data, "--peft", "head2toe", "--output", str(tmp_path / "run")]) == 0
-    said = card(FinishedRun.read(tmp_path / "run"), merged=False)
+    run = finished_run(**SETTINGS, dataset=data, peft="head2toe")
+    said = card(FinishedRun.read(run), merged=False)
     assert "`python -m fedpeft.predict RUN PICTURE`" in said
     assert re.search(r"model_input\(square\(PICTURE, 40\)\[None\], 16\)", said)

@@ -23,36 +23,34 @@ from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun, sample_batch, twin
 from fedpeft.run.measured import parse_measure
 from fedpeft.simulate import main as simulate
+from tests.finished import as_flags
 
 pytestmark = pytest.mark.slow
 
-TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1",
-        "--local-work=steps(4)",
-        "--dtype=fp32", "--learning-rate=0.01", "--measure=validation(keep=last)", "--safeguard=none"]  # fmt: skip
-FORGETTING = ["--measure=validation(keep=last) + forgetting(dataset=tiny)"]
-METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": FORGETTING, "lora + bitfit": [], "prompt_tuning": [],
-           "head2toe": [], "lora + head2toe": []}  # fmt: skip
+SETTINGS = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 1, "local_work": "steps(4)",
+            "dtype": "fp32", "learning_rate": 0.01, "measure": "validation(keep=last)",
+            "safeguard": "none"}  # fmt: skip
+TINY = as_flags(workers=1, **SETTINGS)
+FORGETTING = {"measure": "validation(keep=last) + forgetting(dataset=tiny)"}
+METHODS = {"lora": {}, "bitfit": {}, "prefix": {}, "ia3": FORGETTING, "lora + bitfit": {}, "prompt_tuning": {},
+           "head2toe": {}, "lora + head2toe": {}}  # fmt: skip
 WHOLE = ("lora", "full")
 TEXTS = ("some words of it", "kalep kamir puvos", "kalep " * 40)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    for method, more in METHODS.items():
-        assert simulate([*TINY, "--peft", method, *more, "--output", str(folder / method)]) == 0
-    return folder
+def runs(finished_run):
+    """A finished run by method."""
+    return {method: finished_run(**SETTINGS | {"peft": method} | more) for method, more in METHODS.items()}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(finished_run, tmp_path_factory):
     """By kind and method, a finished run and its export as a model of its own."""
     folder, found = tmp_path_factory.mktemp("whole"), {}
     for kind, dataset in (("classification", "tiny"), ("language", "tiny_lm")):
         for method in WHOLE:
-            run, out = (folder / f"{kind}-{method}-{part}" for part in ("run", "out"))
-            words = [f"--dataset={dataset}", *(word for word in TINY if not word.startswith("--dataset"))]
-            assert simulate([*words, "--peft", method, "--output", str(run)]) == 0
+            run, out = finished_run(**SETTINGS | {"dataset": dataset, "peft": method}), folder / f"{kind}-{method}"
             assert export([str(run), "--merge", "--output", str(out)]) == 0
             found[kind, method] = FinishedRun.read(run), out
     return found
@@ -125,7 +123,7 @@ def test_the_card_has_what_a_hub_reads(whole):
 
 def test_nothing_exported_tells_a_path_of_this_machine(whole, runs, tmp_path):
     base = tmp_path / "mine"
-    shutil.copytree(FinishedRun.read(runs / "lora").model_directory, base)
+    shutil.copytree(FinishedRun.read(runs["lora"]).model_directory, base)
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "kalep,a\nkamir,b\n" * 40)
     words = [word for word in TINY if not word.startswith("--dataset")]
@@ -136,7 +134,7 @@ def test_nothing_exported_tells_a_path_of_this_machine(whole, runs, tmp_path):
     exported = [tmp_path / "adapter", tmp_path / "merged", run / "adapter", *(out for _, out in whole.values())]
     files = [file for folder in exported for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 20
-    for path in (tmp_path, base.parent, FinishedRun.read(runs / "lora").model_directory.parent):
+    for path in (tmp_path, base.parent, FinishedRun.read(runs["lora"]).model_directory.parent):
         assert not [file for file in files if str(path).encode() in file.read_bytes()]
     assert "| base model | mine |" in (tmp_path / "merged" / "README.md").read_text()
     assert "file:rows.csv" in (tmp_path / "merged" / "README.md").read_text()
@@ -145,7 +143,7 @@ def test_nothing_exported_tells_a_path_of_this_machine(whole, runs, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "prompt_tuning"])
 def test_peft_s_auto_class_does_not_load_an_adapter_with_another_head(method, runs):
-    file = runs / method / "adapter" / "adapter_config.json"
+    file = runs[method] / "adapter" / "adapter_config.json"
     assert json.loads(file.read_text())["base_model_name_or_path"] == "tiny"
     with pytest.raises(ValueError, match=r"auto class|Expected target PEFT class"):
         AutoPeftModelForSequenceClassification.from_pretrained(file.parent)
@@ -164,7 +162,7 @@ def test_peft_s_auto_class_loads_a_language_model_s_adapter(whole, tmp_path, mon
 def test_a_run_is_used_from_another_folder_than_it_was_made_in(runs, tmp_path, capfd, monkeypatch):
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir(), away.mkdir()
-    shutil.copytree(FinishedRun.read(runs / "lora").model_directory, home / "mine")
+    shutil.copytree(FinishedRun.read(runs["lora"]).model_directory, home / "mine")
     (home / "rows.csv").write_text("text,label\n" + "kalep,a\nkamir,b\n" * 40)
     (home / "test.csv").write_text("text,label\nkalep,a\nkamir,b\n")
     words = [word for word in TINY if not word.startswith("--dataset")]
@@ -214,21 +212,21 @@ def test_an_image_classifier_is_exported_whole(method, tmp_path, trusted):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_is_exported_with_a_card(method, runs, tmp_path, capfd):
-    assert export([str(runs / method), "--output", str(tmp_path / "out")]) == 0
+    assert export([str(runs[method]), "--output", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    summary = json.loads((runs / method / "summary.json").read_text())
+    summary = json.loads((runs[method] / "summary.json").read_text())
     assert f"{summary['accuracy']:.4f}" in card
     assert "1 round of 2 clients" in card
     assert not re.search(r"\d\.\d{7}", card), "numbers for people"
     assert "| privacy | none" in card
     assert (tmp_path / "out" / "adapter" / "head.safetensors").is_file()
-    assert export([str(runs / method), "--output", str(tmp_path / "out")]) == 2
+    assert export([str(runs[method]), "--output", str(tmp_path / "out")]) == 2
     assert "is not empty" in said(capfd)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merged_model_computes_the_same_or_is_refused(method, runs, tmp_path, trusted, capfd):
-    code = export([str(runs / method), "--merge", "--output", str(tmp_path / "out")])
+    code = export([str(runs[method]), "--merge", "--output", str(tmp_path / "out")])
     heard = said(capfd)
     if not PEFT_METHODS.build(method).merges:
         assert code == 2
@@ -238,7 +236,7 @@ def test_a_merged_model_computes_the_same_or_is_refused(method, runs, tmp_path, 
     assert "outputs differ by at most" in heard
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("of all blocks" in card) is PEFT_METHODS.build(method).reads_all_blocks
-    run = FinishedRun.read(runs / method)
+    run = FinishedRun.read(runs[method])
     batch = sample_batch(run.model_directory)
     exported = TextClassifier.from_pretrained(tmp_path / "out", trust_remote_code=True)
     with torch.no_grad():
@@ -256,10 +254,10 @@ def test_several_runs_answer_over_one_base(runs, capfd, monkeypatch):
     text = "some words of it"
     alone = []
     for method in METHODS:
-        assert predict([str(runs / method), text]) == 0
+        assert predict([str(runs[method]), text]) == 0
         alone.append(said(capfd).strip())
     loaded.clear()
-    assert predict([*(str(runs / method) for method in METHODS), text]) == 0
+    assert predict([*(str(runs[method]) for method in METHODS), text]) == 0
     together = said(capfd).strip().splitlines()
     assert [line.partition(": ")[2] for line in together] == alone
     assert len(loaded) == 1
@@ -277,7 +275,7 @@ def test_a_twin_shares_weights_and_nothing_else():
 def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    (unfinished / "config.toml").write_text((runs / "lora" / "config.toml").read_text())
+    (unfinished / "config.toml").write_text((runs["lora"] / "config.toml").read_text())
     for command, arguments, words in (
         (predict, ["text only"], "needs a run's folder and a text"),
         (predict, [str(tmp_path / "nowhere"), "text"], "holds no run"),
@@ -304,7 +302,7 @@ def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
 )
 def test_damaged_files_are_one_sentence(method, file, content, runs, tmp_path, capfd):
     folder = tmp_path / "run"
-    shutil.copytree(runs / method, folder)
+    shutil.copytree(runs[method], folder)
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content)
@@ -316,7 +314,7 @@ def test_damaged_files_are_one_sentence(method, file, content, runs, tmp_path, c
 
 def test_a_run_that_nobody_could_score_is_exported_all_the_same(runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(runs / "lora", folder)
+    shutil.copytree(runs["lora"], folder)
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"accuracy": None, "baseline_accuracy": None}))
     assert export([str(folder), "--output", str(tmp_path / "out")]) == 0
@@ -351,16 +349,16 @@ def test_long_texts_are_cut_to_what_the_model_reads(tmp_path, capfd):
 
 
 def test_a_client_s_own_adapter_is_not_merged(runs, tmp_path, capfd):
-    assert export([str(runs / "lora"), "--client", "0", "--merge", "--output", str(tmp_path / "out")]) == 2
+    assert export([str(runs["lora"]), "--client", "0", "--merge", "--output", str(tmp_path / "out")]) == 2
     assert "leave --merge or --client out" in said(capfd)
 
 
 def test_a_second_task_is_scored_before_and_after(runs):
-    scored = json.loads((runs / "ia3" / "summary.json").read_text())["forgetting"]
+    scored = json.loads((runs["ia3"] / "summary.json").read_text())["forgetting"]
     assert scored["measure"] == "probe accuracy"
     assert 0 < scored["before"] <= 1
     assert scored["lost"] == pytest.approx(scored["before"] - scored["after"])
-    assert json.loads((runs / "lora" / "summary.json").read_text())["forgetting"] is None
+    assert json.loads((runs["lora"] / "summary.json").read_text())["forgetting"] is None
 
 
 def test_a_second_task_of_another_kind_is_refused(tmp_path, capfd):
@@ -369,8 +367,8 @@ def test_a_second_task_of_another_kind_is_refused(tmp_path, capfd):
 
 
 def test_the_summary_has_the_calibration_error_before_and_after_scaling(runs):
-    summary = json.loads((runs / "lora" / "summary.json").read_text())
-    scores = np.load(runs / "lora" / "predictions.npz")
+    summary = json.loads((runs["lora"] / "summary.json").read_text())
+    scores = np.load(runs["lora"] / "predictions.npz")
     for key, confidence in (("calibration_error", "confidence"), ("calibration_error_scaled", "scaled")):
         assert summary[key] == pytest.approx(calibrate(scores[confidence], scores["correct"]).error)
     assert summary["temperature"] > 0

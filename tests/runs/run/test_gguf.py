@@ -14,14 +14,13 @@ from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.run.exports.gguf_files import Architecture
 from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
 from tests.refusals import has_error, refuses
 
 gguf = pytest.importorskip("gguf")
 
-RUN = ["--dataset=tiny_lm", "--partition=natural", "--clients=3", "--cohort=2", "--rounds=1", "--workers=1",
-       "--dtype=fp32", "--local-work=steps(4)", "--learning-rate=0.02", "--measure=validation(keep=last)",
-       "--safeguard=none"]  # fmt: skip
+SETTINGS = {"dataset": "tiny_lm", "partition": "natural", "clients": 3, "cohort": 2, "rounds": 1, "dtype": "fp32",
+            "local_work": "steps(4)", "learning_rate": 0.02, "measure": "validation(keep=last)",
+            "safeguard": "none"}  # fmt: skip
 IDS = torch.arange(4, 40)[None]
 
 
@@ -43,11 +42,9 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gguf")
-    assert simulate([*RUN, "--peft=lora(rank=4, layers=0)", "--output", str(folder / "run")]) == 0
-    return folder / "run"
+@pytest.fixture
+def run(finished_run):
+    return finished_run(**SETTINGS, peft="lora(rank=4, layers=0)")
 
 
 def read(file):
@@ -102,18 +99,18 @@ def test_what_lies_beside_a_gguf_file_says_how_llama_cpp_loads_it(run, tmp_path,
         shutil.rmtree(tmp_path / "out")
 
 
-def test_beside_a_base_in_few_bits_its_values_are_written_and_told(tmp_path, capsys):
+def test_beside_a_base_in_few_bits_its_values_are_written_and_told(finished_run, tmp_path, capsys):
     """With the codes as weights, or with the base in fp32, it would answer otherwise."""
     out = tmp_path / "out"
-    assert simulate([*RUN, "--peft=qlora(rank=4, bits=8)", "--output", str(tmp_path / "run")]) == 0
-    assert export([str(tmp_path / "run"), "--gguf", "--gguf-base", "--output", str(out)]) == 0
+    run = finished_run(**SETTINGS, peft="qlora(rank=4, bits=8)")
+    assert export([str(run), "--gguf", "--gguf-base", "--output", str(out)]) == 0
     said = "--lora adapter.gguf`; it was trained and scored beside a base in int8, whose values"
     assert said in (out / "README.md").read_text()
     out_of_export = capsys.readouterr().out
     assert f"llama-cli -m {out / 'base.gguf'} --lora {out / 'adapter.gguf'}\n" in out_of_export
     assert "to load it (it was trained and scored beside a base in int8, whose values" in out_of_export
     with torch.no_grad():
-        expected = FinishedRun.read(tmp_path / "run").base()(IDS).logits
+        expected = FinishedRun.read(run).base()(IDS).logits
         assert torch.allclose(loaded(out / "base.gguf")(IDS).logits, expected, atol=1e-5)
 
 
@@ -184,9 +181,9 @@ def test_flags_that_do_not_go_together_are_one_sentence(words, said, run, tmp_pa
     assert has_error(capsys.readouterr().err, *said)
 
 
-def test_other_adapters_models_and_architectures_are_refused_by_name(tmp_path, capsys):
-    assert simulate([*RUN, "--peft=ia3(layers=0)", "--output", str(tmp_path / "ia3")]) == 0
-    assert export([str(tmp_path / "ia3"), "--gguf", "--output", str(tmp_path / "out")]) == 2
+def test_other_adapters_models_and_architectures_are_refused_by_name(finished_run, tmp_path, capsys):
+    ia3 = finished_run(**SETTINGS, peft="ia3(layers=0)")
+    assert export([str(ia3), "--gguf", "--output", str(tmp_path / "out")]) == 2
     assert has_error(capsys.readouterr().err, "FP4075", "ia3")
     assert not any((tmp_path / "out").iterdir())
     from transformers import GPT2Config, GPTNeoXConfig

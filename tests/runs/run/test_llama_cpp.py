@@ -5,6 +5,8 @@ SmolLM2's base as F32 GGUF, the adapter beside it; 20 prompts as texts, so that 
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +15,6 @@ from fedpeft.answers.generation import generated
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.export import main as export
 from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
 
 PROMPTS = [
     "The capital of France is", "Water boils at", "Once upon a time there was", "The three primary colours are",
@@ -26,12 +27,13 @@ NEW = 16
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(finished_run, tmp_path_factory):
     """A finished run whose adapter, of all layers, changes what the base says."""
-    folder = tmp_path_factory.mktemp("llama") / "run"
-    words = ["--dataset=office(rows=2, test_rows=1)", "--partition=natural", "--clients=0", "--cohort=1", "--rounds=1"]
-    words += ["--local-work=steps(1)", "--batch-size=1", "--tokens=96", "--workers=1", "--dtype=fp32"]
-    assert simulate([*words, "--peft=lora(rank=4, layers=0)", "--output", str(folder)]) == 0
+    made = finished_run(
+        dataset="office(rows=2, test_rows=1)", partition="natural", clients=0, cohort=1, rounds=1,
+        local_work="steps(1)", batch_size=1, tokens=96, dtype="fp32", peft="lora(rank=4, layers=0)",
+    )  # fmt: skip
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("llama") / "run")
     file = folder / "adapter" / "adapter_model.safetensors"
     tensors, random = load_file(file), torch.Generator().manual_seed(0)
     for name, tensor in tensors.items():

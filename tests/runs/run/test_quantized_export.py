@@ -12,19 +12,23 @@ from peft import PeftModel
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.run.finished import FinishedRun
-from fedpeft.simulate import main as simulate
 
 pytestmark = pytest.mark.slow
 
-RUN = ["--dataset=tiny_lm", "--model=tiny_lm", "--clients=2", "--cohort=all", "--rounds=1", "--workers=1",
-       "--tokens=16", "--dtype=fp32", "--learning-rate=0.01", "--local-work=steps(2)", "--safeguard=none"]  # fmt: skip
+SETTINGS = {"dataset": "tiny_lm", "clients": 2, "cohort": "all", "rounds": 1, "tokens": 16, "dtype": "fp32",
+            "learning_rate": 0.01, "local_work": "steps(2)", "safeguard": "none"}  # fmt: skip
 
 
-def card_of(tmp_path, peft, *words):
-    run, out = tmp_path / "run", tmp_path / "out"
-    assert simulate([*RUN, *words, "--peft", peft, "--output", str(run)]) == 0
-    assert export([str(run), "--output", str(out)]) == 0
-    return FinishedRun.read(run), (out / "README.md").read_text()
+@pytest.fixture
+def card_of(finished_run, tmp_path):
+    """Returns the run with a method, and the card of its exported adapter."""
+
+    def make(peft, **more):
+        run = finished_run(**SETTINGS | {"model": "tiny_lm", "peft": peft} | more)
+        assert export([str(run), "--output", str(tmp_path / "out")]) == 0
+        return FinishedRun.read(run), (tmp_path / "out" / "README.md").read_text()
+
+    return make
 
 
 def wider(folder):
@@ -38,9 +42,9 @@ def wider(folder):
     return folder
 
 
-def test_the_command_of_the_card_gives_what_the_run_was_scored_with(tmp_path):
+def test_the_command_of_the_card_gives_what_the_run_was_scored_with(card_of, tmp_path):
     """In fp32 it would answer otherwise."""
-    run, card = card_of(tmp_path, "qlora(rank=4)", f"--model={wider(tmp_path / 'base')}")
+    run, card = card_of("qlora(rank=4)", model=wider(tmp_path / "base"))
     assert "trained and scored beside a base in nf4 |" in card
     [base] = re.findall(r"from_pretrained\((AutoModelForCausalLM.*\)), \"adapter\"\)`", card)
     names = {name: getattr(transformers, name) for name in ("AutoModelForCausalLM", "BitsAndBytesConfig")}
@@ -55,15 +59,14 @@ def test_the_command_of_the_card_gives_what_the_run_was_scored_with(tmp_path):
         assert not torch.allclose(plain(input_ids=ids).logits, own, atol=1e-3)
 
 
-def test_a_base_in_int8_is_no_other_library_s(tmp_path):
-    _, card = card_of(tmp_path, "qlora(rank=4, bits=8)")
+def test_a_base_in_int8_is_no_other_library_s(card_of):
+    _, card = card_of("qlora(rank=4, bits=8)")
     assert "BitsAndBytesConfig" not in card
     assert "scored beside a base in int8, which transformers does not make as it was: `fedpeft.open_run" in card
 
 
-def test_nor_is_one_of_whose_layers_transformers_keeps_some_as_they_are(tmp_path):
+def test_nor_is_one_of_whose_layers_transformers_keeps_some_as_they_are(card_of):
     """T5's `wo` stays in fp32 there."""
-    words = ("--dataset=tiny_seq2seq", "--model=tiny_seq2seq(kind=t5)")
-    _, card = card_of(tmp_path, "qlora(rank=4)", *words)
+    _, card = card_of("qlora(rank=4)", dataset="tiny_seq2seq", model="tiny_seq2seq(kind=t5)")
     assert "BitsAndBytesConfig" not in card
     assert "beside a base in nf4, which transformers does not make as it was: `fedpeft.open_run" in card

@@ -28,12 +28,9 @@ def test_what_is_less_already_stays():
     assert config.dataset == "sample(of='file:rows.csv', rows=1000, test_rows=500)"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quick") / "run"
-    words = ["--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "9", "--workers", "1", "--quick"]
-    assert main([*words, "--output", str(folder)]) == 0
-    return folder
+@pytest.fixture
+def run(finished_run):
+    return finished_run(dataset="tiny", clients=4, cohort=2, rounds=9, quick=True)
 
 
 def test_configuration_and_summary_say_it(run):

@@ -29,6 +29,7 @@ def measured(text, tmp_path, clients=CLIENTS):
     return updates, outcome, outcome.error
 
 
+@pytest.mark.medium
 def test_it_is_the_relative_distance_to_the_exact_aggregate(tmp_path):
     updates, outcome, error = measured("fedit", tmp_path)
     distance = size = 0.0

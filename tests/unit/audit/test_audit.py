@@ -76,6 +76,7 @@ def test_the_gaussian_profile_is_the_accountants():
 # -------------------------------------------------------------------------------------------------- honest and faulty
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mechanism", HONEST)
 def test_an_honest_mechanism_passes_and_is_not_trivially_bounded(mechanism, tmp_path):
     verdict = audited(mechanism, tmp_path)
@@ -84,6 +85,7 @@ def test_an_honest_mechanism_passes_and_is_not_trivially_bounded(mechanism, tmp_
     assert verdict.bounds.fit > 0.3
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("strategy", "codec"), [("fedsvd", "bf16"), ("rolora", "topk(fraction=0.5) | quantize(bits=8) | pack")]
 )
@@ -121,6 +123,7 @@ def reuse_noise(monkeypatch):
     monkeypatch.setattr(RunKey, "stream", once)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mechanism", HONEST)
 @pytest.mark.parametrize("fault", [halve, skip_clipping, reuse_noise])
 def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
@@ -151,6 +154,7 @@ def hand_on_twice(monkeypatch):
     monkeypatch.setattr(Acceptance, "add", twice)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("mechanism", "fault"), [("local_dp", encode_first), ("user_dp", hand_on_twice)])
 def test_a_wrong_order_in_what_rounds_do_is_caught(mechanism, fault, tmp_path, monkeypatch):
     fault(monkeypatch)
@@ -178,6 +182,7 @@ def test_a_row_that_moves_the_dropout_masks_of_others_is_caught(tmp_path, monkey
     assert not verdict.passed
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mechanism", ["user_dp", "dp_sgd"])
 def test_missing_clipping_is_caught_by_the_one_run_bound_too(mechanism, tmp_path, monkeypatch):
     skip_clipping(monkeypatch)
@@ -255,6 +260,7 @@ def test_the_cost_of_sizes_is_that_of_all_their_sequences(clients, rate, rounds,
     assert found == pytest.approx(expected, abs=0.01) or found == expected == np.inf
 
 
+@pytest.mark.medium
 def test_the_size_of_whole_cohorts_tells_all():
     assert size_epsilon(50, 1.0, 1, 1e-3) == np.inf
     assert size_epsilon(100, 0.1, 100, 1e-3) == pytest.approx(0.8525, abs=0.003)  # by 400,000 draws of the sizes

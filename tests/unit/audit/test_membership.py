@@ -31,6 +31,7 @@ def test_members_of_a_class_that_nobody_else_has_are_left_out():
     assert np.isnan([none.mean, none.worst, none.by_chance]).all()
 
 
+@pytest.mark.medium
 def test_the_worst_of_many_small_clients_is_told_beside_what_it_is_by_chance():
     """0.5 is no guess of a maximum. Twenty times new rows: nothing leaks, and the worst is as it is by chance."""
     random = np.random.default_rng(1)

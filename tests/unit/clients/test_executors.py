@@ -107,6 +107,7 @@ def test_batched_equals_sequential_in_fp64(tiny, spec, training):
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("spec", ["lora(rank=2, dropout=0.3)", "adamix(dim=4)"])
 def test_losses_of_several_passes_are_right_where_blocks_are_computed_again(tiny, spec):
     """Each pass is gone back through with the masks and experts that it had, whatever has been computed since."""

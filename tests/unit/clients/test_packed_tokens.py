@@ -50,6 +50,7 @@ def _pack_every_pass(monkeypatch):
     monkeypatch.setattr("fedpeft.models.packed_tokens.WORTH", -STEP)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("spec", PACKED + PADDED)
 def test_every_method_trains_as_one_client_after_another(tiny, spec):
     """Packed where that is right, and else padded: clients of unequal length, rank and number of steps in one pass."""
@@ -62,6 +63,7 @@ def test_every_method_trains_as_one_client_after_another(tiny, spec):
     assert batched.evaluate(start, rows).loss == pytest.approx(sequential.evaluate(start, rows).loss, rel=1e-12)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("batch_size", [1, 4, 8])
 def test_packed_and_padded_passes_agree(tiny, batch_size, monkeypatch):
     """The code before packed nothing."""

@@ -170,6 +170,7 @@ def test_random_bytes(data):
     judge(seal(SEEDS[0][:16] + data))
 
 
+@pytest.mark.medium
 @given(st.sampled_from(SEEDS), st.randoms(use_true_random=False))
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_edited_payloads(payload, random):

@@ -46,6 +46,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the grid
 
 
+@pytest.mark.medium
 @given(
     st.integers(0, 1000),
     st.sampled_from(["bits=3.0", "bits=1.5, dead=0.2", "step=0.01"]),

@@ -32,6 +32,7 @@ def on_disk(texts: list[str], held: int = -1) -> TextColumn:
     return column
 
 
+@pytest.mark.medium
 @given(st.lists(st.text(), min_size=1, max_size=30), st.lists(st.text(), max_size=10), st.data())
 @settings(max_examples=25, deadline=None)
 def test_a_column_is_the_list_of_its_texts(texts: list[str], more: list[str], data: st.DataObject) -> None:

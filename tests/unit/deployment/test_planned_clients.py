@@ -38,6 +38,7 @@ def said(made):
     return " ".join(made.server.setup.notes)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "privacy",
     ["dp_sgd(epsilon=200)", "dp_sgd(epsilon=2)", "dp_sgd(epsilon=50, start=0.2)", "user_dp(epsilon=2000)",
@@ -68,6 +69,7 @@ def test_a_server_that_is_started_again_stays_with_its_plan(tmp_path, observer):
     assert made.server.setup.mechanism.start == 0.5
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "privacy", ["distributed_dp(epsilon=300, rows=540)", "dp_sgd(epsilon=200)", "dp_sgd(epsilon=2)"]
 )
@@ -107,6 +109,7 @@ def test_what_no_client_would_take_is_refused_at_once(privacy, rows, words, tmp_
         )
 
 
+@pytest.mark.medium
 def test_a_plan_is_asked_for_only_where_there_is_one(tmp_path, observer):
     plain = "dp_sgd(noise_multiplier=1)"
     for i, privacy in enumerate(("local_dp(epsilon=2000)", "dp_sgd(epsilon=200, start=1)", plain)):

@@ -149,6 +149,7 @@ def test_choices_are_read_as_the_reference_reads_them(model_and_tokenizer, tmp_p
     assert 0 < sum(right) < ROWS
 
 
+@pytest.mark.medium
 def test_sentiments_are_read_as_the_reference_reads_them(model_and_tokenizer, tmp_path, monkeypatch):
     model, tokenizer = model_and_tokenizer
     speaking(model, tokenizer, ["positive", "Negative", "neutral"])

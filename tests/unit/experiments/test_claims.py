@@ -113,6 +113,7 @@ def test_a_claim_about_a_method_that_no_study_has_is_refused():
         evidence_of(claim)
 
 
+@pytest.mark.medium
 def test_the_page_is_as_the_results_are(capsys):
     assert len(read_claims()) >= 20
     assert main([]) == 0, capsys.readouterr().out + "run: python -m experiments.claims --write"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import pytest
+
 from experiments.flowertune.rows import made
 from experiments.flowertune.settings import Found
 
@@ -27,6 +29,7 @@ def test_answers_are_right_and_equal_seeds_give_equal_rows():
     assert len({row["instruction"].split()[0] for row in rows}) == 4
 
 
+@pytest.mark.medium
 def test_equal_seeds_ask_equal_clients_whatever_flower_calls_its_nodes():
     from flwr.app import ArrayRecord, ConfigRecord
     from flwr.serverapp.strategy import FedAvg

@@ -127,14 +127,3 @@ def test_the_curve_is_drawn():
         for t in (32, 64, 128)
     ]
     assert plot(CURVE, rows).startswith("<svg")
-
-
-@pytest.mark.long
-def test_the_whole_kit_on_the_cpu(tmp_path):
-    """Every step but Ray's, with real weights of the tiny model."""
-    collect(tmp_path / "assets", "tiny", "tiny")
-    settings = Settings(60, tmp_path / "assets", output=tmp_path / "gpu.json", device="cpu", tiny=True)
-    main(settings)
-    record = json.loads((tmp_path / "gpu.json").read_text())
-    assert {name: step["reason"] for name, step in record["steps"].items() if step["status"] != "done"} == {}
-    assert (tmp_path / "gpu.html").read_text().count("<table>") == 9

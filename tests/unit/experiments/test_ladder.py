@@ -54,6 +54,7 @@ def test_the_probe_has_the_best_of_three_poolings() -> None:
     assert 1 / 3 < found["accuracy"] <= 1
 
 
+@pytest.mark.medium
 def test_a_probe_of_all_blocks_reads_all_blocks() -> None:
     found, last = probe(TINY, {"workers": 1}, all_blocks=True), probe(TINY, {"workers": 1})
     assert set(found["poolings"]) == {"mean"}

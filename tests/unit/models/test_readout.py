@@ -131,6 +131,7 @@ def test_a_run_reads_rows_as_their_features_of_texts_and_of_images(dataset, peft
     assert work.width == setup.width == setup.layout.shapes["head.weight"][1]
 
 
+@pytest.mark.medium
 def test_the_probe_of_all_blocks_is_kept_under_a_name_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
     names = set()
@@ -143,6 +144,7 @@ def test_the_probe_of_all_blocks_is_kept_under_a_name_of_its_own(tmp_path, monke
     assert len(names) == 2
 
 
+@pytest.mark.medium
 def test_a_head_on_all_blocks_forgets_nothing(tmp_path, monkeypatch):
     """The base is what it was, and is probed as the finished model is: by all blocks."""
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))

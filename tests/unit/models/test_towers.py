@@ -176,6 +176,7 @@ def test_a_score_is_among_all_rows(folder, rows) -> None:
     torch.testing.assert_close(sides.queries[7], torch.nn.functional.normalize(found[0, 0], dim=-1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_towers_that_did_not_know_each_other_come_to_meet(folder) -> None:
     """Images of one grey and of words that say which: recall among 12 grows from guessing to nearly all."""
     task, model, _ = made(folder)

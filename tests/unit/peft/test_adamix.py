@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from fedpeft.aggregation.strategy import strategies
@@ -15,6 +16,7 @@ from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
 from tests.unit.peft.test_prefix_tuning_plus import of_size
 
 
+@pytest.mark.medium
 def test_it_has_the_paper_s_numbers():
     """Merged 0.9 M in BERT-base and 0.8 M in RoBERTa-large (arXiv 2205.12410, table 1); trained are all experts."""
     up_and_rest = 12 * (768 * 48 + 768)

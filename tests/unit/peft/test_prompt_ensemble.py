@@ -73,6 +73,7 @@ def test_each_prompt_learns_as_if_alone(case, one_by_one):
     assert torch.allclose(shifted.sums, expected, atol=1e-12)
 
 
+@pytest.mark.medium
 def test_weights_come_from_sums_over_held_out_rows_and_are_saved(tiny, case, one_by_one, tmp_path):
     with torch.no_grad():
         sums = [0.0] * 3

@@ -36,6 +36,7 @@ def test_secret_cohorts_have_to_say_what_their_noise_leaves(budget, cohort):
     assert counted == pytest.approx(mechanism.training_signal(federation), rel=0.02)
 
 
+@pytest.mark.medium
 def test_fewer_clients_never_say_more():
     mechanism = MECHANISMS.build("user_dp(epsilon=8)")
     signals = [
@@ -56,6 +57,7 @@ def test_cohorts_that_take_turns_have_to_say_what_their_related_noise_leaves(coh
     assert 20 * cohort / moved == pytest.approx(mechanism.training_signal(federation), rel=0.05)
 
 
+@pytest.mark.medium
 def test_all_are_asked_where_nobody_names_a_cohort(tmp_path):
     simulation = made(tmp_path / "a")
     assert (simulation.config.cohort, simulation.sampler.size) == ("all", 100)
@@ -91,6 +93,7 @@ def test_an_adapter_that_noise_drowns_is_not_trained_where_there_is_no_head(tmp_
 ROWS = {"tokens": 16, "clients": 6, "peft": "lora", "privacy": "dp_sgd(epsilon=8)"}
 
 
+@pytest.mark.medium
 def test_all_are_asked_for_steps_of_a_head_alone(tmp_path):
     simulation = made(tmp_path / "a", **ROWS)
     assert (simulation.config.peft, simulation.config.cohort, simulation.sampler.size) == ("linear_probe", "all", 6)

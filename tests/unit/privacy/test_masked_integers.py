@@ -50,6 +50,7 @@ def test_a_sum_is_within_the_steps_of_its_grid(clients, bits):
     np.testing.assert_allclose(found, numbers.sum(0), atol=clients * 2.0**-21)
 
 
+@pytest.mark.medium
 def test_rounding_is_unbiased():
     integers, turns, size = Integers(3, 8, 40, 1, clip=1.0), signs(1, 1, 40), 40
     vector = np.random.default_rng(2).normal(size=size) / 10

@@ -27,6 +27,7 @@ def test_a_server_names_no_clipping_norm_that_rounds_the_noise_away(mechanism, c
         MECHANISMS.build(f"{mechanism}(noise_multiplier=0.45, clip={clip})")
 
 
+@pytest.mark.medium
 def test_a_server_that_changes_its_terms_in_a_run_is_refused(federation, observer):
     made = federation(privacy="dp_sgd(epsilon=2)", rounds=1)
     told = v2.Description.FromString(made.server.gateway.description.SerializeToString())

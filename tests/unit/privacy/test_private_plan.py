@@ -267,6 +267,7 @@ def made_of(folder, given):
     return Simulation(RunConfig(**given), folder, ConsoleObserver(QUIET)).config
 
 
+@pytest.mark.medium
 def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
     config = made(tmp_path / "a", privacy="dp_sgd(epsilon=8)")
@@ -333,6 +334,7 @@ def test_an_adapter_that_is_not_heard_is_not_trained_where_training_is_asked_for
     assert simulation.protection.trains
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("peft", ["head2toe", "lora + head2toe"])
 def test_a_head_on_all_blocks_is_not_trained_by_a_plan_made_for_others(peft, tmp_path):
     given = {"peft": peft, "privacy": "dp_sgd(epsilon=8, start=0.5)"}

@@ -168,6 +168,7 @@ def own_book(made, k):
     return [json.loads(line) for line in (made.folder / f"edge-{k}" / LEDGER).read_text().splitlines()[1:]]
 
 
+@pytest.mark.medium
 def test_the_start_is_answered_again_bit_for_bit_until_training_begins(federation):
     made = federation(**PRIVATE)
     edge = made.server.edges[0]
@@ -185,6 +186,7 @@ def test_the_start_is_answered_again_bit_for_bit_until_training_begins(federatio
     assert len(own_book(made, 0)) == 1
 
 
+@pytest.mark.medium
 def test_a_client_without_a_private_start_refuses_sums_over_its_rows(federation):
     from fedpeft.communication.messages import Instruction
 

@@ -158,6 +158,7 @@ def test_the_formula_is_the_gaussian_s_where_its_divergences_are():
         )
 
 
+@pytest.mark.medium
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0.3, 30), st.floats(1e-3, 1), st.floats(1e-3, 1), st.floats(0, 0.9), st.floats(1, 2000))
 def test_more_noise_lower_rates_and_fewer_colluders_cost_less(noise, rate, share, known, radius):

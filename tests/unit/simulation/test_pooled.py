@@ -91,6 +91,7 @@ def test_an_asynchronous_step_is_worth_the_work_of_those_it_hears(tmp_path, obse
     assert pieces[0] == pytest.approx(3 * pieces[-1], abs=3)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("given", [{"strategy": "fedper"}, {"measure": "calibration(rows=clients)"}], ids=str)
 def test_rows_that_clients_hold_out_are_not_in_the_pool_and_no_part_of_the_work(given, tmp_path, observer, monkeypatch):
     seen, train = [], Worker.train

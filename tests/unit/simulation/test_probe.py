@@ -66,6 +66,7 @@ def test_the_probe_is_the_same_each_time():
     assert linear_probe(*parts).strength == linear_probe(*parts).strength
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_one_frozen_pass_over_the_test_rows_serves_probe_and_score(tmp_path, monkeypatch, dtype):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from fedpeft.run.own_files import OwnFile
 from fedpeft.studies.page import Made
 from fedpeft.studies.results import Result, latest
@@ -28,6 +30,7 @@ def test_two_versions_of_ones_own_rule_are_two_methods() -> None:
     assert [m.name for m in runs_alone(*packages).methods] == ["rules 1.5.dev12+g12abcdef", "rules 1.5.dev13+g13abcdef"]
 
 
+@pytest.mark.medium
 def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
     made = [
         replace(

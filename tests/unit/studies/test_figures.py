@@ -55,6 +55,7 @@ def legend_of(svg: str) -> list[str]:
     return texts(svg[svg.index('<g id="legend_1">') :]) if '<g id="legend_1">' in svg else []
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("count", [len(COLORS), 20])
 def test_legends_and_rows(count: int) -> None:
     """No legend of more than eight entries, a row for every method, and figures as wide as the page."""
@@ -71,6 +72,7 @@ def test_legends_and_rows(count: int) -> None:
             assert set(section.names) <= set(texts(figure.svg))
 
 
+@pytest.mark.medium
 def test_equal_results_give_equal_figures() -> None:
     made = section(made_study(3))
     one, other = (accuracy_against(made, "total_bytes", "bytes", front=True) for _ in range(2))
@@ -154,6 +156,7 @@ def test_each_of_many_methods_has_its_band() -> None:
             assert svg.count('id="FillBetweenPolyCollection_') == expected
 
 
+@pytest.mark.medium
 def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
     generator = np.random.default_rng(0)
     look = Look(GREY, ".", "-")

@@ -1,11 +1,14 @@
 """What a report says of runs whose accuracy is that of clients' own models on their own rows."""
 
+import pytest
+
 from fedpeft.run.summary import OWN_ROWS
 from fedpeft.studies.page import Made
 from fedpeft.studies.sections import Section
 from tests.studies.made import made_study, section
 
 
+@pytest.mark.medium
 def test_accuracies_on_own_rows_are_marked_and_on_no_front_with_those_on_test_rows() -> None:
     results = made_study(5, ("iid",))
     own = [r for r in results if r.point["codec"] == "bf16" and r.summary]

@@ -21,6 +21,7 @@ from tests.refusals import has_error
 from tests.studies.made import made_result, made_study, section, write_study
 
 
+@pytest.mark.medium
 def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", made_study())
     page = tmp_path / "page.html"
@@ -43,6 +44,7 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
     }  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sections", [1, 2])
 def test_the_contents_lead_to_every_table_and_figure_and_a_title_stands_once(sections: int) -> None:
     made = [Made.of(section(made_study(1, ("iid",)))) for _ in range(sections)]
@@ -57,6 +59,7 @@ def test_the_contents_lead_to_every_table_and_figure_and_a_title_stands_once(sec
     assert [re.sub("<.*?>", "", h) for h in re.findall(r"<h[12].*?</h[12]>", text)].count("made up") == sections
 
 
+@pytest.mark.medium
 def test_ink_and_ground_of_figures_are_the_pages() -> None:
     """In the dark they turn; a colour that stays black there could not be seen."""
     made = Made.of(section(made_study(1, ("iid",))))
@@ -68,6 +71,7 @@ def test_ink_and_ground_of_figures_are_the_pages() -> None:
     assert "var(" not in made.figures[0].svg, "a figure in a file of its own has no page"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("lone", [True, False])
 @pytest.mark.parametrize(("metric", "name"), [("skill", "skill"), ("perplexity", "next-token accuracy")])
 def test_runs_that_are_judged_by_something_else_say_so_everywhere(metric: str, name: str, lone: bool) -> None:
@@ -120,6 +124,7 @@ def test_points_and_rounds_have_their_words() -> None:
     assert {row[3] for row in reached.shown} == {"0 (before round 1)"}
 
 
+@pytest.mark.medium
 def test_broken_inputs_are_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write_study(tmp_path / "good", made_study(2))
     with open(good / "results.jsonl", "a") as file:
@@ -168,6 +173,7 @@ def test_wrong_flags_are_one_sentence(
     assert (study / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.medium
 def test_the_page_of_a_study_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

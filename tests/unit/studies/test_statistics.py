@@ -205,6 +205,7 @@ def false_signs(of_seeds: float, of_rows: float, of_rest: float, seeds: int = 5)
     return over / draws, wider / draws
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("of_seeds", "of_rows", "of_rest"), [(1, 0, 0), (0, 1, 0), (1, 1, 0), (0.3, 1, 0), (0.3, 0.3, 1), (0, 0, 1)]
 )
@@ -212,6 +213,7 @@ def test_a_sign_that_is_not_there_is_seldom_claimed(of_seeds: float, of_rows: fl
     assert false_signs(of_seeds, of_rows, of_rest)[0] < 0.062
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("of_seeds", "seeds"), [(1, 5), (0.5, 5), (1, 20)])
 def test_the_wider_of_two_intervals_claims_too_much(of_seeds: float, seeds: int) -> None:
     """Which is why it is not what decides."""

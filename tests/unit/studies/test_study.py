@@ -124,6 +124,7 @@ def test_wrong_studies_are_one_sentence(
     assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
 
 
+@pytest.mark.medium
 def test_every_study_of_the_repository_describes_a_grid() -> None:
     files = sorted((Path(__file__).parents[3] / "experiments").glob("*/study.toml"))
     assert {"communication", "heterogeneity", "privacy", "strategies", "attacks"} <= {f.parent.name for f in files}

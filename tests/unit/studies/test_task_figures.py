@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
 from fedpeft.run.task_measures import transfer
 from fedpeft.studies.figures import figures
@@ -24,6 +25,7 @@ def with_tasks(run: Result) -> Result:
     return dataclasses.replace(run, summary={**(run.summary or {}), "tasks": tasks})
 
 
+@pytest.mark.medium
 def test_a_matrix_is_the_mean_over_seeds_and_a_plain_study_has_none():
     plain = [made_result({"strategy": name}, seed, 0.7, 1.0) for name in ("fedit", "o_lora") for seed in range(2)]
     section = Section("tasks", "", [with_tasks(run) for run in plain], {"strategy": "fedit"})

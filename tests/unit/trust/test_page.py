@@ -55,6 +55,7 @@ def result(clients=20, seed=0, skill=0.7):
     return dataclasses.replace(made, summary={**made.summary, "trust": trust(clients)})
 
 
+@pytest.mark.medium
 def test_a_run_shows_its_trust():
     run = Section("run", "", [result(100)], {})
     made = of_section(run)

@@ -85,17 +85,14 @@ def package(tmp_path, monkeypatch):
     sys.modules.pop("somebody", None)
 
 
-@pytest.mark.fast
 def test_every_family_has_a_group_and_no_group_lacks_a_family():
     assert sorted(family.group for family in catalogue.ALL) == list(plugins.GROUPS)
 
 
-@pytest.mark.fast
 def test_the_words_of_a_codecs_text_are_reserved():
     assert {*PRESETS, *KINDS, *PRECISION_RULES.own_names} == set(WORDS)
 
 
-@pytest.mark.fast
 def test_a_file_s_part_is_a_part_like_any_other(rule, capsys):
     plugins.use([str(rule)])
     assert "half_mean" in strategies.names
@@ -112,7 +109,6 @@ def test_a_file_s_part_is_a_part_like_any_other(rule, capsys):
     assert str(rule) in said.replace("\n", "")
 
 
-@pytest.mark.fast
 def test_a_file_s_corrections_go_by_their_own_names(tmp_path):
     """Else two of one file are taken for one, and states travel under a name that changes with the file."""
     file = tmp_path / "my_corrections.py"
@@ -128,13 +124,11 @@ def test_a_file_s_corrections_go_by_their_own_names(tmp_path):
         parse_drift("one + one")
 
 
-@pytest.mark.fast
 def test_the_environment_names_plugins_too(rule, monkeypatch):
     monkeypatch.setenv(plugins.VARIABLE, str(rule))
     assert "half_mean" in strategies.names
 
 
-@pytest.mark.fast
 def test_a_folder_is_a_package_with_imports_of_its_own(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -147,7 +141,6 @@ def test_a_folder_is_a_package_with_imports_of_its_own(tmp_path):
     assert plugin_files.digest(folder) != before
 
 
-@pytest.mark.fast
 def test_an_installed_package_s_parts_are_there_and_imported_only_once_wanted(package):
     assert "half_mean" in strategies.names
     assert "somebody" not in sys.modules
@@ -158,7 +151,6 @@ def test_an_installed_package_s_parts_are_there_and_imported_only_once_wanted(pa
     assert strategies.build(config.strategy).share == 0.25
 
 
-@pytest.mark.fast
 def test_what_a_peer_says_imports_no_installed_package(package):
     plugins.named_only()
     with refuses("FP1231", "strategy", "half_mean", "add --plugin somebodys-rules"):
@@ -168,7 +160,6 @@ def test_what_a_peer_says_imports_no_installed_package(package):
     assert strategies.build("half_mean").share == 0.5
 
 
-@pytest.mark.fast
 def test_a_payload_imports_no_installed_package(package):
     (package / "somebodys_rules-1.5.dist-info" / "entry_points.txt").write_text(
         "[fedpeft.codecs]\nodd = somebody:Odd\n"
@@ -214,7 +205,6 @@ def private_package(package):
     return package
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("privacy", ["hushed(epsilon=8)", "adding", "user_dp(epsilon=8, noise=quiet)"])
 def test_privacy_of_a_server_s_choice_imports_no_package_but_those_that_are_named_here(private_package, privacy):
     text = f'privacy = "{privacy}"\nclients = 3'
@@ -226,21 +216,18 @@ def test_privacy_of_a_server_s_choice_imports_no_package_but_those_that_are_name
     assert shared_settings(text).privacy == privacy
 
 
-@pytest.mark.fast
 def test_an_installed_package_s_noise_serves_a_simulation_as_its_other_parts_do(private_package):
     assert type(catalogue.built(RunConfig(privacy="user_dp(epsilon=8, noise=quiet)"), "privacy").relation).__name__ == (
         "Quiet"
     )
 
 
-@pytest.mark.fast
 def test_a_server_s_settings_name_no_plugin(rule):
     with refuses("FP5094", "FP1225", "plugin"):
         shared_settings(RunConfig().to_toml() + f'\nplugin = "{rule}"\n')
     assert plugins.named() == ()
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -269,19 +256,16 @@ def test_what_can_not_be_used_is_said(tmp_path, text, words):
         catalogue.use([str(file)])
 
 
-@pytest.mark.fast
 def test_two_plugins_with_a_part_of_one_name_are_both_named(rule, package):
     with refuses("FP1261", "my_rules.py", "somebodys-rules 1.5"):
         catalogue.use([str(rule)])
 
 
-@pytest.mark.fast
 def test_a_missing_plugin_is_said(tmp_path):
     with refuses("FP1263", "nowhere.py"):
         plugins.use(["nowhere.py"], tmp_path)
 
 
-@pytest.mark.fast
 def test_a_run_records_its_plugins_and_asks_for_the_same(rule, tmp_path, monkeypatch):
     plugins.use([str(rule)])
     config = RunConfig(strategy="half_mean")
@@ -302,7 +286,6 @@ def test_a_run_records_its_plugins_and_asks_for_the_same(rule, tmp_path, monkeyp
         read_config(file)
 
 
-@pytest.mark.fast
 def test_a_configuration_and_a_study_name_plugins_beside_them(rule, tmp_path):
     (tmp_path / "run.toml").write_text('plugin = "my_rules.py"\nstrategy = "half_mean"\n')
     assert read_config(tmp_path / "run.toml").strategy == "half_mean"
@@ -330,7 +313,6 @@ def test_results_of_a_changed_plugin_are_not_mixed_with_new_ones(rule, tmp_path,
         Workplace(read_study(tmp_path / "study.toml"), tmp_path)
 
 
-@pytest.mark.fast
 def test_objects_are_parts_within_their_context_only(rule):
     cls = plugins.found(str(rule)).parts["strategies"]["half_mean"]
     before = dict(plugins._names)
@@ -350,7 +332,6 @@ def test_objects_are_parts_within_their_context_only(rule):
     plugins._names.update(before)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("group", "part", "family", "words"),
     [
@@ -375,7 +356,6 @@ TEXT_OF_A_WORKER = (
 )
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("remote", [False, True], ids=["here", "in a worker"])
 def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, capsys):
     rule.write_text(f"{rule.read_text()}# {remote}")  # else it is the module that another test has imported
@@ -396,13 +376,11 @@ def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, ca
     assert "/lib/x.py" not in said
 
 
-@pytest.mark.fast
 def test_an_error_in_an_installed_package_is_one_sentence_too(package, capsys):
     assert exit_code(lambda: strategies.build("half_mean").contribution(None, {}, None)) == MISTAKE
     assert has_error(capsys.readouterr().err, "FP0001", package / "somebody.py", 21, "contribution")
 
 
-@pytest.mark.fast
 def test_an_error_of_ours_is_shown_whole(rule):
     plugins.use([str(rule)])
     with pytest.raises(KeyError) as raised:
