@@ -9,7 +9,7 @@ from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import check_machine
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.servers_rows import ServersRows, with_form
-from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.run.suited import settled
 from tests.here import Federation
@@ -45,7 +45,7 @@ def test_what_a_server_is_told_wrongly_is_one_sentence(options, words):
 @pytest.mark.parametrize(("labels", "side"), [([], 0), (["O"], 0), (["O", "X"], 64)])
 def test_a_description_that_no_server_gives_is_refused(labels, side):
     with pytest.raises(RunError, match=r"the server describes"):
-        check_description(v1.Description(task="token_labels", labels=labels, side=side))
+        check_description(v2.Description(task="token_labels", labels=labels, side=side))
 
 
 def test_a_client_s_table_is_read_in_its_own_format(tmp_path, observer, monkeypatch):
