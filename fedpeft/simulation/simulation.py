@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,13 +113,7 @@ class Simulation:
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
-        begun = self.checkpoints.load()
-        fixed = begun.fixed if begun else {"search": True} if self.search else {}
-        if begun and begun.round < self.setup.rounds and fixed.get("search", False) != self.search:
-            raise ConfigError(
-                f"FP1507 {folder} holds an unfinished trial of a search, whose clients train on fewer rows; continue "
-                f"the search, or train it whole: python -m fedpeft.simulate {folder.with_suffix('.toml')}"
-            )
+        fixed = self._begun_with()
         observer.phase("tokenising the rows", 1)
         machine = Machine.of(self.setup, fixed)
         work = self._work_plan(machine)
@@ -132,6 +127,22 @@ class Simulation:
         task = self.setup.task
         if isinstance(task, RowTask) and own_code(type(task)):  # and with what a task of the user's own makes
             scoring.tried(task, self.rows.dataset.test, self.setup.facts.label_names or ())
+
+    def _begun_with(self) -> dict[str, Any]:
+        """Return what the run must stay with; nothing, or that it is a trial of a search, if it begins.
+
+        Raises:
+            ConfigError: it is an unfinished trial, and would go on as a run.
+        """
+        begun = self.checkpoints.load()
+        if begun is None:
+            return {"search": True} if self.search else {}
+        if begun.round < self.setup.rounds and begun.fixed.get("search", False) != self.search:
+            raise ConfigError(
+                f"FP1507 {self.folder} holds an unfinished trial of a search, whose clients train on fewer rows; "
+                f"continue the search, or train it whole: python -m fedpeft.simulate {self.folder.with_suffix('.toml')}"
+            )
+        return begun.fixed
 
     def _sampler(self) -> Population:
         """What cohorts are drawn from."""
