@@ -232,7 +232,7 @@ link = 1.0
         {"strategy": "flexlora", "downlink": "small"},
         {"codec": "by_link | adaptive(bits=2.0) | rans", "profiles": PROFILES},
         {"strategy": "fedsa_lora", "profiles": PROFILES},
-        {"strategy": "fedlease"},
+        {"strategy": "fedlease", "peft": "expert_lora(rank=2, layers=1)"},
     ],
     ids=str,
 )
