@@ -7,8 +7,8 @@
 The mean of Gram matrices is the exact mean of the updates, with L and R in common. Reading it back is not: Q has rank
 up to K r, G only r rows. Among all S (r, rows of G~) with orthonormal rows, S maximizes the inner product <G, S G~>,
 the trace of G^T S G~, so that rounds go on in one frame. It minimizes neither the error of G^T G nor, if G~ has more
-than r rows, the drift ||G - S G~||: the norm of S G~ depends on S. `read_back=best` first cuts G~ to its r leading rows,
-which gives the best rank-r approximation of Q (Eckart-Young). S is then orthogonal, the norm of S G~ is fixed, and S
+than r rows, the drift ||G - S G~||: the norm of S G~ depends on S. `read_back=best` first cuts G~ to its r leading
+rows, which gives the best rank-r approximation of Q (Eckart-Young). S is then orthogonal, the norm of S G~ is fixed, and S
 minimizes the drift as well (orthogonal Procrustes). The error that is left is measured each round
 (`aggregation_error` in rounds.jsonl).
 
