@@ -20,15 +20,16 @@ from typing import Any
 from flwr.serverapp import Grid
 from rich.markup import escape
 
-from fedpeft.aggregation.aggregator import Aggregator, Outcome, aggregator
+from fedpeft.aggregation.aggregator import AggregationResult, Aggregator, aggregator
 from fedpeft.aggregation.exactness import measured
 from fedpeft.aggregation.update import Update, not_finite
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.release import Release
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import Entry, PrivacyEngine
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
@@ -143,12 +144,12 @@ class Server:
             self.clients.resume(progress.in_flight)
         while progress.round < self.setup.rounds and not self.stopping() and not self._nothing_gained(progress):
             progress = progress if self.turns is None else self.turns.begun(progress)
-            entry = self.open(progress)
-            if entry is None:
+            plan = self.open(progress)
+            if plan is None:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
                 break
             self.observer.doing()
-            progress, result = self.round(entry, progress)
+            progress, result = self.round(plan, progress)
             self.commit(progress)
             if self.observer.round_done(result):
                 break
@@ -161,7 +162,7 @@ class Server:
         self.store.commit(progress)
         trim()
 
-    def open(self, progress: Progress) -> Entry | None:
+    def open(self, progress: Progress) -> RoundPlan | None:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
         if self.book is not None:
@@ -169,31 +170,31 @@ class Server:
         drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             idle = self.clients.idle(drawn, seed, round) if self.setup.strategy.asynchronous else drawn
-            return Entry(round, idle)
-        entry = self.privacy.enter(round, progress.digest(), drawn)
-        if entry is not None and entry.spent:
-            named = ", ".join(map(self.clients.called, entry.spent))
+            return RoundPlan(round, idle)
+        plan = self.privacy.enter(round, progress.digest(), drawn)
+        if plan is not None and plan.spent:
+            named = ", ".join(map(self.clients.called, plan.spent))
             who = "somebody whom coins have drawn" if self.privacy.draws else named
             self.observer.say(f"round {round}: the privacy budget of {who} is spent; it sits out")
-        return entry
+        return plan
 
-    def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:
+    def round(self, plan: RoundPlan, progress: Progress) -> tuple[Progress, RoundResult]:
         """One round: the server after it, and what is told of it."""
         clock = Clock()
-        entry = entry if self.book is None else self.book.open(entry)
-        steps = {} if self.book is None else self.book.lean(entry.cohort)
+        plan = plan if self.book is None else self.book.open(plan)
+        steps = {} if self.book is None else self.book.lean(plan.cohort)
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
         if self.clients.announce is not None:
-            self.clients.recorded = self.clients.announce(dispatch.release("train", entry.round))
-        answers = self._answers(entry, progress)
-        sent = dispatch.cohort(entry)
+            self.clients.recorded = self.clients.announce(dispatch.release("train", plan.number))
+        answers = self._answers(plan, progress)
+        sent = dispatch.cohort(plan)
         taken = Acceptance(
-            round=entry.round,
+            round=plan.number,
             layout=setup.layout,
             shared=dispatch.downlink.shared,
             strategy=setup.strategy,
             uplink=setup.uplink,
-            aggregator=self._aggregator(entry, progress),
+            aggregator=self._aggregator(plan, progress),
             by_rows=setup.by_rows,
             most_rows=self.most_rows(),
             privacy=self.privacy,
@@ -215,38 +216,38 @@ class Server:
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
-        spent = self.book.account(taken.results, entry.round) if self.book is not None else None
-        after, undone = self._judged(progress, after, min(taken.accepted.values(), default=entry.round))
+        spent = self.book.account(taken.results, plan.number) if self.book is not None else None
+        after, undone = self._judged(progress, after, min(taken.accepted.values(), default=plan.number))
         after = after if self.turns is None else self.turns.ended(after)
-        due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
+        due = plan.number == setup.rounds or plan.number % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
         after = self.evaluation.remembered(after, metrics)
         traffic = self._traffic(taken, sent, dispatch)
         result = replace(
             round_result(progress, outcome, taken, traffic, metrics, clock, self._expected, self._judges_noise),
-            learning_rate=dispatch.learning_rate(entry.round),
+            learning_rate=dispatch.learning_rate(plan.number),
             undone=undone,
         )
         result = result if spent is None or self._secret_cohort else told(result, spent)
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
-            lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
+            lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(plan.number))]
         if self.turns is not None:
             lines["tasks.jsonl"] = self.turns.lines(after)
-        lines |= self.evaluation.examined(after, entry.round)
+        lines |= self.evaluation.examined(after, plan.number)
         counters = after.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters, in_flight=self.clients.in_flight), result
 
-    def _answers(self, entry: Entry, progress: Progress) -> Answers | None:
+    def _answers(self, plan: RoundPlan, progress: Progress) -> Answers | None:
         """To what the rule asks each client of a round before it trains; None: nothing."""
         if not self.setup.strategy.asks:
             return None
         questions = Questions(self.setup, self.clients, progress, self.most_rows(), self.observer.say)
-        return questions.each(asked(self.setup.strategy.asks), entry.cohort, entry.round)
+        return questions.each(asked(self.setup.strategy.asks), plan.cohort, plan.number)
 
     def _summed(
         self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: Clock
-    ) -> Outcome:
+    ) -> AggregationResult:
         """What the sum of the updates has led to; where it is void, the model stays as it is."""
         setup, round, clip, void = self.setup, taken.round, progress.clip, ""
         assert clip is not None  # from the sum before round 1
@@ -266,7 +267,7 @@ class Server:
         except VoidError as error:
             void = str(error)
             self.observer.say(f"round {round}: {void}; the model stays as it is")
-            outcome = Outcome(progress.adapter, progress.memory, clip=clip)
+            outcome = AggregationResult(progress.adapter, progress.memory, clip=clip)
         masked.tell(self.observer.say)
         taken.results.extend(masked.results(sent, void, confidential=secure.noisy))
         taken.rejected.extend(masked.failed)
@@ -324,13 +325,13 @@ class Server:
         kept = of_kept(progress, self.store.bases)
         return Questions(self.setup, self.clients, kept, self.most_rows(), self.observer.say)
 
-    def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
+    def _aggregator(self, plan: RoundPlan, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""
         setup = self.setup
         optimizer = setup.optimizer.gentler(progress.standing.rate)
-        given = setup.strategy, optimizer, setup.layout, progress.adapter, entry.round
+        given = setup.strategy, optimizer, setup.layout, progress.adapter, plan.number
         if self.privacy is not None:
-            private = self.privacy.aggregator(*given, entry.attempt, progress.clip)
+            private = self.privacy.aggregator(*given, plan.attempt, progress.clip)
             if private is not None:
                 return private
         inner = aggregator(*given, setup.config.seed, self.store.waiting, setup.factor_view, progress.learned)
@@ -339,7 +340,7 @@ class Server:
         inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)
         return Watched(inner, setup.layout, products(setup)) if compares_clients(setup) else inner
 
-    def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
+    def _finished(self, taken: Acceptance, progress: Progress) -> AggregationResult:
         """What the updates have led to; without any the model stays as it is.
 
         Real clients that fail, or lie, must not end a federation of others for good.
@@ -358,7 +359,7 @@ class Server:
                 self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
                 raise RunError(f"{failed}; see clients.jsonl; {why}")
             self.observer.say(f"{failed}; the model stays as it is; {escape(why)}")
-        return Outcome(progress.adapter, progress.memory)
+        return AggregationResult(progress.adapter, progress.memory)
 
     def _traffic(self, taken: Acceptance, sent: list[Sent], dispatch: Dispatch) -> Traffic:
         """What the round's messages come to; of a secret cohort what is expected."""
