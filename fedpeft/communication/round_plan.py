@@ -16,6 +16,9 @@ class RoundPlan:
         attempt: counts repetitions of a private round with other inputs; each has its own noise and charge.
         spent: clients that were drawn, but whose privacy budget is spent.
         steps: local steps by client, for clients that deviate from their profile.
+        expected_cohort: mean size of a secret cohort; None: the cohort is public.
+        steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
+            a missing step would disclose that the only update was lost.
     """
 
     number: int
@@ -23,3 +26,10 @@ class RoundPlan:
     attempt: int = 0
     spent: tuple[int, ...] = ()
     steps: Mapping[int, int] = field(default_factory=dict)
+    expected_cohort: int | None = None
+    steps_without_updates: bool = False
+
+    @property
+    def secret(self) -> bool:
+        """Whether nobody may learn who takes part, nor how many clients do; such a cohort may be empty."""
+        return self.expected_cohort is not None

@@ -198,9 +198,8 @@ def _some(names: Sequence[str], of: Sequence[int]) -> str:
 
 def _announce(clients: Exchange) -> None:
     """Tell all clients alike what some are about to be asked."""
-    if clients.announce is not None:
-        asked = Instruction("prepare", 0, 0, b"")
-        clients.recorded = clients.announce(Release("prepare", 0, common=common_digest(asked)))
+    asked = Instruction("prepare", 0, 0, b"")
+    clients.publish(lambda: Release("prepare", 0, common=common_digest(asked)))
 
 
 def _statistics(
