@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AggregationResult:
     """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm.
 
     `error`: of the aggregate, where it is measured (see `fedpeft.aggregation.exactness`); `disagreement`: of the
@@ -48,7 +48,7 @@ class Aggregator(Protocol):
     def add(self, update: Update) -> None:
         """Take one update."""
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """What the round has led to."""
         ...
 
@@ -73,7 +73,7 @@ class LinearAggregator:
         self.strategy.fold(self.total, update, self.state, self.layout)
         check_made(self.strategy, self.total.sums, self.state, self.trained)
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """A step of the server optimizer along the mean.
 
         Raises:
@@ -84,7 +84,7 @@ class LinearAggregator:
         check_made(self.optimizer, after, self.state, self.state, "server optimizer")
         after = self.strategy.finish(after, self.layout, self.round)
         check_made(self.strategy, after, self.state, self.state)
-        return Outcome(after, memory)
+        return AggregationResult(after, memory)
 
 
 class RoundAggregator:
@@ -107,7 +107,7 @@ class RoundAggregator:
         """Put one update on the shelf."""
         self.shelf.put(update)
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """The strategy's own result, and what it keeps of it.
 
         Raises:
@@ -118,18 +118,18 @@ class RoundAggregator:
         self.shelf.clear()
         return outcome
 
-    def _made(self, memory: Memory) -> Outcome:
+    def _made(self, memory: Memory) -> AggregationResult:
         made, memory = self.strategy.remembering(
             self.state, self.layout, self.shelf.read, self.round, self.seed, memory
         )
-        return Outcome(made.state, memory, made.residuals)
+        return AggregationResult(made.state, memory, made.residuals)
 
-    def _grouped(self, memory: Memory) -> Outcome:
+    def _grouped(self, memory: Memory) -> AggregationResult:
         rule = self.strategy
         assert isinstance(rule, GroupedStrategy)
         heard = heard_in(self.round, self.state, self.learned, self.layout, self.shelf.read, rule)
         state, learned = rule.aggregated(heard)
-        return Outcome(state, memory, learned=learned)
+        return AggregationResult(state, memory, learned=learned)
 
 
 def aggregator(
@@ -226,7 +226,7 @@ class FactoredAggregator:
         delta = difference(trained, received)
         self.inner.add(replace(update, form=self.factoring.layout.form, received=received, delta=delta))
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """The inner result, as parameters."""
         outcome = self.inner.finish(memory)
         return replace(outcome, state=self.factoring.parameters(outcome.state, self.state, self.round))

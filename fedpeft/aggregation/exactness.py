@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from fedpeft.aggregation.aggregator import Aggregator, Outcome
+from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.factors import effective, lora_form, product
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.strategy import Strategy
@@ -39,7 +39,7 @@ class Target(Protocol):
     def add(self, update: Update) -> None:
         """Add what one update makes of the weights."""
 
-    def error(self, outcome: Outcome) -> float:
+    def error(self, outcome: AggregationResult) -> float:
         """Of the whole aggregate; 0 where there was nothing to aggregate."""
         ...
 
@@ -60,7 +60,7 @@ class Products:
             total = self.sums.setdefault(pair.module, torch.zeros(term.shape, dtype=term.left.dtype))
             total.addmm_(term.left, term.right, alpha=update.weight)
 
-    def error(self, outcome: Outcome) -> float:
+    def error(self, outcome: AggregationResult) -> float:
         """As `Target` says."""
         distance, size = 0.0, 0.0
         form = lora_form(self.layout)
@@ -86,7 +86,7 @@ class Changes:
         trained = {name: update.trained(name) for name in update.received}
         self.total.add(self.changes(trained, update.form), update.weight)
 
-    def error(self, outcome: Outcome) -> float:
+    def error(self, outcome: AggregationResult) -> float:
         """As `Target` says."""
         exact = self.total.mean()
         size = norm(exact)
@@ -104,7 +104,7 @@ class Measured:
         self.aggregator.add(update)
         self.target.add(update)
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """What the round has led to, and how far that is from exact."""
         outcome = self.aggregator.finish(memory)
         return replace(outcome, error=self.target.error(outcome))

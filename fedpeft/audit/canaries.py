@@ -40,12 +40,13 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.downlink import Package, Sent
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.engine import Entry, PrivacyEngine
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
@@ -187,11 +188,11 @@ class _Pipeline:
         """Of a canary's contribution in a round."""
         return 1.0 if round % 2 else -1.0
 
-    def acceptance(self, strategy: Strategy, layout: Layout, progress: Progress, entry: Entry) -> Acceptance:
+    def acceptance(self, strategy: Strategy, layout: Layout, progress: Progress, plan: RoundPlan) -> Acceptance:
         """What takes a round's reports, as the server makes it."""
-        state, round = progress.adapter, entry.round
+        state, round = progress.adapter, plan.number
         private = self.protection.aggregator(
-            strategy, self.optimizer, layout, state, round, entry.attempt, progress.clip
+            strategy, self.optimizer, layout, state, round, plan.attempt, progress.clip
         )
         plain = aggregator(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
         shared = strategy.trained(layout, round) - strategy.private(layout)
@@ -255,16 +256,16 @@ class _Clients(_Pipeline):
         progress = Progress(round=0, adapter=self.start)
         moves, turns = np.zeros((2, self.audit.rounds, self.audit.canaries))
         for round in range(1, self.audit.rounds + 1):
-            entry = self.protection.enter(round, progress.digest(), self.drawn(round))
-            assert entry is not None
-            acceptance = self.acceptance(self.strategy, self.layout, progress, entry)
-            for member in entry.cohort:
-                payload = self.payload(member, entry, progress.adapter)
+            plan = self.protection.enter(round, progress.digest(), self.drawn(round))
+            assert plan is not None
+            acceptance = self.acceptance(self.strategy, self.layout, progress, plan)
+            for member in plan.cohort:
+                payload = self.payload(member, plan, progress.adapter)
                 if payload is not None:
                     delta = self.taken(acceptance, payload, member, progress.adapter)
                     if self.mechanism.noises_updates:  # everyone sees the update itself
                         moves[round - 1, member] = float(delta["head.weight"][0, member])
-            turns[round - 1, entry.cohort if self.mechanism.turns else slice(None)] = self.sign(round)
+            turns[round - 1, plan.cohort if self.mechanism.turns else slice(None)] = self.sign(round)
             outcome = acceptance.aggregator.finish(progress.memory)
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
@@ -283,12 +284,12 @@ class _Clients(_Pipeline):
         scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))
         return scores
 
-    def payload(self, client: int, entry: Entry, received: State) -> bytes | None:
+    def payload(self, client: int, plan: RoundPlan, received: State) -> bytes | None:
         """What a client sends; None: it is not in the data."""
-        inside, round = bool(self.included[client]), entry.round
+        inside, round = bool(self.included[client]), plan.number
         if self.mechanism.noises_updates:
             update = self._update(client, round if inside else round + 1)
-            return self.released(update, received, self.layout, (round, entry.attempt, client), client)
+            return self.released(update, received, self.layout, (round, plan.attempt, client), client)
         return self._sent(client, round % 2) if inside else None
 
     def _update(self, client: int, round: int) -> State:
@@ -318,11 +319,11 @@ class _Rows(_Pipeline):
         plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
         local = LocalTraining(self.protection.federation.batch_size, optimizer=plain).of_steps(self.audit.steps)
         for round in range(1, self.audit.rounds + 1):
-            entry = self.protection.enter(round, progress.digest(), self.drawn(round))
-            assert entry is not None
+            plan = self.protection.enter(round, progress.digest(), self.drawn(round))
+            assert plan is not None
             executor.sign = self.sign(round)
             privacy = RowPrivacy(
-                self.mechanism.clip, self.protection.noise, self.audit.rate, self.protection.key, entry.attempt
+                self.mechanism.clip, self.protection.noise, self.audit.rate, self.protection.key, plan.attempt
             )
             job = Job(
                 client=0,
@@ -338,8 +339,8 @@ class _Rows(_Pipeline):
             )
             [trained] = executor.train([job])
             update = difference(trained.state, job.received)
-            payload = self.released(update, job.received, executor.layout, (round, entry.attempt, 0), round)
-            acceptance = self.acceptance(rule, executor.layout, progress, entry)
+            payload = self.released(update, job.received, executor.layout, (round, plan.attempt, 0), round)
+            acceptance = self.acceptance(rule, executor.layout, progress, plan)
             delta = self.taken(acceptance, payload, 0, job.received)
             scores -= self.sign(round) * _flat(delta, executor.layout)[executor.entries].sum(1)
             outcome = acceptance.aggregator.finish(progress.memory)

@@ -18,6 +18,7 @@ from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.messages import Report
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
@@ -82,16 +83,6 @@ class ClientPrivacy:
     def guard(self) -> Guard:
         """The mechanism at work."""
         return Guard(MECHANISMS.build(self.mechanism), self.noise, lambda: read_key(self.key), self.start)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A round that may begin: who is asked, which attempt it is, and who would have been asked but has spent all."""
-
-    round: int
-    cohort: list[int]
-    attempt: int = 0
-    spent: tuple[int, ...] = ()
 
 
 class PrivacyEngine:
@@ -202,7 +193,7 @@ class PrivacyEngine:
         """The share of the budget that the start has; None: there is no start."""
         return None if self.start is None else self.mechanism.start_share(self.federation)
 
-    def enter_start(self, state: str) -> Entry:
+    def enter_start(self, state: str) -> RoundPlan:
         """Charge the release before round 1. Repeated with equal inputs it is charged once.
 
         Args:
@@ -223,7 +214,7 @@ class PrivacyEngine:
         charges = {account: charge for account, charge in charges.items() if account not in spent}
         attempt = self.ledger.charge(0, fingerprint, charges)
         cohort = [] if POPULATION in spent else [k for k in range(self.federation.clients) if k not in spent]
-        return Entry(0, cohort, attempt, tuple(sorted(spent)))
+        return RoundPlan(0, cohort, attempt, tuple(sorted(spent)))
 
     def start_taken(self, statistics: State) -> State:
         """What of a client's statistics for the start goes into the sum."""
@@ -235,7 +226,7 @@ class PrivacyEngine:
 
     # ------------------------------------------------------------------------------------------------------- a round
 
-    def enter(self, round: int, state: str, drawn: Sequence[int]) -> Entry | None:
+    def enter(self, round: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
         """Charge a round; None where nobody's budget allows another one.
 
         Args:
@@ -262,10 +253,10 @@ class PrivacyEngine:
             return None
         attempt = self.ledger.charge(round, fingerprint, charges, spent - {POPULATION})
         if not mechanism.secret_cohort:
-            return Entry(round, [client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
+            return RoundPlan(round, [client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
         coins = self.key.stream("cohort", round, attempt).random(self.federation.clients)
         rate = self.federation.cohort / self.federation.clients
-        return Entry(round, [int(client) for client in np.flatnonzero(coins < rate)], attempt)
+        return RoundPlan(round, [int(client) for client in np.flatnonzero(coins < rate)], attempt)
 
     def heard(self, report: Report) -> None:
         """A client has answered; those that keep a ledger of their own say what is in it."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.communication.messages import Report
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event, Events, together, within
-from fedpeft.privacy.engine import Entry
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
@@ -76,24 +76,24 @@ class SummedBook(SummedEngine):
         known = self._declared().keys()
         return {client: cost for client, cost in super().start_cost().items() if client in known}
 
-    def enter_start(self, state: str) -> Entry:
+    def enter_start(self, state: str) -> RoundPlan:
         """As `PrivacyEngine.enter_start`, of all that have registered."""
         if cohort := self._under_way(0):
             return self._again(0, cohort)
-        asked, entry = self.start_cost().keys(), super().enter_start(state)
-        return Entry(0, [client for client in entry.cohort if client in asked], entry.attempt, entry.spent)
+        asked, plan = self.start_cost().keys(), super().enter_start(state)
+        return RoundPlan(0, [client for client in plan.cohort if client in asked], plan.attempt, plan.spent)
 
-    def enter(self, round: int, state: str, drawn: Sequence[int]) -> Entry | None:
+    def enter(self, round: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
         """As `SummedEngine.enter`; `drawn` are those that are there."""
         if cohort := self._under_way(round):
             return self._again(round, cohort)
         return super().enter(round, state, drawn)
 
-    def _again(self, round: int, cohort: Sequence[int]) -> Entry:
+    def _again(self, round: int, cohort: Sequence[int]) -> RoundPlan:
         """The round as it was opened last; charges that clients have told of since are no attempts of the server's."""
         told = [said.startswith(SAYS) for r, said, _ in self.ledger.charged() if r == round]
         opened = [attempt for attempt, by_client in enumerate(told) if not by_client]
-        return Entry(round, list(cohort), opened[-1] if opened else -1)
+        return RoundPlan(round, list(cohort), opened[-1] if opened else -1)
 
     def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:
         return drawn

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.privacy.accountant import Event, epsilon, rdp_epsilon
-from fedpeft.privacy.engine import Entry, PrivacyEngine
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
@@ -38,7 +39,7 @@ class SummedEngine(PrivacyEngine):
         assert self.start is not None
         return self.mechanism.begun(self.federation, self.start)
 
-    def enter(self, round: int, state: str, drawn: Sequence[int]) -> Entry | None:
+    def enter(self, round: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
         """Draw a cohort by secret coins, and charge it; None where its budget is spent, and the run is to end.
 
         With `at_budget=sit_out` whoever's budget is spent is left out; None where that is everyone.
@@ -55,7 +56,7 @@ class SummedEngine(PrivacyEngine):
         if len(left) < FEWEST:  # of so few there is no sum, and nobody is asked
             left = {}
         attempt = self.ledger.charge(round, self._fingerprint(round, state), left, spent)
-        return Entry(round, list(left), attempt, tuple(sorted(spent)))
+        return RoundPlan(round, list(left), attempt, tuple(sorted(spent)))
 
     def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:
         """Who may be asked, ascending; a simulation's clients are all there, whoever is `drawn` in public."""

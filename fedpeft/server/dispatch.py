@@ -15,8 +15,8 @@ from fedpeft.communication.downlink import Downlink, Package, Sent
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.release import Release, common_digest, digest_of
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.peft.adapter import ClientForm, State
-from fedpeft.privacy.engine import Entry
 from fedpeft.run.setup import Setup
 from fedpeft.server.progress import Progress
 from fedpeft.server.traffic import Traffic
@@ -60,12 +60,12 @@ class Dispatch:
             setup.config.seed,
         )
 
-    def cohort(self, entry: Entry) -> list[Sent]:
+    def cohort(self, plan: RoundPlan) -> list[Sent]:
         """What each client that takes part in a round is sent."""
-        bits = self.setup.uplink.bits(self._situation(entry.cohort))
+        bits = self.setup.uplink.bits(self._situation(plan.cohort))
         found = []
-        for client in entry.cohort:
-            asked = self.instruction("train", client, entry.round, bits.get(client, 0.0), entry.attempt)
+        for client in plan.cohort:
+            asked = self.instruction("train", client, plan.number, bits.get(client, 0.0), plan.attempt)
             base = self.downlink.base(asked.acknowledged)
             package = self._package(client)
             found.append(Sent(asked, package, len(base)))

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError
 from fedpeft.machine.energy import Meter
 from fedpeft.parts import name_of
-from fedpeft.privacy.engine import Entry
 from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
 from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.observer import RoundResult
@@ -156,12 +156,12 @@ class EnergyBook:
                 self._took(line["client"], joules / self.model.given.pue, line.get("loss"), line.get("rejected"))
         self._told(rows)
 
-    def open(self, entry: Entry) -> Entry:
+    def open(self, plan: RoundPlan) -> RoundPlan:
         """The round with those who can take part in it; the others drop out."""
         uses = self.uses
-        self._dropped = [k for k in entry.cohort if self.levels[k] < uses[k]]
+        self._dropped = [k for k in plan.cohort if self.levels[k] < uses[k]]
         self._measured = self._meter.joules() or 0.0
-        return replace(entry, cohort=[k for k in entry.cohort if k not in set(self._dropped)])
+        return replace(plan, cohort=[k for k in plan.cohort if k not in set(self._dropped)])
 
     def begin(self, round: int, rows: Mapping[int, int]) -> None:
         """Before a round: hear the `rows` that clients have told, which samplers see, and charge batteries."""

@@ -157,8 +157,7 @@ class Evaluation:
             progress = replace(progress, adapter=progress.reached, versions=Versions(), held={})  # sent whole
         sent = Dispatch(self.setup, progress, self.clients.remote)
         asked = measured(self.setup.clients, self.setup.config.seed)
-        if self.clients.announce is not None:
-            self.clients.recorded = self.clients.announce(sent.release("evaluate", progress.round))
+        self.clients.publish(lambda: sent.release("evaluate", progress.round))
         instructions = (sent.instruction("evaluate", client, progress.round) for client in asked)
         heard = []
         for report in self.clients.in_order(instructions, len(asked), "evaluate"):

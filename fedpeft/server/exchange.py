@@ -30,6 +30,11 @@ def numbered(client: int) -> str:
     return f"client {client}"
 
 
+def unlimited() -> float:
+    """Put no cap on reported example counts."""
+    return math.inf
+
+
 @dataclass(frozen=True)
 class Joined:
     """What the server knows of clients that have joined; by default nothing, as in simulations.
@@ -59,6 +64,7 @@ class Exchange:
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
         called: what a client is called on a terminal, by its id.
         members: what the server knows of clients that have joined.
+        most_rows: returns the cap on the example count that a client is weighted by.
         outstanding: by client, what it was sent to train on and whose report has not been returned yet.
         arrived: reports of an asynchronous run that wait for the next step.
         pending: the instructions that have not been answered yet, by message.
@@ -72,10 +78,16 @@ class Exchange:
     journal: SumJournal | None = None
     called: Callable[[int], str] = numbered
     members: Joined = NOBODY
+    most_rows: Callable[[], float] = unlimited
     outstanding: dict[int, Sent] = field(default_factory=dict)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
     recorded: str = ""
+
+    def publish(self, make_release: Callable[[], Release]) -> None:
+        """Announce a release to all clients before any of them receives a byte of it, if the run keeps transcripts."""
+        if self.announce is not None:
+            self.recorded = self.announce(make_release())
 
     def answers(self, sent: Sequence[Sent], buffer: int, early: Early | None = None) -> Iterator[tuple[Report, Sent]]:
         """Send the instructions of a round of training, and yield each report with what its client was sent.

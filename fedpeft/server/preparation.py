@@ -22,10 +22,11 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size
 from fedpeft.communication.release import Release, common_digest
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import Entry, PrivacyEngine
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
@@ -74,20 +75,20 @@ def prepare(
         return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
     asked = setup.clients
-    entry = Entry(0, measured(asked, setup.config.seed))
+    plan = RoundPlan(0, measured(asked, setup.config.seed))
     if privacy is not None:
-        entry = privacy.enter_start(progress.digest())
+        plan = privacy.enter_start(progress.digest())
     elif setup.secure_sum is None:
-        asked = len(entry.cohort)
+        asked = len(plan.cohort)
     rows: dict[int, int] = {}
     counts: list[Tensor] = []
     down, clip = 0, None
     if setup.secure_sum is None:
-        rows, spent, total, counts = _statistics(setup, clients, entry, privacy, most_rows)
+        rows, spent, total, counts = _statistics(setup, clients, plan, privacy, most_rows)
         missing = asked - len(rows)
     else:
         heard = None if privacy is None else privacy.heard
-        masked, total, clip, weight = _masked_statistics(setup, setup.secure_sum, clients, entry, asks, heard)
+        masked, total, clip, weight = _masked_statistics(setup, setup.secure_sum, clients, plan, asks, heard)
         masked.tell(say)
         if setup.by_rows and setup.facts.tasks is None:  # a task's examples differ from round to round
             progress = replace(progress, fixed=progress.fixed | {WEIGHTS: [weight, len(masked.arrived)]})
@@ -197,21 +198,20 @@ def _some(names: Sequence[str], of: Sequence[int]) -> str:
 
 def _announce(clients: Exchange) -> None:
     """Tell all clients alike what some are about to be asked."""
-    if clients.announce is not None:
-        asked = Instruction("prepare", 0, 0, b"")
-        clients.recorded = clients.announce(Release("prepare", 0, common=common_digest(asked)))
+    asked = Instruction("prepare", 0, 0, b"")
+    clients.publish(lambda: Release("prepare", 0, common=common_digest(asked)))
 
 
 def _statistics(
-    setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
+    setup: Setup, clients: Exchange, plan: RoundPlan, privacy: PrivacyEngine | None, most_rows: float
 ) -> tuple[dict[int, int], int, State, list[Tensor]]:
     """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
     asks for them and the head tells them, their rows per class."""
     outputs, width = setup.start["head.weight"].shape
-    count = len(entry.cohort)
+    count = len(plan.cohort)
     instructions = (
-        Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=entry.attempt)
-        for k in entry.cohort
+        Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=plan.attempt)
+        for k in plan.cohort
     )
     _announce(clients)
     rows: dict[int, int] = {}
@@ -243,7 +243,7 @@ def _statistics(
         raise RunError(
             f"FP5197 none of {count} clients returned valid statistics for the start of the head, {head}; {why}"
         )
-    sums = total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)
+    sums = total.sums if privacy is None else privacy.start_summed(total.sums, plan.attempt)
     return rows, spent, sums, counts
 
 
@@ -251,7 +251,7 @@ def _masked_statistics(
     setup: Setup,
     secure: SecureSum,
     clients: Exchange,
-    entry: Entry,
+    plan: RoundPlan,
     asks: bool,
     heard: Callable[[Report], None] | None,
 ) -> tuple[MaskedSum, State, float, float]:
@@ -263,8 +263,8 @@ def _masked_statistics(
     if secure.noisy:
         shapes = noised_statistics(setup)
     asked = [
-        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=entry.attempt)
-        for client in (entry.cohort if secure.noisy else clients.under_way(0) or clients.joined(setup.clients))
+        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=plan.attempt)
+        for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.joined(setup.clients))
     ]
     _announce(clients)
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedpeft.aggregation.aggregator import Outcome
+from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.aggregation.safeguard import Standing
 from fedpeft.aggregation.server_optimizer import AVERAGE, standing_still
 from fedpeft.clients.drift import States, flattened, unflattened
@@ -103,7 +103,7 @@ class Progress:
     lowered: int = 0
 
     def after(
-        self, outcome: Outcome, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
+        self, outcome: AggregationResult, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
     ) -> Progress:
         """The server after a round.
 

@@ -144,8 +144,7 @@ class Questions:
     def _instructions(self, question: Question, cohort: Sequence[int], round: int) -> list[Instruction]:
         """Announced, where clients are to be told alike."""
         sent = Dispatch(self.setup, self.progress, self.clients.remote)
-        if self.clients.announce is not None:
-            self.clients.recorded = self.clients.announce(sent.release("evaluate", round, question.text))
+        self.clients.publish(lambda: sent.release("evaluate", round, question.text))
         return [replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpeft.aggregation.aggregator import Outcome
+from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.peft.adapter import difference, norm
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.server.acceptance import Acceptance
@@ -13,7 +13,7 @@ from fedpeft.server.traffic import Traffic
 
 def round_result(
     before: Progress,
-    outcome: Outcome,
+    outcome: AggregationResult,
     taken: Acceptance,
     traffic: Traffic,
     metrics: Metrics | None,

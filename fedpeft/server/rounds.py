@@ -11,59 +11,46 @@ with identical results.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
-from rich.markup import escape
 
-from fedpeft.aggregation.aggregator import Aggregator, Outcome, aggregator
+from fedpeft.aggregation.aggregator import Aggregator, aggregator
 from fedpeft.aggregation.exactness import measured
-from fedpeft.aggregation.update import Update, not_finite
-from fedpeft.communication.downlink import Sent
+from fedpeft.aggregation.update import not_finite
 from fedpeft.communication.release import Release
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import Entry, PrivacyEngine
-from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
-from fedpeft.privacy.secure_sum.coordinator import VoidError
-from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.run.asked import compares_clients
 from fedpeft.run.observer import Observer, RoundResult, validating
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Acceptance, Answers
 from fedpeft.server.clock import Clock
+from fedpeft.server.collectors import choose_collector
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
 from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
-from fedpeft.server.exchange import NOBODY, Exchange, Joined, numbered
+from fedpeft.server.exchange import NOBODY, Exchange, Joined, numbered, unlimited
 from fedpeft.server.learned import products
-from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import judged, prepare
 from fedpeft.server.progress import Progress, RunStore
 from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.results import round_result
+from fedpeft.server.round_log import RoundLog
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
 from fedpeft.server.tasks import Score, TaskTurns
-from fedpeft.server.traffic import Traffic
 from fedpeft.trust.disagreement import Watched
-from fedpeft.trust.question import asked
 
 
 def never() -> bool:
     """Nobody asks a run to stop."""
     return False
-
-
-def unlimited() -> float:
-    """Rows are believed, however many a client has."""
-    return math.inf
 
 
 class Server:
@@ -111,8 +98,9 @@ class Server:
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
-        self.validation_loss, self.most_rows, self.book = validating(observer, validation_loss), most_rows, book
-        self.clients = Exchange(grid, self._answered, remote, announce, journal, called, members)
+        self.validation_loss, self.book = validating(observer, validation_loss), book
+        self.clients = Exchange(grid, self._answered, remote, announce, journal, called, members, most_rows)
+        self.collector = choose_collector(setup)(setup, self.clients, store, observer, privacy)
         tasks, say = setup.facts.tasks, observer.say
         self.turns: TaskTurns | None = None
         if tasks is not None and score_task is not None:
@@ -127,7 +115,13 @@ class Server:
         self.store.restore(progress)
         if progress is None:
             start = prepare(
-                self.setup, self.clients, self.evaluation, self.fixed, self.most_rows(), self.privacy, self.observer.say
+                self.setup,
+                self.clients,
+                self.evaluation,
+                self.fixed,
+                self.clients.most_rows(),
+                self.privacy,
+                self.observer.say,
             )
             progress = judged(self.setup, start, self.validation_loss)
             if self.turns is not None:
@@ -143,12 +137,12 @@ class Server:
             self.clients.resume(progress.in_flight)
         while progress.round < self.setup.rounds and not self.stopping() and not self._nothing_gained(progress):
             progress = progress if self.turns is None else self.turns.begun(progress)
-            entry = self.open(progress)
-            if entry is None:
+            plan = self.open(progress)
+            if plan is None:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
                 break
             self.observer.doing()
-            progress, result = self.round(entry, progress)
+            progress, result = self.round(plan, progress)
             self.commit(progress)
             if self.observer.round_done(result):
                 break
@@ -161,7 +155,7 @@ class Server:
         self.store.commit(progress)
         trim()
 
-    def open(self, progress: Progress) -> Entry | None:
+    def open(self, progress: Progress) -> RoundPlan | None:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
         if self.book is not None:
@@ -169,115 +163,50 @@ class Server:
         drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             idle = self.clients.idle(drawn, seed, round) if self.setup.strategy.asynchronous else drawn
-            return Entry(round, idle)
-        entry = self.privacy.enter(round, progress.digest(), drawn)
-        if entry is not None and entry.spent:
-            named = ", ".join(map(self.clients.called, entry.spent))
+            return RoundPlan(round, idle)
+        plan = self.privacy.enter(round, progress.digest(), drawn)
+        if plan is not None and plan.spent:
+            named = ", ".join(map(self.clients.called, plan.spent))
             who = "somebody whom coins have drawn" if self.privacy.draws else named
             self.observer.say(f"round {round}: the privacy budget of {who} is spent; it sits out")
-        return entry
+        return plan
 
-    def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:
+    def round(self, plan: RoundPlan, progress: Progress) -> tuple[Progress, RoundResult]:
         """One round: the server after it, and what is told of it."""
         clock = Clock()
-        entry = entry if self.book is None else self.book.open(entry)
-        steps = {} if self.book is None else self.book.lean(entry.cohort)
-        setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
-        if self.clients.announce is not None:
-            self.clients.recorded = self.clients.announce(dispatch.release("train", entry.round))
-        answers = self._answers(entry, progress)
-        sent = dispatch.cohort(entry)
-        taken = Acceptance(
-            round=entry.round,
-            layout=setup.layout,
-            shared=dispatch.downlink.shared,
-            strategy=setup.strategy,
-            uplink=setup.uplink,
-            aggregator=self._aggregator(entry, progress),
-            by_rows=setup.by_rows,
-            most_rows=self.most_rows(),
-            privacy=self.privacy,
-            estimates=self.store.estimates,
-            drift=setup.drift,
-            states=progress.drift,
-            owned=partial(setup.method.owned, setup.layout, setup.config.seed),
-            answers=answers,
-        )
-        if setup.secure_sum is not None:
-            outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
-        else:
-            early = taken.early(self.clients.outstanding, clock.aggregating)
-            for report, dispatched in self.clients.answers(sent, setup.strategy.asynchronous, early):
-                with clock.aggregating:
-                    taken.add(report, dispatched)
-            with clock.aggregating:
-                outcome = self._finished(taken, progress)
+        plan = plan if self.book is None else self.book.open(plan)
+        steps = {} if self.book is None else self.book.lean(plan.cohort)
+        alone = self._secret_cohort or (self.privacy is not None and self.privacy.mechanism.turns)
+        plan = replace(plan, steps=steps, expected_cohort=self._expected, steps_without_updates=alone)
+        setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, plan.steps)
+        self.clients.publish(lambda: dispatch.release("train", plan.number))
+        log = RoundLog(plan, dispatch, clock)
+        outcome = self.collector.collect(log, progress, self._aggregator(plan, progress))
+        taken = log.received
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
-        spent = self.book.account(taken.results, entry.round) if self.book is not None else None
-        after, undone = self._judged(progress, after, min(taken.accepted.values(), default=entry.round))
+        spent = self.book.account(taken.results, plan.number) if self.book is not None else None
+        after, undone = self._judged(progress, after, log.earliest_asked)
         after = after if self.turns is None else self.turns.ended(after)
-        due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
+        due = plan.number == setup.rounds or plan.number % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
         after = self.evaluation.remembered(after, metrics)
-        traffic = self._traffic(taken, sent, dispatch)
+        traffic = self.collector.measure_traffic(log)
         result = replace(
             round_result(progress, outcome, taken, traffic, metrics, clock, self._expected, self._judges_noise),
-            learning_rate=dispatch.learning_rate(entry.round),
+            learning_rate=dispatch.learning_rate(plan.number),
             undone=undone,
         )
         result = result if spent is None or self._secret_cohort else told(result, spent)
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
-            lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
+            lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(plan.number))]
         if self.turns is not None:
             lines["tasks.jsonl"] = self.turns.lines(after)
-        lines |= self.evaluation.examined(after, entry.round)
+        lines |= self.evaluation.examined(after, plan.number)
         counters = after.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters, in_flight=self.clients.in_flight), result
-
-    def _answers(self, entry: Entry, progress: Progress) -> Answers | None:
-        """To what the rule asks each client of a round before it trains; None: nothing."""
-        if not self.setup.strategy.asks:
-            return None
-        questions = Questions(self.setup, self.clients, progress, self.most_rows(), self.observer.say)
-        return questions.each(asked(self.setup.strategy.asks), entry.cohort, entry.round)
-
-    def _summed(
-        self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: Clock
-    ) -> Outcome:
-        """What the sum of the updates has led to; where it is void, the model stays as it is."""
-        setup, round, clip, void = self.setup, taken.round, progress.clip, ""
-        assert clip is not None  # from the sum before round 1
-        shapes = {name: setup.layout.shapes[name] for name in setup.layout.names if name in taken.shared}
-        size, working, heard = entries(shapes), clock.aggregating, self.privacy.heard if self.privacy else None
-        masked = MaskedSum(self.clients, secure, setup.config.seed, round, size, BESIDE, clip, working, heard)
-        schedule = setup.schedule
-        growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
-        try:
-            total = masked.of([s.instruction for s in sent], "train", setup.by_rows, progress.fixed.get(WEIGHTS, ()))
-            rate = schedule.at(round) * progress.standing.rate
-            mean = step_of(total, setup, rate, shapes, progress.adapter[next(iter(shapes))].dtype, progress.told)
-            update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
-            taken.add_mean(update, total.loss, total.rows, masked.arrived)
-            next_clip = total.next_clip(masked.told, secure, growth)
-            outcome = replace(taken.aggregator.finish(progress.memory), clip=next_clip)
-        except VoidError as error:
-            void = str(error)
-            self.observer.say(f"round {round}: {void}; the model stays as it is")
-            outcome = Outcome(progress.adapter, progress.memory, clip=clip)
-        masked.tell(self.observer.say)
-        taken.results.extend(masked.results(sent, void, confidential=secure.noisy))
-        taken.rejected.extend(masked.failed)
-        taken.passed_on = sum(masked.sent.values())
-        self._tell_left_out(taken)
-        return outcome
-
-    def _tell_left_out(self, taken: Acceptance) -> None:
-        why = taken.why_left_out(self.clients.called)
-        if why and taken.accepted and self.clients.remote and not self._secret_cohort:
-            self.observer.say(f"round {taken.round} without {escape(why)}")
 
     def _judged(self, before: Progress, after: Progress, asked: int) -> tuple[Progress, bool]:
         """The server after a step that the safeguard has looked at, and whether it is undone; `asked`: the earliest
@@ -322,15 +251,15 @@ class Server:
     def questions(self, progress: Progress) -> Questions:
         """To clients, about the state that the run keeps, on their own held-out rows."""
         kept = of_kept(progress, self.store.bases)
-        return Questions(self.setup, self.clients, kept, self.most_rows(), self.observer.say)
+        return Questions(self.setup, self.clients, kept, self.clients.most_rows(), self.observer.say)
 
-    def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
+    def _aggregator(self, plan: RoundPlan, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""
         setup = self.setup
         optimizer = setup.optimizer.gentler(progress.standing.rate)
-        given = setup.strategy, optimizer, setup.layout, progress.adapter, entry.round
+        given = setup.strategy, optimizer, setup.layout, progress.adapter, plan.number
         if self.privacy is not None:
-            private = self.privacy.aggregator(*given, entry.attempt, progress.clip)
+            private = self.privacy.aggregator(*given, plan.attempt, progress.clip)
             if private is not None:
                 return private
         inner = aggregator(*given, setup.config.seed, self.store.waiting, setup.factor_view, progress.learned)
@@ -338,40 +267,6 @@ class Server:
             return inner
         inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)
         return Watched(inner, setup.layout, products(setup)) if compares_clients(setup) else inner
-
-    def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
-        """What the updates have led to; without any the model stays as it is.
-
-        Real clients that fail, or lie, must not end a federation of others for good.
-
-        Raises:
-            RunError: no update is valid, and these were all clients that there are, or the run is a simulation.
-        """
-        self.observer.doing("aggregation")
-        self._tell_left_out(taken)
-        if taken.accepted or self._noise_alone:
-            return taken.aggregator.finish(progress.memory)
-        if taken.spent < len(taken.results):
-            failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
-            why = taken.why_left_out(self.clients.called)
-            if not self.clients.remote or (len(taken.results) == self.setup.clients and not taken.lost):
-                self.store.records.append("clients.jsonl", *(result.line() for result in taken.results))
-                raise RunError(f"FP5207 {failed}; see clients.jsonl; {why}")
-            self.observer.say(f"{failed}; the model stays as it is; {escape(why)}")
-        return Outcome(progress.adapter, progress.memory)
-
-    def _traffic(self, taken: Acceptance, sent: list[Sent], dispatch: Dispatch) -> Traffic:
-        """What the round's messages come to; of a secret cohort what is expected."""
-        if self.privacy is not None and self._secret_cohort:
-            expected = dispatch.expected(self.privacy.federation.cohort)
-            return expected if self.setup.secure_sum is None else masked_traffic(expected, self.setup, dispatch)
-        answers = taken.answers or Answers()
-        return Traffic(
-            sum(result.uplink_bytes for result in taken.results) + answers.uplink_bytes,
-            sum(s.bytes for s in sent) + taken.passed_on + answers.downlink_bytes,
-            sum(s.base_bytes for s in sent),
-            taken.uplink_parameters,
-        )
 
     @property
     def _expected(self) -> int | None:
@@ -387,12 +282,6 @@ class Server:
     def _secret_cohort(self) -> bool:
         """Whether nobody may know who takes part in a round, nor how many do; an empty cohort is one, too."""
         return self.privacy is not None and self.privacy.mechanism.secret_cohort
-
-    @property
-    def _noise_alone(self) -> bool:
-        """Whether a round without updates takes its step of noise: that it took none would tell of whoever had been the
-        only one whose update is taken, and related noise goes on from round to round."""
-        return self._secret_cohort or (self.privacy is not None and self.privacy.mechanism.turns)
 
     def _answered(self, phase: str, done: int, total: int) -> None:
         if not (self._secret_cohort and phase == "train"):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.aggregator import Aggregator, Outcome
+from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.factors import change
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.update import Update
@@ -167,7 +167,7 @@ class Watched:
                 for counts, signs in ((self._ups, delta > 0), (self._downs, delta < 0)):
                     counts[name] = counts.get(name, torch.zeros(delta.shape)) + signs
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """What the round has led to, and how its clients disagree; of fewer than two nothing is told."""
         outcome = self.inner.finish(memory)
         if len(self._clients) < 2:

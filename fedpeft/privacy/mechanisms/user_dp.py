@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from scipy.linalg import solve_triangular
 
-from fedpeft.aggregation.aggregator import Aggregator, Outcome
+from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.server_optimizer import Memory, Pace
 from fedpeft.aggregation.strategy import LinearStrategy, Strategy, shared_sums, strategies
 from fedpeft.aggregation.update import Fold, Update, check_made
@@ -90,7 +90,7 @@ class NoisySum:
         self.total.add(contribution, min(1.0, self.at.clip / length) if length else 1.0)
         self.centred += 0.5 if length <= self.at.clip else -0.5
 
-    def finish(self, memory: Memory) -> Outcome:
+    def finish(self, memory: Memory) -> AggregationResult:
         """The noisy mean, the server optimizer's step, the strategy's post-processing, the next clipping norm."""
         at, deviation = self.at, self.noise * self.at.clip
         chain = [(at.round, at.attempt)] if self.factor is None else longer(memory, at.round, at.attempt)
@@ -110,7 +110,7 @@ class NoisySum:
         optimizer = at.optimizer.noised(related * (deviation / self.expected) ** 2)
         after, memory = optimizer.step(at.state, direction, memory)
         memory = memory if self.factor is None else remembered(memory, chain)
-        return Outcome(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
+        return AggregationResult(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.aggregation.aggregator import Outcome
+from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 from fedpeft.peft.low_rank import LowRank
@@ -48,7 +48,7 @@ class Nothing:
         self.seen = update.client
 
     def finish(self, memory):
-        return Outcome({}, memory)
+        return AggregationResult({}, memory)
 
 
 def watched(given):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, nvml, rapl
-from fedpeft.privacy.engine import Entry
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.energy import EnergyModel
 from fedpeft.run.measured import parse_measure
@@ -250,7 +250,7 @@ def test_a_server_that_goes_on_knows_the_batteries_as_it_left_them(tmp_path):
     book, lines = book_of(tmp_path, measure), []
     for round in (1, 2, 3):
         book.begin(round, {})
-        asked = book.open(Entry(round, [0, 2, 5]))
+        asked = book.open(RoundPlan(round, [0, 2, 5]))
         results = [answered(client, round, steps=1 + client) for client in asked.cohort]
         book.account(results, round)
         lines += [plain(result.line()) for result in results]

@@ -1,0 +1,35 @@
+"""The plan of a round: its clients, and the terms on which the server asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """The plan of one round.
+
+    Attributes:
+        number: the round, from 1; 0 is the preparation.
+        cohort: ids of the clients that are asked, ascending.
+        attempt: counts repetitions of a private round with other inputs; each has its own noise and charge.
+        spent: clients that were drawn, but whose privacy budget is spent.
+        steps: local steps by client, for clients that deviate from their profile.
+        expected_cohort: mean size of a secret cohort; None: the cohort is public.
+        steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
+            a missing step would disclose that the only update was lost.
+    """
+
+    number: int
+    cohort: list[int]
+    attempt: int = 0
+    spent: tuple[int, ...] = ()
+    steps: Mapping[int, int] = field(default_factory=dict)
+    expected_cohort: int | None = None
+    steps_without_updates: bool = False
+
+    @property
+    def secret(self) -> bool:
+        """Whether nobody may learn who takes part, nor how many clients do; such a cohort may be empty."""
+        return self.expected_cohort is not None

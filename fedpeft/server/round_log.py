@@ -1,0 +1,43 @@
+"""The log of a round: what the server sends, receives and measures before it records the round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpeft.communication.downlink import Sent
+from fedpeft.communication.round_plan import RoundPlan
+from fedpeft.run.observer import Metrics
+from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.clock import Clock
+from fedpeft.server.dispatch import Dispatch
+
+
+@dataclass
+class RoundLog:
+    """The log of one round, filled in step by step.
+
+    Attributes:
+        plan: the cohort and its terms.
+        broadcast: makes what each client receives.
+        clock: the times of the round.
+        sent: what each client of the cohort receives.
+        received: the reports, and which updates were accepted.
+        undone: whether the safeguard has undone the step.
+        metrics: of the state after the round; None: it is not evaluated.
+        lines: further lines of record files, by file name.
+    """
+
+    plan: RoundPlan
+    broadcast: Dispatch
+    clock: Clock
+    sent: list[Sent] = field(default_factory=list)
+    received: Acceptance = field(init=False)
+    undone: bool = False
+    metrics: Metrics | None = None
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def earliest_asked(self) -> int:
+        """The earliest round in which a client of an accepted update was asked."""
+        return min(self.received.accepted.values(), default=self.plan.number)
