@@ -24,8 +24,8 @@ Value = str | int | float | bool | None
 STATES = ("checkpoint", "adapter", "model", "centralised")
 """Folders of a run that hold states."""
 
-BOOKKEEPING = "clients/"
-"""What a checkpoint's arrays on clients are called: who has been sent what. Checkpoints before version 4 have none."""
+BOOKKEEPING = ("clients/", "in_flight/")
+"""Prefixes of a checkpoint's tensors that record who was sent what and who trains; older checkpoints have none."""
 
 UNREPEATED = (
     *("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered"),
