@@ -6,6 +6,7 @@ import dataclasses
 import math
 import tempfile
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import Records
 from fedpeft.run.workers import Workers, client_plan
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize
@@ -77,7 +81,10 @@ class Rounds:
             place = Path(folder)
             sampler, records = FixedSize(everyone, everyone), Records(place)
             store = RunStore.of(records)
-            progress = Server(self.setup, grid, sampler, store, timer, _nothing, self.fixed).run()
+            transport = Exchange(grid, timer.client_done)
+            hooks = attach_features(self.setup, transport, store, timer, ServerModel(_nothing))
+            start = partial(prepare, self.setup, transport, self.fixed)
+            progress = Server(self.setup, transport, sampler, store, timer, hooks, start).run()
         seconds = timer.result.training_seconds
         assert seconds is not None, "a run without privacy"
         return Round(seconds, progress.adapter, self.once)

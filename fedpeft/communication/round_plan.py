@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+
+def unknown() -> str:
+    """Return the digest of a plan that was made for no state."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class RoundPlan:
         expected_cohort: mean size of a secret cohort; None: the cohort is public.
         steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
             a missing step would disclose that the only update was lost.
+        digest: returns a digest of all that the outcome of the round is a function of.
     """
 
     number: int
@@ -28,6 +34,7 @@ class RoundPlan:
     steps: Mapping[int, int] = field(default_factory=dict)
     expected_cohort: int | None = None
     steps_without_updates: bool = False
+    digest: Callable[[], str] = field(default=unknown, compare=False)
 
     @property
     def secret(self) -> bool:

@@ -63,8 +63,10 @@ from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
-from fedpeft.server.evaluation import HELD_OUT, Examiner
-from fedpeft.server.exchange import Joined
+from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.exchange import Exchange, Joined
+from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import Dealt, FixedSize, Reachable
@@ -321,33 +323,28 @@ class Federation:
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
         authority = self.roster.authority
         certified = CertifiedRoster.of_server(authority, self.setup.clients) if authority else None
-        made = Server(
-            setup=self.setup,
-            grid=self.grid(),
-            sampler=Reachable(drawn_from, self.present),
-            store=RunStore.of(records),
-            observer=self.observer,
-            evaluate=evaluate,
-            fixed=self.fixed,
-            privacy=self.protection,
+        transport = Exchange(
+            self.grid(),
+            self.observer.client_done,
             remote=True,
-            stopping=self.stopping.is_set,
-            validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
             announce=self.announcements.announce,
-            most_rows=self._most_rows,
-            book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=self.journal if self.setup.secure_sum else None,
             called=self.roster.called,
-            members=Joined(certified, self.options.most_rows),
-            examiner=self._examiner(),
+            members=Joined(certified, self.options.most_rows, self.options.most_weight),
+            most_rows=self._most_rows,
         )
-        made.evaluation = dataclasses.replace(made.evaluation, most_weight=self.options.most_weight)
-        return made
-
-    def _examiner(self) -> Examiner | None:
-        """Asks the global model questions, where that is wanted."""
-        asked, exam = self.setup.measured.evaluate, exam_of(self.setup, self.rows.validation, self.observer.say)
-        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
+        model = ServerModel(
+            evaluate,
+            self.workers.validation_loss if len(self.rows.validation) else None,
+            exam=exam_of(self.setup, self.rows.validation, self.observer.say),
+            answer=self.workers.examine,
+        )
+        energy = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
+        store, setup, observer = RunStore.of(records), self.setup, self.observer
+        hooks = attach_features(setup, transport, store, observer, model, book, energy)
+        start = partial(prepare, setup, transport, self.fixed, book, observer.say)
+        sampler = Reachable(drawn_from, self.present)
+        return Server(setup, transport, sampler, store, observer, hooks, start, self.stopping.is_set)
 
     def _most_rows(self) -> float:
         """How many rows a client can weigh as much as: so many times those of the median client.

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.update import Update
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
@@ -23,6 +24,7 @@ from fedpeft.run.observer import Observer
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import Acceptance, Answers
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.hooks import RoundHook
 from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, masked_traffic, step_of
 from fedpeft.server.progress import Progress, RunStore
 from fedpeft.server.questions import Questions
@@ -31,8 +33,8 @@ from fedpeft.server.traffic import Traffic
 from fedpeft.trust.question import asked
 
 
-class UpdateCollector(ABC):
-    """Collects the updates of each round.
+class UpdateCollector(RoundHook, ABC):
+    """Collects the updates of each round; a hook, since some collectors act between rounds, too.
 
     Args:
         setup: the parts of the run.
@@ -150,6 +152,19 @@ class BufferedCollector(OrderedCollector):
         """Valid reports that end a round."""
         return self.setup.strategy.asynchronous
 
+    def open(self, state: Progress | None) -> None:
+        """Take over the clients that were training when the server stopped."""
+        if state is not None and state.round < self.setup.rounds:
+            self.transport.resume(state.in_flight)
+
+    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+        """Ask idle clients only, as many as bring those at work to the size of the cohort."""
+        return replace(plan, cohort=self.transport.idle(plan.cohort, self.setup.config.seed, plan.number))
+
+    def before_commit(self, state: Progress) -> Progress:
+        """Save who is at work."""
+        return replace(state, in_flight=self.transport.in_flight)
+
 
 class MaskedCollector(UpdateCollector):
     """Learns the sum of a cohort's updates, and no single one."""
@@ -187,6 +202,12 @@ class MaskedCollector(UpdateCollector):
         traffic = super().measure_traffic(log)
         return masked_traffic(traffic, self.setup, log.broadcast) if log.plan.secret else traffic
 
+    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+        """After an undone step, shorten the reach of the grid as much as the safeguard lowers the learning rate."""
+        if not log.undone or self.secure.noisy or after.clip is None:
+            return after
+        return replace(after, clip=after.clip * after.standing.rate / before.standing.rate)
+
     @property
     def secure(self) -> SecureSum:
         """The settings of the sum."""
@@ -201,7 +222,7 @@ class MaskedCollector(UpdateCollector):
 
 
 def choose_collector(setup: Setup) -> type[UpdateCollector]:
-    """Return the collector of a run."""
+    """Return the class of a run's collector."""
     if setup.secure_sum is not None:
         return MaskedCollector
     return BufferedCollector if setup.strategy.asynchronous else OrderedCollector

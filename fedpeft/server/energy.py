@@ -23,11 +23,14 @@ from fedpeft.machine.energy import Meter
 from fedpeft.parts import name_of
 from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
 from fedpeft.run.measurements.energy import Energy
-from fedpeft.run.observer import RoundResult
 from fedpeft.run.profiles import Profile, Profiles
+from fedpeft.run.records import Records
 from fedpeft.run.sampling import AwareSampler
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
+from fedpeft.server.hooks import RoundHook
+from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import RoundLog
 
 Floats = NDArray[np.float64]
 
@@ -51,11 +54,6 @@ class RoundEnergy:
     spent: Spent
     grams: float
     measured: float | None
-
-
-def told(result: RoundResult, energy: RoundEnergy) -> RoundResult:
-    """A round with what it has taken."""
-    return replace(result, joules=energy.spent.joules, grams=energy.grams or None, measured_joules=energy.measured)
 
 
 @dataclass
@@ -229,6 +227,51 @@ def _dropped(client: int, round: int) -> ClientResult:
         base_precision=None,
         rejected=DROPPED,
     )
+
+
+class EnergyHook(RoundHook):
+    """Charges batteries between rounds, leaves out clients whose battery is too low, and accounts for each round."""
+
+    def __init__(self, book: EnergyBook, records: Records) -> None:
+        self.book, self.records = book, records
+        self.spent: RoundEnergy | None = None
+
+    def open(self, state: Progress | None) -> None:
+        """Read again what clients have used before the server was restarted."""
+        if state is not None:
+            self.book.replay(self.records.read("clients.jsonl"), state.rows, state.round)
+
+    def fingerprint(self) -> str:
+        """Return which batteries are too low for a round, and the steps that the others allow."""
+        everyone = range(len(self.book.levels))
+        low = np.flatnonzero(self.book.levels < self.book.uses).tolist()
+        steps = self.book.lean(everyone)
+        return f"{low} {steps}" if low or steps else ""
+
+    def before_round(self, state: Progress) -> Progress:
+        """Charge batteries."""
+        self.book.begin(state.round + 1, state.rows)
+        return state
+
+    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+        """Leave out clients whose battery does not last, and reduce the work of others."""
+        plan = self.book.open(plan)
+        return replace(plan, steps=self.book.lean(plan.cohort))
+
+    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+        """Account for what the clients have used; it is used even if the step is undone."""
+        self.spent = self.book.account(log.received.results, log.plan.number)
+        return after
+
+    def measure(self, state: Progress, log: RoundLog) -> None:
+        """Record the energy of a round whose cohort is public."""
+        if self.spent is not None and not log.plan.secret:
+            log.result = replace(
+                log.result,
+                joules=self.spent.spent.joules,
+                grams=self.spent.grams or None,
+                measured_joules=self.spent.measured,
+            )
 
 
 def summarised(

@@ -9,12 +9,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.markup import escape
 
 from fedpeft.aggregation.server_optimizer import AVERAGE
-from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.downlink import Versions
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
@@ -23,10 +21,11 @@ from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import check_evaluation, reason_of
-from fedpeft.server.best_state import BestState
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.hooks import RoundHook
 from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import measured
 
 HELD_OUT = 0.2
@@ -70,103 +69,72 @@ def own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
     )
 
 
-@dataclass(frozen=True)
-class Examiner:
-    """Asks the global model what `--measure evaluate` wants, every few rounds.
-
-    Attributes:
-        exam: the questions.
-        every: rounds between two times.
-        answers: what a global state on the base of a version says to them.
-    """
-
-    exam: Exam
-    every: int
-    answers: Callable[[Exam, State, int], list[Said]]
-
-    def line(self, progress: Progress) -> dict[str, Any]:
-        """Of evaluations.jsonl: the round, the measures, and each question with its right answers and what was said."""
-        said = self.answers(self.exam, progress.reached, progress.residual.version)
-        asked = [
-            {"question": question.asked, "right": list(question.right), "said": texts[0]}
-            for question, texts in zip(self.exam.questions, said, strict=True)
-        ]
-        return {"round": progress.round, **self.exam.measures(said), "answers": asked}
-
-
 Evaluate = Callable[[State, int], Metrics | None]
 """Metrics of a global state on the base of a version (`fedpeft.communication.base_residual`)."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Evaluates what a round has led to.
+class EvaluationHook(RoundHook):
+    """Evaluates the start, and the state after every few rounds.
 
-    Attributes:
-        setup: the run's.
-        clients: are asked for their own rows.
-        evaluate: on the server's rows; None: it has none, and the global model is evaluated on the clients' own
-            held-out rows, as far as there are any.
-        say: is told of evaluations that do not count, and what answers are worth.
-        examiner: asks the global model questions; None: nobody does.
-        most_weight: see `own_rows`.
+    Args:
+        setup: the parts of the run.
+        transport: how the server reaches clients, who evaluate on their own held-out examples.
+        evaluate: evaluates a state on the server's examples; None: it has none, and clients evaluate it.
+        say: is told about evaluations that do not count.
     """
 
-    setup: Setup
-    clients: Exchange
-    evaluate: Evaluate | None
-    say: Callable[[str], None]
-    examiner: Examiner | None = None
-    most_weight: float = 0.0
+    def __init__(
+        self, setup: Setup, transport: Exchange, evaluate: Evaluate | None, say: Callable[[str], None]
+    ) -> None:
+        self.setup, self.transport, self.evaluate, self.say = setup, transport, evaluate, say
 
-    def examined(self, progress: Progress, round: int) -> dict[str, list[dict[str, Any]]]:
-        """The line of evaluations.jsonl that is due after `round`, by the file's name; empty: none is."""
-        examiner = self.examiner
-        if examiner is None or (round % examiner.every and round != self.setup.rounds):
-            return {}
-        line = examiner.line(progress)
-        told = ", ".join(f"{name} {value:.3f}" for name, value in line.items() if name not in ("round", "answers"))
-        self.say(f"round {round}: {told} of {len(line['answers'])} questions")
-        return {"evaluations.jsonl": [line]}
+    def after_start(self, state: Progress, log: StartLog) -> Progress:
+        """Evaluate a start that clients' statistics have made, or that may be the best state."""
+        if log.result is None and not self.setup.steering.keep_best:
+            return state
+        log.metrics = metrics = self._metrics(state)
+        if log.result is not None and metrics is not None:
+            log.result = replace(log.result, loss=metrics.loss, accuracy=metrics.accuracy)
+        return state
 
-    def of(self, progress: Progress) -> Metrics | None:
-        """The global model on held-out rows; where clients keep tensors of their own, each client on its own rows."""
+    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+        """Evaluate the state if it is time to."""
+        number, every = log.plan.number, self.setup.measured.validation.every
+        if number == self.setup.rounds or number % every == 0:
+            log.metrics = self._metrics(after)
+        return after
+
+    def _metrics(self, state: Progress) -> Metrics | None:
+        """Return the metrics of the global state, or of each client's model if they differ."""
         if self.evaluate and not self.setup.personal:
-            return self.evaluate(progress.reached, progress.residual.version)
-        own = self.own_rows(progress)
+            return self.evaluate(state.reached, state.residual.version)
+        own = ask_own_rows(self.setup, self.transport, state, self.say)
         if not own.clients:
             return None
         if self.setup.personal:
             return Metrics(own.loss, own.accuracy, own.worst_accuracy)
         return Metrics(own.pooled_loss, own.pooled_accuracy, own.worst_accuracy)
 
-    def remembered(self, progress: Progress, metrics: Metrics | None) -> Progress:
-        """With this state, evaluated, as the best if it is, and where the best is kept."""
-        if metrics is None or not self.setup.steering.keep_best:
-            return progress
-        found = BestState(progress.round, metrics, progress.reached, progress.residual.total)
-        best = progress.best.after(found, self.setup.task.metric == "accuracy") if progress.best else found
-        return replace(progress, best=best)
 
-    def own_rows(self, progress: Progress) -> OwnRows:
-        """Each client's model on its own held-out rows; of very many clients, some (`sampling.measured`).
+def ask_own_rows(setup: Setup, transport: Exchange, state: Progress, say: Callable[[str], None]) -> OwnRows:
+    """Have each client evaluate its model on its own held-out examples; of very many clients, some do.
 
-        What this sends serves measurement and is not counted.
-        """
-        if AVERAGE in progress.memory:
-            progress = replace(progress, adapter=progress.reached, versions=Versions(), held={})  # sent whole
-        sent = Dispatch(self.setup, progress, self.clients.remote)
-        asked = measured(self.setup.clients, self.setup.config.seed)
-        self.clients.publish(lambda: sent.release("evaluate", progress.round))
-        instructions = (sent.instruction("evaluate", client, progress.round) for client in asked)
-        heard = []
-        for report in self.clients.in_order(instructions, len(asked), "evaluate"):
-            try:
-                if report.count:
-                    check_evaluation(report, self.setup.predictions, self.setup.task.targets == "numbers")
-            except PayloadError as error:
-                said = reason_of(f"{self.clients.called(report.client)}'s evaluation does not count", str(error))
-                self.say(escape(said))
-                continue
-            heard.append(report)
-        return own_rows(heard, self.most_weight)
+    This traffic serves measurement and is not counted.
+    """
+    if AVERAGE in state.memory:
+        state = replace(state, adapter=state.reached, versions=Versions(), held={})  # sent whole
+    sent = Dispatch(setup, state, transport.remote)
+    asked = measured(setup.clients, setup.config.seed)
+    transport.publish(lambda: sent.release("evaluate", state.round))
+    instructions = (sent.instruction("evaluate", client, state.round) for client in asked)
+    valid = []
+    for report in transport.in_order(instructions, len(asked), "evaluate"):
+        try:
+            if report.count:
+                check_evaluation(report, setup.predictions, setup.task.targets == "numbers")
+        except PayloadError as error:
+            refused = reason_of(f"{transport.called(report.client)}'s evaluation does not count", str(error))
+            say(escape(refused))
+            continue
+        valid.append(report)
+    return own_rows(valid, transport.members.most_weight)

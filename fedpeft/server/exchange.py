@@ -42,10 +42,12 @@ class Joined:
     Attributes:
         roster: verifies their keys in secure sums; None: the server cannot check signatures.
         most_rows: examples that a client may have.
+        most_weight: how many median clients one client may count as in an evaluation; 0: no limit.
     """
 
     roster: Membership | None = None
     most_rows: float = math.inf
+    most_weight: float = 0.0
 
 
 NOBODY = Joined()

@@ -6,9 +6,8 @@ Of a very large population some are asked (`fedpeft.server.sampling.measured`).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,14 +29,14 @@ from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.run.observer import Metrics, RoundResult
-from fedpeft.run.records import plain
+from fedpeft.run.observer import RoundResult
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import check_report, check_statistics, reason_of
-from fedpeft.server.evaluation import Evaluation
+from fedpeft.server.clock import Clock
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import WEIGHTS, MaskedSum
 from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import StartLog
 from fedpeft.server.sampling import measured
 from fedpeft.server.traffic import Counters
 
@@ -45,18 +44,15 @@ from fedpeft.server.traffic import Counters
 def prepare(
     setup: Setup,
     clients: Exchange,
-    evaluation: Evaluation,
     fixed: dict[str, Any],
-    most_rows: float = math.inf,
     privacy: PrivacyEngine | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Progress:
-    """The server before round 1.
+) -> tuple[Progress, StartLog]:
+    """Return the state before round 1, and the log of its preparation.
 
     Args:
-        setup, clients, evaluation: the run's.
+        setup, clients: the run's.
         fixed: what was probed at the start, kept in the checkpoint.
-        most_rows: statistics of a client with more rows count as if they were those of so many.
         privacy: charges what the clients release, before they are asked; None: nothing is protected.
         say: tells the user what the statistics lack.
 
@@ -65,15 +61,14 @@ def prepare(
         ConfigError: they do not tell what the run needs to know.
         PrivacyError: budgets do not allow the release.
     """
-    state = dict(setup.start)
+    log, state = StartLog(Clock()), dict(setup.start)
     drift = setup.drift.start(state)
     progress = Progress(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
     asks = setup.head.exchanges and "head.weight" in state
     if not asks and (setup.secure_sum is None or setup.secure_sum.noisy):
         if setup.secure_sum is not None:  # whose clients know C by themselves
             progress = replace(progress, clip=1.0)
-        return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
-    started = time.perf_counter()
+        return progress, log
     asked = setup.clients
     plan = RoundPlan(0, measured(asked, setup.config.seed))
     if privacy is not None:
@@ -84,7 +79,7 @@ def prepare(
     counts: list[Tensor] = []
     down, clip = 0, None
     if setup.secure_sum is None:
-        rows, spent, total, counts = _statistics(setup, clients, plan, privacy, most_rows)
+        rows, spent, total, counts = _statistics(setup, clients, plan, privacy, clients.most_rows())
         missing = asked - len(rows)
     else:
         heard = None if privacy is None else privacy.heard
@@ -107,45 +102,25 @@ def prepare(
         counters=Counters(uplink_bytes=spent, downlink_bytes=down, prepare_bytes=spent),
         clip=clip,
     )
-    prepared_at = time.perf_counter()
-    metrics = evaluation.of(progress)
-    result = _result(progress, asked, 0 if _secret(privacy) else missing, metrics)
-    result = replace(result, training_seconds=prepared_at - started, seconds=time.perf_counter() - started)
-    return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
+    log.clock.trained()
+    log.result = _result(progress, asked, 0 if _secret(privacy) else missing, log.clock.training_seconds)
+    return progress, log
 
 
-def judged(setup: Setup, progress: Progress, validation_loss: Callable[[State, int], float] | None) -> Progress:
-    """With the start as what later states are measured by, where steps are judged by their `validation_loss`.
-
-    Raises:
-        RunError: the start's is no number, and a run that begins so leads nowhere.
-    """
-    guard = setup.steering.safeguard
-    if guard is None or validation_loss is None:
-        return progress
-    loss = validation_loss(progress.adapter, progress.residual.version)
-    if not math.isfinite(loss):
-        raise RunError(
-            f"FP5196 the validation loss is {loss:g} before round 1: {setup.model_name} gives no numbers in "
-            f"{setup.config.dtype}; take another --dtype or --model"
-        )
-    return replace(progress, standing=guard.judge(loss, progress.standing)[1])
-
-
-def _result(progress: Progress, clients: int, missing: int, metrics: Metrics | None) -> RoundResult:
-    """What `rounds.jsonl` says of the state before round 1."""
+def _result(progress: Progress, clients: int, missing: int, seconds: float) -> RoundResult:
+    """Return the line of rounds.jsonl about the preparation, without metrics."""
     return RoundResult(
         round=0,
         clients=clients,
         rejected=missing,
         train_loss=None,
-        loss=metrics.loss if metrics else None,
-        accuracy=metrics.accuracy if metrics else None,
+        loss=None,
+        accuracy=None,
         uplink_bytes=progress.counters.uplink_bytes,
         downlink_bytes=progress.counters.downlink_bytes,
         update_norm=0.0,
-        training_seconds=None,
-        seconds=None,
+        training_seconds=seconds,
+        seconds=seconds,
     )
 
 

@@ -29,16 +29,12 @@ from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.downlink import Versions
 from fedpeft.errors import RunError
 from fedpeft.machine import files
-from fedpeft.machine.files import writing
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.run.records import Records
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.best_state import BestState
 from fedpeft.server.in_flight import InFlight
 from fedpeft.server.traffic import Counters
-
-STATES = "states"
-"""Folder of a run's last states, where an ensemble is made of them."""
 
 VERSION = 5
 
@@ -75,6 +71,7 @@ class Progress:
         learned: what a rule that goes by tasks remembers of earlier ones, or a rule of groups of these.
         in_flight: the clients of an asynchronous run that train meanwhile.
         lowered: the last round whose undone step lowered the clients' learning rate; 0: none.
+        hooks: what each hook of the loop saves, by its name.
     """
 
     round: int
@@ -101,6 +98,7 @@ class Progress:
     learned: State = field(default_factory=dict)
     in_flight: InFlight = field(default_factory=InFlight)
     lowered: int = 0
+    hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def after(
         self, outcome: AggregationResult, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
@@ -156,14 +154,14 @@ class Progress:
         """After which round the state of `result` was the global one."""
         return self.best.round if self.best else self.round
 
-    def digest(self) -> str:
-        """Of all that the next round's outcome is a function of."""
+    def digest(self, *fingerprints: str) -> str:
+        """Return a digest of all that the next round's outcome is a function of, `fingerprints` of hooks included."""
         plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip, self.standing)
         tensors = labelled("adapter", self.adapter) | labelled("drift", flattened(self.drift))
         tensors |= labelled("residual", self.residual.state()) | labelled("in_flight", self.in_flight.state())
         for label, state in self.memory.items():
             tensors |= labelled(f"memory/{label}", state)
-        return _checksum(repr(plain), tensors)
+        return _checksum(repr(plain) + "".join(fingerprints), tensors)
 
     def to_bytes(self) -> bytes:
         """As a checkpoint."""
@@ -353,21 +351,6 @@ class RunStore:
         self.records.sync()
         self.checkpoints.save(replace(progress, offsets=self.records.offsets()))
         self._tell(progress)
-
-    def keep(self, progress: Progress, last: int) -> None:
-        """Keep the global state after each of the `last` rounds, by round, for an ensemble of them.
-
-        Raises:
-            RunError: the disk is full or can't be written.
-        """
-        folder = self.records.folder / STATES
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            tensors = {name: tensor.contiguous() for name, tensor in progress.adapter.items()}
-            files.replace(folder / f"{progress.round:06d}.safetensors", save(tensors))
-            for file in folder.glob("*.safetensors"):
-                if not progress.round - last < int(file.stem) <= progress.round:
-                    file.unlink()
 
     def _tell(self, progress: Progress) -> None:
         for name, lines in progress.lines.items():

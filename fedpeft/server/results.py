@@ -1,55 +1,38 @@
-"""What is told of a round."""
+"""The public part of a round's log."""
 
 from __future__ import annotations
 
-from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.peft.adapter import difference, norm
-from fedpeft.run.observer import Metrics, RoundResult
-from fedpeft.server.acceptance import Acceptance
-from fedpeft.server.clock import Clock
+from fedpeft.run.observer import RoundResult
 from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import RoundLog
 from fedpeft.server.traffic import Traffic
 
 
-def round_result(
-    before: Progress,
-    outcome: AggregationResult,
-    taken: Acceptance,
-    traffic: Traffic,
-    metrics: Metrics | None,
-    clock: Clock,
-    expected: int | None = None,
-    counted: bool = True,
-) -> RoundResult:
-    """A line of `rounds.jsonl`.
+def round_result(before: Progress, log: RoundLog, traffic: Traffic) -> RoundResult:
+    """Return the line of rounds.jsonl, which hooks may add to.
 
     Args:
-        before: the server before the round.
-        outcome: what it has led to.
-        taken: its reports.
+        before: the state before the round.
+        log: of the round.
         traffic: its bytes.
-        metrics: of the state after it; None: it was not evaluated.
-        clock: its times.
-        expected: how many take part on average, where nobody may know how many do; None: they may.
-        counted: whether all may know how many updates were left out.
     """
-    result = RoundResult(
-        round=taken.round,
-        clients=len(taken.results),
-        rejected=len(taken.results) - len(taken.accepted) if counted else 0,
-        train_loss=taken.train_loss,
+    received, metrics, clock = log.received, log.metrics, log.clock
+    return RoundResult(
+        round=log.plan.number,
+        clients=len(received.results),
+        rejected=len(received.results) - len(received.accepted),
+        train_loss=received.train_loss,
         loss=metrics.loss if metrics else None,
         accuracy=metrics.accuracy if metrics else None,
         uplink_bytes=traffic.uplink_bytes,
         downlink_bytes=traffic.downlink_bytes,
-        update_norm=norm(difference(outcome.state, before.adapter)),
+        update_norm=norm(difference(log.aggregation.state, before.adapter)),
         training_seconds=clock.training_seconds,
         seconds=clock.seconds,
-        base_norm=sum(r.norm() ** 2 for r in outcome.residuals.values()) ** 0.5,
+        base_norm=sum(r.norm() ** 2 for r in log.aggregation.residuals.values()) ** 0.5,
         worst_accuracy=metrics.worst_accuracy if metrics else None,
         aggregation_seconds=clock.aggregating.seconds,
-        aggregation_error=outcome.error,
-        cancelled_share=outcome.disagreement.cancelled if outcome.disagreement else None,
-        sign_conflict=outcome.disagreement.conflict if outcome.disagreement else None,
+        learning_rate=log.broadcast.learning_rate(log.plan.number),
+        undone=log.undone,
     )
-    return result if expected is None else result.of_secret_cohort(expected)

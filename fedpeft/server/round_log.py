@@ -5,12 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.run.observer import Metrics
+from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
+
+
+@dataclass
+class StartLog:
+    """The log of the preparation.
+
+    Attributes:
+        clock: its times.
+        result: its line of rounds.jsonl; None: no statistics were collected, and it has none.
+        metrics: of the start; None: it is not evaluated.
+        lines: further lines of record files, by file name.
+    """
+
+    clock: Clock
+    result: RoundResult | None = None
+    metrics: Metrics | None = None
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -23,6 +41,8 @@ class RoundLog:
         clock: the times of the round.
         sent: what each client of the cohort receives.
         received: the reports, and which updates were accepted.
+        aggregation: what the accepted updates lead to.
+        result: the line of rounds.jsonl, which the observer receives.
         undone: whether the safeguard has undone the step.
         metrics: of the state after the round; None: it is not evaluated.
         lines: further lines of record files, by file name.
@@ -33,6 +53,8 @@ class RoundLog:
     clock: Clock
     sent: list[Sent] = field(default_factory=list)
     received: Acceptance = field(init=False)
+    aggregation: AggregationResult = field(init=False)
+    result: RoundResult = field(init=False)
     undone: bool = False
     metrics: Metrics | None = None
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -8,7 +8,6 @@ does it again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +18,10 @@ from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.hooks import RoundHook
 from fedpeft.server.progress import Progress
 from fedpeft.server.questions import Questions
+from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import measured
 from fedpeft.trust.question import asked
 
@@ -29,14 +30,13 @@ Score = Callable[[State, int, int, bool], Totals]
 
 
 @dataclass(frozen=True)
-class TaskTurns:
-    """What happens between rounds of different tasks.
+class TaskScheduler(RoundHook):
+    """Begins and ends tasks between rounds, and scores each task after each of them.
 
     Attributes:
         setup, clients: the run's.
         sequence: of the tasks.
         score: of a state on a task.
-        most_rows: that a client may weigh.
         say: is told of answers that do not count.
     """
 
@@ -44,18 +44,26 @@ class TaskTurns:
     clients: Exchange
     sequence: TaskSequence
     score: Score
-    most_rows: Callable[[], float] = lambda: math.inf
     say: Callable[[str], None] = lambda _: None
 
-    def begun(self, progress: Progress) -> Progress:
-        """The server before the next round, where a task begins with it; else as it was."""
-        following = progress.round + 1
-        return self._turned("begin", progress, following) if self.sequence.schedule.begins(following) else progress
+    def after_start(self, state: Progress, log: StartLog) -> Progress:
+        """Score each task before round 1."""
+        log.lines["tasks.jsonl"] = self.lines(state)
+        return state
 
-    def ended(self, progress: Progress) -> Progress:
-        """The server after its last round, where that was a task's last one; else as it was."""
-        last = self.sequence.schedule.ends(progress.round, self.setup.rounds)
-        return self._turned("end", progress, progress.round) if last else progress
+    def before_round(self, state: Progress) -> Progress:
+        """Return the state in which a task begins, if one begins with the next round."""
+        following = state.round + 1
+        return self._turned("begin", state, following) if self.sequence.schedule.begins(following) else state
+
+    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+        """Return the state in which a task has ended, if this was its last round."""
+        last = self.sequence.schedule.ends(after.round, self.setup.rounds)
+        return self._turned("end", after, after.round) if last else after
+
+    def measure(self, state: Progress, log: RoundLog) -> None:
+        """Score each task after a task's last round."""
+        log.lines["tasks.jsonl"] = self.lines(state)
 
     def lines(self, progress: Progress) -> list[dict[str, Any]]:
         """What `tasks.jsonl` says of the state before round 1, and after each task's last round; else nothing."""
@@ -84,7 +92,7 @@ class TaskTurns:
         if text:
             schedule, everybody = self.sequence.schedule, list(range(self.setup.clients))
             on_time = schedule.on_time(measured(len(everybody), seed), seed) or schedule.on_time(everybody, seed)
-            questions = Questions(self.setup, self.clients, progress, self.most_rows(), self.say)
+            questions = Questions(self.setup, self.clients, progress, self.clients.most_rows(), self.say)
             answered = questions.ask(asked(text), on_time, round)
             sums = answered.total
             counters = replace(
@@ -96,3 +104,9 @@ class TaskTurns:
         turn = Turn(task, self.sequence.classes[task], self.setup.layout, progress.adapter, progress.learned, sums)
         state, memory = rule.turned(moment, turn)
         return replace(progress, adapter=state, learned=memory, counters=counters)
+
+
+def attach(setup: Setup, clients: Exchange, score: Score | None, say: Callable[[str], None]) -> RoundHook | None:
+    """Return the hook of a run whose tasks come one after another."""
+    sequence = setup.facts.tasks
+    return None if sequence is None or score is None else TaskScheduler(setup, clients, sequence, score, say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from fedpeft.answers.exam import Exam
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.label_shift import only
@@ -43,8 +44,10 @@ from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
-from fedpeft.server.evaluation import HELD_OUT, Examiner
-from fedpeft.server.preparation import noised_statistics
+from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.preparation import noised_statistics, prepare
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server, never
 from fedpeft.server.sampling import Population, Sampler, population
@@ -123,7 +126,7 @@ class Simulation:
             self.setup = replace(self.setup, secure_sum=self.protection.sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
-        _ = self._examiner  # what is wrong with its questions is said before anything is trained
+        _ = self._exam  # what is wrong with its questions is said before anything is trained
         task = self.setup.task
         if isinstance(task, RowTask) and own_code(type(task)):  # and with what a task of the user's own makes
             scoring.tried(task, self.rows.dataset.test, self.setup.facts.label_names or ())
@@ -254,28 +257,17 @@ class Simulation:
         else:
             workers.start()
             grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
-        return Server(
-            setup=self.setup,
-            grid=grid,
-            sampler=self._chooser,
-            store=RunStore.of(records),
-            observer=self.observer,
-            evaluate=workers.evaluate,
-            fixed=self.fixed,
-            privacy=self.protection,
-            stopping=stopping,
-            validation_loss=workers.validation_loss,
-            book=self.book,
-            score_task=self._score_task if self.setup.facts.tasks is not None else None,
-            examiner=self._examiner,
-        )
+        setup, observer = self.setup, self.observer
+        transport, store = Exchange(grid, observer.client_done), RunStore.of(records)
+        model = ServerModel(workers.evaluate, workers.validation_loss, self._score_task, self._exam, workers.examine)
+        hooks = attach_features(setup, transport, store, observer, model, self.protection, self.book)
+        start = partial(prepare, setup, transport, self.fixed, self.protection, observer.say)
+        return Server(setup, transport, self._chooser, store, observer, hooks, start, stopping)
 
     @cached_property
-    def _examiner(self) -> Examiner | None:
-        """Asks the global model questions, where that is wanted."""
-        asked = self.setup.measured.evaluate
-        exam = exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
-        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
+    def _exam(self) -> Exam | None:
+        """The questions of `--measure evaluate`; None: the run asks none."""
+        return exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
 
     def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
         """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""

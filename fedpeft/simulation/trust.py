@@ -9,7 +9,8 @@ from fedpeft.data.rows import Raters
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
-from fedpeft.server.progress import STATES, Progress
+from fedpeft.server.ensemble import STATES
+from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
 from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 from fedpeft.simulation.ensemble import ensemble

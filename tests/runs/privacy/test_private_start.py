@@ -46,14 +46,14 @@ def test_a_run_is_charged_for_its_start_before_anyone_is_asked_and_stays_within_
 
     def watched(self, records):
         server = original(self, records)
-        inner = server.clients.in_order
+        inner = server.transport.in_order
 
         def in_order(instructions, count, phase, *early):
             if phase == "prepare":
                 seen.append(book(self.folder)[1])
             return inner(instructions, count, phase, *early)
 
-        server.clients.in_order = in_order
+        server.transport.in_order = in_order
         return server
 
     monkeypatch.setattr(Simulation, "server", watched)

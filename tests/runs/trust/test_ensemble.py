@@ -7,31 +7,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.run.records import Records
-from fedpeft.server.progress import STATES, Progress, RunStore
+from fedpeft.server.ensemble import STATES, EnsembleHook
+from fedpeft.server.progress import Progress, RunStore
 from fedpeft.simulate import main
 from tests.privacy.small_runs import StopError, trained
 
 
 @pytest.mark.fast
 def test_the_last_states_are_kept_whatever_is_repeated(tmp_path):
-    store = RunStore.of(Records(tmp_path))
+    hook = EnsembleHook(tmp_path / STATES, 3)
     for round in (0, 1, 2, 3, 2, 3, 4):  # after a kill, rounds 2 and 3 come again
-        store.keep(Progress(round, {"x": torch.full((2,), float(round))}), 3)
+        hook.before_commit(Progress(round, {"x": torch.full((2,), float(round))}))
     assert sorted(int(f.stem) for f in (tmp_path / STATES).glob("*")) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("step", ["keep", "commit"])
-def test_a_run_stopped_after_any_step_keeps_all_states(step, tmp_path, monkeypatch):
-    whole, given = getattr(RunStore, step), {"measure": "ensemble(last=2) + validation(keep=last)"}
+@pytest.mark.parametrize(("owner", "step"), [(EnsembleHook, "before_commit"), (RunStore, "commit")])
+def test_a_run_stopped_after_any_step_keeps_all_states(owner, step, tmp_path, monkeypatch):
+    whole, given = getattr(owner, step), {"measure": "ensemble(last=2) + validation(keep=last)"}
 
-    def stop(self, progress, *last):
-        whole(self, progress, *last)
+    def stop(self, progress):
+        done = whole(self, progress)
         if progress.round == 2:
             raise StopError
+        return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunStore, step, stop)
+        patch.setattr(owner, step, stop)
         with pytest.raises(StopError):
             trained(tmp_path, **given)
     _, progress = trained(tmp_path, **given)

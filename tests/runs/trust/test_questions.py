@@ -14,6 +14,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.calibration import of_clients
+from fedpeft.server.evaluation import ask_own_rows
 from fedpeft.simulate import main
 from fedpeft.trust.questions.likelihoods import Likelihoods
 from fedpeft.trust.questions.reliability import Reliability
@@ -91,7 +92,7 @@ def test_a_stranger_s_words_are_no_markup(finished, monkeypatch, counted):
         said.append(Text.from_markup(line).plain)
 
     if counted:
-        dataclasses.replace(server.evaluation, say=say).own_rows(progress)
+        ask_own_rows(server.setup, server.transport, progress, say)
     else:
         dataclasses.replace(server.questions(progress), say=say).ask(Likelihoods())
     assert said == [f"edge-0's {'evaluation' if counted else 'answer'} does not count: [/bold] no"]

@@ -11,6 +11,7 @@ import pytest
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.messages import Report
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
@@ -19,7 +20,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.summed_book import SummedBook
-from fedpeft.server.rounds import Server
+from fedpeft.server.private_rounds import PrivacyHook
 from tests.refusals import refuses
 
 CLIENTS = 12
@@ -136,15 +137,9 @@ def test_nor_does_the_screen_name_who_sits_out_there(cohort, who, tmp_path):
     plain = opened(tmp_path / "plain", cohort=cohort)
     once = epsilon({plain.cost([0])[0][0]: 1}, plain.delta)
     book, said = opened(tmp_path / "book", cohort=cohort, c0={"budget": once * 1.001}), []
-    everybody = list(range(CLIENTS))
-    server = SimpleNamespace(
-        setup=SimpleNamespace(config=SimpleNamespace(seed=0)), book=None, privacy=book,
-        clients=SimpleNamespace(under_way=lambda _: [], called="place {}".format),
-        sampler=SimpleNamespace(draw=lambda *_: everybody),
-        observer=SimpleNamespace(say=said.append),
-    )  # fmt: skip
-    for round in range(12):
-        Server.open(server, SimpleNamespace(round=round, digest=lambda: "state"))
+    hook = PrivacyHook(None, book, SimpleNamespace(called="place {}".format, answered=None), said.append)
+    for number in range(1, 13):
+        hook.select(RoundPlan(number, list(range(CLIENTS)), digest=lambda: "state"), SimpleNamespace(round=number - 1))
     assert {line.partition(": ")[2] for line in said} == {f"the privacy budget of {who} is spent; it sits out"}
 
 

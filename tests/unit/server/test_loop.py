@@ -5,6 +5,8 @@ Each test drives the real server over a grid in memory and writes down what happ
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from flwr.app import Message
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.flower_grid import OwnGrid, node_of
 from fedpeft.communication.messages import Report, instruction_of, to_record
+from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.config import RunConfig
 from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import Layout, TensorSpec
@@ -27,6 +30,12 @@ from fedpeft.run.observer import Metrics
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup, chosen_parts
+from fedpeft.server.energy import EnergyBook
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.hooks import EndOfRun, RoundHook
+from fedpeft.server.preparation import prepare
+from fedpeft.server.private_rounds import PrivacyHook
 from fedpeft.server.progress import Checkpoints, RunStore
 from fedpeft.server.rounds import Server
 
@@ -150,8 +159,10 @@ def events(monkeypatch) -> list[str]:
     return seen
 
 
-def make_server(folder: Path, events: list[str], losses=(), private=False, evaluates=True, **settings) -> Server:
-    """Return a server of three clients; `losses` are those on the validation rows, evaluation by evaluation."""
+def make_server(
+    folder, events, losses=(), private=False, evaluates=True, validation_loss=None, book=None, more=(), **settings
+) -> Server:
+    """Return a server of three clients; `losses` are those of evaluations on validation examples, in order."""
     setup, scripted = make_setup(**settings), iter(losses)
 
     def announce(release):
@@ -159,22 +170,17 @@ def make_server(folder: Path, events: list[str], losses=(), private=False, evalu
         return ""
 
     def evaluate(state, version):
-        events.append("evaluate")
+        events.append("evaluate" if state["head.weight"].abs().sum() else "evaluate zeros")
         return Metrics(next(scripted, 1.0), 0.5)
 
     folder.mkdir(exist_ok=True)
-    return Server(
-        setup=setup,
-        grid=Clients(events),
-        sampler=Draw(events),
-        store=RunStore.of(Records(folder)),
-        observer=Watcher(events),
-        evaluate=evaluate if evaluates else None,
-        fixed={},
-        privacy=protect(setup, folder) if private else None,
-        remote=True,
-        announce=announce,
-    )
+    observer, store = Watcher(events), RunStore.of(Records(folder))
+    transport = Exchange(Clients(events), observer.client_done, remote=True, announce=announce)
+    privacy = protect(setup, folder) if private else None
+    model = ServerModel(evaluate if evaluates else None, validation_loss)
+    hooks = [*attach_features(setup, transport, store, observer, model, privacy, book), *more]
+    start = partial(prepare, setup, transport, {}, privacy, observer.say)
+    return Server(setup, transport, Draw(events), store, observer, hooks, start)
 
 
 LAST = {"measure": "validation(every=1, keep=last)"}
@@ -219,15 +225,10 @@ def test_a_resumed_run_whose_patience_is_over_draws_nothing_either(tmp_path, eve
 
 def test_an_undone_step_is_evaluated_as_the_state_before_it(tmp_path, events):
     """The safeguard judges before the evaluation: what is measured and kept is the state that goes on."""
-    server, judged = make_server(tmp_path, events, safeguard="undo", rounds=1, **LAST), []
     losses = iter([1.0, 9.0])
-    server.validation_loss = lambda state, version: next(losses)
-    server.evaluation = type(server.evaluation)(
-        server.setup, server.clients, lambda state, version: judged.append(state) or Metrics(1.0, 0.5), print
-    )
-    state = server.run()
-    assert float(state.adapter["head.weight"].abs().sum()) == 0
-    assert [float(state["head.weight"].abs().sum()) for state in judged] == [0]
+    given = {"safeguard": "undo", "rounds": 1, **LAST}
+    make_server(tmp_path, events, validation_loss=lambda *_: next(losses), **given).run()
+    assert [event for event in events if event.startswith("evaluate")] == ["evaluate zeros"]
 
 
 @pytest.mark.parametrize("died", ["before the checkpoint", "after the checkpoint"])
@@ -256,7 +257,151 @@ def test_a_kill_around_the_checkpoint_loses_nothing_and_charges_once(tmp_path, e
 def _charges(server: Server) -> list[tuple[int, str, int]]:
     """Return round, fingerprint and attempt of each charge on the ledger."""
     charged, counts = [], {}
-    for number, fingerprint, _ in server.privacy.ledger.charged():
+    (privacy,) = (hook for hook in server.hooks if isinstance(hook, PrivacyHook))
+    for number, fingerprint, _ in privacy.engine.ledger.charged():
         charged.append((number, fingerprint, counts.get(number, 0)))
         counts[number] = counts.get(number, 0) + 1
     return charged
+
+
+# --------------------------------------------------------------------------------------------------------------- hooks
+
+
+class Recorder(RoundHook):
+    """A hook that writes down when the loop calls it."""
+
+    name = "recorder"
+
+    def __init__(self, events, fingerprint="", ends_after=ROUNDS) -> None:
+        self.events, self.print, self.ends_after = events, fingerprint, ends_after
+
+    def open(self, state):
+        self.events.append(f"open {state and state.hooks}")
+
+    def saved(self):
+        return {"number": 7}
+
+    def fingerprint(self):
+        return self.print
+
+    def ends(self, state):
+        self.events.append("ends")
+        return "enough" if state.round >= self.ends_after else ""
+
+    def after_start(self, state, log):
+        self.events.append("after_start")
+        return state
+
+    def before_round(self, state):
+        self.events.append("before_round")
+        return state
+
+    def select(self, plan, state):
+        self.events.append("select")
+        return plan
+
+    def aggregator(self, inner, plan, state):
+        self.events.append("aggregator")
+        return inner
+
+    def after_step(self, before, after, log):
+        self.events.append("after_step")
+        return after
+
+    def measure(self, state, log):
+        self.events.append("measure")
+        log.lines["evaluations.jsonl"] = [{"loss": log.result.loss}]
+
+    def before_commit(self, state):
+        self.events.append("before_commit")
+        return state
+
+
+def test_the_loop_calls_each_method_of_a_hook_at_its_place(tmp_path, events):
+    make_server(tmp_path, events, rounds=1, more=[Recorder(events)], **LAST).run()
+    prepared = ["open None", "after_start", "before_commit", "checkpoint"]
+    chosen = ["ends", "before_round", "draw", "select"]
+    trained = ["announce", "aggregator", *TRAIN, "evaluate", "after_step", "measure", "before_commit"]
+    recorded = ["checkpoint", "clients.jsonl", "rounds.jsonl", "evaluations.jsonl", "told"]
+    assert events == [*prepared, *chosen, *trained, *recorded]
+
+
+def test_a_hook_ends_the_run_before_anything_is_drawn_or_charged(tmp_path, events):
+    server = make_server(tmp_path, events, private=True, more=[Recorder(events, ends_after=1)], **LAST, **USER_DP)
+    assert server.run().round == 1
+    assert events[-2:] == ["told", "ends"]
+    assert server.observer.sentences == ["enough"]
+
+
+def test_a_hook_finds_what_it_saved_when_the_run_is_resumed(tmp_path, events):
+    make_server(tmp_path, events, more=[Recorder(events, ends_after=1)], **LAST).run()
+    events.clear()
+    make_server(tmp_path, events, more=[Recorder(events)], **LAST).run()
+    assert "open {'recorder': {'number': 7}}" in events
+
+
+class Battery(RoundHook):
+    """A hook that changes the state before each round, and then ends the run."""
+
+    def before_round(self, state):
+        return replace(state, losses=[9.0])
+
+    def select(self, plan, state):
+        raise EndOfRun("no more")
+
+
+def test_a_run_that_ends_at_the_selection_keeps_the_state_before_the_round(tmp_path, events):
+    server = make_server(tmp_path, events, more=[Battery()], **LAST)
+    assert server.run().losses == [9.0]
+    assert server.observer.sentences == ["no more"]
+
+
+@pytest.mark.parametrize(("second", "attempts"), [("as before", [0]), ("changed", [0, 1])])
+def test_a_hook_with_another_fingerprint_makes_a_new_attempt_with_a_new_charge(
+    tmp_path, events, monkeypatch, second, attempts
+):
+    given = {"private": True, "rounds": 1, **LAST, **USER_DP}
+
+    def kill(self, progress):
+        if progress.round:
+            raise KeyboardInterrupt
+        real(self, progress)
+
+    real = Checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", kill)
+        with pytest.raises(KeyboardInterrupt):
+            make_server(tmp_path, events, more=[Recorder(events, "as before")], **given).run()
+    server = make_server(tmp_path, events, more=[Recorder(events, second)], **given)
+    server.run()
+    assert [attempt for _, _, attempt in _charges(server)] == attempts
+
+
+def test_privacy_charges_before_batteries_are_looked_at(tmp_path, events, monkeypatch):
+    """Who drops out for its battery has been charged: the charge must not depend on it."""
+    real = EnergyBook.open
+    monkeypatch.setattr(EnergyBook, "open", lambda self, plan: events.append("batteries") or real(self, plan))
+    book = EnergyBook(make_setup(measure="energy(watts=6)"))
+    make_server(tmp_path, events, private=True, book=book, rounds=1, **LAST, **USER_DP).run()
+    assert [event for event in events if event in ("draw", "charge", "batteries")] == ["draw", "charge", "batteries"]
+
+
+ORDER = (
+    "ExactnessHook", "SafeguardHook", "OrderedCollector", "PrivacyHook", "EnergyHook", "EvaluationHook", "KeepBest",
+    "EnsembleHook",
+)  # fmt: skip
+
+
+def test_features_have_one_order(tmp_path, events):
+    measure = "validation(every=1, keep=best, public=True) + energy(watts=6) + ensemble(last=2)"
+    book = EnergyBook(make_setup(measure=measure, **USER_DP))
+    given = {"private": True, "book": book, "validation_loss": lambda *_: 1.0, "safeguard": "undo(rate=1)"}
+    server = make_server(tmp_path, events, measure=measure, **given, **USER_DP)
+    assert tuple(type(hook).__name__ for hook in server.hooks) == ORDER
+
+
+def test_privacy_replaces_the_aggregator_that_other_features_wrap(tmp_path, events):
+    """Else the aggregation error of a private round would be measured on updates without noise."""
+    server = make_server(tmp_path, events, private=True, **LAST, **USER_DP)
+    state = server.run()
+    assert type(server.aggregator(RoundPlan(1, [0, 1, 2]), state)).__module__ == "fedpeft.privacy.mechanisms.user_dp"

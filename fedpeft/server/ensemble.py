@@ -1,0 +1,44 @@
+"""`--measure ensemble` in the round loop: keep the last global states on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save
+
+from fedpeft.machine import files
+from fedpeft.machine.files import writing
+from fedpeft.run.setup import Setup
+from fedpeft.server.hooks import RoundHook
+from fedpeft.server.progress import Progress, RunStore
+
+STATES = "states"
+"""Folder of a run's last global states."""
+
+
+class EnsembleHook(RoundHook):
+    """Keeps the global state after each of the `last` rounds, by round number, in `folder`."""
+
+    def __init__(self, folder: Path, last: int) -> None:
+        self.folder, self.last = folder, last
+
+    def before_commit(self, state: Progress) -> Progress:
+        """Write the state of this round, and remove those that are too old.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            tensors = {name: tensor.contiguous() for name, tensor in state.adapter.items()}
+            files.replace(self.folder / f"{state.round:06d}.safetensors", save(tensors))
+            for file in self.folder.glob("*.safetensors"):
+                if not state.round - self.last < int(file.stem) <= state.round:
+                    file.unlink()
+        return state
+
+
+def attach(setup: Setup, store: RunStore) -> RoundHook | None:
+    """Return the hook of a run that measures an ensemble."""
+    ensemble = setup.measured.ensemble
+    return None if ensemble is None else EnsembleHook(store.records.folder / STATES, ensemble.last)

@@ -1,0 +1,65 @@
+"""`--measure evaluate` in the round loop: ask the global model questions every few rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.answers.exam import Exam, Said
+from fedpeft.peft.adapter import State
+from fedpeft.run.setup import Setup
+from fedpeft.server.hooks import RoundHook
+from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import RoundLog
+
+
+@dataclass(frozen=True)
+class Examiner(RoundHook):
+    """Asks the global model what `--measure evaluate` wants, every few rounds.
+
+    Attributes:
+        exam: the questions.
+        every: rounds between two times.
+        rounds: of the run; the last one is always examined.
+        answers: what a global state on the base of a version says to them.
+        say: is told the measures.
+    """
+
+    exam: Exam
+    every: int
+    rounds: int
+    answers: Callable[[Exam, State, int], list[Said]]
+    say: Callable[[str], None]
+
+    def measure(self, state: Progress, log: RoundLog) -> None:
+        """Write the line of evaluations.jsonl if it is time to."""
+        number = log.plan.number
+        if number % self.every and number != self.rounds:
+            return
+        line = self.line(state)
+        measures = ", ".join(f"{name} {value:.3f}" for name, value in line.items() if name not in ("round", "answers"))
+        self.say(f"round {number}: {measures} of {len(line['answers'])} questions")
+        log.lines["evaluations.jsonl"] = [line]
+
+    def line(self, progress: Progress) -> dict[str, Any]:
+        """Of evaluations.jsonl: the round, the measures, and each question with its right answers and what was said."""
+        said = self.answers(self.exam, progress.reached, progress.residual.version)
+        asked = [
+            {"question": question.asked, "right": list(question.right), "said": texts[0]}
+            for question, texts in zip(self.exam.questions, said, strict=True)
+        ]
+        return {"round": progress.round, **self.exam.measures(said), "answers": asked}
+
+
+def attach(
+    setup: Setup,
+    exam: Exam | None,
+    answer: Callable[[Exam, State, int], list[Said]] | None,
+    say: Callable[[str], None],
+) -> RoundHook | None:
+    """Return the hook of a run that asks questions."""
+    evaluate = setup.measured.evaluate
+    if evaluate is None or exam is None or answer is None:
+        return None
+    return Examiner(exam, evaluate.every, setup.rounds, answer, say)

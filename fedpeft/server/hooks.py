@@ -1,0 +1,75 @@
+"""What a cross-cutting feature may do in the round loop: the base class of all hooks.
+
+A feature overrides the methods that it needs and holds its whole part of the loop in one module. The loop calls each
+method on all hooks, in the order that `fedpeft.server.features` fixes. A method that returns a state, a plan or an
+aggregator hands it on to the next hook.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.communication.round_plan import RoundPlan
+from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import RoundLog, StartLog
+
+
+class EndOfRun(Exception):  # noqa: N818 - not an error
+    """A hook ends the run while it selects the cohort; the message is for the user."""
+
+
+class RoundHook:
+    """A feature of the round loop; every method does nothing by default."""
+
+    name: ClassVar[str] = ""
+    """Key of what the hook saves in the checkpoint; unique among hooks that save something."""
+
+    def open(self, state: Progress | None) -> None:
+        """Begin: `state` is the checkpoint of a resumed run; None: the run is new."""
+
+    def saved(self) -> dict[str, Any]:
+        """Return the hook's part of the checkpoint as JSON values; `open` finds it in `state.hooks[name]`."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Return what of the hook can change the outcome of the next round, as a part of the state's digest.
+
+        A changed digest turns a repeated private round into a new attempt with a new charge.
+        """
+        return ""
+
+    def ends(self, state: Progress) -> str:
+        """Return why the run ends before the next round; empty: it goes on. Nothing is drawn or charged yet."""
+        return ""
+
+    def after_start(self, state: Progress, log: StartLog) -> Progress:
+        """Return the state before round 1."""
+        return state
+
+    def before_round(self, state: Progress) -> Progress:
+        """Return the state that the next round begins with."""
+        return state
+
+    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+        """Return the plan of a round, such as another cohort or a charge. Nothing is sent yet.
+
+        Raises:
+            EndOfRun: there is no next round.
+        """
+        return plan
+
+    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
+        """Return an aggregator that wraps or replaces `inner`."""
+        return inner
+
+    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+        """Return the state after the step from `before` to `after`; the hook may undo the step."""
+        return after
+
+    def measure(self, state: Progress, log: RoundLog) -> None:
+        """Write fields of `log.result`, and lines of record files that `fedpeft.run.records.LINES` names."""
+
+    def before_commit(self, state: Progress) -> Progress:
+        """Write files that must exist before the checkpoint, and return the state to save; may be repeated."""
+        return state

@@ -1,0 +1,46 @@
+"""The best state and patience in the round loop: keep the best state, and stop once nothing is gained any more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedpeft.run.observer import Metrics
+from fedpeft.run.setup import Setup
+from fedpeft.server.best_state import BestState
+from fedpeft.server.hooks import RoundHook
+from fedpeft.server.progress import Progress
+from fedpeft.server.round_log import RoundLog, StartLog
+
+
+class KeepBest(RoundHook):
+    """Keeps the state with the best evaluation, and ends the run once patience is over."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def ends(self, state: Progress) -> str:
+        """Return why the run ends: as many evaluations as the patience have found nothing better."""
+        patience = self.setup.steering.patience
+        if state.best is None or not 0 < patience <= state.best.since:
+            return ""
+        return f"nothing was gained in {patience} evaluations: the run ends here"
+
+    def after_start(self, state: Progress, log: StartLog) -> Progress:
+        """Keep the start as the best state so far."""
+        return self._remember(state, log.metrics)
+
+    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+        """Keep the state if it is the best one."""
+        return self._remember(after, log.metrics)
+
+    def _remember(self, state: Progress, metrics: Metrics | None) -> Progress:
+        if metrics is None:
+            return state
+        evaluated = BestState(state.round, metrics, state.reached, state.residual.total)
+        by_accuracy = self.setup.task.metric == "accuracy"
+        return replace(state, best=state.best.after(evaluated, by_accuracy) if state.best else evaluated)
+
+
+def attach(setup: Setup) -> RoundHook | None:
+    """Return the hook of a run that keeps its best state."""
+    return KeepBest(setup) if setup.steering.keep_best else None
