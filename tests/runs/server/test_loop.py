@@ -39,6 +39,8 @@ from fedpeft.server.private_rounds import PrivacyHook
 from fedpeft.server.progress import Checkpoints, RunStore
 from fedpeft.server.rounds import Server
 
+pytestmark = pytest.mark.fast("the order of events in the round loop")
+
 CLIENTS = 3
 ROUNDS = 2
 LAYOUT = Layout((TensorSpec("head.weight", (2, 3), "head", "head"),))
