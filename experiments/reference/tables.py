@@ -22,7 +22,7 @@ from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality
 from fedpeft.server.acceptance import ClientResult
 
-OPTIONS_OF = {"serve": ServeOptions, "join": EdgeOptions, "audit": CanaryAudit, "attack": ServeOptions}
+OPTIONS_OF = {"serve": ServeOptions, "join": EdgeOptions, "audit": CanaryAudit}
 """Commands with a class of further options."""
 
 RECORDS: Mapping[str, tuple[type, ...]] = {

@@ -32,6 +32,7 @@ python -m fedpeft.attack run.toml --privacy secure_sum"""
 OPTIONS = {
     "CONFIG.toml": "settings of the server; flags override them",
     "--fewest N": f"clients of a sum that each client takes part in at least (default: {FEWEST})",
+    "SERVER FLAGS": "those of serve; examples, model, clients and rounds are replaced by few and small ones",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _attacked(arguments: list[str], console: Console) -> int:
     if help.asked(arguments):
-        print(help.page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS, more=ServeOptions))
+        print(help.page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
         return 0
     command = _command(arguments, RunConfig())
     catalogue.use(command.plugin)

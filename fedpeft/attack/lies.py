@@ -16,7 +16,7 @@ import torch
 from fedpeft.attack.stage import Change
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
-from fedpeft.privacy.secure_sum.integers import NUMBER_BITS, UNIT
+from fedpeft.privacy.secure_sum.integers import NUMBER_BITS, UNIT, Integers
 from fedpeft.privacy.secure_sum.sum import SecureSum
 
 HUGE = 2.0**27
