@@ -138,6 +138,7 @@ class Stage:
         self.federation: Federation | None = None
         self.silent = ""  # digest of a model that does not learn
         self._given: dict[tuple[int, int], np.ndarray] = {}
+        self._parts: list[np.ndarray | slice] = []
         self._refusals: dict[str, str] = {}
         self._sums = self._reports = 0
         self._worked = math.inf
@@ -270,6 +271,7 @@ class Stage:
         ) -> np.ndarray:
             if round:
                 self._given[round, client] = flat(given) * given.weight
+                self._parts = [entries_of(given, "lora_"), slice(None)]
             return integers(given, told, secure, seed, round, client, *secret)
 
         def summed(cls: type[Total], content: np.ndarray, clients: int, *given: Any) -> Total:
@@ -302,13 +304,13 @@ class Stage:
         stack.enter_context(patch.object(Edge, "handle", handled))
 
     def _grade(self) -> dict[str, float]:
-        """Return the largest correlation of what the attacker holds with each honest client's update."""
+        """Return the largest correlation of what the attacker holds with each honest client's update or adapter."""
         read: dict[str, float] = {}
         for (round, client), given in self._given.items():
             name = self.names[client]
             if name in self.hostile or not given.any():
                 continue
-            alike = [correlation(vector, given) for vector in self.held[round]]
+            alike = [correlation(held, given, part) for held in self.held[round] for part in self._parts]
             read[name] = max([read.get(name, 0.0), *alike])
         return read
 
@@ -323,8 +325,15 @@ def flat(given: Contribution) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the cosine of two vectors of one length; 0 if they cannot be compared."""
-    if one.shape != other.shape or not one.any() or not other.any():
+def entries_of(given: Contribution, part: str) -> np.ndarray:
+    """Return which entries of a client's update belong to tensors with this part in their names."""
+    masks = [np.full(tensor.numel(), part in name) for name, tensor in given.update.items()]
+    return np.concatenate(masks) if masks else np.zeros(0, bool)
+
+
+def correlation(one: np.ndarray, other: np.ndarray, part: np.ndarray | slice) -> float:
+    """Return the cosine of a part of two vectors of one length; 0 if they cannot be compared."""
+    if one.shape != other.shape or not one[part].any() or not other[part].any():
         return 0.0
+    one, other = one[part], other[part]
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))

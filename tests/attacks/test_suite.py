@@ -93,8 +93,7 @@ def test_a_server_reads_the_victim_if_clients_take_any_record_and_instruction(tm
     for check in ("check_record", "check"):
         monkeypatch.setattr(InstructionPolicy, check, lambda *_: None)
     outcome = run(undefended(tmp_path, run))
-    assert outcome.sums == 1, outcome
-    assert outcome.read["edge-0"] > 0.8, outcome.read  # the head of the others learns, but in one form
+    assert outcome.victims == ["edge-0"], outcome.read
 
 
 def test_invented_clients_read_the_victim_if_it_pins_no_roster(tmp_path):
