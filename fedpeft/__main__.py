@@ -25,6 +25,7 @@ COMMANDS = {
     "join": "a client: its rows stay where they are",
     "transcript": "whether two clients were told the same by their server",
     "audit": "whether a mechanism or a finished run leaks what it should protect",
+    "attack": "what hostile servers and clients learn under a server's settings, on this machine",
     "conformance": "whether parts of your own do what every part must",
     "completion": "what bash, zsh or fish needs to complete these commands and their flags",
 }

@@ -7,12 +7,15 @@ Real server, real clients, and their own protocol, in one process. `-s` prints t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 
 import pytest
 
-from tests.attacks.lying_clients import CLAIMS, LIES, UPDATES, lying
+from fedpeft.attack import lies
+from fedpeft.attack.lies import CLAIMS, LIES, UPDATES
+from fedpeft.privacy.secure_sum.contribution import Contribution
 from tests.conftest import SilentObserver
 from tests.here import Federation
 
@@ -22,6 +25,14 @@ KINDS = [*LIES, *CLAIMS, *UPDATES]
 FAST = {"norm: huge", "norm: minus huge", "weight: huge", "weight: cancels the others'", "update: 1e9 times as long"}
 SLOWEST = 0.5
 """The least share of the honest run's progress that is left, whatever one client states in every round."""
+
+
+@contextlib.contextmanager
+def lying(monkeypatch, kind, liar, rounds):
+    """Let the client lie in these rounds (0: before round 1)."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Contribution, "integers", lies.lying(kind, liar, rounds)(Contribution.integers))
+        yield
 
 
 def rounds_of(made):
@@ -103,8 +114,6 @@ def test_impossible_weights_are_told(tmp_path, monkeypatch):
 
 
 def test_a_sum_of_zero_is_told(tmp_path, monkeypatch):
-    from fedpeft.privacy.secure_sum.contribution import Contribution
-
     real = Contribution.integers
 
     def nothing(self, told, secure, seed, round, client, secret=None):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedpeft.clients.masking import Masking, MaskPlan
 
+from fedpeft.attack.colluding import SplitView
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
@@ -20,8 +23,10 @@ from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import count_tolerated, explain_excess
 from fedpeft.privacy.secure_sum.contribution import BESIDE
+from fedpeft.privacy.secure_sum.masks import dtype
+from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.privacy.secure_sum.roster import Roster
 from fedpeft.privacy.secure_sum.sum import SUMS
-from tests.attacks.colluding import SplitView
 
 SECURE = SUMS.build("secure_sum")
 COHORTS = {5: 1, 10: 4, 20: 6, 100: 34}
@@ -30,6 +35,27 @@ ROOT = Path(__file__).parents[3]
 
 def terms_of(clients, **settings):
     return replace(replace(SECURE, **settings).terms(clients), length=20, context=b"context")
+
+
+class Direct(Member):
+    """An honest member with a vector of its own."""
+
+    def add(self, sealed):
+        return self.vector(sealed, SECRET[: self.terms.length].astype(dtype(self.terms.bits)))
+
+
+SECRET = np.random.default_rng(7).integers(0, 2**SECURE.bits, 20)
+
+
+def split_view(terms, colluding, outsiders):
+    """Return the attack on client 0, whose neighbors are honest clients, then colluding ones; then come outsiders."""
+    k = terms.neighbours
+    keys = {i: Ed25519PrivateKey.from_private_bytes(struct.pack(">8I", *[i] * 8)) for i in range(k + 1 + outsiders)}
+    roster = Roster({i: key.public_key() for i, key in keys.items()})
+    members = {i: Direct(i, terms, key, roster) for i, key in keys.items()}
+    near, liars, far = ({i: members[i] for i in ids} for ids in (
+        range(1, k - colluding + 1), range(k - colluding + 1, k + 1), range(k + 1, k + 1 + outsiders)))  # fmt: skip
+    return SplitView(terms, (0, members[0]), near, far, liars)
 
 
 OTHERS = [(3, {}), (4, {}), (10, {"threshold": 0.8}), (40, {"neighbours": 12}), (9, {"threshold": 0.5})]
@@ -41,20 +67,18 @@ def test_the_bound_is_exact(clients, settings):
     terms = terms_of(clients, **settings)
     tolerated = count_tolerated(terms)
     for colluding in {min(1, tolerated), tolerated}:
-        assert SplitView(terms, colluding, terms.needed - colluding).run() is None
-    attack = SplitView(terms, tolerated + 1, 1)
-    np.testing.assert_array_equal(attack.run(), attack.secret)
+        assert split_view(terms, colluding, terms.needed - colluding).run() is None
+    np.testing.assert_array_equal(split_view(terms, tolerated + 1, 1).run(), SECRET)
 
 
 def test_enough_colluding_clients_need_no_split_view():
     """Seven of ten hold the shares that give any secret: no honest client has to be asked at all."""
-    attack = SplitView(terms_of(10), 7, 0)
-    np.testing.assert_array_equal(attack.run(), attack.secret)
+    np.testing.assert_array_equal(split_view(terms_of(10), 7, 0).run(), SECRET)
 
 
 def test_a_cohort_that_is_the_whole_federation_tolerates_one_more():
     """Without an outsider the second group lacks a signature: honest members refuse to release."""
-    attack = SplitView(terms_of(10), COHORTS[10] + 1, 0)
+    attack = split_view(terms_of(10), COHORTS[10] + 1, 0)
     assert attack.run() is None
     assert any("have signed who survives; 7 are needed" in refusal for refusal in attack.refusals)
 

@@ -1,4 +1,4 @@
-"""Lies of one client in secure sums: what it can state about its update, as reusable attack drivers.
+"""Lies of one client in secure sums: what it can state about its update.
 
 A client that lies sends integers as it likes. The kinds below change the four numbers beside its vector. An honest
 client would state (weight, examples, examples x loss, norm in units of C).
@@ -6,26 +6,35 @@ client would state (weight, examples, examples x loss, norm in units of C).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from fedpeft.attack.stage import Change
+from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
-from fedpeft.privacy.secure_sum.integers import NUMBER_BITS, UNIT
+from fedpeft.privacy.secure_sum.integers import NUMBER_BITS, UNIT, Integers
+from fedpeft.privacy.secure_sum.sum import SecureSum
 
 HUGE = 2.0**27
+Number = Callable[[float, int], float]
+"""Makes a lie of an honest number and the round."""
+
 Stated = Callable[[list[float], int], list[float]]
+"""Makes lies of the four honest numbers and the round."""
 
 
-def later(value: float) -> Callable[[float, int], float]:
+def later(value: float) -> Number:
     """Lie from round 1 on."""
     return lambda honest, round: value if round else honest
 
 
-def states(weight=None, rows=None, losses=None, norm=None) -> Stated:
+def states(
+    weight: Number | None = None, rows: Number | None = None, losses: Number | None = None, norm: Number | None = None
+) -> Stated:
     """Return a lie that replaces some of the numbers; each is a function of (honest value, round)."""
 
     def lie(honest: list[float], round: int) -> list[float]:
@@ -35,12 +44,19 @@ def states(weight=None, rows=None, losses=None, norm=None) -> Stated:
     return lie
 
 
-def always(value: float) -> Callable[[float, int], float]:
+def always(value: float) -> Number:
+    """Lie in every round."""
     return lambda _honest, _round: value
 
 
 def random_numbers(honest: list[float], round: int) -> list[float]:
+    """Return numbers of all sizes from round 1 on."""
     return np.random.default_rng(round).uniform(-HUGE, HUGE, BESIDE).tolist() if round else honest
+
+
+def random_integers(sent: np.ndarray, bits: int) -> np.ndarray:
+    """Return integers of all sizes, in place of those sent."""
+    return np.random.default_rng(len(sent)).integers(0, 2**bits, len(sent)).astype(sent.dtype)
 
 
 LIES: dict[str, Stated] = {
@@ -84,30 +100,39 @@ UPDATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """By name; 4 kinds of updates that a client sends through its honest software."""
 
-
-@contextlib.contextmanager
-def lying(monkeypatch, kind: str, liar: int, rounds: range):
-    """Let the client lie in these rounds (0: before round 1)."""
-    honest = Contribution.integers
-
-    def integers(self, told, secure, seed, round, client, secret=None):
-        if client != liar or round not in rounds:
-            return honest(self, told, secure, seed, round, client, secret)
-        if kind in UPDATES:
-            changed = {name: UPDATES[kind](tensor) for name, tensor in self.update.items()}
-            return honest(replace(self, update=changed), told, secure, seed, round, client, secret)
-        sent = honest(self, told, secure, seed, round, client, secret)
-        flat = torch.cat([tensor.ravel() for tensor in self.update.values()]) if self.update else torch.zeros(0)
-        norm = float(flat.double().norm()) * self.weight / told.clip
-        numbers = (LIES | CLAIMS)[kind]([self.weight, float(self.rows), self.rows * self.loss, norm], round)
-        return restated(sent, told.integers(secure, round), numbers)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Contribution, "integers", integers)
-        yield
+VECTORS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "vector: the largest integers": lambda sent, bits: np.full_like(sent, 2**bits - 1),
+    "vector: random integers": lambda sent, bits: random_integers(sent, bits),
+}
+"""By name; integers that no honest software sends: the sum overflows."""
 
 
-def restated(sent: np.ndarray, grid, numbers: list[float]) -> np.ndarray:
+def lying(kind: str, liar: int, rounds: range) -> Change:
+    """Return what makes a client lie in these rounds (0: before round 1), in place of `Contribution.integers`."""
+
+    def change(honest: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def integers(
+            given: Contribution, told: Announcement, secure: SecureSum, seed: int, round: int, client: int, *secret: Any
+        ) -> np.ndarray:
+            if client != liar or round not in rounds:
+                return honest(given, told, secure, seed, round, client, *secret)
+            if kind in UPDATES:
+                changed = {name: UPDATES[kind](tensor) for name, tensor in given.update.items()}
+                return honest(replace(given, update=changed), told, secure, seed, round, client, *secret)
+            sent = honest(given, told, secure, seed, round, client, *secret)
+            if kind in VECTORS:
+                return VECTORS[kind](sent, told.integers(secure, round).bits)
+            flat = torch.cat([tensor.ravel() for tensor in given.update.values()]) if given.update else torch.zeros(0)
+            norm = float(flat.double().norm()) * given.weight / told.clip
+            honestly = [given.weight, float(given.rows), given.rows * given.loss, norm]
+            return restated(sent, told.integers(secure, round), (LIES | CLAIMS)[kind](honestly, round))
+
+        return integers
+
+    return change
+
+
+def restated(sent: np.ndarray, grid: Integers, numbers: list[float]) -> np.ndarray:
     """Return the integers with other numbers; what is too large for the digits goes into the highest one."""
     sent, places = sent.copy(), list(grid._places)
     digits = sent[grid.size :].reshape(len(places), grid.numbers)

@@ -1,0 +1,96 @@
+"""python -m fedpeft.attack [CONFIG.toml] [SERVER FLAGS]: attack a server's settings on loopback before others join.
+
+python -m fedpeft.attack --privacy secure_sum --clients 5
+python -m fedpeft.attack run.toml
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from fedpeft.attack.suite import ATTACKS, attack_settings
+from fedpeft.config import RunConfig, from_mapping
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.machine.terminal import Console
+from fedpeft.parts import check_settings
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.run import catalogue, help
+from fedpeft.run.command import exit_code
+from fedpeft.run.console import quiet_libraries
+from fedpeft.run.folder import default_settings
+
+ABOUT = """Attack a server's settings: hostile servers and clients on this machine, and what each of them learned.
+python -m fedpeft.attack run.toml --privacy secure_sum"""
+
+OPTIONS = {
+    "CONFIG.toml": "settings of the server; flags override them",
+    "--fewest N": f"clients of a sum that each client takes part in at least (default: {FEWEST})",
+    "SERVER FLAGS": "those of serve; examples, model, clients and rounds are replaced by few and small ones",
+    "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
+}
+
+WIDTH = 150
+"""Least characters of the table."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line, see `OPTIONS`."""
+
+    config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
+    fewest: int = FEWEST
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+    ] = ()
+    serve: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 if an attack succeeds that should not, 2 for a user's mistake."""
+    return exit_code(lambda: _attacked(sys.argv[1:] if arguments is None else arguments, Console()))
+
+
+def _attacked(arguments: list[str], console: Console) -> int:
+    if help.asked(arguments):
+        print(help.page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
+        return 0
+    command = _command(arguments, RunConfig())
+    catalogue.use(command.plugin)
+    command = _command(arguments, default_settings(command.config, None))
+    config = from_mapping(vars(command.run), "the command line")
+    options = ServeOptions(**check_settings("the command line", ServeOptions, vars(command.serve)))
+    check_settings("the command line", EdgeOptions, {"fewest": command.fewest})
+    quiet_libraries()
+    console.width = max(console.width, WIDTH)
+    table = Table("attack", "attacker controls", "learned", "refused by", "verdict", show_lines=True)
+    results = []
+    for result in attack_settings(config, options, command.fewest):
+        results.append(result)
+        console.print(f"{result.attack.name}: {escape(result.verdict)}", highlight=False)
+        told = (f"{result.attack.name}: {result.attack.about}", result.attack.controls, result.learned, result.refused)
+        table.add_row(*map(escape, told), f"[bold red]{result.verdict}[/]" if not result.holds else result.verdict)
+    console.print(table)
+    if len(results) < len(ATTACKS):
+        console.print(f"{len(ATTACKS) - len(results)} attacks on secure sums were left out: --privacy has no such sums")
+    broken = [result.attack.name for result in results if not result.holds]
+    console.print(
+        f"{len(results)} attacks, {len(broken)} succeeded that should not{': ' * bool(broken)}{', '.join(broken)}"
+    )
+    return 1 if broken else 0
+
+
+def _command(arguments: list[str], default: RunConfig) -> Command:
+    return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.attack")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

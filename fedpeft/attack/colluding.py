@@ -1,0 +1,177 @@
+"""A malicious server and colluding clients against honest members of one secure sum, whoever carries the messages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from fedpeft.errors import PayloadError
+from fedpeft.privacy.secure_sum import shamir, words
+from fedpeft.privacy.secure_sum.masks import public, reduced, stream, unpacked
+from fedpeft.privacy.secure_sum.member import Member, pairwise, witnessed
+from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.privacy.secure_sum.roster import signature
+
+T = TypeVar("T")
+
+
+class Honest(Protocol):
+    """An honest member of a sum, near or at the other end of a connection. A refusal is a PayloadError."""
+
+    def keys(self) -> bytes:
+        """Take step 1."""
+        ...
+
+    def shares_for(self, peers: bytes) -> bytes:
+        """Take step 2."""
+        ...
+
+    def add(self, sealed: bytes) -> bytes:
+        """Take step 3 with the member's own numbers."""
+        ...
+
+    def witness(self, survivors: bytes) -> bytes:
+        """Take step 4."""
+        ...
+
+    def unmask(self, witnesses: bytes) -> bytes:
+        """Take step 5."""
+        ...
+
+
+@dataclass
+class SplitView:
+    """An attack that shows two groups of honest clients different survivors: one gives the victim's seed, one its key.
+
+    The victim's neighbors are the colluding clients and honest ones, `terms.neighbours` in all. Outsiders are honest
+    clients that are not its neighbors: they sign with the second group.
+
+    Attributes:
+        terms: of the sum.
+        victim: id of the client whose vector the server wants.
+        near: honest neighbors of the victim, by id.
+        outsiders: honest clients that are not its neighbors, by id.
+        confederates: colluding clients, by id, with their keys.
+        refusals: what honest members have answered instead of a message.
+    """
+
+    terms: Terms
+    victim: tuple[int, Honest]
+    near: Mapping[int, Honest]
+    outsiders: Mapping[int, Honest]
+    confederates: Mapping[int, Member]
+    refusals: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.id, member = self.victim
+        self.honest: dict[int, Honest] = {self.id: member, **self.near, **self.outsiders}
+        near = list(self.near)
+        second = min(max(self.terms.needed - len(self.confederates), 0), len(near) // 2)
+        self.second, self.first, self.helpers = near[:second], near[second:], list(self.outsiders)
+
+    def peers_of(self, client: int) -> list[int]:
+        """Return whom the server calls a client's neighbors: the useful ones first."""
+        near = [*self.confederates, self.id]
+        if client in self.helpers:
+            near = [*self.confederates, *self.second, *self.helpers]
+        elif client in self.second:
+            near += [*self.second, *self.helpers, *self.first]
+        else:
+            near += [*self.first, *self.second]
+        return [peer for peer in near if peer != client][: self.terms.neighbours]
+
+    def run(self) -> np.ndarray | None:
+        """Return the victim's vector modulo 2^bits as the attacker reads it; None: it lacks shares."""
+        said = {i: self._asked(member.keys) for i, member in self.honest.items()}
+        keys = {i: words.keys_of(content) for i, content in said.items() if content is not None}
+        keys |= {i: words.keys_of(member.keys()) for i, member in self.confederates.items()}
+        self.peers = {i: [peer for peer in self.peers_of(i) if peer in keys] for i in self.honest}
+        sealed: dict[int, dict[int, bytes]] = {}
+        for i, member in self.honest.items():
+            told = words.write_peers({peer: keys[peer] for peer in self.peers[i]})
+            if i in keys and (content := self._asked(member.shares_for, told)) is not None:
+                sealed[i] = words.read_sealed(content)
+        for i, liar in self.confederates.items():
+            liar.peers = {peer: keys[peer] for peer in self.honest if peer in keys}
+            sealed[i] = {peer: liar._seal(peer, bytes(2 * shamir.SHARE)) for peer in liar.peers}
+        masked = self._vector(sealed)
+        if masked is None:
+            return None
+        survivors: dict[int, list[int]] = {}
+        for group in ([self.id, *self.first], [*self.second, *self.helpers]):
+            survivors |= {client: [*group, *self.confederates] for client in group}
+        shares = self._shares(survivors, sealed)
+        return uncovered(self.terms, self.id, masked, shares, keys, [p for p in self.peers[self.id] if p in sealed])
+
+    def _asked(self, step: Callable[..., T], *said: bytes) -> T | None:
+        """Return what an honest member answers; None: it refuses."""
+        try:
+            return step(*said)
+        except PayloadError as error:
+            self.refusals.append(str(error))
+            return None
+
+    def _vector(self, sealed: dict[int, dict[int, bytes]]) -> np.ndarray | None:
+        """Return what the victim sends; all honest members take step 3."""
+        vectors = {}
+        for i, member in self.honest.items():
+            heard = words.write_sealed({p: sealed[p][i] for p in self.peers[i] if i in sealed.get(p, {})})
+            vectors[i] = self._asked(member.add, heard) if i in sealed else None
+        content = vectors[self.id]
+        return None if content is None else unpacked(content, self.terms.length, self.terms.bits)
+
+    def _shares(self, survivors: dict[int, list[int]], sealed: dict[int, dict[int, bytes]]) -> Shares:
+        """Return shares of the victim's secrets, by holder and secret."""
+        told = {i: words.write_ids(survivors[i]) for i in self.honest}
+        signed = {i: self._asked(member.witness, told[i]) for i, member in self.honest.items()}
+        shares: Shares = {}
+        for i in [*self.first, *self.second]:
+            content = witnessed(self.terms, told[i])
+            witnesses = {p: by for p in self.peers[i] if (by := signed.get(p)) and told[p] == told[i]}
+            witnesses |= {p: signature(liar.key, content) for p, liar in self.confederates.items()}
+            released = self._asked(self.honest[i].unmask, words.write_witnesses(witnesses))
+            if released is not None and self.id in (of := words.read_shares(released)):
+                which, share = of[self.id]
+                shares[i, which] = share
+        for i, liar in self.confederates.items():
+            if i in sealed.get(self.id, {}):
+                shares[i, words.SEED], shares[i, words.MASK] = liar._open(self.id, sealed[self.id][i])
+        return shares
+
+
+Shares = dict[tuple[int, int], bytes]
+"""Shares of one client's two secrets, by holder and secret."""
+
+
+def uncovered(
+    terms: Terms, client: int, masked: np.ndarray, shares: Shares, keys: Mapping[int, words.Keys], peers: Sequence[int]
+) -> np.ndarray | None:
+    """Return a client's vector without its masks, by shares of both of its secrets; None: there are too few.
+
+    Args:
+        terms, client: of the sum, and whose vector it is.
+        masked: the vector under masks.
+        shares: of the client's secrets.
+        keys: that members have advertised.
+        peers: neighbors that it shares masks with.
+    """
+
+    def joined(which: int) -> bytes:
+        held = {holder: share for (holder, of), share in shares.items() if of == which}
+        return shamir.joined(held, terms.needed)
+
+    try:
+        seed, key = joined(words.SEED), joined(words.MASK)
+    except PayloadError:
+        return None
+    if hashlib.sha256(seed).digest() != keys[client].commitment or public(key) != keys[client].mask:
+        return None
+    bare = masked - stream(seed, terms.length, terms.bits)
+    for peer in peers:
+        mask = pairwise(terms, key, keys[peer].mask, client, peer)
+        bare = bare - mask if peer < client else bare + mask
+    return reduced(bare, terms.bits)

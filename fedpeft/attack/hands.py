@@ -1,0 +1,134 @@
+"""What a malicious server does within one secure sum: it asks single clients for single steps, as it likes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from fedpeft.attack.stage import Stage
+from fedpeft.communication.messages import Instruction
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.credentials import Credentials
+from fedpeft.errors import PayloadError
+from fedpeft.machine.files import read
+from fedpeft.privacy.secure_sum.announcement import Announcement, signs
+from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
+from fedpeft.privacy.secure_sum.contribution import Total
+from fedpeft.privacy.secure_sum.coordinator import VoidError
+from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.server.masked_sum import MaskedSum
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A real client as a member of a sum that the attacker has announced."""
+
+    hands: Hands
+    client: int
+
+    def keys(self) -> bytes:
+        """Take step 1."""
+        return self.hands.ask(self.client, 1, self.hands.told.to_bytes())
+
+    def shares_for(self, peers: bytes) -> bytes:
+        """Take step 2."""
+        return self.hands.ask(self.client, 2, peers)
+
+    def add(self, sealed: bytes) -> bytes:
+        """Take step 3."""
+        return self.hands.ask(self.client, 3, sealed)
+
+    def witness(self, survivors: bytes) -> bytes:
+        """Take step 4."""
+        return self.hands.ask(self.client, 4, survivors)
+
+    def unmask(self, witnesses: bytes) -> bytes:
+        """Take step 5."""
+        return self.hands.ask(self.client, 5, witnesses)
+
+
+class Hands:
+    """The attacker's hands on one sum.
+
+    Args:
+        stage: of the attack.
+        masked: the sum that the server's own code has begun.
+        asked: the instructions of training.
+        clients: that the attacker announces.
+    """
+
+    def __init__(self, stage: Stage, masked: MaskedSum, asked: Sequence[Instruction], clients: int) -> None:
+        self.stage, self.masked = stage, masked
+        self.work = {instruction.client: instruction for instruction in asked}
+        self.told = Announcement(os.urandom(16), clients, masked.size, masked.numbers, masked.clip)
+        assert masked.journal is not None
+        run = masked.journal.run + masked.clients.recorded
+        self.terms = self.told.terms(masked.secure, masked.seed, masked.round, run)
+
+    def ask(self, client: int, step: int, said: bytes, round: int | None = None) -> bytes:
+        """Return a client's answer to one step.
+
+        Raises:
+            PayloadError: the client refuses.
+        """
+        round = self.masked.round if round is None else round
+        plain = self.work[client] if step == 3 else Instruction("sum", round, client, b"")
+        [report] = self.masked.clients.in_order([replace(plain, step=step, said=said)], 1, "attack")
+        report.raise_error()
+        return report.payload
+
+    def tried(self, client: int, step: int, said: bytes) -> bytes | None:
+        """Return a client's answer to one step; None: it refuses."""
+        try:
+            return self.ask(client, step, said)
+        except PayloadError:
+            return None
+
+    def confederate(self, client: int) -> Member:
+        """Return a colluding client: a member of the federation whose key the attacker has."""
+        return self._member(client, Credentials.of_client(self.stage.certs / "clients" / self.stage.names[client]))
+
+    def invented(self, client: int, days: float = 30) -> Member:
+        """Return a member that the attacker has invented with the authority's key; `days`: its certificate is valid."""
+        folder = Authority(self.stage.certs, days).client(f"invented-{client}")
+        files = (read(folder / name) for name in ("ca.pem", "client.pem", "client.key"))
+        return self._member(client, Credentials(*files))
+
+    def _member(self, client: int, own: Credentials) -> Member:
+        shown = x509.load_pem_x509_certificate(own.certificate).public_bytes(Encoding.DER)
+        key: Any = load_pem_private_key(own.key, None)
+        roster = CertifiedRoster(Identity("", own.key, own.certificate, own.authority), len(self.stage.names))
+        return Member(client, self.terms, key, roster, shown)
+
+    def hold(self, integers: np.ndarray) -> None:
+        """Keep a client's vector, modulo 2^bits, that the attacker has read."""
+        masked = self.masked
+        grid = self.told.integers(masked.secure, masked.round)
+        vector, _ = grid.decode(integers, 1, signs(masked.seed, masked.round, masked.size))
+        self.stage.held[masked.round].append(vector)
+
+
+def in_round(stage: Stage, round: int, clients: int, work: Callable[[Hands], None]) -> None:
+    """Let the attacker do its `work` in place of the secure sum of a round; then the attack is over."""
+
+    def change(of: Callable[..., Total]) -> Callable[..., Total]:
+        def attacked(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
+            if masked.round != round:
+                return of(masked, asked, *given)
+            try:
+                work(Hands(stage, masked, asked, clients))
+            except PayloadError as error:  # which the stage has noted as that client's
+                raise VoidError(str(error)) from None
+            finally:
+                stage.over.set()
+            raise VoidError("FP6186 the attacker forms no sum")
+
+        return attacked
+
+    stage.replace(MaskedSum, "of", change)

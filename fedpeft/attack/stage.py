@@ -1,0 +1,339 @@
+"""A federation on loopback that is attacked: the real server, real clients in threads, and a grade of what was read.
+
+Server and clients share a process. An attack replaces methods that only the attacker's side runs, or a client's answers
+by that client's name. `Stage.run` records what each honest client has put into each sum, and compares it with what the
+attacker holds at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+
+from fedpeft import join, serve
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.config import RunConfig
+from fedpeft.data.rows import load_dataset
+from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.federation import Federation
+from fedpeft.deployment.grid import StoppedError
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.pinned_roster import PinnedRoster
+from fedpeft.errors import FedpeftError
+from fedpeft.machine.terminal import Console
+from fedpeft.privacy.secure_sum.announcement import Announcement
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.privacy.secure_sum.contribution import Contribution, Total
+from fedpeft.privacy.secure_sum.sum import SecureSum, sums_in
+from fedpeft.run.records import Records
+from fedpeft.server.progress import Progress
+
+ALIKE: Final = 0.99
+"""Correlation with a client's update from which on that update counts as read."""
+
+VICTIM: Final = 0
+"""Id of the client whose update an attacker wants; ids go by the order of names."""
+
+SECONDS: Final = 180.0
+"""How long one attack may take."""
+
+IDLE: Final = 3.0
+"""Seconds without work after which a federation that some client has left is over."""
+
+Answer = Callable[[Edge, Instruction, Callable[[Instruction], Report]], Report]
+"""What a hostile client answers, given its edge, its task and its honest software."""
+
+
+Change = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes the attacker's method of the honest one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attack.
+
+    Attributes:
+        read: by client, the largest correlation of a vector that the attacker holds with the client's update.
+        sums: sums that the server has formed in rounds of training.
+        reports: updates that arrived without masks.
+        refusals: why honest clients and the server refused, by who it was; the first sentence of each.
+        rounds: rounds of training that the server has ended, and how many of them have moved the model.
+        lines: what the server has told its user.
+        progress: the server at its end; None: it was stopped.
+    """
+
+    read: dict[str, float]
+    sums: int
+    reports: int
+    refusals: dict[str, str]
+    rounds: tuple[int, int]
+    lines: list[str]
+    progress: Progress | None
+
+    @property
+    def victims(self) -> list[str]:
+        """Clients whose updates were read."""
+        return [name for name, alike in self.read.items() if alike >= ALIKE]
+
+
+class Lines:
+    """An observer that keeps what the server tells its user."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Keep a line."""
+        self.lines.append(text)
+
+    def round_done(self, _result: object) -> bool:
+        """Go on."""
+        return False
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_given, **_named: None
+
+
+@dataclass
+class Stage:
+    """One federation to attack.
+
+    Attributes:
+        folder: for its files; exists.
+        config: of the server, with as many clients as take part.
+        options: of the server.
+        fewest: clients of a sum that each client takes part in at least.
+        pinned: whether clients pin a roster.
+        hostile: answers of hostile clients, by name.
+        patches: methods to replace while it runs: their class, their name, and what makes the new one of the old one.
+        held: vectors that the attacker holds, as floats, by round.
+        over: set by an attack that has all it can get.
+    """
+
+    folder: Path
+    config: RunConfig
+    options: ServeOptions = field(default_factory=ServeOptions)
+    fewest: int = FEWEST
+    pinned: bool = True
+    hostile: dict[str, Answer] = field(default_factory=dict)
+    patches: list[tuple[type, str, Change]] = field(default_factory=list)
+    held: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.names = [f"edge-{k}" for k in range(int(self.config.clients))]
+        self.federation: Federation | None = None
+        self.silent = ""  # digest of a model that does not learn
+        self._given: dict[tuple[int, int], np.ndarray] = {}
+        self._parts: list[np.ndarray | slice] = []
+        self._refusals: dict[str, str] = {}
+        self._sums = self._reports = 0
+        self._worked = math.inf
+        self._crash: Exception | None = None
+        self._joined: set[str] = set()
+        self._one_by_one = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------ what is attacked
+
+    @property
+    def certs(self) -> Path:
+        """Folder of the certificates of this run."""
+        return self.folder / "certs"
+
+    def replace(self, owner: type, name: str, change: Change) -> None:
+        """Replace a method while the federation runs; `change` makes the new one of the old one."""
+        self.patches.append((owner, name, change))
+
+    def prepare(self) -> None:
+        """Make certificates, a roster, and examples for each client."""
+        authority = Authority(self.certs, 30)
+        authority.ensure()
+        authority.server(["127.0.0.1", "localhost"])
+        for name in self.names:
+            authority.client(name)
+        roster = PinnedRoster.of_authority(self.certs)
+        (self.folder / "roster.txt").write_text(roster.to_text())
+        data = load_dataset(self.config.dataset)
+        labels, classes, at = data.label_names or (), data.train.labels, 0
+        assert classes is not None
+        for k, name in enumerate(self.names):
+            count = 40 + 10 * (k % 3)
+            rows = [{"text": data.train.inputs[i], "label": labels[classes[i]]} for i in range(at, at + count)]
+            at += count
+            (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(self) -> Outcome:
+        """Run the federation until its end, or until nobody is left to attack.
+
+        Raises:
+            FedpeftError: the settings cannot be served, or an honest client cannot join.
+        """
+        if not self.certs.exists():
+            self.prepare()
+        self.over.clear()
+        observer, home = Lines(), self.folder / "server"
+        home.mkdir(exist_ok=True)
+        ours = {"certs": str(self.certs), "listen": "127.0.0.1:0", "patience": 0.0, "deadline": SECONDS, "quorum": 1.0}
+        options = replace(self.options, **ours)  # type: ignore[arg-type]
+        progress = None
+        with contextlib.ExitStack() as stack:
+            self._record(stack)
+            for owner, name, change in self.patches:
+                stack.enter_context(patch.object(owner, name, change(getattr(owner, name))))
+            credentials, doorkeeper, signer = serve.security(options)
+            events = Events(home / "serve.jsonl", observer_event)
+            federation = Federation(self.config, home, observer, options, doorkeeper, events, signer)
+            self.federation = federation
+            stack.callback(federation.close)
+            federation.gateway.start(options.listen, credentials)
+            server = federation.server(Records(home, private=True))
+            server.clients.grid.goes_on = True  # type: ignore[attr-defined]  # a server that is stopped ends at once
+            clients = [threading.Thread(target=self._client, args=(name,), daemon=True) for name in self.names]
+            self._worked = time.monotonic()
+            for client in clients:
+                client.start()
+            threading.Thread(target=self._watch, args=(federation, clients), daemon=True).start()
+            try:
+                federation.gather()
+                progress = federation.train(server)
+            except StoppedError:
+                pass
+            except FedpeftError as error:
+                self._refusals.setdefault("server", str(error))
+            finally:
+                self.over.set()
+                federation.close(serve.FAREWELL)
+                for client in clients:
+                    client.join(20)
+        if self._crash is not None:
+            raise self._crash
+        refusals, rounds = dict(self._refusals), self._rounds(home / "rounds.jsonl")
+        return Outcome(self._grade(), self._sums, self._reports, refusals, rounds, observer.lines, progress)
+
+    def _rounds(self, file: Path) -> tuple[int, int]:
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        norms = [line["update_norm"] for line in lines if line["round"]]
+        return len(norms), sum(bool(norm) for norm in norms)
+
+    # -------------------------------------------------------------------------------------------------------- clients
+
+    def _client(self, name: str) -> None:
+        assert self.federation is not None
+        pinned = self.pinned and sums_in(self.config.privacy) is not None
+        roster = str(self.folder / "roster.txt") if pinned else ""
+        command = join.Command(
+            server=f"127.0.0.1:{self.federation.gateway.port}",
+            data=self.folder / f"{name}.jsonl",
+            certs=self.certs / "clients" / name,
+            state=self.folder / "state",
+            give_up=0.5,
+            edge=EdgeOptions(device="cpu", threads=1, roster=roster, fewest=self.fewest),
+        )
+        try:
+            join.join(command, Console(quiet=True))
+        except Exception as error:
+            if name not in self._joined or not isinstance(error, FedpeftError):  # no refusal: `run` raises it
+                self._crash = error
+            elif not self.over.is_set():
+                self._refusals.setdefault(name, str(error))
+
+    def _watch(self, federation: Federation, clients: Sequence[threading.Thread]) -> None:
+        """Stop the server when the attack is over, or when a client has left and nobody works any more."""
+        end = time.monotonic() + SECONDS
+        while not self.over.wait(0.1) and time.monotonic() < end:
+            idle = time.monotonic() - self._worked > IDLE and not self._one_by_one.locked()
+            if idle and not all(client.is_alive() for client in clients):
+                break
+        federation.stopping.set()
+
+    # ---------------------------------------------------------------------------------------------------- what is read
+
+    def _record(self, stack: contextlib.ExitStack) -> None:
+        """Record each client's part and each sum, and let clients work one after another."""
+        integers, of, handle = Contribution.integers, Total.of.__func__, Edge.handle  # type: ignore[attr-defined]
+        begin = Edge.__init__
+
+        def recorded(
+            given: Contribution, told: Announcement, secure: SecureSum, seed: int, round: int, client: int, *secret: Any
+        ) -> np.ndarray:
+            if round:
+                self._given[round, client] = flat(given) * given.weight
+                self._parts = [entries_of(given, "lora_"), slice(None)]
+            return integers(given, told, secure, seed, round, client, *secret)
+
+        def summed(cls: type[Total], content: np.ndarray, clients: int, *given: Any) -> Total:
+            total: Total = of(cls, content, clients, *given)
+            round = given[-1]
+            if round:
+                self._sums += 1
+                self.held[round].append(total.vector)
+            return total
+
+        def handled(edge: Edge, instruction: Instruction) -> Report:
+            name = edge.folder.name
+            with self._one_by_one:
+                lie = self.hostile.get(name)
+                report = lie(edge, instruction, lambda i: handle(edge, i)) if lie else handle(edge, instruction)
+                self._worked = time.monotonic()
+            if report.error and not lie:
+                self._refusals.setdefault(name, report.error)
+            self._reports += bool(instruction.kind == "train" and not instruction.step and report.payload)
+            return report
+
+        def begun(edge: Edge, *given: Any) -> None:  # Python's parser is not safe in threads before 3.12
+            with self._one_by_one:
+                begin(edge, *given)
+            self._joined.add(edge.folder.name)
+
+        stack.enter_context(patch.object(Edge, "__init__", begun))
+        stack.enter_context(patch.object(Contribution, "integers", recorded))
+        stack.enter_context(patch.object(Total, "of", classmethod(summed)))
+        stack.enter_context(patch.object(Edge, "handle", handled))
+
+    def _grade(self) -> dict[str, float]:
+        """Return the largest correlation of what the attacker holds with each honest client's update or adapter."""
+        read: dict[str, float] = {}
+        for (round, client), given in self._given.items():
+            name = self.names[client]
+            if name in self.hostile or not given.any():
+                continue
+            alike = [correlation(held, given, part) for held in self.held[round] for part in self._parts]
+            read[name] = max([read.get(name, 0.0), *alike])
+        return read
+
+
+def observer_event(*_given: object) -> None:
+    """Show nobody an event: it stands in the log."""
+
+
+def flat(given: Contribution) -> np.ndarray:
+    """Return a client's update as one vector."""
+    parts = [tensor.detach().double().numpy().ravel() for tensor in given.update.values()]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def entries_of(given: Contribution, part: str) -> np.ndarray:
+    """Return which entries of a client's update belong to tensors with this part in their names."""
+    masks = [np.full(tensor.numel(), part in name) for name, tensor in given.update.items()]
+    return np.concatenate(masks) if masks else np.zeros(0, bool)
+
+
+def correlation(one: np.ndarray, other: np.ndarray, part: np.ndarray | slice) -> float:
+    """Return the cosine of a part of two vectors of one length; 0 if they cannot be compared."""
+    if one.shape != other.shape or not one[part].any() or not other[part].any():
+        return 0.0
+    one, other = one[part], other[part]
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))

@@ -1,0 +1,223 @@
+"""The attacks of `python -m fedpeft.attack`, and what each is expected to learn."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from fedpeft.attack import hostile_clients, in_sums, told_otherwise
+from fedpeft.attack.stage import Outcome, Stage
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.privacy.secure_sum.sum import sums_in
+
+Aim = Literal["an update", "the rounds"]
+
+SERVER, CLIENT, NOBODY, NOISE = "server", "one client", "nobody", "the noise"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack of the suite.
+
+    Attributes:
+        run: attacks a stage; its docstring says how.
+        controls: what the attacker controls.
+        aim: what the attacker wants: to read one client's update, or to stop or spoil the rounds.
+        clients: that take part.
+        rounds: of training.
+        sums: whether it is an attack on secure sums.
+        stopped_by: what stops it if nobody refuses anything; empty: refusals.
+        limit: why the documentation says that nothing prevents it; empty: it is prevented.
+    """
+
+    run: Callable[[Stage], Outcome]
+    controls: str = SERVER
+    aim: Aim = "an update"
+    clients: int = 5
+    rounds: int = 1
+    sums: bool = True
+    stopped_by: str = ""
+    limit: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the attack is called."""
+        return self.run.__name__.replace("_", " ")
+
+    @property
+    def about(self) -> str:
+        """What the attacker does, in one sentence."""
+        return (self.run.__doc__ or "").splitlines()[0]
+
+
+def _client(run: Callable[[Stage], Outcome], **more: object) -> Attack:
+    return dataclasses.replace(Attack(run, CLIENT, "the rounds", rounds=2), **more)  # type: ignore[arg-type]
+
+
+ATTACKS: Final = (
+    Attack(in_sums.reading_along, sums=False, stopped_by="the masks"),
+    Attack(told_otherwise.other_model, sums=False),
+    Attack(told_otherwise.other_alpha),
+    Attack(told_otherwise.no_rank),
+    Attack(told_otherwise.no_digest),
+    Attack(told_otherwise.one_step),
+    Attack(told_otherwise.no_rate),
+    Attack(told_otherwise.two_records),
+    Attack(in_sums.as_many_as_tolerated, "server, 1 of 5 clients", clients=7, stopped_by="too few shares"),
+    Attack(in_sums.one_more, "server, 2 of 5 clients", clients=7,
+           limit="one colluding client more than a sum tolerates (docs/privacy.md)"),
+    Attack(in_sums.invented_clients, "server, the authority's key"),
+    Attack(in_sums.expired_certificate, "server, expired keys"),
+    Attack(in_sums.sum_of_one),
+    Attack(in_sums.alone_in_a_cohort, "server, 1 of 5 clients"),
+    Attack(in_sums.low_order_keys),
+    Attack(in_sums.survivors_twice),
+    Attack(in_sums.vector_twice),
+    Attack(in_sums.old_task, rounds=2),
+    Attack(in_sums.second_sum),
+    Attack(in_sums.restarted),
+    Attack(in_sums.void_round, rounds=2,
+           limit="sums of two rounds can be subtracted; give --fewest, or distributed_dp"),
+    _client(hostile_clients.lying_norm, stopped_by="the server: it bounds the norm"),
+    _client(hostile_clients.lying_weight),
+    _client(hostile_clients.overflowing_sum),
+    _client(hostile_clients.not_a_number, stopped_by="its own software"),
+    _client(hostile_clients.false_shares),
+    _client(hostile_clients.low_order_keys),
+    _client(hostile_clients.leaves, stopped_by="the others: their shares suffice"),
+    _client(hostile_clients.garbage, sums=False),
+    _client(hostile_clients.garbage_for_shares, limit="garbage for shares voids the sums of its neighbors"),
+)  # fmt: skip
+"""All attacks, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one attack has come to.
+
+    Attributes:
+        attack, outcome: see there.
+        learned: what the attacker learned.
+        refused: who refused, and why.
+        verdict: in a word or two.
+        holds: whether the documentation's claim holds.
+    """
+
+    attack: Attack
+    outcome: Outcome
+    learned: str
+    refused: str
+    verdict: str
+    holds: bool
+
+
+def attack_settings(
+    config: RunConfig, options: ServeOptions, fewest: int = FEWEST, attacks: Sequence[Attack] = ATTACKS
+) -> Iterator[Result]:
+    """Attack a server's settings, and yield one result after the other.
+
+    Args:
+        config, options: of the server; data, model and number of clients are replaced by small ones.
+        fewest: clients of a sum that each client takes part in at least.
+        attacks: to run; those on secure sums are left out if the settings have none.
+
+    Raises:
+        FedpeftError: settings that cannot be served.
+    """
+    summed = sums_in(config.privacy) is not None
+    for attack in attacks:
+        if summed or not attack.sums:
+            with tempfile.TemporaryDirectory(prefix="fedpeft-attack-") as folder:
+                stage = Stage(Path(folder), reduce_settings(config, attack), reduce_options(options), fewest)
+                yield judge(attack, attack.run(stage), config)
+
+
+def reduce_settings(config: RunConfig, attack: Attack) -> RunConfig:
+    """Return a server's settings with small data, a small model and the clients of an attack."""
+    return dataclasses.replace(
+        config,
+        dataset="tiny",
+        model="auto",
+        tokens=32,
+        partition="auto",
+        attack="",
+        clients=attack.clients,
+        cohort="all",
+        ranks="",
+        rounds=attack.rounds,
+        grid="cohort",
+        workers=1,
+        measure="validation(every=100)",
+    )
+
+
+def reduce_options(options: ServeOptions) -> ServeOptions:
+    """Return a server's options that do not depend on its data and addresses."""
+    kept = ("held_out", "most_rows", "most_weight")
+    return ServeOptions(**{name: getattr(options, name) for name in kept})
+
+
+def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
+    """Return what came of an attack, in words."""
+    secure = sums_in(config.privacy)
+    summed = secure is not None
+    ended, moved = outcome.rounds
+    if attack.aim == "the rounds":
+        prevented = ended == attack.rounds == moved
+        learned = f"nothing; {moved} of {attack.rounds} rounds have moved the model"
+    elif summed:
+        prevented, learned = not outcome.victims, _learned(outcome)
+    elif outcome.refusals:
+        prevented, learned = True, "nothing: the clients do not train"
+    else:
+        prevented, learned = False, _in_the_clear(config)
+    refused, limit = _refused(attack, outcome), attack.limit
+    if not summed and attack.run is in_sums.reading_along:
+        limit = "as the settings say"
+    elif prevented and secure is not None and secure.noisy:
+        refused, limit = (NOISE if refused == NOBODY else refused), ""
+    elif any("too little noise" in line for line in outcome.lines):
+        limit = limit or "one client that fails voids a sum that needs the noise of all; allow for dropouts"
+    if limit and not (prevented and outcome.refusals):
+        verdict, holds = f"not prevented: {limit}", True
+    elif not prevented:
+        verdict, holds = "BROKEN", False
+    elif refused == NOBODY:
+        verdict, holds = "NO OUTCOME", False
+    else:
+        verdict, holds = "held", True
+    return Result(attack, outcome, learned, refused, verdict, holds)
+
+
+def _learned(outcome: Outcome) -> str:
+    alike = max(outcome.read.values(), default=0.0)
+    if outcome.victims:
+        return f"the update of {', '.join(outcome.victims)} (correlation {alike:.4f})"
+    if outcome.sums:
+        return f"sums of updates (correlation with one client's at most {alike:.2f})"
+    return "nothing: there is no sum"
+
+
+def _in_the_clear(config: RunConfig) -> str:
+    if not config.privacy:
+        return "each client's update"
+    noisy = config.privacy.partition("(")[0] in ("dp_sgd", "local_dp")
+    return "each client's update, with its noise" if noisy else "each client's update"
+
+
+def _refused(attack: Attack, outcome: Outcome) -> str:
+    clients = {name: why for name, why in outcome.refusals.items() if name != "server"}
+    if attack.aim == "an update" and clients:
+        first = clients.get("edge-0") or next(iter(clients.values()))
+        others = [why for why in clients.values() if why != first]
+        return f"{len(clients)} of {attack.clients} clients: {max([first, *others], key=list(clients.values()).count)}"
+    told = [outcome.refusals["server"]] if "server" in outcome.refusals else outcome.lines
+    if attack.aim == "the rounds" and told:
+        return f"server: {told[0]}"
+    return attack.stopped_by or NOBODY
