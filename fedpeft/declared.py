@@ -69,7 +69,7 @@ def _statements(module: str) -> Mapping[str, ast.stmt]:
     for statement in ast.parse(Path(spec.origin).read_text("utf-8")).body:
         if isinstance(statement, ast.ClassDef):
             found[statement.name] = _without_methods(statement)
-        elif isinstance(statement, ast.Import) or (isinstance(statement, ast.ImportFrom) and statement.level == 0):
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name: statement for alias in statement.names}
         elif isinstance(statement, ast.FunctionDef):
             found[statement.name] = _without_annotations(statement)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from fedpeft.clients.local_optimizer import LocalOptimizer
     from fedpeft.clients.local_work import LocalWork
     from fedpeft.communication.precision_rule import PrecisionRule
+    from fedpeft.communication.steps import Step
     from fedpeft.data.partition import Partitioner
+    from fedpeft.data.rows import Source
     from fedpeft.models.base_model import BaseModel
     from fedpeft.models.task import Task
     from fedpeft.peft.method import PeftMethod
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
     from fedpeft.trust.question import Question
 
 
+T = TypeVar("T")
+
 _FILE = re.compile(
     r"[^:()]*(/[^:()]*|\.(csv|tsv|tab|xlsx?|jsonl?|ndjson|parquet|pq|arrow|feather|txt|gz))", re.IGNORECASE
 )
 
 
-class DatasetFamily(Family["Source"]):
+class DatasetFamily(Family[T]):
     """Data sets; a file's name alone is none."""
 
     def parsed(self, text: str) -> Spec:
@@ -115,7 +119,7 @@ MEMORIES: Final[tuple[Literal["ef14", "ef21"], ...]] = ("ef14", "ef21")
 """The memories that a codec's text can name (`fedpeft.communication.error_feedback`)."""
 
 
-class CodecFamily(Family["Step"]):
+class CodecFamily(Family[T]):
     """Codec steps; in a codec's text also presets, memories and precision rules stand."""
 
     def check_alone(self, spec: Spec, text: str) -> None:
@@ -207,9 +211,9 @@ PARTITIONS: Family[Partitioner] = Family(
     "fedpeft.data.partitions", "partition", kind="fedpeft.data.partition.Partitioner"
 )
 
-DATASETS = DatasetFamily("fedpeft.data.datasets", "data set", kind="fedpeft.data.rows.Source")
+DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "data set", kind="fedpeft.data.rows.Source")
 
-codecs = CodecFamily(
+codecs: CodecFamily[Step] = CodecFamily(
     "fedpeft.communication.codecs",
     "codec step",
     reserved=(*PRESETS, *MEMORIES, "by_link", "by_rows", "over_time"),
