@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family
+from fedpeft.parts import Family, class_at
 from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class DatasetFamily(Family[T]):
         return super().parsed(text)
 
 
+HYBRID: Final = "fedpeft.peft.hybrid.Hybrid"
+"""The class of several PEFT methods that are joined."""
+
+
 class MethodFamily(Family["PeftMethod"]):
     """PEFT methods by file name or its unique beginning, and several joined by `+`."""
 
@@ -72,9 +76,8 @@ class MethodFamily(Family["PeftMethod"]):
         if isinstance(text, str):
             words = split_outside_parentheses(text, "+")
             if len(words) > 1:
-                from fedpeft.peft.hybrid import Hybrid
-
-                return Hybrid(tuple(self.build(word) for word in words))
+                made: PeftMethod = class_at(HYBRID)(tuple(self.build(word) for word in words))
+                return made
         return super().build(self.parsed(text) if isinstance(text, str) else self._whole(text))
 
     def parsed(self, text: str) -> Spec:

@@ -200,6 +200,13 @@ def _within(label: str, value: T, bounds: Bounds) -> T:
     return value
 
 
+def class_at(place: str) -> type:
+    """Import the class at `place`, "module.Class"."""
+    module, _, name = place.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
 class Family(Generic[T]):
     """A folder of parts, and those from outside that belong to them.
 
@@ -233,9 +240,7 @@ class Family(Generic[T]):
     @cached_property
     def kind(self) -> type:
         """The class that parts are subclasses of, or the protocol that they follow."""
-        module, _, name = self._kind.rpartition(".")
-        kind: type = getattr(importlib.import_module(module), name)
-        return kind
+        return class_at(self._kind)
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:

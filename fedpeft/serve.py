@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft.config import RunConfig, read_toml
+from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.machine import files
@@ -83,7 +83,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
             f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
         )
     if command.resume is None:
-        early.check(command.run)
+        early.check(from_mapping(dataclasses.asdict(command.run), "the command line"))
     wanted = command.run if command.resume is not None else _with_form(command.run, options)
     config, folder = checked_settings(wanted, default, command.output, command.resume)
     return config, options, folder, command.resume is not None
@@ -129,6 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(escape(said), highlight=False, soft_wrap=True)
             return
         from fedpeft.deployment import serving
+        from fedpeft.deployment.grid import StoppedError
 
         try:
             summary = serving.serve(config, options, folder, resume, console)
