@@ -1,0 +1,68 @@
+"""Files that grow when they are read: pictures, Parquet and Arrow files of a data set that somebody else has made."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from fedpeft.data.image_folders import pixels_of
+from fedpeft.data.record_files import records
+from fedpeft.errors import DataError
+
+pa = pytest.importorskip("pyarrow")
+LONG = "x" * 1000
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_picture_of_a_billion_pixels_is_refused_by_name(tmp_path):
+    """110 kB on the disk, 2.7 GB as RGB."""
+    side, packed = 30_000, zlib.compressobj(9)
+    lines = b"".join(packed.compress(bytes(side // 8 + 1)) for _ in range(side)) + packed.flush()
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), chunk(b"IDAT", lines),
+             chunk(b"IEND", b"")]  # fmt: skip
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert (tmp_path / "bomb.png").stat().st_size < 200_000
+    with pytest.raises(DataError, match=r"bomb\.png can't be read as a picture: Image size") as error:
+        pixels_of([str(tmp_path / "bomb.png")], 28)
+    assert "\n" not in str(error.value)
+
+
+def column(rows):
+    """A column of so many long texts that takes four bytes a text."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([LONG]))
+
+
+def test_a_parquet_file_of_gigabytes_is_read_in_batches(tmp_path):
+    """200 kB on the disk, 2 GB as texts."""
+    from pyarrow import parquet
+
+    table = pa.table({"text": column(2_000_000)}).cast(pa.schema({"text": pa.dictionary(pa.int32(), pa.string())}))
+    parquet.write_table(table, tmp_path / "bomb.parquet", compression="zstd", store_schema=False)
+    del table
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1_000_000
+    before = pa.total_allocated_bytes()
+    for _, record in itertools.islice(records(str(tmp_path / "bomb.parquet")), 10_000):
+        assert record == {"text": LONG}
+        assert pa.total_allocated_bytes() - before < 100_000_000
+
+
+def test_an_arrow_file_that_announces_more_than_any_memory_is_refused(tmp_path):
+    """The length of a compressed buffer is a number in the file."""
+    file, texts = tmp_path / "bomb.arrow", pa.array([LONG] * 1000)
+    with pa.ipc.new_file(
+        file, pa.schema({"text": pa.string()}), options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as to:
+        to.write_table(pa.table({"text": texts}))
+    content, true = file.read_bytes(), struct.pack("<q", 1000 * len(LONG))
+    assert content.count(true) == 1
+    file.write_bytes(content.replace(true, struct.pack("<q", 2**60)))
+    with pytest.raises(DataError, match=r"bomb\.arrow can't be read as \.arrow") as error:
+        list(records(str(file)))
+    assert "\n" not in str(error.value)
