@@ -21,10 +21,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from fedpeft import join, serve
+from fedpeft import join
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
+from fedpeft.deployment import serving
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
@@ -193,7 +194,7 @@ class Stage:
             self._record(stack)
             for owner, name, change in self.patches:
                 stack.enter_context(patch.object(owner, name, change(getattr(owner, name))))
-            credentials, doorkeeper, signer = serve.security(options)
+            credentials, doorkeeper, signer = serving.security(options)
             events = Events(home / "serve.jsonl", observer_event)
             federation = Federation(self.config, home, observer, options, doorkeeper, events, signer)
             self.federation = federation
@@ -215,7 +216,7 @@ class Stage:
                 self._refusals.setdefault("server", str(error))
             finally:
                 self.over.set()
-                federation.close(serve.FAREWELL)
+                federation.close(serving.FAREWELL)
                 for client in clients:
                     client.join(20)
         if self._crash is not None:
