@@ -60,7 +60,7 @@ MOST_STEPS = 1_000_000
 NOT_JOINED = "it has not joined"
 """What is answered for a place in a federation that nobody has taken."""
 
-LOST = "it has lost what it kept of earlier rounds; from its next round on it takes part as a newcomer"
+LOST = "FP6188 it has lost what it kept of earlier rounds; from its next round on it takes part as a newcomer"
 """What a client reports whose folder is gone: the server forgets that it has taken part."""
 
 MOST_WORDS = 1000

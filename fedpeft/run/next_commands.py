@@ -8,9 +8,8 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-
 from fedpeft.errors import FedpeftError
+from fedpeft.machine.terminal import Console
 from fedpeft.run.finished import FinishedRun
 
 CODE = re.compile("`([^`]*)`")

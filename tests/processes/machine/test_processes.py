@@ -15,7 +15,7 @@ def test_ctrl_c_does_nothing_to_the_process_that_forks_workers_from_its_first_mo
         "import signal\n"
         "from fedpeft.machine.processes import forkserver\n"
         "from multiprocessing import forkserver as server\n"
-        "from tests.machine.test_processes import ignores_interrupts\n"
+        "from tests.runs.machine.test_processes import ignores_interrupts\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "forkserver()\n"
         "server.ensure_running()\n"

@@ -47,14 +47,14 @@ def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings, mo
     made.server.edges[0] = Useless()
     monkeypatch.setattr(made.server.observer, "say", (said := []).append)
     assert made.run().round == 6
-    assert any("valid update; the model stays as it is; edge-0: no" in line for line in said)
+    assert any("valid update; the model stays as it is; edge-0: FP6000 no" in line for line in said)
     rounds, clients = (
         [json.loads(line) for line in (made.folder / "server" / f"{name}.jsonl").read_text().splitlines()]
         for name in ("rounds", "clients")
     )
     assert {line["client"] for line in clients} == {0, 1}
     for line, result in zip(clients, rounds, strict=True):
-        assert (line.get("rejected") == "no") == (line["client"] == 0) == (result["rejected"] == 1)
+        assert (line.get("rejected") == "FP6000 no") == (line["client"] == 0) == (result["rejected"] == 1)
         assert (result["update_norm"] == 0) == (line["client"] == 0)
 
 
@@ -216,7 +216,7 @@ def test_why_a_round_goes_on_without_a_client_is_said(federation, monkeypatch):
     made.server.edges[1] = Useless()
     monkeypatch.setattr(made.server.observer, "say", (said := []).append)
     assert made.run().round == 1
-    assert "round 1 without edge-1: no" in said
+    assert "round 1 without edge-1: FP6000 no" in said
 
 
 def test_nobody_is_named_where_it_is_secret_who_was_asked(federation, monkeypatch):
@@ -234,4 +234,4 @@ def test_how_many_others_a_round_goes_on_without_is_said(federation, monkeypatch
     made.server.edges[1], made.server.edges[2] = Useless(), Useless()
     monkeypatch.setattr(made.server.observer, "say", (said := []).append)
     assert made.run().round == 1
-    assert "round 1 without edge-1: no (and 1 more)" in said
+    assert "round 1 without edge-1: FP6000 no (and 1 more)" in said

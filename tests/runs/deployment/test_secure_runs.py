@@ -89,13 +89,15 @@ def test_a_void_round_leaves_the_model_and_the_run_goes_on(recorded):
     rounds = lines(recorded.folder, "rounds.jsonl")
     assert [r["rejected"] for r in rounds] == [0, 1, 1, 1, 0, 0, 5, 0]
     assert rounds[6]["update_norm"] == 0 < rounds[7]["update_norm"]
-    assert any("round 6: the sum is void" in text and "the model stays as it is" in text for text in recorded.said)
+    assert any(
+        "round 6: FP6163 the sum is void" in text and "the model stays as it is" in text for text in recorded.said
+    )
 
 
 def test_who_is_left_out_of_a_sum_is_said(recorded):
     """Whose vector has arrived is in the sum, though it was gone a step later."""
     said = [text for text in recorded.said if "without" in text]
-    assert said == [f"round {client + 1} without edge-{client}: gone" for client in range(3)]
+    assert said == [f"round {client + 1} without edge-{client}: FP6000 gone" for client in range(3)]
 
 
 def test_the_server_receives_uniform_vectors_and_no_number_of_a_single_client(recorded):

@@ -95,7 +95,7 @@ def test_a_stranger_s_words_are_no_markup(finished, monkeypatch, counted):
         ask_own_rows(server.setup, server.transport, progress, say)
     else:
         dataclasses.replace(server.questions(progress), say=say).ask(Likelihoods())
-    assert said == [f"edge-0's {'evaluation' if counted else 'answer'} does not count: [/bold] no"]
+    assert said == [f"edge-0's {'evaluation' if counted else 'answer'} does not count: FP6000 [/bold] no"]
 
 
 def test_of_a_place_that_nobody_has_taken_nothing_is_said(finished, monkeypatch):

@@ -47,7 +47,7 @@ def template(tmp_path):
 @pytest.mark.parametrize("text", TOO_LARGE + OTHERWISE)
 def test_a_template_without_bounds_is_one_sentence(text, template):
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(DataError, match=r"^row 1: the prompt template .*own\.jinja (fails|is not valid)"):
+    with pytest.raises(DataError, match=r"^FP3102 row 1: the prompt template .*own\.jinja (fails|is not valid)"):
         template(text).prompt({"x": "abc"}, "row 1")
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 

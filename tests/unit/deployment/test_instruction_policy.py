@@ -98,6 +98,7 @@ link = 1.0
 """
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "given",
     [
@@ -175,7 +176,7 @@ class Serving(Federation):
     """A server that nobody joins."""
 
     def __init__(self, folder, observer, **given):
-        self.folder, self.observer, self.serve = folder, observer, ServeOptions()
+        self.folder, self.observer, self.serve, self.summed = folder, observer, ServeOptions(), False
         self.config = RunConfig(**{**TINY, **given})
         (folder / "server").mkdir()
         self.start()

@@ -365,7 +365,7 @@ def test_what_a_server_passes_on_may_be_any_bytes(clients, step):
 def test_a_client_says_nothing_of_its_rows_when_it_joins(clients):
     assert clients.edges[0].registration().rows == 1
     assert has_error(
-        clients.edges[0].handle(Instruction("evaluate", 1, 0, b"", rank=2, alpha=32.0)).error, "FP7002", "without masks"
+        clients.edges[0].handle(Instruction("evaluate", 1, 0, b"", rank=2, alpha=32.0)).error, "FP6179", "without masks"
     )
 
 

@@ -105,7 +105,7 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
         ("optimizer = 'os'", ("FP5094", "FP1231", "local optimizer 'os")),
         ("drift = 'fedprox + os'", ("FP5094", "FP1231", "drift correction 'os")),
         ("clients = '/etc/passwd'", ("FP5096",)),
-        ("proximal = 0.5", ("FP5094", "FP1074", 'proximal is now drift = "fedprox')),
+        ("proximal = 0.5", ("FP5094", "proximal")),
         ("seed = 9223372036854775808", ("FP5098",)),
         (f"seed = {'9' * 5000}", ("FP5094",)),
         (f"learning_rate = 1{'0' * 400}", ("FP5094", "FP1227", "learning_rate", "float")),

@@ -65,8 +65,8 @@ def test_all_are_asked_where_nobody_names_a_cohort(tmp_path):
     again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))
     assert again.config == simulation.config
     assert made(tmp_path / "c", cohort=50).config.cohort == 50
-    assert made(tmp_path / "d", privacy="user_dp(epsilon=60, noise=banded)").config.cohort == LEFT.get("cohort", 0.1)
-    assert made(tmp_path / "e", learning_rate=0.01).config.cohort == 0.1  # who says something of training says all
+    assert made(tmp_path / "d", privacy="user_dp(epsilon=60, noise=banded)").config.cohort == LEFT.get("cohort", "auto")
+    assert made(tmp_path / "e", learning_rate=0.01).config.cohort == "auto"  # who says something of training says all
 
 
 def test_of_very_many_a_tenth_is_asked(tmp_path, monkeypatch):
@@ -104,4 +104,4 @@ def test_all_are_asked_for_steps_of_a_head_alone(tmp_path):
 
 def test_a_tenth_is_asked_for_steps_of_an_adapter(tmp_path):
     heard = made(tmp_path / "a", **ROWS | {"privacy": "dp_sgd(epsilon=1e5)"})
-    assert (heard.config.peft, heard.config.cohort) == ("lora", 0.1)
+    assert (heard.config.peft, heard.config.cohort) == ("lora", "auto")

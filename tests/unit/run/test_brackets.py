@@ -60,7 +60,7 @@ def test_a_report_says_where_it_is_and_what_it_skips(folder, capsys):
     page = folder / "page.html"
     assert report.main([str(made), str(folder / "empty[c]"), "--output", str(page)]) == 0
     said = capsys.readouterr().out
-    assert f"skipped: {folder / 'empty[c]'}" in said
+    assert f"skipped: FP5210 {folder / 'empty[c]'}" in said
     assert f"1 run -> {page}" in said
 
 

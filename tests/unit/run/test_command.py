@@ -45,7 +45,7 @@ def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
     assert exit_code(raises(ConfigError("[given] " + "long " * 60 + "end"))) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: [given] ")
+    assert err.startswith("error: FP1000 [given] ")
     assert err.endswith("end\n")
     assert err.count("\n") == 1
 
