@@ -108,6 +108,7 @@ class Federation:
         if clients < 1:
             raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority)
+        self.revoked = doorkeeper.revoked or ()
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.of(config, options)
         # where clients' rows judge, the last state is seen
@@ -318,7 +319,7 @@ class Federation:
             drawn_from = dataclasses.replace(drawn_from, asked=lambda round: book.ledger.asked(round))  # open by then
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
         authority = self.roster.authority
-        certified = CertifiedRoster.of_server(authority, self.setup.clients) if authority else None
+        certified = CertifiedRoster.of_server(authority, self.setup.clients, self.revoked) if authority else None
         made = Server(
             setup=self.setup,
             grid=self.grid(),

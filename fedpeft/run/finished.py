@@ -54,7 +54,7 @@ class FinishedRun:
         """
         if not (folder / "config.toml").is_file():
             raise RunError(f"{folder} holds no run: there is no config.toml in it")
-        config = read_config(folder / "config.toml", goes_on=False)
+        config = read_config(folder / "config.toml", goes_on=False, of_run=True)
         try:
             summary = files.read_json(folder / "summary.json")
         except FileNotFoundError:
