@@ -98,7 +98,7 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     """
     given = {name: _number(value, NUMBERS_AS_TEXTS.get(name, ())) for name, value in values.items()}
     for name, value in given.items():
-        if isinstance(value, int) and value.bit_length() > MOST_BITS:  # Python refuses to print the longest ones
+        if name in WHOLE and isinstance(value, int) and value.bit_length() > MOST_BITS:
             raise ConfigError(
                 f"{source}: {name:.40} is a whole number of {value.bit_length()} bits; legal are {MOST_BITS} at most"
             )
@@ -106,7 +106,10 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
 
 
 MOST_BITS: Final = 64
-"""Of a whole number in a configuration; TOML has no longer ones, and Python's reader takes any."""
+"""Of a whole number in a configuration. TOML has no longer ones; Python reads any, and refuses to print the longest."""
+
+WHOLE: Final = {field.name for field in dataclasses.fields(RunConfig) if "int" in str(field.type)}
+"""Settings that may be a whole number."""
 
 NUMBERS_AS_TEXTS: Mapping[str, tuple[type, ...]] = {"clients": (int,), "cohort": (int, float)}
 """Settings in which a text that is such a number means the number, as on the command line."""
