@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import struct
+import tracemalloc
+import zlib
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 
@@ -32,11 +35,13 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms, graph
+from fedpeft.report import main as report
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.transcript import main as transcript
 from tests.conftest import SilentObserver
 from tests.here import Federation
+from tests.studies.made import made_result, write_study
 
 P256 = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 """Order of the group that the authority signs in."""
@@ -261,6 +266,40 @@ def test_a_statement_that_is_no_text_is_one_sentence(tmp_path, capsys, said):
     file.write_text(json.dumps({"record": said, "signature": "", "certificate": ""}) + "\n")
     assert transcript([str(file), str(file)]) == 2
     assert "holds no statement of a server in line 1" in capsys.readouterr().err
+
+
+BOMB = base64.b64encode(zlib.compress(bytes(50_000_000), 9)).decode()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"local_steps": 10**400}, {"trained_rows": "x"}, {"settled": 5}, {"point": [1]}, {"preset": {}},
+        {"rounds": [0]}, {"rounds": [{"a": 1}]}, {"rounds": 7}, {"calibration": 2**63},
+        {"calibration": {"rows": [1], "confidence": ["<script>"], "accuracy": [0.5]}},
+        {"calibration": {"rows": [1, 2], "confidence": [0.5], "accuracy": [0.5]}},
+        {"client_accuracy": {"quantiles": -1, "worst_tenth": 0.5}},
+        {"client_accuracy": {"quantiles": [0.5], "worst_tenth": None}},
+        {"correct": {"kind": "bits", "length": 5, "data": "!!"}}, {"correct": {"kind": "f8", "length": 1, "data": ""}},
+        {"correct": {"kind": "bits", "length": 10**12, "data": ""}},
+        {"correct": {"kind": "bits", "length": 8, "data": BOMB}}, {"count": {"kind": "i4", "length": -1, "data": BOMB}},
+        {"summary": {"accuracy": 10**400}},
+    ],
+    ids=lambda changed: str(changed)[:48],
+)  # fmt: skip
+def test_results_from_elsewhere_are_a_report_or_one_sentence(tmp_path, capsys, changed):
+    result = made_result({"codec": "fp32"}, 0, 0.8, 10.0)
+    file = write_study(tmp_path / "study", [result]) / "results.jsonl"
+    line = json.loads(result.line())
+    summary = {**line["summary"], **changed.pop("summary", {})}
+    file.write_text(json.dumps({**line, **changed, "summary": summary}) + "\n")
+    tracemalloc.start()
+    try:
+        assert report([str(file), "--output", str(tmp_path / "page.html")]) == 2
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000, "a bomb is not unpacked"
+    finally:
+        tracemalloc.stop()
+    assert "line 1 of" in "".join(capsys.readouterr())
 
 
 CODE = "import pathlib\n(pathlib.Path(__file__).parent / 'ran').write_text('')\n"
