@@ -10,6 +10,7 @@ import tracemalloc
 import zlib
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -19,7 +20,7 @@ from PIL import Image
 
 from fedpeft.api import open_run
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import read_config
+from fedpeft.config import RunConfig, read_config
 from fedpeft.data.image_folders import pixels_of
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
@@ -27,6 +28,7 @@ from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import ConfigError, DataError, FedpeftError, PayloadError, RunError
+from fedpeft.peft.saved_adapter import load, refuse_patterns
 from fedpeft.privacy.client_engine import OWN
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
@@ -300,6 +302,44 @@ def test_results_from_elsewhere_are_a_report_or_one_sentence(tmp_path, capsys, c
     finally:
         tracemalloc.stop()
     assert "line 1 of" in "".join(capsys.readouterr())
+
+
+def test_a_formula_in_a_name_is_drawn_as_it_is(tmp_path):
+    """Matplotlib reads what stands between dollar signs as a formula, and fails where it is none."""
+    result = made_result({"codec": "fp32"}, 0, 0.8, 10.0)
+    line = json.loads(result.line())
+    line |= {"study": "", "preset": "", "point": {}, "summary": line["summary"] | {"metric": r"$\frac{$"}}
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert report([str(tmp_path / "alone" / "results.jsonl"), "--output", str(tmp_path / "page.html")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_modules", "(.*.*.*.*.*)*x"), ("target_modules", ["(a+)+"]), ("rank_pattern", {"(.*.*.*)*x": 4}),
+        ("alpha_pattern", {"[a": 1}), ("exclude_modules", "(.*.*)*x"), ("layers_pattern", "(a|a)*"),
+        ("modules_to_save", [5]),
+    ],
+)  # fmt: skip
+def test_an_adapter_s_settings_hold_no_pattern_that_is_matched_for_years(name, value):
+    """`predict`, `evaluate` and `export` open an adapter with peft, which matches these with each layer's name."""
+    with pytest.raises(RunError, match=f"{name} in adapter_config.json must be names of layers"):
+        refuse_patterns({"target_modules": ["encoder.layer.0.attention.self.query"], name: value})
+
+
+def test_the_settings_of_a_saved_adapter_are_read_before_peft_reads_them(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": "(.*.*)*x"}')
+    task = SimpleNamespace(model=lambda base, classes: SimpleNamespace(base=base))
+    with pytest.raises(RunError, match="must be names of layers"):
+        load(tmp_path, task, None, 0)
+
+
+@pytest.mark.parametrize("temperature", [10**400, -(10**400), float("inf")], ids=["huge", "minus huge", "infinite"])
+def test_a_temperature_that_no_model_has_is_left_out(tmp_path, temperature):
+    assert FinishedRun(tmp_path, RunConfig(), {"temperature": temperature}).temperature == 1.0
 
 
 CODE = "import pathlib\n(pathlib.Path(__file__).parent / 'ran').write_text('')\n"
