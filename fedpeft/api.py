@@ -207,7 +207,9 @@ def _run(
             raise RunError(f"FP5011 {resume} holds no run to resume, or a config was given beside it: it keeps its own")
         config = Path(resume) / "config.toml"
     goes_on = resume is not None
-    default = read_config(Path(config), goes_on) if isinstance(config, str | Path) else config or RunConfig()
+    if isinstance(config, str | Path):
+        config = read_config(Path(config), goes_on, of_run=goes_on)
+    default = config or RunConfig()
     model = values.pop("model", None)
     if isinstance(model, str | Path):
         values["model"] = str(model)

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tomli_w
 
@@ -97,8 +97,20 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
         ConfigError: unknown key, wrong type, value out of range; `source` is named.
     """
     given = {name: _number(value, NUMBERS_AS_TEXTS.get(name, ())) for name, value in values.items()}
+    for name, value in given.items():
+        if name in WHOLE and isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise ConfigError(
+                f"FP1508 {source}: {name:.40} is a whole number of {value.bit_length()} bits; legal are {MOST_BITS} at "
+                "most"
+            )
     return RunConfig(**check_settings(source, RunConfig, given))
 
+
+MOST_BITS: Final = 64
+"""Of a whole number in a configuration. TOML has no longer ones; Python reads any, and refuses to print the longest."""
+
+WHOLE: Final = {field.name for field in dataclasses.fields(RunConfig) if "int" in str(field.type)}
+"""Settings that may be a whole number."""
 
 NUMBERS_AS_TEXTS: Mapping[str, tuple[type, ...]] = {"clients": (int,), "cohort": (int, float)}
 """Settings in which a text that is such a number means the number, as on the command line."""
@@ -109,29 +121,31 @@ def _number(value: Any, kinds: tuple[type, ...]) -> Any:
     for kind in kinds if isinstance(value, str) else ():
         try:
             number = kind(value)
-        except ValueError:
+            finite = math.isfinite(number)
+        except (ValueError, OverflowError):  # the latter: a whole number of more than 308 digits
             continue
-        return number if math.isfinite(number) else value
+        return number if finite else value
     return value
 
 
-def read_config(path: Path, goes_on: bool = True) -> RunConfig:
+def read_config(path: Path, goes_on: bool = True, of_run: bool = False) -> RunConfig:
     """Return the checked configuration in a TOML file and load its plugins.
 
     Args:
         path: the file.
         goes_on: whether the run that it is of is continued, with the plugins that it began with (`plugins.use`).
+        of_run: whether it lies in the folder of a run, whose code is not run, and not where a user has written it.
 
     Raises:
         ConfigError: the file can't be used; or (`goes_on`) a plugin that it names is missing, or has changed since the
             run began.
     """
     content = read_toml(path)
-    use_plugins(content, path, goes_on)
+    use_plugins(content, path, goes_on, of_run)
     return from_mapping(content, str(path))
 
 
-def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True) -> None:
+def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True, of_run: bool = False) -> None:
     """Take the key `plugin` out of the `content` of a TOML file, and load what it names.
 
     Raises:
@@ -143,7 +157,7 @@ def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True) -> No
         raise ConfigError(
             f'FP1075 {path}: plugin must be a file or several, such as ["my_rules.py"], got {given!r:.100}'
         )
-    plugins.use(sources, path.parent, goes_on)
+    plugins.use(sources, path.parent, goes_on, path.parent if of_run else None)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     if not (run / "config.toml").is_file():
         raise RunError(f"FP5135 {run} holds no run: there is no config.toml in it")
     refuse_links([run.resolve()])
-    config = read_config(run / "config.toml", goes_on=False)
+    config = read_config(run / "config.toml", goes_on=False, of_run=True)
     tell_notes()
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
     state = simulation.client_state(client)

@@ -159,7 +159,12 @@ def named() -> tuple[Plugin, ...]:
     return tuple(_state.named)
 
 
-def use(plugins: Iterable[str | Mapping[str, Any] | Recipe], beside: Path | None = None, goes_on: bool = True) -> None:
+def use(
+    plugins: Iterable[str | Mapping[str, Any] | Recipe],
+    beside: Path | None = None,
+    goes_on: bool = True,
+    run: Path | None = None,
+) -> None:
     """Make plugins' parts available in this process, by what a user wrote or by what a run has recorded.
 
     Args:
@@ -167,12 +172,18 @@ def use(plugins: Iterable[str | Mapping[str, Any] | Recipe], beside: Path | None
         beside: the folder that relative paths begin at; None: the working directory.
         goes_on: whether what has recorded them goes on, which takes the same plugins; else those that are there are
             taken, `notes` says which have changed, and what is gone fails where one of its parts is asked for.
+        run: folder of the run that has recorded them; code that lies in it came with it, and is not run.
 
     Raises:
         ConfigError: there is no such plugin, it can't be loaded, or (`goes_on`) it is not what was recorded.
     """
     for given in plugins:
-        plugin = _recorded(given, goes_on) if isinstance(given, Mapping | Recipe) else found(given, beside)
+        if run is not None and isinstance(given, str):
+            raise ConfigError(
+                f"FP1509 {run}/config.toml names the plugin {given!r:.200}, and a run records its plugins in tables "
+                "[[plugin]]; take the line out, and name the file with --plugin if you trust it"
+            )
+        plugin = _recorded(given, goes_on, run) if isinstance(given, Mapping | Recipe) else found(given, beside)
         if plugin is not None and plugin not in _state.named:
             _state.named.append(plugin)
             if isinstance(given, Mapping | Recipe):
@@ -322,6 +333,30 @@ def found(source: str, beside: Path | None = None) -> Plugin:
         return _from_file(path.resolve(), path.resolve())
     if (path / "__init__.py").is_file():
         return _from_file(path.resolve(), path.resolve() / "__init__.py")
+    return _package(source)
+
+
+def _placed(source: str, run: Path | None) -> Plugin:
+    """Return the plugin of a record, unless it came with the folder of the `run` that has recorded it.
+
+    Raises:
+        ConfigError: it did, there is none, or it can't be loaded.
+    """
+    if run is None:
+        return found(source)
+    if not Path(source).is_absolute():
+        return _package(source)
+    if Path(source).resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"FP1510 it lies in the run's folder {run}, and code that comes with a run is not run")
+    return found(source)
+
+
+def _package(source: str) -> Plugin:
+    """Return the installed package that a user calls `source`.
+
+    Raises:
+        ConfigError: there is none.
+    """
     for plugin in installed():
         if _plain(plugin.source) == _plain(source):
             return plugin
@@ -342,7 +377,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None:
+def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
     """The plugin of a record; None: it is gone, and nothing goes on that would need all of it."""
     record = given.record if isinstance(given, Recipe) else given
     source, version = record.get("source"), record.get("sha256", record.get("version", ""))
@@ -358,7 +393,7 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool) -> Plugin | None
             return Plugin(IN_PYTHON, ", ".join(record["parts"]), {})
         return Plugin(IN_PYTHON, "", _noted(cloudpickle.loads(given.content)))
     try:
-        plugin = _moved(version, record["parts"]) or found(source)
+        plugin = _moved(version, record["parts"]) or _placed(source, run)
     except ConfigError as error:
         if goes_on:
             why = f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from fedpeft.deployment.signing import Verifier
@@ -55,7 +56,7 @@ def compare(command: Command, console: Console) -> bool:
     one, other = told(command.one, verifier), told(command.other, verifier)
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     if verifier is not None:
         say("signatures: all are the server's")
@@ -64,9 +65,9 @@ def compare(command: Command, console: Console) -> bool:
     else:
         say("signatures: none, the server ran without TLS; whoever has a transcript could have written it")
     title = "what each was sent: form, work and digest of the task, which may differ"
-    table = Table("round", one.client or "A", other.client or "B", title=title)
+    table = Table("round", escape(one.client or "A"), escape(other.client or "B"), title=title)
     for called, *sent in side_by_side(one, other):
-        table.add_row(called, *(text or "-" for text in sent))
+        table.add_row(called, *(escape(text or "-") for text in sent))
     console.print(table)
     if one.chain.run != other.chain.run:
         say(f"different: these are two federations, {one.chain.run} and {other.chain.run}")

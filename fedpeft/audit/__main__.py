@@ -53,7 +53,7 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     rows = []
     for folder in runs:
         refuse_servers_run(folder)
-        config = read_config(folder / "config.toml", goes_on=False)
+        config = read_config(folder / "config.toml", goes_on=False, of_run=True)
         tell_notes()
         found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"

@@ -20,6 +20,9 @@ from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What a picture's content may be, whatever its name: Pillow has Ghostscript, a program, open some other formats."""
+
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".dcm", ".svg")
 """Endings of pictures that are not read: to pass over a telephone's photographs in silence would lose half of them."""
 
@@ -177,7 +180,7 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
             wrong.append(f"FP3058 there is no picture {file}")
             continue
         try:
-            with Image.open(file) as opened:
+            with Image.open(file, formats=FORMATS) as opened:
                 made[i] = square(opened, side)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             wrong.append(f"FP3059 {file} can't be read as a picture: {' '.join(str(error).split())[:200]}")

@@ -121,7 +121,7 @@ class Revoked:
         self._serials = frozenset(entry.serial_number for entry in _list_of(file, self._authority))
         self._stamp: tuple[int, int] | None = None
 
-    def __contains__(self, serial: int) -> bool:
+    def __contains__(self, serial: object) -> bool:
         try:
             status = os.stat(self._file)
         except FileNotFoundError:

@@ -109,7 +109,7 @@ class Federation:
         clients = number_of(config.clients, groups)
         if clients < 1:
             raise ConfigError("FP1120 a server needs to know how many clients there may be: --clients N, at least 1")
-        self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority)
+        self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.of(config, options)
         # where clients' rows judge, the last state is seen
@@ -321,8 +321,8 @@ class Federation:
         elif isinstance(drawn_from, Dealt) and book is not None:
             drawn_from = dataclasses.replace(drawn_from, asked=lambda round: book.ledger.asked(round))  # open by then
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
-        authority = self.roster.authority
-        certified = CertifiedRoster.of_server(authority, self.setup.clients) if authority else None
+        authority, revoked = self.roster.authority, self.roster.revoked
+        certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
         transport = Exchange(
             self.grid(),
             self.observer.client_done,

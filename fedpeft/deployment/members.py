@@ -11,7 +11,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Roster:
         file: where they are stored.
         places: how many there may be.
         authority: the certificate (PEM) that signs theirs; empty: they have none.
+        revoked: serial numbers of certificates that count no more.
 
     Attributes:
         since: when their server began to listen, by the monotonic clock.
@@ -67,10 +68,10 @@ class Roster:
         RunError: the file can't be read.
     """
 
-    def __init__(self, file: Path, places: int, authority: bytes = b"") -> None:
+    def __init__(self, file: Path, places: int, authority: bytes = b"", revoked: Container[int] = ()) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self.places, self.authority = places, authority
+        self.places, self.authority, self.revoked = places, authority, revoked
         self.run = secrets.token_hex(8)
         self.started = False
         self.since = time.monotonic()

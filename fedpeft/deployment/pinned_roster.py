@@ -2,8 +2,8 @@
 
     FINGERPRINT NAME          one line for each client, sorted by name
 
-A fingerprint is the SHA-256 of a certificate. The file's own SHA-256 is its hash: clients that compare it with each
-other, by telephone for instance, know that nobody stands there whom they don't know.
+A fingerprint is the SHA-256 of a certificate without its signature. The file's own SHA-256 is its hash: clients that
+compare it with each other, by telephone for instance, know that nobody stands there whom they don't know.
 """
 
 from __future__ import annotations

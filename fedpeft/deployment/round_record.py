@@ -27,6 +27,9 @@ from fedpeft.trust.question import MOST_WORDS
 RECORD_LIMIT: Final = 1 << 16
 """Bytes of a record, or of a statement about a task, at most."""
 
+LONGEST_WORD: Final = 63
+"""Characters of a name, and of a word in a statement; it is shown to people, so all of them can be printed."""
+
 GENESIS: Final = ""
 """What the first record says that it follows."""
 
@@ -176,7 +179,7 @@ def _time(value: object) -> bool:
 
 
 def _word(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 63
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_WORD and value.isprintable()
 
 
 _TYPES: Final[dict[str, Any]] = hints(Instruction)
@@ -205,6 +208,8 @@ _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
         and list(value) == sorted(OWN)
         and all(type(field) is _TYPES[name] for name, field in value.items())
         and all(math.isfinite(field) for field in value.values() if type(field) is float)
+        and all(-LARGEST <= field <= LARGEST for field in value.values() if type(field) is int)
+        and all(len(field) <= LONGEST_WORD and field.isprintable() for field in value.values() if type(field) is str)
     ),
 }
 

@@ -105,4 +105,7 @@ def _parsed(line: bytes) -> Line:
     fields = json.loads(line)
     [kind] = [kind for kind, label in _LABELS.items() if label in fields]
     signature, certificate = (base64.b64decode(fields[name], validate=True) for name in ("signature", "certificate"))
-    return kind, Signed(fields[_LABELS[kind]].encode(), signature, certificate)
+    content = fields[_LABELS[kind]]
+    if not isinstance(content, str):
+        raise TypeError("a statement is a text")
+    return kind, Signed(content.encode(), signature, certificate)

@@ -12,10 +12,11 @@ The reported test score is computed by `load` and `score`: the saved files, the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -260,6 +261,26 @@ def with_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tenso
     return changes
 
 
+PATTERNS: Final = (
+    "target_modules", "feedforward_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "modules_to_save",
+)  # fmt: skip
+"""Settings of an adapter that the library matches with names of layers, as regular expressions in some."""
+
+
+def refuse_patterns(config: Mapping[str, Any]) -> None:
+    """Raise if an adapter's settings hold a regular expression: one can be made that is matched for years.
+
+    Raises:
+        RunError: names the setting; fedpeft writes names of layers.
+    """
+    for name in PATTERNS:
+        given = config.get(name) or ()
+        for word in [given] if isinstance(given, str) else given:
+            if not isinstance(word, str) or not re.fullmatch(r"[\w.-]+", word):
+                raise RunError(f"FP5251 {name} in {ADAPTER_CONFIG} must be names of layers, got {word!r:.80}")
+
+
 def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
     """The finished model, from its files, on a `base` in fp32 that is changed in place.
 
@@ -291,6 +312,7 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
     elif files.is_dir():
         model = task.model(base, classes)
         regular(files / "adapter_model.safetensors")
+        refuse_patterns(read_json(files / ADAPTER_CONFIG))
         model.base = PeftModel.from_pretrained(base, str(files))
     elif (folder / "model").is_dir():
         model = task.model(task.base(folder / "model", torch.float32), classes)

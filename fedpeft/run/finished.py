@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +55,7 @@ class FinishedRun:
         """
         if not (folder / "config.toml").is_file():
             raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
-        config = read_config(folder / "config.toml", goes_on=False)
+        config = read_config(folder / "config.toml", goes_on=False, of_run=True)
         try:
             summary = files.read_json(folder / "summary.json")
         except FileNotFoundError:
@@ -79,7 +80,7 @@ class FinishedRun:
     def temperature(self) -> float:
         """What the model's logits are divided by to be calibrated; 1 where the run has not found out."""
         found = self.summary.get("temperature")
-        return float(found) if isinstance(found, int | float) and found > 0 else 1.0
+        return float(found) if isinstance(found, int | float) and 0 < found <= sys.float_info.max else 1.0
 
     @cached_property
     def template(self) -> str | None:

@@ -33,7 +33,7 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
                 f"FP5176 {resume} holds no run to resume: there is no config.toml in it; "
                 f"start a new run with --output {resume}"
             )
-    return read_config(file, goes_on=resume is not None) if file else RunConfig()
+    return read_config(file, resume is not None, of_run=resume is not None) if file else RunConfig()
 
 
 def checked_settings(

@@ -70,6 +70,7 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "svg.fonttype": "path",
+    "text.parse_math": False,  # names come from users, and a dollar sign in one is no formula
 }
 
 

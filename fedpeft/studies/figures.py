@@ -47,7 +47,8 @@ def course(section: Section, run: Result) -> str:
     """Accuracy and loss of one run, as its own folder shows them."""
     import matplotlib
 
-    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context({"svg.hashsalt": f"{section.title}/course"}):
+    style: Any = {"svg.hashsalt": f"{section.title}/course", "text.parse_math": False}
+    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(style):
         path = Path(folder) / "course.svg"
         plot_rounds(path, [dict(line) for line in run.rounds], dict(run.summary or {}))
         text = path.read_text(encoding="utf-8")

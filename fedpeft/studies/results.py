@@ -34,6 +34,7 @@ from fedpeft.run.folder import resume_command, unfinished
 from fedpeft.run.own_files import MadeOf, of_plain, recorded
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_ROWS, OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.studies.line_types import EACH_ROUND, check_size, check_values
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -41,9 +42,6 @@ QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, BadZipFile, zlib.error)
 """What reading a file raises that is not what was written."""
-
-EACH_ROUND = {"round", "loss", "accuracy", "uplink_bytes", "downlink_bytes", "seconds"}
-"""What a line of rounds.jsonl is read for."""
 
 FILE = "file "
 """Begins the name of what a run's own file held (`Result.contents`)."""
@@ -164,8 +162,16 @@ def pack(values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
-    """The inverse of `pack`."""
-    raw = zlib.decompress(base64.b64decode(packed["data"]))
+    """Return the numbers that `pack` has made a text of.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are none, or others than the text says.
+    """
+    length, bits = int(packed["length"]), {"bits": 1, "i4": 32, "f4": 32}[packed["kind"]]
+    expected = -(-length * bits // 8)
+    raw = zlib.decompressobj().decompress(base64.b64decode(packed["data"]), expected + 1)  # a bomb holds far more
+    if len(raw) != expected:
+        raise ValueError(f"packed numbers of another length than {length}")
     if packed["kind"] == "bits":
         return np.unpackbits(np.frombuffer(raw, np.uint8), count=packed["length"]).astype(np.float64)
     return np.frombuffer(raw, {"i4": "<i4", "f4": "<f4"}[packed["kind"]]).astype(np.float64)
@@ -186,6 +192,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
     """
     if not isinstance(summary, dict):
         raise ValueError("it has no summary")
+    check_size(summary)
     for measure in (one for part in (Quality, Costs, Summary) for one in fields(part)):
         kind = KINDS.get(str(measure.type).partition("[")[0].removesuffix(" | None"), object)
         value = summary.get(measure.name)
@@ -339,6 +346,13 @@ def _result(plain: Any) -> Result:
         raise TypeError("it is not a JSON object")
     if plain.get("status") not in (FINISHED, FAILED) or not isinstance(plain.get("config"), dict):
         raise ValueError("it has no status or no config")
+    check_values(plain)
+    for name in ("correct", "count"):
+        if plain.get(name) is not None:
+            try:
+                unpack(plain[name])
+            except (*BROKEN, OverflowError) as error:
+                raise ValueError(f"{name} holds no packed numbers: {error}") from error
     if plain["status"] == FINISHED:
         checked_summary(plain.get("summary"))
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}

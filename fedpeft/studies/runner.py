@@ -224,7 +224,7 @@ class Workplace:
         """
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
-            if not self._is_of(planned, read_config(folder / "config.toml")):
+            if not self._is_of(planned, read_config(folder / "config.toml", of_run=True)):
                 raise RunError(
                     f"FP5224 {folder} holds a run with other settings; move it away or give another --output"
                 )

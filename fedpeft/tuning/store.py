@@ -149,7 +149,7 @@ def _refuse_changed(folder: Path) -> None:
     """
     now = cache(made_of)  # trials share it
     for run in sorted(path.parent for path in folder.glob(f"trials/*/{RECORD}")):
-        config = read_config(run / "config.toml")
+        config = read_config(run / "config.toml", of_run=True)
         if name := changed(recorded(run), now(naming(config))):
             raise RunError(
                 f"FP5236 {folder} holds trials made of {name} as it was before it changed; put that back, or give "

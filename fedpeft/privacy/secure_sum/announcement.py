@@ -19,6 +19,9 @@ from fedpeft.privacy.secure_sum.sum import SecureSum
 STATISTICS_BITS: Final = 32
 """Of the modulus before round 1, where numbers are summed that must be exact, once."""
 
+LONGEST: Final = 2**32 - 1
+"""Integers of a vector: the terms of a sum hold their number in 32 bits."""
+
 _FORMAT: Final = ">16sIIId"
 
 
@@ -76,7 +79,12 @@ class Announcement:
             raise PayloadError(
                 f"FP6105 a secure sum of {self.clients} clients is announced, which {bits} bits don't hold"
             )
-        return secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
+        made = secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
+        if made.length > LONGEST:
+            raise PayloadError(
+                f"FP6189 a secure sum of {made.length} integers is announced; legal are {LONGEST} at most"
+            )
+        return made
 
     def terms(self, secure: SecureSum, seed: int, round: int, run: str = "") -> Terms:
         """What all members have to agree on; `seed` is the run's.

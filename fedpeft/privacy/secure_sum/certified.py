@@ -8,7 +8,7 @@ it, and of no others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
@@ -62,8 +62,15 @@ class Identity:
 
 
 def fingerprint(certificate: bytes) -> str:
-    """Of a certificate (DER): SHA-256, in hexadecimal digits."""
-    return hashlib.sha256(certificate).hexdigest()
+    """Return the SHA-256 of what the authority has signed of a certificate (DER), in hexadecimal digits.
+
+    The signature is left out. Anyone can turn an ECDSA signature (r, s) into the second valid one (r, -s), and so
+    change the bytes of a certificate without the authority's key.
+
+    Raises:
+        ValueError: it is no certificate.
+    """
+    return hashlib.sha256(x509.load_der_x509_certificate(certificate).tbs_certificate_bytes).hexdigest()
 
 
 class CertifiedRoster:
@@ -72,17 +79,18 @@ class CertifiedRoster:
     Args:
         identity: whose roster it is.
         places: of the federation.
+        revoked: serial numbers of certificates that count no more; clients have no such list.
     """
 
-    def __init__(self, identity: Identity, places: int) -> None:
+    def __init__(self, identity: Identity, places: int, revoked: Container[int] = ()) -> None:
         self._authority = x509.load_pem_x509_certificate(identity.authority)
-        self._pinned, self._places = identity.pinned, places
+        self._pinned, self._places, self._revoked = identity.pinned, places, revoked
         self._keys: dict[bytes, PublicKey] = {}
 
     @classmethod
-    def of_server(cls, authority: bytes, places: int) -> Self:
-        """Return the roster of a server, which takes all clients of the authority (PEM)."""
-        return cls(Identity("", b"", b"", authority), places)
+    def of_server(cls, authority: bytes, places: int, revoked: Container[int] = ()) -> Self:
+        """Return the roster of a server, which takes all clients of the authority (PEM) that are not `revoked`."""
+        return cls(Identity("", b"", b"", authority), places, revoked)
 
     def verify(self, client: int, content: bytes, signature: bytes, certificate: bytes) -> None:
         """Refuse what the client has not signed, and clients that may not take part.
@@ -116,6 +124,8 @@ class CertifiedRoster:
             raise PayloadError(f"FP6108 {called}, whose key is of a kind that secure sums don't use: ECDSA or Ed25519")
         if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
             raise PayloadError(f"FP6109 {called}, which is not valid now")
+        if certificate.serial_number in self._revoked:
+            raise PayloadError(f"FP6190 {called}, which has been revoked")
         if self._pinned is not None and fingerprint(content) not in self._pinned:
             raise PayloadError(f"FP6110 {called}, which is not in the roster that this client was handed")
         return key

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
+from fedpeft.privacy.secure_sum.certified import fingerprint
 from fedpeft.privacy.secure_sum.masks import check_public, dtype, packed, public, reduced, stream, unpacked
 from fedpeft.privacy.secure_sum.member import advertised, pairwise, witnessed
 from fedpeft.privacy.secure_sum.neighbours import Terms
@@ -77,8 +78,9 @@ class Coordinator:
             check_public(key)
         if self.roster is not None:
             self.roster.verify(client, advertised(self.terms, client, keys), keys.signature, keys.certificate)
+        shown = fingerprint(keys.certificate) if keys.certificate else ""
         for other, taken in self.keys.items():
-            if taken.mask == keys.mask or (keys.certificate and taken.certificate == keys.certificate):
+            if taken.mask == keys.mask or (shown and fingerprint(taken.certificate) == shown):
                 raise PayloadError(f"FP6183 client {client} shows the keys or the certificate of client {other}")
         self.keys[client] = keys
 

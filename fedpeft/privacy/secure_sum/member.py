@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
+from fedpeft.privacy.secure_sum.certified import fingerprint
 from fedpeft.privacy.secure_sum.masks import KEY, agreed, dtype, packed, public, reduced, stream
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import Membership, PrivateKey, signature
@@ -100,7 +101,7 @@ class Member:
         if len({keys.mask for keys in self.peers.values()}) < len(self.peers):
             raise PayloadError("FP6122 two neighbours have the same keys")
         shown = [*filter(None, (self.certificate, *(keys.certificate for keys in self.peers.values())))]
-        if len(set(shown)) < len(shown):
+        if len(set(map(fingerprint, shown))) < len(shown):
             raise PayloadError("FP6123 two members show the same certificate: one of them was invented")
         needed = self.terms.needed
         if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:

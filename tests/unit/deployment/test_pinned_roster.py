@@ -6,7 +6,6 @@ import hashlib
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedpeft.certs import main as certs
 from fedpeft.deployment.credentials import Credentials
@@ -28,8 +27,8 @@ def test_a_roster_names_the_present_certificates_and_its_hash_is_that_of_the_fil
     assert hashlib.sha256(text.encode()).hexdigest() in capsys.readouterr().out
     found = PinnedRoster.read(made / "roster.txt")
     assert list(found.members) == ["edge-1", "edge-2"], "without the one that was revoked"
-    der = x509.load_pem_x509_certificate((made / "clients/edge-1/client.pem").read_bytes()).public_bytes(Encoding.DER)
-    assert found.members["edge-1"] == hashlib.sha256(der).hexdigest()
+    certificate = x509.load_pem_x509_certificate((made / "clients/edge-1/client.pem").read_bytes())
+    assert found.members["edge-1"] == hashlib.sha256(certificate.tbs_certificate_bytes).hexdigest()
     assert found.to_text() == text
 
 
