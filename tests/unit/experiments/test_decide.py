@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,13 +34,14 @@ from experiments.decide.__main__ import (
 from experiments.decide.registry import NATS, compute_hours, compute_rung, read_ladder, read_registry
 from experiments.decide.simulation import TRUTHS, Pages
 from experiments.decide.verdicts import decide_all
+from experiments.learning_rates import tuned_tables, with_rates
 from fedpeft.errors import RunError
 from fedpeft.run.catalogue import FLAGS
 from fedpeft.spec import parse_spec, split_outside_parentheses
 from fedpeft.studies.results import FINISHED, Result, pack
 from fedpeft.studies.sections import Section
 from fedpeft.studies.statistics import Uncertainty
-from fedpeft.studies.study_file import SETTINGS, Study
+from fedpeft.studies.study_file import SETTINGS, Study, read_study
 
 CLAIMS, TASKS = read_registry()
 
@@ -106,8 +108,29 @@ def test_rates_are_tuned_inside_a_grid_on_a_seed_of_their_own(task) -> None:
     for value in task.study.axes["method"]:
         assert grid[0] < value.settings["learning_rate"] < grid[-1]
     for run, tried in zip(task.study.runs(), task.tuning.runs()[:: len(grid)], strict=False):
-        same = {"learning_rate": run.config.learning_rate, "rounds": run.config.rounds, "seed": run.config.seed}
-        assert dataclasses.replace(tried.config, **same, measure=run.config.measure) == run.config
+        chosen = ("learning_rate", "optimizer", "rounds", "seed", "measure")
+        assert dataclasses.replace(tried.config, **{name: getattr(run.config, name) for name in chosen}) == run.config
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_best_rates_reach_the_deciding_runs(task, tmp_path: Path) -> None:
+    text = task.study.path.read_text(encoding="utf-8")
+    rates = [value.label for value in task.tuning.axes["learning_rate"]]
+    methods = [value.label for value in task.study.axes["method"]]
+    best = dict(zip(methods, itertools.cycle(rates[1:-1]), strict=False))
+    (tmp_path / "study.toml").write_text(with_rates(text, best, tuned_tables(text, "tuning")))
+    heads = set()
+    for value in read_study(tmp_path / "study.toml").axes["method"]:
+        assert value.settings["learning_rate"] == float(best[value.label])
+        if "optimizer" in value.settings:
+            heads.add(round(built_head_rate(value.settings["optimizer"]) * float(best[value.label]), 6))
+    assert len(heads) <= 1
+    assert read_study(tmp_path / "study.toml", "tuning").axes == task.tuning.axes
+
+
+def built_head_rate(text: str) -> float:
+    """Return the head's rate in an optimizer's text, relative to the learning rate."""
+    return float(parse_spec(text).settings["head_rate"])
 
 
 def test_no_deciding_run_is_committed_elsewhere() -> None:
