@@ -31,7 +31,7 @@ from experiments.decide.__main__ import (
     main,
     make_page,
 )
-from experiments.decide.registry import NATS, compute_hours, compute_rung, read_ladder, read_registry
+from experiments.decide.registry import NATS, Task, compute_hours, compute_rung, read_ladder, read_registry
 from experiments.decide.simulation import TRUTHS, Pages
 from experiments.decide.verdicts import decide_all
 from experiments.learning_rates import tuned_tables, with_rates
@@ -98,7 +98,7 @@ def test_what_is_left_to_a_default_is_found() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_rates_are_tuned_inside_a_grid_on_a_seed_of_their_own(task) -> None:
+def test_rates_are_tuned_inside_a_grid_on_a_seed_of_their_own(task: Task) -> None:
     grid = [value.settings["learning_rate"] for value in task.tuning.axes["learning_rate"]]
     assert len(grid) >= 4
     assert grid == sorted(grid)
@@ -113,7 +113,7 @@ def test_rates_are_tuned_inside_a_grid_on_a_seed_of_their_own(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_the_best_rates_reach_the_deciding_runs(task, tmp_path: Path) -> None:
+def test_the_best_rates_reach_the_deciding_runs(task: Task, tmp_path: Path) -> None:
     text = task.study.path.read_text(encoding="utf-8")
     rates = [value.label for value in task.tuning.axes["learning_rate"]]
     methods = [value.label for value in task.study.axes["method"]]
@@ -159,7 +159,7 @@ def test_no_arm_is_trained_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_a_margin_keeps_its_rule(task) -> None:
+def test_a_margin_keeps_its_rule(task: Task) -> None:
     limit, resolved = compute_limit(task), compute_resolution(task)
     if task.margin is None:
         assert limit is None or resolved > limit
@@ -186,6 +186,8 @@ def test_the_hours_fit_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_design_has_the_numbers_of_the_committed_results() -> None:
     before = PAGE.read_text(encoding="utf-8")
     assert make_page(before) == before
+    hypotheses = len(CLAIMS) + sum(TASKS[claim.study].margin is not None for claim in CLAIMS)
+    assert f"all {hypotheses} hypotheses" in before
 
 
 # --------------------------------------------------------------------------------------------------------- the verdicts
