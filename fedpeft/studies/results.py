@@ -74,6 +74,7 @@ class Result:
         trained_rows: those steps times the batch size.
         correct: packed correct predictions per test row.
         count: packed predictions per test row; None where each row is one prediction.
+        loss: packed loss per test row of a language model, in nats summed over its tokens; None of other models.
         calibration: see `fedpeft.models.calibration`; None for language modelling.
         client_accuracy: quantiles over clients and mean of the worst tenth; None if it isn't known, or under privacy.
     """
@@ -94,6 +95,7 @@ class Result:
     trained_rows: int | None = None
     correct: Mapping[str, Any] | None = None
     count: Mapping[str, Any] | None = None
+    loss: Mapping[str, Any] | None = None
     calibration: Mapping[str, Any] | None = None
     client_accuracy: Mapping[str, Any] | None = None
 
@@ -247,6 +249,7 @@ def read_run(folder: Path) -> Result:
             trained_rows=None if steps is None else steps * int(config["batch_size"]),
             correct=None if correct is None else pack(correct),
             count=None if count is None or (count == 1).all() else pack(count),
+            loss=pack(scores["loss"]) if scores and summary["metric"] == "perplexity" else None,
             calibration=calibration,
             client_accuracy=None if private else client_accuracy(scores, _arrays(folder / "clients.npz")),
         )

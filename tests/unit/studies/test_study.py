@@ -15,7 +15,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.catalogue import built
 from fedpeft.studies.found import Found, as_described
 from fedpeft.studies.process import Program, Start
-from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved
+from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved, unpack
 from fedpeft.studies.runner import Running, Schedule, Workplace, jobs_that_fit
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
@@ -398,3 +398,18 @@ def test_where_nothing_is_confident_there_is_no_calibration(tmp_path, confidence
     one = np.ones(4)
     np.savez(tmp_path / "predictions.npz", correct=one, count=one, confidence=confidence * one)
     assert (read_run(tmp_path).calibration is None) == (confidence == 0)
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "accuracy"])
+def test_losses_per_row_are_kept_of_language_models(tmp_path, metric):
+    """Nats per token are compared by test row, too; of classes, correct predictions are."""
+    (tmp_path / "config.toml").write_text("seed = 0\nbatch_size = 8\n")
+    (tmp_path / "summary.json").write_text(json.dumps({"metric": metric, "seed": 0}))
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        (tmp_path / name).write_text("")
+    one, loss = np.ones(4), np.array([1.5, 2.25, 0.5, 8.0])
+    np.savez(tmp_path / "predictions.npz", correct=one, count=2 * one, confidence=0 * one, loss=loss)
+    found = read_run(tmp_path).loss
+    assert (found is not None) == (metric == "perplexity")
+    if found is not None:
+        assert unpack(found).tolist() == loss.tolist()

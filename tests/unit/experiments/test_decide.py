@@ -1,0 +1,319 @@
+"""The registered study: complete settings, margins by rule, one correction for the page, and its false positives."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.claims.decisions import (
+    ALPHA,
+    BETTER,
+    EQUIVALENT,
+    UNDECIDED,
+    WORSE,
+    PValues,
+    compute_power,
+    compute_tests,
+    correct,
+    decide,
+)
+from experiments.claims.verdicts import Evidence, holm
+from experiments.decide.__main__ import (
+    MOST_HOURS,
+    PAGE,
+    compute_limit,
+    compute_resolution,
+    main,
+    make_page,
+)
+from experiments.decide.registry import NATS, Task, compute_hours, compute_rung, read_ladder, read_registry
+from experiments.decide.simulation import TRUTHS, Pages
+from experiments.decide.verdicts import decide_all
+from experiments.learning_rates import tuned_tables, with_rates
+from fedpeft.errors import RunError
+from fedpeft.run.catalogue import FLAGS
+from fedpeft.spec import parse_spec, split_outside_parentheses
+from fedpeft.studies.results import FINISHED, Result, pack
+from fedpeft.studies.sections import Section
+from fedpeft.studies.statistics import Uncertainty
+from fedpeft.studies.study_file import SETTINGS, Study, read_study
+
+CLAIMS, TASKS = read_registry()
+
+STUDIES = [study for task in TASKS.values() for study in (task.study, task.tuning)]
+
+TOPICS = {
+    "rules",
+    "mixed ranks",
+    "label skew",
+    "PEFT methods",
+    "codecs",
+    "quantized bases",
+    "privacy",
+    "personalized or global",
+    "robust rules",
+    "language model",
+}
+
+
+# --------------------------------------------------------------------------------------------------------- the settings
+
+
+def find_unstated(flag: str, text: str) -> list[str]:
+    """Return the settings of the parts in a text that are left to a default, or to what suits."""
+    found = []
+    joined = FLAGS[flag].joined
+    for part in split_outside_parentheses(text, joined.strip()) if joined else [text]:
+        spec = parse_spec(part.strip())
+        cls = next(family.part(spec.name) for family in FLAGS[flag].families if spec.name in family.names)
+        found += [f"{flag} {spec.name}.{f.name}" for f in dataclasses.fields(cls) if f.name not in spec.settings]
+        found += [f"{flag} {spec.name}.{name}" for name, value in spec.settings.items() if value == "auto"]
+    return found
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: f"{study.path.parent.name}-{study.preset}")
+def test_a_study_leaves_no_setting_to_its_default(study: Study) -> None:
+    given = {*study.base, "seed"}
+    for values in study.axes.values():
+        assert len({tuple(sorted(value.settings)) for value in values}) == 1
+        given |= set(values[0].settings)
+    assert given == set(SETTINGS)
+    for run in study.runs():
+        for name, value in vars(run.config).items():
+            assert value != "auto", f"{name} of {run.title}"
+            flag = {"downlink": "codec"}.get(name, name.replace("_", "-"))
+            if flag in FLAGS and name != "cohort" and value:
+                assert find_unstated(flag, str(value)) == []
+
+
+def test_what_is_left_to_a_default_is_found() -> None:
+    assert find_unstated("peft", "lora(rank=8, alpha=32, targets='all', layers=4)") == ["peft lora.dropout"]
+    assert find_unstated("strategy", "fedit(weighting='auto')") == ["strategy fedit.weighting"]
+    assert find_unstated("codec", "cast(dtype='fp32') | zstd") == ["codec zstd.level"]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_rates_are_tuned_inside_a_grid_on_a_seed_of_their_own(task: Task) -> None:
+    grid = [value.settings["learning_rate"] for value in task.tuning.axes["learning_rate"]]
+    assert len(grid) >= 4
+    assert grid == sorted(grid)
+    assert not set(task.tuning.seeds) & set(task.study.seeds)
+    methods = [value.label for value in task.study.axes["method"]]
+    assert methods == [value.label for value in task.tuning.axes["method"]]
+    for value in task.study.axes["method"]:
+        assert grid[0] < value.settings["learning_rate"] < grid[-1]
+    for run, tried in zip(task.study.runs(), task.tuning.runs()[:: len(grid)], strict=False):
+        chosen = ("learning_rate", "optimizer", "rounds", "seed", "measure")
+        assert dataclasses.replace(tried.config, **{name: getattr(run.config, name) for name in chosen}) == run.config
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_best_rates_reach_the_deciding_runs(task: Task, tmp_path: Path) -> None:
+    text = task.study.path.read_text(encoding="utf-8")
+    rates = [value.label for value in task.tuning.axes["learning_rate"]]
+    methods = [value.label for value in task.study.axes["method"]]
+    best = dict(zip(methods, itertools.cycle(rates[1:-1]), strict=False))
+    (tmp_path / "study.toml").write_text(with_rates(text, best, tuned_tables(text, "tuning")))
+    heads = set()
+    for value in read_study(tmp_path / "study.toml").axes["method"]:
+        assert value.settings["learning_rate"] == float(best[value.label])
+        if "optimizer" in value.settings:
+            heads.add(round(built_head_rate(value.settings["optimizer"]) * float(best[value.label]), 6))
+    assert len(heads) <= 1
+    assert read_study(tmp_path / "study.toml", "tuning").axes == task.tuning.axes
+
+
+def built_head_rate(text: str) -> float:
+    """Return the head's rate in an optimizer's text, relative to the learning rate."""
+    return float(parse_spec(text).settings["head_rate"])
+
+
+def test_no_deciding_run_is_committed_elsewhere() -> None:
+    """Margins and claims were chosen next to committed results, whose seeds are below 1000."""
+    assert min(min(study.seeds) for study in STUDIES) >= 1000
+
+
+# ----------------------------------------------------------------------------------------------------------- the claims
+
+
+def test_there_are_24_claims_on_all_topics_and_at_most_four_of_a_language_model() -> None:
+    assert len(CLAIMS) == 24
+    assert {claim.topic for claim in CLAIMS} == TOPICS
+    assert sum(TASKS[claim.study].measure == NATS for claim in CLAIMS) <= 4
+    assert len({(claim.study, claim.method, claim.baseline) for claim in CLAIMS}) == 24
+    for claim in CLAIMS:
+        labels = {value.label for value in TASKS[claim.study].study.axes["method"]}
+        assert {claim.method, claim.baseline} <= labels
+        assert claim.direction in ("better", "no worse")
+
+
+def test_no_arm_is_trained_for_nothing() -> None:
+    for task in TASKS.values():
+        used = {label for c in CLAIMS if c.study == task.name for label in (c.method, c.baseline)}
+        assert {value.label for value in task.study.axes["method"]} == used
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_a_margin_keeps_its_rule(task: Task) -> None:
+    limit, resolved = compute_limit(task), compute_resolution(task)
+    if task.margin is None:
+        assert limit is None or resolved > limit
+    else:
+        assert limit is not None
+        assert resolved <= task.margin <= limit
+
+
+def test_only_tasks_where_the_pooled_adapter_is_five_points_above_the_probe_are_used() -> None:
+    tasks = {line["task"] for line in read_ladder() if line["rung"] == "pooled adapter"}
+    gains = {task: 100 * (compute_rung(task, "pooled adapter") - compute_rung(task, "probe")) for task in tasks}
+    assert {task for task, gain in gains.items() if gain >= 5} == {"reviews", "code_types"}
+    assert gains["fashion_mnist"] == pytest.approx(4.4, abs=0.05)
+    assert {task.ladder for task in TASKS.values() if task.measure != NATS} == {"reviews", "code_types"}
+
+
+def test_the_hours_fit_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    hours = sum(sum(compute_hours(task)) for task in TASKS.values())
+    assert hours <= MOST_HOURS
+    assert main(["--dry-run"]) == 0
+    assert f"| {hours:.1f} |" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_design_has_the_numbers_of_the_committed_results() -> None:
+    before = PAGE.read_text(encoding="utf-8")
+    assert make_page(before) == before
+    hypotheses = len(CLAIMS) + sum(TASKS[claim.study].margin is not None for claim in CLAIMS)
+    assert f"all {hypotheses} hypotheses" in before
+
+
+# --------------------------------------------------------------------------------------------------------- the verdicts
+
+
+def test_the_tests_of_seeds_alone_are_students() -> None:
+    by_seed = np.array([0.2, 0.5, -0.1, 0.4, 0.3, 0.2])
+    found = compute_tests(Evidence(by_seed), 1.0)
+    assert found.no_difference == pytest.approx(stats.ttest_1samp(by_seed, 0.0).pvalue)
+    above = stats.ttest_1samp(by_seed, 1.0, alternative="less").pvalue
+    below = stats.ttest_1samp(by_seed, -1.0, alternative="greater").pvalue
+    assert found.beyond_margin == pytest.approx(max(above, below))
+    assert compute_tests(Evidence(by_seed), 0.1).beyond_margin == 1.0
+    assert compute_tests(Evidence(by_seed[:4]), 1.0) == PValues(1.0, 1.0)
+
+
+def test_a_claim_keeps_its_place_in_the_count_while_one_of_its_hypotheses_may_be_true() -> None:
+    page = [PValues(0.02, 1e-9)] * 3
+    assert [t.no_difference for t in correct(page)] == pytest.approx([0.06, 0.06, 0.06])
+    page[0] = PValues(1e-6, 1e-9)
+    assert [t.no_difference for t in correct(page)] == pytest.approx([3e-6, 0.04, 0.04])
+
+
+def test_with_one_hypothesis_each_the_correction_is_holms() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        p = draw.uniform(0, 0.2, 6).tolist()
+        assert [t.no_difference for t in correct([PValues(one, None) for one in p])] == pytest.approx(holm(p))
+
+
+def test_the_correction_counts_all_sets_of_true_hypotheses() -> None:
+    """Step down by hand: the multiplier is the largest number of those left that can be true at once."""
+    draw = np.random.default_rng(1)
+    for _ in range(50):
+        page = [PValues(*draw.uniform(0, 0.1, 2).tolist()) for _ in range(3)]
+        names = sorted(itertools.product(range(3), (0, 1)), key=lambda name: _probability(page, name))
+        rejected = set()
+        for place, name in enumerate(names):
+            left = names[place:]
+            most = max(len({c for c, _ in s}) for s in _possible(left))
+            if _probability(page, name) * most >= ALPHA:
+                break
+            rejected.add(name)
+        found = correct(page)
+        assert {n for n in names if _probability(found, n) < ALPHA} == rejected
+
+
+def _probability(page: list[PValues], name: tuple[int, int]) -> float:
+    return float((page[name[0]].no_difference, page[name[0]].beyond_margin)[name[1]] or 0.0)
+
+
+def _possible(names: list[tuple[int, int]]) -> list[tuple[tuple[int, int], ...]]:
+    subsets = itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(1, len(names) + 1))
+    return [s for s in subsets if len({c for c, _ in s}) == len(s)]
+
+
+def test_both_verdicts_are_said_where_both_hold() -> None:
+    assert decide(0.3, PValues(0.01, 0.01)) == (BETTER, EQUIVALENT)
+    assert decide(-0.3, PValues(0.01, 0.2)) == (WORSE,)
+    assert decide(0.1, PValues(0.2, 0.01)) == (EQUIVALENT,)
+    assert decide(0.1, PValues(0.2, None)) == (UNDECIDED,)
+
+
+def test_power_is_that_of_simulated_means() -> None:
+    seeds, deviation, margin, count = 10, 0.5, 1.0, 24
+    uncertainty = Uncertainty(((deviation**2 / seeds, seeds - 1),))
+    least, equivalence = compute_power(uncertainty, count, margin)
+    draw = np.random.default_rng(0)
+
+    def share_rejected(mean: float, beyond: bool) -> float:
+        pages = [compute_tests(Evidence(draw.normal(mean, deviation, seeds)), margin) for _ in range(2000)]
+        found = [(t.beyond_margin or 0.0) if beyond else t.no_difference for t in pages]
+        return float(np.mean(np.array(found) < ALPHA / count))
+
+    assert share_rejected(0.0, True) == pytest.approx(equivalence, abs=0.08)
+    assert share_rejected(least, False) == pytest.approx(0.8, abs=0.08)
+    assert np.isnan(compute_power(uncertainty, count, None)[1])
+
+
+def make_sections(left_out: str = "") -> dict[str, Section]:
+    """Return made results of all tasks: each arm is as good as its baseline, but fedex_lora is 10 points better."""
+    draw, sections = np.random.default_rng(0), {}
+    for task in TASKS.values():
+        results = []
+        for run in task.study.runs():
+            if run.title == left_out:
+                continue
+            label, noise = run.point["method"], float(draw.normal(0, 0.001))
+            right = (np.arange(1000) < 800 + 100 * label.endswith("fedex_lora") + draw.integers(-2, 3)).astype(float)
+            own = {"calibration": {"clients": {"before": {"accuracy": 0.7 + noise}}}}
+            results.append(
+                Result(
+                    config=dict(vars(run.config)),
+                    status=FINISHED,
+                    seed=run.config.seed,
+                    point=dict(run.point),
+                    summary={"metric": "accuracy", "trust": own},
+                    correct=pack(right),
+                    loss=pack(5 - right + 0.01 * draw.normal(size=1000)) if task.measure == NATS else None,
+                )
+            )
+        sections[task.name] = Section(task.name, "", results, {"method": task.study.axes["method"][0].label})
+    return sections
+
+
+def test_made_results_get_their_verdicts() -> None:
+    found = {one.claim.number: one for one in decide_all(make_sections())}
+    assert found[1].verdicts == found[23].verdicts == (BETTER,)
+    assert found[1].evidence.difference == pytest.approx(10, abs=0.3)
+    assert found[23].evidence.difference == pytest.approx(0.1, abs=0.01)
+    assert found[21].verdicts == found[4].verdicts == (EQUIVALENT,)
+    assert found[21].evidence.difference == pytest.approx(0, abs=0.2)
+    assert found[12].verdicts == found[24].verdicts == (UNDECIDED,)
+
+
+def test_no_verdict_is_computed_while_a_run_is_missing() -> None:
+    with pytest.raises(RunError, match="code_types lacks 1 of 40 runs, the first is dora, seed 1003"):
+        decide_all(make_sections("dora, seed 1003"))
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_at_most_one_page_in_twenty_has_a_false_verdict(truth: str) -> None:
+    assert Pages().count_false(truth, pages=150, seed=0) <= ALPHA * 150
+
+
+@pytest.mark.medium
+def test_without_the_correction_more_pages_have_one() -> None:
+    assert Pages(corrected=False).count_false("no difference", pages=40, seed=0) > ALPHA * 40
