@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from fedpeft.data.datasets.clients import CONVERSATIONS, LARGEST, SMALLEST, Clients
+from fedpeft.data.client_rows import LARGEST, SMALLEST
+from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, fingerprint
 from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions

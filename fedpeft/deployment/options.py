@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.data.datasets.clients import LABEL, LARGEST, TEXT
+from fedpeft.data.client_rows import LABEL, LARGEST, TEXT
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
 from fedpeft.parts import setting
 from fedpeft.privacy.secure_sum.cohorts import FEWEST

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from fedpeft.config import RunConfig
-from fedpeft.data.datasets.clients import CONVERSATIONS, LABEL, TEXT, Clients
+from fedpeft.data.client_rows import LABEL, TEXT
+from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.label_columns import AND, named
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, template_file
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation

@@ -219,7 +219,7 @@ def test_a_server_keeps_the_paths_that_it_was_given_absolutely(tmp_path, monkeyp
         seen.extend((config, options))
         raise RunError("enough")
 
-    monkeypatch.setattr("fedpeft.serve.Federation", federation)
+    monkeypatch.setattr("fedpeft.deployment.serving.Federation", federation)
     (tmp_path / "own.jinja").write_text("{{ instruction }}")
     words = ["--clients", "2", "--dataset", "file:rows.csv", "--model", "./base", "--insecure", "--listen",
              "127.0.0.1:0", "--output", "run"]  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.data.client_rows import LABEL, LARGEST, SMALLEST, TEXT
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.instruction_columns import reading
 from fedpeft.data.label_columns import AND, named
@@ -32,9 +33,6 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 from fedpeft.spec import parse_spec
 
-TEXT, LABEL = "text", "label"
-"""Columns by which clients' rows are told where nobody names any."""
-
 ANSWER = "output"
 """Column of the answers, where a template writes the prompts."""
 
@@ -46,9 +44,6 @@ CONVERSATIONS = ("instruction", "dpo")
 
 LANGUAGE = ("causal_lm", *CONVERSATIONS)
 """Tasks of language models."""
-
-SMALLEST, LARGEST = 8, 512
-"""Pixels per side of the smallest and the largest picture that rows are brought to."""
 
 
 @dataclass(frozen=True)

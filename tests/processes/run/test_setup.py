@@ -11,7 +11,10 @@ import pytest
 @pytest.fixture(scope="module")
 def imported():
     """What a server and a client have imported before they are told anything."""
-    code = "import json, sys, fedpeft.serve, fedpeft.join, fedpeft.clients.client; print(json.dumps(list(sys.modules)))"
+    code = (
+        "import json, sys, fedpeft.deployment.serving, fedpeft.join, fedpeft.clients.client; "
+        "print(json.dumps(list(sys.modules)))"
+    )
     root = Path(__file__).parents[3]
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=300

@@ -21,11 +21,11 @@ from fedpeft.deployment.monitoring import (
     is_loopback,
 )
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.serving import end_told, serve
 from fedpeft.deployment.session import Session
 from fedpeft.errors import RunError
 from fedpeft.run.console import ServeObserver
 from fedpeft.run.summary import _reached
-from fedpeft.serve import end_told, serve
 from tests.refusals import refuses
 
 
@@ -36,7 +36,7 @@ def test_who_took_part_is_readable_by_the_run_s_owner_alone(tmp_path, monkeypatc
         records.append("clients.jsonl", {"round": 1, "client": 0})
         raise StoppedError
 
-    monkeypatch.setattr("fedpeft.serve._run", one_round)
+    monkeypatch.setattr("fedpeft.deployment.serving._run", one_round)
     config = RunConfig(dataset="tiny", model="tiny", clients=2, cohort="all", rounds=1, dtype="fp32", workers=1)
     with pytest.raises(StoppedError):
         serve(config, ServeOptions(listen="127.0.0.1:0", insecure=True), tmp_path / "run", False, Console(quiet=True))
