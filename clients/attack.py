@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.parts import Family, setting
+from fedpeft.families import ATTACKS as ATTACKS
+from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 
 
@@ -45,7 +46,3 @@ class Attack:
     def rows(self, rows: int) -> int:
         """How many rows an attacker says it has."""
         return rows
-
-
-ATTACKS: Family[Attack] = Family("fedpeft.clients.attacks", "attack", kind=Attack)
-"""All attacks, by file name."""

@@ -22,7 +22,8 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import Family, name_of, part_text
+from fedpeft.families import CORRECTIONS as CORRECTIONS
+from fedpeft.parts import name_of, part_text
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.spec import split_outside_parentheses
 
@@ -164,10 +165,6 @@ class Correction:
             clients: how many there are, in a round or not.
         """
         return server
-
-
-CORRECTIONS: Family[Correction] = Family("fedpeft.clients.corrections", "drift correction", kind=Correction)
-"""All corrections, by file name."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, name_of, setting
+from fedpeft.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
+from fedpeft.parts import name_of, setting
 
 
 def unnoised(name: str) -> float:
@@ -97,7 +98,3 @@ class LocalOptimizer(ABC):
     def full_steps(self, steps: int) -> float:
         """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""
         return sum(self.share(step) for step in range(steps))
-
-
-LOCAL_OPTIMIZERS: Family[LocalOptimizer] = Family("fedpeft.clients.optimizers", "local optimizer", kind=LocalOptimizer)
-"""All of them, by file name."""

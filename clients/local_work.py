@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from fedpeft.parts import Family
+from fedpeft.families import LOCAL_WORK as LOCAL_WORK
 
 
 class LocalWork(ABC):
@@ -31,7 +31,3 @@ class LocalWork(ABC):
     @abstractmethod
     def steps_for(self, rows: int, batch_size: int) -> int:
         """Local steps of a round on a shard of `rows` rows, at least `least`."""
-
-
-LOCAL_WORK: Family[LocalWork] = Family("fedpeft.clients.amounts", "amount of local work", kind=LocalWork)
-"""All of them, by file name."""

@@ -21,11 +21,13 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, Generic, TypeVar
 
 from fedpeft import plugins
+from fedpeft.declared import UnreadableError, read
 from fedpeft.errors import ConfigError
 from fedpeft.plugin_promises import hold
 from fedpeft.spec import Spec, importable, parse_spec, restored, written
@@ -62,7 +64,7 @@ class Bounds:
         if self.choices is not None:
             return "one of " + ", ".join(repr(c) for c in self.choices)
         words = [
-            f"{word} {limit:g}"
+            f"{word} {limit}" if isinstance(limit, int) else f"{word} {limit:g}"
             for word, limit in (
                 ("at least", self.low),
                 ("above", self.above),
@@ -198,6 +200,13 @@ def _within(label: str, value: T, bounds: Bounds) -> T:
     return value
 
 
+def class_at(place: str) -> type:
+    """Import the class at `place`, "module.Class"."""
+    module, _, name = place.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
 class Family(Generic[T]):
     """A folder of parts, and those from outside that belong to them.
 
@@ -207,7 +216,8 @@ class Family(Generic[T]):
         group: what plugins call the family; by default as the folder is called.
         reserved: words that stand where a part's name could, and mean something else.
         elsewhere: names, in small letters, that others use for what has another place here, and a clause about it.
-        kind: the class that parts are subclasses of, or the protocol that they follow.
+        kind: where the class is that parts are subclasses of, or the protocol that they follow:
+            "fedpeft.aggregation.strategy.Strategy". It is imported where it is needed.
     """
 
     def __init__(
@@ -217,15 +227,20 @@ class Family(Generic[T]):
         group: str = "",
         reserved: Iterable[str] = (),
         elsewhere: Mapping[str, str] | None = None,
-        kind: type = object,
+        kind: str = "builtins.object",
     ) -> None:
         self.package = package
         self.noun = noun
         self.group = group or package.rpartition(".")[2]
         self.reserved = frozenset(reserved)
         self.elsewhere = elsewhere or {}
-        self.kind = kind
+        self._kind = kind
         plugins.register_base(kind, self.group)
+
+    @cached_property
+    def kind(self) -> type:
+        """The class that parts are subclasses of, or the protocol that they follow."""
+        return class_at(self._kind)
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
@@ -350,6 +365,32 @@ class Family(Generic[T]):
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
         spec = self.parsed(text) if isinstance(text, str) else text
+        self._refuse_class(spec)
+        cls = self.part(spec.name)
+        return cls(**self._settings(spec, cls))
+
+    def check(self, text: str) -> None:
+        """Refuse an unknown part, and settings that are not legal, as far as the source of the part tells them.
+
+        No part of our own is imported (`fedpeft.declared`); the settings of others are left to `build`.
+
+        Raises:
+            ConfigError: as `build`.
+        """
+        spec = self.parsed(text)
+        self._refuse_class(spec)
+        self.check_name(spec.name)
+        if spec.name not in self.own_names:
+            return
+        with suppress(UnreadableError):
+            self._settings(spec, read(f"{self.package}.{importable(spec.name)}", "part"))
+
+    def _refuse_class(self, spec: Spec) -> None:
+        """Refuse the text `module:Class`.
+
+        Raises:
+            ConfigError: says how a class becomes a part.
+        """
         named = spec.argument or ""
         if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
             raise ConfigError(
@@ -357,7 +398,13 @@ class Family(Generic[T]):
                 f"--plugin my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} "
                 "(docs/own-parts.md)"
             )
-        cls = self.part(spec.name)
+
+    def _settings(self, spec: Spec, cls: type) -> dict[str, Any]:
+        """The settings that a text gives to a part of the class `cls`, checked.
+
+        Raises:
+            ConfigError: unknown setting, wrong type, value out of range.
+        """
         given = dict(spec.settings)
         takes: str | None = getattr(cls, "argument", None)
         if spec.values:
@@ -368,7 +415,7 @@ class Family(Generic[T]):
                     f"FP1235 {self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)"
                 )
             given[takes] = spec.argument
-        return cls(**check_settings(f"{self.noun} {spec.name}", cls, given))
+        return check_settings(f"{self.noun} {spec.name}", cls, given)
 
 
 def _pickled(group: str, part: Any) -> Any:

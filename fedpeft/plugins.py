@@ -45,8 +45,8 @@ GROUPS: Final = (
 )  # fmt: skip
 """One per family of parts."""
 
-_group_of_base: dict[type, str] = {}
-"""The group of each base class, filled by `register_base`."""
+_group_of_base: dict[str, str] = {}
+"""The group of each base class, by where that is, filled by `register_base`."""
 
 VARIABLE: Final = "FEDPEFT_PLUGINS"
 IN_PYTHON: Final = "objects in Python"
@@ -133,9 +133,9 @@ class _State:
 _state = _State()
 
 
-def register_base(base: type, group: str) -> None:
-    """Record that subclasses of `base` are parts of `group`."""
-    if group in GROUPS and base is not object:
+def register_base(base: str, group: str) -> None:
+    """Record that subclasses of the class `base`, "module.Class", are parts of `group`."""
+    if group in GROUPS:
         _group_of_base[base] = group
 
 
@@ -419,8 +419,8 @@ def _get_group(part: Any, source: Path) -> str:
         ConfigError: no base class of the part belongs to a group.
     """
     for base in getattr(part, "__mro__", ()):
-        if base in _group_of_base:
-            return _group_of_base[base]
+        if group := _group_of_base.get(f"{base.__module__}.{base.__qualname__}"):
+            return group
     raise ConfigError(
         f"FP1504 the plugin {source} ends with part = {getattr(part, '__name__', repr(part))[:80]}, and none of its "
         "base "

@@ -20,7 +20,7 @@ from fedpeft.machine import kept_states
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
-from fedpeft.run import early, help
+from fedpeft.run import help
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy
 from fedpeft.run.dashboard.server import shown
@@ -101,8 +101,6 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
         if command.resume is not None:
             raise ConfigError("FP1407 a resumed run keeps its settings, but --quick was given; leave it out")
         config = quick(config)
-    if command.resume is None:
-        early.check(config)
     return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 

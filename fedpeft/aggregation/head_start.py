@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, name_of
+from fedpeft.families import HEADS as HEADS
+from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
 
 VARIANCE = "variance"
@@ -158,7 +159,3 @@ def check_solved(head: HeadStart, made: State, start: State) -> None:
             raise ConfigError(
                 f"FP1021 the head {name} makes a {tensor} that is not finite: look at its solve, or take another --head"
             )
-
-
-HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head", kind=HeadStart)
-"""All ways, by file name."""

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.parts import Family
+from fedpeft.families import SAFEGUARDS as SAFEGUARDS
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,3 @@ class Safeguard(ABC):
     @abstractmethod
     def judge(self, loss: float, standing: Standing) -> tuple[bool, Standing]:
         """Whether a state with this validation loss counts, and the standing after it; the start is judged first."""
-
-
-SAFEGUARDS: Family[Safeguard] = Family("fedpeft.aggregation.safeguards", "safeguard", kind=Safeguard)
-"""All rules, by file name."""

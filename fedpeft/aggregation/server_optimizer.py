@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedpeft.parts import Family, setting
+from fedpeft.families import SERVER_OPTIMIZERS as SERVER_OPTIMIZERS
+from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
 Memory = dict[str, State]
@@ -69,12 +70,6 @@ def moment(memory: Memory, label: str, direction: State, initial: float = 0.0) -
     """The running moment called `label` for the tensors of `direction`; tensors seen first start at `initial`."""
     kept = memory.get(label, {})
     return {name: kept[name] if name in kept else d.new_full(d.shape, initial) for name, d in direction.items()}
-
-
-SERVER_OPTIMIZERS: Family[ServerOptimizer] = Family(
-    "fedpeft.aggregation.server_optimizers", "server optimizer", kind=ServerOptimizer
-)
-"""All server optimizers, by file name."""
 
 
 @dataclass(frozen=True)

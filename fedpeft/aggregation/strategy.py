@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.changes import Changes, squared_length
-from fedpeft.aggregation.elsewhere import ELSEWHERE
 from fedpeft.aggregation.factors import leading_ranks
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, name_of, setting
+from fedpeft.families import strategies as strategies
+from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank
 
@@ -338,10 +338,6 @@ class GatherStrategy(RoundStrategy):
             cohort = Cohort(read(tuple(t.name for t in specs)), shares, round, seed)
             after |= {t.name: self.gather_plain(t, state, cohort) for t in specs}
         return Aggregate(after, residuals)
-
-
-strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=ELSEWHERE, kind=Strategy)
-"""All strategies, by file name."""
 
 
 def shared_sum(strategy: Strategy, layout: Layout) -> bool:

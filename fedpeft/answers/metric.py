@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family
+from fedpeft.families import METRICS as METRICS
 from fedpeft.spec import split_outside_parentheses
 
 
@@ -19,10 +19,6 @@ class Metric(ABC):
     @abstractmethod
     def score(self, said: str, right: Sequence[str]) -> float:
         """From 0 to 1, by the nearest of the `right` answers (at least one)."""
-
-
-METRICS: Family[Metric] = Family("fedpeft.answers.metrics", "metric", kind=Metric)
-"""All metrics, by file name."""
 
 
 def parse_metrics(text: str) -> dict[str, Metric]:

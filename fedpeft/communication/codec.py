@@ -43,27 +43,11 @@ from fedpeft.communication.vectors import (
     working_dtype,
 )
 from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.families import PRESETS as PRESETS
+from fedpeft.families import words_of
 from fedpeft.peft.adapter import State
-from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
+from fedpeft.spec import Spec, parse_spec
 
-PRESETS: Final[Mapping[str, str]] = {
-    "fp64": "cast(dtype=fp64)",
-    "fp32": "cast(dtype=fp32)",
-    "bf16": "cast(dtype=bf16) | rans",
-    "fp16": "cast(dtype=fp16) | rans",
-    "int8": "quantize(bits=8) | rans",
-    "int4": "quantize(bits=4) | rans",
-    "unbiased": "quantize(step=0.99, rounding=dither) | rans",
-    "medium": "adaptive(bits=2.0, gain=length) | rans",
-    "small": "adaptive(bits=0.99, gain=length) | rans",
-    "drive": "rotate | sign(scale=drive)",
-    "tiny": "adaptive(bits=0.312, gain=length) | rans",
-}
-"""Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
-32x, drive 31x, tiny 100x; less where an adapter is so small, or its entries so much alike, that hardly anything of it
-would arrive. Those with a gain are for the mean of many updates, which arrives at its length while a single one arrives
-longer: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or
-judges single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
 HEADER_SIZE: Final = 64
 """Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
 
@@ -214,18 +198,6 @@ class Codec:
         return symbols, parameters
 
 
-def words_of(text: str) -> list[str]:
-    """The steps of a codec's text, each as it stands there.
-
-    Raises:
-        ConfigError: they are joined by another sign.
-    """
-    words = split_outside_parentheses(text, "|")
-    if any(len(split_outside_parentheses(word, "+")) > 1 for word in words):
-        raise ConfigError(f"FP1048 the codec {text!r} joins its steps by +; write step | step | ...")
-    return words
-
-
 def parse_codec(text: str) -> Codec:
     """The codec that `text` describes: a preset's name, or steps separated by `|`.
 
@@ -236,10 +208,8 @@ def parse_codec(text: str) -> Codec:
     if not all(words):
         raise ConfigError(f"FP1049 the codec {text!r} has an empty step; write step | step | ...")
     specs = [parse_spec(word) for word in words]
-    if len(specs) == 1 and not specs[0].settings and specs[0].name not in codecs.names:
-        raise ConfigError(
-            f"FP1050 unknown codec {text.strip()!r}; presets: {', '.join(PRESETS)}; steps: {', '.join(codecs.names)}"
-        )
+    if len(specs) == 1:
+        codecs.check_alone(specs[0], text)
     return make_codec([codecs.build(spec) for spec in specs])
 
 

@@ -16,19 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError
+from fedpeft.families import MEMORIES
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import State
 from fedpeft.spec import Spec
 
 Kind = Literal["none", "ef14", "ef21"]
-KINDS: Final[tuple[Kind, ...]] = ("ef14", "ef21")
-"""The memories that a codec's text can name."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class ErrorFeedback:
     keep: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", *KINDS):
-            raise ConfigError(f"FP1061 error feedback must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.kind not in ("none", *MEMORIES):
+            raise ConfigError(f"FP1061 error feedback must be one of {', '.join(MEMORIES)}, got {self.kind!r}")
         if not 0 <= self.keep <= 1:
             raise ConfigError(f"FP1062 error feedback's keep must be 0 to 1, got {self.keep}")
         if self.codec.gain != "none" and self.kind != "none":

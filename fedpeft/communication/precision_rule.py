@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.parts import Family
+from fedpeft.families import PRECISION_RULES as PRECISION_RULES
 
 Bits = dict[int, float]
 """Bits a parameter, by client."""
@@ -48,12 +48,6 @@ class PrecisionRule(ABC):
     @abstractmethod
     def bits(self, bits: Bits, situation: Situation) -> Bits:
         """The bits of each client, from what they would be without the rule."""
-
-
-PRECISION_RULES: Family[PrecisionRule] = Family(
-    "fedpeft.communication.precision_rules", "precision rule", kind=PrecisionRule
-)
-"""All rules, by file name."""
 
 
 def within(bits: Bits) -> Bits:

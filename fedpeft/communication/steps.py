@@ -13,7 +13,8 @@ from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape, check
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import segment_sizes
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import Family, name_of, part_text
+from fedpeft.families import codecs as codecs
+from fedpeft.parts import name_of, part_text
 
 
 @dataclass(frozen=True)
@@ -220,16 +221,6 @@ class ByteStep(Step):
     def limit(cls, bound: int) -> int:
         """The most bytes that `encode` makes of `bound` bytes."""
         return bound + bound // 64 + 512
-
-
-WORDS: Final = (
-    "fp64", "fp32", "bf16", "fp16", "int8", "int4", "unbiased", "medium", "small", "drive", "tiny",
-    "ef14", "ef21", "by_link", "by_rows", "over_time",
-)  # fmt: skip
-"""What else can stand in a codec's text: presets, memories and precision rules."""
-
-codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step", reserved=WORDS, kind=Step)
-"""All steps, by file name."""
 
 
 def check_order(steps: Sequence[type[Step]]) -> None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fedpeft.communication.bit_allocation import sensitivity
-from fedpeft.communication.codec import PRESETS, Codec, parse_codec, words_of
-from fedpeft.communication.error_feedback import KINDS, ErrorFeedback, no_feedback
+from fedpeft.communication.codec import Codec, parse_codec
+from fedpeft.communication.error_feedback import ErrorFeedback, no_feedback
 from fedpeft.communication.payload import Shape
-from fedpeft.communication.precision_rule import PRECISION_RULES, PrecisionRule, Situation
+from fedpeft.communication.precision_rule import PrecisionRule, Situation
 from fedpeft.errors import ConfigError
+from fedpeft.families import MEMORIES, PRECISION_RULES, PRESETS, words_of
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.spec import parse_spec, split_outside_parentheses
@@ -130,15 +131,15 @@ def parse_uplink(text: str) -> Uplink:
     """
     words = words_of(text)
     front: list[str] = []
-    while words and parse_spec(words[0]).name in (*KINDS, *PRECISION_RULES.names):
+    while words and parse_spec(words[0]).name in (*MEMORIES, *PRECISION_RULES.names):
         front.append(words.pop(0))
     if not words:
         raise ConfigError(f"FP1069 {text!r} names no codec; write for example {text} | small")
     codec = parse_codec(" | ".join(words))
     specs = [parse_spec(word) for word in front]
-    memories = [spec for spec in specs if spec.name in KINDS]
+    memories = [spec for spec in specs if spec.name in MEMORIES]
     if len(memories) > 1:
-        raise ConfigError(f"FP1070 {text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
+        raise ConfigError(f"FP1070 {text!r} names {len(memories)} memories; one of {', '.join(MEMORIES)} is enough")
     if memories and codec.lossless:
         raise ConfigError(
             f"FP1071 {memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out"
@@ -146,7 +147,7 @@ def parse_uplink(text: str) -> Uplink:
     if memories and words[0] in PRESETS:
         codec = codec.without_gain()
     feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)
-    rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in KINDS)
+    rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in MEMORIES)
     if rules:
         codec.with_bits(codec.bits)  # or the error that says what has a precision
     return Uplink(feedback, rules)

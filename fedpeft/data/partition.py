@@ -14,8 +14,9 @@ from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
+from fedpeft.families import PARTITIONS as PARTITIONS
 from fedpeft.machine import spooled
-from fedpeft.parts import Family, name_of
+from fedpeft.parts import name_of
 from fedpeft.seeds import generator
 
 
@@ -186,8 +187,6 @@ class Partitioner(Protocol):
 
 USUAL = "dirichlet(alpha=0.5)"
 """How rows of data sets that don't say otherwise are split, as papers do."""
-
-PARTITIONS: Family[Partitioner] = Family("fedpeft.data.partitions", "partition", kind=Partitioner)
 
 
 def split(partitioner: Partitioner, rows: Rows, clients: int, seed: int) -> Shards:

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import plugins
-from fedpeft.data.dataset_family import DatasetFamily
 from fedpeft.data.tagged_words import check_tags
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.families import DATASETS as DATASETS
 from fedpeft.machine import spooled
-from fedpeft.parts import Family
 from fedpeft.spec import parse_spec
 
 Kind = Literal["text", "image"]
@@ -266,9 +265,6 @@ class Source(Protocol):
     def load(self) -> Dataset:
         """Fetch, read and check the rows."""
         ...
-
-
-DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "data set", kind=Source)
 
 
 def load_dataset(text: str) -> Dataset:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.data.model_config import config_of
 from fedpeft.errors import AssetError, ConfigError
+from fedpeft.families import MODELS as MODELS
 from fedpeft.machine.cache import hub_disk_full
 from fedpeft.machine.files import no_room
-from fedpeft.parts import Family, nearest
-from fedpeft.spec import parse_spec
+from fedpeft.parts import nearest
+from fedpeft.spec import Spec, parse_spec
 
 
 class BaseModel(Protocol):
@@ -32,8 +32,6 @@ class BaseModel(Protocol):
         """A folder with config.json, model.safetensors and, for text, the tokenizer; fetched or made on first use."""
         ...
 
-
-MODELS: Family[BaseModel] = Family("fedpeft.models.pretrained", "model", group="models", kind=BaseModel)
 
 # No pickled weights, no code, no weights in other frameworks' formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -57,19 +55,40 @@ def resolve_model(text: str) -> Path:
         raise AssetError(
             f"FP2030 the model {text!r} is a file; name the folder that holds config.json, weights and tokenizer"
         )
-    head = text.partition("(")[0]
-    if "/" not in head and "\\" not in head:
-        if _named_as_on_the_hub(head) or (spec := parse_spec(text)).name not in MODELS.names:
-            raise ConfigError(
-                f"FP1206 unknown model {text!r}; {nearest(head, MODELS.names)}; or a local directory, "
-                "or ORG/NAME on the hub, such as google-bert/bert-base-uncased"
-            )
+    if spec := part_in(text):
         folder = MODELS.build(spec).resolve()
         _check_config(folder, f"what the model {spec.name} gives ({folder})")
         return folder
     if not _on_hub(text):
         raise AssetError(f"FP2031 there is no model directory {text!r}")
     return _from_hub(text)
+
+
+def part_in(text: str) -> Spec | None:
+    """The model part that `text` names; None: it has the form of a path or of a model of the hub.
+
+    Raises:
+        ConfigError: it has another form, and is no part's.
+    """
+    head = text.partition("(")[0]
+    if "/" in head or "\\" in head:
+        return None
+    if _named_as_on_the_hub(head) or (spec := parse_spec(text)).name not in MODELS.names:
+        raise ConfigError(
+            f"FP1206 unknown model {text!r}; {nearest(head, MODELS.names)}; or a local directory, "
+            "or ORG/NAME on the hub, such as google-bert/bert-base-uncased"
+        )
+    return spec
+
+
+def check_model(text: str) -> None:
+    """Refuse a model that nothing here is called, and settings that are not legal; nothing is fetched.
+
+    Raises:
+        ConfigError: says what is legal.
+    """
+    if not local_folder(text) and not os.path.isfile(os.path.expanduser(text)) and part_in(text):
+        MODELS.check(text)
 
 
 def _named_as_on_the_hub(text: str) -> bool:
@@ -166,6 +185,8 @@ def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
         before: positions that an adapter takes up before the text.
         otherwise: for models that say nothing of how much they read.
     """
+    from fedpeft.data.examples import LENGTH_STEP
+
     config = config_of(folder)
     longest = getattr(config, "max_position_embeddings", None) or otherwise
     return max(LENGTH_STEP, (longest - before) // LENGTH_STEP * LENGTH_STEP)

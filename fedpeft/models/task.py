@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.rows import Rows
+from fedpeft.families import TASKS as TASKS
 from fedpeft.models.loading import Say, unheard
-from fedpeft.parts import Family
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Fine-tuning precisions: the frozen base and the activations. Adapters and heads are held in fp32 (fp64 for fp64)."""
@@ -207,7 +207,3 @@ def canonical(name: str) -> str:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by canonical name, in the model's order."""
     return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
-
-
-TASKS: Family[Task] = Family("fedpeft.models.tasks", "task", kind=Task)
-"""All tasks, by file name."""

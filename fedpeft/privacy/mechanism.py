@@ -25,7 +25,8 @@ from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
-from fedpeft.parts import Family, name_of, setting
+from fedpeft.families import MECHANISMS as MECHANISMS
+from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import Layout, State, norm
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
 from fedpeft.privacy.exposure import Exposure
@@ -386,7 +387,3 @@ class Mechanism(ABC):
     def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator | None:
         """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""
         return None
-
-
-MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism", kind=Mechanism)
-"""All mechanisms, by file name."""

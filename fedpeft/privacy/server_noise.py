@@ -23,7 +23,7 @@ import torch
 from scipy.linalg import solve_triangular
 
 from fedpeft.aggregation.server_optimizer import Memory
-from fedpeft.parts import Family
+from fedpeft.families import SERVER_NOISES as SERVER_NOISES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.noise import RunKey, gaussian
 
@@ -51,10 +51,6 @@ class ServerNoise(ABC):
     @abstractmethod
     def factor(self, rounds: int, separation: int) -> np.ndarray | None:
         """F (rounds, rounds); None: 1."""
-
-
-SERVER_NOISES: Family[ServerNoise] = Family("fedpeft.privacy.server_noises", "server noise", kind=ServerNoise)
-"""All of them, by file name."""
 
 
 def turns_of(clients: int, cohort: int) -> int:

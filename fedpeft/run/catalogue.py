@@ -11,35 +11,39 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from fedpeft import plugins
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.safeguard import SAFEGUARDS
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.clients.attack import ATTACKS
-from fedpeft.clients.drift import CORRECTIONS, parse_drift
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
-from fedpeft.clients.local_work import LOCAL_WORK
-from fedpeft.communication.precision_rule import PRECISION_RULES
-from fedpeft.communication.steps import codecs
-from fedpeft.communication.uplink import parse_uplink
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import DATASETS
-from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import ConfigError
-from fedpeft.models.base_model import MODELS
-from fedpeft.models.task import TASKS
+from fedpeft.families import (
+    ATTACKS,
+    CORRECTIONS,
+    DATASETS,
+    GRIDS,
+    HEADS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    MEASUREMENTS,
+    MECHANISMS,
+    MODELS,
+    PARTITIONS,
+    PEFT_METHODS,
+    PRECISION_RULES,
+    SAFEGUARDS,
+    SAMPLERS,
+    SERVER_NOISES,
+    SERVER_OPTIMIZERS,
+    SUMS,
+    TASKS,
+    codecs,
+    strategies,
+)  # fmt: skip
+from fedpeft.models.base_model import check_model
 from fedpeft.parts import Family, part_text
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy
-from fedpeft.privacy.server_noise import SERVER_NOISES
-from fedpeft.run.grid import GRIDS
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.measurement import MEASUREMENTS
-from fedpeft.run.sampling import SAMPLERS, aware
+from fedpeft.run.sampling import aware
+from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
+    from fedpeft.data.task_sequence import TaskSequence
     from fedpeft.run.setup import Setup
 
 
@@ -51,12 +55,14 @@ class Flag:
         families: which the parts are of.
         parse: what a text means; by default one part of the first family.
         joined: what stands between parts, where there may be several; empty: there is one.
+        check: refuses a text as far as no part is imported for it; by default `Family.check` of each part.
         optional: whether the text may be empty, which means that there is none.
     """
 
     families: tuple[Family[Any], ...]
     parse: Callable[[Any], Any] | None = None
     joined: str = ""
+    check: Callable[[str], None] | None = None
     optional: bool = False
 
     def built(self, text: Any) -> Any:
@@ -69,22 +75,60 @@ class Flag:
             return None
         return (self.parse or self.families[0].build)(text)
 
+    def check_early(self, text: Any) -> None:
+        """Refuse unknown parts, and settings that are not legal, as far as no part is imported for it.
+
+        Raises:
+            ConfigError: as `built`.
+        """
+        if not isinstance(text, str) or text.strip() in ("", "auto"):
+            return
+        if self.check is not None:
+            self.check(text)
+            return
+        for part in split_outside_parentheses(text, self.joined.strip()) if self.joined else [text]:
+            named = (family for family in self.families if family.parsed(part).name in family.names)
+            next(named, self.families[0]).check(part)
+
+
+def _drift(text: str) -> Any:
+    from fedpeft.clients.drift import parse_drift
+
+    return parse_drift("" if text == "auto" else text)
+
+
+def _uplink(text: str) -> Any:
+    from fedpeft.communication.uplink import parse_uplink
+
+    return parse_uplink(text)
+
+
+def _privacy(text: str) -> Any:
+    from fedpeft.privacy.secure_sum.sum import parse_privacy
+
+    return parse_privacy(text)
+
+
+def _check_cohort(text: str) -> None:
+    """Leave a text that is no sampler's to `cohort_size`, which says what is legal."""
+    aware(text)
+
 
 FLAGS: Mapping[str, Flag] = {
-    "cohort": Flag((SAMPLERS,), aware),
+    "cohort": Flag((SAMPLERS,), aware, check=_check_cohort),
     "dataset": Flag((DATASETS,)),
     "partition": Flag((PARTITIONS,), lambda text: None if text == "auto" else PARTITIONS.build(text)),
-    "model": Flag((MODELS,)),
+    "model": Flag((MODELS,), check=check_model),
     "peft": Flag((PEFT_METHODS,), lambda text: None if text == "auto" else PEFT_METHODS.build(text), joined=" + "),
     "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),
     "strategy": Flag((strategies,)),
     "server-optimizer": Flag((SERVER_OPTIMIZERS,)),
     "safeguard": Flag((SAFEGUARDS,), lambda text: None if text == "auto" else SAFEGUARDS.build(text)),
-    "drift": Flag((CORRECTIONS,), lambda text: parse_drift("" if text == "auto" else text), joined=" + "),
+    "drift": Flag((CORRECTIONS,), _drift, joined=" + "),
     "local-work": Flag((LOCAL_WORK,)),
     "optimizer": Flag((LOCAL_OPTIMIZERS,)),
-    "codec": Flag((codecs, PRECISION_RULES), parse_uplink, joined=" | "),
-    "privacy": Flag((MECHANISMS, SUMS, SERVER_NOISES), parse_privacy, optional=True),
+    "codec": Flag((codecs, PRECISION_RULES), _uplink, joined=" | ", check=codecs.check),
+    "privacy": Flag((MECHANISMS, SUMS, SERVER_NOISES), _privacy, optional=True),
     "attack": Flag((ATTACKS,), optional=True),
     "grid": Flag((GRIDS,)),
     "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.run import early
 
 
 def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
@@ -52,6 +53,7 @@ def checked_settings(
                 "start a new run to change it"
             )
         return config, resume
+    early.check(config)
     name = (
         f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.parts import Family, setting
+from fedpeft.families import GRIDS as GRIDS
+from fedpeft.parts import setting
 
 EXECUTORS = ("batched", "sequential")
 
@@ -28,7 +29,3 @@ class SimulationGrid:
     def spreads(self) -> bool:
         """Whether one base lies on all GPUs (`fedpeft.models.spread`)."""
         return False
-
-
-GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind=SimulationGrid)
-"""All places, by file name."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fedpeft.parts import Family, name_of
+from fedpeft.families import MEASUREMENTS as MEASUREMENTS
+from fedpeft.parts import name_of
 
 
 class Measurement:
@@ -17,7 +18,3 @@ class Measurement:
     def name(self) -> str:
         """As on the command line."""
         return name_of(type(self))
-
-
-MEASUREMENTS: Family[Measurement] = Family("fedpeft.run.measurements", "measurement", kind=Measurement)
-"""All of them, by file name."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fedpeft import seeds
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, setting
+from fedpeft.families import SAMPLERS as SAMPLERS
+from fedpeft.parts import setting
 from fedpeft.spec import parse_spec
 
 Size = int | float | str
@@ -114,10 +115,6 @@ class AwareSampler(ABC):
     @abstractmethod
     def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
         """At most `size` ids, ascending; fewer where not so many can take part."""
-
-
-SAMPLERS: Family[AwareSampler] = Family("fedpeft.run.samplers", "sampler", kind=AwareSampler)
-"""All of them, by file name."""
 
 
 def aware(cohort: Size) -> AwareSampler | None:

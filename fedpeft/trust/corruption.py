@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.parts import Family, name_of
+from fedpeft.families import CORRUPTIONS as CORRUPTIONS
+from fedpeft.parts import name_of
 
 Images = NDArray[np.uint8]
 
@@ -55,10 +56,6 @@ class WordByWord(Corruption):
             if pieces[place] and random.random() < strength:
                 pieces[place] = self.word(pieces[place], random, near)
         return "".join(pieces)
-
-
-CORRUPTIONS: Family[Corruption] = Family("fedpeft.trust.corruptions", "corruption", kind=Corruption)
-"""All of them, by file name."""
 
 
 def of_kind(kind: str) -> list[Corruption]:

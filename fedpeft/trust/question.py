@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import Family, part_text
+from fedpeft.families import QUESTIONS as QUESTIONS
+from fedpeft.parts import part_text
 from fedpeft.spec import parse_spec
 
 State = dict[str, Tensor]
@@ -108,10 +109,6 @@ class Question(ABC):
                 raise PayloadError(
                     f"FP6166 a sum called {name} lies outside of 0 to {most:g}, which {rows} rows can't exceed"
                 )
-
-
-QUESTIONS: Family[Question] = Family("fedpeft.trust.questions", "question", kind=Question)
-"""All of them, by file name: what a client answers, and nothing else."""
 
 
 def asked(text: str) -> Question:

@@ -12,13 +12,13 @@ from fedpeft import describe, plugin_files, plugins
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication import decoding
 from fedpeft.communication.codec import PRESETS
-from fedpeft.communication.error_feedback import KINDS
 from fedpeft.communication.precision_rule import PRECISION_RULES
-from fedpeft.communication.steps import WORDS, codecs
+from fedpeft.communication.steps import codecs
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.data.rows import DATASETS
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import ConfigError
+from fedpeft.families import MEMORIES
 from fedpeft.models.base_model import MODELS
 from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
@@ -90,7 +90,7 @@ def test_every_family_has_a_group_and_no_group_lacks_a_family():
 
 
 def test_the_words_of_a_codecs_text_are_reserved():
-    assert {*PRESETS, *KINDS, *PRECISION_RULES.own_names} == set(WORDS)
+    assert {*PRESETS, *MEMORIES, *PRECISION_RULES.own_names} == codecs.reserved
 
 
 def test_a_file_s_part_is_a_part_like_any_other(rule, capsys):

@@ -23,13 +23,13 @@ from fedpeft.communication.symbols import Expected, Symbols, packed_size
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 
-WORDS: Final[dict[str, tuple[torch.dtype, torch.dtype]]] = {
-    "fp32": (torch.float32, torch.int32),
-    "bf16": (torch.bfloat16, torch.int16),
-    "fp16": (torch.float16, torch.int16),
-    "fp64": (torch.float64, torch.int64),
+WORDS: Final[dict[str, tuple[str, str]]] = {
+    "fp32": ("float32", "int32"),
+    "bf16": ("bfloat16", "int16"),
+    "fp16": ("float16", "int16"),
+    "fp64": ("float64", "int64"),
 }
-"""Dtype and its word by setting; the code on the wire is the position. Append only."""
+"""Torch's names of the dtype and of its word by setting; the code on the wire is the position. Append only."""
 SPARSE: Final = 64
 """Added to the dtype's code where zeros are left out."""
 
@@ -47,7 +47,7 @@ class Cast(Quantizer):
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Values to byte planes."""
-        target, word = WORDS[self.dtype]
+        target, word = _dtypes(self.dtype)
         values = torch.from_numpy(np.ascontiguousarray(signal.values))
         limit = torch.finfo(target).max
         if torch.finfo(values.dtype).max > limit:
@@ -67,7 +67,7 @@ class Cast(Quantizer):
         sparse, code = divmod(parameters.varint("dtype code", SPARSE + len(WORDS) - 1), SPARSE)
         if code >= len(WORDS):
             raise PayloadError(f"FP6029 the payload's step cast has the dtype code {code}; there are {len(WORDS)}")
-        target, word = list(WORDS.values())[code]
+        target, word = _dtypes(list(WORDS)[code])
         count = total(shapes)
         kept = parameters.varint("number of values that are not 0", count) if sparse else count
 
@@ -95,6 +95,12 @@ def _planes(words: Array) -> tuple[Symbols, ...]:
     """The bytes of words (n,), lowest first, as one stream of n symbols each."""
     bytes_ = words.view(np.uint8).reshape(-1, words.itemsize)
     return tuple(Symbols(np.ascontiguousarray(bytes_[:, i]), 256) for i in range(words.itemsize))
+
+
+def _dtypes(name: str) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype that a setting names, and that of its words."""
+    target, word = WORDS[name]
+    return getattr(torch, target), getattr(torch, word)
 
 
 part = Cast

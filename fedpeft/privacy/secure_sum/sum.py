@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
-from fedpeft.parts import Family, name_of, setting
+from fedpeft.families import SUMS as SUMS
+from fedpeft.parts import name_of, setting
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST, check_cohort
 from fedpeft.privacy.secure_sum.collusion import explain_excess
@@ -97,10 +98,6 @@ class SecureSum:
     def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round: int) -> Integers:
         """How the contributions of a round's sum become integers; see `Integers`, round 0: before round 1."""
         return Integers(clients, bits, size, numbers, clip)
-
-
-SUMS: Family[SecureSum] = Family("fedpeft.privacy.sums", "secure sum", kind=SecureSum)
-"""All ways, by file name."""
 
 
 def parse_privacy(text: str) -> Mechanism | SecureSum:
