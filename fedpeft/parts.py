@@ -365,7 +365,7 @@ class Family(Generic[T]):
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
         spec = self.parsed(text) if isinstance(text, str) else text
-        self._check_known(spec)
+        self._refuse_class(spec)
         cls = self.part(spec.name)
         return cls(**self._settings(spec, cls))
 
@@ -378,17 +378,18 @@ class Family(Generic[T]):
             ConfigError: as `build`.
         """
         spec = self.parsed(text)
-        self._check_known(spec)
+        self._refuse_class(spec)
+        self.check_name(spec.name)
         if spec.name not in self.own_names:
             return
         with suppress(UnreadableError):
             self._settings(spec, read(f"{self.package}.{importable(spec.name)}", "part"))
 
-    def _check_known(self, spec: Spec) -> None:
-        """Refuse a text whose part is unknown.
+    def _refuse_class(self, spec: Spec) -> None:
+        """Refuse the text `module:Class`.
 
         Raises:
-            ConfigError: names the nearest legal one.
+            ConfigError: says how a class becomes a part.
         """
         named = spec.argument or ""
         if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
@@ -397,7 +398,6 @@ class Family(Generic[T]):
                 f"--plugin my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} "
                 "(docs/own-parts.md)"
             )
-        self.check_name(spec.name)
 
     def _settings(self, spec: Spec, cls: type) -> dict[str, Any]:
         """The settings that a text gives to a part of the class `cls`, checked.

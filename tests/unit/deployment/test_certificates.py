@@ -163,7 +163,7 @@ def test_a_key_that_everybody_may_read_is_said(made, tmp_path, capsys):
     key = made / "server.key"
     assert exposed(key) == ""
     key.chmod(0o644)
-    words = ["--dataset", "tiny", "--model", "tiny", "--clients", "3", "--cohort", "4", "--listen", "127.0.0.1:0"]
+    words = ["--dataset", "tiny", "--model", "tiny", "--clients", "3", "--readmit", "edge-1", "--listen", "127.0.0.1:0"]
     assert serve([*words, "--certs", str(made), "--output", str(tmp_path / "run")]) == 2
     said = "".join(capsys.readouterr().out.split())
     assert "server.keycanbereadbyeveryuserofthismachine(mode0644)" in said
