@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _attacked(arguments: list[str], console: Console) -> int:
     if help.asked(arguments):
         print(help.page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
-        return 0
+        raise SystemExit(0)
     command = _command(arguments, RunConfig())
     catalogue.use(command.plugin)
     command = _command(arguments, default_settings(command.config, None))
