@@ -9,7 +9,7 @@ import pytest
 from fedpeft.deployment import announcements, federation
 from fedpeft.privacy import engine
 from fedpeft.run import folder, own_files, profiles, records
-from fedpeft.server import progress
+from fedpeft.server import ensemble
 from fedpeft.simulate import main
 from fedpeft.simulation import alone, pooled, task_matrix
 
@@ -20,7 +20,7 @@ SMALL = ["--dataset", "tiny", "--clients", "4", "--cohort", "all", "--rounds", "
 NAMED = (
     *(folder.GIVEN_UP, folder.SERVERS_OPTIONS, federation.ROSTER, announcements.FILE, profiles.PROFILES),
     *(records.LINES, records.CONFIDENTIAL, own_files.RECORD, task_matrix.PICTURE, engine.KEY, engine.LEDGER),
-    *(progress.STATES, pooled.POOLED, alone.FOLDER),
+    *(ensemble.STATES, pooled.POOLED, alone.FOLDER),
 )
 
 
