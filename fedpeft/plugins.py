@@ -135,7 +135,7 @@ _state = _State()
 
 def register_base(base: str, group: str) -> None:
     """Record that subclasses of the class `base`, "module.Class", are parts of `group`."""
-    if group in GROUPS:
+    if group in GROUPS and base != "builtins.object":
         _group_of_base[base] = group
 
 

@@ -201,7 +201,7 @@ class Stage:
             stack.callback(federation.close)
             federation.gateway.start(options.listen, credentials)
             server = federation.server(Records(home, private=True))
-            server.clients.grid.goes_on = True  # type: ignore[attr-defined]  # a server that is stopped ends at once
+            server.transport.grid.goes_on = True  # type: ignore[attr-defined]  # a server that is stopped ends at once
             clients = [threading.Thread(target=self._client, args=(name,), daemon=True) for name in self.names]
             self._worked = time.monotonic()
             for client in clients:

@@ -210,15 +210,15 @@ def test_steps_that_go_on_doing_harm_lower_the_rate_again_once_those_asked_at_th
     tmp_path, monkeypatch
 ):
     undoing(monkeypatch, set(range(1, 9)), rate=0.25)
-    simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=1)", rounds=8)
     rates = []
     said = []
+    monkeypatch.setattr(ConsoleObserver, "say", lambda _self, text: said.append(text))
+    simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=1)", rounds=8)
     monkeypatch.setattr(
         ConsoleObserver,
         "round_done",
         lambda _self, _result: rates.append(Checkpoints(tmp_path / "run" / "checkpoint").load().standing.rate),
     )
-    monkeypatch.setattr(ConsoleObserver, "say", lambda _self, text: said.append(text))
     simulation.train(server)
     simulation.close()
     undone = [text for text in said if "undone" in text]

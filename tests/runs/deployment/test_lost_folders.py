@@ -56,7 +56,7 @@ def test_variates_that_are_lost_are_not_begun_anew(federation):
     forgetful(made.server.edges[0], 2)
     made.run()
     [line] = [json.loads(line) for line in (made.folder / "server" / "clients.jsonl").read_text().splitlines()
-              if '"rejected": "the state' in line]  # fmt: skip
+              if '"rejected": "FP' in line and "the state of client" in line]  # fmt: skip
     assert "bring it back from a copy: nothing can stand for it" in line["rejected"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from types import SimpleNamespace
 
@@ -89,9 +90,8 @@ def test_a_void_round_leaves_the_model_and_the_run_goes_on(recorded):
     rounds = lines(recorded.folder, "rounds.jsonl")
     assert [r["rejected"] for r in rounds] == [0, 1, 1, 1, 0, 0, 5, 0]
     assert rounds[6]["update_norm"] == 0 < rounds[7]["update_norm"]
-    assert any(
-        "round 6: FP6163 the sum is void" in text and "the model stays as it is" in text for text in recorded.said
-    )
+    void = [text for text in recorded.said if re.search(r"round 6: FP\d{4} the sum is void", text)]
+    assert any("the model stays as it is" in text for text in void)
 
 
 def test_who_is_left_out_of_a_sum_is_said(recorded):

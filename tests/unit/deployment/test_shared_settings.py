@@ -99,8 +99,8 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
     [
         ("clients = 1000001", ("FP5098", "clients", "1000001", "1000000")),
         ("rounds = 4611686018427387904", ("FP5098", "1000000")),
-        ("local_work = 'epochs(1e300)'", ("FP5094", "FP1227", "passes", "above 0 and at most 1e", "06")),
-        ("local_work = 'steps(1000001)'", ("FP5094", "FP1227", "count", "at least 1 and at most 1e", "06")),
+        ("local_work = 'epochs(1e300)'", ("FP5094", "FP1227", "passes", "1000000")),
+        ("local_work = 'steps(1000001)'", ("FP5094", "FP1227", "count", "1000000")),
         ("local_work = 'os(1)'", ("FP5094", "FP1231", "amount of local work 'os")),
         ("optimizer = 'os'", ("FP5094", "FP1231", "local optimizer 'os")),
         ("drift = 'fedprox + os'", ("FP5094", "FP1231", "drift correction 'os")),
