@@ -93,7 +93,7 @@ def test_a_user_s_walk(kind, peft, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
     plain = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
     merged_told = said_by(export, run, "--merge", "--output", tmp_path / "merged")
-    assert "AutoModelForSeq2SeqLM.from_pretrained(FOLDER)" in merged_told
+    assert f'AutoModelForSeq2SeqLM.from_pretrained("{tmp_path / "merged"}")' in merged_told
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
     for theirs in (plain, merged):
         made = theirs.generate(**tokenizer(source, return_tensors="pt"), max_new_tokens=6, do_sample=False)
