@@ -84,16 +84,21 @@ def make(command: Command, console: Console) -> None:
         authority.revoke(name)
         console.print(f"revoked    {name}", highlight=False)
     for name in words(command.clients):
-        exists = (command.folder / "clients" / name / "client.pem").exists()
-        anew = command.renew or authority.is_torn(name)
-        if exists and anew:
-            authority.revoke(name)
-        if anew or not exists:
-            console.print(f"client     {authority.client(name)}", markup=False, highlight=False)
-        else:
-            _say_kept(console, str(command.folder / "clients" / name), authority.objection(name))
+        _ensure_client(authority, name, command.renew, console)
     if command.roster:
         _write_roster(command.folder, console)
+
+
+def _ensure_client(authority: Authority, name: str, renew: bool, console: Console) -> None:
+    """Make a client's certificate if there is none, if a crash left half of one, or if a new one is wanted."""
+    exists = (authority.folder / "clients" / name / "client.pem").exists()
+    is_replaced = renew or authority.is_torn(name)
+    if exists and is_replaced:
+        authority.revoke(name)
+    if is_replaced or not exists:
+        console.print(f"client     {authority.client(name)}", markup=False, highlight=False)
+    else:
+        _say_kept(console, str(authority.folder / "clients" / name), authority.objection(name))
 
 
 def _say_kept(console: Console, what: str, objection: str) -> None:

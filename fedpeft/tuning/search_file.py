@@ -257,7 +257,9 @@ def read_search(path: Path) -> Search:
         if key not in legal:
             raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
     keys = SearchKeys(**check_settings(str(path), SearchKeys, content))
-    _check_names(path, base, space, hybrid)
+    _check_hybrid(path, base, space, hybrid)
+    _check_base(path, base)
+    _check_space(path, base, space)
     search = Search(path, keys, budget, base, space, hybrid)
     search.check()
     if keys.first > search.rounds:
@@ -284,14 +286,8 @@ def _budget(path: Path, given: Any) -> Budget:
     return Budget(unit, most)
 
 
-def _check_names(
-    path: Path, base: Mapping[str, Any], space: Mapping[str, Searched], hybrid: HybridSpace | None
-) -> None:
-    """Every name is a setting, or stands in braces somewhere; every setting has one place."""
-    if not space and hybrid is None:
-        raise ConfigError(
-            f"FP1471 {path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods"
-        )
+def _check_base(path: Path, base: Mapping[str, Any]) -> None:
+    """Check that [base] holds settings, and that those that stay the same in all trials have no searched place."""
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
@@ -300,11 +296,19 @@ def _check_names(
                 f"FP1472 {path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
                 "without braces"
             )
-    texts = list(base.values())
-    for name, among in space.items():
-        if name in SETTINGS and isinstance(among, Choices):
-            texts += among.values
-    used = {place for text in texts for place in _places(text)}
+    if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):
+        raise ConfigError(f"FP1480 {path}: rounds must be a whole number, got {base['rounds']!r}")
+
+
+def _check_space(path: Path, base: Mapping[str, Any], space: Mapping[str, Searched]) -> None:
+    """Check that every searched name is a setting or stands in braces, and that it has one place only."""
+    searched_texts = [
+        text
+        for name, values in space.items()
+        if name in SETTINGS and isinstance(values, Choices)
+        for text in values.values
+    ]
+    used = {place for text in [*base.values(), *searched_texts] for place in _places(text)}
     for name in space:
         if name in FIXED:
             raise ConfigError(f"FP1473 {path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
@@ -319,13 +323,23 @@ def _check_names(
             raise ConfigError(f"FP1476 {path}: {name} is a setting, so {{{name}}} needs another name")
     for name in sorted(used - set(space)):
         raise ConfigError(f"FP1477 {path}: {{{name}}} stands for nothing; {nearest(name, space)}")
-    for member in hybrid.members if hybrid is not None else ():
+
+
+def _check_hybrid(
+    path: Path, base: Mapping[str, Any], space: Mapping[str, Searched], hybrid: HybridSpace | None
+) -> None:
+    """Check that something is searched, and that [hybrid] alone searches PEFT methods if it is given."""
+    if hybrid is None:
+        if not space:
+            raise ConfigError(
+                f"FP1471 {path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods"
+            )
+        return
+    for member in hybrid.members:
         if member.name in space and not member.lists:
             raise ConfigError(
                 f"FP1478 {path}: by {member.name} [hybrid] draws whether that method is on, so {{{member.name}}} needs "
                 "another name"
             )
-    if hybrid is not None and ("peft" in base or "peft" in space):
+    if "peft" in base or "peft" in space:
         raise ConfigError(f"FP1479 {path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
-    if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):
-        raise ConfigError(f"FP1480 {path}: rounds must be a whole number, got {base['rounds']!r}")

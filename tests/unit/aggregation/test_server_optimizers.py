@@ -17,7 +17,7 @@ D1 = {"x": torch.tensor([0.1, -0.2, 0.0], dtype=torch.float64)}
 D2 = {"x": torch.tensor([0.3, 0.2, -0.1], dtype=torch.float64)}
 
 EXPECTED = {
-    # x + 0.5 (d1 + d2)
+    # plain steps: x + 0.5 (d1 + d2)
     "sgd(learning_rate=0.5)": [1.2, 2.0, 2.95],
     # m1 = d1; m2 = 0.9 d1 + d2; x + 0.5 (m1 + m2)
     "momentum(learning_rate=0.5, beta=0.9)": [1.245, 1.91, 2.95],

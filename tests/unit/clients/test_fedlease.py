@@ -16,6 +16,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.peft.adapter import State
 from fedpeft.peft.methods.expert_lora import SHUT, ExpertLoras
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
@@ -136,20 +137,28 @@ def test_rounds_are_those_of_a_list_of_clients(case):
     pulls = [{n: torch.randn(start[n].shape, generator=noise, dtype=torch.float64) for n in names} for _ in range(2)]
     kind = {0: 0, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0}
     alone, weights, experts, state = {}, {}, {}, start
+
+    def check_received(round: int, k: int, received: State) -> None:
+        """Compare what a client receives with its expert, or before there are experts with its own adapter."""
+        if experts:
+            mine = experts[kind[k]] if k in alone else start
+        else:
+            mine = alone.get(k, start)
+        for n in names:
+            if ".bias." not in n:
+                assert torch.allclose(received[n], mine[n], atol=1e-12), (round, k, n)
+        if experts and k in alone:
+            for n in own_B:
+                other = experts[1 - kind[k]]
+                assert torch.allclose(received[n.replace("own", "others")][:, :2], other[n], atol=1e-12)
+                assert not received[n.replace("own", "others")][:, 2:].any()
+
     for round, cohort in enumerate(([0, 1, 2], [2, 3, 4], [0, 1, 5], [1, 3, 5], [4]), 1):
         updates = []
         for k in cohort:
             received = rule.of_group(rule.group(k, learned), state, learned, layout)
             assert rule.prepared(received, layout) is received
-            mine = experts.get(kind[k]) if experts and k in alone else alone.get(k, start) if not experts else start
-            for n in names:
-                if ".bias." not in n:
-                    assert torch.allclose(received[n], mine[n], atol=1e-12), (round, k, n)
-            if experts and k in alone:
-                for n in own_B:
-                    other = experts[1 - kind[k]]
-                    assert torch.allclose(received[n.replace("own", "others")][:, :2], other[n], atol=1e-12)
-                    assert not received[n.replace("own", "others")][:, 2:].any()
+            check_received(round, k, received)
             jitter = {n: torch.randn(start[n].shape, generator=noise, dtype=torch.float64) for n in names}
             delta = {n: (pulls[kind[k]][n] + 0.1 * jitter[n]) * (".bias." not in n) for n in names}
             updates.append(Update(k, 1.0 + k, None, received, delta))
