@@ -16,6 +16,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SHORT = '--rounds 1 --tokens 32 --workers 1 --local-work "steps(2)"'
 
+TINY_FOLDER = """python -c 'from fedpeft.models.base_model import resolve_model; print(resolve_model("tiny"))'"""
+
 OVERRIDES = [
     (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
@@ -42,6 +44,8 @@ OVERRIDES = [
      "docs/install.md: the fast tier takes minutes"),
     (r"^(FEDPEFT_ATTACK_SHARE=\S+ )?(python -m pytest tests/\*/attacks -m long).*$", r"\2 --collect-only -q",
      "docs/reliability.md: all of it, for hours"),
+    (r"^(python examples/minimal\.py .*)$", rf'\1 --model "$({TINY_FOLDER})"',
+     "docs/round.md: the default model is fetched from the hub"),
     (r"fl\.example\.org", "localhost", "no such machine: README and docs/deploy.md have it stand for the server"),
     (r'^(flwr run .*--run-config ")(.*)"$', r"\1\2 dataset='tiny' tokens=32 local-work='steps(2)' dtype='fp32'" + '"',
      "docs/deploy.md: half a minute a round where nodes start a process for every message"),
