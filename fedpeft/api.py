@@ -3,7 +3,7 @@
     import fedpeft
 
     run = fedpeft.run_simulation(clients=20, dataset="tiny", strategy="flexlora", rounds=5)
-    run.accuracy, run.rounds, run.plot()
+    run.accuracy, run.history, run.plot(), run.predict(["a text"])
 
 Settings are those of the commands, with `_` for `-` (`fedpeft.config.RunConfig`). Parts may be objects instead of
 texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`. Nothing but progress is printed, and nothing
@@ -36,6 +36,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import name_of, part_text
 from fedpeft.run import catalogue
+from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.exports.hub import check_name, push
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.folder import begun, checked_settings
@@ -81,13 +82,13 @@ class Run:
         return None if value is None else float(value)
 
     @cached_property
-    def rounds(self) -> Any:
-        """One row a round (`fedpeft.run.observer.RoundResult`): a pandas frame, or a list of dicts without pandas."""
+    def history(self) -> Any:
+        """One row per round (`fedpeft.run.observer.RoundResult`): a pandas frame, or a list of dicts without pandas."""
         return _frame(Records(self.folder).read("rounds.jsonl"))
 
     @cached_property
     def clients(self) -> Any:
-        """One row a client and round, as `rounds` is."""
+        """One row per client and round, as `history` is."""
         return _frame(Records(self.folder).read("clients.jsonl"))
 
     @property
@@ -99,6 +100,43 @@ class Run:
     def plot(self) -> Any:
         """Validation accuracy and losses over rounds, as a figure of matplotlib."""
         return figure_of(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
+
+    def predict(self, inputs: str | Iterable[str], *, new_tokens: int = 40) -> list[str]:
+        """Return the model's answer to each input, as `python -m fedpeft.predict` prints it.
+
+        Args:
+            inputs: texts, or image files for a run on images; a single one counts as a list of one.
+            new_tokens: most tokens of a language model's answer, at least 1.
+
+        Raises:
+            FedpeftError: an input is nothing that the model reads, or the run's files are missing.
+        """
+        from fedpeft.predict import predict_answers
+
+        with _undisturbed(), plugins.given(self.parts):
+            texts = [inputs] if isinstance(inputs, str) else list(inputs)
+            return predict_answers(FinishedRun.read(self.folder), texts, new_tokens)
+
+    def evaluate(self, *, rows: int = 0, own: str = "", alone: str = "") -> Any:
+        """Compare the run with its base and, if asked, with its clients, as `python -m fedpeft.evaluate` does.
+
+        Args:
+            rows: at most this many test examples; 0: all.
+            own: clients whose own adapters are compared, "0,3" or "all".
+            alone: clients to train alone on their own examples, "0,3" or "all".
+
+        Returns:
+            One row per model with its measures: a pandas frame, or a list of dicts without pandas.
+
+        Raises:
+            FedpeftError: the run's examples or clients can't be used.
+        """
+        from fedpeft.evaluation.evaluation import Evaluation, Wanted
+
+        with _undisturbed(), plugins.given(self.parts), ConsoleObserver(Console(quiet=True)) as observer:
+            wanted = Wanted(rows=rows, own=own, alone=alone)
+            found = Evaluation(FinishedRun.read(self.folder), wanted, observer).found()
+        return _frame([{"model": name, **measures} for name, measures in found.table.items()])
 
     def model(self) -> nn.Module:
         """The finished model on the CPU, in fp32, to be evaluated: called with a batch of tensors it gives logits.

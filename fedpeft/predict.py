@@ -20,7 +20,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,6 +263,21 @@ def predict(
     for run in runs:
         for one in asked:
             say(str(run.folder), one, answer(run, bases[run.base_key], one, new_tokens, abstain))
+
+
+def predict_answers(run: FinishedRun, inputs: Sequence[str], new_tokens: int) -> list[str]:
+    """Return the run's answer to each input, a text or the file of an image.
+
+    Raises:
+        FedpeftError: an input is nothing that the run reads, or files of the run are missing.
+    """
+    if new_tokens < 1:
+        raise ConfigError(f"FP1516 new_tokens={new_tokens} must be at least 1")
+    run.check_answers()
+    for one in inputs:
+        check_asked(run, one)
+    base = run.base()
+    return [answer(run, base, one, new_tokens) for one in inputs]
 
 
 def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:

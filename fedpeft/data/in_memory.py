@@ -25,8 +25,8 @@ def dataset_of(given: Any) -> Dataset:
 
     Args:
         given: a `Dataset`, or a part that loads one; a `datasets.Dataset` or `DatasetDict` (columns text and label,
-            splits train and test); a sequence of mappings, one a row, with text, and label or owner if there are any;
-            or a sequence of (texts, labels) pairs, one a client.
+            splits train and test); a pandas `DataFrame` with these columns; a sequence of mappings, one a row, with
+            text, and label or owner if there are any; or a sequence of (texts, labels) pairs, one a client.
 
     Raises:
         DataError: it is nothing of the kind, or its rows can't be used.
@@ -41,14 +41,16 @@ def dataset_of(given: Any) -> Dataset:
         labelled = "label" in next(iter(splits.values())).column_names
         source = HF(name=NAME, label="label" if labelled else None, test="test" if "test" in splits else None)
         return source.made_of(splits)
+    if type(given).__name__ == "DataFrame" and hasattr(given, "to_dict"):
+        given = given.to_dict("records")
     if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
         if all(isinstance(row, Mapping) for row in given):
             return _of_records(list(given))
         if all(isinstance(client, tuple) and len(client) == 2 for client in given):
             return _of_records(_records_of(given))
     raise DataError(
-        "FP3060 dataset must be a text, a Dataset, a datasets.Dataset, rows as mappings with text and label, or a "
-        f"pair (texts, labels) for each client; got {type(given).__name__}"
+        "FP3060 dataset must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame or mappings with text and "
+        f"label, or a pair (texts, labels) for each client; got {type(given).__name__}"
     )
 
 

@@ -47,7 +47,7 @@ def ended(tmp_path_factory):
 def test_a_run_is_an_object(ended):
     assert ended.accuracy == ended.summary["accuracy"]
     assert ended.summary["rounds"] == 1
-    assert list(ended.rounds["round"]) == [1]
+    assert list(ended.history["round"]) == [1]
     assert sorted(ended.clients["client"].unique()) == [0, 1, 2, 3]
     assert (ended.adapter / "adapter_model.safetensors").is_file()
     assert repr(ended) == f"Run({str(ended.folder)!r}, accuracy={ended.accuracy:.4g})", "one line in a notebook"
@@ -57,9 +57,35 @@ def test_a_run_is_an_object(ended):
     assert ended.parts == {"strategies": {"Part": Part}}, "its model may need them"
 
 
+def test_a_run_predicts_and_evaluates(ended, capsys):
+    from fedpeft.predict import main as predict
+
+    text = ROWS[0]["text"]
+    answers = ended.predict([text, ROWS[1]["text"]])
+    assert len(answers) == 2
+    assert predict([str(ended.folder), text]) == 0
+    assert capsys.readouterr().out.strip() == answers[0] == ended.predict(text)[0]
+    with refuses("FP1516", "new_tokens=0"):
+        ended.predict(text, new_tokens=0)
+    table = ended.evaluate(rows=20)
+    assert "global" in set(table["model"])
+    assert table["accuracy"].between(0, 1).all()
+
+
+def test_a_pandas_frame_is_a_data_set(tmp_path):
+    import pandas
+
+    from fedpeft.data.in_memory import dataset_of
+
+    frame = pandas.DataFrame(ROWS)
+    assert dataset_of(frame).train.inputs == dataset_of(ROWS).train.inputs
+    with refuses("FP3060", "Series"):
+        dataset_of(frame["text"])
+
+
 def test_without_pandas_there_are_records(ended, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    assert [line["round"] for line in fedpeft.open_run(ended.folder).rounds] == [1]
+    assert [line["round"] for line in fedpeft.open_run(ended.folder).history] == [1]
 
 
 def test_an_object_is_recorded_and_asked_for_again(ended):
@@ -75,7 +101,7 @@ def test_an_object_is_recorded_and_asked_for_again(ended):
 
 def test_a_share_of_the_mean_is_what_was_computed(ended, tmp_path):
     whole = fedpeft.run_simulation(**TINY, output=tmp_path / "run", on_round=lambda _: True)
-    norm, full = (float(run.rounds["update_norm"].iloc[0]) for run in (ended, whole))
+    norm, full = (float(run.history["update_norm"].iloc[0]) for run in (ended, whole))
     assert norm == pytest.approx(0.25 * full, rel=1e-3)
 
 
