@@ -1,0 +1,201 @@
+"""Print how the production code is built, counted by syntax tree: python .ci/structure.py [TREE ...].
+
+A tree is a checkout; the default is this one. Two trees are printed side by side, so that a change can be judged.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("fedpeft", "strategies", "clients")
+GENERATED = "v2_pb2"
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.match_case)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+LOOPS = ("fedpeft/server/rounds.py", "fedpeft/rounds/rounds.py")
+"""Where the round loop is, in older and newer trees."""
+
+
+class Code:
+    """All production modules of a checkout, parsed."""
+
+    def __init__(self, root: Path) -> None:
+        paths = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
+        self.texts = {
+            str(path.relative_to(root)): path.read_text(encoding="utf-8")
+            for path in paths
+            if GENERATED not in path.name
+        }
+        self.modules = {name: ast.parse(text) for name, text in self.texts.items()}
+
+    def walk(self) -> Iterator[ast.AST]:
+        """Yield every node of every module."""
+        for module in self.modules.values():
+            yield from ast.walk(module)
+
+
+def count_lines(code: Code) -> int:
+    """Count the lines of all modules."""
+    return sum(text.count("\n") for text in code.texts.values())
+
+
+def count_tokens(code: Code) -> int:
+    """Count tokens without comments, docstrings and layout, in thousands."""
+    return round(sum(count_code_tokens(text) for text in code.texts.values()) / 1000)
+
+
+def count_code_tokens(text: str) -> int:
+    """Count the tokens of one module without comments, docstrings and layout."""
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in LAYOUT]
+    docstrings = sum(
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for node in ast.walk(ast.parse(text))
+    )
+    return len(tokens) - docstrings
+
+
+def is_feature_guard(node: ast.AST) -> bool:
+    """Whether a node asks if an optional feature is there: `x is None`, `x is not None`."""
+    return (
+        isinstance(node, ast.Compare)
+        and isinstance(node.ops[0], ast.Is | ast.IsNot)
+        and isinstance(node.comparators[0], ast.Constant)
+        and node.comparators[0].value is None
+        and isinstance(node.left, ast.Attribute)
+    )
+
+
+def count_guards(code: Code) -> int:
+    """Count the questions whether an attribute is None."""
+    return sum(map(is_feature_guard, code.walk()))
+
+
+def count_loop_guards(code: Code) -> int:
+    """Count the same in the module of the round loop."""
+    return sum(is_feature_guard(n) for name in LOOPS if name in code.modules for n in ast.walk(code.modules[name]))
+
+
+def count_loop_parameters(code: Code) -> int:
+    """Count the parameters of the constructor of `Server`."""
+    for name in LOOPS:
+        for node in ast.walk(code.modules.get(name, ast.Module([], []))):
+            if isinstance(node, ast.ClassDef) and node.name == "Server":
+                constructors = [item for item in node.body if isinstance(item, FUNCTIONS) and item.name == "__init__"]
+                if constructors:
+                    return len(constructors[0].args.args) + len(constructors[0].args.kwonlyargs) - 1
+                return sum(isinstance(item, ast.AnnAssign) for item in node.body)
+    return 0
+
+
+def count_single_overrides(code: Code) -> int:
+    """Count methods of base classes that exactly one subclass overrides."""
+    classes = {node.name: node for node in code.walk() if isinstance(node, ast.ClassDef)}
+    bases = {
+        name: {ast.unparse(base).split("[")[0] for base in node.bases} & set(classes) for name, node in classes.items()
+    }
+    methods = {
+        name: {item.name for item in node.body if isinstance(item, FUNCTIONS) and not item.name.startswith("__")}
+        for name, node in classes.items()
+    }
+
+    def find_ancestors(name: str) -> set[str]:
+        return set().union(*({base} | find_ancestors(base) for base in bases[name]))
+
+    overriders: dict[tuple[str, str], int] = defaultdict(int)
+    subclasses: dict[str, int] = defaultdict(int)
+    for name in classes:
+        for ancestor in find_ancestors(name):
+            subclasses[ancestor] += 1
+            for method in methods[name] & methods[ancestor]:
+                overriders[ancestor, method] += 1
+    return sum(count == 1 and subclasses[owner] >= 3 for (owner, _), count in overriders.items())
+
+
+def compute_complexity(function: ast.AST) -> int:
+    """Return the cyclomatic complexity of a function, without that of functions inside it."""
+    complexity, waiting = 1, list(ast.iter_child_nodes(function))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (*FUNCTIONS, ast.Lambda)):
+            continue
+        complexity += isinstance(node, BRANCHES)
+        complexity += len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+        complexity += len(node.ifs) if isinstance(node, ast.comprehension) else 0
+        waiting += ast.iter_child_nodes(node)
+    return complexity
+
+
+def count_complex_functions(code: Code) -> int:
+    """Count functions with a cyclomatic complexity above 15."""
+    return sum(compute_complexity(node) > 15 for node in code.walk() if isinstance(node, FUNCTIONS))
+
+
+def count_comprehensions(code: Code) -> float:
+    """Return the comprehensions per 100 lines of code, without empty lines, comments and docstrings."""
+    lines = {
+        (name, node.lineno)
+        for name, module in code.modules.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.stmt | ast.expr)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    }
+    return round(100 * sum(isinstance(node, COMPREHENSIONS) for node in code.walk()) / len(lines), 1)
+
+
+def count_nested_conditions(code: Code) -> int:
+    """Count conditional expressions inside conditional expressions."""
+    return sum(
+        isinstance(inner, ast.IfExp)
+        for outer in code.walk()
+        if isinstance(outer, ast.IfExp)
+        for inner in (outer.body, outer.orelse, outer.test)
+    )
+
+
+def count_top_names(code: Code) -> int:
+    """Count the modules and packages directly below `fedpeft`."""
+    tops = {Path(name).parts[1].removesuffix(".py") for name in code.modules if name.startswith("fedpeft/")}
+    return len(tops - {"__init__", "__main__"})
+
+
+def count_participles(code: Code) -> int:
+    """Count functions and methods whose name is one bare participle, by its ending."""
+    names = [node.name.strip("_") for node in code.walk() if isinstance(node, FUNCTIONS)]
+    return sum("_" not in name and name.endswith(("ed", "ing")) for name in names)
+
+
+ROWS: dict[str, Callable[[Code], float]] = {
+    "production lines": count_lines,
+    "production files": lambda code: len(code.modules),
+    "code tokens, in thousands": count_tokens,
+    "names directly below fedpeft/": count_top_names,
+    "round loop: `x.y is None`": count_loop_guards,
+    "round loop: parameters of Server": count_loop_parameters,
+    "all code: `x.y is None`": count_guards,
+    "base-class methods with one overrider": count_single_overrides,
+    "functions with complexity above 15": count_complex_functions,
+    "comprehensions per 100 code lines": count_comprehensions,
+    "nested conditional expressions": count_nested_conditions,
+    "functions named by one participle": count_participles,
+}
+
+
+def main(trees: list[str]) -> None:
+    """Print a Markdown table with one column per tree."""
+    codes = [Code(Path(tree)) for tree in trees or [str(ROOT)]]
+    print("| counted by syntax tree | " + " | ".join(Path(tree).resolve().name for tree in trees or [str(ROOT)]) + " |")
+    print("|---|" + "---:|" * len(codes))
+    for name, count in ROWS.items():
+        print(f"| {name} | " + " | ".join(f"{count(code):,}" for code in codes) + " |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
