@@ -11,20 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.errors import PayloadError
+from fedpeft.models.precisions import ADAPTERS, BASES
 from fedpeft.peft.adapter import ClientForm, Layout
 
 Kind = Literal["prepare", "train", "evaluate", "sum"]
-
-BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
-BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
-AdapterPrecision = Literal["fp32", "bf16"]
-ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
-"""Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
 
 PAYLOAD_TYPE = "fedpeft.v4"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
