@@ -96,8 +96,8 @@ class MaskedSum:
             asked, phase: see `Exchange`.
             by_rows: whether clients weigh as many as their examples, or 1 each; None: neither.
             start: weights of the sum before round 1, and of how many clients; empty: nothing to compare with.
-
             losses: the possible mean training losses.
+
         Raises:
             VoidError: too many have dropped out.
         """
@@ -154,6 +154,11 @@ class MaskedSum:
         if self.size and not total.vector.any():
             self.warnings.append("the sum of all updates is zero: it moves nothing")
         return checked
+
+    @property
+    def sharing(self) -> list[int]:
+        """Who has shared its secrets, and was asked for its vector."""
+        return sorted(self.at.sealed) if self.sent else []
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Tell the user of clients that have lied."""
