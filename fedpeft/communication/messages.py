@@ -90,8 +90,9 @@ class Instruction:
             (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`); empty:
             nothing.
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
-        released: digest of the state that `payload` must lead to (`fedpeft.communication.release`), as the client has
-            it from a record of the server's; empty: it is not compared.
+        released: digest of the state that `payload` must lead to, and of those that smaller ranks have been sent
+            (`fedpeft.communication.release.write_released`), as the client has them from a record of the server's;
+            empty: it is not compared.
         recorded: digest of the content that the server's record of the round gives all clients alike, as the client has
             it from the record (`fedpeft.deployment.round_record`); empty: there are no records.
         step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:
