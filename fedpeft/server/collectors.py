@@ -154,6 +154,9 @@ class OrderedCollector(UpdateCollector):
 class BufferedCollector(OrderedCollector):
     """Steps as soon as enough updates have arrived, whichever clients they come from (FedBuff)."""
 
+    resent = 0
+    """Bytes that a server that was restarted has sent to real clients again, until a round counts them."""
+
     @property
     def enough(self) -> int:  # type: ignore[override]
         """Valid reports that end a round."""
@@ -162,7 +165,13 @@ class BufferedCollector(OrderedCollector):
     def open(self, state: Progress | None) -> None:
         """Take over the clients that were training when the server stopped."""
         if state is not None and state.round < self.setup.rounds:
-            self.transport.resume(state.in_flight)
+            resent = self.transport.resume(state.in_flight)
+            self.resent = resent if self.transport.remote else 0  # a simulation is that of one without a restart
+
+    def measure_traffic(self, log: RoundLog) -> Traffic:
+        """Return the bytes of a round, and what was sent again before it."""
+        traffic, resent, self.resent = super().measure_traffic(log), self.resent, 0
+        return replace(traffic, downlink_bytes=traffic.downlink_bytes + resent)
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
         """Ask idle clients only, as many as bring those at work to the size of the cohort."""
