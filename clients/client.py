@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from fedpeft.clients.workbench import Workbench
 from torch import Tensor
 
 from fedpeft import seeds
+from fedpeft.aggregation.factors import leading_ranks
 from fedpeft.aggregation.head_start import HEADS, measured
-from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode_whole, whole
@@ -39,7 +41,7 @@ from fedpeft.data.partition import Shards, held_out
 from fedpeft.data.task_sequence import MetTasks
 from fedpeft.errors import DataError, PayloadError, PrivacyError
 from fedpeft.machine.hardware import in_threads, usable_cores
-from fedpeft.peft.adapter import Layout, State, difference, held_in
+from fedpeft.peft.adapter import ClientForm, Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
@@ -260,7 +262,7 @@ class ClientSide:
             state = kept(self.store, instruction, self.masking is not None and self.masking.identity is not None)
         state = state or {}
         sent = self._arrival(instruction, layout, section(state, "held"))
-        check_released(instruction, sent.compared, private)
+        check_released(instruction, sent.compared, private, partial(self._shrink, form))
         received = held_in(sent.state, instruction.adapter_precision) | section(state, "private")
         state = state | labelled("held", sent.moved)
         job = Job(
@@ -325,6 +327,19 @@ class ClientSide:
             shapes = Whitening.shapes(self.head.whitened_directions(width))
             whitening = Whitening.of(decode_whole(instruction.told, shapes), width)
         return replace(job, privacy=RowPrivacy(*how, expected, whitening))
+
+    def _shrink(self, form: ClientForm | None, state: State, rank: int) -> State | None:
+        """Return what a client of a smaller rank is sent, given the `state` in this client's `form`.
+
+        None: the rule sends it more than leading ranks, or the codec rounds each form by itself.
+        """
+        layout = self.bench.plan.layout
+        if form is None or type(self.strategy).dispatch is not Strategy.dispatch or not self.arrivals.codec.lossless:
+            return None
+        smaller = self.strategy.held_form(layout, layout.form_of(rank))
+        if smaller is None or len({f.scale for f in (form, smaller, layout.form) if f is not None}) > 1:
+            return None  # which rounds
+        return leading_ranks(state, layout.with_form(form).subset(state), smaller)
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
@@ -15,18 +15,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpeft import plugins
-from fedpeft.config import RunConfig
-from fedpeft.data.examples import IGNORED, AnsweredRows
-from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
-from fedpeft.data.partition import PARTITIONS, USUAL, Shards, split
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
-from fedpeft.data.tagged_words import words_and_tags
+from fedpeft.config import RunConfig, from_mapping
 from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.families import DATASETS, PARTITIONS
 from fedpeft.machine.files import writing
 from fedpeft.machine.terminal import Console
+from fedpeft.run import early
 from fedpeft.run.command import exit_code, quoted
 from fedpeft.run.sampling import cohort_size
 from fedpeft.spec import Spec
+
+if TYPE_CHECKING:
+    from fedpeft.data.partition import Shards
+    from fedpeft.data.rows import Dataset, Rows
 
 MEASURED = 10_000
 """Rows whose length is taken at most: the first ones of an order by chance."""
@@ -87,6 +88,9 @@ def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
     Raises:
         FedpeftError: rows can't be split so.
     """
+    from fedpeft.data.partition import USUAL, split
+    from fedpeft.data.rows import suited_partition
+
     text = command.partition
     if text == "auto":
         usual = "natural" if rows.owners is not None else "iid" if rows.classes is None else USUAL
@@ -101,6 +105,7 @@ def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str
     Raises:
         FedpeftError: the model that was named has no tokenizer, or the rows don't go with it.
     """
+    from fedpeft.data.examples import AnsweredRows
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import TASKS
 
@@ -124,6 +129,20 @@ def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str
     return found.longer if isinstance(found, AnsweredRows) else found.lengths, "tokens", why
 
 
+def check_flags(command: Command) -> str:
+    """Return what a run's --dataset calls the data, and refuse flags that a run would refuse, before torch is imported.
+
+    Raises:
+        FedpeftError: a flag can't be used, or nothing is at the path.
+    """
+    if command.picture is not None and command.picture.suffix not in PICTURES:
+        raise ConfigError(f"FP1044 --picture {command.picture} must end in {', '.join(PICTURES)}")
+    text = text_of(command.data)
+    settings = {name: getattr(command, name) for name in ("partition", "clients", "model", "tokens", "seed")}
+    early.check(from_mapping({**settings, "dataset": text}, "the command line"))
+    return text
+
+
 def check(command: Command, console: Console) -> list[str]:
     """Look at the data and say what is there; returns what is wrong.
 
@@ -135,11 +154,12 @@ def check(command: Command, console: Console) -> list[str]:
         console.print(f"[bold]{name:<10}[/] ", end="", highlight=False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    if command.picture is not None and command.picture.suffix not in PICTURES:
-        raise ConfigError(f"FP1044 --picture {command.picture} must end in {', '.join(PICTURES)}")
-    if command.clients < 0 or command.seed < 0 or command.tokens < 1:
-        raise ConfigError("FP1045 --clients and --seed must be at least 0 and --tokens at least 1")
-    text = text_of(command.data)
+    text = check_flags(command)
+    from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
+    from fedpeft.data.rows import load_dataset, without_validation
+    from fedpeft.run.console import quiet_libraries
+
+    quiet_libraries()
     dataset = load_dataset(text)
     say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.partition('(')[0].replace('_', ' ')}")
     for note in dataset.notes:
@@ -182,6 +202,9 @@ def _better_partition(command: Command, called: str, rows: Rows) -> tuple[str, S
 
     Where rows have owners, or the user has named a partition, the clients are as they are.
     """
+    from fedpeft.data.inspection import wrong_with_partition
+    from fedpeft.data.partition import USUAL, split
+
     if command.partition != "auto" or called != USUAL:
         return None
     equal = split(PARTITIONS.build("iid"), rows, command.clients or min(int(DEFAULT.clients), len(rows)), command.seed)
@@ -207,6 +230,9 @@ def counted(rows: Rows, classes: int) -> np.ndarray:
 
 def count_tags(rows: Rows, classes: int) -> np.ndarray:
     """Return how many words have each label, (classes,)."""
+    from fedpeft.data.examples import IGNORED
+    from fedpeft.data.tagged_words import words_and_tags
+
     tags = [tag for row in rows.inputs for tag in words_and_tags(row)[1] if tag != IGNORED]
     return np.bincount(np.array(tags, np.int64), minlength=classes)
 
@@ -248,9 +274,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _checked(command: Command) -> int:
-    from fedpeft.run.console import quiet_libraries
-
-    quiet_libraries()
     plugins.use(command.plugin)
     return 1 if check(command, Console()) else 0
 

@@ -144,10 +144,18 @@ class CodecFamily(Family[T]):
         """
         words = [word for word in words_of(text) if word]
         front = [word for word in words if parse_spec(word).name in (*MEMORIES, *PRECISION_RULES.names)]
-        steps = words[len(front) :]
         for rule in front:
             if parse_spec(rule).name not in MEMORIES:
                 PRECISION_RULES.check(rule)
+        self.check_steps(" | ".join(words[len(front) :]))
+
+    def check_steps(self, text: str) -> None:
+        """Refuse a preset or steps of a codec that mean nothing, and settings of steps that are not legal.
+
+        Raises:
+            ConfigError: says what is legal.
+        """
+        steps = [word for word in words_of(text) if word]
         if len(steps) == 1 and steps[0] not in PRESETS:
             self.check_alone(parse_spec(steps[0]), steps[0])
         for step in steps:

@@ -15,26 +15,26 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.markup import escape
 
-from fedpeft.config import RunConfig
+from fedpeft.config import RunConfig, from_mapping
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import writing
 from fedpeft.machine.terminal import Console
-from fedpeft.peft.adapter import Layout
-from fedpeft.peft.lora_folder import write_lora
+from fedpeft.run import early
 from fedpeft.run.command import MISTAKE, exit_code
 from fedpeft.run.console import quiet_libraries
-from fedpeft.run.flowertune_project import FlowerTuneProject
 from fedpeft.run.folder import checked_settings, default_settings
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import show
 from fedpeft.simulate import simulate
 
 if TYPE_CHECKING:
+    from fedpeft.peft.adapter import Layout
+    from fedpeft.run.flowertune_project import FlowerTuneProject
     from fedpeft.simulation.simulation import Simulation
 
 MIB = 1024**2
@@ -87,6 +87,8 @@ class PeftFolders:
 
     def finished(self, result: RoundResult) -> None:
         """Write the state that a round has led to, if it is this round's turn."""
+        from fedpeft.peft.lora_folder import write_lora
+
         simulation = self.simulation
         assert simulation is not None, "a round of a run that has begun"
         if result.round % self.every and result.round != simulation.config.rounds:
@@ -111,7 +113,10 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         nonlocal folder
         command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.flowertune", description=Command.__doc__)
+        chosen = _chosen(command)
         quiet_libraries()
+        from fedpeft.run.flowertune_project import FlowerTuneProject
+
         console = Console()
         project = FlowerTuneProject.read(
             command.project, command.set, command.ignore_code, command.track, command.clients
@@ -122,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "[bold red]error:[/] what these files change would be missing; run without them: --ignore-code"
             )
             return MISTAKE
-        config = _settings(command, project)
+        config = _settings(command, project, chosen)
         if command.dry_run:
             print(config.to_toml(), end="")  # whole lines, for a file
             return 0
@@ -149,11 +154,21 @@ def _introduce(project: FlowerTuneProject, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _settings(command: Command, project: FlowerTuneProject) -> RunConfig:
+def _chosen(command: Command) -> dict[str, Any]:
+    """Return the settings of the run that the command gives, and not the project.
+
+    Raises:
+        ConfigError: one is not legal.
+    """
+    chosen = {name: getattr(command, name) for name in ("codec", "dtype", "workers", "seed")}
+    early.check(from_mapping({**chosen, "clients": command.clients}, "the command line"))
+    return chosen
+
+
+def _settings(command: Command, project: FlowerTuneProject, chosen: dict[str, Any]) -> RunConfig:
     rows = command.data or project.values["static.dataset.name"]
     if command.data and not Path(command.data).expanduser().exists():
         raise ConfigError(f"FP1193 there is no file or folder {command.data}, which --data names")
-    chosen = {"codec": command.codec, "dtype": command.dtype, "workers": command.workers, "seed": command.seed}
     return project.config(rows, command.test or None, **chosen)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from fedpeft import plugins
 from fedpeft.clients.trainer import Ranks, TrainerExecutor
 from fedpeft.deployment.client_state import alone_in, folder_for
 from fedpeft.deployment.connection import Link
+from fedpeft.deployment.joining import Patience, described, link_of, take_part, transcript_of
+from fedpeft.deployment.options import JoinOptions
 from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.errors import ConfigError
-from fedpeft.join import Command, Patience, described, link_of, take_part, transcript_of
 from fedpeft.machine.terminal import Console
 from fedpeft.models.tasks.causal_lm import LanguageModel
+from fedpeft.parts import check_settings
 from fedpeft.run import catalogue
 from fedpeft.run.console import ConsoleObserver
 
@@ -63,7 +65,8 @@ def patch(
         FedpeftError: this is no such trainer; and by `train`: what the user can mend.
     """
     _check(trainer)
-    link = link_of(Command(server, Path("rows"), Path(certs), insecure, name, Path(state), give_up, plugin))
+    given = JoinOptions(server, Path("rows"), Path(certs), insecure, name, Path(state), give_up)
+    link = link_of(JoinOptions(**check_settings("patch", JoinOptions, asdict(given))))
     trainer.train = Federated(trainer, trainer.train, link, Path(state).expanduser(), give_up, plugin, progress)
     return trainer
 

@@ -5,40 +5,18 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import tyro
-from rich.markup import escape
 
 from fedpeft import plugins
-from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.certificates import check_name, name_of
-from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
-from fedpeft.deployment.connection import Link, LostError, UnkeptError, waits
-from fedpeft.deployment.credentials import Credentials, exposed
-from fedpeft.deployment.edge import Edge, check_machine
-from fedpeft.deployment.monitoring import host_and_port
-from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.shared_settings import settings_digest
-from fedpeft.deployment.signing import Verifier
-from fedpeft.deployment.trainer_edge import TrainerEdge
-from fedpeft.deployment.transcript import FILE as TRANSCRIPT
-from fedpeft.deployment.transcript import Transcript, most_records
-from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
-from fedpeft.privacy.client_engine import OWN
-from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
-from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
-from fedpeft.run.phases import SILENCE
 
 
 @dataclass(frozen=True)
@@ -48,17 +26,7 @@ class Command:
     python -m fedpeft.join --server fl.example.org:8470 --data rows.csv --certs edge-1
     """
 
-    server: Annotated[str, tyro.conf.arg(help="HOST:PORT of the server")]
-    data: Annotated[Path, tyro.conf.arg(help="your rows: a .csv, .tsv or .jsonl file, or a folder of pictures")]
-    certs: Annotated[Path, tyro.conf.arg(help="the folder you were handed: ca.pem, client.pem, client.key")] = Path(
-        "certs"
-    )
-    insecure: Annotated[bool, tyro.conf.arg(help="no TLS: for a server on this machine that runs without it")] = False
-    name: Annotated[str, tyro.conf.arg(help="your name, with --insecure; else it stands in the certificate")] = ""
-    state: Annotated[Path, tyro.conf.arg(help="where your state is kept between rounds and restarts")] = Path(
-        "~/.local/state/fedpeft"
-    )
-    give_up: Annotated[float, tyro.conf.arg(help="seconds without a connection after which to end; 0: never")] = 0.0
+    join: Annotated[JoinOptions, tyro.conf.arg(name="")]
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -67,239 +35,19 @@ class Command:
     edge: Annotated[EdgeOptions, tyro.conf.arg(name="")] = field(default_factory=EdgeOptions)
 
 
-def link_of(command: Command) -> Link:
-    """How to reach the server.
-
-    Raises:
-        ConfigError, RunError: an address, a name or certificates that can't be used.
-    """
-    host_and_port(command.server, "server")
-    if not command.give_up >= 0:  # nor is a time that is not a number
-        raise ConfigError(f"FP1200 give_up={command.give_up:g} must be at least 0 seconds")
-    if command.insecure:
-        if not command.name:
-            raise ConfigError("FP1201 without TLS a client must say its name: --name edge-1")
-        return Link(command.server, check_name(command.name), None)
-    own = Credentials.of_client(command.certs)
-    name = name_of(own.certificate)
-    if command.name not in ("", name):
-        raise ConfigError(
-            f"FP1202 --name {command.name} is not the name in the certificate in {command.certs}, {name}: leave --name "
-            "out, or give the folder of that client"
-        )
-    return Link(command.server, name, own)
-
-
-@dataclass
-class Patience:
-    """How long to try: waits that grow, and an end.
-
-    Attributes:
-        give_up: seconds without a connection after which it is over; 0: never.
-    """
-
-    give_up: float
-    say: ConsoleObserver
-    _waits: Iterator[float] = field(default_factory=waits)
-    _since: float | None = None
-    _diagnosed: bool = False
-
-    def connected(self) -> None:
-        """It has worked: begin anew the next time."""
-        self._waits = waits()
-        self.reached()
-
-    def reached(self) -> None:
-        """The server is there. The waits stay as long as they are: it may be gone again at once."""
-        self._since, self._diagnosed = None, False
-
-    def lost(self, link: Link, error: LostError) -> None:
-        """Wait before the next attempt.
-
-        Raises:
-            RunError: trying again won't help, or it has taken too long.
-        """
-        told = str(error)
-        if not isinstance(error, UnkeptError):  # with it, there is a connection
-            told = f"no connection to {link.address} ({error})"
-            self._unreached(link, error)
-        seconds = next(self._waits)
-        self.say.say(f"{escape(told)}; again in {seconds:.1f} s")
-        time.sleep(seconds)
-
-    def _unreached(self, link: Link, error: LostError) -> None:
-        if self._since is None:
-            self._since = time.monotonic()
-        if not self._diagnosed:
-            self._diagnosed = link.diagnose()
-        if self.give_up and time.monotonic() - self._since > self.give_up:
-            raise RunError(f"FP5155 {link.address} could not be reached for {self.give_up:g} s: {error}")
-
-
 def join(command: Command, console: Console) -> None:
     """Be a client until the federation is finished.
 
     Raises:
-        FedpeftError: what the user can mend.
+        FedpeftError: what the user can mend; a value that is not legal is refused before torch is imported.
     """
-    options = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
+    options = JoinOptions(**check_settings("the command line", JoinOptions, dataclasses.asdict(command.join)))
+    edge = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
     plugins.named_only()
     catalogue.use(command.plugin)
-    link = link_of(command)
-    check_machine(command.data, options)
-    quiet_libraries()
-    with ConsoleObserver(console, silence=SILENCE) as observer:
-        if link.credentials and (said := exposed(command.certs / "client.key")):
-            observer.say(f"[bold yellow]warning[/] {escape(said)}")
-        patience = Patience(command.give_up, observer)
-        observer.wait(f"connecting to {link.address}")
-        description = described(link, patience)
-        observer.enter("loading rows and model")
-        state = command.state.expanduser()
-        folder = folder_for(state, description.run, link.name)
-        with alone_in(folder):
-            edge = Edge(description, command.data, folder, ledgers_in(state), observer, options, link.credentials)
-            precision = options.precision or edge.config.dtype
-            model = escape(edge.setup.model_directory.name)
-            observer.say(
-                f"[bold]{link.name}[/]  {len(edge.rows)} rows, {model} in {precision} on {escape(str(edge.hardware))}"
-            )
-            _say_privacy(edge, observer)
-            transcript = transcript_of(edge, link)
-            if link.credentials is None:
-                observer.say("[bold]rounds[/]  are chained by hashes and, without TLS, not signed by the server")
-            edge.warm_up()
-            try:
-                take_part(edge, link, transcript, patience, observer)
-            finally:
-                edge.close()
+    from fedpeft.deployment import joining
 
-
-def described(link: Link, patience: Patience) -> v2.Description:
-    """What the server says of the federation, as soon as it is there.
-
-    Raises:
-        RunError: it refuses this client, or is out of reach for too long.
-    """
-    while True:
-        try:
-            with link.open() as connection:
-                description = connection.describe()
-        except LostError as error:
-            patience.lost(link, error)
-        else:
-            patience.connected()
-            return description
-
-
-def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
-    """What the server has told this client of the rounds, in its folder.
-
-    Raises:
-        RunError: the file can't be read, or says otherwise than the server does now.
-    """
-    return Transcript(
-        edge.folder / TRANSCRIPT,
-        edge.description.run,
-        settings_digest(edge.description),
-        link.name,
-        Verifier(link.credentials.authority) if link.credentials else None,
-        most_records(edge.config.rounds),
-        edge.policy,
-    )
-
-
-def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
-    """What protects this machine's rows, and from whom."""
-    mechanism, secure = edge.setup.mechanism, edge.setup.secure_sum
-    if secure is not None:
-        fewest = edge.options.fewest
-        others = ", where the others give that --fewest, too" if fewest > FEWEST else ""
-        observer.say(
-            f"[bold]privacy[/] {secure.name}: updates leave this machine under masks; the server learns sums of "
-            f"{fewest} clients or more{others}, and this client takes part in one a round"
-        )
-        if edge.roster is not None:
-            members = len(edge.roster.members)
-            observer.say(f"[bold]roster[/]  {members} clients, hash {edge.roster.hash}: the others must see the same")
-        else:
-            observer.say(
-                "[bold yellow]warning[/] no --roster is given: the server is trusted to be honest, if curious, since "
-                "whoever has the authority's key could invent clients and read the updates among them"
-            )
-    elif mechanism is None:
-        observer.say("[bold]privacy[/] updates are not protected: they can tell something of your rows")
-    elif edge.protection is None:
-        observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
-    if edge.protection is not None:
-        observer.say(f"[bold]privacy[/] {edge.protection.terms()}")
-        for warning in edge.protection.warnings():
-            observer.say(f"[bold yellow]warning[/] {warning}")
-
-
-def _called(instruction: Instruction) -> str:
-    """A task's name for people."""
-    step = f", step {instruction.step} of the secure sum" if instruction.step else ""
-    return f"{instruction.kind} round {instruction.round}{step}"
-
-
-def _said(instruction: Instruction, report: Report, silent: bool) -> str:
-    """A task and what was answered, in a line; who is `silent` tells the server 1 for any number of rows."""
-    called = _called(instruction)
-    if report.error:
-        return f"{called}: {escape(report.error)}"
-    if instruction.step:
-        return f"{called}: {size(report.bytes)}"
-    rows = "" if silent else f"{report.rows} rows, "
-    loss = f"loss {report.loss:.3f}, " if report.loss else ""  # none is measured, or none leaves this machine
-    return f"{called}: {rows}{loss}{size(report.bytes)}, {duration(report.seconds)}"
-
-
-def take_part(
-    edge: Edge | TrainerEdge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver
-) -> None:
-    """Do what the server asks, until it needs this client no more.
-
-    Raises:
-        RunError: it refuses this client, contradicts itself, or is out of reach for too long.
-    """
-    done: tuple[str, Report] = "", Report(0, 0, b"")
-
-    def reached() -> None:
-        patience.reached()
-        observer.wait("waiting for a task")
-
-    observer.wait(f"connecting to {link.address}")
-    while True:
-        try:
-            with link.open() as connection:
-                registration, limit = edge.registration(), edge.instruction_limit
-                for task, instruction in connection.tasks(registration, limit, transcript, reached):
-                    patience.connected()
-                    if task != done[0]:  # after a lost connection the server asks again for what is done already
-                        observer.enter(_called(instruction))
-                        done = task, edge.handle(instruction)
-                    report = done[1]
-                    observer.enter(f"{_called(instruction)}: sending {size(report.bytes)}")
-                    verdict = connection.submit(task, report)
-                    observer.say(f"{_said(instruction, report, edge.silent)} ({verdict})")
-                    observer.wait("waiting for a task")
-            observer.say(
-                f"the federation is finished: the trained model is on the server {escape(link.address)}, and its "
-                "operator hands it out (python -m fedpeft.export RUN)"
-            )
-            observer.say(f"this client's records of it are in {escape(str(edge.folder))}")
-            own = edge.protection
-            if own is not None:
-                observer.say(
-                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.hides}, from "
-                    f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
-                    f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
-                )
-            return
-        except LostError as error:
-            observer.wait(f"connecting to {link.address}")
-            patience.lost(link, error)
+    joining.join(options, edge, console)
 
 
 def main(arguments: list[str] | None = None) -> int:

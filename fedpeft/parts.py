@@ -86,14 +86,22 @@ def setting(
     below: float | None = None,
     choices: tuple[Any, ...] | None = None,
     path: bool = False,
-    nested: bool = False,
+    nested: Family[Any] | None = None,
+    check: Callable[[str], object] | None = None,
 ) -> Any:
     """A dataclass field that is a user's setting: its default, meaning (with unit) and legal range.
 
     Pass `dataclasses.MISSING` as `default` for a setting that must be given; `path`: it may name a file or folder;
-    `nested`: it is the text of another part of the family.
+    `nested`: the family of the part that the text, or each text of a tuple, describes; `check`: raises ConfigError for
+    a text that is not legal, without torch.
     """
-    metadata = {"help": help, "bounds": Bounds(low, high, above, below, choices), "path": path, "nested": nested}
+    metadata = {
+        "help": help,
+        "bounds": Bounds(low, high, above, below, choices),
+        "path": path,
+        "nested": nested,
+        "check": check or (nested and nested.check),
+    }
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -159,6 +167,10 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
                 raise ConfigError(f"FP1226 {owner} needs the setting {name}" + (f" ({meaning})" if meaning else ""))
             continue
         values[name] = convert(f"{owner}: {name}", given[name], hints[name], field.metadata.get("bounds", Bounds()))
+        if check := field.metadata.get("check"):
+            texts = values[name] if isinstance(values[name], tuple) else (values[name],)
+            for text in filter(None, texts):
+                check(text)
     return values
 
 
@@ -341,13 +353,13 @@ class Family(Generic[T]):
         spec = self.parsed(text)
         cls: Any = self.part(spec.name)
         paths = {field.name for field in dataclasses.fields(cls) if field.metadata.get("path")}
-        nested = {field.name for field in dataclasses.fields(cls) if field.metadata.get("nested")}
+        nested = {field.name: field.metadata.get("nested") for field in dataclasses.fields(cls)}
 
         def changed_setting(name: str, value: Any) -> Any:
             if isinstance(value, tuple | list):
                 return tuple(changed_setting(name, item) for item in value)
-            if isinstance(value, str) and name in nested:
-                return self.with_paths(value, change)
+            if isinstance(value, str) and (family := nested.get(name)):
+                return family.with_paths(value, change)
             return change(value) if isinstance(value, str) and name in paths else value
 
         settings = {name: changed_setting(name, value) for name, value in spec.settings.items()}

@@ -170,8 +170,9 @@ def use(
     Args:
         plugins: paths and distributions' names; or records, which also say what it was (`Plugin.record`).
         beside: the folder that relative paths begin at; None: the working directory.
-        goes_on: whether what has recorded them goes on, which takes the same plugins; else those that are there are
-            taken, `notes` says which have changed, and what is gone fails where one of its parts is asked for.
+        goes_on: whether what has recorded them goes on, which takes the same plugins. Otherwise, a file that has
+            changed is not imported unless the user names it; `notes` tells that, and a part that is missing then fails
+            when it is asked for.
         run: folder of the run that has recorded them; code that lies in it came with it, and is not run.
 
     Raises:
@@ -275,8 +276,7 @@ def absent(group: str, name: str) -> str:
 
 def lost(group: str, name: str) -> str:
     """Where a part was that a finished run has recorded and that can't be loaded, and what to do; empty: nowhere."""
-    why = _state.lost.get(f"{group}.{name}", "")
-    return why and f"{why}: say where it lies now, with --plugin FILE"
+    return _state.lost.get(f"{group}.{name}", "")
 
 
 def is_loaded(group: str, name: str, plugin: Plugin) -> bool:
@@ -392,30 +392,63 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None
         if not isinstance(given, Recipe):  # what does not need them can go on; the rest is told by `absent`
             return Plugin(IN_PYTHON, ", ".join(record["parts"]), {})
         return Plugin(IN_PYTHON, "", _noted(cloudpickle.loads(given.content)))
+    named_now = _moved(version, record["parts"])
+    if named_now is None and (found_now := _digest_at(source)) not in ("", version):
+        _refuse_changed(source, version, found_now, record["parts"], goes_on)
+        return None
     try:
-        plugin = _moved(version, record["parts"]) or _placed(source, run)
+        plugin = named_now or _placed(source, run)
     except ConfigError as error:
         if goes_on:
             why = f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}"
             raise ConfigError(f"FP1265 {why}; if it lies elsewhere now, name it with --plugin FILE") from error
         gone = Path(source).is_absolute() and not Path(source).exists()
         told = f"of {source}, which is not there any more" if gone else f"of {source}, which can't be used ({error})"
-        _state.lost |= dict.fromkeys(map(str, record["parts"]), told)
+        _state.lost |= dict.fromkeys(map(str, record["parts"]), f"{told}: say where it lies now, with --plugin FILE")
         return None
     if plugin.is_as(version):
         return plugin
     before, now = shortened(version), shortened(plugin.version)
     if goes_on:
-        raise ConfigError(
-            f"FP1266 this run needs the plugin {source} as it was ({before}), and "
-            + (f"it has changed ({now})" if plugin.source == source else f"{plugin} is another")
-            + "; put back what was there, or start a new run"
-        )
+        raise _differs(source, before, f"it has changed ({now})" if plugin.source == source else f"{plugin} is another")
     _state.notes[
         f"the plugin {plugin.source} has changed since the run was made with it ({before}, now {now}): "
         "what is there now is used"
     ] = None
     return plugin
+
+
+def _digest_at(source: str) -> str:
+    """Return the SHA-256 of a plugin's file or folder, without importing it; empty: none is there."""
+    path = Path(source)
+    if not path.is_absolute() or not (path.is_file() or (path / "__init__.py").is_file()):
+        return ""
+    return digest(path)
+
+
+def _refuse_changed(source: str, version: str, now: str, parts: Iterable[Any], goes_on: bool) -> None:
+    """Import nothing of a file that is not the recorded one: only a user who names it trusts it.
+
+    Raises:
+        ConfigError: the run goes on.
+    """
+    before, now = shortened(version), shortened(now)
+    if goes_on:
+        raise _differs(source, before, f"it has changed ({now})")
+    _state.lost |= dict.fromkeys(
+        map(str, parts), f"of {source}, which has changed ({before}, now {now}): name it with --plugin if you trust it"
+    )
+    _state.notes[
+        f"the plugin {source} has changed since the run was made with it ({before}, now {now}): it is not loaded; name "
+        "it with --plugin if you trust it"
+    ] = None
+
+
+def _differs(source: str, before: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"FP1266 this run needs the plugin {source} as it was ({before}), and {why}; put back what was there, or start "
+        "a new run"
+    )
 
 
 def _moved(version: str, parts: Iterable[str]) -> Plugin | None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
@@ -23,11 +23,12 @@ from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue, console
 from fedpeft.run.command import exit_code, interruptible
 from fedpeft.run.console import duration
-from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
-from fedpeft.studies.results import Result
-from fedpeft.studies.runner import Workplace, jobs_that_fit, run_what_is_left
 from fedpeft.studies.study_file import Planned, read_study
+
+if TYPE_CHECKING:
+    from fedpeft.studies.results import Result
+    from fedpeft.studies.runner import Workplace
 
 FAILURES = 1
 """Exit code when runs have failed."""
@@ -108,6 +109,10 @@ def completed(command: Command, console: Console) -> list[Result]:
         check_trackers(command.track)
     catalogue.use(command.plugin)
     study = read_study(command.study, command.preset)
+    study.check()
+    from fedpeft.studies.page import write_study_report
+    from fedpeft.studies.runner import Workplace, jobs_that_fit, run_what_is_left
+
     place = Workplace(study, command.output or study.folder)
     left = place.left(command.retry_failed)
     jobs = command.jobs or jobs_that_fit(place.planned)

@@ -136,12 +136,12 @@ def run_search(command: Command, output: Console) -> int:
     Raises:
         FedpeftError: what the user can mend.
     """
+    if command.workers < 1 or command.trials < 0:
+        raise RunError("FP5229 --workers must be at least 1 and --trials at least 0")
     needs_extra("optuna", "tune", "a search")
     from fedpeft.tuning import store
     from fedpeft.tuning.search_file import read_search
 
-    if command.workers < 1 or command.trials < 0:
-        raise RunError("FP5229 --workers must be at least 1 and --trials at least 0")
     catalogue.use(command.plugin)
     search = read_search(command.search)
     folder = command.output or search.folder

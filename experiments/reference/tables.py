@@ -15,15 +15,19 @@ import tyro
 from fedpeft.__main__ import COMMANDS
 from fedpeft.audit.canaries import CanaryAudit
 from fedpeft.config import RunConfig
-from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.describe import legal
 from fedpeft.run.help import GROUPS
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality
 from fedpeft.server.acceptance import ClientResult
 
-OPTIONS_OF = {"serve": ServeOptions, "join": EdgeOptions, "audit": CanaryAudit}
-"""Commands with a class of further options."""
+OPTIONS_OF: Mapping[str, tuple[type, ...]] = {
+    "serve": (ServeOptions,),
+    "join": (JoinOptions, EdgeOptions),
+    "audit": (CanaryAudit,),
+}
+"""Commands with classes of further options."""
 
 RECORDS: Mapping[str, tuple[type, ...]] = {
     "rounds.jsonl": (RoundResult,),
@@ -48,7 +52,8 @@ def commands() -> str:
         parts.append(f"## {name}\n\n{_sentence(about)}\n")
         parts += [rows(("option", "default", "meaning"), lines)] if lines else []
         if name in OPTIONS_OF:
-            parts.append(rows(("option", "default", "meaning"), map(_setting, dataclasses.fields(OPTIONS_OF[name]))))
+            settings = [_setting(field) for kind in OPTIONS_OF[name] for field in dataclasses.fields(kind)]
+            parts.append(rows(("option", "default", "meaning"), settings))
     parts.append(
         "## Settings of a run\n\nOf `simulate` and `serve`, of a run's TOML (with `_` for `-`) and of a study.\n"
     )
@@ -84,8 +89,9 @@ def _options(command: str) -> list[tuple[str, str, str]]:
     module = importlib.import_module(f"fedpeft.{command}{inside}")
     if hasattr(module, "OPTIONS"):
         return [(f"`{flag}`", "", meaning) for flag, meaning in module.OPTIONS.items()]
-    return [_option(f, typing.get_type_hints(module.Command, include_extras=True)[f.name])
-            for f in dataclasses.fields(module.Command) if f.default_factory is dataclasses.MISSING]  # fmt: skip
+    hints, kinds = typing.get_type_hints(module.Command, include_extras=True), OPTIONS_OF.get(command, ())
+    fields = [f for f in dataclasses.fields(module.Command) if f.default_factory is dataclasses.MISSING]
+    return [_option(f, hints[f.name]) for f in fields if getattr(hints[f.name], "__origin__", None) not in kinds]
 
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[str, str, str]:

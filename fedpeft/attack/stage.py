@@ -21,17 +21,16 @@ from unittest.mock import patch
 
 import numpy as np
 
-from fedpeft import join
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
-from fedpeft.deployment import serving
+from fedpeft.deployment import joining, serving
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
-from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.terminal import Console
@@ -235,16 +234,16 @@ class Stage:
         assert self.federation is not None
         pinned = self.pinned and sums_in(self.config.privacy) is not None
         roster = str(self.folder / "roster.txt") if pinned else ""
-        command = join.Command(
+        options = JoinOptions(
             server=f"127.0.0.1:{self.federation.gateway.port}",
             data=self.folder / f"{name}.jsonl",
             certs=self.certs / "clients" / name,
             state=self.folder / "state",
             give_up=0.5,
-            edge=EdgeOptions(device="cpu", threads=1, roster=roster, fewest=self.fewest),
         )
+        edge = EdgeOptions(device="cpu", threads=1, roster=roster, fewest=self.fewest)
         try:
-            join.join(command, Console(quiet=True))
+            joining.join(options, edge, Console(quiet=True))
         except Exception as error:
             if name not in self._joined or not isinstance(error, FedpeftError):  # no refusal: `run` raises it
                 self._crash = error

@@ -11,20 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.errors import PayloadError
+from fedpeft.models.precisions import ADAPTERS, BASES
 from fedpeft.peft.adapter import ClientForm, Layout
 
 Kind = Literal["prepare", "train", "evaluate", "sum"]
-
-BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
-BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
-AdapterPrecision = Literal["fp32", "bf16"]
-ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
-"""Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
 
 PAYLOAD_TYPE = "fedpeft.v4"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
@@ -95,8 +90,9 @@ class Instruction:
             (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`); empty:
             nothing.
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
-        released: digest of the state that `payload` must lead to (`fedpeft.communication.release`), as the client has
-            it from a record of the server's; empty: it is not compared.
+        released: digest of the state that `payload` must lead to, and of those that smaller ranks have been sent
+            (`fedpeft.communication.release.write_released`), as the client has them from a record of the server's;
+            empty: it is not compared.
         recorded: digest of the content that the server's record of the round gives all clients alike, as the client has
             it from the record (`fedpeft.deployment.round_record`); empty: there are no records.
         step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,21 +101,44 @@ def is_newcomer(instruction: Instruction) -> bool:
     return bool(instruction.private) and not instruction.acknowledged
 
 
-def check_released(instruction: Instruction, arrived: State, private: Iterable[str]) -> None:
+def write_released(own: str, smaller: Mapping[int, str]) -> str:
+    """Return `Instruction.released`: the digest of a client's own state, and those of states of smaller ranks."""
+    return " ".join([own, *(f"{rank}:{digest}" for rank, digest in sorted(smaller.items()))])
+
+
+def check_released(
+    instruction: Instruction,
+    arrived: State,
+    private: Iterable[str],
+    shrink: Callable[[State, int], State | None] = lambda _state, _rank: None,
+) -> None:
     """Refuse a state that is not the one which the server has recorded for all clients.
+
+    Clients of several ranks compare different states. If the smaller ones are the leading ranks of the larger ones, a
+    client with a larger rank checks those of all smaller ranks, too.
 
     Args:
         instruction: what the client is asked.
         arrived: what its payload has led to (`fedpeft.communication.downlink.Arrival.compared`).
         private: tensors that stay with clients; the recorded state of newcomers holds initial values of them.
+        shrink: returns what a client of a smaller rank is sent, given this client's state; None: that is not known.
 
     Raises:
         PayloadError: it is another one.
     """
     if not instruction.released:
         return
+    released, *others = instruction.released.split(" ")
     own = set() if is_newcomer(instruction) else set(private)
-    if digest_of({name: tensor for name, tensor in arrived.items() if name not in own}) != instruction.released:
+    state = {name: tensor for name, tensor in arrived.items() if name not in own}
+    for rank, digest in (other.split(":") for other in others):
+        expected = shrink(state, int(rank))
+        if expected is not None and digest_of(expected) != digest:
+            raise PayloadError(
+                f"FP6192 the server has recorded a model for clients of rank {rank} in round {instruction.round} that "
+                "is not the leading ranks of this client's; nothing was trained on it"
+            )
+    if digest_of(state) != released:
         raise PayloadError(
             f"FP6075 the model that the server sent in round {instruction.round} is not the one that it has recorded "
             "for all clients; nothing was trained on it"

@@ -59,6 +59,31 @@ OF_COLUMNS = {
 """Templates of columns, by name; that of `chat` is the user's message."""
 
 
+def check_template(name: str) -> None:
+    """Refuse a text that can't name a prompt template.
+
+    Raises:
+        ConfigError: lists the legal names.
+    """
+    if name not in OF_COLUMNS and not name.endswith(SUFFIX):
+        raise ConfigError(
+            f"FP1107 there is no prompt template {name!r}; legal are {', '.join(OF_COLUMNS)}, or a file of your own "
+            f"that ends in {SUFFIX}"
+        )
+
+
+def check_readable(name: str) -> None:
+    """Refuse a text that can't name a prompt template, and a file that can't be read.
+
+    Raises:
+        ConfigError: see `check_template`.
+        DataError: see `template_file`.
+    """
+    check_template(name)
+    if name.endswith(SUFFIX):
+        template_file(name)
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """A template by name, or in a file.
@@ -70,11 +95,7 @@ class PromptTemplate:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in OF_COLUMNS and not self.name.endswith(SUFFIX):
-            raise ConfigError(
-                f"FP1107 there is no prompt template {self.name!r}; legal are {', '.join(OF_COLUMNS)}, or a file of "
-                f"your own that ends in {SUFFIX}"
-            )
+        check_template(self.name)
 
     @property
     def text(self) -> str:

@@ -68,6 +68,12 @@ LINES = ".txt"
 ROWS = 1024
 """Rows of a Parquet or Arrow file that are Python objects at a time."""
 
+MOST_ROWS = 10_000_000
+"""Rows of a Parquet or Arrow file that are read at most: compressed, many more fit into a file of a few kB."""
+
+MOST_BYTES = 64 << 30
+"""Bytes that a Parquet file may have without compression."""
+
 SAVED = "state.json"
 """What a data set that `save_to_disk` has written has in its folder."""
 
@@ -271,6 +277,7 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
 
             # else columns of a row group, or with pre_buffer all that has been read, are held as they lie in the file
             table = parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+            _check_size(name, table.metadata)
             schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS)
         else:
             schema, batches = _arrow(stream)
@@ -282,9 +289,31 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
             for start in range(0, len(batch), ROWS):
                 for record in batch.slice(start, ROWS).to_pylist():
                     number += 1
+                    if number > MOST_ROWS:  # the head of an Arrow file does not contain their number
+                        raise _too_many(name, f"more than {MOST_ROWS:,}")
                     yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
         raise DataError(f"FP3123 {name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_size(name: str, metadata: Any) -> None:
+    """Refuse a Parquet file of too many rows or bytes before any of them is decoded.
+
+    Raises:
+        DataError: names the file, its size and the limit.
+    """
+    if metadata.num_rows > MOST_ROWS:
+        raise _too_many(name, f"{metadata.num_rows:,}")
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if size > MOST_BYTES:
+        raise DataError(
+            f"FP3194 {name} has {size:,} bytes without compression, and at most {MOST_BYTES:,} are read; give a part "
+            "of it"
+        )
+
+
+def _too_many(name: str, rows: str) -> DataError:
+    return DataError(f"FP3195 {name} has {rows} rows, and at most {MOST_ROWS:,} are read; give a part of it")
 
 
 def _arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:

@@ -102,6 +102,15 @@ class InstructionPolicy:
         """Return the name under which a record has the digest of what an instruction leads to."""
         return state_name(instruction.form, is_newcomer(instruction))
 
+    def smaller_states(self, instruction: Instruction, record: RoundRecord) -> dict[int, str]:
+        """Return the recorded digests of states of smaller ranks than a client's own, by rank."""
+        own, newcomer = instruction.form, is_newcomer(instruction)
+        if own is None or not self.mixed:
+            return {}
+        names = {rank: state_name(self.layout.form_of(rank), newcomer) for rank in range(1, own.rank)}
+        found = {rank: record.states[name] for rank, name in names.items() if name in record.states}
+        return {rank: digest for rank, digest in found.items() if DIGEST.fullmatch(digest)}
+
     def _legal_states(self) -> dict[str, ClientForm | None]:
         """Return all states that a record may have, by name, with their forms."""
         whole = self.layout.form

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,8 +13,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import grpc
 from rich.markup import escape
 
+from fedpeft.deployment.addresses import host_and_port, is_loopback
 from fedpeft.deployment.channel import SERVICE
-from fedpeft.errors import ConfigError, RunError, needs_extra
+from fedpeft.errors import RunError, needs_extra
 
 if TYPE_CHECKING:
     from fedpeft.deployment.federation import Federation
@@ -28,30 +27,6 @@ MONITORS_AT_ONCE = 16
 
 SILENCE_SECONDS = 5.0
 """How long a connection to the metrics may say nothing."""
-
-
-HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[0-9A-Fa-f:.]+(%[\w.-]+)?")
-"""A name, or an address; with anything else gRPC looks for a host without end."""
-
-
-def host_and_port(text: str, option: str) -> tuple[str, int]:
-    """HOST:PORT in two parts, or ConfigError."""
-    host, _, port = text.rpartition(":")
-    if not (HOST.fullmatch(host) and port.isdecimal() and int(port) <= 65535):
-        raise ConfigError(
-            f"FP1122 {option}={text!r} is not of the form HOST:PORT: a host's name or address (no https:// before it), "
-            "and a port up to 65535, such as 127.0.0.1:8470"
-        )
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class MetricsServer(ThreadingMixIn, WSGIServer):

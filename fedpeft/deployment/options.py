@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from functools import partial
+from pathlib import Path
 
 from fedpeft.data.client_rows import LABEL, LARGEST, TEXT
+from fedpeft.data.prompt_templates import check_readable, template_file
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
+from fedpeft.deployment.addresses import host_and_port
+from fedpeft.families import TASKS
+from fedpeft.models.precisions import BASES
 from fedpeft.parts import setting
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 
@@ -14,8 +20,6 @@ OWN_TEST = "dataset"
 
 MOST_CLIENT_ROWS = 1_000_000
 """As many as clients take as a batch."""
-
-PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class ServeOptions:
         "",
         "what is learned: 'regression(mean=50, deviation=10)', multi_label, token_labels, seq2seq, causal_lm, "
         "instruction (conversations) or dpo (preferences) (default: one class, or as --dataset)",
+        nested=TASKS,
     )
     text_column: str = setting(TEXT, "column of the clients' texts; of pairs, where both are left so, input")
     label_column: str = setting(
@@ -39,6 +44,7 @@ class ServeOptions:
     template: str = setting(
         "",
         "of conversations: chat (the model's own, the default), alpaca, flowertune or FILE.jinja, which clients need",
+        check=check_readable,
     )
     eval_data: str = setting(
         "", "rows to evaluate on: a file, of pictures a folder, or the word dataset for those of --dataset"
@@ -51,13 +57,25 @@ class ServeOptions:
         low=0,
         high=MOST_CLIENT_ROWS,
     )
-    listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")
+    listen: str = setting(
+        "127.0.0.1:8470",
+        "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses",
+        check=partial(host_and_port, option="listen"),
+    )
     certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
     insecure: bool = setting(False, "no TLS: clients are who they say they are; on this machine only")
     insecure_anywhere: bool = setting(False, "no TLS, whoever can reach the address")
-    metrics: str = setting("", "HOST:PORT of Prometheus metrics, e.g. 127.0.0.1:9470; empty: none")
+    metrics: str = setting(
+        "",
+        "HOST:PORT of Prometheus metrics, e.g. 127.0.0.1:9470; empty: none",
+        check=partial(host_and_port, option="metrics"),
+    )
     dashboard: str = setting("", "port of a page that shows the run, to this machine only; 0: any free; empty: none")
-    health: str = setting("", "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none")
+    health: str = setting(
+        "",
+        "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none",
+        check=partial(host_and_port, option="health"),
+    )
     wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
     quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
     deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
@@ -67,6 +85,19 @@ class ServeOptions:
     )
     readmit: str = setting("", "with --resume: names of dropped clients that may come back: a,b")
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """How a client reaches its server, and where its rows, certificates and state are."""
+
+    server: str = setting(MISSING, "HOST:PORT of the server", check=partial(host_and_port, option="server"))
+    data: Path = setting(MISSING, "your rows: a .csv, .tsv or .jsonl file, or a folder of pictures")
+    certs: Path = setting(Path("certs"), "the folder you were handed: ca.pem, client.pem, client.key")
+    insecure: bool = setting(False, "no TLS: for a server on this machine that runs without it")
+    name: str = setting("", "your name, with --insecure; else it stands in the certificate")
+    state: Path = setting(Path("~/.local/state/fedpeft"), "where your state is kept between rounds and restarts")
+    give_up: float = setting(0.0, "seconds without a connection after which to end; 0: never", low=0)
 
 
 @dataclass(frozen=True)
@@ -83,14 +114,16 @@ class EdgeOptions:
         AUTO, "decimal sign of your numbers; auto: a comma if they have no other reading", choices=DECIMALS
     )
     template: str = setting(
-        "", "FILE.jinja, if the federation writes conversations by a file that you have been handed"
+        "",
+        "FILE.jinja, if the federation writes conversations by a file that you have been handed",
+        check=template_file,
     )
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
     precision: str = setting(
         "",
         "of the frozen base here; empty: the server's, or what suits the memory and the CPU",
-        choices=PRECISIONS_HERE,
+        choices=BASES,
     )
     batch_size: int = setting(0, "rows per local step; 0: as the server says, or fewer where memory is short", low=0)
     threads: int = setting(0, "of torch on a CPU; 0: one per core", low=0, high=1024)

@@ -20,13 +20,14 @@ from rich.markup import escape
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.prompt_templates import SUFFIX
+from fedpeft.deployment.addresses import host_and_port, is_loopback
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Revoked
 from fedpeft.deployment.credentials import Credentials, exposed
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
-from fedpeft.deployment.monitoring import Operation, host_and_port, is_loopback
+from fedpeft.deployment.monitoring import Operation
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes

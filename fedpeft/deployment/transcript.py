@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedpeft.communication.messages import SUM_STEPS, Instruction
-from fedpeft.communication.release import UNCOMPARED, common_digest, instruction_digest, own_fields
+from fedpeft.communication.release import UNCOMPARED, common_digest, instruction_digest, own_fields, write_released
 from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import Line, SignedLog, written
@@ -142,7 +142,9 @@ class Transcript:
                 f"FP5123 the server sent a model of {name} in {record.called}, and has recorded none of that form"
             )
         digest = record.states[name]
-        return instruction if digest in UNCOMPARED else replace(instruction, released=digest)
+        if digest in UNCOMPARED:
+            return instruction
+        return replace(instruction, released=write_released(digest, self._policy.smaller_states(instruction, record)))
 
     def _check_own(self, told: TaskRecord, instruction: Instruction) -> None:
         """Refuse a statement that does not show the client's own fields as they are, or a client's second id."""

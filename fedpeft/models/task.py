@@ -97,6 +97,9 @@ class Task(ABC):
     translates: ClassVar[bool] = False
     """Whether an encoder reads one text of a row and a decoder writes the other."""
 
+    least_loss: ClassVar[float] = 0.0
+    """Lower bound of an example's loss; the server refuses a client that states a mean below it."""
+
     @property
     def extra_tokens(self) -> int:
         """Positions that a row takes up before its text."""

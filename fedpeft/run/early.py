@@ -7,9 +7,10 @@ used; `fedpeft.run.catalogue.check_parts` builds the parts, still before any row
 from __future__ import annotations
 
 from fedpeft.config import RunConfig
-from fedpeft.families import SUMS
+from fedpeft.families import SUMS, codecs
 from fedpeft.privacy.secure_sum.cohorts import check_cohort
 from fedpeft.run.catalogue import FLAGS
+from fedpeft.run.profiles import check_counts, groups_of, number_of
 from fedpeft.run.sampling import cohort_size
 from fedpeft.spec import parse_spec
 
@@ -22,7 +23,12 @@ def check(config: RunConfig) -> None:
     """
     for name, flag in FLAGS.items():
         flag.check_early(getattr(config, name.replace("-", "_")))
-    if isinstance(config.clients, int) and config.clients:
-        size = cohort_size(config.cohort, config.clients)
+    if config.downlink.strip() != "auto":
+        codecs.check_steps(config.downlink)
+    groups = groups_of(config.ranks, config.clients)
+    if clients := number_of(config.clients, groups):
+        if groups:
+            check_counts(groups, clients)
+        size = cohort_size(config.cohort, clients)
         if config.privacy and (name := parse_spec(config.privacy).name) in SUMS.names:
             check_cohort(name, size)

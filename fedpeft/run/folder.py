@@ -14,7 +14,9 @@ from filelock import FileLock, Timeout
 
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.families import DATASETS, MEASUREMENTS
 from fedpeft.run import early
+from fedpeft.spec import split_outside_parentheses
 
 
 def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
@@ -106,23 +108,19 @@ def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
     Raises:
         ConfigError: unknown data set.
     """
-    from fedpeft.data.rows import DATASETS
-
     return dataclasses.replace(
         config,
         dataset=DATASETS.with_paths(config.dataset, path),
-        measure=_with_paths(config.measure, lambda text: DATASETS.with_paths(text, path), path),
+        measure=_with_paths(config.measure, path),
         clients=path(config.clients) if isinstance(config.clients, str) else config.clients,
     )
 
 
-def _with_paths(text: str, dataset: Callable[[str], str], file: Callable[[str], str]) -> str:
+def _with_paths(text: str, path: Callable[[str], str]) -> str:
     """The text of measurements with the second data set's, and the file of questions, changed."""
-    from fedpeft.run.measured import parse_measure
-
-    measured = parse_measure(text)
-    changed = measured.with_paths(dataset, file)
-    return text if changed == measured else str(changed)
+    parts = split_outside_parentheses(text, "+")
+    changed = [MEASUREMENTS.with_paths(part, path) if part else part for part in parts]
+    return text if changed == parts else " + ".join(changed)
 
 
 SERVERS_OPTIONS = "serve.toml"

@@ -7,8 +7,7 @@ Validation is always there; where it is not named, it has its defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from fedpeft.errors import ConfigError
@@ -102,17 +101,6 @@ class Measured:
     def evaluate(self) -> Evaluate | None:
         """Questions to the global model on the way; None: it is not asked."""
         return self._of(Evaluate)
-
-    def with_paths(self, dataset: Callable[[str], str], file: Callable[[str], str]) -> Measured:
-        """The same, with other texts of the second data set and of the file of questions."""
-        made: list[Measurement] = []
-        for part in self.parts:
-            if isinstance(part, Forgetting):
-                part = replace(part, dataset=dataset(part.dataset))
-            elif isinstance(part, Evaluate) and part.questions:
-                part = replace(part, questions=file(part.questions))
-            made.append(part)
-        return Measured(tuple(made))
 
     @property
     def simulated(self) -> tuple[str, ...]:

@@ -40,13 +40,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
-from fedpeft.communication.messages import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import writing
+from fedpeft.models.precisions import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.parts import check_settings, setting
-from fedpeft.peft.adapter import ClientForm
+
+if TYPE_CHECKING:
+    from fedpeft.peft.adapter import ClientForm
 
 PROFILES = "profiles.toml"
 """A run's copy of the file that --clients names."""
@@ -233,10 +235,10 @@ def tables_of(file: Path) -> list[ProfileTable]:
     ]
 
 
-def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable]:
+def groups_of(ranks: str, clients: int | str, folder: Path | None = None) -> list[ProfileTable]:
     """What `--ranks` or a file of `--clients` say; none: all clients are alike.
 
-    A run's `folder` keeps its own copy of the file.
+    A run's `folder` keeps its own copy of the file; None: there is no folder yet.
 
     Raises:
         ConfigError: both are given, or one can't be used.
@@ -252,9 +254,8 @@ def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable
         return ranks_of(ranks)
     if not isinstance(clients, str):
         return []
-    own = folder / PROFILES
-    if own.exists():
-        return tables_of(own)
+    if folder is not None and (folder / PROFILES).exists():
+        return tables_of(folder / PROFILES)
     if not clients.endswith(".toml"):
         raise ConfigError(
             f"FP1386 clients={clients!r} is no number, and no TOML file of [[profile]] tables: write --clients 100 or "
@@ -266,6 +267,20 @@ def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable
 def number_of(clients: int | str, tables: Sequence[ProfileTable]) -> int:
     """How many clients there are: the number that is given, or the sum of the counts in the file's `tables`."""
     return sum(table.count for table in tables) if isinstance(clients, str) else clients
+
+
+def check_counts(tables: Sequence[ProfileTable], clients: int) -> None:
+    """Refuse groups that are not as many clients as there are.
+
+    Raises:
+        ConfigError: gives both numbers.
+    """
+    total = sum(table.count for table in tables)
+    if total != clients:
+        raise ConfigError(
+            f"FP1387 the groups of clients add up to {total}, but there are {clients} clients; change a group or "
+            "--clients"
+        )
 
 
 def keep_profiles(clients: int | str, folder: Path) -> None:
@@ -281,14 +296,11 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
     Raises:
         ConfigError: the counts don't add up to `clients`, or ranks are given to a method that has none.
     """
+    from fedpeft.peft.adapter import ClientForm
+
     if not tables:
         return Profiles([(Profile(form), clients)])
-    total = sum(t.count for t in tables)
-    if total != clients:
-        raise ConfigError(
-            f"FP1387 the groups of clients add up to {total}, but there are {clients} clients; change a group or "
-            "--clients"
-        )
+    check_counts(tables, clients)
     groups: list[tuple[Profile, int]] = []
     for table in tables:
         own = form

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from statistics import median
+from typing import Any, Final
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.factors import ranks_placed
@@ -26,6 +27,7 @@ from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import ClientForm, Layout, State, norm
 from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.secure_sum.contribution import LOSS_ROUNDING
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
@@ -39,14 +41,21 @@ MOST_JOULES = 1e9
 WORST_LOSS = 1e6
 """A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
 
+MOST_TIMES: Final = 100.0
+"""A training loss counts as at most this many times the cohort's median or 1, whichever is larger."""
+
 
 def all_of_it(round: int, client: int, steps: int) -> State:
     """A client has trained all that it holds, in every step."""
     return {}
 
 
-def check_report(report: Report) -> None:
+def check_report(report: Report, least_loss: float = 0.0) -> None:
     """Refuse a report that says of itself that it failed, or whose numbers make no sense.
+
+    Args:
+        report: a client's.
+        least_loss: `Task.least_loss`.
 
     Raises:
         PayloadError: why.
@@ -62,6 +71,8 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"FP6151 {report.joules:g} joules of energy; nothing above {MOST_JOULES:g} is taken")
     if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"FP6152 a training loss of {report.loss}: the client's training has diverged")
+    if report.loss < least_loss - LOSS_ROUNDING:
+        raise PayloadError(f"FP6191 a mean loss of {report.loss:g}; no loss of this task is below {least_loss:g}")
 
 
 def reason_of(called: str, reason: str) -> str:
@@ -70,7 +81,7 @@ def reason_of(called: str, reason: str) -> str:
     return f"{called}: {said[:200]}"
 
 
-def check_evaluation(report: Report, predictions: int, numbers: bool = False) -> None:
+def check_evaluation(report: Report, predictions: int, numbers: bool = False, least_loss: float = 0.0) -> None:
     """Refuse an evaluation that no rows can have led to; `predictions` is the most that a row can have.
 
     Of `numbers`, what is right is 1 - squared error of each row, and may be below 0.
@@ -78,7 +89,7 @@ def check_evaluation(report: Report, predictions: int, numbers: bool = False) ->
     Raises:
         PayloadError: why.
     """
-    check_report(report)
+    check_report(report, least_loss)
     least = -WORST_LOSS * report.count if numbers else 0
     if not least <= report.correct <= report.count <= report.rows * predictions:
         raise PayloadError(
@@ -230,6 +241,7 @@ class Acceptance:
         uplink_parameters: of all updates.
         passed_on: bytes of what members of a secure sum say to each other, on their way down.
         answers: to what the rule has asked each client before it trained; None: nothing.
+        least_loss: see `Task`.
     """
 
     round: int
@@ -254,7 +266,8 @@ class Acceptance:
     uplink_parameters: int = 0
     passed_on: int = 0
     answers: Answers | None = None
-    _losses: list[tuple[float, float]] = field(default_factory=list)
+    least_loss: float = 0.0
+    _losses: dict[int, tuple[float, float]] = field(default_factory=dict)
     _changes: dict[str, Fold] = field(default_factory=dict)
     _decoded: dict[int, DecodedReport] = field(default_factory=dict)
     _waiting: int = 0  # bytes of what is decoded
@@ -307,7 +320,7 @@ class Acceptance:
             self.forms[report.client] = after
         self.accepted[report.client] = report.round
         self.rows[report.client] = report.rows
-        self._losses.append((report.loss, min(report.rows, self.most_rows)))
+        self._losses[report.client] = report.loss, min(report.rows, self.most_rows)
         return update
 
     def add_mean(self, update: Update, loss: float, rows: float, clients: Sequence[int]) -> None:
@@ -315,8 +328,8 @@ class Acceptance:
         self.aggregator.add(update)
         self.accepted |= dict.fromkeys(clients, self.round)
         self.uplink_parameters += len(clients) * self.layout.numel
-        if abs(loss) <= WORST_LOSS:  # else somebody lies, or it is no number
-            self._losses.append((loss, rows))
+        if not math.isnan(loss):  # of losses that can't be
+            self._losses[clients[0]] = loss, rows
 
     @property
     def lost(self) -> set[int]:
@@ -352,7 +365,7 @@ class Acceptance:
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
         """The update, and the server's copy of the client's memory."""
-        check_report(report)
+        check_report(report, self.least_loss)
         memory: State = {}
         if self.estimates is not None and self.uplink.server_remembers:
             memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
@@ -388,10 +401,27 @@ class Acceptance:
 
     @property
     def train_loss(self) -> float | None:
-        """The mean over the rows of the accepted clients; None: there are none, or they don't tell."""
+        """The mean over the rows of the accepted clients; None: there are none, or they don't tell.
+
+        A loss above `most_loss` counts as `most_loss`.
+        """
         if self._silent or not self._losses:
             return None
-        return sum(loss * rows for loss, rows in self._losses) / sum(rows for _, rows in self._losses)
+        losses, most = self._losses.values(), self.most_loss
+        return sum(min(loss, most) * rows for loss, rows in losses) / sum(rows for _, rows in losses)
+
+    @property
+    def most_loss(self) -> float:
+        """The largest loss that counts, by the median of the accepted clients' losses; see `MOST_TIMES`."""
+        return MOST_TIMES * max(1.0, median(loss for loss, _ in self._losses.values()))
+
+    @property
+    def overstated(self) -> dict[int, float]:
+        """The losses above `most_loss`, by client."""
+        if self._silent or not self._losses:
+            return {}
+        most = self.most_loss
+        return {client: loss for client, (loss, _) in self._losses.items() if loss > most}
 
     def next_drift(self, clients: int) -> States:
         """The states of the server's drift corrections after the round, of a run with so many clients."""

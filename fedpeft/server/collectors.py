@@ -17,12 +17,12 @@ from fedpeft.aggregation.update import Update
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Losses, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import Observer
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Acceptance, Answers
+from fedpeft.server.acceptance import MOST_TIMES, Acceptance, Answers
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.hooks import RoundHook
 from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, masked_traffic, step_of
@@ -70,6 +70,7 @@ class UpdateCollector(RoundHook, ABC):
             states=before.drift,
             owned=partial(setup.method.owned, setup.layout, setup.config.seed),
             answers=answers,
+            least_loss=setup.task.least_loss,
         )
         return self.receive(log, before)
 
@@ -94,6 +95,12 @@ class UpdateCollector(RoundHook, ABC):
         why = log.received.why_left_out(self.transport.called)
         if why and log.received.accepted and self.transport.remote and not log.plan.secret:
             self.observer.say(f"round {log.plan.number} without {escape(why)}")
+        for client, loss in log.received.overstated.items():
+            if not log.plan.secret:
+                self.observer.say(
+                    f"round {log.plan.number}: {escape(self.transport.called(client))} states a training loss of "
+                    f"{loss:g}, far above the others'; it counts as {log.received.most_loss:g}"
+                )
 
     def _ask(self, log: RoundLog, before: Progress) -> Answers | None:
         """Return the answers that the strategy wants before clients train; None: it asks nothing."""
@@ -147,6 +154,9 @@ class OrderedCollector(UpdateCollector):
 class BufferedCollector(OrderedCollector):
     """Steps as soon as enough updates have arrived, whichever clients they come from (FedBuff)."""
 
+    resent = 0
+    """Bytes that a server that was restarted has sent to real clients again, until a round counts them."""
+
     @property
     def enough(self) -> int:  # type: ignore[override]
         """Valid reports that end a round."""
@@ -155,7 +165,13 @@ class BufferedCollector(OrderedCollector):
     def open(self, state: Progress | None) -> None:
         """Take over the clients that were training when the server stopped."""
         if state is not None and state.round < self.setup.rounds:
-            self.transport.resume(state.in_flight)
+            resent = self.transport.resume(state.in_flight)
+            self.resent = resent if self.transport.remote else 0  # a simulation is that of one without a restart
+
+    def measure_traffic(self, log: RoundLog) -> Traffic:
+        """Return the bytes of a round, and what was sent again before it."""
+        traffic, resent, self.resent = super().measure_traffic(log), self.resent, 0
+        return replace(traffic, downlink_bytes=traffic.downlink_bytes + resent)
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
         """Ask idle clients only, as many as bring those at work to the size of the cohort."""
@@ -179,7 +195,8 @@ class MaskedCollector(UpdateCollector):
         masked = MaskedSum(self.transport, self.secure, setup.config.seed, number, size, BESIDE, clip, working, heard)
         weights = before.fixed.get(WEIGHTS, ())
         try:
-            total = masked.of([s.instruction for s in log.sent], "train", setup.by_rows, weights)
+            losses = Losses(setup.task.least_loss, MOST_TIMES * max([1.0, *before.losses[-1:]]))
+            total = masked.of([s.instruction for s in log.sent], "train", setup.by_rows, weights, losses)
             rate = setup.schedule.at(number) * before.standing.rate
             mean = step_of(total, setup, rate, shapes, before.adapter[next(iter(shapes))].dtype, before.told)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, before.adapter, mean)

@@ -131,7 +131,8 @@ def ask_own_rows(setup: Setup, transport: Exchange, state: Progress, say: Callab
     for report in transport.in_order(instructions, len(asked), "evaluate"):
         try:
             if report.count:
-                check_evaluation(report, setup.predictions, setup.task.targets == "numbers")
+                numbers = setup.task.targets == "numbers"
+                check_evaluation(report, setup.predictions, numbers, setup.task.least_loss)
         except PayloadError as error:
             refused = reason_of(f"{transport.called(report.client)}'s evaluation does not count", str(error))
             say(escape(refused))

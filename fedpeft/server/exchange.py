@@ -111,12 +111,18 @@ class Exchange:
         """The clients that train between two steps of an asynchronous run, for its checkpoint."""
         return InFlight(tuple(self.outstanding.values()), tuple(self.arrived))
 
-    def resume(self, in_flight: InFlight) -> None:
-        """Take over the clients that were in flight; those that have not answered are sent their instructions again."""
+    def resume(self, in_flight: InFlight) -> int:
+        """Take over the clients that were in flight; those that have not answered are sent their instructions again.
+
+        Returns:
+            The bytes that are sent again.
+        """
         self.outstanding = {s.instruction.client: s for s in in_flight.sent}
         self.arrived = deque(in_flight.arrived)
-        for wave in in_flight.waves():
+        waves = list(in_flight.waves())
+        for wave in waves:
             self._push(wave)
+        return sum(self.outstanding[i.client].bytes for wave in waves for i in wave)
 
     def in_order(
         self, instructions: Iterable[Instruction], total: int, phase: str, early: Early | None = None

@@ -5,6 +5,7 @@ Whoever fails in a step has dropped out of the sum. One whose masked vector has 
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import explain_excess
-from fedpeft.privacy.secure_sum.contribution import Total, Weights
+from fedpeft.privacy.secure_sum.contribution import ANY_LOSS, Losses, Total, Weights
 from fedpeft.privacy.secure_sum.coordinator import Coordinator, VoidError
 from fedpeft.privacy.secure_sum.neighbours import graph
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
@@ -82,7 +83,12 @@ class MaskedSum:
         self.warnings: list[str] = []
 
     def of(
-        self, asked: Sequence[Instruction], phase: str, by_rows: bool | None = None, start: Sequence[float] = ()
+        self,
+        asked: Sequence[Instruction],
+        phase: str,
+        by_rows: bool | None = None,
+        start: Sequence[float] = (),
+        losses: Losses = ANY_LOSS,
     ) -> Total:
         """The sum of what these instructions' clients make of them.
 
@@ -90,6 +96,7 @@ class MaskedSum:
             asked, phase: see `Exchange`.
             by_rows: whether clients weigh as many as their examples, or 1 each; None: neither.
             start: weights of the sum before round 1, and of how many clients; empty: nothing to compare with.
+            losses: the possible mean training losses.
 
         Raises:
             VoidError: too many have dropped out.
@@ -120,7 +127,7 @@ class MaskedSum:
         try:
             with self.working:
                 total = Total.of(at.sum(), len(self.arrived), self.told, self.secure, self.seed, self.round)
-            return self._checked(total, by_rows, start)
+            return self._checked(total, by_rows, start, losses)
         except VoidError as error:
             raise VoidError("; ".join([str(error), *at.refusals[:1]])) from None
         except PayloadError as error:
@@ -128,12 +135,17 @@ class MaskedSum:
         finally:
             self.warnings += [self._tell_false(holder, of) for holder, of in sorted(at.false_shares.items())]
 
-    def _checked(self, total: Total, by_rows: bool | None, start: Sequence[float]) -> Total:
-        """Return the total with possible weights; warn of others, and of a sum that moves nothing."""
+    def _checked(self, total: Total, by_rows: bool | None, start: Sequence[float], losses: Losses) -> Total:
+        """Return the total with possible weights and loss; warn of others, and of a sum that moves nothing."""
         if by_rows is None:
             return total.checked()
         before = (start[0], int(start[1])) if start else None
-        checked = total.checked(Weights.of(total.clients, by_rows, self.clients.members.most_rows, before))
+        checked = total.checked(Weights.of(total.clients, by_rows, self.clients.members.most_rows, before), losses)
+        if math.isnan(checked.loss):
+            self.warnings.append(
+                f"clients state a mean training loss of {total.loss:g} on {total.rows:g} examples: a client lies, or "
+                "its training has diverged; the loss is not recorded"
+            )
         if checked.weight != total.weight:
             self.warnings.append(
                 f"clients state weights of {total.weight:g} together, which is impossible: at least one client lies; "
@@ -142,6 +154,11 @@ class MaskedSum:
         if self.size and not total.vector.any():
             self.warnings.append("the sum of all updates is zero: it moves nothing")
         return checked
+
+    @property
+    def sharing(self) -> list[int]:
+        """Who has shared its secrets, and was asked for its vector."""
+        return sorted(self.at.sealed) if self.sent else []
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Tell the user of clients that have lied."""

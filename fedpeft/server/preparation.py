@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from fedpeft.aggregation.head_start import VARIANCE, check_solved
@@ -26,7 +27,8 @@ from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Total, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import RoundResult
@@ -83,12 +85,17 @@ def prepare(
         missing = asked - len(rows)
     else:
         heard = None if privacy is None else privacy.heard
-        masked, total, clip, weight = _masked_statistics(setup, setup.secure_sum, clients, plan, asks, heard)
+        masked, summed = _masked_statistics(setup, setup.secure_sum, clients, plan, asks, heard, say)
         masked.tell(say)
-        if setup.by_rows and setup.facts.tasks is None:  # a task's examples differ from round to round
-            progress = replace(progress, fixed=progress.fixed | {WEIGHTS: [weight, len(masked.arrived)]})
+        clip = _first_clip(setup, setup.secure_sum, summed)
+        if summed is None:
+            asks, missing = False, asked
+        else:
+            total = _read_statistics(setup, setup.secure_sum, masked, summed, asks)
+            missing = asked - len(masked.arrived)
+            if setup.by_rows and setup.facts.tasks is None:  # a task's examples differ from round to round
+                progress = replace(progress, fixed=progress.fixed | {WEIGHTS: [summed.weight, len(masked.arrived)]})
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
-        missing = asked - len(masked.arrived)
     told: State = {}
     if asks:
         state |= _head(setup, total, say)
@@ -229,33 +236,84 @@ def _masked_statistics(
     plan: RoundPlan,
     asks: bool,
     heard: Callable[[Report], None] | None,
-) -> tuple[MaskedSum, State, float, float]:
-    """The secure sum over all clients, what it says of the statistics, the largest norm in round 1, and all weights.
+    say: Callable[[str], None],
+) -> tuple[MaskedSum, Total | None]:
+    """Return the secure sum over all clients and its total; None: the sum is void, and the run begins without it.
 
-    There is one whatever the head: from it, it is known what clients weigh. Without any sum the run does not begin.
+    There is a sum whatever the head, since it tells the clients' weights. If it fails before a vector has arrived, the
+    server tries again without the clients that failed first. Afterwards, clients take part in no second sum: the
+    difference of two sums would tell one client's statistics. The sum is then void, as in a round.
+
+    Raises:
+        RunError: no vector has arrived, or the run needs what the sum tells.
     """
-    shapes = statistics_shapes(setup) if asks else {}
-    if secure.noisy:
-        shapes = noised_statistics(setup)
+    shapes = _summed_shapes(setup, secure, asks)
     asked = [
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=plan.attempt)
         for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.joined(setup.clients))
     ]
-    _announce(clients)
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
-    masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=heard)
-    try:
-        total = masked.of(asked, "prepare", setup.by_rows)
-    except VoidError as error:
-        if clients.journal is not None:
-            clients.journal.forget()
-        raise RunError(f"FP5198 there is no sum over the clients before round 1: {error}") from error
-    sums = total.summed_statistics(shapes)
+    while True:
+        _announce(clients)
+        masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=heard)
+        try:
+            return masked, masked.of(asked, "prepare", setup.by_rows)
+        except VoidError as error:
+            if masked.arrived and not (asks and (missed := _needs_statistics(setup))):
+                say(
+                    f"before round 1: {escape(str(error))}; the federation begins without what its clients' examples "
+                    "tell: the head keeps its start"
+                )
+                return masked, None
+            if clients.journal is not None:
+                clients.journal.forget()
+            if masked.arrived:
+                raise RunError(
+                    f"FP5252 the sum over the clients before round 1 is void, and {missed} needs it: {error}; begin "
+                    "another federation, without the client that has caused this"
+                ) from error
+            left = [instruction for instruction in asked if instruction.client in set(masked.sharing)]
+            if secure.noisy or not FEWEST <= len(left) < len(asked):
+                raise RunError(f"FP5198 there is no sum over the clients before round 1: {error}") from error
+            why = "; ".join(f"{clients.called(k)}: {masked.failed[k]}" for k in sorted(masked.failed)[:1])
+            say(f"before round 1: {escape(f'{error}; {why}')}; the server asks the other {len(left)} clients again")
+            asked = left
+
+
+def _needs_statistics(setup: Setup) -> str:
+    """Return the part that needs the clients' statistics before round 1; empty: the run can begin without them."""
+    if setup.mechanism is not None and setup.mechanism.whitens:
+        return f"--privacy {setup.config.privacy}"
+    if setup.drift.needs_shares and not setup.drift.least_skew:
+        return f"--drift {setup.config.drift}"
+    if "head.weight" not in setup.strategy.trained(setup.layout, 1):
+        return f"--head {setup.config.head}"
+    return ""
+
+
+def _summed_shapes(setup: Setup, secure: SecureSum, asks: bool) -> dict[str, Shape]:
     if secure.noisy:
-        variance = secure.variance(len(asked), 0) * total.clients / len(asked)
-        return masked, sums | {VARIANCE: torch.tensor([variance], dtype=torch.float64)}, masked.clip, total.weight
-    norm = secure.norm or _longest(setup, round(total.rows / total.clients))
-    return masked, sums, secure.headroom * norm * total.weight / total.clients, total.weight
+        return noised_statistics(setup)
+    return statistics_shapes(setup) if asks else {}
+
+
+def _read_statistics(setup: Setup, secure: SecureSum, masked: MaskedSum, total: Total, asks: bool) -> State:
+    """Return the sums over clients of the statistics for the head's start."""
+    sums = total.summed_statistics(_summed_shapes(setup, secure, asks))
+    if not secure.noisy:
+        return sums
+    variance = secure.variance(masked.told.clients, 0) * total.clients / masked.told.clients
+    return sums | {VARIANCE: torch.tensor([variance], dtype=torch.float64)}
+
+
+def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
+    """Return C of round 1. Without the sum before it, every client counts with one batch; C then grows by itself."""
+    if secure.noisy:
+        return 1.0
+    batch = setup.config.batch_size
+    rows = batch if total is None else round(total.rows / total.clients)
+    weight = total.weight / total.clients if total is not None else batch if setup.by_rows else 1.0
+    return secure.headroom * (secure.norm or _longest(setup, rows)) * weight
 
 
 def statistics_shapes(setup: Setup) -> dict[str, Shape]:

@@ -30,20 +30,22 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedpeft.communication.downlink import parse_downlink
 from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
-from fedpeft.data.rows import task_in_rows
 from fedpeft.errors import ConfigError
-from fedpeft.models.task import TASKS, Targets
+from fedpeft.families import TASKS
 from fedpeft.parts import check_settings, nearest, setting
+from fedpeft.run import early
 from fedpeft.run.catalogue import FLAGS, built
-from fedpeft.run.suited import settled
+
+if TYPE_CHECKING:
+    from fedpeft.models.task import Targets
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
@@ -121,8 +123,40 @@ class Study:
         Raises:
             ConfigError: a setting is unknown or wrong, or two runs would be the same.
         """
+        from fedpeft.run.suited import settled
+
         found: dict[RunConfig, Planned] = {}
         targets = cache(_targets)
+        for point, where, asked in self._asked():
+            if self.precision and asked.dtype == "auto":
+                asked = dataclasses.replace(asked, dtype=self.precision)
+            config = settled(asked)
+            if config != settled(asked, "labels"):  # as it is where rows need not be read
+                config = settled(asked, targets(asked.dataset))
+            check_parts(config, where)
+            if config in found:
+                raise ConfigError(
+                    f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
+                    "give each value of an axis other settings"
+                )
+            found[config] = Planned(point, config)
+        return list(found.values())
+
+    def check(self) -> None:
+        """Refuse settings that can't be legal, before torch is imported (`fedpeft.run.early`).
+
+        Raises:
+            ConfigError: names the first run that has one.
+        """
+        for _, where, asked in self._asked():
+            check_early(asked, where)
+
+    def _asked(self) -> Iterator[tuple[dict[str, str], str, RunConfig]]:
+        """Yield each run's point, its place in messages, and its settings as the file gives them.
+
+        Raises:
+            ConfigError: a setting is unknown, or its value has the wrong type or is out of range.
+        """
         for seed in self.seeds:
             for values in itertools.product(*self.axes.values()):
                 settings = dict(self.base)
@@ -130,26 +164,34 @@ class Study:
                     settings |= value.settings
                 point = dict(zip(self.axes, (v.label for v in values), strict=True))
                 where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
-                asked = from_mapping({"workers": 1, **settings, "seed": seed}, where)
-                if self.precision and asked.dtype == "auto":
-                    asked = dataclasses.replace(asked, dtype=self.precision)
-                config = settled(asked)
-                if config != settled(asked, "labels"):  # as it is where rows need not be read
-                    config = settled(asked, targets(asked.dataset))
-                check_parts(config, where)
-                if config in found:
-                    raise ConfigError(
-                        f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
-                        "give each value of an axis other settings"
-                    )
-                found[config] = Planned(point, config)
-        return list(found.values())
+                yield point, where, from_mapping({"workers": 1, **settings, "seed": seed}, where)
 
 
 def _targets(dataset: str) -> Targets:
     """What the labels of a data set's rows are; where its part says so by itself, classes."""
+    from fedpeft.data.rows import task_in_rows
+
     task = task_in_rows(dataset)
     return "classes" if task is None else TASKS.build(task).targets
+
+
+def check_early(config: RunConfig, where: str) -> None:
+    """Refuse settings that can't be legal, before torch is imported (`fedpeft.run.early`); `where` they stand.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    with _placed(where):
+        early.check(config)
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Tell where the settings stand that an error is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"FP1074 {where}: {error}") from error
 
 
 def check_parts(config: RunConfig, where: str) -> None:
@@ -158,12 +200,12 @@ def check_parts(config: RunConfig, where: str) -> None:
     Raises:
         ConfigError: one does not.
     """
-    try:
+    from fedpeft.communication.downlink import parse_downlink
+
+    with _placed(where):
         for name in CHECKED:
             built(config, name)
         parse_downlink(config.downlink, "fp32", "fp32")
-    except ConfigError as error:
-        raise ConfigError(f"FP1074 {where}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.errors import ConfigError
+from fedpeft.families import PEFT_METHODS
 from fedpeft.parts import nearest
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.spec import Spec
 from fedpeft.tuning.ranges import Choices, Draw, choices
 

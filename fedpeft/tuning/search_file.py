@@ -40,9 +40,8 @@ from typing import Any
 from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import check_settings, nearest, setting
-from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run.catalogue import built, used
-from fedpeft.studies.study_file import SETTINGS, check_parts
+from fedpeft.studies.study_file import SETTINGS, check_early, check_parts
 from fedpeft.tuning.hybrids import HybridSpace, hybrid_space
 from fedpeft.tuning.ranges import Choices, Draw, Searched, searched
 from fedpeft.tuning.sampling import PRUNERS, SAMPLERS
@@ -198,6 +197,10 @@ class Search:
             ConfigError: one is not.
             PrivacyError: what clients hold is protected.
         """
+        for fixed in self._corners():
+            check_early(self.corner(fixed), str(self.path))
+        from fedpeft.privacy.mechanism import Mechanism
+
         for fixed in self._corners():
             config = self.corner(fixed)
             check_parts(config, str(self.path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.plugin_files import digest, own_code, shortened
+from fedpeft.plugin_files import MODULE, digest, own_code, shortened
 from fedpeft.predict import main as predict
 from fedpeft.run import catalogue
 from fedpeft.run.facts import DataFacts
@@ -75,6 +77,39 @@ def test_a_changed_plugin_is_noted_once_and_refused_only_where_its_run_goes_on(r
     [note] = plugins.notes()
     assert note.startswith(f"the plugin {rule} has changed since the run was made with it (")
     assert plugins.notes() == ()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_plugin_that_has_changed_is_not_imported(rule, tmp_path, monkeypatch, place):
+    """Whoever hands a run on names any file of its reader's: only what was recorded runs, or what the reader names."""
+    source, marker = rule, tmp_path / "imported"
+    if place == "folder":
+        source = tmp_path / "rules"
+        source.mkdir()
+        shutil.move(rule, source / "__init__.py")
+    plugins.use([str(source)])
+    config, settings = RunConfig(strategy="half_mean"), tmp_path / "run" / "config.toml"
+    settings.parent.mkdir()
+    settings.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    code = source if place == "file" else source / "__init__.py"
+    code.write_text(RULE + PARTS + f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    for goes_on, of_run in [(True, False), (True, True)]:
+        forget_plugins(monkeypatch)
+        with refuses("FP1266", source, "it has changed"):
+            read_config(settings, goes_on, of_run)
+    forget_plugins(monkeypatch)
+    assert read_config(settings, goes_on=False, of_run=True).strategy == "half_mean"
+    assert not marker.exists()
+    with refuses("FP1229", "half_mean", "has changed", "--plugin"):
+        catalogue.built(config, "strategy")
+    assert not marker.exists()
+    forget_plugins(monkeypatch)
+    plugins.use([str(source)])
+    assert marker.exists()
+    read_config(settings, goes_on=False, of_run=True)
+    assert catalogue.built(config, "strategy")
+    assert "what is there now is used" in plugins.notes()[0]
 
 
 @pytest.fixture
@@ -147,11 +182,22 @@ def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):
 
 
 @pytest.mark.fast
-def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(rule, settings):
-    rule.write_text("def")
-    read_config(settings, goes_on=False)
-    with refuses("FP1229", "which can't be used (", "FP1249", "invalid syntax"):
-        catalogue.built(RunConfig(strategy="half_mean"), "strategy")
+def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(rule, tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "a_library.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    rule.write_text(RULE + PARTS + "import a_library\n")
+    plugins.use([str(rule)])
+    config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
+    file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    forget_plugins(monkeypatch)
+    for name in [name for name in sys.modules if name == "a_library" or name.startswith(MODULE)]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "lib" / "a_library.py").unlink()
+    importlib.invalidate_caches()
+    read_config(file, goes_on=False)
+    with refuses("FP1229", "which can't be used (", "FP1249", "a_library"):
+        catalogue.built(config, "strategy")
 
 
 @pytest.mark.fast

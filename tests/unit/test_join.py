@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.join import _said
+from fedpeft.deployment.joining import _said
 
 
 @pytest.mark.parametrize(("silent", "line"), [(False, "train round 3: 17 rows, loss 0.250, 2 B, 1.5 s"),

@@ -26,7 +26,9 @@ COUNT = "averaged"
 class Averaged(ServerOptimizer):
     """Another server optimizer, and the average of its states beside it."""
 
-    of: str = setting("sgd", "the server optimizer that makes the steps, such as momentum(beta=0.9)", nested=True)
+    of: str = setting(
+        "sgd", "the server optimizer that makes the steps, such as momentum(beta=0.9)", nested=SERVER_OPTIMIZERS
+    )
     decay: float = setting(0.9, "share of the average that a round keeps", low=0, below=1)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from fedpeft.data.client_rows import LABEL, LARGEST, SMALLEST, TEXT
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.instruction_columns import reading
 from fedpeft.data.label_columns import AND, named
-from fedpeft.data.prompt_templates import PromptTemplate
+from fedpeft.data.prompt_templates import check_template
 from fedpeft.data.record_files import Record, suffix_of
 from fedpeft.data.record_folders import format_notes, records_below
 from fedpeft.data.rows import NO_MODEL, Dataset, Kind, Rows
@@ -60,7 +60,10 @@ class Clients:
     label: str = setting(LABEL, "column of classes, numbers or labels, or of what answers the texts")
     side: int = setting(0, "pixels per side that pictures are brought to; 0: rows are texts", low=0, high=LARGEST)
     template: str | None = setting(
-        None, "of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat", path=True
+        None,
+        "of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat",
+        path=True,
+        check=check_template,
     )
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class Clients:
         if 0 < self.side < SMALLEST:
             raise ConfigError(f"FP1087 side={self.side} is less than {SMALLEST} pixels, of which nothing can be seen")
         if self.template is not None:
-            PromptTemplate(self.template)  # or it is none
+            check_template(self.template)
         if self.template is not None and self.learns not in CONVERSATIONS:
             raise ConfigError(
                 f"FP1088 template={self.template!r} writes conversations, and the task is {self.learns}; name one of "

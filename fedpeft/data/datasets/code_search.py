@@ -24,6 +24,7 @@ from fedpeft.data.python_functions import Definition, SourceFile, fingerprint, i
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.text_pairs import pair
 from fedpeft.errors import DataError
+from fedpeft.families import TASKS
 from fedpeft.parts import setting
 
 WORDS = (4, 60)
@@ -59,7 +60,7 @@ class CodeSearch:
 
     package_rows: int = setting(100, "at most so many functions of a package", low=10, high=10_000)
     characters: int = setting(1500, "functions with a longer text are left out", low=80, high=100_000)
-    task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)")
+    task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)", nested=TASKS)
 
     suited_partition: ClassVar[str] = "natural"
 

@@ -14,6 +14,7 @@ import numpy as np
 from fedpeft.data.datasets.fashion_mnist import CLASSES, FashionMnist
 from fedpeft.data.images_with_texts import suited_model, suited_start
 from fedpeft.data.rows import Dataset, Rows
+from fedpeft.families import TASKS
 from fedpeft.parts import setting
 
 
@@ -26,7 +27,7 @@ class FashionTexts:
     path: str | None = setting(None, "folder with the IDX files; None: the Debian package")
     rows: int = setting(6000, "the first so many training images", low=1000, high=60_000)
     test_rows: int = setting(1000, "the first so many test images", low=100, high=10_000)
-    task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)")
+    task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)", nested=TASKS)
 
     @property
     def suited_head(self) -> str | None:

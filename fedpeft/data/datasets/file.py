@@ -33,6 +33,7 @@ from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
 from fedpeft.data.instruction_columns import Reading, reading
 from fedpeft.data.label_columns import AND, KINDS
 from fedpeft.data.owner_columns import find_owner
+from fedpeft.data.prompt_templates import check_template
 from fedpeft.data.record_folders import OWNER, Splits, format_notes, records_below, splits_of
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
@@ -84,6 +85,7 @@ class File:
         None,
         "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns or messages",
         path=True,
+        check=check_template,
     )
     answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
     target: str | None = setting(

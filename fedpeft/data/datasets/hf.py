@@ -16,6 +16,7 @@ from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
 from fedpeft.data.incomplete_rows import DROP, INCOMPLETE, REFUSE
 from fedpeft.data.label_columns import KINDS
+from fedpeft.data.prompt_templates import check_template
 from fedpeft.data.record_files import Headed
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.text_to_text import with_targets
@@ -50,7 +51,10 @@ class HF:
         choices=INCOMPLETE,
     )
     template: str | None = setting(
-        None, "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns", path=True
+        None,
+        "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns",
+        path=True,
+        check=check_template,
     )
     answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
     target: str | None = setting(

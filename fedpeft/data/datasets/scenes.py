@@ -19,6 +19,7 @@ from fedpeft.data.images_with_texts import suited_model, suited_start
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.scenes import SIDE, Scene, drawn, held_out
 from fedpeft.errors import ConfigError
+from fedpeft.families import TASKS
 from fedpeft.parts import setting
 
 
@@ -34,7 +35,7 @@ class Scenes:
     images_only: float = setting(0.0, "share of the owners that have no texts", low=0.0, high=1.0)
     texts_only: float = setting(0.0, "share of the owners that have no images", low=0.0, high=1.0)
     seed: int = setting(0, "seed of the scenes; not the run's seed", low=0)
-    task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)")
+    task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)", nested=TASKS)
 
     suited_partition: ClassVar[str] = "natural"
     training_settings: ClassVar[tuple[str, ...]] = ("rows", "owners", "validation_rows", "images_only", "texts_only")

@@ -30,7 +30,7 @@ class Tasks:
     """A sequence of tasks, for continual federations."""
 
     sets: tuple[str, ...] = setting(
-        dataclasses.MISSING, "texts of the data sets, in the order in which they are met", nested=True
+        dataclasses.MISSING, "texts of the data sets, in the order in which they are met", nested=DATASETS
     )
     classes: int = setting(0, "classes of a task, of the one data set that is named; 0: each data set is a task", low=0)
     every: int = setting(0, "rounds of a task; 0: the run's rounds, evenly", low=0)

@@ -14,6 +14,7 @@ import numpy as np
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.text_pairs import pair
+from fedpeft.families import TASKS
 from fedpeft.parts import setting
 
 OWNERS = 12
@@ -26,7 +27,7 @@ class TinyPairs:
     rows: int = setting(240, "training rows", low=24, high=1_000_000)
     test_rows: int = setting(60, "test rows", low=2, high=100_000)
     seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
-    task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)")
+    task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)", nested=TASKS)
 
     suited_partition: ClassVar[str] = "natural"
 

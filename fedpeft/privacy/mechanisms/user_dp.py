@@ -144,7 +144,9 @@ class UserDP(Mechanism):
     )
 
     noise: str = setting(
-        "independent", "of rounds: independent, or banded(bands=8): related, and clients take turns in known cohorts"
+        "independent",
+        "of rounds: independent, or banded(bands=8): related, and clients take turns in known cohorts",
+        nested=SERVER_NOISES,
     )
 
     hides: ClassVar[str] = "client"

@@ -24,6 +24,9 @@ BESIDE: Final = 4
 LARGEST_NORM: Final = 8.0
 """The largest norm that a client states, in units of C: a client that diverges does not speak for all."""
 
+LOSS_ROUNDING: Final = 0.01
+"""How far below its least value a mean loss in low precision can lie."""
+
 LARGEST_MEAN: Final = 2.0
 """The largest mean norm that the server believes, in units of C: C grows at most `headroom` times as much a round."""
 
@@ -119,6 +122,17 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """The mean training losses that honest clients can state, from `low` to `high`."""
+
+    low: float
+    high: float
+
+
+ANY_LOSS: Final = Losses(-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
 class Total:
     """Of all contributions.
 
@@ -149,8 +163,10 @@ class Total:
         statistics = numbers[BESIDE:] if round or not secure.noisy else vector
         return cls(clients, weight, rows, losses / rows if rows else math.nan, norm, vector, statistics)
 
-    def checked(self, possible: Weights | None = None) -> Total:
-        """Return the total without weights and numbers of examples that honest clients cannot have stated.
+    def checked(self, possible: Weights | None = None, losses: Losses = ANY_LOSS) -> Total:
+        """Return the total without weights, numbers of examples and a loss that honest clients cannot have stated.
+
+        What replaces the loss is not a number.
 
         Raises:
             PayloadError: the weights are impossible, and nothing can replace them.
@@ -164,7 +180,8 @@ class Total:
         rows = float(self.clients) if possible is None or not possible.by_rows else weight
         counted = abs(self.rows - weight) <= tolerance if possible is not None and possible.by_rows else self.rows > 0
         if counted and self.rows <= (math.inf if possible is None else possible.most_rows):
-            return replace(self, weight=weight)
+            is_possible = losses.low - LOSS_ROUNDING <= self.loss <= losses.high
+            return replace(self, weight=weight, loss=self.loss if is_possible else math.nan)
         return replace(self, weight=weight, rows=rows, loss=math.nan)
 
     def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype, divisor: float = 0.0) -> State:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedpeft.families import DATASETS
 from fedpeft.parts import setting
 from fedpeft.run.measurement import Measurement
 
@@ -15,7 +16,9 @@ class Forgetting(Measurement):
     """A second data set, before and after tuning."""
 
     dataset: str = setting(
-        dataclasses.MISSING, "its text, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'"
+        dataclasses.MISSING,
+        "its text, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'",
+        nested=DATASETS,
     )
 
     simulated: ClassVar[bool] = True

@@ -88,7 +88,12 @@ def _words():
     yield "a later round", lambda report, edge: replace(report, round=10**6)
 
 
-KINDS = dict([*_numbers(), *_payloads(), *_words()])
+def _losses():
+    for value in (-1e6, -0.5, 1e6):
+        yield f"loss={value}", lambda report, edge, v=value: replace(report, loss=v)
+
+
+KINDS = dict([*_numbers(), *_losses(), *_payloads(), *_words()])
 
 
 @pytest.mark.fast
@@ -149,3 +154,35 @@ def test_numbers_of_another_width_are_refused_and_end_nothing(kind, tmp_path):
     made = Federation(tmp_path, SilentObserver(), rounds=1)
     [line] = stays_sound(made, KINDS[kind])
     assert "it was sent as torch.float32" in line["rejected"]
+
+
+class Lines(SilentObserver):
+    """Keeps what the server tells its user."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("kind", ["loss=-1e6", "loss=-0.5", "loss=1e6"])
+def test_a_lie_about_the_loss_does_not_distort_the_recorded_mean_unnoticed(kind, tmp_path):
+    """A loss below 0 is refused; one that is far above the others' counts for less, and the user reads whose it is."""
+    observer, means, honest = Lines(), [], None
+    kind = kind.replace("1e6", "1000000.0")
+    for lie in (lambda report, edge: report, KINDS[kind]):
+        folder = tmp_path / str(len(means))
+        folder.mkdir()
+        made = Federation(folder, observer, rounds=1, clients=3)
+        [line] = stays_sound(made, lie)
+        honest = honest or line["loss"]
+        [record] = [json.loads(r) for r in (folder / "server" / "rounds.jsonl").read_text().splitlines()][-1:]
+        means.append(record["train_loss"])
+    if kind.startswith("loss=-"):
+        assert "FP6" in line["rejected"]
+        assert means[1] == pytest.approx(means[0], rel=0.2), "the mean is that of the other two"
+    else:
+        assert means[1] < 100
+        assert any("edge-1 states a training loss of 1e+06" in said for said in observer.lines)

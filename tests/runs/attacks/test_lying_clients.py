@@ -131,3 +131,12 @@ def test_a_sum_of_zero_is_told(tmp_path, monkeypatch):
     assert sum("the sum of all updates is zero: it moves nothing" in line for line in observer.lines) == ROUNDS
     assert progress.clip is not None
     assert progress.clip > 0
+
+
+@pytest.mark.parametrize("kind", ["loss: huge", "loss: minus huge", "examples: minus huge", "examples: huge"])
+def test_an_impossible_loss_is_told_and_not_recorded(tmp_path, monkeypatch, kind):
+    made, _, lines = run(tmp_path, monkeypatch, kind, range(2, 3))
+    losses = [line["train_loss"] for line in rounds_of(made)]
+    assert losses[1] is None
+    assert all(0 < loss < 10 for loss in losses[:1] + losses[2:])
+    assert sum("the loss is not recorded" in line for line in lines) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.member import Member
 from tests.conftest import SilentObserver
 from tests.here import Federation
+from tests.refusals import refuses
 
 CLIENTS, LIAR = 5, 3
 LOW_ORDER = [bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_bytes(32, "little"),
@@ -128,3 +130,69 @@ def test_two_clients_with_the_same_keys_do_not_void_the_sum(tmp_path, monkeypatc
     assert first
     assert all(norm > 0 for norm in norms(made))
     assert {client for (_, client), said in results(made).items() if said} == {LIAR}
+
+
+class Lines(SilentObserver):
+    """Keeps what the server tells its user."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def before_round_1(folder, monkeypatch, answers, **given):
+    """Run a federation in which clients answer steps of the sum before round 1 with what `answers` makes of it."""
+    observer = Lines()
+    settings = {"privacy": "secure_sum", "clients": CLIENTS, "rounds": 2, "head": "ridge"}
+    made = Federation(folder, observer, **settings | given)
+    for (client, step), change in answers.items():
+        edge = made.server.edges[client]
+
+        def handle(instruction, honest=edge.handle, step=step, change=change):
+            report = honest(instruction)
+            return change(report) if (instruction.round, instruction.step) == (0, step) else report
+
+        monkeypatch.setattr(edge, "handle", handle)
+    return made, observer
+
+
+def seal_garbage(report):
+    sealed = words.read_sealed(report.payload)
+    return replace(report, payload=words.write_sealed({peer: bytes(len(said)) for peer, said in sealed.items()}))
+
+
+def send_garbage(report):
+    return replace(report, payload=bytes([255]) * len(report.payload))
+
+
+def leave(report):
+    return replace(report, payload=b"", error="gone")
+
+
+@pytest.mark.parametrize(("step", "change"), [(2, seal_garbage), (3, send_garbage)], ids=["shares", "vector"])
+def test_a_void_sum_before_round_1_does_not_end_the_federation(tmp_path, monkeypatch, step, change):
+    """The clients take part in no second sum of it, so the run ended for good by one client's lie."""
+    made, observer = before_round_1(tmp_path, monkeypatch, {(LIAR, step): change})
+    progress = made.run()
+    assert progress.round == 2
+    assert all(norm > 0 for norm in norms(made))
+    assert sum("before round 1:" in line and "the head keeps its start" in line for line in observer.lines) == 1
+
+
+def test_clients_that_leave_before_a_vector_has_arrived_are_left_out_of_a_second_sum(tmp_path, monkeypatch):
+    """Two of five are too many for the sum that was begun; the other three are enough for another one."""
+    made, observer = before_round_1(tmp_path, monkeypatch, {(k, 2): leave for k in (0, 1)})
+    progress = made.run()
+    assert all(norm > 0 for norm in norms(made))
+    assert progress.fixed["summed weights"][1] == CLIENTS - 2
+    assert [line for line in observer.lines if "asks the other 3 clients again" in line]
+    assert not [line for line in observer.lines if "the head keeps its start" in line]
+
+
+def test_a_void_sum_that_the_run_needs_is_one_sentence(tmp_path, monkeypatch):
+    made, _ = before_round_1(tmp_path, monkeypatch, {(LIAR, 3): send_garbage}, drift="label_shift")
+    with refuses("FP5252", "label_shift", "begin another federation"):
+        made.run()

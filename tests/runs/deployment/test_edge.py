@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fedpeft.clients.store import FILE
 
 from fedpeft.communication.codec import parse_codec
@@ -20,7 +21,7 @@ from fedpeft.machine.cache import cache_directory
 from fedpeft.privacy.client_engine import FAILED
 from fedpeft.run.records import Records
 from tests.here import Federation
-from tests.refusals import has_error
+from tests.refusals import has_error, refuses
 
 
 def told(made):
@@ -86,6 +87,18 @@ def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
     assert own.clients == 1
     assert 0 <= own.pooled_accuracy <= 1
     assert 0 < own.pooled_loss < 100
+
+
+def test_the_final_evaluation_contradicts_no_record_of_its_round(federation):
+    """Clients evaluate the average in the last round and at the end; only the server's rows find a best state."""
+    given = {"rounds": 2, "server_optimizer": "averaged", "serve": ServeOptions(held_out=0.2)}
+    made = federation(measure="validation(every=1)", **given)
+    server = made.server.server(Records(made.folder / "server"))
+    progress = made.server.train(server)
+    assert not torch.equal(progress.adapter["head.weight"], progress.reached["head.weight"])
+    assert server.own_rows(progress).clients == 2
+    with refuses("FP1391", "keep=best", "--held-out"):
+        federation(measure="validation(every=1, keep=best)", **given)
 
 
 def test_whoever_claims_all_the_rows_does_not_own_the_evaluation(federation):

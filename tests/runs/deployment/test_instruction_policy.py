@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.downlink import Downlink
 from fedpeft.communication.messages import ALIKE, LOCAL, OF_SUM
 from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.errors import FedpeftError, RunError
@@ -166,3 +167,28 @@ def test_where_ranks_are_not_mixed_a_record_has_one_form(summed):
     policy.check_record(record(states={"rank 2, alpha 32.0": "0" * 64}))
     with pytest.raises(RunError, match=r"records a model of rank 1, alpha 16\.0 .*; legal is rank 2, alpha 32\.0"):
         policy.check_record(record(states={"rank 2, alpha 32.0": "0" * 64, "rank 1, alpha 16.0": "1" * 64}))
+
+
+@pytest.mark.parametrize("hostile", [True, False], ids=["hostile", "honest"])
+def test_a_model_of_its_own_for_clients_of_a_smaller_rank_is_noticed_by_those_of_a_larger_one(
+    tmp_path, monkeypatch, hostile
+):
+    """Each client compared the digest of its own rank alone, which the server chooses for each rank."""
+    real = Downlink._package
+
+    def planted(downlink, form, *more):
+        package = real(downlink, form, *more)
+        if not hostile or form.rank > 1:
+            return package
+        state = {name: tensor + 1 for name, tensor in package.state.items()}
+        return replace(package, state=state, payload=downlink._codec.encode(state))
+
+    monkeypatch.setattr(Downlink, "_package", planted)
+    made = Federation(tmp_path, SilentObserver(), [{"rank": 1}, {}], strategy="flexlora", rounds=2)
+    made.run()
+    trained = [report for asked, report in zip(made.server.direct.asked, made.server.direct.reports, strict=True)
+               if asked.kind == "train"]  # fmt: skip
+    errors = {report.client: report.error for report in trained}
+    assert not errors[0]
+    assert ("recorded a model for clients of rank 1" in errors[1]) == hostile
+    assert bool(errors[1]) == hostile

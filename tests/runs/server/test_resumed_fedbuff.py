@@ -24,6 +24,8 @@ from fedpeft.server.in_flight import InFlight
 from fedpeft.server.progress import Checkpoints, RunStore
 from fedpeft.simulate import main
 from fedpeft.simulation.grid import CohortGrid
+from tests.conftest import SilentObserver
+from tests.here import Direct, Federation
 from tests.runs.server.test_fedbuff import TINY, adapter
 
 ROUNDS = 6
@@ -118,6 +120,35 @@ def test_updates_in_flight_when_a_step_is_undone_lower_the_rate_once_after_a_res
     rates = [line["learning_rate"] for line in lines(tmp_path / "cut", "rounds.jsonl")[1:]]
     assert len(set(rates)) > 1
     assert Checkpoints(tmp_path / "cut" / "checkpoint").load().standing.rate > 0.25**ROUNDS
+
+
+def test_bytes_that_are_sent_to_real_clients_again_count(tmp_path, monkeypatch):
+    """Clients answer one at a time; those that have not when the server stops are sent their instructions again."""
+    real = Direct.pull_messages
+
+    def pull_one(grid, message_ids):
+        ready = real(grid, message_ids)
+        grid._ready = ready[1:]
+        return ready[:1]
+
+    monkeypatch.setattr(Direct, "pull_messages", pull_one)
+    given = {"strategy": "fedbuff(buffer=1)", "clients": 4, "rounds": 3, "safeguard": "none"}
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    runs = {name: Federation(tmp_path / name, SilentObserver(), **given) for name in ("whole", "cut")}
+    runs["whole"].run()
+    cut_at(RunStore, "_tell", 2, runs["cut"].run)
+    before = Checkpoints(tmp_path / "cut" / "server" / "checkpoint").load()
+    waiting = {i.client for wave in before.in_flight.waves() for i in wave}
+    resent = sum(s.bytes for s in before.in_flight.sent if s.instruction.client in waiting)
+    runs["cut"].start(runs["cut"].server.edges)
+    runs["cut"].run()
+    whole, cut = (lines(tmp_path / name / "server", "rounds.jsonl") for name in runs)
+    assert resent > 0
+    assert [line["round"] for line in cut] == [line["round"] for line in whole]
+    for line, plain in zip(cut, whole, strict=True):
+        expected = resent if line["round"] == before.round + 1 else 0
+        assert line["downlink_bytes"] - plain["downlink_bytes"] == expected
 
 
 POINTS = [(CohortGrid, "push_messages", 2), (Acceptance, "add", 3), (RunStore, "_tell", 3), (Checkpoints, "save", 2)]

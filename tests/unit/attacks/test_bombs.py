@@ -9,9 +9,12 @@ import zlib
 import numpy as np
 import pytest
 
+from fedpeft.check import main
+from fedpeft.data import record_files
 from fedpeft.data.image_folders import pixels_of
 from fedpeft.data.record_files import records
 from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 pa = pytest.importorskip("pyarrow")
 LONG = "x" * 1000
@@ -51,6 +54,29 @@ def test_a_parquet_file_of_gigabytes_is_read_in_batches(tmp_path):
     for _, record in itertools.islice(records(str(tmp_path / "bomb.parquet")), 10_000):
         assert record == {"text": LONG}
         assert pa.total_allocated_bytes() - before < 100_000_000
+
+
+@pytest.mark.parametrize("limit", ["MOST_ROWS", "MOST_BYTES"])
+def test_a_parquet_file_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, monkeypatch, limit):
+    """40 million rows took 300 kB on the disk, and minutes to read."""
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": [LONG] * 2000}), tmp_path / "bomb.parquet", compression="zstd")
+    _, first = next(records(str(tmp_path / "bomb.parquet")))
+    assert first == {"text": LONG}
+    monkeypatch.setattr(record_files, limit, 1999)
+    with refuses("FP3195" if limit == "MOST_ROWS" else "FP3194", "bomb.parquet", "1,999"):
+        next(records(str(tmp_path / "bomb.parquet")))
+    assert main([str(tmp_path / "bomb.parquet")]) == 2
+
+
+def test_an_arrow_file_of_too_many_rows_is_refused(tmp_path, monkeypatch):
+    with pa.ipc.new_file(tmp_path / "bomb.arrow", pa.schema({"text": pa.string()})) as to:
+        to.write_table(pa.table({"text": ["x"] * 2000}))
+    assert len(list(records(str(tmp_path / "bomb.arrow")))) == 2000
+    monkeypatch.setattr(record_files, "MOST_ROWS", 1999)
+    with refuses("FP3195", "bomb.arrow", "1,999"):
+        list(records(str(tmp_path / "bomb.arrow")))
 
 
 def test_an_arrow_file_that_announces_more_than_any_memory_is_refused(tmp_path):

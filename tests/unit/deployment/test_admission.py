@@ -17,10 +17,10 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.connection import LostError
 from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.joining import Patience
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
-from fedpeft.join import Patience
 from fedpeft.join import main as join
 from fedpeft.serve import main as serve
 from tests.conftest import SilentObserver
@@ -282,8 +282,8 @@ def test_a_server_that_can_not_begin_leaves_no_folder(flags, words, tmp_path, ca
     [
         (["--server", "localhost"], ("FP1122",)),
         (["--server", "localhost:99999"], ("FP1122",)),
-        (["--server", "localhost:8470", "--give-up", "-1"], ("FP1200",)),
-        (["--server", "localhost:8470", "--give-up", "nan"], ("FP1200",)),
+        (["--server", "localhost:8470", "--give-up", "-1"], ("FP1227", "give_up")),
+        (["--server", "localhost:8470", "--give-up", "nan"], ("FP1227", "give_up")),
     ],
 )
 def test_addresses_and_times_that_a_client_can_not_use(flags, words, tmp_path, capsys):

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from fedpeft.deployment.client_state import alone_in, folder_for
 from fedpeft.deployment.connection import Connection
+from fedpeft.deployment.joining import join
+from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.join import Command, join
 from tests.refusals import refuses
 
 
@@ -27,9 +28,9 @@ def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeyp
     monkeypatch.setattr(Connection, "describe", lambda self: v2.Description(run=run))
     (tmp_path / "rows.csv").write_text("text,label\nx,a\n")
     state = tmp_path / "a" / "b" / "state"
-    command = Command("127.0.0.1:1", tmp_path / "rows.csv", insecure=True, name="edge-1", state=state)
+    options = JoinOptions("127.0.0.1:1", tmp_path / "rows.csv", insecure=True, name="edge-1", state=state)
     with refuses("FP5036"):
-        join(command, Console(quiet=True))
+        join(options, EdgeOptions(), Console(quiet=True))
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 

@@ -44,8 +44,9 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
 
 
 def test_the_options_that_the_tables_name_exist():
-    known = {f.name for cls in (serve.ServeOptions, RunConfig, join.Command, join.EdgeOptions, certs.Command,
-                                serve.Command, transcript.Command) for f in dataclasses.fields(cls)}  # fmt: skip
+    known = {f.name for cls in (serve.ServeOptions, RunConfig, join.Command, join.JoinOptions, join.EdgeOptions,
+                                certs.Command, serve.Command, transcript.Command)
+             for f in dataclasses.fields(cls)}  # fmt: skip
     others = r"<!-- clients: begin.*?clients: end -->|## Flower.*"  # programs that are not fedpeft's
     for flag in re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", re.sub(others, "", TEXT, flags=re.DOTALL)):
         assert flag.replace("-", "_") in known, flag

@@ -18,13 +18,13 @@ from fedpeft.deployment.authentication import Bucket
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import LostError, UnkeptError
 from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.joining import Patience, take_part
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.errors import RunError
-from fedpeft.join import Patience, take_part
 from tests.conftest import SilentObserver
 from tests.deployment.door import LIMIT, asked, client, good
 from tests.refusals import has_error, refuses
@@ -72,6 +72,9 @@ class AnyPolicy:
 
     def state_name(self, instruction):
         return "whole"
+
+    def smaller_states(self, instruction, record):
+        return {}
 
 
 def transcript(door, name="edge-1"):

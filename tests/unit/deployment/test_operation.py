@@ -10,16 +10,13 @@ import pytest
 from rich.console import Console
 
 from fedpeft.config import RunConfig
+from fedpeft.deployment.addresses import host_and_port, is_loopback
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
 from fedpeft.deployment.members import Roster
-from fedpeft.deployment.monitoring import (
-    Operation,
-    host_and_port,
-    is_loopback,
-)
+from fedpeft.deployment.monitoring import Operation
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.serving import end_told, serve
 from fedpeft.deployment.session import Session

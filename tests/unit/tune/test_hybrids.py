@@ -84,19 +84,23 @@ def test_sizes_are_counted_before_anything_is_trained(tmp_path):
         check_smallest(search_of(tmp_path, "budget = {parameters = 3}\n" + BASE + TABLES), sizes, 3)
 
 
+MODELS = ["tiny", "tiny(seed=1)", "tiny(seed=2)"]
+
+
 @pytest.mark.parametrize(
     ("model", "space"),
-    [("", 'model = ["tiny", "deep", "deeper"]\n'), ('model = "{base}"\n', 'base = ["tiny", "deep", "deeper"]\n')],
+    [("", f"model = {MODELS}\n"), ('model = "{base}"\n', f"base = {MODELS}\n")],
 )
 def test_models_of_a_search_have_the_same_number_of_blocks(tmp_path, monkeypatch, model, space):
-    found = {"tiny": 3, "deep": 3, "deeper": 4}
+    tiny, deep, deeper = MODELS
+    found = {tiny: 3, deep: 3, deeper: 4}
     monkeypatch.setattr(Sizes, "depth", lambda _sizes, config: found[config.model])
     text = BASE.replace('model = "tiny"\n', model) + "[search]\n" + space + "[hybrid.lora]\nrank = [1, 2]\n"
     folder = tmp_path / "out"
     folder.mkdir()
-    with refuses("FP1481", "tiny", "3", "deeper", "4"):
+    with refuses("FP1481", tiny, "3", deeper, "4"):
         place_of(search_of(tmp_path, text), folder, 1, Console(quiet=True))
-    found["deeper"] = 3
+    found[deeper] = 3
     assert place_of(search_of(tmp_path, text), folder, 1, Console(quiet=True)).blocks == 3
 
 

@@ -256,13 +256,13 @@ def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkey
 
 def test_a_search_does_not_go_on_with_clients_of_a_file_that_has_changed(tmp_path):
     clients = tmp_path / "clients.toml"
-    clients.write_text("[[profile]]\ncount = 2\n")
+    clients.write_text("[[profile]]\ncount = 4\n")
     text = re.sub(r"(?m)^clients = .*$", f'clients = "{clients}"', TEXT)
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=1)
     run = place.run_of(0)
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
     own_files.record(Records(run), own_files.made_of(read_config(run / "config.toml")))
-    clients.write_text("[[profile]]\ncount = 3\n")
+    clients.write_text("[[profile]]\ncount = 5\n")
     with refuses("FP5236", "clients.toml"):
         conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
 
