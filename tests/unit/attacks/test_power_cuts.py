@@ -23,7 +23,7 @@ from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.client_engine import Answers
 from fedpeft.privacy.ledger import Ledger
-from fedpeft.run.records import LINES, Records
+from fedpeft.run.records import Records
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.traffic import Counters
 from tests.attacks.scale import SEED, scaled
@@ -89,7 +89,7 @@ def test_records_cut_at_every_length_go_on_where_the_checkpoint_says_or_are_refu
     for round in range(1, 4):
         store.commit(progress(round))
     known = store.checkpoints.load().offsets
-    for name in LINES:
+    for name in progress(1).lines:
         content = (tmp_path / "run" / name).read_bytes()
         for length in lengths(len(content)):
             shutil.rmtree(tmp_path / "cut", ignore_errors=True)
