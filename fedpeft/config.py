@@ -83,6 +83,7 @@ class RunConfig:
         "forgetting(dataset=NAME), calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, "
         "ensemble, robustness, evaluate(questions=FILE), by +",
     )
+    hook: str = setting("", "hooks of your own in the round loop, from --plugin FILE: budget(seconds=60), by +")
     seed: int = setting(0, "of everything that is drawn at random", low=0, high=2**64 - 1)
 
     def to_toml(self) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fedpeft.run.grid import SimulationGrid
     from fedpeft.run.measurement import Measurement
     from fedpeft.run.sampling import AwareSampler
+    from fedpeft.server.user_hook import UserHook
     from fedpeft.trust.corruption import Corruption
     from fedpeft.trust.question import Question
 
@@ -252,6 +253,9 @@ MEASUREMENTS: Family[Measurement] = Family(
     "fedpeft.run.measurements", "measurement", kind="fedpeft.run.measurement.Measurement"
 )
 """All of them, by file name."""
+
+HOOKS: Family[UserHook] = Family("fedpeft.server.user_hooks", "hook", "hooks", kind="fedpeft.server.user_hook.UserHook")
+"""All of them; they come from plugins."""
 
 SERVER_NOISES: Family[ServerNoise] = Family(
     "fedpeft.privacy.server_noises", "server noise", kind="fedpeft.privacy.server_noise.ServerNoise"

@@ -110,7 +110,7 @@ def part_text(part: Any) -> str:
     changed = {
         f.name: getattr(part, f.name)
         for f in fields
-        if f.default is dataclasses.MISSING or getattr(part, f.name) != f.default
+        if f.init and (f.default is dataclasses.MISSING or getattr(part, f.name) != f.default)
     }
     name = name_of(type(part))
     if not changed:

@@ -256,6 +256,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
+        hooks=server.sections(progress),
         trust=trust.scored(score, records, simulation.protection is not None),
         **of_rows(simulation, score, probe, records),
     )

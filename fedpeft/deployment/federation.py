@@ -65,7 +65,7 @@ from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.exchange import Exchange, Joined
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import ServerModel, attach_features, check_features
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
@@ -124,6 +124,7 @@ class Federation:
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
+        check_features(setup)
         if options.wait_for > setup.clients:
             raise ConfigError(
                 f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"

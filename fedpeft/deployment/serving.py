@@ -225,6 +225,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
         targets=noted(score.measures or None, observer) if score else None,
+        hooks=server.sections(progress),
         trust=named(
             calibration=calibration,
             disagreement=of_updates(setup, progress, records, None),

@@ -42,7 +42,7 @@ TAKEN: Final = frozenset(
 )  # fmt: skip
 """Taken from the server."""
 
-LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure"})
+LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure", "hook"})
 """Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
 
 REFUSED: Final = frozenset({"ranks", "attack", "grid"})

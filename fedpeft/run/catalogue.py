@@ -19,6 +19,7 @@ from fedpeft.families import (
     DATASETS,
     GRIDS,
     HEADS,
+    HOOKS,
     LOCAL_OPTIMIZERS,
     LOCAL_WORK,
     MEASUREMENTS,
@@ -109,6 +110,12 @@ def _privacy(text: str) -> Any:
     return parse_privacy(text)
 
 
+def _hooks(text: str) -> Any:
+    from fedpeft.server.user_hook import parse_hooks
+
+    return parse_hooks(text)
+
+
 def _check_cohort(text: str) -> None:
     """Leave a text that is no sampler's to `cohort_size`, which says what is legal."""
     aware(text)
@@ -132,6 +139,7 @@ FLAGS: Mapping[str, Flag] = {
     "attack": Flag((ATTACKS,), optional=True),
     "grid": Flag((GRIDS,)),
     "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),
+    "hook": Flag((HOOKS,), _hooks, joined=" + "),
 }
 """The flags of `python -m fedpeft.simulate` whose values are parts."""
 

@@ -18,7 +18,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "communication": ("codec", "downlink"),
     "privacy": ("privacy",),
     "machine": ("grid", "workers", "seed"),
-    "measurements": ("measure",),
+    "measurements": ("measure", "hook"),
 }
 """The settings of a run, by what they are about."""
 

@@ -15,8 +15,8 @@ from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.machine.files import writing
 
-LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl")
-CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "made_of.json")
+LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl", "hooks.jsonl")
+CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "hooks.jsonl", "made_of.json")
 """In runs with privacy, or of real clients, these have mode 0600: they say who took part, or on what, which epsilon
 does not cover."""
 

@@ -20,6 +20,7 @@ from fedpeft.server import (
     private_rounds,
     safeguard,
     tasks,
+    user_hook,
 )
 from fedpeft.server.collectors import choose_collector
 from fedpeft.server.energy import EnergyBook, EnergyHook
@@ -60,7 +61,8 @@ def attach_features(
 
     The order matters: privacy replaces the aggregator that exactness and disagreement wrap; a buffered collector picks
     idle clients before privacy charges them, and energy leaves out clients after the charge; a step is undone before
-    a sum adapts its reach, a task ends, or the state is evaluated and kept.
+    a sum adapts its reach, a task ends, or the state is evaluated and kept. Hooks of a user's own come last, after
+    privacy has removed what a run does not disclose.
     """
     say = observer.say
     validation_loss = validating(observer, model.validation_loss)
@@ -76,5 +78,16 @@ def attach_features(
         keep_best.attach(setup),
         examiner.attach(setup, model.exam, model.answer, say),
         ensemble.attach(setup, store),
+        *user_hook.attach(setup),
     )
     return tuple(hook for hook in offered if hook is not None)
+
+
+def check_features(setup: Setup) -> None:
+    """Refuse a run that one of its features does not suit.
+
+    Raises:
+        ConfigError, PrivacyError: from the feature.
+    """
+    for hook in setup.hooks:
+        user_hook.check_user_hook(hook, setup)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator, aggregator
 from fedpeft.communication.round_plan import RoundPlan
@@ -31,6 +32,7 @@ from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.results import round_result
 from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import Sampler
+from fedpeft.server.user_hook import check_json
 
 
 def never() -> bool:
@@ -165,6 +167,15 @@ class Server:
         """Record a round: it counts once its checkpoint is on the disk."""
         self.store.commit(state)
         trim()
+
+    def sections(self, state: Progress) -> dict[str, dict[str, Any]] | None:
+        """Return the sections of the hooks for summary.json, by name; None: no hook has one.
+
+        Raises:
+            ConfigError: JSON cannot hold a value.
+        """
+        sections = {hook.name: section for hook in self.hooks if (section := hook.section(state)) is not None}
+        return {name: check_json(section, f"the section of {name}") for name, section in sections.items()} or None
 
     def own_rows(self, state: Progress) -> OwnRows:
         """Have each client evaluate the kept model, with its own tensors, on its own held-out examples."""

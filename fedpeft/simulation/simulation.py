@@ -46,7 +46,7 @@ from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import ServerModel, attach_features, check_features
 from fedpeft.server.preparation import noised_statistics, prepare
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server, never
@@ -113,6 +113,7 @@ class Simulation:
             self.sampler = self._sampler()
             self.setup = unheard(self.setup, self._exposure())
         self.config = self.setup.config
+        check_features(self.setup)
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")

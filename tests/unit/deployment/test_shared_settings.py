@@ -43,6 +43,7 @@ FIELDS = {
     "grid": ("refused", "ray(address='10.0.0.1:6379')"),
     "workers": ("left", 8),
     "measure": ("left", "validation(every=9, keep=best)"),
+    "hook": ("left", "budget(seconds=60)"),
     "seed": ("taken", 5),
 }
 """For each field what becomes of it, and a value that is not its default."""
