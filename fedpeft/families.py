@@ -250,7 +250,7 @@ GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind="fedpef
 """All places, by file name."""
 
 MEASUREMENTS: Family[Measurement] = Family(
-    "fedpeft.run.measurements", "measurement", kind="fedpeft.run.measurement.Measurement"
+    "fedpeft.measurements", "measurement", kind="fedpeft.run.measurement.Measurement"
 )
 """All of them, by file name."""
 

@@ -118,6 +118,13 @@ def part_text(part: Any) -> str:
     return name + "(" + ", ".join(f"{key}={written(value)}" for key, value in changed.items()) + ")"
 
 
+def list_overrides(part: object, base: type) -> list[str]:
+    """Return the methods of `base` that code from outside fedpeft overrides in a part, in the order of `base`."""
+    methods = [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]
+    classes = {name: next(cls for cls in type(part).__mro__ if name in vars(cls)) for name in methods}
+    return [name for name, cls in classes.items() if cls.__module__.partition(".")[0] != "fedpeft"]
+
+
 def nearest(word: str, legal: Iterable[str]) -> str:
     """A clause for an error message: the closest legal word if there is one, and all of them."""
     names = sorted(legal)

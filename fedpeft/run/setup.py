@@ -228,6 +228,11 @@ class Setup(ChosenParts):
         return Schedule(self.config.learning_rate, rounds, own.schedule, own.floor, repeats=tasks is not None)
 
     @property
+    def protected(self) -> bool:
+        """Whether the run has a privacy mechanism or a secure sum."""
+        return self.mechanism is not None or self.secure_sum is not None
+
+    @property
     def private_start(self) -> bool:
         """Whether the head starts from a noisy release of the clients' rows."""
         protected = self.mechanism is not None and self.mechanism.protects

@@ -14,10 +14,10 @@ from rich.markup import escape
 
 from fedpeft.machine.terminal import Console
 from fedpeft.run.console import duration, short, size, summary_table
+from fedpeft.run.measured import trust_lines
 from fedpeft.run.observer import perplexity
 from fedpeft.run.section_lines import section_lines
 from fedpeft.run.target_lines import target_lines
-from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
@@ -11,11 +12,8 @@ from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.run.observer import Observer, validating
 from fedpeft.run.setup import Setup
 from fedpeft.server import (
-    disagreement,
-    ensemble,
     evaluation,
     exactness,
-    examiner,
     keep_best,
     private_rounds,
     safeguard,
@@ -37,47 +35,61 @@ class ServerModel:
         evaluate: returns the metrics on validation examples.
         validation_loss: returns the loss by which the safeguard judges steps.
         score_task: scores one of several tasks.
-        exam: the questions of `--measure evaluate`.
-        answer: answers the questions.
+        answer: answers questions by a global state on the base of a version.
     """
 
     evaluate: evaluation.Evaluate | None = None
     validation_loss: safeguard.ValidationLoss | None = None
     score_task: tasks.Score | None = None
-    exam: Exam | None = None
     answer: Callable[[Exam, State, int], list[Said]] | None = None
 
 
-def attach_features(
-    setup: Setup,
-    transport: Exchange,
-    store: RunStore,
-    observer: Observer,
-    model: ServerModel,
-    privacy: PrivacyEngine | None = None,
-    book: EnergyBook | None = None,
-) -> tuple[RoundHook, ...]:
+@dataclass(frozen=True)
+class RunParts:
+    """What the hooks of a run attach to.
+
+    Attributes:
+        setup: the parts that the settings name.
+        transport: how the server reaches its clients.
+        store: the files of the run.
+        observer: is told how the run goes on.
+        model: what the server can do with a global state itself.
+        begun: what the measurements loaded before training, by name.
+        privacy: the mechanism with its ledger; None: the run has none.
+        book: the energy and batteries of the clients; None: nothing needs them.
+    """
+
+    setup: Setup
+    transport: Exchange
+    store: RunStore
+    observer: Observer
+    model: ServerModel
+    begun: Mapping[str, Any] = field(default_factory=dict)
+    privacy: PrivacyEngine | None = None
+    book: EnergyBook | None = None
+
+
+def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
     """Return the hooks of a run.
 
-    The order matters: privacy replaces the aggregator that exactness and disagreement wrap; a buffered collector picks
-    idle clients before privacy charges them, and energy leaves out clients after the charge; a step is undone before
-    a sum adapts its reach, a task ends, or the state is evaluated and kept. Hooks of a user's own come last, after
-    privacy has removed what a run does not disclose.
+    The order matters: privacy replaces the aggregator that exactness wraps; a buffered collector picks idle clients
+    before privacy charges them, and energy leaves out clients after the charge; a step is undone before a sum adapts
+    its reach, a task ends, or the state is evaluated and kept. Hooks of a user's own come last, after privacy has
+    removed what a run does not disclose.
     """
+    setup, transport, store, observer, model = run.setup, run.transport, run.store, run.observer, run.model
     say = observer.say
     validation_loss = validating(observer, model.validation_loss)
     offered = (
         exactness.attach(setup),
-        disagreement.attach(setup),
         safeguard.attach(setup, store, validation_loss, say),
-        choose_collector(setup)(setup, transport, store, observer, privacy),
-        private_rounds.attach(setup, privacy, transport, say),
-        None if book is None else EnergyHook(book, store.records),
+        choose_collector(setup)(setup, transport, store, observer, run.privacy),
+        private_rounds.attach(setup, run.privacy, transport, say),
+        None if run.book is None else EnergyHook(run.book, store.records),
         tasks.attach(setup, transport, model.score_task, say),
         evaluation.EvaluationHook(setup, transport, validating(observer, model.evaluate), say),
         keep_best.attach(setup),
-        examiner.attach(setup, model.exam, model.answer, say),
-        ensemble.attach(setup, store),
+        *(part.attach(run) for part in setup.measured.parts),
         *user_hook.attach(setup),
     )
     return tuple(hook for hook in offered if hook is not None)

@@ -19,7 +19,7 @@ from fedpeft.aggregation.aggregator import Aggregator, aggregator
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine.memory import trim
 from fedpeft.run.observer import Observer
-from fedpeft.run.records import plain
+from fedpeft.run.records import check_json, plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.clock import Clock
 from fedpeft.server.collectors import UpdateCollector
@@ -32,7 +32,6 @@ from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.results import round_result
 from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import Sampler
-from fedpeft.server.user_hook import check_json
 
 
 def never() -> bool:

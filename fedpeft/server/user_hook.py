@@ -7,16 +7,16 @@ mistake. A plugin is code with its user's rights, so they do not stop code that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.families import HOOKS
-from fedpeft.parts import name_of
+from fedpeft.parts import list_overrides, name_of
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RoundResult
+from fedpeft.run.records import check_json
 from fedpeft.server.hooks import RoundHook
 from fedpeft.spec import split_outside_parentheses
 
@@ -62,19 +62,6 @@ class UserHook(RoundHook):
         log.lines.setdefault(RECORD, []).append(check_json(line, f"a line of the hook {self.name}"))
 
 
-def check_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return a copy of `values` that JSON can hold.
-
-    Raises:
-        ConfigError: JSON cannot hold one of them.
-    """
-    try:
-        copied: dict[str, Any] = json.loads(json.dumps(dict(values)))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"FP1511 {what} must be JSON values (numbers, texts, lists, mappings): {error}") from None
-    return copied
-
-
 def parse_hooks(text: str) -> tuple[UserHook, ...]:
     """Return the hooks that `text` names, joined by "+".
 
@@ -88,12 +75,6 @@ def parse_hooks(text: str) -> tuple[UserHook, ...]:
     return hooks
 
 
-def list_overrides(hook: RoundHook) -> list[str]:
-    """Return the methods of `RoundHook` that a user's class overrides, in the order in which the loop calls them."""
-    methods = [name for name, value in vars(RoundHook).items() if callable(value) and not name.startswith("_")]
-    return [name for name in methods if getattr(type(hook), name) is not getattr(UserHook, name)]
-
-
 def check_user_hook(hook: UserHook, setup: Setup) -> None:
     """Refuse a hook that the run's privacy does not allow, or that refuses the run itself.
 
@@ -101,8 +82,8 @@ def check_user_hook(hook: UserHook, setup: Setup) -> None:
         PrivacyError: the hook overrides a method that could disclose or change what privacy protects.
         ConfigError: from the hook's own `check`.
     """
-    privacy, overrides = setup.config.privacy, list_overrides(hook)
-    if is_protected(setup):
+    privacy, overrides = setup.config.privacy, list_overrides(hook, RoundHook)
+    if setup.protected:
         if refused := [name for name in overrides if name not in DISCLOSED]:
             raise PrivacyError(
                 f"FP7124 the hook {hook.name} overrides {', '.join(refused)}; under --privacy {privacy} a hook of your "
@@ -114,11 +95,6 @@ def check_user_hook(hook: UserHook, setup: Setup) -> None:
                 f"disclose how many clients took part; leave out --hook {hook.name}, or take dp_sgd or local_dp"
             )
     hook.check(setup)
-
-
-def is_protected(setup: Setup) -> bool:
-    """Return whether the run has a privacy mechanism or a secure sum."""
-    return setup.mechanism is not None or setup.secure_sum is not None
 
 
 @dataclass(frozen=True)
@@ -207,4 +183,4 @@ class GuardedHook(RoundHook):
 def attach(setup: Setup) -> tuple[RoundHook, ...]:
     """Return the hooks that `--hook` names, each with a memory of its own."""
     hooks = [replace(hook) for hook in setup.hooks]
-    return tuple(GuardedHook(hook) if is_protected(setup) else hook for hook in hooks)
+    return tuple(GuardedHook(hook) if setup.protected else hook for hook in hooks)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedpeft.run.measured import trust_lines
 from fedpeft.run.section_lines import section_lines
-from fedpeft.run.trust_lines import trust_lines
 from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, called, curve
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe

@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("strategies", "strategies/fedit.py"),
         ("attacks", "clients/attacks/sign_flip.py"),
         ("codecs", "fedpeft/communication/codecs/cast.py"),
-        ("measurements", "fedpeft/run/measurements/pooled.py"),
+        ("measurements", "fedpeft/measurements/pooled.py"),
         ("mechanisms", "fedpeft/privacy/mechanisms/none.py"),
         ("peft_methods", "fedpeft/peft/methods/ia3.py"),
         ("tasks", "fedpeft/models/tasks/regression.py"),

@@ -32,7 +32,7 @@ from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup, chosen_parts
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import RunParts, ServerModel, attach_features
 from fedpeft.server.hooks import EndOfRun, RoundHook
 from fedpeft.server.preparation import prepare
 from fedpeft.server.private_rounds import PrivacyHook
@@ -180,7 +180,7 @@ def make_server(
     transport = Exchange(Clients(events), observer.client_done, remote=True, announce=announce)
     privacy = protect(setup, folder) if private else None
     model = ServerModel(evaluate if evaluates else None, validation_loss)
-    hooks = [*attach_features(setup, transport, store, observer, model, privacy, book), *more]
+    hooks = [*attach_features(RunParts(setup, transport, store, observer, model, {}, privacy, book)), *more]
     start = partial(prepare, setup, transport, {}, privacy, observer.say)
     return Server(setup, transport, Draw(events), store, observer, hooks, start)
 

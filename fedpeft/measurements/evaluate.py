@@ -1,0 +1,59 @@
+"""Evaluate: every few rounds the global model is asked questions, and its answers are kept.
+
+    --measure "evaluate"                                      the validation rows, where they are questions
+    --measure "evaluate(every=2, questions='exam.jsonl')"     questions of your own, free or with choices
+
+Answers go to RUN/evaluations.jsonl, a line for each evaluated round. It is the server that asks: no client is needed.
+`python -m fedpeft.evaluate RUN` asks the finished model, on test rows, beside its base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, NewRun
+
+if TYPE_CHECKING:
+    from fedpeft.answers.exam import Exam
+    from fedpeft.run.setup import Setup
+    from fedpeft.server.features import RunParts
+    from fedpeft.server.hooks import RoundHook
+
+
+@dataclass(frozen=True)
+class Evaluate(Measurement):
+    """Questions to the global model of a language model, every few rounds."""
+
+    every: int = setting(4, "rounds between evaluations; the last round always has one", low=1)
+    questions: str = setting(
+        "", "JSONL with question and answer, perhaps choices; empty: the validation rows", path=True
+    )
+    metrics: str = setting("exact_match, f1", "of free answers, in quotes: 'exact_match, f1, rouge_l'")
+    new_tokens: int = setting(40, "most tokens of an answer", low=1)
+    rows: int = setting(0, "at most so many questions; 0: all", low=0)
+
+    def check(self, setup: Setup) -> None:
+        """Refuse models that answer no questions."""
+        from fedpeft.run.examined import check_evaluate
+
+        check_evaluate(setup, self)
+
+    def begin(self, run: NewRun) -> Exam:
+        """Read the questions."""
+        from fedpeft.run.examined import make_exam
+
+        return make_exam(self, run.setup, run.validation, run.say)
+
+    def attach(self, run: RunParts) -> RoundHook | None:
+        """Ask the questions every few rounds."""
+        from fedpeft.server.examiner import Examiner
+
+        if run.model.answer is None:
+            return None
+        exam = run.begun[self.name]
+        return Examiner(exam, self.every, run.setup.rounds, run.model.answer, run.observer.say)
+
+
+part = Evaluate
