@@ -91,6 +91,20 @@ class RunConfig:
         return tomli_w.dumps(dataclasses.asdict(self))
 
 
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": ("dataset", "partition", "tokens"),
+    "model and method": ("model", "peft", "head", "dtype"),
+    "clients and rounds": ("clients", "cohort", "rounds", "ranks", "attack"),
+    "training": ("local_work", "batch_size", "learning_rate", "optimizer", "drift"),
+    "aggregation": ("strategy", "server_optimizer", "safeguard"),
+    "communication": ("codec", "downlink"),
+    "privacy": ("privacy",),
+    "machine": ("grid", "workers", "seed"),
+    "measurements": ("measure", "hook"),
+}
+"""The settings of a run, by what they are about."""
+
+
 def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from keys and values, checked.
 
