@@ -20,6 +20,8 @@ class RoundPlan:
         cohort: ids of the clients that are asked, ascending.
         attempt: counts repetitions of a private round with other inputs; each has its own noise and charge.
         spent: clients that were drawn, but whose privacy budget is spent.
+        bits_share: share of their usual bits that the clients' updates take, above 0 and at most 1; below 1 only for
+            codecs whose precision can be set (`Codec.with_bits`).
         steps: local steps by client, for clients that deviate from their profile.
         expected_cohort: mean size of a secret cohort; None: the cohort is public.
         steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
@@ -31,6 +33,7 @@ class RoundPlan:
     cohort: list[int]
     attempt: int = 0
     spent: tuple[int, ...] = ()
+    bits_share: float = 1.0
     steps: Mapping[int, int] = field(default_factory=dict)
     expected_cohort: int | None = None
     steps_without_updates: bool = False

@@ -30,13 +30,14 @@ from fedpeft.run.observer import Metrics
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup, chosen_parts
+from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.features import RunParts, ServerModel, attach_features
 from fedpeft.server.hooks import EndOfRun, RoundHook
 from fedpeft.server.preparation import prepare
 from fedpeft.server.private_rounds import PrivacyHook
-from fedpeft.server.progress import Checkpoints, RunStore
+from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 
 pytestmark = pytest.mark.fast("the order of events in the round loop")
@@ -407,3 +408,20 @@ def test_privacy_replaces_the_aggregator_that_other_features_wrap(tmp_path, even
     server = make_server(tmp_path, events, private=True, **LAST, **USER_DP)
     state = server.run()
     assert type(server.aggregator(RoundPlan(1, [0, 1, 2]), state)).__module__ == "fedpeft.privacy.mechanisms.user_dp"
+
+
+def test_a_plan_lowers_the_bits_of_all_updates():
+    """The instruction of each client holds its bits; at the full share none is sent, as without a plan."""
+    state = Progress(round=0, adapter={"head.weight": torch.zeros(2, 3)}, rows={0: 1, 1: 9, 2: 1})
+    for codec, share, bits in (("small", 1.0, {0.0}), ("small", 0.5, {0.495}), ("int8", 0.5, {4.0})):
+        setup = make_setup(codec=codec)
+        plan = RoundPlan(1, [0, 1, 2], bits_share=share)
+        sent = Dispatch(setup, state, remote=False).cohort(plan)
+        assert {one.instruction.bits for one in sent} == bits
+    by_rows = Dispatch(make_setup(codec="by_rows | adaptive(bits=2.0)"), state, remote=False)
+    usual, halved = (
+        [one.instruction.bits for one in by_rows.cohort(RoundPlan(1, [0, 1, 2], bits_share=share))]
+        for share in (1.0, 0.5)
+    )
+    assert halved == [bits / 2 for bits in usual]
+    assert len(set(usual)) > 1, "the rule gives clients different bits"
