@@ -73,6 +73,9 @@ class RunConfig:
     )
     privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=sit_out), user_dp, local_dp, distributed_dp, secure_sum")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
+    budget_megabytes: float = setting(
+        0.0, "limit on the traffic of all rounds, both ways, by fewer bits and then fewer clients; 0: none", low=0
+    )
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")
     grid: str = setting("cohort", "where clients run: cohort(executor=batched|sequential) or ray(address=auto)")
@@ -97,7 +100,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "clients and rounds": ("clients", "cohort", "rounds", "ranks", "attack"),
     "training": ("local_work", "batch_size", "learning_rate", "optimizer", "drift"),
     "aggregation": ("strategy", "server_optimizer", "safeguard"),
-    "communication": ("codec", "downlink"),
+    "communication": ("codec", "downlink", "budget_megabytes"),
     "privacy": ("privacy",),
     "machine": ("grid", "workers", "seed"),
     "measurements": ("measure", "hook"),

@@ -18,6 +18,7 @@ from fedpeft.server import (
     private_rounds,
     safeguard,
     tasks,
+    traffic_budget,
     user_hook,
 )
 from fedpeft.server.collectors import choose_collector
@@ -72,10 +73,10 @@ class RunParts:
 def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
     """Return the hooks of a run.
 
-    The order matters: privacy replaces the aggregator that exactness wraps; a buffered collector picks idle clients
-    before privacy charges them, and energy leaves out clients after the charge; a step is undone before a sum adapts
-    its reach, a task ends, or the state is evaluated and kept. Hooks of a user's own come last, after privacy has
-    removed what a run does not disclose.
+    The order matters: privacy replaces the aggregator that exactness wraps; a buffered collector picks idle clients,
+    and the traffic budget leaves clients out, before privacy charges them; energy leaves clients out after the charge;
+    a step is undone before a sum adapts its reach, a task ends, or the state is evaluated and kept. Hooks of a user's
+    own come last, after privacy has removed what a run does not disclose.
     """
     setup, transport, store, observer, model = run.setup, run.transport, run.store, run.observer, run.model
     say = observer.say
@@ -84,6 +85,7 @@ def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
         exactness.attach(setup),
         safeguard.attach(setup, store, validation_loss, say),
         choose_collector(setup)(setup, transport, store, observer, run.privacy),
+        traffic_budget.attach(setup, transport, say),
         private_rounds.attach(setup, run.privacy, transport, say),
         None if run.book is None else EnergyHook(run.book, store.records),
         tasks.attach(setup, transport, model.score_task, say),
@@ -101,5 +103,6 @@ def check_features(setup: Setup) -> None:
     Raises:
         ConfigError, PrivacyError: from the feature.
     """
+    traffic_budget.check(setup)
     for hook in setup.hooks:
         user_hook.check_user_hook(hook, setup)

@@ -65,6 +65,6 @@ def test_a_resumed_run_goes_on_with_what_the_hook_remembers(ended, tmp_path):
 def test_the_settings_of_a_hook_are_checked_as_those_of_every_part(capsys, tmp_path):
     given = [*TINY, "--plugin", str(BUDGET), "--output", str(tmp_path / "run")]
     assert simulate([*given, "--hook", "budget(seconds=-1)"]) == 2
-    assert has_error(capsys.readouterr().err, "FP1227", "budget", -1)
+    assert has_error(capsys.readouterr().err, "FP1227", "budget", "-1.0")
     assert simulate([*given, "--hook", "budgets"]) == 2
     assert has_error(capsys.readouterr().err, "FP1231", "budgets")

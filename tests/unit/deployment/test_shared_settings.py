@@ -38,6 +38,7 @@ FIELDS = {
     "optimizer": ("taken", "sgd(schedule=cosine)"),
     "privacy": ("taken", "local_dp(epsilon=1)"),
     "codec": ("taken", "bf16"),
+    "budget_megabytes": ("left", 5.0),
     "downlink": ("taken", "bf16"),
     "safeguard": ("left", "undo"),
     "grid": ("refused", "ray(address='10.0.0.1:6379')"),
