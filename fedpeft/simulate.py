@@ -229,7 +229,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
     save_predictions(simulation, score.scores, records)
     secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
     disclosed = setup, kept, lines, rows.dataset.test, score
-    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation))
+    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation), observer.say)
     last = _last(simulation, progress) or score
     probe = begun.result()
     quality = Quality(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import list_overrides, part_text
 from fedpeft.run.measurement import DISCLOSED, MEASUREMENTS, Measurement, NewRun, ScoredRun, TrainedRun
-from fedpeft.run.records import check_json
-from fedpeft.run.section_lines import section_lines
+from fedpeft.run.section_lines import compute_section, section_lines
 from fedpeft.run.validation import Validation
 from fedpeft.spec import split_outside_parentheses
 
@@ -119,22 +119,18 @@ class Findings:
         """Return the questions about the test examples, in the order of the measurements."""
         return [question for part in self.setup.measured.parts for question in part.test_questions(temperature)]
 
-    def compute(self, run: ScoredRun) -> None:
-        """Compute the sections; in a run with privacy, a measurement of a user's own receives a `DisclosedRun`.
-
-        Raises:
-            ConfigError: JSON cannot hold a section.
-        """
+    def compute(self, run: ScoredRun, say: Callable[[str], None]) -> None:
+        """Compute the sections; in a run with privacy, a measurement of a user's own receives a `DisclosedRun`."""
         for part in self.setup.measured.parts:
-            whole = replace(run, begun=self.begun.get(part.name))
-            given: Any = whole.disclose() if self.setup.protected and not is_built_in(part) else whole
-            section = part.compute(given, self.answers.get(part.name, {}))
-            if section is None:
-                continue
-            if part.in_quality:
-                self.quality |= section
+            answers, whole = self.answers.get(part.name, {}), replace(run, begun=self.begun.get(part.name))
+            if is_built_in(part):
+                section = part.compute(whole, answers)
             else:
-                check_json(section, f"the section of {part.name}")
+                given: Any = whole.disclose() if self.setup.protected else whole
+                section = compute_section(part.name, partial(part.compute, given, answers), say)
+            if section is not None and part.in_quality:
+                self.quality |= section
+            elif section is not None:
                 self.sections[part.name] = section
 
 

@@ -11,15 +11,17 @@ with identical results. Cross-cutting features attach as hooks (`fedpeft.server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator, aggregator
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine.memory import trim
 from fedpeft.run.observer import Observer
-from fedpeft.run.records import check_json, plain
+from fedpeft.run.records import plain
+from fedpeft.run.section_lines import compute_section
 from fedpeft.run.setup import Setup
 from fedpeft.server.clock import Clock
 from fedpeft.server.collectors import UpdateCollector
@@ -167,14 +169,11 @@ class Server:
         self.store.commit(state)
         trim()
 
-    def sections(self, state: Progress) -> dict[str, dict[str, Any]] | None:
-        """Return the sections of the hooks for summary.json, by name; None: no hook has one.
-
-        Raises:
-            ConfigError: JSON cannot hold a value.
-        """
-        sections = {hook.name: section for hook in self.hooks if (section := hook.section(state)) is not None}
-        return {name: check_json(section, f"the section of {name}") for name, section in sections.items()} or None
+    def sections(self, state: Progress) -> dict[str, Mapping[str, Any]] | None:
+        """Return the sections of the hooks for summary.json, by name; None: no hook has one."""
+        say = self.observer.say
+        sections = {hook.name: compute_section(hook.name, partial(hook.section, state), say) for hook in self.hooks}
+        return {name: section for name, section in sections.items() if section is not None} or None
 
     def own_rows(self, state: Progress) -> OwnRows:
         """Have each client evaluate the kept model, with its own tensors, on its own held-out examples."""

@@ -89,10 +89,10 @@ def test_a_measurement_of_a_plugin_adds_its_section_to_summary_and_report(tmp_pa
     assert "by length: accuracy long" in page.read_text().replace("_", " ")
 
 
-def find(setup, begun):
+def find(setup, begun, say=print):
     """Return the sections of a run without clients."""
     findings = Findings(setup, begun)
-    findings.compute(ScoredRun(setup, {}, [{"round": 1}], None, None, None, None))
+    findings.compute(ScoredRun(setup, {}, [{"round": 1}], None, None, None, None), say)
     return findings.sections
 
 
@@ -129,19 +129,27 @@ def test_a_measurement_s_hook_is_one_of_the_loop_s(tmp_path):
 
 
 @pytest.mark.fast
-def test_a_measurement_s_section_must_be_json():
-    setup = make_setup(measure="mine")
-    broken = replace(setup, measured=replace(setup.measured, parts=(Broken(),)))
-    with refuses("FP1511"):
-        find(broken, {})
+@pytest.mark.parametrize(("factor", "words"), [(1.0, "JSON"), (2.0, "ZeroDivisionError")])
+def test_a_measurement_that_fails_costs_its_section_alone(factor, words):
+    setup, said = make_setup(measure="mine"), []
+    broken = replace(setup, measured=replace(setup.measured, parts=(Broken(factor), Mine())))
+    assert [*find(broken, {}, said.append)] == ["mine"]
+    (note,) = said
+    assert words in note
 
 
+@dataclass(frozen=True)
 class Broken(Mine):
-    """A measurement whose section JSON cannot hold."""
+    """A measurement that fails."""
+
+    @property
+    def name(self):
+        """Another name than that of `Mine`."""
+        return "broken"
 
     def compute(self, run, answers):
-        """Return a set."""
-        return {"a set": {1}}
+        """Return what JSON cannot hold, or divide by zero."""
+        return {"a set": {1 / (2 - self.factor)}}
 
 
 @pytest.mark.fast
