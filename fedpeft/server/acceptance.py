@@ -25,7 +25,6 @@ from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import ClientForm, Layout, State, norm
-from fedpeft.privacy.engine import PrivacyEngine
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
@@ -203,6 +202,10 @@ class DecodedReport:
         return sum(tensor.nbytes for state in states for tensor in state.values())
 
 
+def ignore_report(report: Report) -> None:
+    """Take no note of a report."""
+
+
 @dataclass
 class Acceptance:
     """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
@@ -216,7 +219,9 @@ class Acceptance:
         aggregator: takes the updates.
         by_rows: whether p_k is proportional to a client's rows, or else equal.
         most_rows: a client with more of them weighs as if it had so many.
-        privacy: hears of each report; None: there is none.
+        reported: is called with each report, valid or not.
+        confidential: whether the run has privacy.
+        silent: whether losses and numbers of examples are secret.
         estimates: the server's copies of its clients' memories, where the uplink wants them.
         drift: the corrections of the clients' drift.
         states: of the server's drift corrections, as clients were sent them.
@@ -240,7 +245,9 @@ class Acceptance:
     aggregator: Aggregator
     by_rows: bool = False
     most_rows: float = math.inf
-    privacy: PrivacyEngine | None = None
+    reported: Callable[[Report], None] = ignore_report
+    confidential: bool = False
+    silent: bool = False
     estimates: ClientStore | None = None
     drift: Drift = field(default_factory=Drift)
     states: States = field(default_factory=dict)
@@ -282,8 +289,7 @@ class Acceptance:
 
     def add(self, report: Report, sent: Sent) -> Update | None:
         """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
-        if self.privacy is not None:
-            self.privacy.heard(report)
+        self.reported(report)
         self.spent += report.spent
         self.uplink_parameters += self.layout.with_form(sent.instruction.form).numel if report.payload else 0
         result = self._result(report, sent)
@@ -336,18 +342,18 @@ class Acceptance:
             round=report.round,
             client=report.client,
             rank=asked.rank or None,
-            rows=None if self._silent else report.rows,
+            rows=None if self.silent else report.rows,
             steps=report.steps,
-            loss=None if self._silent else report.loss,
+            loss=None if self.silent else report.loss,
             seconds=report.seconds,
             uplink_bytes=report.bytes,
             downlink_bytes=sent.bytes,
             downlink_from=sent.package.base,
             base_precision=asked.base_precision or None,
-            confidential=True if self.privacy is not None else None,
+            confidential=True if self.confidential else None,
             staleness=self.round - report.round if self.strategy.asynchronous else None,
-            used=None if self._silent else report.used or None,
-            measured=None if self._silent else report.joules or None,
+            used=None if self.silent else report.used or None,
+            measured=None if self.silent else report.joules or None,
         )
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
@@ -383,13 +389,9 @@ class Acceptance:
         return made
 
     @property
-    def _silent(self) -> bool:
-        return self.privacy is not None and self.privacy.mechanism.silent
-
-    @property
     def train_loss(self) -> float | None:
         """The mean over the rows of the accepted clients; None: there are none, or they don't tell."""
-        if self._silent or not self._losses:
+        if self.silent or not self._losses:
             return None
         return sum(loss * rows for loss, rows in self._losses) / sum(rows for _, rows in self._losses)
 

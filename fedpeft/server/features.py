@@ -84,7 +84,7 @@ def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
     offered = (
         exactness.attach(setup),
         safeguard.attach(setup, store, validation_loss, say),
-        choose_collector(setup)(setup, transport, store, observer, run.privacy),
+        choose_collector(setup)(setup, transport, store, observer),
         traffic_budget.attach(setup, transport, say),
         private_rounds.attach(setup, run.privacy, transport, say),
         None if run.book is None else EnergyHook(run.book, store.records),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.server.progress import Progress
 from fedpeft.server.round_log import RoundLog, StartLog
@@ -73,6 +74,9 @@ class RoundHook:
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
         """Return an aggregator that wraps or replaces `inner`."""
         return inner
+
+    def reported(self, report: Report) -> None:
+        """Take note of a report, as soon as it has arrived; it may be refused later."""
 
     def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
         """Return the state after the step from `before` to `after`; the hook may undo the step."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.run.setup import Setup
@@ -73,6 +74,10 @@ class PrivacyHook(RoundHook):
             setup.strategy, optimizer, setup.layout, state.adapter, plan.number, plan.attempt, state.clip
         )
         return private or inner
+
+    def reported(self, report: Report) -> None:
+        """Charge what a real client says that it has spent."""
+        self.engine.heard(report)
 
     def measure(self, state: Progress, log: RoundLog) -> None:
         """Take out of the record what may not be told.

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator, aggregator
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine.memory import trim
 from fedpeft.run.observer import Observer
@@ -96,7 +97,7 @@ class Server:
     def round(self, plan: RoundPlan, before: Progress) -> tuple[Progress, RoundLog]:
         """Do one round, and return the state after it and its log."""
         broadcast = Dispatch(self.setup, before, self.transport.remote, plan.steps)
-        log = RoundLog(plan, broadcast, Clock())
+        log = RoundLog(plan, broadcast, Clock(), self.note_report)
         self.transport.publish(lambda: broadcast.release("train", plan.number))
         log.aggregation = self.collector.collect(log, before, self.aggregator(plan, before))
         after = before.after(log.aggregation, log.received, broadcast.downlink.made, self.setup.clients)
@@ -157,6 +158,11 @@ class Server:
         for hook in self.hooks:
             taking = hook.aggregator(taking, plan, state)
         return taking
+
+    def note_report(self, report: Report) -> None:
+        """Have the hooks take note of a report."""
+        for hook in self.hooks:
+            hook.reported(report)
 
     def complete(self, state: Progress) -> Progress:
         """Return the state to save, once hooks have written what must exist before the checkpoint."""

@@ -307,6 +307,9 @@ class Recorder(RoundHook):
         self.events.append("aggregator")
         return inner
 
+    def reported(self, report):
+        self.events.append(f"reported {report.client}")
+
     def after_step(self, before, after, log):
         self.events.append("after_step")
         return after
@@ -324,7 +327,8 @@ def test_the_loop_calls_each_method_of_a_hook_at_its_place(tmp_path, events):
     make_server(tmp_path, events, rounds=1, more=[Recorder(events)], **LAST).run()
     prepared = ["open None", "after_start", "before_commit", "checkpoint"]
     chosen = ["ends", "before_round", "draw", "select"]
-    trained = ["announce", "aggregator", *TRAIN, "evaluate", "after_step", "measure", "before_commit"]
+    reported = [f"reported {client}" for client in range(CLIENTS)]
+    trained = ["announce", "aggregator", *TRAIN, *reported, "evaluate", "after_step", "measure", "before_commit"]
     recorded = ["checkpoint", "clients.jsonl", "rounds.jsonl", "evaluations.jsonl", "told"]
     assert events == [*prepared, *chosen, *trained, *recorded]
 
