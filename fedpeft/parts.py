@@ -119,10 +119,9 @@ def part_text(part: Any) -> str:
 
 
 def list_overrides(part: object, base: type) -> list[str]:
-    """Return the methods of `base` that code from outside fedpeft overrides in a part, in the order of `base`."""
-    methods = [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]
-    classes = {name: next(cls for cls in type(part).__mro__ if name in vars(cls)) for name in methods}
-    return [name for name, cls in classes.items() if cls.__module__.partition(".")[0] != "fedpeft"]
+    """Return the methods of `base` that the class of a part overrides, in the order of `base`."""
+    methods = [name for name, value in vars(base).items() if not name.startswith("_") and callable(getattr(base, name))]
+    return [m for m in methods if inspect.getattr_static(type(part), m) is not inspect.getattr_static(base, m)]
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:

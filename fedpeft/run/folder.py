@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run import early
+from fedpeft.spec import split_outside_parentheses
 
 
 def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
@@ -101,17 +102,21 @@ def located(config: RunConfig) -> RunConfig:
 
 def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
     """The configuration with the files and folders changed that it names beside the model: those of the rows, in the
-    order of their text, then those of measurements, then the file of clients.
+    order of their text, then those of measurements and hooks, then the file of clients.
 
     Raises:
         ConfigError: unknown data set.
     """
     from fedpeft.data.rows import DATASETS
+    from fedpeft.families import HOOKS
+
+    hooks = split_outside_parentheses(config.hook, "+") if config.hook.strip() else []
 
     return dataclasses.replace(
         config,
         dataset=DATASETS.with_paths(config.dataset, path),
         measure=_with_paths(config.measure, lambda text: DATASETS.with_paths(text, path), path),
+        hook=" + ".join(HOOKS.with_paths(hook, path) for hook in hooks),
         clients=path(config.clients) if isinstance(config.clients, str) else config.clients,
     )
 

@@ -61,7 +61,7 @@ class Measured:
         """
         for part in self.parts:
             refused = [name for name in list_overrides(part, Measurement) if name not in DISCLOSED]
-            if setup.protected and refused:
+            if setup.protected and refused and not is_built_in(part):
                 raise PrivacyError(
                     f"FP7127 the measurement {part.name} overrides {', '.join(refused)}; under --privacy "
                     f"{setup.config.privacy} a measurement of your own may override {', '.join(DISCLOSED)} only, so "

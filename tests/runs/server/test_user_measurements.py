@@ -10,6 +10,7 @@ import pytest
 
 from experiments.checkouts import REPOSITORY
 from fedpeft import plugins
+from fedpeft.measurements.laplace import Laplace
 from fedpeft.parts import setting
 from fedpeft.report import main as report
 from fedpeft.run.measured import Findings, parse_measure
@@ -48,6 +49,14 @@ class Hooked(Measurement):
         return Counter()
 
 
+@dataclass(frozen=True)
+class Careless(Laplace):
+    """A measurement that is made from one of fedpeft's, without its check."""
+
+    def check(self, setup):
+        """Refuse nothing."""
+
+
 class Counter(RoundHook):
     """A hook that counts rounds."""
 
@@ -74,7 +83,7 @@ class Often(Validation):
 
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.given({"measurements": {"mine": Mine, "hooked": Hooked, "often": Often}}):
+    with plugins.given({"measurements": {"mine": Mine, "hooked": Hooked, "often": Often, "careless": Careless}}):
         yield
 
 
@@ -116,9 +125,10 @@ def test_under_privacy_a_measurement_receives_what_the_run_discloses():
 
 @pytest.mark.fast
 @pytest.mark.parametrize("privacy", ["dp_sgd(epsilon=8)", "secure_sum"])
-def test_under_privacy_a_measurement_with_a_hook_is_refused(privacy):
-    setup = make_setup(measure="hooked", privacy=privacy)
-    with refuses("FP7127", "hooked", "attach", *DISCLOSED):
+@pytest.mark.parametrize(("measure", "method"), [("hooked", "attach"), ("careless", "ask")])
+def test_under_privacy_a_measurement_with_a_hook_or_with_questions_to_clients_is_refused(privacy, measure, method):
+    setup = make_setup(measure=measure, privacy=privacy)
+    with refuses("FP7127", measure, method, *DISCLOSED):
         setup.measured.check(setup)
 
 
