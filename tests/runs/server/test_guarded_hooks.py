@@ -13,7 +13,7 @@ from fedpeft.server.features import check_features
 from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.user_hook import DISCLOSED, GuardedHook, UserHook, attach, parse_hooks
 from tests.refusals import refuses
-from tests.runs.server.test_loop import LAST, USER_DP, _charges, events, make_server, make_setup  # noqa: F401
+from tests.runs.server.test_loop import LAST, ROUNDS, USER_DP, _charges, events, make_server, make_setup  # noqa: F401
 
 pytestmark = pytest.mark.fast("hooks of a user's own in the round loop")
 
@@ -53,6 +53,16 @@ class Stopper(UserHook):
 
 
 @dataclass(frozen=True)
+class Counting(UserHook):
+    """A hook that counts rounds."""
+
+    def measure(self, state, log):
+        """Count the round and write it down."""
+        self.memory["rounds"] = self.memory.get("rounds", 0) + 1
+        self.record(log, rounds=self.memory["rounds"])
+
+
+@dataclass(frozen=True)
 class Chooser(UserHook):
     """A hook that changes the cohort."""
 
@@ -63,7 +73,7 @@ class Chooser(UserHook):
 
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.given({"hooks": {"reader": Reader, "stopper": Stopper, "chooser": Chooser}}):
+    with plugins.given({"hooks": {"reader": Reader, "stopper": Stopper, "chooser": Chooser, "counting": Counting}}):
         yield
 
 
@@ -109,6 +119,26 @@ def test_a_hook_s_memory_goes_into_the_checkpoint_and_its_section_into_the_summa
     assert server.sections(state) == {"stopper": {"asked": 2}}
     again = make_server(tmp_path, events, hook="stopper", **LAST)
     assert again.sections(again.run()) == {"stopper": {"asked": 2}}, "1 at the checkpoint, 1 more after the resume"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_killed_round_is_counted_once(tmp_path, events, monkeypatch, private):  # noqa: F811
+    """Memory and lines are those of a run that nobody has killed."""
+    given = {"hook": "counting", **LAST, **(USER_DP if private else {})}
+    real = Checkpoints.save
+
+    def kill(self, progress):
+        if progress.round == ROUNDS:
+            raise KeyboardInterrupt
+        real(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", kill)
+        with pytest.raises(KeyboardInterrupt):
+            make_server(tmp_path, events, private=private, **given).run()
+    server = make_server(tmp_path, events, private=private, **given)
+    assert server.run().hooks["counting"] == {"rounds": ROUNDS}
+    assert [line["rounds"] for line in server.store.records.read("hooks.jsonl")] == [1, 2]
 
 
 @pytest.mark.parametrize(("second", "attempts"), [("as before", [0]), ("changed", [0, 1])])
