@@ -83,7 +83,7 @@ class Rounds:
             store = RunStore.of(records)
             transport = Exchange(grid, timer.client_done)
             hooks = attach_features(RunParts(self.setup, transport, store, timer, ServerModel(_nothing)))
-            start = partial(prepare, self.setup, transport, self.fixed)
+            start = partial(prepare, self.setup, transport, self.fixed, None, timer.say)
             progress = Server(self.setup, transport, sampler, store, timer, hooks, start).run()
         seconds = timer.result.training_seconds
         assert seconds is not None, "a run without privacy"

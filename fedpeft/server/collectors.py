@@ -156,6 +156,8 @@ class BufferedCollector(OrderedCollector):
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
         """Ask idle clients only, as many as bring those at work to the size of the cohort."""
+        if plan.kind == "prepare":
+            return plan
         return replace(plan, cohort=self.transport.idle(plan.cohort, self.setup.config.seed, plan.number))
 
     def before_commit(self, state: Progress) -> Progress:

@@ -254,6 +254,8 @@ class EnergyHook(RoundHook):
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
         """Leave out clients whose battery does not last, and reduce the work of others."""
+        if plan.kind == "prepare":
+            return plan
         plan = self.book.open(plan)
         return replace(plan, steps=self.book.lean(plan.cohort))
 

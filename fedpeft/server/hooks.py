@@ -64,7 +64,7 @@ class RoundHook:
         return state
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
-        """Return the plan of a round, such as another cohort or a charge. Nothing is sent yet.
+        """Return the plan of a round, or of the preparation, such as another cohort or a charge. Nothing is sent yet.
 
         Raises:
             EndOfRun: there is no next round.

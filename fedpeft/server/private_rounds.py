@@ -50,6 +50,9 @@ class PrivacyHook(RoundHook):
             EndOfRun: no budget allows another round.
             PrivacyError: somebody's budget does not, and the run is not told to leave such clients out.
         """
+        if plan.kind == "prepare":
+            start = self.engine.enter_start(plan.digest())
+            return replace(plan, cohort=start.cohort, attempt=start.attempt, spent=start.spent)
         charged = self.engine.enter(plan.number, plan.digest(), plan.cohort)
         if charged is None:
             raise EndOfRun(f"the privacy budget is spent after {state.round} rounds: the run ends here")

@@ -36,6 +36,8 @@ from fedpeft.server.results import round_result
 from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import Sampler
 
+Prepare = Callable[[Callable[[RoundPlan, Progress], RoundPlan], Callable[[Report], None]], tuple[Progress, StartLog]]
+
 
 def never() -> bool:
     """Nobody asks a run to stop."""
@@ -52,7 +54,8 @@ class Server:
         store: the files of the run.
         observer: is told how the run goes on.
         hooks: the features of the run in their order (`fedpeft.server.features`); one of them is the collector.
-        prepare: returns the state before round 1, and the log of its preparation.
+        prepare: returns the state before round 1, and the log of its preparation, given what changes its plan and what
+            takes note of reports.
         stopping: asked before each round whether the run should end here; it can be resumed.
     """
 
@@ -64,7 +67,7 @@ class Server:
         store: RunStore,
         observer: Observer,
         hooks: Sequence[RoundHook],
-        prepare: Callable[[], tuple[Progress, StartLog]],
+        prepare: Prepare,
         stopping: Callable[[], bool] = never,
     ) -> None:
         self.setup, self.transport, self.sampler, self.store = setup, transport, sampler, store
@@ -116,7 +119,7 @@ class Server:
 
     def start(self) -> Progress:
         """Prepare the state before round 1, and commit it."""
-        state, log = self.prepare()
+        state, log = self.prepare(self.plan, self.note_report)
         for hook in self.hooks:
             state = hook.after_start(state, log)
         lines = log.lines
@@ -144,7 +147,11 @@ class Server:
         """
         number = state.round + 1
         cohort = self.transport.under_way(number) or self.sampler.draw(self.setup.config.seed, number)
-        plan = RoundPlan(number, cohort, digest=lambda: state.digest(*(hook.fingerprint() for hook in self.hooks)))
+        return self.plan(RoundPlan(number, cohort), state)
+
+    def plan(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+        """Have the hooks change the plan of a round, or of the preparation; privacy charges it."""
+        plan = replace(plan, digest=lambda: state.digest(*(hook.fingerprint() for hook in self.hooks)))
         for hook in self.hooks:
             plan = hook.select(plan, state)
         return plan

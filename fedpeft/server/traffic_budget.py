@@ -74,6 +74,8 @@ class TrafficBudget(RoundHook):
         Raises:
             EndOfRun: not even one client fits.
         """
+        if plan.kind == "prepare":
+            return plan
         left = self.budget - count_bytes(state)
         allowance = left / (self.setup.rounds - state.round)
         costs = self._predict(plan, state)
