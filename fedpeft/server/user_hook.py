@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.families import HOOKS
+from fedpeft.errors import PrivacyError
 from fedpeft.parts import list_overrides, name_of
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import check_json
 from fedpeft.server.hooks import RoundHook
-from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -60,19 +58,6 @@ class UserHook(RoundHook):
         """Write a line of hooks.jsonl for this round; `values` are JSON values by name."""
         line = {"round": log.result.round, "hook": self.name, **values}
         log.lines.setdefault(RECORD, []).append(check_json(line, f"a line of the hook {self.name}"))
-
-
-def parse_hooks(text: str) -> tuple[UserHook, ...]:
-    """Return the hooks that `text` names, joined by "+".
-
-    Raises:
-        ConfigError: unknown hook or setting, value out of range, or the same hook twice.
-    """
-    hooks = tuple(HOOKS.build(spec) for spec in split_outside_parentheses(text, "+")) if text.strip() else ()
-    names = [hook.name for hook in hooks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"FP1512 --hook {text!r} names {', '.join(twice)} twice; name each hook once")
-    return hooks
 
 
 def check_user_hook(hook: UserHook, setup: Setup) -> None:
