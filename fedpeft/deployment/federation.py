@@ -125,7 +125,7 @@ class Federation:
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
         check_features(setup)
-        self.begun = setup.measured.begin(NewRun(setup, self.rows.validation, None, observer.say))
+        self.begun = setup.measured.begin(NewRun(setup, lambda: self.rows.validation, None, observer.say))
         if options.wait_for > setup.clients:
             raise ConfigError(
                 f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"

@@ -44,7 +44,7 @@ class Evaluate(Measurement):
         """Read the questions."""
         from fedpeft.run.examined import make_exam
 
-        return make_exam(self, run.setup, run.validation, run.say)
+        return make_exam(self, run.setup, run.validation(), run.say)
 
     def attach(self, run: RunParts) -> RoundHook | None:
         """Ask the questions every few rounds."""

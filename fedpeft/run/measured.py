@@ -128,7 +128,7 @@ class Findings:
             else:
                 given: Any = whole.disclose() if self.setup.protected else whole
                 section = compute_section(part.name, partial(part.compute, given, answers), say)
-            if section is not None and part.in_quality:
+            if section is not None and part.in_quality and is_built_in(part):
                 self.quality |= section
             elif section is not None:
                 self.sections[part.name] = section

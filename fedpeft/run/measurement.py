@@ -38,13 +38,13 @@ class NewRun:
 
     Attributes:
         setup: the parts of the run.
-        validation: the server's validation examples; may be empty.
+        validation: returns the server's validation examples; there may be none.
         dataset: all data; None: the clients are real.
         say: tells the user a sentence.
     """
 
     setup: Setup
-    validation: Rows
+    validation: Callable[[], Rows]
     dataset: Dataset | None
     say: Callable[[str], None]
 
@@ -123,7 +123,7 @@ class Measurement:
     """Whether it needs examples that only a simulation has."""
 
     in_quality: ClassVar[bool] = False
-    """Whether `compute` returns fields of `fedpeft.run.summary.Quality`; else it returns a section."""
+    """Whether `compute` returns fields of `fedpeft.run.summary.Quality` and no section; only for built-in measurements."""
 
     @property
     def name(self) -> str:

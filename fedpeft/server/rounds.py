@@ -184,9 +184,13 @@ class Server:
 
     def sections(self, state: Progress) -> dict[str, Mapping[str, Any]] | None:
         """Return the sections of the hooks for summary.json, by name; None: no hook has one."""
-        say = self.observer.say
-        sections = {hook.name: compute_section(hook.name, partial(hook.section, state), say) for hook in self.hooks}
-        return {name: section for name, section in sections.items() if section is not None} or None
+        sections = {}
+        for hook in self.hooks:
+            name = hook.name or type(hook).__name__
+            section = compute_section(name, partial(hook.section, state), self.observer.say)
+            if section is not None:
+                sections[name] = section
+        return sections or None
 
     def own_rows(self, state: Progress) -> OwnRows:
         """Have each client evaluate the kept model, with its own tensors, on its own held-out examples."""

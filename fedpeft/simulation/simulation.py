@@ -110,8 +110,9 @@ class Simulation:
             self.setup = unheard(self.setup, self._exposure())
         self.config = self.setup.config
         check_features(self.setup)
-        validation = self.rows.all.take(self.rows.validation)
-        self.begun = self.setup.measured.begin(NewRun(self.setup, validation, self.rows.dataset, observer.say))
+        rows = self.rows
+        new = NewRun(self.setup, lambda: rows.all.take(rows.validation), rows.dataset, observer.say)
+        self.begun = self.setup.measured.begin(new)
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
