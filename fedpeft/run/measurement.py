@@ -123,7 +123,7 @@ class Measurement:
     """Whether it needs examples that only a simulation has."""
 
     in_quality: ClassVar[bool] = False
-    """Whether `compute` returns fields of `fedpeft.run.summary.Quality` and no section; only for built-in measurements."""
+    """Whether `compute` returns fields of `fedpeft.run.summary.Quality` and no section; only for built-in ones."""
 
     @property
     def name(self) -> str:
