@@ -34,7 +34,7 @@ def test_a_hook_ends_a_served_run_and_a_resumed_one(fleet):
 
 @pytest.mark.slow
 def test_a_traffic_budget_plans_real_clients_as_it_plans_simulated_ones(fleet):
-    made = fleet(rounds=3, codec="int8", budget_megabytes=0.05, head="zero")
+    made = fleet(rounds=3, codec="int8", budget_megabytes=0.9, head="zero")
     server = made.serve("--eval-data", "dataset")
     clients = [made.join(name) for name in ("a", "b", "c")]
     assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
