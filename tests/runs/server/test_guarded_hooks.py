@@ -72,9 +72,20 @@ class Chooser(UserHook):
         return replace(plan, cohort=plan.cohort[:1])
 
 
+@dataclass(frozen=True)
+class Wrong(UserHook):
+    """A hook that gives a truth value where a text is due."""
+
+    def ends(self, state):
+        """Return no text."""
+        return True
+
+
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.given({"hooks": {"reader": Reader, "stopper": Stopper, "chooser": Chooser, "counting": Counting}}):
+    with plugins.given(
+        {"hooks": {"reader": Reader, "stopper": Stopper, "chooser": Chooser, "counting": Counting, "wrong": Wrong}}
+    ):
         yield
 
 
@@ -175,20 +186,10 @@ def test_what_a_hook_remembers_must_be_json():
         hook.saved()
 
 
-@dataclass(frozen=True)
-class Wrong(UserHook):
-    """A hook that gives a truth value where a text is due."""
-
-    def ends(self, state):
-        """Return no text."""
-        return True
-
-
 def test_a_hook_that_gives_something_else_than_the_loop_needs_is_named():
-    with plugins.given({"hooks": {"wrong": Wrong}}):
-        (hook,) = parse_hooks("wrong")
-        with refuses("FP1259", "wrong", "ends", "str"):
-            hook.ends(Progress(round=1, adapter={}))
+    (hook,) = parse_hooks("wrong")
+    with refuses("FP1259", "wrong", "ends", "str"):
+        hook.ends(Progress(round=1, adapter={}))
 
 
 def test_a_hook_is_named_once():

@@ -432,15 +432,21 @@ def test_a_plan_lowers_the_bits_of_all_updates():
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_hooks_plan_the_preparation_as_they_plan_a_round(tmp_path, events, private):
+def test_hooks_plan_the_preparation_as_they_plan_a_round(tmp_path, events, monkeypatch, private):
     """Privacy charges it, and what is about rounds leaves it alone: batteries and traffic budgets."""
+    digests = []
+
+    def enter_start(self, digest):
+        digests.append(digest)
+        return RoundPlan(0, [0, 1], attempt=3, spent=(2,))
+
+    monkeypatch.setattr(PrivacyEngine, "enter_start", enter_start)
     given = {"private": True, **USER_DP} if private else {"budget_megabytes": 1e-9}
     book = EnergyBook(make_setup(measure="energy(watts=6)"))
     server = make_server(tmp_path, events, book=book, **LAST, **given)
     for hook in server.hooks:
         hook.open(None)
     plan = server.plan(RoundPlan(0, [0, 1, 2], kind="prepare"), Progress(round=0, adapter=server.setup.start))
-    assert events == (["charge"] if private else [])
-    assert plan.cohort == [0, 1, 2]
+    assert (plan.cohort, plan.attempt, plan.spent) == (([0, 1], 3, (2,)) if private else ([0, 1, 2], 0, ()))
     assert plan.kind == "prepare"
-    assert len(plan.digest()) == 64
+    assert digests == ([plan.digest()] if private else [])
