@@ -342,7 +342,9 @@ def _check_given(name: str, value: Any) -> None:
 
 
 def _example(setting: str) -> str:
-    return str(getattr(RunConfig(), setting)) or catalogue.FAMILIES[setting.replace("_", "-")][0].own_names[0]
+    return str(getattr(RunConfig(), setting)) or next(
+        iter(catalogue.FAMILIES[setting.replace("_", "-")][0].own_names), f"my_{setting}"
+    )
 
 
 def _joined(setting: str) -> str:

@@ -73,6 +73,9 @@ class RunConfig:
     )
     privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=sit_out), user_dp, local_dp, distributed_dp, secure_sum")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
+    budget_megabytes: float = setting(
+        0.0, "limit on the traffic of all rounds, both ways, by fewer bits and then fewer clients; 0: none", low=0
+    )
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")
     grid: str = setting("cohort", "where clients run: cohort(executor=batched|sequential) or ray(address=auto)")
@@ -83,11 +86,26 @@ class RunConfig:
         "forgetting(dataset=NAME), calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, "
         "ensemble, robustness, evaluate(questions=FILE), by +",
     )
+    hook: str = setting("", "hooks of your own in the round loop, from --plugin FILE: budget(seconds=60), by +")
     seed: int = setting(0, "of everything that is drawn at random", low=0, high=2**64 - 1)
 
     def to_toml(self) -> str:
         """All settings as TOML, re-runnable."""
         return tomli_w.dumps(dataclasses.asdict(self))
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": ("dataset", "partition", "tokens"),
+    "model and method": ("model", "peft", "head", "dtype"),
+    "clients and rounds": ("clients", "cohort", "rounds", "ranks", "attack"),
+    "training": ("local_work", "batch_size", "learning_rate", "optimizer", "drift"),
+    "aggregation": ("strategy", "server_optimizer", "safeguard"),
+    "communication": ("codec", "downlink", "budget_megabytes"),
+    "privacy": ("privacy",),
+    "machine": ("grid", "workers", "seed"),
+    "measurements": ("measure", "hook"),
+}
+"""The settings of a run, by what they are about."""
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:

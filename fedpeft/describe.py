@@ -75,7 +75,7 @@ def overview(flags: list[str]) -> Table:
         rows = [(n, f"{text} Stands in front: {n} | small." if f is PRECISION_RULES else text) for n, text, f in words]
         if flag == "codec":
             rows += [(name, f"A preset: {text}.") for name, text in PRESETS.items()]
-        for number, (name, text) in enumerate(rows):
+        for number, (name, text) in enumerate(rows or [("", "yours: name their file by --plugin")]):
             whether = [_sum_of_clients(strategies.part(name))] if sums else []
             table.add_row(f"--{flag}" if number == 0 else "", name, *whether, escape(text))
     return table

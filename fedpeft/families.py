@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fedpeft.run.grid import SimulationGrid
     from fedpeft.run.measurement import Measurement
     from fedpeft.run.sampling import AwareSampler
+    from fedpeft.server.user_hook import UserHook
     from fedpeft.trust.corruption import Corruption
     from fedpeft.trust.question import Question
 
@@ -257,9 +258,12 @@ GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind="fedpef
 """All places, by file name."""
 
 MEASUREMENTS: Family[Measurement] = Family(
-    "fedpeft.run.measurements", "measurement", kind="fedpeft.run.measurement.Measurement"
+    "fedpeft.measurements", "measurement", kind="fedpeft.run.measurement.Measurement"
 )
 """All of them, by file name."""
+
+HOOKS: Family[UserHook] = Family("fedpeft.server.user_hooks", "hook", "hooks", kind="fedpeft.server.user_hook.UserHook")
+"""All of them; they come from plugins."""
 
 SERVER_NOISES: Family[ServerNoise] = Family(
     "fedpeft.privacy.server_noises", "server noise", kind="fedpeft.privacy.server_noise.ServerNoise"

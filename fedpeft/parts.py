@@ -118,12 +118,18 @@ def part_text(part: Any) -> str:
     changed = {
         f.name: getattr(part, f.name)
         for f in fields
-        if f.default is dataclasses.MISSING or getattr(part, f.name) != f.default
+        if f.init and (f.default is dataclasses.MISSING or getattr(part, f.name) != f.default)
     }
     name = name_of(type(part))
     if not changed:
         return name
     return name + "(" + ", ".join(f"{key}={written(value)}" for key, value in changed.items()) + ")"
+
+
+def list_overrides(part: object, base: type) -> list[str]:
+    """Return the methods of `base` that the class of a part overrides, in the order of `base`."""
+    methods = [name for name, value in vars(base).items() if not name.startswith("_") and callable(getattr(base, name))]
+    return [m for m in methods if inspect.getattr_static(type(part), m) is not inspect.getattr_static(base, m)]
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:

@@ -39,8 +39,8 @@ from fedpeft.plugin_files import MODULE, check, digest, imported, reason, shorte
 from fedpeft.plugin_packages import packages
 
 GROUPS: Final = (
-    "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "measurements", "mechanisms", "models",
-    "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "samplers", "server_noises",
+    "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "hooks", "measurements", "mechanisms",
+    "models", "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "samplers", "server_noises",
     "server_optimizers", "strategies", "sums", "tasks",
 )  # fmt: skip
 """One per family of parts."""

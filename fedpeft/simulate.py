@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,14 +202,13 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, te
 
 def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
     from fedpeft.run.final_score import calibration_of, save
+    from fedpeft.run.measured import Findings
+    from fedpeft.run.measurement import ScoredRun, TrainedRun
     from fedpeft.server.best_state import validated
-    from fedpeft.simulation.alone import score_of_alone, train_alone
     from fedpeft.simulation.of_rows import of_rows
-    from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.retrieval import retrieved
-    from fedpeft.simulation.trust import Trust
 
     setup, rows = simulation.setup, simulation.rows
     server = simulation.server(records, stopping=lambda: begun.failed)
@@ -217,19 +217,20 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         begun.result()  # raises why
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    rate, alone = pooled_adapter(simulation, progress), train_alone(simulation)
     own = server.own_rows(progress) if setup.personal else None
-    trust = Trust(setup, rows.dataset.raters)
-    trust.ask_clients(server, progress)
-    trust.doubt(server, simulation, progress)
-    trust.look_into(simulation, progress)
+    evaluate = partial(simulation.workers.evaluate, version=0) if len(rows.validation) else None
+    findings = Findings(setup, simulation.begun)
+    findings.ask(TrainedRun(setup, progress, records, server, evaluate, simulation))
     private = private_probe(simulation)
     simulation.close()
-    score = simulation.scorer.score(simulation.folder, SCORED, temperature=trust.temperature, asks=trust.asks)
+    score = simulation.scorer.score(
+        simulation.folder, SCORED, temperature=findings.temperature, asks=findings.list_questions
+    )
     save_predictions(simulation, score.scores, records)
-    trust.spoil(simulation)
+    secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
+    disclosed = setup, kept, lines, rows.dataset.test, score
+    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation), observer.say)
     last = _last(simulation, progress) or score
-    pooled = score_of_pooled(simulation) if rate is not None else None
     probe = begun.result()
     quality = Quality(
         metric=setup.task.metric,
@@ -240,14 +241,10 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         **validated(progress.best),
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
-        alone_accuracy=score_of_alone(simulation, alone),
-        centralised_accuracy=pooled.accuracy if pooled else None,
-        centralised_loss=pooled.loss if pooled else None,
-        centralised_learning_rate=rate,
         **calibration_of(score),
-        forgetting=_forgotten(simulation, observer),
         **_attacked(simulation),
         retrieval=retrieved(simulation, score.sides),
+        **findings.quality,
     )
     observer.enter("summing up")
     return Summary(
@@ -256,7 +253,8 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
-        trust=trust.scored(score, records, simulation.protection is not None),
+        hooks=server.sections(progress),
+        trust=findings.sections or None,
         **of_rows(simulation, score, probe, records),
     )
 
@@ -288,17 +286,6 @@ def _by_precision(simulation: Simulation) -> dict[str, float]:
     bases = dict.fromkeys([config.dtype if config.dtype != "fp64" else "fp32", *precisions])
     score = simulation.scorer.score
     return {base: score(simulation.folder, f"scoring on a base in {base}", base).accuracy for base in bases}
-
-
-def _forgotten(simulation: Simulation, observer: ConsoleObserver) -> dict[str, Any] | None:
-    """The second task before and after, where one is named."""
-    from fedpeft.simulation.forgetting import forgotten
-
-    second = simulation.second
-    if second is None:
-        return None
-    observer.phase(f"forgetting: {second.name} on the base and on the result", 1)
-    return forgotten(simulation.setup, second, simulation.folder, simulation.workers.work.model_key).as_dict()
 
 
 def _attacked(simulation: Simulation) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import tyro
 
 from fedpeft.__main__ import COMMANDS
 from fedpeft.audit.canaries import CanaryAudit
-from fedpeft.config import RunConfig
+from fedpeft.config import GROUPS, RunConfig
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.describe import legal
-from fedpeft.run.help import GROUPS
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality
 from fedpeft.server.acceptance import ClientResult

@@ -19,7 +19,7 @@ from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import Records
 from fedpeft.run.workers import Workers, client_plan
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import RunParts, ServerModel, attach_features
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import RunStore
 from fedpeft.server.rounds import Server
@@ -82,8 +82,8 @@ class Rounds:
             sampler, records = FixedSize(everyone, everyone), Records(place)
             store = RunStore.of(records)
             transport = Exchange(grid, timer.client_done)
-            hooks = attach_features(self.setup, transport, store, timer, ServerModel(_nothing))
-            start = partial(prepare, self.setup, transport, self.fixed)
+            hooks = attach_features(RunParts(self.setup, transport, store, timer, ServerModel(_nothing)))
+            start = partial(prepare, self.setup, transport, self.fixed, None, timer.say)
             progress = Server(self.setup, transport, sampler, store, timer, hooks, start).run()
         seconds = timer.result.training_seconds
         assert seconds is not None, "a run without privacy"

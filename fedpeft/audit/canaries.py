@@ -196,7 +196,17 @@ class _Pipeline:
         )
         plain = aggregator(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
         shared = strategy.trained(layout, round) - strategy.private(layout)
-        return Acceptance(round, layout, shared, strategy, self.uplink, private or plain, privacy=self.protection)
+        return Acceptance(
+            round,
+            layout,
+            shared,
+            strategy,
+            self.uplink,
+            private or plain,
+            reported=self.protection.heard,
+            confidential=True,
+            silent=self.protection.mechanism.silent,
+        )
 
     def released(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
         """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""

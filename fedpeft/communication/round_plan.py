@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fedpeft.communication.messages import Kind
+
 
 def unknown() -> str:
     """Return the digest of a plan that was made for no state."""
@@ -20,6 +22,9 @@ class RoundPlan:
         cohort: ids of the clients that are asked, ascending.
         attempt: counts repetitions of a private round with other inputs; each has its own noise and charge.
         spent: clients that were drawn, but whose privacy budget is spent.
+        kind: what the clients are asked: `train`, or `prepare` before round 1.
+        bits_share: share of their usual bits that the clients' updates take, above 0 and at most 1; below 1 only for
+            codecs whose precision can be set (`Codec.with_bits`).
         steps: local steps by client, for clients that deviate from their profile.
         expected_cohort: mean size of a secret cohort; None: the cohort is public.
         steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
@@ -31,6 +36,8 @@ class RoundPlan:
     cohort: list[int]
     attempt: int = 0
     spent: tuple[int, ...] = ()
+    kind: Kind = "train"
+    bits_share: float = 1.0
     steps: Mapping[int, int] = field(default_factory=dict)
     expected_cohort: int | None = None
     steps_without_updates: bool = False

@@ -35,7 +35,7 @@ def test_it_is_a_documented_frozen_dataclass_of_its_name(family, name):
 def test_each_setting_has_a_meaning_a_type_and_a_default_in_its_range(family, name):
     cls = family.part(name)
     hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+    for field in (field for field in dataclasses.fields(cls) if field.init):
         assert field.metadata.get("help"), f"declare {field.name} with fedpeft.parts.setting"
         assert field.name in hints
         if field.default is not dataclasses.MISSING:

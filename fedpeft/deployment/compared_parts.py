@@ -26,8 +26,8 @@ MOST: Final = 100
 SHOWN: Final = 12
 """Hexadecimal digits of a digest that are shown."""
 
-_SERVERS_OWN = ("attacks", "datasets", "grids", "measurements", "models", "partitions", "safeguards", "samplers",
-                "server_optimizers", "tasks")  # fmt: skip
+_SERVERS_OWN = ("attacks", "datasets", "grids", "hooks", "measurements", "models", "partitions", "safeguards",
+                "samplers", "server_optimizers", "tasks")  # fmt: skip
 """Groups whose parts no client of a server runs by name; of models the weights are compared."""
 
 

@@ -52,11 +52,11 @@ from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
-from fedpeft.run.asked import asks_clients
 from fedpeft.run.checks.ranks import check_decay
-from fedpeft.run.examined import exam_of
+from fedpeft.run.energy import EnergySettings
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.final_score import Scorer
+from fedpeft.run.measurement import NewRun
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
@@ -65,7 +65,7 @@ from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.exchange import Exchange, Joined
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import RunParts, ServerModel, attach_features, check_features
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
@@ -116,7 +116,7 @@ class Federation:
         judged = len(self.rows.validation) > 0 and not options.held_out
         facts = DataFacts.of(self.rows.dataset, clients, judged)
         setup = Setup.of(config, facts, groups)
-        self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or setup.measured.asks_clients(setup) else 0.0)
         rows = rows_known(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there
             setup = planned_for_all(at_clients_delta(setup), rows, groups, config.head)
@@ -124,6 +124,8 @@ class Federation:
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
+        check_features(setup)
+        self.begun = setup.measured.begin(NewRun(setup, lambda: self.rows.validation, None, observer.say))
         if options.wait_for > setup.clients:
             raise ConfigError(
                 f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"
@@ -336,15 +338,14 @@ class Federation:
         model = ServerModel(
             evaluate,
             self.workers.validation_loss if len(self.rows.validation) else None,
-            exam=exam_of(self.setup, self.rows.validation, self.observer.say),
             answer=self.workers.examine,
         )
-        energy = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
+        energy = EnergyBook(self.setup) if self.setup.measured.get(EnergySettings) is not None else None
         store, setup, observer = RunStore.of(records), self.setup, self.observer
-        hooks = attach_features(setup, transport, store, observer, model, book, energy)
+        run = RunParts(setup, transport, store, observer, model, self.begun, book, energy)
         start = partial(prepare, setup, transport, self.fixed, book, observer.say)
         sampler = Reachable(drawn_from, self.present)
-        return Server(setup, transport, sampler, store, observer, hooks, start, self.stopping.is_set)
+        return Server(setup, transport, sampler, store, observer, attach_features(run), start, self.stopping.is_set)
 
     def _most_rows(self) -> float:
         """How many rows a client can weigh as much as: so many times those of the median client.

@@ -20,7 +20,7 @@ from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
-from fedpeft.run.asked import asks_clients
+from fedpeft.run.energy import EnergySettings
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.profiles import Profiles
 from fedpeft.run.sampling import aware
@@ -126,7 +126,7 @@ def check_asked(setup: Setup) -> None:
     Raises:
         PrivacyError: says which, and what to do.
     """
-    if setup.secure_sum is not None and asks_clients(setup):
+    if setup.secure_sum is not None and setup.measured.asks_clients(setup):
         raise PrivacyError(
             "FP7023 calibration of clients' rows takes several sums of one model, and a real client takes part in one "
             f"a round under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out "
@@ -160,7 +160,8 @@ def profiles_for_clients(setup: Setup) -> Profiles:
         made.append((profile, count))
     if setup.secure_sum is not None:
         why = uncompared(setup.strategy, setup.layout, setup.downlink, setup.layout.form, setup.config.seed, 1)
-        if setup.measured.energy is not None and setup.measured.energy.lean:
+        energy = setup.measured.get(EnergySettings)
+        if energy is not None and energy.lean:
             raise PrivacyError(
                 "FP7122 energy(lean=True) gives clients different numbers of local steps, and under "
                 f"{setup.secure_sum.name} all clients do the same; leave lean out"

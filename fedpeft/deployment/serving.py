@@ -53,13 +53,14 @@ from fedpeft.run.folder import (
     located,
     make_folder,
 )
+from fedpeft.run.measured import Findings
+from fedpeft.run.measurement import ScoredRun, TrainedRun
 from fedpeft.run.observer import perplexity
 from fedpeft.run.phrases import count_of
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_ROWS, Costs, Quality, Summary
 from fedpeft.server.best_state import validated
 from fedpeft.server.evaluation import OwnRows
-from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
 FAREWELL = "the federation is finished"
 
@@ -201,11 +202,15 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
-    calibration = of_clients_rows(server, progress)
+    findings = Findings(setup, federation.begun)
+    findings.ask(TrainedRun(setup, progress, records, server))
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
+    secret, test = federation.protection is not None, federation.rows.dataset.test if scorer else None
+    disclosed = setup, kept, records.read("rounds.jsonl"), test, score
+    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret), observer.say)
     accuracy, loss, of = _judged(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,
@@ -217,7 +222,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         perplexity=perplexity(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         **validated(progress.best),
-        temperature=calibration["temperature"] if calibration else None,
+        temperature=findings.temperature,
     )
     return Summary(
         quality=quality,
@@ -226,11 +231,8 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
         targets=noted(score.measures or None, observer) if score else None,
-        trust=named(
-            calibration=calibration,
-            disagreement=of_updates(setup, progress, records, None),
-            energy=of_energy(setup, records, federation.protection is not None),
-        ),
+        hooks=server.sections(progress),
+        trust=findings.sections or None,
     )
 
 

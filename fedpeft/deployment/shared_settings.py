@@ -42,7 +42,9 @@ TAKEN: Final = frozenset(
 )  # fmt: skip
 """Taken from the server."""
 
-LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure"})
+LEFT: Final = frozenset(
+    {"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure", "hook", "budget_megabytes"}
+)
 """Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
 
 REFUSED: Final = frozenset({"ranks", "attack", "grid"})

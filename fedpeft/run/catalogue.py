@@ -19,6 +19,7 @@ from fedpeft.families import (
     DATASETS,
     GRIDS,
     HEADS,
+    HOOKS,
     LOCAL_OPTIMIZERS,
     LOCAL_WORK,
     MEASUREMENTS,
@@ -45,6 +46,7 @@ from fedpeft.spec import split_outside_parentheses
 if TYPE_CHECKING:
     from fedpeft.data.task_sequence import TaskSequence
     from fedpeft.run.setup import Setup
+    from fedpeft.server.user_hook import UserHook
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,19 @@ def _privacy(text: str) -> Any:
     return parse_privacy(text)
 
 
+def parse_hooks(text: str) -> tuple[UserHook, ...]:
+    """Return the hooks that `text` names, joined by "+".
+
+    Raises:
+        ConfigError: unknown hook or setting, value out of range, or the same hook twice.
+    """
+    hooks = tuple(HOOKS.build(spec) for spec in split_outside_parentheses(text, "+")) if text.strip() else ()
+    names = [hook.name for hook in hooks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"FP1512 --hook {text!r} names {', '.join(twice)} twice; name each hook once")
+    return hooks
+
+
 def _check_cohort(text: str) -> None:
     """Leave a text that is no sampler's to `cohort_size`, which says what is legal."""
     aware(text)
@@ -132,6 +147,7 @@ FLAGS: Mapping[str, Flag] = {
     "attack": Flag((ATTACKS,), optional=True),
     "grid": Flag((GRIDS,)),
     "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),
+    "hook": Flag((HOOKS,), parse_hooks, joined=" + "),
 }
 """The flags of `python -m fedpeft.simulate` whose values are parts."""
 

@@ -16,12 +16,27 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from fedpeft.run.measurements.energy import Energy
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement
 from fedpeft.run.profiles import Profile
 
 JOULES_PER_KWH = 3.6e6
 JOULES_PER_WH = 3600.0
 DAY = 24.0
+
+
+@dataclass(frozen=True)
+class EnergySettings(Measurement):
+    """The settings of `--measure energy`."""
+
+    watts: float = setting(0.0, "of a client while it trains; 0: as its profile says", low=0)
+    idle_watts: float = setting(0.0, "of a client while it waits for the slowest of its round", low=0)
+    step_seconds: float = setting(1.0, "that a local step takes on a client, where its profile says nothing", above=0)
+    joule_per_byte: float = setting(0.0, "of traffic, both ways", low=0)
+    pue: float = setting(1.0, "power usage effectiveness: what the site takes for each joule of the machines", low=1)
+    intensity: float = setting(0.0, "grams of CO2 per kWh; 0: grams are not told", low=0)
+    lean: bool = setting(False, "local steps follow the battery: of a client at half of its charge, half of them")
+    round_hours: float = setting(1.0, "hours from one round to the next, for batteries and the time of day", above=0)
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Spent:
 class EnergyModel:
     """Of a run: `given` says what profiles leave open."""
 
-    given: Energy
+    given: EnergySettings
 
     def watts(self, profile: Profile) -> float:
         """Of a client that trains."""

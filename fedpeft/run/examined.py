@@ -15,7 +15,7 @@ from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fedpeft.run.measurements.evaluate import Evaluate
+    from fedpeft.measurements.evaluate import Evaluate
     from fedpeft.run.setup import Setup
 
 
@@ -26,6 +26,10 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
         ConfigError: says what, and what to do.
         AssetError: a metric's library is missing.
     """
+    if setup.task.describes:
+        raise ConfigError(
+            "FP1302 evaluate asks with texts alone, and captions are of images; leave it out of --measure"
+        )
     if setup.task.targets:
         what = "predicts numbers" if setup.task.targets == "numbers" else "is a classifier"
         raise ConfigError(f"FP1355 evaluate asks a language model, and this {what}; leave it out of --measure")
@@ -42,15 +46,12 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
         )
 
 
-def exam_of(setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam | None:
-    """What the run's global model is asked; None: nothing. `validation`: the server's rows.
+def make_exam(asked: Evaluate, setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam:
+    """Return the questions to the run's global model; `validation` are the server's examples.
 
     Raises:
         ConfigError, DataError: there are no questions, or none that the model can read.
     """
-    asked = setup.measured.evaluate
-    if asked is None:
-        return None
     if asked.questions:
         template = template_of(setup.config.dataset) or setup.facts.template
         form = Form(setup.task.asks, template, setup.task.translates)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.families import DATASETS, MEASUREMENTS
+from fedpeft.families import DATASETS, HOOKS, MEASUREMENTS
+from fedpeft.parts import Family
 from fedpeft.run import early
 from fedpeft.spec import split_outside_parentheses
 
@@ -103,7 +105,7 @@ def located(config: RunConfig) -> RunConfig:
 
 def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
     """The configuration with the files and folders changed that it names beside the model: those of the rows, in the
-    order of their text, then those of measurements, then the file of clients.
+    order of their text, then those of measurements and hooks, then the file of clients.
 
     Raises:
         ConfigError: unknown data set.
@@ -111,15 +113,16 @@ def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
     return dataclasses.replace(
         config,
         dataset=DATASETS.with_paths(config.dataset, path),
-        measure=_with_paths(config.measure, path),
+        measure=_with_paths(MEASUREMENTS, config.measure, path),
+        hook=_with_paths(HOOKS, config.hook, path),
         clients=path(config.clients) if isinstance(config.clients, str) else config.clients,
     )
 
 
-def _with_paths(text: str, path: Callable[[str], str]) -> str:
-    """The text of measurements with the second data set's, and the file of questions, changed."""
+def _with_paths(family: Family[Any], text: str, path: Callable[[str], str]) -> str:
+    """Return the text of several parts of a family, joined by +, with the files and folders changed that they name."""
     parts = split_outside_parentheses(text, "+")
-    changed = [MEASUREMENTS.with_paths(part, path) if part else part for part in parts]
+    changed = [family.with_paths(part, path) if part else part for part in parts]
     return text if changed == parts else " + ".join(changed)
 
 

@@ -7,20 +7,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fedpeft.config import RunConfig
-
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("dataset", "partition", "tokens"),
-    "model and method": ("model", "peft", "head", "dtype"),
-    "clients and rounds": ("clients", "cohort", "rounds", "ranks", "attack"),
-    "training": ("local_work", "batch_size", "learning_rate", "optimizer", "drift"),
-    "aggregation": ("strategy", "server_optimizer", "safeguard"),
-    "communication": ("codec", "downlink"),
-    "privacy": ("privacy",),
-    "machine": ("grid", "workers", "seed"),
-    "measurements": ("measure",),
-}
-"""The settings of a run, by what they are about."""
+from fedpeft.config import GROUPS, RunConfig
 
 WIDTH, COLUMN = 120, 36
 """Characters of a line, and where meanings begin."""

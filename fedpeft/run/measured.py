@@ -1,33 +1,29 @@
-"""What is measured of a run: validation on the way, references, and what tuning has cost.
+"""The measurements of a run: what `--measure` names.
 
     --measure "validation(every=4, keep=best, patience=5) + pooled + forgetting(dataset=reuters_r8)"
 
-Validation is always there; where it is not named, it has its defaults.
+Validation is always part of a run; if `--measure` does not name it, it has its default settings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedpeft.errors import ConfigError
-from fedpeft.parts import part_text
-from fedpeft.run.measurement import MEASUREMENTS, Measurement
-from fedpeft.run.measurements.alone import Alone
-from fedpeft.run.measurements.calibration import Calibration
-from fedpeft.run.measurements.clones import Clones
-from fedpeft.run.measurements.disagreement import Disagreement
-from fedpeft.run.measurements.energy import Energy
-from fedpeft.run.measurements.ensemble import Ensemble
-from fedpeft.run.measurements.evaluate import Evaluate
-from fedpeft.run.measurements.forgetting import Forgetting
-from fedpeft.run.measurements.laplace import Laplace
-from fedpeft.run.measurements.pooled import Pooled
-from fedpeft.run.measurements.robustness import Robustness
-from fedpeft.run.measurements.validation import Validation
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import list_overrides, part_text
+from fedpeft.run.measurement import DISCLOSED, MEASUREMENTS, Measurement, NewRun, ScoredRun, TrainedRun
+from fedpeft.run.section_lines import compute_section, section_lines
+from fedpeft.run.validation import Validation
 from fedpeft.spec import split_outside_parentheses
 
-M = TypeVar("M", bound=Measurement)
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+    from fedpeft.trust.question import Question
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -39,80 +35,106 @@ class Measured:
     def __str__(self) -> str:
         return " + ".join(map(part_text, self.parts))
 
-    def _of(self, kind: type[M]) -> M | None:
+    def get(self, kind: type[M]) -> M | None:
+        """Return the measurement of a class; None: the run has none."""
         return next((part for part in self.parts if isinstance(part, kind)), None)
 
     @property
     def validation(self) -> Validation:
-        """On the way."""
-        return self._of(Validation) or Validation()
-
-    @property
-    def pooled(self) -> bool:
-        """Whether the same adapter is also trained on the pooled rows."""
-        return self._of(Pooled) is not None
-
-    @property
-    def alone(self) -> Alone | None:
-        """Single clients on their own rows; None: none trains alone."""
-        return self._of(Alone)
-
-    @property
-    def second(self) -> str:
-        """Text of the data set that base and result are scored on as well; empty: none."""
-        return found.dataset if (found := self._of(Forgetting)) else ""
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """Of the finished classifier; None: as a run always tells it, by its error before and after scaling."""
-        return self._of(Calibration)
-
-    @property
-    def disagreement(self) -> Disagreement | None:
-        """Of clients, and what the adapter has learned; None: nobody looks."""
-        return self._of(Disagreement)
-
-    @property
-    def energy(self) -> Energy | None:
-        """Of clients; None: nobody counts."""
-        return self._of(Energy)
-
-    @property
-    def laplace(self) -> Laplace | None:
-        """Of the adapter; None: it is taken to be certain."""
-        return self._of(Laplace)
-
-    @property
-    def robustness(self) -> Robustness | None:
-        """Of the result; None: it is asked as the rows are."""
-        return self._of(Robustness)
-
-    @property
-    def clones(self) -> Clones | None:
-        """Of functions; None: nobody looks for them."""
-        return self._of(Clones)
-
-    @property
-    def ensemble(self) -> Ensemble | None:
-        """Of the last states; None: the result is one of them."""
-        return self._of(Ensemble)
-
-    @property
-    def evaluate(self) -> Evaluate | None:
-        """Questions to the global model on the way; None: it is not asked."""
-        return self._of(Evaluate)
+        """The evaluation between rounds."""
+        return self.get(Validation) or Validation()
 
     @property
     def simulated(self) -> tuple[str, ...]:
-        """The names of those that need rows that only a simulation has."""
+        """The names of those that need examples that only a simulation has."""
         return tuple(part.name for part in self.parts if part.simulated)
+
+    def check(self, setup: Setup) -> None:
+        """Refuse measurements that the run does not suit, or that its privacy does not allow.
+
+        Raises:
+            ConfigError, PrivacyError: states which one, and what to do.
+        """
+        for part in self.parts:
+            refused = [name for name in list_overrides(part, Measurement) if name not in DISCLOSED]
+            if setup.protected and refused and not is_built_in(part):
+                raise PrivacyError(
+                    f"FP7127 the measurement {part.name} overrides {', '.join(refused)}; under --privacy "
+                    f"{setup.config.privacy} a measurement of your own may override {', '.join(DISCLOSED)} only, so "
+                    f"leave {part.name} out of --measure, or leave out --privacy"
+                )
+            part.check(setup)
+
+    def asks_clients(self, setup: Setup) -> bool:
+        """Return whether a measurement asks clients about held-out examples."""
+        return any(part.asks_clients(setup) for part in self.parts)
+
+    def begin(self, run: NewRun) -> dict[str, Any]:
+        """Return what the measurements load before training, by name.
+
+        In a run with privacy, a measurement of a user's own does not receive the dataset, which contains the clients'
+        examples.
+        """
+        hidden = replace(run, dataset=None) if run.setup.protected else run
+        return {part.name: part.begin(run if is_built_in(part) else hidden) for part in self.parts}
+
+
+def is_built_in(part: Measurement) -> bool:
+    """Return whether a measurement is one of fedpeft's own."""
+    return part.name in MEASUREMENTS.own_names
+
+
+@dataclass
+class Findings:
+    """What the measurements of a run find.
+
+    Attributes:
+        setup: the parts of the run.
+        begun: what the measurements loaded before training, by name.
+        answers: the answers of clients and workers, by measurement.
+        sections: sections of summary.json, by measurement.
+        quality: fields of `fedpeft.run.summary.Quality`.
+    """
+
+    setup: Setup
+    begun: Mapping[str, Any]
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, run: TrainedRun) -> None:
+        """Ask clients and workers, while they are connected."""
+        self.answers = {part.name: part.ask(run) for part in self.setup.measured.parts}
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature that clients' examples give; None: no measurement has asked them."""
+        return next((found["temperature"] for found in self.answers.values() if "temperature" in found), None)
+
+    def list_questions(self, temperature: float) -> list[Question]:
+        """Return the questions about the test examples, in the order of the measurements."""
+        return [question for part in self.setup.measured.parts for question in part.test_questions(temperature)]
+
+    def compute(self, run: ScoredRun, say: Callable[[str], None]) -> None:
+        """Compute the sections; in a run with privacy, a measurement of a user's own receives a `DisclosedRun`."""
+        for part in self.setup.measured.parts:
+            answers, whole = self.answers.get(part.name, {}), replace(run, begun=self.begun.get(part.name))
+            if is_built_in(part):
+                section = part.compute(whole, answers)
+            else:
+                given: Any = whole.disclose() if self.setup.protected else whole
+                section = compute_section(part.name, partial(part.compute, given, answers), say)
+            if section is not None and part.in_quality and is_built_in(part):
+                self.quality |= section
+            elif section is not None:
+                self.sections[part.name] = section
 
 
 def parse_measure(text: str) -> Measured:
-    """The measurements that `text` names, joined by "+".
+    """Return the measurements that `text` names, joined by "+".
 
     Raises:
-        ConfigError: unknown measurement or setting, value out of range, the same one twice, or one that nothing reads.
+        ConfigError: unknown measurement or setting, value out of range, or the same measurement twice.
     """
     if not text.strip():
         return Measured()
@@ -120,10 +142,16 @@ def parse_measure(text: str) -> Measured:
     names = [part.name for part in parts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
-    known = tuple(MEASUREMENTS.part(name) for name in MEASUREMENTS.own_names)
-    if unread := [part.name for part in parts if not isinstance(part, known)]:
-        raise ConfigError(
-            f"FP1374 nothing measures {', '.join(unread)}: one of your own is made from the class of one of fedpeft's "
-            f"({', '.join(MEASUREMENTS.own_names)}); numbers of your own are what a task's `measures` gives"
-        )
     return Measured(parts)
+
+
+def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the lines about the sections of `--measure` in a summary.json; empty: it has none.
+
+    A measurement from outside, whose plugin may be absent, has a line for each number of its section.
+    """
+    lines: dict[str, str] = {}
+    for name, section in (summary.get("trust") or {}).items():
+        known = name in MEASUREMENTS.own_names
+        lines |= MEASUREMENTS.part(name).lines(section) if known else section_lines({name: section})
+    return lines

@@ -42,7 +42,9 @@ MadeOf = tuple[OwnFile, ...]
 
 def naming(config: RunConfig) -> RunConfig:
     """The settings of a run that name files of the user's own, and the others by default."""
-    return RunConfig(dataset=config.dataset, model=config.model, measure=config.measure, clients=config.clients)
+    return RunConfig(
+        dataset=config.dataset, model=config.model, measure=config.measure, hook=config.hook, clients=config.clients
+    )
 
 
 def made_of(config: RunConfig, model_key: str = "", folder: Path | None = None) -> MadeOf:

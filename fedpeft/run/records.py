@@ -6,17 +6,18 @@ import io
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedpeft.errors import RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.files import writing
 
-LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl")
-CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "made_of.json")
+LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl", "hooks.jsonl")
+CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "hooks.jsonl", "made_of.json")
 """In runs with privacy, or of real clients, these have mode 0600: they say who took part, or on what, which epsilon
 does not cover."""
 
@@ -138,6 +139,19 @@ class Records:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
         self.write(name, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def check_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return a copy of `values` as JSON holds it.
+
+    Raises:
+        ConfigError: JSON cannot hold one of them.
+    """
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(plain(dict(values))))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"FP1511 {what} must be JSON values (numbers, texts, lists, mappings): {error}") from None
+    return copied
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HeadStart
@@ -50,6 +50,9 @@ from fedpeft.run.reuse import frozen_blocks
 from fedpeft.run.steering import Steering, steering
 from fedpeft.run.suited import settled, suited_drift, suited_method
 
+if TYPE_CHECKING:
+    from fedpeft.server.user_hook import UserHook
+
 
 @dataclass(frozen=True)
 class ChosenParts:
@@ -67,6 +70,7 @@ class ChosenParts:
     secure_sum: SecureSum | None
     grid: SimulationGrid
     measured: Measured
+    hooks: tuple[UserHook, ...]
 
 
 def chosen_parts(config: RunConfig) -> ChosenParts:
@@ -86,6 +90,7 @@ def chosen_parts(config: RunConfig) -> ChosenParts:
         drift=built(config, "drift"),
         grid=built(config, "grid"),
         measured=built(config, "measure"),
+        hooks=built(config, "hook"),
         uplink=uplink,
         downlink=parse_downlink(config.downlink, config.codec, lossless),
         lossless=lossless,
@@ -116,6 +121,7 @@ class Setup(ChosenParts):
         secure_sum: how updates are added up where nobody may see one; None: the server sees each.
         grid: where simulated clients run.
         measured: what is found out beside the end.
+        hooks: features of a user's own in the round loop.
         profiles: of each client, in the order of ids.
         factor_view: how the strategy sees the tensors, where they are not exchanged as factors.
         weight_changes: what a state changes in the base's weights, where aggregation is not exact and its error is
@@ -220,6 +226,11 @@ class Setup(ChosenParts):
         own, tasks = self.training.optimizer, self.facts.tasks
         rounds = self.config.rounds if tasks is None else tasks.schedule.every  # each task has its own
         return Schedule(self.config.learning_rate, rounds, own.schedule, own.floor, repeats=tasks is not None)
+
+    @property
+    def protected(self) -> bool:
+        """Whether the run has a privacy mechanism or a secure sum."""
+        return self.mechanism is not None or self.secure_sum is not None
 
     @property
     def private_start(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.run.measurements.validation import Validation
+from fedpeft.run.validation import Validation
 
 
 @dataclass(frozen=True)

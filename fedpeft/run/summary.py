@@ -14,9 +14,10 @@ from rich.markup import escape
 
 from fedpeft.machine.terminal import Console
 from fedpeft.run.console import duration, short, size, summary_table
+from fedpeft.run.measured import trust_lines
 from fedpeft.run.observer import perplexity
+from fedpeft.run.section_lines import section_lines
 from fedpeft.run.target_lines import target_lines
-from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -185,6 +186,7 @@ class Summary:
             as the data set's text says, or there are none.
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
+        hooks: sections of hooks of the round loop, by name; None: there is none.
         tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
         targets: of classes, numbers, or several labels a row, on the test rows: the share of each class that is found,
             errors and correlations, or F1 and average precision (`fedpeft.models.target_measures`), with those of the
@@ -209,6 +211,7 @@ class Summary:
     template: str | None = None
     phases: Mapping[str, float] | None = None
     trust: Mapping[str, Any] | None = None
+    hooks: Mapping[str, Mapping[str, Any]] | None = None
     tasks: Mapping[str, Any] | None = None
     targets: Mapping[str, Any] | None = None
     spans: Mapping[str, Any] | None = None
@@ -311,6 +314,7 @@ def _compared(summary: Summary) -> list[Line]:
         *_lost(quality.forgetting),
         *_found(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
+        *((escape(name), escape(value)) for name, value in section_lines(summary.hooks).items()),
         *_tasks(summary.tasks),
         *((escape(name), escape(value)) for name, value in target_lines(summary.targets, _on_test_rows(quality))),
         *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),

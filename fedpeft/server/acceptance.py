@@ -26,7 +26,6 @@ from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import ClientForm, Layout, State, norm
-from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import LOSS_ROUNDING
 
 ABSURD = 1000.0
@@ -214,6 +213,10 @@ class DecodedReport:
         return sum(tensor.nbytes for state in states for tensor in state.values())
 
 
+def ignore_report(report: Report) -> None:
+    """Take no note of a report."""
+
+
 @dataclass
 class Acceptance:
     """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
@@ -227,7 +230,9 @@ class Acceptance:
         aggregator: takes the updates.
         by_rows: whether p_k is proportional to a client's rows, or else equal.
         most_rows: a client with more of them weighs as if it had so many.
-        privacy: hears of each report; None: there is none.
+        reported: is called with each report, valid or not.
+        confidential: whether the run has privacy.
+        silent: whether losses and numbers of examples are secret.
         estimates: the server's copies of its clients' memories, where the uplink wants them.
         drift: the corrections of the clients' drift.
         states: of the server's drift corrections, as clients were sent them.
@@ -252,7 +257,9 @@ class Acceptance:
     aggregator: Aggregator
     by_rows: bool = False
     most_rows: float = math.inf
-    privacy: PrivacyEngine | None = None
+    reported: Callable[[Report], None] = ignore_report
+    confidential: bool = False
+    silent: bool = False
     estimates: ClientStore | None = None
     drift: Drift = field(default_factory=Drift)
     states: States = field(default_factory=dict)
@@ -295,8 +302,7 @@ class Acceptance:
 
     def add(self, report: Report, sent: Sent) -> Update | None:
         """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
-        if self.privacy is not None:
-            self.privacy.heard(report)
+        self.reported(report)
         self.spent += report.spent
         self.uplink_parameters += self.layout.with_form(sent.instruction.form).numel if report.payload else 0
         result = self._result(report, sent)
@@ -349,18 +355,18 @@ class Acceptance:
             round=report.round,
             client=report.client,
             rank=asked.rank or None,
-            rows=None if self._silent else report.rows,
+            rows=None if self.silent else report.rows,
             steps=report.steps,
-            loss=None if self._silent else report.loss,
+            loss=None if self.silent else report.loss,
             seconds=report.seconds,
             uplink_bytes=report.bytes,
             downlink_bytes=sent.bytes,
             downlink_from=sent.package.base,
             base_precision=asked.base_precision or None,
-            confidential=True if self.privacy is not None else None,
+            confidential=True if self.confidential else None,
             staleness=self.round - report.round if self.strategy.asynchronous else None,
-            used=None if self._silent else report.used or None,
-            measured=None if self._silent else report.joules or None,
+            used=None if self.silent else report.used or None,
+            measured=None if self.silent else report.joules or None,
         )
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
@@ -396,16 +402,12 @@ class Acceptance:
         return made
 
     @property
-    def _silent(self) -> bool:
-        return self.privacy is not None and self.privacy.mechanism.silent
-
-    @property
     def train_loss(self) -> float | None:
         """The mean over the rows of the accepted clients; None: there are none, or they don't tell.
 
         A loss above `most_loss` counts as `most_loss`.
         """
-        if self._silent or not self._losses:
+        if self.silent or not self._losses:
             return None
         losses, most = self._losses.values(), self.most_loss
         return sum(min(loss, most) * rows for loss, rows in losses) / sum(rows for _, rows in losses)
@@ -418,7 +420,7 @@ class Acceptance:
     @property
     def overstated(self) -> dict[int, float]:
         """The losses above `most_loss`, by client."""
-        if self._silent or not self._losses:
+        if self.silent or not self._losses:
             return {}
         most = self.most_loss
         return {client: loss for client, (loss, _) in self._losses.items() if loss > most}

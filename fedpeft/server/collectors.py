@@ -16,7 +16,6 @@ from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.update import Update
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
-from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Losses, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
@@ -41,14 +40,10 @@ class UpdateCollector(RoundHook, ABC):
         transport: how the server reaches its clients.
         store: the files of the run.
         observer: is told about clients whose update is left out.
-        privacy: receives every report; None: the run has no mechanism.
     """
 
-    def __init__(
-        self, setup: Setup, transport: Exchange, store: RunStore, observer: Observer, privacy: PrivacyEngine | None
-    ) -> None:
+    def __init__(self, setup: Setup, transport: Exchange, store: RunStore, observer: Observer) -> None:
         self.setup, self.transport, self.store, self.observer = setup, transport, store, observer
-        self.privacy = privacy
 
     def collect(self, log: RoundLog, before: Progress, aggregator: Aggregator) -> AggregationResult:
         """Ask the cohort of a round to train, and return what its updates lead to."""
@@ -64,7 +59,9 @@ class UpdateCollector(RoundHook, ABC):
             aggregator=aggregator,
             by_rows=setup.by_rows,
             most_rows=self.transport.most_rows(),
-            privacy=self.privacy,
+            reported=log.reported,
+            confidential=setup.mechanism is not None and setup.mechanism.protects,
+            silent=setup.mechanism is not None and setup.mechanism.silent,
             estimates=self.store.estimates,
             drift=setup.drift,
             states=before.drift,
@@ -175,6 +172,8 @@ class BufferedCollector(OrderedCollector):
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
         """Ask idle clients only, as many as bring those at work to the size of the cohort."""
+        if plan.kind == "prepare":
+            return plan
         return replace(plan, cohort=self.transport.idle(plan.cohort, self.setup.config.seed, plan.number))
 
     def before_commit(self, state: Progress) -> Progress:
@@ -191,8 +190,8 @@ class MaskedCollector(UpdateCollector):
         assert clip is not None  # from the sum before round 1
         shapes = {name: setup.layout.shapes[name] for name in setup.layout.names if name in received.shared}
         size, working = entries(shapes), log.clock.aggregating
-        heard = self.privacy.heard if self.privacy else None
-        masked = MaskedSum(self.transport, self.secure, setup.config.seed, number, size, BESIDE, clip, working, heard)
+        seed, heard = setup.config.seed, log.reported
+        masked = MaskedSum(self.transport, self.secure, seed, number, size, BESIDE, clip, working, heard)
         weights = before.fixed.get(WEIGHTS, ())
         try:
             losses = Losses(setup.task.least_loss, MOST_TIMES * max([1.0, *before.losses[-1:]]))

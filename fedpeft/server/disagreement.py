@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.run.asked import compares_clients
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.hooks import RoundHook
@@ -34,8 +33,3 @@ class DisagreementHook(RoundHook):
                 log.result, cancelled_share=disagreement.cancelled, sign_conflict=disagreement.conflict
             )
             log.lines["disagreement.jsonl"] = [plain(disagreement.line(log.plan.number))]
-
-
-def attach(setup: Setup) -> RoundHook | None:
-    """Return the hook of a run that compares its clients."""
-    return DisagreementHook(setup) if compares_clients(setup) else None

@@ -63,6 +63,8 @@ class Dispatch:
     def cohort(self, plan: RoundPlan) -> list[Sent]:
         """What each client that takes part in a round is sent."""
         bits = self.setup.uplink.bits(self._situation(plan.cohort))
+        if plan.bits_share < 1:
+            bits = {k: plan.bits_share * bits.get(k, self.setup.uplink.codec.bits) for k in plan.cohort}
         found = []
         for client in plan.cohort:
             asked = self.instruction("train", client, plan.number, bits.get(client, 0.0), plan.attempt)
@@ -158,11 +160,16 @@ class Dispatch:
             speeds={k: self.setup.profiles[k].link for k in cohort},
         )
 
-    def expected(self, cohort: int) -> Traffic:
-        """What the expected number of clients costs, whoever takes part.
+    def expected(self, cohort: int, bits_share: float = 1.0) -> Traffic:
+        """Return what the expected number of clients costs, whoever takes part.
 
         An update is as long as one of random numbers, which for most codecs is exact.
+
+        Args:
+            cohort: expected number of clients.
+            bits_share: as in `RoundPlan`.
         """
+        bits = 0.0 if bits_share == 1 else bits_share * self.setup.uplink.codec.bits
         setup, down = self.setup, self.downlink
         uplink_bytes = downlink_bytes = base_bytes = parameters = 0
         for form, count in Counter(profile.form for profile in setup.profiles).items():
@@ -171,7 +178,7 @@ class Dispatch:
             update = {name: torch.randn(layout.shapes[name], generator=draws) for name in sorted(down.shared)}
             update = {name: tensor.to(self.progress.adapter[name].dtype) for name, tensor in update.items()}
             payload, _ = setup.uplink.without_memory().encode(
-                update, {}, bits=0.0, seed=setup.config.seed, trained=update, layout=layout
+                update, {}, bits=bits, seed=setup.config.seed, trained=update, layout=layout
             )
             base, sent = len(down.base(0)), down.package(form, 0, newcomer=False).payload
             uplink_bytes += round(expected * len(payload))

@@ -21,8 +21,7 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError
 from fedpeft.machine.energy import Meter
 from fedpeft.parts import name_of
-from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
-from fedpeft.run.measurements.energy import Energy
+from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, EnergySettings, Spent, total
 from fedpeft.run.profiles import Profile, Profiles
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import AwareSampler
@@ -77,7 +76,7 @@ class EnergyBook:
     _measured: float = 0.0
 
     def __post_init__(self) -> None:
-        self.model = EnergyModel(self.setup.measured.energy or Energy())
+        self.model = EnergyModel(self.setup.measured.get(EnergySettings) or EnergySettings())
         self.losses, self.rows = (np.full(self.setup.clients, np.nan) for _ in range(2))
         self.levels = self.capacities.copy()
 
@@ -175,7 +174,7 @@ class EnergyBook:
         Nobody has taken more steps than it was asked for, or is waited for beyond the next round, and of a report that
         was refused nothing else counts: a liar would empty the batteries of all who wait, or fill its own.
         """
-        if self.setup.measured.energy is None:
+        if self.setup.measured.get(EnergySettings) is None:
             for result in results:
                 self._took(result.client, 0.0, result.loss, result.rejected)
             return None
@@ -255,6 +254,8 @@ class EnergyHook(RoundHook):
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
         """Leave out clients whose battery does not last, and reduce the work of others."""
+        if plan.kind == "prepare":
+            return plan
         plan = self.book.open(plan)
         return replace(plan, steps=self.book.lean(plan.cohort))
 

@@ -8,9 +8,8 @@ from safetensors.torch import save
 
 from fedpeft.machine import files
 from fedpeft.machine.files import writing
-from fedpeft.run.setup import Setup
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress, RunStore
+from fedpeft.server.progress import Progress
 
 STATES = "states"
 """Folder of a run's last global states."""
@@ -36,9 +35,3 @@ class EnsembleHook(RoundHook):
                 if not state.round - self.last < int(file.stem) <= state.round:
                     file.unlink()
         return state
-
-
-def attach(setup: Setup, store: RunStore) -> RoundHook | None:
-    """Return the hook of a run that measures an ensemble."""
-    ensemble = setup.measured.ensemble
-    return None if ensemble is None else EnsembleHook(store.records.folder / STATES, ensemble.last)

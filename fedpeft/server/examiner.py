@@ -8,7 +8,6 @@ from typing import Any
 
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
-from fedpeft.run.setup import Setup
 from fedpeft.server.hooks import RoundHook
 from fedpeft.server.progress import Progress
 from fedpeft.server.round_log import RoundLog
@@ -50,16 +49,3 @@ class Examiner(RoundHook):
             for question, texts in zip(self.exam.questions, said, strict=True)
         ]
         return {"round": progress.round, **self.exam.measures(said), "answers": asked}
-
-
-def attach(
-    setup: Setup,
-    exam: Exam | None,
-    answer: Callable[[Exam, State, int], list[Said]] | None,
-    say: Callable[[str], None],
-) -> RoundHook | None:
-    """Return the hook of a run that asks questions."""
-    evaluate = setup.measured.evaluate
-    if evaluate is None or exam is None or answer is None:
-        return None
-    return Examiner(exam, evaluate.every, setup.rounds, answer, say)

@@ -7,12 +7,17 @@ aggregator hands it on to the next hook.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.server.progress import Progress
 from fedpeft.server.round_log import RoundLog, StartLog
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
 
 
 class EndOfRun(Exception):  # noqa: N818 - not an error
@@ -23,7 +28,14 @@ class RoundHook:
     """A feature of the round loop; every method does nothing by default."""
 
     name: ClassVar[str] = ""
-    """Key of what the hook saves in the checkpoint; unique among hooks that save something."""
+    """Key of what the hook saves in the checkpoint and of its section; unique among hooks that have either."""
+
+    def check(self, setup: Setup) -> None:
+        """Refuse a run that the feature does not suit, before anything is trained.
+
+        Raises:
+            ConfigError, PrivacyError: states what does not fit, and what to do.
+        """
 
     def open(self, state: Progress | None) -> None:
         """Begin: `state` is the checkpoint of a resumed run; None: the run is new."""
@@ -52,7 +64,7 @@ class RoundHook:
         return state
 
     def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
-        """Return the plan of a round, such as another cohort or a charge. Nothing is sent yet.
+        """Return the plan of a round, or of the preparation, such as another cohort or a charge. Nothing is sent yet.
 
         Raises:
             EndOfRun: there is no next round.
@@ -62,6 +74,9 @@ class RoundHook:
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
         """Return an aggregator that wraps or replaces `inner`."""
         return inner
+
+    def reported(self, report: Report) -> None:
+        """Take note of a report, as soon as it has arrived; it may be refused later."""
 
     def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
         """Return the state after the step from `before` to `after`; the hook may undo the step."""
@@ -73,3 +88,10 @@ class RoundHook:
     def before_commit(self, state: Progress) -> Progress:
         """Write files that must exist before the checkpoint, and return the state to save; may be repeated."""
         return state
+
+    def section(self, state: Progress) -> Mapping[str, Any] | None:
+        """Return the hook's section of summary.json and of the report: JSON values by label; None: it has none.
+
+        The loop calls it after the run, with the last state.
+        """
+        return None

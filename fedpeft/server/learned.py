@@ -10,11 +10,13 @@ from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
-from fedpeft.run.trust_lines import CAUSAL
 from fedpeft.server.progress import Progress
 from fedpeft.trust.disagreement import cosines_of, round_to
 from fedpeft.trust.groups import groups_of, placed
 from fedpeft.trust.spectra import LARGEST, decomposed, shrunk_alike, spectra, without_leading
+
+CAUSAL = ("as it is", "without the leading direction", "shrunk to the same norm")
+"""What the causal check compares."""
 
 
 def products(setup: Setup) -> bool:

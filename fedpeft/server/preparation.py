@@ -47,16 +47,20 @@ def prepare(
     setup: Setup,
     clients: Exchange,
     fixed: dict[str, Any],
-    privacy: PrivacyEngine | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    privacy: PrivacyEngine | None,
+    say: Callable[[str], None],
+    plan_start: Callable[[RoundPlan, Progress], RoundPlan],
+    reported: Callable[[Report], None],
 ) -> tuple[Progress, StartLog]:
     """Return the state before round 1, and the log of its preparation.
 
     Args:
         setup, clients: the run's.
         fixed: what was probed at the start, kept in the checkpoint.
-        privacy: charges what the clients release, before they are asked; None: nothing is protected.
+        privacy: adds the server's noise; None: nothing is protected.
         say: tells the user what the statistics lack.
+        plan_start: has hooks change the plan; privacy charges what the clients release, before they are asked.
+        reported: is called with each report, valid or not.
 
     Raises:
         RunError: no client has returned valid statistics.
@@ -72,20 +76,17 @@ def prepare(
             progress = replace(progress, clip=1.0)
         return progress, log
     asked = setup.clients
-    plan = RoundPlan(0, measured(asked, setup.config.seed))
-    if privacy is not None:
-        plan = privacy.enter_start(progress.digest())
-    elif setup.secure_sum is None:
+    plan = plan_start(RoundPlan(0, measured(asked, setup.config.seed), kind="prepare"), progress)
+    if privacy is None and setup.secure_sum is None:
         asked = len(plan.cohort)
     rows: dict[int, int] = {}
     counts: list[Tensor] = []
     down, clip = 0, None
     if setup.secure_sum is None:
-        rows, spent, total, counts = _statistics(setup, clients, plan, privacy, clients.most_rows())
+        rows, spent, total, counts = _statistics(setup, clients, plan, privacy, reported)
         missing = asked - len(rows)
     else:
-        heard = None if privacy is None else privacy.heard
-        masked, summed = _masked_statistics(setup, setup.secure_sum, clients, plan, asks, heard, say)
+        masked, summed = _masked_statistics(setup, setup.secure_sum, clients, plan, asks, reported, say)
         masked.tell(say)
         clip = _first_clip(setup, setup.secure_sum, summed)
         if summed is None:
@@ -185,12 +186,12 @@ def _announce(clients: Exchange) -> None:
 
 
 def _statistics(
-    setup: Setup, clients: Exchange, plan: RoundPlan, privacy: PrivacyEngine | None, most_rows: float
+    setup: Setup, clients: Exchange, plan: RoundPlan, privacy: PrivacyEngine | None, reported: Callable[[Report], None]
 ) -> tuple[dict[int, int], int, State, list[Tensor]]:
     """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
     asks for them and the head tells them, their rows per class."""
     outputs, width = setup.start["head.weight"].shape
-    count = len(plan.cohort)
+    count, most_rows = len(plan.cohort), clients.most_rows()
     instructions = (
         Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=plan.attempt)
         for k in plan.cohort
@@ -201,8 +202,7 @@ def _statistics(
     counts: list[Tensor] = []
     for report in clients.in_order(instructions, count, "prepare"):
         spent += len(report.payload)
-        if privacy is not None:
-            privacy.heard(report)
+        reported(report)
         try:
             check_report(report)
             shapes = setup.head.shapes(width, outputs, report.rows)
@@ -235,7 +235,7 @@ def _masked_statistics(
     clients: Exchange,
     plan: RoundPlan,
     asks: bool,
-    heard: Callable[[Report], None] | None,
+    reported: Callable[[Report], None],
     say: Callable[[str], None],
 ) -> tuple[MaskedSum, Total | None]:
     """Return the secure sum over all clients and its total; None: the sum is void, and the run begins without it.
@@ -255,7 +255,7 @@ def _masked_statistics(
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
     while True:
         _announce(clients)
-        masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=heard)
+        masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=reported)
         try:
             return masked, masked.of(asked, "prepare", setup.by_rows)
         except VoidError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.run.setup import Setup
@@ -49,6 +50,9 @@ class PrivacyHook(RoundHook):
             EndOfRun: no budget allows another round.
             PrivacyError: somebody's budget does not, and the run is not told to leave such clients out.
         """
+        if plan.kind == "prepare":
+            start = self.engine.enter_start(plan.digest())
+            return replace(plan, cohort=start.cohort, attempt=start.attempt, spent=start.spent)
         charged = self.engine.enter(plan.number, plan.digest(), plan.cohort)
         if charged is None:
             raise EndOfRun(f"the privacy budget is spent after {state.round} rounds: the run ends here")
@@ -73,6 +77,10 @@ class PrivacyHook(RoundHook):
             setup.strategy, optimizer, setup.layout, state.adapter, plan.number, plan.attempt, state.clip
         )
         return private or inner
+
+    def reported(self, report: Report) -> None:
+        """Charge what a real client says that it has spent."""
+        self.engine.heard(report)
 
     def measure(self, state: Progress, log: RoundLog) -> None:
         """Take out of the record what may not be told.

@@ -155,9 +155,16 @@ class Progress:
         return self.best.round if self.best else self.round
 
     def digest(self, *fingerprints: str) -> str:
-        """Return a digest of all that the next round's outcome is a function of, `fingerprints` of hooks included."""
-        plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip, self.standing)
+        """Return a digest of all that the next round's outcome is a function of, `fingerprints` of hooks included.
+
+        Left out are `rows`, which weigh nothing under privacy (batteries have a fingerprint), and `held`, which decides
+        how a state is sent but not which one arrives
+        (`test_every_version_leads_to_the_same_bits`).
+        """
+        forms, acknowledged = sorted(self.forms.items()), sorted(self.acknowledged.items())
+        plain = (self.round, forms, acknowledged, self.clip, self.standing, self.losses)  # precision rules read losses
         tensors = labelled("adapter", self.adapter) | labelled("drift", flattened(self.drift))
+        tensors |= labelled("told", self.told) | labelled("learned", self.learned)
         tensors |= labelled("residual", self.residual.state()) | labelled("in_flight", self.in_flight.state())
         for label, state in self.memory.items():
             tensors |= labelled(f"memory/{label}", state)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.communication.downlink import Sent
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.server.acceptance import Acceptance
@@ -39,6 +41,7 @@ class RoundLog:
         plan: the cohort and its terms.
         broadcast: makes what each client receives.
         clock: the times of the round.
+        reported: is called with each report, valid or not.
         sent: what each client of the cohort receives.
         received: the reports, and which updates were accepted.
         aggregation: what the accepted updates lead to.
@@ -51,6 +54,7 @@ class RoundLog:
     plan: RoundPlan
     broadcast: Dispatch
     clock: Clock
+    reported: Callable[[Report], None]
     sent: list[Sent] = field(default_factory=list)
     received: Acceptance = field(init=False)
     aggregation: AggregationResult = field(init=False)

@@ -11,14 +11,18 @@ with identical results. Cross-cutting features attach as hooks (`fedpeft.server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator, aggregator
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine.memory import trim
 from fedpeft.run.observer import Observer
 from fedpeft.run.records import plain
+from fedpeft.run.section_lines import compute_section
 from fedpeft.run.setup import Setup
 from fedpeft.server.clock import Clock
 from fedpeft.server.collectors import UpdateCollector
@@ -31,6 +35,8 @@ from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.results import round_result
 from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import Sampler
+
+Prepare = Callable[[Callable[[RoundPlan, Progress], RoundPlan], Callable[[Report], None]], tuple[Progress, StartLog]]
 
 
 def never() -> bool:
@@ -48,7 +54,8 @@ class Server:
         store: the files of the run.
         observer: is told how the run goes on.
         hooks: the features of the run in their order (`fedpeft.server.features`); one of them is the collector.
-        prepare: returns the state before round 1, and the log of its preparation.
+        prepare: returns the state before round 1, and the log of its preparation, given what changes its plan and what
+            takes note of reports.
         stopping: asked before each round whether the run should end here; it can be resumed.
     """
 
@@ -60,7 +67,7 @@ class Server:
         store: RunStore,
         observer: Observer,
         hooks: Sequence[RoundHook],
-        prepare: Callable[[], tuple[Progress, StartLog]],
+        prepare: Prepare,
         stopping: Callable[[], bool] = never,
     ) -> None:
         self.setup, self.transport, self.sampler, self.store = setup, transport, sampler, store
@@ -93,7 +100,7 @@ class Server:
     def round(self, plan: RoundPlan, before: Progress) -> tuple[Progress, RoundLog]:
         """Do one round, and return the state after it and its log."""
         broadcast = Dispatch(self.setup, before, self.transport.remote, plan.steps)
-        log = RoundLog(plan, broadcast, Clock())
+        log = RoundLog(plan, broadcast, Clock(), self.note_report)
         self.transport.publish(lambda: broadcast.release("train", plan.number))
         log.aggregation = self.collector.collect(log, before, self.aggregator(plan, before))
         after = before.after(log.aggregation, log.received, broadcast.downlink.made, self.setup.clients)
@@ -112,7 +119,7 @@ class Server:
 
     def start(self) -> Progress:
         """Prepare the state before round 1, and commit it."""
-        state, log = self.prepare()
+        state, log = self.prepare(self.plan, self.note_report)
         for hook in self.hooks:
             state = hook.after_start(state, log)
         lines = log.lines
@@ -140,7 +147,11 @@ class Server:
         """
         number = state.round + 1
         cohort = self.transport.under_way(number) or self.sampler.draw(self.setup.config.seed, number)
-        plan = RoundPlan(number, cohort, digest=lambda: state.digest(*(hook.fingerprint() for hook in self.hooks)))
+        return self.plan(RoundPlan(number, cohort), state)
+
+    def plan(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+        """Have the hooks change the plan of a round, or of the preparation; privacy charges it."""
+        plan = replace(plan, digest=lambda: state.digest(*(hook.fingerprint() for hook in self.hooks)))
         for hook in self.hooks:
             plan = hook.select(plan, state)
         return plan
@@ -155,6 +166,11 @@ class Server:
             taking = hook.aggregator(taking, plan, state)
         return taking
 
+    def note_report(self, report: Report) -> None:
+        """Have the hooks take note of a report."""
+        for hook in self.hooks:
+            hook.reported(report)
+
     def complete(self, state: Progress) -> Progress:
         """Return the state to save, once hooks have written what must exist before the checkpoint."""
         for hook in self.hooks:
@@ -165,6 +181,16 @@ class Server:
         """Record a round: it counts once its checkpoint is on the disk."""
         self.store.commit(state)
         trim()
+
+    def sections(self, state: Progress) -> dict[str, Mapping[str, Any]] | None:
+        """Return the sections of the hooks for summary.json, by name; None: no hook has one."""
+        sections = {}
+        for hook in self.hooks:
+            name = hook.name or type(hook).__name__
+            section = compute_section(name, partial(hook.section, state), self.observer.say)
+            if section is not None:
+                sections[name] = section
+        return sections or None
 
     def own_rows(self, state: Progress) -> OwnRows:
         """Have each client evaluate the kept model, with its own tensors, on its own held-out examples."""

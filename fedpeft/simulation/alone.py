@@ -105,16 +105,13 @@ def in_global_form(state: State, layout: Layout, form: ClientForm | None) -> Sta
     return ranks_placed(state | scaled, layout, ())
 
 
-def train_alone(simulation: Simulation) -> dict[int, float | None]:
-    """Train clients alone, where that is asked for, and save their adapters; by client the accuracy on its own rows.
+def train_alone(simulation: Simulation, clients: int) -> dict[int, float | None]:
+    """Train some clients alone, save their adapters, and return by client the accuracy on its own rows.
 
     Where the run is scored on test rows, `score_of_alone` does it.
     """
-    asked = simulation.setup.measured.alone
     found: dict[int, float | None] = {}
-    if asked is None:
-        return found
-    for client in chosen(np.asarray(simulation.rows.partition.sizes), asked.clients):
+    for client in chosen(np.asarray(simulation.rows.partition.sizes), clients):
         state = trained_alone(simulation, client)
         folder = simulation.folder / FOLDER / str(client)
         folder.mkdir(parents=True, exist_ok=True)

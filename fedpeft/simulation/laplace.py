@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from fedpeft.clients.curvature import logit_gradients
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.rows import at_most
 from fedpeft.peft.adapter import State
-from fedpeft.run.measurements.laplace import Laplace
 from fedpeft.run.setup import Setup
 from fedpeft.server.questions import Questions
 from fedpeft.simulation.ensemble import model_of, put
@@ -21,6 +20,9 @@ from fedpeft.trust.calibration import Calibrated
 from fedpeft.trust.kronecker import Curvature, best_variance, covariance_of, names_of, probit
 from fedpeft.trust.questions.kronecker import Kronecker
 from fedpeft.trust.questions.reliability import Reliability
+
+if TYPE_CHECKING:
+    from fedpeft.measurements.laplace import Laplace
 
 RELIABILITY = Reliability()
 

@@ -126,14 +126,11 @@ def _rows_a_round(setup: Setup, client: int, rows: int) -> float:
     return float(steps * rows / -(-rows // batch))
 
 
-def pooled_adapter(simulation: Simulation, progress: Progress) -> float | None:
-    """Train on the pooled rows, where that is asked for, and save the adapter; the learning rate that was best."""
-    setup = simulation.setup
-    if not setup.measured.pooled:
-        return None
+def train_pooled_adapter(simulation: Simulation, progress: Progress) -> float:
+    """Train on the pooled rows, save the adapter, and return the learning rate that was best."""
     state, rate = train_on_pooled_rows(simulation, progress.started)
     (simulation.folder / POOLED).mkdir(exist_ok=True)
-    save(setup, state, simulation.folder / POOLED)
+    save(simulation.setup, state, simulation.folder / POOLED)
     return rate
 
 

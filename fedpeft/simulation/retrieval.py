@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from fedpeft.models.ranking import Sides, ranking, reversed_ranking
 from fedpeft.models.scoring import score_together
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.peft import saved_adapter
-from fedpeft.run.measurements.clones import Clones
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.simulation.simulation import Simulation
+
+if TYPE_CHECKING:
+    from fedpeft.measurements.clones import Clones
 
 Found = dict[str, Any]
 

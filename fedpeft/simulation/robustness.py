@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import logits, score_batches
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
-from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.attacked import STRENGTHS, embedding_of, worst
 from fedpeft.trust.corruption import Neighbours, corrupted, of_kind
+
+if TYPE_CHECKING:
+    from fedpeft.measurements.robustness import Robustness
 
 ALIKE = 0.7
 """Cosine from which on a word's nearest neighbour takes its place."""

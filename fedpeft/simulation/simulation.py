@@ -13,7 +13,6 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedpeft.answers.exam import Exam
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.label_shift import only
@@ -32,10 +31,10 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
-from fedpeft.run.asked import asks_clients
 from fedpeft.run.catalogue import check_parts
-from fedpeft.run.examined import exam_of
+from fedpeft.run.energy import EnergySettings
 from fedpeft.run.final_score import Scorer
+from fedpeft.run.measurement import NewRun
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.private_plan import as_begun, planned, unheard
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, kinds, number_of
@@ -46,12 +45,11 @@ from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import RunParts, ServerModel, attach_features, check_features
 from fedpeft.server.preparation import noised_statistics, prepare
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server, never
 from fedpeft.server.sampling import Population, Sampler, population
-from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
 from fedpeft.simulation.rows import SimulatedRows
@@ -94,18 +92,16 @@ class Simulation:
                 "many clients'; take another partition"
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
-        second = self.setup.measured.second
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
                 f"FP1417 under {config.partition} a client's held-out rows are trained on by it and by others, and "
                 f"{scored} is scored on them; take another partition, or leave it out"
             )
-        self.second = second_task(second, self.rows.dataset) if second else None
         self.clients = self.setup.clients
         self.search = self.setup.personal and not tested
         chosen = aware(config.cohort) is not None
-        self.book = EnergyBook(self.setup) if chosen or self.setup.measured.energy is not None else None
+        self.book = EnergyBook(self.setup) if chosen or self.setup.measured.get(EnergySettings) is not None else None
         self.sampler = self._sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
             exposure = self._exposure()
@@ -113,6 +109,10 @@ class Simulation:
             self.sampler = self._sampler()
             self.setup = unheard(self.setup, self._exposure())
         self.config = self.setup.config
+        check_features(self.setup)
+        rows = self.rows
+        new = NewRun(self.setup, lambda: rows.all.take(rows.validation), rows.dataset, observer.say)
+        self.begun = self.setup.measured.begin(new)
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
@@ -126,7 +126,6 @@ class Simulation:
             self.setup = replace(self.setup, secure_sum=self.protection.sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
-        _ = self._exam  # what is wrong with its questions is said before anything is trained
         task = self.setup.task
         if isinstance(task, RowTask) and own_code(type(task)):  # and with what a task of the user's own makes
             scoring.tried(task, self.rows.dataset.test, self.setup.facts.label_names or ())
@@ -191,7 +190,7 @@ class Simulation:
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
-        return HELD_OUT if self.setup.personal or asks_clients(self.setup) else 0.0
+        return HELD_OUT if self.setup.personal or self.setup.measured.asks_clients(self.setup) else 0.0
 
     def divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A client's rows in two: to train on, and those held out."""
@@ -259,15 +258,10 @@ class Simulation:
             grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
         setup, observer = self.setup, self.observer
         transport, store = Exchange(grid, observer.client_done), RunStore.of(records)
-        model = ServerModel(workers.evaluate, workers.validation_loss, self._score_task, self._exam, workers.examine)
-        hooks = attach_features(setup, transport, store, observer, model, self.protection, self.book)
+        model = ServerModel(workers.evaluate, workers.validation_loss, self._score_task, workers.examine)
+        run = RunParts(setup, transport, store, observer, model, self.begun, self.protection, self.book)
         start = partial(prepare, setup, transport, self.fixed, self.protection, observer.say)
-        return Server(setup, transport, self._chooser, store, observer, hooks, start, stopping)
-
-    @cached_property
-    def _exam(self) -> Exam | None:
-        """The questions of `--measure evaluate`; None: the run asks none."""
-        return exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
+        return Server(setup, transport, self._chooser, store, observer, attach_features(run), start, stopping)
 
     def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
         """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""

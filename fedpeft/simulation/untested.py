@@ -32,6 +32,7 @@ def untested(simulation: Simulation, records: Records) -> Summary:
         costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
         partition=simulation.statistics.as_dict(),
         sampled=simulation.rows.dataset.sampled,
+        hooks=server.sections(progress),
     )
 
 

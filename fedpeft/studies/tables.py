@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.run.trust_lines import trust_lines
+from fedpeft.run.measured import trust_lines
+from fedpeft.run.section_lines import section_lines
 from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, called, curve
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe
@@ -140,6 +141,21 @@ def trust_table(run: Result) -> Table | None:
         return None
     note = "Asked for by --measure; docs/trust.md says what each line means."
     return Table("trust", "Trust", note, ("what", "found"), tuple(lines.items()), ({"seed": run.seed, **lines},))
+
+
+def hooks_table(section: Section) -> Table | None:
+    """Return the sections of the runs' hooks, a row for each number; None: no run has one."""
+    found = [
+        (method.label, str(seed), what, value)
+        for method in section.methods
+        for seed, run in method.runs.items()
+        for what, value in section_lines((run.summary or {}).get("hooks")).items()
+    ]
+    if not found:
+        return None
+    columns, note = ("method", "seed", "what", "value"), "Hooks add sections to a run: docs/own-parts.md, Hooks."
+    data = tuple(dict(zip(columns, row, strict=True)) for row in found)
+    return Table("hooks", "Hooks", note, columns, tuple(found), data)
 
 
 def same_work(method: Method, baseline: Method) -> str:
@@ -389,7 +405,7 @@ def tables(section: Section) -> list[Table]:
         )
     else:
         found = (methods_table(section), comparison_table(section), resources_table(section), cost, clients)
-    rest = (runs_table(section), rounds_table(section), calibration_table(section))
+    rest = (hooks_table(section), runs_table(section), rounds_table(section), calibration_table(section))
     return [_named(section, t) for t in (*found, *rest) if t is not None and t.data]
 
 

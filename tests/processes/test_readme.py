@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_readme import NOTEBOOKS, ROOT, python_of
+from tests.unit.test_readme import NOTEBOOKS, ROOT, file_of
 
 
 @pytest.mark.slow
 def test_the_readme_s_own_rule_passes_the_conformance_suite(tmp_path):
-    (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
+    (tmp_path / "half_mean.py").write_text(file_of("own-parts.md", "half_mean.py"))
     command = [sys.executable, "-m", "fedpeft.conformance", "half_mean.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -38,16 +38,12 @@ from fedpeft.conformance.cohorts import Client, lora_layout, random_state, rando
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, started
 from fedpeft.plugin_promises import fits, hold
 from fedpeft.run.catalogue import ALL
 from fedpeft.run.command import MISTAKE, exit_code
-from fedpeft.run.measured import parse_measure
-from fedpeft.run.measurement import Measurement
-from fedpeft.run.measurements.validation import Validation
 from fedpeft.simulation.hostile import attacked_labels
 from tests.refusals import has_error, pattern_of, refuses
 
@@ -355,18 +351,3 @@ def test_a_part_that_ends_the_process_has_failed(tmp_path, monkeypatch, capsys):
     module = sys.modules[f"fedpeft_plugin_{plugin.version[:16]}"]
     assert exit_code(module.quits) == MISTAKE
     assert has_error(capsys.readouterr().err, "FP0001", 5, "quits", "SystemExit", 3)
-
-
-def test_a_measurement_that_nothing_reads_is_refused():
-    @dataclass(frozen=True)
-    class Mine(Measurement):
-        pass
-
-    @dataclass(frozen=True)
-    class Often(Validation):
-        every: int = setting(1, "rounds between evaluations", low=1)
-
-    with plugins.given({"measurements": {"mine": Mine, "often": Often}}):
-        assert parse_measure("often").validation.every == 1
-        with refuses("FP1374", "mine"):
-            parse_measure("mine + pooled")

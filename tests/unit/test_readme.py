@@ -30,6 +30,12 @@ def python_of(page: str) -> str:
     return code
 
 
+def file_of(page: str, name: str) -> str:
+    """Return the block of Python on a page that begins with the name of a file."""
+    [code] = [block for block in blocks("python", ROOT / "docs" / page) if block.startswith(f"# {name}")]
+    return code
+
+
 def lines(*pages: Path) -> list[str]:
     found = [line for block in blocks("bash", *pages) for line in block.splitlines()]
     return list(dict.fromkeys(line for line in found if line and not line.startswith("#")))
@@ -61,7 +67,8 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plugins, "_state", plugins._State())
-    (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
+    (tmp_path / "half_mean.py").write_text(file_of("own-parts.md", "half_mean.py"))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
     config = parse(shlex.split(command)[3:])[0]
     built(config, "partition")

@@ -15,12 +15,12 @@ START = "ridge(scale=1.0)"
 
 
 def check_captions(setup: Setup) -> None:
-    """Refuse starts, rules and measurements that are of classes, or of texts alone.
+    """Refuse starts and rules that are of classes, or of texts alone.
 
     Raises:
         ConfigError: says what, and what to do.
     """
-    head, measured = setup.head, setup.measured
+    head = setup.head
     if head.exchanges and (name_of(type(head)) != "ridge" or getattr(head, "scale", 1.0) != 1.0):
         raise ConfigError(
             f"FP1300 head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; "
@@ -28,11 +28,3 @@ def check_captions(setup: Setup) -> None:
         )
     if setup.strategy.makes_head:
         raise ConfigError(f"FP1301 {setup.config.strategy} is of classes, and captions have none; take fedit")
-    if measured.evaluate is not None:
-        raise ConfigError(
-            "FP1302 evaluate asks with texts alone, and captions are of images; leave it out of --measure"
-        )
-    if measured.second:
-        raise ConfigError(
-            "FP1303 forgetting asks a model of texts alone, and captions read images; leave it out of --measure"
-        )

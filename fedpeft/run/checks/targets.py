@@ -34,11 +34,6 @@ def check_targets(setup: Setup) -> None:
         )
     if task.targets not in ("numbers", "labels"):
         return
-    if setup.measured.second:
-        what = "numbers" if task.targets == "numbers" else "several labels a row"
-        raise ConfigError(
-            f"FP1345 forgetting asks for classes, or for next tokens, and these rows have {what}; leave it out"
-        )
     if isinstance(task, Regression) and not task.known and mechanism is not None and mechanism.protects:
         raise PrivacyError(
             f"FP7112 the mean and deviation of the labels are sums over the rows, which {mechanism.name} does not "

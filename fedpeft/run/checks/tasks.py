@@ -38,8 +38,6 @@ def check_tasks(setup: Setup) -> None:
             "FP1347 label_shift knows the classes' shares among the rows of the first task only; leave it out of "
             "--drift: with tasks a client's loss compares the classes of its task anyway"
         )
-    if setup.measured.laplace is not None:
-        raise ConfigError("FP1348 laplace would see the rows of the last task only; leave it out of --measure")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
             f"FP7114 {mechanism.name} counts on a client's rows being the same in every round, and with tasks they "

@@ -13,9 +13,10 @@ from fedpeft.plugin_files import own_code
 from fedpeft.run.console import short, size
 from fedpeft.run.exports.transformers_folder import processor
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.measured import trust_lines
 from fedpeft.run.phrases import count_of
+from fedpeft.run.section_lines import section_lines
 from fedpeft.run.target_lines import card_lines
-from fedpeft.run.trust_lines import trust_lines
 
 
 def loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
@@ -144,6 +145,7 @@ def card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
         **card_lines(summary.get("targets")),
         "calibration error": _calibration(summary, whole),
         **trust_lines(summary),
+        **section_lines(summary.get("hooks")),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
         "to load it": loading(run, whole, gguf),
     }

@@ -18,10 +18,10 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.evaluate import main as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
-from fedpeft.run.examined import exam_of
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.folder import located
 from fedpeft.run.measured import parse_measure
+from fedpeft.run.measurement import NewRun
 from fedpeft.run.setup import Setup
 from fedpeft.simulate import main
 from tests.refusals import refuses
@@ -94,9 +94,10 @@ def test_who_can_t_be_asked_is_told_so(task, measure, settings, words):
 
 @pytest.mark.fast
 def test_without_rows_a_server_needs_a_file():
-    setup = SimpleNamespace(measured=parse_measure("evaluate"))
     with refuses("FP1358"):
-        exam_of(setup, Rows([], None, None), print)
+        parse_measure("evaluate").begin(
+            NewRun(SimpleNamespace(protected=False), lambda: Rows([], None, None), None, print)
+        )
 
 
 @pytest.mark.fast

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipelin
 from transformers import AutoModelForSequenceClassification as TextClassifier
 
 from fedpeft.export import main as export
+from fedpeft.measurements.forgetting import Forgetting
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, temperature
 from fedpeft.peft.family import PEFT_METHODS
@@ -185,7 +186,7 @@ def test_a_run_is_used_from_another_folder_than_it_was_made_in(runs, tmp_path, c
     config = FinishedRun.read(home / "run").config
     assert config.model == str(home / "mine")
     assert config.dataset == f"file(path='{home}/rows.csv', test='{home}/test.csv')"
-    assert parse_measure(config.measure).second == f"file:{home}/rows.csv"
+    assert parse_measure(config.measure).get(Forgetting).dataset == f"file:{home}/rows.csv"
     assert predict([str(home / "run"), "kalep"]) == 0
     assert export([str(home / "run"), "--merge", "--output=out"]) == 0
     assert simulate(["--resume", str(home / "run")]) == 0

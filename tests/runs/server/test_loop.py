@@ -30,13 +30,14 @@ from fedpeft.run.observer import Metrics
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup, chosen_parts
+from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.features import ServerModel, attach_features
+from fedpeft.server.features import RunParts, ServerModel, attach_features
 from fedpeft.server.hooks import EndOfRun, RoundHook
 from fedpeft.server.preparation import prepare
 from fedpeft.server.private_rounds import PrivacyHook
-from fedpeft.server.progress import Checkpoints, RunStore
+from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 
 pytestmark = pytest.mark.fast("the order of events in the round loop")
@@ -180,7 +181,7 @@ def make_server(
     transport = Exchange(Clients(events), observer.client_done, remote=True, announce=announce)
     privacy = protect(setup, folder) if private else None
     model = ServerModel(evaluate if evaluates else None, validation_loss)
-    hooks = [*attach_features(setup, transport, store, observer, model, privacy, book), *more]
+    hooks = [*attach_features(RunParts(setup, transport, store, observer, model, {}, privacy, book)), *more]
     start = partial(prepare, setup, transport, {}, privacy, observer.say)
     return Server(setup, transport, Draw(events), store, observer, hooks, start)
 
@@ -306,6 +307,9 @@ class Recorder(RoundHook):
         self.events.append("aggregator")
         return inner
 
+    def reported(self, report):
+        self.events.append(f"reported {report.client}")
+
     def after_step(self, before, after, log):
         self.events.append("after_step")
         return after
@@ -323,7 +327,8 @@ def test_the_loop_calls_each_method_of_a_hook_at_its_place(tmp_path, events):
     make_server(tmp_path, events, rounds=1, more=[Recorder(events)], **LAST).run()
     prepared = ["open None", "after_start", "before_commit", "checkpoint"]
     chosen = ["ends", "before_round", "draw", "select"]
-    trained = ["announce", "aggregator", *TRAIN, "evaluate", "after_step", "measure", "before_commit"]
+    reported = [f"reported {client}" for client in range(CLIENTS)]
+    trained = ["announce", "aggregator", *TRAIN, *reported, "evaluate", "after_step", "measure", "before_commit"]
     recorded = ["checkpoint", "clients.jsonl", "rounds.jsonl", "evaluations.jsonl", "told"]
     assert events == [*prepared, *chosen, *trained, *recorded]
 
@@ -407,3 +412,41 @@ def test_privacy_replaces_the_aggregator_that_other_features_wrap(tmp_path, even
     server = make_server(tmp_path, events, private=True, **LAST, **USER_DP)
     state = server.run()
     assert type(server.aggregator(RoundPlan(1, [0, 1, 2]), state)).__module__ == "fedpeft.privacy.mechanisms.user_dp"
+
+
+def test_a_plan_lowers_the_bits_of_all_updates():
+    """The instruction of each client holds its bits; at the full share none is sent, as without a plan."""
+    state = Progress(round=0, adapter={"head.weight": torch.zeros(2, 3)}, rows={0: 1, 1: 9, 2: 1})
+    for codec, share, bits in (("small", 1.0, {0.0}), ("small", 0.5, {0.495}), ("int8", 0.5, {4.0})):
+        setup = make_setup(codec=codec)
+        plan = RoundPlan(1, [0, 1, 2], bits_share=share)
+        sent = Dispatch(setup, state, remote=False).cohort(plan)
+        assert {one.instruction.bits for one in sent} == bits
+    by_rows = Dispatch(make_setup(codec="by_rows | adaptive(bits=2.0)"), state, remote=False)
+    usual, halved = (
+        [one.instruction.bits for one in by_rows.cohort(RoundPlan(1, [0, 1, 2], bits_share=share))]
+        for share in (1.0, 0.5)
+    )
+    assert halved == [bits / 2 for bits in usual]
+    assert len(set(usual)) > 1, "the rule gives clients different bits"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_hooks_plan_the_preparation_as_they_plan_a_round(tmp_path, events, monkeypatch, private):
+    """Privacy charges it, and what is about rounds leaves it alone: batteries and traffic budgets."""
+    digests = []
+
+    def enter_start(self, digest):
+        digests.append(digest)
+        return RoundPlan(0, [0, 1], attempt=3, spent=(2,))
+
+    monkeypatch.setattr(PrivacyEngine, "enter_start", enter_start)
+    given = {"private": True, **USER_DP} if private else {"budget_megabytes": 1e-9}
+    book = EnergyBook(make_setup(measure="energy(watts=6)"))
+    server = make_server(tmp_path, events, book=book, **LAST, **given)
+    for hook in server.hooks:
+        hook.open(None)
+    plan = server.plan(RoundPlan(0, [0, 1, 2], kind="prepare"), Progress(round=0, adapter=server.setup.start))
+    assert (plan.cohort, plan.attempt, plan.spent) == (([0, 1], 3, (2,)) if private else ([0, 1, 2], 0, ()))
+    assert plan.kind == "prepare"
+    assert digests == ([plan.digest()] if private else [])

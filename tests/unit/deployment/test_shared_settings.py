@@ -38,11 +38,13 @@ FIELDS = {
     "optimizer": ("taken", "sgd(schedule=cosine)"),
     "privacy": ("taken", "local_dp(epsilon=1)"),
     "codec": ("taken", "bf16"),
+    "budget_megabytes": ("left", 5.0),
     "downlink": ("taken", "bf16"),
     "safeguard": ("left", "undo"),
     "grid": ("refused", "ray(address='10.0.0.1:6379')"),
     "workers": ("left", 8),
     "measure": ("left", "validation(every=9, keep=best)"),
+    "hook": ("left", "budget(seconds=60)"),
     "seed": ("taken", 5),
 }
 """For each field what becomes of it, and a value that is not its default."""

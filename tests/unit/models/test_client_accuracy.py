@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedpeft.data.rows import Rows
+from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.client_accuracy import of_clients, worst_tenth
-from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.server.evaluation import own_rows
 from fedpeft.simulation.robustness import measured
 from fedpeft.studies.results import client_accuracy

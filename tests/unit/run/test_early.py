@@ -24,7 +24,7 @@ WRONG = {
     "--dataset": "no_such", "--partition": "dirichlet(alpha=0)", "--head": "ridge(strength=-1)",
     "--server-optimizer": "adam(beta1=1)", "--safeguard": "undo(rate=-1)", "--drift": "fedprox(mu=-1)",
     "--local-work": "steps(0)", "--optimizer": "adamw(warmup=-1)", "--attack": "sign_flip(fraction=2)",
-    "--grid": "cohort(executor=none)", "--measure": "validation(every=0)",
+    "--grid": "cohort(executor=none)", "--measure": "validation(every=0)", "--hook": "no_such",
 }  # fmt: skip
 """A value for each flag that is out of range, or names nothing."""
 

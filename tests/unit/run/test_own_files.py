@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedpeft import plugins
 from fedpeft.config import RunConfig
+from fedpeft.parts import setting
 from fedpeft.run import own_files
+from fedpeft.run.folder import located
 from fedpeft.run.own_files import RECORD, MadeOf, changed, recorded
 from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
+from fedpeft.server.user_hook import UserHook
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 
@@ -71,6 +76,25 @@ def test_the_file_of_clients_and_those_of_measurements_are_some_of_them(tmp_path
     clients.write_text("after")
     assert own_files.made_of(config, folder=tmp_path) == before
     assert changed(before, made_of("tiny", "auto")) is None
+
+
+@dataclass(frozen=True)
+class Reading(UserHook):
+    """A hook that names a file."""
+
+    file: str = setting("", "a file", path=True)
+
+
+def test_a_hook_s_file_is_one_of_them_and_is_kept_by_its_whole_path(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "limits.txt"
+    file.write_text("before")
+    monkeypatch.chdir(tmp_path)
+    with plugins.given({"hooks": {"reading": Reading}}):
+        config = located(RunConfig(dataset="tiny", model="tiny", hook="reading(file='limits.txt')"))
+        assert config.hook == f"reading(file={str(file)!r})"
+        before = own_files.made_of(config, "")
+        file.write_text("after")
+        assert changed(before, own_files.made_of(config, "")) == str(file)
 
 
 def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:

@@ -145,3 +145,26 @@ def test_lines_that_are_their_owner_s_alone_are_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr("fedpeft.machine.files.read", denied)  # who runs the tests may read all
     with refuses("FP5189", "clients.jsonl"):
         Records(tmp_path).read("clients.jsonl")
+
+
+ONE = {"x": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"told": ONE}, {"learned": ONE}, {"losses": [1.0]}, {"clip": 2.0}, {"acknowledged": {0: 1}}, {"memory": {}}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_can_change_a_private_round_changes_the_digest(changed):
+    """Clients train with what they are told; strategies aggregate by what they learned; precision rules read losses."""
+    assert replace(example(1), **changed).digest() != example(1).digest()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"rows": {0: 9}}, {"held": {0: 1}}, {"counters": Counters(uplink_bytes=6)}, {"rejections": {0: 1}},
+     {"offsets": {"rounds.jsonl": 7}}, {"hooks": {"budget": {"spent": 9.0}}}],
+    ids=lambda changed: next(iter(changed)),
+)  # fmt: skip
+def test_what_cannot_change_it_gives_no_second_charge(changed):
+    assert replace(example(1), **changed).digest() == example(1).digest()

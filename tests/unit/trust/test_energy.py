@@ -13,10 +13,10 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, nvml, rapl
+from fedpeft.measurements.energy import Energy
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.energy import EnergyModel
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import plain
 from fedpeft.run.sampling import SAMPLERS, AwareSampler, aware, cohort_size

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedpeft.run.measured import trust_lines
 from fedpeft.run.trackers import _trust
-from fedpeft.run.trust_lines import trust_lines
 from fedpeft.studies.page import Made, page
 from fedpeft.studies.sections import Section
 from fedpeft.studies.tables import trust_table

@@ -8,11 +8,10 @@ import torch
 from scipy.stats import entropy, spearmanr
 
 from fedpeft.data.rows import Dataset, Raters, Rows
+from fedpeft.measurements.calibration import Calibration
 from fedpeft.models.scoring import Scores
 from fedpeft.run.final_score import FinalScore
-from fedpeft.run.measurements.calibration import Calibration
-from fedpeft.run.trust_lines import trust_lines
-from fedpeft.simulation.trust import Trust
+from fedpeft.run.measured import trust_lines
 from fedpeft.trust.calibration import before_and_after
 from fedpeft.trust.raters import FEWEST, against_raters, share_error
 from tests.refusals import refuses
@@ -84,10 +83,13 @@ def test_a_run_on_rated_rows_tells_it_with_its_calibration():
         0.9, 0.3, Scores(zeros, zeros, zeros, predicted, confidence, scaled), 2.0,
         tuple(question.answer(logits, labels) for question in questions),
     )  # fmt: skip
-    measured = SimpleNamespace(calibration=Calibration(), energy=None)
-    trust = Trust(SimpleNamespace(measured=measured), raters).scored(score, None, False)
-    assert trust["calibration"]["raters"] == against_raters(raters, predicted, confidence, scaled, 15)
-    assert "raters" not in Trust(SimpleNamespace(measured=measured)).scored(score, None, False)["calibration"]
+
+    def compute(raters):
+        rows = SimpleNamespace(dataset=SimpleNamespace(raters=raters))
+        return Calibration().compute(SimpleNamespace(score=score, simulation=SimpleNamespace(rows=rows)), {})
+
+    assert compute(raters)["raters"] == against_raters(raters, predicted, confidence, scaled, 15)
+    assert "raters" not in compute(None)
 
 
 def test_raters_are_of_the_test_rows():

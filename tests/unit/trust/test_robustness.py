@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedpeft.data.rows import Rows
+from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
-from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.simulation.robustness import measured, neighbours
 from fedpeft.trust.attacked import STARTS, embedding_of, moved, projected, worst
 from fedpeft.trust.corruption import CORRUPTIONS, corrupted, of_kind

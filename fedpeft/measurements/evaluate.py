@@ -10,9 +10,16 @@ Answers go to RUN/evaluations.jsonl, a line for each evaluated round. It is the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement
+from fedpeft.run.measurement import Measurement, NewRun
+
+if TYPE_CHECKING:
+    from fedpeft.answers.exam import Exam
+    from fedpeft.run.setup import Setup
+    from fedpeft.server.features import RunParts
+    from fedpeft.server.hooks import RoundHook
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,27 @@ class Evaluate(Measurement):
     metrics: str = setting("exact_match, f1", "of free answers, in quotes: 'exact_match, f1, rouge_l'")
     new_tokens: int = setting(40, "most tokens of an answer", low=1)
     rows: int = setting(0, "at most so many questions; 0: all", low=0)
+
+    def check(self, setup: Setup) -> None:
+        """Refuse models that answer no questions."""
+        from fedpeft.run.examined import check_evaluate
+
+        check_evaluate(setup, self)
+
+    def begin(self, run: NewRun) -> Exam:
+        """Read the questions."""
+        from fedpeft.run.examined import make_exam
+
+        return make_exam(self, run.setup, run.validation(), run.say)
+
+    def attach(self, run: RunParts) -> RoundHook | None:
+        """Ask the questions every few rounds."""
+        from fedpeft.server.examiner import Examiner
+
+        if run.model.answer is None:
+            return None
+        exam = run.begun[self.name]
+        return Examiner(exam, self.every, run.setup.rounds, run.model.answer, run.observer.say)
 
 
 part = Evaluate

@@ -1,0 +1,1 @@
+"""Measurements of `--measure`, one per file."""

@@ -1,0 +1,54 @@
+"""The reference without federation and without others' rows: each client alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, ScoredRun, TrainedRun
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Alone(Measurement):
+    """The same adapter, also trained by single clients on their own rows (`fedpeft.simulation.alone`)."""
+
+    clients: int = setting(4, "how many, evenly from those with the fewest rows to those with the most", low=1)
+
+    simulated: ClassVar[bool] = True
+
+    in_quality: ClassVar[bool] = True
+
+    def check(self, setup: Setup) -> None:
+        """Refuse adapters that privacy would not cover, and tasks that come one after another."""
+        if setup.mechanism is not None or setup.secure_sum is not None:
+            raise PrivacyError(
+                "FP7092 clients that train alone would leave adapters in the run's folder that nothing protects; leave "
+                "alone out of --measure"
+            )
+        if setup.facts.tasks is not None:
+            raise ConfigError(
+                "FP1312 alone has all of a client's rows at once, and here are tasks; leave it out of --measure"
+            )
+
+    def ask(self, run: TrainedRun) -> dict[str, Any]:
+        """Train clients alone, and save their adapters."""
+        from fedpeft.simulation.alone import train_alone
+
+        assert run.simulation is not None
+        return {"accuracies": train_alone(run.simulation, self.clients)}
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Return the mean accuracy of the clients."""
+        from fedpeft.simulation.alone import score_of_alone
+
+        assert run.simulation is not None
+        return {"alone_accuracy": score_of_alone(run.simulation, answers["accuracies"])}
+
+
+part = Alone

@@ -1,0 +1,120 @@
+"""Calibration: is the finished classifier as sure as it is right, before and after one temperature for all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, ScoredRun, TrainedRun
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+    from fedpeft.trust.question import Question
+
+PLACES = ("auto", "server", "clients")
+
+HALF = 0.5
+"""Share of the examples that are answered, in the line about a model that abstains."""
+
+
+@dataclass(frozen=True)
+class Calibration(Measurement):
+    """Temperature, calibration errors, Brier's score and the risk-coverage curve (`fedpeft.trust.calibration`)."""
+
+    rows: str = setting(
+        "auto",
+        "whose rows the temperature is found on: the server's, or clients' held-out ones by sums; auto: the server's "
+        "where it has any",
+        choices=PLACES,
+    )
+    bins: int = setting(15, "of confidence, equally wide", low=2, high=100)
+
+    def asks_clients(self, setup: Setup) -> bool:
+        """Return whether the temperature is that of clients' held-out examples."""
+        return self.rows == "clients" or (self.rows == "auto" and not setup.facts.judged)
+
+    def check(self, setup: Setup) -> None:
+        """Refuse tasks without classes, and sums over clients' examples that privacy does not cover."""
+        if setup.facts.task != "classification":
+            raise ConfigError(
+                f"FP1311 calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it "
+                "out of --measure"
+            )
+        if not self.asks_clients(setup):
+            return
+        if setup.secure_sum is not None and setup.secure_sum.noisy:
+            raise PrivacyError(
+                f"FP7093 calibration of clients' rows adds up what they measure, which the noise of "
+                f"{setup.config.privacy} does not cover; take calibration(rows=server) and validation(public=True), or "
+                "leave it out of --measure"
+            )
+        if setup.mechanism is not None and setup.mechanism.silent:
+            raise PrivacyError(
+                "FP7094 calibration of clients' rows adds up what they measure on them, which epsilon does not cover; "
+                "take calibration(rows=server), and validation(public=True) where these rows are public, or allow it "
+                f"with {setup.mechanism.name}(raw_metrics=True, ...)"
+            )
+
+    def ask(self, run: TrainedRun) -> dict[str, Any]:
+        """Calibrate on clients' held-out examples, if they are asked."""
+        from fedpeft.server.calibration import of_clients
+
+        if not self.asks_clients(run.setup):
+            return {}
+        found = of_clients(run.server.questions(run.state), self.bins)
+        return {"temperature": found.pop("temperature"), "clients": found}
+
+    def test_questions(self, temperature: float) -> Sequence[Question]:
+        """Return the questions about the model as it is and with the temperature."""
+        from fedpeft.trust.calibration import before_and_after
+
+        return before_and_after(temperature, self.bins)
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Compare before and after on the test examples of a simulation, and with several raters' labels."""
+        from fedpeft.trust.calibration import before_and_after, compared
+        from fedpeft.trust.raters import against_raters
+
+        score = run.score
+        if run.simulation is None or score is None:
+            return answers or None
+        test = compared(score.answers, before_and_after(score.temperature, self.bins))
+        section = {"temperature": score.temperature, **answers, "test": test}
+        if raters := run.simulation.rows.dataset.raters:
+            scores = score.scores
+            found = against_raters(raters, scores.predicted, scores.confidence, scores.scaled, self.bins)
+            section |= {} if found is None else {"raters": found}
+        return section
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return errors and scores before and after the temperature."""
+        lines: dict[str, str] = {}
+        for whose, name in (("test", "test rows"), ("clients", "clients' held-out rows")):
+            if found := section.get(whose):
+                lines |= _compare(found["before"], found["after"], name)
+        return lines | _compare_raters(section.get("raters"))
+
+
+def _compare(before: Mapping[str, Any], after: Mapping[str, Any], rows: str) -> dict[str, str]:
+    """Return the lines about some rows before and after the temperature."""
+    pairs = {"class-wise calibration error": "classwise", "Brier score": "brier"}
+    lines = {f"{name}, {rows}": f"{before[key]:.4f}; {after[key]:.4f} calibrated" for name, key in pairs.items()}
+    answered = zip(after["coverage"], after["risk"], strict=True)
+    risk = next((risk for coverage, risk in answered if coverage >= HALF), None)
+    return lines if risk is None else lines | {f"wrong answers, surest half of the {rows}": f"{risk:.4f}"}
+
+
+def _compare_raters(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the lines about the labels of several raters."""
+    if not found:
+        return {}
+    error, ranks = found["share_error"], found["entropy"]
+    lines = {"error against the share of raters' votes": f"{error['before']:.4f}; {error['after']:.4f} calibrated"}
+    return lines | ({} if ranks is None else {"rank correlation of entropy and raters' spread": f"{ranks:.3f}"})
+
+
+part = Calibration

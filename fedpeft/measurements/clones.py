@@ -1,0 +1,47 @@
+"""Clones: whether a function is still known when its names are changed and its statements reordered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, ScoredRun
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Clones(Measurement):
+    """Functions of the test rows that look for their clones among those of all (`fedpeft.data.code_clones`)."""
+
+    rows: int = setting(300, "test rows that are looked at, always the same", low=2)
+
+    simulated: ClassVar[bool] = True
+
+    def check(self, setup: Setup) -> None:
+        """Refuse rows that are no documents."""
+        if not (setup.task.compares and setup.facts.kind == "text"):
+            raise ConfigError(
+                "FP1314 clones are found as documents are, by --dataset code_search; leave them out of --measure"
+            )
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Rank each function's clone among all."""
+        from fedpeft.simulation.retrieval import cloned
+
+        assert run.simulation is not None
+        run.simulation.observer.phase("clones of the test rows' functions", 1)
+        return cloned(self, run.setup, run.simulation.rows, run.folder)
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return the shares that are ranked first."""
+        shares = "; ".join(f"{name} {section[name]['first']:.4f}" for name in ("result", "frozen", "words"))
+        return {f"clones of {section['rows']} functions, ranked first": shares}
+
+
+part = Clones

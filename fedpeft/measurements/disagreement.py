@@ -1,0 +1,61 @@
+"""Disagreement: what the adapter has learned, layer by layer, and where clients pull in different directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, TrainedRun
+
+if TYPE_CHECKING:
+    from fedpeft.server.features import RunParts
+    from fedpeft.server.hooks import RoundHook
+
+
+@dataclass(frozen=True)
+class Disagreement(Measurement):
+    """Each round's clients against each other, and the finished adapter's spectra (`fedpeft.trust.disagreement`).
+
+    Where nobody may see a client's update, or privacy covers the released model alone, only the spectra are told.
+    """
+
+    causal: bool = setting(
+        True, "evaluate the model without each layer's leading direction, and shrunk to the same norm instead"
+    )
+
+    def attach(self, run: RunParts) -> RoundHook | None:
+        """Compare the updates of each round, unless privacy hides them."""
+        from fedpeft.server.disagreement import DisagreementHook
+
+        protected = run.setup.secure_sum is not None or run.setup.mechanism is not None
+        return None if protected else DisagreementHook(run.setup)
+
+    def ask(self, run: TrainedRun) -> dict[str, Any]:
+        """Describe what the kept adapter has learned, and evaluate it without leading directions."""
+        from fedpeft.server.learned import causal, of_run, products
+
+        found = of_run(run.setup, run.state, run.records.read("disagreement.jsonl"))
+        state, residual = run.state.result
+        if self.causal and products(run.setup) and not residual and run.evaluate is not None:
+            found["causal"] = causal(run.setup, state, run.evaluate)
+        return found
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return how clients cancel each other, who stands apart, and what leading directions are worth."""
+        from fedpeft.server.learned import CAUSAL
+
+        lines = {}
+        if section.get("cancelled") is not None:
+            lines["share of the updates that cancels, last round"] = f"{section['cancelled']:.3f}"
+        for line in section.get("advice") or []:
+            lines["clients"] = f"{lines['clients']}; {line}" if "clients" in lines else line
+        if causal := section.get("causal"):
+            loss = [causal[name]["loss"] for name in CAUSAL]
+            lines["validation loss; without leading directions; shrunk alike"] = "; ".join(f"{x:.4f}" for x in loss)
+        return lines
+
+
+part = Disagreement

@@ -1,0 +1,55 @@
+"""Energy: joules and grams of CO2 of clients, from declared watts; and what this machine has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.run.energy import EnergySettings
+from fedpeft.run.measurement import ScoredRun
+from fedpeft.run.profiles import kinds
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Energy(EnergySettings):
+    """What clients' work and traffic takes (`fedpeft.run.energy`); a profile's own numbers stand in front of these."""
+
+    def check(self, setup: Setup) -> None:
+        """Refuse clients whose watts nobody knows, and steps that privacy counts."""
+        if not self.watts and not all(profile.watts_train for profile in kinds(setup.profiles)):
+            raise ConfigError(
+                "FP1320 energy does not know what clients use: say energy(watts=...), or watts_train in every table of "
+                "--clients"
+            )
+        if self.lean and setup.mechanism is not None:
+            raise PrivacyError(
+                "FP7097 energy(lean=True) changes how many local steps clients take, which epsilon counts; leave lean "
+                "out"
+            )
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Sum up the records, unless it is a secret who took part."""
+        from fedpeft.server.energy import summarised
+
+        if run.secret:
+            return None
+        return summarised(run.records.read("clients.jsonl"), run.records.read("rounds.jsonl"), self.pue)
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return the energy of the clients and of this machine."""
+        grams = "" if section.get("grams") is None else f", {section['grams']:.3g} g of CO2"
+        lines = {"energy of the clients": f"{section['joules'] / 1e3:.3g} kJ{grams}"}
+        if section.get("dropped"):
+            lines["turns lost to empty batteries"] = str(section["dropped"])
+        if section.get("measured") is not None:
+            lines["energy of this machine in the rounds"] = f"{section['measured'] / 1e3:.3g} kJ"
+        return lines
+
+
+part = Energy

@@ -1,0 +1,64 @@
+"""Ensemble: the mean of the predictions of the last global states, a model that doubts where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, ScoredRun
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+    from fedpeft.server.features import RunParts
+    from fedpeft.server.hooks import RoundHook
+
+
+@dataclass(frozen=True)
+class Ensemble(Measurement):
+    """The last `last` global states together on the test rows (`fedpeft.simulation.ensemble`)."""
+
+    last: int = setting(3, "states, those after the last rounds", low=2, high=100)
+
+    simulated: ClassVar[bool] = True
+
+    def check(self, setup: Setup) -> None:
+        """Refuse tasks without classes, and states that share a changed base."""
+        if setup.facts.task != "classification":
+            raise ConfigError("FP1513 ensemble is that of classes; leave it out of --measure")
+        if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+            raise ConfigError(
+                f"FP1316 {setup.config.strategy} puts part of what was learned into the base, which an ensemble's "
+                "states share; take flexlora"
+            )
+
+    def attach(self, run: RunParts) -> RoundHook:
+        """Keep the last states on the disk."""
+        from fedpeft.server.ensemble import STATES, EnsembleHook
+
+        return EnsembleHook(run.store.records.folder / STATES, self.last)
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Score the states on the test rows, alone and together."""
+        from fedpeft.server.ensemble import STATES
+        from fedpeft.simulation.ensemble import ensemble
+
+        assert run.simulation is not None
+        run.simulation.observer.phase("ensemble of the last states: test rows", 1)
+        return ensemble(run.setup, run.simulation.rows, run.folder / STATES)
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return what the last state is worth, and all states together."""
+        last, together = section["last"], section["together"]
+        names = {"error": "calibration error", "loss": "loss (nats)", "accuracy": "accuracy"}
+        return {
+            f"the last {len(section['rounds'])} states together: {name}": f"{last[key]:.4f} -> {together[key]:.4f}"
+            for key, name in names.items()
+        }
+
+
+part = Ensemble

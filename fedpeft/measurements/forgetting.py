@@ -1,0 +1,66 @@
+"""Forgetting: a second data set that base and result are scored on shows what tuning has cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedpeft.errors import ConfigError
+from fedpeft.families import DATASETS
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, NewRun, ScoredRun
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Forgetting(Measurement):
+    """A second data set, before and after tuning."""
+
+    dataset: str = setting(
+        dataclasses.MISSING,
+        "its text, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'",
+        nested=DATASETS,
+    )
+
+    simulated: ClassVar[bool] = True
+
+    in_quality: ClassVar[bool] = True
+
+    def check(self, setup: Setup) -> None:
+        """Refuse tasks that have neither classes nor next tokens of texts."""
+        if setup.task.targets in ("numbers", "labels"):
+            what = "numbers" if setup.task.targets == "numbers" else "several labels a row"
+            raise ConfigError(
+                f"FP1345 forgetting asks for classes, or for next tokens, and these rows have {what}; leave it out"
+            )
+        if setup.task.describes:
+            raise ConfigError(
+                "FP1303 forgetting asks a model of texts alone, and captions read images; leave it out of --measure"
+            )
+        if setup.task.compares:
+            raise ConfigError(
+                "FP1315 forgetting asks for classes, or for next tokens, and pairs have neither; leave it out"
+            )
+
+    def begin(self, run: NewRun) -> Any:
+        """Load the second data set."""
+        from fedpeft.simulation.forgetting import second_task
+
+        assert run.dataset is not None
+        return second_task(self.dataset, run.dataset)
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Score base and result on the second data set."""
+        from fedpeft.simulation.forgetting import forgotten
+
+        assert run.simulation is not None
+        run.simulation.observer.phase(f"forgetting: {run.begun.name} on the base and on the result", 1)
+        key = run.simulation.workers.work.model_key
+        return {"forgetting": forgotten(run.setup, run.begun, run.folder, key).as_dict()}
+
+
+part = Forgetting

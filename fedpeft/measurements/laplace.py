@@ -1,0 +1,67 @@
+"""Laplace: how uncertain the adapter itself is, from Kronecker factors that clients add up in one exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, TrainedRun
+from fedpeft.run.profiles import kinds
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Laplace(Measurement):
+    """The finished classifier's calibration under Laplace-LoRA (`fedpeft.trust.kronecker`)."""
+
+    rank: int = setting(10, "directions of the large Kronecker factor that are kept", low=1, high=4096)
+    rows: int = setting(400, "test rows that are predicted, always the same; each takes a pass per class", low=1)
+
+    simulated: ClassVar[bool] = True
+
+    def check(self, setup: Setup) -> None:
+        """Refuse what has no Kronecker factors of LoRA matrices, or would disclose them without protection."""
+        if setup.facts.task != "classification" or setup.facts.kind != "text" or setup.method.name != "lora":
+            raise ConfigError(
+                "FP1317 laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out"
+            )
+        if len({profile.form for profile in kinds(setup.profiles)}) > 1:
+            raise ConfigError("FP1318 laplace adds up factors of one size; give all clients the same rank and alpha")
+        if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+            raise ConfigError(
+                f"FP1319 {setup.config.strategy} puts part of what was learned into the base; take flexlora"
+            )
+        if setup.mechanism is not None or setup.secure_sum is not None:
+            raise PrivacyError(
+                "FP7095 laplace adds up products of what clients' rows make of the model, which --privacy does not "
+                "cover; leave one of them out"
+            )
+        if setup.facts.tasks is not None:
+            raise ConfigError("FP1348 laplace would see the rows of the last task only; leave it out of --measure")
+
+    def ask(self, run: TrainedRun) -> dict[str, Any]:
+        """Ask clients for the factors, and predict test rows."""
+        from fedpeft.simulation.laplace import laplace
+
+        assert run.simulation is not None
+        run.simulation.observer.phase("Laplace: Kronecker factors of all clients, and test rows", 1)
+        state, _ = run.state.result
+        return laplace(self, run.server.questions(run.state), state, run.simulation.rows)
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return error and loss before and after."""
+        before, after = section["map"], section["laplace"]
+        return {
+            f"Laplace-LoRA, {before['rows']} test rows: error": f"{before['error']:.4f} -> {after['error']:.4f}",
+            "Laplace-LoRA: loss (nats)": f"{before['loss']:.4f} -> {after['loss']:.4f}",
+        }
+
+
+part = Laplace

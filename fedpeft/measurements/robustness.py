@@ -1,0 +1,52 @@
+"""Robustness: what typos, other words, small movements of embeddings, or spoiled images leave of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.run.measurement import Measurement, ScoredRun
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Robustness(Measurement):
+    """The finished classifier on test rows that were changed (`fedpeft.trust.corruption`), the worst of some draws."""
+
+    rows: int = setting(300, "test rows that are looked at, always the same", low=1)
+    draws: int = setting(5, "of each change; the worst counts for a row", low=1, high=100)
+    attack: bool = setting(True, "of texts: move embeddings along the gradient, too (fedpeft.trust.attacked)")
+
+    simulated: ClassVar[bool] = True
+
+    def check(self, setup: Setup) -> None:
+        """Refuse tasks without classes."""
+        if setup.facts.task != "classification":
+            raise ConfigError("FP1313 robustness is that of classes; leave it out of --measure")
+
+    def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Score the saved model on changed test rows."""
+        from fedpeft.simulation.robustness import robustness
+
+        assert run.simulation is not None
+        run.simulation.observer.phase("robustness: test rows that were changed", 1)
+        return robustness(self, run.setup, run.simulation.rows, run.folder)
+
+    @classmethod
+    def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
+        """Return the accuracy as the rows are, and under the strongest change of each type in the worst draws."""
+        if not (clean := section.get("clean")):
+            return {}
+        strongest = {kind: points[-1] for kind, points in section.items() if isinstance(points, list)}
+        return {
+            f"{kind} at {point['strength']:g}, worst draws": f"{clean['accuracy']:.4f} -> {point['worst']:.4f}"
+            for kind, point in strongest.items()
+        }
+
+
+part = Robustness

@@ -1,0 +1,38 @@
+"""Sections of hooks and measurements, as lines of the console, a report and a model card."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpeft.run.measured import trust_lines
+from fedpeft.run.section_lines import compute_section, section_lines
+
+
+def test_each_number_text_and_truth_value_has_a_line():
+    section = {"seconds": 61.23456789, "is_spent": True, "rounds": 3, "why": "time", "absent": None, "each": [1, 2]}
+    assert section_lines({"budget": section}) == {
+        "budget: seconds": "61.2346",
+        "budget: is spent": "yes",
+        "budget: rounds": "3",
+        "budget: why": "time",
+        "budget: absent": "unknown",
+    }
+    assert section_lines(None) == {}
+
+
+def test_a_measurement_whose_plugin_is_absent_has_lines_all_the_same():
+    assert trust_lines({"trust": {"mine": {"number": 2}}}) == {"mine: number": "2"}
+
+
+@pytest.mark.parametrize(("compute", "words"), [(lambda: 1 / 0, "ZeroDivisionError"), (lambda: {"x": {1}}, "JSON")])
+def test_a_section_that_fails_is_left_out_with_a_note(compute, words):
+    said = []
+    assert compute_section("mine", compute, said.append) is None
+    (note,) = said
+    assert "mine" in note
+    assert words in note
+
+
+def test_a_section_without_mistakes_says_nothing():
+    assert compute_section("mine", lambda: {"x": (1, 2)}, pytest.fail) == {"x": [1, 2]}
+    assert compute_section("mine", lambda: None, pytest.fail) is None
