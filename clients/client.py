@@ -40,10 +40,11 @@ from fedpeft.data.task_sequence import MetTasks
 from fedpeft.errors import DataError, PayloadError, PrivacyError
 from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import Layout, State, difference, held_in
-from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
+from fedpeft.privacy.sum_mechanism import SumMechanism
 
 WALKED = "walk/steps"
 """What a client calls the number of steps that it has made, among its own state."""
@@ -194,7 +195,7 @@ class ClientSide:
             def contribution(announced: Announcement) -> Contribution:
                 asked = announced.numbers > BESIDE or announced.size
                 sums = self.head.additive(statistics_of()) if asked else {}
-                sums = sums if self.privacy is None else self.privacy.start_summand(sums)
+                sums = self.privacy.start_summand(sums) if isinstance(self.privacy, SumMechanism) else sums
                 return Contribution(self._weight(told), told, statistics=sums)
 
             return self.masking.add(instruction, contribution)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fedpeft.communication.uplink import Uplink
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.privacy.engine import Guard
+from fedpeft.privacy.guard import Guard
 
 
 def release(

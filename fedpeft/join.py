@@ -33,7 +33,7 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
-from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code

@@ -48,7 +48,7 @@ def of_run(simulation: Simulation) -> CanaryAudit:
     most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
     protection = simulation.protection
     assert protection is not None
-    federation, mechanism = protection.federation, protection.mechanism
+    federation, mechanism = protection.exposure, protection.mechanism
     spends = max(
         mechanism.planned(federation),
         key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),

@@ -46,7 +46,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
@@ -150,7 +150,7 @@ class _Pipeline:
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
         self.folder = folder
-        self.protection = PrivacyEngine(mechanism, self._federation(), folder, str(audit), audit.seed)
+        self.protection = make_engine(mechanism, self._federation(), folder, str(audit), audit.seed)
         self.protection.open(resumed=False)
 
     def _federation(self) -> Exposure:
@@ -173,7 +173,7 @@ class _Pipeline:
 
     def drawn(self, round: int) -> list[int]:
         """Who takes part in a round, where the cohort is no secret."""
-        federation = self.protection.federation
+        federation = self.protection.exposure
         if self.mechanism.turns:
             return InTurns(federation.clients, federation.cohort).draw(self.audit.seed, round)
         return list(range(federation.clients))
@@ -237,7 +237,7 @@ class _Pipeline:
     def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
         """The ledger's claim, and the bounds."""
         claimed, _ = self.protection.epsilons()
-        delta, federation, sizes = self.protection.delta, self.protection.federation, 0.0
+        delta, federation, sizes = self.protection.delta, self.protection.exposure, 0.0
         if self.mechanism.secret_cohort and tells_size(federation.cohort):
             rate = federation.cohort / federation.clients
             sizes = size_epsilon(federation.clients, rate, self.audit.rounds, delta)
@@ -278,7 +278,7 @@ class _Clients(_Pipeline):
 
         Both are seen through the factor that makes the noise white, where there is one.
         """
-        factor = self.mechanism.noise_factor(self.protection.federation)
+        factor = self.mechanism.noise_factor(self.protection.exposure)
         if factor is not None:
             moves, turns = factor @ moves, factor @ turns
         scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))
@@ -317,7 +317,7 @@ class _Rows(_Pipeline):
         progress = Progress(round=0, adapter=executor.start)
         scores = np.zeros(self.audit.canaries)
         plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
-        local = LocalTraining(self.protection.federation.batch_size, optimizer=plain).of_steps(self.audit.steps)
+        local = LocalTraining(self.protection.exposure.batch_size, optimizer=plain).of_steps(self.audit.steps)
         for round in range(1, self.audit.rounds + 1):
             plan = self.protection.enter(round, progress.digest(), self.drawn(round))
             assert plan is not None

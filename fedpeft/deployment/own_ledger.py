@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,16 @@ from numpy.typing import NDArray
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.client_engine import OwnLedger, own_mechanism, planned_participations
+from fedpeft.privacy.client_protection import (
+    ClientProtection,
+    make_client_engine,
+    own_mechanism,
+    planned_participations,
+)
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.privacy.summed_ledger import SummedLedger
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.server.preparation import noised_statistics
@@ -24,8 +27,8 @@ from fedpeft.server.preparation import noised_statistics
 
 def own_ledger(
     setup: Setup, told: RunConfig, options: EdgeOptions, rows: int, identity: str, places: tuple[Path, Path, Path]
-) -> OwnLedger | None:
-    """The client's own ledger; None: no noise is drawn here.
+) -> ClientProtection | None:
+    """Return the client's own protection; None: no noise is drawn here.
 
     Args:
         setup: of what the client takes of the server's settings.
@@ -71,10 +74,9 @@ def own_ledger(
     own = own_mechanism(given, units, options.max_epsilon, options.max_delta)
     folder, ledgers, file = places
     lifetime = LifetimeLedger(ledgers, file, own.hides, options.max_epsilon)
-    if isinstance(given, DistributedDP) and isinstance(own, DistributedDP):
-        own = replace(own, collude=max(own.collude, options.collude))
-        return SummedLedger(own, exposure, folder, identity, given, lifetime, told.seed)
-    return OwnLedger(own, exposure, folder, identity, given, lifetime, told.seed)
+    if isinstance(own, SumMechanism):
+        own = own.assume_colluding(options.collude)
+    return ClientProtection(make_client_engine(own, given, exposure, folder, identity, told.seed), lifetime)
 
 
 def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:

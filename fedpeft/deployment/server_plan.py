@@ -15,11 +15,11 @@ import numpy as np
 from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
-from fedpeft.privacy.client_engine import planned_participations
+from fedpeft.privacy.client_protection import planned_participations
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.spending import spending
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.private_plan import planned, plans
 from fedpeft.run.profiles import ProfileTable, chances
 from fedpeft.run.sampling import cohort_size
@@ -56,17 +56,18 @@ def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
             f"FP1141 --client-rows {client_rows} is what training under a privacy budget is planned by, and there is "
             "none; leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
         )
-    if not isinstance(mechanism, DistributedDP) or mechanism.unit != "rows" or mechanism.rows is None:
+    rows = mechanism.public_rows if isinstance(mechanism, SumMechanism) else None
+    if mechanism is None or rows is None:
         return client_rows and max(1, round(client_rows * (1 - held_out)))
     if client_rows:
         raise ConfigError(
-            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={mechanism.rows}) both say how many rows "
+            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={rows}) both say how many rows "
             "there are; leave --client-rows out"
         )
-    of_one = max(1, round(mechanism.rows / setup.clients))
+    of_one = max(1, round(rows / setup.clients))
     if of_one > MOST_CLIENT_ROWS:
         raise ConfigError(
-            f"FP1143 {mechanism.name}(rows={mechanism.rows}) are {of_one:,} rows for each of {setup.clients} clients, "
+            f"FP1143 {mechanism.name}(rows={rows}) are {of_one:,} rows for each of {setup.clients} clients, "
             f"and a client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
         )
     return of_one
@@ -108,7 +109,7 @@ def at_clients_delta(setup: Setup) -> Setup:
     at its own, by which less noise pays for fewer rounds, and the run would end before its last one.
     """
     mechanism = setup.mechanism
-    if not isinstance(mechanism, DistributedDP) or mechanism.epsilon is None or mechanism.dp_delta is not None:
+    if not isinstance(mechanism, SumMechanism) or mechanism.epsilon is None or mechanism.dp_delta is not None:
         return setup
     usual, accepted = mechanism.delta(exposure_of(setup, 1)), EdgeOptions().max_delta
     if usual <= accepted:

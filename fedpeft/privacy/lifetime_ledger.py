@@ -1,8 +1,8 @@
 """What has been released about one data set, by all runs of all federations that have trained on it on this machine.
 
 A server names its runs, and could begin a new one whenever a budget is spent. So a client's own budget does not count
-by run: beside the ledger of the run (`fedpeft.privacy.client_engine`) every charge is written here, in a file for the
-data set, whoever the server is. The data set is told by its path: a copy under another name is another one.
+by run: beside the ledger of the run (`fedpeft.privacy.client_protection`) every charge is written here, in a file for
+the data set, whoever the server is. The data set is told by its path: a copy under another name is another one.
 
     account 0    training rows: of every release
     account 1    whole clients: of releases that hide all of a client's data, which hide each of its rows as well

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,9 +32,6 @@ from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_e
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.noise import RunKey, gaussian
-
-if TYPE_CHECKING:
-    from fedpeft.privacy.secure_sum.sum import SecureSum
 
 HALF = 0.5
 """Of the budget that start and training share, where both are worth something."""
@@ -344,21 +341,13 @@ class Mechanism(ABC):
         """
         return None
 
-    def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
+    def start_charges(self, federation: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
-        return {client: (Event(noise, 1.0), 1) for client in clients}
+        return dict.fromkeys(range(federation.clients), (Event(noise, 1.0), 1))
 
     def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """What a client sends of its `statistics` for the start; `ids` are attempt and client."""
         return noisy(statistics, noise, key.stream("start noise", *ids))
-
-    def sums(self) -> SecureSum | None:
-        """The sums under masks that its noise is in; None: there are none."""
-        return None
-
-    def start_summand(self, statistics: State) -> State:
-        """What a client adds of its `statistics` to a sum under masks that holds noise; by default all of it."""
-        return statistics
 
     def start_taken(self, statistics: State) -> State:
         """What the server adds to the sum of what a client sends; by default all of it."""

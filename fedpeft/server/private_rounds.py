@@ -62,7 +62,7 @@ class PrivacyHook(RoundHook):
             cohort=charged.cohort,
             attempt=charged.attempt,
             spent=charged.spent,
-            expected_cohort=self.engine.federation.cohort if mechanism.secret_cohort else None,
+            expected_cohort=self.engine.exposure.cohort if mechanism.secret_cohort else None,
             steps_without_updates=mechanism.secret_cohort or mechanism.turns,
         )
 

@@ -39,7 +39,7 @@ def private_probe(simulation: Simulation) -> float | None:
     train, classes = work.store(work.data_key, work.depth), setup.facts.classes
     head = setup.head if setup.head.bounded else HEADS.build("private_centroids")
     mechanism = replace(protection.mechanism, start=1.0)
-    noise = mechanism.start_noise(replace(protection.federation, start=True))
+    noise = mechanism.start_noise(replace(protection.exposure, start=True))
     assert noise is not None
     keys = [RunKey(protection.key.stream("private probe", draw).bytes(32)) for draw in range(DRAWS)]
     totals = [Fold() for _ in keys]

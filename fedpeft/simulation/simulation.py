@@ -28,10 +28,10 @@ from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.peft.adapter import State
 from fedpeft.plugin_files import own_code
-from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
+from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.catalogue import check_parts
 from fedpeft.run.examined import exam_of
@@ -122,8 +122,8 @@ class Simulation:
         work = self._work_plan(machine)
         self.fixed = machine.pinned(fixed, work, folder)
         self.protection = self._protection(work)
-        if isinstance(self.protection, SummedEngine):
-            self.setup = replace(self.setup, secure_sum=self.protection.sums)
+        if self.protection is not None and (sums := self.protection.sums) is not None:
+            self.setup = replace(self.setup, secure_sum=sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         _ = self._exam  # what is wrong with its questions is said before anything is trained
@@ -213,9 +213,8 @@ class Simulation:
             f"{setup.profiles} {federation.rows.tolist()} {federation.steps.tolist()}"
         )
         mechanism.check_start(federation)
-        engine = SummedEngine if mechanism.summed else PrivacyEngine
         labels_of_rows = self.rows.dataset.labels_of_rows
-        return engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
+        return make_engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
 
     def _exposure(self) -> Exposure:
         """What the cost of this run depends on."""

@@ -24,8 +24,8 @@ Noise is enough if `dropouts` of a cohort drop out; with more the sum is void. I
 sum that is tried again is charged again, with new noise.
 
 Real clients know neither each other's rows nor their number: `rows` says it, and with it how many join a round. Each
-keeps its own ledger (`fedpeft.privacy.summed_ledger`), draws its noise and coins from its own key, and counts on the
-noise of those alone whose certificates it has seen.
+keeps its own ledger (`fedpeft.privacy.client_protection`), draws its noise and coins from its own key, and counts on
+the noise of those alone whose certificates it has seen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from scipy.stats import binom
 
@@ -46,12 +46,13 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Events, rdp_epsilon, together
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, Training, bounded_block, noisy
+from fedpeft.privacy.mechanism import Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import (
     AUDIBLE_HEAD,
     AUDIBLE_WHITENED,
@@ -73,7 +74,7 @@ UNPLANNED = 0.05
 
 
 @dataclass(frozen=True)
-class DistributedDP(Mechanism):
+class DistributedDP(SumMechanism):
     """Skellam noise in sums under masks, a share of it from each client: the server is not trusted."""
 
     unit: str = setting("rows", "what is hidden: a row, or a client with all its data", choices=("rows", "clients"))
@@ -138,6 +139,11 @@ class DistributedDP(Mechanism):
         """The largest share of the noise that colluding clients know: of what is left when others have dropped out."""
         return self.collude / (1 - self.dropouts)
 
+    @property
+    def public_rows(self) -> int | None:
+        """As the setting says, for rows."""
+        return self.rows if self.unit == "rows" else None
+
     def sums(self) -> SharedNoise:
         """How sums are formed, before it is known how much noise they need."""
         return SharedNoise(
@@ -193,6 +199,10 @@ class DistributedDP(Mechanism):
             raise PrivacyError(
                 f"FP7061 {name} lets clients choose what they submit, and sums of gradients are sent whole"
             )
+
+    def assume_colluding(self, share: float) -> Self:
+        """Return the mechanism with the larger of both shares."""
+        return replace(self, collude=max(self.collude, share))
 
     def check_remote(self) -> None:
         """Refuse sums of rows of which nobody knows how many there are.
@@ -269,7 +279,7 @@ class DistributedDP(Mechanism):
         event = self.grid(federation, noise).event(self.rate(federation), known=self.known)
         return dict.fromkeys(cohort, (event, 1))
 
-    def begun(self, federation: Exposure, noise: float) -> Charges:
+    def start_charges(self, federation: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
         event = self.start_grid(federation, noise).event(1.0, known=self.known)
         return dict.fromkeys(range(federation.clients), (event, 1))

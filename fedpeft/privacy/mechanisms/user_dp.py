@@ -292,9 +292,9 @@ class UserDP(Mechanism):
         """One noise for the whole sum."""
         return noise
 
-    def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
+    def start_charges(self, federation: Exposure, noise: float) -> Charges:
         """One release, of all clients."""
-        return dict.fromkeys(clients if self.turns else [POPULATION], (Event(noise, 1.0), 1))
+        return dict.fromkeys(range(federation.clients) if self.turns else [POPULATION], (Event(noise, 1.0), 1))
 
     def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """As they are: the server is trusted."""

@@ -11,10 +11,10 @@ import pytest
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.accountant import Event, epsilon
-from fedpeft.privacy.client_engine import FAILED, OWN, Answers
+from fedpeft.privacy.accounts import OwnLedgers
+from fedpeft.privacy.client_protection import FAILED, OWN, Answers
 from fedpeft.privacy.engine import KEY, LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
-from fedpeft.privacy.remote_engine import SecondBook
 from tests.here import ROWS
 from tests.refusals import has_error, refuses
 
@@ -54,11 +54,11 @@ def test_each_client_chooses_the_noise_that_its_own_rows_and_limit_need(federati
     made = federation(privacy="dp_sgd(epsilon=8)", options=[{"max_epsilon": 2.0}, {}])
     made.run()
     few, many = (edge.protection for edge in made.server.edges)
-    assert few.noise > many.noise
+    assert few.engine.noise > many.engine.noise
     assert 1 < few.spent() <= 2
     assert 4 < many.spent() <= 8
     assert few.delta == pytest.approx(1e-3)
-    assert made.server.protection.summary()["noise_multiplier"] == many.noise
+    assert made.server.protection.summary()["noise_multiplier"] == many.engine.noise
 
 
 @pytest.mark.parametrize("mechanism", ["dp_sgd", "local_dp", "user_dp"])
@@ -74,7 +74,7 @@ def test_nothing_that_is_measured_on_the_rows_leaves_a_client(federation, mechan
 def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation, monkeypatch):
     privacy = "dp_sgd(noise_multiplier=0.7)"
     once = federation(privacy=privacy, rounds=1).server.edges[0].protection
-    event, releases = once._charge(0)
+    event, releases = once.compute_cost()
     limit = epsilon({event: releases}, once.delta) * 1.01
     made = federation(privacy=privacy, rounds=3, options=[{"max_epsilon": limit}, {}], serve=ServeOptions(labels=""))
     monkeypatch.setattr(made.server.observer, "say", (said := []).append)
@@ -106,11 +106,10 @@ def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_pe
     """The client's own book has a charge more than the server's: it refuses, and the server sees to the rest."""
     made = federation(privacy="local_dp(noise_multiplier=2)", clients=1, rounds=3)
     [edge] = made.server.edges
-    event, count = edge.protection._charge(0)
+    event, count = edge.protection.compute_cost()
     edge.protection.ledger.charge(1, "elsewhere", {OWN: (event, count)})
-    edge.protection.mechanism = replace(
-        edge.protection.mechanism, epsilon=epsilon({event: 2}, edge.protection.delta) * 1.01
-    )
+    mechanism = replace(edge.protection.mechanism, epsilon=epsilon({event: 2}, edge.protection.delta) * 1.01)
+    edge.protection.engine.accounts = replace(edge.protection.engine.accounts, mechanism=mechanism)
     progress = made.run()
     assert progress.round == 2, "the round in which the last client refuses is the last one"
     assert [bool(r.payload) for r in made.server.direct.reports] == [True, False]
@@ -133,7 +132,7 @@ def test_a_budget_is_for_all_runs_on_the_same_rows_whatever_the_server_calls_the
     """Three rounds are what the limit allows, in one run or in three."""
     given = {"privacy": "local_dp(noise_multiplier=3)", "rounds": 2, "serve": ServeOptions(labels="")}
     own = federation(**given).server.edges[0].protection
-    event, count = own._charge(0)
+    event, count = own.compute_cost()
     limit = epsilon({event: 3 * count}, own.delta) * 1.01
     made = federation(**given, options=[{"max_epsilon": limit}, {}])
     assert made.run().round == 2
@@ -323,7 +322,7 @@ def test_user_level_privacy_draws_secret_cohorts_among_the_places(federation):
     progress = made.run()
     assert progress.round == 6
     ledger = made.server.protection.ledger
-    assert not isinstance(made.server.protection, SecondBook)
+    assert not isinstance(made.server.protection.accounts, OwnLedgers)
     assert ledger.spent == {POPULATION: {Event(1.0, 0.5): 6}}
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert {r["clients"] for r in rounds} == {1}, "the expected number is told, whatever it was"

@@ -157,7 +157,7 @@ def test_of_few_clients_rounds_are_planned_at_the_delta_that_they_count_at(tmp_p
     book = made.server.protection
     assert {book.delta, *(terms.delta for terms in made.server._declared().values())} == {0.001}
     assert "the budget counts at dp_delta 0.001, the largest that clients accept" in said(made)
-    assert book.too_little() == ""
+    assert book.accounts.describe_shortfall() == ""
 
 
 def test_a_federation_of_before_goes_on_at_its_delta_and_says_how_far_its_clients_come(tmp_path, observer):
@@ -166,4 +166,7 @@ def test_a_federation_of_before_goes_on_at_its_delta_and_says_how_far_its_client
     made = Federation(tmp_path, observer, **FEW)
     assert made.server.protection.delta == pytest.approx(0.1 / 3)
     made.server.present()
-    assert "budgets of 3 of 3 clients pay for 3 rounds, and 6 are planned" in made.server.protection.too_little()
+    assert (
+        "budgets of 3 of 3 clients pay for 3 rounds, and 6 are planned"
+        in made.server.protection.accounts.describe_shortfall()
+    )

@@ -12,7 +12,7 @@ from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.client_engine import own_mechanism, planned_participations
+from fedpeft.privacy.client_protection import own_mechanism, planned_participations
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey

@@ -17,7 +17,7 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
-from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
@@ -254,7 +254,7 @@ def test_rules_that_train_one_factor_are_heard_as_such():
 def test_no_training_is_said_with_what_would_be_heard(tmp_path):
     mechanism = MECHANISMS.build("dp_sgd(epsilon=0.5)")
     federation = exposure(entries=10**6)
-    engine = PrivacyEngine(mechanism, federation, tmp_path, "", 0)
+    engine = make_engine(mechanism, federation, tmp_path, "", 0)
     assert "no round of training is planned" in engine.plan()
     assert f"at most {mechanism.audible_entries(federation):,} trained numbers are heard" in engine.plan()
 
@@ -301,8 +301,8 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
     left = {name: value for name, value in given.items() if name != "cohort"}
     simulation = Simulation(RunConfig(**left), tmp_path / "a", ConsoleObserver(QUIET))
     assert (simulation.config.cohort, simulation.sampler.size) == ("all", 6)
-    assert simulation.protection.federation.cohort == 6
-    mean = training_plans.ONE_NOISE_RATE * simulation.protection.federation.rows.mean()
+    assert simulation.protection.exposure.cohort == 6
+    mean = training_plans.ONE_NOISE_RATE * simulation.protection.exposure.rows.mean()
     assert simulation.config.batch_size == round(mean)
     assert "plan=False" in simulation.config.privacy
     again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))

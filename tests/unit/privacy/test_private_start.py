@@ -113,7 +113,7 @@ def test_the_private_probe_is_of_the_rows_that_clients_train_on(tmp_path, monkey
     simulation = Simulation(RunConfig(**TINY | given), tmp_path, ConsoleObserver(QUIET))
     simulation.protection.open(resumed=False)
     assert 0 <= private_probe(simulation) <= 1
-    assert seen == simulation.protection.federation.rows.tolist()
+    assert seen == simulation.protection.exposure.rows.tolist()
     assert sum(seen) < 0.9 * len(simulation.rows.train)
     simulation.close()
 
@@ -128,8 +128,8 @@ def test_what_training_could_say_decides_about_rounds(tmp_path):
     assert (few.trains, many.trains) == (False, True)
     assert "no round of training is planned" in few.plan()
     assert "for 2 rounds" in many.plan()
-    assert many.start_share == 0.5
-    federation = many.federation
+    assert many.noise_source.levels.start_share == 0.5
+    federation = many.exposure
     noise = noise_for(400.0, many.delta, 1.0, 1)
     expected = federation.rows.sum() / (noise * math.sqrt(2) * math.sqrt(6) * math.sqrt(federation.layout.numel))
     assert many.mechanism.training_signal(federation) == pytest.approx(expected)

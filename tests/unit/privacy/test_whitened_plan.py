@@ -29,7 +29,7 @@ def test_a_head_alone_is_planned_on_whitened_features_and_stays_planned(given, t
     assert "plan=False" in config.privacy
     again = Simulation(config, tmp_path / "b", ConsoleObserver(QUIET))
     assert again.config == config
-    assert again.protection.federation.whitened > 0
+    assert again.protection.exposure.whitened > 0
     assert again.protection.mechanism == simulation.protection.mechanism
 
 
@@ -38,7 +38,7 @@ def test_on_whitened_features_less_signal_is_enough_for_rounds(head, rounds, tmp
     given = {} if head is None else {"head": head}
     privacy = ONE_NOISE.replace("start=0.5, ", "")
     signal = made(tmp_path / "a", **given).protection.mechanism.training_signal(
-        made(tmp_path / "b", **given).protection.federation
+        made(tmp_path / "b", **given).protection.exposure
     )
     monkeypatch.setattr(distributed_dp, "AUDIBLE_WHITENED", 0.9 * signal)
     monkeypatch.setattr(distributed_dp, "AUDIBLE_HEAD", 1.1 * signal)
@@ -93,8 +93,8 @@ def test_clients_that_are_clipped_whole_have_no_gradients_to_whiten(tmp_path):
 
 def test_noise_counts_in_whitened_directions_alone(tmp_path):
     given = {"peft": "head2toe", "head": "private_ridge(dimensions=16)"}
-    whitened = made(tmp_path / "a", **given).protection.federation
-    plain = made(tmp_path / "b", **given, cohort="all", learning_rate=0.1).protection.federation
+    whitened = made(tmp_path / "a", **given).protection.exposure
+    plain = made(tmp_path / "b", **given, cohort="all", learning_rate=0.1).protection.exposure
     classes, _ = plain.layout.shapes["head.weight"]
     assert (plain.whitened, plain.heard) == (0, plain.trained[1])
     assert (whitened.whitened, whitened.heard) == (16, classes * 17)
