@@ -73,7 +73,7 @@ class FrozenClients:
 
     def started(self, mechanism: UserDP, noise: float, key: RunKey) -> State:
         """The head of the private start."""
-        total = mechanism.start_summed(self.statistics, noise, key, 0)
+        total = mechanism.start_release.finish(self.statistics, noise, key, 0)
         return HEADS.build("private_centroids").solve(total, self.width, self.classes)
 
     def trained(self, state: State, plan: Training, noise: float, key: RunKey) -> State:
@@ -107,7 +107,7 @@ def _bounded_total(rows: FrozenRows) -> dict[str, Tensor]:
     head, mechanism = HEADS.build("private_centroids"), UserDP(epsilon=1.0)
     total: dict[str, Tensor] = {}
     for x, y in rows.clients:
-        for name, tensor in mechanism.start_taken(head.statistics(x, y, rows.classes)).items():
+        for name, tensor in mechanism.start_release.take(head.statistics(x, y, rows.classes)).items():
             total[name] = total[name] + tensor if name in total else tensor
     return total
 

@@ -195,11 +195,13 @@ class PrivacyEngine:
 
     def start_taken(self, statistics: State) -> State:
         """Return what of a client's statistics for the start goes into the sum."""
-        return self.mechanism.start_taken(statistics)
+        return self.mechanism.start_release.take(statistics)
 
     def start_summed(self, total: State, attempt: int) -> State:
         """Return the sum of all clients' statistics, as it may be used."""
-        return total if self.start is None else self.mechanism.start_summed(total, self.start, self.key, attempt)
+        if self.start is None:
+            return total
+        return self.mechanism.start_release.finish(total, self.start, self.key, attempt)
 
     def aggregator(
         self,

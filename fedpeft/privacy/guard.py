@@ -43,7 +43,7 @@ class Guard:
             return statistics
         if self.start is None:
             raise PrivacyError(f"FP7037 {self.mechanism.name} does not protect sums over rows here; take --head zero")
-        return self.mechanism.start_released(statistics, self.start, self.key(), ids)
+        return self.mechanism.start_release.protect(statistics, self.start, self.key(), ids)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,17 @@ import numpy as np
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.bounded_rows import longest_noise
-from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import Layout, State, norm
+from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.start_release import StartRelease
 
 HALF = 0.5
 """Of the budget that start and training share, where both are worth something."""
@@ -41,19 +41,6 @@ AUDIBLE = 30.0
 
 It is what it would be if all rows agreed, and after a good start their gradients hardly do.
 """
-
-
-def noisy(statistics: State, deviation: float, stream: np.random.Generator) -> State:
-    """Statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
-    found = {n: t + deviation * gaussian(stream, t) for n, t in statistics.items() if n != VARIANCE}
-    return found | {VARIANCE: statistics[VARIANCE] + deviation**2}
-
-
-def bounded_block(statistics: State) -> State:
-    """All of a client's statistics, clipped as one vector to norm 1; what is not finite counts as 0."""
-    block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
-    factor = 1 / max(1.0, norm(block))
-    return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}
 
 
 @dataclass(frozen=True)
@@ -142,6 +129,9 @@ class Mechanism(ABC):
 
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
+
+    start_release: ClassVar[StartRelease] = StartRelease()
+    """How the release before round 1 is clipped and noised."""
 
     def check(self, federation: Exposure) -> None:
         """Refuse what would not protect.
@@ -288,7 +278,7 @@ class Mechanism(ABC):
         if not federation.start or self.epsilon is None or self.start == 0:
             return
         signal, width = self.start_signal(federation), federation.layout.shapes["head.weight"][1]
-        most = signal / (self.start_deviation(federation, 1.0) * longest_noise(width))
+        most = signal / (self.start_release.deviation(1.0, federation.clients) * longest_noise(width))
         share = 1.0 if self.start is None else self.start
         least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(federation))
         if self.epsilon < least:
@@ -302,10 +292,6 @@ class Mechanism(ABC):
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
         return float(federation.rows.sum() if self.hides == "training row" else federation.clients)
 
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """Standard deviation of the noise in each entry of the sum over all clients."""
-        return noise * math.sqrt(federation.clients)
-
     def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
         """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.
 
@@ -314,7 +300,8 @@ class Mechanism(ABC):
         """
         assert self.epsilon is not None
         noise = noise_for(self.epsilon, self.delta(federation), 1.0, 1) / math.sqrt(share)
-        return self.start_signal(federation) / (self.start_deviation(federation, noise) * math.sqrt(entries))
+        deviation = self.start_release.deviation(noise, federation.clients)
+        return self.start_signal(federation) / (deviation * math.sqrt(entries))
 
     def training_signal(self, federation: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
@@ -344,18 +331,6 @@ class Mechanism(ABC):
     def start_charges(self, federation: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
         return dict.fromkeys(range(federation.clients), (Event(noise, 1.0), 1))
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """What a client sends of its `statistics` for the start; `ids` are attempt and client."""
-        return noisy(statistics, noise, key.stream("start noise", *ids))
-
-    def start_taken(self, statistics: State) -> State:
-        """What the server adds to the sum of what a client sends; by default all of it."""
-        return statistics
-
-    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """The sum over clients as it may be used; by default as it is, its noise is in it."""
-        return total
 
     def row_rate(self, batch_size: int, rows: int) -> float:
         """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""

@@ -46,12 +46,12 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Events, rdp_epsilon, together
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Training, bounded_block, noisy
-from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.mechanism import Training
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
+from fedpeft.privacy.start_release import StartRelease
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import (
     AUDIBLE_HEAD,
@@ -109,6 +109,11 @@ class DistributedDP(SumMechanism):
     def hides(self) -> str:  # type: ignore[override]
         """By the setting `unit`."""
         return "training row" if self.unit == "rows" else "client"
+
+    @property
+    def start_release(self) -> StartRelease:  # type: ignore[override]
+        """One noise for the sum; the probe of a simulation draws it at once, as Gaussian noise."""
+        return StartRelease(by_clients=False, clips_clients=self.unit == "clients")
 
     @property
     def per_example(self) -> bool:  # type: ignore[override]
@@ -398,22 +403,9 @@ class DistributedDP(SumMechanism):
         """One for each row, or client."""
         return float(self.units(federation))
 
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """One noise for the whole sum."""
-        return noise
-
     def start_summand(self, statistics: State) -> State:
         """Sums of bounded rows as they are, or all of a client's clipped to norm 1; noise is not told of here."""
-        statistics = statistics if self.unit == "rows" else bounded_block(statistics)
-        return {name: tensor for name, tensor in statistics.items() if name != VARIANCE}
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """For the probe, which draws one Gaussian noise for the sum: as it is summed."""
-        return statistics if self.unit == "rows" else bounded_block(statistics)
-
-    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """For the probe: sum + z gauss."""
-        return noisy(total, noise, key.stream("start noise", attempt))
+        return {name: tensor for name, tensor in self.start_release.take(statistics).items() if name != VARIANCE}
 
 
 part = DistributedDP

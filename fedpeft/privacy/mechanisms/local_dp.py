@@ -18,8 +18,9 @@ from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, bounded_block
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.start_release import StartRelease
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LocalDP(Mechanism):
     hides: ClassVar[str] = "client"
     neighbours: ClassVar[str] = "any other data at one client (replace)"
     sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
+    start_release: ClassVar[StartRelease] = StartRelease(clips_clients=True, sensitivity=2.0)
 
     def units(self, federation: Exposure) -> int:
         """The clients."""
@@ -52,14 +54,6 @@ class LocalDP(Mechanism):
         factor = min(1.0, self.clip / length) if length else 1.0
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
         return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}
-
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """Any two blocks are at most 2 apart."""
-        return 2 * super().start_deviation(federation, noise)
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """clip(all statistics, 1) + z 2 gauss."""
-        return super().start_released(bounded_block(statistics), 2 * noise, key, ids)
 
 
 part = LocalDP

@@ -37,12 +37,12 @@ from fedpeft.aggregation.strategy import LinearStrategy, Strategy, shared_sums, 
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import Layout, State, norm
+from fedpeft.peft.adapter import Layout, norm
 from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import HALF, Mechanism, ServerRound, Training, bounded_block, noisy
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.mechanism import HALF, Mechanism, ServerRound, Training
+from fedpeft.privacy.noise import gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
     ServerNoise,
@@ -52,6 +52,7 @@ from fedpeft.privacy.server_noise import (
     turns_of,
     variance,
 )
+from fedpeft.privacy.start_release import StartRelease
 from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, planned_for_clients
 
 
@@ -149,6 +150,7 @@ class UserDP(Mechanism):
 
     hides: ClassVar[str] = "client"
     noises_updates: ClassVar[bool] = False
+    start_release: ClassVar[StartRelease] = StartRelease(by_clients=False, clips_clients=True)
 
     def __post_init__(self) -> None:
         """Refuse another text than one of a server noise.
@@ -288,25 +290,9 @@ class UserDP(Mechanism):
         adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
         return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
 
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """One noise for the whole sum."""
-        return noise
-
     def start_charges(self, federation: Exposure, noise: float) -> Charges:
         """One release, of all clients."""
         return dict.fromkeys(range(federation.clients) if self.turns else [POPULATION], (Event(noise, 1.0), 1))
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """As they are: the server is trusted."""
-        return statistics
-
-    def start_taken(self, statistics: State) -> State:
-        """clip(all statistics, 1)."""
-        return bounded_block(statistics)
-
-    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """Sum + z gauss."""
-        return noisy(total, noise, key.stream("start noise", attempt))
 
     def multiplier(self, federation: Exposure) -> float:
         """As every mechanism's; adaptive clipping needs s_b > z / 2.

@@ -63,8 +63,8 @@ def test_a_start_is_one_noisy_sum_of_all_clients(tmp_path):
     assert [line["round"] for line in charges(tmp_path)] == [0]
     assert 7.9 < engine.epsilons()[0] <= 8
     assert progress.started["head.weight"].any()
-    own = MECHANISMS.build("dp_sgd(epsilon=8, start=1)").start_deviation(engine.exposure, engine.start)
-    assert engine.mechanism.start_deviation(engine.exposure, engine.start) == pytest.approx(own / math.sqrt(6))
+    own = MECHANISMS.build("dp_sgd(epsilon=8, start=1)").start_release.deviation(engine.start, 6)
+    assert engine.mechanism.start_release.deviation(engine.start, 6) == pytest.approx(own / math.sqrt(6))
 
 
 # ------------------------------------------------------------------------------------------------------ what it costs
