@@ -22,9 +22,9 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import Training
 from fedpeft.privacy.mechanisms.user_dp import UserDP
 from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.training_plans import Training
 
 
 class FrozenClients:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.aggregation.strategy import shared_sum
 from fedpeft.audit.canaries import FORM, CanaryAudit, layout_of, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.privacy.server_noise import turns_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def of_run(simulation: Simulation) -> CanaryAudit:
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
     rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
-    if mechanism.turns:  # as far apart as clients', whatever does not divide evenly
+    if mechanism.cohort_form is CohortForm.TURNS:  # as far apart as clients', whatever does not divide evenly
         turns = turns_of(federation.clients, federation.cohort)
         rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"

@@ -46,10 +46,12 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.abilities import AddsServerNoise
 from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.mechanism import CohortForm, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
 from fedpeft.server.sampling import InTurns
@@ -115,7 +117,7 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
         raise PrivacyError(
             f"FP7010 {audit.privacy} claims nothing that could be audited; give user_dp, dp_sgd or local_dp"
         )
-    if mechanism.summed:
+    if isinstance(mechanism, SumMechanism):
         raise PrivacyError(
             f"FP7011 the audit looks at single updates, and {mechanism.name} has none; its bounds are tested"
         )
@@ -174,7 +176,7 @@ class _Pipeline:
     def drawn(self, round: int) -> list[int]:
         """Who takes part in a round, where the cohort is no secret."""
         federation = self.protection.exposure
-        if self.mechanism.turns:
+        if self.mechanism.cohort_form is CohortForm.TURNS:
             return InTurns(federation.clients, federation.cohort).draw(self.audit.seed, round)
         return list(range(federation.clients))
 
@@ -265,7 +267,8 @@ class _Clients(_Pipeline):
                     delta = self.taken(acceptance, payload, member, progress.adapter)
                     if self.mechanism.noises_updates:  # everyone sees the update itself
                         moves[round - 1, member] = float(delta["head.weight"][0, member])
-            turns[round - 1, plan.cohort if self.mechanism.turns else slice(None)] = self.sign(round)
+            takes_turns = self.mechanism.cohort_form is CohortForm.TURNS
+            turns[round - 1, plan.cohort if takes_turns else slice(None)] = self.sign(round)
             outcome = acceptance.aggregator.finish(progress.memory)
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
@@ -278,7 +281,8 @@ class _Clients(_Pipeline):
 
         Both are seen through the factor that makes the noise white, where there is one.
         """
-        factor = self.mechanism.noise_factor(self.protection.exposure)
+        mechanism, exposure = self.mechanism, self.protection.exposure
+        factor = mechanism.noise_factor(exposure) if isinstance(mechanism, AddsServerNoise) else None
         if factor is not None:
             moves, turns = factor @ moves, factor @ turns
         scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))

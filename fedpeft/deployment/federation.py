@@ -52,6 +52,7 @@ from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.checks.ranks import check_decay
 from fedpeft.run.examined import exam_of
@@ -171,7 +172,7 @@ class Federation:
 
         A sum that a dropped client were asked for would lack its share of the noise.
         """
-        shared = self.setup.mechanism is not None and self.setup.mechanism.summed
+        shared = isinstance(self.setup.mechanism, SumMechanism)
         known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
         return {m.id: m.terms for m in known if m.terms is not None}
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import PrivacyError
+from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.client_protection import (
     ClientProtection,
     make_client_engine,
@@ -46,7 +47,7 @@ def own_ledger(
         raise PrivacyError(
             "FP7120 --collude is about clients of secure sums, and this federation has none; leave it out"
         )
-    if given is None or not given.protects or not (given.noises_updates or given.summed):
+    if given is None or not given.protects or not (given.noises_updates or isinstance(given, SumMechanism)):
         if options.max_epsilon is not None:
             how = f"{told.privacy} is applied by the server" if given is not None else "it has no --privacy"
             raise PrivacyError(
@@ -82,7 +83,7 @@ def own_ledger(
 def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
     """The federation as if all clients were like this one; where noise is shared, as all are told that it is."""
     assert setup.mechanism is not None
-    clients, summed = int(told.clients), setup.mechanism.summed
+    clients, summed = int(told.clients), isinstance(setup.mechanism, SumMechanism)
     cohort = cohort_size(told.cohort, clients)
 
     def alike(value: int) -> NDArray[np.int64]:
@@ -102,5 +103,5 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         start=setup.private_start,
         start_entries=entries(noised_statistics(setup)) if setup.private_start and summed else 0,
         trained=setup.trained_entries,
-        whitened=setup.whitened_directions if setup.mechanism.whitens else 0,
+        whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
     )

@@ -15,11 +15,13 @@ import numpy as np
 from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
+from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.client_protection import planned_participations
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.spending import spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.run.private_plan import planned, plans
 from fedpeft.run.profiles import ProfileTable, chances
 from fedpeft.run.sampling import cohort_size
@@ -84,6 +86,7 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
     assert mechanism is not None
     ones = np.ones(setup.clients, np.int64)
     share = sampler.size / setup.clients
+    summed_start = setup.private_start and isinstance(mechanism, SumMechanism)
     return Exposure(
         strategy=setup.strategy,
         method=setup.method,
@@ -96,9 +99,9 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
         cohort=sampler.size,
         even=len(set(sampler.weights)) <= 1,
         start=setup.private_start,
-        start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
+        start_entries=entries(noised_statistics(setup)) if summed_start else 0,
         trained=setup.trained_entries,
-        whitened=setup.whitened_directions if mechanism.whitens else 0,
+        whitened=setup.whitened_directions if is_whitened(mechanism) else 0,
     )
 
 
@@ -141,7 +144,7 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
         return setup
     if not rows:
-        planned_by_rows = plans(setup) and mechanism.planned_training(exposure_of(setup, 1)) is not None
+        planned_by_rows = plans(setup) and isinstance(mechanism, PlansTraining)
         return _noted(setup, UNPLANNED) if planned_by_rows and mechanism.start != 1 else setup
     mechanism.check(exposure_of(setup, rows))
     made = planned(setup, exposure_of(setup, rows), groups, head)
@@ -152,7 +155,7 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     shared = replace(taken, start=taken.start_share(federation))
     config = replace(made.config, privacy=part_text(shared))
     made = replace(made, mechanism=shared, config=config)
-    each = taken.noises_updates and not taken.summed  # else the book says it
+    each = taken.noises_updates  # else the book says it
     return _noted(made, f"for clients of {rows} rows {spending(shared, federation, noise)}") if each else made
 
 

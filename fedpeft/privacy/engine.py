@@ -22,12 +22,13 @@ from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
+from fedpeft.privacy.abilities import AddsServerNoise, ServerRound
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
 from fedpeft.privacy.accounts import Accounts, CommonAccounts, OwnLedgers
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.guard import Guard
 from fedpeft.privacy.ledger import POPULATION, Ledger
-from fedpeft.privacy.mechanism import Mechanism, ServerRound
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise import RunKey, make_key
 from fedpeft.privacy.noise_sources import REPORTED, DrawnNoise, NoiseShares, NoiseSource, settle_levels
 from fedpeft.privacy.privacy_limits import LABELS, uncovered
@@ -214,6 +215,8 @@ class PrivacyEngine:
         clip: float | None,
     ) -> Aggregator | None:
         """Return what takes the round's updates if the mechanism acts at the server."""
+        if not isinstance(self.mechanism, AddsServerNoise):
+            return None
         clip = self.mechanism.clip if clip is None else clip
         at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise, clip)
         return self.mechanism.aggregator(at, self.exposure)

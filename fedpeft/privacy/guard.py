@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.abilities import ProtectsUpdates
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.noise import RunKey, read_key
 
@@ -29,7 +30,7 @@ class Guard:
 
         `ids`: round, attempt and client, whose noise it is.
         """
-        if not self.mechanism.noises_updates:
+        if not isinstance(self.mechanism, ProtectsUpdates):
             return update
         return self.mechanism.released(update, self.noise, self.key(), ids)
 

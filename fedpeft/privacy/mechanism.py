@@ -15,22 +15,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
-import numpy as np
-
-from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.bounded_rows import longest_noise
-from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
-from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
+from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.start_release import StartRelease
 
 HALF = 0.5
@@ -43,41 +38,20 @@ It is what it would be if all rows agreed, and after a good start their gradient
 """
 
 
-@dataclass(frozen=True)
-class Training:
-    """How clients train where a mechanism plans it.
+class CohortForm(Enum):
+    """What decides who is in a round.
 
     Attributes:
-        mechanism: with what it has chosen of its own settings.
-        batch_size: expected rows of a local step, at least 1.
-        steps: local steps in a round, at least 1.
-        learning_rate: of the adapter.
-        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
-            the noise.
-        momentum: of the server, on noisy means; 0: none, or the server's steps were given.
+        DRAWN: the sampler, in public.
+        DEALT: the sampler, in public, so that clients come equally often.
+        TURNS: a fixed order: the same cohorts come round again.
+        SECRET: the run's secret, which draws each client by a coin of its own (Poisson).
     """
 
-    mechanism: Mechanism
-    batch_size: int
-    steps: int
-    learning_rate: float
-    optimizer: str
-    momentum: float = 0.0
-
-
-@dataclass(frozen=True)
-class ServerRound:
-    """A round at the server, for a mechanism that aggregates: the parts, and what its randomness comes from."""
-
-    strategy: Strategy
-    optimizer: ServerOptimizer
-    layout: Layout
-    state: State
-    round: int
-    attempt: int
-    key: RunKey
-    noise: float
-    clip: float
+    DRAWN = "drawn"
+    DEALT = "dealt"
+    TURNS = "turns"
+    SECRET = "secret"
 
 
 @dataclass(frozen=True)
@@ -114,19 +88,6 @@ class Mechanism(ABC):
     protects: ClassVar[bool] = True
     """False for the reference without protection."""
 
-    per_example: ClassVar[bool] = False
-    """Whether local training clips the gradient of every row (then the executor is the sequential one)."""
-
-    secret_cohort: ClassVar[bool] = False
-    """Whether clients are Poisson-sampled by the run's secret, and the cohort may be empty."""
-
-    turns: ClassVar[bool] = False
-    """Whether clients take turns: the same cohorts come round again in the same order."""
-
-    summed: ClassVar[bool] = False
-    """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
-    seen."""
-
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
 
@@ -152,36 +113,28 @@ class Mechanism(ABC):
             )
 
     @property
-    def divides_alike(self) -> bool:
-        """Whether all clients divide by the run's batch_size, so that none may have another."""
-        return False
+    def example_sampling(self) -> ExampleSampling | None:
+        """How examples join local steps, in which the gradient of each is clipped; None: none is clipped."""
+        return None
 
     @property
-    def dealt(self) -> bool:
-        """Whether clients are to come equally often: cohorts need not be secret, and a budget's noise, the same for
-        all, is that of the client who comes most often."""
-        known = self.noises_updates and not (self.secret_cohort or self.turns or self.summed)
-        return self.protects and known and self.epsilon is not None
-
-    def asks_all(self, federation: Exposure) -> bool:
-        """Whether what is planned asks all clients in each round, where no cohort is named; by default not: whoever is
-        asked less often has less noise of its own."""
-        return False
+    def per_example(self) -> bool:
+        """Whether local training clips the gradient of every example (then the executor is the sequential one)."""
+        return self.example_sampling is not None
 
     @property
-    def whitens(self) -> bool:
-        """Whether gradients are clipped, and summed, as those of a head on whitened features."""
-        return False
+    def cohort_form(self) -> CohortForm:
+        """What decides who is in a round.
+
+        By default clients are dealt under a budget: its noise, the same for all, is that of the client who comes most
+        often, and cohorts need not be secret.
+        """
+        return CohortForm.DEALT if self.protects and self.epsilon is not None else CohortForm.DRAWN
 
     @property
-    def plans_whitening(self) -> bool:
-        """Whether its plans whiten features where the start tells how: where all noise is one."""
-        return False
-
-    @property
-    def suited_head(self) -> str:
-        """How a head starts where nobody says: from directions, which noise leaves most of."""
-        return "private_centroids"
+    def secret_cohort(self) -> bool:
+        """Whether the run's secret draws the cohort, which may be empty."""
+        return self.cohort_form is CohortForm.SECRET
 
     @property
     def silent(self) -> bool:
@@ -319,35 +272,6 @@ class Mechanism(ABC):
         """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
         return math.floor(federation.heard * (self.training_signal(federation) / self.audible(federation)) ** 2)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
-        """How clients should train, by formula; None, the default: it is the user's to say.
-
-        Args:
-            federation: the run.
-            pace: of the server's steps; None: they are this plan's to say, too.
-        """
-        return None
-
     def start_charges(self, federation: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
         return dict.fromkeys(range(federation.clients), (Event(noise, 1.0), 1))
-
-    def row_rate(self, batch_size: int, rows: int) -> float:
-        """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""
-        return min(1.0, batch_size / rows)
-
-    def divisor(self, batch_size: int, rows: int) -> float:
-        """What the sum of a local step is divided by: the expected rows of it."""
-        return self.row_rate(batch_size, rows) * rows
-
-    def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """What a client hands in instead of its update; by default the update."""
-        return update
-
-    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
-        """What relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing does."""
-        return None
-
-    def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator | None:
-        """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""
-        return None

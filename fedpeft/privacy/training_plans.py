@@ -8,13 +8,52 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import Mechanism, Training
+from fedpeft.privacy.mechanism import Mechanism
 
 MOMENTUM, ROUNDS = 0.9, 20
 """The server's momentum, from this many rounds on; plans were looked at with as many."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How clients train where a mechanism plans it.
+
+    Attributes:
+        mechanism: with what it has chosen of its own settings.
+        batch_size: expected rows of a local step, at least 1.
+        steps: local steps in a round, at least 1.
+        learning_rate: of the adapter.
+        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
+            the noise.
+        momentum: of the server, on noisy means; 0: none, or the server's steps were given.
+    """
+
+    mechanism: Mechanism
+    batch_size: int
+    steps: int
+    learning_rate: float
+    optimizer: str
+    momentum: float = 0.0
+
+
+@runtime_checkable
+class PlansTraining(Protocol):
+    """A mechanism that plans how clients train, by formula, if the user states a budget alone."""
+
+    def asks_all(self, federation: Exposure) -> bool:
+        """Return whether the plan asks all clients in each round if no cohort is named."""
+
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+        """Return how clients should train.
+
+        Args:
+            federation: the run.
+            pace: of the server's steps; None: they are this plan's to choose, too.
+        """
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.parts import name_of
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.checks.rules import check_label_shift, check_server
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
@@ -69,7 +70,7 @@ def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
 def on_steps(setup: Setup, most: int) -> Iterator[str]:
     """What local steps never come to where a client takes `most` of them in a round, or fewer."""
     optimizer = setup.training.optimizer
-    summed = setup.mechanism is not None and setup.mechanism.summed and setup.mechanism.per_example
+    summed = isinstance(setup.mechanism, SumMechanism) and setup.mechanism.per_example
     if not summed and optimizer.share(most - 1) <= 0.5:
         told = "1 step" if most == 1 else f"{most} steps"
         yield (

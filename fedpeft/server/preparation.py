@@ -25,6 +25,7 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
@@ -137,7 +138,7 @@ def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
 
 def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]) -> State:
     """What of the sums over all clients each is told; `counts`: of each client that counts, its rows per class."""
-    if setup.mechanism is not None and setup.mechanism.whitens:
+    if is_whitened(setup.mechanism):
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
         return {}

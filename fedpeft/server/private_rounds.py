@@ -8,6 +8,7 @@ from dataclasses import replace
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.run.setup import Setup
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.hooks import EndOfRun, RoundHook
@@ -63,7 +64,7 @@ class PrivacyHook(RoundHook):
             attempt=charged.attempt,
             spent=charged.spent,
             expected_cohort=self.engine.exposure.cohort if mechanism.secret_cohort else None,
-            steps_without_updates=mechanism.secret_cohort or mechanism.turns,
+            steps_without_updates=mechanism.cohort_form in (CohortForm.SECRET, CohortForm.TURNS),
         )
 
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:

@@ -28,6 +28,7 @@ from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.peft.adapter import State
 from fedpeft.plugin_files import own_code
+from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.guard import ClientPrivacy
@@ -239,7 +240,7 @@ class Simulation:
             start=setup.private_start,
             start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
             trained=setup.trained_entries,
-            whitened=setup.whitened_directions if setup.mechanism and setup.mechanism.whitens else 0,
+            whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
         )
 
     @property

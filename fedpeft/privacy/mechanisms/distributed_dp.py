@@ -44,9 +44,10 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Events, rdp_epsilon, together
+from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Training
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
@@ -58,6 +59,7 @@ from fedpeft.privacy.training_plans import (
     AUDIBLE_WHITENED,
     ONE_NOISE,
     ONE_NOISE_RATE,
+    Training,
     planned_for_clients,
     planned_for_rows,
     planned_for_whitened,
@@ -101,9 +103,7 @@ class DistributedDP(SumMechanism):
         "against the server: known cohorts, rows join by independent secret coins; against those who see models: "
         "clients join by independent secret coins, too"
     )
-    secret_cohort: ClassVar[bool] = True
     noises_updates: ClassVar[bool] = False
-    summed: ClassVar[bool] = True
 
     @property
     def hides(self) -> str:  # type: ignore[override]
@@ -116,9 +116,14 @@ class DistributedDP(SumMechanism):
         return StartRelease(by_clients=False, clips_clients=self.unit == "clients")
 
     @property
-    def per_example(self) -> bool:  # type: ignore[override]
+    def example_sampling(self) -> ExampleSampling | None:
         """Rows are clipped one by one."""
-        return self.unit == "rows"
+        return ExampleSampling() if self.unit == "rows" else None
+
+    @property
+    def cohort_form(self) -> CohortForm:
+        """Secret for those who see the released models alone."""
+        return CohortForm.SECRET
 
     @property
     def whitens(self) -> bool:
@@ -129,11 +134,6 @@ class DistributedDP(SumMechanism):
     def plans_whitening(self) -> bool:
         """Of rows, where the user does not say otherwise."""
         return self.unit == "rows" and self.whiten is not False
-
-    @property
-    def suited_head(self) -> str:
-        """Of rows from moments, too: they are worth their share of one noise, and tell how to whiten features."""
-        return "private_ridge(dimensions=512)" if self.plans_whitening else super().suited_head
 
     def asks_all(self, federation: Exposure) -> bool:
         """A cohort that is known amplifies nothing, and has less to say."""
@@ -240,7 +240,7 @@ class DistributedDP(SumMechanism):
             return AUDIBLE_WHITENED
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":

@@ -31,10 +31,11 @@ from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, Training
-from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, planned_for_rows
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, Training, planned_for_rows
 
 AUDIBLE_HEAD = 7.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
@@ -56,7 +57,6 @@ class DPSGD(Mechanism):
     hides: ClassVar[str] = "training row"
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
-    per_example: ClassVar[bool] = True
 
     def audible(self, federation: Exposure) -> float:
         """Less where the head alone is trained."""
@@ -67,7 +67,7 @@ class DPSGD(Mechanism):
         its own each, and no round leads where the classes of a few clients point."""
         return federation.head_alone and federation.clients <= MOST_ASKED
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""
         steps = max(1, math.ceil(STEPS / federation.rounds))
         rate = 1 / steps if self.rate is None else self.rate
@@ -89,27 +89,21 @@ class DPSGD(Mechanism):
         return int(federation.rows.max())
 
     @property
-    def divides_alike(self) -> bool:
-        """Where their rows join alike."""
-        return self.rate is not None
-
-    def row_rate(self, batch_size: int, rows: int) -> float:
-        """As given, or by the client's rows."""
-        return super().row_rate(batch_size, rows) if self.rate is None else self.rate
-
-    def divisor(self, batch_size: int, rows: int) -> float:
-        """Of all clients alike, where their rows join alike."""
-        return super().divisor(batch_size, rows) if self.rate is None else float(batch_size)
+    def example_sampling(self) -> ExampleSampling:
+        """At one rate for all clients, or at each client's own."""
+        return ExampleSampling(self.rate)
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
         totals = federation.steps * federation.participations
         pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}
-        return [(self.row_rate(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
+        sampling = self.example_sampling
+        return [(sampling.rate_of(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
 
     def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """The local steps of each client."""
-        rates = {client: self.row_rate(federation.batch_size, int(federation.rows[client])) for client in cohort}
+        sampling, batch_size = self.example_sampling, federation.batch_size
+        rates = {client: sampling.rate_of(batch_size, int(federation.rows[client])) for client in cohort}
         return {client: (Event(noise, rates[client]), int(federation.steps[client])) for client in cohort}
 
 

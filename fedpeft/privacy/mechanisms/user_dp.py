@@ -38,10 +38,11 @@ from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import Layout, norm
+from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import HALF, Mechanism, ServerRound, Training
+from fedpeft.privacy.mechanism import HALF, CohortForm, Mechanism
 from fedpeft.privacy.noise import gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
@@ -53,7 +54,7 @@ from fedpeft.privacy.server_noise import (
     variance,
 )
 from fedpeft.privacy.start_release import StartRelease
-from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, planned_for_clients
+from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, Training, planned_for_clients
 
 
 class NoisySum:
@@ -166,14 +167,14 @@ class UserDP(Mechanism):
         return SERVER_NOISES.build(self.noise)
 
     @property
-    def turns(self) -> bool:  # type: ignore[override]
-        """By the noise."""
+    def turns(self) -> bool:
+        """Whether clients take turns, by the noise."""
         return self.relation.turns
 
     @property
-    def secret_cohort(self) -> bool:  # type: ignore[override]
-        """Unless clients take turns."""
-        return not self.turns
+    def cohort_form(self) -> CohortForm:
+        """Secret, unless clients take turns."""
+        return CohortForm.TURNS if self.turns else CohortForm.SECRET
 
     def asks_all(self, federation: Exposure) -> bool:
         """Unless clients take turns: what secret coins amplify is less than what fewer clients say."""
@@ -263,7 +264,7 @@ class UserDP(Mechanism):
         """Less where the head alone is trained."""
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """One step of a client on all of its rows (`fedpeft.privacy.training_plans`)."""
         return planned_for_clients(self, federation, pace)
 

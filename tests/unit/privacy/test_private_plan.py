@@ -100,7 +100,7 @@ def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, ro
     plan = mechanism.planned_training(federation)
     trained = replace(federation, steps=np.full(20, plan.steps), batch_size=plan.batch_size)
     noise = plan.mechanism.multiplier(trained)
-    each = noise * plan.mechanism.clip / plan.mechanism.divisor(plan.batch_size, 400)
+    each = noise * plan.mechanism.clip / plan.mechanism.example_sampling.divisor(plan.batch_size, 400)
     moved = each * math.sqrt(plan.steps * rounds) * math.sqrt(1000 / 10)
     way = plan.mechanism.clip * plan.steps * rounds
     assert least < way / moved / mechanism.training_signal(federation) < 1.03
@@ -112,9 +112,10 @@ def test_the_clients_mean_of_sums_over_a_common_divisor_is_the_sum_over_all_rows
     federation = replace(exposure(), rows=np.array([10, 390]), participations=np.array([1, 1]), steps=np.array([2, 2]))
     assert mechanism.planned(federation) == [(0.25, 2), (0.25, 2)]
     assert mechanism.charges(federation, [0, 1], 1.0)[0] == mechanism.charges(federation, [0, 1], 1.0)[1]
-    assert mechanism.divisor(50, 10) == mechanism.divisor(50, 390) == 50
-    plain = MECHANISMS.build("dp_sgd(epsilon=8)")
-    assert (plain.row_rate(50, 10), plain.row_rate(50, 100)) == (1.0, 0.5)
+    sampling = mechanism.example_sampling
+    assert sampling.divisor(50, 10) == sampling.divisor(50, 390) == 50
+    plain = MECHANISMS.build("dp_sgd(epsilon=8)").example_sampling
+    assert (plain.rate_of(50, 10), plain.rate_of(50, 100)) == (1.0, 0.5)
     assert (plain.divisor(50, 10), plain.divisor(50, 100)) == (10, 50)
 
 

@@ -12,7 +12,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec, norm
-from fedpeft.privacy.mechanism import ServerRound
+from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.local_dp import LocalDP
 from fedpeft.privacy.mechanisms.user_dp import Adaptation, NoisySum
 from fedpeft.privacy.noise import RunKey
