@@ -79,7 +79,7 @@ def _check_questions(setup: Setup) -> None:
 
 def _check_laplace(setup: Setup) -> None:
     """Refuse what has no Kronecker factors of LoRA matrices, or would tell them unprotected."""
-    if setup.facts.task != "classification" or setup.facts.kind != "text" or setup.method.name != "lora":
+    if setup.facts.task != "classification" or setup.facts.kind != "text" or not _has_kronecker_factors(setup):
         raise ConfigError(
             "FP1317 laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out"
         )
@@ -92,6 +92,13 @@ def _check_laplace(setup: Setup) -> None:
             "FP7095 laplace adds up products of what clients' rows make of the model, which --privacy does not cover; "
             "leave one of them out"
         )
+
+
+def _has_kronecker_factors(setup: Setup) -> bool:
+    """Return whether all of the adapter is LoRA matrices that inputs and output gradients of their layers describe."""
+    adapter = [tensor for tensor in setup.layout.tensors if tensor.role != "head"]
+    only_matrices = bool(adapter) and all(tensor.role in ("lora_A", "lora_B") for tensor in adapter)
+    return only_matrices and setup.method.privacy == "hooks" and not setup.method.base_precision
 
 
 def _check_energy(setup: Setup) -> None:
