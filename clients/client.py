@@ -202,7 +202,7 @@ class ClientSide:
             return self.masking.add(instruction, contribution)
         statistics = statistics_of()
         if self.guard is not None:
-            statistics = self.guard.started(statistics, (instruction.attempt, instruction.client))
+            statistics = self.guard.protect_statistics(statistics, (instruction.attempt, instruction.client))
             told = 1 if self.guard.mechanism.silent else told
         seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
         payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))

@@ -232,7 +232,7 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
     elif edge.protection is None:
         observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
     if edge.protection is not None:
-        observer.say(f"[bold]privacy[/] {edge.protection.terms()}")
+        observer.say(f"[bold]privacy[/] {edge.protection.describe()}")
         for warning in edge.protection.warnings():
             observer.say(f"[bold yellow]warning[/] {warning}")
 
@@ -292,9 +292,9 @@ def take_part(
             own = edge.protection
             if own is not None:
                 observer.say(
-                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.hides}, from "
-                    f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
-                    f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
+                    f"privacy: epsilon {own.compute_epsilon():.3g} at dp_delta {own.delta:.2g} per "
+                    f"{own.mechanism.privacy_unit}, from {own.ledger.releases(OWN)} releases; the ledger is "
+                    f"{own.ledger.path}; with all other runs on these rows epsilon {own.lifetime.spent(own.delta):.3g}"
                 )
             return
         except LostError as error:

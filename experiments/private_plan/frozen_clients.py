@@ -118,7 +118,7 @@ def line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> st
     alone = replace(mechanism, start=1.0).start_noise(federation)
     assert alone is not None
     found: list[list[Any]] = [[], [], []]
-    plan = mechanism.planned_training(federation) if mechanism.trains(federation) else None
+    plan = mechanism.plan_training(federation) if mechanism.trains(federation) else None
     for seed in range(given.seeds):
         key = RunKey(seed.to_bytes(32, "big"))
         found[0].append(clients.accuracy(clients.started(mechanism, alone, key)))

@@ -106,7 +106,7 @@ def _whose(name: str) -> str:
 
 
 def _hidden(name: str) -> str:
-    said = MECHANISMS.part(name).hides
+    said = MECHANISMS.part(name).privacy_unit
     return said if isinstance(said, str) else "as its settings say"
 
 

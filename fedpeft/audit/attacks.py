@@ -51,7 +51,7 @@ def of_run(simulation: Simulation) -> CanaryAudit:
     assert protection is not None
     federation, mechanism = protection.exposure, protection.mechanism
     spends = max(
-        mechanism.planned(federation),
+        mechanism.plan_releases(federation),
         key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1

@@ -32,12 +32,12 @@ from fedpeft.data.partition import Partition, held_out
 from fedpeft.deployment import size_limits
 from fedpeft.deployment.answered import check_evaluation, check_question, metered, newcomer
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
+from fedpeft.deployment.client_ledger import make_client_protection
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
@@ -213,7 +213,9 @@ class Edge:
             f"{work.threads} {self.config.batch_size} {__version__} {fixed}"
         )
         told = shared_settings(self.description.config)
-        return own_ledger(self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file))
+        return make_client_protection(
+            self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file)
+        )
 
     def _client_privacy(self) -> ClientPrivacy | None:
         """What the worker needs to know of the mechanism."""
@@ -274,7 +276,7 @@ class Edge:
             rank=self.options.rank,
             precision=self.options.precision or self.config.dtype,
             hardware=self.hardware,
-            terms=to_wire(own.declared()) if own else None,
+            terms=to_wire(own.declare_terms()) if own else None,
         )
 
     def warm_up(self) -> None:

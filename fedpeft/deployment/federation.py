@@ -37,8 +37,8 @@ from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.served_settings import check, check_asked, profiles_for_clients
+from fedpeft.deployment.server_engine import make_server_engine
 from fedpeft.deployment.server_plan import at_clients_delta, drawn_from, planned_for_all, rows_known
-from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
@@ -157,7 +157,7 @@ class Federation:
 
     def _protection(self, rows: int, identity: str) -> PrivacyEngine | None:
         """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
-        return servers_book(
+        return make_server_engine(
             self.setup,
             rows,
             self.folder,

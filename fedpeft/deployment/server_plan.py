@@ -16,10 +16,10 @@ from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.privacy.abilities import is_whitened
-from fedpeft.privacy.client_protection import planned_participations
+from fedpeft.privacy.client_protection import plan_participations
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.privacy.spending import spending
+from fedpeft.privacy.spending import describe_spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.run.private_plan import planned, plans
@@ -93,7 +93,7 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
         layout=setup.layout,
         rows=max(1, rows) * ones,
         steps=(setup.training.steps_for(rows) if rows else 1) * ones,
-        participations=(planned_participations(config.rounds, share) if rows else config.rounds) * ones,
+        participations=(plan_participations(config.rounds, share) if rows else config.rounds) * ones,
         batch_size=config.batch_size,
         rounds=config.rounds,
         cohort=sampler.size,
@@ -122,7 +122,7 @@ def at_clients_delta(setup: Setup) -> Setup:
     return _noted(
         made,
         f"the budget counts at dp_delta {accepted:g}, the largest that clients accept where they don't say, not at the "
-        f"{usual:.2g} that is usual for {mechanism.units(exposure_of(setup, 1))} {mechanism.hides}s",
+        f"{usual:.2g} that is usual for {mechanism.units(exposure_of(setup, 1))} {mechanism.privacy_unit}s",
     )
 
 
@@ -156,7 +156,7 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     config = replace(made.config, privacy=part_text(shared))
     made = replace(made, mechanism=shared, config=config)
     each = taken.noises_updates  # else the book says it
-    return _noted(made, f"for clients of {rows} rows {spending(shared, federation, noise)}") if each else made
+    return _noted(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
 
 
 def _noted(setup: Setup, note: str) -> Setup:

@@ -52,7 +52,7 @@ class AddsServerNoise(Protocol):
 class ProtectsUpdates(Protocol):
     """A client clips and noises its whole update before it hands it in."""
 
-    def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+    def protect_update(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """Return what a client hands in instead of its update; `ids` are round, attempt and client."""
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fedpeft.errors import RunError
-from fedpeft.privacy.accountant import Event, Events, together, within
+from fedpeft.privacy.accountant import Event, Events, is_within, together
 from fedpeft.privacy.declared_terms import LEAST_DELTA, DeclaredTerms
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
@@ -244,7 +244,7 @@ class SumAccounts:
         """Return a sentence on clients whose own budgets pay for fewer rounds than are planned; empty: none."""
         if not self.common.levels.trains:
             return ""
-        [(_, planned)] = self.common.mechanism.planned(self.common.exposure)
+        [(_, planned)] = self.common.mechanism.plan_releases(self.common.exposure)
         declared = self.declared()
         paid = {client: self._count_paid(client, terms, planned) for client, terms in declared.items()}
         few = sorted(rounds for rounds in paid.values() if rounds < planned)
@@ -266,7 +266,7 @@ class SumAccounts:
         budget, delta = terms.budget, terms.delta
 
         def exceeds(rounds: int) -> bool:
-            return not within(together(before, {event: rounds}), delta, budget)
+            return not is_within(together(before, {event: rounds}), delta, budget)
 
         return bisect_left(range(1, planned + 1), True, key=exceeds)
 

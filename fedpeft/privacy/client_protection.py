@@ -69,7 +69,7 @@ FAILED = "training has failed here; the client's own log says why"
 """What the server learns where a library has failed: its message may tell something of the rows, or of the machine."""
 
 
-def planned_participations(rounds: int, share: float) -> int:
+def plan_participations(rounds: int, share: float) -> int:
     """How often a client should expect to be asked in `rounds` rounds that draw a `share` of the clients (0 to 1).
 
     The mean and two standard deviations; who is asked more often stops when its budget is spent.
@@ -78,7 +78,7 @@ def planned_participations(rounds: int, share: float) -> int:
     return max(1, min(rounds, math.ceil(mean + 2 * math.sqrt(mean * (1 - share)))))
 
 
-def own_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max_delta: float) -> Mechanism:
+def limit_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max_delta: float) -> Mechanism:
     """The federation's mechanism with a client's own limits.
 
     Args:
@@ -176,7 +176,7 @@ class ClientProtection:
             accounts = replace(accounts, exposure=exposure)
         return accounts.cost_of_round([OWN])[OWN]
 
-    def declared(self) -> DeclaredTerms:
+    def declare_terms(self) -> DeclaredTerms:
         """Return what the client tells the server; the noise of a sum must be the server's."""
         engine, mechanism = self.engine, self.mechanism
         if isinstance(mechanism, SumMechanism):
@@ -185,7 +185,7 @@ class ClientProtection:
             (noise, rate, *_), releases = self.compute_cost()
         return DeclaredTerms(noise, rate, releases, self.delta, mechanism.epsilon, engine.start)
 
-    def spent(self) -> float:
+    def compute_epsilon(self) -> float:
         """Return epsilon so far."""
         return epsilon(self.ledger.spent.get(OWN, {}), self.delta)
 
@@ -193,7 +193,7 @@ class ClientProtection:
         """Return what the user should know before the run starts."""
         return self.engine.warnings()
 
-    def terms(self) -> str:
+    def describe(self) -> str:
         """Return one line for the start."""
         m, engine = self.mechanism, self.engine
         budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no budget"
@@ -201,13 +201,14 @@ class ClientProtection:
         so_far = f"so far, in {self.ledger.path}"
         if not isinstance(m, SumMechanism):
             return (
-                f"{m.name} on this machine, per {m.hides}: {budget} at dp_delta {self.delta:.2g}, noise multiplier "
-                f"{engine.noise:.4g}{start}; {self.ledger.releases(OWN)} releases {so_far}"
+                f"{m.name} on this machine, per {m.privacy_unit}: {budget} at dp_delta {self.delta:.2g}, noise "
+                f"multiplier {engine.noise:.4g}{start}; {self.ledger.releases(OWN)} releases {so_far}"
             )
         return (
-            f"{m.name}, per {m.hides}, a share of the noise from this machine: {budget} against the server at dp_delta "
-            f"{self.delta:.2g}, noise multiplier of a sum {engine.noise:.4g}{start}; {m.dropouts:.0%} of a cohort may "
-            f"drop out, {m.collude:.0%} collude with the server; {self.ledger.releases(OWN)} sums {so_far}"
+            f"{m.name}, per {m.privacy_unit}, a share of the noise from this machine: {budget} against the server at "
+            f"dp_delta {self.delta:.2g}, noise multiplier of a sum {engine.noise:.4g}{start}; "
+            f"{m.dropouts:.0%} of a cohort may drop out, {m.collude:.0%} collude with the server; "
+            f"{self.ledger.releases(OWN)} sums {so_far}"
         )
 
     # -------------------------------------------------------------------------------------------------------- a task
@@ -287,7 +288,7 @@ class ClientProtection:
         if report.correction:
             raise PrivacyError("FP7036 the states of a drift correction would leave the client without protection")
         # The number of steps tells how many rows there are, which is private where the whole client is.
-        steps = 0 if self.mechanism.hides == "client" else report.steps
+        steps = 0 if self.mechanism.privacy_unit == "client" else report.steps
         report = replace(report, steps=steps, charged=self.ledger.releases(OWN))
         if not report.error:
             self.answers.keep(asked, report)
@@ -324,7 +325,8 @@ class ClientProtection:
 
     def _refusal(self, instruction: Instruction) -> Report:
         """Return the report of a client whose budget does not allow the task."""
-        reason = f"its privacy budget is spent: epsilon {self.spent():.3g} in this run, at dp_delta {self.delta:.2g}"
+        epsilon_so_far = self.compute_epsilon()
+        reason = f"its privacy budget is spent: epsilon {epsilon_so_far:.3g} in this run, at dp_delta {self.delta:.2g}"
         charged = self.ledger.releases(OWN)
         return Report(instruction.client, instruction.round, b"", error=reason, charged=charged, spent=True)
 
@@ -335,7 +337,7 @@ def make_client_engine(
     """Return the engine of a client that adds noise to what it releases.
 
     Args:
-        mechanism: with the client's own limits (`own_mechanism`), and the share of others that it takes to collude.
+        mechanism: with the client's own limits (`limit_mechanism`), and the share of others that it takes to collude.
         common: the mechanism as the server describes it; what it says must not change within a run.
         exposure: as if all clients were like this one; of sums, as the settings say that the federation is.
         folder: of the client's state in this federation.

@@ -1,9 +1,9 @@
 """A privacy mechanism at work in one run: who may still take part, what is charged, and what can be claimed at the end.
 
 One engine serves all runs. Two values decide what differs between them: the accounts (`fedpeft.privacy.accounts`), and
-the noise source (`fedpeft.privacy.noise_sources`). `enter` opens a round: it computes what the round would cost, leaves
-out clients whose budget is spent (or refuses), charges the ledger, and only then returns who is asked. The charge is on
-the disk before any instruction is sent.
+the noise source (`fedpeft.privacy.noise_sources`). `enter` opens a round: it computes what the round would cost,
+leaves out clients whose budget is spent (or refuses), charges the ledger, and only then returns who is asked. The
+charge is on the disk before any instruction is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.abilities import AddsServerNoise, ServerRound
-from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
+from fedpeft.privacy.accountant import Event, Events, epsilon, is_within, rdp_epsilon
 from fedpeft.privacy.accounts import Accounts, CommonAccounts, OwnLedgers
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.guard import Guard
@@ -31,9 +31,9 @@ from fedpeft.privacy.ledger import POPULATION, Ledger
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise import RunKey, make_key
 from fedpeft.privacy.noise_sources import REPORTED, DrawnNoise, NoiseShares, NoiseSource, settle_levels
-from fedpeft.privacy.privacy_limits import LABELS, uncovered
+from fedpeft.privacy.privacy_limits import LABELS, list_uncovered
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.spending import spending
+from fedpeft.privacy.spending import describe_spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
 
 LEDGER = "ledger.jsonl"
@@ -110,7 +110,7 @@ class PrivacyEngine:
         start = {} if self.start is None else {"start_noise_multiplier": self.start}
         return {
             "mechanism": mechanism.name,
-            "unit": mechanism.hides,
+            "unit": mechanism.privacy_unit,
             "neighbours": mechanism.neighbours,
             "sampling": mechanism.sampling,
             "clip": mechanism.clip,
@@ -170,7 +170,7 @@ class PrivacyEngine:
         limits = self.accounts.limits_of(account)
         if limits is None or account in self.finished:
             return False
-        return all(within(self.ledger.after(account, event, count), delta, budget) for budget, delta in limits)
+        return all(is_within(self.ledger.after(account, event, count), delta, budget) for budget, delta in limits)
 
     def is_over(self) -> bool:
         """Return whether too few clients can afford another round."""
@@ -194,11 +194,11 @@ class PrivacyEngine:
 
     # ------------------------------------------------------------------------------------------- noise at the server
 
-    def start_taken(self, statistics: State) -> State:
+    def clip_statistics(self, statistics: State) -> State:
         """Return what of a client's statistics for the start goes into the sum."""
         return self.mechanism.start_release.take(statistics)
 
-    def start_summed(self, total: State, attempt: int) -> State:
+    def finish_statistics(self, total: State, attempt: int) -> State:
         """Return the sum of all clients' statistics, as it may be used."""
         if self.start is None:
             return total
@@ -227,7 +227,7 @@ class PrivacyEngine:
         return Guard(self.mechanism, self.noise, lambda: self.key, self.start)
 
     @property
-    def draws(self) -> bool:
+    def has_secret_draws(self) -> bool:
         """Whether secret coins decide who is in a round, so that nobody may know who was: not if all are asked."""
         return self.mechanism.secret_cohort and self.exposure.cohort < self.exposure.clients
 
@@ -258,15 +258,15 @@ class PrivacyEngine:
             )
         return found
 
-    def terms(self) -> str:
+    def describe(self) -> str:
         """Return one line for the start of a run."""
         return self.noise_source.describe()
 
-    def plan(self) -> str:
+    def describe_plan(self) -> str:
         """Return one line on what the budget is spent for; empty: for rounds alone, or by each client's own plan."""
         if self.start is None or math.isnan(self.start):
             return ""
-        return spending(self.mechanism, self.exposure, self.start)
+        return describe_spending(self.mechanism, self.exposure, self.start)
 
     def summary(self) -> Mapping[str, Any]:
         """Return what the run may claim, for `summary.json`."""
@@ -279,7 +279,7 @@ class PrivacyEngine:
             "noise_multiplier": self.noise,
             "privacy": {
                 "mechanism": mechanism.name,
-                "unit": mechanism.hides,
+                "unit": mechanism.privacy_unit,
                 "neighbours": mechanism.neighbours,
                 "sampling": mechanism.sampling,
                 "composition": "PRV, upper bound, over all rounds and resumes",
@@ -289,7 +289,7 @@ class PrivacyEngine:
                 "start_noise_multiplier": self.start,
                 "start_share": self.noise_source.levels.start_share,
                 "sat_out": sorted(self.sat_out),
-                "not_covered": uncovered(mechanism, self.labels_of_rows),
+                "not_covered": list_uncovered(mechanism, self.labels_of_rows),
                 "test_noise": mechanism.test_noise,
             },
         }

@@ -25,16 +25,16 @@ class Guard:
     key: Callable[[], RunKey]
     start: float | None = None
 
-    def released(self, update: State, ids: tuple[int, int, int]) -> State:
+    def protect_update(self, update: State, ids: tuple[int, int, int]) -> State:
         """The update, clipped and noised where the mechanism does that to whole updates.
 
         `ids`: round, attempt and client, whose noise it is.
         """
         if not isinstance(self.mechanism, ProtectsUpdates):
             return update
-        return self.mechanism.released(update, self.noise, self.key(), ids)
+        return self.mechanism.protect_update(update, self.noise, self.key(), ids)
 
-    def started(self, statistics: State, ids: tuple[int, int]) -> State:
+    def protect_statistics(self, statistics: State, ids: tuple[int, int]) -> State:
         """What a client sends of its statistics before round 1; `ids`: attempt and client, whose noise it is.
 
         Raises:

@@ -22,7 +22,7 @@ from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
-from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
+from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, noise_for, rdp_epsilon, together
 from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
@@ -76,7 +76,7 @@ class Mechanism(ABC):
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 
-    hides: ClassVar[str]
+    privacy_unit: ClassVar[str]
     """Whose presence is hidden: "training row" or "client"."""
 
     neighbours: ClassVar[str]
@@ -108,8 +108,8 @@ class Mechanism(ABC):
         limit = 1 / self.units(federation)
         if self.dp_delta is not None and self.dp_delta >= limit:
             raise PrivacyError(
-                f"FP7050 dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / "
-                f"(largest number of {self.hides}s) = {limit:.3g}, leave it out for a tenth of that"
+                f"FP7050 dp_delta={self.dp_delta:g} allows publishing one {self.privacy_unit} outright; it must be "
+                f"below 1 / (largest number of {self.privacy_unit}s) = {limit:.3g}, leave it out for a tenth of that"
             )
 
     @property
@@ -155,7 +155,7 @@ class Mechanism(ABC):
         """The number of units that delta must be small against."""
 
     @abstractmethod
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
         """The planned (sampling rate, releases) of every account over the whole run, without repetition."""
 
     @abstractmethod
@@ -172,9 +172,9 @@ class Mechanism(ABC):
             return start
         before = {} if start is None else {Event(start, 1.0): 1}
         delta, noise = self.delta(federation), 0.0
-        plans = self.planned(federation)
+        plans = self.plan_releases(federation)
         for rate, count in sorted(plans, key=lambda p: -rdp_epsilon({Event(1.0, p[0]): p[1]}, delta)):
-            if noise == 0 or not within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
+            if noise == 0 or not is_within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
                 noise = max(noise, noise_for(self.epsilon, delta, rate, count, before))
         return noise
 
@@ -216,7 +216,7 @@ class Mechanism(ABC):
             return noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(share)
         if share == 1:
             raise PrivacyError(f"FP7052 start=1 is all of a budget, and {self.name} has none; give it an epsilon")
-        plans = self.planned(federation)
+        plans = self.plan_releases(federation)
         if not self.noise_multiplier or not plans:
             return self.noise_multiplier
         rounds = max(epsilon({Event(self.noise_multiplier, rate): n}, delta) for rate, n in plans)
@@ -237,13 +237,13 @@ class Mechanism(ABC):
         if self.epsilon < least:
             raise PrivacyError(
                 f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of "
-                f"all {signal:g} {self.hides}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
-                "clients, or take --head zero"
+                f"all {signal:g} {self.privacy_unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more "
+                "rows or clients, or take --head zero"
             )
 
     def start_signal(self, federation: Exposure) -> float:
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
-        return float(federation.rows.sum() if self.hides == "training row" else federation.clients)
+        return float(federation.rows.sum() if self.privacy_unit == "training row" else federation.clients)
 
     def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
         """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.

@@ -171,8 +171,8 @@ class DrawnNoise:
             return f"{describe_noise(m, self.levels)}; clients have uniform weights"
         budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no common budget"
         return (
-            f"{m.name} by the clients themselves, per {m.hides}: {budget}; each keeps its own key and ledger, this "
-            "server a second one; clients have uniform weights"
+            f"{m.name} by the clients themselves, per {m.privacy_unit}: {budget}; each keeps its own key and ledger, "
+            "this server a second one; clients have uniform weights"
         )
 
     def claims(self, engine: PrivacyEngine) -> Mapping[str, Any]:
@@ -245,7 +245,7 @@ class NoiseShares:
 
     def _continue(self, engine: PrivacyEngine, number: int, cohort: Sequence[int]) -> RoundPlan:
         """Return the plan of the sum that is under way, without another charge; reported charges are no attempts."""
-        reported = [said.startswith(REPORTED) for r, said, _ in engine.ledger.charged() if r == number]
+        reported = [said.startswith(REPORTED) for r, said, _ in engine.ledger.list_charges() if r == number]
         opened = [attempt for attempt, by_client in enumerate(reported) if not by_client]
         return RoundPlan(number, list(cohort), opened[-1] if opened else -1)
 
@@ -272,7 +272,7 @@ class NoiseShares:
             "composition": "RDP at whole orders, upper bound, over all rounds and resumes",
             "against": "the server, who knows cohorts and the noise of those who collude with it",
             "epsilon_models": self.epsilon_of_models(engine),
-            "sat_out": None if engine.draws else sorted(engine.sat_out),
+            "sat_out": None if engine.has_secret_draws else sorted(engine.sat_out),
             "epsilon_gaussian_rdp": rdp,
             "epsilon_gaussian_prv": prv,
             "collude": self.mechanism.collude,
@@ -282,7 +282,7 @@ class NoiseShares:
 
     def epsilon_of_models(self, engine: PrivacyEngine) -> float:
         """Return epsilon against those who see the released models alone."""
-        rounds = [number for number, said, _ in engine.ledger.charged() if not said.startswith(REPORTED)]
+        rounds = [number for number, said, _ in engine.ledger.list_charges() if not said.startswith(REPORTED)]
         starts = rounds.count(0)
         levels = self.levels
         events = self.mechanism.to_all(self.exposure, levels.multiplier, levels.start, starts, len(rounds) - starts)
@@ -305,14 +305,14 @@ def describe_noise(mechanism: Mechanism, levels: NoiseLevels) -> str:
     """Return the budget and the noise that a run chooses."""
     budget = f"epsilon {mechanism.epsilon:g} at" if mechanism.epsilon is not None else "epsilon reported at"
     return (
-        f"{mechanism.name}: {budget} dp_delta {levels.delta:.2g} per {mechanism.hides}, noise multiplier "
+        f"{mechanism.name}: {budget} dp_delta {levels.delta:.2g} per {mechanism.privacy_unit}, noise multiplier "
         f"{levels.multiplier:.4g}"
     )
 
 
 def count_begun(engine: PrivacyEngine) -> int:
     """Return the number of charges in all of the run, those included that led to nothing."""
-    return sum(1 for _ in engine.ledger.charged())
+    return sum(1 for _ in engine.ledger.list_charges())
 
 
 def charge_start_once(engine: PrivacyEngine, state: str) -> RoundPlan:

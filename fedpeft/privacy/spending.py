@@ -8,7 +8,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import Mechanism
 
 
-def spending(mechanism: Mechanism, federation: Exposure, noise: float) -> str:
+def describe_spending(mechanism: Mechanism, federation: Exposure, noise: float) -> str:
     """One line on what a budget is spent for, where the head has a private start.
 
     Args:

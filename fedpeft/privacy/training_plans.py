@@ -47,7 +47,7 @@ class PlansTraining(Protocol):
     def asks_all(self, federation: Exposure) -> bool:
         """Return whether the plan asks all clients in each round if no cohort is named."""
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """Return how clients should train.
 
         Args:
@@ -131,7 +131,7 @@ ONE_NOISE_RATE = 0.25
 """With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
 
 
-def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+def plan_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
     """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1 (of a
     head alone, the length of its features).
 
@@ -159,7 +159,7 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
     )
 
 
-def planned_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+def plan_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
     """All rows in each round, at rates that fall to nothing.
 
     The Hessian of a softmax is at most half of its features' moments (Boehning, Annals of the Institute of Statistical
@@ -176,7 +176,7 @@ def planned_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace 
     )
 
 
-def planned_for_rows(
+def plan_for_rows(
     mechanism: Mechanism, federation: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
 ) -> Training:
     """Rates fall from round to round, and would be 0 in the one after the last.

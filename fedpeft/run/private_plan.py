@@ -141,7 +141,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         return Setup.of(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups)
     if not isinstance(mechanism, PlansTraining):
         return setup
-    training = mechanism.planned_training(federation, pace)
+    training = mechanism.plan_training(federation, pace)
     not_whitened = "" if federation.whitened else _not_whitened(trained, mechanism)
     _check_planned(trained, named is None or pace is not None, not_whitened)
     config = dataclasses.replace(

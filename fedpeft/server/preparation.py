@@ -212,14 +212,14 @@ def _statistics(
         if privacy is None:
             total.add(taken, min(1.0, most_rows / report.rows))
         else:
-            total.add(privacy.start_taken(taken), 1.0)
+            total.add(privacy.clip_statistics(taken), 1.0)
         rows[report.client] = report.rows
     if not rows:
         head = name_of(type(setup.head))
         raise RunError(
             f"FP5197 none of {count} clients returned valid statistics for the start of the head, {head}; {why}"
         )
-    sums = total.sums if privacy is None else privacy.start_summed(total.sums, plan.attempt)
+    sums = total.sums if privacy is None else privacy.finish_statistics(total.sums, plan.attempt)
     return rows, spent, sums, counts
 
 

@@ -55,7 +55,7 @@ class PrivacyHook(RoundHook):
             raise EndOfRun(f"the privacy budget is spent after {state.round} rounds: the run ends here")
         if charged.spent:
             named = ", ".join(map(self.transport.called, charged.spent))
-            who = "somebody whom coins have drawn" if self.engine.draws else named
+            who = "somebody whom coins have drawn" if self.engine.has_secret_draws else named
             self.say(f"round {plan.number}: the privacy budget of {who} is spent; it sits out")
         mechanism = self.engine.mechanism
         return replace(

@@ -60,9 +60,9 @@ from fedpeft.privacy.training_plans import (
     ONE_NOISE,
     ONE_NOISE_RATE,
     Training,
-    planned_for_clients,
-    planned_for_rows,
-    planned_for_whitened,
+    plan_for_clients,
+    plan_for_rows,
+    plan_for_whitened,
 )
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
@@ -106,7 +106,7 @@ class DistributedDP(SumMechanism):
     noises_updates: ClassVar[bool] = False
 
     @property
-    def hides(self) -> str:  # type: ignore[override]
+    def privacy_unit(self) -> str:  # type: ignore[override]
         """By the setting `unit`."""
         return "training row" if self.unit == "rows" else "client"
 
@@ -240,15 +240,15 @@ class DistributedDP(SumMechanism):
             return AUDIBLE_WHITENED
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":
-            return planned_for_clients(mechanism, federation, pace)
+            return plan_for_clients(mechanism, federation, pace)
         if federation.whitened:
-            return planned_for_whitened(replace(mechanism, whiten=True), federation, pace)
+            return plan_for_whitened(replace(mechanism, whiten=True), federation, pace)
         rate = 1.0 if federation.head_alone else ONE_NOISE_RATE
-        return planned_for_rows(mechanism, federation, pace, ONE_NOISE, rate=rate)
+        return plan_for_rows(mechanism, federation, pace, ONE_NOISE, rate=rate)
 
     # ------------------------------------------------------------------------------------------------------- what costs
 
@@ -275,7 +275,7 @@ class DistributedDP(SumMechanism):
             return 1.0
         return min(1.0, federation.batch_size * federation.clients / self.total(federation))
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
         """The account that spends most."""
         return [(self.rate(federation), self.often(federation))]
 
@@ -348,7 +348,7 @@ class DistributedDP(SumMechanism):
         if start is not None and not self.trains(federation):
             return start
         before = {} if start is None else {self.start_grid(federation, start).event(1.0, known=self.known): 1}
-        [(rate, count)] = self.planned(federation)
+        [(rate, count)] = self.plan_releases(federation)
         return self._smallest(
             federation,
             lambda z: together(before, {self.grid(federation, z).event(rate, known=self.known): count}),

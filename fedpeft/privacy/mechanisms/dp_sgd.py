@@ -35,7 +35,7 @@ from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, Training, planned_for_rows
+from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, Training, plan_for_rows
 
 AUDIBLE_HEAD = 7.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
@@ -54,7 +54,7 @@ class DPSGD(Mechanism):
         high=1,
     )
 
-    hides: ClassVar[str] = "training row"
+    privacy_unit: ClassVar[str] = "training row"
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
 
@@ -67,11 +67,11 @@ class DPSGD(Mechanism):
         its own each, and no round leads where the classes of a few clients point."""
         return federation.head_alone and federation.clients <= MOST_ASKED
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""
         steps = max(1, math.ceil(STEPS / federation.rounds))
         rate = 1 / steps if self.rate is None else self.rate
-        return planned_for_rows(replace(self, rate=rate), federation, pace, OWN_NOISE, steps, rate)
+        return plan_for_rows(replace(self, rate=rate), federation, pace, OWN_NOISE, steps, rate)
 
     def check(self, federation: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.
@@ -93,7 +93,7 @@ class DPSGD(Mechanism):
         """At one rate for all clients, or at each client's own."""
         return ExampleSampling(self.rate)
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
         totals = federation.steps * federation.participations
         pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}

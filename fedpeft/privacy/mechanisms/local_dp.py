@@ -27,7 +27,7 @@ from fedpeft.privacy.start_release import StartRelease
 class LocalDP(Mechanism):
     """Clipped and noised updates."""
 
-    hides: ClassVar[str] = "client"
+    privacy_unit: ClassVar[str] = "client"
     neighbours: ClassVar[str] = "any other data at one client (replace)"
     sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
     start_release: ClassVar[StartRelease] = StartRelease(clips_clients=True, sensitivity=2.0)
@@ -36,7 +36,7 @@ class LocalDP(Mechanism):
         """The clients."""
         return federation.clients
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release in each round that a client takes part in."""
         return [(1.0, int(count)) for count in sorted(set(federation.participations.tolist())) if count]
 
@@ -44,7 +44,7 @@ class LocalDP(Mechanism):
         """One release per client."""
         return {client: (Event(noise, 1.0), 1) for client in cohort}
 
-    def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+    def protect_update(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """clip(update, C) + z 2 C gauss; `ids` are round, attempt and client.
 
         What is not finite counts as 0: no factor could clip it, and it would tell something of the data.

@@ -21,7 +21,7 @@ from fedpeft.privacy.mechanism import Mechanism
 class NoProtection(Mechanism):
     """Neither clipping nor noise."""
 
-    hides: ClassVar[str] = "nobody"
+    privacy_unit: ClassVar[str] = "nobody"
     neighbours: ClassVar[str] = "none"
     sampling: ClassVar[str] = "none"
     protects: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class NoProtection(Mechanism):
         """The clients."""
         return federation.clients
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
         """Nothing is accounted for."""
         return []
 

@@ -54,7 +54,7 @@ from fedpeft.privacy.server_noise import (
     variance,
 )
 from fedpeft.privacy.start_release import StartRelease
-from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, Training, planned_for_clients
+from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, Training, plan_for_clients
 
 
 class NoisySum:
@@ -149,7 +149,7 @@ class UserDP(Mechanism):
         "independent", "of rounds: independent, or banded(bands=8): related, and clients take turns in known cohorts"
     )
 
-    hides: ClassVar[str] = "client"
+    privacy_unit: ClassVar[str] = "client"
     noises_updates: ClassVar[bool] = False
     start_release: ClassVar[StartRelease] = StartRelease(by_clients=False, clips_clients=True)
 
@@ -249,7 +249,7 @@ class UserDP(Mechanism):
         delta, rounds = self.delta(federation), federation.rounds
         start = {Event(noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(HALF), 1.0): 1}
         of_all = noise_for(self.epsilon, delta, 1.0, rounds, start)
-        [(rate, releases)] = self.planned(federation)
+        [(rate, releases)] = self.plan_releases(federation)
         noise = noise_for(self.epsilon, delta, rate, releases, start)
         return whole * self.rate(federation) * of_all / (noise * self._added_up(federation))
 
@@ -264,11 +264,11 @@ class UserDP(Mechanism):
         """Less where the head alone is trained."""
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
         """One step of a client on all of its rows (`fedpeft.privacy.training_plans`)."""
-        return planned_for_clients(self, federation, pace)
+        return plan_for_clients(self, federation, pace)
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release a round; or one in each turn of a client."""
         if self.turns:
             return [(1.0, math.ceil(federation.rounds / self._separation(federation)))]

@@ -100,8 +100,8 @@ def test_both_books_hold_each_sum_once_also_of_a_client_that_was_killed_after_it
         ]
         assert engine.ledger.spent[k] == {event: 2}
         assert {stat.S_IMODE((home / name).stat().st_mode) for name in (KEY, LEDGER)} == {0o600}
-        assert made.server.edges[k].protection.spent() == epsilon({event: 2}, engine.delta)
-    assert engine.summary()["epsilon"] == made.server.edges[0].protection.spent()
+        assert made.server.edges[k].protection.compute_epsilon() == epsilon({event: 2}, engine.delta)
+    assert engine.summary()["epsilon"] == made.server.edges[0].protection.compute_epsilon()
 
 
 def test_a_server_hears_no_number_of_a_single_client(recorded):
@@ -134,7 +134,7 @@ def test_a_client_takes_part_as_often_as_its_own_limit_allows_and_the_others_go_
     assert (refused.client, refused.round, refused.payload) == (1, 2, b"")
     assert [len(book(made, k)) for k in range(5)] == [1, 2, 2, 2, 2], "a sum that is void before step 3 costs nothing"
     assert made.server.protection.summary()["privacy"]["sat_out"] == [0, 1]
-    assert made.server.edges[0].protection.spent() <= one
+    assert made.server.edges[0].protection.compute_epsilon() <= one
 
 
 # ------------------------------------------------------------------------------------------------- a server that lies

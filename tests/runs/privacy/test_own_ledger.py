@@ -41,7 +41,7 @@ def test_both_books_say_what_was_planned(federation, mechanism):
         assert {(home / name).stat().st_mode & 0o077 for name in (KEY, LEDGER, "answer")} == {0}
         keys.add((home / KEY).read_bytes())
     assert len(keys) == 2
-    own = [edge.protection.spent() for edge in made.server.edges]
+    own = [edge.protection.compute_epsilon() for edge in made.server.edges]
     summary = made.server.protection.summary()
     assert summary["epsilon"] == pytest.approx(max(own), rel=1e-6)
     assert summary["dp_delta"] == max(edge.protection.delta for edge in made.server.edges)
@@ -83,7 +83,7 @@ def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation, m
     assert [len(book(made, k)) for k in range(2)] == [1, 3]
     assert [i.client for i in made.server.direct.asked] == [0, 1, 1, 1]
     assert made.server.protection.summary()["privacy"]["sat_out"] == [0]
-    assert made.server.edges[0].protection.spent() <= limit
+    assert made.server.edges[0].protection.compute_epsilon() <= limit
 
 
 def test_who_stood_in_for_another_is_not_asked_again_at_its_own_turn(federation, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_lost_book_of_all_runs_is_made_again_from_the_run_s_own(federation):
     made.run()
     own = made.server.edges[0].protection
     before = own.lifetime.spent(own.delta)
-    assert before == pytest.approx(own.spent())
+    assert before == pytest.approx(own.compute_epsilon())
     own.lifetime.path.unlink()
     own = made.edge(0).protection
     assert own.lifetime.spent(own.delta) == before
@@ -178,7 +178,7 @@ def test_noise_of_a_known_seed_counts_as_none_for_later_runs(federation):
     made.run()
     edge = made.server.edges[0]
     assert edge.protection.lifetime.spent(1e-5) == float("inf")
-    assert edge.protection.spent() < float("inf"), "its own book says what the run would have cost"
+    assert edge.protection.compute_epsilon() < float("inf"), "its own book says what the run would have cost"
     edge.protection.lifetime.path.unlink()
     again = made.edge(0).protection.lifetime
     assert again.spent(1e-5) == float("inf"), "nor does it count where the book of all runs was lost, and is made anew"
@@ -231,7 +231,7 @@ def test_a_client_killed_between_any_two_steps_is_charged_at_least_what_it_relea
     assert len(book(made, 0)) == before + 1, "nothing was released under the first charge, or the same bits"
     assert made.edge(0).handle(instruction) == answer
     own = made.edge(0).protection
-    assert own.lifetime.spent(own.delta) == own.spent(), "and not twice for all runs"
+    assert own.lifetime.spent(own.delta) == own.compute_epsilon(), "and not twice for all runs"
 
 
 def test_other_rows_or_another_setting_are_another_input(federation):

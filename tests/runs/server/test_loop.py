@@ -260,7 +260,7 @@ def _charges(server: Server) -> list[tuple[int, str, int]]:
     """Return round, fingerprint and attempt of each charge on the ledger."""
     charged, counts = [], {}
     (privacy,) = (hook for hook in server.hooks if isinstance(hook, PrivacyHook))
-    for number, fingerprint, _ in privacy.engine.ledger.charged():
+    for number, fingerprint, _ in privacy.engine.ledger.list_charges():
         charged.append((number, fingerprint, counts.get(number, 0)))
         counts[number] = counts.get(number, 0) + 1
     return charged

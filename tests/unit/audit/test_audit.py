@@ -308,7 +308,7 @@ def test_canaries_of_a_run_take_turns_as_often_as_its_clients(clients, cohort, t
     made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(audit.canaries, bool))
     canaries = made.protection.exposure
     assert turns_of(canaries.clients, canaries.cohort) == turns_of(clients, cohort)
-    assert mechanism.planned(canaries) == mechanism.planned(federation)
+    assert mechanism.plan_releases(canaries) == mechanism.plan_releases(federation)
     assert 300 < audit.canaries < 500
 
 

@@ -145,7 +145,7 @@ def test_noise_that_is_shared_is_planned_for_by_the_rows_of_all(tmp_path, observ
     made = Federation(tmp_path, observer, **given)
     assert heard(made)["learning_rate"] != UNSAID["learning_rate"]
     assert said(made) == ""  # the book says it
-    assert "of the budget is for the start" in made.server.protection.plan()
+    assert "of the budget is for the start" in made.server.protection.describe_plan()
 
 
 FEW = {"clients": 3, "rounds": 6, "privacy": "distributed_dp(epsilon=8, unit=clients, clip=0.2, plan=False)"}

@@ -13,7 +13,7 @@ from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from fedpeft.privacy.accountant import Event, _prv_accountant, epsilon, noise_for, rdp_epsilon, within
+from fedpeft.privacy.accountant import Event, _prv_accountant, epsilon, is_within, noise_for, rdp_epsilon
 from fedpeft.privacy.engine import worst_and_median
 from tests.refusals import refuses
 
@@ -107,8 +107,8 @@ def test_edges():
 )
 def test_the_noise_for_a_budget_just_meets_it(budget, rate, steps):
     noise = noise_for(budget, 1e-4, rate, steps)
-    assert within({Event(noise, rate): steps}, 1e-4, budget)
-    assert not within({Event(0.99 * noise, rate): steps}, 1e-4, budget)
+    assert is_within({Event(noise, rate): steps}, 1e-4, budget)
+    assert not is_within({Event(0.99 * noise, rate): steps}, 1e-4, budget)
 
 
 def test_a_budget_that_no_noise_meets_is_one_sentence():
@@ -119,7 +119,7 @@ def test_a_budget_that_no_noise_meets_is_one_sentence():
 @pytest.mark.parametrize("event", [Event(1e300, 0.5), Event(1e-300, 0.5)])
 def test_numbers_beyond_floats_have_no_finite_epsilon(event):
     assert rdp_epsilon({event: 1}, 1e-5) == epsilon({event: 1}, 1e-5) == float("inf")
-    assert not within({event: 1}, 1e-5, 1000)
+    assert not is_within({event: 1}, 1e-5, 1000)
 
 
 def test_more_releases_than_can_be_composed_are_bounded_by_rdp():

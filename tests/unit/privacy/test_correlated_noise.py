@@ -242,7 +242,7 @@ def test_a_client_pays_for_each_of_its_turns_and_the_budget_is_met():
     federation = exposure()
     noise = mechanism.multiplier(federation)
     assert mechanism.charges(federation, [3, 5], noise) == dict.fromkeys([3, 5], (Event(noise, 1.0), 1))
-    assert mechanism.planned(federation) == [(1.0, 3)]
+    assert mechanism.plan_releases(federation) == [(1.0, 3)]
     assert 3.95 <= epsilon({Event(noise, 1.0): 3}, 1e-3) <= 4
     assert not mechanism.secret_cohort
     assert set(mechanism.start_charges(exposure(clients=4), 1.0)) == {0, 1, 2, 3}

@@ -49,7 +49,7 @@ def rates(plan, rounds):
 
 @pytest.mark.parametrize("rounds", [1, 3, 19, 20, 100])
 def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rounds(rounds):
-    plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").planned_training(exposure(rounds=rounds))
+    plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").plan_training(exposure(rounds=rounds))
     assert plan.steps * rounds >= training_plans.STEPS
     assert plan.steps == 1 or (plan.steps - 1) * rounds < training_plans.STEPS
     assert plan.mechanism.rate * plan.steps == pytest.approx(1)
@@ -75,9 +75,9 @@ def test_whatever_steps_the_server_takes_they_lead_as_far_in_the_end(name, entri
             state, memory = server.step(state, {"a": torch.full((1,), update, dtype=torch.float64)}, memory)
         return float(state["a"] - before["a"])
 
-    usual = mechanism.planned_training(federation)
+    usual = mechanism.plan_training(federation)
     server = SERVER_OPTIMIZERS.build(optimizer)
-    plan = mechanism.planned_training(federation, server.pace)
+    plan = mechanism.plan_training(federation, server.pace)
     assert plan.momentum == 0
     assert plan.steps == usual.steps
     planned = SERVER_OPTIMIZERS.build(f"momentum(beta={usual.momentum})")
@@ -85,7 +85,7 @@ def test_whatever_steps_the_server_takes_they_lead_as_far_in_the_end(name, entri
 
 
 def test_the_plan_for_twenty_rounds_is_the_documented_run():
-    plan = MECHANISMS.build("dp_sgd(epsilon=8)").planned_training(exposure(rounds=20))
+    plan = MECHANISMS.build("dp_sgd(epsilon=8)").plan_training(exposure(rounds=20))
     assert (plan.learning_rate, plan.mechanism.clip, plan.momentum) == (2.6, 0.3, 0.9)
 
 
@@ -97,7 +97,7 @@ def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, ro
     """
     federation = replace(exposure(rounds=rounds, cohort=10), participations=np.full(20, rounds // 2))
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     trained = replace(federation, steps=np.full(20, plan.steps), batch_size=plan.batch_size)
     noise = plan.mechanism.multiplier(trained)
     each = noise * plan.mechanism.clip / plan.mechanism.example_sampling.divisor(plan.batch_size, 400)
@@ -110,7 +110,7 @@ def test_the_clients_mean_of_sums_over_a_common_divisor_is_the_sum_over_all_rows
     """Shards of 10 and 390 rows at one rate: noise enters once for each client, and no shard costs more."""
     mechanism = MECHANISMS.build("dp_sgd(epsilon=8, rate=0.25)")
     federation = replace(exposure(), rows=np.array([10, 390]), participations=np.array([1, 1]), steps=np.array([2, 2]))
-    assert mechanism.planned(federation) == [(0.25, 2), (0.25, 2)]
+    assert mechanism.plan_releases(federation) == [(0.25, 2), (0.25, 2)]
     assert mechanism.charges(federation, [0, 1], 1.0)[0] == mechanism.charges(federation, [0, 1], 1.0)[1]
     sampling = mechanism.example_sampling
     assert sampling.divisor(50, 10) == sampling.divisor(50, 390) == 50
@@ -126,7 +126,7 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
     assert federation.head_alone
     assert not exposure(entries=1000).head_alone
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     assert (plan.mechanism.clip, plan.optimizer) == (2.0, "sgd(warmup=0, head_rate=1.0, schedule=linear)")
     way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rates(plan, 20)
     farthest = training_plans.OF_ROWS.stride * 20 * 10
@@ -151,10 +151,10 @@ def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
 
 
 def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
-    plan = MECHANISMS.build("user_dp(epsilon=8)").planned_training(exposure(rounds=8))
+    plan = MECHANISMS.build("user_dp(epsilon=8)").plan_training(exposure(rounds=8))
     assert plan.mechanism.clip * 8 == pytest.approx(training_plans.CLIENTS_DISTANCE)
     assert (plan.steps, plan.batch_size) == (1, 400)
-    own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").planned_training(exposure(rounds=8))
+    own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").plan_training(exposure(rounds=8))
     assert own.mechanism.clip == 0.2
 
 
@@ -163,7 +163,7 @@ def test_of_clients_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budge
     """Counted by what rounds of all clients' clipped steps and their noise lead to."""
     federation = exposure(rows=2, clients=5000, entries=12, rounds=rounds, cohort=5000)
     mechanism = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5)")
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     assert plan.momentum == (0.9 if rounds >= 20 else 0.0)
     assert plan.optimizer == "sgd(warmup=0, head_rate=1.0, schedule=constant)"
     far = 1 / (1 - plan.momentum)
@@ -173,7 +173,7 @@ def test_of_clients_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budge
     assert moved <= 1.02 * training_plans.OF_CLIENTS.noise
     assert plan.mechanism.clip <= training_plans.OF_CLIENTS.stride
     assert moved > 0.98 * training_plans.OF_CLIENTS.noise or plan.mechanism.clip == training_plans.OF_CLIENTS.stride
-    own = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5, clip=0.2)").planned_training(federation)
+    own = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5, clip=0.2)").plan_training(federation)
     assert (own.mechanism.clip, own.learning_rate) == (0.2, 0.4)
 
 
@@ -182,7 +182,7 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
     """Counted round by round: a sum over all rows, and one noise, at a rate that falls to 0."""
     federation = exposure(entries=entries, rounds=rounds)
     mechanism = MECHANISMS.build(f"distributed_dp(epsilon={budget}, start=0.5)")
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     trained = replace(federation, batch_size=plan.batch_size)
     rate = 1.0 if entries == 12 else training_plans.ONE_NOISE_RATE
     assert (plan.steps, plan.mechanism.rate(trained), plan.mechanism.bits) == (1, rate, 24)
@@ -202,7 +202,7 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
 @pytest.mark.parametrize(("said", "batch"), [("", 400), (", rows=12000", 600), (", rows=2000", 100)])
 def test_all_rows_join_however_many_there_are_said_to_be(said, batch):
     federation = exposure(entries=12, rounds=20)
-    plan = MECHANISMS.build(f"distributed_dp(epsilon=8{said})").planned_training(federation)
+    plan = MECHANISMS.build(f"distributed_dp(epsilon=8{said})").plan_training(federation)
     assert plan.batch_size == batch
     assert plan.mechanism.rate(replace(federation, batch_size=plan.batch_size)) == 1
 
@@ -221,7 +221,7 @@ def test_known_cohorts_have_less_to_say_than_all_clients_and_so_has_noise_that_i
 def test_clients_under_one_noise_are_planned_alike_whoever_adds_it():
     federation = exposure(rows=2, clients=5000, entries=12, rounds=20, cohort=5000)
     central, shared = (
-        MECHANISMS.build(f"{name}(epsilon=8, start=0.5{unit})").planned_training(federation)
+        MECHANISMS.build(f"{name}(epsilon=8, start=0.5{unit})").plan_training(federation)
         for name, unit in (("user_dp", ""), ("distributed_dp", ", unit=clients"))
     )
     assert replace(central, mechanism=shared.mechanism) == shared
@@ -256,8 +256,8 @@ def test_no_training_is_said_with_what_would_be_heard(tmp_path):
     mechanism = MECHANISMS.build("dp_sgd(epsilon=0.5)")
     federation = exposure(entries=10**6)
     engine = make_engine(mechanism, federation, tmp_path, "", 0)
-    assert "no round of training is planned" in engine.plan()
-    assert f"at most {mechanism.audible_entries(federation):,} trained numbers are heard" in engine.plan()
+    assert "no round of training is planned" in engine.describe_plan()
+    assert f"at most {mechanism.audible_entries(federation):,} trained numbers are heard" in engine.describe_plan()
 
 
 def made(folder, **given):

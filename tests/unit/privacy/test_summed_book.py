@@ -186,7 +186,7 @@ def test_whose_own_budget_pays_for_fewer_rounds_than_are_planned_is_told_before_
     plain = opened(tmp_path / "plain", start=True)
     assert plain.accounts.describe_shortfall() == ""
     event, before = plain.accounts.cost_of_round([0])[0][0], dict([plain.accounts.cost_of_start()[0]])
-    [(_, planned)] = plain.mechanism.planned(plain.exposure)
+    [(_, planned)] = plain.mechanism.plan_releases(plain.exposure)
     paid = {n: epsilon(before | {event: n}, plain.delta) * 1.0001 for n in (0, 2, planned - 1, planned)}
     limits = {f"c{k}": {"budget": paid[n]} for k, n in enumerate((2, planned - 1, planned))}
     said = opened(tmp_path / "book", start=True, **limits).accounts.describe_shortfall()

@@ -44,7 +44,7 @@ def test_on_whitened_features_less_signal_is_enough_for_rounds(head, rounds, tmp
     monkeypatch.setattr(distributed_dp, "AUDIBLE_HEAD", 1.1 * signal)
     run = made(tmp_path / "run", privacy=privacy, **given)
     assert run.protection.trains == rounds
-    assert ("where " + f"{0.9 * signal:g}" in run.protection.plan()) == rounds
+    assert ("where " + f"{0.9 * signal:g}" in run.protection.describe_plan()) == rounds
 
 
 def test_what_is_named_is_kept(tmp_path):

@@ -17,7 +17,7 @@ from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.setup import Setup
 
 
-def servers_book(
+def make_server_engine(
     setup: Setup,
     rows: int,
     folder: Path,

@@ -13,9 +13,9 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.client_protection import (
     ClientProtection,
+    limit_mechanism,
     make_client_engine,
-    own_mechanism,
-    planned_participations,
+    plan_participations,
 )
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
@@ -26,7 +26,7 @@ from fedpeft.run.setup import Setup
 from fedpeft.server.preparation import noised_statistics
 
 
-def own_ledger(
+def make_client_protection(
     setup: Setup, told: RunConfig, options: EdgeOptions, rows: int, identity: str, places: tuple[Path, Path, Path]
 ) -> ClientProtection | None:
     """Return the client's own protection; None: no noise is drawn here.
@@ -66,15 +66,15 @@ def own_ledger(
         )
     exposure = _exposure(setup, told, rows)
     units = given.units(exposure)
-    if given.hides == "training row" and units < rows:
+    if given.privacy_unit == "training row" and units < rows:
         raise PrivacyError(
             f"FP7020 the server says that all clients have {units} rows together (rows={units}), and this one alone "
             f"has {rows}: its rows would be protected at a delta for fewer; ask whoever runs the server for another "
             "number"
         )
-    own = own_mechanism(given, units, options.max_epsilon, options.max_delta)
+    own = limit_mechanism(given, units, options.max_epsilon, options.max_delta)
     folder, ledgers, file = places
-    lifetime = LifetimeLedger(ledgers, file, own.hides, options.max_epsilon)
+    lifetime = LifetimeLedger(ledgers, file, own.privacy_unit, options.max_epsilon)
     if isinstance(own, SumMechanism):
         own = own.assume_colluding(options.collude)
     return ClientProtection(make_client_engine(own, given, exposure, folder, identity, told.seed), lifetime)
@@ -95,7 +95,7 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         layout=setup.layout,
         rows=alike(rows),
         steps=alike(setup.training.steps_for(rows)),
-        participations=alike(planned_participations(told.rounds, cohort / clients)),
+        participations=alike(plan_participations(told.rounds, cohort / clients)),
         batch_size=told.batch_size if summed else setup.config.batch_size,
         rounds=told.rounds,
         cohort=cohort if summed else 1,
