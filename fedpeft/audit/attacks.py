@@ -52,7 +52,7 @@ def of_run(simulation: Simulation) -> CanaryAudit:
     federation, mechanism = protection.exposure, protection.mechanism
     spends = max(
         mechanism.plan_releases(federation),
-        key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
+        key=lambda plan: rdp_epsilon({Event(protection.noise_multiplier, plan[0]): plan[1]}, protection.delta),
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
     rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
@@ -62,7 +62,7 @@ def of_run(simulation: Simulation) -> CanaryAudit:
         more = f", noise={vars(mechanism)['noise']!r}"
     strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, layout_of(FORM.rank)) else "fedit"
     return CanaryAudit(
-        privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r}{more})",
+        privacy=f"{mechanism.name}(noise_multiplier={protection.noise_multiplier!r}, clip={mechanism.clip!r}{more})",
         rounds=rounds,
         rate=rate,
         steps=steps,

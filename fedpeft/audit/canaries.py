@@ -327,7 +327,11 @@ class _Rows(_Pipeline):
             assert plan is not None
             executor.sign = self.sign(round)
             privacy = RowPrivacy(
-                self.mechanism.clip, self.protection.noise, self.audit.rate, self.protection.key, plan.attempt
+                self.mechanism.clip,
+                self.protection.noise_multiplier,
+                self.audit.rate,
+                self.protection.key,
+                plan.attempt,
             )
             job = Job(
                 client=0,

@@ -222,7 +222,7 @@ class Edge:
         if self.setup.mechanism is None:
             return None
         # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
-        noise = 0.0 if self.protection is None else self.protection.engine.noise
+        noise = 0.0 if self.protection is None else self.protection.engine.noise_multiplier
         start = None if self.protection is None else self.protection.engine.start
         return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
 

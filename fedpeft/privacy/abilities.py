@@ -41,10 +41,10 @@ class ServerRound:
 class AddsServerNoise(Protocol):
     """The server clips updates and adds the noise."""
 
-    def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator:
+    def aggregator(self, at: ServerRound, exposure: Exposure) -> Aggregator:
         """Return what takes the updates of a round instead of the strategy's own aggregator."""
 
-    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
+    def noise_factor(self, exposure: Exposure) -> np.ndarray | None:
         """Return what relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing."""
 
 

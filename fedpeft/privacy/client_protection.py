@@ -180,7 +180,7 @@ class ClientProtection:
         """Return what the client tells the server; the noise of a sum must be the server's."""
         engine, mechanism = self.engine, self.mechanism
         if isinstance(mechanism, SumMechanism):
-            noise, rate, releases = engine.noise, mechanism.rate(engine.exposure), 1
+            noise, rate, releases = engine.noise_multiplier, mechanism.rate(engine.exposure), 1
         else:
             (noise, rate, *_), releases = self.compute_cost()
         return DeclaredTerms(noise, rate, releases, self.delta, mechanism.epsilon, engine.start)
@@ -202,11 +202,11 @@ class ClientProtection:
         if not isinstance(m, SumMechanism):
             return (
                 f"{m.name} on this machine, per {m.privacy_unit}: {budget} at dp_delta {self.delta:.2g}, noise "
-                f"multiplier {engine.noise:.4g}{start}; {self.ledger.releases(OWN)} releases {so_far}"
+                f"multiplier {engine.noise_multiplier:.4g}{start}; {self.ledger.releases(OWN)} releases {so_far}"
             )
         return (
             f"{m.name}, per {m.privacy_unit}, a share of the noise from this machine: {budget} against the server at "
-            f"dp_delta {self.delta:.2g}, noise multiplier of a sum {engine.noise:.4g}{start}; "
+            f"dp_delta {self.delta:.2g}, noise multiplier of a sum {engine.noise_multiplier:.4g}{start}; "
             f"{m.dropouts:.0%} of a cohort may drop out, {m.collude:.0%} collude with the server; "
             f"{self.ledger.releases(OWN)} sums {so_far}"
         )
@@ -317,7 +317,7 @@ class ClientProtection:
     def _asked(self, instruction: Instruction, state: bytes) -> str:
         """Return a digest of all that the answer depends on."""
         engine = self.engine
-        digest = hashlib.sha256(f"{engine.identity} {engine.key.name} {engine.noise} ".encode() + state)
+        digest = hashlib.sha256(f"{engine.identity} {engine.key.name} {engine.noise_multiplier} ".encode() + state)
         for name, value in sorted(vars(replace(instruction, attempt=0)).items()):
             content = value if isinstance(value, bytes) else repr(value).encode()
             digest.update(f"{name} {len(content)} ".encode() + content)

@@ -81,7 +81,12 @@ class PrivacyEngine:
         self.accounts, self.noise_source, self.more_terms = accounts, noise_source, more_terms or {}
         self.finished: set[int] = set()
         levels = noise_source.levels
-        self.noise, self.delta, self.start, self.trains = levels.multiplier, levels.delta, levels.start, levels.trains
+        self.noise_multiplier, self.delta, self.start, self.trains = (
+            levels.multiplier,
+            levels.delta,
+            levels.start,
+            levels.trains,
+        )
 
     @property
     def sums(self) -> SharedNoise | None:
@@ -106,7 +111,7 @@ class PrivacyEngine:
     def _ledger_terms(self) -> dict[str, Any]:
         """Return the first line of the ledger, without its version."""
         mechanism = self.mechanism
-        numbers = {"noise_multiplier": self.noise, "dp_delta": self.delta}
+        numbers = {"noise_multiplier": self.noise_multiplier, "dp_delta": self.delta}
         start = {} if self.start is None else {"start_noise_multiplier": self.start}
         return {
             "mechanism": mechanism.name,
@@ -218,13 +223,13 @@ class PrivacyEngine:
         if not isinstance(self.mechanism, AddsServerNoise):
             return None
         clip = self.mechanism.clip if clip is None else clip
-        at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise, clip)
+        at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise_multiplier, clip)
         return self.mechanism.aggregator(at, self.exposure)
 
     @property
     def guard(self) -> Guard:
         """The mechanism at clients that share this key."""
-        return Guard(self.mechanism, self.noise, lambda: self.key, self.start)
+        return Guard(self.mechanism, self.noise_multiplier, lambda: self.key, self.start)
 
     @property
     def has_secret_draws(self) -> bool:
@@ -246,7 +251,7 @@ class PrivacyEngine:
         mechanism = self.mechanism
         if mechanism.test_noise:
             found.append("the noise comes from the run's seed (test_noise): this run protects nobody")
-        if self.noise == 0:
+        if self.noise_multiplier == 0:
             found.append("without noise nothing is protected: epsilon is infinite")
         if mechanism.epsilon is not None and mechanism.epsilon > 20:
             found.append(f"epsilon {mechanism.epsilon:g} is hardly a protection; below 10 is usual, 1 is strong")
@@ -276,7 +281,7 @@ class PrivacyEngine:
             "epsilon": worst,
             "epsilon_median": median,
             "dp_delta": self.delta,
-            "noise_multiplier": self.noise,
+            "noise_multiplier": self.noise_multiplier,
             "privacy": {
                 "mechanism": mechanism.name,
                 "unit": mechanism.privacy_unit,

@@ -94,7 +94,7 @@ class Mechanism(ABC):
     start_release: ClassVar[StartRelease] = StartRelease()
     """How the release before round 1 is clipped and noised."""
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Refuse what would not protect.
 
         Raises:
@@ -105,7 +105,7 @@ class Mechanism(ABC):
             raise PrivacyError(
                 f"FP7049 {name} needs epsilon or noise_multiplier, such as {name}(epsilon=8, clip={self.clip})"
             )
-        limit = 1 / self.units(federation)
+        limit = 1 / self.units(exposure)
         if self.dp_delta is not None and self.dp_delta >= limit:
             raise PrivacyError(
                 f"FP7050 dp_delta={self.dp_delta:g} allows publishing one {self.privacy_unit} outright; it must be "
@@ -146,33 +146,33 @@ class Mechanism(ABC):
         """As on the command line."""
         return name_of(type(self))
 
-    def delta(self, federation: Exposure) -> float:
+    def delta(self, exposure: Exposure) -> float:
         """The delta that epsilon is stated at."""
-        return self.dp_delta if self.dp_delta is not None else 0.1 / self.units(federation)
+        return self.dp_delta if self.dp_delta is not None else 0.1 / self.units(exposure)
 
     @abstractmethod
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The number of units that delta must be small against."""
 
     @abstractmethod
-    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """The planned (sampling rate, releases) of every account over the whole run, without repetition."""
 
     @abstractmethod
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """What a round with this cohort costs."""
 
-    def multiplier(self, federation: Exposure) -> float:
+    def multiplier(self, exposure: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
-        start = self.start_noise(federation)
-        if start is not None and not self.trains(federation):
+        start = self.start_noise(exposure)
+        if start is not None and not self.trains(exposure):
             return start
         before = {} if start is None else {Event(start, 1.0): 1}
-        delta, noise = self.delta(federation), 0.0
-        plans = self.plan_releases(federation)
+        delta, noise = self.delta(exposure), 0.0
+        plans = self.plan_releases(exposure)
         for rate, count in sorted(plans, key=lambda p: -rdp_epsilon({Event(1.0, p[0]): p[1]}, delta)):
             if noise == 0 or not is_within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
                 noise = max(noise, noise_for(self.epsilon, delta, rate, count, before))
@@ -180,7 +180,7 @@ class Mechanism(ABC):
 
     # -------------------------------------------------------------------------------------------------- before round 1
 
-    def start_share(self, federation: Exposure) -> float:
+    def start_share(self, exposure: Exposure) -> float:
         """The share of the budget for the start: as given, or half, or all where training could not be heard.
 
         Budgets are shared as variances are: a release at the share s of a budget has 1 / sqrt(s) times the noise of one
@@ -190,13 +190,13 @@ class Mechanism(ABC):
             return self.start
         if self.epsilon is None or self.noise_multiplier is not None:
             return HALF
-        return HALF if self.hears(federation) else 1.0
+        return HALF if self.hears(exposure) else 1.0
 
-    def trains(self, federation: Exposure) -> bool:
+    def trains(self, exposure: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
-        return not federation.start or self.start_share(federation) < 1
+        return not exposure.start or self.start_share(exposure) < 1
 
-    def start_noise(self, federation: Exposure) -> float | None:
+    def start_noise(self, exposure: Exposure) -> float | None:
         """The noise multiplier of the start's release; None: there is none.
 
         Without a budget it costs its share beside what the planned rounds cost.
@@ -204,9 +204,9 @@ class Mechanism(ABC):
         Raises:
             PrivacyError: it has no share, or all of a budget that there is not.
         """
-        if not federation.start:
+        if not exposure.start:
             return None
-        share, delta = self.start_share(federation), self.delta(federation)
+        share, delta = self.start_share(exposure), self.delta(exposure)
         if not share:
             raise PrivacyError(
                 f"FP7051 start=0 leaves nothing of the budget for a private start; give {self.name} another share, or "
@@ -216,24 +216,24 @@ class Mechanism(ABC):
             return noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(share)
         if share == 1:
             raise PrivacyError(f"FP7052 start=1 is all of a budget, and {self.name} has none; give it an epsilon")
-        plans = self.plan_releases(federation)
+        plans = self.plan_releases(exposure)
         if not self.noise_multiplier or not plans:
             return self.noise_multiplier
         rounds = max(epsilon({Event(self.noise_multiplier, rate): n}, delta) for rate, n in plans)
         return noise_for(min(rounds, LARGEST), delta, 1.0, 1) * math.sqrt((1 - share) / share)
 
-    def check_start(self, federation: Exposure) -> None:
+    def check_start(self, exposure: Exposure) -> None:
         """Refuse a start that would be noise alone, were all rows of one class and alike.
 
         Raises:
             PrivacyError: says the smallest epsilon that is not.
         """
-        if not federation.start or self.epsilon is None or self.start == 0:
+        if not exposure.start or self.epsilon is None or self.start == 0:
             return
-        signal, width = self.start_signal(federation), federation.layout.shapes["head.weight"][1]
-        most = signal / (self.start_release.deviation(1.0, federation.clients) * longest_noise(width))
+        signal, width = self.start_signal(exposure), exposure.layout.shapes["head.weight"][1]
+        most = signal / (self.start_release.deviation(1.0, exposure.clients) * longest_noise(width))
         share = 1.0 if self.start is None else self.start
-        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(federation))
+        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(exposure))
         if self.epsilon < least:
             raise PrivacyError(
                 f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of "
@@ -241,37 +241,37 @@ class Mechanism(ABC):
                 "rows or clients, or take --head zero"
             )
 
-    def start_signal(self, federation: Exposure) -> float:
+    def start_signal(self, exposure: Exposure) -> float:
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
-        return float(federation.rows.sum() if self.privacy_unit == "training row" else federation.clients)
+        return float(exposure.rows.sum() if self.privacy_unit == "training row" else exposure.clients)
 
-    def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
+    def signal_to_noise(self, exposure: Exposure, share: float, entries: int) -> float:
         """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.
 
         That subsampling and many steps release the same in small pieces changes little: noise falls with the square
         root of what is added up, and is amplified away by as much as the pieces are smaller.
         """
         assert self.epsilon is not None
-        noise = noise_for(self.epsilon, self.delta(federation), 1.0, 1) / math.sqrt(share)
-        deviation = self.start_release.deviation(noise, federation.clients)
-        return self.start_signal(federation) / (deviation * math.sqrt(entries))
+        noise = noise_for(self.epsilon, self.delta(exposure), 1.0, 1) / math.sqrt(share)
+        deviation = self.start_release.deviation(noise, exposure.clients)
+        return self.start_signal(exposure) / (deviation * math.sqrt(entries))
 
-    def training_signal(self, federation: Exposure) -> float:
+    def training_signal(self, exposure: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
-        return self.signal_to_noise(federation, 1 - HALF, federation.heard)
+        return self.signal_to_noise(exposure, 1 - HALF, exposure.heard)
 
-    def audible(self, federation: Exposure) -> float:
+    def audible(self, exposure: Exposure) -> float:
         """The least `training_signal` at which rounds are planned."""
         return AUDIBLE
 
-    def hears(self, federation: Exposure) -> bool:
+    def hears(self, exposure: Exposure) -> bool:
         """Whether training would be heard above its noise."""
-        return self.training_signal(federation) >= self.audible(federation)
+        return self.training_signal(exposure) >= self.audible(exposure)
 
-    def audible_entries(self, federation: Exposure) -> int:
+    def audible_entries(self, exposure: Exposure) -> int:
         """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
-        return math.floor(federation.heard * (self.training_signal(federation) / self.audible(federation)) ** 2)
+        return math.floor(exposure.heard * (self.training_signal(exposure) / self.audible(exposure)) ** 2)
 
-    def start_charges(self, federation: Exposure, noise: float) -> Charges:
+    def start_charges(self, exposure: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
-        return dict.fromkeys(range(federation.clients), (Event(noise, 1.0), 1))
+        return dict.fromkeys(range(exposure.clients), (Event(noise, 1.0), 1))

@@ -52,15 +52,15 @@ class SumMechanism(Mechanism):
         """
 
     @abstractmethod
-    def rate(self, federation: Exposure) -> float:
+    def rate(self, exposure: Exposure) -> float:
         """Return the probability with which a unit is in a round that its client is in."""
 
     @abstractmethod
-    def share(self, federation: Exposure) -> float:
+    def share(self, exposure: Exposure) -> float:
         """Return the probability with which a client is in a round."""
 
     @abstractmethod
-    def most(self, federation: Exposure) -> int:
+    def most(self, exposure: Exposure) -> int:
         """Return the number of clients that a cohort hardly exceeds."""
 
     @abstractmethod
@@ -68,11 +68,11 @@ class SumMechanism(Mechanism):
         """Return how sums are formed, before it is known how much noise they need."""
 
     @abstractmethod
-    def sums_of(self, federation: Exposure, noise: float, start: float | None) -> SharedNoise:
+    def sums_of(self, exposure: Exposure, noise: float, start: float | None) -> SharedNoise:
         """Return how sums are formed, with the noise in them.
 
         Args:
-            federation: the run.
+            exposure: the run.
             noise: noise multiplier of the rounds.
             start: noise multiplier of the sum before round 1; None: there is none.
         """
@@ -82,5 +82,5 @@ class SumMechanism(Mechanism):
         """Return what a client adds of its statistics to the sum before round 1."""
 
     @abstractmethod
-    def to_all(self, federation: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
+    def to_all(self, exposure: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
         """Return what so many starts and rounds have told those who see the released models alone."""

@@ -44,14 +44,14 @@ class Training:
 class PlansTraining(Protocol):
     """A mechanism that plans how clients train, by formula, if the user states a budget alone."""
 
-    def asks_all(self, federation: Exposure) -> bool:
+    def asks_all(self, exposure: Exposure) -> bool:
         """Return whether the plan asks all clients in each round if no cohort is named."""
 
-    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """Return how clients should train.
 
         Args:
-            federation: the run.
+            exposure: the run.
             pace: of the server's steps; None: they are this plan's to choose, too.
         """
 
@@ -69,14 +69,14 @@ class HeadAlone:
     noise: float
     stride: float
 
-    def distance(self, mechanism: Mechanism, federation: Exposure, steps: Pace, count: int) -> float:
+    def distance(self, mechanism: Mechanism, exposure: Exposure, steps: Pace, count: int) -> float:
         """How far `count` steps lead together, at most as far as the server's `steps` let them.
 
         Weights of features that are longer are led less far.
         """
-        classes = federation.layout.shapes["head.weight"][0]
-        far = self.noise * mechanism.training_signal(federation) * math.sqrt(classes)
-        return min(far, self.stride * count / (1 - steps.momentum)) / federation.length
+        classes = exposure.layout.shapes["head.weight"][0]
+        far = self.noise * mechanism.training_signal(exposure) * math.sqrt(classes)
+        return min(far, self.stride * count / (1 - steps.momentum)) / exposure.length
 
 
 OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, stride=7.875)
@@ -131,7 +131,7 @@ ONE_NOISE_RATE = 0.25
 """With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
 
 
-def plan_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+def plan_for_clients(mechanism: Mechanism, exposure: Exposure, pace: Pace | None) -> Training:
     """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1 (of a
     head alone, the length of its features).
 
@@ -139,19 +139,19 @@ def plan_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | No
 
     Args:
         mechanism: what clips clients.
-        federation: the run.
+        exposure: the run.
         pace: of the server's steps; None: they are planned, too.
     """
-    momentum = MOMENTUM if federation.head_alone and federation.rounds >= ROUNDS else 0.0
+    momentum = MOMENTUM if exposure.head_alone and exposure.rounds >= ROUNDS else 0.0
     steps = pace or Pace(momentum=momentum)
     distance = CLIENTS_DISTANCE
-    if federation.head_alone:
-        distance = OF_CLIENTS.distance(mechanism, federation, steps, federation.rounds)
-    clip = float(f"{distance / (steps.reach * federation.rounds):.3g}") if mechanism.clip == 1.0 else mechanism.clip
-    norm = federation.length if federation.head_alone else 1.0
+    if exposure.head_alone:
+        distance = OF_CLIENTS.distance(mechanism, exposure, steps, exposure.rounds)
+    clip = float(f"{distance / (steps.reach * exposure.rounds):.3g}") if mechanism.clip == 1.0 else mechanism.clip
+    norm = exposure.length if exposure.head_alone else 1.0
     return Training(
         mechanism=replace(mechanism, clip=clip),
-        batch_size=max(1, int(federation.rows.max())),
+        batch_size=max(1, int(exposure.rows.max())),
         steps=1,
         learning_rate=float(f"{2 * clip / norm:.3g}") if norm != 1.0 else 2 * clip,
         optimizer="sgd(warmup=0, head_rate=1.0, schedule=constant)",
@@ -159,7 +159,7 @@ def plan_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | No
     )
 
 
-def plan_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+def plan_for_whitened(mechanism: Mechanism, exposure: Exposure, pace: Pace | None) -> Training:
     """All rows in each round, at rates that fall to nothing.
 
     The Hessian of a softmax is at most half of its features' moments (Boehning, Annals of the Institute of Statistical
@@ -169,15 +169,15 @@ def plan_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace | N
     server = pace or Pace()
     return Training(
         mechanism=replace(mechanism, clip=WHITENED_CLIP) if mechanism.clip == 1.0 else mechanism,
-        batch_size=max(1, math.ceil(mechanism.start_signal(federation) / federation.clients)),
+        batch_size=max(1, math.ceil(mechanism.start_signal(exposure) / exposure.clients)),
         steps=1,
-        learning_rate=float(f"{WHITENED_RATE * min(1.0, ROUNDS / federation.rounds) / server.reach:.3g}"),
+        learning_rate=float(f"{WHITENED_RATE * min(1.0, ROUNDS / exposure.rounds) / server.reach:.3g}"),
         optimizer="sgd(warmup=0, head_rate=1.0, schedule=linear)",
     )
 
 
 def plan_for_rows(
-    mechanism: Mechanism, federation: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
+    mechanism: Mechanism, exposure: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
 ) -> Training:
     """Rates fall from round to round, and would be 0 in the one after the last.
 
@@ -186,20 +186,20 @@ def plan_for_rows(
 
     Args:
         mechanism: what clips rows.
-        federation: the run.
+        exposure: the run.
         pace: of the server's steps; None: they are planned, too.
         way: of an adapter and its head.
         steps: in a round.
         rate: with which a row joins a step.
     """
-    momentum = MOMENTUM if pace is None and federation.rounds >= ROUNDS else 0.0
+    momentum = MOMENTUM if pace is None and exposure.rounds >= ROUNDS else 0.0
     server = pace or Pace(momentum=momentum)
-    if federation.head_alone:
-        far = OF_ROWS.distance(mechanism, federation, server, steps * federation.rounds)
-        way = Way(far, HEAD_CLIP * federation.length, head_rate=1.0)
+    if exposure.head_alone:
+        far = OF_ROWS.distance(mechanism, exposure, server, steps * exposure.rounds)
+        way = Way(far, HEAD_CLIP * exposure.length, head_rate=1.0)
     clip = way.clip if mechanism.clip == 1.0 else mechanism.clip
-    constant = (federation.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
-    mean = rate * mechanism.start_signal(federation) / federation.clients  # rows, as many as all may know
+    constant = (exposure.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
+    mean = rate * mechanism.start_signal(exposure) / exposure.clients  # rows, as many as all may know
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),

@@ -164,7 +164,7 @@ class Simulation:
         privacy = None
         if self.protection is not None:
             own = self.protection
-            privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
+            privacy = ClientPrivacy(self.setup.config.privacy, own.noise_multiplier, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self._shards, self.folder, self._held_out, privacy, self.rows.train.tasks)
         return HostilePlan.of(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
 

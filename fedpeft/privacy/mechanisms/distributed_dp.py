@@ -135,7 +135,7 @@ class DistributedDP(SumMechanism):
         """Of rows, where the user does not say otherwise."""
         return self.unit == "rows" and self.whiten is not False
 
-    def asks_all(self, federation: Exposure) -> bool:
+    def asks_all(self, exposure: Exposure) -> bool:
         """A cohort that is known amplifies nothing, and has less to say."""
         return True
 
@@ -162,20 +162,20 @@ class DistributedDP(SumMechanism):
             rows=self.unit == "rows",
         )
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Also refuse what is not a sum of bounded summands, and what can't be.
 
         Raises:
             PrivacyError: says which.
         """
-        super().check(federation)
-        name = name_of(type(federation.strategy))
+        super().check(exposure)
+        name = name_of(type(exposure.strategy))
         if self.noise_multiplier and not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
             raise PrivacyError(
                 f"FP7054 noise_multiplier={self.noise_multiplier:g} is beyond what a grid can hold; give {self.name} "
                 f"one from {LEAST_NOISE:g} to {MOST_NOISE:g}"
             )
-        if not federation.even:
+        if not exposure.even:
             raise PrivacyError(f"FP7055 {self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
             what = "audit" if self.audit else "raw_metrics"
@@ -189,18 +189,18 @@ class DistributedDP(SumMechanism):
                 f"FP7058 collude={self.collude:g} and dropouts={self.dropouts:g} leave no noise that the server does "
                 "not know; together they must be below 1"
             )
-        self.sums().check_colluding(federation.clients if federation.start else self.most(federation))
+        self.sums().check_colluding(exposure.clients if exposure.start else self.most(exposure))
         if self.dropouts >= 1 - self.threshold and self.dropouts:
             raise PrivacyError(
                 f"FP7059 dropouts={self.dropouts:g} would leave fewer clients than the masks' "
                 f"threshold={self.threshold:g} takes; their sum must be below 1"
             )
-        if self.unit == "rows" and federation.method.privacy == "refused":
-            method = name_of(type(federation.method))
+        if self.unit == "rows" and exposure.method.privacy == "refused":
+            method = name_of(type(exposure.method))
             raise PrivacyError(
                 f"FP7060 {self.name} can't find gradients per example of the PEFT method {method}; take lora"
             )
-        if self.unit == "rows" and type(federation.strategy).submitted is not Strategy.submitted:
+        if self.unit == "rows" and type(exposure.strategy).submitted is not Strategy.submitted:
             raise PrivacyError(
                 f"FP7061 {name} lets clients choose what they submit, and sums of gradients are sent whole"
             )
@@ -224,155 +224,155 @@ class DistributedDP(SumMechanism):
 
     # ------------------------------------------------------------------------------------------------- what is planned
 
-    def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
+    def signal_to_noise(self, exposure: Exposure, share: float, entries: int) -> float:
         """Less where some tell their noise: that of the others has to hide all, and theirs is added."""
         unknown = max(1 - self.known, 1e-6)  # none at all is refused by `check`
-        return math.sqrt(unknown) * super().signal_to_noise(federation, share, entries)
+        return math.sqrt(unknown) * super().signal_to_noise(exposure, share, entries)
 
-    def training_signal(self, federation: Exposure) -> float:
+    def training_signal(self, exposure: Exposure) -> float:
         """Less where not all take part: cohorts are known, so that who is drawn most often is what is paid for."""
-        known = self.share(federation) * math.sqrt(federation.rounds / self.often(federation))
-        return known * super().training_signal(federation)
+        known = self.share(exposure) * math.sqrt(exposure.rounds / self.often(exposure))
+        return known * super().training_signal(exposure)
 
-    def audible(self, federation: Exposure) -> float:
+    def audible(self, exposure: Exposure) -> float:
         """Less where the head alone is trained, and least on whitened features."""
-        if federation.whitened:
+        if exposure.whitened:
             return AUDIBLE_WHITENED
-        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+        return AUDIBLE_HEAD if exposure.head_alone else super().audible(exposure)
 
-    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":
-            return plan_for_clients(mechanism, federation, pace)
-        if federation.whitened:
-            return plan_for_whitened(replace(mechanism, whiten=True), federation, pace)
-        rate = 1.0 if federation.head_alone else ONE_NOISE_RATE
-        return plan_for_rows(mechanism, federation, pace, ONE_NOISE, rate=rate)
+            return plan_for_clients(mechanism, exposure, pace)
+        if exposure.whitened:
+            return plan_for_whitened(replace(mechanism, whiten=True), exposure, pace)
+        rate = 1.0 if exposure.head_alone else ONE_NOISE_RATE
+        return plan_for_rows(mechanism, exposure, pace, ONE_NOISE, rate=rate)
 
     # ------------------------------------------------------------------------------------------------------- what costs
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """Rows, or clients, of the whole sum."""
-        return self.total(federation) if self.unit == "rows" else federation.clients
+        return self.total(exposure) if self.unit == "rows" else exposure.clients
 
-    def total(self, federation: Exposure) -> int:
+    def total(self, exposure: Exposure) -> int:
         """Training rows of all clients: as the setting says, or as they are; what depends on it is told to all."""
-        return int(federation.rows.sum()) if self.rows is None else self.rows
+        return int(exposure.rows.sum()) if self.rows is None else self.rows
 
-    def share(self, federation: Exposure) -> float:
+    def share(self, exposure: Exposure) -> float:
         """With which a client is in a round."""
-        return federation.cohort / federation.clients
+        return exposure.cohort / exposure.clients
 
-    def often(self, federation: Exposure) -> int:
+    def often(self, exposure: Exposure) -> int:
         """How often a client is planned to take part: hardly any is drawn more often."""
-        chance = UNPLANNED / federation.clients
-        return max(1, int(binom.ppf(1 - chance, federation.rounds, self.share(federation))))
+        chance = UNPLANNED / exposure.clients
+        return max(1, int(binom.ppf(1 - chance, exposure.rounds, self.share(exposure))))
 
-    def rate(self, federation: Exposure) -> float:
+    def rate(self, exposure: Exposure) -> float:
         """With which a unit is in a round that its client is in: alike for the rows of all, so that none costs more."""
         if self.unit == "clients":
             return 1.0
-        return min(1.0, federation.batch_size * federation.clients / self.total(federation))
+        return min(1.0, exposure.batch_size * exposure.clients / self.total(exposure))
 
-    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """The account that spends most."""
-        return [(self.rate(federation), self.often(federation))]
+        return [(self.rate(exposure), self.often(exposure))]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release of each client, as the server sees it."""
-        event = self.grid(federation, noise).event(self.rate(federation), known=self.known)
+        event = self.grid(exposure, noise).event(self.rate(exposure), known=self.known)
         return dict.fromkeys(cohort, (event, 1))
 
-    def start_charges(self, federation: Exposure, noise: float) -> Charges:
+    def start_charges(self, exposure: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
-        event = self.start_grid(federation, noise).event(1.0, known=self.known)
-        return dict.fromkeys(range(federation.clients), (event, 1))
+        event = self.start_grid(exposure, noise).event(1.0, known=self.known)
+        return dict.fromkeys(range(exposure.clients), (event, 1))
 
-    def to_all(self, federation: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
+    def to_all(self, exposure: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
         """What so many starts and rounds have told those who see the models alone, of who it has told most."""
-        rate, share = self.rate(federation), self.share(federation)
+        rate, share = self.rate(exposure), self.share(exposure)
         told: Events = {}
         if start is not None and starts:
-            told = {self.start_grid(federation, start).event(1.0): starts}
+            told = {self.start_grid(exposure, start).event(1.0): starts}
         if not rounds:
             return told
-        grid = self.grid(federation, noise)
+        grid = self.grid(exposure, noise)
         # With dropouts the noise of a cohort tells its size, and who knows the others whether the client is in it.
-        amplified = self.unit == "clients" and not self.dropouts and not self._decides(federation, rounds)
+        amplified = self.unit == "clients" and not self.dropouts and not self._decides(exposure, rounds)
         event = grid.event(share) if amplified else grid.event(rate, share)
         return together(told, {event: rounds})
 
-    def _decides(self, federation: Exposure, rounds: int) -> bool:
+    def _decides(self, exposure: Exposure, rounds: int) -> bool:
         """Whether in some round a client may make just enough for a sum: then that there is one tells of the client."""
-        chance = rounds * binom.pmf(FEWEST - 1, federation.clients - 1, self.share(federation))
-        return bool(chance > self.delta(federation) / 1000)
+        chance = rounds * binom.pmf(FEWEST - 1, exposure.clients - 1, self.share(exposure))
+        return bool(chance > self.delta(exposure) / 1000)
 
     # -------------------------------------------------------------------------------------------------- how much noise
 
-    def grid(self, federation: Exposure, noise: float) -> Grid:
+    def grid(self, exposure: Exposure, noise: float) -> Grid:
         """Of rounds whose noise has at least z = `noise`.
 
         Raises:
             PrivacyError: the integers are too small for it.
         """
-        clients = self.most(federation)
-        signal = self.clip * (self.summands(federation) if self.unit == "rows" else clients)
-        return self._grid(noise, self.clip, self.bits, clients, federation.trained, signal)
+        clients = self.most(exposure)
+        signal = self.clip * (self.summands(exposure) if self.unit == "rows" else clients)
+        return self._grid(noise, self.clip, self.bits, clients, exposure.trained, signal)
 
-    def start_grid(self, federation: Exposure, noise: float) -> Grid:
+    def start_grid(self, exposure: Exposure, noise: float) -> Grid:
         """Of the sum before round 1."""
-        size = federation.start_entries
-        return self._grid(noise, 1.0, STATISTICS_BITS, federation.clients, (size, size), float(self.units(federation)))
+        size = exposure.start_entries
+        return self._grid(noise, 1.0, STATISTICS_BITS, exposure.clients, (size, size), float(self.units(exposure)))
 
     def _grid(self, noise: float, clip: float, bits: int, clients: int, sizes: tuple[int, int], signal: float) -> Grid:
         if not noise:
             raise PrivacyError(f"FP7063 {self.name} without noise protects nothing; give it a noise_multiplier above 0")
         return widest_grid(noise, clip, bits, clients, math.floor(self.dropouts * clients), sizes, signal)
 
-    def most(self, federation: Exposure) -> int:
+    def most(self, exposure: Exposure) -> int:
         """Clients that a cohort hardly exceeds."""
-        return int(binom.ppf(1 - 1e-6, federation.clients, self.share(federation)))
+        return int(binom.ppf(1 - 1e-6, exposure.clients, self.share(exposure)))
 
-    def summands(self, federation: Exposure) -> float:
+    def summands(self, exposure: Exposure) -> float:
         """Expected in a round's sum: rows, or clients."""
         if self.unit == "clients":
-            return float(federation.cohort)
-        return self.rate(federation) * self.total(federation) * self.share(federation)
+            return float(exposure.cohort)
+        return self.rate(exposure) * self.total(exposure) * self.share(exposure)
 
-    def multiplier(self, federation: Exposure) -> float:
+    def multiplier(self, exposure: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
-        start = self.start_noise(federation)
-        if start is not None and not self.trains(federation):
+        start = self.start_noise(exposure)
+        if start is not None and not self.trains(exposure):
             return start
-        before = {} if start is None else {self.start_grid(federation, start).event(1.0, known=self.known): 1}
-        [(rate, count)] = self.plan_releases(federation)
+        before = {} if start is None else {self.start_grid(exposure, start).event(1.0, known=self.known): 1}
+        [(rate, count)] = self.plan_releases(exposure)
         return self._smallest(
-            federation,
-            lambda z: together(before, {self.grid(federation, z).event(rate, known=self.known): count}),
+            exposure,
+            lambda z: together(before, {self.grid(exposure, z).event(rate, known=self.known): count}),
             f"{count} rounds",
         )
 
-    def start_noise(self, federation: Exposure) -> float | None:
+    def start_noise(self, exposure: Exposure) -> float | None:
         """As every mechanism's, by what sums on a grid cost."""
-        if not federation.start:
+        if not exposure.start:
             return None
-        share = self.start_share(federation)
+        share = self.start_share(exposure)
         if self.epsilon is None:
             return self.noise_multiplier
         if not share:
-            return super().start_noise(federation)
+            return super().start_noise(exposure)
         whole = self._smallest(
-            federation, lambda z: {self.start_grid(federation, z).event(1.0, known=self.known): 1}, "a private start"
+            exposure, lambda z: {self.start_grid(exposure, z).event(1.0, known=self.known): 1}, "a private start"
         )
         return whole / math.sqrt(share)
 
-    def _smallest(self, federation: Exposure, spent: Callable[[float], Events], what: str) -> float:
+    def _smallest(self, exposure: Exposure, spent: Callable[[float], Events], what: str) -> float:
         """The smallest noise multiplier, to 0.2 %, with which this is within the budget."""
         assert self.epsilon is not None
-        delta, budget = self.delta(federation), self.epsilon
+        delta, budget = self.delta(exposure), self.epsilon
         low, high = 1e-3, 1.0
         try:
             while rdp_epsilon(spent(high), delta) > budget:
@@ -386,22 +386,22 @@ class DistributedDP(SumMechanism):
             low, high = (low, middle) if rdp_epsilon(spent(middle), delta) <= budget else (middle, high)
         return high
 
-    def sums_of(self, federation: Exposure, noise: float, start: float | None) -> SharedNoise:
+    def sums_of(self, exposure: Exposure, noise: float, start: float | None) -> SharedNoise:
         """How sums are formed, with the noise in them."""
-        trains = start is None or self.trains(federation)
+        trains = start is None or self.trains(exposure)
         return replace(
             self.sums(),
-            rate=self.rate(federation),
-            expected=self.summands(federation),
-            first=None if start is None else self.start_grid(federation, start),
-            later=self.grid(federation, noise) if trains else None,
+            rate=self.rate(exposure),
+            expected=self.summands(exposure),
+            first=None if start is None else self.start_grid(exposure, start),
+            later=self.grid(exposure, noise) if trains else None,
         )
 
     # -------------------------------------------------------------------------------------------------- before round 1
 
-    def start_signal(self, federation: Exposure) -> float:
+    def start_signal(self, exposure: Exposure) -> float:
         """One for each row, or client."""
-        return float(self.units(federation))
+        return float(self.units(exposure))
 
     def start_summand(self, statistics: State) -> State:
         """Sums of bounded rows as they are, or all of a client's clipped to norm 1; noise is not told of here."""

@@ -58,53 +58,53 @@ class DPSGD(Mechanism):
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
 
-    def audible(self, federation: Exposure) -> float:
+    def audible(self, exposure: Exposure) -> float:
         """Less where the head alone is trained."""
-        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+        return AUDIBLE_HEAD if exposure.head_alone else super().audible(exposure)
 
-    def asks_all(self, federation: Exposure) -> bool:
+    def asks_all(self, exposure: Exposure) -> bool:
         """For a head alone, whose steps cost little: as much noise in all as a tenth of the clients add with less of
         its own each, and no round leads where the classes of a few clients point."""
-        return federation.head_alone and federation.clients <= MOST_ASKED
+        return exposure.head_alone and exposure.clients <= MOST_ASKED
 
-    def plan_training(self, federation: Exposure, pace: Pace | None = None) -> Training:
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""
-        steps = max(1, math.ceil(STEPS / federation.rounds))
+        steps = max(1, math.ceil(STEPS / exposure.rounds))
         rate = 1 / steps if self.rate is None else self.rate
-        return plan_for_rows(replace(self, rate=rate), federation, pace, OWN_NOISE, steps, rate)
+        return plan_for_rows(replace(self, rate=rate), exposure, pace, OWN_NOISE, steps, rate)
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.
 
         Raises:
             PrivacyError: says which.
         """
-        super().check(federation)
-        if federation.method.privacy == "refused":
-            name = name_of(type(federation.method))
+        super().check(exposure)
+        if exposure.method.privacy == "refused":
+            name = name_of(type(exposure.method))
             raise PrivacyError(f"FP7065 dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The largest shard's rows."""
-        return int(federation.rows.max())
+        return int(exposure.rows.max())
 
     @property
     def example_sampling(self) -> ExampleSampling:
         """At one rate for all clients, or at each client's own."""
         return ExampleSampling(self.rate)
 
-    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
-        totals = federation.steps * federation.participations
-        pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}
+        totals = exposure.steps * exposure.participations
+        pairs = {(int(rows), int(total)) for rows, total in zip(exposure.rows, totals, strict=True) if total}
         sampling = self.example_sampling
-        return [(sampling.rate_of(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
+        return [(sampling.rate_of(exposure.batch_size, rows), total) for rows, total in sorted(pairs)]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """The local steps of each client."""
-        sampling, batch_size = self.example_sampling, federation.batch_size
-        rates = {client: sampling.rate_of(batch_size, int(federation.rows[client])) for client in cohort}
-        return {client: (Event(noise, rates[client]), int(federation.steps[client])) for client in cohort}
+        sampling, batch_size = self.example_sampling, exposure.batch_size
+        rates = {client: sampling.rate_of(batch_size, int(exposure.rows[client])) for client in cohort}
+        return {client: (Event(noise, rates[client]), int(exposure.steps[client])) for client in cohort}
 
 
 part = DPSGD

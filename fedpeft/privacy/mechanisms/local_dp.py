@@ -32,15 +32,15 @@ class LocalDP(Mechanism):
     sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
     start_release: ClassVar[StartRelease] = StartRelease(clips_clients=True, sensitivity=2.0)
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The clients."""
-        return federation.clients
+        return exposure.clients
 
-    def plan_releases(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """One release in each round that a client takes part in."""
-        return [(1.0, int(count)) for count in sorted(set(federation.participations.tolist())) if count]
+        return [(1.0, int(count)) for count in sorted(set(exposure.participations.tolist())) if count]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release per client."""
         return {client: (Event(noise, 1.0), 1) for client in cohort}
 

@@ -92,7 +92,7 @@ def test_each_adds_its_share_from_its_own_key(recorded):
 def test_both_books_hold_each_sum_once_also_of_a_client_that_was_killed_after_its_charge(recorded):
     made = recorded.made
     engine = made.server.protection
-    event = engine.mechanism.charges(engine.exposure, [0], engine.noise)[0][0]
+    event = engine.mechanism.charges(engine.exposure, [0], engine.noise_multiplier)[0][0]
     for k in range(3):
         home = made.folder / f"edge-{k}"
         assert [(line["round"], line["charges"]) for line in book(made, k)] == [
