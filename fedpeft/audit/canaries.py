@@ -46,7 +46,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.abilities import AddsServerNoise
+from fedpeft.privacy.abilities import RelatesNoise
 from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import CohortForm, Mechanism
@@ -282,7 +282,7 @@ class _Clients(_Pipeline):
         Both are seen through the factor that makes the noise white, where there is one.
         """
         mechanism, exposure = self.mechanism, self.protection.exposure
-        factor = mechanism.noise_factor(exposure) if isinstance(mechanism, AddsServerNoise) else None
+        factor = mechanism.noise_factor(exposure) if isinstance(mechanism, RelatesNoise) else None
         if factor is not None:
             moves, turns = factor @ moves, factor @ turns
         scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))

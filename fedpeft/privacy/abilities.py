@@ -44,6 +44,11 @@ class AddsServerNoise(Protocol):
     def aggregator(self, at: ServerRound, exposure: Exposure) -> Aggregator:
         """Return what takes the updates of a round instead of the strategy's own aggregator."""
 
+
+@runtime_checkable
+class RelatesNoise(Protocol):
+    """The noise of a round at the server depends on that of earlier rounds."""
+
     def noise_factor(self, exposure: Exposure) -> np.ndarray | None:
         """Return what relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing."""
 

@@ -53,7 +53,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.noise_sources import DrawnNoise, NoiseLevels, NoiseShares, check_at_budget, settle_levels
+from fedpeft.privacy.noise_sources import DrawnNoise, NoiseLevels, NoiseShares, check_mechanism, settle_levels
 from fedpeft.privacy.sum_mechanism import SumMechanism
 
 ANSWER = "answer"
@@ -371,7 +371,7 @@ def _settle_own(mechanism: Mechanism, exposure: Exposure, ledger: Path) -> Noise
     begun = terms_in(ledger)
     if begun is None:
         return settle_levels(mechanism, exposure)
-    check_at_budget(mechanism)
+    check_mechanism(mechanism)
     noise, delta = _read_number(begun, "noise_multiplier", ledger), _read_number(begun, "dp_delta", ledger)
     start = _read_number(begun, "start_noise_multiplier", ledger) if exposure.start else None
     replace(mechanism, dp_delta=delta).check(exposure)
@@ -380,7 +380,7 @@ def _settle_own(mechanism: Mechanism, exposure: Exposure, ledger: Path) -> Noise
 
 def _settle_share(mechanism: Mechanism, common: Mechanism, exposure: Exposure, ledger: Path) -> NoiseLevels:
     """Return the noise of all clients; delta stays as it was when the client joined first."""
-    check_at_budget(mechanism)
+    check_mechanism(mechanism)
     common.check(exposure)
     mechanism.check(exposure)
     begun = terms_in(ledger)

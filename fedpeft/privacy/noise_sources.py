@@ -19,6 +19,7 @@ import numpy as np
 
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import PrivacyError
+from fedpeft.privacy.abilities import AddsServerNoise, ProtectsUpdates
 from fedpeft.privacy.accountant import Event, epsilon, rdp_epsilon
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
@@ -59,7 +60,7 @@ def settle_levels(mechanism: Mechanism, exposure: Exposure) -> NoiseLevels:
     Raises:
         PrivacyError: the settings would not protect.
     """
-    check_at_budget(mechanism)
+    check_mechanism(mechanism)
     mechanism.check(exposure)
     multiplier, delta = mechanism.multiplier(exposure), mechanism.delta(exposure)
     start = mechanism.start_noise(exposure)
@@ -74,7 +75,7 @@ def settle_declared_levels(mechanism: Mechanism, exposure: Exposure) -> NoiseLev
     Raises:
         PrivacyError: no client could be protected.
     """
-    check_at_budget(mechanism)
+    check_mechanism(mechanism)
     unknown = mechanism.epsilon is None and mechanism.noise_multiplier is None
     if unknown or (mechanism.per_example and exposure.method.privacy == "refused"):
         mechanism.check(exposure)
@@ -87,12 +88,20 @@ def settle_declared_levels(mechanism: Mechanism, exposure: Exposure) -> NoiseLev
     )
 
 
-def check_at_budget(mechanism: Mechanism) -> None:
-    """Reject clients that sit out when a budget is spent if there is no budget.
+def check_mechanism(mechanism: Mechanism) -> None:
+    """Reject a mechanism that adds no noise, and one whose clients sit out without a budget.
 
     Raises:
-        PrivacyError: says so.
+        PrivacyError: says which.
     """
+    at_clients = mechanism.per_example or isinstance(mechanism, ProtectsUpdates)
+    elsewhere = isinstance(mechanism, (AddsServerNoise, SumMechanism))
+    if not (at_clients if mechanism.noises_updates else elsewhere):
+        needs = "example_sampling or protect_update" if mechanism.noises_updates else "aggregator, or be a SumMechanism"
+        raise PrivacyError(
+            f"FP7129 the mechanism {mechanism.name} adds no noise: with noises_updates={mechanism.noises_updates} it "
+            f"must define {needs}"
+        )
     if mechanism.at_budget == "sit_out" and mechanism.epsilon is None:
         raise PrivacyError(f"FP7038 at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine, make_engine
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise_sources import DrawnNoise, settle_declared_levels, settle_levels
+from tests.refusals import refuses
 from tests.unit.privacy.test_summed_book import CLIENTS, exposure
 
 NEXT_TO_NOTHING = Event(1e6, 1e-9)
@@ -31,6 +33,19 @@ def of_declared(folder, declared):
     accounts = DeclaredAccounts(lambda: declared, lambda client: 0)
     engine = PrivacyEngine(mechanism, exposed, folder, "run", 1, accounts=accounts, noise_source=noise)
     return opened(engine)
+
+
+@pytest.mark.parametrize("place", [True, False], ids=["clients", "server"])
+def test_a_mechanism_that_adds_no_noise_is_refused(place, tmp_path):
+    """A user's mechanism whose method has another name would leave updates as they are."""
+
+    @dataclass(frozen=True)
+    class Idle(type(MECHANISMS.build("local_dp"))):
+        noises_updates: ClassVar[bool] = place
+        protect_update = None
+
+    with refuses("FP7129", f"noises_updates={place}"):
+        make_engine(Idle(epsilon=8.0), exposure(), tmp_path, "run", 1)
 
 
 def test_a_client_without_terms_may_not_be_charged_however_little_it_costs(tmp_path):
