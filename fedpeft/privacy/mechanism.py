@@ -31,7 +31,7 @@ from fedpeft.privacy.start_release import StartRelease
 HALF = 0.5
 """Of the budget that start and training share, where both are worth something."""
 
-AUDIBLE = 30.0
+LEAST_SIGNAL = 30.0
 """The least signal to noise of what rounds could release (`Mechanism.training_signal`) at which they are planned.
 
 It is what it would be if all rows agreed, and after a good start their gradients hardly do.
@@ -190,7 +190,7 @@ class Mechanism(ABC):
             return self.start
         if self.epsilon is None or self.noise_multiplier is not None:
             return HALF
-        return HALF if self.hears(exposure) else 1.0
+        return HALF if self.has_signal(exposure) else 1.0
 
     def trains(self, exposure: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
@@ -258,19 +258,19 @@ class Mechanism(ABC):
 
     def training_signal(self, exposure: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
-        return self.signal_to_noise(exposure, 1 - HALF, exposure.heard)
+        return self.signal_to_noise(exposure, 1 - HALF, exposure.noised_entries)
 
-    def audible(self, exposure: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """The least `training_signal` at which rounds are planned."""
-        return AUDIBLE
+        return LEAST_SIGNAL
 
-    def hears(self, exposure: Exposure) -> bool:
+    def has_signal(self, exposure: Exposure) -> bool:
         """Whether training would be heard above its noise."""
-        return self.training_signal(exposure) >= self.audible(exposure)
+        return self.training_signal(exposure) >= self.least_signal(exposure)
 
-    def audible_entries(self, exposure: Exposure) -> int:
+    def count_trainable_entries(self, exposure: Exposure) -> int:
         """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
-        return math.floor(exposure.heard * (self.training_signal(exposure) / self.audible(exposure)) ** 2)
+        return math.floor(exposure.noised_entries * (self.training_signal(exposure) / self.least_signal(exposure)) ** 2)
 
     def start_charges(self, exposure: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""

@@ -85,10 +85,10 @@ OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, str
 MOST_ASKED = 10_000
 """The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
 
-AUDIBLE_HEAD = 15.0
+LEAST_SIGNAL_HEAD = 15.0
 """The least signal to noise at which rounds are planned for the head alone, where there is one noise for all."""
 
-AUDIBLE_WHITENED = 5.0
+LEAST_SIGNAL_WHITENED = 5.0
 """The same, where its features are whitened: training gained at 4.8 and above on three tasks, and lost at 2.8 on one
 (docs/decisions.md)."""
 

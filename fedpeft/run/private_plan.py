@@ -3,7 +3,7 @@
     --privacy "dp_sgd(epsilon=8)"
 
 Whether there is training at all, and of an adapter or of the head alone, the mechanism decides by its signal to noise
-(`Mechanism.hears`); that there is some the user may say, by the start's share or another head. Then the batch, the
+(`Mechanism.has_signal`); that there is some the user may say, by the start's share or another head. Then the batch, the
 local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and the cohort,
 and from how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so nothing of it
 costs privacy. Who sets one of `LEFT` sets all.
@@ -121,10 +121,10 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         return setup
     setup, federation = _asking(mechanism, setup, federation, groups)
     config, trained = setup.config, setup
-    useful = mechanism.trains(federation) and mechanism.hears(federation)
+    useful = mechanism.trains(federation) and mechanism.has_signal(federation)
     if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
         if "head.weight" not in setup.layout.shapes and isinstance(mechanism, PlansTraining):
-            raise _unheard(setup, mechanism.audible_entries(federation))
+            raise _unheard(setup, mechanism.count_trainable_entries(federation))
         config = dataclasses.replace(config, peft=_head_alone(setup))
         trained = Setup.of(config, setup.facts, groups)
         federation = dataclasses.replace(

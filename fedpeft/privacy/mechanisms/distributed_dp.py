@@ -55,8 +55,8 @@ from fedpeft.privacy.skellam import Grid, widest_grid
 from fedpeft.privacy.start_release import StartRelease
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import (
-    AUDIBLE_HEAD,
-    AUDIBLE_WHITENED,
+    LEAST_SIGNAL_HEAD,
+    LEAST_SIGNAL_WHITENED,
     ONE_NOISE,
     ONE_NOISE_RATE,
     Training,
@@ -234,11 +234,11 @@ class DistributedDP(SumMechanism):
         known = self.share(exposure) * math.sqrt(exposure.rounds / self.often(exposure))
         return known * super().training_signal(exposure)
 
-    def audible(self, exposure: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """Less where the head alone is trained, and least on whitened features."""
         if exposure.whitened:
-            return AUDIBLE_WHITENED
-        return AUDIBLE_HEAD if exposure.head_alone else super().audible(exposure)
+            return LEAST_SIGNAL_WHITENED
+        return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
     def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""

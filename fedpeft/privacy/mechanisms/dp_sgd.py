@@ -37,7 +37,7 @@ from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, Training, plan_for_rows
 
-AUDIBLE_HEAD = 7.0
+LEAST_SIGNAL_HEAD = 7.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
 measured in docs/decisions.md; other mechanisms have not been."""
 
@@ -58,9 +58,9 @@ class DPSGD(Mechanism):
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
 
-    def audible(self, exposure: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """Less where the head alone is trained."""
-        return AUDIBLE_HEAD if exposure.head_alone else super().audible(exposure)
+        return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
     def asks_all(self, exposure: Exposure) -> bool:
         """For a head alone, whose steps cost little: as much noise in all as a tenth of the clients add with less of

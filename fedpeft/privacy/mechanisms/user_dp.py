@@ -54,7 +54,7 @@ from fedpeft.privacy.server_noise import (
     variance,
 )
 from fedpeft.privacy.start_release import StartRelease
-from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, Training, plan_for_clients
+from fedpeft.privacy.training_plans import LEAST_SIGNAL_HEAD, MOST_ASKED, Training, plan_for_clients
 
 
 class NoisySum:
@@ -260,9 +260,9 @@ class UserDP(Mechanism):
             return 1.0
         return float(np.linalg.norm(solve_triangular(factor, ones, trans="T", lower=True)) / np.linalg.norm(ones))
 
-    def audible(self, exposure: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """Less where the head alone is trained."""
-        return AUDIBLE_HEAD if exposure.head_alone else super().audible(exposure)
+        return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
     def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """One step of a client on all of its rows (`fedpeft.privacy.training_plans`)."""

@@ -25,8 +25,8 @@ def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_pat
     head = sum(t.numel for t in simulation.setup.layout.tensors if t.role == "head")
     alone = replace(federation, trained=(head, head))
     between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
-    monkeypatch.setattr(mechanisms, "AUDIBLE", between)
-    monkeypatch.setattr(dp_sgd, "AUDIBLE_HEAD", between)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", between)
+    monkeypatch.setattr(dp_sgd, "LEAST_SIGNAL_HEAD", between)
     given = {**TINY, "peft": "lora", "rounds": 20, "measure": "validation(every=100)"}
     folder = tmp_path / "head"
     planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))

@@ -19,7 +19,7 @@ from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
 from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
+from fedpeft.privacy.mechanism import LEAST_SIGNAL, MECHANISMS
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
@@ -141,13 +141,16 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
 def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
     mechanism = MECHANISMS.build("dp_sgd(epsilon=0.2)")
     head, adapter = exposure(entries=12), exposure(entries=13)
-    assert dp_sgd.AUDIBLE_HEAD < mechanism.training_signal(adapter) < mechanisms.AUDIBLE
+    assert dp_sgd.LEAST_SIGNAL_HEAD < mechanism.training_signal(adapter) < mechanisms.LEAST_SIGNAL
     assert mechanism.trains(head)
     assert not mechanism.trains(adapter)
     clients = MECHANISMS.build("user_dp(epsilon=8)")
-    assert (clients.audible(head), clients.audible(adapter)) == (training_plans.AUDIBLE_HEAD, mechanisms.AUDIBLE)
+    assert (clients.least_signal(head), clients.least_signal(adapter)) == (
+        training_plans.LEAST_SIGNAL_HEAD,
+        mechanisms.LEAST_SIGNAL,
+    )
     other = MECHANISMS.build("local_dp(epsilon=8)")
-    assert other.audible(head) == other.audible(adapter) == mechanisms.AUDIBLE
+    assert other.least_signal(head) == other.least_signal(adapter) == mechanisms.LEAST_SIGNAL
 
 
 def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
@@ -231,9 +234,9 @@ def test_clients_under_one_noise_are_planned_alike_whoever_adds_it():
 @pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])
 def test_as_many_entries_are_heard_as_reach_the_least_signal_to_noise(budget):
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget})")
-    most = mechanism.audible_entries(exposure())
-    assert mechanism.training_signal(exposure(entries=most)) >= AUDIBLE
-    assert mechanism.training_signal(exposure(entries=most + 1)) < AUDIBLE * (1 + 1e-9)
+    most = mechanism.count_trainable_entries(exposure())
+    assert mechanism.training_signal(exposure(entries=most)) >= LEAST_SIGNAL
+    assert mechanism.training_signal(exposure(entries=most + 1)) < LEAST_SIGNAL * (1 + 1e-9)
     assert mechanism.trains(exposure(entries=most))
     assert not mechanism.trains(exposure(entries=most + 1))
 
@@ -241,8 +244,8 @@ def test_as_many_entries_are_heard_as_reach_the_least_signal_to_noise(budget):
 def test_of_a_head_alone_as_many_entries_are_heard_as_by_its_own_least_signal():
     mechanism = MECHANISMS.build("distributed_dp(epsilon=0.1)")
     federation = exposure(entries=12)
-    share = mechanism.training_signal(federation) / training_plans.AUDIBLE_HEAD
-    assert mechanism.audible_entries(federation) == math.floor(12 * share**2)
+    share = mechanism.training_signal(federation) / training_plans.LEAST_SIGNAL_HEAD
+    assert mechanism.count_trainable_entries(federation) == math.floor(12 * share**2)
 
 
 def test_rules_that_train_one_factor_are_heard_as_such():
@@ -257,7 +260,9 @@ def test_no_training_is_said_with_what_would_be_heard(tmp_path):
     federation = exposure(entries=10**6)
     engine = make_engine(mechanism, federation, tmp_path, "", 0)
     assert "no round of training is planned" in engine.describe_plan()
-    assert f"at most {mechanism.audible_entries(federation):,} trained numbers are heard" in engine.describe_plan()
+    assert (
+        f"at most {mechanism.count_trainable_entries(federation):,} trained numbers are heard" in engine.describe_plan()
+    )
 
 
 def made(folder, **given):
@@ -270,7 +275,7 @@ def made_of(folder, given):
 
 @pytest.mark.medium
 def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     config = made(tmp_path / "a", privacy="dp_sgd(epsilon=8)")
     assert config.local_work == "steps(count=10, walk=False)"  # in each of two rounds
     assert "plan=False" in config.privacy
@@ -282,7 +287,7 @@ def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tm
 
 
 def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     given = {"privacy": "dp_sgd(epsilon=8)", "rounds": 20}
     usual = made(tmp_path / "a", **given)
     assert usual.server_optimizer == "momentum(beta=0.9)"
@@ -297,7 +302,7 @@ def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypat
 
 
 def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     given = {**TINY, "privacy": "distributed_dp(epsilon=8, mask_neighbours=2, dropouts=0)"}
     left = {name: value for name, value in given.items() if name != "cohort"}
     simulation = Simulation(RunConfig(**left), tmp_path / "a", ConsoleObserver(QUIET))
@@ -314,7 +319,7 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
 
 
 def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatch):
-    for least in ("AUDIBLE_HEAD", "AUDIBLE_WHITENED"):
+    for least in ("LEAST_SIGNAL_HEAD", "LEAST_SIGNAL_WHITENED"):
         monkeypatch.setattr(distributed_dp, least, 1e9)
     given = {**TINY, "privacy": "distributed_dp(epsilon=4, mask_neighbours=2, dropouts=0)"}
     del given["cohort"], given["peft"]
@@ -327,9 +332,9 @@ def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatc
 @pytest.mark.parametrize("said", [{"privacy": "dp_sgd(epsilon=8, start=0.5)"}, {"head": "zero"}])
 def test_an_adapter_that_is_not_heard_is_not_trained_where_training_is_asked_for(said, tmp_path, monkeypatch):
     given = {**TINY, "peft": "lora", "privacy": "dp_sgd(epsilon=8)", **said}
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     assert made_of(tmp_path / "heard", given).peft == "lora"
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 1e9)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 1e9)
     simulation = Simulation(RunConfig(**given), tmp_path / "not", ConsoleObserver(QUIET))
     assert simulation.config.peft == "linear_probe"
     assert simulation.protection.trains
@@ -346,7 +351,7 @@ def test_a_head_on_all_blocks_is_not_trained_by_a_plan_made_for_others(peft, tmp
 
 
 def test_a_start_of_the_whole_budget_has_no_adapter_though_one_would_be_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     assert made(tmp_path, peft="lora", privacy="dp_sgd(epsilon=8, start=1)").peft == "linear_probe"
 
 
@@ -355,7 +360,7 @@ def test_who_says_something_of_training_says_all_and_where_none_is_planned_nothi
     given, tmp_path, monkeypatch
 ):
     if given:
-        monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+        monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     given = {"privacy": "dp_sgd(epsilon=0.9)", **given}
     config = made(tmp_path, **given)
     assert config.local_work == RunConfig().local_work

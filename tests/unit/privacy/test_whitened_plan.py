@@ -40,8 +40,8 @@ def test_on_whitened_features_less_signal_is_enough_for_rounds(head, rounds, tmp
     signal = made(tmp_path / "a", **given).protection.mechanism.training_signal(
         made(tmp_path / "b", **given).protection.exposure
     )
-    monkeypatch.setattr(distributed_dp, "AUDIBLE_WHITENED", 0.9 * signal)
-    monkeypatch.setattr(distributed_dp, "AUDIBLE_HEAD", 1.1 * signal)
+    monkeypatch.setattr(distributed_dp, "LEAST_SIGNAL_WHITENED", 0.9 * signal)
+    monkeypatch.setattr(distributed_dp, "LEAST_SIGNAL_HEAD", 1.1 * signal)
     run = made(tmp_path / "run", privacy=privacy, **given)
     assert run.protection.trains == rounds
     assert ("where " + f"{0.9 * signal:g}" in run.protection.describe_plan()) == rounds
@@ -96,6 +96,6 @@ def test_noise_counts_in_whitened_directions_alone(tmp_path):
     whitened = made(tmp_path / "a", **given).protection.exposure
     plain = made(tmp_path / "b", **given, cohort="all", learning_rate=0.1).protection.exposure
     classes, _ = plain.layout.shapes["head.weight"]
-    assert (plain.whitened, plain.heard) == (0, plain.trained[1])
-    assert (whitened.whitened, whitened.heard) == (16, classes * 17)
+    assert (plain.whitened, plain.noised_entries) == (0, plain.trained[1])
+    assert (whitened.whitened, whitened.noised_entries) == (16, classes * 17)
     assert whitened.trained == plain.trained
