@@ -47,7 +47,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.privacy.accounts import OwnLedgers, SumAccounts
+from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster
@@ -231,7 +231,7 @@ class Federation:
         except ConfigError as error:
             raise RunError(f"FP5073 rank {registration.rank} does not fit: {error}") from None
         book = self.protection
-        if book is None or not isinstance(book.accounts, OwnLedgers):
+        if book is None or isinstance(book.accounts, CommonAccounts):
             return None
         terms = declared(registration)
         book.accounts.check_terms(terms)

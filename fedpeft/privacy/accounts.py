@@ -4,6 +4,9 @@
     DeclaredAccounts   real clients add noise of their own: each declares its costs, its budget and its delta
     SumAccounts        real clients share the noise of a sum: costs are common, and each declares a budget of its own
 
+All three answer the same questions. `sits_out`: whether the run goes on without a client whose budget is spent; else it
+ends. `fewest`: the fewest clients that a round needs.
+
 The first ledger of a real client that adds noise is its own (`fedpeft.privacy.client_protection`). Only the client
 knows its examples, and it refuses when its budget is spent. The server keeps a second ledger with what clients declare.
 It charges that before it asks, leaves out a client whose budget does not allow the charge, and adopts what clients
@@ -16,7 +19,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event, Events, is_within, together
@@ -33,44 +36,6 @@ class Limit(NamedTuple):
 
     epsilon: float
     delta: float
-
-
-class Accounts(Protocol):
-    """Whose budget the releases of a run spend, at which delta, and what they cost."""
-
-    @property
-    def sits_out(self) -> bool:
-        """Whether the run goes on without a client whose budget is spent; else it ends."""
-
-    @property
-    def fewest(self) -> int:
-        """The fewest clients that a round needs, at least 1."""
-
-    def limits_of(self, account: int) -> Sequence[Limit] | None:
-        """Return the limits that an account must keep, all of them; None: it may not be charged at all."""
-
-    def cost_of_round(self, cohort: Sequence[int]) -> Charges:
-        """Return what a round with this cohort costs."""
-
-    def cost_of_start(self) -> Charges:
-        """Return what the release before round 1 costs."""
-
-    def list_spent(self, ledger: Ledger) -> list[tuple[Events, float]]:
-        """Return what each account has spent and its delta; clients that never took part have spent nothing."""
-
-    def claims(self) -> Mapping[str, Any]:
-        """Return the fields of the summary that these accounts state otherwise; `privacy` is merged."""
-
-
-@runtime_checkable
-class OwnLedgers(Protocol):
-    """Accounts of real clients that keep ledgers of their own and declare their terms."""
-
-    def check_terms(self, terms: DeclaredTerms) -> None:
-        """Raise RunError if a client with these terms can't take part."""
-
-    def is_declared(self, client: int) -> bool:
-        """Return whether a client has declared its terms."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +59,7 @@ class CommonAccounts:
         return self.mechanism.at_budget == "sit_out"
 
     def limits_of(self, account: int) -> Sequence[Limit]:
-        """Return the common limit; empty: there is no budget."""
+        """Return the common limit, which an account must keep; empty: there is no budget."""
         budget = self.mechanism.epsilon
         return [] if budget is None else [Limit(budget, self.levels.delta)]
 
@@ -119,6 +84,10 @@ class CommonAccounts:
         """Return nothing: the summary is right as it is."""
         return {}
 
+    def is_declared(self, client: int) -> bool:
+        """Return False: clients keep no ledgers of their own."""
+        return False
+
 
 @dataclass(frozen=True)
 class DeclaredAccounts:
@@ -135,7 +104,7 @@ class DeclaredAccounts:
     sits_out = True  # one client's spent budget does not end the others' federation
 
     def limits_of(self, account: int) -> Sequence[Limit] | None:
-        """Return the limit that the client declares."""
+        """Return the limit that the client declares; None: it may not be charged at all."""
         terms = self.declared().get(account)
         return None if terms is None else _limit_in(terms)
 
@@ -162,7 +131,7 @@ class DeclaredAccounts:
         return known + [({Event(0.0, 1.0): 1}, LEAST_DELTA) for _ in ledger.spent.keys() - declared.keys()]
 
     def claims(self) -> Mapping[str, Any]:
-        """Return the largest delta and the least noise of all clients."""
+        """Return the largest delta and the least noise of all clients, for the summary."""
         declared = self.declared().values()
         return {
             "dp_delta": max((terms.delta for terms in declared), default=None),
@@ -200,7 +169,7 @@ class SumAccounts:
     sits_out = True  # one client's spent budget does not end the others' federation
 
     def limits_of(self, account: int) -> Sequence[Limit] | None:
-        """Return the common limit and the client's own."""
+        """Return the common limit and the client's own; None: it may not be charged at all."""
         terms = self.declared().get(account)
         return None if terms is None else [*self.common.limits_of(account), *_limit_in(terms)]
 
@@ -269,6 +238,10 @@ class SumAccounts:
             return not is_within(together(before, {event: rounds}), delta, budget)
 
         return bisect_left(range(1, planned + 1), True, key=exceeds)
+
+
+Accounts = CommonAccounts | DeclaredAccounts | SumAccounts
+"""Whose budget the releases of a run spend, at which delta, and what they cost."""
 
 
 def _limit_in(terms: DeclaredTerms) -> list[Limit]:

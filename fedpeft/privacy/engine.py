@@ -24,7 +24,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.abilities import AddsServerNoise, ServerRound
 from fedpeft.privacy.accountant import Event, Events, epsilon, is_within, rdp_epsilon
-from fedpeft.privacy.accounts import Accounts, CommonAccounts, OwnLedgers
+from fedpeft.privacy.accounts import Accounts, CommonAccounts
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.guard import Guard
 from fedpeft.privacy.ledger import POPULATION, Ledger
@@ -158,7 +158,7 @@ class PrivacyEngine:
     def heard(self, report: Report) -> None:
         """Adopt what a client's own ledger says if that is more, and remember a spent budget."""
         accounts, client = self.accounts, report.client
-        if not isinstance(accounts, OwnLedgers) or not accounts.is_declared(client):
+        if not accounts.is_declared(client):
             return
         if report.spent:
             self.finished.add(client)

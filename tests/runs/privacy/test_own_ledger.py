@@ -11,7 +11,7 @@ import pytest
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.accountant import Event, epsilon
-from fedpeft.privacy.accounts import OwnLedgers
+from fedpeft.privacy.accounts import CommonAccounts
 from fedpeft.privacy.client_protection import FAILED, OWN, Answers
 from fedpeft.privacy.engine import KEY, LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
@@ -322,7 +322,7 @@ def test_user_level_privacy_draws_secret_cohorts_among_the_places(federation):
     progress = made.run()
     assert progress.round == 6
     ledger = made.server.protection.ledger
-    assert not isinstance(made.server.protection.accounts, OwnLedgers)
+    assert isinstance(made.server.protection.accounts, CommonAccounts)
     assert ledger.spent == {POPULATION: {Event(1.0, 0.5): 6}}
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert {r["clients"] for r in rounds} == {1}, "the expected number is told, whatever it was"
