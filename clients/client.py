@@ -42,10 +42,12 @@ from fedpeft.data.task_sequence import MetTasks
 from fedpeft.errors import DataError, PayloadError, PrivacyError
 from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import ClientForm, Layout, State, difference, held_in
-from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.privacy.abilities import is_whitened
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
+from fedpeft.privacy.sum_mechanism import SumMechanism
 
 WALKED = "walk/steps"
 """What a client calls the number of steps that it has made, among its own state."""
@@ -196,13 +198,13 @@ class ClientSide:
             def contribution(announced: Announcement) -> Contribution:
                 asked = announced.numbers > BESIDE or announced.size
                 sums = self.head.additive(statistics_of()) if asked else {}
-                sums = sums if self.privacy is None else self.privacy.start_summand(sums)
+                sums = self.privacy.start_summand(sums) if isinstance(self.privacy, SumMechanism) else sums
                 return Contribution(self._weight(told), told, statistics=sums)
 
             return self.masking.add(instruction, contribution)
         statistics = statistics_of()
         if self.guard is not None:
-            statistics = self.guard.started(statistics, (instruction.attempt, instruction.client))
+            statistics = self.guard.protect_statistics(statistics, (instruction.attempt, instruction.client))
             told = 1 if self.guard.mechanism.silent else told
         seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
         payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
@@ -298,7 +300,7 @@ class ClientSide:
             return only(met.sequence.competing(task), plan.classes)
         if instruction.kind != "train" or not instruction.told:
             return None
-        if self.privacy is not None and self.privacy.whitens:
+        if is_whitened(self.privacy):
             return None
         if self.privacy is not None and self.privacy.per_example:
             raise PrivacyError(
@@ -313,16 +315,17 @@ class ClientSide:
     def _protected(self, job: Job, instruction: Instruction) -> Job:
         """The job, with what DP-SGD needs to know where rows are protected in training."""
         plan, mechanism = self.plan.privacy, self.privacy
-        if plan is None or mechanism is None or not mechanism.per_example:
+        sampling = None if mechanism is None else mechanism.example_sampling
+        if plan is None or mechanism is None or sampling is None:
             return job
         if self.bench.plan.executor != "private":
             raise PrivacyError(f"FP7004 {plan.mechanism} needs the executor with gradients per example")
-        rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
+        rate = sampling.rate_of(job.training.batch_size, len(job.rows))
         rate = rate if self.masking is None else self.masking.rate(rate)
         key, attempt = read_key(plan.key), instruction.attempt
-        how = mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed
-        expected, whitening = mechanism.divisor(job.training.batch_size, len(job.rows)), None
-        if mechanism.whitens and instruction.kind == "train":
+        how = mechanism.clip, plan.noise, rate, key, attempt, isinstance(mechanism, SumMechanism)
+        expected, whitening = sampling.divisor(job.training.batch_size, len(job.rows)), None
+        if is_whitened(mechanism) and instruction.kind == "train":
             width = self.bench.plan.layout.shapes["head.weight"][1]
             shapes = Whitening.shapes(self.head.whitened_directions(width))
             whitening = Whitening.of(decode_whole(instruction.told, shapes), width)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fedpeft.communication.uplink import Uplink
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.privacy.engine import Guard
+from fedpeft.privacy.guard import Guard
 
 
 def release(
@@ -44,7 +44,7 @@ def release(
         PayloadError: the update is not finite.
     """
     if guard is not None:
-        update = guard.released(update, ids)
+        update = guard.protect_update(update, ids)
         # The codec looks at what was trained: it may only see what may be seen.
         trained = {name: received[name] + tensor for name, tensor in update.items()}
     return uplink.encode(

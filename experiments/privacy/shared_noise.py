@@ -120,7 +120,7 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     models = epsilon(mechanism.to_all(federation, noise, start, 1, federation.rounds), mechanism.delta(federation))
     colluding = DistributedDP(epsilon=budget, clip=given.clip, start=given.start, collude=COLLUDING)
     events = {
-        colluding.begun(federation, start)[0][0]: 1,
+        colluding.start_charges(federation, start)[0][0]: 1,
         colluding.charges(federation, [0], noise)[0][0]: given.rounds,
     }
     server = epsilon(events, mechanism.delta(federation))

@@ -67,7 +67,7 @@ def _own(sums: list[State], budget: float | None, delta: float) -> Callable[[int
     def release(draw: int) -> State:
         secret, total = RunKey(draw.to_bytes(32, "big")), Fold()
         for client, own in enumerate(sums):
-            total.add(mechanism.start_released(own, noise, secret, (0, client)), 1.0)
+            total.add(mechanism.start_release.protect(own, noise, secret, (0, client)), 1.0)
         return total.sums
 
     return release

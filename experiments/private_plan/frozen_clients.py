@@ -22,9 +22,9 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import Training
 from fedpeft.privacy.mechanisms.user_dp import UserDP
 from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.training_plans import Training
 
 
 class FrozenClients:
@@ -73,7 +73,7 @@ class FrozenClients:
 
     def started(self, mechanism: UserDP, noise: float, key: RunKey) -> State:
         """The head of the private start."""
-        total = mechanism.start_summed(self.statistics, noise, key, 0)
+        total = mechanism.start_release.finish(self.statistics, noise, key, 0)
         return HEADS.build("private_centroids").solve(total, self.width, self.classes)
 
     def trained(self, state: State, plan: Training, noise: float, key: RunKey) -> State:
@@ -107,7 +107,7 @@ def _bounded_total(rows: FrozenRows) -> dict[str, Tensor]:
     head, mechanism = HEADS.build("private_centroids"), UserDP(epsilon=1.0)
     total: dict[str, Tensor] = {}
     for x, y in rows.clients:
-        for name, tensor in mechanism.start_taken(head.statistics(x, y, rows.classes)).items():
+        for name, tensor in mechanism.start_release.take(head.statistics(x, y, rows.classes)).items():
             total[name] = total[name] + tensor if name in total else tensor
     return total
 
@@ -118,7 +118,7 @@ def line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> st
     alone = replace(mechanism, start=1.0).start_noise(federation)
     assert alone is not None
     found: list[list[Any]] = [[], [], []]
-    plan = mechanism.planned_training(federation) if mechanism.trains(federation) else None
+    plan = mechanism.plan_training(federation) if mechanism.trains(federation) else None
     for seed in range(given.seeds):
         key = RunKey(seed.to_bytes(32, "big"))
         found[0].append(clients.accuracy(clients.started(mechanism, alone, key)))

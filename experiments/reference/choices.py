@@ -16,6 +16,7 @@ from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.checks.rules import check_method
 
 
@@ -98,12 +99,14 @@ def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
 
 
 def _whose(name: str) -> str:
-    part = MECHANISMS.part(name)
-    return "the sum" if part.summed else "each row's gradient" if part.per_example else "updates"
+    mechanism = MECHANISMS.build(name)
+    if isinstance(mechanism, SumMechanism):
+        return "the sum"
+    return "each row's gradient" if mechanism.per_example else "updates"
 
 
 def _hidden(name: str) -> str:
-    said = MECHANISMS.part(name).hides
+    said = MECHANISMS.part(name).privacy_unit
     return said if isinstance(said, str) else "as its settings say"
 
 

@@ -33,8 +33,16 @@ class HeadStart(ABC):
     """Whether one row more or less changes the statistics by at most 1 in norm, all tensors but `VARIANCE` together, so
     that noise can hide it; what the sums hold of noise, `solve` is told by their `VARIANCE`."""
 
+    fits_labels: ClassVar[bool] = False
+    """Whether it is the regression onto one-hot labels, which is weak for many classes."""
+
     codecs: ClassVar[Mapping[str, str]] = {"": "bf16"}
     """How the statistics are encoded in runs whose updates are lossy, by the preset of the updates; "": all others."""
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether the head's outputs are the regression values themselves, and not logits of classes."""
+        return False
 
     def codec(self, preset: str) -> str:
         """The codec of the statistics in a run whose updates are encoded by `preset`, or by no preset ("")."""

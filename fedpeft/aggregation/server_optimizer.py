@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -37,6 +38,9 @@ class Pace:
 
 class ServerOptimizer(ABC):
     """One rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    keeps_state: ClassVar[bool] = True
+    """Whether a step depends on earlier rounds, such as by moments."""
 
     @abstractmethod
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:

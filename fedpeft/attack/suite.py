@@ -13,8 +13,9 @@ from fedpeft.attack import hostile_clients, in_sums, told_otherwise
 from fedpeft.attack.stage import Outcome, Stage
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.privacy.secure_sum.sum import sums_in
+from fedpeft.privacy.secure_sum.sum import parse_privacy, sums_in
 
 Aim = Literal["an update", "the rounds"]
 
@@ -207,7 +208,8 @@ def _learned(outcome: Outcome) -> str:
 def _in_the_clear(config: RunConfig) -> str:
     if not config.privacy:
         return "each client's update"
-    noisy = config.privacy.partition("(")[0] in ("dp_sgd", "local_dp")
+    mechanism = parse_privacy(config.privacy)
+    noisy = isinstance(mechanism, Mechanism) and mechanism.protects and mechanism.noises_updates
     return "each client's update, with its noise" if noisy else "each client's update"
 
 

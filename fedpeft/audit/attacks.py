@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.aggregation.strategy import shared_sum
 from fedpeft.audit.canaries import FORM, CanaryAudit, layout_of, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.privacy.server_noise import turns_of
 
 if TYPE_CHECKING:
@@ -48,20 +49,20 @@ def of_run(simulation: Simulation) -> CanaryAudit:
     most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
     protection = simulation.protection
     assert protection is not None
-    federation, mechanism = protection.federation, protection.mechanism
+    federation, mechanism = protection.exposure, protection.mechanism
     spends = max(
-        mechanism.planned(federation),
-        key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
+        mechanism.plan_releases(federation),
+        key=lambda plan: rdp_epsilon({Event(protection.noise_multiplier, plan[0]): plan[1]}, protection.delta),
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
     rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
-    if mechanism.turns:  # as far apart as clients', whatever does not divide evenly
+    if mechanism.cohort_form is CohortForm.TURNS:  # as far apart as clients', whatever does not divide evenly
         turns = turns_of(federation.clients, federation.cohort)
         rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"
     strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, layout_of(FORM.rank)) else "fedit"
     return CanaryAudit(
-        privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r}{more})",
+        privacy=f"{mechanism.name}(noise_multiplier={protection.noise_multiplier!r}, clip={mechanism.clip!r}{more})",
         rounds=rounds,
         rate=rate,
         steps=steps,

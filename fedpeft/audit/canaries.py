@@ -46,10 +46,12 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.abilities import RelatesNoise
+from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.mechanism import CohortForm, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
 from fedpeft.server.sampling import InTurns
@@ -115,7 +117,7 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
         raise PrivacyError(
             f"FP7010 {audit.privacy} claims nothing that could be audited; give user_dp, dp_sgd or local_dp"
         )
-    if mechanism.summed:
+    if isinstance(mechanism, SumMechanism):
         raise PrivacyError(
             f"FP7011 the audit looks at single updates, and {mechanism.name} has none; its bounds are tested"
         )
@@ -150,7 +152,7 @@ class _Pipeline:
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
         self.folder = folder
-        self.protection = PrivacyEngine(mechanism, self._federation(), folder, str(audit), audit.seed)
+        self.protection = make_engine(mechanism, self._federation(), folder, str(audit), audit.seed)
         self.protection.open(resumed=False)
 
     def _federation(self) -> Exposure:
@@ -173,8 +175,8 @@ class _Pipeline:
 
     def drawn(self, round: int) -> list[int]:
         """Who takes part in a round, where the cohort is no secret."""
-        federation = self.protection.federation
-        if self.mechanism.turns:
+        federation = self.protection.exposure
+        if self.mechanism.cohort_form is CohortForm.TURNS:
             return InTurns(federation.clients, federation.cohort).draw(self.audit.seed, round)
         return list(range(federation.clients))
 
@@ -247,7 +249,7 @@ class _Pipeline:
     def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
         """The ledger's claim, and the bounds."""
         claimed, _ = self.protection.epsilons()
-        delta, federation, sizes = self.protection.delta, self.protection.federation, 0.0
+        delta, federation, sizes = self.protection.delta, self.protection.exposure, 0.0
         if self.mechanism.secret_cohort and tells_size(federation.cohort):
             rate = federation.cohort / federation.clients
             sizes = size_epsilon(federation.clients, rate, self.audit.rounds, delta)
@@ -275,7 +277,8 @@ class _Clients(_Pipeline):
                     delta = self.taken(acceptance, payload, member, progress.adapter)
                     if self.mechanism.noises_updates:  # everyone sees the update itself
                         moves[round - 1, member] = float(delta["head.weight"][0, member])
-            turns[round - 1, plan.cohort if self.mechanism.turns else slice(None)] = self.sign(round)
+            takes_turns = self.mechanism.cohort_form is CohortForm.TURNS
+            turns[round - 1, plan.cohort if takes_turns else slice(None)] = self.sign(round)
             outcome = acceptance.aggregator.finish(progress.memory)
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
@@ -288,7 +291,8 @@ class _Clients(_Pipeline):
 
         Both are seen through the factor that makes the noise white, where there is one.
         """
-        factor = self.mechanism.noise_factor(self.protection.federation)
+        mechanism, exposure = self.mechanism, self.protection.exposure
+        factor = mechanism.noise_factor(exposure) if isinstance(mechanism, RelatesNoise) else None
         if factor is not None:
             moves, turns = factor @ moves, factor @ turns
         scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))
@@ -327,13 +331,17 @@ class _Rows(_Pipeline):
         progress = Progress(round=0, adapter=executor.start)
         scores = np.zeros(self.audit.canaries)
         plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
-        local = LocalTraining(self.protection.federation.batch_size, optimizer=plain).of_steps(self.audit.steps)
+        local = LocalTraining(self.protection.exposure.batch_size, optimizer=plain).of_steps(self.audit.steps)
         for round in range(1, self.audit.rounds + 1):
             plan = self.protection.enter(round, progress.digest(), self.drawn(round))
             assert plan is not None
             executor.sign = self.sign(round)
             privacy = RowPrivacy(
-                self.mechanism.clip, self.protection.noise, self.audit.rate, self.protection.key, plan.attempt
+                self.mechanism.clip,
+                self.protection.noise_multiplier,
+                self.audit.rate,
+                self.protection.key,
+                plan.attempt,
             )
             job = Job(
                 client=0,

@@ -205,7 +205,8 @@ def device_called(text: str) -> str:
 def divides_alike(config: RunConfig) -> bool:
     """Whether the batch size is all clients' alike, as privacy divides by it, whatever fits into one's memory."""
     mechanism = parse_privacy(config.privacy) if config.privacy else None
-    return isinstance(mechanism, Mechanism) and mechanism.divides_alike
+    sampling = mechanism.example_sampling if isinstance(mechanism, Mechanism) else None
+    return sampling is not None and sampling.divides_alike
 
 
 def fitted(

@@ -32,12 +32,12 @@ from fedpeft.data.partition import Partition, held_out
 from fedpeft.deployment import size_limits
 from fedpeft.deployment.answered import check_evaluation, check_question, metered, newcomer
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
+from fedpeft.deployment.client_ledger import make_client_protection
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.described import check_description, told_form
 from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
@@ -48,11 +48,11 @@ from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.task import TASKS
-from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
-from fedpeft.privacy.engine import KEY, ClientPrivacy
+from fedpeft.privacy.client_protection import FAILED, ClientProtection, state_digest
+from fedpeft.privacy.engine import KEY
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.summed_ledger import SummedLedger
 from fedpeft.run.facts import DataFacts
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import Setup
@@ -160,15 +160,15 @@ class Edge:
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
         self._check_model(work)
         self.protection = self._protection(work, machine.pinned({}, work, folder))
-        if isinstance(self.protection, SummedLedger):
-            self.setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
+        if self.protection is not None and (sums := self.protection.engine.sums) is not None:
+            self.setup = dataclasses.replace(self.setup, secure_sum=sums)
         alone = Alone(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
         self.roster = _pinned(self.options, self.setup, credentials)
         if self.setup.secure_sum is not None:
             masks = self._masks(credentials)
             clients = dataclasses.replace(clients, masks=masks)
-            if isinstance(self.protection, SummedLedger):
+            if self.protection is not None:
                 self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
         self.policy = InstructionPolicy.of_setup(self.setup, self.options.rank)
         self.workers = Workers(work, clients, machine, observer)
@@ -205,7 +205,7 @@ class Edge:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
         return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.silent)
 
-    def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> OwnLedger | None:
+    def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> ClientProtection | None:
         """The client's own ledger, where noise is drawn here; `fixed` is what else an answer depends on."""
         rows = len(held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
         identity = (
@@ -213,15 +213,17 @@ class Edge:
             f"{work.threads} {self.config.batch_size} {__version__} {fixed}"
         )
         told = shared_settings(self.description.config)
-        return own_ledger(self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file))
+        return make_client_protection(
+            self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file)
+        )
 
     def _client_privacy(self) -> ClientPrivacy | None:
         """What the worker needs to know of the mechanism."""
         if self.setup.mechanism is None:
             return None
         # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
-        noise = 0.0 if self.protection is None else self.protection.noise
-        start = None if self.protection is None else self.protection.start
+        noise = 0.0 if self.protection is None else self.protection.engine.noise_multiplier
+        start = None if self.protection is None else self.protection.engine.start
         return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
 
     def _masks(self, credentials: Credentials | None) -> MaskPlan:
@@ -274,7 +276,7 @@ class Edge:
             rank=self.options.rank,
             precision=self.options.precision or self.config.dtype,
             hardware=self.hardware,
-            terms=to_wire(own.declared()) if own else None,
+            terms=to_wire(own.declare_terms()) if own else None,
         )
 
     def warm_up(self) -> None:

@@ -37,8 +37,8 @@ from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.served_settings import check, check_asked, profiles_for_clients
+from fedpeft.deployment.server_engine import make_server_engine
 from fedpeft.deployment.server_plan import at_clients_delta, drawn_from, planned_for_all, rows_known
-from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
@@ -47,11 +47,12 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
+from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
+from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.checks.ranks import check_decay
 from fedpeft.run.energy import EnergySettings
 from fedpeft.run.facts import DataFacts
@@ -140,8 +141,8 @@ class Federation:
         self.fixed = machine.pinned(fixed, work, folder)
         check_asked(setup)
         self.protection = self._protection(rows, f"{work.data_key} {work.model_key} {self.fixed}")
-        if isinstance(self.protection, SummedBook):
-            self.setup = setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
+        if self.protection is not None and (sums := self.protection.sums) is not None:
+            self.setup = setup = dataclasses.replace(self.setup, secure_sum=sums)
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
         plan = client_plan(setup, nobody, folder, self.held_out, None)
         validation = np.arange(len(self.rows.validation))
@@ -158,7 +159,7 @@ class Federation:
 
     def _protection(self, rows: int, identity: str) -> PrivacyEngine | None:
         """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
-        return servers_book(
+        return make_server_engine(
             self.setup,
             rows,
             self.folder,
@@ -168,12 +169,12 @@ class Federation:
             lambda round: self.journal.cohort(round),
         )
 
-    def _declared(self) -> Mapping[int, Terms]:
+    def _declared(self) -> Mapping[int, DeclaredTerms]:
         """What each client has said of its privacy, by id; where they share noise, of those who may come back.
 
         A sum that a dropped client were asked for would lack its share of the noise.
         """
-        shared = self.setup.mechanism is not None and self.setup.mechanism.summed
+        shared = isinstance(self.setup.mechanism, SumMechanism)
         known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
         return {m.id: m.terms for m in known if m.terms is not None}
 
@@ -212,7 +213,7 @@ class Federation:
             template=told_template(form),
         )
 
-    def _accept(self, registration: v2.Registration) -> Terms | None:
+    def _accept(self, registration: v2.Registration) -> DeclaredTerms | None:
         """What a client declares of its privacy; one that can't take part is refused with a RunError."""
         if not registration.rows:
             raise RunError("FP5069 a client needs at least one row")
@@ -232,11 +233,10 @@ class Federation:
         except ConfigError as error:
             raise RunError(f"FP5073 rank {registration.rank} does not fit: {error}") from None
         book = self.protection
-        if not isinstance(book, SecondBook | SummedBook):
+        if book is None or isinstance(book.accounts, CommonAccounts):
             return None
         terms = declared(registration)
-        if isinstance(book, SummedBook):
-            book.check_terms(terms)
+        book.accounts.check_terms(terms)
         return terms
 
     def _readmit(self, names: Sequence[str], events: Events) -> None:
@@ -258,8 +258,9 @@ class Federation:
         begun = Checkpoints(self.folder / "checkpoint").load()
         if begun is None or begun.round < self.setup.rounds or self.held_out:
             self.present()
-        if begun is None and isinstance(self.protection, SummedBook) and (few := self.protection.too_little()):
-            self.observer.say(f"[bold]note[/]    {few}")
+        accounts = None if self.protection is None else self.protection.accounts
+        if begun is None and isinstance(accounts, SumAccounts) and (shortfall := accounts.describe_shortfall()):
+            self.observer.say(f"[bold]note[/]    {shortfall}")
 
     def present(self) -> Sequence[int]:
         """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.
@@ -318,7 +319,7 @@ class Federation:
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
         drawn_from, book = self.sampler, self.protection
-        if isinstance(book, SummedBook):  # whose secret coins draw some of all
+        if book is not None and book.sums is not None:  # whose secret coins draw some of all
             drawn_from = FixedSize(self.setup.clients, self.setup.clients)
         elif isinstance(drawn_from, Dealt) and book is not None:
             drawn_from = dataclasses.replace(drawn_from, asked=lambda round: book.ledger.asked(round))  # open by then

@@ -31,7 +31,7 @@ from fedpeft.deployment.signing import Signed
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.parcel import Incoming, parts, statement_to_wire, wire_size
 from fedpeft.errors import PayloadError, RunError
-from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.declared_terms import DeclaredTerms
 
 TEXT_LOGGED = 200
 """Characters of what a client says of itself."""
@@ -62,7 +62,7 @@ class Gateway:
         roster: Roster,
         doorkeeper: Doorkeeper,
         limit: Callable[[int, int], int],
-        accept: Callable[[v2.Registration], Terms | None],
+        accept: Callable[[v2.Registration], DeclaredTerms | None],
         events: Events,
         announcements: Announcements | None = None,
     ) -> None:

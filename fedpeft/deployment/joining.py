@@ -23,7 +23,7 @@ from fedpeft.deployment.transcript import Transcript, most_records
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
 from fedpeft.run.phases import SILENCE
@@ -188,7 +188,7 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
     elif edge.protection is None:
         observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
     if edge.protection is not None:
-        observer.say(f"[bold]privacy[/] {edge.protection.terms()}")
+        observer.say(f"[bold]privacy[/] {edge.protection.describe()}")
         for warning in edge.protection.warnings():
             observer.say(f"[bold yellow]warning[/] {warning}")
 
@@ -248,9 +248,9 @@ def take_part(
             own = edge.protection
             if own is not None:
                 observer.say(
-                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.hides}, from "
-                    f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
-                    f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
+                    f"privacy: epsilon {own.compute_epsilon():.3g} at dp_delta {own.delta:.2g} per "
+                    f"{own.mechanism.privacy_unit}, from {own.ledger.releases(OWN)} releases; the ledger is "
+                    f"{own.ledger.path}; with all other runs on these rows epsilon {own.lifetime.spent(own.delta):.3g}"
                 )
             return
         except LostError as error:

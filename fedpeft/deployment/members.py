@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedpeft.errors import RunError
 from fedpeft.machine import files
-from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.declared_terms import DeclaredTerms
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Member:
     id: int = -1
     rank: int = 0
     dropped: str = ""
-    terms: Terms | None = None
+    terms: DeclaredTerms | None = None
     rows: int = 0
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Member:
             raise TypeError(f"{self.name!r:.50} is no client")
         if isinstance(self.terms, dict):  # as stored
             try:
-                self.terms = Terms(**self.terms)
+                self.terms = DeclaredTerms(**self.terms)
             except RunError:  # of an earlier version, which took any: it declares them anew before it is asked
                 self.terms = None
 
@@ -110,7 +110,7 @@ class Roster:
         with self._lock:
             return next((m.name for m in self._members.values() if m.id == client), f"client {client}")
 
-    def enter(self, name: str, rank: int, terms: Terms | None = None, rows: int = 0) -> Member | None:
+    def enter(self, name: str, rank: int, terms: DeclaredTerms | None = None, rows: int = 0) -> Member | None:
         """The member called `name`, perhaps a new one; None: all places are taken.
 
         Raises:

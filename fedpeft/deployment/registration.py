@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
-from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.declared_terms import DeclaredTerms
 
 
-def to_wire(terms: Terms) -> v2.PrivacyTerms:
+def to_wire(terms: DeclaredTerms) -> v2.PrivacyTerms:
     """The terms as they travel."""
     return v2.PrivacyTerms(
         noise=terms.noise,
@@ -19,7 +19,7 @@ def to_wire(terms: Terms) -> v2.PrivacyTerms:
     )
 
 
-def declared(registration: v2.Registration) -> Terms:
+def declared(registration: v2.Registration) -> DeclaredTerms:
     """What a registration says.
 
     Raises:
@@ -31,4 +31,4 @@ def declared(registration: v2.Registration) -> Terms:
         )
     told = registration.terms
     start = told.start if told.HasField("start") else None
-    return Terms(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None, start)
+    return DeclaredTerms(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None, start)

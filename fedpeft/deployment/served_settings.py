@@ -18,8 +18,8 @@ from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.regression import Regression
 from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.energy import EnergySettings
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.profiles import Profiles
@@ -66,7 +66,7 @@ def check(config: RunConfig, options: ServeOptions) -> None:
             )
     if isinstance(mechanism, SecureSum):
         return
-    if isinstance(mechanism, DistributedDP):
+    if isinstance(mechanism, SumMechanism):
         mechanism.check_remote()
     if not mechanism.protects:
         raise ConfigError(

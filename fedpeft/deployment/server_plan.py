@@ -15,11 +15,13 @@ import numpy as np
 from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
-from fedpeft.privacy.client_engine import planned_participations
+from fedpeft.privacy.abilities import is_whitened
+from fedpeft.privacy.client_protection import plan_participations
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.privacy.spending import spending
+from fedpeft.privacy.spending import describe_spending
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.run.private_plan import planned, plans
 from fedpeft.run.profiles import ProfileTable, chances
 from fedpeft.run.sampling import cohort_size
@@ -56,17 +58,18 @@ def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
             f"FP1141 --client-rows {client_rows} is what training under a privacy budget is planned by, and there is "
             "none; leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
         )
-    if not isinstance(mechanism, DistributedDP) or mechanism.unit != "rows" or mechanism.rows is None:
+    rows = mechanism.public_rows if isinstance(mechanism, SumMechanism) else None
+    if mechanism is None or rows is None:
         return client_rows and max(1, round(client_rows * (1 - held_out)))
     if client_rows:
         raise ConfigError(
-            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={mechanism.rows}) both say how many rows "
+            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={rows}) both say how many rows "
             "there are; leave --client-rows out"
         )
-    of_one = max(1, round(mechanism.rows / setup.clients))
+    of_one = max(1, round(rows / setup.clients))
     if of_one > MOST_CLIENT_ROWS:
         raise ConfigError(
-            f"FP1143 {mechanism.name}(rows={mechanism.rows}) are {of_one:,} rows for each of {setup.clients} clients, "
+            f"FP1143 {mechanism.name}(rows={rows}) are {of_one:,} rows for each of {setup.clients} clients, "
             f"and a client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
         )
     return of_one
@@ -83,21 +86,22 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
     assert mechanism is not None
     ones = np.ones(setup.clients, np.int64)
     share = sampler.size / setup.clients
+    summed_start = setup.private_start and isinstance(mechanism, SumMechanism)
     return Exposure(
         strategy=setup.strategy,
         method=setup.method,
         layout=setup.layout,
         rows=max(1, rows) * ones,
         steps=(setup.training.steps_for(rows) if rows else 1) * ones,
-        participations=(planned_participations(config.rounds, share) if rows else config.rounds) * ones,
+        participations=(plan_participations(config.rounds, share) if rows else config.rounds) * ones,
         batch_size=config.batch_size,
         rounds=config.rounds,
         cohort=sampler.size,
         even=len(set(sampler.weights)) <= 1,
         start=setup.private_start,
-        start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
+        start_entries=entries(noised_statistics(setup)) if summed_start else 0,
         trained=setup.trained_entries,
-        whitened=setup.whitened_directions if mechanism.whitens else 0,
+        whitened=setup.whitened_directions if is_whitened(mechanism) else 0,
     )
 
 
@@ -108,7 +112,7 @@ def at_clients_delta(setup: Setup) -> Setup:
     at its own, by which less noise pays for fewer rounds, and the run would end before its last one.
     """
     mechanism = setup.mechanism
-    if not isinstance(mechanism, DistributedDP) or mechanism.epsilon is None or mechanism.dp_delta is not None:
+    if not isinstance(mechanism, SumMechanism) or mechanism.epsilon is None or mechanism.dp_delta is not None:
         return setup
     usual, accepted = mechanism.delta(exposure_of(setup, 1)), EdgeOptions().max_delta
     if usual <= accepted:
@@ -118,7 +122,7 @@ def at_clients_delta(setup: Setup) -> Setup:
     return _noted(
         made,
         f"the budget counts at dp_delta {accepted:g}, the largest that clients accept where they don't say, not at the "
-        f"{usual:.2g} that is usual for {mechanism.units(exposure_of(setup, 1))} {mechanism.hides}s",
+        f"{usual:.2g} that is usual for {mechanism.units(exposure_of(setup, 1))} {mechanism.privacy_unit}s",
     )
 
 
@@ -140,7 +144,7 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
         return setup
     if not rows:
-        planned_by_rows = plans(setup) and mechanism.planned_training(exposure_of(setup, 1)) is not None
+        planned_by_rows = plans(setup) and isinstance(mechanism, PlansTraining)
         return _noted(setup, UNPLANNED) if planned_by_rows and mechanism.start != 1 else setup
     mechanism.check(exposure_of(setup, rows))
     made = planned(setup, exposure_of(setup, rows), groups, head)
@@ -151,8 +155,8 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     shared = replace(taken, start=taken.start_share(federation))
     config = replace(made.config, privacy=part_text(shared))
     made = replace(made, mechanism=shared, config=config)
-    each = taken.noises_updates and not taken.summed  # else the book says it
-    return _noted(made, f"for clients of {rows} rows {spending(shared, federation, noise)}") if each else made
+    each = taken.noises_updates  # else the book says it
+    return _noted(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
 
 
 def _noted(setup: Setup, note: str) -> Setup:

@@ -24,9 +24,9 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
 from fedpeft.privacy.server_noise import SERVER_NOISES
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
@@ -120,7 +120,7 @@ def shared_settings(text: str) -> RunConfig:
                 f"FP5099 the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask "
                 "whoever runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
             )
-        if isinstance(mechanism, DistributedDP):
+        if isinstance(mechanism, SumMechanism):
             mechanism.check_remote()
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
 

@@ -34,7 +34,8 @@ from fedpeft.parts import part_text
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
-from fedpeft.privacy.engine import KEY, ClientPrivacy
+from fedpeft.privacy.engine import KEY
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import ChosenParts, chosen_parts
 from fedpeft.run.suited import settled

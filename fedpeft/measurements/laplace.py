@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
 
 
+def has_kronecker_factors(setup: Setup) -> bool:
+    """Return whether all of the adapter is LoRA matrices that inputs and output gradients of their layers describe."""
+    adapter = [tensor for tensor in setup.layout.tensors if tensor.role != "head"]
+    only_matrices = bool(adapter) and all(tensor.role in ("lora_A", "lora_B") for tensor in adapter)
+    return only_matrices and setup.method.privacy == "hooks" and not setup.method.base_precision
+
+
 @dataclass(frozen=True)
 class Laplace(Measurement):
     """The finished classifier's calibration under Laplace-LoRA (`fedpeft.trust.kronecker`)."""
@@ -27,7 +34,7 @@ class Laplace(Measurement):
 
     def check(self, setup: Setup) -> None:
         """Refuse what has no Kronecker factors of LoRA matrices, or would disclose them without protection."""
-        if setup.facts.task != "classification" or setup.facts.kind != "text" or setup.method.name != "lora":
+        if setup.facts.task != "classification" or setup.facts.kind != "text" or not has_kronecker_factors(setup):
             raise ConfigError(
                 "FP1317 laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out"
             )

@@ -188,7 +188,7 @@ def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     return min(exact, bound)
 
 
-def within(events: Events, delta: float, budget: float) -> bool:
+def is_within(events: Events, delta: float, budget: float) -> bool:
     """Whether epsilon is at most `budget`."""
     return rdp_epsilon(events, delta) <= budget or epsilon(events, delta) <= budget
 
@@ -218,7 +218,7 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
         return rdp_epsilon(all_with(noise), delta) <= budget
 
     def exactly(noise: float) -> bool:
-        return within(all_with(noise), delta, budget)
+        return is_within(all_with(noise), delta, budget)
 
     enough = exactly if before else loosely  # where RDP's bound of what came before is above the budget, none would be
     high = 1.0

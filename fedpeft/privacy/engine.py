@@ -1,18 +1,19 @@
 """A privacy mechanism at work in one run: who may still take part, what is charged, and what can be claimed at the end.
 
-`enter` opens a round: it looks at what the round would cost, leaves out clients whose budget is spent (or refuses),
-charges the ledger, and only then says who is asked. The charge is on the disk before any instruction is sent.
+One engine serves all runs. Two values decide what differs between them: the accounts (`fedpeft.privacy.accounts`), and
+the noise source (`fedpeft.privacy.noise_sources`). `enter` opens a round: it computes what the round would cost,
+leaves out clients whose budget is spent (or refuses), charges the ledger, and only then returns who is asked. The
+charge is on the disk before any instruction is sent.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
@@ -21,68 +22,26 @@ from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
+from fedpeft.privacy.abilities import AddsServerNoise, ServerRound
+from fedpeft.privacy.accountant import Event, Events, epsilon, is_within, rdp_epsilon
+from fedpeft.privacy.accounts import Accounts, CommonAccounts
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism, ServerRound
-from fedpeft.privacy.noise import RunKey, make_key, read_key
-from fedpeft.privacy.spending import spending
-from fedpeft.privacy.uncovered import LABELS, uncovered
+from fedpeft.privacy.guard import Guard
+from fedpeft.privacy.ledger import POPULATION, Ledger
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.noise import RunKey, make_key
+from fedpeft.privacy.noise_sources import REPORTED, DrawnNoise, NoiseShares, NoiseSource, settle_levels
+from fedpeft.privacy.privacy_limits import LABELS, list_uncovered
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.spending import describe_spending
+from fedpeft.privacy.sum_mechanism import SumMechanism
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"
 """The run's files of these names; the key is nobody's but the run's."""
 
-
-@dataclass(frozen=True)
-class Guard:
-    """A mechanism where updates leave a client; `key` is read when something is released, as it may be made late.
-
-    `start` is the noise multiplier of what is released before round 1; None: nothing is.
-    """
-
-    mechanism: Mechanism
-    noise: float
-    key: Callable[[], RunKey]
-    start: float | None = None
-
-    def released(self, update: State, ids: tuple[int, int, int]) -> State:
-        """The update, clipped and noised where the mechanism does that to whole updates.
-
-        `ids`: round, attempt and client, whose noise it is.
-        """
-        if not self.mechanism.noises_updates:
-            return update
-        return self.mechanism.released(update, self.noise, self.key(), ids)
-
-    def started(self, statistics: State, ids: tuple[int, int]) -> State:
-        """What a client sends of its statistics before round 1; `ids`: attempt and client, whose noise it is.
-
-        Raises:
-            PrivacyError: nothing is to be released before round 1.
-        """
-        if not self.mechanism.noises_updates:
-            return statistics
-        if self.start is None:
-            raise PrivacyError(f"FP7037 {self.mechanism.name} does not protect sums over rows here; take --head zero")
-        return self.mechanism.start_released(statistics, self.start, self.key(), ids)
-
-
-@dataclass(frozen=True)
-class ClientPrivacy:
-    """What clients need to know of the mechanism, as plain data: its text, the noise multipliers, and their key's file.
-
-    On an edge machine the key is the client's own.
-    """
-
-    mechanism: str
-    noise: float
-    key: Path
-    start: float | None = None
-
-    def guard(self) -> Guard:
-        """The mechanism at work."""
-        return Guard(MECHANISMS.build(self.mechanism), self.noise, lambda: read_key(self.key), self.start)
+EACH_ITS_OWN = "each client's own"
+"""What the first line of a ledger contains instead of a noise that each real client has for itself."""
 
 
 class PrivacyEngine:
@@ -90,66 +49,49 @@ class PrivacyEngine:
 
     Args:
         mechanism: as the user describes it.
-        federation: what costs depend on.
+        exposure: what costs depend on.
         folder: the run's; the ledger and the key lie in it.
         identity: what else a round's outcome depends on (settings, data, versions), in any form.
         seed: of the run.
+        accounts: whose budget is spent, at which delta, and what releases cost.
+        noise_source: who adds the noise.
         labels_of_rows: whether the names of classes are those that protected rows happen to have.
+        more_terms: further fields of the first line of the ledger.
 
-    Raises:
-        PrivacyError: the settings would not protect, or the ledger was begun on other terms.
+    Attributes:
+        sat_out: clients that were left out since their budget is spent.
+        finished: clients whose own ledgers allow no more.
     """
 
     def __init__(
         self,
         mechanism: Mechanism,
-        federation: Exposure,
+        exposure: Exposure,
         folder: Path,
         identity: str,
         seed: int,
+        *,
+        accounts: Accounts,
+        noise_source: NoiseSource,
         labels_of_rows: bool = False,
+        more_terms: Mapping[str, Any] | None = None,
     ) -> None:
-        if mechanism.at_budget == "sit_out" and mechanism.epsilon is None:
-            raise PrivacyError(f"FP7038 at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
-        self.mechanism, self.federation = mechanism, federation
+        self.mechanism, self.exposure, self.folder = mechanism, exposure, folder
         self.identity, self.seed, self.labels_of_rows = identity, seed, labels_of_rows
-        self.sits_out = mechanism.at_budget == "sit_out"
-        self.folder = folder
-        self.noise, self.delta, self.start = self._settle()
-
-    def _settle(self) -> tuple[float, float, float | None]:
-        """Noise multiplier, delta and the noise multiplier of the start, once the mechanism has been checked."""
-        mechanism, federation = self.mechanism, self.federation
-        mechanism.check(federation)
-        return mechanism.multiplier(federation), mechanism.delta(federation), mechanism.start_noise(federation)
+        self.accounts, self.noise_source, self.more_terms = accounts, noise_source, more_terms or {}
+        self.finished: set[int] = set()
+        levels = noise_source.levels
+        self.noise_multiplier, self.delta, self.start, self.trains = (
+            levels.multiplier,
+            levels.delta,
+            levels.start,
+            levels.trains,
+        )
 
     @property
-    def trains(self) -> bool:
-        """Whether the start leaves anything for rounds of training."""
-        return self.start is None or self.mechanism.trains(self.federation)
-
-    # -------------------------------------------------------------------------------------------------- what is costed
-
-    def budget(self, account: int) -> float | None:
-        """The largest epsilon that an account may spend; None: any."""
-        return self.mechanism.epsilon
-
-    def delta_of(self, account: int) -> float:
-        """The delta that an account's epsilon is stated at."""
-        return self.delta
-
-    def cost(self, cohort: Sequence[int]) -> Charges:
-        """What a round with this cohort costs."""
-        return self.mechanism.charges(self.federation, cohort, self.noise)
-
-    def accounts(self) -> list[tuple[Events, float]]:
-        """What each account has spent, and its delta; clients that never took part have spent nothing."""
-        found: list[tuple[Events, float]] = [
-            (events, self.delta_of(account)) for account, events in self.ledger.spent.items()
-        ]
-        if POPULATION not in self.ledger.spent:
-            found += [({}, self.delta) for _ in range(self.federation.clients - len(found))]
-        return found
+    def sums(self) -> SharedNoise | None:
+        """How sums under masks are formed that contain the noise; None: there are no such sums."""
+        return self.noise_source.sums
 
     def open(self, resumed: bool) -> None:
         """Open the ledger and the key; a resumed run must have its ledger.
@@ -161,126 +103,111 @@ class PrivacyEngine:
         if resumed and not path.exists():
             raise PrivacyError(f"FP7039 {path} is missing, so what the run has spent is unknown; start a new run")
         mechanism = self.mechanism
-        self.ledger = Ledger(path, self._header())
+        self.ledger = Ledger(path, self._ledger_terms())
         self.sat_out = set(self.ledger.left_out)
         test = hashlib.sha256(f"fedpeft test key {self.seed}".encode()).digest() if mechanism.test_noise else None
         self.key: RunKey = make_key(self.folder / KEY, test)
 
-    def _header(self) -> dict[str, Any]:
-        """The terms of the ledger."""
+    def _ledger_terms(self) -> dict[str, Any]:
+        """Return the first line of the ledger, without its version."""
         mechanism = self.mechanism
+        numbers = {"noise_multiplier": self.noise_multiplier, "dp_delta": self.delta}
+        start = {} if self.start is None else {"start_noise_multiplier": self.start}
         return {
             "mechanism": mechanism.name,
-            "unit": mechanism.hides,
+            "unit": mechanism.privacy_unit,
             "neighbours": mechanism.neighbours,
             "sampling": mechanism.sampling,
             "clip": mechanism.clip,
-            "noise_multiplier": self.noise,
-            "dp_delta": self.delta,
+            **{name: EACH_ITS_OWN if math.isnan(value) else value for name, value in numbers.items()},
             "test_noise": mechanism.test_noise,
-            **({} if self.start is None else {"start_noise_multiplier": self.start}),
+            **{name: EACH_ITS_OWN if math.isnan(value) else value for name, value in start.items()},
+            **self.more_terms,
         }
 
-    # -------------------------------------------------------------------------------------------------- before round 1
-
-    def start_cost(self) -> Charges:
-        """What the release before round 1 costs."""
-        assert self.start is not None
-        return self.mechanism.start_charges(range(self.federation.clients), self.start)
-
-    @property
-    def start_share(self) -> float | None:
-        """The share of the budget that the start has; None: there is no start."""
-        return None if self.start is None else self.mechanism.start_share(self.federation)
+    # ------------------------------------------------------------------------------------------------------- a round
 
     def enter_start(self, state: str) -> RoundPlan:
-        """Charge the release before round 1. Repeated with equal inputs it is charged once.
+        """Charge the release before round 1, and return who is asked.
 
         Args:
             state: a digest of what the run starts from.
 
         Raises:
-            PrivacyError: somebody's budget does not allow it, since what was released before had other inputs; and the
-                run is not told to leave them out.
+            PrivacyError: a budget does not allow it, since an earlier release had other inputs, and the run is not to
+                go on without such clients.
         """
-        fingerprint, charges = self._fingerprint(0, state), self.start_cost()
-        known = self.ledger.attempt(0, fingerprint)
-        if known is None:
-            spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
-            if spent and not self.sits_out:
-                raise PrivacyError(self._exceeded(0, min(spent)))
-        else:
-            spent = charges.keys() - self.ledger.accounts(0, known)
-        charges = {account: charge for account, charge in charges.items() if account not in spent}
-        attempt = self.ledger.charge(0, fingerprint, charges)
-        cohort = [] if POPULATION in spent else [k for k in range(self.federation.clients) if k not in spent]
-        return RoundPlan(0, cohort, attempt, tuple(sorted(spent)))
-
-    def start_taken(self, statistics: State) -> State:
-        """What of a client's statistics for the start goes into the sum."""
-        return self.mechanism.start_taken(statistics)
-
-    def start_summed(self, total: State, attempt: int) -> State:
-        """The sum of all clients' statistics, as it may be used."""
-        return total if self.start is None else self.mechanism.start_summed(total, self.start, self.key, attempt)
-
-    # ------------------------------------------------------------------------------------------------------- a round
+        return self.noise_source.charge_start(self, state)
 
     def enter(self, round: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
-        """Charge a round; None where nobody's budget allows another one.
+        """Charge a round, and return who is asked.
 
         Args:
             round: from 1.
             state: a digest of what the round starts from.
-            drawn: the cohort, ascending, where it is no secret; a secret one is drawn here.
+            drawn: the clients that the sampler has drawn, ascending; a secret cohort is drawn by the key instead.
+
+        Returns:
+            The plan. None: no budget allows another round.
 
         Raises:
-            PrivacyError: the round would exceed somebody's budget, and the run is not told to leave them out.
+            PrivacyError: the round would exceed a budget, and the run is not to go on without such clients.
         """
-        mechanism, fingerprint = self.mechanism, self._fingerprint(round, state)
-        asked = [] if mechanism.secret_cohort else list(drawn)
-        charges = dict(self.cost(asked))
-        known = self.ledger.attempt(round, fingerprint)
-        if known is None:
-            spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
-            if spent and not self.sits_out:
-                raise PrivacyError(self._exceeded(round, min(spent)))
-            self.sat_out |= spent - {POPULATION}
-        else:
-            spent = charges.keys() - self.ledger.accounts(round, known)
-        charges = {account: charge for account, charge in charges.items() if account not in spent}
-        if spent and not charges and self._all_spent():
-            return None
-        attempt = self.ledger.charge(round, fingerprint, charges, spent - {POPULATION})
-        if not mechanism.secret_cohort:
-            return RoundPlan(round, [client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
-        coins = self.key.stream("cohort", round, attempt).random(self.federation.clients)
-        rate = self.federation.cohort / self.federation.clients
-        return RoundPlan(round, [int(client) for client in np.flatnonzero(coins < rate)], attempt)
+        return self.noise_source.charge_round(self, round, state, drawn)
 
     def heard(self, report: Report) -> None:
-        """A client has answered; those that keep a ledger of their own say what is in it."""
+        """Adopt what a client's own ledger says if that is more, and remember a spent budget."""
+        accounts, client = self.accounts, report.client
+        if not accounts.is_declared(client):
+            return
+        if report.spent:
+            self.finished.add(client)
+            self.sat_out.add(client)
+        more = report.charged - self.ledger.releases(client)
+        new = {client} & self.finished - self.ledger.left_out
+        if more > 0 or new:
+            event, _ = accounts.cost_of_round([client])[client]
+            says = f"{REPORTED}{client} says {report.charged}" + (" and no more" if new else "")
+            self.ledger.charge(report.round, says, {client: (event, more)} if more > 0 else {}, new)
 
-    def _affordable(self, account: int, event: Event, count: int) -> bool:
-        budget = self.budget(account)
-        return budget is None or within(self.ledger.after(account, event, count), self.delta_of(account), budget)
+    def is_affordable(self, account: int, event: Event, count: int) -> bool:
+        """Return whether an account may be charged with `count` releases."""
+        limits = self.accounts.limits_of(account)
+        if limits is None or account in self.finished:
+            return False
+        return all(is_within(self.ledger.after(account, event, count), delta, budget) for budget, delta in limits)
 
-    def _all_spent(self) -> bool:
-        every = self.cost(range(self.federation.clients))
-        return not any(self._affordable(account, event, count) for account, (event, count) in every.items())
+    def is_over(self) -> bool:
+        """Return whether too few clients can afford another round."""
+        costs, fewest = self.accounts.cost_of_round(range(self.exposure.clients)), self.accounts.fewest
+        affordable = (account for account, cost in costs.items() if self.is_affordable(account, *cost))
+        return len(list(islice(affordable, fewest))) < fewest
 
-    def _exceeded(self, round: int, account: int) -> str:
+    def describe_excess(self, round: int, account: int) -> str:
+        """Return a sentence on an account whose budget does not allow a round."""
         who = "the population" if account == POPULATION else f"client {account}"
-        spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
+        spent = epsilon(self.ledger.spent.get(account, {}), self.delta)
         return (
             f"FP7040 round {round} would take {who} above its budget: epsilon {spent:.3g} of "
             f"{self.mechanism.epsilon:g} is spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes "
             "on without them"
         )
 
-    def _fingerprint(self, round: int, state: str) -> str:
-        """Of all that a round's outcome is a function of: what it starts from, the settings, data and key."""
+    def fingerprint(self, round: int, state: str) -> str:
+        """Return a digest of all that a round's outcome depends on: its start, the settings, data and key."""
         return hashlib.sha256(f"{self.identity} {self.key.name} {round} {state}".encode()).hexdigest()
+
+    # ------------------------------------------------------------------------------------------- noise at the server
+
+    def clip_statistics(self, statistics: State) -> State:
+        """Return what of a client's statistics for the start goes into the sum."""
+        return self.mechanism.start_release.take(statistics)
+
+    def finish_statistics(self, total: State, attempt: int) -> State:
+        """Return the sum of all clients' statistics, as it may be used."""
+        if self.start is None:
+            return total
+        return self.mechanism.start_release.finish(total, self.start, self.key, attempt)
 
     def aggregator(
         self,
@@ -292,46 +219,39 @@ class PrivacyEngine:
         attempt: int,
         clip: float | None,
     ) -> Aggregator | None:
-        """What takes the round's updates, where the mechanism acts at the server."""
+        """Return what takes the round's updates if the mechanism acts at the server."""
+        if not isinstance(self.mechanism, AddsServerNoise):
+            return None
         clip = self.mechanism.clip if clip is None else clip
-        at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise, clip)
-        return self.mechanism.aggregator(at, self.federation)
+        at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise_multiplier, clip)
+        return self.mechanism.aggregator(at, self.exposure)
 
     @property
     def guard(self) -> Guard:
-        """The mechanism where updates leave clients that share this key."""
-        return Guard(self.mechanism, self.noise, lambda: self.key, self.start)
+        """The mechanism at clients that share this key."""
+        return Guard(self.mechanism, self.noise_multiplier, lambda: self.key, self.start)
+
+    @property
+    def has_secret_draws(self) -> bool:
+        """Whether secret coins decide who is in a round, so that nobody may know who was: not if all are asked."""
+        return self.mechanism.secret_cohort and self.exposure.cohort < self.exposure.clients
 
     # ----------------------------------------------------------------------------------------------------- the claims
 
     def epsilons(self) -> tuple[float, float]:
-        """Epsilon of the worst account, and of the median one (the upper, of an even number), each at its delta.
+        """Return epsilon of the worst account and of the median one (the upper of an even number), each at its delta.
 
         Clients that never took part have spent nothing and count in the median.
         """
-        bounded = sorted(((rdp_epsilon(*account), account) for account in self.accounts()), key=lambda pair: pair[0])
-        if not bounded:
-            return 0.0, 0.0
-        worst, seen = 0.0, None
-        for bound, account in reversed(bounded):
-            if bound <= worst:  # it is never below epsilon: nor is that of those that follow
-                break
-            if account != seen:  # most are alike
-                worst, seen = max(worst, epsilon(*account)), account
-        return worst, epsilon(*bounded[len(bounded) // 2][1])
-
-    @property
-    def draws(self) -> bool:
-        """Whether secret coins decide who is in a round, so that nobody may know who was: not where all are asked."""
-        return self.mechanism.secret_cohort and self.federation.cohort < self.federation.clients
+        return worst_and_median(self.accounts.list_spent(self.ledger))
 
     def warnings(self) -> list[str]:
-        """What the user should know before it starts."""
+        """Return what the user should know before the run starts."""
         found = []
         mechanism = self.mechanism
         if mechanism.test_noise:
             found.append("the noise comes from the run's seed (test_noise): this run protects nobody")
-        if self.noise == 0:
+        if self.noise_multiplier == 0:
             found.append("without noise nothing is protected: epsilon is infinite")
         if mechanism.epsilon is not None and mechanism.epsilon > 20:
             found.append(f"epsilon {mechanism.epsilon:g} is hardly a protection; below 10 is usual, 1 is strong")
@@ -343,31 +263,28 @@ class PrivacyEngine:
             )
         return found
 
-    def terms(self) -> str:
-        """One line for the start of a run."""
-        m = self.mechanism
-        budget = f"epsilon {m.epsilon:g} at" if m.epsilon is not None else "epsilon reported at"
-        return (
-            f"{m.name}: {budget} dp_delta {self.delta:.2g} per {m.hides}, noise multiplier {self.noise:.4g}; clients "
-            "have uniform weights"
-        )
+    def describe(self) -> str:
+        """Return one line for the start of a run."""
+        return self.noise_source.describe()
 
-    def plan(self) -> str:
-        """One line on what the budget is spent for; empty: for rounds alone."""
-        return "" if self.start is None else spending(self.mechanism, self.federation, self.start)
+    def describe_plan(self) -> str:
+        """Return one line on what the budget is spent for; empty: for rounds alone, or by each client's own plan."""
+        if self.start is None or math.isnan(self.start):
+            return ""
+        return describe_spending(self.mechanism, self.exposure, self.start)
 
     def summary(self) -> Mapping[str, Any]:
-        """What the run may claim; for `summary.json`."""
+        """Return what the run may claim, for `summary.json`."""
         mechanism = self.mechanism
         worst, median = self.epsilons()
-        return {
+        claims: dict[str, Any] = {
             "epsilon": worst,
             "epsilon_median": median,
             "dp_delta": self.delta,
-            "noise_multiplier": self.noise,
+            "noise_multiplier": self.noise_multiplier,
             "privacy": {
                 "mechanism": mechanism.name,
-                "unit": mechanism.hides,
+                "unit": mechanism.privacy_unit,
                 "neighbours": mechanism.neighbours,
                 "sampling": mechanism.sampling,
                 "composition": "PRV, upper bound, over all rounds and resumes",
@@ -375,9 +292,57 @@ class PrivacyEngine:
                 "clip": mechanism.clip,
                 "budget": mechanism.epsilon,
                 "start_noise_multiplier": self.start,
-                "start_share": self.start_share,
+                "start_share": self.noise_source.levels.start_share,
                 "sat_out": sorted(self.sat_out),
-                "not_covered": uncovered(mechanism, self.labels_of_rows),
+                "not_covered": list_uncovered(mechanism, self.labels_of_rows),
                 "test_noise": mechanism.test_noise,
             },
         }
+        for more in (self.noise_source.claims(self), self.accounts.claims()):
+            claims |= {**more, "privacy": claims["privacy"] | more.get("privacy", {})}
+        return claims
+
+
+def worst_and_median(accounts: Sequence[tuple[Events, float]]) -> tuple[float, float]:
+    """Return epsilon of the worst account and of the median one (the upper of an even number); 0 without accounts.
+
+    Args:
+        accounts: what each has spent, and the delta that its epsilon is stated at.
+    """
+    bounded = sorted(((rdp_epsilon(*account), account) for account in accounts), key=lambda pair: pair[0])
+    if not bounded:
+        return 0.0, 0.0
+    worst, seen = 0.0, None
+    for bound, account in reversed(bounded):
+        if bound <= worst:  # it is never below epsilon: nor is that of those that follow
+            break
+        if account != seen:  # most are alike
+            worst, seen = max(worst, epsilon(*account)), account
+    return worst, epsilon(*bounded[len(bounded) // 2][1])
+
+
+def make_engine(
+    mechanism: Mechanism, exposure: Exposure, folder: Path, identity: str, seed: int, labels_of_rows: bool = False
+) -> PrivacyEngine:
+    """Return the engine of a run that draws all of its noise: a simulation, or a server that adds noise itself.
+
+    Args:
+        mechanism, exposure, folder, identity, seed, labels_of_rows: see `PrivacyEngine`.
+
+    Raises:
+        PrivacyError: the settings would not protect.
+    """
+    levels = settle_levels(mechanism, exposure)
+    noise_source: NoiseSource = DrawnNoise(mechanism, levels)
+    if isinstance(mechanism, SumMechanism):
+        noise_source = NoiseShares(mechanism, exposure, levels)
+    return PrivacyEngine(
+        mechanism,
+        exposure,
+        folder,
+        identity,
+        seed,
+        accounts=CommonAccounts(mechanism, exposure, levels),
+        noise_source=noise_source,
+        labels_of_rows=labels_of_rows,
+    )

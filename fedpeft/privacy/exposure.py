@@ -59,7 +59,7 @@ class Exposure:
         return self.trained[1] == sum(t.numel for t in self.layout.tensors if t.role == "head")
 
     @property
-    def heard(self) -> int:
+    def noised_entries(self) -> int:
         """Entries that the noise of a round counts in at most; that in others of a whitened head is left out."""
         if self.whitened:
             return self.layout.shapes["head.weight"][0] * (self.whitened + 1)

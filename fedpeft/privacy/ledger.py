@@ -112,7 +112,7 @@ class Ledger:
         except OSError as error:
             raise PrivacyError(f"FP7045 the privacy ledger {self.path} can't be written: {error.strerror}") from error
 
-    def charged(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
+    def list_charges(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
         """All charges, oldest first: round, fingerprint, and the kinds of release with their numbers."""
         for line in self._lines:
             yield int(line["round"]), str(line["fingerprint"]), [_release(*charge) for _, *charge in line["charges"]]

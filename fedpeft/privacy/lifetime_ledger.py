@@ -1,8 +1,8 @@
 """What has been released about one data set, by all runs of all federations that have trained on it on this machine.
 
 A server names its runs, and could begin a new one whenever a budget is spent. So a client's own budget does not count
-by run: beside the ledger of the run (`fedpeft.privacy.client_engine`) every charge is written here, in a file for the
-data set, whoever the server is. The data set is told by its path: a copy under another name is another one.
+by run: beside the ledger of the run (`fedpeft.privacy.client_protection`) every charge is written here, in a file for
+the data set, whoever the server is. The data set is told by its path: a copy under another name is another one.
 
     account 0    training rows: of every release
     account 1    whole clients: of releases that hide all of a client's data, which hide each of its rows as well
@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accountant import Event, epsilon, within
+from fedpeft.privacy.accountant import Event, epsilon, is_within
 from fedpeft.privacy.ledger import Ledger
 
 SECONDS = 60.0
@@ -65,7 +65,7 @@ class LifetimeLedger:
     def carry(self, run: Ledger, known_noise: bool = False) -> None:
         """Take over what a run's ledger holds, as far as it is not here yet; noise that is known counts as none."""
         with self._book() as book:
-            for round, fingerprint, releases in run.charged():
+            for round, fingerprint, releases in run.list_charges():
                 if known_noise:
                     releases = [(event._replace(noise=0.0), count) for event, count in releases]
                 self._write(book, round, fingerprint, releases)
@@ -116,7 +116,7 @@ class LifetimeLedger:
         and other runs may have released more of the rows than of the client."""
         if self.budget is None:
             return True
-        return all(within(book.after(own, event, count), delta, self.budget) for own in self._accounts)
+        return all(is_within(book.after(own, event, count), delta, self.budget) for own in self._accounts)
 
     def spent_in(self, book: Ledger, delta: float) -> float:
         """Epsilon of all runs, of the mechanism's own unit."""

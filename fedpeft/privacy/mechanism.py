@@ -15,85 +15,43 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from enum import Enum
+from typing import ClassVar
 
-import numpy as np
-
-from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.bounded_rows import longest_noise
-from fedpeft.aggregation.head_start import VARIANCE
-from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
-from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import Layout, State, norm
-from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
+from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, noise_for, rdp_epsilon, together
+from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.noise import RunKey, gaussian
-
-if TYPE_CHECKING:
-    from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.privacy.start_release import StartRelease
 
 HALF = 0.5
 """Of the budget that start and training share, where both are worth something."""
 
-AUDIBLE = 30.0
+LEAST_SIGNAL = 30.0
 """The least signal to noise of what rounds could release (`Mechanism.training_signal`) at which they are planned.
 
 It is what it would be if all rows agreed, and after a good start their gradients hardly do.
 """
 
 
-def noisy(statistics: State, deviation: float, stream: np.random.Generator) -> State:
-    """Statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
-    found = {n: t + deviation * gaussian(stream, t) for n, t in statistics.items() if n != VARIANCE}
-    return found | {VARIANCE: statistics[VARIANCE] + deviation**2}
-
-
-def bounded_block(statistics: State) -> State:
-    """All of a client's statistics, clipped as one vector to norm 1; what is not finite counts as 0."""
-    block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
-    factor = 1 / max(1.0, norm(block))
-    return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}
-
-
-@dataclass(frozen=True)
-class Training:
-    """How clients train where a mechanism plans it.
+class CohortForm(Enum):
+    """What decides who is in a round.
 
     Attributes:
-        mechanism: with what it has chosen of its own settings.
-        batch_size: expected rows of a local step, at least 1.
-        steps: local steps in a round, at least 1.
-        learning_rate: of the adapter.
-        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
-            the noise.
-        momentum: of the server, on noisy means; 0: none, or the server's steps were given.
+        DRAWN: the sampler, in public.
+        DEALT: the sampler, in public, so that clients come equally often.
+        TURNS: a fixed order: the same cohorts come round again.
+        SECRET: the run's secret, which draws each client by a coin of its own (Poisson).
     """
 
-    mechanism: Mechanism
-    batch_size: int
-    steps: int
-    learning_rate: float
-    optimizer: str
-    momentum: float = 0.0
-
-
-@dataclass(frozen=True)
-class ServerRound:
-    """A round at the server, for a mechanism that aggregates: the parts, and what its randomness comes from."""
-
-    strategy: Strategy
-    optimizer: ServerOptimizer
-    layout: Layout
-    state: State
-    round: int
-    attempt: int
-    key: RunKey
-    noise: float
-    clip: float
+    DRAWN = "drawn"
+    DEALT = "dealt"
+    TURNS = "turns"
+    SECRET = "secret"
 
 
 @dataclass(frozen=True)
@@ -118,7 +76,7 @@ class Mechanism(ABC):
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 
-    hides: ClassVar[str]
+    privacy_unit: ClassVar[str]
     """Whose presence is hidden: "training row" or "client"."""
 
     neighbours: ClassVar[str]
@@ -130,23 +88,13 @@ class Mechanism(ABC):
     protects: ClassVar[bool] = True
     """False for the reference without protection."""
 
-    per_example: ClassVar[bool] = False
-    """Whether local training clips the gradient of every row (then the executor is the sequential one)."""
-
-    secret_cohort: ClassVar[bool] = False
-    """Whether clients are Poisson-sampled by the run's secret, and the cohort may be empty."""
-
-    turns: ClassVar[bool] = False
-    """Whether clients take turns: the same cohorts come round again in the same order."""
-
-    summed: ClassVar[bool] = False
-    """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
-    seen."""
-
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
 
-    def check(self, federation: Exposure) -> None:
+    start_release: ClassVar[StartRelease] = StartRelease()
+    """How the release before round 1 is clipped and noised."""
+
+    def check(self, exposure: Exposure) -> None:
         """Refuse what would not protect.
 
         Raises:
@@ -157,44 +105,36 @@ class Mechanism(ABC):
             raise PrivacyError(
                 f"FP7049 {name} needs epsilon or noise_multiplier, such as {name}(epsilon=8, clip={self.clip})"
             )
-        limit = 1 / self.units(federation)
+        limit = 1 / self.units(exposure)
         if self.dp_delta is not None and self.dp_delta >= limit:
             raise PrivacyError(
-                f"FP7050 dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / "
-                f"(largest number of {self.hides}s) = {limit:.3g}, leave it out for a tenth of that"
+                f"FP7050 dp_delta={self.dp_delta:g} allows publishing one {self.privacy_unit} outright; it must be "
+                f"below 1 / (largest number of {self.privacy_unit}s) = {limit:.3g}, leave it out for a tenth of that"
             )
 
     @property
-    def divides_alike(self) -> bool:
-        """Whether all clients divide by the run's batch_size, so that none may have another."""
-        return False
+    def example_sampling(self) -> ExampleSampling | None:
+        """How examples join local steps, in which the gradient of each is clipped; None: none is clipped."""
+        return None
 
     @property
-    def dealt(self) -> bool:
-        """Whether clients are to come equally often: cohorts need not be secret, and a budget's noise, the same for
-        all, is that of the client who comes most often."""
-        known = self.noises_updates and not (self.secret_cohort or self.turns or self.summed)
-        return self.protects and known and self.epsilon is not None
-
-    def asks_all(self, federation: Exposure) -> bool:
-        """Whether what is planned asks all clients in each round, where no cohort is named; by default not: whoever is
-        asked less often has less noise of its own."""
-        return False
+    def per_example(self) -> bool:
+        """Whether local training clips the gradient of every example (then the executor is the sequential one)."""
+        return self.example_sampling is not None
 
     @property
-    def whitens(self) -> bool:
-        """Whether gradients are clipped, and summed, as those of a head on whitened features."""
-        return False
+    def cohort_form(self) -> CohortForm:
+        """What decides who is in a round.
+
+        By default clients are dealt under a budget: its noise, the same for all, is that of the client who comes most
+        often, and cohorts need not be secret.
+        """
+        return CohortForm.DEALT if self.protects and self.epsilon is not None else CohortForm.DRAWN
 
     @property
-    def plans_whitening(self) -> bool:
-        """Whether its plans whiten features where the start tells how: where all noise is one."""
-        return False
-
-    @property
-    def suited_head(self) -> str:
-        """How a head starts where nobody says: from directions, which noise leaves most of."""
-        return "private_centroids"
+    def secret_cohort(self) -> bool:
+        """Whether the run's secret draws the cohort, which may be empty."""
+        return self.cohort_form is CohortForm.SECRET
 
     @property
     def silent(self) -> bool:
@@ -206,41 +146,41 @@ class Mechanism(ABC):
         """As on the command line."""
         return name_of(type(self))
 
-    def delta(self, federation: Exposure) -> float:
+    def delta(self, exposure: Exposure) -> float:
         """The delta that epsilon is stated at."""
-        return self.dp_delta if self.dp_delta is not None else 0.1 / self.units(federation)
+        return self.dp_delta if self.dp_delta is not None else 0.1 / self.units(exposure)
 
     @abstractmethod
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The number of units that delta must be small against."""
 
     @abstractmethod
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """The planned (sampling rate, releases) of every account over the whole run, without repetition."""
 
     @abstractmethod
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """What a round with this cohort costs."""
 
-    def multiplier(self, federation: Exposure) -> float:
+    def multiplier(self, exposure: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
-        start = self.start_noise(federation)
-        if start is not None and not self.trains(federation):
+        start = self.start_noise(exposure)
+        if start is not None and not self.trains(exposure):
             return start
         before = {} if start is None else {Event(start, 1.0): 1}
-        delta, noise = self.delta(federation), 0.0
-        plans = self.planned(federation)
+        delta, noise = self.delta(exposure), 0.0
+        plans = self.plan_releases(exposure)
         for rate, count in sorted(plans, key=lambda p: -rdp_epsilon({Event(1.0, p[0]): p[1]}, delta)):
-            if noise == 0 or not within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
+            if noise == 0 or not is_within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
                 noise = max(noise, noise_for(self.epsilon, delta, rate, count, before))
         return noise
 
     # -------------------------------------------------------------------------------------------------- before round 1
 
-    def start_share(self, federation: Exposure) -> float:
+    def start_share(self, exposure: Exposure) -> float:
         """The share of the budget for the start: as given, or half, or all where training could not be heard.
 
         Budgets are shared as variances are: a release at the share s of a budget has 1 / sqrt(s) times the noise of one
@@ -250,13 +190,13 @@ class Mechanism(ABC):
             return self.start
         if self.epsilon is None or self.noise_multiplier is not None:
             return HALF
-        return HALF if self.hears(federation) else 1.0
+        return HALF if self.has_signal(exposure) else 1.0
 
-    def trains(self, federation: Exposure) -> bool:
+    def trains(self, exposure: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
-        return not federation.start or self.start_share(federation) < 1
+        return not exposure.start or self.start_share(exposure) < 1
 
-    def start_noise(self, federation: Exposure) -> float | None:
+    def start_noise(self, exposure: Exposure) -> float | None:
         """The noise multiplier of the start's release; None: there is none.
 
         Without a budget it costs its share beside what the planned rounds cost.
@@ -264,9 +204,9 @@ class Mechanism(ABC):
         Raises:
             PrivacyError: it has no share, or all of a budget that there is not.
         """
-        if not federation.start:
+        if not exposure.start:
             return None
-        share, delta = self.start_share(federation), self.delta(federation)
+        share, delta = self.start_share(exposure), self.delta(exposure)
         if not share:
             raise PrivacyError(
                 f"FP7051 start=0 leaves nothing of the budget for a private start; give {self.name} another share, or "
@@ -276,114 +216,62 @@ class Mechanism(ABC):
             return noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(share)
         if share == 1:
             raise PrivacyError(f"FP7052 start=1 is all of a budget, and {self.name} has none; give it an epsilon")
-        plans = self.planned(federation)
+        plans = self.plan_releases(exposure)
         if not self.noise_multiplier or not plans:
             return self.noise_multiplier
         rounds = max(epsilon({Event(self.noise_multiplier, rate): n}, delta) for rate, n in plans)
         return noise_for(min(rounds, LARGEST), delta, 1.0, 1) * math.sqrt((1 - share) / share)
 
-    def check_start(self, federation: Exposure) -> None:
+    def check_start(self, exposure: Exposure) -> None:
         """Refuse a start that would be noise alone, were all rows of one class and alike.
 
         Raises:
             PrivacyError: says the smallest epsilon that is not.
         """
-        if not federation.start or self.epsilon is None or self.start == 0:
+        if not exposure.start or self.epsilon is None or self.start == 0:
             return
-        signal, width = self.start_signal(federation), federation.layout.shapes["head.weight"][1]
-        most = signal / (self.start_deviation(federation, 1.0) * longest_noise(width))
+        signal, width = self.start_signal(exposure), exposure.layout.shapes["head.weight"][1]
+        most = signal / (self.start_release.deviation(1.0, exposure.clients) * longest_noise(width))
         share = 1.0 if self.start is None else self.start
-        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(federation))
+        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(exposure))
         if self.epsilon < least:
             raise PrivacyError(
                 f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of "
-                f"all {signal:g} {self.hides}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
-                "clients, or take --head zero"
+                f"all {signal:g} {self.privacy_unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more "
+                "rows or clients, or take --head zero"
             )
 
-    def start_signal(self, federation: Exposure) -> float:
+    def start_signal(self, exposure: Exposure) -> float:
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
-        return float(federation.rows.sum() if self.hides == "training row" else federation.clients)
+        return float(exposure.rows.sum() if self.privacy_unit == "training row" else exposure.clients)
 
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """Standard deviation of the noise in each entry of the sum over all clients."""
-        return noise * math.sqrt(federation.clients)
-
-    def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
+    def signal_to_noise(self, exposure: Exposure, share: float, entries: int) -> float:
         """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.
 
         That subsampling and many steps release the same in small pieces changes little: noise falls with the square
         root of what is added up, and is amplified away by as much as the pieces are smaller.
         """
         assert self.epsilon is not None
-        noise = noise_for(self.epsilon, self.delta(federation), 1.0, 1) / math.sqrt(share)
-        return self.start_signal(federation) / (self.start_deviation(federation, noise) * math.sqrt(entries))
+        noise = noise_for(self.epsilon, self.delta(exposure), 1.0, 1) / math.sqrt(share)
+        deviation = self.start_release.deviation(noise, exposure.clients)
+        return self.start_signal(exposure) / (deviation * math.sqrt(entries))
 
-    def training_signal(self, federation: Exposure) -> float:
+    def training_signal(self, exposure: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
-        return self.signal_to_noise(federation, 1 - HALF, federation.heard)
+        return self.signal_to_noise(exposure, 1 - HALF, exposure.noised_entries)
 
-    def audible(self, federation: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """The least `training_signal` at which rounds are planned."""
-        return AUDIBLE
+        return LEAST_SIGNAL
 
-    def hears(self, federation: Exposure) -> bool:
+    def has_signal(self, exposure: Exposure) -> bool:
         """Whether training would be heard above its noise."""
-        return self.training_signal(federation) >= self.audible(federation)
+        return self.training_signal(exposure) >= self.least_signal(exposure)
 
-    def audible_entries(self, federation: Exposure) -> int:
+    def count_trainable_entries(self, exposure: Exposure) -> int:
         """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
-        return math.floor(federation.heard * (self.training_signal(federation) / self.audible(federation)) ** 2)
+        return math.floor(exposure.noised_entries * (self.training_signal(exposure) / self.least_signal(exposure)) ** 2)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
-        """How clients should train, by formula; None, the default: it is the user's to say.
-
-        Args:
-            federation: the run.
-            pace: of the server's steps; None: they are this plan's to say, too.
-        """
-        return None
-
-    def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
+    def start_charges(self, exposure: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
-        return {client: (Event(noise, 1.0), 1) for client in clients}
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """What a client sends of its `statistics` for the start; `ids` are attempt and client."""
-        return noisy(statistics, noise, key.stream("start noise", *ids))
-
-    def sums(self) -> SecureSum | None:
-        """The sums under masks that its noise is in; None: there are none."""
-        return None
-
-    def start_summand(self, statistics: State) -> State:
-        """What a client adds of its `statistics` to a sum under masks that holds noise; by default all of it."""
-        return statistics
-
-    def start_taken(self, statistics: State) -> State:
-        """What the server adds to the sum of what a client sends; by default all of it."""
-        return statistics
-
-    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """The sum over clients as it may be used; by default as it is, its noise is in it."""
-        return total
-
-    def row_rate(self, batch_size: int, rows: int) -> float:
-        """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""
-        return min(1.0, batch_size / rows)
-
-    def divisor(self, batch_size: int, rows: int) -> float:
-        """What the sum of a local step is divided by: the expected rows of it."""
-        return self.row_rate(batch_size, rows) * rows
-
-    def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """What a client hands in instead of its update; by default the update."""
-        return update
-
-    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
-        """What relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing does."""
-        return None
-
-    def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator | None:
-        """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""
-        return None
+        return dict.fromkeys(range(exposure.clients), (Event(noise, 1.0), 1))

@@ -8,23 +8,23 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import Mechanism
 
 
-def spending(mechanism: Mechanism, federation: Exposure, noise: float) -> str:
+def describe_spending(mechanism: Mechanism, exposure: Exposure, noise: float) -> str:
     """One line on what a budget is spent for, where the head has a private start.
 
     Args:
         mechanism: whose budget it is.
-        federation: what costs depend on.
+        exposure: what costs depend on.
         noise: noise multiplier of the start.
     """
-    trains, share = mechanism.trains(federation), mechanism.start_share(federation)
-    rounds = f"the rest is for {federation.rounds} rounds" if trains else "no round of training is planned"
+    trains, share = mechanism.trains(exposure), mechanism.start_share(exposure)
+    rounds = f"the rest is for {exposure.rounds} rounds" if trains else "no round of training is planned"
     line = f"{share:.0%} of the budget is for the start of the head, noise multiplier {noise:.4g}; {rounds}"
     if mechanism.epsilon is None:
         return line
-    head = math.prod(federation.layout.shapes["head.weight"])
-    start, training = mechanism.signal_to_noise(federation, share, head), mechanism.training_signal(federation)
-    fewer = "" if trains else f"; at most {mechanism.audible_entries(federation):,} trained numbers are heard"
+    head = math.prod(exposure.layout.shapes["head.weight"])
+    start, training = mechanism.signal_to_noise(exposure, share, head), mechanism.training_signal(exposure)
+    fewer = "" if trains else f"; at most {mechanism.count_trainable_entries(exposure):,} trained numbers are heard"
     return (
         f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
-        f"half of the budget, where {mechanism.audible(federation):g} is enough{fewer}"
+        f"half of the budget, where {mechanism.least_signal(exposure):g} is enough{fewer}"
     )

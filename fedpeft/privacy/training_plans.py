@@ -8,13 +8,52 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import Mechanism, Training
+from fedpeft.privacy.mechanism import Mechanism
 
 MOMENTUM, ROUNDS = 0.9, 20
 """The server's momentum, from this many rounds on; plans were looked at with as many."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How clients train where a mechanism plans it.
+
+    Attributes:
+        mechanism: with what it has chosen of its own settings.
+        batch_size: expected rows of a local step, at least 1.
+        steps: local steps in a round, at least 1.
+        learning_rate: of the adapter.
+        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
+            the noise.
+        momentum: of the server, on noisy means; 0: none, or the server's steps were given.
+    """
+
+    mechanism: Mechanism
+    batch_size: int
+    steps: int
+    learning_rate: float
+    optimizer: str
+    momentum: float = 0.0
+
+
+@runtime_checkable
+class PlansTraining(Protocol):
+    """A mechanism that plans how clients train, by formula, if the user states a budget alone."""
+
+    def asks_all(self, exposure: Exposure) -> bool:
+        """Return whether the plan asks all clients in each round if no cohort is named."""
+
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
+        """Return how clients should train.
+
+        Args:
+            exposure: the run.
+            pace: of the server's steps; None: they are this plan's to choose, too.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,14 +69,14 @@ class HeadAlone:
     noise: float
     stride: float
 
-    def distance(self, mechanism: Mechanism, federation: Exposure, steps: Pace, count: int) -> float:
+    def distance(self, mechanism: Mechanism, exposure: Exposure, steps: Pace, count: int) -> float:
         """How far `count` steps lead together, at most as far as the server's `steps` let them.
 
         Weights of features that are longer are led less far.
         """
-        classes = federation.layout.shapes["head.weight"][0]
-        far = self.noise * mechanism.training_signal(federation) * math.sqrt(classes)
-        return min(far, self.stride * count / (1 - steps.momentum)) / federation.length
+        classes = exposure.layout.shapes["head.weight"][0]
+        far = self.noise * mechanism.training_signal(exposure) * math.sqrt(classes)
+        return min(far, self.stride * count / (1 - steps.momentum)) / exposure.length
 
 
 OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, stride=7.875)
@@ -46,10 +85,10 @@ OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, str
 MOST_ASKED = 10_000
 """The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
 
-AUDIBLE_HEAD = 15.0
+LEAST_SIGNAL_HEAD = 15.0
 """The least signal to noise at which rounds are planned for the head alone, where there is one noise for all."""
 
-AUDIBLE_WHITENED = 5.0
+LEAST_SIGNAL_WHITENED = 5.0
 """The same, where its features are whitened: training gained at 4.8 and above on three tasks, and lost at 2.8 on one
 (docs/decisions.md)."""
 
@@ -92,7 +131,7 @@ ONE_NOISE_RATE = 0.25
 """With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
 
 
-def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+def plan_for_clients(mechanism: Mechanism, exposure: Exposure, pace: Pace | None) -> Training:
     """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1 (of a
     head alone, the length of its features).
 
@@ -100,19 +139,19 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
 
     Args:
         mechanism: what clips clients.
-        federation: the run.
+        exposure: the run.
         pace: of the server's steps; None: they are planned, too.
     """
-    momentum = MOMENTUM if federation.head_alone and federation.rounds >= ROUNDS else 0.0
+    momentum = MOMENTUM if exposure.head_alone and exposure.rounds >= ROUNDS else 0.0
     steps = pace or Pace(momentum=momentum)
     distance = CLIENTS_DISTANCE
-    if federation.head_alone:
-        distance = OF_CLIENTS.distance(mechanism, federation, steps, federation.rounds)
-    clip = float(f"{distance / (steps.reach * federation.rounds):.3g}") if mechanism.clip == 1.0 else mechanism.clip
-    norm = federation.length if federation.head_alone else 1.0
+    if exposure.head_alone:
+        distance = OF_CLIENTS.distance(mechanism, exposure, steps, exposure.rounds)
+    clip = float(f"{distance / (steps.reach * exposure.rounds):.3g}") if mechanism.clip == 1.0 else mechanism.clip
+    norm = exposure.length if exposure.head_alone else 1.0
     return Training(
         mechanism=replace(mechanism, clip=clip),
-        batch_size=max(1, int(federation.rows.max())),
+        batch_size=max(1, int(exposure.rows.max())),
         steps=1,
         learning_rate=float(f"{2 * clip / norm:.3g}") if norm != 1.0 else 2 * clip,
         optimizer="sgd(warmup=0, head_rate=1.0, schedule=constant)",
@@ -120,7 +159,7 @@ def planned_for_clients(mechanism: Mechanism, federation: Exposure, pace: Pace |
     )
 
 
-def planned_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace | None) -> Training:
+def plan_for_whitened(mechanism: Mechanism, exposure: Exposure, pace: Pace | None) -> Training:
     """All rows in each round, at rates that fall to nothing.
 
     The Hessian of a softmax is at most half of its features' moments (Boehning, Annals of the Institute of Statistical
@@ -130,15 +169,15 @@ def planned_for_whitened(mechanism: Mechanism, federation: Exposure, pace: Pace 
     server = pace or Pace()
     return Training(
         mechanism=replace(mechanism, clip=WHITENED_CLIP) if mechanism.clip == 1.0 else mechanism,
-        batch_size=max(1, math.ceil(mechanism.start_signal(federation) / federation.clients)),
+        batch_size=max(1, math.ceil(mechanism.start_signal(exposure) / exposure.clients)),
         steps=1,
-        learning_rate=float(f"{WHITENED_RATE * min(1.0, ROUNDS / federation.rounds) / server.reach:.3g}"),
+        learning_rate=float(f"{WHITENED_RATE * min(1.0, ROUNDS / exposure.rounds) / server.reach:.3g}"),
         optimizer="sgd(warmup=0, head_rate=1.0, schedule=linear)",
     )
 
 
-def planned_for_rows(
-    mechanism: Mechanism, federation: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
+def plan_for_rows(
+    mechanism: Mechanism, exposure: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
 ) -> Training:
     """Rates fall from round to round, and would be 0 in the one after the last.
 
@@ -147,20 +186,20 @@ def planned_for_rows(
 
     Args:
         mechanism: what clips rows.
-        federation: the run.
+        exposure: the run.
         pace: of the server's steps; None: they are planned, too.
         way: of an adapter and its head.
         steps: in a round.
         rate: with which a row joins a step.
     """
-    momentum = MOMENTUM if pace is None and federation.rounds >= ROUNDS else 0.0
+    momentum = MOMENTUM if pace is None and exposure.rounds >= ROUNDS else 0.0
     server = pace or Pace(momentum=momentum)
-    if federation.head_alone:
-        far = OF_ROWS.distance(mechanism, federation, server, steps * federation.rounds)
-        way = Way(far, HEAD_CLIP * federation.length, head_rate=1.0)
+    if exposure.head_alone:
+        far = OF_ROWS.distance(mechanism, exposure, server, steps * exposure.rounds)
+        way = Way(far, HEAD_CLIP * exposure.length, head_rate=1.0)
     clip = way.clip if mechanism.clip == 1.0 else mechanism.clip
-    constant = (federation.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
-    mean = rate * mechanism.start_signal(federation) / federation.clients  # rows, as many as all may know
+    constant = (exposure.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
+    mean = rate * mechanism.start_signal(exposure) / exposure.clients  # rows, as many as all may know
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),

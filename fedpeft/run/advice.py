@@ -9,11 +9,11 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
-from fedpeft.parts import name_of
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.checks.rules import check_label_shift, check_server
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import ADAPTER, FAR_APART, OF_IMAGES, suited_method
+from fedpeft.run.suited import ADAPTER, FAR_APART, suited_method
 from fedpeft.spec import parse_spec
 
 MANY_CLASSES = 20
@@ -69,15 +69,19 @@ def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
 def on_steps(setup: Setup, most: int) -> Iterator[str]:
     """What local steps never come to where a client takes `most` of them in a round, or fewer."""
     optimizer = setup.training.optimizer
-    summed = setup.mechanism is not None and setup.mechanism.summed and setup.mechanism.per_example
+    summed = isinstance(setup.mechanism, SumMechanism) and setup.mechanism.per_example
     if not summed and optimizer.share(most - 1) <= 0.5:
         told = "1 step" if most == 1 else f"{most} steps"
         yield (
             f"warmup={optimizer.warmup} of --optimizer begins anew in each round, and a round has {told} at "
             f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
         )
-    if most == 1 and any(correction.name == "la_lora" for correction in setup.drift.corrections):
-        yield "la_lora's factors take turns in the steps of a round, and with one step a round A never moves"
+    for correction in setup.drift.corrections:
+        if most == 1 and correction.alternates:
+            yield (
+                f"{correction.name}'s factors take turns in the steps of a round, and with one step a round A never "
+                "moves"
+            )
 
 
 def _classes_lie_apart(setup: Setup, label_skew: float | None) -> bool:
@@ -85,7 +89,7 @@ def _classes_lie_apart(setup: Setup, label_skew: float | None) -> bool:
     if label_skew is None or label_skew < FAR_APART or setup.drift.needs_shares or setup.secure_sum is not None:
         return False
     try:
-        check_label_shift(setup.facts.task, setup.config.head, setup.head, setup.mechanism)
+        check_label_shift(setup.task, setup.config.head, setup.head, setup.mechanism)
     except FedpeftError:
         return False
     return True
@@ -100,8 +104,8 @@ def _a_head_may_do(setup: Setup) -> bool:
 def _classes_are_many(setup: Setup) -> bool:
     """Whether the head starts from ridge regression on the labels of more classes than that is good for; a head on all
     blocks is left alone, which images get where nothing is said of heads."""
-    of_classes = setup.facts.task == "classification" and setup.facts.classes > MANY_CLASSES
-    return of_classes and name_of(type(setup.head)) == "ridge" and setup.method.name != OF_IMAGES
+    of_classes = setup.task.targets == "classes" and setup.facts.classes > MANY_CLASSES
+    return of_classes and setup.head.fits_labels and not setup.method.reads_all_blocks
 
 
 def _owners_are_left_aside(config: RunConfig) -> bool:

@@ -349,8 +349,8 @@ def say_privacy(protection: PrivacyEngine | None, observer: ConsoleObserver) -> 
     """What a run claims, if it does."""
     if protection is None:
         return
-    observer.say(f"[bold]privacy[/] {protection.terms()}")
-    if plan := protection.plan():
+    observer.say(f"[bold]privacy[/] {protection.describe()}")
+    if plan := protection.describe_plan():
         observer.say(f"[bold]plan[/]    {plan}")
     for warning in protection.warnings():
         observer.say(f"[bold yellow]warning[/] {warning}")

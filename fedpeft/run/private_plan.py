@@ -3,7 +3,7 @@
     --privacy "dp_sgd(epsilon=8)"
 
 Whether there is training at all, and of an adapter or of the head alone, the mechanism decides by its signal to noise
-(`Mechanism.hears`); that there is some the user may say, by the start's share or another head. Then the batch, the
+(`Mechanism.has_signal`); that there is some the user may say, by the start's share or another head. Then the batch, the
 local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and the cohort,
 and from how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so nothing of it
 costs privacy. Who sets one of `LEFT` sets all.
@@ -21,10 +21,12 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.feature_length import feature_length
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import part_text
+from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.exposure import Exposure, trains_head_alone
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.mechanism import HALF, Mechanism
+from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.run.checks.together import check
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts
@@ -119,10 +121,10 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         return setup
     setup, federation = _asking(mechanism, setup, federation, groups)
     config, trained = setup.config, setup
-    useful = mechanism.trains(federation) and mechanism.hears(federation)
+    useful = mechanism.trains(federation) and mechanism.has_signal(federation)
     if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
-        if "head.weight" not in setup.layout.shapes and mechanism.planned_training(federation) is not None:
-            raise _unheard(setup, mechanism.audible_entries(federation))
+        if "head.weight" not in setup.layout.shapes and isinstance(mechanism, PlansTraining):
+            raise _unheard(setup, mechanism.count_trainable_entries(federation))
         config = dataclasses.replace(config, peft=_head_alone(setup))
         trained = Setup.of(config, setup.facts, groups)
         federation = dataclasses.replace(
@@ -137,9 +139,9 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         if config.peft != OF_IMAGES or head != "auto" or config.head == DIRECTIONS:
             return trained
         return Setup.of(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups)
-    training = mechanism.planned_training(federation, pace)
-    if training is None:
+    if not isinstance(mechanism, PlansTraining):
         return setup
+    training = mechanism.plan_training(federation, pace)
     not_whitened = "" if federation.whitened else _not_whitened(trained, mechanism)
     _check_planned(trained, named is None or pace is not None, not_whitened)
     config = dataclasses.replace(
@@ -161,7 +163,8 @@ def _asking(
     mechanism: Mechanism, setup: Setup, federation: Exposure, groups: Sequence[ProfileTable]
 ) -> tuple[Setup, Exposure]:
     """Both with all clients in each round, where the mechanism asks them and the user has named no cohort."""
-    if not mechanism.asks_all(federation) or not _left(setup.config, "cohort"):
+    asks_all = isinstance(mechanism, PlansTraining) and mechanism.asks_all(federation)
+    if not asks_all or not _left(setup.config, "cohort"):
         return setup, federation
     return Setup.of(dataclasses.replace(setup.config, cohort="all"), setup.facts, groups), federation.asking_all()
 
@@ -205,7 +208,7 @@ def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
 def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
     """With features whitened, where that is planned: of a head alone, from a start that tells how they vary; and else
     with their length, where a head alone reads some that are longer or shorter by far than what plans were made for."""
-    if mechanism.plans_whitening and setup.whitened_directions:
+    if can_plan_whitening(mechanism) and setup.whitened_directions:
         return dataclasses.replace(federation, whitened=setup.whitened_directions)
     if not federation.head_alone or not isinstance(model := setup.model(), Classifier):
         return federation
@@ -215,7 +218,7 @@ def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
 
 def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:
     """Why not, and what to do."""
-    if not mechanism.plans_whitening:
+    if not can_plan_whitening(mechanism):
         return "its features would have to be whitened; take --privacy distributed_dp(unit=rows)"
     if not trains_head_alone(setup.strategy, setup.layout):
         return "plans are for a head that is trained alone; take --peft head2toe without an adapter"

@@ -39,7 +39,7 @@ from fedpeft.peft.method import PeftMethod, WeightChanges, started
 from fedpeft.plugin_files import own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.privacy.secure_sum.sum import SecureSum, sums_under
 from fedpeft.run.catalogue import built, counted, told_tasks
 from fedpeft.run.checks.together import check
 from fedpeft.run.facts import DataFacts
@@ -96,7 +96,7 @@ def chosen_parts(config: RunConfig) -> ChosenParts:
         lossless=lossless,
         head=head if uplink.codec.lossless else head.compact(),
         mechanism=private if isinstance(private, Mechanism) else None,
-        secure_sum=private.sums() if isinstance(private, Mechanism) else private,
+        secure_sum=sums_under(private),
     )
 
 

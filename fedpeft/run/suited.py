@@ -17,6 +17,7 @@ from fedpeft.data.rows import suited_head, suited_partition
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.task import Targets
 from fedpeft.peft.adapter import Layout
+from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.catalogue import built
@@ -107,4 +108,7 @@ def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> st
     if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
         return "ridge"
     has_one = mechanism.protects and mechanism.start != 0 and targets not in ("numbers", "labels")
-    return mechanism.suited_head if has_one else "zero"
+    if not has_one:
+        return "zero"
+    # Moments are worth their share of one noise if they tell how to whiten features; noise leaves most of directions.
+    return "private_ridge(dimensions=512)" if can_plan_whitening(mechanism) else "private_centroids"

@@ -35,7 +35,8 @@ from fedpeft.models.shared_tiles import absent
 from fedpeft.models.task import DTYPES, TASKS
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import KEY, ClientPrivacy
+from fedpeft.privacy.engine import KEY
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver

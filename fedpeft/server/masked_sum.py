@@ -21,6 +21,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import explain_excess
@@ -283,7 +284,7 @@ def step_of(
     mean = total.update(shapes, dtype, secure.expected)
     if not secure.rows:
         return mean
-    if told and setup.mechanism is not None and setup.mechanism.whitens:
+    if told and is_whitened(setup.mechanism):
         mean |= Whitening.of(told, mean[WEIGHT].shape[1]).step(mean)
     rate = setup.training.optimizer.rate
     return {name: -rate(name, learning_rate) * gradient for name, gradient in mean.items()}

@@ -26,6 +26,7 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Total, entries
@@ -145,7 +146,7 @@ def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
 
 def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]) -> State:
     """What of the sums over all clients each is told; `counts`: of each client that counts, its rows per class."""
-    if setup.mechanism is not None and setup.mechanism.whitens:
+    if is_whitened(setup.mechanism):
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
         return {}
@@ -218,14 +219,14 @@ def _statistics(
         if privacy is None:
             total.add(taken, min(1.0, most_rows / report.rows))
         else:
-            total.add(privacy.start_taken(taken), 1.0)
+            total.add(privacy.clip_statistics(taken), 1.0)
         rows[report.client] = report.rows
     if not rows:
         head = name_of(type(setup.head))
         raise RunError(
             f"FP5197 none of {count} clients returned valid statistics for the start of the head, {head}; {why}"
         )
-    sums = total.sums if privacy is None else privacy.start_summed(total.sums, plan.attempt)
+    sums = total.sums if privacy is None else privacy.finish_statistics(total.sums, plan.attempt)
     return rows, spent, sums, counts
 
 
@@ -282,7 +283,7 @@ def _masked_statistics(
 
 def _needs_statistics(setup: Setup) -> str:
     """Return the part that needs the clients' statistics before round 1; empty: the run can begin without them."""
-    if setup.mechanism is not None and setup.mechanism.whitens:
+    if is_whitened(setup.mechanism):
         return f"--privacy {setup.config.privacy}"
     if setup.drift.needs_shares and not setup.drift.least_skew:
         return f"--drift {setup.config.drift}"

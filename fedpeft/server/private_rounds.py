@@ -9,6 +9,7 @@ from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.run.setup import Setup
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.hooks import EndOfRun, RoundHook
@@ -58,7 +59,7 @@ class PrivacyHook(RoundHook):
             raise EndOfRun(f"the privacy budget is spent after {state.round} rounds: the run ends here")
         if charged.spent:
             named = ", ".join(map(self.transport.called, charged.spent))
-            who = "somebody whom coins have drawn" if self.engine.draws else named
+            who = "somebody whom coins have drawn" if self.engine.has_secret_draws else named
             self.say(f"round {plan.number}: the privacy budget of {who} is spent; it sits out")
         mechanism = self.engine.mechanism
         return replace(
@@ -66,8 +67,8 @@ class PrivacyHook(RoundHook):
             cohort=charged.cohort,
             attempt=charged.attempt,
             spent=charged.spent,
-            expected_cohort=self.engine.federation.cohort if mechanism.secret_cohort else None,
-            steps_without_updates=mechanism.secret_cohort or mechanism.turns,
+            expected_cohort=self.engine.exposure.cohort if mechanism.secret_cohort else None,
+            steps_without_updates=mechanism.cohort_form in (CohortForm.SECRET, CohortForm.TURNS),
         )
 
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedpeft import seeds
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.mechanism import CohortForm, Mechanism
 
 FEW = 10_000
 """Up to so many clients all are asked for what concerns all: the head's start, and evaluations on their own rows."""
@@ -145,9 +145,10 @@ def population(clients: int, size: int, weights: tuple[float, ...], mechanism: M
     Raises:
         PrivacyError: clients are to take turns, and have chances of their own.
     """
-    if mechanism is None or not (mechanism.turns or mechanism.dealt):
+    form = CohortForm.DRAWN if mechanism is None else mechanism.cohort_form
+    if mechanism is None or form in (CohortForm.DRAWN, CohortForm.SECRET):
         return FixedSize(clients, size, weights)
-    if mechanism.dealt:
+    if form is CohortForm.DEALT:
         return FixedSize(clients, size, weights) if weights else Dealt(clients, size)
     if weights:
         raise PrivacyError(f"FP7117 under {mechanism.name} clients take turns, all alike; leave out participation")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 from fedpeft import seeds
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.run.phrases import count_of
 from fedpeft.run.setup import Setup
 from fedpeft.server.dispatch import Dispatch
@@ -161,8 +162,8 @@ def check(setup: Setup) -> None:
     """
     if not setup.config.budget_megabytes:
         return
-    mechanism = setup.mechanism
-    if setup.secure_sum is not None or (mechanism is not None and (mechanism.secret_cohort or mechanism.turns)):
+    fixed_cohorts = (CohortForm.SECRET, CohortForm.TURNS)
+    if setup.secure_sum is not None or (setup.mechanism is not None and setup.mechanism.cohort_form in fixed_cohorts):
         raise PrivacyError(
             f"FP7128 --budget-megabytes leaves clients out of a round, and under --privacy {setup.config.privacy} its "
             "cohort is a secret, or must stay as it is drawn; leave --budget-megabytes out, or take dp_sgd or local_dp"

@@ -39,18 +39,19 @@ def private_probe(simulation: Simulation) -> float | None:
     train, classes = work.store(work.data_key, work.depth), setup.facts.classes
     head = setup.head if setup.head.bounded else HEADS.build("private_centroids")
     mechanism = replace(protection.mechanism, start=1.0)
-    noise = mechanism.start_noise(replace(protection.federation, start=True))
+    noise = mechanism.start_noise(replace(protection.exposure, start=True))
     assert noise is not None
+    release = mechanism.start_release
     keys = [RunKey(protection.key.stream("private probe", draw).bytes(32)) for draw in range(DRAWS)]
     totals = [Fold() for _ in keys]
     for client in range(setup.clients):
         shard = simulation.training_rows(client)
         own = head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes)
         for key, total in zip(keys, totals, strict=True):
-            total.add(mechanism.start_taken(mechanism.start_released(own, noise, key, (0, client))), 1.0)
+            total.add(release.take(release.protect(own, noise, key, (0, client))), 1.0)
     accuracies = []
     for key, total in zip(keys, totals, strict=True):
-        state = head.solve(mechanism.start_summed(total.sums, noise, key, 0), held_out.shape[1], classes)
+        state = head.solve(release.finish(total.sums, noise, key, 0), held_out.shape[1], classes)
         logits = held_out @ state["head.weight"].T + state["head.bias"]
         accuracies.append(float((logits.argmax(1).numpy() == truth).mean()))
     return float(np.mean(accuracies))

@@ -27,10 +27,11 @@ from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.peft.adapter import State
 from fedpeft.plugin_files import own_code
-from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
+from fedpeft.privacy.abilities import is_whitened
+from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.catalogue import check_parts
 from fedpeft.run.energy import EnergySettings
 from fedpeft.run.final_score import Scorer
@@ -122,8 +123,8 @@ class Simulation:
         work = self._work_plan(machine)
         self.fixed = machine.pinned(fixed, work, folder)
         self.protection = self._protection(work)
-        if isinstance(self.protection, SummedEngine):
-            self.setup = replace(self.setup, secure_sum=self.protection.sums)
+        if self.protection is not None and (sums := self.protection.sums) is not None:
+            self.setup = replace(self.setup, secure_sum=sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         task = self.setup.task
@@ -162,7 +163,7 @@ class Simulation:
         privacy = None
         if self.protection is not None:
             own = self.protection
-            privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
+            privacy = ClientPrivacy(self.setup.config.privacy, own.noise_multiplier, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self._shards, self.folder, self._held_out, privacy, self.rows.train.tasks)
         return HostilePlan.of(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
 
@@ -212,9 +213,8 @@ class Simulation:
             f"{setup.profiles} {federation.rows.tolist()} {federation.steps.tolist()}"
         )
         mechanism.check_start(federation)
-        engine = SummedEngine if mechanism.summed else PrivacyEngine
         labels_of_rows = self.rows.dataset.labels_of_rows
-        return engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
+        return make_engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
 
     def _exposure(self) -> Exposure:
         """What the cost of this run depends on."""
@@ -239,7 +239,7 @@ class Simulation:
             start=setup.private_start,
             start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
             trained=setup.trained_entries,
-            whitened=setup.whitened_directions if setup.mechanism and setup.mechanism.whitens else 0,
+            whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
         )
 
     @property

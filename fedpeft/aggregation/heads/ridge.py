@@ -20,6 +20,7 @@ regression value is nearer to 1 than to 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,13 @@ class Ridge(SecondMoments):
     )
     scale: float = setting(8.0, "factor from regression values to logits", above=0)
     send: str = setting(MOMENTS, "what clients send: moments, or their factor", choices=(MOMENTS, FACTOR))
+
+    fits_labels: ClassVar[bool] = True
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Unless they are scaled to be logits."""
+        return self.scale == 1.0
 
     @property
     def squared(self) -> bool:

@@ -1,6 +1,7 @@
 """Plain steps:  x <- x + eta d.  With eta = 1 it is federated averaging."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedpeft.aggregation.server_optimizer import Memory, Pace, ServerOptimizer
 from fedpeft.parts import setting
@@ -12,6 +13,8 @@ class SGD(ServerOptimizer):
     """A step along the mean update."""
 
     learning_rate: float = setting(1.0, "eta", above=0)
+
+    keeps_state: ClassVar[bool] = False
 
     @property
     def pace(self) -> Pace:

@@ -24,8 +24,8 @@ Noise is enough if `dropouts` of a cohort drop out; with more the sum is void. I
 sum that is tried again is charged again, with new noise.
 
 Real clients know neither each other's rows nor their number: `rows` says it, and with it how many join a round. Each
-keeps its own ledger (`fedpeft.privacy.summed_ledger`), draws its noise and coins from its own key, and counts on the
-noise of those alone whose certificates it has seen.
+keeps its own ledger (`fedpeft.privacy.client_protection`), draws its noise and coins from its own key, and counts on
+the noise of those alone whose certificates it has seen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from scipy.stats import binom
 
@@ -44,22 +44,25 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Events, rdp_epsilon, together
+from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, Training, bounded_block, noisy
-from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
+from fedpeft.privacy.start_release import StartRelease
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import (
-    AUDIBLE_HEAD,
-    AUDIBLE_WHITENED,
+    LEAST_SIGNAL_HEAD,
+    LEAST_SIGNAL_WHITENED,
     ONE_NOISE,
     ONE_NOISE_RATE,
-    planned_for_clients,
-    planned_for_rows,
-    planned_for_whitened,
+    Training,
+    plan_for_clients,
+    plan_for_rows,
+    plan_for_whitened,
 )
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
@@ -73,7 +76,7 @@ UNPLANNED = 0.05
 
 
 @dataclass(frozen=True)
-class DistributedDP(Mechanism):
+class DistributedDP(SumMechanism):
     """Skellam noise in sums under masks, a share of it from each client: the server is not trusted."""
 
     unit: str = setting("rows", "what is hidden: a row, or a client with all its data", choices=("rows", "clients"))
@@ -100,19 +103,27 @@ class DistributedDP(Mechanism):
         "against the server: known cohorts, rows join by independent secret coins; against those who see models: "
         "clients join by independent secret coins, too"
     )
-    secret_cohort: ClassVar[bool] = True
     noises_updates: ClassVar[bool] = False
-    summed: ClassVar[bool] = True
 
     @property
-    def hides(self) -> str:  # type: ignore[override]
+    def privacy_unit(self) -> str:  # type: ignore[override]
         """By the setting `unit`."""
         return "training row" if self.unit == "rows" else "client"
 
     @property
-    def per_example(self) -> bool:  # type: ignore[override]
+    def start_release(self) -> StartRelease:  # type: ignore[override]
+        """One noise for the sum; the probe of a simulation draws it at once, as Gaussian noise."""
+        return StartRelease(by_clients=False, clips_clients=self.unit == "clients")
+
+    @property
+    def example_sampling(self) -> ExampleSampling | None:
         """Rows are clipped one by one."""
-        return self.unit == "rows"
+        return ExampleSampling() if self.unit == "rows" else None
+
+    @property
+    def cohort_form(self) -> CohortForm:
+        """Secret for those who see the released models alone."""
+        return CohortForm.SECRET
 
     @property
     def whitens(self) -> bool:
@@ -124,12 +135,7 @@ class DistributedDP(Mechanism):
         """Of rows, where the user does not say otherwise."""
         return self.unit == "rows" and self.whiten is not False
 
-    @property
-    def suited_head(self) -> str:
-        """Of rows from moments, too: they are worth their share of one noise, and tell how to whiten features."""
-        return "private_ridge(dimensions=512)" if self.plans_whitening else super().suited_head
-
-    def asks_all(self, federation: Exposure) -> bool:
+    def asks_all(self, exposure: Exposure) -> bool:
         """A cohort that is known amplifies nothing, and has less to say."""
         return True
 
@@ -137,6 +143,11 @@ class DistributedDP(Mechanism):
     def known(self) -> float:
         """The largest share of the noise that colluding clients know: of what is left when others have dropped out."""
         return self.collude / (1 - self.dropouts)
+
+    @property
+    def public_rows(self) -> int | None:
+        """As the setting says, for rows."""
+        return self.rows if self.unit == "rows" else None
 
     def sums(self) -> SharedNoise:
         """How sums are formed, before it is known how much noise they need."""
@@ -151,20 +162,20 @@ class DistributedDP(Mechanism):
             rows=self.unit == "rows",
         )
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Also refuse what is not a sum of bounded summands, and what can't be.
 
         Raises:
             PrivacyError: says which.
         """
-        super().check(federation)
-        name = name_of(type(federation.strategy))
+        super().check(exposure)
+        name = name_of(type(exposure.strategy))
         if self.noise_multiplier and not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
             raise PrivacyError(
                 f"FP7054 noise_multiplier={self.noise_multiplier:g} is beyond what a grid can hold; give {self.name} "
                 f"one from {LEAST_NOISE:g} to {MOST_NOISE:g}"
             )
-        if not federation.even:
+        if not exposure.even:
             raise PrivacyError(f"FP7055 {self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
             what = "audit" if self.audit else "raw_metrics"
@@ -178,21 +189,25 @@ class DistributedDP(Mechanism):
                 f"FP7058 collude={self.collude:g} and dropouts={self.dropouts:g} leave no noise that the server does "
                 "not know; together they must be below 1"
             )
-        self.sums().check_colluding(federation.clients if federation.start else self.most(federation))
+        self.sums().check_colluding(exposure.clients if exposure.start else self.most(exposure))
         if self.dropouts >= 1 - self.threshold and self.dropouts:
             raise PrivacyError(
                 f"FP7059 dropouts={self.dropouts:g} would leave fewer clients than the masks' "
                 f"threshold={self.threshold:g} takes; their sum must be below 1"
             )
-        if self.unit == "rows" and federation.method.privacy == "refused":
-            method = name_of(type(federation.method))
+        if self.unit == "rows" and exposure.method.privacy == "refused":
+            method = name_of(type(exposure.method))
             raise PrivacyError(
                 f"FP7060 {self.name} can't find gradients per example of the PEFT method {method}; take lora"
             )
-        if self.unit == "rows" and type(federation.strategy).submitted is not Strategy.submitted:
+        if self.unit == "rows" and type(exposure.strategy).submitted is not Strategy.submitted:
             raise PrivacyError(
                 f"FP7061 {name} lets clients choose what they submit, and sums of gradients are sent whole"
             )
+
+    def assume_colluding(self, share: float) -> Self:
+        """Return the mechanism with the larger of both shares."""
+        return replace(self, collude=max(self.collude, share))
 
     def check_remote(self) -> None:
         """Refuse sums of rows of which nobody knows how many there are.
@@ -209,155 +224,155 @@ class DistributedDP(Mechanism):
 
     # ------------------------------------------------------------------------------------------------- what is planned
 
-    def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
+    def signal_to_noise(self, exposure: Exposure, share: float, entries: int) -> float:
         """Less where some tell their noise: that of the others has to hide all, and theirs is added."""
         unknown = max(1 - self.known, 1e-6)  # none at all is refused by `check`
-        return math.sqrt(unknown) * super().signal_to_noise(federation, share, entries)
+        return math.sqrt(unknown) * super().signal_to_noise(exposure, share, entries)
 
-    def training_signal(self, federation: Exposure) -> float:
+    def training_signal(self, exposure: Exposure) -> float:
         """Less where not all take part: cohorts are known, so that who is drawn most often is what is paid for."""
-        known = self.share(federation) * math.sqrt(federation.rounds / self.often(federation))
-        return known * super().training_signal(federation)
+        known = self.share(exposure) * math.sqrt(exposure.rounds / self.often(exposure))
+        return known * super().training_signal(exposure)
 
-    def audible(self, federation: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """Less where the head alone is trained, and least on whitened features."""
-        if federation.whitened:
-            return AUDIBLE_WHITENED
-        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+        if exposure.whitened:
+            return LEAST_SIGNAL_WHITENED
+        return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":
-            return planned_for_clients(mechanism, federation, pace)
-        if federation.whitened:
-            return planned_for_whitened(replace(mechanism, whiten=True), federation, pace)
-        rate = 1.0 if federation.head_alone else ONE_NOISE_RATE
-        return planned_for_rows(mechanism, federation, pace, ONE_NOISE, rate=rate)
+            return plan_for_clients(mechanism, exposure, pace)
+        if exposure.whitened:
+            return plan_for_whitened(replace(mechanism, whiten=True), exposure, pace)
+        rate = 1.0 if exposure.head_alone else ONE_NOISE_RATE
+        return plan_for_rows(mechanism, exposure, pace, ONE_NOISE, rate=rate)
 
     # ------------------------------------------------------------------------------------------------------- what costs
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """Rows, or clients, of the whole sum."""
-        return self.total(federation) if self.unit == "rows" else federation.clients
+        return self.total(exposure) if self.unit == "rows" else exposure.clients
 
-    def total(self, federation: Exposure) -> int:
+    def total(self, exposure: Exposure) -> int:
         """Training rows of all clients: as the setting says, or as they are; what depends on it is told to all."""
-        return int(federation.rows.sum()) if self.rows is None else self.rows
+        return int(exposure.rows.sum()) if self.rows is None else self.rows
 
-    def share(self, federation: Exposure) -> float:
+    def share(self, exposure: Exposure) -> float:
         """With which a client is in a round."""
-        return federation.cohort / federation.clients
+        return exposure.cohort / exposure.clients
 
-    def often(self, federation: Exposure) -> int:
+    def often(self, exposure: Exposure) -> int:
         """How often a client is planned to take part: hardly any is drawn more often."""
-        chance = UNPLANNED / federation.clients
-        return max(1, int(binom.ppf(1 - chance, federation.rounds, self.share(federation))))
+        chance = UNPLANNED / exposure.clients
+        return max(1, int(binom.ppf(1 - chance, exposure.rounds, self.share(exposure))))
 
-    def rate(self, federation: Exposure) -> float:
+    def rate(self, exposure: Exposure) -> float:
         """With which a unit is in a round that its client is in: alike for the rows of all, so that none costs more."""
         if self.unit == "clients":
             return 1.0
-        return min(1.0, federation.batch_size * federation.clients / self.total(federation))
+        return min(1.0, exposure.batch_size * exposure.clients / self.total(exposure))
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """The account that spends most."""
-        return [(self.rate(federation), self.often(federation))]
+        return [(self.rate(exposure), self.often(exposure))]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release of each client, as the server sees it."""
-        event = self.grid(federation, noise).event(self.rate(federation), known=self.known)
+        event = self.grid(exposure, noise).event(self.rate(exposure), known=self.known)
         return dict.fromkeys(cohort, (event, 1))
 
-    def begun(self, federation: Exposure, noise: float) -> Charges:
+    def start_charges(self, exposure: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
-        event = self.start_grid(federation, noise).event(1.0, known=self.known)
-        return dict.fromkeys(range(federation.clients), (event, 1))
+        event = self.start_grid(exposure, noise).event(1.0, known=self.known)
+        return dict.fromkeys(range(exposure.clients), (event, 1))
 
-    def to_all(self, federation: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
+    def to_all(self, exposure: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
         """What so many starts and rounds have told those who see the models alone, of who it has told most."""
-        rate, share = self.rate(federation), self.share(federation)
+        rate, share = self.rate(exposure), self.share(exposure)
         told: Events = {}
         if start is not None and starts:
-            told = {self.start_grid(federation, start).event(1.0): starts}
+            told = {self.start_grid(exposure, start).event(1.0): starts}
         if not rounds:
             return told
-        grid = self.grid(federation, noise)
+        grid = self.grid(exposure, noise)
         # With dropouts the noise of a cohort tells its size, and who knows the others whether the client is in it.
-        amplified = self.unit == "clients" and not self.dropouts and not self._decides(federation, rounds)
+        amplified = self.unit == "clients" and not self.dropouts and not self._decides(exposure, rounds)
         event = grid.event(share) if amplified else grid.event(rate, share)
         return together(told, {event: rounds})
 
-    def _decides(self, federation: Exposure, rounds: int) -> bool:
+    def _decides(self, exposure: Exposure, rounds: int) -> bool:
         """Whether in some round a client may make just enough for a sum: then that there is one tells of the client."""
-        chance = rounds * binom.pmf(FEWEST - 1, federation.clients - 1, self.share(federation))
-        return bool(chance > self.delta(federation) / 1000)
+        chance = rounds * binom.pmf(FEWEST - 1, exposure.clients - 1, self.share(exposure))
+        return bool(chance > self.delta(exposure) / 1000)
 
     # -------------------------------------------------------------------------------------------------- how much noise
 
-    def grid(self, federation: Exposure, noise: float) -> Grid:
+    def grid(self, exposure: Exposure, noise: float) -> Grid:
         """Of rounds whose noise has at least z = `noise`.
 
         Raises:
             PrivacyError: the integers are too small for it.
         """
-        clients = self.most(federation)
-        signal = self.clip * (self.summands(federation) if self.unit == "rows" else clients)
-        return self._grid(noise, self.clip, self.bits, clients, federation.trained, signal)
+        clients = self.most(exposure)
+        signal = self.clip * (self.summands(exposure) if self.unit == "rows" else clients)
+        return self._grid(noise, self.clip, self.bits, clients, exposure.trained, signal)
 
-    def start_grid(self, federation: Exposure, noise: float) -> Grid:
+    def start_grid(self, exposure: Exposure, noise: float) -> Grid:
         """Of the sum before round 1."""
-        size = federation.start_entries
-        return self._grid(noise, 1.0, STATISTICS_BITS, federation.clients, (size, size), float(self.units(federation)))
+        size = exposure.start_entries
+        return self._grid(noise, 1.0, STATISTICS_BITS, exposure.clients, (size, size), float(self.units(exposure)))
 
     def _grid(self, noise: float, clip: float, bits: int, clients: int, sizes: tuple[int, int], signal: float) -> Grid:
         if not noise:
             raise PrivacyError(f"FP7063 {self.name} without noise protects nothing; give it a noise_multiplier above 0")
         return widest_grid(noise, clip, bits, clients, math.floor(self.dropouts * clients), sizes, signal)
 
-    def most(self, federation: Exposure) -> int:
+    def most(self, exposure: Exposure) -> int:
         """Clients that a cohort hardly exceeds."""
-        return int(binom.ppf(1 - 1e-6, federation.clients, self.share(federation)))
+        return int(binom.ppf(1 - 1e-6, exposure.clients, self.share(exposure)))
 
-    def summands(self, federation: Exposure) -> float:
+    def summands(self, exposure: Exposure) -> float:
         """Expected in a round's sum: rows, or clients."""
         if self.unit == "clients":
-            return float(federation.cohort)
-        return self.rate(federation) * self.total(federation) * self.share(federation)
+            return float(exposure.cohort)
+        return self.rate(exposure) * self.total(exposure) * self.share(exposure)
 
-    def multiplier(self, federation: Exposure) -> float:
+    def multiplier(self, exposure: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
-        start = self.start_noise(federation)
-        if start is not None and not self.trains(federation):
+        start = self.start_noise(exposure)
+        if start is not None and not self.trains(exposure):
             return start
-        before = {} if start is None else {self.start_grid(federation, start).event(1.0, known=self.known): 1}
-        [(rate, count)] = self.planned(federation)
+        before = {} if start is None else {self.start_grid(exposure, start).event(1.0, known=self.known): 1}
+        [(rate, count)] = self.plan_releases(exposure)
         return self._smallest(
-            federation,
-            lambda z: together(before, {self.grid(federation, z).event(rate, known=self.known): count}),
+            exposure,
+            lambda z: together(before, {self.grid(exposure, z).event(rate, known=self.known): count}),
             f"{count} rounds",
         )
 
-    def start_noise(self, federation: Exposure) -> float | None:
+    def start_noise(self, exposure: Exposure) -> float | None:
         """As every mechanism's, by what sums on a grid cost."""
-        if not federation.start:
+        if not exposure.start:
             return None
-        share = self.start_share(federation)
+        share = self.start_share(exposure)
         if self.epsilon is None:
             return self.noise_multiplier
         if not share:
-            return super().start_noise(federation)
+            return super().start_noise(exposure)
         whole = self._smallest(
-            federation, lambda z: {self.start_grid(federation, z).event(1.0, known=self.known): 1}, "a private start"
+            exposure, lambda z: {self.start_grid(exposure, z).event(1.0, known=self.known): 1}, "a private start"
         )
         return whole / math.sqrt(share)
 
-    def _smallest(self, federation: Exposure, spent: Callable[[float], Events], what: str) -> float:
+    def _smallest(self, exposure: Exposure, spent: Callable[[float], Events], what: str) -> float:
         """The smallest noise multiplier, to 0.2 %, with which this is within the budget."""
         assert self.epsilon is not None
-        delta, budget = self.delta(federation), self.epsilon
+        delta, budget = self.delta(exposure), self.epsilon
         low, high = 1e-3, 1.0
         try:
             while rdp_epsilon(spent(high), delta) > budget:
@@ -371,39 +386,26 @@ class DistributedDP(Mechanism):
             low, high = (low, middle) if rdp_epsilon(spent(middle), delta) <= budget else (middle, high)
         return high
 
-    def sums_of(self, federation: Exposure, noise: float, start: float | None) -> SharedNoise:
+    def sums_of(self, exposure: Exposure, noise: float, start: float | None) -> SharedNoise:
         """How sums are formed, with the noise in them."""
-        trains = start is None or self.trains(federation)
+        trains = start is None or self.trains(exposure)
         return replace(
             self.sums(),
-            rate=self.rate(federation),
-            expected=self.summands(federation),
-            first=None if start is None else self.start_grid(federation, start),
-            later=self.grid(federation, noise) if trains else None,
+            rate=self.rate(exposure),
+            expected=self.summands(exposure),
+            first=None if start is None else self.start_grid(exposure, start),
+            later=self.grid(exposure, noise) if trains else None,
         )
 
     # -------------------------------------------------------------------------------------------------- before round 1
 
-    def start_signal(self, federation: Exposure) -> float:
+    def start_signal(self, exposure: Exposure) -> float:
         """One for each row, or client."""
-        return float(self.units(federation))
-
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """One noise for the whole sum."""
-        return noise
+        return float(self.units(exposure))
 
     def start_summand(self, statistics: State) -> State:
         """Sums of bounded rows as they are, or all of a client's clipped to norm 1; noise is not told of here."""
-        statistics = statistics if self.unit == "rows" else bounded_block(statistics)
-        return {name: tensor for name, tensor in statistics.items() if name != VARIANCE}
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """For the probe, which draws one Gaussian noise for the sum: as it is summed."""
-        return statistics if self.unit == "rows" else bounded_block(statistics)
-
-    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """For the probe: sum + z gauss."""
-        return noisy(total, noise, key.stream("start noise", attempt))
+        return {name: tensor for name, tensor in self.start_release.take(statistics).items() if name != VARIANCE}
 
 
 part = DistributedDP

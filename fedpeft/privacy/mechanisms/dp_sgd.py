@@ -31,12 +31,13 @@ from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, Training
-from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, planned_for_rows
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.training_plans import MOST_ASKED, OWN_NOISE, STEPS, Training, plan_for_rows
 
-AUDIBLE_HEAD = 7.0
+LEAST_SIGNAL_HEAD = 7.0
 """The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
 measured in docs/decisions.md; other mechanisms have not been."""
 
@@ -53,64 +54,57 @@ class DPSGD(Mechanism):
         high=1,
     )
 
-    hides: ClassVar[str] = "training row"
+    privacy_unit: ClassVar[str] = "training row"
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
-    per_example: ClassVar[bool] = True
 
-    def audible(self, federation: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """Less where the head alone is trained."""
-        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+        return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
-    def asks_all(self, federation: Exposure) -> bool:
+    def asks_all(self, exposure: Exposure) -> bool:
         """For a head alone, whose steps cost little: as much noise in all as a tenth of the clients add with less of
         its own each, and no round leads where the classes of a few clients point."""
-        return federation.head_alone and federation.clients <= MOST_ASKED
+        return exposure.head_alone and exposure.clients <= MOST_ASKED
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow."""
-        steps = max(1, math.ceil(STEPS / federation.rounds))
+        steps = max(1, math.ceil(STEPS / exposure.rounds))
         rate = 1 / steps if self.rate is None else self.rate
-        return planned_for_rows(replace(self, rate=rate), federation, pace, OWN_NOISE, steps, rate)
+        return plan_for_rows(replace(self, rate=rate), exposure, pace, OWN_NOISE, steps, rate)
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.
 
         Raises:
             PrivacyError: says which.
         """
-        super().check(federation)
-        if federation.method.privacy == "refused":
-            name = name_of(type(federation.method))
+        super().check(exposure)
+        if exposure.method.privacy == "refused":
+            name = name_of(type(exposure.method))
             raise PrivacyError(f"FP7065 dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The largest shard's rows."""
-        return int(federation.rows.max())
+        return int(exposure.rows.max())
 
     @property
-    def divides_alike(self) -> bool:
-        """Where their rows join alike."""
-        return self.rate is not None
+    def example_sampling(self) -> ExampleSampling:
+        """At one rate for all clients, or at each client's own."""
+        return ExampleSampling(self.rate)
 
-    def row_rate(self, batch_size: int, rows: int) -> float:
-        """As given, or by the client's rows."""
-        return super().row_rate(batch_size, rows) if self.rate is None else self.rate
-
-    def divisor(self, batch_size: int, rows: int) -> float:
-        """Of all clients alike, where their rows join alike."""
-        return super().divisor(batch_size, rows) if self.rate is None else float(batch_size)
-
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
-        totals = federation.steps * federation.participations
-        pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}
-        return [(self.row_rate(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
+        totals = exposure.steps * exposure.participations
+        pairs = {(int(rows), int(total)) for rows, total in zip(exposure.rows, totals, strict=True) if total}
+        sampling = self.example_sampling
+        return [(sampling.rate_of(exposure.batch_size, rows), total) for rows, total in sorted(pairs)]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """The local steps of each client."""
-        rates = {client: self.row_rate(federation.batch_size, int(federation.rows[client])) for client in cohort}
-        return {client: (Event(noise, rates[client]), int(federation.steps[client])) for client in cohort}
+        sampling, batch_size = self.example_sampling, exposure.batch_size
+        rates = {client: sampling.rate_of(batch_size, int(exposure.rows[client])) for client in cohort}
+        return {client: (Event(noise, rates[client]), int(exposure.steps[client])) for client in cohort}
 
 
 part = DPSGD

@@ -18,31 +18,33 @@ from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Mechanism, bounded_block
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.start_release import StartRelease
 
 
 @dataclass(frozen=True)
 class LocalDP(Mechanism):
     """Clipped and noised updates."""
 
-    hides: ClassVar[str] = "client"
+    privacy_unit: ClassVar[str] = "client"
     neighbours: ClassVar[str] = "any other data at one client (replace)"
     sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
+    start_release: ClassVar[StartRelease] = StartRelease(clips_clients=True, sensitivity=2.0)
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The clients."""
-        return federation.clients
+        return exposure.clients
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """One release in each round that a client takes part in."""
-        return [(1.0, int(count)) for count in sorted(set(federation.participations.tolist())) if count]
+        return [(1.0, int(count)) for count in sorted(set(exposure.participations.tolist())) if count]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release per client."""
         return {client: (Event(noise, 1.0), 1) for client in cohort}
 
-    def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+    def protect_update(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """clip(update, C) + z 2 C gauss; `ids` are round, attempt and client.
 
         What is not finite counts as 0: no factor could clip it, and it would tell something of the data.
@@ -52,14 +54,6 @@ class LocalDP(Mechanism):
         factor = min(1.0, self.clip / length) if length else 1.0
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
         return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}
-
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """Any two blocks are at most 2 apart."""
-        return 2 * super().start_deviation(federation, noise)
-
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """clip(all statistics, 1) + z 2 gauss."""
-        return super().start_released(bounded_block(statistics), 2 * noise, key, ids)
 
 
 part = LocalDP

@@ -21,12 +21,12 @@ from fedpeft.privacy.mechanism import Mechanism
 class NoProtection(Mechanism):
     """Neither clipping nor noise."""
 
-    hides: ClassVar[str] = "nobody"
+    privacy_unit: ClassVar[str] = "nobody"
     neighbours: ClassVar[str] = "none"
     sampling: ClassVar[str] = "none"
     protects: ClassVar[bool] = False
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Refuse a budget.
 
         Raises:
@@ -35,15 +35,15 @@ class NoProtection(Mechanism):
         if self.epsilon is not None or self.noise_multiplier is not None:
             raise PrivacyError("FP7066 privacy none has no epsilon and no noise; take dp_sgd, user_dp or local_dp")
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The clients."""
-        return federation.clients
+        return exposure.clients
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """Nothing is accounted for."""
         return []
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """Nothing is charged."""
         return {}
 

@@ -37,12 +37,13 @@ from fedpeft.aggregation.strategy import LinearStrategy, Strategy, shared_sums, 
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import Layout, State, norm
+from fedpeft.peft.adapter import Layout, norm
+from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import HALF, Mechanism, ServerRound, Training, bounded_block, noisy
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.mechanism import HALF, CohortForm, Mechanism
+from fedpeft.privacy.noise import gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
     ServerNoise,
@@ -52,7 +53,8 @@ from fedpeft.privacy.server_noise import (
     turns_of,
     variance,
 )
-from fedpeft.privacy.training_plans import AUDIBLE_HEAD, MOST_ASKED, planned_for_clients
+from fedpeft.privacy.start_release import StartRelease
+from fedpeft.privacy.training_plans import LEAST_SIGNAL_HEAD, MOST_ASKED, Training, plan_for_clients
 
 
 class NoisySum:
@@ -149,8 +151,9 @@ class UserDP(Mechanism):
         nested=SERVER_NOISES,
     )
 
-    hides: ClassVar[str] = "client"
+    privacy_unit: ClassVar[str] = "client"
     noises_updates: ClassVar[bool] = False
+    start_release: ClassVar[StartRelease] = StartRelease(by_clients=False, clips_clients=True)
 
     def __post_init__(self) -> None:
         """Refuse another text than one of a server noise.
@@ -166,18 +169,18 @@ class UserDP(Mechanism):
         return SERVER_NOISES.build(self.noise)
 
     @property
-    def turns(self) -> bool:  # type: ignore[override]
-        """By the noise."""
+    def turns(self) -> bool:
+        """Whether clients take turns, by the noise."""
         return self.relation.turns
 
     @property
-    def secret_cohort(self) -> bool:  # type: ignore[override]
-        """Unless clients take turns."""
-        return not self.turns
+    def cohort_form(self) -> CohortForm:
+        """Secret, unless clients take turns."""
+        return CohortForm.TURNS if self.turns else CohortForm.SECRET
 
-    def asks_all(self, federation: Exposure) -> bool:
+    def asks_all(self, exposure: Exposure) -> bool:
         """Unless clients take turns: what secret coins amplify is less than what fewer clients say."""
-        return not self.turns and federation.clients <= MOST_ASKED
+        return not self.turns and exposure.clients <= MOST_ASKED
 
     @property
     def neighbours(self) -> str:  # type: ignore[override]
@@ -191,133 +194,117 @@ class UserDP(Mechanism):
             return "none: clients take turns in known cohorts, and nothing is amplified"
         return "clients join each round by independent secret coins (Poisson)"
 
-    def check(self, federation: Exposure) -> None:
+    def check(self, exposure: Exposure) -> None:
         """Also refuse rules that are not a plain sum, uneven chances, and noise that does not go with the cohorts.
 
         Raises:
             PrivacyError: says which.
         """
-        super().check(federation)
-        strategy = federation.strategy
+        super().check(exposure)
+        strategy = exposure.strategy
         name = name_of(type(strategy))
-        sums = shared_sums(federation.layout)
+        sums = shared_sums(exposure.layout)
         take = _one_of(sums)
         if not strategy.plain_sum():
             raise PrivacyError(
                 f"FP7067 user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} "
                 f"does not; {take}, or protect the updates themselves with dp_sgd or local_dp"
             )
-        if strategy.private(federation.layout):
+        if strategy.private(exposure.layout):
             raise PrivacyError(
                 f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on own "
                 f"rows; {take}"
             )
-        if not federation.even:
+        if not exposure.even:
             raise PrivacyError(
                 "FP7069 user_dp needs the same chance of being drawn for all clients; leave out participation"
             )
-        self.relation.check(self._separation(federation))
+        self.relation.check(self._separation(exposure))
         if self.turns and self.quantile:
             raise PrivacyError(
                 "FP7070 user_dp's quantile needs the sampling of independent noise; leave one of them out"
             )
-        if self.turns and not _steady(strategy, federation.layout):
-            steady = [n for n in sums if _steady(strategies.build(n), federation.layout)]
+        if self.turns and not _steady(strategy, exposure.layout):
+            steady = [n for n in sums if _steady(strategies.build(n), exposure.layout)]
             raise PrivacyError(
                 f"FP7071 noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, "
                 f"others from round to round; {_one_of(steady)}, or leave noise out"
             )
 
-    def units(self, federation: Exposure) -> int:
+    def units(self, exposure: Exposure) -> int:
         """The clients."""
-        return federation.clients
+        return exposure.clients
 
-    def rate(self, federation: Exposure) -> float:
+    def rate(self, exposure: Exposure) -> float:
         """q."""
-        return federation.cohort / federation.clients
+        return exposure.cohort / exposure.clients
 
-    def _separation(self, federation: Exposure) -> int:
-        return turns_of(federation.clients, federation.cohort)
+    def _separation(self, exposure: Exposure) -> int:
+        return turns_of(exposure.clients, exposure.cohort)
 
-    def training_signal(self, federation: Exposure) -> float:
+    def training_signal(self, exposure: Exposure) -> float:
         """Less where not all are asked: noise falls by less than what fewer clients say."""
-        whole = super().training_signal(federation)
-        if federation.cohort == federation.clients:
+        whole = super().training_signal(exposure)
+        if exposure.cohort == exposure.clients:
             return whole
         assert self.epsilon is not None
-        delta, rounds = self.delta(federation), federation.rounds
+        delta, rounds = self.delta(exposure), exposure.rounds
         start = {Event(noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(HALF), 1.0): 1}
         of_all = noise_for(self.epsilon, delta, 1.0, rounds, start)
-        [(rate, releases)] = self.planned(federation)
+        [(rate, releases)] = self.plan_releases(exposure)
         noise = noise_for(self.epsilon, delta, rate, releases, start)
-        return whole * self.rate(federation) * of_all / (noise * self._added_up(federation))
+        return whole * self.rate(exposure) * of_all / (noise * self._added_up(exposure))
 
-    def _added_up(self, federation: Exposure) -> float:
+    def _added_up(self, exposure: Exposure) -> float:
         """How long the noise of all rounds is together, relative to that of rounds that nothing relates."""
-        factor, ones = self.noise_factor(federation), np.ones(federation.rounds)
+        factor, ones = self.noise_factor(exposure), np.ones(exposure.rounds)
         if factor is None:
             return 1.0
         return float(np.linalg.norm(solve_triangular(factor, ones, trans="T", lower=True)) / np.linalg.norm(ones))
 
-    def audible(self, federation: Exposure) -> float:
+    def least_signal(self, exposure: Exposure) -> float:
         """Less where the head alone is trained."""
-        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
+        return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
-    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+    def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
         """One step of a client on all of its rows (`fedpeft.privacy.training_plans`)."""
-        return planned_for_clients(self, federation, pace)
+        return plan_for_clients(self, exposure, pace)
 
-    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
+    def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
         """One release a round; or one in each turn of a client."""
         if self.turns:
-            return [(1.0, math.ceil(federation.rounds / self._separation(federation)))]
-        return [(self.rate(federation), federation.rounds)]
+            return [(1.0, math.ceil(exposure.rounds / self._separation(exposure)))]
+        return [(self.rate(exposure), exposure.rounds)]
 
-    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release, whoever joined; or one of each client whose turn it is."""
         if self.turns:
             return dict.fromkeys(cohort, (Event(noise, 1.0), 1))
-        return {POPULATION: (Event(noise, self.rate(federation)), 1)}
+        return {POPULATION: (Event(noise, self.rate(exposure)), 1)}
 
-    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
+    def noise_factor(self, exposure: Exposure) -> np.ndarray | None:
         """As the noise says."""
-        return self.relation.factor(federation.rounds, self._separation(federation))
+        return self.relation.factor(exposure.rounds, self._separation(exposure))
 
-    def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator:
+    def aggregator(self, at: ServerRound, exposure: Exposure) -> Aggregator:
         """The noisy sum."""
         if not self.quantile:
-            return NoisySum(at, federation.cohort, at.noise, factor=self.noise_factor(federation))
-        adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
-        return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
+            return NoisySum(at, exposure.cohort, at.noise, factor=self.noise_factor(exposure))
+        adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or exposure.cohort / 20)
+        return NoisySum(at, exposure.cohort, adapt.sum_noise(at.noise), adapt)
 
-    def start_deviation(self, federation: Exposure, noise: float) -> float:
-        """One noise for the whole sum."""
-        return noise
-
-    def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
+    def start_charges(self, exposure: Exposure, noise: float) -> Charges:
         """One release, of all clients."""
-        return dict.fromkeys(clients if self.turns else [POPULATION], (Event(noise, 1.0), 1))
+        return dict.fromkeys(range(exposure.clients) if self.turns else [POPULATION], (Event(noise, 1.0), 1))
 
-    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """As they are: the server is trusted."""
-        return statistics
-
-    def start_taken(self, statistics: State) -> State:
-        """clip(all statistics, 1)."""
-        return bounded_block(statistics)
-
-    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """Sum + z gauss."""
-        return noisy(total, noise, key.stream("start noise", attempt))
-
-    def multiplier(self, federation: Exposure) -> float:
+    def multiplier(self, exposure: Exposure) -> float:
         """As every mechanism's; adaptive clipping needs s_b > z / 2.
 
         Raises:
             PrivacyError: s_b is too small.
         """
-        noise = super().multiplier(federation)
-        least = self.count_noise or federation.cohort / 20
+        noise = super().multiplier(exposure)
+        least = self.count_noise or exposure.cohort / 20
         if self.quantile and least <= noise / 2:
             raise PrivacyError(
                 f"FP7072 adaptive clipping with noise multiplier {noise:.3g} needs count_noise above {noise / 2:.3g}, "

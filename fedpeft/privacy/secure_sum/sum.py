@@ -13,6 +13,7 @@ from fedpeft.privacy.secure_sum.cohorts import FEWEST, check_cohort
 from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers, check_fits, levels
 from fedpeft.privacy.secure_sum.neighbours import Terms, degree
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.spec import parse_spec
 
 
@@ -115,5 +116,11 @@ def sums_in(privacy: str) -> SecureSum | None:
     Raises:
         ConfigError: unknown mechanism or setting.
     """
-    found = parse_privacy(privacy) if privacy else None
-    return found.sums() if isinstance(found, Mechanism) else found
+    return sums_under(parse_privacy(privacy) if privacy else None)
+
+
+def sums_under(private: Mechanism | SecureSum | None) -> SecureSum | None:
+    """Return how sums are formed under a mechanism or as a secure sum; None: there are none."""
+    if isinstance(private, Mechanism):
+        return private.sums() if isinstance(private, SumMechanism) else None
+    return private

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import name_of
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -21,7 +20,7 @@ def check_captions(setup: Setup) -> None:
         ConfigError: says what, and what to do.
     """
     head = setup.head
-    if head.exchanges and (name_of(type(head)) != "ridge" or getattr(head, "scale", 1.0) != 1.0):
+    if head.exchanges and not head.predicts_targets:
         raise ConfigError(
             f"FP1300 head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; "
             f"take --head '{START}' or zero"

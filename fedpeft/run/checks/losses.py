@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.parts import name_of
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -54,12 +53,13 @@ def check_changed_loss(setup: Setup) -> None:
     """
     task = setup.facts.task.partition("(")[0]
     for correction in (c for c in setup.drift.corrections if c.changes_loss):
-        if setup.facts.kind != "text" or task != "classification":
+        if setup.facts.kind != "text" or setup.task.targets != "classes":
             raise ConfigError(
                 f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "
                 f"{setup.facts.kind}s; leave it out of --drift"
             )
-        if name_of(type(setup.strategy)) == "owned_mean" and "adamix" in setup.peft:
+        draws = setup.strategy.counts_owned and setup.method.owned(setup.layout, setup.config.seed, 1, 0, steps=1)
+        if draws:
             raise ConfigError(
                 f"FP1310 owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} "
                 "makes more; take --strategy fedit, or leave it out of --drift"

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.strategy import shared_sum, shared_sums, strategies
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of, part_text
+from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.profiles import kinds
 
 if TYPE_CHECKING:
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
 
 def check_server_noise(setup: Setup) -> None:
     """Refuse a server optimizer that takes out noise where the server adds none."""
-    mechanism = setup.mechanism
-    adds = mechanism is not None and mechanism.protects and not (mechanism.noises_updates or mechanism.summed)
-    if setup.optimizer.needs_noise and not adds:
+    if setup.optimizer.needs_noise and not isinstance(setup.mechanism, AddsServerNoise):
         raise ConfigError(
             f"FP1322 --server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it "
             "adds none here; leave corrected out, or take --privacy user_dp"
@@ -66,7 +66,7 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     config = setup.config
     if setup.strategy.asynchronous:
         raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
-    if mechanism.summed and mechanism.per_example:
+    if isinstance(mechanism, SumMechanism) and mechanism.per_example:
         _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:
         raise ConfigError(
@@ -84,7 +84,7 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
             f"FP1325 {mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave "
             "--local-work out, and give more --rounds or a larger --batch-size"
         )
-    if mechanism.whitens and not setup.whitened_directions:
+    if is_whitened(mechanism) and not setup.whitened_directions:
         raise ConfigError(
             "FP1326 whiten=True is for a head that is trained alone, from a start that tells how features vary, and "
             f"this is --peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge, "

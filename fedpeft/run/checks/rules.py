@@ -10,6 +10,7 @@ from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundSt
 from fedpeft.clients.drift import Correction
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.task import Task
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
@@ -93,15 +94,15 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
         )
 
 
-def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
+def check_label_shift(task: Task, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
     """Refuse the correction of label shift where shares of classes are not known, or would not be protected.
 
     Raises:
         ConfigError: there are no classes, or nobody learns how many rows each has.
         PrivacyError: a row would change the loss of a client's other rows.
     """
-    if task != "classification":
-        name = task.partition("(")[0]
+    if task.targets != "classes":
+        name = name_of(type(task))
         has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
         has |= dict.fromkeys(("causal_lm", "instruction", "dpo"), "a language model has")
         what = has.get(name, f"rows of {name} have")

@@ -49,7 +49,7 @@ def _check_rule(setup: Setup) -> None:
     """Refuse what would move, or can't tell apart, what a rule that goes by tasks leaves alone."""
     rule, optimizer = setup.strategy, setup.optimizer
     name = name_of(type(rule))
-    if rule.goes_by_tasks and name_of(type(optimizer)) != "sgd":
+    if rule.goes_by_tasks and optimizer.keeps_state:
         raise ConfigError(
             f"FP1349 {name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go "
             "on moving it; use --server-optimizer sgd"

@@ -53,7 +53,7 @@ def check(setup: Setup) -> None:
     if setup.task.describes:
         check_captions(setup)
     if setup.drift.needs_shares:
-        check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+        check_label_shift(setup.task, config.head, setup.head, setup.mechanism)
         if setup.drift.least_skew and setup.secure_sum is not None:
             raise PrivacyError(
                 f"FP7115 nobody learns how far clients' classes lie apart under {setup.secure_sum.name}; leave least "

@@ -29,7 +29,7 @@ from fedpeft.deployment.round_record import RoundRecord, TaskRecord
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import ConfigError, DataError, FedpeftError, PayloadError, RunError
 from fedpeft.peft.saved_adapter import load, refuse_patterns
-from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity

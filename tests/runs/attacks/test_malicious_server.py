@@ -134,7 +134,7 @@ def joins(made, description, folder):
                     EdgeOptions(device="cpu", threads=1))  # fmt: skip
         edge.registration().SerializeToString()
         if edge.protection is not None:
-            edge.protection.terms()
+            edge.protection.describe()
             edge.protection.warnings()
     except FedpeftError as refusal:
         said = str(refusal)

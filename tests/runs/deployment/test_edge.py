@@ -18,7 +18,7 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from fedpeft.machine.cache import cache_directory
-from fedpeft.privacy.client_engine import FAILED
+from fedpeft.privacy.client_protection import FAILED
 from fedpeft.run.records import Records
 from tests.here import Federation
 from tests.refusals import has_error, refuses

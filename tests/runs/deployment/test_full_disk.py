@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedpeft.errors import RunError
-from fedpeft.privacy import client_engine
+from fedpeft.privacy import client_protection
 from fedpeft.server.progress import Checkpoints
 from tests.refusals import has_error
 
@@ -82,7 +82,7 @@ def test_a_full_disk_stops_a_private_client_before_anything_leaves_it(federation
     assert has_error(report.error, "FP5001")
     assert not report.payload
     with monkeypatch.context() as patch:  # an answer is smaller than a state, and no room is left for it alone
-        patch.setattr(client_engine, "replace_file", no_room)
+        patch.setattr(client_protection, "replace_file", no_room)
         report = edge.handle(instruction)
     assert has_error(report.error, "FP7030")
     assert not report.payload

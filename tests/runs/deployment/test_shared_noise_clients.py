@@ -13,7 +13,7 @@ from fedpeft.clients.masking import FILE, Masking
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.privacy.accountant import epsilon
-from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.engine import KEY, LEDGER
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
@@ -92,7 +92,7 @@ def test_each_adds_its_share_from_its_own_key(recorded):
 def test_both_books_hold_each_sum_once_also_of_a_client_that_was_killed_after_its_charge(recorded):
     made = recorded.made
     engine = made.server.protection
-    event = engine.mechanism.charges(engine.federation, [0], engine.noise)[0][0]
+    event = engine.mechanism.charges(engine.exposure, [0], engine.noise_multiplier)[0][0]
     for k in range(3):
         home = made.folder / f"edge-{k}"
         assert [(line["round"], line["charges"]) for line in book(made, k)] == [
@@ -100,8 +100,8 @@ def test_both_books_hold_each_sum_once_also_of_a_client_that_was_killed_after_it
         ]
         assert engine.ledger.spent[k] == {event: 2}
         assert {stat.S_IMODE((home / name).stat().st_mode) for name in (KEY, LEDGER)} == {0o600}
-        assert made.server.edges[k].protection.spent() == epsilon({event: 2}, engine.delta)
-    assert engine.summary()["epsilon"] == made.server.edges[0].protection.spent()
+        assert made.server.edges[k].protection.compute_epsilon() == epsilon({event: 2}, engine.delta)
+    assert engine.summary()["epsilon"] == made.server.edges[0].protection.compute_epsilon()
 
 
 def test_a_server_hears_no_number_of_a_single_client(recorded):
@@ -119,13 +119,14 @@ def test_a_client_takes_part_as_often_as_its_own_limit_allows_and_the_others_go_
     given = {"clients": 5, "rounds": 3, "batch_size": 60, "privacy": "distributed_dp(noise_multiplier=2, rows=310)"}
     made = Federation(tmp_path, SilentObserver(), **SHARED | given)
     plain = made.server.edges[0].protection
-    event, _ = plain._charge(0)
+    event, _ = plain.compute_cost()
     one = epsilon({event: 1}, plain.delta) * 1.01
     made.options[0] = {"max_epsilon": one}
     made.server.edges[0] = made.edge(0)
     own = made.server.edges[1].protection
     own.ledger.charge(9, "elsewhere", {OWN: (event, 1)})
-    own.mechanism = replace(own.mechanism, epsilon=epsilon({event: 2}, own.delta) * 1.01)
+    mechanism = replace(own.mechanism, epsilon=epsilon({event: 2}, own.delta) * 1.01)
+    own.engine.accounts = replace(own.engine.accounts, mechanism=mechanism)
     made.run()
     asked = {(i.round, i.client) for i in made.server.direct.asked}
     assert asked == {(1, k) for k in range(5)} | {(2, k) for k in range(1, 5)} | {(3, k) for k in range(2, 5)}
@@ -133,7 +134,7 @@ def test_a_client_takes_part_as_often_as_its_own_limit_allows_and_the_others_go_
     assert (refused.client, refused.round, refused.payload) == (1, 2, b"")
     assert [len(book(made, k)) for k in range(5)] == [1, 2, 2, 2, 2], "a sum that is void before step 3 costs nothing"
     assert made.server.protection.summary()["privacy"]["sat_out"] == [0, 1]
-    assert made.server.edges[0].protection.spent() <= one
+    assert made.server.edges[0].protection.compute_epsilon() <= one
 
 
 # ------------------------------------------------------------------------------------------------- a server that lies
@@ -172,13 +173,13 @@ def test_asked_twice_a_client_gives_the_same_answer_or_none(recorded):
 def test_whoever_was_dropped_is_asked_for_no_share(recorded):
     server = recorded.made.server
     [member] = [m for m in server.roster.members if m.id == 2]
-    asked = server.protection._declared().keys()
+    asked = server.protection.accounts.declared().keys()
     server.roster.drop(member, "it lied")
     try:
-        assert asked - server.protection._declared().keys() == {2}
+        assert asked - server.protection.accounts.declared().keys() == {2}
     finally:
         server.roster.readmit([member.name])
-    assert server.protection._declared().keys() == asked
+    assert server.protection.accounts.declared().keys() == asked
 
 
 def test_a_client_whose_noise_is_not_the_server_s_is_not_taken(recorded):

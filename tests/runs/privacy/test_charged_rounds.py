@@ -35,7 +35,7 @@ def test_the_noise_of_a_budget_spends_it_and_no_more(tmp_path):
     assert median <= worst
     spent = simulation.protection.ledger.spent
     assert worst == max(epsilon(events, simulation.protection.delta) for events in spent.values())
-    federation = simulation.protection.federation
+    federation = simulation.protection.exposure
     for client, events in spent.items():
         [(event, steps)] = events.items()
         assert event.rate == min(1.0, 4 / federation.rows[client])

@@ -42,7 +42,7 @@ def test_a_round_is_the_noisy_sum_and_nothing_else(tmp_path, unit, strategy):
     simulation, progress = trained(tmp_path / "quiet", privacy=quiet, **given)
     loud = quiet.replace("1e-3", "0.3")
     _, noised = trained(tmp_path / "loud", privacy=loud, **given)
-    federation, names = simulation.protection.federation, sorted(moved(progress))
+    federation, names = simulation.protection.exposure, sorted(moved(progress))
     sums = simulation.setup.secure_sum
     expected = federation.rows.sum() if unit == "rows" else federation.clients
     assert sums.expected == expected
@@ -63,8 +63,8 @@ def test_a_start_is_one_noisy_sum_of_all_clients(tmp_path):
     assert [line["round"] for line in charges(tmp_path)] == [0]
     assert 7.9 < engine.epsilons()[0] <= 8
     assert progress.started["head.weight"].any()
-    own = MECHANISMS.build("dp_sgd(epsilon=8, start=1)").start_deviation(engine.federation, engine.start)
-    assert engine.mechanism.start_deviation(engine.federation, engine.start) == pytest.approx(own / math.sqrt(6))
+    own = MECHANISMS.build("dp_sgd(epsilon=8, start=1)").start_release.deviation(engine.start, 6)
+    assert engine.mechanism.start_release.deviation(engine.start, 6) == pytest.approx(own / math.sqrt(6))
 
 
 # ------------------------------------------------------------------------------------------------------ what it costs
@@ -78,15 +78,15 @@ def test_the_budget_is_the_server_s_and_both_epsilons_are_told(tmp_path):
     assert 0 < models < worst <= 4
     assert told["privacy"]["epsilon_gaussian_prv"] < told["privacy"]["epsilon_gaussian_rdp"] <= worst * 1.001
     # by hand: each client's sums, with the noise that colluding clients do not know
-    assert simulation.setup.secure_sum.rate == 16 * 6 / engine.federation.rows.sum()
+    assert simulation.setup.secure_sum.rate == 16 * 6 / engine.exposure.rows.sum()
     grid, known = simulation.setup.secure_sum.later, 0.2 / 0.9
     for client, events in engine.ledger.spent.items():
-        rate = 16 * 6 / engine.federation.rows.sum()
+        rate = 16 * 6 / engine.exposure.rows.sum()
         taken = sum(client in [c[0] for c in line["charges"]] for line in charges(tmp_path))
         variance = grid.variance * (1 - known)
         assert events == {Grid(grid.size, grid.step, grid.radius, variance).event(rate): taken}
     assert worst == max(rdp_epsilon(events, engine.delta) for events in engine.ledger.spent.values())
-    assert engine.delta == pytest.approx(0.1 / engine.federation.rows.sum())
+    assert engine.delta == pytest.approx(0.1 / engine.exposure.rows.sum())
 
 
 def test_a_run_whose_clients_are_drawn_too_often_ends_and_is_within_its_budget(tmp_path):
@@ -145,8 +145,8 @@ def test_a_round_that_is_tried_again_has_new_noise_and_a_new_charge(tmp_path, mo
     assert [(line["round"], line["attempt"]) for line in charges(tmp_path)] == [(1, 0), (2, 0), (2, 1)]
     assert not torch.equal(progress.adapter["head.weight"], kept["head.weight"])
     engine = simulation.protection
-    events = engine.mechanism.to_all(engine.federation, 1.0, None, 0, 3)
-    assert engine.told_to_all() == epsilon(events, engine.delta) > 0
+    events = engine.mechanism.to_all(engine.exposure, 1.0, None, 0, 3)
+    assert engine.noise_source.epsilon_of_models(engine) == epsilon(events, engine.delta) > 0
 
 
 def test_sums_of_gradients_step_at_the_rate_that_an_undone_round_has_left(tmp_path, monkeypatch):

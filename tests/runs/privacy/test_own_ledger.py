@@ -11,10 +11,10 @@ import pytest
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.accountant import Event, epsilon
-from fedpeft.privacy.client_engine import FAILED, OWN, Answers
+from fedpeft.privacy.accounts import CommonAccounts
+from fedpeft.privacy.client_protection import FAILED, OWN, Answers
 from fedpeft.privacy.engine import KEY, LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
-from fedpeft.privacy.remote_engine import SecondBook
 from tests.here import ROWS
 from tests.refusals import has_error, refuses
 
@@ -41,7 +41,7 @@ def test_both_books_say_what_was_planned(federation, mechanism):
         assert {(home / name).stat().st_mode & 0o077 for name in (KEY, LEDGER, "answer")} == {0}
         keys.add((home / KEY).read_bytes())
     assert len(keys) == 2
-    own = [edge.protection.spent() for edge in made.server.edges]
+    own = [edge.protection.compute_epsilon() for edge in made.server.edges]
     summary = made.server.protection.summary()
     assert summary["epsilon"] == pytest.approx(max(own), rel=1e-6)
     assert summary["dp_delta"] == max(edge.protection.delta for edge in made.server.edges)
@@ -54,11 +54,11 @@ def test_each_client_chooses_the_noise_that_its_own_rows_and_limit_need(federati
     made = federation(privacy="dp_sgd(epsilon=8)", options=[{"max_epsilon": 2.0}, {}])
     made.run()
     few, many = (edge.protection for edge in made.server.edges)
-    assert few.noise > many.noise
+    assert few.engine.noise_multiplier > many.engine.noise_multiplier
     assert 1 < few.spent() <= 2
     assert 4 < many.spent() <= 8
     assert few.delta == pytest.approx(1e-3)
-    assert made.server.protection.summary()["noise_multiplier"] == many.noise
+    assert made.server.protection.summary()["noise_multiplier"] == many.engine.noise_multiplier
 
 
 @pytest.mark.parametrize("mechanism", ["dp_sgd", "local_dp", "user_dp"])
@@ -74,7 +74,7 @@ def test_nothing_that_is_measured_on_the_rows_leaves_a_client(federation, mechan
 def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation, monkeypatch):
     privacy = "dp_sgd(noise_multiplier=0.7)"
     once = federation(privacy=privacy, rounds=1).server.edges[0].protection
-    event, releases = once._charge(0)
+    event, releases = once.compute_cost()
     limit = epsilon({event: releases}, once.delta) * 1.01
     made = federation(privacy=privacy, rounds=3, options=[{"max_epsilon": limit}, {}], serve=ServeOptions(labels=""))
     monkeypatch.setattr(made.server.observer, "say", (said := []).append)
@@ -83,7 +83,7 @@ def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation, m
     assert [len(book(made, k)) for k in range(2)] == [1, 3]
     assert [i.client for i in made.server.direct.asked] == [0, 1, 1, 1]
     assert made.server.protection.summary()["privacy"]["sat_out"] == [0]
-    assert made.server.edges[0].protection.spent() <= limit
+    assert made.server.edges[0].protection.compute_epsilon() <= limit
 
 
 def test_who_stood_in_for_another_is_not_asked_again_at_its_own_turn(federation, monkeypatch):
@@ -106,11 +106,10 @@ def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_pe
     """The client's own book has a charge more than the server's: it refuses, and the server sees to the rest."""
     made = federation(privacy="local_dp(noise_multiplier=2)", clients=1, rounds=3)
     [edge] = made.server.edges
-    event, count = edge.protection._charge(0)
+    event, count = edge.protection.compute_cost()
     edge.protection.ledger.charge(1, "elsewhere", {OWN: (event, count)})
-    edge.protection.mechanism = replace(
-        edge.protection.mechanism, epsilon=epsilon({event: 2}, edge.protection.delta) * 1.01
-    )
+    mechanism = replace(edge.protection.mechanism, epsilon=epsilon({event: 2}, edge.protection.delta) * 1.01)
+    edge.protection.engine.accounts = replace(edge.protection.engine.accounts, mechanism=mechanism)
     progress = made.run()
     assert progress.round == 2, "the round in which the last client refuses is the last one"
     assert [bool(r.payload) for r in made.server.direct.reports] == [True, False]
@@ -133,7 +132,7 @@ def test_a_budget_is_for_all_runs_on_the_same_rows_whatever_the_server_calls_the
     """Three rounds are what the limit allows, in one run or in three."""
     given = {"privacy": "local_dp(noise_multiplier=3)", "rounds": 2, "serve": ServeOptions(labels="")}
     own = federation(**given).server.edges[0].protection
-    event, count = own._charge(0)
+    event, count = own.compute_cost()
     limit = epsilon({event: 3 * count}, own.delta) * 1.01
     made = federation(**given, options=[{"max_epsilon": limit}, {}])
     assert made.run().round == 2
@@ -157,7 +156,7 @@ def test_a_lost_book_of_all_runs_is_made_again_from_the_run_s_own(federation):
     made.run()
     own = made.server.edges[0].protection
     before = own.lifetime.spent(own.delta)
-    assert before == pytest.approx(own.spent())
+    assert before == pytest.approx(own.compute_epsilon())
     own.lifetime.path.unlink()
     own = made.edge(0).protection
     assert own.lifetime.spent(own.delta) == before
@@ -179,7 +178,7 @@ def test_noise_of_a_known_seed_counts_as_none_for_later_runs(federation):
     made.run()
     edge = made.server.edges[0]
     assert edge.protection.lifetime.spent(1e-5) == float("inf")
-    assert edge.protection.spent() < float("inf"), "its own book says what the run would have cost"
+    assert edge.protection.compute_epsilon() < float("inf"), "its own book says what the run would have cost"
     edge.protection.lifetime.path.unlink()
     again = made.edge(0).protection.lifetime
     assert again.spent(1e-5) == float("inf"), "nor does it count where the book of all runs was lost, and is made anew"
@@ -232,7 +231,7 @@ def test_a_client_killed_between_any_two_steps_is_charged_at_least_what_it_relea
     assert len(book(made, 0)) == before + 1, "nothing was released under the first charge, or the same bits"
     assert made.edge(0).handle(instruction) == answer
     own = made.edge(0).protection
-    assert own.lifetime.spent(own.delta) == own.spent(), "and not twice for all runs"
+    assert own.lifetime.spent(own.delta) == own.compute_epsilon(), "and not twice for all runs"
 
 
 def test_other_rows_or_another_setting_are_another_input(federation):
@@ -323,7 +322,7 @@ def test_user_level_privacy_draws_secret_cohorts_among_the_places(federation):
     progress = made.run()
     assert progress.round == 6
     ledger = made.server.protection.ledger
-    assert not isinstance(made.server.protection, SecondBook)
+    assert isinstance(made.server.protection.accounts, CommonAccounts)
     assert ledger.spent == {POPULATION: {Event(1.0, 0.5): 6}}
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert {r["clients"] for r in rounds} == {1}, "the expected number is told, whatever it was"

@@ -21,19 +21,19 @@ from tests.unit.privacy.test_private_plan import TINY, made
 def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_path, monkeypatch):
     heard = made(tmp_path / "all", privacy="dp_sgd(epsilon=8, plan=False)", learning_rate=0.01)
     simulation = Simulation(heard, tmp_path / "some", ConsoleObserver(QUIET))
-    federation, mechanism = simulation.protection.federation, simulation.setup.mechanism
+    federation, mechanism = simulation.protection.exposure, simulation.setup.mechanism
     head = sum(t.numel for t in simulation.setup.layout.tensors if t.role == "head")
     alone = replace(federation, trained=(head, head))
     between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
-    monkeypatch.setattr(mechanisms, "AUDIBLE", between)
-    monkeypatch.setattr(dp_sgd, "AUDIBLE_HEAD", between)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", between)
+    monkeypatch.setattr(dp_sgd, "LEAST_SIGNAL_HEAD", between)
     given = {**TINY, "peft": "lora", "rounds": 20, "measure": "validation(every=100)"}
     folder = tmp_path / "head"
     planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))
     assert (planned.config.peft, planned.config.strategy) == ("linear_probe", "fedit")
     assert planned.config.server_optimizer == "momentum(beta=0.9)"
     assert planned.protection.trains
-    assert planned.protection.federation.trained == (head, head)
+    assert planned.protection.exposure.trained == (head, head)
     folder.mkdir()
     progress = planned.train(planned.server(Records(folder)))
     assert progress.round == 20

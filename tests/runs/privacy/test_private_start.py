@@ -12,7 +12,7 @@ import torch
 from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
 from fedpeft.config import RunConfig
 from fedpeft.privacy.accountant import Event, epsilon, noise_for
-from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.run.console import ConsoleObserver
@@ -138,7 +138,7 @@ def test_bounded_heads_need_no_privacy(tmp_path):
 def test_noise_without_a_budget_costs_the_share_that_is_asked_for(mechanism, tmp_path):
     simulation, _ = trained(tmp_path, privacy=f"{mechanism}(noise_multiplier=1.0, start=0.5)", head="private_ridge")
     own = simulation.protection
-    rounds = max(epsilon({Event(1.0, rate): n}, own.delta) for rate, n in own.mechanism.planned(own.federation))
+    rounds = max(epsilon({Event(1.0, rate): n}, own.delta) for rate, n in own.mechanism.plan_releases(own.exposure))
     alone = epsilon({Event(own.start, 1.0): 1}, own.delta)
     assert alone == pytest.approx(rounds, rel=0.02)
     assert rounds < own.epsilons()[0] < 2 * rounds
@@ -163,10 +163,10 @@ def test_real_clients_release_once_under_their_own_books(federation, mechanism):
     for k, edge in enumerate(made.server.edges):
         own = edge.protection
         first, *rest = own_book(made, k)
-        assert (first["round"], first["charges"]) == (0, [[OWN, own.start, 1.0, 1]])
+        assert (first["round"], first["charges"]) == (0, [[OWN, own.engine.start, 1.0, 1]])
         assert [line["round"] for line in rest] == [1, 2]
         assert second.ledger.spent[k] == own.ledger.spent[OWN], "the server's book says the same"
-        assert own.spent() <= 8
+        assert own.compute_epsilon() <= 8
     [line] = [entry for entry in book(made.folder / "server")[1:] if entry["round"] == 0]
     assert {charge[0] for charge in line["charges"]} == {0, 1}
     asked = [i for i in made.server.direct.asked if i.kind == "prepare"]

@@ -10,7 +10,7 @@ from fedpeft.clients.drift import SHARES
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
-from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.client_protection import OWN
 
 CODEC = parse_codec("fp32")
 RAISED = {

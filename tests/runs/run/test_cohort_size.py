@@ -25,7 +25,7 @@ def test_a_first_run_of_few_clients_asks_all_of_them(tmp_path):
 def test_a_budget_counts_on_the_clients_that_a_round_asks(given, cohort, size, tmp_path):
     with ConsoleObserver(Console(quiet=True)) as observer:
         made = Simulation(RunConfig(**TINY, privacy=given, cohort=cohort), tmp_path, observer)
-    counted = made.protection.federation
+    counted = made.protection.exposure
     assert (made.sampler.size, counted.cohort) == (size, size)
     assert counted.participations.sum() == 2 * size
     assert (counted.participations == 2).all() == (size == 6)

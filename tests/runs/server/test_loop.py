@@ -22,7 +22,7 @@ from fedpeft.config import RunConfig
 from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.engine import PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.run.facts import DataFacts
@@ -80,7 +80,7 @@ def protect(setup: Setup, folder: Path) -> PrivacyEngine:
         setup.strategy, setup.method, LAYOUT, ones, ones, ones * ROUNDS, batch_size=4, rounds=ROUNDS, cohort=CLIENTS,
         even=True, trained=(6, 6),
     )  # fmt: skip
-    return PrivacyEngine(setup.mechanism, exposure, folder, "run", 0)
+    return make_engine(setup.mechanism, exposure, folder, "run", 0)
 
 
 class Clients(OwnGrid):
@@ -261,7 +261,7 @@ def _charges(server: Server) -> list[tuple[int, str, int]]:
     """Return round, fingerprint and attempt of each charge on the ledger."""
     charged, counts = [], {}
     (privacy,) = (hook for hook in server.hooks if isinstance(hook, PrivacyHook))
-    for number, fingerprint, _ in privacy.engine.ledger.charged():
+    for number, fingerprint, _ in privacy.engine.ledger.list_charges():
         charged.append((number, fingerprint, counts.get(number, 0)))
         counts[number] = counts.get(number, 0) + 1
     return charged

@@ -12,7 +12,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.privacy.mechanism import ServerRound
+from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.noise import RunKey
 from tests.refusals import refuses

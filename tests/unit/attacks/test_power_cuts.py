@@ -21,7 +21,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.members import Roster
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event
-from fedpeft.privacy.client_engine import Answers
+from fedpeft.privacy.client_protection import Answers
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.run.records import Records
 from fedpeft.server.progress import Checkpoints, Progress, RunStore

@@ -302,13 +302,13 @@ def test_canaries_of_a_run_take_turns_as_often_as_its_clients(clients, cohort, t
         steps=ones, participations=ones, batch_size=1, rounds=20, cohort=cohort, even=True,
     )  # fmt: skip
     setup = SimpleNamespace(strategy=federation.strategy, uplink=parse_uplink("fp32"))
-    engine = SimpleNamespace(federation=federation, mechanism=mechanism, noise=1.0, delta=1e-3)
+    engine = SimpleNamespace(exposure=federation, mechanism=mechanism, noise_multiplier=1.0, delta=1e-3)
     config = SimpleNamespace(strategy="fedit", seed=0)
     audit = of_run(SimpleNamespace(protection=engine, setup=setup, config=config))
     made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(audit.canaries, bool))
-    canaries = made.protection.federation
+    canaries = made.protection.exposure
     assert turns_of(canaries.clients, canaries.cohort) == turns_of(clients, cohort)
-    assert mechanism.planned(canaries) == mechanism.planned(federation)
+    assert mechanism.plan_releases(canaries) == mechanism.plan_releases(federation)
     assert 300 < audit.canaries < 500
 
 

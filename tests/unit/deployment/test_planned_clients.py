@@ -145,7 +145,7 @@ def test_noise_that_is_shared_is_planned_for_by_the_rows_of_all(tmp_path, observ
     made = Federation(tmp_path, observer, **given)
     assert heard(made)["learning_rate"] != UNSAID["learning_rate"]
     assert said(made) == ""  # the book says it
-    assert "of the budget is for the start" in made.server.protection.plan()
+    assert "of the budget is for the start" in made.server.protection.describe_plan()
 
 
 FEW = {"clients": 3, "rounds": 6, "privacy": "distributed_dp(epsilon=8, unit=clients, clip=0.2, plan=False)"}
@@ -157,7 +157,7 @@ def test_of_few_clients_rounds_are_planned_at_the_delta_that_they_count_at(tmp_p
     book = made.server.protection
     assert {book.delta, *(terms.delta for terms in made.server._declared().values())} == {0.001}
     assert "the budget counts at dp_delta 0.001, the largest that clients accept" in said(made)
-    assert book.too_little() == ""
+    assert book.accounts.describe_shortfall() == ""
 
 
 def test_a_federation_of_before_goes_on_at_its_delta_and_says_how_far_its_clients_come(tmp_path, observer):
@@ -166,4 +166,7 @@ def test_a_federation_of_before_goes_on_at_its_delta_and_says_how_far_its_client
     made = Federation(tmp_path, observer, **FEW)
     assert made.server.protection.delta == pytest.approx(0.1 / 3)
     made.server.present()
-    assert "budgets of 3 of 3 clients pay for 3 rounds, and 6 are planned" in made.server.protection.too_little()
+    assert (
+        "budgets of 3 of 3 clients pay for 3 rounds, and 6 are planned"
+        in made.server.protection.accounts.describe_shortfall()
+    )

@@ -33,8 +33,10 @@ from tests.runs.deployment.test_shared_noise_clients import SHARED
 def test_a_share_of_colluding_clients_is_the_larger_of_both(tmp_path):
     made = Federation(tmp_path, SilentObserver(), [{"collude": 0.5}, {}, {}], **SHARED)
     wary, other = (edge.protection for edge in made.server.edges[:2])
-    assert wary.sums == other.sums, "all have one grid"
-    assert wary._charge(0)[0].noise == pytest.approx(other._charge(0)[0].noise * (1 - 0.5 / 0.9) ** 0.5, rel=1e-3)
+    assert wary.engine.sums == other.engine.sums, "all have one grid"
+    assert wary.compute_cost()[0].noise == pytest.approx(
+        other.compute_cost()[0].noise * (1 - 0.5 / 0.9) ** 0.5, rel=1e-3
+    )
 
 
 def test_a_number_of_rows_that_is_not_even_the_client_s_own(tmp_path):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from experiments.privacy.frozen_rows import FrozenRows
 from experiments.private_plan.frozen_clients import FrozenClients
-from fedpeft.privacy.mechanism import Training
 from fedpeft.privacy.mechanisms.user_dp import UserDP
 from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.training_plans import Training
 
 KEY = RunKey(bytes(32))
 

@@ -81,7 +81,7 @@ def test_a_cohort_that_noise_drowns_leaves_the_start_as_it_is(noise, tmp_path):
     """Of 5,000 clients 10 a round took 20 Newsgroups from 73 % to 19, and to 24."""
     simulation = made(tmp_path, cohort=2, privacy=f"user_dp(epsilon=60, noise={noise})")
     assert not simulation.protection.trains
-    assert "no round of training is planned" in simulation.protection.plan()
+    assert "no round of training is planned" in simulation.protection.describe_plan()
 
 
 def test_an_adapter_that_noise_drowns_is_not_trained_where_there_is_no_head(tmp_path):

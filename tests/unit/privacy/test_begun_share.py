@@ -22,9 +22,9 @@ PRIVACY = {"dp_sgd": "dp_sgd(epsilon=50)", "user_dp": "user_dp(epsilon=50)", "sh
 def heard(monkeypatch, all_is):
     """From now on training is heard, or is not, as if another version had looked at other runs."""
     least = 0.0 if all_is else 1e9
-    monkeypatch.setattr(mechanisms, "AUDIBLE", least)
-    for module, name in ((user_dp, "AUDIBLE_HEAD"), (distributed_dp, "AUDIBLE_HEAD"),
-                         (distributed_dp, "AUDIBLE_WHITENED")):  # fmt: skip
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", least)
+    for module, name in ((user_dp, "LEAST_SIGNAL_HEAD"), (distributed_dp, "LEAST_SIGNAL_HEAD"),
+                         (distributed_dp, "LEAST_SIGNAL_WHITENED")):  # fmt: skip
         monkeypatch.setattr(module, name, least)
 
 
@@ -37,7 +37,7 @@ def opened(folder, **given):
 
 def terms(made):
     own = made.protection
-    return own.noise, own.start, own.trains, own.start_share, catalogue.made_toml(made.setup)
+    return own.noise_source.levels, catalogue.made_toml(made.setup)
 
 
 @pytest.mark.parametrize("privacy", PRIVACY.values(), ids=PRIVACY)

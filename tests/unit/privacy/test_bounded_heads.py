@@ -12,8 +12,9 @@ from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, hidden_cl
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
 from fedpeft.aggregation.heads.private_ridge import as_matrix, as_vector, projection
 from fedpeft.peft.adapter import norm
-from fedpeft.privacy.mechanism import MECHANISMS, bounded_block, noisy
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.start_release import add_noise, clip_block
 
 WIDTH, CLASSES = 5, 3
 BOUNDED = [name for name in HEADS.names if HEADS.build(name).bounded]
@@ -78,12 +79,12 @@ def test_a_client_s_block_is_clipped_as_one_vector(name):
         features = torch.randn(rows, WIDTH, generator=generator)
         labels = torch.randint(0, CLASSES, (rows,), generator=generator)
         statistics = head.statistics(features, labels, CLASSES)
-        blocks.append(user.start_taken(statistics))
+        blocks.append(user.start_release.take(statistics))
         assert norm(statistics) == pytest.approx(norm(blocks[-1])) or norm(blocks[-1]) == pytest.approx(1)
-        silent = local.start_released(statistics, 0.0, KEY, (0, 1))
+        silent = local.start_release.protect(statistics, 0.0, KEY, (0, 1))
         assert all(torch.equal(silent[n], blocks[-1][n]) for n in silent)
     bad = {n: torch.full_like(t, math.nan) for n, t in blocks[0].items()} | {VARIANCE: torch.zeros(1)}
-    assert norm(bounded_block(bad)) == 0
+    assert norm(clip_block(bad)) == 0
     assert max(norm(block) for block in blocks) <= 1 + 1e-9
     assert max(norm({n: a[n] - b[n] for n in a}) for a in blocks for b in blocks) <= 2
 
@@ -93,12 +94,12 @@ def test_a_client_s_block_is_clipped_as_one_vector(name):
 
 @pytest.mark.parametrize(("mechanism", "deviation"), [("dp_sgd", 3.0), ("local_dp", 6.0), ("user_dp", 3.0)])
 def test_noise_has_the_stated_scale_and_is_told_of(mechanism, deviation):
-    made = MECHANISMS.build(f"{mechanism}(epsilon=1)")
+    release = MECHANISMS.build(f"{mechanism}(epsilon=1)").start_release
     zeros = {"sums": torch.zeros(60, 200, dtype=torch.float64), VARIANCE: torch.zeros(1, dtype=torch.float64)}
-    clients = [made.start_taken(made.start_released(zeros, 3.0, KEY, (0, k))) for k in range(2)]
+    clients = [release.take(release.protect(zeros, 3.0, KEY, (0, k))) for k in range(2)]
     if mechanism == "user_dp":
         assert all(torch.equal(sent["sums"], zeros["sums"]) for sent in clients), "the server adds the noise, once"
-        clients = [made.start_summed(zeros, 3.0, KEY, attempt) for attempt in range(2)]
+        clients = [release.finish(zeros, 3.0, KEY, attempt) for attempt in range(2)]
     for sent in clients:
         values = sent["sums"].flatten().numpy()
         assert float(sent[VARIANCE]) == deviation**2
@@ -112,7 +113,7 @@ def test_the_noise_is_the_client_s_attempt_s_and_key_s():
     made, zeros = MECHANISMS.build("dp_sgd(epsilon=1)"), {"sums": torch.zeros(3, 4), VARIANCE: torch.zeros(1)}
 
     def drawn(key, ids):
-        return made.start_released(zeros, 1.0, key, ids)["sums"]
+        return made.start_release.protect(zeros, 1.0, key, ids)["sums"]
 
     assert torch.equal(drawn(KEY, (0, 1)), drawn(KEY, (0, 1)))
     assert not torch.equal(drawn(KEY, (0, 1)), drawn(KEY, (1, 0)))
@@ -129,7 +130,7 @@ def test_the_head_survives_noise_that_its_rows_can_bear(name):
     means = 4 * torch.randn(CLASSES, WIDTH, generator=generator, dtype=torch.float64)
     features = 100 * (means[labels] + torch.randn(900, WIDTH, generator=generator, dtype=torch.float64))
     head = HEADS.build(name)
-    total = noisy(head.statistics(features, labels, CLASSES), 8.0, KEY.stream("noise"))
+    total = add_noise(head.statistics(features, labels, CLASSES), 8.0, KEY.stream("noise"))
     solved = head.solve(total, WIDTH, CLASSES)
     logits = features @ solved["head.weight"].T + solved["head.bias"]
     assert float((logits.argmax(1) == labels).double().mean()) > 0.85
@@ -152,7 +153,7 @@ def test_a_class_that_drowns_in_noise_loses_to_all_others():
     labels = torch.arange(200) % 4
     keep = (labels != 2) | (torch.arange(200) < 5)
     head = HEADS.build("private_centroids")
-    total = noisy(head.statistics(features[keep], labels[keep], 4), 2.0, KEY.stream("noise"))
+    total = add_noise(head.statistics(features[keep], labels[keep], 4), 2.0, KEY.stream("noise"))
     assert head.hidden(total) == [2]
     solved = head.solve(total, 4, 4)
     logits = features @ solved["head.weight"].T + solved["head.bias"]

@@ -242,13 +242,13 @@ def test_a_client_pays_for_each_of_its_turns_and_the_budget_is_met():
     federation = exposure()
     noise = mechanism.multiplier(federation)
     assert mechanism.charges(federation, [3, 5], noise) == dict.fromkeys([3, 5], (Event(noise, 1.0), 1))
-    assert mechanism.planned(federation) == [(1.0, 3)]
+    assert mechanism.plan_releases(federation) == [(1.0, 3)]
     assert 3.95 <= epsilon({Event(noise, 1.0): 3}, 1e-3) <= 4
     assert not mechanism.secret_cohort
-    assert set(mechanism.start_charges(range(4), 1.0)) == {0, 1, 2, 3}
+    assert set(mechanism.start_charges(exposure(clients=4), 1.0)) == {0, 1, 2, 3}
     plain = MECHANISMS.build("user_dp(epsilon=4)")
     assert plain.secret_cohort
-    assert set(plain.start_charges(range(4), 1.0)) == {POPULATION}
+    assert set(plain.start_charges(federation, 1.0)) == {POPULATION}
 
 
 def test_the_first_round_of_the_real_sum_is_clipped_sum_and_noise_over_the_diagonal():

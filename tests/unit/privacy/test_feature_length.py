@@ -18,7 +18,7 @@ from tests.unit.privacy.test_private_plan import exposure
 def test_longer_features_are_led_as_far_in_their_own_unit(text):
     """Of features s times as long, gradients are s times as long, and weights have to be led a part of 1 / s."""
     mechanism, federation = MECHANISMS.build(text), exposure(entries=12, rounds=20)
-    one, other = (mechanism.planned_training(replace(federation, length=s)) for s in (1.0, 10.0))
+    one, other = (mechanism.plan_training(replace(federation, length=s)) for s in (1.0, 10.0))
     of_rows = text.startswith("dp_sgd")
     assert other.mechanism.clip == pytest.approx(one.mechanism.clip * (10 if of_rows else 0.1), rel=0.01)
     assert other.learning_rate == pytest.approx(one.learning_rate / 100, rel=0.01)

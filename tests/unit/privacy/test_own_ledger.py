@@ -12,7 +12,7 @@ from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.client_engine import own_mechanism, planned_participations
+from fedpeft.privacy.client_protection import limit_mechanism, plan_participations
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey
@@ -49,17 +49,17 @@ def test_a_damaged_ledger_is_one_sentence(federation, content):
 
 
 def test_planned_participations():
-    assert planned_participations(20, 1.0) == 20
-    assert planned_participations(100, 0.1) == 16
-    assert planned_participations(1, 0.01) == 1
+    assert plan_participations(20, 1.0) == 20
+    assert plan_participations(100, 0.1) == 16
+    assert plan_participations(1, 0.01) == 1
 
 
 def test_own_limits():
     given = MECHANISMS.build("dp_sgd(epsilon=8)")
-    assert own_mechanism(given, 1000, None, 1e-3) == replace(given, dp_delta=1e-4)
-    assert own_mechanism(given, 10, 2.0, 1e-3) == replace(given, dp_delta=1e-3, epsilon=2.0)
-    assert own_mechanism(given, 10, 20.0, 1e-3).epsilon == 8
-    assert own_mechanism(MECHANISMS.build("local_dp(noise_multiplier=1)"), 10, None, 1e-3).epsilon is None
+    assert limit_mechanism(given, 1000, None, 1e-3) == replace(given, dp_delta=1e-4)
+    assert limit_mechanism(given, 10, 2.0, 1e-3) == replace(given, dp_delta=1e-3, epsilon=2.0)
+    assert limit_mechanism(given, 10, 20.0, 1e-3).epsilon == 8
+    assert limit_mechanism(MECHANISMS.build("local_dp(noise_multiplier=1)"), 10, None, 1e-3).epsilon is None
 
 
 def test_local_noise_hides_what_is_not_a_number():
@@ -67,5 +67,7 @@ def test_local_noise_hides_what_is_not_a_number():
     key = RunKey(bytes(32))
     update = {"x": torch.tensor([float("nan"), float("inf"), 3.0, 0.0])}
     clean = {"x": torch.tensor([0.0, 0.0, 3.0, 0.0])}
-    assert torch.equal(part.released(update, 1.0, key, (1, 0, 0))["x"], part.released(clean, 1.0, key, (1, 0, 0))["x"])
-    assert np.isfinite(part.released(update, 1.0, key, (1, 0, 0))["x"].numpy()).all()
+    assert torch.equal(
+        part.protect_update(update, 1.0, key, (1, 0, 0))["x"], part.protect_update(clean, 1.0, key, (1, 0, 0))["x"]
+    )
+    assert np.isfinite(part.protect_update(update, 1.0, key, (1, 0, 0))["x"].numpy()).all()

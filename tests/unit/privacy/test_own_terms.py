@@ -8,7 +8,7 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.declared_terms import DeclaredTerms
 from tests.refusals import refuses
 
 
@@ -56,7 +56,7 @@ def test_what_a_server_refuses(federation, privacy, serve, says):
 )  # fmt: skip
 def test_terms_that_make_no_sense_are_refused(wrong):
     good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
-    assert declared(v2.Registration(terms=v2.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
+    assert declared(v2.Registration(terms=v2.PrivacyTerms(**good))) == DeclaredTerms(1.0, 0.1, 3, 1e-3, None)
     with refuses("FP5161"):
         declared(v2.Registration(terms=v2.PrivacyTerms(**{**good, **wrong})))
     with refuses("FP5081"):

@@ -17,9 +17,9 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
-from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
+from fedpeft.privacy.mechanism import LEAST_SIGNAL, MECHANISMS
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
@@ -49,7 +49,7 @@ def rates(plan, rounds):
 
 @pytest.mark.parametrize("rounds", [1, 3, 19, 20, 100])
 def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rounds(rounds):
-    plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").planned_training(exposure(rounds=rounds))
+    plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").plan_training(exposure(rounds=rounds))
     assert plan.steps * rounds >= training_plans.STEPS
     assert plan.steps == 1 or (plan.steps - 1) * rounds < training_plans.STEPS
     assert plan.mechanism.rate * plan.steps == pytest.approx(1)
@@ -75,9 +75,9 @@ def test_whatever_steps_the_server_takes_they_lead_as_far_in_the_end(name, entri
             state, memory = server.step(state, {"a": torch.full((1,), update, dtype=torch.float64)}, memory)
         return float(state["a"] - before["a"])
 
-    usual = mechanism.planned_training(federation)
+    usual = mechanism.plan_training(federation)
     server = SERVER_OPTIMIZERS.build(optimizer)
-    plan = mechanism.planned_training(federation, server.pace)
+    plan = mechanism.plan_training(federation, server.pace)
     assert plan.momentum == 0
     assert plan.steps == usual.steps
     planned = SERVER_OPTIMIZERS.build(f"momentum(beta={usual.momentum})")
@@ -85,7 +85,7 @@ def test_whatever_steps_the_server_takes_they_lead_as_far_in_the_end(name, entri
 
 
 def test_the_plan_for_twenty_rounds_is_the_documented_run():
-    plan = MECHANISMS.build("dp_sgd(epsilon=8)").planned_training(exposure(rounds=20))
+    plan = MECHANISMS.build("dp_sgd(epsilon=8)").plan_training(exposure(rounds=20))
     assert (plan.learning_rate, plan.mechanism.clip, plan.momentum) == (2.6, 0.3, 0.9)
 
 
@@ -97,10 +97,10 @@ def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, ro
     """
     federation = replace(exposure(rounds=rounds, cohort=10), participations=np.full(20, rounds // 2))
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     trained = replace(federation, steps=np.full(20, plan.steps), batch_size=plan.batch_size)
     noise = plan.mechanism.multiplier(trained)
-    each = noise * plan.mechanism.clip / plan.mechanism.divisor(plan.batch_size, 400)
+    each = noise * plan.mechanism.clip / plan.mechanism.example_sampling.divisor(plan.batch_size, 400)
     moved = each * math.sqrt(plan.steps * rounds) * math.sqrt(1000 / 10)
     way = plan.mechanism.clip * plan.steps * rounds
     assert least < way / moved / mechanism.training_signal(federation) < 1.03
@@ -110,11 +110,12 @@ def test_the_clients_mean_of_sums_over_a_common_divisor_is_the_sum_over_all_rows
     """Shards of 10 and 390 rows at one rate: noise enters once for each client, and no shard costs more."""
     mechanism = MECHANISMS.build("dp_sgd(epsilon=8, rate=0.25)")
     federation = replace(exposure(), rows=np.array([10, 390]), participations=np.array([1, 1]), steps=np.array([2, 2]))
-    assert mechanism.planned(federation) == [(0.25, 2), (0.25, 2)]
+    assert mechanism.plan_releases(federation) == [(0.25, 2), (0.25, 2)]
     assert mechanism.charges(federation, [0, 1], 1.0)[0] == mechanism.charges(federation, [0, 1], 1.0)[1]
-    assert mechanism.divisor(50, 10) == mechanism.divisor(50, 390) == 50
-    plain = MECHANISMS.build("dp_sgd(epsilon=8)")
-    assert (plain.row_rate(50, 10), plain.row_rate(50, 100)) == (1.0, 0.5)
+    sampling = mechanism.example_sampling
+    assert sampling.divisor(50, 10) == sampling.divisor(50, 390) == 50
+    plain = MECHANISMS.build("dp_sgd(epsilon=8)").example_sampling
+    assert (plain.rate_of(50, 10), plain.rate_of(50, 100)) == (1.0, 0.5)
     assert (plain.divisor(50, 10), plain.divisor(50, 100)) == (10, 50)
 
 
@@ -125,7 +126,7 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
     assert federation.head_alone
     assert not exposure(entries=1000).head_alone
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     assert (plan.mechanism.clip, plan.optimizer) == (2.0, "sgd(warmup=0, head_rate=1.0, schedule=linear)")
     way = plan.mechanism.clip * plan.learning_rate / (1 - plan.momentum) * rates(plan, 20)
     farthest = training_plans.OF_ROWS.stride * 20 * 10
@@ -140,20 +141,23 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
 def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
     mechanism = MECHANISMS.build("dp_sgd(epsilon=0.2)")
     head, adapter = exposure(entries=12), exposure(entries=13)
-    assert dp_sgd.AUDIBLE_HEAD < mechanism.training_signal(adapter) < mechanisms.AUDIBLE
+    assert dp_sgd.LEAST_SIGNAL_HEAD < mechanism.training_signal(adapter) < mechanisms.LEAST_SIGNAL
     assert mechanism.trains(head)
     assert not mechanism.trains(adapter)
     clients = MECHANISMS.build("user_dp(epsilon=8)")
-    assert (clients.audible(head), clients.audible(adapter)) == (training_plans.AUDIBLE_HEAD, mechanisms.AUDIBLE)
+    assert (clients.least_signal(head), clients.least_signal(adapter)) == (
+        training_plans.LEAST_SIGNAL_HEAD,
+        mechanisms.LEAST_SIGNAL,
+    )
     other = MECHANISMS.build("local_dp(epsilon=8)")
-    assert other.audible(head) == other.audible(adapter) == mechanisms.AUDIBLE
+    assert other.least_signal(head) == other.least_signal(adapter) == mechanisms.LEAST_SIGNAL
 
 
 def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
-    plan = MECHANISMS.build("user_dp(epsilon=8)").planned_training(exposure(rounds=8))
+    plan = MECHANISMS.build("user_dp(epsilon=8)").plan_training(exposure(rounds=8))
     assert plan.mechanism.clip * 8 == pytest.approx(training_plans.CLIENTS_DISTANCE)
     assert (plan.steps, plan.batch_size) == (1, 400)
-    own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").planned_training(exposure(rounds=8))
+    own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").plan_training(exposure(rounds=8))
     assert own.mechanism.clip == 0.2
 
 
@@ -162,7 +166,7 @@ def test_of_clients_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budge
     """Counted by what rounds of all clients' clipped steps and their noise lead to."""
     federation = exposure(rows=2, clients=5000, entries=12, rounds=rounds, cohort=5000)
     mechanism = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5)")
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     assert plan.momentum == (0.9 if rounds >= 20 else 0.0)
     assert plan.optimizer == "sgd(warmup=0, head_rate=1.0, schedule=constant)"
     far = 1 / (1 - plan.momentum)
@@ -172,7 +176,7 @@ def test_of_clients_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budge
     assert moved <= 1.02 * training_plans.OF_CLIENTS.noise
     assert plan.mechanism.clip <= training_plans.OF_CLIENTS.stride
     assert moved > 0.98 * training_plans.OF_CLIENTS.noise or plan.mechanism.clip == training_plans.OF_CLIENTS.stride
-    own = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5, clip=0.2)").planned_training(federation)
+    own = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5, clip=0.2)").plan_training(federation)
     assert (own.mechanism.clip, own.learning_rate) == (0.2, 0.4)
 
 
@@ -181,7 +185,7 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
     """Counted round by round: a sum over all rows, and one noise, at a rate that falls to 0."""
     federation = exposure(entries=entries, rounds=rounds)
     mechanism = MECHANISMS.build(f"distributed_dp(epsilon={budget}, start=0.5)")
-    plan = mechanism.planned_training(federation)
+    plan = mechanism.plan_training(federation)
     trained = replace(federation, batch_size=plan.batch_size)
     rate = 1.0 if entries == 12 else training_plans.ONE_NOISE_RATE
     assert (plan.steps, plan.mechanism.rate(trained), plan.mechanism.bits) == (1, rate, 24)
@@ -201,7 +205,7 @@ def test_rows_under_one_noise_all_join_each_round_and_lead_as_far_as_their_noise
 @pytest.mark.parametrize(("said", "batch"), [("", 400), (", rows=12000", 600), (", rows=2000", 100)])
 def test_all_rows_join_however_many_there_are_said_to_be(said, batch):
     federation = exposure(entries=12, rounds=20)
-    plan = MECHANISMS.build(f"distributed_dp(epsilon=8{said})").planned_training(federation)
+    plan = MECHANISMS.build(f"distributed_dp(epsilon=8{said})").plan_training(federation)
     assert plan.batch_size == batch
     assert plan.mechanism.rate(replace(federation, batch_size=plan.batch_size)) == 1
 
@@ -220,7 +224,7 @@ def test_known_cohorts_have_less_to_say_than_all_clients_and_so_has_noise_that_i
 def test_clients_under_one_noise_are_planned_alike_whoever_adds_it():
     federation = exposure(rows=2, clients=5000, entries=12, rounds=20, cohort=5000)
     central, shared = (
-        MECHANISMS.build(f"{name}(epsilon=8, start=0.5{unit})").planned_training(federation)
+        MECHANISMS.build(f"{name}(epsilon=8, start=0.5{unit})").plan_training(federation)
         for name, unit in (("user_dp", ""), ("distributed_dp", ", unit=clients"))
     )
     assert replace(central, mechanism=shared.mechanism) == shared
@@ -230,9 +234,9 @@ def test_clients_under_one_noise_are_planned_alike_whoever_adds_it():
 @pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])
 def test_as_many_entries_are_heard_as_reach_the_least_signal_to_noise(budget):
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget})")
-    most = mechanism.audible_entries(exposure())
-    assert mechanism.training_signal(exposure(entries=most)) >= AUDIBLE
-    assert mechanism.training_signal(exposure(entries=most + 1)) < AUDIBLE * (1 + 1e-9)
+    most = mechanism.count_trainable_entries(exposure())
+    assert mechanism.training_signal(exposure(entries=most)) >= LEAST_SIGNAL
+    assert mechanism.training_signal(exposure(entries=most + 1)) < LEAST_SIGNAL * (1 + 1e-9)
     assert mechanism.trains(exposure(entries=most))
     assert not mechanism.trains(exposure(entries=most + 1))
 
@@ -240,8 +244,8 @@ def test_as_many_entries_are_heard_as_reach_the_least_signal_to_noise(budget):
 def test_of_a_head_alone_as_many_entries_are_heard_as_by_its_own_least_signal():
     mechanism = MECHANISMS.build("distributed_dp(epsilon=0.1)")
     federation = exposure(entries=12)
-    share = mechanism.training_signal(federation) / training_plans.AUDIBLE_HEAD
-    assert mechanism.audible_entries(federation) == math.floor(12 * share**2)
+    share = mechanism.training_signal(federation) / training_plans.LEAST_SIGNAL_HEAD
+    assert mechanism.count_trainable_entries(federation) == math.floor(12 * share**2)
 
 
 def test_rules_that_train_one_factor_are_heard_as_such():
@@ -254,9 +258,11 @@ def test_rules_that_train_one_factor_are_heard_as_such():
 def test_no_training_is_said_with_what_would_be_heard(tmp_path):
     mechanism = MECHANISMS.build("dp_sgd(epsilon=0.5)")
     federation = exposure(entries=10**6)
-    engine = PrivacyEngine(mechanism, federation, tmp_path, "", 0)
-    assert "no round of training is planned" in engine.plan()
-    assert f"at most {mechanism.audible_entries(federation):,} trained numbers are heard" in engine.plan()
+    engine = make_engine(mechanism, federation, tmp_path, "", 0)
+    assert "no round of training is planned" in engine.describe_plan()
+    assert (
+        f"at most {mechanism.count_trainable_entries(federation):,} trained numbers are heard" in engine.describe_plan()
+    )
 
 
 def made(folder, **given):
@@ -269,7 +275,7 @@ def made_of(folder, given):
 
 @pytest.mark.medium
 def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     config = made(tmp_path / "a", privacy="dp_sgd(epsilon=8)")
     assert config.local_work == "steps(count=10, walk=False)"  # in each of two rounds
     assert "plan=False" in config.privacy
@@ -281,7 +287,7 @@ def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tm
 
 
 def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     given = {"privacy": "dp_sgd(epsilon=8)", "rounds": 20}
     usual = made(tmp_path / "a", **given)
     assert usual.server_optimizer == "momentum(beta=0.9)"
@@ -296,13 +302,13 @@ def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypat
 
 
 def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     given = {**TINY, "privacy": "distributed_dp(epsilon=8, mask_neighbours=2, dropouts=0)"}
     left = {name: value for name, value in given.items() if name != "cohort"}
     simulation = Simulation(RunConfig(**left), tmp_path / "a", ConsoleObserver(QUIET))
     assert (simulation.config.cohort, simulation.sampler.size) == ("all", 6)
-    assert simulation.protection.federation.cohort == 6
-    mean = training_plans.ONE_NOISE_RATE * simulation.protection.federation.rows.mean()
+    assert simulation.protection.exposure.cohort == 6
+    mean = training_plans.ONE_NOISE_RATE * simulation.protection.exposure.rows.mean()
     assert simulation.config.batch_size == round(mean)
     assert "plan=False" in simulation.config.privacy
     again = Simulation(simulation.config, tmp_path / "b", ConsoleObserver(QUIET))
@@ -313,7 +319,7 @@ def test_all_clients_are_asked_where_known_cohorts_would_have_less_to_say(tmp_pa
 
 
 def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatch):
-    for least in ("AUDIBLE_HEAD", "AUDIBLE_WHITENED"):
+    for least in ("LEAST_SIGNAL_HEAD", "LEAST_SIGNAL_WHITENED"):
         monkeypatch.setattr(distributed_dp, least, 1e9)
     given = {**TINY, "privacy": "distributed_dp(epsilon=4, mask_neighbours=2, dropouts=0)"}
     del given["cohort"], given["peft"]
@@ -326,9 +332,9 @@ def test_a_start_alone_is_no_matter_of_cohorts_and_adapters(tmp_path, monkeypatc
 @pytest.mark.parametrize("said", [{"privacy": "dp_sgd(epsilon=8, start=0.5)"}, {"head": "zero"}])
 def test_an_adapter_that_is_not_heard_is_not_trained_where_training_is_asked_for(said, tmp_path, monkeypatch):
     given = {**TINY, "peft": "lora", "privacy": "dp_sgd(epsilon=8)", **said}
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     assert made_of(tmp_path / "heard", given).peft == "lora"
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 1e9)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 1e9)
     simulation = Simulation(RunConfig(**given), tmp_path / "not", ConsoleObserver(QUIET))
     assert simulation.config.peft == "linear_probe"
     assert simulation.protection.trains
@@ -345,7 +351,7 @@ def test_a_head_on_all_blocks_is_not_trained_by_a_plan_made_for_others(peft, tmp
 
 
 def test_a_start_of_the_whole_budget_has_no_adapter_though_one_would_be_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     assert made(tmp_path, peft="lora", privacy="dp_sgd(epsilon=8, start=1)").peft == "linear_probe"
 
 
@@ -354,7 +360,7 @@ def test_who_says_something_of_training_says_all_and_where_none_is_planned_nothi
     given, tmp_path, monkeypatch
 ):
     if given:
-        monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+        monkeypatch.setattr(mechanisms, "LEAST_SIGNAL", 0.0)
     given = {"privacy": "dp_sgd(epsilon=0.9)", **given}
     config = made(tmp_path, **given)
     assert config.local_work == RunConfig().local_work

@@ -14,7 +14,7 @@ from scipy.stats import norm as normal
 from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
 from fedpeft.config import RunConfig
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accountant import Event, noise_for, together, within
+from fedpeft.privacy.accountant import Event, is_within, noise_for, together
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.private_probe import private_probe
@@ -77,9 +77,9 @@ def test_start_and_rounds_together_spend_the_budget_and_no_more(budget, share, r
     start = Event(noise_for(budget, delta, 1.0, 1) / math.sqrt(share), 1.0)
     rounds = Event(noise_for(budget, delta, rate, steps, {start: 1}), rate)
     total = together({start: 1}, {rounds: steps})
-    assert within(total, delta, budget)
+    assert is_within(total, delta, budget)
     assert 0.97 * budget - 0.02 < independent(total, delta) <= budget + GRID * (1 + steps)
-    assert not within(together({start: 1}, {Event(0.985 * rounds.noise, rate): steps}), delta, budget)
+    assert not is_within(together({start: 1}, {Event(0.985 * rounds.noise, rate): steps}), delta, budget)
     assert noise_for(budget, delta, rate, steps, {start: 1}) > noise_for(budget, delta, rate, steps)
 
 
@@ -113,7 +113,7 @@ def test_the_private_probe_is_of_the_rows_that_clients_train_on(tmp_path, monkey
     simulation = Simulation(RunConfig(**TINY | given), tmp_path, ConsoleObserver(QUIET))
     simulation.protection.open(resumed=False)
     assert 0 <= private_probe(simulation) <= 1
-    assert seen == simulation.protection.federation.rows.tolist()
+    assert seen == simulation.protection.exposure.rows.tolist()
     assert sum(seen) < 0.9 * len(simulation.rows.train)
     simulation.close()
 
@@ -126,10 +126,10 @@ def test_what_training_could_say_decides_about_rounds(tmp_path):
 
     few, many = planned("dp_sgd(epsilon=1)"), planned("dp_sgd(epsilon=400)")
     assert (few.trains, many.trains) == (False, True)
-    assert "no round of training is planned" in few.plan()
-    assert "for 2 rounds" in many.plan()
-    assert many.start_share == 0.5
-    federation = many.federation
+    assert "no round of training is planned" in few.describe_plan()
+    assert "for 2 rounds" in many.describe_plan()
+    assert many.noise_source.levels.start_share == 0.5
+    federation = many.exposure
     noise = noise_for(400.0, many.delta, 1.0, 1)
     expected = federation.rows.sum() / (noise * math.sqrt(2) * math.sqrt(6) * math.sqrt(federation.layout.numel))
     assert many.mechanism.training_signal(federation) == pytest.approx(expected)

@@ -15,11 +15,12 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
-from fedpeft.privacy.engine import LEDGER
+from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
+from fedpeft.privacy.declared_terms import DeclaredTerms
+from fedpeft.privacy.engine import LEDGER, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.privacy.remote_engine import Terms
-from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.privacy.noise_sources import NoiseShares, settle_levels
 from fedpeft.server.private_rounds import PrivacyHook
 from tests.refusals import refuses
 
@@ -36,13 +37,20 @@ def exposure(cohort=CLIENTS, start=False):
 
 
 def opened(folder, cohort=CLIENTS, start=False, under_way=lambda _: [], **terms):
-    """A book of clients who all have registered, client k with the terms given as `c3={...}`."""
-    mechanism = MECHANISMS.build("distributed_dp(noise_multiplier=2, rows=1200)")
-    made = SummedBook(mechanism, exposure(cohort, start), folder, "run", 1, lambda: declared, under_way)
-    plain = Terms(2.0, mechanism.rate(made.federation), 1, made.delta, None, made.start)
-    declared = {k: replace(plain, **terms.get(f"c{k}", {})) for k in range(CLIENTS)}
+    """Return the engine of clients that all have registered, client k with the terms given as `c3={...}`."""
+    mechanism, exposed = MECHANISMS.build("distributed_dp(noise_multiplier=2, rows=1200)"), exposure(cohort, start)
+    levels, declared = settle_levels(mechanism, exposed), {}
+    accounts = SumAccounts(CommonAccounts(mechanism, exposed, levels), mechanism.rate(exposed), lambda: declared)
+    shares = NoiseShares(mechanism, exposed, levels, under_way)
+    made = PrivacyEngine(mechanism, exposed, folder, "run", 1, accounts=accounts, noise_source=shares)
+    plain = DeclaredTerms(2.0, mechanism.rate(exposed), 1, made.delta, None, made.start)
+    declared |= {k: replace(plain, **terms.get(f"c{k}", {})) for k in range(CLIENTS)}
     made.open(resumed=False)
     return made
+
+
+def epsilon_of_models(book):
+    return book.noise_source.epsilon_of_models(book)
 
 
 def charged(folder):
@@ -65,7 +73,7 @@ def test_who_are_too_few_for_a_sum_are_not_asked_and_not_charged(tmp_path):
     book = opened(tmp_path)
     assert book.enter(1, "state", [3, 7]).cohort == []
     assert charged(tmp_path) == [(1, [])]
-    assert book.told_to_all() > 0, "against models each round counts"
+    assert epsilon_of_models(book) > 0, "against models each round counts"
 
 
 def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
@@ -99,7 +107,7 @@ def test_what_clients_tell_of_their_ledgers_is_no_attempt(tmp_path):
 def test_a_start_is_charged_once_to_those_who_have_registered(tmp_path):
     going: dict[int, list[int]] = {}
     book = opened(tmp_path, start=True, under_way=lambda round: going.get(round, []))
-    del book._declared()[4]
+    del book.accounts.declared()[4]
     entry = book.enter_start("state")
     assert entry.cohort == [k for k in range(CLIENTS) if k != 4]
     assert charged(tmp_path) == [(0, entry.cohort)]
@@ -110,7 +118,7 @@ def test_a_start_is_charged_once_to_those_who_have_registered(tmp_path):
 
 def test_whose_own_budget_is_spent_is_left_out_until_there_are_too_few_for_a_sum(tmp_path):
     plain = opened(tmp_path / "plain")
-    event, _ = plain.cost([0])[0]
+    event, _ = plain.accounts.cost_of_round([0])[0]
     twice = epsilon({event: 2}, plain.delta)
     limits = {f"c{k}": {"budget": twice * 1.001} for k in range(CLIENTS - 2)}
     once = epsilon({event: 1}, plain.delta / 10)
@@ -135,7 +143,7 @@ def test_who_sat_out_is_not_told_where_coins_draw(tmp_path):
 @pytest.mark.parametrize(("cohort", "who"), [(6, "somebody whom coins have drawn"), (CLIENTS, "place 0")])
 def test_nor_does_the_screen_name_who_sits_out_there(cohort, who, tmp_path):
     plain = opened(tmp_path / "plain", cohort=cohort)
-    once = epsilon({plain.cost([0])[0][0]: 1}, plain.delta)
+    once = epsilon({plain.accounts.cost_of_round([0])[0][0]: 1}, plain.delta)
     book, said = opened(tmp_path / "book", cohort=cohort, c0={"budget": once * 1.001}), []
     hook = PrivacyHook(None, book, SimpleNamespace(called="place {}".format, answered=None), said.append)
     for number in range(1, 13):
@@ -147,12 +155,12 @@ def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path
     book = opened(tmp_path)
     everybody = list(range(CLIENTS))
     book.enter(1, "state", everybody)
-    models = book.told_to_all()
+    models = epsilon_of_models(book)
     book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
     book.heard(Report(5, 1, b"", charged=1))
     book.heard(Report(77, 1, b"", charged=9))
     assert [book.ledger.releases(k) for k in (3, 5, 7)] == [4, 1, 1]
-    assert book.told_to_all() == models, "what one client says is no sum that all have seen"
+    assert epsilon_of_models(book) == models, "what one client says is no sum that all have seen"
     assert 3 not in book.enter(2, "state", everybody).cohort
     assert book.summary()["privacy"]["sat_out"] == [3]
     again = opened(tmp_path)
@@ -164,33 +172,33 @@ def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path
 def test_a_client_whose_ledger_says_no_more_than_the_server_s_has_sat_out_after_a_restart_too(tmp_path):
     book = opened(tmp_path)
     book.enter(1, "state", list(range(CLIENTS)))
-    sums, models = len(charged(tmp_path)), book.told_to_all()
+    sums, models = len(charged(tmp_path)), epsilon_of_models(book)
     for _ in range(3):
         book.heard(Report(3, 2, b"", error="spent", spent=True, charged=1))
     assert len(charged(tmp_path)) == sums + 1
     again = opened(tmp_path)
     assert again.sat_out == {3}
     assert again.ledger.releases(3) == 1
-    assert again.told_to_all() == models
+    assert epsilon_of_models(again) == models
 
 
 def test_whose_own_budget_pays_for_fewer_rounds_than_are_planned_is_told_before_the_first(tmp_path):
     plain = opened(tmp_path / "plain", start=True)
-    assert plain.too_little() == ""
-    event, before = plain.cost([0])[0][0], dict([plain.start_cost()[0]])
-    [(_, planned)] = plain.mechanism.planned(plain.federation)
+    assert plain.accounts.describe_shortfall() == ""
+    event, before = plain.accounts.cost_of_round([0])[0][0], dict([plain.accounts.cost_of_start()[0]])
+    [(_, planned)] = plain.mechanism.plan_releases(plain.exposure)
     paid = {n: epsilon(before | {event: n}, plain.delta) * 1.0001 for n in (0, 2, planned - 1, planned)}
     limits = {f"c{k}": {"budget": paid[n]} for k, n in enumerate((2, planned - 1, planned))}
-    said = opened(tmp_path / "book", start=True, **limits).too_little()
+    said = opened(tmp_path / "book", start=True, **limits).accounts.describe_shortfall()
     assert f"budgets of 2 of {CLIENTS} clients pay for 2 to {planned - 1} rounds, and {planned} are planned" in said
-    none = opened(tmp_path / "none", start=True, c3={"budget": paid[0]}).too_little()
+    none = opened(tmp_path / "none", start=True, c3={"budget": paid[0]}).accounts.describe_shortfall()
     assert f"budgets of 1 of {CLIENTS} clients pay for 0 rounds" in none
 
 
 @pytest.mark.parametrize("wrong", [{"noise": 1.999}, {"rate": 0.5}, {"start": 2.0}], ids=str)
 def test_noise_that_would_not_be_in_the_same_sum_is_refused(tmp_path, wrong):
     book = opened(tmp_path)
-    good = book._declared()[0]
-    book.check_terms(replace(good, budget=1.0, delta=1e-9))
+    good = book.accounts.declared()[0]
+    book.accounts.check_terms(replace(good, budget=1.0, delta=1e-9))
     with refuses("FP5162"):
-        book.check_terms(replace(good, **wrong))
+        book.accounts.check_terms(replace(good, **wrong))

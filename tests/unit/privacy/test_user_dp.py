@@ -12,7 +12,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec, norm
-from fedpeft.privacy.mechanism import ServerRound
+from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.local_dp import LocalDP
 from fedpeft.privacy.mechanisms.user_dp import Adaptation, NoisySum
 from fedpeft.privacy.noise import RunKey
@@ -148,12 +148,12 @@ def test_sum_and_count_together_cost_one_release():
 def test_local_release_is_clipped_and_noised_at_twice_the_radius():
     mechanism = LocalDP(noise_multiplier=0.5, clip=0.3)
     long = {"x": torch.full((200, 200), 5.0, dtype=torch.float64)}
-    exact = mechanism.released(long, 0.0, KEY, (1, 0, 0))
+    exact = mechanism.protect_update(long, 0.0, KEY, (1, 0, 0))
     assert norm(exact) == pytest.approx(0.3)
-    noise = mechanism.released(long, 0.5, KEY, (1, 0, 0))["x"] - exact["x"]
+    noise = mechanism.protect_update(long, 0.5, KEY, (1, 0, 0))["x"] - exact["x"]
     assert float(noise.std()) == pytest.approx(0.5 * 2 * 0.3, rel=0.02)
     short = {"x": torch.full((2, 2), 0.01, dtype=torch.float64)}
-    assert torch.equal(mechanism.released(short, 0.0, KEY, (1, 0, 0))["x"], short["x"])
+    assert torch.equal(mechanism.protect_update(short, 0.0, KEY, (1, 0, 0))["x"], short["x"])
 
 
 def test_momentum_on_noisy_sums_is_a_sum_of_releases_and_costs_nothing():

@@ -29,7 +29,7 @@ def test_a_head_alone_is_planned_on_whitened_features_and_stays_planned(given, t
     assert "plan=False" in config.privacy
     again = Simulation(config, tmp_path / "b", ConsoleObserver(QUIET))
     assert again.config == config
-    assert again.protection.federation.whitened > 0
+    assert again.protection.exposure.whitened > 0
     assert again.protection.mechanism == simulation.protection.mechanism
 
 
@@ -38,13 +38,13 @@ def test_on_whitened_features_less_signal_is_enough_for_rounds(head, rounds, tmp
     given = {} if head is None else {"head": head}
     privacy = ONE_NOISE.replace("start=0.5, ", "")
     signal = made(tmp_path / "a", **given).protection.mechanism.training_signal(
-        made(tmp_path / "b", **given).protection.federation
+        made(tmp_path / "b", **given).protection.exposure
     )
-    monkeypatch.setattr(distributed_dp, "AUDIBLE_WHITENED", 0.9 * signal)
-    monkeypatch.setattr(distributed_dp, "AUDIBLE_HEAD", 1.1 * signal)
+    monkeypatch.setattr(distributed_dp, "LEAST_SIGNAL_WHITENED", 0.9 * signal)
+    monkeypatch.setattr(distributed_dp, "LEAST_SIGNAL_HEAD", 1.1 * signal)
     run = made(tmp_path / "run", privacy=privacy, **given)
     assert run.protection.trains == rounds
-    assert ("where " + f"{0.9 * signal:g}" in run.protection.plan()) == rounds
+    assert ("where " + f"{0.9 * signal:g}" in run.protection.describe_plan()) == rounds
 
 
 def test_what_is_named_is_kept(tmp_path):
@@ -93,9 +93,9 @@ def test_clients_that_are_clipped_whole_have_no_gradients_to_whiten(tmp_path):
 
 def test_noise_counts_in_whitened_directions_alone(tmp_path):
     given = {"peft": "head2toe", "head": "private_ridge(dimensions=16)"}
-    whitened = made(tmp_path / "a", **given).protection.federation
-    plain = made(tmp_path / "b", **given, cohort="all", learning_rate=0.1).protection.federation
+    whitened = made(tmp_path / "a", **given).protection.exposure
+    plain = made(tmp_path / "b", **given, cohort="all", learning_rate=0.1).protection.exposure
     classes, _ = plain.layout.shapes["head.weight"]
-    assert (plain.whitened, plain.heard) == (0, plain.trained[1])
-    assert (whitened.whitened, whitened.heard) == (16, classes * 17)
+    assert (plain.whitened, plain.noised_entries) == (0, plain.trained[1])
+    assert (whitened.whitened, whitened.noised_entries) == (16, classes * 17)
     assert whitened.trained == plain.trained

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.mechanism import MECHANISMS, CohortForm
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.profiles import Profile, Profiles, ProfileTable, chances, kinds, profiles_of
 from fedpeft.server import sampling
@@ -136,10 +136,9 @@ def test_secret_cohorts_are_not_dealt():
     """Whoever is not in one of a deck's cohorts is in another: coins that are to be secret would not be."""
 
     class Secret(type(MECHANISMS.build("dp_sgd"))):
-        secret_cohort = True
+        cohort_form = CohortForm.SECRET
 
     assert type(population(12, 3, (), Secret(epsilon=8.0))) is FixedSize
-    assert not Secret(epsilon=8.0).dealt
 
 
 def test_a_budget_of_rows_deals_its_cohorts_and_secret_or_weighted_ones_stay_drawn():

@@ -1,4 +1,4 @@
-"""The ledger that a server of real clients keeps: of its own noise, or a second book of noise that clients add."""
+"""The privacy engine of a server of real clients: its own noise, theirs, or shares of one noise."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from pathlib import Path
 
 from fedpeft.deployment.server_plan import exposure_of
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.accounts import CommonAccounts, DeclaredAccounts, SumAccounts
+from fedpeft.privacy.declared_terms import DeclaredTerms
+from fedpeft.privacy.engine import PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
-from fedpeft.privacy.remote_engine import SecondBook, Terms
+from fedpeft.privacy.noise_sources import DrawnNoise, NoiseShares, settle_declared_levels, settle_levels
 from fedpeft.privacy.secure_sum.neighbours import degree
-from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.setup import Setup
 
 
-def servers_book(
+def make_server_engine(
     setup: Setup,
     rows: int,
     folder: Path,
     identity: str,
-    declared: Callable[[], Mapping[int, Terms]],
+    declared: Callable[[], Mapping[int, DeclaredTerms]],
     steps: Callable[[int], int],
     under_way: Callable[[int], Sequence[int]],
 ) -> PrivacyEngine | None:
-    """The server's ledger; None: nothing is protected.
+    """Return the engine of a served run; None: nothing is protected.
 
     Args:
         setup: the run's.
@@ -34,25 +35,31 @@ def servers_book(
         identity: what a round's outcome depends on beside the key, in any form.
         declared: what each client has said of its privacy, by id.
         steps: local steps that the server asks of a client, by id; 0: the client's own number.
-        under_way: see `SummedBook`.
+        under_way: see `NoiseShares`.
 
     Raises:
         PrivacyError: settings that would not protect.
     """
-    config, mechanism = setup.config, setup.mechanism
+    mechanism, seed = setup.mechanism, setup.config.seed
     if mechanism is None:
         return None
     exposure = exposure_of(setup, rows)
-    if isinstance(mechanism, DistributedDP):
+    if isinstance(mechanism, SumMechanism):
         _check_neighbours(mechanism, exposure)
         mechanism.check_start(exposure)
-        return SummedBook(mechanism, exposure, folder, identity, config.seed, declared, under_way)
+        levels = settle_levels(mechanism, exposure)
+        accounts = SumAccounts(CommonAccounts(mechanism, exposure, levels), mechanism.rate(exposure), declared)
+        shares = NoiseShares(mechanism, exposure, levels, under_way)
+        return PrivacyEngine(mechanism, exposure, folder, identity, seed, accounts=accounts, noise_source=shares)
     if mechanism.noises_updates:
-        return SecondBook(mechanism, exposure, folder, identity, config.seed, declared, steps)
-    return PrivacyEngine(mechanism, exposure, folder, identity, config.seed)
+        each_step = steps if mechanism.per_example else lambda _: 0
+        noise = DrawnNoise(mechanism, settle_declared_levels(mechanism, exposure), by_clients=True)
+        own = DeclaredAccounts(declared, each_step)
+        return PrivacyEngine(mechanism, exposure, folder, identity, seed, accounts=own, noise_source=noise)
+    return make_engine(mechanism, exposure, folder, identity, seed)
 
 
-def _check_neighbours(mechanism: DistributedDP, exposure: Exposure) -> None:
+def _check_neighbours(mechanism: SumMechanism, exposure: Exposure) -> None:
     """Refuse cohorts in which a client does not see all others: it counts on their noise."""
     most = exposure.clients if exposure.start else mechanism.most(exposure)
     if degree(most, mechanism.mask_neighbours) < most - 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,26 @@ from numpy.typing import NDArray
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.client_engine import OwnLedger, own_mechanism, planned_participations
+from fedpeft.privacy.abilities import is_whitened
+from fedpeft.privacy.client_protection import (
+    ClientProtection,
+    limit_mechanism,
+    make_client_engine,
+    plan_participations,
+)
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.privacy.summed_ledger import SummedLedger
+from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.server.preparation import noised_statistics
 
 
-def own_ledger(
+def make_client_protection(
     setup: Setup, told: RunConfig, options: EdgeOptions, rows: int, identity: str, places: tuple[Path, Path, Path]
-) -> OwnLedger | None:
-    """The client's own ledger; None: no noise is drawn here.
+) -> ClientProtection | None:
+    """Return the client's own protection; None: no noise is drawn here.
 
     Args:
         setup: of what the client takes of the server's settings.
@@ -43,7 +47,7 @@ def own_ledger(
         raise PrivacyError(
             "FP7120 --collude is about clients of secure sums, and this federation has none; leave it out"
         )
-    if given is None or not given.protects or not (given.noises_updates or given.summed):
+    if given is None or not given.protects or not (given.noises_updates or isinstance(given, SumMechanism)):
         if options.max_epsilon is not None:
             how = f"{told.privacy} is applied by the server" if given is not None else "it has no --privacy"
             raise PrivacyError(
@@ -62,25 +66,24 @@ def own_ledger(
         )
     exposure = _exposure(setup, told, rows)
     units = given.units(exposure)
-    if given.hides == "training row" and units < rows:
+    if given.privacy_unit == "training row" and units < rows:
         raise PrivacyError(
             f"FP7020 the server says that all clients have {units} rows together (rows={units}), and this one alone "
             f"has {rows}: its rows would be protected at a delta for fewer; ask whoever runs the server for another "
             "number"
         )
-    own = own_mechanism(given, units, options.max_epsilon, options.max_delta)
+    own = limit_mechanism(given, units, options.max_epsilon, options.max_delta)
     folder, ledgers, file = places
-    lifetime = LifetimeLedger(ledgers, file, own.hides, options.max_epsilon)
-    if isinstance(given, DistributedDP) and isinstance(own, DistributedDP):
-        own = replace(own, collude=max(own.collude, options.collude))
-        return SummedLedger(own, exposure, folder, identity, given, lifetime, told.seed)
-    return OwnLedger(own, exposure, folder, identity, given, lifetime, told.seed)
+    lifetime = LifetimeLedger(ledgers, file, own.privacy_unit, options.max_epsilon)
+    if isinstance(own, SumMechanism):
+        own = own.assume_colluding(options.collude)
+    return ClientProtection(make_client_engine(own, given, exposure, folder, identity, told.seed), lifetime)
 
 
 def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
     """The federation as if all clients were like this one; where noise is shared, as all are told that it is."""
     assert setup.mechanism is not None
-    clients, summed = int(told.clients), setup.mechanism.summed
+    clients, summed = int(told.clients), isinstance(setup.mechanism, SumMechanism)
     cohort = cohort_size(told.cohort, clients)
 
     def alike(value: int) -> NDArray[np.int64]:
@@ -92,7 +95,7 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         layout=setup.layout,
         rows=alike(rows),
         steps=alike(setup.training.steps_for(rows)),
-        participations=alike(planned_participations(told.rounds, cohort / clients)),
+        participations=alike(plan_participations(told.rounds, cohort / clients)),
         batch_size=told.batch_size if summed else setup.config.batch_size,
         rounds=told.rounds,
         cohort=cohort if summed else 1,
@@ -100,5 +103,5 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         start=setup.private_start,
         start_entries=entries(noised_statistics(setup)) if setup.private_start and summed else 0,
         trained=setup.trained_entries,
-        whitened=setup.whitened_directions if setup.mechanism.whitens else 0,
+        whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
     )

@@ -22,7 +22,7 @@ RAW = "what clients report of their rows, such as losses (raw_metrics)"
 LABELS = "the names of classes, and so the head's shape and adapter/labels.json, are those that training rows have"
 
 
-def uncovered(mechanism: Mechanism, labels_of_rows: bool) -> list[str]:
+def list_uncovered(mechanism: Mechanism, labels_of_rows: bool) -> list[str]:
     """What a run under `mechanism` shows beside what its epsilon counts, an item each.
 
     `labels_of_rows`: whether nobody has named the classes, so that a row that alone has one shows.
