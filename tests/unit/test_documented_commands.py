@@ -11,6 +11,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tests.unit.test_readme import join_lines
+
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -59,7 +61,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 def blocks(document: Path) -> list[list[str]]:
     """The lines of each block of commands, of Flower's too, which are not fedpeft's own; files are left out."""
-    found = re.findall(r"^```(bash|text)\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    text = join_lines(document.read_text(encoding="utf-8"))
+    found = re.findall(r"^```(bash|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [(kind, [line for line in block.splitlines() if line]) for kind, block in found]
     flower = ("export FLWR", "flwr run . --stream")
     return [block for kind, block in lines if kind == "bash" or block[0].startswith(flower)]

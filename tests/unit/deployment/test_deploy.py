@@ -17,10 +17,11 @@ from fedpeft import certs, join, serve, simulate, transcript
 from fedpeft.config import RunConfig
 from fedpeft.flower.settings import OWN_KEYS, config_of
 from tests.refusals import refuses
+from tests.unit.test_readme import join_lines
 
 ROOT = Path(__file__).parent.parent.parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
+BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", join_lines(TEXT), re.DOTALL)]
 COMMANDS = [line for block in BLOCKS for line in block if line.startswith("python ")]
 
 
