@@ -39,7 +39,7 @@ OVERRIDES = [
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
-    (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy.md and docs/privacy-plan.md: it takes one step a round"),
+    (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy*.md: it takes one step a round"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/unit/test_parts.py",
      "docs/install.md: the fast tier takes minutes"),
     (r"^(FEDPEFT_ATTACK_SHARE=\S+ )?(python -m pytest tests/\*/attacks -m long).*$", r"\2 --collect-only -q",
