@@ -34,8 +34,8 @@ OVERRIDES = [
     (r"^(python -m fedpeft\.simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
      "docs/pairs.md: the default towers take minutes"),
     (r"^(python -m fedpeft\.simulate .*captions.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny_lm)'",
-     "docs/pairs.md: the default towers take minutes"),
-    (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/pairs.md: of so short a model"),
+     "docs/captions.md: the default towers take minutes"),
+    (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
