@@ -61,12 +61,12 @@ def row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
     named = claim.beside.replace("_accuracy", "").replace("_", " ") if claim.beside else label(claim.baseline)
     cells = (
         f"{claim.says} ({claim.source})",
+        f"**{said.word}**{needed}",
         f"{label(claim.method)} against {named}" + (f", {where}" if where else ""),
         sought,
         str(len(evidence.by_seed)),
         f"{evidence.difference:+.2f} ({interval})",
         f"{thinner:.2g} x" if not claim.beside else "",
-        f"**{said.word}**{needed}",
         f"{said.probability:.2g}",
     )
     return "| " + " | ".join(cells) + " |"
@@ -91,8 +91,8 @@ def page() -> str:
         tables.append(
             f"## {section_of(study).title}\n\n{section_of(study).question} "
             f"[experiments/{study}](../experiments/{study}/README.md), {len(family)} comparisons.\n\n"
-            "| claim | what was compared | said to be | seeds | points (95 %) | fewer bytes | verdict | p |\n"
-            f"|---|---|---|---:|---:|---:|---|---:|\n{table}\n"
+            "| claim | verdict | compared | claimed to be | seeds | points (95 %) | fewer bytes | p |\n"
+            f"|---|---|---|---|---:|---:|---:|---:|\n{table}\n"
         )
     counts = ", ".join(f"{words.count(word)} {said}" for word, said in OF_SEVERAL.items())
     return f"{len(words)} comparisons: {counts}.\n\n" + "\n".join(tables)
