@@ -284,7 +284,7 @@ REMEDIES = {
     "all parts with their settings, and [Commands](commands.md) lists all flags.",
     "AssetError": "Check the network, the free disk space and `FEDPEFT_CACHE`. [Install](install.md) has the details.",
     "DataError": "Correct the rows or the partition that the sentence names. `python -m fedpeft.check` shows a data\n"
-    "set before a run. [Data](data.md) lists all forms of rows.",
+    "set before a run. [File formats](data-formats.md) lists all formats.",
     "ModelError": "Take another base model or PEFT method. [Methods](methods.md) lists the methods.",
     "RunError": "Name the folder of a finished run, free disk space, or continue with `--resume`.\n"
     "[Deploy](deploy.md) covers servers and clients.",

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments.reference.choices import choosing
+from experiments.reference.choices import combinations
 from experiments.reference.tables import commands, records
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
-MADE: Mapping[str, Callable[[], str]] = {"commands.md": commands, "files.md": records, "choosing.md": choosing}
+MADE: Mapping[str, Callable[[], str]] = {"commands.md": commands, "files.md": records, "combinations.md": combinations}
 """Documents with a part between two marks, and who makes it."""
 
 BEGIN, END = "<!-- made by: python -m experiments.reference --write -->\n", "<!-- end -->"

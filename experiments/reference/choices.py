@@ -19,7 +19,7 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.run.checks.rules import check_method
 
 
-def choosing() -> str:
+def combinations() -> str:
     """The three tables."""
     parts: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Strategies": (
@@ -39,7 +39,7 @@ def choosing() -> str:
             ],
         ),
     }  # fmt: skip
-    return "\n".join(f"### {title}\n\n{rows(heads, lines)}" for title, (heads, lines) in parts.items())
+    return "\n".join(f"## {title}\n\n{rows(heads, lines)}" for title, (heads, lines) in parts.items())
 
 
 def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _named(taken: list[str]) -> str:
 
 def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
     said = (part.mixed_sizes, part.batched, part.privacy != "refused", part.merges, part.in_peft, part.composes)
-    return (f"`{name}`", _first(part), ", ".join(part.strategies) or "as these say", *map(_word, said))
+    return (f"`{name}`", _first(part), ", ".join(part.strategies) or "see above", *map(_word, said))
 
 
 def _whose(name: str) -> str:
@@ -104,7 +104,7 @@ def _whose(name: str) -> str:
 
 def _hidden(name: str) -> str:
     said = MECHANISMS.part(name).hides
-    return said if isinstance(said, str) else "as its settings say"
+    return said if isinstance(said, str) else "by its settings"
 
 
 def _first(part: type) -> str:

@@ -30,7 +30,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.certificates import Authority
 from fedpeft.models.kernels import cpu_name
 
-DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
+DOCS = Path(__file__).parents[2] / "docs" / "deploy-limits.md"
 BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"
 SAMPLE_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
@@ -58,7 +58,7 @@ class Settings:
     privacy: str = "dp_sgd(epsilon=8)"
     """of one more run, on a base in bf16; empty: none"""
     write_docs: bool = False
-    """put the table into docs/deploy.md"""
+    """put the table into docs/deploy-limits.md"""
 
 
 @dataclass(frozen=True)

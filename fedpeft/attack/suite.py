@@ -71,7 +71,7 @@ ATTACKS: Final = (
     Attack(told_otherwise.two_records),
     Attack(in_sums.as_many_as_tolerated, "server, 1 of 5 clients", clients=7, stopped_by="too few shares"),
     Attack(in_sums.one_more, "server, 2 of 5 clients", clients=7,
-           limit="one colluding client more than a sum tolerates (docs/privacy.md)"),
+           limit="one colluding client more than a sum tolerates (docs/privacy-attacks.md)"),
     Attack(in_sums.invented_clients, "server, the authority's key"),
     Attack(in_sums.expired_certificate, "server, expired keys"),
     Attack(in_sums.sum_of_one),

@@ -80,7 +80,7 @@ class Way:
 
 
 OWN_NOISE = Way(distance=81.9, clip=0.3, head_rate=10.0)
-"""Of an adapter, as a run on Reuters R8 whose training was heard: rates 2.6 and 26, with momentum (docs/privacy.md)."""
+"""Of an adapter, as a Reuters R8 run above the noise: rates 2.6 and 26, with momentum (docs/privacy-plan.md)."""
 
 ONE_NOISE = Way(distance=31.5, clip=8.0, head_rate=5.0)
 """Of an adapter: looked at on the reviews (docs/decisions.md)."""

@@ -27,7 +27,8 @@ from fedpeft.machine.cache import cache_directory
 from tests.unit.test_documented_commands import DOCUMENTS, EXTRAS, NOT_RUN, OVERRIDES, ROOT, blocks
 
 COMPANIONS = {
-    "docs/deploy.md": ("edge-1", "edge-2", "edge-3"),
+    f"docs/{page}.md": ("edge-1", "edge-2", "edge-3")
+    for page in ("deploy", "deploy-tasks", "deploy-privacy", "deploy-sums")
 }
 """Documents that write one client's command for all: who joins by the same words with its own folder."""
 

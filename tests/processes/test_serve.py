@@ -17,7 +17,7 @@ from fedpeft.transcript import main as compare
 from tests.fleet import NAMES, Wire, apart, distance, havoc
 
 BESIDE = 12_000
-"""Bytes of a client's two connections, its calls and the settings that it is told, at most: see docs/deploy.md."""
+"""Most bytes of a client's two connections, its calls and its settings: see docs/deploy-limits.md."""
 
 
 @pytest.mark.slow

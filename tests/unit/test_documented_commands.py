@@ -11,6 +11,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tests.unit.test_readme import join_lines
+
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -23,28 +25,28 @@ OVERRIDES = [
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
     (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
-     "docs/privacy.md, docs/deploy.md: a round is one step there"),
+     "docs/deploy-sums.md: a round is one step there"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
-    (r"(--task instruction.*) --tokens 32", r"\1", "docs/deploy.md: the same"),
+    (r"(--task instruction.*) --tokens 32", r"\1", "docs/deploy-tasks.md: the same"),
     (r"office\(rows=200\)(.*) --tokens 32", r"office(rows=2, test_rows=1)\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
     (r"^(python -m fedpeft\.simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
      "docs/pairs.md: the default towers take minutes"),
     (r"^(python -m fedpeft\.simulate .*captions.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny_lm)'",
-     "docs/pairs.md: the default towers take minutes"),
-    (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/pairs.md: of so short a model"),
+     "docs/captions.md: the default towers take minutes"),
+    (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
-    (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy.md: it takes one step a round"),
+    (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy*.md: it takes one step a round"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/unit/test_parts.py",
      "docs/install.md: the fast tier takes minutes"),
     (r"^(FEDPEFT_ATTACK_SHARE=\S+ )?(python -m pytest tests/\*/attacks -m long).*$", r"\2 --collect-only -q",
      "docs/reliability.md: all of it, for hours"),
-    (r"fl\.example\.org", "localhost", "no such machine: README and docs/deploy.md have it stand for the server"),
+    (r"fl\.example\.org", "localhost", "no such machine: README and docs/deploy*.md have it stand for the server"),
     (r'^(flwr run .*--run-config ")(.*)"$', r"\1\2 dataset='tiny' tokens=32 local-work='steps(2)' dtype='fp32'" + '"',
-     "docs/deploy.md: half a minute a round where nodes start a process for every message"),
+     "docs/flower-app.md: half a minute a round where nodes start a process for every message"),
 ]  # fmt: skip
 """Regular expression, what the command is instead, and why."""
 
@@ -59,7 +61,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 def blocks(document: Path) -> list[list[str]]:
     """The lines of each block of commands, of Flower's too, which are not fedpeft's own; files are left out."""
-    found = re.findall(r"^```(bash|text)\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    text = join_lines(document.read_text(encoding="utf-8"))
+    found = re.findall(r"^```(bash|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [(kind, [line for line in block.splitlines() if line]) for kind, block in found]
     flower = ("export FLWR", "flwr run . --stream")
     return [block for kind, block in lines if kind == "bash" or block[0].startswith(flower)]

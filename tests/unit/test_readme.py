@@ -19,8 +19,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
+def join_lines(text: str) -> str:
+    """Return `text` with each command on one line that a backslash continues on the next."""
+    return re.sub(r" *\\\n *", " ", text)
+
+
 def blocks(language: str, *pages: Path) -> list[str]:
-    texts = [page.read_text(encoding="utf-8") for page in pages]
+    texts = [join_lines(page.read_text(encoding="utf-8")) for page in pages]
     return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 

@@ -1,4 +1,4 @@
-"""The commands of docs/deploy.md, the examples under clients/, and the Flower app's run config."""
+"""The commands of docs/deploy*.md, the examples under clients/, and the Flower app's run config."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_the_app_ends_with_the_adapter_of_the_simulation(tmp_path, monkeypatch):
 
 
 def environment_of(home):
-    """Flower as docs/deploy.md sets it up, with its files in `home`."""
+    """Flower as docs/flower-app.md sets it up, with its files in `home`."""
     return {
         **os.environ,
         "FLWR_HOME": str(home),
@@ -86,7 +86,7 @@ def environment_of(home):
 
 
 def flwr_run(folder, environment, *words, timeout, **more):
-    """The command of docs/deploy.md, to its end; the adapter must be the simulation's."""
+    """The command of docs/flower-app.md, to its end; the adapter must be the simulation's."""
     given = {**SETTINGS, **more, "output": str(folder / "flower")}
     settings = {n: v for n, v in given.items() if n not in ("output", "nodes")}
     text = " ".join(f"{n.replace('_', '-')}={v!r}" for n, v in given.items())

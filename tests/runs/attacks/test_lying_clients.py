@@ -1,6 +1,6 @@
 """One client lies about itself in secure sums: the others' sums still move the model, in the lie's round and after it.
 
-Real server, real clients, and their own protocol, in one process. `-s` prints the table of docs/privacy.md:
+Real server, real clients, and their own protocol, in one process. `-s` prints the table of docs/privacy-attacks.md:
 
     python -m pytest tests/runs/attacks/test_lying_clients.py -q -s -m "slow or not slow"
 """

@@ -11,7 +11,7 @@ from tests.deployment.door import good
 from tests.fleet import Wire
 
 HANDSHAKE, CALL, TASK, SHARE = 4000, 400, 400, 0.0025
-"""What is on the wire beside what is reported, at most, as docs/deploy.md states it: bytes of a connection (mutual
+"""What is on the wire beside what is reported, at most, as docs/deploy-limits.md states: bytes of a connection (mutual
 TLS), of a call's headers, of a task's flow control, and a share of the payloads (HTTP/2 frames and TLS records)."""
 
 

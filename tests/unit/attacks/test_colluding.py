@@ -83,7 +83,7 @@ def test_a_cohort_that_is_the_whole_federation_tolerates_one_more():
     assert any("have signed who survives; 7 are needed" in refusal for refusal in attack.refusals)
 
 
-@pytest.mark.parametrize("page", ["SECURITY.md", "docs/privacy.md"])
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/privacy-attacks.md"])
 def test_the_documented_table_is_that_of_the_code(page):
     tolerated = {n: count_tolerated(SECURE.terms(n)) for n in COHORTS}
     fewest = {n: min(count_tolerated(SECURE.terms(m)) for m in range(n, 2000)) for n in COHORTS}

@@ -1,4 +1,4 @@
-"""The commands of docs/deploy.md, the examples under clients/, and the Flower app's run config."""
+"""The commands of docs/deploy*.md, the examples under clients/, and the Flower app's run config."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from fedpeft import certs, join, serve, simulate, transcript
 from fedpeft.config import RunConfig
 from fedpeft.flower.settings import OWN_KEYS, config_of
 from tests.refusals import refuses
+from tests.unit.test_readme import join_lines
 
 ROOT = Path(__file__).parent.parent.parent.parent
-TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("deploy*.md")))
+BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", join_lines(TEXT), re.DOTALL)]
 COMMANDS = [line for block in BLOCKS for line in block if line.startswith("python ")]
 
 
@@ -46,7 +47,7 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
 def test_the_options_that_the_tables_name_exist():
     known = {f.name for cls in (serve.ServeOptions, RunConfig, join.Command, join.EdgeOptions, certs.Command,
                                 serve.Command, transcript.Command) for f in dataclasses.fields(cls)}  # fmt: skip
-    others = r"<!-- clients: begin.*?clients: end -->|## Flower.*"  # programs that are not fedpeft's
+    others = r"<!-- clients: begin.*?clients: end -->"  # a program that is not fedpeft's
     for flag in re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", re.sub(others, "", TEXT, flags=re.DOTALL)):
         assert flag.replace("-", "_") in known, flag
 

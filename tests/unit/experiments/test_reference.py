@@ -14,7 +14,9 @@ from experiments.reference.tables import commands, rows
 from fedpeft.__main__ import COMMANDS
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "choosing.md" else n for n in MADE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "combinations.md" else n for n in MADE]
+)
 def test_a_document_says_what_the_code_does(name):
     text = (DOCS / name).read_text(encoding="utf-8")
     assert part(text).strip() == MADE[name]().strip(), "run python -m experiments.reference --write"
