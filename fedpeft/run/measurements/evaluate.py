@@ -20,7 +20,7 @@ class Evaluate(Measurement):
     """Questions to the global model of a language model, every few rounds."""
 
     every: int = setting(4, "rounds between evaluations; the last round always has one", low=1)
-    questions: str = setting("", "JSONL with question and answer, perhaps choices; empty: the validation rows")
+    questions: str = setting("", "JSONL with question and answer, perhaps choices; empty: the validation examples")
     metrics: str = setting("exact_match, f1", "of free answers, in quotes: 'exact_match, f1, rouge_l'")
     new_tokens: int = setting(40, "most tokens of an answer", low=1)
     rows: int = setting(0, "at most so many questions; 0: all", low=0)
