@@ -32,12 +32,9 @@ FOLDERS = ("fedpeft", "strategies", "clients")
 GENERATED_PAGES = ("docs/errors.md",)
 GENERATED_CODE = ("v2_pb2.py", "v2_pb2_grpc.py")
 
-MOST_WORDS, MEAN_WORDS, PAGE_WORDS, READING_EASE = 35, 16.0, 1500, 55.0
-"""Longest sentence; mean sentence of a page; longest page; least Flesch reading ease of `EASY_PAGES`."""
+MOST_WORDS, MEAN_WORDS, READING_EASE = 35, 16.0, 55.0
+"""Longest sentence; mean sentence of a page; least Flesch reading ease of `EASY_PAGES`."""
 EASY_PAGES = ("README.md", "docs/index.md", "docs/tutorials.md")
-LONG_PAGES = ("SECURITY.md", "docs/decisions.md", "docs/glossary.md")
-"""Reference pages that may be longer; generated parts are never counted."""
-
 COMMANDS = "check|describe|simulate|evaluate|predict|report|study|tune|export|audit|join|serve"
 BANNED = {
     r"\bnothing is said\b": "write 'by default'",
@@ -236,9 +233,6 @@ def check_page(path: str, content: str) -> Iterator[Finding]:
     lengths = [count_words(sentence) for sentence in prose]
     if lengths and (mean := sum(lengths) / len(lengths)) > MEAN_WORDS:
         yield Finding(path, 1, "mean sentence", f"{mean:.1f} words; at most {MEAN_WORDS:g}")
-    total = sum(count_words(text.text) for text in texts)
-    if path not in LONG_PAGES and total > PAGE_WORDS:
-        yield Finding(path, 1, "long page", f"{total} words; at most {PAGE_WORDS}")
     if path in EASY_PAGES and (ease := textstat.flesch_reading_ease(" ".join(prose))) < READING_EASE:
         yield Finding(path, 1, "reading ease", f"{ease:.0f}; at least {READING_EASE:g}")
 

@@ -12,7 +12,9 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line
 
 def test_each_row_cites_a_public_report_and_names_a_test() -> None:
     assert len(ROWS) > 10
-    source = re.compile(r"\]\(https://(?:github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/\d+|arxiv\.org/abs/\d{4}\.\d{5})\)")
+    source = re.compile(
+        r"\]\(https://(?:github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/\d+|arxiv\.org/abs/\d{4}\.\d{5})\)"
+    )
     for row in ROWS:
         failure, _, tests = re.split(r" \| ", row.strip("| "))
         assert source.search(failure), row
