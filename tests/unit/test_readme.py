@@ -65,6 +65,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     from fedpeft.run.catalogue import built
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setattr(plugins, "_state", plugins._State())
     (tmp_path / "half_mean.py").write_text(python_of("own-parts.md"))
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
