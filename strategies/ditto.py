@@ -10,6 +10,8 @@ part; w is what the run leaves as its adapter.
 
 Mechanisms that protect updates protect those of w: v_k stays with its client. dp_sgd is refused, since it accounts for
 one training on the rows; so are secure sums, beside which clients' own scores would be seen.
+
+Use it if each client needs a model of its own and can do twice the local work.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,8 @@ exact, as a mean of factors. Written from a description of the paper, without it
 Folding is done by holding the other modules and leaving them alone: the same numbers as adding them to W0, and exact
 in any precision of the base. All clients have the global scale alpha / R. Weights are p_k among a module's owners,
 where the paper has equal ones (weighting=uniform).
+
+Use it if clients can train different numbers of ranks, and none of them should start from a truncated model.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,8 @@ which everyone knows.
 
 Deviations: B and A, as said; alphas may differ (the paper has one), ranks may not: a smaller R would need other B and
 A.
+
+Use it with `lora_sb` if bytes or noise are the limit: r^2 numbers per layer travel.
 """
 
 from collections.abc import Iterable

@@ -12,6 +12,8 @@ alike. Half of the numbers travel. own, gate and head stay with the client; it i
 took part with the start and the others' mean. What the run leaves as its adapter is S beside an untrained own.
 
 A lossy codec makes S the mean of what was decoded, and clients take out what they trained.
+
+Use it with `row_lora` if clients differ so much that a common start would hurt them.
 """
 
 from collections.abc import Iterable

@@ -10,6 +10,8 @@ again: a buffer of stale updates makes a smaller step. With K the whole cohort n
 
 Which updates are stale depends on timing: on real clients equal seeds do not give equal runs; in a simulation they do
 with one worker. The paper's server learning rate is --server-optimizer's; its weights are uniform (weighting=uniform).
+
+Use it if clients differ in speed and the others should not wait for the slowest.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ mixed alphas in the unit of the global one; the paper has one of each. The sum o
 
 A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
 sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+
+Use it if aggregation must be exact and the downlink can carry the residual.
 """
 
 from dataclasses import dataclass

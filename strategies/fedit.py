@@ -4,6 +4,8 @@
 
 The product of two means is not the mean of products: for equal scales s the error against dW* is
 s sum_k p_k (B_k - B)(A_k - A). For every PEFT method without bilinear factors it is the plain, exact mean (FedAvg).
+
+Use it first: it is the default, and it goes with most methods, codecs and mechanisms.
 """
 
 from dataclasses import dataclass

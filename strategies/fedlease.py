@@ -19,6 +19,8 @@ Deviations. The paper never tests M = 1: here all clients are one cluster, which
 below `clear`. Weights are p_k, in the first means, too (the paper's are equal: weighting=uniform). The paper has all
 clients take part, in the warm-up as in each round; heads are the clusters', since ours has one task. Written from
 descriptions of the paper, without its code. During the warm-up the server holds each client's own state.
+
+Use it with `expert_lora` if clients fall into a few groups that are not known in advance.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ al., arXiv 1912.00818).
 The paper keeps the last layers, here the head, private. `private_layers` names any others by the ends of their
 modules' names: with the PEFT method adapter_fusion, ('query', 'key', 'value') gives each client a fusion of its own.
 Clients are evaluated with what is theirs; the global state keeps the start in its place.
+
+Use it if the head, or other layers, should stay with each client.
 """
 
 from collections.abc import Iterable

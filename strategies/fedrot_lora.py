@@ -8,6 +8,8 @@
 global adapter of the last round; proj is the nearest rotation. Not exact, but nearer than FedIT.
 
 Deviation: the server rotates, where the paper's clients do: the same numbers, and clients need no code of this rule.
+
+Use it if plain means of factors partly cancel and the mean should improve without more bytes.
 """
 
 from dataclasses import dataclass

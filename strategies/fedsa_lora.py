@@ -4,6 +4,8 @@
 
 There is no single global model: the global B keeps its initial value, and clients are evaluated with their own. Half
 the factors' bytes travel, in both directions.
+
+Use it if each client needs a model of its own at half of the factors' bytes.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,8 @@ the gradient of B. Ranks come out sorted by singular value, so a client of lower
 
 Deviation: where a singular value is 0 (always after round 0, where B = 0) A keeps its row; the paper's SVD would put
 an arbitrary direction there.
+
+Use it under noise or secure sums if `ffa_lora`, with its random A, learns too little.
 """
 
 from dataclasses import dataclass

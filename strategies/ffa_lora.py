@@ -9,6 +9,8 @@ beyond rank r_k, which is what dW* says; the scales s_k / s make the mean of B e
 client that lacks a rank then pulls that column of B towards 0, in a round without any training, too,
 `missing_ranks=keep` offers the other reading: such a client has no opinion on the column and adds no change to it (see
 `fedpeft.aggregation.missing_ranks`).
+
+Use it if the mean must be exact at half of the bytes, for example under noise or secure sums.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,8 @@ one bit each in both directions (`cast`), less behind an entropy coder.
 
 Deviation: the head, which the paper's setting trains densely, is exempt from both selections. Since B starts at 0 and
 A does not, round 1 sends a sparsified A.
+
+Use it for sparse traffic in both directions; on 20 Newsgroups, the codec `small` sent less and lost less.
 """
 
 from dataclasses import dataclass

@@ -17,6 +17,8 @@ sends for next to nothing, and the row of A that it had before, so that clients 
 
 A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
 sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+
+Use it first if clients have different ranks.
 """
 
 from dataclasses import dataclass

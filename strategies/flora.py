@@ -8,6 +8,8 @@ and clients must be sent, and the reason why FLoRA's downlink is large.
 Deviation: the fresh A is drawn from the run's seed, the round and the layer, by the rule of the LoRA paper's reference
 code, uniform in +-1/sqrt(in); all clients get the same one (a client of rank r its first r rows), so that nothing but
 the seed travels for it. It is no average of anybody's A.
+
+Use it if aggregation must be exact and the downlink can carry the stacked factors of all clients.
 """
 
 from dataclasses import dataclass

@@ -15,6 +15,8 @@ and S minimizes the drift as well (orthogonal Procrustes). The error that is lef
 What it needs from the PEFT method: tensors called `...lora_G...`, of role `plain` and shape (r, k), as `lora_gram`
 has. Other tensors, such as the head, get their mean. Deviation: V and D come from the stacked sqrt(p_k) G_k, of (K r,
 k), without forming Q.
+
+Use it with `lora_gram`, the method that it is made for.
 """
 
 from collections.abc import Iterable

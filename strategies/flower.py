@@ -9,6 +9,8 @@ them. A class as it is, of Flower's or your own, comes in by `fedpeft.flower.str
 left out for the reasons given in `docs/decisions.md`.
 
 Source: https://github.com/flwrlabs/flower, flwr.serverapp.strategy, version 1.42.
+
+Use it to run a rule that Flower ships, for example to compare with it.
 """
 
 import logging

@@ -11,6 +11,8 @@ Under one alpha for all, the scale alpha / r_k of a client's own form is the ske
 for in B. Deviations: weights p_k, where the paper has equal ones; AdamW and SGD step on B as the client holds it, where
 the authors' code multiplies B by the sketch and its gradient by the square; in that code, as it is published, the
 comparison with names of tensors never matches, so that it sketches nothing.
+
+Use it if clients have different ranks and each rank should be trained by everyone in turn.
 """
 
 from dataclasses import dataclass

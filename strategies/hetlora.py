@@ -12,6 +12,8 @@ towards 0 is a local loss term, and not part of this rule.
 
 A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
 sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+
+Use it if clients have different ranks and should give up ranks that fade.
 """
 
 import math

@@ -13,6 +13,8 @@ average, as in the authors' code.
 
 Deviations: the paper's clients are one; it measures inputs again at the end of a task and adds these to M, and it lets
 `energy` grow over tasks. Here they are measured once, where the task begins, by the clients that meet it on time.
+
+Use it for continual learning if earlier tasks must not change and second moments of inputs may travel.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ Distances run over all layers at once: D for LoRA layers, deltas elsewhere. The 
 
 Deviation: distances between changes of the effective weight, where the paper has gradients. The guarantee needs
 K >= 2 f + 3; in a smaller cohort f is the largest that fits, and below 3 clients all are averaged.
+
+Use it if a minority of clients may send hostile updates, and honest updates may be dropped with theirs.
 """
 
 import math

@@ -10,6 +10,8 @@ FedEx-LoRA.
 
 A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
 sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+
+Use it if the mean should come nearer to the exact one without more bytes, also for different ranks.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,8 @@ that no input has, where the pseudo-inverse is 0, keep the global factor's value
 Deviations: G_k is of the model that a client is sent, not of the one that it comes to, since it is asked before the
 client trains; and the head is averaged, where the paper merges it by its own inputs. The paper merges the tasks of a
 sequence by the same formula afterwards; here one adapter goes on through all tasks.
+
+Use it for continual learning if moments of the layers' inputs may travel in each round.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 Deviation: the paper's coordinates are parameters. LoRA factors have no coordinates in common (B G, G^-1 A), so those
 of the changes D_k are taken: U and V are the leading eigenvectors of sum_k D_k D_k^T / norm(D_k)^2 and of the same sum
 of D_k^T D_k, which depend on the D_k alone. Clients count equally.
+
+Use it if fewer than half of the clients may be hostile and honest clients hold similar data.
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ norm(D_k) runs over all layers: changes of effective weights for LoRA layers, de
 away, so honest clients with rare data still count; a scaled update gains nothing.
 
 Deviation: without a bound C, the median of the cohort's norms is used, so no size has to be guessed.
+
+Use it if scaled updates are the threat and clients with rare data must still count.
 """
 
 from dataclasses import dataclass

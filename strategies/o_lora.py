@@ -10,6 +10,8 @@ average A_t and B_t, as FedIT does; a client that meets a task later trains the 
 
 With `strength=0` there are factors for each task and no penalty. The rank is that of a task: the saved adapter has it
 times the number of tasks, and all of it goes down to clients in every round, but only a task's factors come up.
+
+Use it for continual learning if clients may send nothing but updates.
 """
 
 from __future__ import annotations

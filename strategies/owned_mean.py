@@ -7,6 +7,8 @@ and of the others 0. For adamix o_kj is the share of the client's passes that ha
 is averaged by how often it was trained; that is drawn from the run's seed, and the server knows it without being told.
 Where all hold all, it is the plain mean (FedAvg). Own rule; the idea is that of raflora's rank slices, and an entry
 that nobody in the cohort has trained stays as it is.
+
+Use it for prompts or prefixes of different lengths, and with `adamix`.
 """
 
 from collections.abc import Iterable

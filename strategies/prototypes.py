@@ -8,6 +8,8 @@ clients and over tasks, so the head is the same for any partition, and no class 
 drifts is the adapter: where a task begins its sums are of the features as they are then, where it ends they are
 replaced, and sums of earlier tasks stay those of their own end. (The idea of FedNCM, arXiv 2306.03937, and Fed3R, arXiv
 2406.01116, over a sequence of tasks; PILoRA, arXiv 2401.02094, averages prototypes by their distances instead.)
+
+Use it for continual classification: it was the most accurate rule in `experiments/continual`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ the energy collapses into the smallest rank of all. With equal ranks the rule is
 
 Deviation: none known. The paper speaks of partitions between the distinct ranks of the cohort; ranks between two
 neighbours have the same owners, so weighting each rank by itself is the same sum.
+
+Use it if clients have different ranks and few of them hold the high ones.
 """
 
 from dataclasses import dataclass

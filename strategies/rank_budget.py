@@ -14,6 +14,8 @@ What is cut is zero in both factors, has no gradient, and stays zero on clients:
 nothing (--codec "cast | pack | zstd" loses nothing; rans). Ranks move all the same: the exact mean of a cohort has more
 of them than any client, up to R a layer, and the cut is made anew each round, so that one layer's last rank gives way
 to another's next. The first `warmup` rounds keep all.
+
+Use it if layers should share a budget of ranks, with a codec that compresses zeros.
 """
 
 from dataclasses import dataclass

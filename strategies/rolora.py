@@ -5,6 +5,8 @@
 
 As FFA-LoRA, but both factors learn. Deviation: mixed ranks and alphas as in `ffa_lora`; the paper has one of each.
 B must go first: it starts at 0, and with B = 0 an A-round would have no gradient.
+
+Use it if the mean must be exact and both factors should learn, also under noise or secure sums.
 """
 
 from dataclasses import dataclass

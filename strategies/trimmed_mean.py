@@ -3,6 +3,8 @@
     D = U trim_k(U^T D_k V) V^T,   trim: the mean without the beta K largest and the beta K smallest values
 
 Deviation: the coordinates are those of the changes D_k in a shared basis, as in `median`. Clients count equally.
+
+Use it if a known share of the clients may be hostile.
 """
 
 import math

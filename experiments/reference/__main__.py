@@ -17,7 +17,7 @@ from experiments.reference.tables import commands, records
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
-MADE: Mapping[str, Callable[[], str]] = {"commands.md": commands, "files.md": records, "combinations.md": combinations}
+MADE: Mapping[str, Callable[[], str]] = {"commands.md": commands, "files.md": records, "rules.md": combinations}
 """Documents with a part between two marks, and who makes it."""
 
 BEGIN, END = "<!-- made by: python -m experiments.reference --write -->\n", "<!-- end -->"

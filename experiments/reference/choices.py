@@ -1,53 +1,135 @@
-"""What strategies, PEFT methods and mechanisms declare of what they go with."""
+"""The tables of docs/rules.md: what each strategy, PEFT method and mechanism is for, costs and goes with."""
 
 from __future__ import annotations
 
 import inspect
+import re
+import sys
+import tempfile
 from functools import cache
+from pathlib import Path
+from statistics import mean
 
 import torch
 
+from experiments.families.checkpoints import Family
 from experiments.reference.tables import rows
-from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, Strategy, strategies
 from fedpeft.errors import FedpeftError
-from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.run.checks.rules import check_method
+from fedpeft.run.checks.rules import check_method, check_server
+
+WIDTH, INNER, BLOCKS, HEADS = 384, 1536, 6, 12
+"""Sizes of MiniLM, the default text model, in whose layers trained numbers are counted."""
 
 
 def combinations() -> str:
-    """The three tables."""
-    parts: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
+    """Return the tables."""
+    tables: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Strategies": (
-            ("strategy", "what it is", "PEFT methods", "ranks may differ", "`user_dp`", "`secure_sum`", "personal"),
-            [_strategy(name, strategies.part(name)) for name in strategies.names],
+            ("strategy", "what it is", "use it", "paper", "bytes up", "server"),
+            [_describe_strategy(name, strategies.part(name)) for name in strategies.names],
         ),
         "PEFT methods": (
-            ("method", "what it is", "strategies", "sizes may differ", "all clients in one pass", "`dp_sgd`", "merges",
+            ("method", "what it is", "use it", "paper", "bytes up", "compute"),
+            [_describe_method(name, PEFT_METHODS.part(name)) for name in PEFT_METHODS.names],
+        ),
+        "What strategies go with": (
+            ("strategy", "PEFT methods", "ranks may differ", "error feedback", "server optimizers", "`user_dp`",
+             "`secure_sum`", "personal"),
+            [_strategy(name, strategies.part(name)) for name in strategies.names],
+        ),
+        "What PEFT methods go with": (
+            ("method", "strategies", "sizes may differ", "all clients in one pass", "`dp_sgd`", "merges",
              "in peft's format", "joined by +"),
             [_method(name, PEFT_METHODS.part(name)) for name in PEFT_METHODS.names],
         ),
         "Mechanisms": (
-            ("mechanism", "what it is", "hides", "noise is that of"),
+            ("mechanism", "what it is", "privacy unit", "noise is that of"),
             [
                 (f"`{name}`", _first(MECHANISMS.part(name)), _hidden(name), _whose(name))
                 for name in MECHANISMS.names
             ],
         ),
     }  # fmt: skip
-    return "\n".join(f"## {title}\n\n{rows(heads, lines)}" for title, (heads, lines) in parts.items())
+    return "\n".join(f"## {title}\n\n{rows(heads, lines)}" for title, (heads, lines) in tables.items())
+
+
+def find_use(part: type) -> str:
+    """Return what follows "Use it" in the docstring of a part's module; empty: it has no such sentence."""
+    match = re.search(r"(?:^|\n)Use it (.+?)(?:\n\n|$)", inspect.getdoc(sys.modules[part.__module__]) or "", re.DOTALL)
+    return re.sub(r"\s+", " ", match[1]).rstrip(".") if match else ""
+
+
+def find_paper(part: type) -> str:
+    """Return the first source in the docstring of a part's module, with a link and the year; empty: it names none."""
+    text = re.sub(r"\s+", " ", inspect.getdoc(sys.modules[part.__module__]) or "")
+    if re.search(r"\bown (?:rule|method)\b", text, re.IGNORECASE):
+        return "own"
+    if source := re.search(r"Source: (https://\S+?),? ", text):
+        return f"[{source[1].removeprefix('https://')}]({source[1]})"
+    if (paper := re.search(r"([^();]*?)arXiv (\d{4}\.\d{5})", text)) is None:
+        return ""
+    authors = re.sub(r'"[^"]*",? ?', "", paper[1]).rpartition(": ")[2].strip(" ,")
+    year = "" if re.search(r"\b20\d\d\b", authors) else f"20{paper[2][:2]}"
+    return ", ".join(filter(None, (authors, year, f"[{paper[2]}](https://arxiv.org/abs/{paper[2]})")))
+
+
+def _describe_strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
+    server = "one sum" if issubclass(part, LinearStrategy) else "all updates"
+    server = "all updates, layer by layer" if issubclass(part, GatherStrategy) else server
+    return (f"`{name}`", _first(part), find_use(part), find_paper(part), compute_uplink(name), server)
+
+
+def _describe_method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
+    described = f"`{name}`", _first(part), find_use(part), find_paper(part)
+    if name not in layouts():
+        return (*described, "", "")
+    method, layout = layouts()[name]
+    size = count_numbers(layout)
+    compute = "longer inputs" if method.extra_tokens else "adapter" if size else "head only"
+    if method.whole_model:
+        compute = "all weights"
+    return (*described, f"{size / count_numbers(layouts()['lora'][1]):.2g}" if size else "head only", compute)
+
+
+def count_numbers(layout: Layout) -> int:
+    """Count the trained numbers of an adapter, the head aside."""
+    return sum(tensor.numel for tensor in layout.tensors if tensor.role != "head")
+
+
+def compute_uplink(name: str) -> str:
+    """Return the share of a method's trained numbers that a client sends in a round: the mean of four rounds."""
+    strategy = strategies.build(GIVEN.get(name, name))
+    taken = takes(name)
+    layout = layouts()["lora" if "lora" in taken else taken[0]][1]
+    left_out = strategy.private(layout) | {tensor.name for tensor in layout.tensors if tensor.role == "head"}
+    sent = [strategy.trained(layout, number) - left_out for number in range(1, 5)]
+    counts = [sum(tensor.numel for tensor in layout.tensors if tensor.name in names) for names in sent]
+    return f"{mean(counts) / count_numbers(layout):.2g}"
 
 
 def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
     own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull or part.groups
     summed = part.sum_of_clients() and not own and not part.asks_clients
     linear = part.plain_sum() and not part.asks_clients
-    return (f"`{name}`", _first(part), _named(takes(name)), *map(_word, (part.mixed_ranks, linear, summed, own)))
+    remembers = not (part.new_factors or part.moves_ranks)
+    words = part.mixed_ranks, remembers, _has_optimizers(name), linear, summed, own
+    return (f"`{name}`", _named(takes(name)), *map(_word, words))
+
+
+def _has_optimizers(name: str) -> bool:
+    try:
+        check_server(strategies.build(GIVEN.get(name, name)), SERVER_OPTIMIZERS.build("momentum"))
+    except FedpeftError:
+        return False
+    return True
 
 
 GIVEN = {"flower": "flower(rule=FedMedian)"}
@@ -71,17 +153,22 @@ def takes(name: str) -> list[str]:
 
 @cache
 def layouts() -> dict[str, tuple[PeftMethod, Layout]]:
-    """Each method with its layout; those that need finished runs, or an extra, are not here."""
-    task, folder = TASKS.build("classification"), resolve_model("tiny")
+    """Return each method with its layout in a model of MiniLM's sizes; those that need finished runs are left out."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": BLOCKS,
+             "num_attention_heads": HEADS, "max_position_embeddings": 512}  # fmt: skip
+    task = TASKS.build("classification")
     found = {}
-    for peft in PEFT_METHODS.names:
-        try:
-            method = PEFT_METHODS.build(peft)
-            model = task.model(task.base(folder, torch.float32), 4)
-            method.attach(model, "fp32")
-        except FedpeftError:
-            continue
-        found[peft] = method, method.layout(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        Family("BertConfig", "BertModel", sizes=sizes).save(folder, "classification")
+        for peft in PEFT_METHODS.names:
+            try:
+                method = PEFT_METHODS.build(peft)
+                model = task.model(task.base(folder, torch.float32), 4)
+                method.attach(model, "fp32")
+            except FedpeftError:
+                continue
+            found[peft] = method, method.layout(model)
     return found
 
 
@@ -95,7 +182,7 @@ def _named(taken: list[str]) -> str:
 
 def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
     said = (part.mixed_sizes, part.batched, part.privacy != "refused", part.merges, part.in_peft, part.composes)
-    return (f"`{name}`", _first(part), ", ".join(part.strategies) or "see above", *map(_word, said))
+    return (f"`{name}`", ", ".join(part.strategies) or "see above", *map(_word, said))
 
 
 def _whose(name: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Clones(Measurement):
     """Functions of the test rows that look for their clones among those of all (`fedpeft.data.code_clones`)."""
 
-    rows: int = setting(300, "test rows that are looked at, always the same", low=2)
+    rows: int = setting(300, "test examples that are looked at, always the same", low=2)
 
     simulated: ClassVar[bool] = True
 

@@ -28,7 +28,7 @@ class Evaluate(Measurement):
 
     every: int = setting(4, "rounds between evaluations; the last round always has one", low=1)
     questions: str = setting(
-        "", "JSONL with question and answer, perhaps choices; empty: the validation rows", path=True
+        "", "JSONL with question and answer, perhaps choices; empty: the validation examples", path=True
     )
     metrics: str = setting("exact_match, f1", "of free answers, in quotes: 'exact_match, f1, rouge_l'")
     new_tokens: int = setting(40, "most tokens of an answer", low=1)

@@ -28,7 +28,7 @@ class Laplace(Measurement):
     """The finished classifier's calibration under Laplace-LoRA (`fedpeft.trust.kronecker`)."""
 
     rank: int = setting(10, "directions of the large Kronecker factor that are kept", low=1, high=4096)
-    rows: int = setting(400, "test rows that are predicted, always the same; each takes a pass per class", low=1)
+    rows: int = setting(400, "test examples that are predicted, always the same; each takes a pass per class", low=1)
 
     simulated: ClassVar[bool] = True
 

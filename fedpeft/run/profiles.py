@@ -145,7 +145,7 @@ class ProfileTable:
     count: int = setting(1, "how many clients", low=1)
     rank: int = setting(0, "LoRA rank; 0: that of the PEFT method", low=0, high=1024)
     alpha: float = setting(0.0, "LoRA alpha; 0: the PEFT method's alpha / rank times this rank", low=0)
-    local_steps: int = setting(0, "local steps per round; 0: as the run says", low=0)
+    local_steps: int = setting(0, "local steps per round; 0: the run's own", low=0)
     participation: float = setting(
         1.0, "chance of being drawn into a cohort, relative to other clients", above=0, high=1
     )
@@ -153,7 +153,7 @@ class ProfileTable:
         1.0, "speed of the uplink, relative to other clients (for the codec's by_link, ranks=auto)", above=0
     )
     memory: float = setting(0.0, "memory for training, in any unit that all tables share; 0: not said", low=0)
-    rows: int = setting(0, "rows of each client, for ranks=auto; 0: not said", low=0)
+    rows: int = setting(0, "examples of each client, for ranks=auto; 0: not given", low=0)
     base: str = setting("", "precision of the frozen base: fp32, bf16, int8, nf4; empty: the run's", choices=BASES)
     adapter: str = setting("fp32", "precision in which the adapter is held: fp32, bf16", choices=ADAPTERS)
     watts_train: float = setting(0.0, "while it trains; 0: as energy(watts=...) says", low=0)

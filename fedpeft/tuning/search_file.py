@@ -72,7 +72,7 @@ class SearchKeys:
     name: str = setting("", "name of the search; the file's name if it is empty")
     question: str = setting("", "what the search asks")
     trials: int = setting(20, "that are trained", low=1, high=100_000)
-    objective: str = setting("loss", "of validation rows", choices=("loss", "accuracy"))
+    objective: str = setting("loss", "of validation examples", choices=("loss", "accuracy"))
     sampler: str = setting("tpe", "how trials are drawn", choices=tuple(SAMPLERS))
     startup: int = setting(10, "trials that are drawn at random before tpe begins", low=1)
     pruner: str = setting("hyperband", "which trials end at a rung", choices=tuple(PRUNERS))

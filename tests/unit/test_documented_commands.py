@@ -23,6 +23,12 @@ TINY_FOLDER = """python -c 'from fedpeft.models.base_model import resolve_model;
 OVERRIDES = [
     (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
+    (r"(recipes/continual.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/recipes.md: each task has rounds of its own"),
+    (r"(recipes/private_hospital.*) --local-work \"steps\(2\)\"", r"\1", "docs/recipes.md: a round is one step there"),
+    (r"(recipes/chat.*) --tokens 32", r'\1 --dataset "office(rows=2, test_rows=1)" --tokens 96',
+     "docs/recipes.md: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
+    (r"(recipes/images.*)", r'\1 --dataset "fashion_mnist(rows=1000, test_rows=100)"',
+     "docs/recipes.md: the default image model takes minutes"),
     (r"^(.*tasks\(.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/continual.md: each task has rounds of its own"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),

@@ -71,6 +71,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     from fedpeft.run.catalogue import built
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setattr(plugins, "_state", plugins._State())
     (tmp_path / "half_mean.py").write_text(file_of("own-parts.md", "half_mean.py"))
     (tmp_path / "examples").symlink_to(ROOT / "examples")

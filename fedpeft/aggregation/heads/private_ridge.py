@@ -37,8 +37,8 @@ class PrivateRidge(HeadStart):
     features, which `distributed_dp(whiten=True)` trains the head on."""
 
     dimensions: int = setting(128, "of the random projection, at most the features' own", low=1)
-    strength: float = setting(0.01, "regularisation, in units of the mean squared feature", above=0)
-    damping: float = setting(0.3, "further regularisation, in units of the noise's largest eigenvalue", low=0)
+    strength: float = setting(0.01, "regularization, in units of the mean squared feature", above=0)
+    damping: float = setting(0.3, "further regularization, in units of the noise's largest eigenvalue", low=0)
     scale: float = setting(8.0, "factor from regression values to logits", above=0)
 
     bounded: ClassVar[bool] = True

@@ -56,12 +56,12 @@ class File:
     label: str | None = setting(
         "label", "name of the column with classes, numbers or lists of labels, or 'toxic + insult'; None: language"
     )
-    label_type: str = setting("auto", "what the labels are; auto: as they look, which is said", choices=KINDS)
+    label_type: str = setting("auto", "what the labels are; auto: as they look; it is reported", choices=KINDS)
     labels: str | None = setting(
-        None, "names of classes or labels in order: a,b,c; None: those that occur in the training rows"
+        None, "names of classes or labels in order: a,b,c; None: those that occur in the training examples"
     )
-    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
-    deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
+    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training examples")
+    deviation: float | None = setting(None, "standard deviation of the same; None: of the training examples", above=0)
     owner: str | None = setting(
         AUTO,
         "name of the column that says whose row it is, for the natural partition; auto: a column called owner, client, "
@@ -75,7 +75,7 @@ class File:
     incomplete: str = setting(
         REFUSE,
         "rows without a text, an answer, a label or an owner, of training, validation and test alike; drop: they are "
-        "left out, which is said",
+        "left out and reported",
         choices=INCOMPLETE,
     )
     messages: str | None = setting(
@@ -95,11 +95,11 @@ class File:
         0.1, "preferences: how much it costs to leave the base's answers (DPO)", above=0.0, high=100.0
     )
     validation: str | None = setting(
-        None, "a file of validation rows with the same columns; None: that of the folder, or held out", path=True
+        None, "a file of validation examples with the same columns; None: that of the folder, or held out", path=True
     )
     test: str | None = setting(
         None,
-        "a file of test rows with the same columns; None: that of the folder, or hold some of `path` out",
+        "a file of test examples with the same columns; None: that of the folder, or hold some of `path` out",
         path=True,
     )
     test_fraction: float = setting(0.2, "share of the rows held out for test when there are none", above=0.0, high=0.9)

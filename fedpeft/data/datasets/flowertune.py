@@ -61,7 +61,7 @@ class FlowerTune:
     clients: int = setting(20, "into how many shards the rows are cut", low=1, high=100_000)
     shuffle: int = setting(42, "seed of the shuffling; not the run's seed", low=0)
     end: bool = setting(False, "the model's end-of-text token behind each answer is learned, too")
-    test: str | None = setting(None, "file of test rows with the same columns; None: hold some rows out", path=True)
+    test: str | None = setting(None, "file of test examples with the same columns; None: hold some rows out", path=True)
     held_out: int = setting(200, "rows held out for test where `test` is None; at most a tenth of all", low=1)
 
     def load(self) -> Dataset:

@@ -38,16 +38,16 @@ class HF:
     label: str | None = setting(
         "label", "name of the column with classes, numbers or lists of labels, or 'toxic + insult'; None: language"
     )
-    label_type: str = setting("auto", "what the labels are; auto: as they look, which is said", choices=KINDS)
+    label_type: str = setting("auto", "what the labels are; auto: as they look; it is reported", choices=KINDS)
     labels: str | None = setting(
-        None, "names of classes or labels in order: a,b,c; None: those that occur in the training rows"
+        None, "names of classes or labels in order: a,b,c; None: those that occur in the training examples"
     )
-    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
-    deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
+    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training examples")
+    deviation: float | None = setting(None, "standard deviation of the same; None: of the training examples", above=0)
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
     incomplete: str = setting(
         REFUSE,
-        "rows without a text, an answer, a label (-1: hidden) or an owner; drop: they are left out, which is said",
+        "rows without a text, an answer, a label (-1: hidden) or an owner; drop: they are left out and reported",
         choices=INCOMPLETE,
     )
     template: str | None = setting(
@@ -60,8 +60,10 @@ class HF:
     target: str | None = setting(
         None, "name of the column with the texts that a decoder is to write (T5, BART); `text` is what is read"
     )
-    train: str = setting("train", "name of the split with the training rows")
-    test: str | None = setting("test", "name of the split with the test rows; None: hold some training rows out")
+    train: str = setting("train", "name of the split with the training examples")
+    test: str | None = setting(
+        "test", "name of the split with the test examples; None: hold some training examples out"
+    )
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
     revision: str | None = setting(None, "a commit of the data set, to pin it")
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)

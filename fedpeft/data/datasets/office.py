@@ -133,8 +133,8 @@ KINDS: dict[str, Callable[[random.Random], Task]] = {
 class Office:
     """Made office tasks of twelve kinds, with one right answer each."""
 
-    rows: int = setting(40, "training rows of each kind", low=2, high=200)
-    test_rows: int = setting(8, "test rows of each kind", low=1, high=100)
+    rows: int = setting(40, "training examples of each kind", low=2, high=200)
+    test_rows: int = setting(8, "test examples of each kind", low=1, high=100)
     seed: int = setting(0, "seed of the rows; not the run's seed", low=0)
 
     suited_partition: ClassVar[str] = "natural"

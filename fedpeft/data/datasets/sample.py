@@ -19,8 +19,8 @@ class Sample:
     """Fewer rows of another data set."""
 
     of: str = setting(dataclasses.MISSING, "its text in quotes, such as 'reuters_r8' or 'file:PATH'", nested=DATASETS)
-    rows: int = setting(1000, "training rows, those for validation among them", low=4)
-    test_rows: int = setting(500, "test rows", low=1)
+    rows: int = setting(1000, "training examples, those for validation among them", low=4)
+    test_rows: int = setting(500, "test examples", low=1)
 
     @property
     def suited_partition(self) -> str | None:

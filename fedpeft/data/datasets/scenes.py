@@ -27,11 +27,11 @@ from fedpeft.parts import setting
 class Scenes:
     """Images of two things, and sentences that say what they show."""
 
-    rows: int = setting(1200, "training rows", low=20, high=200_000)
-    validation_rows: int = setting(200, "validation rows", low=2, high=20_000)
-    test_rows: int = setting(240, "test rows, of unseen combinations", low=2, high=20_000)
+    rows: int = setting(1200, "training examples", low=20, high=200_000)
+    validation_rows: int = setting(200, "validation examples", low=2, high=20_000)
+    test_rows: int = setting(240, "test examples, of unseen combinations", low=2, high=20_000)
     owners: int = setting(20, "whose rows they are", low=1, high=10_000)
-    unseen: float = setting(0.25, "share of the pairs of things that only test rows show", above=0.0, high=0.5)
+    unseen: float = setting(0.25, "share of the pairs of things that only test examples show", above=0.0, high=0.5)
     images_only: float = setting(0.0, "share of the owners that have no texts", low=0.0, high=1.0)
     texts_only: float = setting(0.0, "share of the owners that have no images", low=0.0, high=1.0)
     seed: int = setting(0, "seed of the scenes; not the run's seed", low=0)

@@ -23,8 +23,8 @@ OWNERS = 12
 class Tiny:
     """Made texts with overlapping classes."""
 
-    rows: int = setting(600, "training rows", low=2, high=1_000_000)
-    test_rows: int = setting(200, "test rows", low=1, high=1_000_000)
+    rows: int = setting(600, "training examples", low=2, high=1_000_000)
+    test_rows: int = setting(200, "test examples", low=1, high=1_000_000)
     classes: int = setting(4, "number of classes", low=2, high=100)
     signal: float = setting(0.5, "probability that a word comes from its class's own distribution", low=0.0, high=1.0)
     seed: int = setting(0, "seed of the vocabulary's use and of the texts; not the run's seed", low=0)

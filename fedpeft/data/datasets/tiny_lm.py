@@ -25,8 +25,8 @@ class TinyLM:
     """Made sequences with owners."""
 
     owners: int = setting(10, "number of owners", low=1, high=10_000)
-    rows: int = setting(30, "training rows of an owner; some have up to half more or less", low=2, high=10_000)
-    test_rows: int = setting(4, "test rows of an owner", low=1, high=10_000)
+    rows: int = setting(30, "training examples of an owner; some have up to half more or less", low=2, high=10_000)
+    test_rows: int = setting(4, "test examples of an owner", low=1, high=10_000)
     own: float = setting(0.3, "probability of an owner's own successor: 0 makes the owners alike", low=0.0, high=1.0)
     seed: int = setting(0, "seed of the text; not the run's seed", low=0)
 

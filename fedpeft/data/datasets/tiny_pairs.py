@@ -24,8 +24,8 @@ OWNERS = 12
 class TinyPairs:
     """Made texts that belong together."""
 
-    rows: int = setting(240, "training rows", low=24, high=1_000_000)
-    test_rows: int = setting(60, "test rows", low=2, high=100_000)
+    rows: int = setting(240, "training examples", low=24, high=1_000_000)
+    test_rows: int = setting(60, "test examples", low=2, high=100_000)
     seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
     task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)", nested=TASKS)
 

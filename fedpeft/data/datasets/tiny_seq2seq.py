@@ -25,8 +25,8 @@ class TinySeq2Seq:
     """Made sentences with owners, and what they mean."""
 
     owners: int = setting(8, "number of owners", low=1, high=10_000)
-    rows: int = setting(40, "training rows of an owner", low=2, high=100_000)
-    test_rows: int = setting(6, "test rows of an owner", low=1, high=10_000)
+    rows: int = setting(40, "training examples of an owner", low=2, high=100_000)
+    test_rows: int = setting(6, "test examples of an owner", low=1, high=10_000)
     words: int = setting(16, "words of the language", low=4, high=len(WORDS) // 2)
     reverse: bool = setting(True, "whether the other language says the last word first")
     seed: int = setting(0, "seed of the texts; not the run's seed", low=0)

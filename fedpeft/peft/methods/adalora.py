@@ -11,6 +11,8 @@ per layer over `shrink_rounds`, as a cubic.
 Deviations: ranks are allocated by the server, by singular values of the aggregate, where the paper smooths the
 sensitivities of one trainer; and nothing penalises P and Q for leaving orthogonality, since each round's decomposition
 restores it. The result is saved as plain LoRA with the ranks that the layers got.
+
+Use it with `flexlora` if it is not known which layers need rank.
 """
 
 from __future__ import annotations

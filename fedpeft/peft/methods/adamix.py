@@ -22,6 +22,8 @@ not drawn it sends unchanged.
 Deviations. An expert that a step has not drawn has a gradient of zero, and Adam's momentum moves it on. As with other
 bottlenecks the mean is not exact. Gradients per example are refused: one expert serves all rows of a pass. So are
 preferences (dpo), whose loss is no sum over what is said of rows.
+
+Use it as a stronger bottleneck if the bytes of several experts are affordable.
 """
 
 from __future__ import annotations

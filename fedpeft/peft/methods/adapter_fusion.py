@@ -15,6 +15,8 @@ mean from a shared start; it is not exact, since the three multiply each other. 
 
 The saved result holds the adapters, too, and needs the runs no more. Real clients have no such folders, and are
 refused.
+
+Use it if finished `bottleneck` runs of other tasks exist.
 """
 
 from __future__ import annotations

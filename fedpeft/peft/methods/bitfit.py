@@ -5,6 +5,8 @@
 Biases enter linearly from a shared start: the plain mean is exact. Deviations: those of the blocks that `layers` names
 alone, as for the other methods here (`layers=0` takes all blocks); and not those of keys, which change nothing: they
 add the same to the scores of all positions.
+
+Use it beside another method, as in `lora + bitfit`.
 """
 
 from __future__ import annotations

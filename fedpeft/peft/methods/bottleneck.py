@@ -8,6 +8,8 @@
 
 The adapter sits before the sublayer's residual connection. All clients start from the same weights, and the plain
 mean is the rule (FedAvg); it is not exact, since the network is not linear, and no closed form is.
+
+Use it for fewer bytes than LoRA if the adapter need not be merged into the base.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 The rule: factors as LoRA's (any rule on s B A but those that fill the base), m by its plain mean. That is not exact,
 since the norm is not linear: each round records how far the aggregate is from the mean of the clients' weights
 (`aggregation_error`).
+
+Use it if slower steps are affordable: they took 1.3 times LoRA's time in `experiments/peft_methods`.
 """
 
 from __future__ import annotations

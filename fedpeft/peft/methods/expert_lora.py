@@ -13,6 +13,8 @@ what M is. At the start all are open, and experts start as LoRA does, with A of 
 fedlease, which fills in the others and shuts slots; other strategies average all tensors, as if they were one adapter.
 
 Deviations: the paper's router has no b. Each layer has a router, which reads what the layer does.
+
+Use it with `fedlease`, the strategy that it is made for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Full fine-tuning: every parameter of the base is trained; the reference that the literature compares with."""
+"""Full fine-tuning: every parameter of the base is trained; the reference that the literature compares with.
+
+Use it as the reference for adapters: all weights are trained and travel.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@
 
 Linear probing of what the last block has forgotten, too. The paper then leaves out features by group lasso; here all
 stay, and the penalty of the head's start bounds them. It goes along with an adapter: `lora + head2toe`.
+
+Use it first for images; for texts, it is the baseline that an adapter has to beat.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """(IA)3: learned vectors that rescale keys, values and the feed-forward input (Liu et al., arXiv 2205.05638).
 
 y = l * (W x) for attention layers,   y = W (l * x) for the second feed-forward layer;   l starts at one
+
+Use it if only a few thousand numbers may travel.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 
 Logistic regression on frozen features, trained by all clients: the reference that an adapter has to beat. Its few
 numbers are also heard through noise that would hide an adapter's. Heads enter linearly, so the plain mean is exact.
+
+Use it as the baseline, and under small privacy budgets, whose noise would hide an adapter's updates.
 """
 
 from __future__ import annotations

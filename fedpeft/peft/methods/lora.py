@@ -1,6 +1,8 @@
 """LoRA: low-rank adaptation (Hu et al., arXiv 2106.09685).
 
 y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),   B = 0 of shape (out, r)
+
+Use it first: it is the default for texts, and every strategy for factors takes it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 
 With one A for all clients the update is linear in B, so the plain mean is exact, at half of LoRA's bytes. It is what
 the strategy ffa_lora makes of LoRA; here A is no parameter at all, and server optimizers and privacy see B alone.
+
+Use it if the mean must be exact at half of LoRA's bytes, whatever the strategy.
 """
 
 from __future__ import annotations

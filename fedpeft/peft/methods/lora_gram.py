@@ -10,6 +10,8 @@ is a limit: for each pair of their vectors u_i^T dW v_i >= 0.
 The paper asks for fixed semi-orthogonal frames. Ours are the k leading singular vectors of W0
 (`fedpeft.peft.framed_layers`, which calls them B and A). The result is saved as a standard LoRA adapter with the
 factors L G^T and G R.
+
+Use it with `florg`, the strategy that it is made for.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 B and A are the leading singular vectors of W0 (`fedpeft.peft.framed_layers`). Deviation: LoRA-SB takes those of a
 gradient, which costs privacy where the data are private; the weights are known to everyone. The result is saved as a
 standard LoRA adapter with the factors B R and A.
+
+Use it if very few numbers may travel, for example under noise or on slow links.
 """
 
 from __future__ import annotations

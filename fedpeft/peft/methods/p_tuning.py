@@ -4,6 +4,8 @@
 
 Rule: the plain mean of E and the network from a shared start (FedAvg); not exact, since the network is not linear. The
 saved adapter holds the prompt alone, as `peft` saves it. Sequential. Clients have one length.
+
+Use it if one prompt for all clients should come from a network, as in the `peft` library.
 """
 
 from __future__ import annotations

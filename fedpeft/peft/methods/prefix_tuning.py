@@ -14,6 +14,8 @@ do not move. No reparameterisation network: P-tuning v2 found that it is not nee
 
 Rule: the plain mean from a shared start; where clients hold different lengths, each position is averaged over the
 clients that own it (strategy owned_mean).
+
+Use it if weights must stay as they are and each block should get a prefix, for example in language models.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ embeddings are in it.
 
 heads * d^2 numbers a block: 12,288 in MiniLM, as many as lora at rank 8 on queries and values. The output is linear in
 M, so the plain mean of the clients' M is the mean of what they add: exact like that of lora_fa, and a sum.
+
+Use it if prefixes learn too little on long inputs.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ Under privacy they stay equal, unless these rows are public.
 Deviations. The paper trains prompts in runs of their own and takes their majority; here they share the head, which
 learns from all of them, and probabilities are averaged. Rule: the plain mean, prompt j with prompt j, from one start.
 A gradient per example is refused: a row stands in several sequences. Classification only.
+
+Use it if single prompts vary too much and several passes per example are affordable.
 """
 
 from __future__ import annotations

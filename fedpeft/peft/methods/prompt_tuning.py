@@ -4,6 +4,8 @@
 
 Rule: the plain mean from a shared start; where clients hold different lengths, each position is averaged over the
 clients that own it (strategy owned_mean).
+
+Use it if only a few embeddings may travel, or if clients hold prompts of different lengths.
 """
 
 from __future__ import annotations

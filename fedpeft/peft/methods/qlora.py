@@ -6,6 +6,8 @@ The factors federate as LoRA's. A residual of exact rules stays beside the codes
 4-bit grid it would be lost. So would an adapter, and merging is refused. Clients in one pass share the decoding of each
 layer, which runs make no use of yet: nf4 is not tried so. 8 bits are one scale a row
 (`fedpeft.models.quantized`), not bitsandbytes' LLM.int8.
+
+Use it if the base model does not fit into a client's memory.
 """
 
 from __future__ import annotations

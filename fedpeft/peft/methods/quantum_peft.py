@@ -16,6 +16,8 @@ a layer of MiniLM (N = 384, K = 4), where lora has 6,144 at rank 8. lambda start
 The change is linear in lambda: with train=diagonal, U and V stay as drawn and the mean of the clients' lambda is exact.
 With train=all the angles travel, too: their plain mean is approximate, right near a common start only, and its error is
 reported every round. The result is saved as a standard LoRA adapter with the factors U diag(lambda) and V^T.
+
+Use it if only hundreds of numbers may travel and steps may take longer than LoRA's.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ of FedALT: arXiv 2503.11880).
 Both start as LoRA does, from an A of their own, with B = 0; G = 0, so that both count half. For --strategy fedalt,
 which keeps own and G with each client and makes rest the mean of the other clients' own. With other strategies all five
 tensors are averaged, as if they were one adapter.
+
+Use it with `fedalt`, the strategy that it is made for.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
     y = W0 x + (alpha / sqrt(r)) B A x
 
 It federates as LoRA does: every rule reads the scale from the client's form, whose alpha is alpha sqrt(r) here.
+
+Use it instead of `lora` for ranks of 32 and more.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ The update is G * B seen through A, with G = b d^T: bilinear like LoRA, of rank 
 factors (out, 1) and (1, R) of a pair, and LoRA's rules apply to G, which the update is linear in: `ffa_lora` (d fixed)
 and `rolora` (alternating) are exact, `flexlora` takes the best rank-1 approximation of sum_k p_k b_k d_k^T. Plain means
 of both are refused.
+
+Use it if only thousands of numbers may travel and the strategy is `rolora`, `ffa_lora` or `flexlora`.
 """
 
 from __future__ import annotations

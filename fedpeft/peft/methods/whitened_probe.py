@@ -6,6 +6,8 @@ For private models of images. Noise is as long in all directions, and an encoder
 cosine has what tells classes apart in the short ones: under it, class means, moments and gradients all say more once
 features are whitened. T and c come from pictures that nobody took, and cost no privacy. Without noise it is
 linear_probe in other coordinates; the finished head is folded into that of linear_probe, and saved as such.
+
+Use it for private models of images.
 """
 
 from __future__ import annotations

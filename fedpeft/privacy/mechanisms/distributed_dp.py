@@ -82,7 +82,7 @@ class DistributedDP(SumMechanism):
     unit: str = setting("rows", "what is hidden: a row, or a client with all its data", choices=("rows", "clients"))
     rows: int | None = setting(
         None,
-        "unit=rows: training rows of all clients together, which everybody may know; none: as counted",
+        "unit=rows: training examples of all clients together, which everybody may know; none: as counted",
         low=1,
         high=10**10,
     )
@@ -94,7 +94,7 @@ class DistributedDP(SumMechanism):
     )
     mask_neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
-        0.67, "share of its neighbours that must stay, or the sum is void; collude is at most about 2 threshold - 1",
+        0.67, "share of its neighbors that must stay, or the sum is void; collude is at most about 2 threshold - 1",
         low=0.5, below=1,
     )  # fmt: skip
 

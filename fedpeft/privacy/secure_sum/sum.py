@@ -23,7 +23,7 @@ class SecureSum:
 
     neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
     threshold: float = setting(
-        0.67, "share of its neighbours that must stay, or the sum is void; higher ones tolerate more colluding clients",
+        0.67, "share of its neighbors that must stay, or the sum is void; higher ones tolerate more colluding clients",
         low=0.5, below=1,
     )  # fmt: skip
     bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=6, high=32)

@@ -50,6 +50,16 @@ def test_a_sum_is_within_the_steps_of_its_grid(clients, bits):
     np.testing.assert_allclose(found, numbers.sum(0), atol=clients * 2.0**-21)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0, 1e6])
+def test_large_values_are_summed_as_exactly_as_small_ones(scale):
+    """No fixed range clips them: the grid is as wide as the clipping norm."""
+    one = np.array([0.5, 1.0, 2.0, 4.0, -16.0]) * scale
+    integers, turns = Integers(3, 24, one.size, 1, clip=float(np.linalg.norm(3 * one))), signs(1, 1, one.size)
+    total = added(integers, [one, 2 * one, 3 * one], np.ones((3, 1)), turns)
+    vector, _ = integers.decode(total, 3, turns)
+    np.testing.assert_allclose(vector, 6 * one, atol=1e-3 * scale, rtol=0)
+
+
 @pytest.mark.medium
 def test_rounding_is_unbiased():
     integers, turns, size = Integers(3, 8, 40, 1, clip=1.0), signs(1, 1, 40), 40
@@ -70,6 +80,18 @@ def test_no_sum_wraps_even_if_all_clients_are_at_the_same_end(clients, bits):
         vector, numbers = integers.decode(ends, clients, np.ones((2, 1)))
         assert 0 < sign * vector[0] <= clients * integers.levels * integers.step
         np.testing.assert_allclose(numbers, [sign * clients * 2.0**27, sign * clients], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("clients", "bits"), [(3, 6), (15, 8), (255, 12), (4095, 16)])
+def test_entries_at_the_end_of_the_grid_do_not_wrap(clients, bits):
+    """All clients have their whole length in one rotated entry, which the grid cuts to its end."""
+    integers, turns = Integers(clients, bits, 1024, 1, clip=1.0), signs(1, 1, 1024)
+    spike = np.zeros(1024)
+    spike[7] = 1.0
+    for sign in (1, -1):
+        whole = integers.whole(turned_back(sign * spike, turns), turns, np.random.default_rng(0))
+        assert whole[7] == sign * integers.levels
+        assert abs(clients * int(whole[7])) < 2 ** (bits - 1)
 
 
 def test_a_norm_above_the_clip_is_cut_to_it():
