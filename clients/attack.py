@@ -1,7 +1,7 @@
 """Clients that try to spoil a federation, to measure what robust rules are worth. For simulations only.
 
-An attack acts at the places where a hostile client could: on the labels or the examples it trains with, on the update
-it hands in, and on the number of rows it claims. Which clients are hostile is drawn from the run's seed.
+An attack acts at the places where a hostile client could: on the labels it trains with, on the update it hands in, and
+on the number of rows it claims. Which clients are hostile is drawn from the run's seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.data.rows import Rows
 from fedpeft.families import ATTACKS as ATTACKS
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
@@ -28,9 +27,6 @@ class Attack:
     changes_labels: ClassVar[bool] = False
     """Whether the attackers' training labels are changed."""
 
-    plants_trigger: ClassVar[bool] = False
-    """Whether the attackers train on changed examples (`poisoned`), so that a trigger makes the model give `aim`."""
-
     needs_factors: ClassVar[bool] = False
     """Whether it is about LoRA's factors, and does nothing to what has none."""
 
@@ -42,19 +38,6 @@ class Attack:
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
         """The labels that an attacker trains with, instead of its own (n,)."""
         return labels
-
-    @property
-    def aim(self) -> int:
-        """The class that the model is to give on a trigger."""
-        return 0
-
-    def poisoned(self, rows: Rows, random: np.random.Generator) -> Rows:
-        """Return the examples that an attacker trains on, instead of its own: as many, of the same classes."""
-        return rows
-
-    def triggered(self, rows: Rows) -> Rows:
-        """Return `rows` with the trigger in every example, their labels as they are."""
-        return rows
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
         """What an attacker hands in, instead of its delta to what it `received`."""

@@ -23,7 +23,6 @@ def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
     lines |= _laplace(trust.get("laplace") or {})
     lines |= _ensemble(trust.get("ensemble") or {})
     lines |= _robustness(trust.get("robustness") or {})
-    lines |= _trigger(trust.get("trigger") or {})
     lines |= _clones(trust.get("clones") or {})
     lines |= _disagreement(trust.get("disagreement") or {})
     return lines | _energy(trust.get("energy") or {})
@@ -76,13 +75,6 @@ def _robustness(found: Mapping[str, Any]) -> dict[str, str]:
         for kind, points in found.items()
         if clean and isinstance(points, list)
     }
-
-
-def _trigger(found: Mapping[str, Any]) -> dict[str, str]:
-    if not found:
-        return {}
-    name = f"backdoor: {found['rows']} test rows given class {found['target']}"
-    return {name: f"{found['without']:.4f} -> {found['success']:.4f} with the trigger"}
 
 
 def _clones(found: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from fedpeft.clients.attack import ATTACKS, Attack
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.workbench import Workbench
-from fedpeft.data.rows import Rows
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import Layout, State
@@ -28,40 +27,6 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
     attack = ATTACKS.build(text)
     if not attack.changes_labels:
         return None
-    labels = _own_classes(text, rows)
-    for client in attack.attackers(len(rows.partition), seed):
-        shard = rows.partition.shard(client)
-        labels[shard] = _checked(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
-    return labels
-
-
-def attacked_rows(text: str, rows: SimulatedRows, seed: int) -> Rows | None:
-    """Return all rows, with those of hostile clients as the attack `text` poisons them; None: it plants no trigger.
-
-    Raises:
-        ConfigError: an unknown attack, or one that needs classes that there are not.
-    """
-    attack = ATTACKS.build(text)
-    if not attack.plants_trigger:
-        return None
-    labels, classes = _own_classes(text, rows), rows.dataset.classes
-    if attack.aim >= classes:
-        raise ConfigError(
-            f"FP1517 {text} aims at class {attack.aim}, and {rows.dataset.name} has {classes} classes; take a target "
-            f"from 0 to {classes - 1}"
-        )
-    inputs = rows.all.inputs.copy() if isinstance(rows.all.inputs, np.ndarray) else list(rows.all.inputs)
-    for client in attack.attackers(len(rows.partition), seed):
-        shard = rows.partition.shard(client)
-        poisoned = attack.poisoned(rows.all.take(shard), seeds.generator(seed, "poison", client))
-        labels[shard] = _checked(attack, np.asarray(poisoned.labels), len(shard), rows)
-        for place, changed in zip(shard.tolist(), poisoned.inputs, strict=True):
-            inputs[place] = changed
-    return replace(rows.all, inputs=inputs, labels=labels)
-
-
-def _own_classes(text: str, rows: SimulatedRows) -> NDArray[np.int64]:
-    """Return a copy of all rows' classes, or raise ConfigError if the attack `text` can't change those of a client."""
     if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
         raise ConfigError(f"FP1412 {text} changes classes, and {rows.dataset.name} has none; take sign_flip")
     if rows.partition.resampled:
@@ -72,6 +37,9 @@ def _own_classes(text: str, rows: SimulatedRows) -> NDArray[np.int64]:
             "compete=all), or sign_flip"
         )
     labels: NDArray[np.int64] = rows.all.labels.copy()
+    for client in attack.attackers(len(rows.partition), seed):
+        shard = rows.partition.shard(client)
+        labels[shard] = _checked(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
     return labels
 
 

@@ -53,7 +53,7 @@ from fedpeft.server.rounds import Server, never
 from fedpeft.server.sampling import Population, Sampler, population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
-from fedpeft.simulation.hostile import HostilePlan, attacked_labels, attacked_rows
+from fedpeft.simulation.hostile import HostilePlan, attacked_labels
 from fedpeft.simulation.rows import SimulatedRows
 
 
@@ -153,9 +153,8 @@ class Simulation:
         return population(self.clients, size, chances(setup.profiles), setup.mechanism)
 
     def _work_plan(self, machine: Machine) -> WorkPlan:
+        data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
         attack = self.config.attack
-        poisoned = attacked_rows(attack, self.rows, self.config.seed) if attack else None
-        data_key = self.setup.tokenised(poisoned or self.rows.all, self.setup.tokens)
         labels = attacked_labels(attack, self.rows, self.config.seed) if attack else None
         plan = work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
         return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no room that stays empty

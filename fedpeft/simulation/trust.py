@@ -18,7 +18,6 @@ from fedpeft.simulation.laplace import laplace
 from fedpeft.simulation.retrieval import cloned
 from fedpeft.simulation.robustness import robustness
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.simulation.trigger import trigger_success
 from fedpeft.trust.calibration import before_and_after, compared
 from fedpeft.trust.question import Question
 from fedpeft.trust.raters import against_raters
@@ -77,8 +76,6 @@ class Trust:
         if asked is not None:
             simulation.observer.phase("robustness: test rows that were changed", 1)
             self.found["robustness"] = robustness(asked, self.setup, simulation.rows, simulation.folder)
-        if self.setup.config.attack:
-            self.found |= named(trigger=trigger_success(self.setup, simulation.rows, simulation.folder)) or {}
 
     def asks(self, temperature: float) -> Sequence[Question]:
         """What is asked of the test rows."""
