@@ -9,7 +9,7 @@ the padding's gradients are zero, so it stays zero and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from fedpeft.clients.drift import Pull, pulled
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties
+from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import put
 from torch import Tensor, nn
 
@@ -122,24 +123,20 @@ class BatchedExecutor(Executor):
         losses: list[list[Tensor]] = [[] for _ in jobs]
         trained: list[State] = [{} for _ in jobs]
         masks = [j.dropout_generator() for j in jobs]
-        lengths = self.examples.lengths
         for step in range(len(plans[0])):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.step_batch(rows)
             if self.task.compares:
                 batch[GROUPS] = groups(real, active)
-            self.dropout.routes = [j.route_generator(step) for j in jobs[:active]] if self.dropout.draws else []
-            self.dropout.clients = [
-                (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
-            ]
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
-            row_losses = job.losses(self.model, partial(self._step_losses, shifts), batch)
-            sums = (row_losses.sums * real).view(active, -1).sum(1)
-            counts = (row_losses.counts * real).view(active, -1).sum(1)
-            client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
+            of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
             optimizer.zero_grad(set_to_none=True)
-            client_losses.sum().backward()  # type: ignore[no-untyped-call]
+            if job.training.optimizer.probes:
+                client_losses = self._probed(chosen, jobs[:active], step, of_step)
+            else:
+                client_losses = of_step(masks)
+                client_losses.sum().backward()  # type: ignore[no-untyped-call]
             for name in self.penalties.keys() & chosen.keys():
                 pulled = self.penalties[name](chosen[name].detach()[:active])
                 chosen[name].grad[:active].add_(pulled)  # type: ignore[index]
@@ -162,6 +159,46 @@ class BatchedExecutor(Executor):
             Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows))
             for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
         ]
+
+    def _mean_losses(
+        self,
+        jobs: Sequence[Job],
+        step: int,
+        rows: Sequence[np.ndarray],
+        batch: Batch,
+        real: Tensor,
+        shifts: Tensor | None,
+        masks: Sequence[np.random.Generator],
+    ) -> Tensor:
+        """Return the active clients' mean losses of a step, (active,)."""
+        active = len(jobs)
+        self.dropout.routes = [j.route_generator(step) for j in jobs] if self.dropout.draws else []
+        self.dropout.clients = [
+            (m, self.sequences(r), int(self.examples.lengths[r].max())) for m, r in zip(masks, rows, strict=False)
+        ]
+        row_losses = jobs[0].losses(self.model, partial(self._step_losses, shifts), batch)
+        sums = (row_losses.sums * real).view(active, -1).sum(1)
+        counts = (row_losses.counts * real).view(active, -1).sum(1)
+        return sums / counts.clamp(min=1)  # rows of one token predict nothing
+
+    def _probed(
+        self,
+        chosen: Mapping[str, nn.Parameter],
+        jobs: Sequence[Job],
+        step: int,
+        losses: Callable[[Sequence[np.random.Generator]], Tensor],
+    ) -> Tensor:
+        """Set gradients by slopes along each active client's direction, and return the mean losses, (active,)."""
+        along = {name: torch.zeros_like(parameter) for name, parameter in chosen.items()}
+        for k, job in enumerate(jobs):
+            for name, signs in directions(job, self.layout, step).items():
+                held(along[name][k], signs).copy_(signs)
+
+        def padded_losses() -> Tensor:
+            found = losses([job.dropout_generator(step) for job in jobs])
+            return nn.functional.pad(found, (0, len(next(iter(chosen.values()))) - len(jobs)))
+
+        return probe(chosen, along, jobs[0].training.optimizer.probes, padded_losses)[: len(jobs)]
 
     def _step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
         return self.task.step_losses(self.model, batch, shifts)

@@ -171,9 +171,9 @@ class Job:
                 losses = partial(acting.correction.around, model, losses)
         return losses(batch)
 
-    def dropout_generator(self) -> np.random.Generator:
-        """What the client's dropout masks are drawn from, where its rows are not protected."""
-        return seeds.generator(self.seed, "dropout", self.round, self.client)
+    def dropout_generator(self, *step: int) -> np.random.Generator:
+        """What the client's dropout masks are drawn from, where its rows are not protected; of one `step`, if given."""
+        return seeds.generator(self.seed, "dropout", self.round, self.client, *step)
 
     def route_generator(self, step: int) -> np.random.Generator:
         """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""

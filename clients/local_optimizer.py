@@ -49,6 +49,11 @@ class LocalOptimizer(ABC):
     """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""
 
     @property
+    def probes(self) -> float:
+        """Distance at which two losses are computed for a step, instead of a gradient; 0, the default: a gradient."""
+        return 0.0
+
+    @property
     def decays(self) -> bool:
         """Whether a step also moves entries whose gradient is zero; by default not."""
         return False

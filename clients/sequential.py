@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from fedpeft.clients.drift import pulled
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties, placed
+from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import moved, put
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
-from fedpeft.models.task import FederatedModel, Task, trainable
+from fedpeft.models.task import FederatedModel, RowLosses, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
 
 
@@ -111,16 +114,16 @@ class SequentialExecutor(Executor):
     ) -> Iterator[Tensor]:
         """Fill the gradients of one step after another; yields each step's loss."""
         masks = job.dropout_generator()
-        lengths = self.examples.lengths
-        for step, rows in enumerate(job.batches(lengths)):
+        for step, rows in enumerate(job.batches(self.examples.lengths)):
             optimizer.zero_grad(set_to_none=True)
             parts = job.training.pieces(rows)
+            if distance := job.training.optimizer.probes:
+                along = {n: placed(z, chosen[n]).to(chosen[n]) for n, z in directions(job, self.layout, step).items()}
+                yield probe(chosen, along, distance, partial(self._mean_loss, job, step, parts))
+                continue
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:
-                self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
-                self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
-                batch, _, self.dropout.places = self.step_batch([part])
-                losses = job.losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
+                losses = self._losses(job, step, part, masks)
                 counts = counts + losses.counts.sum()
                 own = losses.sums.sum()
                 sums = sums + own.detach()
@@ -131,6 +134,20 @@ class SequentialExecutor(Executor):
                 if parameter.grad is not None:
                     parameter.grad.div_(counts)
             yield sums / counts
+
+    def _losses(self, job: Job, step: int, rows: np.ndarray, masks: np.random.Generator) -> RowLosses:
+        """The losses of rows of a step; `masks`: what dropout draws from."""
+        self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
+        self.dropout.clients = [(masks, self.sequences(rows), int(self.examples.lengths[rows].max()))]
+        batch, _, self.dropout.places = self.step_batch([rows])
+        return job.losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
+
+    def _mean_loss(self, job: Job, step: int, parts: Sequence[np.ndarray]) -> Tensor:
+        """The mean loss of a step's rows, with masks that are the step's own."""
+        masks = job.dropout_generator(step)
+        losses = [self._losses(job, step, rows, masks) for rows in parts]
+        counts = torch.stack([of.counts.sum() for of in losses]).sum()
+        return torch.stack([of.sums.sum() for of in losses]).sum() / counts.clamp(min=1)
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""

@@ -66,6 +66,11 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     config = setup.config
     if setup.strategy.asynchronous:
         raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
+    if mechanism.per_example and setup.training.optimizer.probes:
+        raise ConfigError(
+            f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; take "
+            "--optimizer adamw, or protect updates with user_dp or local_dp"
+        )
     if isinstance(mechanism, SumMechanism) and mechanism.per_example:
         _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:

@@ -27,8 +27,8 @@ def check_method(
     """
     if method.strategies and strategy_name not in method.strategies:
         raise ConfigError(
-            f"FP1332 {strategy_name} is not right for {method.name}: its parameters multiply each other, and the mean "
-            f"of products is not the product of means; take --strategy {' or '.join(method.strategies)}"
+            f"FP1332 {strategy_name} loses what the parameters of {method.name} stand for together; "
+            f"take --strategy {' or '.join(method.strategies)}"
         )
     if isinstance(strategy, GatherStrategy) and strategy.fills_base and not method.residual:
         raise ConfigError(

@@ -17,7 +17,7 @@ def change_of_the_global_weight(spec, clients, dtype=torch.float64):
     return float((after - before).norm() / before.norm())
 
 
-DILUTING = ["ffa_lora", "rolora", "fedsvd", "flexlora", "hetlora", "lora_fair", "fedex_lora"]
+DILUTING = ["ffa_lora", "rolora", "fedsvd", "flexlora", "hetlora", "lora_fair", "fedex_lora", "flora_na"]
 
 
 @pytest.mark.parametrize("rule", DILUTING)
@@ -29,7 +29,9 @@ def test_a_round_without_training_changes_the_weight_unless_missing_ranks_are_ke
     assert change_of_the_global_weight(rule, EQUAL) < 1e-10
 
 
-@pytest.mark.parametrize("rule", ["raflora", "fslora", "median", "trimmed_mean", "krum", "norm_bound"])
+@pytest.mark.parametrize(
+    "rule", ["raflora", "rbla", "fedrpca", "fslora", "median", "trimmed_mean", "krum", "norm_bound"]
+)
 def test_rules_that_count_owners_or_changes_keep_the_weight_without_training(rule):
     assert change_of_the_global_weight(rule, MIXED) < 1e-10
 

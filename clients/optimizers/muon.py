@@ -1,0 +1,125 @@
+"""Local Muon: factors move along their orthogonalized momentum (Liu et al., arXiv 2510.27403; Takezawa et al., arXiv
+2509.26337; the step itself: Jordan et al., 2024).
+
+    M <- momentum M + g,   X <- X - lr 0.2 sqrt(max(m, n)) orthogonal(M)   for each LoRA factor X (m, n)
+
+orthogonal(M) is close to U V^T of M = U S V^T: five Newton-Schulz steps X <- a X + (b X X^T + c (X X^T)^2) X from
+M / |M|_F, with the usual (a, b, c) = (3.4445, -4.7750, 2.0315), bring all but the smallest singular values to 0.7..1.2.
+The factor 0.2 sqrt(max(m, n)) gives entries about the size of AdamW's steps (Liu et al., arXiv 2502.16982), so learning
+rates carry over. Padded ranks are zero in M, stay zero, and change nothing: clients of mixed ranks train as alone.
+All other tensors, such as the head, take AdamW steps, as is usual with Muon. Momentum and moments are new each round.
+
+This is the local step of both FedMuon papers, without what they add against drift: the first sends momenta and mixes
+the last global step into each local one, the second keeps control variates. Combine Muon with `--drift fedprox`, which
+acts on the gradient before it enters the momentum. The first paper was read as an abstract and a third party's
+equations, the second as an abstract and its introduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fedpeft.clients.local_optimizer import LocalOptimizer, unnoised
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+
+FACTORS = (".lora_A.weight", ".lora_B.weight")
+"""Ends of the names of the tensors that Muon moves; a stack of clients' factors has one axis more."""
+
+STEPS = 5
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(M: Tensor) -> Tensor:
+    """Return the matrices (..., m, n) with singular values near 1; singular values of 0 stay 0."""
+    tall = M.shape[-2] > M.shape[-1]
+    X = M.mT if tall else M
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    for _ in range(STEPS):
+        gram = X @ X.mT
+        X = A * X + (B * gram + C * gram @ gram) @ X
+    found: Tensor = X.mT if tall else X
+    return found
+
+
+class MuonOrAdam(torch.optim.Optimizer):
+    """Muon for the parameters in `factors`, AdamW without weight decay for the others.
+
+    Attributes:
+        factors: parameters whose last two axes are a matrix.
+    """
+
+    factors: frozenset[nn.Parameter]
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": 1e-8})
+        self.factors = frozenset()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step; parameters without a gradient rest, and so do their momenta."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                own = self.state[parameter]
+                if parameter in self.factors:
+                    _muon(parameter, parameter.grad, own, group)
+                else:
+                    _adam(parameter, parameter.grad, own, group)
+
+
+def _muon(parameter: nn.Parameter, gradient: Tensor, own: dict[str, Any], group: Mapping[str, Any]) -> None:
+    own["M"] = group["momentum"] * own["M"] + gradient if own else gradient.clone()
+    size = 0.2 * max(parameter.shape[-2:]) ** 0.5
+    parameter.sub_(orthogonalize(own["M"]), alpha=group["lr"] * size)
+
+
+def _adam(parameter: nn.Parameter, gradient: Tensor, own: dict[str, Any], group: Mapping[str, Any]) -> None:
+    b1, b2 = group["betas"]
+    if not own:
+        own |= {"t": 0, "m": torch.zeros_like(parameter), "v": torch.zeros_like(parameter)}
+    own["t"] += 1
+    own["m"].lerp_(gradient, 1 - b1)
+    own["v"].lerp_(gradient.square(), 1 - b2)
+    size = (own["v"] / (1 - b2 ** own["t"])).sqrt() + group["eps"]
+    parameter.addcdiv_(own["m"], size, value=-group["lr"] / (1 - b1 ** own["t"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(LocalOptimizer):
+    """Orthogonalized momentum for LoRA factors, AdamW for other tensors."""
+
+    momentum: float = setting(0.95, "share of the last M that is kept", low=0, below=1)
+    beta1: float = setting(0.9, "of AdamW: share of the last first moment that is kept", low=0, below=1)
+    beta2: float = setting(0.999, "of AdamW: share of the last second moment that is kept", low=0, below=1)
+
+    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer, which `started` tells the factors."""
+        return MuonOrAdam(groups, self.momentum, (self.beta1, self.beta2))
+
+    def started(
+        self, parameters: Mapping[str, nn.Parameter], learning_rate: float, variance: Callable[[str], float] = unnoised
+    ) -> tuple[Any, LambdaLR]:
+        """Return a new optimizer over parameters by canonical name, and its warm-up.
+
+        Raises:
+            ConfigError: no parameter is a LoRA factor.
+        """
+        optimizer, warmup = super().started(parameters, learning_rate, variance)
+        optimizer.factors = frozenset(p for name, p in parameters.items() if name.endswith(FACTORS))
+        if not optimizer.factors:
+            raise ConfigError(
+                "FP1515 muon orthogonalizes LoRA's factors, and what is trained here has none; take --optimizer "
+                "adamw, or --peft lora"
+            )
+        return optimizer, warmup
+
+
+part = Muon

@@ -1,0 +1,73 @@
+"""Muon: its orthogonalization, its steps by hand, and clients of mixed ranks in one pass."""
+
+import pytest
+import torch
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.optimizers.muon import orthogonalize
+from torch import nn
+
+from fedpeft.conformance.peft_cases import Case, worst
+from fedpeft.peft.adapter import ClientForm
+from tests.refusals import refuses
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(4, 30), (30, 4), (3, 4, 30), (8, 8)])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e6])
+def test_singular_values_come_near_1_and_vectors_stay(shape, size):
+    M = size * drawn(*shape)
+    found = orthogonalize(M)
+    values = torch.linalg.svdvals(M)
+    clear = values > 1e-2 * values.amax(-1, keepdim=True)
+    assert ((torch.linalg.svdvals(found) > 0.6).sum(-1) >= clear.sum(-1)).all()
+    assert (torch.linalg.svdvals(found) < 1.3).all()
+    U, _, Vt = torch.linalg.svd(M, full_matrices=False)
+    core = U.mT @ found @ Vt.mT
+    assert torch.allclose(core, torch.diag_embed(core.diagonal(dim1=-2, dim2=-1)), atol=1e-9)
+
+
+def test_ranks_of_zero_stay_zero_and_change_nothing():
+    M = drawn(3, 20)
+    padded = torch.cat([M, torch.zeros(2, 20)])
+    assert torch.allclose(orthogonalize(padded)[:3], orthogonalize(M))
+    assert not orthogonalize(padded)[3:].any()
+    assert not orthogonalize(torch.zeros(4, 5)).any()
+
+
+def test_steps_by_hand():
+    """Momentum 0.5: M1 = g1, M2 = g1 / 2 + g2; a step of lr 0.2 sqrt(max(m, n)); the head moves as with Adam."""
+    factor, head = nn.Parameter(drawn(4, 30)), nn.Parameter(drawn(6, seed=1))
+    start, plain = factor.detach().clone(), nn.Parameter(head.detach().clone())
+    names = {"x.lora_A.weight": factor, "head.bias": head}
+    optimizer, _ = LOCAL_OPTIMIZERS.build("muon(momentum=0.5, head_rate=1.0)").started(names, 0.1)
+    reference = torch.optim.Adam([plain], lr=0.1)
+    gradients = [drawn(4, 30, seed=2), drawn(4, 30, seed=3)]
+    for step, g in enumerate(gradients):
+        factor.grad, head.grad = g.clone(), drawn(6, seed=4 + step)
+        plain.grad = head.grad.clone()
+        optimizer.step()
+        reference.step()
+    size = 0.1 * 0.2 * 30**0.5
+    expected = start - size * (orthogonalize(gradients[0]) + orthogonalize(gradients[0] / 2 + gradients[1]))
+    assert torch.allclose(factor, expected)
+    assert torch.allclose(head, plain, atol=1e-9)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["equal", "mixed"])
+def test_all_clients_in_one_pass_train_as_each_alone(tiny, mixed):
+    case = Case("lora(rank=4)", tiny)
+    scale = case.layout.form.scale
+    forms = [ClientForm(r, r * scale) for r in (2, 4, 3)] if mixed else None
+    jobs = case.jobs(forms=forms, optimizer="muon(head_rate=1.0)", rate=1e-2)
+    one = list(case.sequential.train(jobs))
+    assert worst(one, list(case.batched().train(jobs)), jobs) < 1e-8
+
+
+def test_it_refuses_what_has_no_factors(tiny):
+    case = Case("ia3", tiny)
+    jobs = case.jobs(optimizer="muon")
+    with refuses("FP1515"):
+        list(case.sequential.train(jobs))

@@ -1,0 +1,124 @@
+"""Zeroth-order steps: slopes by two losses, clients in one pass, and what travels."""
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.probing import directions, probe
+from torch import nn
+
+from fedpeft import seeds
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.codecs.scalars import direction
+from fedpeft.communication.decoding import decode
+from fedpeft.conformance.peft_cases import Case, worst
+from fedpeft.peft.adapter import ClientForm
+
+ZEROTH = "zeroth_order(distance=1e-5)"
+T = 3
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_slope_of_a_quadratic_is_exact():
+    """L = |x|^2 / 2: the slope along z is x z, at any distance; x comes back as it was."""
+    x, z = nn.Parameter(drawn(5)), drawn(5, seed=1)
+    start = x.detach().clone()
+    loss = probe({"x": x}, {"x": z}, 0.7, lambda: x.square().sum() / 2)
+    assert torch.allclose(x.grad, (start @ z) * z)
+    assert torch.equal(x, start)
+    assert float(loss) == pytest.approx(float(start.square().sum() / 2 + 0.7**2 * z.square().sum() / 2))
+
+
+def test_slopes_of_stacked_clients_are_their_own():
+    x, z = nn.Parameter(drawn(3, 2, 4)), drawn(3, 2, 4, seed=1)
+    probe({"x": x}, {"x": z}, 1e-3, lambda: x.square().sum((1, 2)) / 2)
+    slopes = (x.detach() * z).sum((1, 2), keepdim=True)
+    assert torch.allclose(x.grad, slopes * z)
+
+
+def test_directions_are_signs_that_the_seed_round_and_client_decide(tiny):
+    case = Case("lora(rank=4)", tiny)
+    one, other = case.jobs(optimizer=ZEROTH)[:2]
+    found = directions(one, case.layout, 0)
+    assert {float(v) for t in found.values() for v in t.unique()} == {-1.0, 1.0}
+    assert all(torch.equal(found[n], directions(one, case.layout, 0)[n]) for n in found)
+    for changed in (directions(one, case.layout, 1), directions(other, case.layout, 0)):
+        assert not all(torch.equal(found[n], changed[n]) for n in found)
+
+
+def test_a_slope_is_that_of_the_gradient(tiny):
+    """A step is the gradient's component along its direction, times that direction."""
+    case = Case("ia3", tiny)
+    [job] = case.jobs(optimizer="sgd(head_rate=1.0)", steps=1, rate=1.0)[:1]
+    [plain] = case.sequential.train([job])
+    [zeroth] = case.jobs(optimizer=ZEROTH, steps=1, rate=1.0)[:1]
+    [found] = case.sequential.train([zeroth])
+    gradient = {n: job.received[n] - plain.state[n] for n in plain.state}
+    step = {n: job.received[n] - found.state[n] for n in found.state}
+    z = directions(zeroth, case.layout, 0)
+    slope = sum(float((gradient[n] * z[n]).sum()) for n in z)
+    for n in step:
+        assert torch.allclose(step[n], slope * z[n], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["equal", "mixed"])
+def test_all_clients_in_one_pass_train_as_each_alone(tiny, mixed):
+    case = Case("lora(rank=4)", tiny)
+    scale = case.layout.form.scale
+    forms = [ClientForm(r, r * scale) for r in (2, 4, 3)] if mixed else None
+    jobs = case.jobs(forms=forms, optimizer=ZEROTH, rate=1e-3)
+    one = list(case.sequential.train(jobs))
+    assert worst(one, list(case.batched().train(jobs)), jobs) < 1e-6
+
+
+def test_rows_in_several_passes_give_the_same_step(tiny):
+    case = Case("lora(rank=4)", tiny)
+    whole, parts = (case.jobs(optimizer=f"zeroth_order(distance=1e-5, rows_per_pass={n})")[:1] for n in (0, 3))
+    assert worst(list(case.sequential.train(whole)), list(case.sequential.train(parts)), whole) < 1e-6
+
+
+def test_nothing_is_kept_for_a_backward_pass(tiny):
+    case = Case("lora(rank=4)", tiny)
+    kept = []
+    [job] = case.jobs(optimizer=ZEROTH)[:1]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        list(case.sequential.train([job]))
+        assert not kept
+        list(case.sequential.train(case.jobs(optimizer="sgd")[:1]))
+        assert kept
+
+
+def test_a_round_s_update_travels_as_its_scalars(tiny):
+    case = Case("lora(rank=4)", tiny)
+    for job in case.jobs(optimizer=ZEROTH, steps=T, rate=1e-2):
+        [result] = case.sequential.train([job])
+        update = {n: (result.state[n] - job.received[n]).float() for n in case.layout.names}
+        seed = seeds.integer(job.seed, "codec", job.round, job.client)
+        payload = parse_codec(f"scalars(steps={T}) | cast(dtype=fp32)").encode(update, seed=seed)
+        found = decode(payload, case.layout.shapes)
+        size = sum(float(t.square().sum()) for t in update.values()) ** 0.5
+        error = sum(float((found[n] - update[n]).square().sum()) for n in update) ** 0.5
+        assert error < 1e-4 * size
+        empty = parse_codec("scalars(steps=1) | cast(dtype=fp32)").encode(update, seed=seed)
+        assert len(payload) - len(empty) == 4 * (T - 1)
+
+
+def test_of_other_updates_only_the_projection_arrives():
+    x = {"x": drawn(50, 4).float()}
+    payload = parse_codec("scalars(steps=4) | cast(dtype=fp64)").encode(x, seed=5)
+    Z = np.stack([direction(5, t, 200) for t in range(4)]).astype(np.float64)
+    expected = Z.T @ np.linalg.lstsq(Z @ Z.T, Z @ x["x"].double().numpy().ravel(), rcond=None)[0]
+    found = decode(payload, {"x": (50, 4)})["x"].double().numpy().ravel()
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_it_starts_with_plain_steps():
+    x = nn.Parameter(drawn(3))
+    before = x.detach().clone()
+    optimizer, _ = LOCAL_OPTIMIZERS.build("zeroth_order").started({"x": x}, 0.5)
+    x.grad = torch.ones_like(x)
+    optimizer.step()
+    assert torch.allclose(x, before - 0.5)
