@@ -91,9 +91,13 @@ def setting(
 ) -> Any:
     """A dataclass field that is a user's setting: its default, meaning (with unit) and legal range.
 
-    Pass `dataclasses.MISSING` as `default` for a setting that must be given; `path`: it may name a file or folder;
-    `nested`: the family of the part that the text, or each text of a tuple, describes; `check`: raises ConfigError for
-    a text that is not legal, without torch.
+    Args:
+        default: `dataclasses.MISSING` for a setting that must be given.
+        help: the meaning, with the unit.
+        low, high, above, below, choices: the legal values.
+        path: whether the setting may name a file or folder.
+        nested: the family of the part that the text, or each text of a tuple, describes.
+        check: raises a ConfigError for an illegal text; it does not import torch.
     """
     metadata = {
         "help": help,

@@ -18,7 +18,7 @@ deviations: there each client sends the two sketches, one after the other.
 Here a round has one exchange: clients send factors, which have fewer numbers than the sketches, and the server computes
 both. So the server sees each client's factors, and `secure_sum` and `user_dp` are refused; with `train=B` the sum of B
 is all that is needed, and `fedsvd`, which refactors it by an SVD, takes both. The code leaves s_k out; here it is in
-dW*, with mixed ranks and alphas as in `flexlora`. O is new in each round. Where a singular value is 0, B's column is 0
+dW*, with mixed ranks and alphas as in `flexlora`. O is new in each round. If a singular value is 0, B's column is 0
 and A keeps its row, so that the rank can be trained again.
 
 Use it if both factors must learn under `dp_sgd`, or if an SVD of the whole product is too slow.

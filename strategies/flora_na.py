@@ -3,9 +3,9 @@
 
     A = sum_k a_k A_k,   B = sum_k b_k (s_k / s) B_k,   where a and b (K,) minimize |dW* - s B A|_F^2
 
-The factors keep their shapes, so the rule sends the bytes of FedIT. It costs the server inner products of the factors:
-with the Gram matrices of all columns of B and of all rows of A, one step needs K^2 r^2 operations and no matrix of the
-layer's size.
+The factors keep their shapes, so the rule sends the bytes of FedIT. It costs the server inner products of the factors.
+With the Gram matrices of all columns of B and all rows of A, a step needs K^2 r^2 operations. No matrix has the layer's
+size.
 
 The objective is quadratic in a for fixed b, and in b for fixed a. The server starts at a = b = p, which is FedIT, and
 solves for b and for a in turn, `passes` times. Each solution minimizes

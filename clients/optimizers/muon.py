@@ -3,8 +3,11 @@
 
     M <- momentum M + g,   X <- X - lr 0.2 sqrt(max(m, n)) orthogonal(M)   for each LoRA factor X (m, n)
 
-orthogonal(M) is close to U V^T of M = U S V^T: five Newton-Schulz steps X <- a X + (b X X^T + c (X X^T)^2) X from
-M / |M|_F, with the usual (a, b, c) = (3.4445, -4.7750, 2.0315), bring all but the smallest singular values to 0.7..1.2.
+orthogonal(M) is close to U V^T of M = U S V^T. It is computed by five Newton-Schulz steps that start from M / |M|_F:
+
+    X <- a X + (b X X^T + c (X X^T)^2) X,   (a, b, c) = (3.4445, -4.7750, 2.0315), the usual values
+
+They bring all but the smallest singular values to 0.7..1.2.
 The factor 0.2 sqrt(max(m, n)) gives entries about the size of AdamW's steps (Liu et al., arXiv 2502.16982), so learning
 rates carry over. Padded ranks are zero in M, stay zero, and change nothing: clients of mixed ranks train as alone.
 All other tensors, such as the head, take AdamW steps, as is usual with Muon. Momentum and moments are new each round.

@@ -10,9 +10,9 @@ The update of a round is a sum of the directions. With `--codec "scalars(steps=T
 coefficients travel, 4 bytes a step, however large the adapter is; the server draws the directions itself. That is exact
 for plain steps at one learning rate, which `head_rate=1` and no drift correction give. Any other codec works as well.
 
-Deviations from DeComFL, of which the abstract was read: every client has directions of its own in each round, where
-the paper's share them; the server sends the state, where the paper's clients rebuild it from the scalars of all rounds,
-so that the downlink stays as large as the adapter. Dropout draws the same masks for both losses.
+Deviations from DeComFL, of which the abstract was read: each client has its own directions, while the paper's clients
+share them. The server sends the state, so the downlink stays as large as the adapter. The paper's clients rebuild the
+state from the scalars of all rounds. Dropout draws the same masks for both losses.
 
 `dp_sgd` and `distributed_dp(unit=rows)` clip gradients of single examples, which do not exist here, and are refused.
 """

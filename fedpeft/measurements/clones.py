@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clones(Measurement):
-    """Functions of the test rows that look for their clones among those of all (`fedpeft.data.code_clones`)."""
+    """Functions of the test examples that look for their clones among all (`fedpeft.data.code_clones`)."""
 
     rows: int = setting(300, "test examples that are looked at, always the same", low=2)
 
     simulated: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse rows that are no documents."""
+        """Refuse examples that are not documents."""
         if not (setup.task.compares and setup.facts.kind == "text"):
             raise ConfigError(
                 "FP1314 clones are found as documents are, by --dataset code_search; leave them out of --measure"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Disagreement(Measurement):
     """Each round's clients against each other, and the finished adapter's spectra (`fedpeft.trust.disagreement`).
 
-    Where nobody may see a client's update, or privacy covers the released model alone, only the spectra are told.
+    If nobody may see a client's update, or privacy covers the released model alone, the section has only the spectra.
     """
 
     causal: bool = setting(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ensemble(Measurement):
-    """The last `last` global states together on the test rows (`fedpeft.simulation.ensemble`)."""
+    """The last `last` global states together on the test examples (`fedpeft.simulation.ensemble`)."""
 
     last: int = setting(3, "states, those after the last rounds", low=2, high=100)
 
@@ -42,7 +42,7 @@ class Ensemble(Measurement):
         return EnsembleHook(run.store.records.folder / STATES, self.last)
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
-        """Score the states on the test rows, alone and together."""
+        """Score the states on the test examples, alone and together."""
         from fedpeft.server.ensemble import STATES
         from fedpeft.simulation.ensemble import ensemble
 

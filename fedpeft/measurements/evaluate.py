@@ -1,10 +1,10 @@
 """Evaluate: every few rounds the global model is asked questions, and its answers are kept.
 
-    --measure "evaluate"                                      the validation rows, where they are questions
+    --measure "evaluate"                                      the validation examples, if they are questions
     --measure "evaluate(every=2, questions='exam.jsonl')"     questions of your own, free or with choices
 
 Answers go to RUN/evaluations.jsonl, a line for each evaluated round. It is the server that asks: no client is needed.
-`python -m fedpeft.evaluate RUN` asks the finished model, on test rows, beside its base.
+`python -m fedpeft.evaluate RUN` asks the finished model and its base about test examples.
 """
 
 from __future__ import annotations

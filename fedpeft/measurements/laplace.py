@@ -53,7 +53,7 @@ class Laplace(Measurement):
             raise ConfigError("FP1348 laplace would see the rows of the last task only; leave it out of --measure")
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
-        """Ask clients for the factors, and predict test rows."""
+        """Ask clients for the factors, and predict test examples."""
         from fedpeft.simulation.laplace import laplace
 
         assert run.simulation is not None

@@ -25,7 +25,7 @@ class Pooled(Measurement):
         return {"centralised_learning_rate": train_pooled_adapter(run.simulation, run.state)}
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
-        """Score the adapter on the test rows."""
+        """Score the adapter on the test examples."""
         from fedpeft.simulation.pooled import score_of_pooled
 
         assert run.simulation is not None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robustness(Measurement):
-    """The finished classifier on test rows that were changed (`fedpeft.trust.corruption`), the worst of some draws."""
+    """The finished classifier on changed test examples (`fedpeft.trust.corruption`), the worst of some draws."""
 
     rows: int = setting(300, "test examples that are looked at, always the same", low=1)
     draws: int = setting(5, "of each change; the worst counts for a row", low=1, high=100)
@@ -30,7 +30,7 @@ class Robustness(Measurement):
             raise ConfigError("FP1313 robustness is that of classes; leave it out of --measure")
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
-        """Score the saved model on changed test rows."""
+        """Score the saved model on changed test examples."""
         from fedpeft.simulation.robustness import robustness
 
         assert run.simulation is not None

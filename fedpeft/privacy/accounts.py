@@ -9,8 +9,8 @@ ends. `fewest`: the fewest clients that a round needs.
 
 The first ledger of a real client that adds noise is its own (`fedpeft.privacy.client_protection`). Only the client
 knows its examples, and it refuses when its budget is spent. The server keeps a second ledger with what clients declare.
-It charges that before it asks, leaves out a client whose budget does not allow the charge, and adopts what clients
-report if their own ledgers contain more: a client that crashed may have been charged twice.
+It charges that before it asks, and leaves out a client whose budget does not allow the charge. If a client's own ledger
+contains more, the server adopts it: a client that crashed may have been charged twice.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """The protection of a real client's own examples: its ledger, on its own disk, under a key that never leaves it.
 
-The server is not trusted with anything that epsilon depends on. The client chooses its noise for its own rows (or takes
-the multiplier that the settings name, and knows what that costs), counts the steps that it is asked for, and refuses
+The server is not trusted with anything that epsilon depends on. The client chooses its noise for its own examples, or
+takes the multiplier that the settings name and computes its cost. It counts the steps that it is asked for, and refuses
 what its mechanism does not cover. Whatever is asked is charged, and synced, before any row is read for it:
 
     asked before, and answered    the stored answer, bit for bit; no charge
     the last charge, unanswered   a kill came between charge and answer, so nothing left: the same noise, no new charge
     anything else                 a charge and new noise, or, where the budget does not allow it, a refusal
 
-Of the kinds of instruction, training is charged, and so is the one release of sums over rows that a private start asks
+Training is charged, and so is the one release of sums over rows that a private start asks
 for: a second one is refused, whatever the budget. An evaluation is free where the settings let clients tell losses
 (raw_metrics, which epsilon does not cover). Every other kind is refused, known or not.
 
@@ -216,7 +216,7 @@ class ClientProtection:
     def check(self, instruction: Instruction) -> None:
         """Reject all but what the mechanism covers: training, a private start, evaluations if losses may be told.
 
-        Of a client in sums, reject all but steps of sums.
+        A client in sums rejects all but steps of sums.
 
         Raises:
             PrivacyError: says what.
@@ -339,7 +339,7 @@ def make_client_engine(
     Args:
         mechanism: with the client's own limits (`limit_mechanism`), and the share of others that it takes to collude.
         common: the mechanism as the server describes it; what it says must not change within a run.
-        exposure: as if all clients were like this one; of sums, as the settings say that the federation is.
+        exposure: as if all clients were like this one; in sums, that of the federation in the settings.
         folder: of the client's state in this federation.
         identity: what else an answer depends on (settings, examples, model, machine, versions), in any form.
         seed: of the run, for test noise.

@@ -11,7 +11,7 @@ LEAST_NOISE, MOST_NOISE = 0.01, 1e6
 LEAST_RATE = 1e-12
 LEAST_DELTA = 1e-15
 MOST_RELEASES = 1_000_000
-"""Of a participation. Within these bounds epsilon can be computed; no federation is near them."""
+"""The most releases of a participation. Within these bounds epsilon can be computed; no federation is near them."""
 
 
 @dataclass(frozen=True)

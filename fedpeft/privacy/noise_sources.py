@@ -253,7 +253,7 @@ class NoiseShares:
         return [] if self.under_way is None else self.under_way(number)
 
     def _continue(self, engine: PrivacyEngine, number: int, cohort: Sequence[int]) -> RoundPlan:
-        """Return the plan of the sum that is under way, without another charge; reported charges are no attempts."""
+        """Return the plan of the sum that is under way, without another charge; reported charges are not attempts."""
         reported = [said.startswith(REPORTED) for r, said, _ in engine.ledger.list_charges() if r == number]
         opened = [attempt for attempt, by_client in enumerate(reported) if not by_client]
         return RoundPlan(number, list(cohort), opened[-1] if opened else -1)

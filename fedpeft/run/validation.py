@@ -15,7 +15,7 @@ KEPT = ("auto", "best", "last")
 
 @dataclass(frozen=True)
 class Validation(Measurement):
-    """Evaluation on validation rows, every few rounds."""
+    """Evaluation on validation examples, every few rounds."""
 
     every: int = setting(4, "rounds between evaluations", low=1)
     keep: str = setting(

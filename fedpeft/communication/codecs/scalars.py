@@ -5,7 +5,7 @@
 
 Both ends draw the directions, so T numbers travel, whatever n is. The local optimizer `zeroth_order` moves a client
 along the same directions: with plain steps at one learning rate its update is such a sum, and x' = x but for rounding.
-Of any other update x' is the projection to T random directions, which holds a share of about T / n of its squared
+For any other update, x' is the projection to T random directions, which holds a share of about T / n of its squared
 length: next to nothing arrives.
 
 Take as many `steps` as a client makes in a round, or more. A client that makes fewer steps sends zeros for the others.

@@ -4,9 +4,13 @@
     B_0 = U_r (S_r / s)^1/2,   A_0 = (S_r / s)^1/2 V_r^T
 
 At first the model is the base model, and both factors have gradients from the first step on. The remainder W0 - s B_0
-A_0 stays in the base. It is computed as W0 x - s B_0 (A_0 x) beside W0, which stays as it is: nothing is rounded to the
-base's precision, a reference model with its adapters off is the true base, and nothing travels for the remainder, since
-every client computes A_0 and B_0 from its own W0. A step costs one low-rank product more than LoRA.
+A_0 stays in the base. It is computed as W0 x - s B_0 (A_0 x), and W0 does not change:
+
+- nothing is rounded to the base's precision;
+- a reference model with its adapters off is the true base;
+- nothing travels for the remainder, because every client computes A_0 and B_0 from its own W0.
+
+A step costs one low-rank product more than LoRA.
 
 The result is saved as a plain LoRA adapter of W0 with rank 2 r: [s B, -s B_0] and [A; A_0]. What is refused:
 
@@ -15,8 +19,8 @@ The result is saved as a plain LoRA adapter of W0 with rank 2 r: [s B, -s B_0] a
   the part of W0 that such a rank holds would be gone;
 - rules that put a residual into the base, and bases in few bits.
 
-A cut of the mean product to rank r, as in `fedask` and the robust rules, costs next to nothing: up to second order in
-the changes the mean of B A has rank r, since all clients start from the same B_0 and A_0.
+A cut of the mean product to rank r, as in `fedask` and the robust rules, costs next to nothing. All clients start from
+the same B_0 and A_0, so the mean of B A has rank r up to second order in the changes.
 
 Read: the option "pissa" of the `peft` library, not the paper. Deviation: the sign of each singular vector is fixed,
 so that all machines agree.
