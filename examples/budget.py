@@ -22,10 +22,10 @@ class Budget(UserHook):
 
     def ends(self, state):
         """Return why the run ends, if the budget is spent."""
-        spent = self.memory.get("spent", 0.0) >= self.seconds
-        return (
-            f"the budget of {self.seconds:g} seconds is spent: the run ends after round {state.round}" if spent else ""
-        )
+        if self.memory.get("spent", 0.0) < self.seconds:
+            return ""
+        budget = f"the budget of {self.seconds:g} seconds"
+        return f"{budget} is spent: the run ends after round {state.round}"
 
     def section(self, state):
         """Return the section of summary.json and of the report."""

@@ -18,7 +18,7 @@ class ByLength(Measurement):
     words: int = setting(20, "words of a long text, at least", low=1)
 
     def compute(self, run, answers):
-        """Return the section of summary.json and of the report; a server without test examples has none."""
+        """Return the section of the report, or None if the server has no test examples."""
         if run.test is None or run.score is None:
             return None
         is_long = np.array([len(str(text).split()) >= self.words for text in run.test.inputs])
