@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from fedpeft.aggregation.cross_validation import STRENGTHS
+from fedpeft.aggregation.cross_validation import STRENGTHS, chosen_strength
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.second_moments import regressed
 from fedpeft.aggregation.update import Fold
@@ -221,3 +221,9 @@ def test_of_many_rows_the_strength_is_the_usual_one(data):
     assert "squares" not in usual.shapes(WIDTH, CLASSES, 90)
     one, other = (summed(head, features, labels, [np.arange(90)]) for head in (chosen, usual))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_features_that_are_zero_get_the_largest_strength():
+    moments = torch.zeros(3, 3, dtype=torch.float64)
+    moments[-1, -1] = 5
+    assert chosen_strength(moments, torch.ones(3, 2).double(), torch.ones(2).double()) == STRENGTHS[-1]

@@ -143,6 +143,7 @@ def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():
     for wrong in (
         {"turn": torch.eye(13), "centre": torch.zeros(13), "gain": torch.ones(1)},
         {"turn": torch.eye(5), "centre": torch.zeros(4), "gain": torch.ones(1)},
+        {"turn": torch.zeros(0, 0), "centre": torch.zeros(0), "gain": torch.ones(1)},
         {"turn": torch.full((5, 5), math.nan), "centre": torch.zeros(5), "gain": torch.ones(1)},
         {"turn": torch.eye(5), "centre": torch.zeros(5), "gain": torch.zeros(1)},
         {},

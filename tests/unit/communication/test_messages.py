@@ -106,3 +106,23 @@ def test_the_words_of_a_failure_are_short_and_can_be_printed():
         Report(1, 1, b"", error="x" * 10**6).raise_error()
     assert len(str(raised.value)) == len("FP6000 ") + MOST_WORDS
     Report(1, 1, b"").raise_error()
+
+
+@pytest.mark.parametrize(("name", "value"), [("round", "1"), ("round", True), ("learning_rate", "0.1"), ("payload", 1)])
+def test_a_field_of_another_type_is_refused(name, value):
+    record = to_record(Instruction("train", 1, 0, b""))
+    record.config_records["fedpeft"][name] = value
+    with pytest.raises(PayloadError):
+        instruction_of(Message(record, dst_node_id=node_of(0), message_type=MESSAGE_TYPES["train"]))
+
+
+@pytest.mark.parametrize("name", ["trained", "private"])
+@pytest.mark.parametrize("positions", [(2, 2), (3,), (-1,)])
+def test_positions_of_no_tensor_and_repeated_ones_are_refused(name, positions):
+    Instruction("train", 1, 0, b"", **{name: (0, 2)}).check(3)
+    with refuses("FP6054", name, "positions 0 to 2"):
+        Instruction("train", 1, 0, b"", **{name: positions}).check(3)
+
+
+def test_a_report_without_an_energy_counter_adds_no_joules():
+    assert Report(0, 1, b"").joules == 0
