@@ -35,7 +35,7 @@ import pytest
 PRODUCT = ("fedpeft", "strategies", "clients")
 FOLDERS = {"strategies": "aggregation"}
 """The folder below tests/unit of a package that has another name."""
-OWN, OTHERS, SLACK = 60.0, 90.0, 20.0
+OWN, OTHERS, SLACK = 40.0, 30.0, 20.0
 """Seconds."""
 WAIT = 240.0
 """Seconds until a fork is stopped that waits for something."""

@@ -359,3 +359,17 @@ def test_flasc_hands_in_what_is_no_number_so_that_it_is_refused(spoilt):
 def test_raflora_has_no_missing_ranks():
     with refuses("FP1495"):
         strategies.build("raflora(missing_ranks=keep)")
+
+
+@pytest.mark.parametrize("name", sorted(set(strategies.names) - {"florg"}))  # it turns only factors that were trained
+def test_a_strategy_makes_new_factors_if_its_class_says_so(name):
+    """Without training, others leave the factors as they were; an error-feedback memory relies on it."""
+    result, _, state = a_round(name, EQUAL, size=0.0)
+    moved = [n for n in (pair.A, pair.B) if n in result.state and not torch.allclose(result.state[n], state[n])]
+    assert bool(moved) == strategies.build(name).new_factors
+
+
+def test_an_update_without_lora_has_scale_one():
+    _, (update, *_), _ = a_round("fedit", EQUAL)
+    assert update.scale == FORM.scale
+    assert dataclasses.replace(update, form=None).scale == 1

@@ -182,3 +182,8 @@ def test_gradients_stay_on_the_device_that_they_are_on():
     found = whitening(x, y, dimensions=5).gradients(of_rows)
     assert {t.device.type for t in found.values()} == {"meta"}
     assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)
+
+
+def test_the_projection_is_the_same_everywhere():
+    expected = torch.tensor([[0.1192, 0.9924, -0.0293], [-0.9624, 0.1082, -0.2492]], dtype=torch.float64)
+    torch.testing.assert_close(projection(3, 2), expected, rtol=0, atol=1e-4)

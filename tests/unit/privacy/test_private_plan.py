@@ -359,3 +359,20 @@ def test_who_says_something_of_training_says_all_and_where_none_is_planned_nothi
     config = made(tmp_path, **given)
     assert config.local_work == RunConfig().local_work
     assert config.privacy == given["privacy"]
+
+
+def test_no_protection_takes_no_budget_and_costs_nothing():
+    MECHANISMS.build("none").check(exposure())
+    assert MECHANISMS.build("none").charges(exposure(), [0, 1], 0.0) == {}
+    for text in ("none(epsilon=8)", "none(noise_multiplier=1)"):
+        with refuses("FP7066"):
+            MECHANISMS.build(text).check(exposure())
+
+
+def test_adaptive_clipping_needs_noise_on_the_count_above_half_the_multiplier():
+    """Andrew et al., arXiv 1905.03871: z^-2 = z_sum^-2 + (2 s_b)^-2 has a solution z_sum only then."""
+    adaptive = "user_dp(noise_multiplier=2, quantile=0.5, count_noise={})"
+    assert MECHANISMS.build(adaptive.format(1.01)).multiplier(exposure()) == 2
+    for count_noise in (1, 0.5):
+        with refuses("FP7072", "multiplier 2 needs count_noise above 1, ", f"got {count_noise};"):
+            MECHANISMS.build(adaptive.format(count_noise)).multiplier(exposure())
