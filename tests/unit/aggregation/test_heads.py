@@ -3,8 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi
 from sklearn.linear_model import Ridge
 
+from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.cross_validation import STRENGTHS, chosen_strength
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.second_moments import regressed
@@ -227,3 +229,17 @@ def test_features_that_are_zero_get_the_largest_strength():
     moments = torch.zeros(3, 3, dtype=torch.float64)
     moments[-1, -1] = 5
     assert chosen_strength(moments, torch.ones(3, 2).double(), torch.ones(2).double()) == STRENGTHS[-1]
+
+
+def test_centroids_point_from_the_mean_to_each_class_and_have_the_scale_at_the_typical_length(data):
+    features, labels = data
+    head = summed(HEADS.build("centroids(scale=5)"), features, labels, [np.arange(90)])
+    means = torch.stack([features[labels == c].mean(0) for c in range(CLASSES)])
+    directions = torch.nn.functional.normalize(means - features.mean(0), dim=1)
+    torch.testing.assert_close(head["head.weight"], 5 * directions / features.norm(dim=1).mean())
+    torch.testing.assert_close(head["head.bias"], -head["head.weight"] @ features.mean(0))
+
+
+@pytest.mark.parametrize("width", [16, 64, 384])
+def test_two_percent_of_noise_is_longer_than_its_bound(width):
+    assert longest_noise(width) == pytest.approx(chi.ppf(0.98, width), rel=0.02)

@@ -373,3 +373,8 @@ def test_an_update_without_lora_has_scale_one():
     _, (update, *_), _ = a_round("fedit", EQUAL)
     assert update.scale == FORM.scale
     assert dataclasses.replace(update, form=None).scale == 1
+
+
+def test_secure_sums_take_the_strategies_whose_updates_are_summed_as_they_are():
+    summed = {name for name in strategies.names if strategies.part(name).sum_of_clients()}
+    assert summed == {"fed_sb", "fedit", "fedsvd", "ffa_lora", "flasc", "prototypes", "rolora"}

@@ -8,6 +8,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpeft.communication import flower_grid
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
 from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, instruction_of, report_of, to_record
 from fedpeft.errors import PayloadError
@@ -126,3 +127,20 @@ def test_positions_of_no_tensor_and_repeated_ones_are_refused(name, positions):
 
 def test_a_report_without_an_energy_counter_adds_no_joules():
     assert Report(0, 1, b"").joules == 0
+
+
+def test_a_grid_stops_waiting_at_its_deadline(monkeypatch):
+    class Silent(Loopback):
+        pulls = 0
+
+        def pull_messages(self, message_ids):
+            self.pulls += 1
+            return []
+
+    now = iter(range(100, 200))
+    monkeypatch.setattr(flower_grid.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(flower_grid.time, "sleep", lambda seconds: None)
+    grid = Silent()
+    message = grid.create_message(to_record(Instruction("train", 1, 0, b"")), MESSAGE_TYPES["train"], node_of(0), "1")
+    assert grid.send_and_receive([message], timeout=5) == []
+    assert grid.pulls == 4  # at seconds 101 to 104 of a deadline at 105

@@ -17,6 +17,7 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
+from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
@@ -376,3 +377,15 @@ def test_adaptive_clipping_needs_noise_on_the_count_above_half_the_multiplier():
     for count_noise in (1, 0.5):
         with refuses("FP7072", "multiplier 2 needs count_noise above 1, ", f"got {count_noise};"):
             MECHANISMS.build(adaptive.format(count_noise)).multiplier(exposure())
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_without_a_budget_a_start_costs_its_share_beside_the_rounds(share):
+    mechanism = MECHANISMS.build(f"user_dp(noise_multiplier=2, start={share})")
+    federation = exposure()
+    rounds = max(
+        epsilon({Event(2.0, rate): n}, mechanism.delta(federation)) for rate, n in mechanism.planned(federation)
+    )
+    start = mechanism.start_noise(federation)
+    alone = epsilon({Event(start * math.sqrt(share / (1 - share)), 1.0): 1}, mechanism.delta(federation))
+    assert alone == pytest.approx(rounds, rel=0.01)
