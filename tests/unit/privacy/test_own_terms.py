@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.remote_engine import SecondBook, Terms
 from tests.refusals import refuses
+from tests.unit.privacy.test_private_plan import exposure
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,13 @@ def test_terms_that_make_no_sense_are_refused(wrong):
         declared(v2.Registration(terms=v2.PrivacyTerms(**{**good, **wrong})))
     with refuses("FP5081"):
         declared(v2.Registration())
+
+
+def test_a_charged_client_without_terms_counts_as_unprotected(tmp_path):
+    mechanism = MECHANISMS.build("local_dp(noise_multiplier=1)")
+    terms = {client: Terms(1.0, 1.0, 1, 1e-3, None) for client in (0, 1)}
+    engine = SecondBook(mechanism, exposure(clients=2), tmp_path, {}, 0, lambda: terms, lambda client: 1)
+    engine.ledger.spent.update({0: {Event(1.0, 1.0): 1}, 1: {Event(1.0, 1.0): 1}})
+    assert max(engine.epsilons()) < 10
+    del terms[1]
+    assert sorted(engine.epsilons())[1] == math.inf
