@@ -8,11 +8,12 @@ from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.cross_validation import STRENGTHS, chosen_strength
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.head_start import HEADS, check_solved
 from fedpeft.aggregation.second_moments import regressed
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
+from tests.refusals import refuses
 
 WIDTH, CLASSES = 6, 3
 
@@ -243,3 +244,21 @@ def test_centroids_point_from_the_mean_to_each_class_and_have_the_scale_at_the_t
 @pytest.mark.parametrize("width", [16, 64, 384])
 def test_two_percent_of_noise_is_longer_than_its_bound(width):
     assert longest_noise(width) == pytest.approx(chi.ppf(0.98, width), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"head.bias": None}, "FP1018"),
+        ({"head.more": torch.zeros(1)}, "FP1019"),
+        ({"head.weight": torch.zeros(WIDTH, CLASSES)}, "FP1020"),
+        ({"head.weight": torch.full((CLASSES, WIDTH), float("nan"))}, "FP1021"),
+    ],
+)
+def test_a_head_of_another_form_is_refused(change, code):
+    start = {"head.weight": torch.zeros(CLASSES, WIDTH), "head.bias": torch.zeros(CLASSES), "other": torch.zeros(2)}
+    right = {name: start[name] for name in ("head.weight", "head.bias")}
+    check_solved(HEADS.build("ridge"), right, start)
+    made = {name: tensor for name, tensor in (right | change).items() if tensor is not None}
+    with refuses(code, "ridge"):
+        check_solved(HEADS.build("ridge"), made, start)
