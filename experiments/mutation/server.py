@@ -4,9 +4,10 @@ A process that starts pytest anew spends ten seconds on imports. This one import
 fedpeft. For each request of `experiments.mutation.ask` it compares the files of the product with what they were at the
 start, and forks. The fork imports fedpeft with the mutation in it and runs tests until one fails.
 
-Which tests: those of the fast tier that execute the statement with the mutation (`experiments.mutation.map`); if it is
-executed at import only, those that execute any line of its file. The tests in the folder of the mutated package
-are first, and the cheapest first, up to `OWN` seconds; if they pass, the others follow, up to `OTHERS` seconds.
+Which tests: those of the fast tier that execute the statement with the mutation (`experiments.mutation.map`). If it
+stands outside of functions, those that execute any line of its file, and all tests in the folder of its package. The
+tests in this folder come first, the cheapest first, up to `OWN` seconds. If they pass, the others follow, up to
+`OTHERS` seconds.
 
 A fork that takes `SLACK` seconds of processor time more than its tests took in step 1 is stopped: the mutant counts as
 killed.
@@ -35,7 +36,7 @@ import pytest
 PRODUCT = ("fedpeft", "strategies", "clients")
 FOLDERS = {"strategies": "aggregation"}
 """The folder below tests/unit of a package that has another name."""
-OWN, OTHERS, SLACK = 40.0, 30.0, 20.0
+OWN, OTHERS, SLACK = 100.0, 30.0, 20.0
 """Seconds."""
 WAIT = 240.0
 """Seconds until a fork is stopped that waits for something."""
@@ -67,11 +68,16 @@ class Map:
         self._tests: list[tuple[str, float]] = content["tests"]
         self._lines: dict[str, dict[str, list[int]]] = content["lines"]
 
-    def find_tests(self, path: str, lines: range) -> list[tuple[str, float]]:
-        """Return the tests that execute one of the lines, or of the file if none is given, the cheapest first."""
+    def find_tests(self, path: str, lines: range, folder: str) -> list[tuple[str, float]]:
+        """Return the tests that execute one of the lines, the cheapest first.
+
+        Without lines: those that execute any line of the file, and all tests in the folder.
+        """
         executed = self._lines.get(path, {})
         chosen = map(str, lines) if lines else executed
         found = {test for line in chosen for test in executed.get(line, ())}
+        if not lines:
+            found |= {number for number, (nodeid, _) in enumerate(self._tests) if nodeid.startswith(folder)}
         return sorted((self._tests[test] for test in found), key=lambda test: test[1])
 
 
@@ -165,7 +171,7 @@ def judge(change: tuple[str, range] | None, tests: Map) -> tuple[int, str]:
     path, lines = change
     parts = Path(path).parts
     folder = f"tests/unit/{FOLDERS.get(parts[0], parts[1])}/"
-    covering = tests.find_tests(path, lines)
+    covering = tests.find_tests(path, lines, folder)
     own = take_cheapest([test for test in covering if test[0].startswith(folder)], OWN)
     others = take_cheapest([test for test in covering if not test[0].startswith(folder)], OTHERS)
     text = f"{path}: no test executes it"

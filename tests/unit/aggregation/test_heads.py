@@ -262,3 +262,8 @@ def test_a_head_of_another_form_is_refused(change, code):
     made = {name: tensor for name, tensor in (right | change).items() if tensor is not None}
     with refuses(code, "ridge"):
         check_solved(HEADS.build("ridge"), made, start)
+
+
+def test_strengths_go_from_a_thousandth_to_three_with_four_in_a_decade():
+    assert STRENGTHS[[0, -1]] == pytest.approx([1e-3, 10**0.5])
+    assert np.log10(STRENGTHS[1:] / STRENGTHS[:-1]) == pytest.approx(0.25)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import scipy.linalg
 import torch
+from fedpeft.strategies.florg import grams
 
 from fedpeft.aggregation.factors import effective
 from fedpeft.aggregation.strategy import strategies
@@ -378,3 +379,8 @@ def test_an_update_without_lora_has_scale_one():
 def test_secure_sums_take_the_strategies_whose_updates_are_summed_as_they_are():
     summed = {name for name in strategies.names if strategies.part(name).sum_of_clients()}
     assert summed == {"fed_sb", "fedit", "fedsvd", "ffa_lora", "flasc", "prototypes", "rolora"}
+
+
+def test_florg_averages_gram_matrices_alone():
+    plain = [TensorSpec(name, (4, 9), "plain", "layer.0") for name in ("layer.0.lora_G.weight", "layer.0.bias")]
+    assert grams(Layout((*plain, *layout.tensors), FORM)) == {"layer.0.lora_G.weight"}
