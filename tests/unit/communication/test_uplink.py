@@ -90,9 +90,9 @@ def test_rules_work_together_and_none_leaves_the_codec_alone():
 
 
 @pytest.mark.parametrize(
-    ("memory", "clients", "server"), [("", False, False), ("ef14", True, False), ("ef21", True, True)]
+    ("memory", "clients", "server"), [("", False, False), ("ef14 | ", True, False), ("ef21 | ", True, True)]
 )
 def test_who_keeps_a_memory_follows_from_its_type(memory, clients, server):
-    uplink = parse_uplink(f"{memory} | topk | fp32" if memory else "topk | fp32")
+    uplink = parse_uplink(f"{memory}topk | rans")
     assert (uplink.remembers, uplink.server_remembers) == (clients, server)
     assert not uplink.without_memory().remembers
