@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from fedpeft.communication import flower_grid
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
 from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, instruction_of, report_of, to_record
+from fedpeft.communication.release import digest_of
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
@@ -144,3 +149,15 @@ def test_a_grid_stops_waiting_at_its_deadline(monkeypatch):
     message = grid.create_message(to_record(Instruction("train", 1, 0, b"")), MESSAGE_TYPES["train"], node_of(0), "1")
     assert grid.send_and_receive([message], timeout=5) == []
     assert grid.pulls == 4  # at seconds 101 to 104 of a deadline at 105
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": -0.1}, {"bits": float("inf")}, {"rank": 2, "alpha": 0.0}])
+def test_numbers_that_train_nothing_are_refused(wrong):
+    Instruction("train", 1, 0, b"", learning_rate=0.1, rank=2, alpha=4.0).check(3)
+    with refuses("FP6053", list(wrong)[-1]):
+        Instruction("train", 1, 0, b"", **wrong).check(3)
+
+
+def test_the_digest_of_a_state_covers_names_types_shapes_and_all_bytes():
+    expected = hashlib.sha256(b"a torch.float32 (3,)\n" + np.arange(3, dtype="<f4").tobytes())
+    assert digest_of({"a": torch.arange(3.0)}) == expected.hexdigest()
