@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fedpeft import families
 from fedpeft.parts import Family
@@ -22,7 +23,8 @@ def list_settings() -> Iterator[str]:
     """Yield one line for each setting."""
     for family in find_families():
         for name in family.own_names:
-            for field in dataclasses.fields(family.part(name)):
+            part: Any = family.part(name)
+            for field in dataclasses.fields(part):
                 if "bounds" in field.metadata:
                     default = "required" if field.default is dataclasses.MISSING else repr(field.default)
                     yield f"{family.noun} {name}: {field.name} = {default}; {field.metadata['bounds']}"
