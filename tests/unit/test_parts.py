@@ -1,4 +1,6 @@
+import runpy
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -152,3 +154,10 @@ def test_pipelines_split_outside_of_parentheses_only():
 def test_the_names_of_other_libraries_are_understood(family, text, words):
     with refuses(*words):
         family.build(text)
+
+
+def test_defaults_and_legal_ranges_are_those_of_the_golden_list():
+    listing = runpy.run_path(str(Path(__file__).parents[2] / ".ci" / "settings.py"))
+    settings = list(listing["list_settings"]())
+    assert len(settings) > 500
+    assert settings == listing["GOLDEN"].read_text(encoding="utf-8").splitlines(), "run python .ci/settings.py"

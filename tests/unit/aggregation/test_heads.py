@@ -3,14 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi
 from sklearn.linear_model import Ridge
 
-from fedpeft.aggregation.cross_validation import STRENGTHS
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.bounded_rows import longest_noise
+from fedpeft.aggregation.cross_validation import STRENGTHS, chosen_strength
+from fedpeft.aggregation.head_start import HEADS, check_solved
 from fedpeft.aggregation.second_moments import regressed
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
+from tests.refusals import refuses
 
 WIDTH, CLASSES = 6, 3
 
@@ -221,3 +224,46 @@ def test_of_many_rows_the_strength_is_the_usual_one(data):
     assert "squares" not in usual.shapes(WIDTH, CLASSES, 90)
     one, other = (summed(head, features, labels, [np.arange(90)]) for head in (chosen, usual))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_features_that_are_zero_get_the_largest_strength():
+    moments = torch.zeros(3, 3, dtype=torch.float64)
+    moments[-1, -1] = 5
+    assert chosen_strength(moments, torch.ones(3, 2).double(), torch.ones(2).double()) == STRENGTHS[-1]
+
+
+def test_centroids_point_from_the_mean_to_each_class_and_have_the_scale_at_the_typical_length(data):
+    features, labels = data
+    head = summed(HEADS.build("centroids(scale=5)"), features, labels, [np.arange(90)])
+    means = torch.stack([features[labels == c].mean(0) for c in range(CLASSES)])
+    directions = torch.nn.functional.normalize(means - features.mean(0), dim=1)
+    torch.testing.assert_close(head["head.weight"], 5 * directions / features.norm(dim=1).mean())
+    torch.testing.assert_close(head["head.bias"], -head["head.weight"] @ features.mean(0))
+
+
+@pytest.mark.parametrize("width", [16, 64, 384])
+def test_two_percent_of_noise_is_longer_than_its_bound(width):
+    assert longest_noise(width) == pytest.approx(chi.ppf(0.98, width), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"head.bias": None}, "FP1018"),
+        ({"head.more": torch.zeros(1)}, "FP1019"),
+        ({"head.weight": torch.zeros(WIDTH, CLASSES)}, "FP1020"),
+        ({"head.weight": torch.full((CLASSES, WIDTH), float("nan"))}, "FP1021"),
+    ],
+)
+def test_a_head_of_another_form_is_refused(change, code):
+    start = {"head.weight": torch.zeros(CLASSES, WIDTH), "head.bias": torch.zeros(CLASSES), "other": torch.zeros(2)}
+    right = {name: start[name] for name in ("head.weight", "head.bias")}
+    check_solved(HEADS.build("ridge"), right, start)
+    made = {name: tensor for name, tensor in (right | change).items() if tensor is not None}
+    with refuses(code, "ridge"):
+        check_solved(HEADS.build("ridge"), made, start)
+
+
+def test_strengths_go_from_a_thousandth_to_three_with_four_in_a_decade():
+    assert STRENGTHS[[0, -1]] == pytest.approx([1e-3, 10**0.5])
+    assert np.log10(STRENGTHS[1:] / STRENGTHS[:-1]) == pytest.approx(0.25)

@@ -1,10 +1,13 @@
 """Clients of lower rank, in rounds without training: which rules keep the weight, and which dilute it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fedpeft.aggregation.factors import effective
-from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, pair, shares
+from fedpeft.aggregation.missing_ranks import completed
+from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 
 
 def change_of_the_global_weight(spec, clients, dtype=torch.float64):
@@ -47,3 +50,9 @@ def test_kept_ranks_are_each_clients_share_of_the_update(rule):
     expected = expected + effective(pair, state, FORM).dense()
     after = effective(pair, result.state, FORM).dense() + result.residuals[pair.module].dense()
     assert torch.allclose(after, expected, atol=1e-10)
+
+
+def test_an_update_in_the_global_form_is_complete():
+    _, updates, state = a_round("fedit", EQUAL)
+    for update in (updates[0], replace(updates[0], form=None)):
+        assert completed(pair, update, state, layout) is update

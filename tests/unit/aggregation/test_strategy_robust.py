@@ -183,3 +183,14 @@ def test_the_mean_of_the_middle_leaves_its_votes_as_they_were(shape, dtype):
     expected = values.sort(dim=0).values[trim : shape[0] - trim].mean(dim=0)
     assert torch.equal(middle_mean(values, trim), expected)
     assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize(
+    ("norms", "median"),
+    [([1.0, 8.0], 4.5), ([1.0, 2.0, 9.0], 2.0), ([1.0, 2.0, 4.0, 9.0], 3.0), ([1, 1, 3, 8, 9], 3.0)],
+)
+def test_norm_bound_without_a_bound_takes_the_median_norm(norms, median):
+    norms = torch.tensor(norms, dtype=torch.float64)
+    equal = torch.full_like(norms, 1 / len(norms))
+    kept = strategies.build("norm_bound").coefficients(equal, torch.diag(norms**2))
+    assert torch.allclose(kept * len(norms) * norms, norms.clamp(max=median))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import scipy.linalg
 import torch
+from fedpeft.strategies.florg import grams
 
 from fedpeft.aggregation.factors import effective
 from fedpeft.aggregation.strategy import strategies
@@ -359,3 +360,27 @@ def test_flasc_hands_in_what_is_no_number_so_that_it_is_refused(spoilt):
 def test_raflora_has_no_missing_ranks():
     with refuses("FP1495"):
         strategies.build("raflora(missing_ranks=keep)")
+
+
+@pytest.mark.parametrize("name", sorted(set(strategies.names) - {"florg"}))  # it turns only factors that were trained
+def test_a_strategy_makes_new_factors_if_its_class_says_so(name):
+    """Without training, others leave the factors as they were; an error-feedback memory relies on it."""
+    result, _, state = a_round(name, EQUAL, size=0.0)
+    moved = [n for n in (pair.A, pair.B) if n in result.state and not torch.allclose(result.state[n], state[n])]
+    assert bool(moved) == strategies.build(name).new_factors
+
+
+def test_an_update_without_lora_has_scale_one():
+    _, (update, *_), _ = a_round("fedit", EQUAL)
+    assert update.scale == FORM.scale
+    assert dataclasses.replace(update, form=None).scale == 1
+
+
+def test_secure_sums_take_the_strategies_whose_updates_are_summed_as_they_are():
+    summed = {name for name in strategies.names if strategies.part(name).sum_of_clients()}
+    assert summed == {"fed_sb", "fedit", "fedsvd", "ffa_lora", "flasc", "prototypes", "rolora"}
+
+
+def test_florg_averages_gram_matrices_alone():
+    plain = [TensorSpec(name, (4, 9), "plain", "layer.0") for name in ("layer.0.lora_G.weight", "layer.0.bias")]
+    assert grams(Layout((*plain, *layout.tensors), FORM)) == {"layer.0.lora_G.weight"}

@@ -143,6 +143,7 @@ def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():
     for wrong in (
         {"turn": torch.eye(13), "centre": torch.zeros(13), "gain": torch.ones(1)},
         {"turn": torch.eye(5), "centre": torch.zeros(4), "gain": torch.ones(1)},
+        {"turn": torch.zeros(0, 0), "centre": torch.zeros(0), "gain": torch.ones(1)},
         {"turn": torch.full((5, 5), math.nan), "centre": torch.zeros(5), "gain": torch.ones(1)},
         {"turn": torch.eye(5), "centre": torch.zeros(5), "gain": torch.zeros(1)},
         {},
@@ -181,3 +182,16 @@ def test_gradients_stay_on_the_device_that_they_are_on():
     found = whitening(x, y, dimensions=5).gradients(of_rows)
     assert {t.device.type for t in found.values()} == {"meta"}
     assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)
+
+
+def test_the_projection_is_the_same_everywhere():
+    expected = torch.tensor([[0.1192, 0.9924, -0.0293], [-0.9624, 0.1082, -0.2492]], dtype=torch.float64)
+    torch.testing.assert_close(projection(3, 2), expected, rtol=0, atol=1e-4)
+
+
+def test_sums_of_noise_alone_turn_nothing_and_scale_all_directions_alike():
+    total = HEADS.build("private_ridge(dimensions=5)").statistics(*rows(), CLASSES)
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in total.items()} | {VARIANCE: torch.ones(1)}
+    w = HEADS.build("private_ridge(dimensions=5)").whitening(nothing, WIDTH)
+    gram = w.turn @ w.turn.T
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(5, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import reduce
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from scipy.stats import binom
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.__main__ import _word, main
 from fedpeft.audit.attacks import attacks, of_run
-from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
+from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound, p_value
 from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, layout_of, run
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon
@@ -324,3 +325,18 @@ def test_faults_of_related_noise_are_caught(fault, tmp_path, monkeypatch):
         monkeypatch.setattr(user_dp.UserDP, "noise_factor", lambda self, at: 2 * factor(self, at))
     verdict = banded(tmp_path)
     assert not verdict.passed
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize(("guesses", "right"), [(1, 1), (3, 2), (7, 7), (7, 0)])
+def test_without_delta_the_p_value_is_a_binomial_tail(epsilon, guesses, right):
+    """Steinke, Nasr, Jagielski, arXiv 2305.08846, theorem 5.2, written out."""
+    q = 1 / (1 + np.exp(-epsilon))
+    tail = tail_of(guesses, right, q)
+    assert p_value(20, guesses, right, epsilon, 0.0) == pytest.approx(tail)
+    within = max((tail_of(guesses, right - i, q) - tail) / i for i in range(1, right + 1)) if right else 0.0
+    assert p_value(20, guesses, right, epsilon, 1e-3) == pytest.approx(min(1.0, tail + 2 * 20 * 1e-3 * within))
+
+
+def tail_of(guesses, least, q):
+    return sum(math.comb(guesses, k) * q**k * (1 - q) ** (guesses - k) for k in range(least, guesses + 1))

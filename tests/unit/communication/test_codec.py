@@ -319,3 +319,10 @@ def test_symbols_beyond_their_alphabet_are_refused(values, alphabet, says):
         return
     with pytest.raises(ConfigError, match=f"the codec step mine {says}"):
         Symbols(values, alphabet).check("mine")
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_weights_below_zero_or_beyond_numbers_are_refused(weight):
+    state = {"a": torch.ones(20)}
+    with refuses("FP6081"):
+        parse_codec("topk | rans").encode(state, weights={"a": torch.tensor([weight] + [1.0] * 19)})

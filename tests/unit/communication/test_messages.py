@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpeft.communication import flower_grid
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
 from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, instruction_of, report_of, to_record
+from fedpeft.communication.release import digest_of
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
@@ -106,3 +112,52 @@ def test_the_words_of_a_failure_are_short_and_can_be_printed():
         Report(1, 1, b"", error="x" * 10**6).raise_error()
     assert len(str(raised.value)) == len("FP6000 ") + MOST_WORDS
     Report(1, 1, b"").raise_error()
+
+
+@pytest.mark.parametrize(("name", "value"), [("round", "1"), ("round", True), ("learning_rate", "0.1")])
+def test_a_field_of_another_type_is_refused(name, value):
+    record = to_record(Instruction("train", 1, 0, b""))
+    record.config_records["fedpeft"][name] = value
+    with refuses("FP6057", name):
+        instruction_of(Loopback().create_message(record, "train", 2, "1"))
+
+
+@pytest.mark.parametrize("name", ["trained", "private"])
+@pytest.mark.parametrize("positions", [(2, 2), (3,), (-1,)])
+def test_positions_of_no_tensor_and_repeated_ones_are_refused(name, positions):
+    Instruction("train", 1, 0, b"", **{name: (0, 2)}).check(3)
+    with refuses("FP6054", name, "positions 0 to 2"):
+        Instruction("train", 1, 0, b"", **{name: positions}).check(3)
+
+
+def test_a_report_without_an_energy_counter_adds_no_joules():
+    assert Report(0, 1, b"").joules == 0
+
+
+def test_a_grid_stops_waiting_at_its_deadline(monkeypatch):
+    class Silent(Loopback):
+        pulls = 0
+
+        def pull_messages(self, message_ids):
+            self.pulls += 1
+            return []
+
+    now = iter(range(100, 200))
+    monkeypatch.setattr(flower_grid.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(flower_grid.time, "sleep", lambda seconds: None)
+    grid = Silent()
+    message = grid.create_message(to_record(Instruction("train", 1, 0, b"")), MESSAGE_TYPES["train"], node_of(0), "1")
+    assert grid.send_and_receive([message], timeout=5) == []
+    assert grid.pulls == 4  # at seconds 101 to 104 of a deadline at 105
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": -0.1}, {"bits": float("inf")}, {"rank": 2, "alpha": 0.0}])
+def test_numbers_that_train_nothing_are_refused(wrong):
+    Instruction("train", 1, 0, b"", learning_rate=0.1, rank=2, alpha=4.0).check(3)
+    with refuses("FP6053", list(wrong)[-1]):
+        Instruction("train", 1, 0, b"", **wrong).check(3)
+
+
+def test_the_digest_of_a_state_covers_names_types_shapes_and_all_bytes():
+    expected = hashlib.sha256(b"a torch.float32 (3,)\n" + np.arange(3, dtype="<f4").tobytes())
+    assert digest_of({"a": torch.arange(3.0)}) == expected.hexdigest()

@@ -61,7 +61,7 @@ def test_moments_are_sums_over_the_entries_of_a_level(monkeypatch, dtype, step):
     assert alike[0].tolist() == alike[1].tolist() == plain.tolist()
 
 
-@pytest.mark.parametrize("step", [0.1, 0.5, 0.9, 3.0, 6.0, 8.0, 12.0])
+@pytest.mark.parametrize("step", [0.1, 0.5, 0.9, 3.0, 6.0, 8.0, 12.0, 18.0, 20.0])
 def test_what_arrives_is_told_by_counts_or_looked_at(step):
     y, sizes = entries(40, 1000)
     search = StepSearch(y, sizes, False, 0.08)

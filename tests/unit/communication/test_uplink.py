@@ -87,3 +87,12 @@ def test_rules_work_together_and_none_leaves_the_codec_alone():
     uplink = parse_uplink("over_time(step=1.0, smoothing=0.0, patience=1) | by_link | adaptive(bits=1.0)")
     bits = uplink.bits(situation([2.0, 2.0], speeds={0: 1.0, 1: 3.0}))
     assert bits == pytest.approx({0: 1.0, 1: 3.0})
+
+
+@pytest.mark.parametrize(
+    ("memory", "clients", "server"), [("", False, False), ("ef14 | ", True, False), ("ef21 | ", True, True)]
+)
+def test_who_keeps_a_memory_follows_from_its_type(memory, clients, server):
+    uplink = parse_uplink(f"{memory}topk | rans")
+    assert (uplink.remembers, uplink.server_remembers) == (clients, server)
+    assert not uplink.without_memory().remembers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -84,3 +85,12 @@ def test_common_accounts_have_one_limit_or_none(text, kinds):
     mechanism, exposed = MECHANISMS.build(text), exposure()
     accounts = CommonAccounts(mechanism, exposed, settle_levels(mechanism, exposed))
     assert [len(accounts.limits_of(account)) for account in range(CLIENTS)] == [kinds] * CLIENTS
+
+
+def test_a_charged_client_without_terms_counts_as_unprotected(tmp_path):
+    declared = {client: DeclaredTerms(1.0, 1.0, 1, 1e-3, budget=None) for client in (0, 1)}
+    engine = of_declared(tmp_path, declared)
+    engine.ledger.spent.update({0: {Event(1.0, 1.0): 1}, 1: {Event(1.0, 1.0): 1}})
+    assert engine.epsilons()[0] < 10
+    del declared[1]
+    assert engine.epsilons()[0] == math.inf

@@ -154,3 +154,8 @@ def test_torch_generators_would_repeat_noise():
     """Why noise does not come from them: a seed counts only modulo 2^32."""
     one, other = (torch.randn(4, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32))
     assert torch.equal(one, other)
+
+
+def test_a_ledger_makes_the_folders_above_it(tmp_path):
+    ledger = Ledger(tmp_path / "runs" / "first" / "ledger.jsonl", TERMS)
+    assert ledger.path.is_file()

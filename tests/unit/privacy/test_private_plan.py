@@ -17,6 +17,7 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
+from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import LEAST_SIGNAL, MECHANISMS
@@ -365,3 +366,32 @@ def test_who_says_something_of_training_says_all_and_where_none_is_planned_nothi
     config = made(tmp_path, **given)
     assert config.local_work == RunConfig().local_work
     assert config.privacy == given["privacy"]
+
+
+def test_no_protection_takes_no_budget_and_costs_nothing():
+    MECHANISMS.build("none").check(exposure())
+    assert MECHANISMS.build("none").charges(exposure(), [0, 1], 0.0) == {}
+    for text in ("none(epsilon=8)", "none(noise_multiplier=1)"):
+        with refuses("FP7066"):
+            MECHANISMS.build(text).check(exposure())
+
+
+def test_adaptive_clipping_needs_noise_on_the_count_above_half_the_multiplier():
+    """Andrew et al., arXiv 1905.03871: z^-2 = z_sum^-2 + (2 s_b)^-2 has a solution z_sum only then."""
+    adaptive = "user_dp(noise_multiplier=2, quantile=0.5, count_noise={})"
+    assert MECHANISMS.build(adaptive.format(1.01)).multiplier(exposure()) == 2
+    for count_noise in (1, 0.5):
+        with refuses("FP7072", "multiplier 2 needs count_noise above 1, ", f"got {count_noise};"):
+            MECHANISMS.build(adaptive.format(count_noise)).multiplier(exposure())
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_without_a_budget_a_start_costs_its_share_beside_the_rounds(share):
+    mechanism = MECHANISMS.build(f"user_dp(noise_multiplier=2, start={share})")
+    federation = exposure()
+    rounds = max(
+        epsilon({Event(2.0, rate): n}, mechanism.delta(federation)) for rate, n in mechanism.plan_releases(federation)
+    )
+    start = mechanism.start_noise(federation)
+    alone = epsilon({Event(start * math.sqrt(share / (1 - share)), 1.0): 1}, mechanism.delta(federation))
+    assert alone == pytest.approx(rounds, rel=0.01)

@@ -147,3 +147,9 @@ def test_an_answer_that_would_be_too_long_is_refused():
 
     with refuses("FP1441"):
         dataclasses.replace(Reliability(), bins=1000).all_shapes(1000)
+
+
+def test_a_temperature_stays_between_its_limits():
+    logits, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+    assert temperature(logits, labels) == pytest.approx(0.05, rel=1e-3)  # always right: the sharpest
+    assert temperature(logits, 1 - labels) == pytest.approx(20, rel=1e-3)  # always wrong: the flattest
