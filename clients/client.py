@@ -20,7 +20,7 @@ from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import offsets, only
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.personal import PERSONAL, personal_job
-from fedpeft.clients.releasing import release
+from fedpeft.clients.releasing import Encoding, LocalUpdate, release
 from fedpeft.clients.rule_half import begun, handed_in
 from fedpeft.clients.store import ClientStore, kept, labelled, section
 from fedpeft.clients.workbench import Workbench
@@ -390,19 +390,21 @@ class ClientSide:
     def _released(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
         """The payload, and the memory of what it leaves out; what stays with the client has no say in it."""
         job = task.job
-        return release(
+        own = LocalUpdate(
             update,
             {name: tensor for name, tensor in job.received.items() if name not in task.private},
             {name: tensor for name, tensor in trained.items() if name not in task.private},
             task.layout,
-            self.uplink,
-            self.guard,
-            (job.round, task.instruction.attempt, job.client),
+        )
+        encoding = Encoding(
             memory=section(task.state, "feedback"),
             bits=task.instruction.bits,
             seed=seeds.integer(job.seed, "codec", job.round, job.client),
             turn=job.round // self.strategy.kinds(self.bench.plan.layout) + job.client,
-            handed_in=lambda protected: self.handed_in(job, task.layout, protected),
+        )
+        ids = job.round, task.instruction.attempt, job.client
+        return release(
+            own, self.uplink, self.guard, ids, encoding, lambda update: self.handed_in(job, task.layout, update)
         )
 
     def handed_in(self, job: Job, layout: Layout, update: State) -> State:
