@@ -39,7 +39,7 @@ def pooled(simulation, progress, question):
     side = simulation.workers.pool._local.clients
     answers = []
     for client in range(TINY["clients"]):
-        _, rows = side._rows(client, 1)
+        _, rows = side.choose_rows(client, 1)
         answers.append(question.answer(side.bench.executor.logits(progress.adapter, rows), side.bench.labels(rows)))
     return {name: sum(answer[name] for answer in answers) for name in answers[0]}, answers
 

@@ -1,0 +1,94 @@
+"""The client's half of privacy beside `fedpeft.clients.releasing`: what DP-SGD must know, and what stays unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fedpeft.clients.executor import RowPrivacy
+from fedpeft.clients.masking import Masking
+from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
+from fedpeft.clients.workbench import WorkPlan
+
+from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.whitening import Whitening
+from fedpeft.communication.decoding import decode_whole
+from fedpeft.communication.messages import Instruction
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.engine import Guard
+
+
+class PrivacyStage(ClientStage):
+    """Takes out of a report what a client measures on its examples."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard, self.mechanism = guard, guard.mechanism
+
+    def finish(self, client_round: TrainedRound) -> TrainedRound:
+        """Return the round without the number of used examples and, if the mechanism is silent, without measures."""
+        result = client_round.result
+        if self.mechanism.silent:
+            result = replace(result, loss=0.0, rows=1)
+        return replace(client_round, result=result, used=0)
+
+
+class RowPrivacyStage(PrivacyStage):
+    """Also has local training clip the gradient of each example.
+
+    Args:
+        guard: the mechanism, its noise and its key.
+        rate: returns the probability with which an example joins a step, given the client's own one.
+        work: says which executor trains.
+        head: says in which directions features are whitened.
+    """
+
+    def __init__(self, guard: Guard, rate: Callable[[float], float], work: WorkPlan, head: HeadStart) -> None:
+        super().__init__(guard)
+        self.rate, self.work, self.head = rate, work, head
+
+    def begin(self, client_round: ClientRound) -> ClientRound:
+        """Return the round with what DP-SGD must know.
+
+        Raises:
+            PayloadError: the server sends other whitening directions than the head has.
+            PrivacyError: the server asks for a loss, or the settings for an executor, that protects no example.
+        """
+        asked, job, mechanism = client_round.instruction, client_round.job, self.mechanism
+        told = asked.told if asked.kind == "train" else b""
+        if told and not mechanism.whitens:
+            raise PrivacyError(
+                "FP7003 the server asks for a loss in which a row changes that of others; it is not protected"
+            )
+        if self.work.executor != "private":
+            raise PrivacyError(f"FP7004 {mechanism.name} needs the executor with gradients per example")
+        size, rows = job.training.batch_size, len(job.rows)
+        privacy = RowPrivacy(
+            clip=mechanism.clip,
+            noise=self.guard.noise,
+            rate=self.rate(mechanism.row_rate(size, rows)),
+            key=self.guard.key(),
+            attempt=asked.attempt,
+            summed=mechanism.summed,
+            expected=mechanism.divisor(size, rows),
+            whitening=self._whitening(asked),
+        )
+        return replace(client_round, job=replace(job, privacy=privacy))
+
+    def _whitening(self, asked: Instruction) -> Whitening | None:
+        """Return how features are whitened; None: they are not."""
+        if not self.mechanism.whitens or asked.kind != "train":
+            return None
+        width = self.work.layout.shapes["head.weight"][1]
+        return Whitening.of(decode_whole(asked.told, Whitening.shapes(self.head.whitened_directions(width))), width)
+
+
+def choose_privacy(guard: Guard, masking: Masking | None, work: WorkPlan, head: HeadStart) -> PrivacyStage:
+    """Return the stage of a mechanism; `masking`: the clients' half of secure sums, None: there are none."""
+    if not guard.mechanism.per_example:
+        return PrivacyStage(guard)
+    return RowPrivacyStage(guard, keep_rate if masking is None else masking.rate, work, head)
+
+
+def keep_rate(own: float) -> float:
+    """Return the rate of a client that samples its examples by itself."""
+    return own
