@@ -13,30 +13,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fedpeft.clients.evaluating import evaluated, summand
 from fedpeft.clients.executor import Job, Trained
-from fedpeft.clients.features import attach_stages
-from fedpeft.clients.masking import Masking, MaskPlan
+from fedpeft.clients.features import attach_features
+from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.own_bases import train_on_own_bases
-from fedpeft.clients.releasing import Encoding, LocalUpdate, release
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
-from fedpeft.clients.store import ClientStore, kept, labelled, section
+from fedpeft.clients.store import ClientStore, kept
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft import seeds
 from fedpeft.aggregation.head_start import HEADS, measured
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Shards, held_out
 from fedpeft.data.task_sequence import MetTasks
-from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.errors import PayloadError
 from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import ClientPrivacy
-from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 
 
 @dataclass(frozen=True)
@@ -80,65 +73,49 @@ class ClientPlan:
 
 
 class ClientSide:
-    """The clients that one worker speaks for."""
+    """The clients that one worker speaks for.
+
+    Attributes:
+        stages: what each round passes through (`fedpeft.clients.features`).
+        reports: the last stage, which answers the server.
+    """
 
     def __init__(self, bench: Workbench, plan: ClientPlan, more: Sequence[ClientStage] = ()) -> None:
-        """Attach the stages of `plan`, with `more` stages around them."""
+        """Attach the features of `plan`, with `more` stages around them."""
         self.bench = bench
         self.plan = plan
-        self.uplink = parse_uplink(plan.codec)
-        self.statistics = parse_codec(plan.statistics)
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
         self.store = ClientStore(plan.store)
-        self.guard = plan.privacy.guard() if plan.privacy else None
-        self.masking = Masking(plan.masks, plan.store, bench.plan.seed) if plan.masks else None
-        self.stages = (*more, *attach_stages(bench, plan, self.masking))
+        features, self.reports = attach_features(bench, plan)
+        self.stages = (*more, *features, self.reports)
+        self.answers = {"prepare": self._prepare, "evaluate": self._evaluate, "train": self._train}
+        self.answers |= self.reports.answers
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
-        """One report per instruction, in order; all instructions are of one kind and round.
+        """Return one report per instruction, in order; all instructions are of one kind and round.
 
         Raises:
-            PayloadError: of a kind that this version does not know, of several kinds, or with illegal values.
+            PayloadError: a kind that this version does not know, several kinds, or illegal values.
+            PrivacyError: the server asks for what the client's settings do not allow.
         """
         for instruction in instructions:
             instruction.check(len(self.bench.plan.layout.tensors))
-            self._check_masked(instruction)
-        kinds = {instruction.kind for instruction in instructions}
-        if kinds == {"sum"} and self.masking is not None:
-            return [self.masking.answer(instruction) for instruction in instructions]
-        if self.masking is not None and len(instructions) == 1:
-            before = self.masking.repeated(instructions[0])
-            if before is not None:
-                return [before]
-        if kinds == {"prepare"}:
-            return [self._prepare(instruction) for instruction in instructions]
-        if kinds == {"evaluate"}:
-            return [self._evaluate(instruction) for instruction in instructions]
-        if kinds == {"train"}:
-            return self._train(instructions)
-        asked = ", ".join(sorted(f"{kind[:40]!r}" for kind in kinds))
-        raise PayloadError(
-            f"FP6001 the server asks for {asked}; this version knows prepare, train or evaluate, one at a time"
-        )
+            self.reports.check(instruction)
+        kinds = sorted({instruction.kind for instruction in instructions})
+        if len(kinds) != 1 or kinds[0] not in self.answers:
+            asked = ", ".join(f"{kind[:40]!r}" for kind in kinds)
+            raise PayloadError(
+                f"FP6001 the server asks for {asked}; this version knows prepare, train or evaluate, one at a time"
+            )
+        replayed = [self.reports.replay(instruction) for instruction in instructions]
+        rest = [asked for asked, report in zip(instructions, replayed, strict=True) if report is None]
+        answered = iter(self.answers[kinds[0]](rest))
+        return [next(answered) if report is None else report for report in replayed]
 
     def check(self, instruction: Instruction) -> None:
         """Refuse a training that can't be carried out; nothing is trained, so that a ledger need not charge it yet."""
         self._begin(instruction)
-
-    def _check_masked(self, instruction: Instruction) -> None:
-        """Refuse to say without masks what is to be summed, and to sum what others don't."""
-        if instruction.asks and self.masking is not None and self.masking.identity is not None:
-            raise PrivacyError(
-                "FP7001 the server asks a real client a question, which it answers no sums under masks to"
-            )
-        stepped = instruction.kind in ("prepare", "train") or bool(instruction.asks)
-        masked = instruction.step if stepped else 3 * (instruction.kind == "sum")
-        if masked != (0 if self.masking is None else 3):
-            how = "without masks" if self.masking is not None else "for a secure sum"
-            raise PrivacyError(
-                f"FP7002 the server asks a client to {instruction.kind} {how}, which its settings don't say"
-            )
 
     def choose_rows(self, client: int, round_number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the examples that a client trains on in a round, and those it holds out of all tasks, as indices.
@@ -151,38 +128,11 @@ class ClientSide:
             rows = stage.choose_rows(rows, client, round_number)
         return rows, apart
 
-    def _prepare(self, instruction: Instruction) -> Report:
-        started = time.perf_counter()
-        rows, _ = self.choose_rows(instruction.client, instruction.round)
-        told = len(rows)
+    def _prepare(self, instructions: Sequence[Instruction]) -> list[Report]:
+        return [self._report_statistics(instruction) for instruction in instructions]
 
-        def statistics_of() -> State:
-            features, labels = self.bench.at(instruction.base_precision).regressed(rows)
-            return measured(self.head, features, labels, self.bench.plan.layout.shapes["head.weight"], told)
-
-        if self.masking is not None:
-
-            def contribution(announced: Announcement) -> Contribution:
-                asked = announced.numbers > BESIDE or announced.size
-                sums = self.head.additive(statistics_of()) if asked else {}
-                sums = sums if self.guard is None else self.guard.mechanism.start_summand(sums)
-                return Contribution(self._weight(told), told, statistics=sums)
-
-            return self.masking.add(instruction, contribution)
-        statistics = statistics_of()
-        if self.guard is not None:
-            statistics = self.guard.started(statistics, (instruction.attempt, instruction.client))
-            told = 1 if self.guard.mechanism.silent else told
-        seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
-        payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
-        return Report(instruction.client, 0, payload, rows=told, seconds=time.perf_counter() - started)
-
-    def _evaluate(self, instruction: Instruction) -> Report:
-        client_round = self._begin(instruction)
-        if self.masking is not None:
-            given = summand(self.bench, client_round)
-            return self.masking.add(instruction, lambda _: given)
-        return evaluated(self.bench, client_round)
+    def _evaluate(self, instructions: Sequence[Instruction]) -> list[Report]:
+        return [self.reports.report_evaluation(self._begin(instruction)) for instruction in instructions]
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
@@ -191,9 +141,18 @@ class ClientSide:
         results = train(rounds)
         for stage in self.stages:
             rounds = stage.second_pass(rounds, train)
-        each = (time.perf_counter() - started) / sum(result.steps for result in results)
-        threads = 1 if self.bench.plan.device == "cpu" or self.masking is not None else usable_cores()
+        each = (time.perf_counter() - started) / max(1, sum(result.steps for result in results))
+        threads = usable_cores() if self.reports.parallel and self.bench.plan.device != "cpu" else 1
         return in_threads(threads, lambda r, result: self._report(r, result, each * result.steps), rounds, results)
+
+    def _report_statistics(self, instruction: Instruction) -> Report:
+        rows, _ = self.choose_rows(instruction.client, instruction.round)
+
+        def measure() -> State:
+            features, labels = self.bench.at(instruction.base_precision).regressed(rows)
+            return measured(self.head, features, labels, self.bench.plan.layout.shapes["head.weight"], len(rows))
+
+        return self.reports.report_statistics(instruction, len(rows), measure)
 
     def _begin(self, instruction: Instruction) -> ClientRound:
         """Return the client's round, ready to be trained or evaluated; nothing is trained yet."""
@@ -218,55 +177,22 @@ class ClientSide:
             client_round = stage.begin(client_round)
         return client_round
 
-    def _keeps(self, instruction: Instruction) -> bool:
-        return self.uplink.remembers or any(stage.keeps(instruction) for stage in self.stages)
-
     def _load(self, instruction: Instruction) -> State:
         """Return the client's own state; empty: it has none yet, or keeps none."""
         if not self._keeps(instruction):
             return {}
-        return kept(self.store, instruction, self.masking is not None and self.masking.identity is not None) or {}
+        return kept(self.store, instruction, self.reports.uses_newest_state) or {}
+
+    def _keep(self, instruction: Instruction, state: State) -> None:
+        """Store the client's state, if it has one, before its report leaves."""
+        if self._keeps(instruction):
+            self.store.stage(instruction.client, instruction.round, state)
+
+    def _keeps(self, instruction: Instruction) -> bool:
+        return any(stage.keeps(instruction) for stage in self.stages)
 
     def _report(self, begun: ClientRound, result: Trained, seconds: float) -> Report:
         client_round = TrainedRound(**vars(begun), result=result, update=result.state)
         for stage in reversed(self.stages):
             client_round = stage.finish(client_round)
-        job, result, state = client_round.job, client_round.result, client_round.state
-        if self.masking is not None:
-            if self._keeps(begun.instruction):
-                self.store.stage(job.client, job.round, state)
-            handed = client_round.hand_in(client_round.update)
-            handed = {name: handed[name] for name in client_round.layout.names if name in handed}
-            given = Contribution(self._weight(result.rows), result.rows, result.loss, handed)
-            return self.masking.add(begun.instruction, lambda _: given)
-        try:
-            payload, memory = self._released(client_round)
-        except PayloadError as error:
-            return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
-        if self._keeps(begun.instruction):
-            self.store.stage(job.client, job.round, state | labelled("feedback", memory))
-        told = result.rows, result.steps, result.loss, seconds
-        correction, used = client_round.correction, client_round.used
-        return Report(job.client, job.round, payload, *told, correction=correction, used=used)
-
-    def _weight(self, rows: int) -> float:
-        """Of a client's update in a sum under masks, which it applies itself."""
-        return float(rows) if self.masking is not None and self.masking.by_rows else 1.0
-
-    def _released(self, client_round: TrainedRound) -> tuple[bytes, State]:
-        """The payload, and the memory of what it leaves out; what stays with the client has no say in it."""
-        job, asked = client_round.job, client_round.instruction
-        own = LocalUpdate(
-            client_round.update,
-            client_round.exchanged(job.received),
-            client_round.exchanged(client_round.result.state),
-            client_round.layout,
-        )
-        encoding = Encoding(
-            memory=section(client_round.state, "feedback"),
-            bits=asked.bits,
-            seed=seeds.integer(job.seed, "codec", job.round, job.client),
-            turn=job.round // self.strategy.kinds(self.bench.plan.layout) + job.client,
-        )
-        ids = job.round, asked.attempt, job.client
-        return release(own, self.uplink, self.guard, ids, encoding, client_round.hand_in)
+        return self.reports.report_update(client_round, seconds, partial(self._keep, begun.instruction))

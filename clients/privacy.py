@@ -1,4 +1,4 @@
-"""The client's half of privacy beside `fedpeft.clients.releasing`: what DP-SGD must know, and what stays unsaid."""
+"""The client's half of privacy: local training that protects examples, and measures that stay on the client."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fedpeft.clients.executor import RowPrivacy
-from fedpeft.clients.masking import Masking
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
 from fedpeft.clients.workbench import WorkPlan
 
@@ -22,7 +21,7 @@ class PrivacyStage(ClientStage):
     """Takes out of a report what a client measures on its examples."""
 
     def __init__(self, guard: Guard) -> None:
-        self.guard, self.mechanism = guard, guard.mechanism
+        self.mechanism = guard.mechanism
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:
         """Return the round without the number of used examples and, if the mechanism is silent, without measures."""
@@ -32,8 +31,8 @@ class PrivacyStage(ClientStage):
         return replace(client_round, result=result, used=0)
 
 
-class RowPrivacyStage(PrivacyStage):
-    """Also has local training clip the gradient of each example.
+class RowPrivacyStage(ClientStage):
+    """Has local training clip the gradient of each example.
 
     Args:
         guard: the mechanism, its noise and its key.
@@ -43,7 +42,7 @@ class RowPrivacyStage(PrivacyStage):
     """
 
     def __init__(self, guard: Guard, rate: Callable[[float], float], work: WorkPlan, head: HeadStart) -> None:
-        super().__init__(guard)
+        self.guard, self.mechanism = guard, guard.mechanism
         self.rate, self.work, self.head = rate, work, head
 
     def begin(self, client_round: ClientRound) -> ClientRound:
@@ -80,15 +79,3 @@ class RowPrivacyStage(PrivacyStage):
             return None
         width = self.work.layout.shapes["head.weight"][1]
         return Whitening.of(decode_whole(asked.told, Whitening.shapes(self.head.whitened_directions(width))), width)
-
-
-def choose_privacy(guard: Guard, masking: Masking | None, work: WorkPlan, head: HeadStart) -> PrivacyStage:
-    """Return the stage of a mechanism; `masking`: the clients' half of secure sums, None: there are none."""
-    if not guard.mechanism.per_example:
-        return PrivacyStage(guard)
-    return RowPrivacyStage(guard, keep_rate if masking is None else masking.rate, work, head)
-
-
-def keep_rate(own: float) -> float:
-    """Return the rate of a client that samples its examples by itself."""
-    return own

@@ -7,13 +7,15 @@ all others make of an update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import numpy as np
 
-from fedpeft.communication.messages import Instruction
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ class TrainedRound(ClientRound):
 Train = Callable[[Sequence[ClientRound]], list["Trained"]]
 """Trains clients; the results are in their order."""
 
+Answer = Callable[[Sequence[Instruction]], list[Report]]
+"""Answers instructions of one kind, in their order."""
+
 
 class ClientStage:
     """A feature of the client's half; every method does nothing by default."""
@@ -107,3 +112,68 @@ class ClientStage:
     def finish(self, client_round: TrainedRound) -> TrainedRound:
         """Return the round with the feature's part of the update, of the report and of the client's state."""
         return client_round
+
+
+class Reports(ClientStage, ABC):
+    """How a client answers the server: the last stage, of which a client has exactly one."""
+
+    parallel: ClassVar[bool] = True
+    """Whether several clients' updates may be reported at once, in threads."""
+
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """The kinds of instructions that only such clients know; by default none."""
+        return {}
+
+    @property
+    def uses_newest_state(self) -> bool:
+        """Whether a client goes on from its newest state, and not from the one that the server names."""
+        return False
+
+    def choose_rate(self, own: float) -> float:
+        """Return the probability with which an example joins a round, given the client's own one."""
+        return own
+
+    def replay(self, instruction: Instruction) -> Report | None:
+        """Return the answer that the client has given to the very same instruction; None: it gave none."""
+        return None
+
+    @abstractmethod
+    def check(self, instruction: Instruction) -> None:
+        """Refuse what such clients do not answer, before any work.
+
+        Raises:
+            PrivacyError: the server asks for an answer in another form.
+        """
+
+    @abstractmethod
+    def report_statistics(self, instruction: Instruction, rows: int, measure: Callable[[], State]) -> Report:
+        """Return the report before round 1.
+
+        Args:
+            instruction: what the server asks.
+            rows: number of the client's examples.
+            measure: returns the head's statistics of these examples.
+        """
+
+    @abstractmethod
+    def report_evaluation(self, client_round: ClientRound) -> Report:
+        """Return the report on the client's held-out examples."""
+
+    @abstractmethod
+    def report_update(self, client_round: TrainedRound, seconds: float, keep: Callable[[State], None]) -> Report:
+        """Return the report on a training that took `seconds`; `keep` stores the client's state before it leaves."""
+
+
+def is_summand(instruction: Instruction) -> bool:
+    """Return whether clients in a secure sum answer an instruction with what is to be summed."""
+    return instruction.kind in ("prepare", "train") or bool(instruction.asks)
+
+
+def refuse_form(instruction: Instruction, how: str) -> NoReturn:
+    """Refuse an instruction whose answer would have another form than the client's settings say; `how`: which one.
+
+    Raises:
+        PrivacyError: always.
+    """
+    raise PrivacyError(f"FP7002 the server asks a client to {instruction.kind} {how}, which its settings don't say")

@@ -105,12 +105,12 @@ def test_a_client_says_nothing_without_masks(finished):
     (instruction, *_) = server.questions(progress)._instructions(question, [0], 1)
     with refuses("FP7002", "without masks"):
         side.handle([instruction])
-    side.masking.identity = object()
+    side.reports.masking.identity = object()
     try:
         with refuses("FP7001"):
             side.handle([dataclasses.replace(instruction, step=3)])
     finally:
-        side.masking.identity = None
+        side.reports.masking.identity = None
 
 
 @pytest.mark.fast
