@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from fedpeft.clients.curvature import kronecker_sums
 from fedpeft.clients.executor import EVALUATION_BATCH
 from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.stages import ClientRound
 from fedpeft.clients.task_sums import class_sums, layer_inputs
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.messages import Report
 from fedpeft.data.examples import length_sorted_batches
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
@@ -25,48 +25,49 @@ SUMS = "fp64"
 """The codec of sums: what clients' parts are rounded to, their total would miss."""
 
 
-def evaluated(
-    bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray, trained: np.ndarray
-) -> Report:
-    """The report on the model with `state` and the client's held-out `rows`; an empty one where there are none.
+def evaluated(bench: Workbench, client_round: ClientRound) -> Report:
+    """Return the report on the client's model and its held-out examples; an empty one if there are none.
 
-    `trained`: the rows that it trains on, which only a question about the model itself is answered with.
+    A question about the model itself is answered with the examples that the client trains on.
 
     Raises:
-        PayloadError: a question that this version does not know, or that is none for a language model.
+        PayloadError: a question that this version does not know, or that a language model has no answer to.
     """
-    client, round = instruction.client, instruction.round
+    instruction, rows, job = client_round.instruction, client_round.held_out, client_round.job
     bench = bench.at(instruction.base_precision)
     question = asked(instruction.asks) if instruction.asks else None
     if question is not None and question.of_model:
-        sums = _of_model(bench, instruction, state, trained, question)
-        return Report(client, round, parse_codec(SUMS).encode(sums), len(trained))
+        sums = _of_model(bench, client_round, question)
+        return Report(job.client, job.round, parse_codec(SUMS).encode(sums), len(job.rows))
     if not len(rows):
-        return Report(client, round, b"")
+        return Report(job.client, job.round, b"")
     if question is None:
-        totals = bench.evaluate(state, rows, instruction.base, instruction.form)
-        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
+        totals = bench.evaluate(job.received, rows, instruction.base, job.form)
+        loss, correct, count = totals.mean_loss, totals.correct, totals.count
+        return Report(job.client, job.round, b"", len(rows), loss=loss, correct=correct, count=count)
     if not bench.plan.classes:
         raise PayloadError(f"FP6005 the server asks {question.text} of a language model, which has no classes")
     bench.rebase(instruction.base)
-    logits = bench.executor.logits(state, rows, instruction.form)
+    logits = bench.executor.logits(job.received, rows, job.form)
     sums = question.answer(logits, bench.labels(rows))
-    return Report(client, round, parse_codec(SUMS).encode(sums), len(rows))
+    return Report(job.client, job.round, parse_codec(SUMS).encode(sums), len(rows))
 
 
-def summand(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray) -> Contribution:
-    """The sums over the client's held-out `rows` as what it adds to a secure sum; without rows they are zeros, and the
-    client weighs nothing.
+def summand(bench: Workbench, client_round: ClientRound) -> Contribution:
+    """Return the sums over the client's held-out examples as what it adds to a secure sum.
+
+    Without such examples they are zeros, and the client has no weight.
 
     Raises:
-        PayloadError: as of `evaluated`; no question is asked, or a number is larger than a sum's may be.
+        PayloadError: see `evaluated`; no question is asked, or a number is larger than masks allow.
     """
+    instruction, rows, job = client_round.instruction, client_round.held_out, client_round.job
     question = asked(instruction.asks)
     if question.of_model or not bench.plan.classes:
         raise PayloadError(f"FP6006 the server asks {question.text}, which is not summed under masks here")
     bench = bench.at(instruction.base_precision)
     bench.rebase(instruction.base)
-    logits = bench.executor.logits(state, rows, instruction.form) if len(rows) else torch.zeros(0, bench.plan.classes)
+    logits = bench.executor.logits(job.received, rows, job.form) if len(rows) else torch.zeros(0, bench.plan.classes)
     sums = question.answer(logits, bench.labels(rows) if len(rows) else torch.zeros(0, dtype=torch.long))
     largest = max(float(tensor.abs().max()) for tensor in sums.values())
     if not largest < LARGEST_NUMBER:
@@ -76,16 +77,17 @@ def summand(bench: Workbench, instruction: Instruction, state: State, rows: np.n
     return Contribution(1.0 if len(rows) else 0.0, len(rows), statistics=sums)
 
 
-def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray, question: Question) -> State:
-    """Sums of one model with the peft library's adapter, whatever the executor trains."""
+def _of_model(bench: Workbench, client_round: ClientRound, question: Question) -> State:
+    """Return sums of one model with the peft library's adapter, whatever the executor trains."""
+    rows, job = client_round.job.rows, client_round.job
     if not bench.plan.classes and not isinstance(question, LayerInputs):
         raise PayloadError(f"FP6005 the server asks {question.text} of a language model, which has no classes")
     bench = bench.plain()
     executor = bench.executor
     if not isinstance(executor, SequentialExecutor):
         raise PayloadError(f"FP6008 the server asks {question.text}, which this client's model can't answer")
-    bench.rebase(instruction.base)
-    executor.load(state, instruction.form)
+    bench.rebase(client_round.instruction.base)
+    executor.load(job.received, job.form)
     lengths = executor.examples.lengths[rows]
     batches = (executor.batch(rows[index]) for index in length_sorted_batches(lengths, EVALUATION_BATCH))
     if isinstance(question, LayerInputs):

@@ -14,11 +14,19 @@ client with one class has no loss, a gradient of exactly zero and an update of z
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
+from fedpeft.clients.drift import SHARES
+from fedpeft.clients.stages import ClientRound, ClientStage
 from torch import Tensor
 
+from fedpeft.communication.decoding import decode_whole
 from fedpeft.errors import PayloadError
+
+if TYPE_CHECKING:
+    from fedpeft.clients.workbench import Workbench
 
 OUT = -1e4
 """What is added to the logit of a class that a loss does not compare: its probability is then exactly 0."""
@@ -115,3 +123,25 @@ def offsets(labels: Tensor, shares: Tensor) -> Tensor:
         raise PayloadError("FP6010 the server's class shares are not positive numbers that sum to 1")
     own = torch.bincount(labels, minlength=len(shares)).double()
     return ((own / own.sum()).log() - shares.double().log()).float()
+
+
+class LabelShiftStage(ClientStage):
+    """Adds to a client's logits what the server's class shares make of its labels."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+
+    def begin(self, client_round: ClientRound) -> ClientRound:
+        """Return the round with offsets, if the server sends class shares.
+
+        Raises:
+            PayloadError: they are no class shares, or there are no classes.
+        """
+        asked, classes = client_round.instruction, self.bench.plan.classes
+        if asked.kind != "train" or not asked.told:
+            return client_round
+        if not classes:
+            raise PayloadError("FP6003 the server sends class shares, and there are no classes")
+        shares = decode_whole(asked.told, {SHARES: (classes,)})[SHARES]
+        added = offsets(self.bench.labels(client_round.job.rows), shares)
+        return replace(client_round, job=replace(client_round.job, offsets=added))

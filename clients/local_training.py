@@ -49,7 +49,9 @@ class LocalTraining:
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def of_steps(self, count: int) -> LocalTraining:
-        """The same, with `count` steps."""
+        """Return the same training with `count` steps; 0: as it is."""
+        if not count:
+            return self
         return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={self.work.walks_by_steps})"))
 
     def passes(self, count: float) -> LocalTraining:

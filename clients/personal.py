@@ -5,12 +5,16 @@ Rules that want it say how strongly (`Strategy.personal_pull`). It is part of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedpeft.clients.drift import Acting, Correction, Pull
 from fedpeft.clients.executor import Job
+from fedpeft.clients.stages import ClientRound, ClientStage, Train
+from fedpeft.clients.store import labelled, section
 from torch import Tensor
 
+from fedpeft.communication.messages import Instruction
 from fedpeft.peft.adapter import State
 
 PERSONAL = "personal"
@@ -35,3 +39,28 @@ class Toward(Correction):
 def personal_job(job: Job, own: State, strength: float) -> Job:
     """The training of a client's `own` model, beside that of the global one; empty: it starts from that."""
     return replace(job, received=job.received | own, corrections=(Acting(Toward(strength), job.received, {}),))
+
+
+class PersonalStage(ClientStage):
+    """Trains a client's own model in a second pass, and has it evaluated in place of the global one."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def keeps(self, instruction: Instruction) -> bool:
+        """Return True: the model stays with the client."""
+        return True
+
+    def begin(self, client_round: ClientRound) -> ClientRound:
+        """Return the round with the client's own model, if it is to be evaluated."""
+        if client_round.instruction.kind != "evaluate":
+            return client_round
+        own = client_round.job.received | section(client_round.state, PERSONAL)
+        return replace(client_round, job=replace(client_round.job, received=own))
+
+    def second_pass(self, rounds: Sequence[ClientRound], train: Train) -> Sequence[ClientRound]:
+        """Return the rounds with the clients' own models, trained, in their states."""
+        jobs = [personal_job(r.job, section(r.state, PERSONAL), self.strength) for r in rounds]
+        results = train([replace(r, job=job) for r, job in zip(rounds, jobs, strict=True)])
+        models = [labelled(PERSONAL, result.state) for result in results]
+        return [replace(r, state=r.state | model) for r, model in zip(rounds, models, strict=True)]

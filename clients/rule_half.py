@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from fedpeft.clients.drift import Acting, Correction, Pull
 from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
 from torch import Tensor
 
 from fedpeft.aggregation.factors import RANK_AXIS, ranks_of
 from fedpeft.aggregation.strategy import Strategy
-from fedpeft.peft.adapter import Layout, State
+from fedpeft.communication.messages import Instruction
+from fedpeft.peft.adapter import Layout, State, difference
 
 
 class Adding(Correction):
@@ -102,3 +104,32 @@ def handed_in(job: Job, result: Trained, layout: Layout, ranks: tuple[int, ...])
         return job, result
     received = ranks_of(job.received, layout, ranks)
     return replace(job, received=received), replace(result, state=ranks_of(result.state, layout, ranks))
+
+
+class StrategyStage(ClientStage):
+    """The client's half of a strategy; `layout` is the global one, `seed` the run's."""
+
+    def __init__(self, strategy: Strategy, layout: Layout, seed: int) -> None:
+        self.strategy, self.layout, self.seed = strategy, layout, seed
+
+    def begin(self, client_round: ClientRound) -> ClientRound:
+        """Return the round in which the client trains as the strategy has it."""
+        ranks = self._ranks(client_round.instruction)
+        return replace(client_round, job=begun(client_round.job, self.strategy, client_round.layout, ranks))
+
+    def finish(self, client_round: TrainedRound) -> TrainedRound:
+        """Return the round with the update, in the adapter shape that the server asked for."""
+        asked = client_round.instruction
+        job, result = handed_in(client_round.job, client_round.result, client_round.layout, self._ranks(asked))
+        layout, update = self.layout.with_form(asked.form), result.state
+        if not job.sums_gradients:
+            update = difference(client_round.exchanged(update), job.received)
+            update = self.strategy.contributed(update, job.received, result.state, layout)
+            update = self.strategy.submitted(update, layout, job.round)
+        return replace(client_round, job=job, layout=layout, result=result, update=update)
+
+    def _ranks(self, asked: Instruction) -> tuple[int, ...]:
+        """Return the ranks that the client trains of those that it holds; empty: all."""
+        if self.strategy.held_form(self.layout, asked.form) == asked.form:
+            return ()
+        return self.strategy.ranks(self.layout, asked.form, self.seed, asked.round, asked.client)

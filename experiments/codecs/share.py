@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fedpeft.clients.client import ClientSide
 
 from experiments import one_sentence
-from fedpeft.communication.downlink import Downlink
+from fedpeft.communication.downlink import Arrivals, Downlink
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
@@ -34,8 +33,8 @@ from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 PARTS: dict[str, tuple[type, str]] = {
-    "client, decode": (ClientSide, "_arrival"),
-    "client, encode": (ClientSide, "_encode"),
+    "client, decode": (Arrivals, "of"),
+    "client, encode": (Uplink, "encode"),
     "server, encode": (Downlink, "_package"),
     "server, decode": (Uplink, "receive"),
 }

@@ -212,20 +212,9 @@ class _Pipeline:
 
     def released(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
         """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""
-        left: tuple[bytes, State] = releasing.release(
-            update,
-            received,
-            received | update,
-            layout,
-            self.uplink,
-            self.protection.guard,
-            ids,
-            memory={},
-            bits=0.0,
-            seed=seed,
-            turn=ids[0] + ids[2],
-            handed_in=lambda protected: protected,
-        )
+        own = releasing.LocalUpdate(update, received, received | update, layout)
+        encoding = releasing.Encoding(memory={}, bits=0.0, seed=seed, turn=ids[0] + ids[2])
+        left: tuple[bytes, State] = releasing.release(own, self.uplink, self.protection.guard, ids, encoding)
         return left[0]
 
     def taken(self, acceptance: Acceptance, payload: bytes, canary: int, received: State) -> State:

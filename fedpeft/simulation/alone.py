@@ -56,7 +56,7 @@ def trained_alone(simulation: Simulation, client: int) -> State:
     setup, config = simulation.setup, simulation.config
     rows = simulation.training_rows(client)
     steps = setup.profiles[client].steps
-    training = setup.training.of_steps(steps) if steps else setup.training
+    training = setup.training.of_steps(steps)
     rule, asked = setup.strategy, setup.profiles[client].form
     held = rule.held_form(setup.layout, asked)
     form = held if setup.layout.pairs else setup.layout.form  # no shorter prompt is one of the global length

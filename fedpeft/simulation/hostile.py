@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedpeft import seeds
 from fedpeft.clients.attack import ATTACKS, Attack
 from fedpeft.clients.client import ClientPlan, ClientSide
-from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.stages import ClientStage, TrainedRound
 from fedpeft.clients.workbench import Workbench
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
@@ -79,23 +79,25 @@ class HostilePlan(ClientPlan):
 
     def side(self, bench: Workbench) -> ClientSide:
         """The clients that one worker speaks for."""
-        return _HostileSide(bench, self, ATTACKS.build(self.attack))
+        return ClientSide(bench, self, [AttackStage(ATTACKS.build(self.attack), len(self.partition), bench.plan.seed)])
 
 
-class _HostileSide(ClientSide):
-    def __init__(self, bench: Workbench, plan: HostilePlan, attack: Attack) -> None:
-        super().__init__(bench, plan)
+class AttackStage(ClientStage):
+    """Has the attackers among `clients` clients spoil what they hand in, and claim other numbers of examples."""
+
+    def __init__(self, attack: Attack, clients: int, seed: int) -> None:
         self.attack = attack
-        self.attackers = attack.attackers(len(plan.partition), bench.plan.seed)
+        self.attackers = attack.attackers(clients, seed)
 
-    def handed_in(self, job: Job, layout: Layout, update: State) -> State:
-        """What an attacker makes of its update."""
+    def finish(self, client_round: TrainedRound) -> TrainedRound:
+        """Return the round as an attacker reports it."""
+        job, result = client_round.job, client_round.result
         if job.client not in self.attackers:
-            return update
-        draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
-        spoilt: State = self.attack.update(update, job.received, layout, draws)
-        return spoilt
+            return client_round
 
-    def told(self, job: Job, result: Trained) -> Trained:
-        """The number of rows that an attacker claims."""
-        return replace(result, rows=self.attack.rows(result.rows)) if job.client in self.attackers else result
+        def spoil(update: State) -> State:
+            draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
+            spoilt: State = self.attack.update(update, job.received, client_round.layout, draws)
+            return spoilt
+
+        return replace(client_round, result=replace(result, rows=self.attack.rows(result.rows)), hand_in=spoil)

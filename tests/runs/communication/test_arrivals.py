@@ -28,7 +28,7 @@ def test_nobody_changes_what_others_start_from(more, tmp_path, monkeypatch):
             return found
 
     monkeypatch.setattr(downlink, "Arrivals", Watched)
-    monkeypatch.setattr("fedpeft.clients.client.Arrivals", Watched)
+    monkeypatch.setattr("fedpeft.clients.broadcast.Arrivals", Watched)
     assert main([*TINY, *more, "--output", str(tmp_path / "run")]) == 0
     assert len(seen) >= 12
     assert any(seen[i][0] is seen[i + 1][0] for i in range(len(seen) - 1))

@@ -59,8 +59,8 @@ def update(summed, instruction):
     if edge.protection is not None:  # the client's own ledger counts attempts
         instruction = replace(instruction, attempt=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summed.side.masking, "add", lambda _, made: kept.append(made(None)))
-        patch.setattr(summed.side.masking, "repeated", lambda _: None)
+        patch.setattr(summed.side.reports.masking, "add", lambda _, made: kept.append(made(None)))
+        patch.setattr(summed.side.reports.masking, "repeated", lambda _: None)
         summed.side.handle([instruction])
     return torch.cat([tensor.double().ravel() for tensor in kept[0].update.values()])
 

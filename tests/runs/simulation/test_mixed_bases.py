@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.client import ClientSide
+from fedpeft.clients.own_bases import train_on_own_bases
 from rich.console import Console
 from torch import nn
 
@@ -84,9 +85,9 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     seen = {}
     report = ClientSide._report
 
-    def spy(self, task, result, seconds):
-        seen[task.job.client] = (task.job.received, result.state, self.bench.at(task.instruction.base_precision))
-        return report(self, task, result, seconds)
+    def spy(self, begun, result, seconds):
+        seen[begun.job.client] = (begun.job.received, result.state, self.bench.at(begun.instruction.base_precision))
+        return report(self, begun, result, seconds)
 
     monkeypatch.setattr(ClientSide, "_report", spy)
     received = {}
@@ -142,21 +143,20 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
     simulation = made(tmp_path / "run", **given)
     plain = linear_layers(simulation.setup.task.base(simulation.setup.model_directory, torch.float32))
     expected = partial(weight_of_base, plain)
-    trained_on = ClientSide._trained
     seen = []
 
-    def look(self, tasks):
-        results = trained_on(self, tasks)
-        for task in tasks:
-            bench, version = self.bench.at(task.instruction.base_precision), task.instruction.base
+    def look(workbench, rounds):
+        results = train_on_own_bases(workbench, rounds)
+        for asked in (client_round.instruction for client_round in rounds):
+            bench, version = workbench.at(asked.base_precision), asked.base
             residual = ResidualFiles(bench.plan.residuals).get(version)
             for module in {pair.module for pair in bench.plan.layout.pairs}:
                 held = weight_of(bench.executor.frozen(module))
-                assert torch.equal(held, expected(module, task.instruction.base_precision, residual))
-            seen.append((task.instruction.base_precision, version))
+                assert torch.equal(held, expected(module, asked.base_precision, residual))
+            seen.append((asked.base_precision, version))
         return results
 
-    monkeypatch.setattr(ClientSide, "_trained", look)
+    monkeypatch.setattr("fedpeft.clients.client.train_on_own_bases", look)
     progress = simulation.train(simulation.server(Records(simulation.folder)))
     assert {(base, version) for base, version in seen if version == 2} == {(b, 2) for b in ("nf4", "int8", "bf16", "")}
     assert all(float(R.norm()) > 0 for R in progress.residual.total.values())

@@ -39,7 +39,7 @@ def pooled(simulation, progress, question):
     side = simulation.workers.pool._local.clients
     answers = []
     for client in range(TINY["clients"]):
-        _, rows = side._rows(client, 1)
+        _, rows = side.choose_rows(client, 1)
         answers.append(question.answer(side.bench.executor.logits(progress.adapter, rows), side.bench.labels(rows)))
     return {name: sum(answer[name] for answer in answers) for name in answers[0]}, answers
 
@@ -105,12 +105,12 @@ def test_a_client_says_nothing_without_masks(finished):
     (instruction, *_) = server.questions(progress)._instructions(question, [0], 1)
     with refuses("FP7002", "without masks"):
         side.handle([instruction])
-    side.masking.identity = object()
+    side.reports.masking.identity = object()
     try:
         with refuses("FP7001"):
             side.handle([dataclasses.replace(instruction, step=3)])
     finally:
-        side.masking.identity = None
+        side.reports.masking.identity = None
 
 
 @pytest.mark.fast

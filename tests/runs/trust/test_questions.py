@@ -37,7 +37,7 @@ def pooled(made, progress, question):
     logits, labels = [], []
     for k, edge in enumerate(made.server.edges):
         side = edge.workers.pool._local.clients
-        _, rows = side._rows(k, 1)
+        _, rows = side.choose_rows(k, 1)
         logits.append(side.bench.executor.logits(progress.adapter, rows))
         labels.append(side.bench.labels(rows))
     return question.answer(torch.cat(logits), torch.cat(labels))

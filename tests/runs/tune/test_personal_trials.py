@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fedpeft.clients.client as clients
+import fedpeft.clients.encoded_reports as encoded_reports
 import numpy as np
 import pytest
-from fedpeft.clients.client import ClientSide
 from rich.console import Console
 
 from fedpeft import simulate
@@ -24,19 +24,19 @@ CONFIG = RunConfig(
 def seen(monkeypatch):
     """The rows that clients train on and are evaluated on."""
     rows = {"train": set(), "evaluate": set()}
-    evaluated, trained = clients.evaluated, ClientSide._trained
+    evaluated, train = encoded_reports.evaluated, clients.train_on_own_bases
 
-    def evaluating(bench, instruction, state, own, *rest):
-        rows["evaluate"] |= set(np.asarray(own).tolist())
-        return evaluated(bench, instruction, state, own, *rest)
+    def evaluating(bench, client_round):
+        rows["evaluate"] |= set(np.asarray(client_round.held_out).tolist())
+        return evaluated(bench, client_round)
 
-    def training(self, tasks):
-        for task in tasks:
-            rows["train"] |= set(np.asarray(task.job.rows).tolist())
-        return trained(self, tasks)
+    def training(bench, rounds):
+        for client_round in rounds:
+            rows["train"] |= set(np.asarray(client_round.job.rows).tolist())
+        return train(bench, rounds)
 
-    monkeypatch.setattr(clients, "evaluated", evaluating)
-    monkeypatch.setattr(ClientSide, "_trained", training)
+    monkeypatch.setattr(encoded_reports, "evaluated", evaluating)
+    monkeypatch.setattr(clients, "train_on_own_bases", training)
     return rows
 
 

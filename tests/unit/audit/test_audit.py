@@ -138,8 +138,8 @@ def encode_first(monkeypatch):
     """The client encodes before it clips and adds noise, so what it sends is bare."""
     release = releasing.release
 
-    def bare(update, received, trained, layout, uplink, guard, ids, **more):
-        return release(update, received, trained, layout, uplink, None, ids, **more)
+    def bare(own, uplink, guard, *more):
+        return release(own, uplink, None, *more)
 
     monkeypatch.setattr(releasing, "release", bare)
 

@@ -105,13 +105,13 @@ def test_asked_the_same_again_a_client_answers_the_same_also_after_a_restart(cli
 
 def test_secrets_are_gone_after_the_last_step_and_after_one_that_fails(clients):
     asked = Asked(clients).until(4)
-    secret = asked.clients.edges[1].workers.pool._local.clients.masking._kept(asked.asked(1, 4)).member
+    secret = asked.clients.edges[1].workers.pool._local.clients.reports.masking._kept(asked.asked(1, 4)).member
     assert len(secret) > 96
     asked.ask(1, 5)
     asked.ask(2, 5, said=b"nonsense")
     for k in (1, 2):
         assert secret[36:68] not in notes(clients, k).read_bytes()
-        assert not clients.edges[k].workers.pool._local.clients.masking._kept(asked.asked(k, 5)).member
+        assert not clients.edges[k].workers.pool._local.clients.reports.masking._kept(asked.asked(k, 5)).member
 
 
 # ------------------------------------------------------------------------------------------------- a server that lies

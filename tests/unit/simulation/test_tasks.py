@@ -33,7 +33,7 @@ def test_clients_train_on_the_task_that_they_are_at(tmp_path):
     for client in range(4):
         delay = made.setup.facts.tasks.schedule.delay(client, 3)
         for round in range(1, 7):
-            rows, held = side._rows(client, round)
+            rows, held = side.choose_rows(client, round)
             expected = min(max(0, round - 1 - delay) // 2, 2)
             assert set(train.tasks[rows]) == {expected}
             assert not len(held)

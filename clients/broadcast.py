@@ -1,0 +1,64 @@
+"""What the server sends to a client: decoded, compared with the server's record, in the client's adapter precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from fedpeft.clients.stages import ClientRound, ClientStage
+from fedpeft.clients.store import labelled, section
+
+from fedpeft.aggregation.factors import leading_ranks
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.downlink import Arrivals, start_for
+from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import check_released
+from fedpeft.peft.adapter import ClientForm, Layout, State, held_in
+
+LABEL = "held"
+"""Section of the client's state that later payloads build on."""
+
+
+class BroadcastStage(ClientStage):
+    """Decodes the adapter that a client starts from.
+
+    Args:
+        layout: the global tensors.
+        start: their seeded start, which a lossy downlink counts from; empty: the downlink is lossless.
+    """
+
+    def __init__(self, strategy: Strategy, layout: Layout, codec: Codec, start: State) -> None:
+        self.strategy, self.layout, self.start = strategy, layout, start
+        self.arrivals = Arrivals(codec)
+
+    def keeps(self, instruction: Instruction) -> bool:
+        """Return whether payloads build on those of earlier rounds."""
+        return not self.arrivals.codec.lossless
+
+    def begin(self, client_round: ClientRound) -> ClientRound:
+        """Return the round with what has arrived.
+
+        Raises:
+            PayloadError: it can't be decoded, or is not what the server has recorded for all clients.
+        """
+        asked, layout, state = client_round.instruction, client_round.layout, client_round.state
+        start = start_for(self.strategy, self.start, self.layout, asked.form) if self.start else self.start
+        before = {asked.acknowledged: section(state, LABEL)}
+        sent = self.arrivals.of(asked.payload, layout.shapes, start, before)
+        check_released(asked, sent.compared, client_round.private, partial(self._shrink, client_round.job.form))
+        job = replace(client_round.job, received=held_in(sent.state, asked.adapter_precision))
+        return replace(client_round, job=job, state=state | labelled(LABEL, sent.moved))
+
+    def _shrink(self, form: ClientForm | None, state: State, rank: int) -> State | None:
+        """Return what a client of a smaller rank is sent, given the `state` in this client's `form`.
+
+        None: the rule sends it more than leading ranks, or the codec rounds each form by itself.
+        """
+        layout = self.layout
+        if form is None or type(self.strategy).dispatch is not Strategy.dispatch or not self.arrivals.codec.lossless:
+            return None
+        smaller = self.strategy.held_form(layout, layout.form_of(rank))
+        if smaller is None or len({f.scale for f in (form, smaller, layout.form) if f is not None}) > 1:
+            return None  # which rounds
+        return leading_ranks(state, layout.with_form(form).subset(state), smaller)

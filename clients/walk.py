@@ -1,0 +1,39 @@
+"""A walk: each round goes on in a client's examples where its last round stopped, so that all have their turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
+from fedpeft.clients.workbench import Workbench
+
+from fedpeft.communication.messages import Instruction
+
+STEPS = "walk/steps"
+"""Name of the number of steps that a client has made, in its state."""
+
+
+class WalkStage(ClientStage):
+    """Counts a client's steps over all rounds."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+
+    def keeps(self, instruction: Instruction) -> bool:
+        """Return whether local training walks."""
+        return self.bench.plan.training.of_steps(instruction.steps).walks
+
+    def begin(self, client_round: ClientRound) -> ClientRound:
+        """Return the round with the steps made before, also if this round itself does not walk."""
+        before = client_round.state.get(STEPS)
+        walked = int(before) if before is not None else 0 if client_round.job.training.walks else None
+        return replace(client_round, job=replace(client_round.job, walked=walked))
+
+    def finish(self, client_round: TrainedRound) -> TrainedRound:
+        """Return the round with the steps made by now, and the distinct examples that they took."""
+        job = client_round.job
+        if job.walked is None:
+            return client_round
+        steps = {STEPS: torch.tensor(job.walked + client_round.result.steps)}
+        return replace(client_round, state=client_round.state | steps, used=job.used(self.bench.examples.lengths))
