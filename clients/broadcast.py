@@ -53,7 +53,7 @@ class BroadcastStage(ClientStage):
     def _shrink(self, form: ClientForm | None, state: State, rank: int) -> State | None:
         """Return what a client of a smaller rank is sent, given the `state` in this client's `form`.
 
-        None: the rule sends it more than leading ranks, or the codec rounds each form by itself.
+        None: the rule sends it more than leading ranks, or the codec rounds each form separately.
         """
         layout = self.layout
         if form is None or type(self.strategy).dispatch is not Strategy.dispatch or not self.arrivals.codec.lossless:

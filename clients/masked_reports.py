@@ -9,12 +9,12 @@ from fedpeft.clients.evaluating import summand
 from fedpeft.clients.masking import Masking
 from fedpeft.clients.stages import Answer, ClientRound, Reports, TrainedRound, is_summand, refuse_form
 from fedpeft.clients.workbench import Workbench
-from fedpeft.privacy.summed_ledger import VECTORS
 
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.client_protection import VECTORS
 from fedpeft.privacy.guard import Guard
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
@@ -53,14 +53,14 @@ class MaskedReports(Reports):
         return self.masking.rate(own)
 
     def replay(self, instruction: Instruction) -> Report | None:
-        """Return a real client's last answer, if it is asked the same; `Masking.answer` repeats steps by itself."""
+        """Return a real client's last answer, if it is asked the same; `Masking.answer` also repeats steps."""
         return None if instruction.kind == "sum" else self.masking.repeated(instruction)
 
     def check(self, instruction: Instruction) -> None:
         """Refuse to say without masks what is to be summed.
 
         Raises:
-            PrivacyError: the instruction is no step of a sum, or asks a real client a question.
+            PrivacyError: the instruction is not a step of a sum, or asks a real client a question.
         """
         if instruction.asks and self.masking.identity is not None:
             raise PrivacyError(

@@ -171,7 +171,7 @@ def is_summand(instruction: Instruction) -> bool:
 
 
 def refuse_form(instruction: Instruction, how: str) -> NoReturn:
-    """Refuse an instruction whose answer would have another form than the client's settings say; `how`: which one.
+    """Refuse an instruction whose answer would have another form than the client's settings set; `how`: which one.
 
     Raises:
         PrivacyError: always.

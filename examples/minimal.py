@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
     def __init__(self, model, classes):
         super().__init__()
-        encoder = AutoModel.from_pretrained(model, dtype=torch.float64).eval()
+        encoder = AutoModel.from_pretrained(model, dtype=torch.float64, trust_remote_code=False).eval()
         layers = [name for name, m in encoder.named_modules() if isinstance(m, nn.Linear) and ".layer." in name]
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers)
         self.base = get_peft_model(encoder, config)
@@ -122,7 +122,7 @@ def run(table, is_test, text, label, owner, model_name):
     labels = torch.tensor([classes.index(answer) for answer in answers])
     clients = [np.flatnonzero((np.array(owners) == name) & ~is_test) for name in sorted(set(owners))]
 
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=False)
     ids = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
     lengths = np.array([len(row) for row in ids])
 

@@ -26,7 +26,7 @@ from fedpeft.run.console import ConsoleObserver
 STATE = Path("~/.local/state/fedpeft")
 
 
-def patch(
+def patch(  # noqa: PLR0913
     trainer: Any,
     *,
     server: str,

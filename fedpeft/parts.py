@@ -76,7 +76,7 @@ class Bounds:
         return " and ".join(words) or "any value"
 
 
-def setting(
+def setting(  # noqa: PLR0913
     default: Any,
     help: str,
     *,

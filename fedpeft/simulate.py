@@ -109,7 +109,7 @@ def _command(arguments: list[str], default: RunConfig) -> Command:
     return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
 
 
-def simulate(
+def simulate(  # noqa: PLR0913
     config: RunConfig,
     folder: Path,
     resume: bool,

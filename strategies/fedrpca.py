@@ -7,8 +7,8 @@
 The low-rank L holds what many clients' changes share, the sparse S what is special to each. In a plain mean the latter
 shrinks by 1 / K. Each factor of each layer is a matrix M of its own, with one column of n entries for each client. The
 decomposition is principal component pursuit (Candes et al., arXiv 0912.3599). It is computed by their alternating
-directions method with their penalty mu = n K / (4 |M|_1). The penalty stays fixed. If it grows in each step, as in faster
-variants, the iteration ends far from the minimum. S is M - L, so with beta = 1 the rule is FedIT up to rounding.
+directions method with their penalty mu = n K / (4 |M|_1). The penalty stays fixed. If it grows in each step, as in
+faster variants, the iteration ends far from the minimum. S is M - L, so with beta = 1 the rule is FedIT up to rounding.
 
 Without `beta`, each M has its own: beta = |M p| / |S p|, the inverse of the share that the special part has in the mean
 update, at least 1 and at most `largest`. The paper uses the inverse of such a share; its exact norm is not known here.

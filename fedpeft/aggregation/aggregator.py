@@ -132,7 +132,7 @@ class RoundAggregator:
         return AggregationResult(state, memory, learned=learned)
 
 
-def aggregator(
+def aggregator(  # noqa: PLR0913
     strategy: Strategy,
     optimizer: ServerOptimizer,
     layout: Layout,

@@ -226,7 +226,7 @@ class Downlink:
         seed: of the run, which says what ranks a client is given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         strategy: Strategy,
         layout: Layout,

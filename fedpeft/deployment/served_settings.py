@@ -28,7 +28,7 @@ from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec
 
 
-def check(config: RunConfig, options: ServeOptions) -> None:
+def check(config: RunConfig, options: ServeOptions) -> None:  # noqa: PLR0912
     """Refuse what makes no sense with real clients.
 
     Raises:

@@ -74,7 +74,7 @@ def settings_for_clients(setup: Setup) -> RunConfig:
     return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
-def shared_settings(text: str) -> RunConfig:
+def shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
     """The settings that a client shares with its server, from the server's `text` (TOML); all others at their defaults.
 
     Raises:

@@ -113,7 +113,7 @@ def _array(value: np.ndarray[Any, Any], tensors: State) -> int:
         raise _StrangeError(f"an array of {value.dtype}") from None
 
 
-def _written(value: Any, tensors: State) -> Any:
+def _written(value: Any, tensors: State) -> Any:  # noqa: PLR0912
     """A value as JSON: plain ones as they are, others as [kind, content]."""
     if value is None or type(value) in PLAIN:  # not of an enumeration that is a text, too: a text would come back
         return value

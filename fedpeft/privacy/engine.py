@@ -63,7 +63,7 @@ class PrivacyEngine:
         finished: clients whose own ledgers allow no more.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         mechanism: Mechanism,
         exposure: Exposure,

@@ -62,7 +62,7 @@ class MaskedSum:
         warnings: sentences about clients that have lied, for the user.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         clients: Exchange,
         secure: SecureSum,

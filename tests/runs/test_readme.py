@@ -27,4 +27,4 @@ def test_a_run_from_python_is_what_the_readme_says(tmp_path, monkeypatch):
     names = {}
     exec(python_of("python.md"), names)
     assert names["run"].adapter.is_dir()
-    assert list(names["run"].rounds["round"]) == [0, 1, 2]
+    assert list(names["run"].history["round"]) == [0, 1, 2]

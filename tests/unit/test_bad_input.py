@@ -48,7 +48,7 @@ CASES = {
     "unknown strategy": ({"--strategy": "fedavg"}, "fedit"),
     "strategy that needs LoRA": ({"--strategy": "flexlora", "--peft": "ia3(layers=0)"}, "LoRA"),
     "unknown server optimizer": ({"--server-optimizer": "adm"}, "did you mean 'adam'"),
-    "unknown local optimizer": ({"--optimizer": "lion"}, "adamw, sgd"),
+    "unknown local optimizer": ({"--optimizer": "lion"}, "adamw, muon, sgd"),
     "unknown codec": ({"--codec": "zip"}, "presets"),
     "codec steps in a wrong order": ({"--codec": "rans | topk(fraction=0.1)"}, "topk"),
     "unknown head": ({"--head": "ride"}, "did you mean 'ridge'"),

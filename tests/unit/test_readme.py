@@ -71,10 +71,10 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     from fedpeft.run.catalogue import built
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "experiments"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.setattr(plugins, "_state", plugins._State())
     (tmp_path / "half_mean.py").write_text(file_of("own-parts.md", "half_mean.py"))
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
     config = parse(shlex.split(command)[3:])[0]
     built(config, "partition")

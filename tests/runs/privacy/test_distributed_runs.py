@@ -92,7 +92,7 @@ def test_the_budget_is_the_server_s_and_both_epsilons_are_told(tmp_path):
 def test_a_run_whose_clients_are_drawn_too_often_ends_and_is_within_its_budget(tmp_path):
     """The budget of one round: none of two is begun twice by the same client."""
     plan = simulated(tmp_path / "plan", privacy=f"distributed_dp(epsilon=4, {MASKS})", rounds=1).protection
-    text = f"distributed_dp(epsilon=4, noise_multiplier={plan.noise!r}, {MASKS})"
+    text = f"distributed_dp(epsilon=4, noise_multiplier={plan.noise_multiplier!r}, {MASKS})"
     simulation, progress = trained(tmp_path / "run", privacy=text, rounds=5)
     assert progress.round == 1
     assert simulation.protection.epsilons()[0] <= 4

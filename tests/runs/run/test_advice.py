@@ -99,7 +99,8 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
         config = settled(RunConfig(dataset=dataset, partition=partition))
         parts = {"training": LocalTraining(), "mechanism": None, "secure_sum": None, "drift": parse_drift("")}
         kind, method = SimpleNamespace(kind="text", task="classification", classes=2), SimpleNamespace(name="lora")
-        setup = SimpleNamespace(config=config, facts=kind, method=method, **parts)
+        task = SimpleNamespace(targets="classes")
+        setup = SimpleNamespace(config=config, facts=kind, method=method, task=task, **parts)
         told = " ".join(advice.advice(setup, statistics, 100))
         assert ("the column shop says whose row it is" in told) is (said and owners)
 

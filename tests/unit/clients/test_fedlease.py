@@ -128,7 +128,7 @@ def test_clusters_are_those_of_the_definitions():
     assert sizes == {1, 2, 3, 4}
 
 
-def test_rounds_are_those_of_a_list_of_clients(case):
+def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
     """Warm-up, clusters, steps, and one who comes late, against what each client and each cluster holds."""
     rule, layout = strategies.build("fedlease(warmup=2, clear=-1)"), case.layout
     noise = torch.Generator().manual_seed(2)

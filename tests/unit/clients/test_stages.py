@@ -33,7 +33,7 @@ from fedpeft.data.partition import Partition
 from fedpeft.data.task_sequence import MetTasks, TaskSchedule, TaskSequence
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import Layout, TensorSpec
-from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.simulation.hostile import ATTACKS, AttackStage
 from tests.refusals import refuses
 
