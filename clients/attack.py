@@ -32,7 +32,7 @@ class Attack:
 
     def attackers(self, clients: int, seed: int) -> frozenset[int]:
         """The ids of the hostile clients."""
-        order = seeds.generator(seed, "attackers").permutation(clients)
+        order = seeds.create_generator(seed, "attackers").permutation(clients)
         return frozenset(int(c) for c in order[: round(self.fraction * clients)])
 
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:

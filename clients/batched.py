@@ -14,21 +14,21 @@ from functools import partial
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import Pull, pulled
-from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties
+from fedpeft.clients.drift import Pull, compute_pull
+from fedpeft.clients.dropout import DropoutPlan, replace_dropout
+from fedpeft.clients.executor import Executor, Job, Trained, collect_penalties, copy_leading_parts, view_leading_part
 from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import put
 from torch import Tensor, nn
 
-from fedpeft.aggregation.update import padded
+from fedpeft.aggregation.update import pad_ranks
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.determinism import warn_again
-from fedpeft.models.kernels import Kernel, fast_linears
+from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.lean_blocks import keep_less
-from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
-from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, trainable
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
+from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, find_trainable
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
@@ -57,16 +57,16 @@ class BatchedExecutor(Executor):
         self.layout = layout
         self.clients = clients
         self._stack(method, kernel)
-        self.parameters = trainable(model)
-        self.penalties = penalties(model)
+        self.parameters = find_trainable(model)
+        self.penalties = collect_penalties(model)
         self.dropout = DropoutPlan()
-        own_dropout(model, self.dropout)
+        replace_dropout(model, self.dropout)
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
-        self.packed = self._packed_tokens()
+        self.packed = self._create_packed_tokens()
 
     def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
         device = next(self.model.parameters()).device
-        fast_linears(self.model.base, kernel)
+        install_fast_linears(self.model.base, kernel)
         keep_less(self.model.base)
         method.stack_into(self.model, [t for t in self.layout.tensors if t.role != "head"], self.clients)
         head = getattr(self.model, "head", None)
@@ -74,11 +74,11 @@ class BatchedExecutor(Executor):
             self.model.head = StackedLinear(head, self.clients)
         self.model.to(device)
 
-    def _packed_tokens(self) -> PackedTokens | None:
+    def _create_packed_tokens(self) -> PackedTokens | None:
         """What lets the base work without padding, where it and all adapters can."""
         inside = [m for m in self.model.base.modules() if isinstance(m, StackedLayer)]
         self._activate(1)
-        if not all(layer.packs for layer in inside) or not takes_packed_tokens(self.model.base):
+        if not all(layer.packs for layer in inside) or not can_pack_tokens(self.model.base):
             return None
         packed = PackedTokens(self.model.base)
         for layer in inside:
@@ -88,16 +88,16 @@ class BatchedExecutor(Executor):
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""
         self.try_packing(jobs)
-        plans = [job.batches(self.examples.lengths) for job in jobs]
+        plans = [job.create_batches(self.examples.lengths) for job in jobs]
         order = sorted(range(len(jobs)), key=lambda j: -len(plans[j]))
         results: dict[int, Trained] = {}
         while len(results) < len(jobs):
             group = order[len(results) : len(results) + self.clients]
-            trained = self._that_fit([jobs[j] for j in group], [plans[j] for j in group])
+            trained = self._train_fitting([jobs[j] for j in group], [plans[j] for j in group])
             results |= zip(group, trained, strict=False)
         yield from (results[j] for j in range(len(jobs)))
 
-    def _that_fit(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
+    def _train_fitting(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
         """The first of these jobs, as many as a GPU's memory holds at once; from then on no pass has more clients."""
         while True:
             try:
@@ -117,18 +117,18 @@ class BatchedExecutor(Executor):
         self._load(jobs)
         most = job.training.optimizer.max_norm
         optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
-        pulls = [j.pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
+        pulls = [j.collect_pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
         given = [j.offsets for j in jobs if j.offsets is not None]
         offsets = torch.stack(given) if given else None
         losses: list[list[Tensor]] = [[] for _ in jobs]
         trained: list[State] = [{} for _ in jobs]
-        masks = [j.dropout_generator() for j in jobs]
+        masks = [j.create_dropout_generator() for j in jobs]
         for step in range(len(plans[0])):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
-            batch, real, self.dropout.places = self.step_batch(rows)
+            batch, real, self.dropout.places = self.create_step_batch(rows)
             if self.task.compares:
-                batch[GROUPS] = groups(real, active)
+                batch[GROUPS] = assign_rows(real, active)
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
             of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
             optimizer.zero_grad(set_to_none=True)
@@ -142,7 +142,7 @@ class BatchedExecutor(Executor):
                 chosen[name].grad[:active].add_(pulled)  # type: ignore[index]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
-            for name in job.still(chosen, step):
+            for name in job.find_still_tensors(chosen, step):
                 chosen[name].grad = None
             if most:
                 _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], most)
@@ -151,8 +151,8 @@ class BatchedExecutor(Executor):
             for k, loss in enumerate(client_losses.detach()):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
-                    trained[k] = leading_parts({n: p.detach()[k] for n, p in chosen.items()}, jobs[k].received)
-        self.dropout.rest()
+                    trained[k] = copy_leading_parts({n: p.detach()[k] for n, p in chosen.items()}, jobs[k].received)
+        self.dropout.stop()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [
@@ -174,9 +174,9 @@ class BatchedExecutor(Executor):
         active = len(jobs)
         self.dropout.routes = [j.route_generator(step) for j in jobs] if self.dropout.draws else []
         self.dropout.clients = [
-            (m, self.sequences(r), int(self.examples.lengths[r].max())) for m, r in zip(masks, rows, strict=False)
+            (m, self.count_sequences(r), int(self.examples.lengths[r].max())) for m, r in zip(masks, rows, strict=False)
         ]
-        row_losses = jobs[0].losses(self.model, partial(self._step_losses, shifts), batch)
+        row_losses = jobs[0].losses(self.model, partial(self._compute_step_losses, shifts), batch)
         sums = (row_losses.sums * real).view(active, -1).sum(1)
         counts = (row_losses.counts * real).view(active, -1).sum(1)
         return sums / counts.clamp(min=1)  # rows of one token predict nothing
@@ -192,27 +192,27 @@ class BatchedExecutor(Executor):
         along = {name: torch.zeros_like(parameter) for name, parameter in chosen.items()}
         for k, job in enumerate(jobs):
             for name, signs in directions(job, self.layout, step).items():
-                held(along[name][k], signs).copy_(signs)
+                view_leading_part(along[name][k], signs).copy_(signs)
 
         def padded_losses() -> Tensor:
-            found = losses([job.dropout_generator(step) for job in jobs])
+            found = losses([job.create_dropout_generator(step) for job in jobs])
             return nn.functional.pad(found, (0, len(next(iter(chosen.values()))) - len(jobs)))
 
         return probe(chosen, along, jobs[0].training.optimizer.probes, padded_losses)[: len(jobs)]
 
-    def _step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
+    def _compute_step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
         return self.task.step_losses(self.model, batch, shifts)
 
-    def load(self, state: State, form: ClientForm | None = None) -> None:
+    def load(self, state: State, form: AdapterShape | None = None) -> None:
         """Make the first place in the stack the only one, with `state` in it, padded with zeros."""
         self._activate(1)
         self._scale([form or self.layout.form])
         with torch.no_grad():
             for name, tensor in state.items():
                 place = self.parameters[name][0]
-                place.copy_(padded(tensor, place))
+                place.copy_(pad_ranks(tensor, place))
 
-    def frozen(self, module: str) -> nn.Module:
+    def get_frozen_layer(self, module: str) -> nn.Module:
         """The layer inside the stack."""
         layer: nn.Module = self.model.base.get_submodule(module).base_layer  # type: ignore[assignment]
         return layer
@@ -229,19 +229,19 @@ class BatchedExecutor(Executor):
             parameter.requires_grad_(name in jobs[0].trained)
             parameter.grad = None
         received = [
-            torch.stack([padded(job.received[name], parameter[k]) for k, job in enumerate(jobs)])
+            torch.stack([pad_ranks(job.received[name], parameter[k]) for k, job in enumerate(jobs)])
             for name, parameter in self.parameters.items()
         ]
         with torch.no_grad():
             put([parameter[: len(jobs)] for parameter in self.parameters.values()], received)
         self._scale([job.form or self.layout.form for job in jobs])
 
-    def _scale(self, forms: Sequence[ClientForm | None]) -> None:
+    def _scale(self, forms: Sequence[AdapterShape | None]) -> None:
         for layer in self.stacks:
             layer.set_forms(forms)
 
 
-def groups(real: Tensor, clients: int) -> Tensor:
+def assign_rows(real: Tensor, clients: int) -> Tensor:
     """Which of `clients` each row of a pass belongs to, (rows,); -1: it is padding, as `real` (rows,) says."""
     whose = torch.arange(clients, device=real.device).repeat_interleave(len(real) // clients)
     return whose.masked_fill(~real, -1)
@@ -253,13 +253,13 @@ def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Se
         for name, parameter in parameters.items():
             assert parameter.grad is not None  # of every parameter that can be stacked
             like = job.received[name]
-            more = pulled(pull, name, held(parameter.detach()[k], like))
+            more = compute_pull(pull, name, view_leading_part(parameter.detach()[k], like))
             if more is not None:
-                held(parameter.grad[k], like).add_(more)
+                view_leading_part(parameter.grad[k], like).add_(more)
     for name, parameter in parameters.items() if job.corrections else ():
         assert parameter.grad is not None
-        gradient = held(parameter.grad[k], job.received[name])
-        turned = job.directed(name, gradient)
+        gradient = view_leading_part(parameter.grad[k], job.received[name])
+        turned = job.correct_gradient(name, gradient)
         if turned is not None:
             gradient.copy_(turned)
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 from functools import partial
 
 from fedpeft.clients.stages import ClientRound, ClientStage
-from fedpeft.clients.store import labelled, section
+from fedpeft.clients.store import add_label, select_section
 
-from fedpeft.aggregation.factors import leading_ranks
+from fedpeft.aggregation.factors import select_leading_ranks
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import Arrivals, start_for
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import check_released
-from fedpeft.peft.adapter import ClientForm, Layout, State, held_in
+from fedpeft.peft.adapter import AdapterShape, Layout, State, round_to_precision
 
 LABEL = "held"
 """Section of the client's state that later payloads build on."""
@@ -44,13 +44,13 @@ class BroadcastStage(ClientStage):
         """
         asked, layout, state = client_round.instruction, client_round.layout, client_round.state
         start = start_for(self.strategy, self.start, self.layout, asked.form) if self.start else self.start
-        before = {asked.acknowledged: section(state, LABEL)}
+        before = {asked.acknowledged: select_section(state, LABEL)}
         sent = self.arrivals.of(asked.payload, layout.shapes, start, before)
-        check_released(asked, sent.compared, client_round.private, partial(self._shrink, client_round.job.form))
-        job = replace(client_round.job, received=held_in(sent.state, asked.adapter_precision))
-        return replace(client_round, job=job, state=state | labelled(LABEL, sent.moved))
+        check_released(asked, sent.comparable_state, client_round.private, partial(self._shrink, client_round.job.form))
+        job = replace(client_round.job, received=round_to_precision(sent.state, asked.adapter_precision))
+        return replace(client_round, job=job, state=state | add_label(LABEL, sent.moved))
 
-    def _shrink(self, form: ClientForm | None, state: State, rank: int) -> State | None:
+    def _shrink(self, form: AdapterShape | None, state: State, rank: int) -> State | None:
         """Return what a client of a smaller rank is sent, given the `state` in this client's `form`.
 
         None: the rule sends it more than leading ranks, or the codec rounds each form separately.
@@ -58,7 +58,7 @@ class BroadcastStage(ClientStage):
         layout = self.layout
         if form is None or type(self.strategy).dispatch is not Strategy.dispatch or not self.arrivals.codec.lossless:
             return None
-        smaller = self.strategy.held_form(layout, layout.form_of(rank))
+        smaller = self.strategy.held_form(layout, layout.get_form(rank))
         if smaller is None or len({f.scale for f in (form, smaller, layout.form) if f is not None}) > 1:
             return None  # which rounds
-        return leading_ranks(state, layout.with_form(form).subset(state), smaller)
+        return select_leading_ranks(state, layout.replace_form(form).select(state), smaller)

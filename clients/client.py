@@ -18,16 +18,16 @@ from fedpeft.clients.features import attach_features
 from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.own_bases import train_on_own_bases
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
-from fedpeft.clients.store import ClientStore, kept
+from fedpeft.clients.store import ClientStore, load_kept_state
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft.aggregation.head_start import HEADS, measured
+from fedpeft.aggregation.head_start import HEADS, compute_statistics
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.data.partition import Shards, held_out
-from fedpeft.data.task_sequence import MetTasks
+from fedpeft.data.partition import Shards, split_held_out
+from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import PayloadError
-from fedpeft.machine.hardware import in_threads, usable_cores
+from fedpeft.machine.hardware import count_usable_cores, map_in_threads
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.guard import ClientPrivacy
 
@@ -65,9 +65,9 @@ class ClientPlan:
     held_out: float = 0.0
     privacy: ClientPrivacy | None = None
     masks: MaskPlan | None = None
-    met: MetTasks | None = None
+    met: ClientTasks | None = None
 
-    def side(self, bench: Workbench) -> ClientSide:
+    def create_side(self, bench: Workbench) -> ClientSide:
         """The clients that one worker speaks for."""
         return ClientSide(bench, self)
 
@@ -123,7 +123,9 @@ class ClientSide:
         Raises:
             DataError: it has none to train on.
         """
-        rows, apart = held_out(self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client)
+        rows, apart = split_held_out(
+            self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client
+        )
         for stage in self.stages:
             rows = stage.choose_rows(rows, client, round_number)
         return rows, apart
@@ -142,15 +144,17 @@ class ClientSide:
         for stage in self.stages:
             rounds = stage.second_pass(rounds, train)
         each = (time.perf_counter() - started) / max(1, sum(result.steps for result in results))
-        threads = usable_cores() if self.reports.parallel and self.bench.plan.device != "cpu" else 1
-        return in_threads(threads, lambda r, result: self._report(r, result, each * result.steps), rounds, results)
+        threads = count_usable_cores() if self.reports.parallel and self.bench.plan.device != "cpu" else 1
+        return map_in_threads(threads, lambda r, result: self._report(r, result, each * result.steps), rounds, results)
 
     def _report_statistics(self, instruction: Instruction) -> Report:
         rows, _ = self.choose_rows(instruction.client, instruction.round)
 
         def measure() -> State:
-            features, labels = self.bench.at(instruction.base_precision).regressed(rows)
-            return measured(self.head, features, labels, self.bench.plan.layout.shapes["head.weight"], len(rows))
+            features, labels = self.bench.set_precision(instruction.base_precision).regressed(rows)
+            return compute_statistics(
+                self.head, features, labels, self.bench.plan.layout.shapes["head.weight"], len(rows)
+            )
 
         return self.reports.report_statistics(instruction, len(rows), measure)
 
@@ -159,7 +163,7 @@ class ClientSide:
         plan = self.bench.plan
         instruction.check_rank(plan.layout)
         form = self.strategy.held_form(plan.layout, instruction.form)
-        layout = plan.layout.with_form(form)
+        layout = plan.layout.replace_form(form)
         rows, apart = self.choose_rows(instruction.client, instruction.round)
         job = Job(
             client=instruction.client,
@@ -168,7 +172,7 @@ class ClientSide:
             rows=rows,
             received={},
             trained=frozenset(layout.names[i] for i in instruction.trained) or frozenset(layout.names),
-            training=plan.training.of_steps(instruction.steps),
+            training=plan.training.replace_steps(instruction.steps),
             learning_rate=instruction.learning_rate,
             form=form,
         )
@@ -181,7 +185,7 @@ class ClientSide:
         """Return the client's own state; empty: it has none yet, or keeps none."""
         if not self._keeps(instruction):
             return {}
-        return kept(self.store, instruction, self.reports.uses_newest_state) or {}
+        return load_kept_state(self.store, instruction, self.reports.uses_newest_state) or {}
 
     def _keep(self, instruction: Instruction, state: State) -> None:
         """Store the client's state, if it has one, before its report leaves."""

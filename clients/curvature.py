@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
-from fedpeft.models.task import FederatedModel, canonical
+from fedpeft.models.task import FederatedModel, get_canonical_name
 from fedpeft.peft.adapter import State
-from fedpeft.trust.kronecker import names_of
+from fedpeft.trust.kronecker import name_sums
 
 
-def lora_matrices(model: FederatedModel) -> dict[str, nn.Linear]:
+def find_lora_layers(model: FederatedModel) -> dict[str, nn.Linear]:
     """The linear layers that hold LoRA's A and B, by the canonical names of their weights."""
     from peft.tuners.lora import LoraLayer
 
@@ -24,12 +24,12 @@ def lora_matrices(model: FederatedModel) -> dict[str, nn.Linear]:
         if isinstance(layer, LoraLayer):
             for factor in ("lora_A", "lora_B"):
                 for own, linear in getattr(layer, factor).items():
-                    found[canonical(f"{name}.{factor}.{own}.weight")] = linear
+                    found[get_canonical_name(f"{name}.{factor}.{own}.weight")] = linear
     return found
 
 
 @contextmanager
-def watched(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def record_layer_values(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """While this is open, a forward pass leaves what went into each layer, and what came out of it."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -47,26 +47,26 @@ def watched(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor
             hook.remove()
 
 
-def kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
-    """By `names_of`, sum a a^T and sum_c p(c) g g^T over the tokens of all rows; `tokens` (1,), `loss` (1,) in nats.
+def compute_kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
+    """By `name_sums`, sum a a^T and sum_c p(c) g g^T over the tokens of all rows; `tokens` (1,), `loss` (1,) in nats.
 
     Positions that the mask leaves out are no tokens.
     """
-    linears = lora_matrices(model)
-    names = names_of({name: linear.weight.shape for name, linear in linears.items()})
+    linears = find_lora_layers(model)
+    names = name_sums({name: linear.weight.shape for name, linear in linears.items()})
     sums = {"tokens": torch.zeros(1, dtype=torch.float64), "loss": torch.zeros(1, dtype=torch.float64)}
     for name, linear in linears.items():
         out, in_ = linear.weight.shape
         sums[names[name][0]] = torch.zeros(in_, in_, dtype=torch.float64)
         sums[names[name][1]] = torch.zeros(out, out, dtype=torch.float64)
     for batch in batches:
-        with watched(linears) as seen, torch.enable_grad():
+        with record_layer_values(linears) as seen, torch.enable_grad():
             logits = model(batch)
             logs = logits.double().log_softmax(-1)
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
         sums["loss"] -= logs.detach().gather(1, batch["labels"][:, None]).sum()
         for count, (name, (a, _)) in enumerate(seen.items()):
-            kept = tokens_of(a.detach(), mask)
+            kept = select_tokens(a.detach(), mask)
             sums[names[name][0]] += kept.T @ kept
             sums["tokens"] += len(kept) if count == 0 else 0
         outputs = [y for _, y in seen.values()]
@@ -76,12 +76,12 @@ def kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
             weighted = (logs[:, c] * chances[:, c].sqrt()).sum()
             gradients = torch.autograd.grad(weighted, outputs, retain_graph=c < logs.shape[1] - 1)
             for name, g in zip(seen, gradients, strict=True):
-                kept = tokens_of(g, mask)
+                kept = select_tokens(g, mask)
                 sums[names[name][1]] += kept.T @ kept
     return sums
 
 
-def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
+def select_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     """The tokens that count, (tokens, d) in fp64; positions before the mask's (of a prompt) count, too."""
     if mask is None or values.ndim < 3:
         return values.reshape(-1, values.shape[-1]).double().cpu()
@@ -90,9 +90,9 @@ def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
     return values[mask.to(values.device)].double().cpu()
 
 
-def logit_gradients(model: FederatedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def compute_logit_gradients(model: FederatedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits (classes,) of a batch of one row, and their gradients by LoRA matrix, (classes, out, in); fp64."""
-    linears = lora_matrices(model)
+    linears = find_lora_layers(model)
     weights = [linear.weight for linear in linears.values()]
     with torch.enable_grad():
         logits = model(batch)[0]

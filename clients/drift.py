@@ -23,8 +23,8 @@ from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.families import CORRECTIONS as CORRECTIONS
-from fedpeft.parts import name_of, part_text
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.parts import format_part, name_of
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Pull = Callable[[str, Tensor], Tensor | None]
 """Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""
 
 
-def pulled(pull: Pull, name: str, value: Tensor) -> Tensor | None:
+def compute_pull(pull: Pull, name: str, value: Tensor) -> Tensor | None:
     """What a pull, which may be anybody's, adds to the gradient of a parameter.
 
     Raises:
@@ -90,7 +90,7 @@ class Correction:
         """As on the command line."""
         return name_of(type(self))
 
-    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[ClientForm | None]) -> None:
+    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
         """Refuse what the correction would be wrong with; by default, where states travel, what they lose meaning in.
 
         Args:
@@ -168,7 +168,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Acting:
+class ActiveCorrection:
     """A correction in one job: with the server's state and the client's."""
 
     correction: Correction
@@ -208,12 +208,12 @@ class Drift:
         """The label skew from which on clients are told these shares."""
         return min((c.least for c in self.corrections if c.needs_shares), default=0.0)
 
-    def corrects_losses(self, told: Collection[str]) -> bool | None:
+    def has_corrected_losses(self, told: Collection[str]) -> bool | None:
         """Whether clients' losses are corrected, given what they are told; None: nobody asked for it."""
         return SHARES in told if self.needs_shares else None
 
     def __str__(self) -> str:
-        return " + ".join(map(part_text, self.corrections))
+        return " + ".join(map(format_part, self.corrections))
 
     # ----------------------------------------------------------------------------------------------- the server's half
 
@@ -227,10 +227,10 @@ class Drift:
 
     # ------------------------------------------------------------------------------------------------ the client's half
 
-    def acting(self, server: States, own: States) -> tuple[Acting, ...]:
+    def select_corrections(self, server: States, own: States) -> tuple[ActiveCorrection, ...]:
         """The corrections in a job, with the states that belong to it."""
         pulling = (c for c in self.corrections if not c.needs_shares)
-        return tuple(Acting(c, server.get(c.name, {}), own.get(c.name, {})) for c in pulling)
+        return tuple(ActiveCorrection(c, server.get(c.name, {}), own.get(c.name, {})) for c in pulling)
 
     def after(self, job: Job, result: Trained) -> tuple[States, States]:
         """A client's next states, and the changes that it tells the server."""
@@ -250,7 +250,7 @@ class Drift:
 
     def encode(self, states: States, codec: Codec) -> bytes:
         """The one payload of states, or of changes; empty where nothing travels."""
-        flat = flattened(states)
+        flat = flatten_states(states)
         return codec.encode(flat) if flat else b""
 
     def decode(self, payload: bytes, shapes: Mapping[str, Shape]) -> States:
@@ -267,16 +267,16 @@ class Drift:
             return {}
         labels = [c.name for c in self.corrections if c.travels]
         flat = decode_whole(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
-        return unflattened(flat)
+        return unflatten_states(flat)
 
 
-def flattened(states: States) -> State:
+def flatten_states(states: States) -> State:
     """States in one, by the name of the correction, a slash, and the name of the tensor."""
     return {f"{label}/{name}": tensor for label, state in states.items() for name, tensor in state.items()}
 
 
-def unflattened(flat: State) -> dict[str, State]:
-    """The inverse of `flattened`."""
+def unflatten_states(flat: State) -> dict[str, State]:
+    """The inverse of `flatten_states`."""
     states: dict[str, State] = {}
     for name, tensor in flat.items():
         label, _, rest = name.partition("/")
@@ -296,7 +296,7 @@ def parse_drift(text: str) -> Drift:
     names = [c.name for c in corrections]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
-    alternating, variates = ([c.name for c in corrections if which(c)] for which in (_alternates, _travels))
+    alternating, variates = ([c.name for c in corrections if which(c)] for which in (_is_alternating, _is_exchanged))
     if alternating and variates:
         raise ConfigError(
             f"FP1007 {variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they "
@@ -305,9 +305,9 @@ def parse_drift(text: str) -> Drift:
     return Drift(corrections)
 
 
-def _alternates(correction: Correction) -> bool:
+def _is_alternating(correction: Correction) -> bool:
     return correction.alternates
 
 
-def _travels(correction: Correction) -> bool:
+def _is_exchanged(correction: Correction) -> bool:
     return correction.travels

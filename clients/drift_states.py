@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedpeft.clients.drift import Drift, flattened, unflattened
+from fedpeft.clients.drift import Drift, flatten_states, unflatten_states
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
-from fedpeft.clients.store import labelled, section
+from fedpeft.clients.store import add_label, select_section
 
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.messages import Instruction
@@ -34,11 +34,11 @@ class DriftStage(ClientStage):
         job, shapes = client_round.job, client_round.layout.shapes
         shared = {name: shapes[name] for name in job.trained - client_round.private}
         states = self.drift.decode(client_round.instruction.correction, shared)
-        acting = self.drift.acting(states, unflattened(section(client_round.state, LABEL)))
+        acting = self.drift.select_corrections(states, unflatten_states(select_section(client_round.state, LABEL)))
         return replace(client_round, job=replace(job, corrections=acting))
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:
         """Return the round with the client's next states, and their changes for the server."""
         states, changes = self.drift.after(client_round.job, client_round.result)
-        state = client_round.state | labelled(LABEL, flattened(states))
+        state = client_round.state | add_label(LABEL, flatten_states(states))
         return replace(client_round, state=state, correction=self.drift.encode(changes, self.codec))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.packing import Place
-from fedpeft.models.checkpointing import remembered
+from fedpeft.models.checkpointing import remember
 
 
 @dataclass
@@ -36,11 +36,11 @@ class DropoutPlan:
     routes: list[np.random.Generator] = field(default_factory=list)
     draws: bool = False
 
-    def choices(self, count: int) -> list[int]:
+    def draw_choices(self, count: int) -> list[int]:
         """For each client in the pass one of `count`, from 0; none outside training."""
         return [int(generator.integers(count)) for generator in self.routes]
 
-    def rest(self) -> None:
+    def stop(self) -> None:
         """Training is over: nothing is dropped, and nothing chosen."""
         self.clients, self.places, self.routes = [], [], []
 
@@ -53,9 +53,9 @@ class ClientDropout(nn.Module):
         self.p = p
         self.plan = plan
 
-    def _generators(self) -> list[np.random.Generator]:
+    def _get_generators(self) -> list[np.random.Generator]:
         """The clients' generators; in a block that is computed again, as they were before."""
-        return remembered(self, lambda: [generator for generator, *_ in self.plan.clients])
+        return remember(self, lambda: [generator for generator, *_ in self.plan.clients])
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
@@ -63,7 +63,9 @@ class ClientDropout(nn.Module):
             return x
         _, tokens, width = x.shape
         factors = torch.ones(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width, dtype=x.dtype)
-        for k, (generator, (_, rows, longest)) in enumerate(zip(self._generators(), self.plan.clients, strict=True)):
+        for k, (generator, (_, rows, longest)) in enumerate(
+            zip(self._get_generators(), self.plan.clients, strict=True)
+        ):
             drawn = generator.random((rows, longest, width), dtype=np.float32)
             kept = torch.from_numpy((drawn >= self.p) / (1 - self.p))
             if not self.plan.places:
@@ -74,7 +76,7 @@ class ClientDropout(nn.Module):
         return x * factors.view_as(x).to(x)
 
 
-def own_dropout(model: nn.Module, plan: DropoutPlan) -> None:
+def replace_dropout(model: nn.Module, plan: DropoutPlan) -> None:
     """Replace every active dropout of an adapter (the base model's are off) by one that follows `plan`; layers that
     `draw_from` something draw from it."""
     for parent in list(model.modules()):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fedpeft.clients.evaluating import evaluated
+from fedpeft.clients.evaluating import evaluate_client
 from fedpeft.clients.releasing import Encoding, LocalUpdate, release
 from fedpeft.clients.stages import ClientRound, Reports, TrainedRound, is_summand, refuse_form
-from fedpeft.clients.store import labelled, section
+from fedpeft.clients.store import add_label, select_section
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
@@ -50,7 +50,7 @@ class EncodedReports(Reports):
 
     def keeps(self, instruction: Instruction) -> bool:
         """Return whether the uplink has a memory."""
-        return self.uplink.remembers
+        return self.uplink.has_memory
 
     def check(self, instruction: Instruction) -> None:
         """Refuse steps of secure sums.
@@ -68,13 +68,13 @@ class EncodedReports(Reports):
         if self.guard is not None:
             statistics = self.guard.protect_statistics(statistics, (instruction.attempt, client))
             rows = 1 if self.guard.mechanism.silent else rows
-        seed = seeds.integer(self.bench.plan.seed, "statistics", client)
+        seed = seeds.derive_seed(self.bench.plan.seed, "statistics", client)
         payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
         return Report(client, 0, payload, rows=rows, seconds=time.perf_counter() - started)
 
     def report_evaluation(self, client_round: ClientRound) -> Report:
         """Return loss and accuracy on held-out examples, or the answer to a question about them."""
-        return evaluated(self.bench, client_round)
+        return evaluate_client(self.bench, client_round)
 
     def report_update(self, client_round: TrainedRound, seconds: float, keep: Callable[[State], None]) -> Report:
         """Return the update, protected and encoded; an update that is not finite stays here."""
@@ -86,17 +86,17 @@ class EncodedReports(Reports):
             client_round.layout,
         )
         encoding = Encoding(
-            memory=section(client_round.state, LABEL),
+            memory=select_section(client_round.state, LABEL),
             bits=asked.bits,
-            seed=seeds.integer(job.seed, "codec", job.round, job.client),
-            turn=job.round // self.strategy.kinds(self.bench.plan.layout) + job.client,
+            seed=seeds.derive_seed(job.seed, "codec", job.round, job.client),
+            turn=job.round // self.strategy.count_round_kinds(self.bench.plan.layout) + job.client,
         )
         ids = job.round, asked.attempt, job.client
         try:
             payload, memory = release(own, self.uplink, self.guard, ids, encoding, client_round.hand_in)
         except PayloadError as error:
             return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
-        keep(client_round.state | labelled(LABEL, memory))
+        keep(client_round.state | add_label(LABEL, memory))
         told = result.rows, result.steps, result.loss, seconds
         correction, used = client_round.correction, client_round.used
         return Report(job.client, job.round, payload, *told, correction=correction, used=used)

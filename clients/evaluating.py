@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import torch
-from fedpeft.clients.curvature import kronecker_sums
+from fedpeft.clients.curvature import compute_kronecker_sums
 from fedpeft.clients.executor import EVALUATION_BATCH
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.stages import ClientRound
-from fedpeft.clients.task_sums import class_sums, layer_inputs
+from fedpeft.clients.task_sums import compute_class_sums, compute_input_moments
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Report
-from fedpeft.data.examples import length_sorted_batches
+from fedpeft.data.examples import batch_by_length
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.contribution import Contribution
 from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER
-from fedpeft.trust.question import ROWS, Question, asked
+from fedpeft.trust.question import ROWS, Question, parse_question
 from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs
 
@@ -25,7 +25,7 @@ SUMS = "fp64"
 """The codec of sums: what clients' parts are rounded to, their total would miss."""
 
 
-def evaluated(bench: Workbench, client_round: ClientRound) -> Report:
+def evaluate_client(bench: Workbench, client_round: ClientRound) -> Report:
     """Return the report on the client's model and its held-out examples; an empty one if there are none.
 
     A question about the model itself is answered with the examples that the client trains on.
@@ -34,10 +34,10 @@ def evaluated(bench: Workbench, client_round: ClientRound) -> Report:
         PayloadError: a question that this version does not know, or that a language model has no answer to.
     """
     instruction, rows, job = client_round.instruction, client_round.held_out, client_round.job
-    bench = bench.at(instruction.base_precision)
-    question = asked(instruction.asks) if instruction.asks else None
+    bench = bench.set_precision(instruction.base_precision)
+    question = parse_question(instruction.asks) if instruction.asks else None
     if question is not None and question.of_model:
-        sums = _of_model(bench, client_round, question)
+        sums = _compute_model_sums(bench, client_round, question)
         return Report(job.client, job.round, parse_codec(SUMS).encode(sums), len(job.rows))
     if not len(rows):
         return Report(job.client, job.round, b"")
@@ -48,27 +48,29 @@ def evaluated(bench: Workbench, client_round: ClientRound) -> Report:
     if not bench.plan.classes:
         raise PayloadError(f"FP6005 the server asks {question.text} of a language model, which has no classes")
     bench.rebase(instruction.base)
-    logits = bench.executor.logits(job.received, rows, job.form)
-    sums = question.answer(logits, bench.labels(rows))
+    logits = bench.executor.compute_logits(job.received, rows, job.form)
+    sums = question.answer(logits, bench.get_labels(rows))
     return Report(job.client, job.round, parse_codec(SUMS).encode(sums), len(rows))
 
 
-def summand(bench: Workbench, client_round: ClientRound) -> Contribution:
+def compute_contribution(bench: Workbench, client_round: ClientRound) -> Contribution:
     """Return the sums over the client's held-out examples as what it adds to a secure sum.
 
     Without such examples they are zeros, and the client has no weight.
 
     Raises:
-        PayloadError: see `evaluated`; no question is asked, or a number is larger than masks allow.
+        PayloadError: see `evaluate_client`; no question is asked, or a number is larger than masks allow.
     """
     instruction, rows, job = client_round.instruction, client_round.held_out, client_round.job
-    question = asked(instruction.asks)
+    question = parse_question(instruction.asks)
     if question.of_model or not bench.plan.classes:
         raise PayloadError(f"FP6006 the server asks {question.text}, which is not summed under masks here")
-    bench = bench.at(instruction.base_precision)
+    bench = bench.set_precision(instruction.base_precision)
     bench.rebase(instruction.base)
-    logits = bench.executor.logits(job.received, rows, job.form) if len(rows) else torch.zeros(0, bench.plan.classes)
-    sums = question.answer(logits, bench.labels(rows) if len(rows) else torch.zeros(0, dtype=torch.long))
+    logits = (
+        bench.executor.compute_logits(job.received, rows, job.form) if len(rows) else torch.zeros(0, bench.plan.classes)
+    )
+    sums = question.answer(logits, bench.get_labels(rows) if len(rows) else torch.zeros(0, dtype=torch.long))
     largest = max(float(tensor.abs().max()) for tensor in sums.values())
     if not largest < LARGEST_NUMBER:
         raise PayloadError(
@@ -77,23 +79,23 @@ def summand(bench: Workbench, client_round: ClientRound) -> Contribution:
     return Contribution(1.0 if len(rows) else 0.0, len(rows), statistics=sums)
 
 
-def _of_model(bench: Workbench, client_round: ClientRound, question: Question) -> State:
+def _compute_model_sums(bench: Workbench, client_round: ClientRound, question: Question) -> State:
     """Return sums of one model with the peft library's adapter, whatever the executor trains."""
     rows, job = client_round.job.rows, client_round.job
     if not bench.plan.classes and not isinstance(question, LayerInputs):
         raise PayloadError(f"FP6005 the server asks {question.text} of a language model, which has no classes")
-    bench = bench.plain()
+    bench = bench.create_sequential()
     executor = bench.executor
     if not isinstance(executor, SequentialExecutor):
         raise PayloadError(f"FP6008 the server asks {question.text}, which this client's model can't answer")
     bench.rebase(client_round.instruction.base)
     executor.load(job.received, job.form)
     lengths = executor.examples.lengths[rows]
-    batches = (executor.batch(rows[index]) for index in length_sorted_batches(lengths, EVALUATION_BATCH))
+    batches = (executor.batch(rows[index]) for index in batch_by_length(lengths, EVALUATION_BATCH))
     if isinstance(question, LayerInputs):
-        sums = layer_inputs(executor.model, batches, question)
+        sums = compute_input_moments(executor.model, batches, question)
     elif isinstance(question, ClassSums):
-        sums = class_sums(executor.model, batches, question, bench.plan.classes)
+        sums = compute_class_sums(executor.model, batches, question, bench.plan.classes)
     else:
-        sums = kronecker_sums(executor.model, batches)
+        sums = compute_kronecker_sums(executor.model, batches)
     return {**sums, ROWS: torch.tensor([float(len(rows))], dtype=torch.float64)}

@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedpeft.data.examples import Batch
 from fedpeft.errors import PrivacyError
-from fedpeft.models.layers import runs_alone, unwrapped
+from fedpeft.models.layers import is_single_stack, unwrap
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.peft.method import PrivacyRoute
 
@@ -33,12 +33,12 @@ Chosen = Mapping[str, nn.Parameter]
 """The parameters that are trained, by canonical name."""
 
 
-def row_means(losses: RowLosses) -> Tensor:
+def compute_row_means(losses: RowLosses) -> Tensor:
     """The loss of each example, (B,): its own mean; 0 where it predicts nothing."""
     return losses.sums / losses.counts.clamp(min=1)
 
 
-class PerExample:
+class ExampleGradients:
     """Fills `grad_sample` of the chosen parameters of one model."""
 
     def __init__(self, model: FederatedModel, task: Task, route: PrivacyRoute) -> None:
@@ -48,18 +48,18 @@ class PerExample:
         self._seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     @contextmanager
-    def attached(self, chosen: Chosen) -> Iterator[PerExample]:
+    def attach_hooks(self, chosen: Chosen) -> Iterator[ExampleGradients]:
         """While this is open, `fill` works; the parameters outside `chosen` must not require gradients."""
-        attach = self._hooks if self.route == "hooks" else self._traceable_masks
+        attach = self._attach_hooks if self.route == "hooks" else self._replace_masks
         with attach(chosen):
             yield self
 
     def fill(self, batch: Batch, chosen: Chosen) -> Tensor:
         """Set `grad_sample` of every chosen parameter; returns the losses (B,)."""
-        return self._by_hooks(batch, chosen) if self.route == "hooks" else self._by_vmap(batch, chosen)
+        return self._compute_by_hooks(batch, chosen) if self.route == "hooks" else self._compute_by_vmap(batch, chosen)
 
     @contextmanager
-    def _hooks(self, chosen: Chosen) -> Iterator[None]:
+    def _attach_hooks(self, chosen: Chosen) -> Iterator[None]:
         trained = {id(p) for p in chosen.values()}
         owners = [m for m in self.model.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]
         rules = GradSampleHooks.GRAD_SAMPLERS
@@ -75,8 +75,8 @@ class PerExample:
         if output.requires_grad:
             self._seen.append((module, inputs[0].detach(), output))
 
-    def _by_hooks(self, batch: Batch, chosen: Chosen) -> Tensor:
-        losses = row_means(self.task.row_losses(self.model, batch))
+    def _compute_by_hooks(self, batch: Batch, chosen: Chosen) -> Tensor:
+        losses = compute_row_means(self.task.row_losses(self.model, batch))
         seen, self._seen = self._seen, []
         found: dict[nn.Parameter, Tensor] = {}
         if seen:
@@ -92,8 +92,8 @@ class PerExample:
         return losses.detach()
 
     @contextmanager
-    def _traceable_masks(self, chosen: Chosen) -> Iterator[None]:
-        handle = unwrapped(self.model.base).register_forward_pre_hook(_four_dimensions, with_kwargs=True)
+    def _replace_masks(self, chosen: Chosen) -> Iterator[None]:
+        handle = unwrap(self.model.base).register_forward_pre_hook(_expand_mask, with_kwargs=True)
         try:
             yield
         finally:
@@ -101,14 +101,16 @@ class PerExample:
             for parameter in chosen.values():
                 parameter.__dict__.pop("grad_sample", None)
 
-    def _by_vmap(self, batch: Batch, chosen: Chosen) -> Tensor:
+    def _compute_by_vmap(self, batch: Batch, chosen: Chosen) -> Tensor:
         own = {id(p): name for name, p in chosen.items()}
         raw = {name: own[id(p)] for name, p in self.model.named_parameters() if id(p) in own}
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if name not in raw}
 
         def loss(parameters: dict[str, Tensor], row: Batch) -> tuple[Tensor, Tensor]:
             one = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
-            value = row_means(self.task.losses(functional_call(self.model, (parameters, frozen), (one,)), one)).sum()
+            value = compute_row_means(
+                self.task.losses(functional_call(self.model, (parameters, frozen), (one,)), one)
+            ).sum()
             return value, value
 
         parameters = {name: chosen[own_name].detach() for name, own_name in raw.items()}
@@ -127,20 +129,20 @@ class PerExample:
         return found
 
 
-def _four_dimensions(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+def _expand_mask(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
     """Turn a mask (B, T) into a boolean one, (B, 1, 1, T) or for causal models (B, 1, T, T); an encoder's before a
     decoder is of the first kind."""
     mask = given.get("attention_mask")
     if mask is None or mask.dim() != 2:
         return arguments, given
     tokens, keep = mask.shape[1], mask[:, None, None, :].bool()
-    if hasattr(module, "lm_head") and runs_alone(module):
+    if hasattr(module, "lm_head") and is_single_stack(module):
         keep = keep & torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
         given = {"position_ids": torch.arange(tokens, device=mask.device)[None], **given}
     return arguments, {**given, "attention_mask": keep}
 
 
-def empty(chosen: Chosen) -> None:
+def set_empty_gradients(chosen: Chosen) -> None:
     """What a step without a single example has: gradients per example of length 0."""
     for parameter in chosen.values():
         parameter.grad_sample = parameter.detach().new_zeros(0, *parameter.shape)  # type: ignore[attr-defined]
@@ -166,7 +168,7 @@ def check(chosen: Chosen, rows: int) -> None:
         )
 
 
-def bounded(chosen: Chosen) -> None:
+def zero_nonfinite_gradients(chosen: Chosen) -> None:
     """Set to zero what is not finite in the gradients per example: no factor could clip it.
 
     A hostile server could send a state under which one row's gradient overflows; what is not a number would pass

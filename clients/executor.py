@@ -14,21 +14,21 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import Acting, Pull
+from fedpeft.clients.drift import ActiveCorrection, Pull
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.transfer import moved, taken
+from fedpeft.clients.transfer import copy_to_cpu, move_tensor
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.aggregation.update import padded
+from fedpeft.aggregation.update import pad_ranks
 from fedpeft.aggregation.whitening import Whitening
-from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batches, padded_length
-from fedpeft.data.packing import Place, places, together
+from fedpeft.data.examples import Batch, Examples, TokenRows, batch_by_length, round_up_length
+from fedpeft.data.packing import Place, find_places, pack_clients
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens
-from fedpeft.models.quantized import QuantizedLinear, folded
-from fedpeft.models.task import FederatedModel, RowLosses, Task, canonical
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.models.quantized import QuantizedLinear, fold_residual
+from fedpeft.models.task import FederatedModel, RowLosses, Task, get_canonical_name
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
 
@@ -119,32 +119,32 @@ class Job:
     trained: frozenset[str]
     training: LocalTraining
     learning_rate: float
-    form: ClientForm | None = None
-    corrections: tuple[Acting, ...] = ()
+    form: AdapterShape | None = None
+    corrections: tuple[ActiveCorrection, ...] = ()
     offsets: Tensor | None = None
     privacy: RowPrivacy | None = None
     walked: int | None = None
 
     @property
-    def sums_gradients(self) -> bool:
+    def has_summed_gradients(self) -> bool:
         """Whether what comes out of it is a sum of gradients, and no state."""
         return self.privacy is not None and self.privacy.summed
 
-    def pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
+    def collect_pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
         """What its corrections add to the gradients of `parameters`, which hold what was received; in order."""
         if not self.corrections:
             return []
-        start = {name: held(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
+        start = {name: view_leading_part(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
         return [acting.begin(replace(self, received=start)) for acting in self.corrections]
 
-    def still(self, names: Iterable[str], step: int) -> list[str]:
+    def find_still_tensors(self, names: Iterable[str], step: int) -> list[str]:
         """Those of the tensors that stand still in a step, from 0."""
         acting = [a.correction for a in self.corrections if a.correction.alternates]
         return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
 
-    def noise_variance(self, name: str) -> float:
+    def compute_noise_variance(self, name: str) -> float:
         """Of the noise in each entry of a tensor's gradient as its steps take it, inside its edges; 0: none."""
-        if self.privacy is None or self.sums_gradients:
+        if self.privacy is None or self.has_summed_gradients:
             return 0.0
         deviation = self.privacy.noise * self.privacy.clip / self.privacy.divisor(len(self.rows))
         left = math.prod(acting.correction.noise_left(name) for acting in self.corrections)
@@ -156,7 +156,7 @@ class Job:
             samples = acting.correction.clipped(name, samples)
         return samples
 
-    def directed(self, name: str, gradient: Tensor) -> Tensor | None:
+    def correct_gradient(self, name: str, gradient: Tensor) -> Tensor | None:
         """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""
         made = None
         for acting in self.corrections:
@@ -164,22 +164,22 @@ class Job:
             made = made if turned is None else turned
         return made
 
-    def losses(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
+    def compute_losses(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """Of a step, as its corrections would have them."""
         for acting in self.corrections:
             if acting.correction.changes_loss:
                 losses = partial(acting.correction.around, model, losses)
         return losses(batch)
 
-    def dropout_generator(self, *step: int) -> np.random.Generator:
+    def create_dropout_generator(self, *step: int) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected; of one `step`, if given."""
-        return seeds.generator(self.seed, "dropout", self.round, self.client, *step)
+        return seeds.create_generator(self.seed, "dropout", self.round, self.client, *step)
 
     def route_generator(self, step: int) -> np.random.Generator:
         """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""
-        return seeds.generator(self.seed, ROUTES, self.round, self.client, step)
+        return seeds.create_generator(self.seed, ROUTES, self.round, self.client, step)
 
-    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+    def create_batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Row indices of each step; `lengths` are tokens per row of the examples.
 
         Batches are near-uniform in length. The last batch of a pass may be smaller.
@@ -187,7 +187,7 @@ class Job:
         steps = self.training.steps_for(len(self.rows))
         if self.walked is not None:
             return self._walk(lengths, self.walked, self.walked + steps)
-        random = seeds.generator(self.seed, "batches", self.round, self.client)
+        random = seeds.create_generator(self.seed, "batches", self.round, self.client)
         batches: list[np.ndarray] = []
         while len(batches) < steps:
             batches += self._pass(random, lengths)
@@ -200,7 +200,7 @@ class Job:
         first, last = start // of_a_pass, max(0, end - 1) // of_a_pass
         batches: list[np.ndarray] = []
         for number in range(first, last + 1):
-            batches += self._pass(seeds.generator(self.seed, "walk", number, self.client), lengths)
+            batches += self._pass(seeds.create_generator(self.seed, "walk", number, self.client), lengths)
         return batches[start - first * of_a_pass : end - first * of_a_pass]
 
     def _pass(self, random: np.random.Generator, lengths: np.ndarray) -> list[np.ndarray]:
@@ -214,7 +214,7 @@ class Job:
             one_pass += [window[i : i + size] for i in range(0, len(window), size)]
         return [one_pass[i] for i in random.permutation(len(one_pass))]
 
-    def used(self, lengths: np.ndarray) -> int:
+    def count_used_rows(self, lengths: np.ndarray) -> int:
         """Distinct rows of a walk, the steps of this round included; 0 where each round draws its rows anew."""
         if self.walked is None:
             return 0
@@ -223,37 +223,39 @@ class Job:
         return sum(map(len, walked))
 
 
-def penalties(model: nn.Module) -> Pulls:
+def collect_penalties(model: nn.Module) -> Pulls:
     """The pulls of a model's layers, by the canonical names of the tensors."""
     return {
-        canonical(f"{path}.{name}"): pull
+        get_canonical_name(f"{path}.{name}"): pull
         for path, module in model.named_modules()
         for name, pull in getattr(module, "pulls", {}).items()
     }
 
 
-def held(parameter: Tensor, like: Tensor) -> Tensor:
+def view_leading_part(parameter: Tensor, like: Tensor) -> Tensor:
     """The part of `parameter` that a client of smaller size holds, in the shape of `like`; it shares its memory."""
     parameter = parameter if parameter.ndim == like.ndim else parameter.reshape(like.shape)
     return parameter[tuple(slice(0, n) for n in like.shape)]
 
 
-def leading(tensor: Tensor, like: Tensor) -> Tensor:
+def copy_leading_part(tensor: Tensor, like: Tensor) -> Tensor:
     """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of smaller size holds.
 
     A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
     """
-    return held(tensor, like).cpu().clone()
+    return view_leading_part(tensor, like).cpu().clone()
 
 
-def leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
-    """`leading` of all `tensors`, which lie on one device."""
-    return dict(zip(tensors, taken([held(t, like[name]) for name, t in tensors.items()]), strict=True))
+def copy_leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
+    """`copy_leading_part` of all `tensors`, which lie on one device."""
+    return dict(
+        zip(tensors, copy_to_cpu([view_leading_part(t, like[name]) for name, t in tensors.items()]), strict=True)
+    )
 
 
-def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor` as `parameter` holds it: the reverse of `leading`, with zeros for what the client lacks."""
-    return padded(tensor, parameter) if tensor.ndim == parameter.ndim else tensor.reshape(parameter.shape)
+def expand_to_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` as `parameter` holds it: the reverse of `copy_leading_part`, with zeros for what the client lacks."""
+    return pad_ranks(tensor, parameter) if tensor.ndim == parameter.ndim else tensor.reshape(parameter.shape)
 
 
 @dataclass(frozen=True)
@@ -292,11 +294,11 @@ class Executor(ABC):
         unlabelled = isinstance(self.examples, TokenRows) and self.examples.labels is None
         return self.packed is None and unlabelled and self.task.packs(self.model)
 
-    def sequences(self, rows: np.ndarray) -> int:
+    def count_sequences(self, rows: np.ndarray) -> int:
         """How many sequences these rows are in a pass."""
         return len(rows) * int(getattr(self.examples, "sequences", 1))
 
-    def step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
+    def create_step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
         """The batch of a step in which each client trains on its `rows`: equally many sequences each.
 
         Short rows share sequences where that makes them fewer. Else a row is one, and who has fewer rows repeats its
@@ -308,8 +310,8 @@ class Executor(ABC):
         """
         device = next(self.model.parameters()).device
         own = [self.examples.lengths[r] for r in rows]
-        tokens = padded_length(max(int(lengths.max()) for lengths in own))
-        bins = together(own, tokens) if self.packs else None
+        tokens = round_up_length(max(int(lengths.max()) for lengths in own))
+        bins = pack_clients(own, tokens) if self.packs else None
         if bins is None:
             most = max(len(r) for r in rows)
             chosen = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
@@ -317,17 +319,17 @@ class Executor(ABC):
             batch, lie = self.examples.batch(chosen), []
         else:
             sequences = [r[s].tolist() for r, client in zip(rows, bins, strict=True) for s in client]
-            batch = cast(TokenRows, self.examples).packed(sequences, tokens)
+            batch = cast(TokenRows, self.examples).pack_batch(sequences, tokens)
             real = torch.ones(len(sequences), dtype=torch.bool)
-            lie = [places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
-        return {name: moved(t, device) for name, t in batch.items()}, moved(real, device), lie
+            lie = [find_places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
+        return {name: move_tensor(t, device) for name, t in batch.items()}, move_tensor(real, device), lie
 
     @abstractmethod
-    def load(self, state: State, form: ClientForm | None = None) -> None:
+    def load(self, state: State, form: AdapterShape | None = None) -> None:
         """Put one state into the model; `form` is the size it has, None: the global one."""
 
     @abstractmethod
-    def frozen(self, module: str) -> nn.Module:
+    def get_frozen_layer(self, module: str) -> nn.Module:
         """The frozen layer, with its `weight`, below the adapter at `module`."""
 
     def set_residual(self, residual: State) -> None:
@@ -337,21 +339,21 @@ class Executor(ABC):
         """
         plain: dict[str, Tensor] = self.__dict__.setdefault("_plain", {})
         for module in plain.keys() | residual.keys():
-            layer: Any = self.frozen(module)
+            layer: Any = self.get_frozen_layer(module)
             if isinstance(layer, QuantizedLinear):
                 layer.residual = residual.get(module)
                 plain[module] = layer.weight
                 continue
             weight = plain.setdefault(module, layer.weight.detach())
             if module in residual:
-                weight = folded(weight, residual[module])
+                weight = fold_residual(weight, residual[module])
             if isinstance(layer, FrozenLinear):
                 layer.set_weight(weight)
             else:
                 layer.weight.data = weight
 
     def evaluate(
-        self, state: State, rows: np.ndarray, form: ClientForm | None = None, offsets: Tensor | None = None
+        self, state: State, rows: np.ndarray, form: AdapterShape | None = None, offsets: Tensor | None = None
     ) -> Totals:
         """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone.
 
@@ -362,20 +364,20 @@ class Executor(ABC):
         totals = torch.zeros(3, dtype=torch.float64, device=device)  # read once, so that a GPU is never waited for
         with torch.no_grad():
             batches = (
-                {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
-                for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH)
+                {name: move_tensor(t, device) for name, t in self.examples.batch(rows[index]).items()}
+                for index in batch_by_length(self.examples.lengths[rows], EVALUATION_BATCH)
             )
             for losses in self.task.judged(self.model, batches, offsets):
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 
-    def logits(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Tensor:
+    def compute_logits(self, state: State, rows: np.ndarray, form: AdapterShape | None = None) -> Tensor:
         """Logits of the model with `state` on `rows`, (rows, classes) in fp64, in their order; `form` as in `load`."""
         self.load(state, form)
         device = next(self.model.parameters()).device
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         with torch.no_grad():
-            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
+            for index in batch_by_length(self.examples.lengths[rows], EVALUATION_BATCH):
                 batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
                 for place, row in zip(index.tolist(), self.model(batch).double().cpu(), strict=True):
                     found[place] = row

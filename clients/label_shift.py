@@ -32,7 +32,7 @@ OUT = -1e4
 """What is added to the logit of a class that a loss does not compare: its probability is then exactly 0."""
 
 
-def only(classes: Sequence[int], of: int) -> Tensor | None:
+def mask_other_classes(classes: Sequence[int], of: int) -> Tensor | None:
     """What is added to logits, (of,), so that these classes alone are compared; None: all are, where there are none."""
     if not classes:
         return None
@@ -59,7 +59,7 @@ def check_counts(counts: Tensor, rows: int) -> None:
         raise PayloadError(f"FP6009 statistics of {float(counts.sum()):g} rows in classes, and the client has {rows}")
 
 
-def shares_of(counts: Tensor) -> Tensor:
+def compute_class_shares(counts: Tensor) -> Tensor:
     """Class shares pi, (classes,), fp32, from rows per class, each counted as at least one: codecs add errors."""
     rows = counts.double().clamp_min(1.0)
     return (rows / rows.sum()).float()
@@ -76,7 +76,7 @@ def label_skew(counts: Sequence[Tensor]) -> float:
     return sum(apart) / len(apart)
 
 
-def skew_by_chance(counts: Sequence[Tensor]) -> float:
+def compute_chance_skew(counts: Sequence[Tensor]) -> float:
     """The label skew to be expected if each client's rows were drawn from all rows.
 
     The mean absolute deviation of a binomial number is 2 (1 - p)^(n - k) p^(k + 1) (k + 1) C(n, k + 1), k = floor(n p)
@@ -94,7 +94,7 @@ def skew_by_chance(counts: Sequence[Tensor]) -> float:
     return found / len(counts)
 
 
-def far_apart(counts: Sequence[Tensor], least: float) -> float | None:
+def find_label_skew(counts: Sequence[Tensor], least: float) -> float | None:
     """The clients' label skew where it is at least `least` and speaks of them; None: the loss stays as it is.
 
     It does not where it is less than twice what chance gives clients of few rows, nor where most have a single class:
@@ -106,10 +106,10 @@ def far_apart(counts: Sequence[Tensor], least: float) -> float | None:
         return None
     alone = sum(float(own.max() / own.sum()) > SINGLE for own in known)
     skew = label_skew(known)
-    return skew if skew >= max(least, 2 * skew_by_chance(known)) and 2 * alone <= len(known) else None
+    return skew if skew >= max(least, 2 * compute_chance_skew(known)) and 2 * alone <= len(known) else None
 
 
-def offsets(labels: Tensor, shares: Tensor) -> Tensor:
+def compute_offsets(labels: Tensor, shares: Tensor) -> Tensor:
     """log(pi_k / pi), (classes,): what is added to a client's logits; minus infinity for classes that it lacks.
 
     Args:
@@ -143,5 +143,5 @@ class LabelShiftStage(ClientStage):
         if not classes:
             raise PayloadError("FP6003 the server sends class shares, and there are no classes")
         shares = decode_whole(asked.told, {SHARES: (classes,)})[SHARES]
-        added = offsets(self.bench.labels(client_round.job.rows), shares)
+        added = compute_offsets(self.bench.get_labels(client_round.job.rows), shares)
         return replace(client_round, job=replace(client_round.job, offsets=added))

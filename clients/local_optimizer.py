@@ -20,7 +20,7 @@ from fedpeft.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 from fedpeft.parts import name_of, setting
 
 
-def unnoised(name: str) -> float:
+def get_zero_variance(name: str) -> float:
     """Of a tensor's gradient without noise: its variance."""
     return 0.0
 
@@ -66,7 +66,10 @@ class LocalOptimizer(ABC):
         """Tell a new optimizer the variance of the noise in each entry of its gradients; by default it is not used."""
 
     def started(
-        self, parameters: Mapping[str, nn.Parameter], learning_rate: float, variance: Callable[[str], float] = unnoised
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        learning_rate: float,
+        variance: Callable[[str], float] = get_zero_variance,
     ) -> tuple[Any, LambdaLR]:
         """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round.
 
@@ -100,6 +103,6 @@ class LocalOptimizer(ABC):
         """Of the learning rate that a round's `step`, from 0, is taken with."""
         return min(1.0, (step + 1) / (self.warmup + 1))
 
-    def full_steps(self, steps: int) -> float:
+    def count_full_steps(self, steps: int) -> float:
         """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""
         return sum(self.share(step) for step in range(steps))

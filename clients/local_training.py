@@ -10,7 +10,7 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS, LocalOptimizer
 from fedpeft.clients.local_work import LOCAL_WORK, LocalWork
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class LocalTraining:
         steps = self.work.steps_for(rows, self.batch_size)
         if rows and steps < self.work.least:
             raise ConfigError(
-                f"FP1009 {part_text(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more"
+                f"FP1009 {format_part(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more"
             )
         return steps
 
-    def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
+    def split_into_passes(self, rows: np.ndarray) -> list[np.ndarray]:
         """The rows of a step (n,), pass by pass."""
         size = self.optimizer.rows_per_pass or len(rows)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def of_steps(self, count: int) -> LocalTraining:
+    def replace_steps(self, count: int) -> LocalTraining:
         """Return the same training with `count` steps; 0: as it is."""
         if not count:
             return self
         return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={self.work.walks_by_steps})"))
 
-    def passes(self, count: float) -> LocalTraining:
+    def set_passes(self, count: float) -> LocalTraining:
         """The same, with `count` passes over the rows."""
         return replace(self, work=LOCAL_WORK.build(f"epochs({count})"))
 
@@ -79,12 +79,12 @@ class Schedule:
     floor: float = 0.0
     repeats: bool = False
 
-    def at(self, round: int) -> float:
-        """The learning rate of `round`, from 1."""
+    def get_rate(self, round_number: int) -> float:
+        """The learning rate of `round_number`, from 1."""
         if self.shape == "constant":
             return self.learning_rate
-        round = (round - 1) % self.rounds + 1 if self.repeats else round
-        progress = (round if self.shape == "annealing" else round - 1) / self.rounds
+        round_number = (round_number - 1) % self.rounds + 1 if self.repeats else round_number
+        progress = (round_number if self.shape == "annealing" else round_number - 1) / self.rounds
         share = 1 - progress
         if self.shape != "linear":
             share = (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
-from fedpeft.clients.evaluating import summand
+from fedpeft.clients.evaluating import compute_contribution
 from fedpeft.clients.masking import Masking
 from fedpeft.clients.stages import Answer, ClientRound, Reports, TrainedRound, is_summand, refuse_form
 from fedpeft.clients.workbench import Workbench
@@ -50,11 +50,11 @@ class MaskedReports(Reports):
 
     def choose_rate(self, own: float) -> float:
         """Return the rate on which all clients of a noisy sum agree."""
-        return self.masking.rate(own)
+        return self.masking.compute_rate(own)
 
     def replay(self, instruction: Instruction) -> Report | None:
         """Return a real client's last answer, if it is asked the same; `Masking.answer` also repeats steps."""
-        return None if instruction.kind == "sum" else self.masking.repeated(instruction)
+        return None if instruction.kind == "sum" else self.masking.get_repeated_report(instruction)
 
     def check(self, instruction: Instruction) -> None:
         """Refuse to say without masks what is to be summed.
@@ -77,13 +77,13 @@ class MaskedReports(Reports):
             sums = self.head.additive(measure()) if asked else {}
             mechanism = None if self.guard is None else self.guard.mechanism
             sums = mechanism.start_summand(sums) if isinstance(mechanism, SumMechanism) else sums
-            return Contribution(self._weight(rows), rows, statistics=sums)
+            return Contribution(self._get_weight(rows), rows, statistics=sums)
 
         return self.masking.add(instruction, contribute)
 
     def report_evaluation(self, client_round: ClientRound) -> Report:
         """Return the sums over held-out examples under masks."""
-        given = summand(self.bench, client_round)
+        given = compute_contribution(self.bench, client_round)
         return self.masking.add(client_round.instruction, lambda _: given)
 
     def report_update(self, client_round: TrainedRound, seconds: float, keep: Callable[[State], None]) -> Report:
@@ -91,9 +91,9 @@ class MaskedReports(Reports):
         keep(client_round.state)
         result, handed = client_round.result, client_round.hand_in(client_round.update)
         ordered = {name: handed[name] for name in client_round.layout.names if name in handed}
-        given = Contribution(self._weight(result.rows), result.rows, result.loss, ordered)
+        given = Contribution(self._get_weight(result.rows), result.rows, result.loss, ordered)
         return self.masking.add(client_round.instruction, lambda _: given)
 
-    def _weight(self, rows: int) -> float:
+    def _get_weight(self, rows: int) -> float:
         """Return the weight that a client applies itself."""
         return float(rows) if self.masking.by_rows else 1.0

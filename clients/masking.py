@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.release import instruction_digest
+from fedpeft.communication.release import compute_instruction_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine import files
 from fedpeft.privacy.noise import read_key
@@ -70,7 +70,7 @@ class Masking:
 
     def answer(self, instruction: Instruction) -> Report:
         """A step other than the third: what the member says, or why it has dropped out."""
-        if (before := self.repeated(instruction)) is not None:
+        if (before := self.get_repeated_report(instruction)) is not None:
             return before
         plain = Instruction("sum", instruction.round, instruction.client, b"", recorded=instruction.recorded)
         if instruction != replace(plain, step=instruction.step, said=instruction.said, attempt=instruction.attempt):
@@ -81,12 +81,12 @@ class Masking:
             5: lambda member: member.unmask(instruction.said),
         }
         if instruction.step == 1:
-            return self._reported(instruction, lambda: self._begin(instruction))
+            return self._report(instruction, lambda: self._begin(instruction))
         if instruction.step not in steps:
             raise PayloadError(
                 f"FP6012 the server asks for step {instruction.step} of a secure sum; legal are 1, 2, 4 and 5"
             )
-        return self._reported(instruction, lambda: self._go_on(instruction, steps[instruction.step]))
+        return self._report(instruction, lambda: self._go_on(instruction, steps[instruction.step]))
 
     def add(self, instruction: Instruction, made: Callable[[Announcement], Contribution]) -> Report:
         """The third step: the contribution under masks, and nothing else that the client knows.
@@ -95,13 +95,13 @@ class Masking:
         """
 
         def masked() -> bytes:
-            told = self._notes(instruction).told
-            client, round = instruction.client, instruction.round
-            given, secret = made(told), self._secret(instruction)
-            numbers = given.integers(told, self.secure, self.seed, round, client, secret)
+            told = self._load_notes(instruction).told
+            client, round_number = instruction.client, instruction.round
+            given, secret = made(told), self._create_noise_generator(instruction)
+            numbers = given.integers(told, self.secure, self.seed, round_number, client, secret)
             return self._go_on(instruction, lambda member: member.vector(instruction.said, numbers))
 
-        return self._reported(instruction, masked)
+        return self._report(instruction, masked)
 
     def begin_third(self, instruction: Instruction) -> None:
         """Before a ledger is charged for a real client's third step: refuse what the member would not take, and any
@@ -112,10 +112,10 @@ class Masking:
         Raises:
             PayloadError: says what.
         """
-        asked = _digest(replace(instruction, attempt=0))
+        asked = _compute_digest(replace(instruction, attempt=0))
         try:
-            notes = self._notes(instruction)
-            self._member(instruction, notes.told).restore(notes.member).hear(instruction.said)
+            notes = self._load_notes(instruction)
+            self._create_member(instruction, notes.told).restore(notes.member).hear(instruction.said)
         except PayloadError:
             self._end(instruction)
             raise
@@ -125,27 +125,27 @@ class Masking:
             )
         self._write(instruction, replace(notes, sent=True, asked=asked, answer=b""))
 
-    def repeated(self, instruction: Instruction) -> Report | None:
+    def get_repeated_report(self, instruction: Instruction) -> Report | None:
         """The answer of a real client that was asked the very same the last time; None: it was not."""
         if self.identity is None:
             return None
-        notes = self._kept(instruction)
-        if notes is None or not notes.answer or notes.asked != _digest(instruction):
+        notes = self._load_kept(instruction)
+        if notes is None or not notes.answer or notes.asked != _compute_digest(instruction):
             return None
         return Report(instruction.client, instruction.round, notes.answer)
 
-    def _reported(self, instruction: Instruction, work: Callable[[], bytes]) -> Report:
+    def _report(self, instruction: Instruction, work: Callable[[], bytes]) -> Report:
         try:
             return Report(instruction.client, instruction.round, work())
         except PayloadError as error:
             self._end(instruction)
             return Report(instruction.client, instruction.round, b"", error=str(error))
 
-    def rate(self, own: float) -> float:
+    def compute_rate(self, own: float) -> float:
         """With which each of a client's rows joins a round: as the sums say of all clients' rows, or its own."""
         return own if self.noise is None else self.noise[0].rate
 
-    def _secret(self, instruction: Instruction) -> np.random.Generator | None:
+    def _create_noise_generator(self, instruction: Instruction) -> np.random.Generator | None:
         """What a client's share of noise is drawn from: anew in each attempt, each of which is one sum."""
         if self.noise is None:
             return None
@@ -156,17 +156,17 @@ class Masking:
         told = Announcement.of_bytes(instruction.said)
         if self.identity is not None:
             self._check_first(instruction, told, self.identity)
-        member = self._member(instruction, told)
+        member = self._create_member(instruction, told)
         keys = member.keys()
         self._keep(instruction, Notes(instruction.round, told, member.to_bytes()), keys)
         return keys
 
     def _check_first(self, instruction: Instruction, told: Announcement, identity: Identity) -> None:
         """Refuse a real client's second sum of a round, and sums of too few."""
-        before, round = self._kept(instruction), instruction.round
-        if before is not None and (round < before.round or (round == before.round and before.sent)):
+        before, round_number = self._load_kept(instruction), instruction.round
+        if before is not None and (round_number < before.round or (round_number == before.round and before.sent)):
             raise PayloadError(
-                f"FP6014 a second sum of round {round} is asked for after one of round {before.round} that has this "
+                f"FP6014 a second sum of round {round_number} is asked for after one of round {before.round} that has this "
                 "client's part: the two could tell its update from the others'; a client takes part in one a round"
             )
         if told.clients < identity.fewest:
@@ -191,18 +191,18 @@ class Masking:
             )
 
     def _go_on(self, instruction: Instruction, step: Callable[[Member], bytes]) -> bytes:
-        notes = self._notes(instruction)
-        member = self._member(instruction, notes.told).restore(notes.member)
+        notes = self._load_notes(instruction)
+        member = self._create_member(instruction, notes.told).restore(notes.member)
         said = step(member)
         over = instruction.step == 5
         if over and self.identity is None:
-            self._file(instruction).unlink(missing_ok=True)
+            self._get_file(instruction).unlink(missing_ok=True)
             return said
         after = replace(notes, member=b"" if over else member.to_bytes(), sent=notes.sent or instruction.step == 3)
         self._keep(instruction, after, said)
         return said
 
-    def _member(self, instruction: Instruction, told: Announcement) -> Member:
+    def _create_member(self, instruction: Instruction, told: Announcement) -> Member:
         identity, client = self.identity, instruction.client
         run = identity.run + instruction.recorded if identity else ""  # members who were told alike are in one sum
         terms = told.terms(self.secure, self.seed, instruction.round, run)
@@ -212,7 +212,7 @@ class Masking:
         fewest = identity.fewest - 1  # beside itself
         return Member(client, terms, identity.private_key, self.roster, identity.shown, fewest, wary)
 
-    def _file(self, instruction: Instruction) -> Path:
+    def _get_file(self, instruction: Instruction) -> Path:
         """A real client has one, whatever id the server calls it by."""
         if self.identity is not None:
             return self.folder / FILE
@@ -220,11 +220,11 @@ class Masking:
 
     def _keep(self, instruction: Instruction, notes: Notes, answer: bytes) -> None:
         if self.identity is not None:
-            notes = replace(notes, asked=_digest(instruction), answer=answer)
+            notes = replace(notes, asked=_compute_digest(instruction), answer=answer)
         self._write(instruction, notes)
 
     def _write(self, instruction: Instruction, notes: Notes) -> None:
-        file = self._file(instruction)
+        file = self._get_file(instruction)
         try:
             files.make_private_folder(self.folder)
             files.make_private_folder(file.parent)
@@ -237,19 +237,19 @@ class Masking:
     def _end(self, instruction: Instruction) -> None:
         """The client's part in the sum is over; a real one remembers that it had one."""
         if self.identity is None:
-            self._file(instruction).unlink(missing_ok=True)
+            self._get_file(instruction).unlink(missing_ok=True)
             return
-        notes = self._kept(instruction)
+        notes = self._load_kept(instruction)
         if notes is not None and notes.member and notes.round == instruction.round:
             self._write(instruction, replace(notes, member=b""))
 
-    def _kept(self, instruction: Instruction) -> Notes | None:
+    def _load_kept(self, instruction: Instruction) -> Notes | None:
         """What was written last; None: nothing.
 
         Raises:
             RunError: it can't be read.
         """
-        file = self._file(instruction)
+        file = self._get_file(instruction)
         try:
             return Notes.of_bytes(files.read(file))
         except FileNotFoundError:
@@ -260,12 +260,12 @@ class Masking:
                 "bring it back from a copy, or join another federation"
             ) from None
 
-    def _notes(self, instruction: Instruction) -> Notes:
-        notes = self._kept(instruction)
+    def _load_notes(self, instruction: Instruction) -> Notes:
+        notes = self._load_kept(instruction)
         if notes is None or not notes.member:
             raise PayloadError(f"FP6018 client {instruction.client} takes part in no secure sum")
         return notes
 
 
-def _digest(instruction: Instruction) -> bytes:
-    return bytes.fromhex(instruction_digest(instruction))
+def _compute_digest(instruction: Instruction) -> bytes:
+    return bytes.fromhex(compute_instruction_digest(instruction))

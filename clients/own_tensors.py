@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
-from fedpeft.clients.store import labelled, section
+from fedpeft.clients.store import add_label, select_section
 
-from fedpeft.communication.decoding import whole
+from fedpeft.communication.decoding import check_whole
 from fedpeft.communication.messages import Instruction
 
 LABEL = "private"
@@ -27,12 +27,12 @@ class OwnTensorsStage(ClientStage):
         Raises:
             PayloadError: one is missing.
         """
-        received = client_round.job.received | section(client_round.state, LABEL)
-        job = replace(client_round.job, received=whole(received, client_round.layout.shapes))
+        received = client_round.job.received | select_section(client_round.state, LABEL)
+        job = replace(client_round.job, received=check_whole(received, client_round.layout.shapes))
         return replace(client_round, job=job)
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:
         """Return the round with the trained tensors that stay in the client's state."""
         private = client_round.private
         own = {name: tensor for name, tensor in client_round.result.state.items() if name in private}
-        return replace(client_round, state=client_round.state | labelled(LABEL, own))
+        return replace(client_round, state=client_round.state | add_label(LABEL, own))

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedpeft.clients.drift import Acting, Correction, Pull
+from fedpeft.clients.drift import ActiveCorrection, Correction, Pull
 from fedpeft.clients.executor import Job
 from fedpeft.clients.stages import ClientRound, ClientStage, Train
-from fedpeft.clients.store import labelled, section
+from fedpeft.clients.store import add_label, select_section
 from torch import Tensor
 
 from fedpeft.communication.messages import Instruction
@@ -22,7 +22,7 @@ PERSONAL = "personal"
 
 
 @dataclass(frozen=True)
-class Toward(Correction):
+class GlobalPull(Correction):
     """The pull to the global model, which is the server's state here."""
 
     strength: float
@@ -36,9 +36,11 @@ class Toward(Correction):
         return pull
 
 
-def personal_job(job: Job, own: State, strength: float) -> Job:
+def create_personal_job(job: Job, own: State, strength: float) -> Job:
     """The training of a client's `own` model, beside that of the global one; empty: it starts from that."""
-    return replace(job, received=job.received | own, corrections=(Acting(Toward(strength), job.received, {}),))
+    return replace(
+        job, received=job.received | own, corrections=(ActiveCorrection(GlobalPull(strength), job.received, {}),)
+    )
 
 
 class PersonalStage(ClientStage):
@@ -55,12 +57,12 @@ class PersonalStage(ClientStage):
         """Return the round with the client's own model, if it is to be evaluated."""
         if client_round.instruction.kind != "evaluate":
             return client_round
-        own = client_round.job.received | section(client_round.state, PERSONAL)
+        own = client_round.job.received | select_section(client_round.state, PERSONAL)
         return replace(client_round, job=replace(client_round.job, received=own))
 
     def second_pass(self, rounds: Sequence[ClientRound], train: Train) -> Sequence[ClientRound]:
         """Return the rounds with the clients' own models, trained, in their states."""
-        jobs = [personal_job(r.job, section(r.state, PERSONAL), self.strength) for r in rounds]
+        jobs = [create_personal_job(r.job, select_section(r.state, PERSONAL), self.strength) for r in rounds]
         results = train([replace(r, job=job) for r, job in zip(rounds, jobs, strict=True)])
-        models = [labelled(PERSONAL, result.state) for result in results]
+        models = [add_label(PERSONAL, result.state) for result in results]
         return [replace(r, state=r.state | model) for r, model in zip(rounds, models, strict=True)]

@@ -29,7 +29,14 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
-from fedpeft.machine.processes import end_with_parent, forkserver, keep_where, places, uninterrupted, without_main
+from fedpeft.machine.processes import (
+    end_with_parent,
+    get_forkserver,
+    get_storage_variables,
+    hide_main_module,
+    ignore_interrupts,
+    keep_where,
+)
 from fedpeft.peft.adapter import State
 from fedpeft.plugins import Recipe
 
@@ -41,9 +48,9 @@ class Worker:
 
     def __init__(self, work: WorkPlan, clients: ClientPlan) -> None:
         self.bench = Workbench(work)
-        self.clients = clients.side(self.bench)
+        self.clients = clients.create_side(self.bench)
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """It has begun."""
         return True
 
@@ -61,8 +68,8 @@ class Worker:
         return next(self.bench.executor.train([job]))
 
     def fill(self, data_key: str, depth: int, tiles: list[int], base: str = "") -> int:
-        """Compute tiles of the frozen model's output, for a base of the precision `base` (see `WorkPlan.at`)."""
-        return self.bench.at(base).fill(data_key, depth, tiles)
+        """Compute tiles of the frozen model's output, for a base of the precision `base` (see `WorkPlan.set_precision`)."""
+        return self.bench.set_precision(base).fill(data_key, depth, tiles)
 
     def evaluate(self, state: State, rows: np.ndarray, version: int, offsets: torch.Tensor | None = None) -> Totals:
         """Evaluate a state, on the base of `version`, on training rows, with `offsets` (classes,) added to logits."""
@@ -70,13 +77,13 @@ class Worker:
 
     def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
         """What a state, on the base of `version`, says to questions."""
-        bench = self.bench.whole()
+        bench = self.bench.create_whole()
         bench.rebase(version)
         bench.executor.load(state)
-        return exam.answers(bench.executor.model, load_tokenizer(bench.plan.model))
+        return exam.answer(bench.executor.model, load_tokenizer(bench.plan.model))
 
 
-class Sent(Worker):
+class RemoteWorker(Worker):
     """A worker in another process: what is told it holds parts from outside, so their plugins are loaded before."""
 
     def __init__(self, recipes: Sequence[Recipe], plans: bytes, device: str = "") -> None:
@@ -85,8 +92,8 @@ class Sent(Worker):
         super().__init__(replace(work, device=device or work.device), clients)
 
 
-def sent(work: WorkPlan, clients: ClientPlan) -> tuple[tuple[Recipe, ...], bytes]:
-    """What `Sent` is made of."""
+def pack_plans(work: WorkPlan, clients: ClientPlan) -> tuple[tuple[Recipe, ...], bytes]:
+    """What `RemoteWorker` is made of."""
     return work.plugins, pickle.dumps((work, clients))
 
 
@@ -100,9 +107,9 @@ class Pool:
         if workers == 1:
             self._local = Worker(replace(work, device=devices[0]), clients)
             return
-        context = forkserver()
+        context = get_forkserver()
         closed, self._lifeline = context.Pipe(duplex=False)
-        given = (*sent(work, clients), tuple(devices), places(), context.Value("i", 0), closed)
+        given = (*pack_plans(work, clients), tuple(devices), get_storage_variables(), context.Value("i", 0), closed)
         self._processes = ProcessPoolExecutor(workers, context, _start, given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -116,25 +123,25 @@ class Pool:
             return future
         assert self._processes is not None
         try:
-            with without_main():  # the first calls start the processes
+            with hide_main_module():  # the first calls start the processes
                 return self._processes.submit(_call, method.__name__, arguments)
         except BrokenProcessPool as error:
-            raise lost() from error
+            raise create_worker_error() from error
 
     def close(self) -> None:
         """End the processes, in the middle of what they compute; a second Ctrl-C waits for their end."""
         if self._processes is not None:
-            with uninterrupted():
+            with ignore_interrupts():
                 self._lifeline.close()
                 self._processes.shutdown(wait=True, cancel_futures=True)
 
 
-def result(future: Future[T]) -> T:
+def get_result(future: Future[T]) -> T:
     """The result of a submitted call; the death of a worker is one clear error."""
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise lost() from error
+        raise create_worker_error() from error
     except torch.OutOfMemoryError as error:
         raise RunError(
             "FP5003 the GPU has no memory left; continue with a smaller --batch-size, or begin anew with a base in "
@@ -142,7 +149,7 @@ def result(future: Future[T]) -> T:
         ) from error
 
 
-def lost() -> RunError:
+def create_worker_error() -> RunError:
     """A worker's death, as one clear error."""
     return RunError(
         "FP5004 a worker process died (often: out of memory; try fewer --workers or a smaller --batch-size); "
@@ -170,7 +177,7 @@ def _start(
     with started:
         number = started.value
         started.value += 1
-    _worker = Sent(recipes, plans, devices[number % len(devices)])
+    _worker = RemoteWorker(recipes, plans, devices[number % len(devices)])
 
 
 def _end_once_closed(pool: Connection) -> None:

@@ -89,4 +89,6 @@ class RowPrivacyStage(ClientStage):
         if not is_whitened(self.mechanism) or asked.kind != "train":
             return None
         width = self.work.layout.shapes["head.weight"][1]
-        return Whitening.of(decode_whole(asked.told, Whitening.shapes(self.head.whitened_directions(width))), width)
+        return Whitening.from_state(
+            decode_whole(asked.told, Whitening.shapes(self.head.whitened_directions(width))), width
+        )

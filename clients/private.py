@@ -18,8 +18,14 @@ from typing import Final
 import numpy as np
 import torch
 from fedpeft.clients.dropout import ClientDropout
-from fedpeft.clients.example_gradients import Chosen, PerExample, bounded, check, empty
-from fedpeft.clients.executor import Job, RowPrivacy, Trained, leading, placed
+from fedpeft.clients.example_gradients import (
+    Chosen,
+    ExampleGradients,
+    check,
+    set_empty_gradients,
+    zero_nonfinite_gradients,
+)
+from fedpeft.clients.executor import Job, RowPrivacy, Trained, copy_leading_part, expand_to_parameter
 from fedpeft.clients.sequential import SequentialExecutor
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
@@ -66,7 +72,7 @@ class SecretNoise(DPOptimizer):  # type: ignore[misc]
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
             own = self.held.get(parameter, parameter)
-            noise = placed(gaussian(self.stream, parameter.summed_grad.new_empty(own.shape)), parameter)
+            noise = expand_to_parameter(gaussian(self.stream, parameter.summed_grad.new_empty(own.shape)), parameter)
             parameter.grad = noise.mul_(self.noise_multiplier * self.max_grad_norm).add_(parameter.summed_grad)
             _mark_as_processed(parameter.summed_grad)
 
@@ -83,15 +89,17 @@ class PrivateExecutor(SequentialExecutor):
                 "FP7008 dp_sgd draws a dropout mask for each row by itself, which this PEFT method's gradients per "
                 "example don't allow; take dropout=0, or lora alone"
             )
-        self.per_example = PerExample(model, task, route)
+        self.per_example = ExampleGradients(model, task, route)
 
     def _train(self, job: Job) -> Trained:
-        if job.privacy is not None and job.sums_gradients:
-            return self._summed(job, job.privacy)
+        if job.privacy is not None and job.has_summed_gradients:
+            return self._sum_gradients(job, job.privacy)
         result = super()._train(job)
         if job.privacy is not None and job.privacy.noise and job.learning_rate:
-            resting = set.intersection(*(set(job.still(result.state, step)) for step in range(result.steps)))
-            asked = [n for n in result.state if self._rate(job, n) and n not in resting]
+            resting = set.intersection(
+                *(set(job.find_still_tensors(result.state, step)) for step in range(result.steps))
+            )
+            asked = [n for n in result.state if self._get_rate(job, n) and n not in resting]
             still = [n for n in asked if torch.equal(result.state[n], job.received[n])]
             if still:
                 raise PrivacyError(
@@ -99,35 +107,37 @@ class PrivateExecutor(SequentialExecutor):
                 )
         return result
 
-    def _rate(self, job: Job, name: str) -> float:
+    def _get_rate(self, job: Job, name: str) -> float:
         return job.training.optimizer.rate(name, job.learning_rate)
 
-    def _steps(self, job: Job, chosen: Chosen, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    def _iterate_steps(self, job: Job, chosen: Chosen, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         privacy = job.privacy
         if privacy is None:
-            yield from super()._steps(job, chosen, optimizer)
+            yield from super()._iterate_steps(job, chosen, optimizer)
             return
         ids = (job.round, privacy.attempt, job.client)
         noise, expected = privacy.key.stream("gradient noise", *ids), privacy.divisor(len(job.rows))
         held = {parameter: job.received[name] for name, parameter in chosen.items()}
         private = SecretNoise(optimizer, privacy, expected, noise, held)
-        with self.per_example.attached(chosen):
+        with self.per_example.attach_hooks(chosen):
             for step in range(job.training.steps_for(len(job.rows))):
                 coins = privacy.key.stream("rows", *ids, step).random(len(job.rows))
                 rows = job.rows[coins < privacy.rate]
-                self._own_masks(rows, privacy, (*ids, step))
+                self._set_own_masks(rows, privacy, (*ids, step))
                 private.zero_grad(set_to_none=True)
                 losses = self._fill(rows, chosen)
                 check(chosen, len(rows))
-                for name in job.still(chosen, step):  # which is not released, and has no say in the clipping
+                for name in job.find_still_tensors(
+                    chosen, step
+                ):  # which is not released, and has no say in the clipping
                     chosen[name].grad_sample.zero_()  # type: ignore[attr-defined]
                 for name, parameter in chosen.items():
                     vars(parameter)["grad_sample"] = job.clipped(name, vars(parameter)["grad_sample"])
-                bounded(chosen)
+                zero_nonfinite_gradients(chosen)
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))
 
-    def _summed(self, job: Job, privacy: RowPrivacy) -> Trained:
+    def _sum_gradients(self, job: Job, privacy: RowPrivacy) -> Trained:
         """The sum over the drawn rows of their gradients, each clipped to C; fp64, and zero where no row is drawn."""
         self.load(job.received, job.form)
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
@@ -137,26 +147,26 @@ class PrivateExecutor(SequentialExecutor):
         rows = job.rows[privacy.key.stream("rows", *ids).random(len(job.rows)) < privacy.rate]
         rows = rows[np.argsort(self.examples.lengths[rows], kind="stable")]
         sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in chosen.items()}
-        with self.per_example.attached(chosen):
+        with self.per_example.attach_hooks(chosen):
             for start in range(0, len(rows), ROWS_PER_PASS):
                 part = rows[start : start + ROWS_PER_PASS]
-                self._own_masks(part, privacy, ids)
+                self._set_own_masks(part, privacy, ids)
                 self._fill(part, chosen)
                 check(chosen, len(part))
-                bounded(chosen)
+                zero_nonfinite_gradients(chosen)
                 gradients = {name: vars(p)["grad_sample"].double() for name, p in chosen.items()}
                 if privacy.whitening is not None:
-                    gradients = privacy.whitening.gradients(gradients)
-                factors = clipping_factors(gradients.values(), privacy.clip)
+                    gradients = privacy.whitening.compute_gradients(gradients)
+                factors = compute_clipping_factors(gradients.values(), privacy.clip)
                 for name, gradient in gradients.items():
                     sums[name] += torch.einsum("b,b...->...", factors, gradient)
-        self.dropout.rest()
+        self.dropout.stop()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        own = {name: leading(tensor, job.received[name]) for name, tensor in sums.items()}
+        own = {name: copy_leading_part(tensor, job.received[name]) for name, tensor in sums.items()}
         return Trained(job.client, own, 0.0, 1, len(job.rows))
 
-    def _own_masks(self, rows: np.ndarray, privacy: RowPrivacy, ids: tuple[int, ...]) -> None:
+    def _set_own_masks(self, rows: np.ndarray, privacy: RowPrivacy, ids: tuple[int, ...]) -> None:
         """A dropout mask for each row; `ids`: round, attempt, client, step."""
         lengths = self.examples.lengths
         self.dropout.clients = [(privacy.key.stream("dropout", *ids, row), 1, int(lengths[row])) for row in rows]
@@ -164,12 +174,12 @@ class PrivateExecutor(SequentialExecutor):
     def _fill(self, rows: np.ndarray, chosen: Chosen) -> Tensor:
         """The gradients per example of these rows; returns their losses."""
         if not len(rows):
-            empty(chosen)
+            set_empty_gradients(chosen)
             return torch.zeros(1, device=self.device)
         return self.per_example.fill(self.batch(rows), chosen)
 
 
-def clipping_factors(gradients: Iterable[Tensor], clip: float) -> Tensor:
+def compute_clipping_factors(gradients: Iterable[Tensor], clip: float) -> Tensor:
     """What takes the gradients of each row, all of its tensors (rows, ...) together, to a norm of at most `clip`."""
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
     return (clip / squares.sqrt().clamp(min=clip)).clamp(max=1.0)

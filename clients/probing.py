@@ -20,7 +20,7 @@ def directions(job: Job, layout: Layout, step: int) -> State:
     """
     names = sorted(job.trained & set(layout.names))
     sizes = [job.received[name].numel() for name in names]
-    seed = seeds.integer(job.seed, "codec", job.round, job.client)
+    seed = seeds.derive_seed(job.seed, "codec", job.round, job.client)
     signs = torch.from_numpy(direction(seed, step, sum(sizes)))
     parts = torch.split(signs, sizes)
     return {n: part.view_as(job.received[n]).to(job.received[n]) for n, part in zip(names, parts, strict=True)}

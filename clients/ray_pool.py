@@ -17,12 +17,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fedpeft.clients.client import ClientPlan
-from fedpeft.clients.pool import Pool, Sent, lost, sent
+from fedpeft.clients.pool import Pool, RemoteWorker, create_worker_error, pack_plans
 from fedpeft.clients.workbench import WorkPlan
 
-from fedpeft.errors import RunError, needs_extra
-from fedpeft.machine.files import no_room
-from fedpeft.machine.processes import same_sigterm
+from fedpeft.errors import RunError, require_extra
+from fedpeft.machine.files import is_disk_full
+from fedpeft.machine.processes import restore_sigterm
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def connect(address: str) -> dict[str, float]:
         AssetError: ray is not installed.
         RunError: there is no cluster at `address`, or no room for Ray's files.
     """
-    needs_extra("ray", "ray", "--grid ray")
+    require_extra("ray", "ray", "--grid ray")
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -50,12 +50,12 @@ def connect(address: str) -> dict[str, float]:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
     if not ray.is_initialized():
         try:
-            _probe(address)
-            with same_sigterm():
+            _check_address(address)
+            with restore_sigterm():
                 ray.init(**quiet)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            if no_room(error):
+            if is_disk_full(error):
                 raise RunError(
                     f"FP5005 the disk is full where Ray keeps its files ({reason}); free some space, or set RAY_TMPDIR "
                     "to a folder on another disk"
@@ -65,20 +65,20 @@ def connect(address: str) -> dict[str, float]:
     return {kind: resources.get(kind, 0.0) for kind in ("CPU", "GPU")}
 
 
-def _probe(address: str) -> None:
+def _check_address(address: str) -> None:
     """OSError at once where nobody listens: Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def default_workers(address: str) -> int:
+def count_default_workers(address: str) -> int:
     """One worker per GPU of the cluster, or per CPU where there are none."""
     resources = connect(address)
     return max(1, int(resources["GPU"] or resources["CPU"]))
 
 
-def worker_device(address: str, workers: int) -> str:
+def choose_worker_device(address: str, workers: int) -> str:
     """What `workers` workers (0: by default) of the cluster compute on: "cuda", where each has a GPU, or "cpu"."""
     gpus = int(connect(address)["GPU"])
     return "cuda" if gpus >= max(1, workers) else "cpu"
@@ -97,18 +97,18 @@ class RayPool(Pool):
         gpus = work.device != "cpu"
         if not gpus and resources["CPU"] < workers:
             raise RunError(f"FP5007 the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
-        self._given = sent(work, clients)
+        self._given = pack_plans(work, clients)
         self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None: no actor is left
         self._left, self._counting = workers, threading.Lock()
         for _ in range(workers):
-            self._idle.put(self._actor())
+            self._idle.put(self._create_actor())
         self._callers = ThreadPoolExecutor(workers)
 
-    def _actor(self) -> Any:
+    def _create_actor(self) -> Any:
         import ray
 
-        return ray.remote(**self._needs)(Sent).remote(*self._given)
+        return ray.remote(**self._needs)(RemoteWorker).remote(*self._given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a method of `Worker` with `arguments` in one of the actors."""
@@ -118,7 +118,7 @@ class RayPool(Pool):
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        actor = self._free()
+        actor = self._take_idle_actor()
         try:
             for _ in range(ATTEMPTS):
                 try:
@@ -130,25 +130,25 @@ class RayPool(Pool):
                         told = str(error).strip().splitlines()[-1].removeprefix("fedpeft.errors.")
                         raise RunError(f"FP5008 a worker of the Ray cluster could not begin: {told}") from None
                     actor = None
-                    actor = self._another()
-            raise lost()
+                    actor = self._replace_actor()
+            raise create_worker_error()
         finally:
             if actor is not None:
                 self._idle.put(actor)
 
-    def _free(self) -> Any:
+    def _take_idle_actor(self) -> Any:
         """An actor that does nothing, as soon as there is one."""
         actor = self._idle.get()
         if actor is None:
             self._idle.put(None)  # whoever else waits
-            raise lost()
+            raise create_worker_error()
         return actor
 
-    def _another(self) -> Any:
+    def _replace_actor(self) -> Any:
         """A new actor instead of one that has died; where there is no room for it, one of the others."""
         import ray
 
-        made = self._actor()
+        made = self._create_actor()
         if ray.wait([made.__ray_ready__.remote()], timeout=PATIENCE)[0]:
             return made
         ray.kill(made)
@@ -156,7 +156,7 @@ class RayPool(Pool):
             self._left -= 1
             if not self._left:
                 self._idle.put(None)
-        return self._free()
+        return self._take_idle_actor()
 
     def close(self) -> None:
         """End the actors; a cluster that was there before goes on."""

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from fedpeft.clients.drift import Acting, Correction, Pull
+from fedpeft.clients.drift import ActiveCorrection, Correction, Pull
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
 from torch import Tensor
 
-from fedpeft.aggregation.factors import RANK_AXIS, ranks_of
+from fedpeft.aggregation.factors import RANK_AXIS, select_ranks
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.messages import Instruction
-from fedpeft.peft.adapter import Layout, State, difference
+from fedpeft.peft.adapter import Layout, State, subtract_states
 
 
-class Adding(Correction):
+class GradientTerm(Correction):
     """Nothing is added to gradients."""
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
@@ -26,7 +26,7 @@ class Adding(Correction):
 
 
 @dataclass(frozen=True)
-class OwnRanks(Adding):
+class OwnRanksOnly(GradientTerm):
     """Steps leave the ranks of factors alone that are not the client's.
 
     Attributes:
@@ -39,19 +39,19 @@ class OwnRanks(Adding):
 
     def clipped(self, name: str, samples: Tensor) -> Tensor:
         """Those of the client's ranks."""
-        return self._own(samples, self.axes[name] + 1) if name in self.axes else samples
+        return self._keep_own_ranks(samples, self.axes[name] + 1) if name in self.axes else samples
 
     def direction(self, name: str, gradient: Tensor) -> Tensor | None:
         """Zero in the other ranks."""
-        return self._own(gradient, self.axes[name]) if name in self.axes else None
+        return self._keep_own_ranks(gradient, self.axes[name]) if name in self.axes else None
 
-    def _own(self, tensor: Tensor, axis: int) -> Tensor:
+    def _keep_own_ranks(self, tensor: Tensor, axis: int) -> Tensor:
         index = torch.tensor(self.ranks, device=tensor.device)
         return torch.zeros_like(tensor).index_copy_(axis, index, tensor.index_select(axis, index))
 
 
 @dataclass(frozen=True)
-class Still(Adding):
+class FrozenTensors(GradientTerm):
     """Steps leave whole tensors alone."""
 
     names: frozenset[str]
@@ -80,30 +80,30 @@ class RulePull(Correction):
         return pull
 
 
-def begun(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
+def prepare_job(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
     """The job as the rule has it, of a client that holds `layout` and of its ranks trains these (none: all)."""
-    return steered(replace(job, received=strategy.prepared(job.received, layout)), strategy, layout, ranks)
+    return add_rule_corrections(replace(job, received=strategy.prepared(job.received, layout)), strategy, layout, ranks)
 
 
-def steered(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
-    """As `begun`, of a job that is not made of what a server has sent."""
+def add_rule_corrections(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
+    """As `prepare_job`, of a job that is not made of what a server has sent."""
     acting: list[Correction] = []
     if type(strategy).pull is not Strategy.pull:
         acting.append(RulePull(strategy, layout, ranks))
     if ranks:
-        acting.append(OwnRanks({t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}, ranks))
+        acting.append(OwnRanksOnly({t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}, ranks))
     if still := strategy.still(layout):
-        acting.append(Still(still))
-    corrections = (*job.corrections, *(Acting(correction, {}, {}) for correction in acting))
+        acting.append(FrozenTensors(still))
+    corrections = (*job.corrections, *(ActiveCorrection(correction, {}, {}) for correction in acting))
     return replace(job, corrections=corrections)
 
 
-def handed_in(job: Job, result: Trained, layout: Layout, ranks: tuple[int, ...]) -> tuple[Job, Trained]:
+def restrict_to_ranks(job: Job, result: Trained, layout: Layout, ranks: tuple[int, ...]) -> tuple[Job, Trained]:
     """Job and result of a client that sends these ranks only, as if it held no others; none: as they are."""
     if not ranks:
         return job, result
-    received = ranks_of(job.received, layout, ranks)
-    return replace(job, received=received), replace(result, state=ranks_of(result.state, layout, ranks))
+    received = select_ranks(job.received, layout, ranks)
+    return replace(job, received=received), replace(result, state=select_ranks(result.state, layout, ranks))
 
 
 class StrategyStage(ClientStage):
@@ -114,21 +114,23 @@ class StrategyStage(ClientStage):
 
     def begin(self, client_round: ClientRound) -> ClientRound:
         """Return the round in which the client trains as the strategy has it."""
-        ranks = self._ranks(client_round.instruction)
-        return replace(client_round, job=begun(client_round.job, self.strategy, client_round.layout, ranks))
+        ranks = self._get_ranks(client_round.instruction)
+        return replace(client_round, job=prepare_job(client_round.job, self.strategy, client_round.layout, ranks))
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:
         """Return the round with the update, in the adapter shape that the server asked for."""
         asked = client_round.instruction
-        job, result = handed_in(client_round.job, client_round.result, client_round.layout, self._ranks(asked))
-        layout, update = self.layout.with_form(asked.form), result.state
-        if not job.sums_gradients:
-            update = difference(client_round.exchanged(update), job.received)
+        job, result = restrict_to_ranks(
+            client_round.job, client_round.result, client_round.layout, self._get_ranks(asked)
+        )
+        layout, update = self.layout.replace_form(asked.form), result.state
+        if not job.has_summed_gradients:
+            update = subtract_states(client_round.exchanged(update), job.received)
             update = self.strategy.contributed(update, job.received, result.state, layout)
             update = self.strategy.submitted(update, layout, job.round)
         return replace(client_round, job=job, layout=layout, result=result, update=update)
 
-    def _ranks(self, asked: Instruction) -> tuple[int, ...]:
+    def _get_ranks(self, asked: Instruction) -> tuple[int, ...]:
         """Return the ranks that the client trains of those that it holds; empty: all."""
         if self.strategy.held_form(self.layout, asked.form) == asked.form:
             return ()

@@ -8,16 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import pulled
-from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties, placed
+from fedpeft.clients.drift import compute_pull
+from fedpeft.clients.dropout import DropoutPlan, replace_dropout
+from fedpeft.clients.executor import (
+    Executor,
+    Job,
+    Trained,
+    collect_penalties,
+    copy_leading_parts,
+    expand_to_parameter,
+    view_leading_part,
+)
 from fedpeft.clients.probing import directions, probe
-from fedpeft.clients.transfer import moved, put
+from fedpeft.clients.transfer import move_tensor, put
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
-from fedpeft.models.task import FederatedModel, RowLosses, Task, trainable
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.models.task import FederatedModel, RowLosses, Task, find_trainable
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
@@ -27,14 +35,14 @@ def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
     parameter.grad.add_(more)
 
 
-def _direct(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
+def _correct_gradients(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
     """Turn gradients as the job's corrections say, and drop those of what stands still."""
     for name, parameter in parameters.items():
         if parameter.grad is not None:
-            turned = job.directed(name, held(parameter.grad, job.received[name]))
+            turned = job.correct_gradient(name, view_leading_part(parameter.grad, job.received[name]))
             if turned is not None:  # into its place: the fused optimizer reads a gradient in its parameter's strides
-                parameter.grad.copy_(placed(turned, parameter))
-    for name in job.still(parameters, step):
+                parameter.grad.copy_(expand_to_parameter(turned, parameter))
+    for name in job.find_still_tensors(parameters, step):
         parameters[name].grad = None
 
 
@@ -46,11 +54,11 @@ class SequentialExecutor(Executor):
         self.task = task
         self.examples = examples
         self.layout = layout
-        self.parameters = trainable(model)
+        self.parameters = find_trainable(model)
         self.device = next(model.parameters()).device
-        self.penalties = penalties(model)
+        self.penalties = collect_penalties(model)
         self.dropout = DropoutPlan()
-        own_dropout(model, self.dropout)
+        replace_dropout(model, self.dropout)
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """One client at a time."""
@@ -58,20 +66,23 @@ class SequentialExecutor(Executor):
         for job in jobs:
             yield self._train(job)
 
-    def load(self, state: State, form: ClientForm | None = None) -> None:
+    def load(self, state: State, form: AdapterShape | None = None) -> None:
         """Set the trainable parameters to `state`, padded with zeros."""
         targets = [self.parameters[name] for name in state]
         with torch.no_grad():
-            put(targets, [placed(tensor, target) for tensor, target in zip(state.values(), targets, strict=True)])
+            put(
+                targets,
+                [expand_to_parameter(tensor, target) for tensor, target in zip(state.values(), targets, strict=True)],
+            )
         self._scale(form or self.layout.form)
 
-    def frozen(self, module: str) -> nn.Module:
+    def get_frozen_layer(self, module: str) -> nn.Module:
         """The layer that peft has wrapped."""
         wrapped: Any = self.model.base
         layer: nn.Module = wrapped.get_base_model().get_submodule(module).get_base_layer()
         return layer
 
-    def _scale(self, form: ClientForm | None) -> None:
+    def _scale(self, form: AdapterShape | None) -> None:
         """Set the factor before B A of every LoRA layer; a client of lower rank is padded with zeros."""
         from peft.tuners.lora import LoraLayer
 
@@ -86,39 +97,42 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate, job.noise_variance)
-        pulls = job.pulls(chosen)
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate, job.compute_noise_variance)
+        pulls = job.collect_pulls(chosen)
         losses = []
-        for step, loss in enumerate(self._steps(job, chosen, optimizer)):
+        for step, loss in enumerate(self._iterate_steps(job, chosen, optimizer)):
             for pull in pulls:
                 for name, parameter in chosen.items():
-                    more = pulled(pull, name, held(parameter.detach(), job.received[name]))
+                    more = compute_pull(pull, name, view_leading_part(parameter.detach(), job.received[name]))
                     if more is not None:
-                        add_gradient(parameter, placed(more, parameter))
+                        add_gradient(parameter, expand_to_parameter(more, parameter))
             for name in self.penalties.keys() & chosen.keys():
                 add_gradient(chosen[name], self.penalties[name](chosen[name].detach()))
-            _direct(chosen, job, step)
+            _correct_gradients(chosen, job, step)
             if job.training.optimizer.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)
             optimizer.step()
             warmup.step()
             losses.append(loss)
-        self.dropout.rest()
+        self.dropout.stop()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        trained = leading_parts({name: p.detach() for name, p in chosen.items()}, job.received)
+        trained = copy_leading_parts({name: p.detach() for name, p in chosen.items()}, job.received)
         return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
 
-    def _steps(
+    def _iterate_steps(
         self, job: Job, chosen: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> Iterator[Tensor]:
         """Fill the gradients of one step after another; yields each step's loss."""
-        masks = job.dropout_generator()
-        for step, rows in enumerate(job.batches(self.examples.lengths)):
+        masks = job.create_dropout_generator()
+        for step, rows in enumerate(job.create_batches(self.examples.lengths)):
             optimizer.zero_grad(set_to_none=True)
-            parts = job.training.pieces(rows)
+            parts = job.training.split_into_passes(rows)
             if distance := job.training.optimizer.probes:
-                along = {n: placed(z, chosen[n]).to(chosen[n]) for n, z in directions(job, self.layout, step).items()}
+                along = {
+                    n: expand_to_parameter(z, chosen[n]).to(chosen[n])
+                    for n, z in directions(job, self.layout, step).items()
+                }
                 yield probe(chosen, along, distance, partial(self._mean_loss, job, step, parts))
                 continue
             sums = counts = torch.zeros((), device=self.device)
@@ -138,17 +152,17 @@ class SequentialExecutor(Executor):
     def _losses(self, job: Job, step: int, rows: np.ndarray, masks: np.random.Generator) -> RowLosses:
         """The losses of rows of a step; `masks`: what dropout draws from."""
         self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
-        self.dropout.clients = [(masks, self.sequences(rows), int(self.examples.lengths[rows].max()))]
-        batch, _, self.dropout.places = self.step_batch([rows])
-        return job.losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
+        self.dropout.clients = [(masks, self.count_sequences(rows), int(self.examples.lengths[rows].max()))]
+        batch, _, self.dropout.places = self.create_step_batch([rows])
+        return job.compute_losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
 
     def _mean_loss(self, job: Job, step: int, parts: Sequence[np.ndarray]) -> Tensor:
         """The mean loss of a step's rows, with masks that are the step's own."""
-        masks = job.dropout_generator(step)
+        masks = job.create_dropout_generator(step)
         losses = [self._losses(job, step, rows, masks) for rows in parts]
         counts = torch.stack([of.counts.sum() for of in losses]).sum()
         return torch.stack([of.sums.sum() for of in losses]).sum() / counts.clamp(min=1)
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""
-        return {name: moved(t, self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]
+        return {name: move_tensor(t, self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]

@@ -25,18 +25,18 @@ from fedpeft.machine import files
 from fedpeft.peft.adapter import State
 
 
-def section(state: State, label: str) -> State:
+def select_section(state: State, label: str) -> State:
     """The part of a client's state that is called `label` (its names begin with it and a slash), without the label."""
     start = f"{label}/"
     return {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
 
 
-def labelled(label: str, part: State) -> State:
-    """The inverse of `section`: `part` as part of a client's state."""
+def add_label(label: str, part: State) -> State:
+    """The inverse of `select_section`: `part` as part of a client's state."""
     return {f"{label}/{name}": tensor for name, tensor in part.items()}
 
 
-def kept(store: ClientStore, instruction: Instruction, summed: bool) -> State | None:
+def load_kept_state(store: ClientStore, instruction: Instruction, summed: bool) -> State | None:
     """Return what a client has kept of the rounds before, None if that is nothing.
 
     Args:
@@ -50,13 +50,13 @@ def kept(store: ClientStore, instruction: Instruction, summed: bool) -> State | 
         GoneError, RunError: see `ClientStore.load`.
     """
     client, train = instruction.client, instruction.kind == "train"  # which proves that the server has stored its round
-    newest = store.newest(client, instruction.round) if summed else 0
+    newest = store.find_newest(client, instruction.round) if summed else 0
     state = store.load(client, instruction.acknowledged, tidy=train, beside=newest)
     if not summed:
         return state
     own = store.load(client, newest, tidy=False) or {}
     own = {name: tensor for name, tensor in own.items() if not name.startswith("held/")}
-    return own | labelled("held", section(state or {}, "held"))
+    return own | add_label("held", select_section(state or {}, "held"))
 
 
 FILE = "states.sqlite"
@@ -88,8 +88,8 @@ class ClientStore:
         """Where all states are."""
         return self.folder / FILE
 
-    def stage(self, client: int, round: int, state: State) -> None:
-        """Store `state` as that of `round`, whole or not at all; an earlier attempt of the same round is replaced.
+    def stage(self, client: int, round_number: int, state: State) -> None:
+        """Store `state` as that of `round_number`, whole or not at all; an earlier attempt of the same round is replaced.
 
         Raises:
             RunError: the disk is full or can't be written.
@@ -97,15 +97,15 @@ class ClientStore:
         try:
             if not self.file.exists():
                 files.make_private_folder(self.folder)
-                files.opened(self.file, "ab", private=True).close()
-            with self._opened() as database:
+                files.open_for_writing(self.file, "ab", private=True).close()
+            with self._open_database() as database:
                 database.execute(TABLE)
                 if client in self._recorded:
                     database.execute(
                         "DELETE FROM states WHERE client = ? AND round NOT IN (?, ?, ?)",
-                        (client, round, *self._recorded.pop(client)),
+                        (client, round_number, *self._recorded.pop(client)),
                     )
-                database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (client, round, save(state)))
+                database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (client, round_number, save(state)))
         except (OSError, sqlite3.Error) as error:
             raise RunError(f"FP5001 the state of client {client} can't be written to {self.file}: {error}") from error
 
@@ -123,7 +123,7 @@ class ClientStore:
             self._recorded[client] = acknowledged, beside
         if not acknowledged:
             return None
-        content = self.content(client, acknowledged)
+        content = self.read_content(client, acknowledged)
         if content is None:
             raise GoneError(
                 f"FP5009 the state of client {client} after round {acknowledged} is missing from {self.folder}; bring "
@@ -134,7 +134,7 @@ class ClientStore:
         except SafetensorError as error:
             raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
-    def newest(self, client: int, before: int) -> int:
+    def find_newest(self, client: int, before: int) -> int:
         """Return the last round before another one of which there is a state, acknowledged or not; 0 if there is none.
 
         Raises:
@@ -143,15 +143,15 @@ class ClientStore:
         try:
             if not self.file.exists():
                 return 0
-            files.regular(self.file)
-            with self._opened() as database:
+            files.check_regular_file(self.file)
+            with self._open_database() as database:
                 database.execute(TABLE)
                 query = "SELECT MAX(round) FROM states WHERE client = ? AND round < ?"
                 return int(database.execute(query, (client, before)).fetchone()[0] or 0)
         except (OSError, sqlite3.Error) as error:
             raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
-    def content(self, client: int, round: int) -> bytes | None:
+    def read_content(self, client: int, round_number: int) -> bytes | None:
         """The state of a round as it is stored; None where there is none, as of round 0.
 
         Raises:
@@ -159,23 +159,23 @@ class ClientStore:
         """
         try:
             # The file may have been begun and hold nothing, not even a table: after a kill, or on a full disk.
-            return self._content(client, round) if round else None
+            return self._read_content(client, round_number) if round_number else None
         except (OSError, sqlite3.Error) as error:
             raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
-    def _content(self, client: int, round: int) -> bytes | None:
+    def _read_content(self, client: int, round_number: int) -> bytes | None:
         if not self.file.exists():
             return None
-        files.regular(self.file)
-        with self._opened() as database:
+        files.check_regular_file(self.file)
+        with self._open_database() as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'states'").fetchone():
                 return None  # another process may just have made the file, and not its table
             query = "SELECT state FROM states WHERE client = ? AND round = ?"
-            row = database.execute(query, (client, round)).fetchone()
+            row = database.execute(query, (client, round_number)).fetchone()
         return None if row is None else bytes(row[0])
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def _open_database(self) -> Iterator[sqlite3.Connection]:
         """A connection whose changes are on the disk, all of them, once it is closed; none, if there was an error."""
         with closing(sqlite3.connect(self.file, PATIENCE)) as database:
             database.execute("PRAGMA journal_mode = TRUNCATE")  # unlike WAL it works on shared file systems, too

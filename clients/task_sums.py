@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from fedpeft.clients.curvature import lora_matrices, tokens_of, watched
+from fedpeft.clients.curvature import find_lora_layers, record_layer_values, select_tokens
 from torch import Tensor
 
 from fedpeft.data.examples import Batch
@@ -15,16 +15,16 @@ from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs
 
 
-def layer_inputs(model: FederatedModel, batches: Iterable[Batch], question: LayerInputs) -> State:
+def compute_input_moments(model: FederatedModel, batches: Iterable[Batch], question: LayerInputs) -> State:
     """By the name of each lora_A, sum x x^T over the tokens of all rows, as the question wants it."""
-    linears = {name: layer for name, layer in lora_matrices(model).items() if name.endswith(".lora_A.weight")}
+    linears = {name: layer for name, layer in find_lora_layers(model).items() if name.endswith(".lora_A.weight")}
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        with watched(linears) as seen, torch.no_grad():
+        with record_layer_values(linears) as seen, torch.no_grad():
             model(batch)
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
         for name, (inputs, _) in seen.items():
-            x = tokens_of(inputs, mask)
+            x = select_tokens(inputs, mask)
             found = x.square().sum(0) if question.diagonal else x.T @ x
             sums[name] = sums[name] + found if name in sums else found
     if question.diagonal:
@@ -32,12 +32,12 @@ def layer_inputs(model: FederatedModel, batches: Iterable[Batch], question: Laye
     return {name: matrix[tuple(torch.triu_indices(*matrix.shape))] for name, matrix in sums.items()}
 
 
-def class_sums(model: FederatedModel, batches: Iterable[Batch], question: ClassSums, classes: int) -> State:
+def compute_class_sums(model: FederatedModel, batches: Iterable[Batch], question: ClassSums, classes: int) -> State:
     """The statistics of a head on the model's features of all rows."""
     total: State = {}
     for batch in batches:
         with torch.no_grad():
             features = model.features(batch)  # type: ignore[operator]  # of a classifier
-        found = question.of_features(features.cpu(), batch["labels"].cpu(), classes)
+        found = question.sum_features(features.cpu(), batch["labels"].cpu(), classes)
         total = {name: total[name] + tensor if name in total else tensor for name, tensor in found.items()}
     return total

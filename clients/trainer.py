@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedpeft.clients.executor import Job, Totals, Trained, leading, placed
+from fedpeft.clients.executor import Job, Totals, Trained, copy_leading_part, expand_to_parameter
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 from fedpeft.clients.sequential import SequentialExecutor
@@ -24,15 +24,15 @@ from torch import distributed
 from fedpeft import seeds
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.models.task import FederatedModel, trainable
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.models.task import FederatedModel, find_trainable
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 LONGEST_WAIT = timedelta(days=30)
 """How long processes wait for the one that waits for the server."""
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainingOrder:
     """What all processes of a script train.
 
     Attributes:
@@ -44,14 +44,14 @@ class Order:
     """
 
     state: State
-    form: ClientForm | None
+    form: AdapterShape | None
     trained: frozenset[str]
     rate: float
     steps: int
     seed: int
 
 
-class Ranks:
+class ProcessGroup:
     """The processes of a script; one alone where torch.distributed is not in use."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Ranks:
         self.first = not self.many or distributed.get_rank() == 0
         self._group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.many else None
 
-    def tell(self, order: Order | None) -> Order | None:
+    def tell(self, order: TrainingOrder | None) -> TrainingOrder | None:
         """What the first process gives, in all of them; None: there is nothing more to do."""
         if not self.many:
             return order
@@ -85,13 +85,13 @@ class TrainerExecutor(SequentialExecutor):
         trainer: Any,
         model: FederatedModel,
         train: Callable[[], Any],
-        ranks: Ranks,
+        ranks: ProcessGroup,
         layout: Layout | None = None,
         rate: float = 1.0,
     ) -> None:
         self.trainer = trainer
         self.model = model
-        self.parameters = trainable(model)
+        self.parameters = find_trainable(model)
         self.ranks = ranks
         self.rate = rate
         self._layout = layout
@@ -115,22 +115,24 @@ class TrainerExecutor(SequentialExecutor):
                 raise ConfigError(
                     "FP1010 a Trainer's steps are its own: corrections and gradients per example are not for it"
                 )
-            order = Order(
+            order = TrainingOrder(
                 job.received,
                 job.form or self.layout.form,
                 job.trained,
                 job.learning_rate / self.rate,
                 job.training.steps_for(len(job.rows)),
-                seeds.integer(job.seed, "trainer", job.round, job.client) % 2**31,
+                seeds.derive_seed(job.seed, "trainer", job.round, job.client) % 2**31,
             )
             self.ranks.tell(order)
             loss, made = self.carry_out(order)
             state = {
-                n: leading(self.parameters[n].detach(), job.received[n]) for n in self.parameters if n in job.trained
+                n: copy_leading_part(self.parameters[n].detach(), job.received[n])
+                for n in self.parameters
+                if n in job.trained
             }
             yield Trained(job.client, state, loss, made, len(job.rows))
 
-    def carry_out(self, order: Order) -> tuple[float, int]:
+    def carry_out(self, order: TrainingOrder) -> tuple[float, int]:
         """A round's training, in this process; the mean loss and the number of steps."""
         from transformers import set_seed
 
@@ -139,7 +141,7 @@ class TrainerExecutor(SequentialExecutor):
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(name in order.trained)
             for name, tensor in order.state.items():
-                self.parameters[name].copy_(placed(tensor, self.parameters[name]))
+                self.parameters[name].copy_(expand_to_parameter(tensor, self.parameters[name]))
         self._scale(order.form)
         loader: Any = getattr(getattr(trainer, "accelerator", None), "dataloader_config", None)
         before = args.learning_rate, args.max_steps, getattr(loader, "data_seed", None)
@@ -162,7 +164,7 @@ class TrainerExecutor(SequentialExecutor):
         return float(output.training_loss), int(trainer.state.global_step)
 
 
-class AsTheScriptSays(LocalWork):
+class ScriptWork(LocalWork):
     """The trainer's own number of steps, on rows in its own order."""
 
     walks_by_steps = False
@@ -206,12 +208,12 @@ class TrainerBench:
     """A workbench (`fedpeft.clients.workbench.Workbench`) around a trainer."""
 
     def __init__(self, plan: TrainerPlan, executor: TrainerExecutor) -> None:
-        self.plan = replace(plan, training=replace(plan.training, work=AsTheScriptSays()))
+        self.plan = replace(plan, training=replace(plan.training, work=ScriptWork()))
         self.executor = executor
         self.examples = OwnRows()
         self._version = 0
 
-    def at(self, base: str) -> TrainerBench:
+    def set_precision(self, base: str) -> TrainerBench:
         """Itself: the base is as the script has loaded it.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def move_tensor(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on a device; what is computed with it there waits for the copy, the CPU does not."""
     if device.type != "cuda":
         return tensor.to(device)
@@ -20,11 +20,11 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy CPU tensors into tensors of the same shapes; autograd must not be looking."""
-    for own in _by_device(targets):
+    for own in _group_by_device(targets):
         _put([targets[i] for i in own], [values[i] for i in own])
 
 
-def _by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
+def _group_by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Which of them lie on each device; of a base on several there is more than one."""
     found: dict[torch.device, list[int]] = {}
     for i, tensor in enumerate(tensors):
@@ -39,20 +39,20 @@ def _put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         return
     for dtype in dict.fromkeys(value.dtype for value in values):
         pairs = [(t, v) for t, v in zip(targets, values, strict=True) if v.dtype == dtype]
-        flat = moved(torch.cat([value.reshape(-1) for _, value in pairs]), targets[0].device)
+        flat = move_tensor(torch.cat([value.reshape(-1) for _, value in pairs]), targets[0].device)
         for (target, value), part in zip(pairs, torch.split(flat, [v.numel() for _, v in pairs]), strict=True):
             target.copy_(part.view(value.shape))
 
 
-def taken(tensors: Sequence[Tensor]) -> list[Tensor]:
+def copy_to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     """CPU copies, each of its own memory; from another device in one copy for each dtype."""
     found: dict[int, Tensor] = {}
-    for own in _by_device(tensors):
-        found |= zip(own, _taken([tensors[i] for i in own]), strict=True)
+    for own in _group_by_device(tensors):
+        found |= zip(own, _copy_from_device([tensors[i] for i in own]), strict=True)
     return [found[i] for i in range(len(tensors))]
 
 
-def _taken(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _copy_from_device(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors or tensors[0].device.type == "cpu":
         return [tensor.detach().clone() for tensor in tensors]
     found: dict[int, Tensor] = {}

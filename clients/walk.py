@@ -22,7 +22,7 @@ class WalkStage(ClientStage):
 
     def keeps(self, instruction: Instruction) -> bool:
         """Return whether local training walks."""
-        return self.bench.plan.training.of_steps(instruction.steps).walks
+        return self.bench.plan.training.replace_steps(instruction.steps).walks
 
     def begin(self, client_round: ClientRound) -> ClientRound:
         """Return the round with the steps made before, also if this round itself does not walk."""
@@ -36,4 +36,6 @@ class WalkStage(ClientStage):
         if job.walked is None:
             return client_round
         steps = {STEPS: torch.tensor(job.walked + client_round.result.steps)}
-        return replace(client_round, state=client_round.state | steps, used=job.used(self.bench.examples.lengths))
+        return replace(
+            client_round, state=client_round.state | steps, used=job.count_used_rows(self.bench.examples.lengths)
+        )

@@ -23,24 +23,24 @@ from torch import nn
 
 from fedpeft import plugins
 from fedpeft.communication.base_residual import ResidualFiles
-from fedpeft.data.cached_rows import cached_examples
-from fedpeft.data.examples import Examples, Relabelled
+from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.data.examples import Examples, RelabeledRows
 from fedpeft.machine import cache
-from fedpeft.machine.cache import cache_directory
+from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.memory import keep_freed
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.determinism import compute_deterministically
-from fedpeft.models.frozen_blocks import FrozenStore, above, sequences, started
-from fedpeft.models.kernels import Kernel, fast_linears
-from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
-from fedpeft.models.pooled_rows import PooledRows, gives_back
+from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequences, start_from_store
+from fedpeft.models.kernels import Kernel, install_fast_linears
+from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
+from fedpeft.models.pooled_rows import PooledRows, create_pass_through
 from fedpeft.models.quantized import Precision, quantize
 from fedpeft.models.repeated import check_repeats
-from fedpeft.models.scoring import placed
-from fedpeft.models.shared_tiles import absent, offer
-from fedpeft.models.spread import spread
+from fedpeft.models.scoring import move_batch
+from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
+from fedpeft.models.spread import spread_model
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.plugins import Recipe
@@ -103,7 +103,7 @@ class WorkPlan:
     spread: tuple[str, ...] = ()
     pooled: bool = False
 
-    def at(self, base: str) -> WorkPlan:
+    def set_precision(self, base: str) -> WorkPlan:
         """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
 
         On a CPU a base in few bits is trained on one client after another, and so are nf4, and methods whose layers of
@@ -118,15 +118,17 @@ class WorkPlan:
         executor = "sequential" if self.executor == "batched" and not together else self.executor
         return replace(self, precision=quantized, executor=executor, depth=0, pooled=False, kernel="native")
 
-    def store(self, data_key: str, depth: int) -> FrozenStore:
+    def store(self, data_key: str, depth: int) -> ActivationCache:
         """The frozen model's output on the rows called `data_key`."""
         method: PeftMethod = PEFT_METHODS.build(self.method)
         more = {**method.base_as_read(self.precision), **self.code}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
-        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
-        examples = sequences(cached_examples(data_key))
-        return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
+        name = cache.compute_key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
+        examples = get_sequences(load_cached_examples(data_key))
+        return ActivationCache(
+            get_cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype]
+        )
 
 
 class Workbench:
@@ -138,17 +140,17 @@ class Workbench:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
         if plan.device.startswith("cuda"):
             compute_deterministically()
-        self.plan = plan = replace(plan, model=cache.here(plan.model))
+        self.plan = plan = replace(plan, model=cache.find_local_folder(plan.model))
         plugins.use(plan.plugins)
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
-        self._stores: dict[tuple[str, int], FrozenStore] = {}
+        self._stores: dict[tuple[str, int], ActivationCache] = {}
         self._filled = False  # the frozen model's output on the training rows
         self._version = 0
         self._others: dict[str, Workbench] = {}
 
-    def at(self, base: str) -> Workbench:
-        """The workbench of clients whose base has another precision (see `WorkPlan.at`)."""
+    def set_precision(self, base: str) -> Workbench:
+        """The workbench of clients whose base has another precision (see `WorkPlan.set_precision`)."""
         plan = self.plan.at(base)
         if plan is self.plan:
             return self
@@ -156,7 +158,7 @@ class Workbench:
             self._others[base] = Workbench(plan)
         return self._others[base]
 
-    def plain(self) -> Workbench:
+    def create_sequential(self) -> Workbench:
         """The workbench that trains one client after another: its model has the peft library's own layers."""
         if self.plan.executor == "sequential":
             return self
@@ -167,10 +169,10 @@ class Workbench:
     @cached_property
     def examples(self) -> Examples:
         """The training rows."""
-        return self._relabelled(cached_examples(self.plan.data_key))
+        return self._relabel(load_cached_examples(self.plan.data_key))
 
-    def _relabelled(self, rows: Examples) -> Examples:
-        return rows if self.plan.labels is None else Relabelled(rows, self.plan.labels)
+    def _relabel(self, rows: Examples) -> Examples:
+        return rows if self.plan.labels is None else RelabeledRows(rows, self.plan.labels)
 
     @cached_property
     def base(self) -> nn.Module:
@@ -180,17 +182,19 @@ class Workbench:
         quantize(base, self.plan.precision or self.method.base_precision)
         self.method.read(base)
         if self.plan.executor == "batched":
-            fast_linears(base, self.plan.kernel)
+            install_fast_linears(base, self.plan.kernel)
         if self.plan.code and not self.plan.spread:
-            check_repeats(base, sequences(cached_examples(self.plan.data_key)))
+            check_repeats(base, get_sequences(load_cached_examples(self.plan.data_key)))
         return base
 
-    def store(self, data_key: str, depth: int) -> FrozenStore:
+    def store(self, data_key: str, depth: int) -> ActivationCache:
         """The frozen model's output on the rows called `data_key`."""
         key = (data_key, depth)
         if key not in self._stores:
             self._stores[key] = self.plan.store(data_key, depth)
-            absent(self._stores[key])  # a machine that shares no file system reads what is in the shared cache
+            fetch_missing_tiles(
+                self._stores[key]
+            )  # a machine that shares no file system reads what is in the shared cache
         return self._stores[key]
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
@@ -198,14 +202,14 @@ class Workbench:
         return how many were asked for."""
         store = self.store(data_key, depth)
         if tiles:
-            with PackedTokens(self.base) if self._packs else nullcontext():
+            with PackedTokens(self.base) if self._can_pack else nullcontext():
                 for tile in tiles:
                     if not store.has(tile):
                         store.fill(tile, self.base)
                         offer(store, [tile])
         return len(tiles)
 
-    def completed(self) -> FrozenStore:
+    def fill_store(self) -> ActivationCache:
         """What the frozen model computes of the training rows: all of it, also where this machine's cache lacks some.
 
         The workers of a machine begin at different tiles, and so share them.
@@ -213,16 +217,16 @@ class Workbench:
         plan = self.plan
         store = self.store(plan.data_key, plan.depth)
         if not self._filled:
-            missing = absent(store)
+            missing = fetch_missing_tiles(store)
             turn = os.getpid() % max(1, len(missing))
             self.fill(plan.data_key, plan.depth, missing[turn:] + missing[:turn])
             self._filled = True
         return store
 
     @cached_property
-    def _packs(self) -> bool:
+    def _can_pack(self) -> bool:
         """Whether the frozen base can do without padding."""
-        return takes_packed_tokens(self.base)
+        return can_pack_tokens(self.base)
 
     @cached_property
     def executor(self) -> Executor:
@@ -230,15 +234,15 @@ class Workbench:
         plan = self.plan
         rows = self.examples
         if plan.pooled:
-            rows = self._relabelled(PooledRows(self.completed()))
+            rows = self._relabel(PooledRows(self.fill_store()))
         if plan.depth:
-            rows = self._relabelled(started(cached_examples(plan.data_key), self.completed()))
+            rows = self._relabel(start_from_store(load_cached_examples(plan.data_key), self.fill_store()))
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
         if plan.depth:
-            base = above(base, plan.depth)
+            base = cut_below(base, plan.depth)
         if plan.pooled:
-            base = gives_back(base)
+            base = create_pass_through(base)
         if plan.training.optimizer.checkpointing:
             checkpoint_blocks(base)
         model: FederatedModel = self.task.model(base, plan.classes)
@@ -250,12 +254,12 @@ class Workbench:
 
             return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
         if plan.spread:
-            spread(model, plan.spread)
+            spread_model(model, plan.spread)
         else:
             model.to(plan.device)
         return SequentialExecutor(model, self.task, rows, plan.layout)
 
-    def whole(self) -> Workbench:
+    def create_whole(self) -> Workbench:
         """The workbench whose model reads tokens, and writes them: all of the base, with the peft library's layers."""
         if self.plan.executor == "sequential" and not self.plan.depth and not self.plan.pooled:
             return self
@@ -265,23 +269,23 @@ class Workbench:
             )
         return self._others["whole"]
 
-    def labels(self, rows: np.ndarray) -> torch.Tensor:
+    def get_labels(self, rows: np.ndarray) -> torch.Tensor:
         """The classes of training rows, (rows,); of a batch's labels where there are none (language modelling)."""
         labels = getattr(self.examples, "labels", None)
         return self.examples.batch(rows)["labels"] if labels is None else torch.from_numpy(labels[rows])
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
-        return self.completed().features(rows)
+        return self.fill_store().read_features(rows)
 
     def regressed(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """What a head in closed form is the regression of: features (rows, width) and classes or numbers (rows,), which
         labels a row has, bool (rows, labels), or targets (rows, outputs) where the task has some of its own."""
         if not self.task.describes:
-            labels = self.labels(rows)
+            labels = self.get_labels(rows)
             return self.features(rows), labels > 0 if self.task.targets == "labels" else labels
         model = self.executor.model
-        batch = placed(self.examples.batch(rows), model)
+        batch = move_batch(self.examples.batch(rows), model)
         features, targets = self.task.regressed(model, batch)
         return features.cpu(), targets.cpu()
 
@@ -296,7 +300,7 @@ class Workbench:
         state: State,
         rows: np.ndarray,
         version: int = 0,
-        form: ClientForm | None = None,
+        form: AdapterShape | None = None,
         offsets: torch.Tensor | None = None,
     ) -> Totals:
         """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows;

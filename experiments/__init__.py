@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from fedpeft.errors import FedpeftError
 
 
-def processor_seconds() -> float:
+def measure_child_seconds() -> float:
     """Of the processes that this one has started and waited for, and of those that they have waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """What the user can mend ends in one sentence and exit code 2, as in fedpeft's own commands."""
     try:
         yield

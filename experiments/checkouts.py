@@ -26,7 +26,7 @@ class Checkout:
     source: Path
 
 
-def checked_out(name: str, place: Path) -> Checkout:
+def check_out(name: str, place: Path) -> Checkout:
     """The source of a commit, written into the new folder `place`; or of a folder with a checkout, where it is.
 
     Raises:

@@ -18,8 +18,8 @@ import tyro
 from rich.table import Table
 
 import fedpeft
-from experiments import one_sentence
-from experiments.ladder.rungs import frozen_features
+from experiments import exit_on_error
+from experiments.ladder.rungs import compute_frozen_features
 from fedpeft.aggregation.cross_validation import USUAL
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.errors import ConfigError
@@ -44,14 +44,14 @@ class Command:
     head: Annotated[str, tyro.conf.arg(help="that `ridge` is set beside")] = f"ridge(strength={USUAL:g})"
 
 
-def features_of(command: Command) -> tuple[Features, Features]:
+def compute_features(command: Command) -> tuple[Features, Features]:
     """Frozen features and classes of the training rows, and of the test rows."""
     config = fedpeft.RunConfig(dataset=command.dataset, tokens=command.tokens, peft="linear_probe")
     with tempfile.TemporaryDirectory() as folder, ConsoleObserver(Console(stderr=True)) as observer:
         simulation = Simulation(config, Path(folder), observer)
         try:
             parts = simulation.rows.all, simulation.rows.dataset.test
-            of_parts = (frozen_features(simulation, part, command.all_blocks)["mean"] for part in parts)
+            of_parts = (compute_frozen_features(simulation, part, command.all_blocks)["mean"] for part in parts)
             found = [torch.from_numpy(features).double() for features in of_parts]
         finally:
             simulation.close()
@@ -59,7 +59,7 @@ def features_of(command: Command) -> tuple[Features, Features]:
     return (found[0], train), (found[1], test)
 
 
-def scored(head: HeadStart, rows: Features, test: Features) -> tuple[float, float]:
+def score_head(head: HeadStart, rows: Features, test: Features) -> tuple[float, float]:
     """Accuracy in percent and cross-entropy in nats of the head of `rows`."""
     features, labels = rows
     classes = int(max(labels.max(), test[1].max())) + 1
@@ -78,7 +78,7 @@ def main(command: Command, console: Console) -> None:
     if command.draws < 1 or min(command.rows, default=0) < 1:
         raise ConfigError(f"--draws {command.draws} and --rows {command.rows} must be at least 1")
     other, ridge = HEADS.build(command.head), HEADS.build("ridge")
-    (features, labels), test = features_of(command)
+    (features, labels), test = compute_features(command)
     table = Table(title=f"{command.dataset}: {features.shape[1]} features, {command.draws} draws, mean (least to most)")
     for heading in ("rows", f"{command.head} (%)", "ridge (%)", "loss (nats)", "loss of ridge (nats)"):
         table.add_column(heading)
@@ -87,7 +87,7 @@ def main(command: Command, console: Console) -> None:
         for draw in range(command.draws):
             some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))[:count]
             rows = features[some], labels[some]
-            found.append([*scored(other, rows, test), *scored(ridge, rows, test)])
+            found.append([*score_head(other, rows, test), *score_head(ridge, rows, test)])
         right, loss, of_ridge, loss_of_ridge = np.asarray(found).T
         spans = [f"{a.mean():.1f} ({a.min():.1f} to {a.max():.1f})" for a in (right, of_ridge)]
         table.add_row(str(count), *spans, f"{loss.mean():.3f}", f"{loss_of_ridge.mean():.3f}")
@@ -95,5 +95,5 @@ def main(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Command, prog="python -m experiments.few_rows"), Console(width=110))

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.spec import with_settings
-from fedpeft.studies.results import Result, ResultsFile, latest
+from fedpeft.spec import add_settings
+from fedpeft.studies.results import Result, ResultsFile, select_latest
 from fedpeft.studies.study_file import read_study
 
 FOLDER = Path(__file__).parent
@@ -45,24 +45,24 @@ class Command:
     write: Annotated[bool, tyro.conf.arg(help="put them into the study's file")] = False
 
 
-def of_language(result: Result) -> bool:
+def is_language_run(result: Result) -> bool:
     """Whether a run trained a language model."""
     return (result.summary or {}).get("metric") == "perplexity"
 
 
-def quality(result: Result) -> float:
+def get_quality(result: Result) -> float:
     """After the last round, on the validation rows: the accuracy, or of a language model the loss in nats, negated."""
     last = result.rounds[-1]
-    return -float(last["loss"]) if of_language(result) else float(last["accuracy"])
+    return -float(last["loss"]) if is_language_run(result) else float(last["accuracy"])
 
 
-def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
+def rank_rates(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
     """By method its learning rates, best first: mean quality after the last round, and the rate."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
         if result.finished:
             rates = found.setdefault(result.point["method"], {})
-            rates.setdefault(result.point["learning_rate"], []).append(quality(result))
+            rates.setdefault(result.point["learning_rate"], []).append(get_quality(result))
     best = {}
     for method, rates in found.items():
         most = max(len(own) for own in rates.values())
@@ -70,14 +70,14 @@ def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
     return best
 
 
-def tuned_tables(toml: str, preset: str) -> frozenset[str]:
+def find_tuned_tables(toml: str, preset: str) -> frozenset[str]:
     """The tables of a study's text whose rates a tuning preset has found."""
     name = preset.removesuffix("tuning").removesuffix("_")
     default = tomllib.loads(toml).get("preset", "")
     return frozenset({f"presets.{name}.axes"} if name else {"axes", f"presets.{default}.axes"})
 
 
-def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozenset({"axes"})) -> str:
+def insert_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozenset({"axes"})) -> str:
     """The study's text with other learning rates in the lines of the methods that are named, and of their variants, as
     far as they stand in one of the `tables`.
 
@@ -95,7 +95,7 @@ def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozens
         given = re.search(HEAD, line["optimizer"])
         head = float(line["rate"]) * (float(given[1]) if given else USUAL_HEAD) / float(rate)
         text = line["optimizer"]
-        text = re.sub(HEAD, f"head_rate={head:g}", text) if given else with_settings(text, head_rate=float(f"{head:g}"))
+        text = re.sub(HEAD, f"head_rate={head:g}", text) if given else add_settings(text, head_rate=float(f"{head:g}"))
         return f'{line["before"]}{rate}, optimizer = "{text}"'
 
     number = "[0-9.e-]+"
@@ -124,8 +124,8 @@ def main() -> int:
             raise RunError(
                 f"the preset {command.preset!r} of {command.study} has tried no learning rates; see --preset"
             )
-        results = latest(ResultsFile(folder / command.preset / "results.jsonl").read())
-        found = tries(results)
+        results = select_latest(ResultsFile(folder / command.preset / "results.jsonl").read())
+        found = rank_rates(results)
         if not found:
             raise RunError(
                 f"{folder / command.preset} has no finished runs to choose from; make them with: "
@@ -134,7 +134,7 @@ def main() -> int:
     except FedpeftError as error:
         print(error, file=sys.stderr)
         return 2
-    language = any(of_language(result) for result in results)
+    language = any(is_language_run(result) for result in results)
     table = Table("method", "best learning rate", f"tries: validation {'loss (nats)' if language else 'accuracy (%)'}")
     for method, scores in found.items():
         best = scores[0][1]
@@ -147,7 +147,7 @@ def main() -> int:
         file = folder / "study.toml"
         rates = {method: scores[0][1] for method, scores in found.items()}
         toml = file.read_text(encoding="utf-8")
-        file.write_text(with_rates(toml, rates, tuned_tables(toml, command.preset)), encoding="utf-8")
+        file.write_text(insert_rates(toml, rates, find_tuned_tables(toml, command.preset)), encoding="utf-8")
     return 0
 
 

@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.answers.metrics.exact_match import ExactMatch
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
@@ -34,7 +34,7 @@ class Command:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a finished run on office")]
 
 
-def lines_of(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[tuple[str, list[float]]]:
+def compute_lines(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[tuple[str, list[float]]]:
     """By kind the shares (%) of right answers, exact matches: base, global, the kind's own client alone, others alone.
 
     Args:
@@ -60,7 +60,7 @@ def lines_of(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[tu
     return made
 
 
-def table_of(folder: Path) -> Table:
+def build_table(folder: Path) -> Table:
     """The table of a finished run, and its mean.
 
     Raises:
@@ -79,7 +79,7 @@ def table_of(folder: Path) -> Table:
     table = Table(title="right, letter by letter (%)")
     for heading in ("kind", "base", "federated", "its client alone", "others alone"):
         table.add_column(heading)
-    found = lines_of(answers, kinds.tolist())
+    found = compute_lines(answers, kinds.tolist())
     means = np.mean([shares for _, shares in found], axis=0)
     for kind, shares in [*found, ("mean", means)]:
         table.add_row(kind, *(f"{share:.1f}" for share in shares))
@@ -89,8 +89,8 @@ def table_of(folder: Path) -> Table:
 def main() -> None:
     """The command."""
     command = tyro.cli(Command, prog="python -m experiments.own_kinds")
-    with one_sentence():
-        Console(width=100).print(table_of(command.run))
+    with exit_on_error():
+        Console(width=100).print(build_table(command.run))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from fedpeft.errors import RunError
 from fedpeft.studies.results import Result, ResultsFile
 
 
-def recorded(folder: Path, description: str | None) -> list[Result]:
+def read_recorded(folder: Path, description: str | None) -> list[Result]:
     """The finished runs of the study in a folder, or of the one of its presets that the command line names.
 
     Args:

@@ -27,7 +27,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, an
 
 if loading.is_command():
     loading.refuse_windows()
-    loading.begins()
+    loading.handle_signals()
 
 _here = Path(__file__).resolve().parent
 if not (_here / "strategies").is_dir():  # a checkout: they stand beside fedpeft/; a wheel holds them inside it

@@ -32,7 +32,7 @@ COMMANDS = {
 """What each does; a module or a package of this name."""
 
 
-def overview() -> str:
+def format_overview() -> str:
     """The page that lists the commands."""
     lines = [f"  {name:<12} {about}" for name, about in COMMANDS.items()]
     return "\n".join(
@@ -51,31 +51,31 @@ def main() -> int:
     loading.refuse_windows()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(format_overview())
         return 0
     if arguments[0] in ("-V", "--version", "version"):
         print(f"fedpeft {__version__}")
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        return _unknown(name)
+        return _refuse_unknown(name)
     spec = find_spec(f"fedpeft.{name}")
     module = f"fedpeft.{name}" + (".__main__" if spec and spec.submodule_search_locations is not None else "")
     sys.argv = [f"fedpeft {name}", *rest]
-    loading.begins()
+    loading.handle_signals()
     runpy.run_module(module, run_name="__main__", alter_sys=True)  # ends by SystemExit, as python -m does
     return 0
 
 
-def _unknown(name: str) -> int:
+def _refuse_unknown(name: str) -> int:
     from fedpeft.errors import ConfigError
-    from fedpeft.parts import nearest
-    from fedpeft.run.command import exit_code
+    from fedpeft.parts import suggest_legal
+    from fedpeft.run.command import run_command
 
     def refuse() -> None:
-        raise ConfigError(f"FP1011 there is no command {name!r}; {nearest(name, COMMANDS)}")
+        raise ConfigError(f"FP1011 there is no command {name!r}; {suggest_legal(name, COMMANDS)}")
 
-    return exit_code(refuse)
+    return run_command(refuse)
 
 
 if __name__ == "__main__":

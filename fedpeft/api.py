@@ -29,19 +29,19 @@ import torch
 from torch import nn
 
 from fedpeft import plugins
-from fedpeft.config import RunConfig, from_mapping, read_config
-from fedpeft.data.in_memory import NAME, dataset_of, part_of
+from fedpeft.config import RunConfig, build_config, read_config
+from fedpeft.data.in_memory import NAME, convert_to_dataset, create_part
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.parts import name_of, part_text
+from fedpeft.parts import format_part, name_of
 from fedpeft.run import catalogue
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.exports.hub import check_name, push
 from fedpeft.run.finished import FinishedRun
-from fedpeft.run.folder import begun, checked_settings
+from fedpeft.run.folder import remove_on_error, resolve_settings
 from fedpeft.run.observer import RoundResult
-from fedpeft.run.plots import figure_of
+from fedpeft.run.plots import plot_run
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
 from fedpeft.studies.results import Result
@@ -84,12 +84,12 @@ class Run:
     @cached_property
     def history(self) -> Any:
         """One row per round (`fedpeft.run.observer.RoundResult`): a pandas frame, or a list of dicts without pandas."""
-        return _frame(Records(self.folder).read("rounds.jsonl"))
+        return _build_frame(Records(self.folder).read("rounds.jsonl"))
 
     @cached_property
     def clients(self) -> Any:
         """One row per client and round, as `history` is."""
-        return _frame(Records(self.folder).read("clients.jsonl"))
+        return _build_frame(Records(self.folder).read("clients.jsonl"))
 
     @property
     def adapter(self) -> Path:
@@ -99,7 +99,7 @@ class Run:
 
     def plot(self) -> Any:
         """Validation accuracy and losses over rounds, as a figure of matplotlib."""
-        return figure_of(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
+        return plot_run(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
 
     def predict(self, inputs: str | Iterable[str], *, new_tokens: int = 40) -> list[str]:
         """Return the model's answer to each input, as `python -m fedpeft.predict` prints it.
@@ -113,7 +113,7 @@ class Run:
         """
         from fedpeft.predict import predict_answers
 
-        with _undisturbed(), plugins.given(self.parts):
+        with _restore_process_state(), plugins.use_parts(self.parts):
             texts = [inputs] if isinstance(inputs, str) else list(inputs)
             return predict_answers(FinishedRun.read(self.folder), texts, new_tokens)
 
@@ -131,12 +131,12 @@ class Run:
         Raises:
             FedpeftError: the run's examples or clients can't be used.
         """
-        from fedpeft.evaluation.evaluation import Evaluation, Wanted
+        from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest
 
-        with _undisturbed(), plugins.given(self.parts), ConsoleObserver(Console(quiet=True)) as observer:
-            wanted = Wanted(rows=rows, own=own, alone=alone)
-            found = Evaluation(FinishedRun.read(self.folder), wanted, observer).found()
-        return _frame([{"model": name, **measures} for name, measures in found.table.items()])
+        with _restore_process_state(), plugins.use_parts(self.parts), ConsoleObserver(Console(quiet=True)) as observer:
+            wanted = EvaluationRequest(rows=rows, own=own, alone=alone)
+            found = Evaluation(FinishedRun.read(self.folder), wanted, observer).evaluate()
+        return _build_frame([{"model": name, **measures} for name, measures in found.table.items()])
 
     def model(self) -> nn.Module:
         """The finished model on the CPU, in fp32, to be evaluated: called with a batch of tensors it gives logits.
@@ -144,7 +144,7 @@ class Run:
         Raises:
             FedpeftError: the base model, or a part from outside that it needs, is not there.
         """
-        with _undisturbed(), plugins.given(self.parts):
+        with _restore_process_state(), plugins.use_parts(self.parts):
             finished = FinishedRun.read(self.folder)
             return finished.model(finished.base()).eval()
 
@@ -158,7 +158,11 @@ class Run:
 
         check_name(name)
         folder = Path(tempfile.mkdtemp(prefix="fedpeft-")) / self.folder.name
-        with begun(folder.parent, kept=lambda: False), _undisturbed(), plugins.given(self.parts):
+        with (
+            remove_on_error(folder.parent, kept=lambda: False),
+            _restore_process_state(),
+            plugins.use_parts(self.parts),
+        ):
             export(self.folder, folder, merge, Console(quiet=True))
         sent = push(folder, name, public, endpoint)
         shutil.rmtree(folder.parent)
@@ -171,9 +175,9 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         RunError: there is none, or it is not finished.
     """
-    with plugins.given({}):
+    with plugins.use_parts({}):
         found = FinishedRun.read(Path(folder))
-    for note in plugins.notes():
+    for note in plugins.take_notes():
         warnings.warn(note, stacklevel=2)
     return Run(found.folder, found.config, found.summary)
 
@@ -200,7 +204,7 @@ def run_simulation(
         progress: whether to show how the run goes on.
         tokenizer: that of a `model` given as an object.
         settings: fields of `RunConfig`. Those that are parts may be objects; `dataset` whatever
-            `fedpeft.data.in_memory.dataset_of` takes; `model` one of transformers.
+            `fedpeft.data.in_memory.convert_to_dataset` takes; `model` one of transformers.
 
     Raises:
         FedpeftError: what the user can mend, in one sentence.
@@ -212,19 +216,19 @@ def run_simulation(
     if (
         "dataset" in values
         and not isinstance(values["dataset"], str)
-        and not _known("dataset", type(values["dataset"]))
+        and not _is_known("dataset", type(values["dataset"]))
     ):
-        values = _with_rows(values, parts)
-    objects = {name: value for name, value in values.items() if _objects(name, value)}
-    with _undisturbed(), plugins.given({}):  # what is named here is forgotten afterwards
+        values = _add_rows(values, parts)
+    objects = {name: value for name, value in values.items() if _list_objects(name, value)}
+    with _restore_process_state(), plugins.use_parts({}):  # what is named here is forgotten afterwards
         catalogue.use([plugin] if isinstance(plugin, str) else plugin)
         for name, value in objects.items():
-            for part in _objects(name, value):
+            for part in _list_objects(name, value):
                 _add(name, type(part), parts)
-        with plugins.given(parts):
+        with plugins.use_parts(parts):
             catalogue.use(())
             values |= {
-                name: _joined(name).join(part_text(part) for part in _objects(name, value))
+                name: _get_separator(name).join(format_part(part) for part in _list_objects(name, value))
                 for name, value in objects.items()
             }
             made = _run(config, values, output, resume, tokenizer, on_round, Console(quiet=not progress))
@@ -253,15 +257,15 @@ def _run(
         values["model"] = str(model)
         model = None
     suits = values.pop(SUITS, "auto")
-    chosen = from_mapping({**dataclasses.asdict(default), **values}, "run_simulation")
+    chosen = build_config({**dataclasses.asdict(default), **values}, "run_simulation")
     if chosen.model == "auto" and resume is None:
         chosen = dataclasses.replace(chosen, model=suits)
-    chosen, folder = checked_settings(
+    chosen, folder = resolve_settings(
         chosen, default, None if output is None else Path(output), None if resume is None else Path(resume)
     )
-    with begun(folder, lambda: any((folder / "checkpoint").glob("*"))):
+    with remove_on_error(folder, lambda: any((folder / "checkpoint").glob("*"))):
         if model is not None and resume is None:
-            chosen = dataclasses.replace(chosen, model=_saved(model, tokenizer, folder / GIVEN_MODEL))
+            chosen = dataclasses.replace(chosen, model=_save_model(model, tokenizer, folder / GIVEN_MODEL))
         simulate(chosen, folder, resume is not None, console, on_round=on_round)
     return open_run(folder)
 
@@ -289,19 +293,19 @@ def run_study(
     from fedpeft import study as command
 
     asked = command.Command(Path(study), preset, None if output is None else Path(output), jobs)
-    with _undisturbed(), plugins.given({}):
-        results = command.completed(asked, Console(quiet=not progress))
-    return _frame([_row(result) for result in results])
+    with _restore_process_state(), plugins.use_parts({}):
+        results = command.complete_study(asked, Console(quiet=not progress))
+    return _build_frame([_build_row(result) for result in results])
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _build_row(result: Result) -> dict[str, Any]:
     """A run of a study; where an axis is named as a table of summary.json is (privacy), the axis's label stays."""
     row = {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
     tables = {key for key, value in (result.summary or {}).items() if isinstance(value, Mapping)}
     return row | {key: value for key, value in (result.summary or {}).items() if key not in row.keys() & tables}
 
 
-def _frame(records: list[dict[str, Any]]) -> Any:
+def _build_frame(records: list[dict[str, Any]]) -> Any:
     """The records as a pandas frame, where pandas is installed."""
     try:
         import pandas
@@ -310,9 +314,9 @@ def _frame(records: list[dict[str, Any]]) -> Any:
     return pandas.DataFrame(records)
 
 
-def _objects(name: str, value: Any) -> list[Any]:
+def _list_objects(name: str, value: Any) -> list[Any]:
     """The parts that a setting was given as objects; empty: it was given as a text or number."""
-    several = list(value) if isinstance(value, list | tuple) and _joined(name) else [value]
+    several = list(value) if isinstance(value, list | tuple) and _get_separator(name) else [value]
     return several if all(_is_part(part, name) for part in several) else []
 
 
@@ -327,27 +331,27 @@ def _check_given(name: str, value: Any) -> None:
     if isinstance(value, type):
         raise ConfigError(
             f"FP1035 {name} was given the class {value.__name__} itself; give an object of it, "
-            f"{name}={value.__name__}(...), or a text, such as {name}={_example(name)!r} (docs/own-parts.md says what "
+            f"{name}={value.__name__}(...), or a text, such as {name}={_get_example(name)!r} (docs/own-parts.md says what "
             "such a class needs)"
         )
     rows_or_model = name in ("dataset", "model")  # which have their own sentences
     if rows_or_model or isinstance(value, str) or (name == "cohort" and isinstance(value, int | float)):
         return
-    if not _objects(name, value):
-        several = ", or a list of them" if _joined(name) else ""
+    if not _list_objects(name, value):
+        several = ", or a list of them" if _get_separator(name) else ""
         raise ConfigError(
-            f"FP1036 {name} must be a text, such as {name}={_example(name)!r}, or an object of a part's class, a "
+            f"FP1036 {name} must be a text, such as {name}={_get_example(name)!r}, or an object of a part's class, a "
             f"frozen dataclass{several} (docs/own-parts.md), got {value!r:.80}"
         )
 
 
-def _example(setting: str) -> str:
+def _get_example(setting: str) -> str:
     return str(getattr(RunConfig(), setting)) or next(
         iter(catalogue.FAMILIES[setting.replace("_", "-")][0].own_names), f"my_{setting}"
     )
 
 
-def _joined(setting: str) -> str:
+def _get_separator(setting: str) -> str:
     """What stands between parts in a setting's text; empty: there is one."""
     flag = catalogue.FLAGS.get(setting.replace("_", "-"))
     return flag.joined if flag else ""
@@ -360,29 +364,29 @@ def _is_part(value: Any, name: str) -> bool:
 
 def _add(setting: str, cls: type, parts: dict[str, dict[str, type]]) -> None:
     """Note a class that no family has yet, under its own name."""
-    if _known(setting, cls):
+    if _is_known(setting, cls):
         return
     families = catalogue.FAMILIES[setting.replace("_", "-")]
     rules = "precision_rules" if hasattr(cls, "bits") and not hasattr(cls, "place") else families[0].group
     parts.setdefault(rules if setting == "codec" else families[0].group, {})[cls.__name__] = cls
 
 
-def _known(setting: str, cls: type) -> bool:
+def _is_known(setting: str, cls: type) -> bool:
     """Whether a class is a part that texts can name."""
     families, name = catalogue.FAMILIES[setting.replace("_", "-")], name_of(cls)
     return any(name in family.names and family.part(name) is cls for family in families)
 
 
-def _with_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict[str, Any]:
+def _add_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict[str, Any]:
     """The settings with a data set in memory as a part; rows that come client by client stay where they are."""
     by_client = isinstance(values["dataset"], list | tuple) and all(isinstance(c, tuple) for c in values["dataset"])
-    dataset = dataset_of(values["dataset"])
-    parts.setdefault("datasets", {})[NAME], text = part_of(dataset)
+    dataset = convert_to_dataset(values["dataset"])
+    parts.setdefault("datasets", {})[NAME], text = create_part(dataset)
     own = {"clients": 0, "partition": "natural"} if by_client else {}
     return {**own, **values, "dataset": text, SUITS: dataset.default_model}
 
 
-def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
+def _save_model(model: Any, tokenizer: Any, folder: Path) -> str:
     """A model of transformers as a folder, which worker processes, and later commands, load it from."""
     if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
         raise ConfigError(
@@ -413,7 +417,7 @@ def _check_class(model: Any) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _restore_process_state() -> Iterator[None]:
     """What a run changes of the process around it is afterwards as it was."""
     from transformers.utils import logging
 

@@ -12,9 +12,9 @@ import tyro
 from fedpeft.deployment.certificates import Authority, check_host, check_name
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
-from fedpeft.machine.files import replace, writing
+from fedpeft.machine.files import raise_write_errors, replace
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ HERE = ("localhost", "127.0.0.1")
 """What a server is called that nobody has named."""
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a list `a,b`."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -60,17 +60,17 @@ def make(command: Command, console: Console) -> None:
     """
     if not 0 < command.days <= 3650:
         raise ConfigError(f"FP1042 days={command.days:g} must be above 0 and at most 3650")
-    hosts = [check_host(host) for host in words(command.server)]
-    for name in (*words(command.clients), *words(command.revoke)):
+    hosts = [check_host(host) for host in split_words(command.server)]
+    for name in (*split_words(command.clients), *split_words(command.revoke)):
         check_name(name)
     authority = Authority(command.folder, command.days)
-    present = authority.hosts()
+    present = authority.list_hosts()
     if hosts and present and sorted(hosts) != sorted(present) and not command.renew:
         raise ConfigError(
             f"FP1043 the server's certificate in {command.folder} is for {','.join(present)}, not {','.join(hosts)}; "
             "give --renew for a new one, or leave --server out"
         )
-    for name in words(command.revoke):
+    for name in split_words(command.revoke):
         authority.check_certificate(name)
     if authority.ensure():
         console.print(f"authority  {command.folder}/ca.pem (keep ca.key here)", markup=False, highlight=False)
@@ -79,11 +79,11 @@ def make(command: Command, console: Console) -> None:
         authority.server(hosts)
         console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", markup=False, highlight=False)
     else:
-        _say_kept(console, f"{command.folder}/server.pem", authority.objection())
-    for name in words(command.revoke):
+        _say_kept(console, f"{command.folder}/server.pem", authority.describe_objection())
+    for name in split_words(command.revoke):
         authority.revoke(name)
         console.print(f"revoked    {name}", highlight=False)
-    for name in words(command.clients):
+    for name in split_words(command.clients):
         _ensure_client(authority, name, command.renew, console)
     if command.roster:
         _write_roster(command.folder, console)
@@ -98,7 +98,7 @@ def _ensure_client(authority: Authority, name: str, renew: bool, console: Consol
     if is_replaced or not exists:
         console.print(f"client     {authority.client(name)}", markup=False, highlight=False)
     else:
-        _say_kept(console, str(authority.folder / "clients" / name), authority.objection(name))
+        _say_kept(console, str(authority.folder / "clients" / name), authority.describe_objection(name))
 
 
 def _say_kept(console: Console, what: str, objection: str) -> None:
@@ -108,7 +108,7 @@ def _say_kept(console: Console, what: str, objection: str) -> None:
 
 
 def _write_roster(folder: Path, console: Console) -> None:
-    roster = PinnedRoster.of_authority(folder)
+    roster = PinnedRoster.from_authority(folder)
     replace(folder / "roster.txt", roster.to_text().encode())
     console.print(
         f"roster     {folder}/roster.txt of {len(roster.members)} clients, hash {roster.hash}: clients compare it with "
@@ -121,14 +121,14 @@ def _write_roster(folder: Path, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    return exit_code(
-        lambda: _made(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")),
+    return run_command(
+        lambda: _make_certificates(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")),
         lambda: "interrupted; the same command makes what is missing",
     )
 
 
-def _made(command: Command) -> None:
-    with writing(command.folder):
+def _make_certificates(command: Command) -> None:
+    with raise_write_errors(command.folder):
         make(command, Console())
 
 

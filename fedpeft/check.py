@@ -15,14 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpeft import plugins
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.families import DATASETS, PARTITIONS
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.run import early
-from fedpeft.run.command import exit_code, quoted
-from fedpeft.run.sampling import cohort_size
+from fedpeft.run.command import quote_argument, run_command
+from fedpeft.run.sampling import compute_cohort_size
 from fedpeft.spec import Spec
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Command:
 PICTURES = (".svg", ".png", ".pdf")
 
 
-def text_of(data: str) -> str:
+def find_dataset_text(data: str) -> str:
     """What a run's --dataset calls `data`.
 
     Raises:
@@ -82,24 +82,24 @@ def text_of(data: str) -> str:
     return data
 
 
-def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
+def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
     """The partition's text, and how `rows` would lie.
 
     Raises:
         FedpeftError: rows can't be split so.
     """
     from fedpeft.data.partition import USUAL, split
-    from fedpeft.data.rows import suited_partition
+    from fedpeft.data.rows import get_default_partition
 
     text = command.partition
     if text == "auto":
         usual = "natural" if rows.owners is not None else "iid" if rows.classes is None else USUAL
-        text = suited_partition(text_of(command.data)) or usual
+        text = get_default_partition(find_dataset_text(command.data)) or usual
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
     return text, split(PARTITIONS.build(text), rows, clients, command.seed)
 
 
-def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:
+def compute_lengths(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:
     """The lengths of training rows, their unit, and why it is words where it is, or why a run would refuse them.
 
     Raises:
@@ -126,7 +126,7 @@ def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str
             task.tokenise(rows, folder, command.tokens)
         except DataError as error:  # an answer begins behind them
             why = str(error)
-    return found.longer if isinstance(found, AnsweredRows) else found.lengths, "tokens", why
+    return found.longer_lengths if isinstance(found, AnsweredRows) else found.lengths, "tokens", why
 
 
 def check_flags(command: Command) -> str:
@@ -137,9 +137,9 @@ def check_flags(command: Command) -> str:
     """
     if command.picture is not None and command.picture.suffix not in PICTURES:
         raise ConfigError(f"FP1044 --picture {command.picture} must end in {', '.join(PICTURES)}")
-    text = text_of(command.data)
+    text = find_dataset_text(command.data)
     settings = {name: getattr(command, name) for name in ("partition", "clients", "model", "tokens", "seed")}
-    early.check(from_mapping({**settings, "dataset": text}, "the command line"))
+    early.check(build_config({**settings, "dataset": text}, "the command line"))
     return text
 
 
@@ -155,65 +155,65 @@ def check(command: Command, console: Console) -> list[str]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     text = check_flags(command)
-    from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
-    from fedpeft.data.rows import load_dataset, without_validation
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.data.inspection import check_lengths, check_partition, check_rows
+    from fedpeft.data.rows import load_dataset, split_off_validation
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     dataset = load_dataset(text)
     say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.partition('(')[0].replace('_', ' ')}")
     for note in dataset.notes:
         say("note", note)
-    train, held = without_validation(dataset)
+    train, held = split_off_validation(dataset)
     _show_classes(dataset, train, held, console)
     lengths: np.ndarray | None = None
-    wrong, unit = wrong_with_rows(dataset), "tokens"
+    wrong, unit = check_rows(dataset), "tokens"
     if dataset.kind == "text":
-        lengths, unit, why = lengths_of(command, dataset)
+        lengths, unit, why = compute_lengths(command, dataset)
         low, median, high = np.percentile(lengths, (5, 50, 95))
         say("lengths", f"{low:.0f} / {median:.0f} / {high:.0f} {unit} (5 % / median / 95 %), longest {lengths.max()}")
-        wrong += [why] if why else wrong_with_lengths(lengths, command.tokens)
-    called, partition = partitioned(command, train)
+        wrong += [why] if why else check_lengths(lengths, command.tokens)
+    called, partition = partition_rows(command, train)
     say("partition", f"{called}: {partition.statistics(train.classes, len(train))}")
-    wrong_clients = wrong_with_partition(partition, train)
+    wrong_clients = check_partition(partition, train)
     wrong += wrong_clients
     if command.picture is not None:
         from fedpeft.run.partition_picture import draw
 
-        with writing(command.picture):
+        with raise_write_errors(command.picture):
             draw(command.picture, partition, train, dataset.label_names, lengths, command.tokens, unit)
         say("picture", str(command.picture))
     for sentence in wrong:
         say("wrong", sentence)
     if not wrong:
         say("wrong", "nothing was found")
-    if wrong_clients and (better := _better_partition(command, called, train)):
+    if wrong_clients and (better := _find_better_partition(command, called, train)):
         called, partition = better
         say("instead", f"{called}: nothing is wrong with its {len(partition)} clients, so the run below takes it")
     clients = 0 if called.startswith("natural") and not command.clients else len(partition)
-    size = cohort_size(DEFAULT.cohort, len(partition))
+    size = compute_cohort_size(DEFAULT.cohort, len(partition))
     cohort = "all" if size == len(partition) else str(size)
     say("a run", run_of(command, {"dataset": text, "partition": called, "clients": str(clients), "cohort": cohort}))
     return wrong
 
 
-def _better_partition(command: Command, called: str, rows: Rows) -> tuple[str, Shards] | None:
+def _find_better_partition(command: Command, called: str, rows: Rows) -> tuple[str, Shards] | None:
     """Return the partition of equal clients, if it has nothing wrong that the one looked at has; else None.
 
     Where rows have owners, or the user has named a partition, the clients are as they are.
     """
-    from fedpeft.data.inspection import wrong_with_partition
+    from fedpeft.data.inspection import check_partition
     from fedpeft.data.partition import USUAL, split
 
     if command.partition != "auto" or called != USUAL:
         return None
     equal = split(PARTITIONS.build("iid"), rows, command.clients or min(int(DEFAULT.clients), len(rows)), command.seed)
-    return None if wrong_with_partition(equal, rows) else ("iid", equal)
+    return None if check_partition(equal, rows) else ("iid", equal)
 
 
 def run_of(command: Command, settings: Mapping[str, str]) -> str:
     """Return the command line of a run with these settings and the command's own, as a shell reads it."""
-    flags = {name: quoted(v) if name in ("dataset", "partition") else v for name, v in settings.items()}
+    flags = {name: quote_argument(v) if name in ("dataset", "partition") else v for name, v in settings.items()}
     for name in ("model", "tokens", "seed"):
         if (given := getattr(command, name)) != getattr(DEFAULT, name):
             flags[name] = shlex.quote(str(given))
@@ -222,7 +222,7 @@ def run_of(command: Command, settings: Mapping[str, str]) -> str:
     return " ".join(["python -m fedpeft.simulate", *words])
 
 
-def counted(rows: Rows, classes: int) -> np.ndarray:
+def count_labels(rows: Rows, classes: int) -> np.ndarray:
     """Rows with each class or label, (classes,)."""
     labels = np.asarray(rows.labels)
     return labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
@@ -231,13 +231,13 @@ def counted(rows: Rows, classes: int) -> np.ndarray:
 def count_tags(rows: Rows, classes: int) -> np.ndarray:
     """Return how many words have each label, (classes,)."""
     from fedpeft.data.examples import IGNORED
-    from fedpeft.data.tagged_words import words_and_tags
+    from fedpeft.data.tagged_words import parse_row
 
-    tags = [tag for row in rows.inputs for tag in words_and_tags(row)[1] if tag != IGNORED]
+    tags = [tag for row in rows.inputs for tag in parse_row(row)[1] if tag != IGNORED]
     return np.bincount(np.array(tags, np.int64), minlength=classes)
 
 
-def _numbers(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
+def _build_number_table(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
     """Rows of each split, and how their numbers lie."""
     of = escape((dataset.label_names or ("",))[0])
     table = Table("split", "rows", f"{of}: mean", "deviation", "least", "median", "most")
@@ -253,9 +253,9 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
     names, shown = dataset.label_names or (), 8
     splits = {"training": train, "validation": held, "test": dataset.test}
     if train.targets == "numbers":
-        console.print(_numbers(dataset, splits))
+        console.print(_build_number_table(dataset, splits))
         return
-    counts = {n: counted(r, len(names)) for n, r in splits.items() if r.labels is not None}
+    counts = {n: count_labels(r, len(names)) for n, r in splits.items() if r.labels is not None}
     if dataset.task == "token_labels":
         counts = {n: count_tags(r, len(names)) for n, r in splits.items()}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
@@ -270,10 +270,10 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where something is wrong with the data, 2 where they can't be used."""
-    return exit_code(lambda: _checked(tyro.cli(Command, args=arguments, prog="python -m fedpeft.check")))
+    return run_command(lambda: _run_check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.check")))
 
 
-def _checked(command: Command) -> int:
+def _run_check(command: Command) -> int:
     plugins.use(command.plugin)
     return 1 if check(command, Console()) else 0
 

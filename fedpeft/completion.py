@@ -22,7 +22,7 @@ import tyro
 
 from fedpeft.__main__ import COMMANDS
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 PROGRAM = "fedpeft"
 """The console script, which alone can be completed: a shell binds completions to a program's name."""
@@ -49,14 +49,14 @@ class Command:
     shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional, tyro.conf.arg(help="which shell it is for")]
 
 
-def script(shell: str) -> str:
+def write_script(shell: str) -> str:
     """The script for `shell`: bash, zsh or fish.
 
     Raises:
         ConfigError: the installed tyro makes none.
     """
     commands = [
-        Annotated[_declared(name), tyro.conf.subcommand(name=name, description=about)]
+        Annotated[_get_command_class(name), tyro.conf.subcommand(name=name, description=about)]
         for name, about in COMMANDS.items()
     ]
     union: Any = Union[tuple(commands)]  # noqa: UP007 (of a number that is not known here)
@@ -71,7 +71,7 @@ def script(shell: str) -> str:
     return made + (FILES.replace("FUNCTION", bound[1]) if bound else "")
 
 
-def _declared(name: str) -> Any:
+def _get_command_class(name: str) -> Any:
     """The class of a command's flags."""
     spec = find_spec(f"fedpeft.{name}")
     inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
@@ -80,7 +80,7 @@ def _declared(name: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code."""
-    return exit_code(lambda: print(script(tyro.cli(Command, args=arguments, prog="fedpeft completion").shell)))
+    return run_command(lambda: print(write_script(tyro.cli(Command, args=arguments, prog="fedpeft completion").shell)))
 
 
 if __name__ == "__main__":

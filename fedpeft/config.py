@@ -108,13 +108,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """The settings of a run, by what they are about."""
 
 
-def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
+def build_config(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from keys and values, checked.
 
     Raises:
         ConfigError: unknown key, wrong type, value out of range; `source` is named.
     """
-    given = {name: _number(value, NUMBERS_AS_TEXTS.get(name, ())) for name, value in values.items()}
+    given = {name: _parse_number(value, NUMBERS_AS_TEXTS.get(name, ())) for name, value in values.items()}
     for name, value in given.items():
         if name in WHOLE and isinstance(value, int) and value.bit_length() > MOST_BITS:
             raise ConfigError(
@@ -134,7 +134,7 @@ NUMBERS_AS_TEXTS: Mapping[str, tuple[type, ...]] = {"clients": (int,), "cohort":
 """Settings in which a text that is such a number means the number, as on the command line."""
 
 
-def _number(value: Any, kinds: tuple[type, ...]) -> Any:
+def _parse_number(value: Any, kinds: tuple[type, ...]) -> Any:
     """The finite number that a text is, of the first kind that it is of; anything else as it is."""
     for kind in kinds if isinstance(value, str) else ():
         try:
@@ -160,7 +160,7 @@ def read_config(path: Path, goes_on: bool = True, of_run: bool = False) -> RunCo
     """
     content = read_toml(path)
     use_plugins(content, path, goes_on, of_run)
-    return from_mapping(content, str(path))
+    return build_config(content, str(path))
 
 
 def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True, of_run: bool = False) -> None:

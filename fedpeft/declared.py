@@ -39,7 +39,7 @@ def read(module: str, name: str) -> Any:
             return getattr(importlib.import_module(module), name)
         except AttributeError:
             raise UnreadableError(f"{module}.{name}") from None
-    if module.partition(".")[0] != _OURS or (statement := _statements(module).get(name)) is None:
+    if module.partition(".")[0] != _OURS or (statement := _find_statements(module).get(name)) is None:
         raise UnreadableError(f"{module}.{name}")
     if isinstance(statement, ast.ImportFrom):
         alias = next(alias for alias in statement.names if (alias.asname or alias.name) == name)
@@ -48,7 +48,7 @@ def read(module: str, name: str) -> Any:
     if isinstance(statement, ast.Import) and not all(_is_at_hand(alias.name) for alias in statement.names):
         raise UnreadableError(f"{module}.{name}")
     scope: dict[str, Any] = {"__name__": module}
-    for other in _free(statement):
+    for other in _find_free_names(statement):
         scope[other] = read(module, other)
     exec(compile(ast.Module([statement], []), module, "exec", dont_inherit=True), scope)
     return scope[name]
@@ -60,7 +60,7 @@ def _is_at_hand(module: str) -> bool:
 
 
 @cache
-def _statements(module: str) -> Mapping[str, ast.stmt]:
+def _find_statements(module: str) -> Mapping[str, ast.stmt]:
     """The statements of a module's source that give a name a value, by that name."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
@@ -68,20 +68,20 @@ def _statements(module: str) -> Mapping[str, ast.stmt]:
     found: dict[str, ast.stmt] = {}
     for statement in ast.parse(Path(spec.origin).read_text("utf-8")).body:
         if isinstance(statement, ast.ClassDef):
-            found[statement.name] = _without_methods(statement)
+            found[statement.name] = _drop_methods(statement)
         elif isinstance(statement, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name: statement for alias in statement.names}
         elif isinstance(statement, ast.FunctionDef):
-            found[statement.name] = _without_annotations(statement)
+            found[statement.name] = _drop_annotations(statement)
         elif isinstance(statement, ast.Assign):
-            found |= {name: statement for target in statement.targets for name in _names(target, ast.Store)}
+            found |= {name: statement for target in statement.targets for name in _find_names(target, ast.Store)}
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
             plain = ast.Assign([statement.target], statement.value)
             found[statement.target.id] = ast.copy_location(ast.fix_missing_locations(plain), statement)
     return MappingProxyType(found)
 
 
-def _without_methods(statement: ast.ClassDef) -> ast.ClassDef:
+def _drop_methods(statement: ast.ClassDef) -> ast.ClassDef:
     """A class with its bases, decorators, fields, and what is `KEPT`."""
     body: list[ast.stmt] = []
     for line in statement.body:
@@ -95,7 +95,7 @@ def _without_methods(statement: ast.ClassDef) -> ast.ClassDef:
     return ast.fix_missing_locations(ast.copy_location(copy, statement))
 
 
-def _without_annotations(statement: ast.FunctionDef) -> ast.FunctionDef:
+def _drop_annotations(statement: ast.FunctionDef) -> ast.FunctionDef:
     """A function whose arguments and result may be of any type."""
     statement.returns = None
     for argument in (*statement.args.posonlyargs, *statement.args.args, *statement.args.kwonlyargs):
@@ -103,12 +103,12 @@ def _without_annotations(statement: ast.FunctionDef) -> ast.FunctionDef:
     return statement
 
 
-def _names(tree: ast.AST, context: type[ast.expr_context]) -> Iterator[str]:
+def _find_names(tree: ast.AST, context: type[ast.expr_context]) -> Iterator[str]:
     """The names in a tree that are set (`ast.Store`) or read (`ast.Load`)."""
     return (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context))
 
 
-def _free(statement: ast.stmt) -> set[str]:
+def _find_free_names(statement: ast.stmt) -> set[str]:
     """The names that a statement takes from its module."""
     inner = [node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef | ast.comprehension)]
     bound = {
@@ -117,5 +117,5 @@ def _free(statement: ast.stmt) -> set[str]:
         if isinstance(node, ast.arguments)
         for argument in (*node.posonlyargs, *node.args, *node.kwonlyargs)
     }
-    bound |= {name for node in inner for name in _names(node, ast.Store)}
-    return {name for name in _names(statement, ast.Load) if name not in bound and not hasattr(builtins, name)}
+    bound |= {name for node in inner for name in _find_names(node, ast.Store)}
+    return {name for name in _find_names(statement, ast.Load) if name not in bound and not hasattr(builtins, name)}

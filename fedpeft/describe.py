@@ -25,7 +25,7 @@ from fedpeft.machine.terminal import Console
 from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of
 from fedpeft.run import catalogue
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
 """Which families a flag's parts are of: those of `simulate`, of `serve` and of `evaluate`."""
@@ -49,12 +49,12 @@ class Command:
     ] = ()
 
 
-def parts_named(name: str) -> list[tuple[str, type]]:
+def find_parts(name: str) -> list[tuple[str, type]]:
     """All parts called `name`, with the flag that takes them."""
     return [(flag, f.part(name)) for flag, families in FAMILIES.items() for f in families if name in f.names]
 
 
-def unknown(name: str) -> ConfigError:
+def create_unknown_error(name: str) -> ConfigError:
     """Nothing is called `name`; says what is called nearly so."""
     for families in FAMILIES.values():
         for family in families:
@@ -65,7 +65,7 @@ def unknown(name: str) -> ConfigError:
     return ConfigError(f"FP1154 there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
 
 
-def overview(flags: list[str]) -> Table:
+def build_overview(flags: list[str]) -> Table:
     """One row per part: the flag, its name, the first sentence about it."""
     sums = flags == ["strategy"]
     columns = ("flag", "part", *(["sum of clients"] if sums else []), "what it is")
@@ -89,7 +89,7 @@ def _sum_of_clients(strategy: type[Strategy]) -> str:
 def show(flag: str, cls: type, console: Console) -> None:
     """A part: what its module says, and its settings."""
     module = sys.modules[cls.__module__]
-    origin = plugins.origin_of(cls)
+    origin = plugins.find_origin(cls)
     text = (inspect.getdoc(module) if origin is None else None) or inspect.getdoc(cls) or ""
     console.print(f"[bold]--{flag} {name_of(cls)}[/]\n")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -106,14 +106,14 @@ def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) ->
     for field in fields:
         default = "must be given" if field.default is dataclasses.MISSING else repr(field.default)
         settings.add_row(
-            field.name, escape(default), escape(legal(field.metadata["bounds"])), escape(field.metadata["help"])
+            field.name, escape(default), escape(format_range(field.metadata["bounds"])), escape(field.metadata["help"])
         )
     if settings.row_count:
         console.print()
         console.print(settings)
 
 
-def legal(bounds: Bounds) -> str:
+def format_range(bounds: Bounds) -> str:
     """A setting's range in words; empty: anything of its type."""
     if bounds.choices:
         return ", ".join(map(str, bounds.choices))
@@ -127,7 +127,7 @@ def describe(name: str, console: Console) -> None:
     Raises:
         ConfigError: nothing is.
     """
-    parts = parts_named(name)
+    parts = find_parts(name)
     for flag, cls in parts:
         show(flag, cls, console)
     if name in PRESETS:
@@ -137,25 +137,25 @@ def describe(name: str, console: Console) -> None:
         console.print(f"[bold]--{plain.replace('_', '-')}[/]", highlight=False)
         show_settings([SETTINGS[plain]], console)
     if not (parts or name in PRESETS or plain in SETTINGS):
-        raise unknown(name)
+        raise create_unknown_error(name)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, or 2 for a name that is unknown."""
-    return exit_code(lambda: _described(tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")))
+    return run_command(lambda: _run_describe(tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")))
 
 
-def _described(command: Command) -> None:
+def _run_describe(command: Command) -> None:
     console = Console()
     catalogue.use(command.plugin)
     if not command.name or command.name in FAMILIES:
-        console.print(overview([command.name] if command.name else list(FAMILIES)))
-    if command.name and (command.name not in FAMILIES or parts_named(command.name)):
+        console.print(build_overview([command.name] if command.name else list(FAMILIES)))
+    if command.name and (command.name not in FAMILIES or find_parts(command.name)):
         describe(command.name, console)
 
 
 if __name__ == "__main__":
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     sys.exit(main())

@@ -89,13 +89,13 @@ class PrivacyError(FedpeftError):
     uncoded = "FP7000"
 
 
-def needs_extra(module: str, extra: str, what: str) -> None:
+def require_extra(module: str, extra: str, what: str) -> None:
     """Raise AssetError unless `module`, which the optional dependencies `extra` bring, can be imported."""
     if importlib.util.find_spec(module) is None:
         raise AssetError(f"FP2008 {what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")
 
 
-def brief(value: object) -> str:
+def shorten_value(value: object) -> str:
     """A value of the user's as messages show it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -22,12 +22,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import exit_code, tell_notes
-from fedpeft.run.console import amount
+from fedpeft.run.command import run_command, tell_notes
+from fedpeft.run.console import format_amount
 from fedpeft.run.folder import refuse_file
 
 if TYPE_CHECKING:
-    from fedpeft.evaluation.evaluation import Answered, Found
+    from fedpeft.evaluation.evaluation import EvaluationResult, QuestionAnswers
 
 SHOWN = 3
 """Questions whose answers are printed side by side."""
@@ -56,25 +56,25 @@ class Command:
     ] = ()
 
 
-def table_of(found: Found) -> Table:
+def build_table(found: EvaluationResult) -> Table:
     """Who is compared, and their measures."""
     columns = list(dict.fromkeys(column for row in found.table.values() for column in row))
     table = Table("", *(Column(escape(column), overflow="fold") for column in columns))
     for name, row in found.table.items():
-        table.add_row(name, *(amount(row[column]) if column in row else "" for column in columns))
+        table.add_row(name, *(format_amount(row[column]) if column in row else "" for column in columns))
     return table
 
 
-def spread(answered: list[Answered]) -> list[Answered]:
+def select_evenly(answered: list[QuestionAnswers]) -> list[QuestionAnswers]:
     """`SHOWN` of the questions, evenly over all: not the nicest ones."""
     return [answered[(2 * i + 1) * len(answered) // (2 * SHOWN)] for i in range(min(SHOWN, len(answered)))]
 
 
-def answers_of(answered: list[Answered]) -> Table:
+def build_answer_table(answered: list[QuestionAnswers]) -> Table:
     """Some questions with what everybody says."""
     names = list(answered[0].said)[:3]
     table = Table("question", "right", *names, show_lines=True)
-    for one in spread(answered):
+    for one in select_evenly(answered):
         cells = (one.question[-200:], " | ".join(one.right), *(one.said[name][:200] for name in names))
         table.add_row(*map(escape, cells))
     return table
@@ -86,14 +86,14 @@ def evaluate(command: Command, console: Console) -> None:
     Raises:
         FedpeftError: there is no finished run, or its rows, questions or clients can't be used.
     """
-    from fedpeft.evaluation.evaluation import Evaluation, Wanted
+    from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest
     from fedpeft.run.console import ConsoleObserver
     from fedpeft.run.finished import FinishedRun
-    from fedpeft.run.next_commands import next_commands, say_lines
+    from fedpeft.run.next_commands import list_next_commands, say_lines
 
     output = command.output or command.run / "evaluation"
     refuse_file(output)
-    wanted = Wanted(
+    wanted = EvaluationRequest(
         questions=command.questions,
         metrics=command.metrics,
         new_tokens=command.new_tokens,
@@ -106,27 +106,27 @@ def evaluate(command: Command, console: Console) -> None:
     with ConsoleObserver(console) as observer:
         run = FinishedRun.read(command.run)
         tell_notes()
-        found = Evaluation(run, wanted, observer).found()
+        found = Evaluation(run, wanted, observer).evaluate()
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
-    console.print(table_of(found))
+    console.print(build_table(found))
     if found.answered:
-        console.print(answers_of(found.answered))
+        console.print(build_answer_table(found.answered))
     found.write(output)
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
-    say_lines("next:", next_commands(run, evaluated=True), console)
+    say_lines("next:", list_next_commands(run, evaluated=True), console)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return exit_code(lambda: _evaluated(tyro.cli(Command, args=arguments, prog="python -m fedpeft.evaluate")))
+    return run_command(lambda: _run_evaluate(tyro.cli(Command, args=arguments, prog="python -m fedpeft.evaluate")))
 
 
-def _evaluated(command: Command) -> None:
+def _run_evaluate(command: Command) -> None:
     from fedpeft.run import catalogue
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     catalogue.use(command.plugin)
     evaluate(command, Console())
 

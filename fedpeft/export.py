@@ -27,11 +27,11 @@ import tyro
 from fedpeft.config import read_config
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.machine.files import links_in, writing
+from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
-from fedpeft.run.command import exit_code, tell_notes
+from fedpeft.run.command import run_command, tell_notes
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.exports.hub import check_name, push
 from fedpeft.run.folder import make_folder, refuse_file
@@ -77,7 +77,7 @@ def refuse_links(paths: Iterable[Path]) -> None:
     Raises:
         RunError: a path is one, or leads to one.
     """
-    for link in itertools.chain.from_iterable(map(links_in, paths)):
+    for link in itertools.chain.from_iterable(map(find_links, paths)):
         raise RunError(
             f"FP5250 {link} is a symbolic link, which may lead to any file of this machine, and an export is "
             "published; replace it by a copy of the file, if that belongs to the run"
@@ -92,10 +92,10 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
-    from fedpeft.run.exports.model_card import card, loading
+    from fedpeft.run.exports.model_card import describe_loading, format_card
     from fedpeft.run.exports.transformers_folder import write
     from fedpeft.run.finished import FinishedRun
-    from fedpeft.run.next_commands import pasteable, say_lines
+    from fedpeft.run.next_commands import format_loading_lines, say_lines
 
     refuse_links(run / name for name in READ)
     finished_run = FinishedRun.read(run)
@@ -109,30 +109,32 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     if merge or gguf or method.whole_model:
         finished_run.check_rows()
         finished_run.check_reads_texts("GGUF" if gguf else "a merged model")
-    text = card(finished_run, merged=merge, gguf=gguf)
-    empty(output)
+    text = format_card(finished_run, merged=merge, gguf=gguf)
+    make_empty_folder(output)
     if not finished_run.files.is_dir():
         raise RunError(f"FP5132 {run} holds no finished run: there is no {finished_run.files.name}/ in it")
     if gguf:
-        with partly(output):
+        with empty_on_error(output):
             _write_gguf(finished_run, output, merge, gguf_base, console)
     elif method.whole_model:
         write(finished_run, finished_run.model(finished_run.base()), output)
     elif merge:
-        write(finished_run, _merged(finished_run, console), output)
+        write(finished_run, _merge_adapter(finished_run, console), output)
     else:
         saved_adapter.copy(finished_run.files, output / finished_run.files.name)
         saved_adapter.tell_head(output / finished_run.files.name, finished_run.task)
-    with writing(output):
+    with raise_write_errors(output):
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
     console.print(f"written to {output}", **plain)
-    note, lines = pasteable(loading(finished_run, merge or method.whole_model, gguf), finished_run, output)
+    note, lines = format_loading_lines(
+        describe_loading(finished_run, merge or method.whole_model, gguf), finished_run, output
+    )
     say_lines(f"to load it ({note}):" if note else "to load it:", lines, console)
 
 
 @contextmanager
-def partly(output: Path) -> Iterator[None]:
+def empty_on_error(output: Path) -> Iterator[None]:
     """Where an error comes, the folder is empty again."""
     try:
         yield
@@ -149,14 +151,14 @@ def _write_gguf(run: FinishedRun, output: Path, merge: bool, base: bool, console
     if run.method.whole_model:
         write_model(run, run.model(run.base()).base, output / "model.gguf")
     elif merge:
-        write_model(run, _merged(run, console).base, output / "model.gguf")
+        write_model(run, _merge_adapter(run, console).base, output / "model.gguf")
     else:
         write_adapter(run, output / "adapter.gguf")
     if base:
         write_model(run, run.base(), output / "base.gguf")
 
 
-def empty(output: Path) -> None:
+def make_empty_folder(output: Path) -> None:
     """Make the folder, or RunError: it can't be made, or there is something in it."""
     refuse_file(output)
     if output.exists() and any(output.iterdir()):
@@ -164,7 +166,7 @@ def empty(output: Path) -> None:
     make_folder(output)
 
 
-def _merged(finished_run: FinishedRun, console: Console) -> FederatedModel:
+def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedModel:
     """The model with the adapter worked into its base."""
     from fedpeft.run.finished import sample_batch
 
@@ -174,7 +176,7 @@ def _merged(finished_run: FinishedRun, console: Console) -> FederatedModel:
     batch = sample_batch(finished_run.model_directory)
     with torch.inference_mode():
         expected = model(batch)
-    times = {"base alone": _latency(plain, batch), "with the adapter": _latency(model, batch)}
+    times = {"base alone": _measure_latency(plain, batch), "with the adapter": _measure_latency(model, batch)}
     model.base = finished_run.method.merged(model)
     with torch.inference_mode():
         difference = float((model(batch) - expected).abs().max())
@@ -182,14 +184,14 @@ def _merged(finished_run: FinishedRun, console: Console) -> FederatedModel:
         raise RunError(
             f"FP5134 the merged model's outputs differ by {difference:.1e}, so it is not kept; export the adapter"
         )
-    times["merged"] = _latency(model, batch)
+    times["merged"] = _measure_latency(model, batch)
     shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
     said = f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}"
     console.print(said, highlight=False, soft_wrap=True)
     return model
 
 
-def _latency(model: FederatedModel, batch: Batch) -> float:
+def _measure_latency(model: FederatedModel, batch: Batch) -> float:
     """Median seconds of a forward pass."""
     found = []
     with torch.inference_mode():
@@ -215,8 +217,8 @@ def export_client(run: Path, client: int, output: Path) -> None:
     config = read_config(run / "config.toml", goes_on=False, of_run=True)
     tell_notes()
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
-    state = simulation.client_state(client)
-    empty(output)
+    state = simulation.load_client_state(client)
+    make_empty_folder(output)
     save(simulation.setup, state, output)
     saved_adapter.tell_head(
         output / ("model" if simulation.setup.method.whole_model else "adapter"), simulation.setup.task
@@ -225,14 +227,14 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return exit_code(lambda: _exported(tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")))
+    return run_command(lambda: _run_export(tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")))
 
 
-def _exported(command: Command) -> None:
+def _run_export(command: Command) -> None:
     from fedpeft.run import catalogue
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     catalogue.use(command.plugin)
     output = command.output or command.run / "export"
     if command.gguf_base and not command.gguf:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, class_at
+from fedpeft.parts import Family, import_class
 from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ _FILE = re.compile(
 class DatasetFamily(Family[T]):
     """Data sets; a file's name alone is none."""
 
-    def parsed(self, text: str) -> Spec:
+    def parse_text(self, text: str) -> Spec:
         """See `Family`."""
         if _FILE.fullmatch(text.strip()):
             path = text.strip()
             hub = "" if "." in path else f", and a data set of the hub hf:{path}"
             raise ConfigError(f"FP1085 {text!r} is no data set; a file of rows is written file:{path}{hub}")
-        return super().parsed(text)
+        return super().parse_text(text)
 
 
 HYBRID: Final = "fedpeft.peft.hybrid.Hybrid"
@@ -77,22 +77,22 @@ class MethodFamily(Family["PeftMethod"]):
         if isinstance(text, str):
             words = split_outside_parentheses(text, "+")
             if len(words) > 1:
-                made: PeftMethod = class_at(HYBRID)(tuple(self.build(word) for word in words))
+                made: PeftMethod = import_class(HYBRID)(tuple(self.build(word) for word in words))
                 return made
-        return super().build(self.parsed(text) if isinstance(text, str) else self._whole(text))
+        return super().build(self.parse_text(text) if isinstance(text, str) else self._complete_name(text))
 
-    def parsed(self, text: str) -> Spec:
+    def parse_text(self, text: str) -> Spec:
         """See `Family`."""
-        return self._whole(super().parsed(text))
+        return self._complete_name(super().parse_text(text))
 
-    def _whole(self, spec: Spec) -> Spec:
-        return replace(spec, name=self.whole_name(spec.name))
+    def _complete_name(self, spec: Spec) -> Spec:
+        return replace(spec, name=self.complete_name(spec.name))
 
-    def taken(self, name: str) -> str:
+    def find_hidden(self, name: str) -> str:
         """The method that a method called `name` would hide: `prefix` hides prefix_tuning."""
         return next((own for own in self.own_names if own.startswith(name)), "")
 
-    def whole_name(self, name: str) -> str:
+    def complete_name(self, name: str) -> str:
         """The one name that begins with `name`, others that go on from it aside: `prefix` for prefix_tuning."""
         found = [n for n in self.names if n.startswith(name)]
         shortest = min(found, key=len, default=name)
@@ -143,7 +143,7 @@ class CodecFamily(Family[T]):
         Raises:
             ConfigError: says what is legal.
         """
-        words = [word for word in words_of(text) if word]
+        words = [word for word in split_steps(text) if word]
         front = [word for word in words if parse_spec(word).name in (*MEMORIES, *PRECISION_RULES.names)]
         for rule in front:
             if parse_spec(rule).name not in MEMORIES:
@@ -156,7 +156,7 @@ class CodecFamily(Family[T]):
         Raises:
             ConfigError: says what is legal.
         """
-        steps = [word for word in words_of(text) if word]
+        steps = [word for word in split_steps(text) if word]
         if len(steps) == 1 and steps[0] not in PRESETS:
             self.check_alone(parse_spec(steps[0]), steps[0])
         for step in steps:
@@ -164,7 +164,7 @@ class CodecFamily(Family[T]):
                 super().check(step)
 
 
-def words_of(text: str) -> list[str]:
+def split_steps(text: str) -> list[str]:
     """The steps of a codec's text, each as it stands there.
 
     Raises:

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.run import early
-from fedpeft.run.command import MISTAKE, exit_code
-from fedpeft.run.console import quiet_libraries
-from fedpeft.run.folder import checked_settings, default_settings
+from fedpeft.run.command import MISTAKE, run_command
+from fedpeft.run.console import silence_libraries
+from fedpeft.run.folder import load_default_settings, resolve_settings
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import show
 from fedpeft.simulate import simulate
@@ -99,7 +99,7 @@ class PeftFolders:
         write_lora(folder, simulation.setup.layout, progress.adapter, self.base_name, progress.residual.total)
 
 
-def template_traffic(layout: Layout, clients: int, rounds: int) -> int:
+def compute_template_traffic(layout: Layout, clients: int, rounds: int) -> int:
     """Bytes that the template's tracker counts: each tensor in fp32, in NumPy's format, with its name, both ways."""
     prefix = len("base_model.model.")
     one_way = sum(HEADER + 4 * tensor.numel + prefix + len(tensor.name) for tensor in layout.tensors)
@@ -114,25 +114,25 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal folder
         command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.flowertune", description=Command.__doc__)
         chosen = _chosen(command)
-        quiet_libraries()
+        silence_libraries()
         from fedpeft.run.flowertune_project import FlowerTuneProject
 
         console = Console()
         project = FlowerTuneProject.read(
             command.project, command.set, command.ignore_code, command.track, command.clients
         )
-        _introduce(project, console)
+        _print_introduction(project, console)
         if project.code and not command.ignore_code:
             console.print(
                 "[bold red]error:[/] what these files change would be missing; run without them: --ignore-code"
             )
             return MISTAKE
-        config = _settings(command, project, chosen)
+        config = _build_settings(command, project, chosen)
         if command.dry_run:
             print(config.to_toml(), end="")  # whole lines, for a file
             return 0
-        default = default_settings(None, command.resume) if command.resume else config
-        config, folder = checked_settings(default, default, command.output, command.resume)
+        default = load_default_settings(None, command.resume) if command.resume else config
+        config, folder = resolve_settings(default, default, command.output, command.resume)
         _run(project, config, folder, command.resume is not None, console)
         return 0
 
@@ -140,10 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
         left = folder is not None and (folder / "config.toml").exists()
         return f"interrupted; continue with the same command and --resume {folder}" if left else "interrupted"
 
-    return exit_code(work, interrupted)
+    return run_command(work, interrupted)
 
 
-def _introduce(project: FlowerTuneProject, console: Console) -> None:
+def _print_introduction(project: FlowerTuneProject, console: Console) -> None:
     """What is made of the project, and what is not."""
     data = project.values["static.dataset.name"]
     what = f"{project.folder}: {project.track}, {project.clients} clients, {data}"
@@ -161,11 +161,11 @@ def _chosen(command: Command) -> dict[str, Any]:
         ConfigError: one is not legal.
     """
     chosen = {name: getattr(command, name) for name in ("codec", "dtype", "workers", "seed")}
-    early.check(from_mapping({**chosen, "clients": command.clients}, "the command line"))
+    early.check(build_config({**chosen, "clients": command.clients}, "the command line"))
     return chosen
 
 
-def _settings(command: Command, project: FlowerTuneProject, chosen: dict[str, Any]) -> RunConfig:
+def _build_settings(command: Command, project: FlowerTuneProject, chosen: dict[str, Any]) -> RunConfig:
     rows = command.data or project.values["static.dataset.name"]
     if command.data and not Path(command.data).expanduser().exists():
         raise ConfigError(f"FP1193 there is no file or folder {command.data}, which --data names")
@@ -180,7 +180,7 @@ def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bo
     assert simulation is not None, "a run has ended"
     show(summary, folder, console)
     own = summary.costs.uplink_bytes + summary.costs.downlink_bytes
-    theirs = template_traffic(simulation.setup.layout, simulation.sampler.size, config.rounds)
+    theirs = compute_template_traffic(simulation.setup.layout, simulation.sampler.size, config.rounds)
     traffic = {
         "used_mb": round(own / MIB, 3),
         "template_mb": round(theirs / MIB, 3),
@@ -188,7 +188,7 @@ def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bo
         "bytes": own,
         "times_fewer": round(theirs / own, 2) if own else None,
     }
-    with writing(folder):
+    with raise_write_errors(folder):
         (folder / "communication.json").write_text(json.dumps(traffic, indent=1) + "\n", encoding="utf-8")
     console.print(
         f"communication: {own:,} bytes, {own / MIB:,.2f} MB as FlowerTune counts (of {BUDGET:,}); the template's own "

@@ -10,10 +10,10 @@ from typing import Any
 from rich.markup import escape
 
 from fedpeft import plugins
-from fedpeft.clients.trainer import Ranks, TrainerExecutor
-from fedpeft.deployment.client_state import alone_in, folder_for
+from fedpeft.clients.trainer import ProcessGroup, TrainerExecutor
+from fedpeft.deployment.client_state import get_client_folder, lock_state_folder
 from fedpeft.deployment.connection import Link
-from fedpeft.deployment.joining import Patience, described, link_of, take_part, transcript_of
+from fedpeft.deployment.joining import Patience, link_of, open_transcript, take_part, wait_for_description
 from fedpeft.deployment.options import JoinOptions
 from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.errors import ConfigError
@@ -67,12 +67,12 @@ def patch(  # noqa: PLR0913
     _check(trainer)
     given = JoinOptions(server, Path("rows"), Path(certs), insecure, name, Path(state), give_up)
     link = link_of(JoinOptions(**check_settings("patch", JoinOptions, asdict(given))))
-    trainer.train = Federated(trainer, trainer.train, link, Path(state).expanduser(), give_up, plugin, progress)
+    trainer.train = FederatedTraining(trainer, trainer.train, link, Path(state).expanduser(), give_up, plugin, progress)
     return trainer
 
 
 @dataclass
-class Federated:
+class FederatedTraining:
     """What `train` of a patched trainer is.
 
     Attributes:
@@ -99,38 +99,38 @@ class Federated:
         """
         if given or any(named.values()):
             raise ConfigError("FP1195 a patched trainer continues by itself; call train() without arguments")
-        self.last, ranks = None, Ranks()
+        self.last, ranks = None, ProcessGroup()
         if not ranks.first:
-            executor = TrainerExecutor(self.trainer, LanguageModel(self.trainer.model), self.once, ranks)
+            executor = TrainerExecutor(self.trainer, LanguageModel(self.trainer.model), self.train_once, ranks)
             while (order := ranks.tell(None)) is not None:
                 executor.carry_out(order)
             return self.last
         try:
-            with plugins.given({}), ConsoleObserver(Console(quiet=not self.progress)) as observer:
-                plugins.named_only()
+            with plugins.use_parts({}), ConsoleObserver(Console(quiet=not self.progress)) as observer:
+                plugins.ignore_installed()
                 catalogue.use(self.plugin)
                 self._join(ranks, observer)
         finally:
             ranks.tell(None)
         return self.last
 
-    def once(self) -> Any:
+    def train_once(self) -> Any:
         """A round's training."""
         self.last = self.own()
         return self.last
 
-    def _join(self, ranks: Ranks, observer: ConsoleObserver) -> None:
+    def _join(self, ranks: ProcessGroup, observer: ConsoleObserver) -> None:
         """Be a client until the federation is finished."""
         patience = Patience(self.give_up, observer)
-        description = described(self.link, patience)
-        folder = folder_for(self.state, description.run, self.link.name)
-        with alone_in(folder):
-            edge = TrainerEdge(description, self.trainer, self.once, ranks, folder, observer)
+        description = wait_for_description(self.link, patience)
+        folder = get_client_folder(self.state, description.run, self.link.name)
+        with lock_state_folder(folder):
+            edge = TrainerEdge(description, self.trainer, self.train_once, ranks, folder, observer)
             observer.say(
                 f"[bold]{self.link.name}[/]  {edge.rows} rows, {type(self.trainer).__name__}, "
                 f"{escape(edge.config.peft)}"
             )
-            take_part(edge, self.link, transcript_of(edge, self.link), patience, observer)
+            take_part(edge, self.link, open_transcript(edge, self.link), patience, observer)
 
 
 def _check(trainer: Any) -> None:

@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 
 from fedpeft.errors import RunError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 STARTER = Path(__file__).parent / "starter"
 """The project, as it stands in a new folder."""
@@ -43,7 +43,7 @@ def make(folder: Path) -> list[Path]:
     if taken:
         raise RunError(f"FP5154 {folder} exists and is not empty; name a folder that is not there yet")
     files = sorted(p.relative_to(STARTER) for p in STARTER.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    with writing(folder):
+    with raise_write_errors(folder):
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(STARTER / file, folder / file)
@@ -52,10 +52,10 @@ def make(folder: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, or 2 for a user's mistake."""
-    return exit_code(lambda: _made(tyro.cli(Command, args=arguments, prog="python -m fedpeft.init")))
+    return run_command(lambda: _make_project(tyro.cli(Command, args=arguments, prog="python -m fedpeft.init")))
 
 
-def _made(command: Command) -> None:
+def _make_project(command: Command) -> None:
     files = make(command.folder)
     console = Console()
 

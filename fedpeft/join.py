@@ -16,7 +16,7 @@ from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.run import catalogue
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def join(command: Command, console: Console) -> None:
     """
     options = JoinOptions(**check_settings("the command line", JoinOptions, dataclasses.asdict(command.join)))
     edge = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
-    plugins.named_only()
+    plugins.ignore_installed()
     catalogue.use(command.plugin)
     from fedpeft.deployment import joining
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    return exit_code(
+    return run_command(
         lambda: join(tyro.cli(Command, args=arguments, prog="python -m fedpeft.join"), Console()),
         lambda: "left the federation; the same command joins it again",
     )

@@ -42,7 +42,7 @@ def refuse_windows() -> None:
         raise SystemExit(2)
 
 
-def begins() -> None:
+def handle_signals() -> None:
     """From here on Ctrl-C and SIGTERM end the process with a line, where nothing else is to come of them.
 
     Raises:
@@ -53,8 +53,8 @@ def begins() -> None:
             signal.signal(number, _end)
 
 
-def ends() -> None:
-    """The command itself says from here on what comes of them; as before, unless `begins` has changed it."""
+def restore_signals() -> None:
+    """The command itself says from here on what comes of them; as before, unless `handle_signals` has changed it."""
     for number, usual in _SIGNALS.items():
         if signal.getsignal(number) is _end:
             signal.signal(number, usual)

@@ -30,7 +30,7 @@ from fedpeft import plugins
 from fedpeft.declared import UnreadableError, read
 from fedpeft.errors import ConfigError
 from fedpeft.plugin_promises import hold
-from fedpeft.spec import Spec, importable, parse_spec, restored, written
+from fedpeft.spec import Spec, format_value, make_importable, parse_spec, restore_name
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Bounds:
     below: float | None = None
     choices: tuple[Any, ...] | None = None
 
-    def admits(self, value: Any) -> bool:
+    def is_legal(self, value: Any) -> bool:
         """Whether `value` is legal; None always is, its type has been checked before."""
         if value is None:
             return True
@@ -113,10 +113,10 @@ def setting(  # noqa: PLR0913
 
 def name_of(part: type) -> str:
     """The name of a part's class: its file's, or the one that a plugin gives it."""
-    return plugins.name_of(part) or restored(part.__module__.rpartition(".")[2])
+    return plugins.name_of(part) or restore_name(part.__module__.rpartition(".")[2])
 
 
-def part_text(part: Any) -> str:
+def format_part(part: Any) -> str:
     """The text of a part: `name(key=value, ...)` with the settings that differ from their defaults."""
     fields = dataclasses.fields(part)
     changed = {
@@ -127,7 +127,7 @@ def part_text(part: Any) -> str:
     name = name_of(type(part))
     if not changed:
         return name
-    return name + "(" + ", ".join(f"{key}={written(value)}" for key, value in changed.items()) + ")"
+    return name + "(" + ", ".join(f"{key}={format_value(value)}" for key, value in changed.items()) + ")"
 
 
 def list_overrides(part: object, base: type) -> list[str]:
@@ -136,7 +136,7 @@ def list_overrides(part: object, base: type) -> list[str]:
     return [m for m in methods if inspect.getattr_static(type(part), m) is not inspect.getattr_static(base, m)]
 
 
-def nearest(word: str, legal: Iterable[str]) -> str:
+def suggest_legal(word: str, legal: Iterable[str]) -> str:
     """A clause for an error message: the closest legal word if there is one, and all of them."""
     names = sorted(legal)
     close = difflib.get_close_matches(word, names, n=1) or difflib.get_close_matches(word.lower(), names, n=1)
@@ -145,7 +145,7 @@ def nearest(word: str, legal: Iterable[str]) -> str:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _get_hints(cls: type) -> dict[str, Any]:
     """The types of a class's fields, which are texts until then: read once, since a study builds its parts often."""
     return typing.get_type_hints(cls)
 
@@ -157,7 +157,7 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
         ConfigError: a name is unknown or missing, a value has the wrong type or lies out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = _hints(cls)
+    hints = _get_hints(cls)
     elsewhere: Mapping[str, str] = getattr(cls, "called_elsewhere", {})
     refused: Mapping[str, str] = getattr(cls, "settled_elsewhere", {})
     for name in given:
@@ -167,7 +167,7 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
             raise ConfigError(f"FP1224 {owner} has no setting {name!r}: {refused[name]}")
         if name not in fields:
             raise ConfigError(
-                f"FP1225 {owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}"
+                f"FP1225 {owner} has no setting {name!r}; {suggest_legal(name, fields) if fields else 'it takes none'}"
             )
     values: dict[str, Any] = {}
     for name, field in fields.items():
@@ -203,26 +203,26 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
                 break
             if not math.isfinite(result):
                 break
-            return _within(label, result, bounds)
+            return _check_bounds(label, result, bounds)
         elif plain is tuple and isinstance(value, (list, tuple)):
             element = next(iter(typing.get_args(option)), None)
             if not isinstance(element, type) or all(isinstance(item, element) for item in value):
                 return tuple(value)
         elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
-            return _within(label, value, bounds)
+            return _check_bounds(label, value, bounds)
     if bounds.choices is not None:
         raise ConfigError(f"FP1227 {label} must be {bounds}, got {value!r}")
     legal = " or ".join("none" if o is type(None) else (typing.get_origin(o) or o).__name__ for o in options)
     raise ConfigError(f"FP1227 {label} must be {legal}, got {value!r}")
 
 
-def _within(label: str, value: T, bounds: Bounds) -> T:
-    if not bounds.admits(value):
+def _check_bounds(label: str, value: T, bounds: Bounds) -> T:
+    if not bounds.is_legal(value):
         raise ConfigError(f"FP1227 {label} must be {bounds}, got {value!r}")
     return value
 
 
-def class_at(place: str) -> type:
+def import_class(place: str) -> type:
     """Import the class at `place`, "module.Class"."""
     module, _, name = place.rpartition(".")
     found: type = getattr(importlib.import_module(module), name)
@@ -262,48 +262,48 @@ class Family(Generic[T]):
     @cached_property
     def kind(self) -> type:
         """The class that parts are subclasses of, or the protocol that they follow."""
-        return class_at(self._kind)
+        return import_class(self._kind)
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
         """The names of the folder's parts, sorted."""
         folder = importlib.import_module(self.package)
         modules = (m.name for m in pkgutil.iter_modules(folder.__path__))
-        return tuple(sorted(restored(m) for m in modules))
+        return tuple(sorted(restore_name(m) for m in modules))
 
-    def outside(self) -> dict[str, plugins.Plugin]:
+    def find_outside_parts(self) -> dict[str, plugins.Plugin]:
         """The parts from outside, and where each comes from.
 
         Raises:
             ConfigError: a plugin can't be loaded, or names a part as something else is named.
         """
-        found = plugins.outside(self.group)
+        found = plugins.find_outside_parts(self.group)
         for name, plugin in found.items():
-            if self.taken(name):
+            if self.find_hidden(name):
                 raise ConfigError(
-                    f"FP1228 {self.noun} {name!r} of {plugin} has a name that fedpeft's own {self.taken(name)!r} "
+                    f"FP1228 {self.noun} {name!r} of {plugin} has a name that fedpeft's own {self.find_hidden(name)!r} "
                     "needs; give it another"
                 )
         return found
 
-    def taken(self, name: str) -> str:
+    def find_hidden(self, name: str) -> str:
         """The part of our own, or the word, that a part called `name` would hide; empty: none."""
         return name if name in self.own_names or name in self.reserved else ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All parts' names, sorted."""
-        return tuple(sorted((*self.own_names, *self.outside())))
+        return tuple(sorted((*self.own_names, *self.find_outside_parts())))
 
     def part(self, name: str) -> type[T]:
         """The class of the part called `name`, or ConfigError naming the nearest legal one."""
         self.check_name(name)
         if name in self.own_names:
-            module = importable(name)
+            module = make_importable(name)
             part: type[T] = importlib.import_module(f"{self.package}.{module}").part
             return part
-        plugin = self.outside()[name]
-        return self._checked(plugins.part(self.group, name, plugin), name, plugin)
+        plugin = self.find_outside_parts()[name]
+        return self._check_class(plugins.load_part(self.group, name, plugin), name, plugin)
 
     def check_name(self, name: str) -> None:
         """Refuse a name that no part has; no part is imported.
@@ -311,16 +311,16 @@ class Family(Generic[T]):
         Raises:
             ConfigError: names the nearest legal one.
         """
-        if name in self.own_names or name in self.outside():
+        if name in self.own_names or name in self.find_outside_parts():
             return
-        if lost := plugins.lost(self.group, name):
+        if lost := plugins.explain_loss(self.group, name):
             raise ConfigError(f"FP1229 the {self.noun} {name!r} is {lost}")
         if name.lower() in self.elsewhere:
             raise ConfigError(f"FP1230 unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
-        where = plugins.absent(self.group, name)
-        raise ConfigError(f"FP1231 unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
+        where = plugins.explain_absence(self.group, name)
+        raise ConfigError(f"FP1231 unknown {self.noun} {name!r}; {suggest_legal(name, self.names)}{where}")
 
-    def _checked(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
+    def _check_class(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
         """The class from outside, if it can be a part of this family, or ConfigError."""
         kind = self.kind
         if getattr(kind, "_is_protocol", False):
@@ -335,18 +335,18 @@ class Family(Generic[T]):
                 "group where it belongs"
             )
         hold(cls, kind, f"the {self.noun} {name} of {plugin}")
-        copyreg.pickle(cls, partial(_pickled, self.group))
+        copyreg.pickle(cls, partial(_pickle_part, self.group))
         return cls
 
-    def loaded(self, name: str) -> type[T]:
+    def load_part(self, name: str) -> type[T]:
         """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it, unless it was
         named here."""
-        outside = self.outside().get(name)
-        if outside and outside not in plugins.named() and not plugins.is_loaded(self.group, name, outside):
+        outside = self.find_outside_parts().get(name)
+        if outside and outside not in plugins.list_named() and not plugins.is_loaded(self.group, name, outside):
             raise ConfigError(f"FP1233 the {self.noun} {name!r} of {outside} is not in use here")
         return self.part(name)
 
-    def parsed(self, text: str) -> Spec:
+    def parse_text(self, text: str) -> Spec:
         """What `text` says, before it is known whether there is such a part.
 
         Raises:
@@ -354,13 +354,13 @@ class Family(Generic[T]):
         """
         return parse_spec(text)
 
-    def with_paths(self, text: str, change: Callable[[str], str]) -> str:
+    def replace_paths(self, text: str, change: Callable[[str], str]) -> str:
         """The text of a part with `change` applied to each setting that names a file or folder.
 
         Raises:
             ConfigError: unknown part.
         """
-        spec = self.parsed(text)
+        spec = self.parse_text(text)
         cls: Any = self.part(spec.name)
         paths = {field.name for field in dataclasses.fields(cls) if field.metadata.get("path")}
         nested = {field.name: field.metadata.get("nested") for field in dataclasses.fields(cls)}
@@ -369,7 +369,7 @@ class Family(Generic[T]):
             if isinstance(value, tuple | list):
                 return tuple(changed_setting(name, item) for item in value)
             if isinstance(value, str) and (family := nested.get(name)):
-                return family.with_paths(value, change)
+                return family.replace_paths(value, change)
             return change(value) if isinstance(value, str) and name in paths else value
 
         settings = {name: changed_setting(name, value) for name, value in spec.settings.items()}
@@ -386,10 +386,10 @@ class Family(Generic[T]):
         Raises:
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
-        spec = self.parsed(text) if isinstance(text, str) else text
+        spec = self.parse_text(text) if isinstance(text, str) else text
         self._refuse_class(spec)
         cls = self.part(spec.name)
-        return cls(**self._settings(spec, cls))
+        return cls(**self._parse_settings(spec, cls))
 
     def check(self, text: str) -> None:
         """Refuse an unknown part, and settings that are not legal, as far as the source of the part tells them.
@@ -399,13 +399,13 @@ class Family(Generic[T]):
         Raises:
             ConfigError: as `build`.
         """
-        spec = self.parsed(text)
+        spec = self.parse_text(text)
         self._refuse_class(spec)
         self.check_name(spec.name)
         if spec.name not in self.own_names:
             return
         with suppress(UnreadableError):
-            self._settings(spec, read(f"{self.package}.{importable(spec.name)}", "part"))
+            self._parse_settings(spec, read(f"{self.package}.{make_importable(spec.name)}", "part"))
 
     def _refuse_class(self, spec: Spec) -> None:
         """Refuse the text `module:Class`.
@@ -421,7 +421,7 @@ class Family(Generic[T]):
                 "(docs/own-parts.md)"
             )
 
-    def _settings(self, spec: Spec, cls: type) -> dict[str, Any]:
+    def _parse_settings(self, spec: Spec, cls: type) -> dict[str, Any]:
         """The settings that a text gives to a part of the class `cls`, checked.
 
         Raises:
@@ -430,7 +430,7 @@ class Family(Generic[T]):
         given = dict(spec.settings)
         takes: str | None = getattr(cls, "argument", None)
         if spec.values:
-            given |= _without_key(spec, cls, takes)
+            given |= _find_keyless_setting(spec, cls, takes)
         if spec.argument is not None:
             if takes is None:
                 raise ConfigError(
@@ -440,20 +440,20 @@ class Family(Generic[T]):
         return check_settings(f"{self.noun} {spec.name}", cls, given)
 
 
-def _pickled(group: str, part: Any) -> Any:
+def _pickle_part(group: str, part: Any) -> Any:
     """What pickle writes of a part from outside: its name and settings, since no other process finds its module."""
-    if plugins.origin_of(type(part)) is None:  # it was given as an object, and that is over
+    if plugins.find_origin(type(part)) is None:  # it was given as an object, and that is over
         return part.__reduce_ex__(4)
     settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
-    return _unpickled, (group, name_of(type(part)), settings)
+    return _unpickle_part, (group, name_of(type(part)), settings)
 
 
-def _unpickled(group: str, name: str, settings: Mapping[str, Any]) -> Any:
+def _unpickle_part(group: str, name: str, settings: Mapping[str, Any]) -> Any:
     """The part, in a process that uses the same plugin."""
-    return plugins.part(group, name, plugins.outside(group)[name])(**settings)
+    return plugins.load_part(group, name, plugins.find_outside_parts(group)[name])(**settings)
 
 
-def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
+def _find_keyless_setting(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
     """The setting that a part takes without a key: one value, or all of them where it is a tuple.
 
     Raises:
@@ -461,10 +461,10 @@ def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
     """
     if takes is None:
         raise ConfigError(
-            f"FP1236 {str(spec)!r} gives {written(spec.values[0])} without saying what it is; write each setting as "
+            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without saying what it is; write each setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
-    annotation = _hints(cls)[takes]
+    annotation = _get_hints(cls)[takes]
     several = (typing.get_origin(annotation) or annotation) is tuple
     if takes in spec.settings or (len(spec.values) > 1 and not several):
         raise ConfigError(f"FP1237 {str(spec)!r} gives more than {spec.name} takes: {takes}, once")

@@ -21,7 +21,7 @@ LIBRARIES = ("__main__", "abc", "builtins", "fedpeft", "torch", "transformers", 
 """Packages whose code is not a user's own; what is made in a notebook has no file to tell it by."""
 
 
-def own_code(*kinds: type) -> dict[str, str]:
+def hash_own_code(*kinds: type) -> dict[str, str]:
     """What tells a user's own classes from those that had these names before, for a name in the cache: SHA-256 of the
     plugin, or of the file, that they or their bases are in; empty where all are of `LIBRARIES`."""
     modules = {base.__module__ for kind in kinds for base in kind.__mro__}
@@ -31,11 +31,11 @@ def own_code(*kinds: type) -> dict[str, str]:
         if name.startswith(MODULE):
             told.add(name.partition(".")[0])
         elif name.partition(".")[0] not in LIBRARIES and file:
-            told.add(f"{name} {digest(Path(file))}")
+            told.add(f"{name} {compute_digest(Path(file))}")
     return {"code": ", ".join(sorted(told))} if told else {}
 
 
-def imported(name: str, file: Path, source: Path) -> ModuleType:
+def import_file(name: str, file: Path, source: Path) -> ModuleType:
     """The module in a plugin's `file`, under this name; imported once.
 
     Raises:
@@ -54,12 +54,12 @@ def imported(name: str, file: Path, source: Path) -> ModuleType:
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         del sys.modules[name]
         raise ConfigError(
-            f"FP1249 the plugin {source} can't be loaded: {reason(error)}{_line(error, source)}"
+            f"FP1249 the plugin {source} can't be loaded: {describe_error(error)}{_find_failing_line(error, source)}"
         ) from error
     return module
 
 
-def _line(error: BaseException, source: Path) -> str:
+def _find_failing_line(error: BaseException, source: Path) -> str:
     """Where in a plugin it fails; empty where that is nowhere: what does not compile says its file and line itself."""
     if isinstance(error, SyntaxError):
         return ""
@@ -86,7 +86,7 @@ def check(cls: Any, name: str, source: str) -> None:
         raise ConfigError(f"FP1252 {name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
 
 
-def digest(source: Path) -> str:
+def compute_digest(source: Path) -> str:
     """SHA-256 of a file; of a folder's Python files, with their places."""
     if source.is_file():
         return hashlib.sha256(source.read_bytes()).hexdigest()
@@ -96,12 +96,12 @@ def digest(source: Path) -> str:
     return total.hexdigest()
 
 
-def shortened(version: str) -> str:
+def shorten_version(version: str) -> str:
     """A version as a sentence bears it: digests in twelve digits."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", version)
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error in a few words, for a sentence."""
     if isinstance(error, SyntaxError):
         return str(error)

@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from fedpeft.plugin_files import digest
+from fedpeft.plugin_files import compute_digest
 
 Parts = Mapping[str, Mapping[str, importlib.metadata.EntryPoint]]
 """By group and name."""
 
 
-def packages(groups: Iterable[str]) -> Iterator[tuple[str, str, Parts]]:
+def find_packages(groups: Iterable[str]) -> Iterator[tuple[str, str, Parts]]:
     """The name, version and parts of each package that has some in these groups, by name; nothing is imported.
 
     The version of one that is installed in place (`pip install -e`) ends with a digest of the modules of its parts.
@@ -29,17 +29,17 @@ def packages(groups: Iterable[str]) -> Iterator[tuple[str, str, Parts]]:
                 found[entry.dist.name] = entry.dist
                 made.setdefault(entry.dist.name, {}).setdefault(group, {})[entry.name] = entry
     for name, parts in sorted(made.items()):
-        yield name, _version(found[name], parts), parts
+        yield name, _get_version(found[name], parts), parts
 
 
-def _version(package: importlib.metadata.Distribution, parts: Parts) -> str:
+def _get_version(package: importlib.metadata.Distribution, parts: Parts) -> str:
     try:
-        return f"{package.version} {_digest_in_place(package, parts)}".strip()
+        return f"{package.version} {_compute_source_digest(package, parts)}".strip()
     except (OSError, ValueError):  # what can't be read now fails where it is used, if it is
         return package.version
 
 
-def _digest_in_place(package: importlib.metadata.Distribution, parts: Parts) -> str:
+def _compute_source_digest(package: importlib.metadata.Distribution, parts: Parts) -> str:
     """Empty: it is not installed in place."""
     origin = json.loads(package.read_text("direct_url.json") or "{}")  # PEP 610
     if not origin.get("dir_info", {}).get("editable"):
@@ -47,4 +47,4 @@ def _digest_in_place(package: importlib.metadata.Distribution, parts: Parts) -> 
     modules = {entry.module.partition(".")[0] for named in parts.values() for entry in named.values()}
     specs = [spec for module in sorted(modules) if (spec := importlib.util.find_spec(module))]
     files = [place for spec in specs for place in spec.submodule_search_locations or filter(None, [spec.origin])]
-    return hashlib.sha256("".join(digest(Path(file)) for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(compute_digest(Path(file)) for file in files).encode()).hexdigest()

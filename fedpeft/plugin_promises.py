@@ -34,31 +34,31 @@ def hold(cls: type, kind: type, who: str) -> None:
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
         raise ConfigError(f"FP1253 {who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
-    own_classes = [base for base in cls.__mro__ if not _ours(base)]
-    for name, due in _attributes(cls, kind).items():
+    own_classes = [base for base in cls.__mro__ if not _is_ours(base)]
+    for name, due in _find_attributes(cls, kind).items():
         if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
             _check_attribute(getattr(cls, name, None), due, f"{who}: {name}")
     for owner in own_classes:
         for name, own in list(vars(owner).items()):
-            promised = _promised(cls, kind, name)
+            promised = _find_promised(cls, kind, name)
             if isinstance(promised, property | classmethod) and inspect.isfunction(own):
                 raise ConfigError(f"FP1254 {who}: write @{type(promised).__name__} above {name}")
             if inspect.isfunction(promised) and not callable(own) and not isinstance(own, staticmethod | classmethod):
                 raise ConfigError(f"FP1255 {who}: {name} must be a method, got {own!r:.80}")
             if isinstance(promised, classmethod) and isinstance(own, classmethod):
-                setattr(owner, name, classmethod(_held(own.__func__, promised.__func__, f"{who}: {name}")))
+                setattr(owner, name, classmethod(_wrap_method(own.__func__, promised.__func__, f"{who}: {name}")))
             elif inspect.isfunction(promised) and inspect.isfunction(own):
-                setattr(owner, name, _held(own, promised, f"{who}: {name}"))
+                setattr(owner, name, _wrap_method(own, promised, f"{who}: {name}"))
 
 
-def _ours(cls: type) -> bool:
+def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in ("fedpeft", "builtins", "abc", "typing")
 
 
-def _attributes(cls: type, kind: type) -> dict[str, Any]:
+def _find_attributes(cls: type, kind: type) -> dict[str, Any]:
     """The attributes that fedpeft's classes among these annotate, and with what type; no settings without a default."""
     found: dict[str, Any] = {}
-    for base in filter(_ours, (*cls.__mro__, *kind.__mro__)):
+    for base in filter(_is_ours, (*cls.__mro__, *kind.__mro__)):
         for name, due in inspect.get_annotations(base).items():
             written = type(base.__name__, (), {"__annotations__": {name: due}, "__module__": base.__module__})
             try:
@@ -78,19 +78,19 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
         if value not in typing.get_args(due):
             legal = ", ".join(map(repr, typing.get_args(due)))
             raise ConfigError(f"FP1256 {what} has to be one of {legal}, and is {value!r:.80}")
-    elif not fits(value, due):
-        raise ConfigError(f"FP1257 {what} has to be {shown(due)}, and is {_seen(value)}")
+    elif not is_of_type(value, due):
+        raise ConfigError(f"FP1257 {what} has to be {format_type(due)}, and is {_describe_value(value)}")
 
 
-def _promised(cls: type, kind: type, name: str) -> Any:
+def _find_promised(cls: type, kind: type, name: str) -> Any:
     """What fedpeft has under this name among what the class is made from; None: nothing."""
     if name.startswith("__"):
         return None
-    found = (vars(base)[name] for base in (*cls.__mro__, *kind.__mro__) if _ours(base) and name in vars(base))
+    found = (vars(base)[name] for base in (*cls.__mro__, *kind.__mro__) if _is_ours(base) and name in vars(base))
     return next(found, None)
 
 
-def _held(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _wrap_method(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
     """The method, with a look at what it gives back; ConfigError unless it can be called as the promised one is."""
     if getattr(own, "__held__", False):
         return own
@@ -102,10 +102,10 @@ def _held(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> C
     except TypeError as error:
         takes, called = (f"({', '.join(inspect.signature(one).parameters)})" for one in (own, promised))
         raise ConfigError(f"FP1258 {what} takes {takes}, and is called with {called}: {error}") from error
-    return _checked(own, promised, what)
+    return _check_result(own, promised, what)
 
 
-def _checked(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
     """The method, with a look at what it gives back, where that is promised."""
     try:
         written = types.SimpleNamespace(__annotations__={"return": inspect.signature(promised).return_annotation})
@@ -118,19 +118,19 @@ def _checked(own: Callable[..., Any], promised: Callable[..., Any], what: str) -
     @functools.wraps(own)
     def held(*given: Any, **named: Any) -> Any:
         made = own(*given, **named)
-        if not fits(made, due):
-            raise ConfigError(f"FP1259 {what} has to give {shown(due)}, and has given {_seen(made)}")
+        if not is_of_type(made, due):
+            raise ConfigError(f"FP1259 {what} has to give {format_type(due)}, and has given {_describe_value(made)}")
         return made
 
     held.__held__ = True  # type: ignore[attr-defined]
     return held
 
 
-def fits(value: Any, due: Any) -> bool:
+def is_of_type(value: Any, due: Any) -> bool:
     """Whether a value is of an annotated type, as far as can be told without going through what is large."""
     origin, inner = typing.get_origin(due), typing.get_args(due)
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        return any(is_of_type(value, one) for one in inner)
     if origin is typing.Literal:
         return value in inner
     if isinstance(due, typing.TypeVar) or due is Any:
@@ -145,10 +145,10 @@ def fits(value: Any, due: Any) -> bool:
         return True
     if plain is tuple and inner and Ellipsis not in inner and len(value) != len(inner):
         return False
-    return all(fits(part, one) for part, one in _parts(value, plain, inner))
+    return all(is_of_type(part, one) for part, one in _iterate_items(value, plain, inner))
 
 
-def _parts(value: Any, plain: Any, inner: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+def _iterate_items(value: Any, plain: Any, inner: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
     """What a container holds, each with its type; of iterators, which would be used up, nothing."""
     if plain is tuple and inner:
         yield from zip(value, [inner[0]] * len(value) if Ellipsis in inner else inner, strict=True)
@@ -157,12 +157,12 @@ def _parts(value: Any, plain: Any, inner: tuple[Any, ...]) -> Iterator[tuple[Any
             yield from ((key, inner[0]), (part, inner[1]))
 
 
-def shown(due: Any) -> str:
+def format_type(due: Any) -> str:
     """A type as a user would write it."""
     return inspect.formatannotation(due).replace("torch._tensor.", "").replace("typing.", "")
 
 
-def _seen(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     kind = type(value).__qualname__
     if isinstance(value, tuple | dict):
         held = {type(one).__qualname__ for one in (value.values() if isinstance(value, dict) else value)}

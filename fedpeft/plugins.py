@@ -35,8 +35,8 @@ from typing import Any, Final
 import cloudpickle
 
 from fedpeft.errors import ConfigError
-from fedpeft.plugin_files import MODULE, check, digest, imported, reason, shortened
-from fedpeft.plugin_packages import packages
+from fedpeft.plugin_files import MODULE, check, compute_digest, describe_error, import_file, shorten_version
+from fedpeft.plugin_packages import find_packages
 
 GROUPS: Final = (
     "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "hooks", "measurements", "mechanisms",
@@ -69,7 +69,9 @@ class Plugin:
     parts: Mapping[str, Mapping[str, Any]] = field(compare=False)
 
     def __str__(self) -> str:
-        return self.source if Path(self.source).is_absolute() else f"{self.source} {shortened(self.version)}".strip()
+        return (
+            self.source if Path(self.source).is_absolute() else f"{self.source} {shorten_version(self.version)}".strip()
+        )
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +112,7 @@ class Recipe:
 
 
 @dataclass
-class _State:
+class _PluginState:
     """What this process knows of.
 
     Attributes:
@@ -130,7 +132,7 @@ class _State:
     notes: dict[str, None] = field(default_factory=dict)
 
 
-_state = _State()
+_state = _PluginState()
 
 
 def register_base(base: str, group: str) -> None:
@@ -139,7 +141,7 @@ def register_base(base: str, group: str) -> None:
         _group_of_base[base] = group
 
 
-def active() -> tuple[Plugin, ...]:
+def list_active() -> tuple[Plugin, ...]:
     """All plugins whose parts can be used here.
 
     Raises:
@@ -150,12 +152,12 @@ def active() -> tuple[Plugin, ...]:
         use(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)))
     if not _state.all_installed:
         return tuple(_state.named)
-    return tuple(dict.fromkeys([*_state.named, *installed()]))
+    return tuple(dict.fromkeys([*_state.named, *list_installed()]))
 
 
-def named() -> tuple[Plugin, ...]:
+def list_named() -> tuple[Plugin, ...]:
     """Those of them that a command, a file or the environment has named."""
-    active()
+    list_active()
     return tuple(_state.named)
 
 
@@ -171,7 +173,7 @@ def use(
         plugins: paths and distributions' names; or records, which also say what it was (`Plugin.record`).
         beside: the folder that relative paths begin at; None: the working directory.
         goes_on: whether what has recorded them goes on, which takes the same plugins. Otherwise, a file that has
-            changed is not imported unless the user names it; `notes` tells that, and a part that is missing then fails
+            changed is not imported unless the user names it; `take_notes` tells that, and a part that is missing then fails
             when it is asked for.
         run: folder of the run that has recorded them; code that lies in it came with it, and is not run.
 
@@ -184,29 +186,31 @@ def use(
                 f"FP1509 {run}/config.toml names the plugin {given!r:.200}, and a run records its plugins in tables "
                 "[[plugin]]; take the line out, and name the file with --plugin if you trust it"
             )
-        plugin = _recorded(given, goes_on, run) if isinstance(given, Mapping | Recipe) else found(given, beside)
+        plugin = (
+            _find_recorded(given, goes_on, run) if isinstance(given, Mapping | Recipe) else find_plugin(given, beside)
+        )
         if plugin is not None and plugin not in _state.named:
             _state.named.append(plugin)
             if isinstance(given, Mapping | Recipe):
                 _state.of_records.append(plugin)
 
 
-def notes() -> tuple[str, ...]:
+def take_notes() -> tuple[str, ...]:
     """What is to be said of plugins that are not as finished runs have recorded them; each is told once."""
     told = tuple(_state.notes)
     _state.notes.clear()
     return told
 
 
-def named_only() -> None:
+def ignore_installed() -> None:
     """Leave out installed packages that nobody has named: what a peer says must not make this process import one."""
     _state.all_installed = False
 
 
 @contextmanager
-def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
+def use_parts(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
     """Within the context, these classes are parts; afterwards everything is as before it."""
-    active()  # the environment has been read before what is there is noted
+    list_active()  # the environment has been read before what is there is noted
     before, before_names, installed = list(_state.named), dict(_names), _state.all_installed
     of_records, lost = list(_state.of_records), dict(_state.lost)
     for group, named in parts.items():
@@ -214,7 +218,7 @@ def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
             check(cls, f"{group}.{name}", IN_PYTHON)
     try:
         if parts:
-            _state.named.append(Plugin(IN_PYTHON, "", _noted(parts)))
+            _state.named.append(Plugin(IN_PYTHON, "", _register_names(parts)))
         yield
     finally:
         _state.named[:], _state.all_installed = before, installed
@@ -223,14 +227,14 @@ def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
         _names.update(before_names)
 
 
-def outside(group: str) -> dict[str, Plugin]:
+def find_outside_parts(group: str) -> dict[str, Plugin]:
     """The parts of a group, by name, and where each comes from.
 
     Raises:
         ConfigError: two plugins have a part of the same name, or one can't be loaded.
     """
     parts: dict[str, Plugin] = {}
-    for plugin in active():
+    for plugin in list_active():
         for name in plugin.parts.get(group, ()):
             if name in parts:
                 raise ConfigError(
@@ -241,7 +245,7 @@ def outside(group: str) -> dict[str, Plugin]:
     return parts
 
 
-def part(group: str, name: str, plugin: Plugin) -> type:
+def load_part(group: str, name: str, plugin: Plugin) -> type:
     """The class of a part.
 
     Raises:
@@ -254,19 +258,19 @@ def part(group: str, name: str, plugin: Plugin) -> type:
     try:
         loaded: type = entry.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-        raise ConfigError(f"FP1262 {group} {name} of {plugin} can't be loaded: {reason(error)}") from error
+        raise ConfigError(f"FP1262 {group} {name} of {plugin} can't be loaded: {describe_error(error)}") from error
     check(loaded, f"{group}.{name}", str(plugin))
-    _noted({group: {name: loaded}})
+    _register_names({group: {name: loaded}})
     _loaded.add(entry)
     return loaded
 
 
-def absent(group: str, name: str) -> str:
+def explain_absence(group: str, name: str) -> str:
     """A clause about why there is no such part, where its place is known; else empty."""
-    for plugin in installed():
+    for plugin in list_installed():
         if name in plugin.parts.get(group, ()):
             return f"; the installed package {plugin.source} has one: add --plugin {plugin.source}"
-    if any(f"{group}.{name}" in plugin.version.split(", ") for plugin in named() if plugin.source == IN_PYTHON):
+    if any(f"{group}.{name}" in plugin.version.split(", ") for plugin in list_named() if plugin.source == IN_PYTHON):
         return (
             "; the run was given it as an object in Python: give it again to fedpeft.run_simulation, or put its class "
             "into a file and name that as plugin"
@@ -274,7 +278,7 @@ def absent(group: str, name: str) -> str:
     return ""
 
 
-def lost(group: str, name: str) -> str:
+def explain_loss(group: str, name: str) -> str:
     """Where a part was that a finished run has recorded and that can't be loaded, and what to do; empty: nowhere."""
     return _state.lost.get(f"{group}.{name}", "")
 
@@ -285,9 +289,9 @@ def is_loaded(group: str, name: str, plugin: Plugin) -> bool:
     return not isinstance(entry, importlib.metadata.EntryPoint) or entry in _loaded
 
 
-def places() -> list[Path]:
+def list_places() -> list[Path]:
     """The files and folders that parts from outside come from: those named, and of installed packages those in use."""
-    found = [Path(plugin.source) for plugin in named() if Path(plugin.source).is_absolute()]
+    found = [Path(plugin.source) for plugin in list_named() if Path(plugin.source).is_absolute()]
     for entry in _loaded:
         top = sys.modules.get(entry.module.partition(".")[0])
         file = getattr(top, "__file__", None) or getattr(sys.modules.get(entry.module), "__file__", None)
@@ -301,12 +305,12 @@ def name_of(cls: type) -> str | None:
     return _names.get(cls)
 
 
-def origin_of(cls: type) -> Plugin | None:
+def find_origin(cls: type) -> Plugin | None:
     """The plugin that a part is from; None: it is not from outside."""
     name = name_of(cls)
     if name is None:
         return None
-    return next((p for p in active() for named in p.parts.values() if _is(named.get(name), cls)), None)
+    return next((p for p in list_active() for named in p.parts.values() if _is(named.get(name), cls)), None)
 
 
 def _is(entry: Any, cls: type) -> bool:
@@ -322,7 +326,7 @@ _loaded: set[importlib.metadata.EntryPoint] = set()
 # ------------------------------------------------------------------------------------------------------ finding them
 
 
-def found(source: str, beside: Path | None = None) -> Plugin:
+def find_plugin(source: str, beside: Path | None = None) -> Plugin:
     """The plugin that a user calls `source`.
 
     Raises:
@@ -330,37 +334,37 @@ def found(source: str, beside: Path | None = None) -> Plugin:
     """
     path = (beside or Path.cwd()) / Path(source).expanduser()
     if path.is_file() and path.suffix == ".py":
-        return _from_file(path.resolve(), path.resolve())
+        return _load_file(path.resolve(), path.resolve())
     if (path / "__init__.py").is_file():
-        return _from_file(path.resolve(), path.resolve() / "__init__.py")
-    return _package(source)
+        return _load_file(path.resolve(), path.resolve() / "__init__.py")
+    return _find_package(source)
 
 
-def _placed(source: str, run: Path | None) -> Plugin:
+def _locate_plugin(source: str, run: Path | None) -> Plugin:
     """Return the plugin of a record, unless it came with the folder of the `run` that has recorded it.
 
     Raises:
         ConfigError: it did, there is none, or it can't be loaded.
     """
     if run is None:
-        return found(source)
+        return find_plugin(source)
     if not Path(source).is_absolute():
-        return _package(source)
+        return _find_package(source)
     if Path(source).resolve().is_relative_to(run.resolve()):
         raise ConfigError(f"FP1510 it lies in the run's folder {run}, and code that comes with a run is not run")
-    return found(source)
+    return find_plugin(source)
 
 
-def _package(source: str) -> Plugin:
+def _find_package(source: str) -> Plugin:
     """Return the installed package that a user calls `source`.
 
     Raises:
         ConfigError: there is none.
     """
-    for plugin in installed():
-        if _plain(plugin.source) == _plain(source):
+    for plugin in list_installed():
+        if _normalize_name(plugin.source) == _normalize_name(source):
             return plugin
-    known = ", ".join(plugin.source for plugin in installed()) or "none"
+    known = ", ".join(plugin.source for plugin in list_installed()) or "none"
     raise ConfigError(
         f"FP1263 there is no plugin {source!r}: it is neither a file NAME.py, nor a folder with an __init__.py, nor an "
         f"installed package with parts of fedpeft (installed: {known})"
@@ -368,16 +372,16 @@ def _package(source: str) -> Plugin:
 
 
 @functools.cache
-def installed() -> tuple[Plugin, ...]:
+def list_installed() -> tuple[Plugin, ...]:
     """The installed packages with entry points in our groups."""
-    return tuple(Plugin(*found) for found in packages(GROUPS))
+    return tuple(Plugin(*found) for found in find_packages(GROUPS))
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
+def _find_recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
     """The plugin of a record; None: it is gone, and nothing goes on that would need all of it."""
     record = given.record if isinstance(given, Recipe) else given
     source, version = record.get("source"), record.get("sha256", record.get("version", ""))
@@ -389,15 +393,15 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None
         for plugin in _state.named:
             if plugin.source == IN_PYTHON and set(record["parts"]) <= set(plugin.names):
                 return plugin
-        if not isinstance(given, Recipe):  # what does not need them can go on; the rest is told by `absent`
+        if not isinstance(given, Recipe):  # what does not need them can go on; the rest is told by `explain_absence`
             return Plugin(IN_PYTHON, ", ".join(record["parts"]), {})
-        return Plugin(IN_PYTHON, "", _noted(cloudpickle.loads(given.content)))
-    named_now = _moved(version, record["parts"])
+        return Plugin(IN_PYTHON, "", _register_names(cloudpickle.loads(given.content)))
+    named_now = _find_moved(version, record["parts"])
     if named_now is None and (found_now := _digest_at(source)) not in ("", version):
         _refuse_changed(source, version, found_now, record["parts"], goes_on)
         return None
     try:
-        plugin = named_now or _placed(source, run)
+        plugin = named_now or _locate_plugin(source, run)
     except ConfigError as error:
         if goes_on:
             why = f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}"
@@ -408,7 +412,7 @@ def _recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None
         return None
     if plugin.is_as(version):
         return plugin
-    before, now = shortened(version), shortened(plugin.version)
+    before, now = shorten_version(version), shorten_version(plugin.version)
     if goes_on:
         raise _differs(source, before, f"it has changed ({now})" if plugin.source == source else f"{plugin} is another")
     _state.notes[
@@ -423,7 +427,7 @@ def _digest_at(source: str) -> str:
     path = Path(source)
     if not path.is_absolute() or not (path.is_file() or (path / "__init__.py").is_file()):
         return ""
-    return digest(path)
+    return compute_digest(path)
 
 
 def _refuse_changed(source: str, version: str, now: str, parts: Iterable[Any], goes_on: bool) -> None:
@@ -432,7 +436,7 @@ def _refuse_changed(source: str, version: str, now: str, parts: Iterable[Any], g
     Raises:
         ConfigError: the run goes on.
     """
-    before, now = shortened(version), shortened(now)
+    before, now = shorten_version(version), shorten_version(now)
     if goes_on:
         raise _differs(source, before, f"it has changed ({now})")
     _state.lost |= dict.fromkeys(
@@ -451,17 +455,17 @@ def _differs(source: str, before: str, why: str) -> ConfigError:
     )
 
 
-def _moved(version: str, parts: Iterable[str]) -> Plugin | None:
+def _find_moved(version: str, parts: Iterable[str]) -> Plugin | None:
     """What a user has named for a recorded plugin, wherever it lies now: the same file, or one with its parts."""
-    own = [p for p in named() if Path(p.source).is_absolute()]
+    own = [p for p in list_named() if Path(p.source).is_absolute()]
     same = (p for p in own if p.version == version)
     typed = (p for p in own if p not in _state.of_records and not set(parts).isdisjoint(p.names))
     return next(same, None) or next(typed, None)
 
 
-def _from_file(source: Path, file: Path) -> Plugin:
-    version = digest(source)
-    module = imported(f"{MODULE}{version[:16]}", file, source)
+def _load_file(source: Path, file: Path) -> Plugin:
+    version = compute_digest(source)
+    module = import_file(f"{MODULE}{version[:16]}", file, source)
     parts = getattr(module, "parts", None)
     if parts is None and hasattr(module, "part"):
         parts = {_get_group(module.part, source): {source.stem: module.part}}
@@ -477,7 +481,7 @@ def _from_file(source: Path, file: Path) -> Plugin:
             )
         for name, cls in named.items():
             check(cls, f"{group}.{name}", str(source))
-    return Plugin(str(source), version, _noted(parts))
+    return Plugin(str(source), version, _register_names(parts))
 
 
 def _get_group(part: Any, source: Path) -> str:
@@ -497,7 +501,7 @@ def _get_group(part: Any, source: Path) -> str:
     )
 
 
-def _noted(parts: Mapping[str, Mapping[str, type]]) -> Mapping[str, Mapping[str, type]]:
+def _register_names(parts: Mapping[str, Mapping[str, type]]) -> Mapping[str, Mapping[str, type]]:
     for named in parts.values():
         for name, cls in named.items():
             if _names.setdefault(cls, name) != name:

@@ -31,11 +31,11 @@ import tyro
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from fedpeft.answers.captioning import captions
-from fedpeft.answers.generation import answers
-from fedpeft.answers.questions import Form, Question
-from fedpeft.data.conversations import question
-from fedpeft.data.image_folders import PICTURES, pixels_of
+from fedpeft.answers.captioning import caption_images
+from fedpeft.answers.generation import answer_prompts
+from fedpeft.answers.questions import Question, QuestionForm
+from fedpeft.data.conversations import format_question
+from fedpeft.data.image_folders import PICTURES, read_pixels
 from fedpeft.data.record_folders import format_notes
 from fedpeft.data.table_format import AUTO, TableFormat
 from fedpeft.data.tokens import load_tokenizer
@@ -43,11 +43,11 @@ from fedpeft.errors import ConfigError
 from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine.terminal import Console
 from fedpeft.models import scoring
-from fedpeft.models.base_model import UNBOUNDED, readable_tokens
+from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.patch_features import patch_features
 from fedpeft.models.task import FederatedModel
-from fedpeft.models.two_towers import tower_folders
-from fedpeft.run.command import exit_code, tell_notes
+from fedpeft.models.two_towers import find_tower_folders
+from fedpeft.run.command import run_command, tell_notes
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.phases import SILENCE, Heartbeat
 
@@ -93,27 +93,27 @@ class Command:
     ] = ()
 
 
-def outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
+def compute_outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
     """What a classifier's head says of a text, or of a picture by its file, (outputs,) in fp64.
 
     Raises:
         FedpeftError: the file is no picture, or the run's files are missing.
     """
     model = run.model(base)
-    if run.reads_images:
-        return scoring.logits(model, {"pixel_values": run.pictures([asked]).batch([0])["pixel_values"]})[0]
+    if run.is_image_model:
+        return scoring.compute_logits(model, {"pixel_values": run.load_pictures([asked]).batch([0])["pixel_values"]})[0]
     tokenizer = load_tokenizer(run.model_directory)
     encoded = tokenizer(asked, truncation=True, max_length=run.tokens, return_tensors="pt")
-    return scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]
+    return scoring.compute_logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]
 
 
-def chances(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
+def compute_probabilities(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
     """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
 
     Raises:
-        FedpeftError: as `outputs`.
+        FedpeftError: as `compute_outputs`.
     """
-    return (outputs(run, base, asked) / run.temperature).softmax(-1)
+    return (compute_outputs(run, base, asked) / run.temperature).softmax(-1)
 
 
 def check_asked(run: FinishedRun, asked: str) -> None:
@@ -124,7 +124,7 @@ def check_asked(run: FinishedRun, asked: str) -> None:
         DataError: the file is no picture that can be read.
     """
     there = os.path.isfile(asked)  # a text may be longer than the name of a file, which a Path would fail at
-    if not run.takes_pictures:
+    if not run.can_take_pictures:
         if there and asked.lower().endswith(PICTURES):
             raise ConfigError(
                 f"FP1270 {run.folder} reads texts, and {asked} is a picture; give a text, or a run on images"
@@ -140,10 +140,10 @@ def check_asked(run: FinishedRun, asked: str) -> None:
             f"FP1272 {run.folder} reads pictures, and there is no file {asked[:60]!r}; give a picture's file: "
             "python -m fedpeft.predict RUN PICTURE"
         )
-    pixels_of([asked], 8)  # before a model is loaded, or another picture is answered
+    read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 
 
-def verdict(labels: list[str], found: Tensor, abstain: float) -> str:
+def format_verdict(labels: list[str], found: Tensor, abstain: float) -> str:
     """The likeliest class and its probability; no class where that is below `abstain`."""
     best = int(found.argmax())
     likeliest = f"{labels[best]} ({float(found[best]):.3f})"
@@ -159,60 +159,60 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     if run.task.targets in ("numbers", "labels"):
         if abstain:
             raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
-        found = run.task.values(outputs(run, base, text)).tolist()
+        found = run.task.values(compute_outputs(run, base, text)).tolist()
         if run.task.targets == "numbers":
             return f"{found[0]:.6g}"
         return "  ".join(
             f"{'+' if p >= 0.5 else '-'}{name} ({p:.3f})" for name, p in zip(run.labels or [], found, strict=True)
         )
-    if run.labels_words:
+    if run.has_word_labels:
         if abstain:
             raise ConfigError(f"FP1505 {run.folder} labels each word of a text; leave --abstain out")
         words = text.split()
         (labels,) = label_words(run, run.model(base), [words])
         return " ".join(f"{word}/{label or 'cut off'}" for word, label in zip(words, labels, strict=True))
     if run.labels is not None:
-        return verdict(run.labels, chances(run, base, text), abstain)
+        return format_verdict(run.labels, compute_probabilities(run, base, text), abstain)
     if abstain:
         raise ConfigError(f"FP1273 {run.folder} is a language model, which has no classes; leave --abstain out")
     model = run.model(base)
     if run.task.describes:
-        return caption(run, model, text, new_tokens)
+        return write_caption(run, model, text, new_tokens)
     tokenizer = load_tokenizer(run.model_directory)
     asked = run.task.asks
     complete = False
     if run.task.translates:
-        return written(run, model, tokenizer, text, new_tokens)
+        return write_text(run, model, tokenizer, text, new_tokens)
     if asked:
-        text, complete = question(tokenizer, text, run.template)
-    readable = readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
+        text, complete = format_question(tokenizer, text, run.template)
+    readable = count_readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])
     if len(asking) + new_tokens > readable:
         raise ConfigError(
             f"FP1274 the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones "
             "included; give a shorter text, or fewer --new-tokens"
         )
-    return answers(model, tokenizer, [asking], new_tokens)[0]
+    return answer_prompts(model, tokenizer, [asking], new_tokens)[0]
 
 
-def written(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, new_tokens: int) -> str:
+def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, new_tokens: int) -> str:
     """What the run's decoder writes of a text that its encoder reads.
 
     Raises:
         ConfigError: one of both is longer than the model takes.
     """
-    question = Question(Form(True, run.template, paired=True).row(text, "", "the text"), text, ("",))
-    asking = question.prompt(tokenizer)
-    readable = readable_tokens(run.model_directory, 0, UNBOUNDED)
+    question = Question(QuestionForm(True, run.template, paired=True).pack_row(text, "", "the text"), text, ("",))
+    asking = question.tokenize_prompt(tokenizer)
+    readable = count_readable_tokens(run.model_directory, 0, UNBOUNDED)
     if max(len(asking), new_tokens) > readable:
         raise ConfigError(
             f"FP1275 the text has {len(asking)} tokens, and with it {new_tokens} new ones are asked for; the model "
             f"reads, and writes, at most {readable}: give a shorter text, or fewer --new-tokens"
         )
-    return answers(model, tokenizer, [asking], new_tokens)[0]
+    return answer_prompts(model, tokenizer, [asking], new_tokens)[0]
 
 
-def caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: int) -> str:
+def write_caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: int) -> str:
     """What the run's model says of a picture, by its file.
 
     Raises:
@@ -220,12 +220,12 @@ def caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: i
         DataError: the file is no picture.
     """
     task: Any = run.task
-    readable = readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
+    readable = count_readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
     if new_tokens > readable:
         raise ConfigError(f"FP1276 behind an image the model says at most {readable} tokens; give fewer --new-tokens")
-    pixels = pixels_of([picture], run.picture_side)
-    features = patch_features(pixels, tower_folders(run.model_directory)["image"], task.side)
-    return captions(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
+    pixels = read_pixels([picture], run.picture_side)
+    features = patch_features(pixels, find_tower_folders(run.model_directory)["image"], task.side)
+    return caption_images(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
 
 
 def predict(
@@ -258,7 +258,7 @@ def predict(
 
     if ensemble:
         for one in asked:
-            say(f"{len(runs)} runs together", one, _together(runs, bases, one, abstain))
+            say(f"{len(runs)} runs together", one, _predict_together(runs, bases, one, abstain))
         return
     for run in runs:
         for one in asked:
@@ -280,7 +280,7 @@ def predict_answers(run: FinishedRun, inputs: Sequence[str], new_tokens: int) ->
     return [answer(run, base, one, new_tokens) for one in inputs]
 
 
-def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
+def _predict_together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
     """The answer of the runs' mean."""
     names = runs[0].labels
     if len(runs) < 2 or names is None or any(run.task.targets != "classes" for run in runs):
@@ -290,15 +290,17 @@ def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, a
             raise ConfigError(
                 f"FP1278 {run.folder} has other classes than {runs[0].folder}; --ensemble needs the same ones"
             )
-    return verdict(names, torch.stack([chances(run, bases[run.base_key], text) for run in runs]).mean(0), abstain)
+    return format_verdict(
+        names, torch.stack([compute_probabilities(run, bases[run.base_key], text) for run in runs]).mean(0), abstain
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return exit_code(lambda: _predicted(_command(sys.argv[1:] if arguments is None else arguments)))
+    return run_command(lambda: _run_predict(_parse_command(sys.argv[1:] if arguments is None else arguments)))
 
 
-def _command(arguments: list[str]) -> Command:
+def _parse_command(arguments: list[str]) -> Command:
     """What the command line says; runs and the text may also stand behind flags, which tyro takes as unknown words."""
     program = "python -m fedpeft.predict"
     command, behind = tyro.cli(Command, args=arguments, prog=program, return_unknown_args=True)
@@ -307,16 +309,16 @@ def _command(arguments: list[str]) -> Command:
     return replace(command, words=(*command.words, *behind))
 
 
-def _predicted(command: Command) -> None:
+def _run_predict(command: Command) -> None:
     from fedpeft.run import catalogue
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     catalogue.use(command.plugin)
     if not 0 <= command.abstain <= 1:
         raise ConfigError(f"FP1279 --abstain must be a probability, 0 to 1, got {command.abstain:g}")
     if command.data is not None:
-        _rows_predicted(command, Console())
+        _predict_rows(command, Console())
         return
     if command.output is not None or command.text is not None:
         raise ConfigError(
@@ -329,21 +331,21 @@ def _predicted(command: Command) -> None:
         )
     if command.new_tokens < 1:
         raise ConfigError(f"FP1282 --new-tokens must be at least 1, got {command.new_tokens}")
-    folders, asked = _runs_and_asked(command.words)
+    folders, asked = _split_words(command.words)
     predict(folders, asked, command.new_tokens, Console(), command.abstain, command.ensemble)
 
 
-def _runs_and_asked(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+def _split_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     """Runs, and behind them what they are asked: the last word, or where the first run is on images all pictures."""
     count = len(words) - 1
-    if count > 1 and FinishedRun.read(Path(words[0])).takes_pictures:
+    if count > 1 and FinishedRun.read(Path(words[0])).can_take_pictures:
         count = next(
             (i for i, word in enumerate(words) if not os.path.isfile(os.path.join(word, "config.toml"))), count
         )
     return [Path(word) for word in words[:count]], list(words[count:])
 
 
-def still_there(console: Console, said: Counter[str]) -> Callable[[], None]:
+def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]:
     """Return what is printed after a silence: how many rows are answered, and before the first one a single line."""
     told = [-1]
 
@@ -357,9 +359,9 @@ def still_there(console: Console, said: Counter[str]) -> Callable[[], None]:
     return beat
 
 
-def _rows_predicted(command: Command, console: Console) -> None:
+def _predict_rows(command: Command, console: Console) -> None:
     """Write what a run says of the rows of a file, and tell how often it says what."""
-    from fedpeft.evaluation.answered_rows import PREDICTED, answered, write
+    from fedpeft.evaluation.answered_rows import PREDICTED, answer_rows, write
 
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
         raise ConfigError(
@@ -380,11 +382,11 @@ def _rows_predicted(command: Command, console: Console) -> None:
     rows: Counter[str] = Counter()
     with ExitStack() as held:
         if not console.is_terminal:
-            held.enter_context(Heartbeat(still_there(console, rows), SILENCE))
+            held.enter_context(Heartbeat(create_heartbeat(console, rows), SILENCE))
         progress = held.enter_context(Progress(console=console, transient=True))
         task = progress.add_task(f"rows of {command.data}", total=None)
-        for answer in write(answered(run, command.data, command.text, command.abstain, given), command.output):
-            said.update(json.loads(answer[PREDICTED]) if run.labels_words else [answer[PREDICTED]])
+        for answer in write(answer_rows(run, command.data, command.text, command.abstain, given), command.output):
+            said.update(json.loads(answer[PREDICTED]) if run.has_word_labels else [answer[PREDICTED]])
             rows["answered"] += 1
             progress.advance(task)
     told = f"{rows.total():,} rows -> {command.output}"

@@ -21,14 +21,14 @@ from rich.markup import escape
 
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.parts import nearest
-from fedpeft.run.command import exit_code
+from fedpeft.parts import suggest_legal
+from fedpeft.run.command import run_command
 from fedpeft.run.folder import SEARCHS_JOURNAL
 from fedpeft.spec import split_outside_parentheses
-from fedpeft.studies.found import Found
-from fedpeft.studies.page import STUDYS_PAGE, Made, write_report
-from fedpeft.studies.results import Result, latest
-from fedpeft.studies.sections import Section, baseline_of_runs, section_of_study, with_points_by_difference
+from fedpeft.studies.found import ResultFolders
+from fedpeft.studies.page import STUDYS_PAGE, PageSection, write_report
+from fedpeft.studies.results import Result, select_latest
+from fedpeft.studies.sections import Section, assign_points, create_study_section, get_runs_baseline
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Command:
     targets: Annotated[str, tyro.conf.arg(help='accuracies in percent for the cost tables: "60, 65"')] = ""
 
 
-def sections(found: Found, command: Command) -> list[Section]:
+def create_sections(found: ResultFolders, command: Command) -> list[Section]:
     """One per study and preset, one for all runs on their own.
 
     Raises:
@@ -60,12 +60,12 @@ def sections(found: Found, command: Command) -> list[Section]:
     for (name, preset), results in found.results.items():
         study = found.studies.get((name, preset))
         if study is not None:
-            section = section_of_study(study, results)
+            section = create_study_section(study, results)
         else:
-            results = results if name else with_points_by_difference(latest(results))
-            alone = titled(results[0]) if len(results) == 1 else "runs"
+            results = results if name else assign_points(select_latest(results))
+            alone = format_title(results[0]) if len(results) == 1 else "runs"
             title = f"{name} ({preset})" if preset else name or alone
-            section = Section(title, "", results, baseline_of_runs(results))
+            section = Section(title, "", results, get_runs_baseline(results))
         if baseline:
             _check_baseline(section, baseline)
             section = dataclasses.replace(section, baseline=baseline)
@@ -74,7 +74,7 @@ def sections(found: Found, command: Command) -> list[Section]:
     return made
 
 
-def titled(run: Result) -> str:
+def format_title(run: Result) -> str:
     """Of a run on its own: its data, rule and method; of a file of rows, the file's name."""
     config = {**run.config, **run.settled}
     found = re.match(r"file(?::|\(path=['\"])([^'\"]+)", str(config.get("dataset", "")))
@@ -119,11 +119,11 @@ def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
             axes = {a for r in section.results for a in r.point}
             raise ConfigError(
                 f"FP1288 {section.title} has no axis {axis!r} for the baseline; "
-                f"{nearest(axis, axes) if axes else 'its runs differ in nothing but the seed'}"
+                f"{suggest_legal(axis, axes) if axes else 'its runs differ in nothing but the seed'}"
             )
         if label not in labels:
             raise ConfigError(
-                f"FP1289 {section.title} has no {axis}={label} for the baseline; {nearest(label, labels)}"
+                f"FP1289 {section.title} has no {axis}={label} for the baseline; {suggest_legal(label, labels)}"
             )
 
 
@@ -157,14 +157,14 @@ def report(command: Command, console: Console) -> None:
     for path in command.paths:
         if not os.path.exists(path):
             raise RunError(f"FP5163 {path} does not exist; give the folders of runs or studies that are there")
-    found = Found()
+    found = ResultFolders()
     for path in command.paths:
         found.look(path)
     for line in found.skipped:
         console.print(f"[bold yellow]skipped:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if not found.results:
         raise RunError("FP5164 there is nothing to report: none of the paths holds a finished run or a study's results")
-    made = [Made.of(section) for section in sections(found, command)]
+    made = [PageSection.from_section(section) for section in create_sections(found, command)]
     title = made[0].section.title if len(made) == 1 else "fedpeft: runs compared"
     write_report(command.output, title, made, found.skipped)
     count = sum(len(m.section.results) for m in made)
@@ -174,7 +174,7 @@ def report(command: Command, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return exit_code(lambda: report(tyro.cli(Command, args=arguments, prog="python -m fedpeft.report"), Console()))
+    return run_command(lambda: report(tyro.cli(Command, args=arguments, prog="python -m fedpeft.report"), Console()))
 
 
 if __name__ == "__main__":

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def _entropy(seed: int, purpose: str, ids: tuple[int, ...]) -> np.random.SeedSequence:
+def _create_sequence(seed: int, purpose: str, ids: tuple[int, ...]) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *ids])
 
 
-def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
+def create_generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
     """A numpy generator for (seed, purpose, ids); seed and ids are integers of at least 0."""
-    return np.random.default_rng(_entropy(seed, purpose, ids))
+    return np.random.default_rng(_create_sequence(seed, purpose, ids))
 
 
-def torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
+def create_torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
     """A torch CPU generator for (seed, purpose, ids)."""
     import torch  # only here: what is drawn with numpy alone needs no torch
 
-    return torch.Generator().manual_seed(integer(seed, purpose, *ids))
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *ids))
 
 
-def integer(seed: int, purpose: str, *ids: int) -> int:
+def derive_seed(seed: int, purpose: str, *ids: int) -> int:
     """A derived 63-bit seed, for libraries that take one."""
-    return int(_entropy(seed, purpose, ids).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(_create_sequence(seed, purpose, ids).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -12,19 +12,19 @@ from typing import Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.machine import files
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.run import catalogue, early, help
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
-    checked_settings,
-    default_settings,
+    load_default_settings,
     refuse_simulations_run,
+    resolve_settings,
 )
 from fedpeft.run.summary import show
 
@@ -63,50 +63,50 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help.asked(arguments):
+    if help.is_help_requested(arguments):
         usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
-        print(help.page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
+        print(help.format_page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
         raise SystemExit(0)
-    command = _command(arguments, RunConfig(), ServeOptions())
+    command = _parse_command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
     if command.resume is not None:
         refuse_simulations_run(command.resume)
-    default, options = default_settings(command.config, command.resume), ServeOptions()
+    default, options = load_default_settings(command.config, command.resume), ServeOptions()
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
-        options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
+        options = build_options(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
     planned_by = options.client_rows
-    command = _command(arguments, default, options)
-    options = options_of(dataclasses.asdict(command.serve), "the command line")
+    command = _parse_command(arguments, default, options)
+    options = build_options(dataclasses.asdict(command.serve), "the command line")
     if command.resume is not None and options.client_rows != planned_by:
         raise ConfigError(
             f"FP1402 --client-rows {options.client_rows} is what training is planned by, and the federation in "
             f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
         )
     if command.resume is None:
-        early.check(from_mapping(dataclasses.asdict(command.run), "the command line"))
-    wanted = command.run if command.resume is not None else _with_form(command.run, options)
-    config, folder = checked_settings(wanted, default, command.output, command.resume)
+        early.check(build_config(dataclasses.asdict(command.run), "the command line"))
+    wanted = command.run if command.resume is not None else _add_form(command.run, options)
+    config, folder = resolve_settings(wanted, default, command.output, command.resume)
     return config, options, folder, command.resume is not None
 
 
-def _with_form(config: RunConfig, options: ServeOptions) -> RunConfig:
-    from fedpeft.deployment.servers_rows import with_form
+def _add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
+    from fedpeft.deployment.servers_rows import add_form
 
-    return with_form(config, options)
+    return add_form(config, options)
 
 
-def _command(arguments: list[str], default: RunConfig, options: ServeOptions) -> Command:
+def _parse_command(arguments: list[str], default: RunConfig, options: ServeOptions) -> Command:
     return tyro.cli(
         Command, args=arguments, default=Command(run=default, serve=options), prog="python -m fedpeft.serve"
     )
 
 
-def options_of(values: dict[str, Any], source: str) -> ServeOptions:
+def build_options(values: dict[str, Any], source: str) -> ServeOptions:
     """The server's settings from keys and values, checked, or ConfigError."""
     return ServeOptions(**check_settings(source, ServeOptions, values))
 
 
-def over(folder: Path) -> str:
+def describe_finished(folder: Path) -> str:
     """What is said where the federation in `folder` is finished, and waits for no client; empty: it is not."""
     try:
         summary = files.read_json(folder / "summary.json")
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal folder
         console = Console()
         config, options, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
-        if resume and (said := over(folder)):
+        if resume and (said := describe_finished(folder)):
             console.print(escape(said), highlight=False, soft_wrap=True)
             return
         from fedpeft.deployment import serving
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     def stopped() -> str:
         return f"stopped; continue with: python -m fedpeft.serve --resume {shlex.quote(str(folder))}"
 
-    return exit_code(work, stopped)
+    return run_command(work, stopped)
 
 
 if __name__ == "__main__":

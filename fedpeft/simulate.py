@@ -18,29 +18,29 @@ from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.machine import kept_states
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
 from fedpeft.run import help
-from fedpeft.run.command import exit_code, interruptible
-from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy
-from fedpeft.run.dashboard.server import shown
+from fedpeft.run.command import handle_interrupts, run_command
+from fedpeft.run.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
+from fedpeft.run.dashboard.server import show_dashboard
 from fedpeft.run.folder import (
-    alone_in,
-    begun,
-    checked_settings,
-    default_settings,
-    located,
+    load_default_settings,
+    lock_folder,
     make_folder,
     refuse_servers_run,
+    remove_on_error,
+    resolve_paths,
+    resolve_settings,
     resume_command,
 )
-from fedpeft.run.observer import RoundResult, perplexity
+from fedpeft.run.observer import RoundResult, compute_perplexity
 from fedpeft.run.phases import SILENCE
 from fedpeft.run.phrases import count_of
-from fedpeft.run.quick import quick
+from fedpeft.run.quick import shorten_config
 from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, distinct_rows, show
+from fedpeft.run.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, count_distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from fedpeft.run.final_score import FinalScore
     from fedpeft.server.evaluation import OwnRows
-    from fedpeft.server.progress import Progress
+    from fedpeft.server.progress import ServerState
     from fedpeft.simulation.probe import BegunProbe
     from fedpeft.simulation.simulation import Simulation
 
@@ -90,22 +90,22 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help.asked(arguments):
-        print(help.page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
+    if help.is_help_requested(arguments):
+        print(help.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
         raise SystemExit(0)
-    command = _command(arguments, RunConfig())
+    command = _parse_command(arguments, RunConfig())
     plugins.use(command.plugin)
-    default = default_settings(command.config, command.resume)
-    command = _command(arguments, default)
-    config, folder = checked_settings(command.run, default, command.output, command.resume)
+    default = load_default_settings(command.config, command.resume)
+    command = _parse_command(arguments, default)
+    config, folder = resolve_settings(command.run, default, command.output, command.resume)
     if command.quick:
         if command.resume is not None:
             raise ConfigError("FP1407 a resumed run keeps its settings, but --quick was given; leave it out")
-        config = quick(config)
+        config = shorten_config(config)
     return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 
-def _command(arguments: list[str], default: RunConfig) -> Command:
+def _parse_command(arguments: list[str], default: RunConfig) -> Command:
     return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
 
 
@@ -133,24 +133,24 @@ def simulate(  # noqa: PLR0913
     """
     started = time.perf_counter()
     with (
-        kept_states.kept(),
+        kept_states.keep_states(),
         ExitStack() as held,
         PeakMemory() as memory,
-        shown(dashboard, folder, console) as live,
+        show_dashboard(dashboard, folder, console) as live,
         ConsoleObserver(console, on_round=on_round, silence=SILENCE, live=live) as observer,
     ):
         observer.phase("loading libraries", 1)
-        quiet_libraries()
+        silence_libraries()
         from fedpeft.run import catalogue
         from fedpeft.simulation.simulation import Simulation
 
         catalogue.use(())
         if not resume:
-            config = located(config)
+            config = resolve_paths(config)
         trackers = check_trackers(track)
         if resume:
             refuse_servers_run(folder)
-            held.enter_context(alone_in(folder))
+            held.enter_context(lock_folder(folder))
         simulation = Simulation(config, folder, observer, grid, tested)
         observer.metric = simulation.setup.task.metric
         if live is not None:
@@ -158,12 +158,12 @@ def simulate(  # noqa: PLR0913
             spent = None if protection is None else lambda: protection.epsilons()[0]
             live.watch(simulation.setup.clients, private=protection is not None, epsilon=spent)
         if not resume:
-            held.enter_context(begun(folder, lambda: simulation.checkpoints.taken))
+            held.enter_context(remove_on_error(folder, lambda: simulation.checkpoints.exists))
         make_folder(folder)
         records = TrackedRecords(folder, trackers, private=simulation.protection is not None)
         if not resume:
-            held.enter_context(alone_in(folder))
-            records.write("config.toml", catalogue.made_toml(simulation.setup))
+            held.enter_context(lock_folder(folder))
+            records.write("config.toml", catalogue.format_setup_toml(simulation.setup))
         try:
             if begins is not None:
                 begins(simulation)
@@ -172,11 +172,11 @@ def simulate(  # noqa: PLR0913
             simulation.close()
         seconds, peak, phases = time.perf_counter() - started, memory.bytes or None, observer.phases.seconds
         summary = replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak, phases=phases)
-    records.write_json("summary.json", summary.as_dict())
+    records.write_json("summary.json", summary.to_dict())
     from fedpeft.run.plots import plot_rounds
 
-    with writing(folder / "rounds.svg"):
-        plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary.as_dict())
+    with raise_write_errors(folder / "rounds.svg"):
+        plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary.to_dict())
     return summary
 
 
@@ -186,42 +186,42 @@ SCORED = "scoring the saved adapter on the test rows (fp32)"
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, tested: bool) -> Summary:
     from fedpeft.run import own_files
-    from fedpeft.simulation.probe import begun_probe
+    from fedpeft.simulation.probe import begin_probe
 
     setup, rows, config = simulation.setup, simulation.rows, simulation.config
-    own_files.record(records, own_files.made_of(config, simulation.workers.work.model_key, records.folder))
-    _introduce(simulation, observer)
+    own_files.record(records, own_files.find_own_files(config, simulation.workers.work.model_key, records.folder))
+    _print_introduction(simulation, observer)
     if not tested:
-        from fedpeft.simulation.untested import untested
+        from fedpeft.simulation.untested import run_trial
 
-        return untested(simulation, records)
+        return run_trial(simulation, records)
     tokens = setup.tokens if rows.dataset.sampled else None
-    with begun_probe(setup, rows, simulation.workers, tokens) as probe:
-        return _summed_up(simulation, records, observer, probe)
+    with begin_probe(setup, rows, simulation.workers, tokens) as probe:
+        return _summarize(simulation, records, observer, probe)
 
 
-def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
-    from fedpeft.run.final_score import calibration_of, save
+def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
+    from fedpeft.run.final_score import compute_calibration, save
     from fedpeft.run.measured import Findings
     from fedpeft.run.measurement import ScoredRun, TrainedRun
-    from fedpeft.server.best_state import validated
-    from fedpeft.simulation.of_rows import of_rows
+    from fedpeft.server.best_state import summarize_validation
+    from fedpeft.simulation.of_rows import measure_rows
     from fedpeft.simulation.predictions import save_predictions
-    from fedpeft.simulation.private_probe import private_probe
-    from fedpeft.simulation.retrieval import retrieved
+    from fedpeft.simulation.private_probe import score_private_probe
+    from fedpeft.simulation.retrieval import measure_retrieval
 
     setup, rows = simulation.setup, simulation.rows
     server = simulation.server(records, stopping=lambda: begun.failed)
     progress = simulation.train(server)
     if begun.failed:
-        begun.result()  # raises why
+        begun.wait_for_result()  # raises why
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    own = server.own_rows(progress) if setup.personal else None
+    own = server.evaluate_own_rows(progress) if setup.personal else None
     evaluate = partial(simulation.workers.evaluate, version=0) if len(rows.validation) else None
     findings = Findings(setup, simulation.begun)
     findings.ask(TrainedRun(setup, progress, records, server, evaluate, simulation))
-    private = private_probe(simulation)
+    private = score_private_probe(simulation)
     simulation.close()
     score = simulation.scorer.score(
         simulation.folder, SCORED, temperature=findings.temperature, asks=findings.list_questions
@@ -230,36 +230,36 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
     secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
     disclosed = setup, kept, lines, rows.dataset.test, score
     findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation), observer.say)
-    last = _last(simulation, progress) or score
-    probe = begun.result()
+    last = _score_last_state(simulation, progress) or score
+    probe = begun.wait_for_result()
     quality = Quality(
         metric=setup.task.metric,
-        **_own_or_shared(own, score, last),
-        accuracy_by_base=_by_precision(simulation) or None,
-        perplexity=perplexity((own or score).loss) if setup.task.metric == "perplexity" else None,
+        **_choose_scores(own, score, last),
+        accuracy_by_base=_score_by_precision(simulation) or None,
+        perplexity=compute_perplexity((own or score).loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
-        **validated(progress.best),
+        **summarize_validation(progress.best),
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
-        **calibration_of(score),
-        **_attacked(simulation),
-        retrieval=retrieved(simulation, score.sides),
+        **compute_calibration(score),
+        **_run_attacks(simulation),
+        retrieval=measure_retrieval(simulation, score.sides),
         **findings.quality,
     )
     observer.enter("summing up")
     return Summary(
         quality=quality,
         costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
-        distinct_rows=_distinct_rows(simulation, records),
-        partition=simulation.statistics.as_dict(),
+        distinct_rows=_count_distinct_rows(simulation, records),
+        partition=simulation.statistics.to_dict(),
         sampled=rows.dataset.sampled,
         hooks=server.sections(progress),
         trust=findings.sections or None,
-        **of_rows(simulation, score, probe, records),
+        **measure_rows(simulation, score, probe, records),
     )
 
 
-def _own_or_shared(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
+def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
     """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
     if own is None:
         return {
@@ -278,7 +278,7 @@ def _own_or_shared(own: OwnRows | None, score: FinalScore, last: FinalScore) -> 
     }
 
 
-def _by_precision(simulation: Simulation) -> dict[str, float]:
+def _score_by_precision(simulation: Simulation) -> dict[str, float]:
     """The kept state's accuracy on a base in each precision in use; empty: clients' bases are the run's."""
     config, precisions = simulation.config, simulation.setup.base_precisions
     if not precisions:
@@ -288,17 +288,17 @@ def _by_precision(simulation: Simulation) -> dict[str, float]:
     return {base: score(simulation.folder, f"scoring on a base in {base}", base).accuracy for base in bases}
 
 
-def _attacked(simulation: Simulation) -> dict[str, Any]:
+def _run_attacks(simulation: Simulation) -> dict[str, Any]:
     """What attacks have found, where the mechanism asks for them."""
     mechanism = simulation.setup.mechanism
     if mechanism is None or not mechanism.audit:
         return {}
-    from fedpeft.audit.attacks import attacks
+    from fedpeft.audit.attacks import run_attacks
 
-    return attacks(simulation)
+    return run_attacks(simulation)
 
 
-def _last(simulation: Simulation, progress: Progress) -> FinalScore | None:
+def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalScore | None:
     """The score of the last state, where another is kept; None: it is the one that is kept."""
     from fedpeft.run.final_score import save
 
@@ -310,21 +310,21 @@ def _last(simulation: Simulation, progress: Progress) -> FinalScore | None:
     return simulation.scorer.score(folder, "scoring the last state on the test rows (fp32)")
 
 
-def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
+def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> None:
     """What is about to be done, on what."""
-    from fedpeft.data.inspection import remembered
-    from fedpeft.run.advice import advice
+    from fedpeft.data.inspection import report_test_overlap
+    from fedpeft.run.advice import advise
 
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {escape(f'{simulation.rows.dataset.name}: {simulation.statistics}')}")
     if simulation.rows.dataset.sampled:
         of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
-    observer.say(model_line(setup))
-    notes = [*plugins.notes(), *simulation.rows.dataset.notes, *setup.notes]
-    notes += remembered(simulation.rows.dataset) if setup.task.targets else []
+    observer.say(format_model_line(setup))
+    notes = [*plugins.take_notes(), *simulation.rows.dataset.notes, *setup.notes]
+    notes += report_test_overlap(simulation.rows.dataset) if setup.task.targets else []
     notes += setup.cut_rows(simulation.workers.work.data_key)
-    for note in filter(None, (*notes, *advice(setup, simulation.statistics, simulation.most_steps))):
+    for note in filter(None, (*notes, *advise(setup, simulation.statistics, simulation.most_steps))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
@@ -342,11 +342,11 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]note[/]    {name} has no batched form: clients train one by one")
 
 
-def _distinct_rows(simulation: Simulation, records: Records) -> int | None:
+def _count_distinct_rows(simulation: Simulation, records: Records) -> int | None:
     """What summary.json says of them; None also where clients share rows, which would be counted more than once."""
     if simulation.protection is not None or simulation.rows.partition.resampled:
         return None
-    return distinct_rows(records.read("clients.jsonl"))
+    return count_distinct_rows(records.read("clients.jsonl"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -365,10 +365,10 @@ def main(arguments: list[str] | None = None) -> int:
         how = f"continue with: {resume_command(folder)}" if folder and left else "no round was finished"
         return f"interrupted; {how}"
 
-    return exit_code(work, interrupted)
+    return run_command(work, interrupted)
 
 
 if __name__ == "__main__":
-    with interruptible():
+    with handle_interrupts():
         code = main()
     sys.exit(code)

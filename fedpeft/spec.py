@@ -28,7 +28,7 @@ class Spec:
 
     def __str__(self) -> str:
         head = self.name if self.argument is None else f"{self.name}:{self.argument}"
-        given = [*map(written, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
+        given = [*map(format_value, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
         return f"{head}({', '.join(given)})" if given else head
 
 
@@ -46,27 +46,27 @@ def parse_spec(text: str) -> Spec:
     if colon and name.isidentifier():
         return Spec(name, {}, argument)
     try:
-        tree = ast.parse(_keywords_quoted(importable(text)), mode="eval").body
+        tree = ast.parse(_quote_keywords(make_importable(text)), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # the others: a NUL, or nested too deep
-        raise ConfigError(_unlike(text)) from None
+        raise ConfigError(_describe_mistake(text)) from None
     if isinstance(tree, ast.Name):
-        return Spec(restored(tree.id), {})
+        return Spec(restore_name(tree.id), {})
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-        raise ConfigError(_unlike(text))
+        raise ConfigError(_describe_mistake(text))
     settings: dict[str, Any] = {}
     for keyword in tree.keywords:
         if keyword.arg is None or keyword.arg in settings:
             raise ConfigError(f"FP1419 {text!r} names a setting twice or unpacks one; write each as key=value, once")
-        settings[keyword.arg] = _value(keyword.value, text)
-    return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
+        settings[keyword.arg] = _parse_value(keyword.value, text)
+    return Spec(restore_name(tree.func.id), settings, values=tuple(_parse_value(node, text) for node in tree.args))
 
 
-def _unlike(text: str) -> str:
+def _describe_mistake(text: str) -> str:
     """What is wrong with a text of another form, and the form that was likely meant."""
     said = f"FP1420 {text[:200]!r} is not of the form name(key=value, ...)"
-    if not _balanced(text):
+    if not _is_balanced(text):
         return f"{said}; its parentheses don't balance"
-    if text.endswith(")") and _balanced(text.partition("(")[2].rpartition(")")[0]):
+    if text.endswith(")") and _is_balanced(text.partition("(")[2].rpartition(")")[0]):
         return f"{said}; a value with a space, or other signs than letters, digits and _, stands in quotes"
     return said
 
@@ -76,7 +76,7 @@ _QUOTED_OR_PARENTHESIS = re.compile(_QUOTED + r"[()]")
 _QUOTED_OR_VALUE = re.compile(_QUOTED + r"(?<==)(\s*)([a-z]+)(?=\s*[,)])")
 
 
-def _balanced(text: str) -> bool:
+def _is_balanced(text: str) -> bool:
     """Whether each parenthesis outside quotes has its other."""
     depth = 0
     for found in _QUOTED_OR_PARENTHESIS.findall(text):
@@ -86,7 +86,7 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def _keywords_quoted(text: str) -> str:
+def _quote_keywords(text: str) -> str:
     """The text with Python's keywords as words where they are values: a column may be called class, or from."""
 
     def quoted(found: re.Match[str]) -> str:
@@ -96,27 +96,27 @@ def _keywords_quoted(text: str) -> str:
     return _QUOTED_OR_VALUE.sub(quoted, text)
 
 
-def _value(node: ast.expr, text: str) -> Any:
-    """A value: as `_literal`, or the text of a part."""
+def _parse_value(node: ast.expr, text: str) -> Any:
+    """A value: as `_parse_literal`, or the text of a part."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return ast.unparse(node)
-    return _literal(node, text)
+    return _parse_literal(node, text)
 
 
 _PREFIX = "part_"
 
 
-def importable(text: str) -> str:
+def make_importable(text: str) -> str:
     """A text as Python takes it: a part may be called 20newsgroups, so a leading digit gets a prefix."""
     return _PREFIX + text if text[:1].isdigit() else text
 
 
-def restored(name: str) -> str:
-    """The name that `importable` was made of."""
+def restore_name(name: str) -> str:
+    """The name that `make_importable` was made of."""
     return name.removeprefix(_PREFIX)
 
 
-def _literal(node: ast.expr, text: str) -> Any:
+def _parse_literal(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):
         return node.id
     try:
@@ -128,7 +128,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         ) from None
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting's value in a part's text: words as they are, all else as Python writes it."""
     word = isinstance(value, str) and value.isidentifier() and not iskeyword(value)
     return str(value) if word else repr(value)
@@ -153,9 +153,9 @@ def split_outside_parentheses(text: str, separator: str) -> list[str]:
     return [p.strip() for p in pieces]
 
 
-def with_settings(part: str, **more: Any) -> str:
+def add_settings(part: str, **more: Any) -> str:
     """Return the text of a part, `name` or `name(key=value)`, with more settings."""
-    added = ", ".join(f"{name}={written(value)}" for name, value in more.items())
+    added = ", ".join(f"{name}={format_value(value)}" for name, value in more.items())
     if not added:
         return part
     if not part.rstrip().endswith(")"):

@@ -21,10 +21,10 @@ from fedpeft import simulate
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue, console
-from fedpeft.run.command import exit_code, interruptible
-from fedpeft.run.console import duration
+from fedpeft.run.command import handle_interrupts, run_command
+from fedpeft.run.console import format_duration
 from fedpeft.studies.process import Program
-from fedpeft.studies.study_file import Planned, read_study
+from fedpeft.studies.study_file import PlannedRun, read_study
 
 if TYPE_CHECKING:
     from fedpeft.studies.results import Result
@@ -58,7 +58,7 @@ class Command:
     ] = ()
 
 
-def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Console) -> None:
+def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: Console) -> None:
     """The number of runs, what is done, and how long the rest may take."""
     study = place.study
     failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
@@ -75,8 +75,8 @@ def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Con
         console.print(
             f"{escape(run.title)}: [bold red]failed:[/] {escape(str(result.reason))}", highlight=False, soft_wrap=True
         )
-    seconds = place.seconds_left(left, jobs)
-    estimate = "no estimate before a run has finished" if seconds is None else f"about {duration(seconds)}"
+    seconds = place.estimate_seconds_left(left, jobs)
+    estimate = "no estimate before a run has finished" if seconds is None else f"about {format_duration(seconds)}"
     console.print(
         f"{len(place.done) - len(failed)} finished, {len(failed)} failed, {len(left)} to run, {jobs} at a time: "
         f"{estimate if left else 'nothing to do'}",
@@ -87,7 +87,7 @@ def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Con
 
 def load() -> None:
     """Import what every run needs."""
-    console.quiet_libraries()
+    console.silence_libraries()
     for module in (
         "fedpeft.simulation.simulation",
         "fedpeft.clients.preload",
@@ -95,7 +95,7 @@ def load() -> None:
         importlib.import_module(module)
 
 
-def completed(command: Command, console: Console) -> list[Result]:
+def complete_study(command: Command, console: Console) -> list[Result]:
     """Run what is missing and make the report; the results of all runs, in the order of the grid.
 
     Raises:
@@ -111,11 +111,11 @@ def completed(command: Command, console: Console) -> list[Result]:
     study = read_study(command.study, command.preset)
     study.check()
     from fedpeft.studies.page import write_study_report
-    from fedpeft.studies.runner import Workplace, jobs_that_fit, run_what_is_left
+    from fedpeft.studies.runner import Workplace, count_fitting_jobs, run_what_is_left
 
     place = Workplace(study, command.output or study.folder)
-    left = place.left(command.retry_failed)
-    jobs = command.jobs or jobs_that_fit(place.planned)
+    left = place.list_missing_runs(command.retry_failed)
+    jobs = command.jobs or count_fitting_jobs(place.planned)
     show_plan(place, left, jobs, console)
     if place.study.precision:
         console.print(
@@ -150,13 +150,13 @@ def completed(command: Command, console: Console) -> list[Result]:
 
 
 def run_study(command: Command, console: Console) -> int:
-    """As `completed`; returns the exit code."""
-    return 0 if all(result.finished for result in completed(command, console)) else FAILURES
+    """As `complete_study`; returns the exit code."""
+    return 0 if all(result.finished for result in complete_study(command, console)) else FAILURES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
-    return exit_code(
+    return run_command(
         lambda: run_study(tyro.cli(Command, args=arguments, prog="python -m fedpeft.study"), Console()),
         lambda: "interrupted; the same command continues",
     )
@@ -165,6 +165,6 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from fedpeft import study  # under its own name, by which other processes find its functions
 
-    with interruptible():
+    with handle_interrupts():
         code = study.main()
     sys.exit(code)

@@ -13,15 +13,15 @@ from rich.table import Table
 
 from fedpeft.deployment.signing import Verifier
 from fedpeft.deployment.transcript_comparison import (
-    first_difference,
-    own_differences,
-    side_by_side,
-    told,
-    uncompared_states,
+    count_own_differences,
+    count_uncompared_states,
+    find_first_difference,
+    pair_records,
+    read_transcript,
 )
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def compare(command: Command, console: Console) -> bool:
             verifier = Verifier(command.certificate.read_bytes())
         except OSError as error:
             raise RunError(f"FP5100 {command.certificate} can't be read: {error.strerror}") from None
-    one, other = told(command.one, verifier), told(command.other, verifier)
+    one, other = read_transcript(command.one, verifier), read_transcript(command.other, verifier)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -66,13 +66,13 @@ def compare(command: Command, console: Console) -> bool:
         say("signatures: none, the server ran without TLS; whoever has a transcript could have written it")
     title = "what each was sent: form, work and digest of the task, which may differ"
     table = Table("round", escape(one.client or "A"), escape(other.client or "B"), title=title)
-    for called, *sent in side_by_side(one, other):
+    for called, *sent in pair_records(one, other):
         table.add_row(called, *(escape(text or "-") for text in sent))
     console.print(table)
     if one.chain.run != other.chain.run:
         say(f"different: these are two federations, {one.chain.run} and {other.chain.run}")
         return False
-    difference = first_difference(one, other)
+    difference = find_first_difference(one, other)
     if difference is not None:
         say(
             f"different: from record {difference.position} ({difference.called}) on, both were told otherwise in "
@@ -88,19 +88,19 @@ def compare(command: Command, console: Console) -> bool:
     say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")
     if long > short:
         say(f"only one of both knows {long - short} more records")
-    for name, count in sorted(own_differences(one, other).items()):
+    for name, count in sorted(count_own_differences(one, other).items()):
         say(f"not alike: {name} in {count} records, which the server may choose for each client outside secure sums")
-    for reason, count in uncompared_states(one).items():
+    for reason, count in count_uncompared_states(one).items():
         say(f"not comparable: the model of {count} records: {reason}")
     return True
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
-    return exit_code(lambda: _compared(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript")))
+    return run_command(lambda: _run_comparison(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript")))
 
 
-def _compared(command: Command) -> int:
+def _run_comparison(command: Command) -> int:
     return 0 if compare(command, Console()) else 1
 
 

@@ -18,16 +18,16 @@ import tyro
 from rich.markup import escape
 
 from fedpeft import simulate
-from fedpeft.errors import RunError, needs_extra
+from fedpeft.errors import RunError, require_extra
 from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue, console
-from fedpeft.run.command import exit_code, interruptible
-from fedpeft.run.folder import alone_in, make_folder, refuse_file
+from fedpeft.run.command import handle_interrupts, run_command
+from fedpeft.run.folder import lock_folder, make_folder, refuse_file
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.study import load
 
 if TYPE_CHECKING:
-    from fedpeft.tuning.runner import Place
+    from fedpeft.tuning.runner import SearchFolder
     from fedpeft.tuning.search_file import Search
 
 NOTHING = 1
@@ -62,13 +62,13 @@ def load_all() -> None:
     importlib.import_module("fedpeft.tuning.trial")
 
 
-def trial(arguments: list[str]) -> int:
+def run_trial(arguments: list[str]) -> int:
     """One trial, in its process; its exit code.
 
     Args:
         arguments: the flags of python -m fedpeft.simulate, then the search's folder and the trial's number.
     """
-    from fedpeft.tuning.trial import NOT_PASSED, GivenUp, Reporter
+    from fedpeft.tuning.trial import NOT_PASSED, Reporter, TrialPruned
 
     *flags, folder, number = arguments
 
@@ -79,8 +79,8 @@ def trial(arguments: list[str]) -> int:
         simulate.simulate(config, run_folder, resume, Console(), on_round=reporter.round_done, tested=False)
 
     try:
-        return exit_code(run)
-    except GivenUp:
+        return run_command(run)
+    except TrialPruned:
         return NOT_PASSED
 
 
@@ -98,36 +98,36 @@ def show_plan(search: Search, folder: Path, trials: int, output: Console) -> Non
         say(f"budget: {search.budget}")
     found = {name: str(among) for name, among in search.space.items()}
     if search.hybrid is not None:
-        found |= search.hybrid.described()
+        found |= search.hybrid.describe()
     for name, among in found.items():
         output.print(f"  {name}: {among}", markup=False, highlight=False, soft_wrap=True)
 
 
-def place_of(search: Search, folder: Path, trials: int, output: Console) -> Place:
+def place_of(search: Search, folder: Path, trials: int, output: Console) -> SearchFolder:
     """The search in its folder, with what sizes and blocks it must know.
 
     Raises:
         FedpeftError: the folder is another's, its trials can't be compared, or no hybrid is within the budget.
     """
-    from fedpeft.run.catalogue import built
+    from fedpeft.run.catalogue import build_part
     from fedpeft.tuning import store
     from fedpeft.tuning.alike import check_tokens
-    from fedpeft.tuning.runner import Place
-    from fedpeft.tuning.sizes import Sizes, blocks_of, check_smallest
+    from fedpeft.tuning.runner import SearchFolder
+    from fedpeft.tuning.sizes import Sizes, check_smallest, count_blocks
 
     rows = Sizes(folder)
     check_tokens(search, rows.facts)
-    study = store.opened(search, folder, built(search.corner({}), "measure").validation.every)
+    study = store.open_study(search, folder, build_part(search.build_corner({}), "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:
         doing = "reading the rows and the model, whose sizes count"
         output.print(doing, highlight=False)
         with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
-            console.quiet_libraries()
+            console.silence_libraries()
             sizes = rows
-            blocks = blocks_of(search, sizes) if search.hybrid is not None else 0
+            blocks = count_blocks(search, sizes) if search.hybrid is not None else 0
             check_smallest(search, sizes, blocks)
-    return Place(search, study, folder, trials, sizes, blocks)
+    return SearchFolder(search, study, folder, trials, sizes, blocks)
 
 
 def run_search(command: Command, output: Console) -> int:
@@ -138,7 +138,7 @@ def run_search(command: Command, output: Console) -> int:
     """
     if command.workers < 1 or command.trials < 0:
         raise RunError("FP5229 --workers must be at least 1 and --trials at least 0")
-    needs_extra("optuna", "tune", "a search")
+    require_extra("optuna", "tune", "a search")
     from fedpeft.tuning import store
     from fedpeft.tuning.search_file import read_search
 
@@ -156,11 +156,11 @@ def run_search(command: Command, output: Console) -> int:
         return 0
     make_folder(folder)
     taken = f"FP5230 another process searches in {folder}; wait for it or give another --output"
-    with alone_in(folder, "search.lock", taken):
-        return _searched(search, folder, trials, command.workers, output)
+    with lock_folder(folder, "search.lock", taken):
+        return _run_search(search, folder, trials, command.workers, output)
 
 
-def _searched(search: Search, folder: Path, trials: int, workers: int, output: Console) -> int:
+def _run_search(search: Search, folder: Path, trials: int, workers: int, output: Console) -> int:
     from fedpeft.studies.process import Program, Starter
     from fedpeft.tuning.report import PAGE, Report
     from fedpeft.tuning.runner import Conductor
@@ -168,7 +168,7 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
     place = place_of(search, folder, trials, output)
     report = Report(search, place.study)
     try:
-        Conductor(place, lambda: Starter(Program(load_all, trial)), workers, output).run()
+        Conductor(place, lambda: Starter(Program(load_all, run_trial)), workers, output).run()
     finally:
         report.write(folder)
     output.print(f"{report.extent} report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
@@ -177,14 +177,14 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
         return NOTHING
     output.print(f"the best settings, {report.best_trial}:", highlight=False)
     output.print(report.command, markup=False, highlight=False, soft_wrap=True)
-    if report.doubt:
-        output.print(f"note: {report.doubt}", markup=False, highlight=False, soft_wrap=True)
+    if report.tie_note:
+        output.print(f"note: {report.tie_note}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
-    return exit_code(
+    return run_command(
         lambda: run_search(tyro.cli(Command, args=arguments, prog="python -m fedpeft.tune"), Console()),
         lambda: "interrupted; the same command continues",
     )
@@ -193,6 +193,6 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from fedpeft import tune  # under its own name, by which other processes find its functions
 
-    with interruptible():
+    with handle_interrupts():
         code = tune.main()
     sys.exit(code)

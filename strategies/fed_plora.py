@@ -16,18 +16,20 @@ Use it if clients can train different numbers of ranks, and none of them should 
 
 from dataclasses import dataclass
 
-from fedpeft.aggregation.factors import drawn_ranks
+from fedpeft.aggregation.factors import draw_ranks
 from fedpeft.aggregation.owned_ranks import OwnedRanks
-from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.peft.adapter import AdapterShape, Layout
 
 
 @dataclass(frozen=True)
 class FedPLoRA(OwnedRanks):
     """The mean of each rank over the clients that trained it."""
 
-    def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+    def ranks(
+        self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
+    ) -> tuple[int, ...]:
         """K_k, in ascending order."""
-        return drawn_ranks(layout, form, seed, round, client)
+        return draw_ranks(layout, form, seed, round_number, client)
 
 
 part = FedPLoRA

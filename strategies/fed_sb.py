@@ -21,7 +21,7 @@ from typing import ClassVar
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Update
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class FedSB(LinearStrategy):
     needs_lora: ClassVar[bool] = False
     mixed_ranks: ClassVar[bool] = True
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse a method without R, and mixed ranks.
 
         Raises:
             ConfigError: the PEFT method has no R, or a client's rank is not the global one.
         """
-        if not cores(layout):
+        if not find_cores(layout):
             raise ConfigError(
                 "FP1483 fed_sb trains the square R of B R A; use a peft method that has tensors named lora_R"
             )
         if any(form and layout.form and form.rank != layout.form.rank for form in forms):
             raise ConfigError("FP1484 fed_sb needs the same rank at all clients (alphas may differ); give one rank")
 
-    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+    def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
         """The global state, with (s / s_k) R."""
-        unit, R = _unit(layout, form), cores(layout)
+        unit, R = _compute_unit(layout, form), find_cores(layout)
         return {name: tensor / unit if name in R else tensor.clone() for name, tensor in state.items()}
 
     @classmethod
@@ -56,15 +56,15 @@ class FedSB(LinearStrategy):
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """(s_k / s) delta of R; the head's delta as it is."""
-        unit, R = _unit(layout, update.form), cores(layout)
+        unit, R = _compute_unit(layout, update.form), find_cores(layout)
         return {name: delta * unit if name in R else delta for name, delta in update.delta.items()}
 
 
-def _unit(layout: Layout, form: ClientForm | None) -> float:
+def _compute_unit(layout: Layout, form: AdapterShape | None) -> float:
     return 1.0 if form is None or layout.form is None else form.scale / layout.form.scale
 
 
-def cores(layout: Layout) -> frozenset[str]:
+def find_cores(layout: Layout) -> frozenset[str]:
     """Names of the tensors R."""
     return frozenset(t.name for t in layout.tensors if t.role == "plain" and "lora_R" in t.name)
 

@@ -24,7 +24,7 @@ from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 PAIRS = {".rest_A.weight": ".own_A.weight", ".rest_B.weight": ".own_B.weight"}
 """By the end of a name, that of the client's own tensor whose mean it is."""
@@ -40,14 +40,14 @@ class FedALT(LinearStrategy):
     arrives_whole: ClassVar[bool] = False
     counts_clients: ClassVar[bool] = True
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse other adapters, weights by rows, and a client alone.
 
         Raises:
             ConfigError: says which, and what to take.
         """
         super().check(layout, forms)
-        if not _means(layout):
+        if not _map_means(layout):
             raise ConfigError("FP1485 fedalt trains an adapter beside that of all other clients; take --peft row_lora")
         if self.weighting == "rows":
             raise ConfigError("FP1486 in fedalt all clients count alike; leave weighting out")
@@ -56,29 +56,29 @@ class FedALT(LinearStrategy):
 
     def start(self, state: State, layout: Layout, seed: int) -> State:
         """The mean of what all have at first, which is one own adapter."""
-        return state | {rest: state[own].clone() for rest, own in _means(layout).items()}
+        return state | {rest: state[own].clone() for rest, own in _map_means(layout).items()}
 
     def private(self, layout: Layout) -> frozenset[str]:
         """All but the mean."""
-        return frozenset(layout.names) - _means(layout).keys()
+        return frozenset(layout.names) - _map_means(layout).keys()
 
     def still(self, layout: Layout) -> frozenset[str]:
         """The others' mean."""
-        return frozenset(_means(layout))
+        return frozenset(_map_means(layout))
 
     def prepared(self, received: State, layout: Layout) -> State:
         """(N S - own) / (N - 1)."""
         n = self.clients
-        means = {rest: (n * received[rest] - received[own]) / (n - 1) for rest, own in _means(layout).items()}
+        means = {rest: (n * received[rest] - received[own]) / (n - 1) for rest, own in _map_means(layout).items()}
         return received | means
 
     def contributed(self, delta: State, received: State, trained: State, layout: Layout) -> State:
         """How own has moved, under the mean's names."""
-        return {rest: trained[own] - received[own] for rest, own in _means(layout).items()}
+        return {rest: trained[own] - received[own] for rest, own in _map_means(layout).items()}
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """All clients count alike."""
-        total.add({name: update.delta[name] for name in _means(layout)}, 1.0)
+        total.add({name: update.delta[name] for name in _map_means(layout)}, 1.0)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
         """The cohort's changes over the number of all clients."""
@@ -86,7 +86,7 @@ class FedALT(LinearStrategy):
         return {name: tensor * share for name, tensor in total.mean().items()}
 
 
-def _means(layout: Layout) -> dict[str, str]:
+def _map_means(layout: Layout) -> dict[str, str]:
     """By the name of each mean, that of the client's own tensor."""
     found = {}
     for name in layout.names:

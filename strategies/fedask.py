@@ -30,13 +30,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import lora_form, target
+from fedpeft.aggregation.factors import compute_target, get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.seeds import torch_generator
+from fedpeft.seeds import create_torch_generator
 
 ROUNDING = 1e-9
 """A singular value below this share of the largest one is 0."""
@@ -52,16 +52,16 @@ class FedASK(MixedRankStrategy):
 
     new_factors: ClassVar[bool] = True
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names, without A's in the private form."""
         frozen = {"lora_A"} if self.train == "B" else set()
         return frozenset(t.name for t in layout.tensors if t.role not in frozen)
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Return the factors of the leading ranks of dW*, as far as the sketch spans them."""
-        form = lora_form(layout)
-        matrix = target(pair, self.heard(pair, state, layout, cohort))
-        generator = torch_generator(cohort.seed, f"fedask {pair.module}", cohort.round)
+        form = get_lora_form(layout)
+        matrix = compute_target(pair, self.complete_cohort(pair, state, layout, cohort))
+        generator = create_torch_generator(cohort.seed, f"fedask {pair.module}", cohort.round)
         columns = min(form.rank + self.oversampling, pair.in_features, pair.out_features)
         omega = torch.randn(pair.in_features, columns, generator=generator, dtype=torch.float64)
         U, S, Vt = sketched_svd(LowRank(matrix.left.double(), matrix.right.double()), omega, self.power)

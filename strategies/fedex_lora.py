@@ -13,7 +13,7 @@ Use it if aggregation must be exact and the downlink can carry the residual.
 
 from dataclasses import dataclass
 
-from fedpeft.aggregation.factors import lora_form, mean_factors, target
+from fedpeft.aggregation.factors import compute_mean_factors, compute_target, get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.peft.adapter import Layout, LoraPair, State
@@ -31,10 +31,10 @@ class FedExLoRA(MixedRankStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """A-bar, B-bar and dW* - s B-bar A-bar."""
-        cohort = self.heard(pair, state, layout, cohort)
-        A, B = mean_factors(pair, state, layout, cohort)
-        averaged = LowRank(B * -lora_form(layout).scale, A)
-        return Gathered(A, B, stack([target(pair, cohort), averaged]))
+        cohort = self.complete_cohort(pair, state, layout, cohort)
+        A, B = compute_mean_factors(pair, state, layout, cohort)
+        averaged = LowRank(B * -get_lora_form(layout).scale, A)
+        return Gathered(A, B, stack([compute_target(pair, cohort), averaged]))
 
 
 part = FedExLoRA

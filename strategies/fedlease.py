@@ -40,8 +40,8 @@ from fedpeft.aggregation.grouped_rules import GroupedStrategy, Heard
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
-from fedpeft.peft.methods.expert_lora import SHUT, numbers
+from fedpeft.peft.adapter import AdapterShape, Layout, State
+from fedpeft.peft.methods.expert_lora import SHUT, number_slots
 
 CLUSTERS = "clusters"
 """What is kept of who is where: (n, 2), client and cluster, from 0, in the order of clients."""
@@ -58,19 +58,19 @@ class FedLEASE(GroupedStrategy):
 
     needs_lora: ClassVar[bool] = False
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse other adapters.
 
         Raises:
             ConfigError: says what to take.
         """
         super().check(layout, forms)
-        if not _ending(layout, ".others_B.weight"):
+        if not _find_names(layout, ".others_B.weight"):
             raise ConfigError("FP1488 fedlease mixes the experts of all clusters; take --peft expert_lora")
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """All but the other clusters' experts."""
-        others = {*_ending(layout, ".others_A.weight"), *_ending(layout, ".others_B.weight")}
+        others = {*_find_names(layout, ".others_A.weight"), *_find_names(layout, ".others_B.weight")}
         return frozenset(layout.names) - others
 
     def prepared(self, received: State, layout: Layout) -> State:
@@ -79,9 +79,9 @@ class FedLEASE(GroupedStrategy):
         Raises:
             PayloadError: they are not.
         """
-        found = {tuple((received[name] < SHUT / 2).tolist()) for name in _ending(layout, ".bias.weight")}
+        found = {tuple((received[name] < SHUT / 2).tolist()) for name in _find_names(layout, ".bias.weight")}
         room = (len(next(iter(found))) + 1) // 2
-        if len(found) > 1 or found - {tuple((numbers(room) >= m).tolist()) for m in range(1, room + 1)}:
+        if len(found) > 1 or found - {tuple((number_slots(room) >= m).tolist()) for m in range(1, room + 1)}:
             raise PayloadError(
                 f"FP6175 the server opens slots of experts that go with no number of them from 1 to {room}"
             )
@@ -98,56 +98,56 @@ class FedLEASE(GroupedStrategy):
         """Own expert, router and head of the group, the other clusters' experts, and as many slots as there are."""
         kind, _, number = group.partition("/")
         if kind != "cluster":
-            own = _section(learned, "start" if kind == "newcomers" else group, layout) or state
+            own = _select_section(learned, "start" if kind == "newcomers" else group, layout) or state
             return _shut(state | own, layout, 1)
-        experts = [_section(learned, f"cluster/{c}", layout) for c in range(_count(learned))]
+        experts = [_select_section(learned, f"cluster/{c}", layout) for c in range(_count(learned))]
         sent = state | experts.pop(int(number))
-        for name in _ending(layout, ".others_A.weight"):
-            sent[name] = _joined([e[name.replace(".others_A.", ".own_A.")] for e in experts], state[name], 0)
-        for name in _ending(layout, ".others_B.weight"):
-            sent[name] = _joined([e[name.replace(".others_B.", ".own_B.")] for e in experts], state[name], 1)
+        for name in _find_names(layout, ".others_A.weight"):
+            sent[name] = _join_factors([e[name.replace(".others_A.", ".own_A.")] for e in experts], state[name], 0)
+        for name in _find_names(layout, ".others_B.weight"):
+            sent[name] = _join_factors([e[name.replace(".others_B.", ".own_B.")] for e in experts], state[name], 1)
         return _shut(sent, layout, len(experts) + 1)
 
     def regrouped(self, heard: Heard) -> tuple[State, State]:
         """Keep what clients learn alone, form clusters of it, or take a step in each."""
         learned = dict(heard.learned)
         if CLUSTERS in learned:
-            _steps(heard, learned)
+            _step_clusters(heard, learned)
         else:
             for update in heard.updates():
-                learned |= _labelled(f"alone/{update.client}", _trained(update))
+                learned |= _add_label(f"alone/{update.client}", _get_trained(update))
                 learned[f"alone/{update.client}/weight"] = torch.tensor(update.weight, dtype=torch.float64)
             if not learned:
                 raise ConfigError("FP1489 fedlease needs at least one update")
             if heard.round >= self.warmup:
-                learned = self._clustered(heard, learned)
+                learned = self._form_clusters(heard, learned)
         state = heard.state
         if CLUSTERS in learned:
             state = self.of_group("cluster/0", state, learned, heard.layout)
         return state, learned
 
-    def _clustered(self, heard: Heard, learned: State) -> State:
+    def _form_clusters(self, heard: Heard, learned: State) -> State:
         """What is kept of clusters, of what each client has learned alone."""
         layout, trained = heard.layout, self.trained(heard.layout, heard.round)
         clients = sorted(int(name.split("/")[1]) for name in learned if name.endswith("/weight"))
-        states = {k: _section(learned, f"alone/{k}", layout) for k in clients}
-        facing = [_directions(states[k], layout) for k in clients]
-        labels = clusters(distances(facing), _room(layout), self.clear)
-        kept = _labelled("start", {name: heard.state[name].clone() for name in heard.state if name in trained})
+        states = {k: _select_section(learned, f"alone/{k}", layout) for k in clients}
+        facing = [_compute_directions(states[k], layout) for k in clients]
+        labels = cluster_clients(compute_distances(facing), _count_experts(layout), self.clear)
+        kept = _add_label("start", {name: heard.state[name].clone() for name in heard.state if name in trained})
         kept[CLUSTERS] = torch.tensor(list(zip(clients, labels, strict=True)), dtype=torch.int64)
         for c in range(max(labels) + 1):
             members = [i for i, label in enumerate(labels) if label == c]
             total = Fold()
             for i in members:
                 total.add(states[clients[i]], float(learned[f"alone/{clients[i]}/weight"]))
-            untrained = {name: heard.state[name].clone() for name in _ending(layout, ".bias.weight")}  # slots open
-            kept |= _labelled(f"cluster/{c}", total.mean() | untrained)
+            untrained = {name: heard.state[name].clone() for name in _find_names(layout, ".bias.weight")}  # slots open
+            kept |= _add_label(f"cluster/{c}", total.mean() | untrained)
             means = {name: torch.stack([facing[i][name] for i in members]).mean(0) for name in facing[0]}
-            kept |= _labelled(f"facing/{c}", means)
+            kept |= _add_label(f"facing/{c}", means)
         return kept
 
 
-def _steps(heard: Heard, learned: State) -> None:
+def _step_clusters(heard: Heard, learned: State) -> None:
     """One round of the clusters: a mean of each one's updates, and newcomers to where they belong."""
     layout, where = heard.layout, dict(learned[CLUSTERS].tolist())
     totals: dict[int, Fold] = {}
@@ -155,9 +155,9 @@ def _steps(heard: Heard, learned: State) -> None:
         if update.client in where:
             totals.setdefault(where[update.client], Fold()).add(update.delta, update.weight)
         else:
-            facing = _directions(_trained(update), layout)
-            means = [_section(learned, f"facing/{c}", layout) for c in range(_count(learned))]
-            where[update.client] = int(np.argmin([_distance(facing, mean) for mean in means]))
+            facing = _compute_directions(_get_trained(update), layout)
+            means = [_select_section(learned, f"facing/{c}", layout) for c in range(_count(learned))]
+            where[update.client] = int(np.argmin([_compute_distance(facing, mean) for mean in means]))
     if not totals and len(where) == len(learned[CLUSTERS]):
         raise ConfigError("FP1489 fedlease needs at least one update")
     for c, total in totals.items():
@@ -166,16 +166,16 @@ def _steps(heard: Heard, learned: State) -> None:
     learned[CLUSTERS] = torch.tensor(sorted(where.items()), dtype=torch.int64)
 
 
-def distances(facing: list[State]) -> NDArray[np.float64]:
+def compute_distances(facing: list[State]) -> NDArray[np.float64]:
     """d(i, j) of clients whose B are known as unit vectors by layer, (n, n); 1 where one has learned nothing."""
     found = np.ones((len(facing), len(facing)))
     for i, one in enumerate(facing):
-        found[i] = [_distance(one, other) for other in facing]
+        found[i] = [_compute_distance(one, other) for other in facing]
         found[i, i] = 0.0
     return (found + found.T) / 2
 
 
-def clusters(distance: NDArray[np.float64], most: int, clear: float) -> list[int]:
+def cluster_clients(distance: NDArray[np.float64], most: int, clear: float) -> list[int]:
     """Which cluster each client is in, from 0: the largest first, then by their first members.
 
     Args:
@@ -198,28 +198,28 @@ def clusters(distance: NDArray[np.float64], most: int, clear: float) -> list[int
     return [order.index(label) for label in found]
 
 
-def _distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+def _compute_distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
     """The mean over layers of 1 - the inner product."""
     return float(np.mean([1 - float(one[name] @ other[name]) for name in one]))
 
 
-def _directions(state: State, layout: Layout) -> State:
+def _compute_directions(state: State, layout: Layout) -> State:
     """Each layer's B as a vector of length 1, or 0 where nothing was learned, in fp64."""
-    flat = {name: state[name].double().flatten() for name in _ending(layout, ".own_B.weight")}
+    flat = {name: state[name].double().flatten() for name in _find_names(layout, ".own_B.weight")}
     return {name: vector / vector.norm().clamp(min=1e-300) for name, vector in flat.items()}
 
 
-def _trained(update: Update) -> State:
+def _get_trained(update: Update) -> State:
     return {name: update.trained(name) for name in update.delta}
 
 
 def _shut(state: State, layout: Layout, experts: int) -> State:
     """With the slots shut that so many experts don't need, and the others as they are."""
-    shut = numbers(_room(layout)) >= experts
-    return state | {name: state[name].masked_fill(shut, SHUT) for name in _ending(layout, ".bias.weight")}
+    shut = number_slots(_count_experts(layout)) >= experts
+    return state | {name: state[name].masked_fill(shut, SHUT) for name in _find_names(layout, ".bias.weight")}
 
 
-def _joined(parts: list[torch.Tensor], like: torch.Tensor, axis: int) -> torch.Tensor:
+def _join_factors(parts: list[torch.Tensor], like: torch.Tensor, axis: int) -> torch.Tensor:
     """Factors side by side, and 0 where there is no expert."""
     joined = torch.zeros_like(like)
     if parts:
@@ -228,9 +228,9 @@ def _joined(parts: list[torch.Tensor], like: torch.Tensor, axis: int) -> torch.T
     return joined
 
 
-def _room(layout: Layout) -> int:
+def _count_experts(layout: Layout) -> int:
     """M_max."""
-    return (layout.shapes[_ending(layout, ".bias.weight")[0]][0] + 1) // 2
+    return (layout.shapes[_find_names(layout, ".bias.weight")[0]][0] + 1) // 2
 
 
 def _count(learned: State) -> int:
@@ -238,15 +238,15 @@ def _count(learned: State) -> int:
     return int(learned[CLUSTERS][:, 1].max()) + 1
 
 
-def _ending(layout: Layout, ending: str) -> list[str]:
+def _find_names(layout: Layout, ending: str) -> list[str]:
     return [name for name in layout.names if name.endswith(ending)]
 
 
-def _labelled(label: str, state: State) -> State:
+def _add_label(label: str, state: State) -> State:
     return {f"{label}/{name}": tensor for name, tensor in state.items()}
 
 
-def _section(learned: State, label: str, layout: Layout) -> State:
+def _select_section(learned: State, label: str, layout: Layout) -> State:
     """What is kept under a label, of the layout's tensors."""
     return {name: learned[f"{label}/{name}"] for name in layout.names if f"{label}/{name}" in learned}
 

@@ -18,7 +18,7 @@ from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Update
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class FedPer(LinearStrategy):
     needs_lora: ClassVar[bool] = False
     arrives_whole: ClassVar[bool] = False
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse a name that no module has, and a round in which nothing would be shared.
 
         Raises:
             ConfigError: says which names there are.
         """
         super().check(layout, forms)
-        names = sorted({_module(name).rpartition(".")[2] for name in layout.names})
+        names = sorted({_get_module(name).rpartition(".")[2] for name in layout.names})
         for ending in self._endings:
-            if not any(_ends(name, ending) for name in layout.names):
+            if not any(_has_ending(name, ending) for name in layout.names):
                 raise ConfigError(f"FP1490 no trained module's name ends with {ending!r}; there are {', '.join(names)}")
         if len(self.private(layout)) == len(layout.names):
             raise ConfigError(
@@ -55,7 +55,7 @@ class FedPer(LinearStrategy):
 
     def private(self, layout: Layout) -> frozenset[str]:
         """What the names say."""
-        return frozenset(n for n in layout.names if any(_ends(n, ending) for ending in self._endings))
+        return frozenset(n for n in layout.names if any(_has_ending(n, ending) for ending in self._endings))
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """The delta of what is shared, even if a client hands in more."""
@@ -63,12 +63,12 @@ class FedPer(LinearStrategy):
         return {name: delta for name, delta in update.delta.items() if name not in private}
 
 
-def _module(name: str) -> str:
+def _get_module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _ends(name: str, ending: str) -> bool:
-    return f".{_module(name)}".endswith(f".{ending}")
+def _has_ending(name: str, ending: str) -> bool:
+    return f".{_get_module(name)}".endswith(f".{ending}")
 
 
 part = FedPer

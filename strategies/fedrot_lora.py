@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.strategy import GatherStrategy
-from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
+from fedpeft.aggregation.update import Cohort, Gathered, compute_weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 
@@ -36,21 +36,22 @@ class FedRotLoRA(GatherStrategy):
         for u in cohort.updates:
             A, B = u.trained(pair.A).double(), u.trained(pair.B).double()
             M = A_ref @ A.T if cohort.round % 2 == 1 else B_ref.T @ B
-            R = self.soft(nearest_rotation(M.T))
+            R = self.soften_rotation(find_nearest_rotation(M.T))
             rotated_A.append(R.T @ A)
             rotated_B.append(B @ R)
         dtype = state[pair.A].dtype
         return Gathered(
-            weighted_sum(rotated_A, cohort.shares).to(dtype), weighted_sum(rotated_B, cohort.shares).to(dtype)
+            compute_weighted_sum(rotated_A, cohort.shares).to(dtype),
+            compute_weighted_sum(rotated_B, cohort.shares).to(dtype),
         )
 
-    def soft(self, rotation: Tensor) -> Tensor:
+    def soften_rotation(self, rotation: Tensor) -> Tensor:
         """proj((1 - l) I + l R)."""
         identity = torch.eye(len(rotation), dtype=rotation.dtype)
-        return nearest_rotation((1 - self.strength) * identity + self.strength * rotation)
+        return find_nearest_rotation((1 - self.strength) * identity + self.strength * rotation)
 
 
-def nearest_rotation(matrix: Tensor) -> Tensor:
+def find_nearest_rotation(matrix: Tensor) -> Tensor:
     """The rotation (orthogonal, determinant 1) with the largest inner product with a square `matrix`."""
     U, _, Vt = torch.linalg.svd(matrix)
     signs = torch.ones(len(matrix), dtype=matrix.dtype)

@@ -28,9 +28,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import lora_form
+from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.strategy import GatherStrategy
-from fedpeft.aggregation.update import Cohort, Gathered, Update, padded
+from fedpeft.aggregation.update import Cohort, Gathered, Update, pad_ranks
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 
@@ -51,7 +51,7 @@ class FedRPCA(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Return both factors, each after its own step."""
-        s = lora_form(layout).scale
+        s = get_lora_form(layout).scale
         return Gathered(
             self._next(state[pair.A], [_delta(u, pair.A, state) for u in cohort.updates], cohort.shares),
             self._next(
@@ -76,7 +76,7 @@ class FedRPCA(GatherStrategy):
 
 def _delta(update: Update, name: str, state: State) -> Tensor:
     """Return a client's change of a factor in the global shape; 0 in what it does not train or hold."""
-    return padded(update.delta[name], state[name]) if name in update.delta else torch.zeros_like(state[name])
+    return pad_ranks(update.delta[name], state[name]) if name in update.delta else torch.zeros_like(state[name])
 
 
 def decompose(M: Tensor, steps: int) -> Tensor:

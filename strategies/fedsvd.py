@@ -15,7 +15,7 @@ Use it under noise or secure sums if `ffa_lora`, with its random A, learns too l
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.factors import best_factors, effective, lora_form
+from fedpeft.aggregation.factors import compute_best_factors, compute_effective_weight, get_lora_form
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 
@@ -30,13 +30,15 @@ class FedSVD(FFALoRA):
 
     new_factors: ClassVar[bool] = True
 
-    def finish(self, state: State, layout: Layout, round: int) -> State:
+    def finish(self, state: State, layout: Layout, round_number: int) -> State:
         """U S, V^T of each layer's B A."""
-        if round % self.every:
+        if round_number % self.every:
             return state
         after = dict(state)
         for pair in layout.pairs:
-            factors = best_factors(pair, effective(pair, state, lora_form(layout)), state, layout, "qr")
+            factors = compute_best_factors(
+                pair, compute_effective_weight(pair, state, get_lora_form(layout)), state, layout, "qr"
+            )
             after[pair.A], after[pair.B] = factors.A, factors.B
         return after
 

@@ -16,33 +16,33 @@ Use it if the mean must be exact at half of the bytes, for example under noise o
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.factors import leading_ranks, lora_form
-from fedpeft.aggregation.missing_ranks import missing_ranks_setting
+from fedpeft.aggregation.factors import get_lora_form, select_leading_ranks
+from fedpeft.aggregation.missing_ranks import declare_missing_ranks
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Update, padded
-from fedpeft.peft.adapter import ClientForm, Layout, Role, State
+from fedpeft.aggregation.update import Update, pad_ranks
+from fedpeft.peft.adapter import AdapterShape, Layout, Role, State
 
 
 @dataclass(frozen=True)
 class FFALoRA(LinearStrategy):
     """The mean over the one factor that is trained while the other is shared and frozen."""
 
-    missing_ranks: str = missing_ranks_setting()
+    missing_ranks: str = declare_missing_ranks()
 
     mixed_ranks: ClassVar[bool] = True
 
-    def trained_factor(self, round: int) -> Role:
-        """The factor that is trained in `round`; the other one is frozen and the same at all clients."""
+    def get_trained_factor(self, round_number: int) -> Role:
+        """The factor that is trained in `round_number`; the other one is frozen and the same at all clients."""
         return "lora_B"
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Everything but the frozen factor."""
-        factor = self.trained_factor(round)
+        factor = self.get_trained_factor(round_number)
         return frozenset(t.name for t in layout.tensors if t.role not in {"lora_A", "lora_B"} - {factor})
 
-    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+    def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
         """The leading ranks; the trained factor carries s / s_k, so that the frozen one is the same at all clients."""
-        return leading_ranks(state, layout, form, carrier=self.trained_factor(round))
+        return select_leading_ranks(state, layout, form, carrier=self.get_trained_factor(round_number))
 
     @classmethod
     def sum_of_clients(cls) -> bool:
@@ -51,16 +51,16 @@ class FFALoRA(LinearStrategy):
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """The trained factor's change in the unit of the global scale, (s_k / s) delta_k, padded."""
-        unit = update.scale / lora_form(layout).scale
+        unit = update.scale / get_lora_form(layout).scale
         result = {}
         for name, delta in update.delta.items():
             if layout.by_name[name].role not in ("lora_A", "lora_B"):
                 result[name] = delta
                 continue
-            result[name] = padded(delta * unit, state[name])
+            result[name] = pad_ranks(delta * unit, state[name])
             if self.missing_ranks == "zero":
                 # B_k is 0 where the client has no rank: seen from the global B, that is the change -B.
-                result[name] -= state[name] * padded(delta.new_zeros(delta.shape) + 1, state[name]).eq(0)
+                result[name] -= state[name] * pad_ranks(delta.new_zeros(delta.shape) + 1, state[name]).eq(0)
         return result
 
 

@@ -18,7 +18,7 @@ import torch
 
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class FLASC(LinearStrategy):
     down: float = setting(0.25, "fraction of the LoRA entries sent down (paper: 1/4 to 1/64)", above=0, high=1)
     up: float = setting(0.25, "fraction of the LoRA entries of a delta sent up (paper: 1/4 to 1/64)", above=0, high=1)
 
-    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+    def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
         """The adapter's largest entries."""
-        return largest(super().dispatch(state, layout, form, round), layout, self.down)
+        return keep_largest(super().dispatch(state, layout, form, round_number), layout, self.down)
 
-    def submitted(self, delta: State, layout: Layout, round: int) -> State:
+    def submitted(self, delta: State, layout: Layout, round_number: int) -> State:
         """The delta's largest entries."""
-        return largest(delta, layout, self.up)
+        return keep_largest(delta, layout, self.up)
 
 
-def largest(state: State, layout: Layout, fraction: float) -> State:
+def keep_largest(state: State, layout: Layout, fraction: float) -> State:
     """`state` with all but the `fraction` of its LoRA entries that are largest in magnitude set to 0; others kept.
 
     Of equal magnitudes at the threshold all are kept, so that the result does not depend on the order of entries.

@@ -24,7 +24,7 @@ Use it first if clients have different ranks.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.factors import best_factors, target
+from fedpeft.aggregation.factors import compute_best_factors, compute_target
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
@@ -48,11 +48,13 @@ class FlexLoRA(MixedRankStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of dW*."""
-        return self.best(pair, target(pair, self.heard(pair, state, layout, cohort)), state, layout)
+        return self.compute_best(
+            pair, compute_target(pair, self.complete_cohort(pair, state, layout, cohort)), state, layout
+        )
 
-    def best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
+    def compute_best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
         """The best factors of `matrix`, by this rule's settings."""
-        return best_factors(pair, matrix, state, layout, self.svd, self.remainder == "keep", self.energy)
+        return compute_best_factors(pair, matrix, state, layout, self.svd, self.remainder == "keep", self.energy)
 
 
 part = FlexLoRA

@@ -18,11 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import target
+from fedpeft.aggregation.factors import compute_target
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.peft.adapter import Layout, LoraPair, State
-from fedpeft.seeds import torch_generator
+from fedpeft.seeds import create_torch_generator
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class FLoRA(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Fresh factors; dW* as the residual."""
-        A = fresh(state[pair.A], cohort.seed, cohort.round, pair.module)
-        return Gathered(A, torch.zeros_like(state[pair.B]), target(pair, cohort))
+        A = draw_factor(state[pair.A], cohort.seed, cohort.round, pair.module)
+        return Gathered(A, torch.zeros_like(state[pair.B]), compute_target(pair, cohort))
 
 
-def fresh(like: Tensor, seed: int, round: int, module: str) -> Tensor:
+def draw_factor(like: Tensor, seed: int, round_number: int, module: str) -> Tensor:
     """A new A of the shape (rank, in) of `like`, uniform in +-1/sqrt(in)."""
-    generator = torch_generator(seed, f"flora {module}", round)
+    generator = create_torch_generator(seed, f"flora {module}", round_number)
     bound = like.shape[1] ** -0.5
     return torch.empty_like(like).uniform_(-bound, bound, generator=generator)
 

@@ -28,12 +28,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import lora_form
+from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
-from fedpeft.aggregation.update import Cohort, Gathered, padded, weighted_sum
+from fedpeft.aggregation.update import Cohort, Gathered, compute_weighted_sum, pad_ranks
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
-from fedpeft.peft.low_rank import gram_matrix
+from fedpeft.peft.low_rank import compute_gram_matrix
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class FLoRANA(MixedRankStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Return the two weighted sums of the factors."""
-        cohort, s = self.heard(pair, state, layout, cohort), lora_form(layout).scale
-        A = [padded(u.trained(pair.A), state[pair.A]) for u in cohort.updates]
-        B = [padded(u.trained(pair.B) * (u.scale / s), state[pair.B]) for u in cohort.updates]
+        cohort, s = self.complete_cohort(pair, state, layout, cohort), get_lora_form(layout).scale
+        A = [pad_ranks(u.trained(pair.A), state[pair.A]) for u in cohort.updates]
+        B = [pad_ranks(u.trained(pair.B) * (u.scale / s), state[pair.B]) for u in cohort.updates]
         K, r = len(A), len(state[pair.A])
-        columns = gram_matrix(*(factor.T for factor in B)).reshape(K, r, K, r)
-        rows = gram_matrix(*A).reshape(K, r, K, r)
+        columns = compute_gram_matrix(*(factor.T for factor in B)).reshape(K, r, K, r)
+        rows = compute_gram_matrix(*A).reshape(K, r, K, r)
         p = torch.tensor(cohort.shares, dtype=torch.float64)
         a, b = p, p
         for _ in range(self.passes):
             b = self._solve(columns, rows, p, a, b)
             a = self._solve(rows, columns, p, b, a)
-        return Gathered(weighted_sum(A, a.tolist()), weighted_sum(B, b.tolist()))
+        return Gathered(compute_weighted_sum(A, a.tolist()), compute_weighted_sum(B, b.tolist()))
 
     def _solve(self, moving: Tensor, fixed: Tensor, p: Tensor, weights: Tensor, before: Tensor) -> Tensor:
         """Return the best weights (K,) of one factor for the given `weights` (K,) of the other.

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
-from fedpeft.aggregation.update import normalised, weighted_sum
+from fedpeft.aggregation.update import compute_weighted_sum, normalize_weights
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,28 @@ class FLoRG(RoundStrategy):
     new_factors: ClassVar[bool] = True
     arrives_whole: ClassVar[bool] = False
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse a method without G, and different sizes.
 
         Raises:
             ConfigError: the PEFT method has no G, or a client's rank or alpha is not the global one.
         """
-        if not grams(layout):
+        if not find_grams(layout):
             raise ConfigError(
                 "FP1492 florg averages the Gram matrices of G in L G^T G R; use the peft method lora_gram"
             )
         super().check(layout, forms)
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """One round, a tensor at a time."""
-        shares, G = normalised([u.weight for u in read(())]), grams(layout)
+        shares, G = normalize_weights([u.weight for u in read(())]), find_grams(layout)
         after = {}
         for name, before in state.items():
             updates = read((name,))
             after[name] = (
                 self._read_back(before, [u.trained(name) * p**0.5 for p, u in zip(shares, updates, strict=True)])
                 if name in G
-                else before + weighted_sum([u.delta[name] for u in updates], shares)
+                else before + compute_weighted_sum([u.delta[name] for u in updates], shares)
             )
         return Aggregate(after, {})
 
@@ -77,18 +77,18 @@ class FLoRG(RoundStrategy):
         if self.read_back == "best":
             root, Vt = root[: len(before)], Vt[: len(before)]
         whole = root[:, None] * Vt
-        turned: Tensor = _aligning_turn(before.double() @ whole.T) @ whole
+        turned: Tensor = _compute_aligning_rotation(before.double() @ whole.T) @ whole
         return turned.to(before.dtype)
 
 
-def _aligning_turn(M: Tensor) -> Tensor:
+def _compute_aligning_rotation(M: Tensor) -> Tensor:
     """U W^T of M = U S W^T: the matrix of orthonormal rows, or columns, that maximizes tr(X^T M)."""
     U, _, Wt = torch.linalg.svd(M, full_matrices=False)
     turn: Tensor = U @ Wt
     return turn
 
 
-def grams(layout: Layout) -> frozenset[str]:
+def find_grams(layout: Layout) -> frozenset[str]:
     """Names of the tensors G."""
     return frozenset(t.name for t in layout.tensors if t.role == "plain" and "lora_G" in t.name)
 

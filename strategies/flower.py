@@ -23,8 +23,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
 from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
-from fedpeft.aggregation.update import Update, normalised
-from fedpeft.communication.flower_grid import local_reply
+from fedpeft.aggregation.update import Update, normalize_weights
+from fedpeft.communication.flower_grid import create_local_reply
 from fedpeft.errors import RunError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
@@ -51,19 +51,19 @@ class Flower(RoundStrategy):
 
     needs_lora: ClassVar[bool] = False
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """The rule's arrays in place of the trained tensors; the whole cohort is in memory.
 
         Raises:
             ConfigError: no updates.
             RunError: the cohort is too small for the rule.
         """
-        trained = tuple(sorted(self.trained(layout, round)))
+        trained = tuple(sorted(self.trained(layout, round_number)))
         updates = read(trained)
-        shares = normalised([u.weight for u in updates])
-        replies = [_reply(u, share, trained) for u, share in zip(updates, shares, strict=True)]
+        shares = normalize_weights([u.weight for u in updates])
+        replies = [_create_reply(u, share, trained) for u, share in zip(updates, shares, strict=True)]
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it announces each call, and a refusal is an error below
-        arrays, _ = self._rule().aggregate_train(round, replies)
+        arrays, _ = self._create_rule().aggregate_train(round_number, replies)
         if arrays is None:
             raise RunError(
                 f"FP5239 Flower's {self.rule} with num_malicious_nodes={self.num_malicious_nodes} refuses a cohort of "
@@ -74,13 +74,15 @@ class Flower(RoundStrategy):
             after[name] = torch.from_numpy(np.array(arrays[name].numpy())).to(state[name].dtype)
         return Aggregate(after, {})
 
-    def _rule(self) -> Any:
+    def _create_rule(self) -> Any:
         return getattr(flower, self.rule)(**{name: getattr(self, name) for name in SETTINGS[self.rule]})
 
 
-def _reply(update: Update, share: float, names: tuple[str, ...]) -> Message:
+def _create_reply(update: Update, share: float, names: tuple[str, ...]) -> Message:
     arrays = ArrayRecord({name: Array(update.trained(name).numpy()) for name in names})
-    return local_reply(update.client, RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": share})}))
+    return create_local_reply(
+        update.client, RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": share})})
+    )
 
 
 part = Flower

@@ -21,10 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import drawn_ranks, leading_ranks, lora_form
+from fedpeft.aggregation.factors import draw_ranks, get_lora_form, select_leading_ranks
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Update
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -34,34 +34,36 @@ class FSLoRA(LinearStrategy):
     mixed_ranks: ClassVar[bool] = True
     moves_ranks: ClassVar[bool] = True
 
-    def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+    def ranks(
+        self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
+    ) -> tuple[int, ...]:
         """I_k, in ascending order."""
-        return drawn_ranks(layout, form, seed, round, client)
+        return draw_ranks(layout, form, seed, round_number, client)
 
-    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+    def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
         """The leading ranks, which are those of the client, and B times r / r_k."""
-        sent = leading_ranks(state, layout, form)
+        sent = select_leading_ranks(state, layout, form)
         for pair in layout.pairs:
             sent[pair.B] = sent[pair.B] * _sketch(layout, form)
         return sent
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """The changes of the client's ranks in the unit of the global factors, and 0 elsewhere."""
-        unit = update.scale / lora_form(layout).scale / _sketch(layout, update.form)
+        unit = update.scale / get_lora_form(layout).scale / _sketch(layout, update.form)
         axes = {"lora_A": 0, "lora_B": 1}
         result = {}
         for name, delta in update.delta.items():
             role = layout.by_name[name].role
             in_unit = delta * unit if role == "lora_B" else delta
-            result[name] = _placed(in_unit, update.ranks, axes[role], state[name]) if role in axes else in_unit
+            result[name] = _place_ranks(in_unit, update.ranks, axes[role], state[name]) if role in axes else in_unit
         return result
 
 
-def _sketch(layout: Layout, form: ClientForm | None) -> float:
-    return 1.0 if form is None else lora_form(layout).rank / form.rank
+def _sketch(layout: Layout, form: AdapterShape | None) -> float:
+    return 1.0 if form is None else get_lora_form(layout).rank / form.rank
 
 
-def _placed(part: Tensor, ranks: tuple[int, ...], axis: int, like: Tensor) -> Tensor:
+def _place_ranks(part: Tensor, ranks: tuple[int, ...], axis: int, like: Tensor) -> Tensor:
     index = torch.tensor(ranks or range(part.shape[axis]))
     return part.new_zeros(like.shape).index_copy_(axis, index, part)
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.aggregation.factors import mean_factors, product
+from fedpeft.aggregation.factors import compute_mean_factors, compute_product
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered, Update
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State
+from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, State
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,26 @@ class HetLoRA(MixedRankStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The norm-weighted means of the padded factors."""
-        cohort = self.heard(pair, state, layout, cohort)
-        norms = [product(pair, u).norm() for u in cohort.updates]
+        cohort = self.complete_cohort(pair, state, layout, cohort)
+        norms = [compute_product(pair, u).norm() for u in cohort.updates]
         total = sum(norms)
         shares = tuple(n / total for n in norms) if total > 0 else cohort.shares
-        return Gathered(*mean_factors(pair, state, layout, cohort.with_shares(shares)))
+        return Gathered(*compute_mean_factors(pair, state, layout, cohort.replace_shares(shares)))
 
-    def next_form(self, update: Update, layout: Layout) -> ClientForm | None:
+    def next_form(self, update: Update, layout: Layout) -> AdapterShape | None:
         """The form without the tail, scale unchanged, if training has shrunk the tail."""
         form = update.form
         if form is None:
             return None
         kept = max(1, math.floor(form.rank * self.decay))
-        after = sum(_tail(pair, {n: update.trained(n) for n in (pair.A, pair.B)}, kept) for pair in layout.pairs)
-        before = sum(_tail(pair, update.received, kept) for pair in layout.pairs)
-        return layout.form_of(kept, form) if after < before else form
+        after = sum(
+            _compute_tail_norm(pair, {n: update.trained(n) for n in (pair.A, pair.B)}, kept) for pair in layout.pairs
+        )
+        before = sum(_compute_tail_norm(pair, update.received, kept) for pair in layout.pairs)
+        return layout.get_form(kept, form) if after < before else form
 
 
-def _tail(pair: LoraPair, state: State, kept: int) -> float:
+def _compute_tail_norm(pair: LoraPair, state: State, kept: int) -> float:
     A, B = state[pair.A][kept:], state[pair.B][:, kept:]
     return float(torch.linalg.norm(A) * torch.linalg.norm(B))
 

@@ -46,7 +46,7 @@ class InfLoRA(TaskRanks):
 
     asks_clients: ClassVar[bool] = True
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """All but A."""
         return frozenset(t.name for t in layout.tensors if t.role != "lora_A")
 
@@ -59,18 +59,18 @@ class InfLoRA(TaskRanks):
         if moment == "end":
             return turn.state, turn.memory
         state, memory = dict(turn.state), dict(turn.memory)
-        rows = list(self.of_task(turn.layout, turn.task))
+        rows = list(self.get_task_ranks(turn.layout, turn.task))
         for pair in turn.layout.pairs:
             A = state[pair.A].clone()
-            moments = symmetric(turn.sums[pair.A], pair.in_features)
+            moments = unpack_symmetric(turn.sums[pair.A], pair.in_features)
             held = memory.get(pair.A, torch.zeros(pair.in_features, 0, dtype=torch.float64))
-            design, memory[pair.A] = designed(moments, held, len(rows), self.energy)
+            design, memory[pair.A] = design_directions(moments, held, len(rows), self.energy)
             A[rows] = (LENGTH * design).to(A)
             state[pair.A] = A
         return state, memory
 
 
-def designed(moments: Tensor, held: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor]:
+def design_directions(moments: Tensor, held: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor]:
     """Orthonormal rows (rank, d) outside of `held`, of zeros where there are no more inputs, and the next `held`.
 
     Args:
@@ -99,7 +99,7 @@ def designed(moments: Tensor, held: Tensor, rank: int, energy: float) -> tuple[T
     return rows, torch.cat([held, vectors[:, :count]], dim=1)
 
 
-def symmetric(upper: Tensor, size: int) -> Tensor:
+def unpack_symmetric(upper: Tensor, size: int) -> Tensor:
     """A symmetric matrix (size, size) of its upper triangle, row by row."""
     matrix = torch.zeros(size, size, dtype=upper.dtype)
     row, column = torch.triu_indices(size, size)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.aggregation.factors import lora_form, mean_factors, target
+from fedpeft.aggregation.factors import compute_mean_factors, compute_target, get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
@@ -33,12 +33,12 @@ class LoRAFair(MixedRankStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """A-bar and B-bar + dB."""
-        cohort = self.heard(pair, state, layout, cohort)
-        A_bar, B_bar = mean_factors(pair, state, layout, cohort)
+        cohort = self.complete_cohort(pair, state, layout, cohort)
+        A_bar, B_bar = compute_mean_factors(pair, state, layout, cohort)
         A, B = A_bar.double(), B_bar.double()
-        exact = target(pair, cohort)
+        exact = compute_target(pair, cohort)
         # dW* A^T, from the factors
-        projected = exact.left.double() @ (exact.right.double() @ A.T) / lora_form(layout).scale
+        projected = exact.left.double() @ (exact.right.double() @ A.T) / get_lora_form(layout).scale
         gram = A @ A.T
         regularised = gram + self.ridge * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
         # The pseudo-inverse, since A-bar may be 0, where dB is 0 too.

@@ -48,31 +48,31 @@ class LoRM(GatherStrategy):
         """The inputs of each client's layers."""
         return f"layer_inputs(diagonal={self.moments == 'diagonal'})"
 
-    def trained_factor(self, round: int) -> Role:
+    def get_trained_factor(self, round_number: int) -> Role:
         """B in odd rounds, A in even ones."""
-        return "lora_B" if round % 2 else "lora_A"
+        return "lora_B" if round_number % 2 else "lora_A"
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Everything but the factor that is shared."""
-        factor = self.trained_factor(round)
+        factor = self.get_trained_factor(round_number)
         return frozenset(t.name for t in layout.tensors if t.role not in {"lora_A", "lora_B"} - {factor})
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """One factor merged, the other as it is."""
         A, B = state[pair.A].double(), state[pair.B].double()
-        moments = [self._matrix(update.answer, pair) for update in cohort.updates]
+        moments = [self._get_moments(update.answer, pair) for update in cohort.updates]
         total = torch.stack(moments).sum(0)
-        if self.trained_factor(cohort.round) == "lora_B":
+        if self.get_trained_factor(cohort.round) == "lora_B":
             pairs = zip(cohort.updates, moments, strict=True)
-            found = sum((u.trained(pair.B).double() @ (A @ _times(A, G).T) for u, G in pairs), torch.zeros_like(B))
-            B = _divided(found, A @ _times(A, total).T, B)
+            found = sum((u.trained(pair.B).double() @ (A @ _multiply(A, G).T) for u, G in pairs), torch.zeros_like(B))
+            B = _divide(found, A @ _multiply(A, total).T, B)
         else:
             pairs = zip(cohort.updates, moments, strict=True)
-            found = sum((_times(u.trained(pair.A).double(), G) for u, G in pairs), torch.zeros_like(A))
-            A = _divided(found, total, A)
+            found = sum((_multiply(u.trained(pair.A).double(), G) for u, G in pairs), torch.zeros_like(A))
+            A = _divide(found, total, A)
         return Gathered(A.to(state[pair.A]), B.to(state[pair.B]))
 
-    def _matrix(self, answer: State, pair: LoraPair) -> Tensor:
+    def _get_moments(self, answer: State, pair: LoraPair) -> Tensor:
         """G_k, (d, d), or its diagonal, (d,); of made-up updates without an answer, the identity."""
         if pair.A not in answer:
             return torch.ones(pair.in_features, dtype=torch.float64)
@@ -85,12 +85,12 @@ class LoRM(GatherStrategy):
         return matrix + matrix.triu(1).T
 
 
-def _times(rows: Tensor, moments: Tensor) -> Tensor:
+def _multiply(rows: Tensor, moments: Tensor) -> Tensor:
     """rows G, (n, d), of a matrix or a diagonal."""
     return rows * moments if moments.ndim == 1 else rows @ moments
 
 
-def _divided(found: Tensor, total: Tensor, otherwise: Tensor) -> Tensor:
+def _divide(found: Tensor, total: Tensor, otherwise: Tensor) -> Tensor:
     """found total^+, of a symmetric matrix (d, d) or a diagonal (d,); where total is 0, `otherwise`. Rows (n, d)."""
     if total.ndim == 1:
         empty = total <= EMPTY * total.max()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpeft.aggregation.robust import CoordinateStrategy, middle_mean
+from fedpeft.aggregation.robust import CoordinateStrategy, compute_middle_mean
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Median(CoordinateStrategy):
 
     def vote(self, values: Tensor) -> Tensor:
         """The median over the first axis."""
-        return middle_mean(values, (len(values) - 1) // 2)
+        return compute_middle_mean(values, (len(values) - 1) // 2)
 
 
 part = Median

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.robust import ReweighingStrategy, middle_mean
+from fedpeft.aggregation.robust import ReweighingStrategy, compute_middle_mean
 from fedpeft.parts import setting
 
 
@@ -31,7 +31,7 @@ class NormBound(ReweighingStrategy):
     def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
         """p_k min(1, C / norm(D_k))."""
         norms = geometry.diagonal().clamp_min(0).sqrt()
-        bound = middle_mean(norms, (len(norms) - 1) // 2) if self.bound is None else torch.tensor(self.bound)
+        bound = compute_middle_mean(norms, (len(norms) - 1) // 2) if self.bound is None else torch.tensor(self.bound)
         return shares * (bound / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
 
 

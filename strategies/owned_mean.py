@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Fold, Update, padded
+from fedpeft.aggregation.update import Fold, Update, pad_ranks
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OwnedMean(LinearStrategy):
     mixed_ranks: ClassVar[bool] = True
     counts_owned: ClassVar[bool] = True
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse LoRA factors, whose ranks raflora treats so.
 
         Raises:
@@ -44,21 +44,25 @@ class OwnedMean(LinearStrategy):
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """The delta by how much it is the client's, with zeros where it holds nothing."""
-        return {name: padded(delta * _share(update, name, delta), state[name]) for name, delta in update.delta.items()}
+        return {
+            name: pad_ranks(delta * _get_share(update, name, delta), state[name])
+            for name, delta in update.delta.items()
+        }
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """The contribution, and who made it."""
         owned = {
-            name: padded(torch.ones_like(d) * _share(update, name, d), state[name]) for name, d in update.delta.items()
+            name: pad_ranks(torch.ones_like(d) * _get_share(update, name, d), state[name])
+            for name, d in update.delta.items()
         }
         total.add_owned(self.contribution(update, state, layout), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
         """Sums over the owners' weights."""
-        return total.mean_of_owners()
+        return total.compute_owner_mean()
 
 
-def _share(update: Update, name: str, like: Tensor) -> Tensor:
+def _get_share(update: Update, name: str, like: Tensor) -> Tensor:
     return update.owned[name].to(like) if name in update.owned else like.new_ones(())
 
 

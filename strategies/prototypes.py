@@ -22,7 +22,7 @@ from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.task_rules import Moment, TaskStrategy, Turn
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 FINISHED = "finished/"
 """Before the names of the sums of earlier tasks."""
@@ -41,7 +41,7 @@ class Prototypes(TaskStrategy):
     needs_lora: ClassVar[bool] = False
     makes_head: ClassVar[bool] = True
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse what has no head.
 
         Raises:
@@ -53,7 +53,7 @@ class Prototypes(TaskStrategy):
                 "FP1494 prototypes are of classes, and a language model has none; take o_lora or inf_lora"
             )
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """All but the head."""
         return frozenset(t.name for t in layout.tensors if t.role != "head")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.aggregation.factors import product
+from fedpeft.aggregation.factors import compute_product
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import Layout, LoraPair, State
@@ -36,7 +36,7 @@ class RaFLoRA(FlexLoRA):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of the owners' mean."""
-        products = [product(pair, u) for u in cohort.updates]
+        products = [compute_product(pair, u) for u in cohort.updates]
         owned = torch.zeros(max(p.width for p in products), dtype=torch.float64)
         for share, p in zip(cohort.shares, products, strict=True):
             owned[: p.width] += share
@@ -44,7 +44,7 @@ class RaFLoRA(FlexLoRA):
             LowRank(p.left * (share / owned[: p.width]).to(p.left.dtype), p.right)
             for share, p in zip(cohort.shares, products, strict=True)
         ]
-        return self.best(pair, stack(weighted), state, layout)
+        return self.compute_best(pair, stack(weighted), state, layout)
 
 
 part = RaFLoRA

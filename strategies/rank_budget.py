@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import best_factors, effective, lora_form, target
+from fedpeft.aggregation.factors import compute_best_factors, compute_effective_weight, compute_target, get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.strategy import Aggregate, Read
 from fedpeft.aggregation.update import Cohort, Gathered
@@ -47,37 +47,41 @@ class RankBudget(MixedRankStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of dW*: B = U S / s, A = V^T."""
-        return best_factors(pair, target(pair, self.heard(pair, state, layout, cohort)), state, layout, self.svd)
+        return compute_best_factors(
+            pair, compute_target(pair, self.complete_cohort(pair, state, layout, cohort)), state, layout, self.svd
+        )
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """One round: all layers' factors, then the cut."""
-        made = super().aggregate(state, layout, read, round, seed)
-        if round <= self.warmup or not layout.pairs:
+        made = super().aggregate(state, layout, read, round_number, seed)
+        if round_number <= self.warmup or not layout.pairs:
             return made
         pairs = layout.pairs
         costs = torch.tensor([pair.in_features + pair.out_features for pair in pairs]).double()
-        kept = allotted(torch.stack([self._worth(p, state, made.state, layout) for p in pairs]), costs, self.share)
+        kept = allocate_ranks(
+            torch.stack([self._compute_worth(p, state, made.state, layout) for p in pairs]), costs, self.share
+        )
         for pair, counts in zip(pairs, kept.to(made.state[pairs[0].A].dtype), strict=True):
             made.state[pair.A] *= counts[:, None]
             made.state[pair.B] *= counts
         return made
 
-    def _worth(self, pair: LoraPair, before: State, after: State, layout: Layout) -> Tensor:
+    def _compute_worth(self, pair: LoraPair, before: State, after: State, layout: Layout) -> Tensor:
         """Of each rank, (R,), fp64."""
-        A, B = after[pair.A].double(), after[pair.B].double() * lora_form(layout).scale
+        A, B = after[pair.A].double(), after[pair.B].double() * get_lora_form(layout).scale
         if self.importance == "energy":
             return B.square().sum(0)
-        form = lora_form(layout)
-        change = stack([LowRank(B, A), doubled(effective(pair, before, form).scaled(-1.0))])
+        form = get_lora_form(layout)
+        change = stack([LowRank(B, A), convert_to_fp64(compute_effective_weight(pair, before, form).scale(-1.0))])
         return torch.einsum("or,oq,qi,ri->r", B, change.left, change.right, A).abs()
 
 
-def doubled(product: LowRank) -> LowRank:
+def convert_to_fp64(product: LowRank) -> LowRank:
     """The same in fp64."""
     return LowRank(product.left.double(), product.right.double())
 
 
-def allotted(worth: Tensor, costs: Tensor, share: float) -> Tensor:
+def allocate_ranks(worth: Tensor, costs: Tensor, share: float) -> Tensor:
     """Which ranks are kept: those with the largest worth per number, as long as they are worth anything and the next
     one fits into the budget.
 

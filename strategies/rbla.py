@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.factors import lora_form, ranks_placed
+from fedpeft.aggregation.factors import get_lora_form, place_ranks
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.peft.adapter import Layout, State
@@ -32,18 +32,18 @@ class RBLA(LinearStrategy):
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """Return the delta in the unit of the global scale, with zeros in the ranks that the client lacks."""
-        unit = update.scale / lora_form(layout).scale
+        unit = update.scale / get_lora_form(layout).scale
         delta = {n: d * unit if layout.by_name[n].role == "lora_B" else d for n, d in update.delta.items()}
-        return ranks_placed(delta, layout, ())
+        return place_ranks(delta, layout, ())
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """Add the contribution, and which of its entries the client owns."""
-        owned = ranks_placed({name: torch.ones_like(d) for name, d in update.delta.items()}, layout, ())
+        owned = place_ranks({name: torch.ones_like(d) for name, d in update.delta.items()}, layout, ())
         total.add_owned(self.contribution(update, state, layout), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
         """Return the sums over the owners' weights."""
-        return total.mean_of_owners()
+        return total.compute_owner_mean()
 
 
 part = RBLA

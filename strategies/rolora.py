@@ -20,9 +20,9 @@ from .ffa_lora import FFALoRA
 class RoLoRA(FFALoRA):
     """FFA-LoRA with the trained factor alternating."""
 
-    def trained_factor(self, round: int) -> Role:
+    def get_trained_factor(self, round_number: int) -> Role:
         """B in odd rounds, A in even ones."""
-        return "lora_B" if round % 2 == 1 else "lora_A"
+        return "lora_B" if round_number % 2 == 1 else "lora_A"
 
 
 part = RoLoRA

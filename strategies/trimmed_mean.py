@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpeft.aggregation.robust import CoordinateStrategy, middle_mean
+from fedpeft.aggregation.robust import CoordinateStrategy, compute_middle_mean
 from fedpeft.parts import setting
 
 
@@ -25,7 +25,7 @@ class TrimmedMean(CoordinateStrategy):
     def vote(self, values: Tensor) -> Tensor:
         """The trimmed mean over the first axis."""
         K = len(values)
-        return middle_mean(values, min(math.ceil(self.trim * K), (K - 1) // 2))
+        return compute_middle_mean(values, min(math.ceil(self.trim * K), (K - 1) // 2))
 
 
 part = TrimmedMean

@@ -84,7 +84,7 @@ class SilentObserver:
 
 def forget_plugins(monkeypatch):
     """No plugin is in use, as in a process that has just begun."""
-    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
+    for name, empty in (("_state", plugins._PluginState()), ("_names", {}), ("_loaded", set())):
         monkeypatch.setattr(plugins, name, empty)
 
 

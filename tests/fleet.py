@@ -21,7 +21,7 @@ from fedpeft.certs import main as make_certificates
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 from fedpeft.server.progress import Checkpoints
 
 NAMES = ("a", "b", "c")
@@ -48,7 +48,7 @@ class Fleet:
         assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(names)]) == 0
         data = load_dataset("tiny")
         train, _ = split_validation(data.train, len(data.train) // 10)
-        config = settled(RunConfig(**self.settings))
+        config = settle_config(RunConfig(**self.settings))
         partition = PARTITIONS.build(config.partition).split(train, len(names), config.seed)
         for k, name in enumerate(names):
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 from flwr.app import Message
 
-from fedpeft.communication.flower_grid import OwnGrid, node_of
-from fedpeft.communication.messages import instruction_of, to_record
+from fedpeft.communication.flower_grid import OwnGrid, get_node_id
+from fedpeft.communication.messages import read_instruction, write_record
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment import federation
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import EdgeClient
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.shared_settings import compute_settings_digest
 from fedpeft.deployment.transcript import FILE as TRANSCRIPT
-from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.deployment.transcript import Transcript, compute_record_limit
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run.records import Records
 
@@ -47,23 +47,30 @@ class Direct(OwnGrid):
             return asked
         if asked.client not in self.transcripts:
             told, name = edge.description, f"edge-{asked.client}"
-            given = told.run, settings_digest(told), name, None, most_records(edge.config.rounds), edge.policy
+            given = (
+                told.run,
+                compute_settings_digest(told),
+                name,
+                None,
+                compute_record_limit(edge.config.rounds),
+                edge.policy,
+            )
             self.transcripts[asked.client] = Transcript(edge.folder / TRANSCRIPT, *given)
         transcript = self.transcripts[asked.client]
-        for record in said.since(len(transcript)):
+        for record in said.get_records_since(len(transcript)):
             transcript.receive(record)
         return transcript.accept(asked, said.about(f"edge-{asked.client}", asked))
 
     def get_node_ids(self):
-        return [node_of(client) for client in range(len(self.edges))]
+        return [get_node_id(client) for client in range(len(self.edges))]
 
     def push_messages(self, messages):
         identifiers = []
         for message in messages:
             identifiers.append(self._stamp(message))
-            self.asked.append(self.accepted(instruction_of(message)))
+            self.asked.append(self.accepted(read_instruction(message)))
             self.reports.append(self.edges[self.asked[-1].client].handle(self.asked[-1]))
-            self._ready.append(Message(to_record(self.reports[-1]), reply_to=message))
+            self._ready.append(Message(write_record(self.reports[-1]), reply_to=message))
         return identifiers
 
     def pull_messages(self, message_ids):
@@ -74,15 +81,15 @@ class Direct(OwnGrid):
 class Here(federation.Federation):
     """A server whose clients are in this process."""
 
-    def grid(self):
+    def create_grid(self):
         self.direct = Direct(self)
         return self.direct
 
-    def present(self):
+    def wait_for_present(self):
         self.roster.start()
         for member in self.roster.members:
             given = self.given[member.id]
-            self.own[member.id] = replace(given, form=self._form(given, member.rank))
+            self.own[member.id] = replace(given, form=self._choose_form(given, member.rank))
         return [member.id for member in self.roster.members]
 
 
@@ -135,15 +142,15 @@ class Federation:
         home.mkdir(exist_ok=True)
         options = EdgeOptions(**{"device": "cpu", "threads": 1, **self.options[k]})
         data, ledgers = self.file(k), self.folder / "ledgers"
-        own = Credentials.of_client(self.folder / "certs" / "clients" / f"edge-{k}") if self.summed else None
-        edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options, own)
+        own = Credentials.load_client(self.folder / "certs" / "clients" / f"edge-{k}") if self.summed else None
+        edge = EdgeClient(self.server.gateway.description, data, home, ledgers, self.observer, options, own)
         edge.warm_up()
-        registration = edge.registration()
+        registration = edge.create_registration()
         terms = self.server._accept(registration)
         self.server.roster.enter(f"edge-{k}", registration.rank, terms, registration.rows)
         return edge
 
     def run(self):
-        self.server.present()  # by which clients get their ids
+        self.server.wait_for_present()  # by which clients get their ids
         records = Records(self.folder / "server", private=self.server.protection is not None)
         return self.server.train(self.server.server(records))

@@ -17,6 +17,6 @@ def kept(folder: Path) -> dict[int, dict[int, State]]:
     found: dict[int, dict[int, State]] = {}
     if (folder / FILE).exists():
         with closing(sqlite3.connect(folder / FILE)) as database:
-            for client, round, content in database.execute("SELECT * FROM states ORDER BY client, round"):
-                found.setdefault(client, {})[round] = load(content)
+            for client, round_number, content in database.execute("SELECT * FROM states ORDER BY client, round"):
+                found.setdefault(client, {})[round_number] = load(content)
     return found

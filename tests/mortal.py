@@ -79,12 +79,12 @@ def lived(folder: Path, name: str, words: Sequence[str], points: Sequence[str]) 
     raise SystemExit(join.main(list(words)))
 
 
-def reached(round: int, step: int, when: str) -> bool:
-    return (str(round), str(step), when) in POINTS
+def reached(round_number: int, step: int, when: str) -> bool:
+    return (str(round_number), str(step), when) in POINTS
 
 
-def die_at(round: int, step: int, when: str) -> None:
-    if reached(round, step, when):
+def die_at(round_number: int, step: int, when: str) -> None:
+    if reached(round_number, step, when):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -119,7 +119,7 @@ def client() -> None:
 
 
 def server() -> None:
-    asked, total = MaskedSum._asked, Coordinator.sum
+    asked, total = MaskedSum._ask, Coordinator.sum
 
     def asking(self, number, instructions, said, take, phase):
         die_at(self.round, number, "before")
@@ -138,4 +138,4 @@ def server() -> None:
         (KEPT / f"{round_of(self.terms)}.json").write_text(json.dumps([self.terms.bits, sorted(self.survivors)]))
         return found
 
-    MaskedSum._asked, Coordinator.sum = asking, summed
+    MaskedSum._ask, Coordinator.sum = asking, summed

@@ -48,12 +48,12 @@ class GradientAssembly(Attack):
             for _ in range(PASSES):
                 for name, change in honest.items():
                     G = now[pair.B].T @ D if name == pair.A else D @ now[pair.A].T
-                    now[name] = received[name].double() + least(G, change, self.likeness)
+                    now[name] = received[name].double() + minimize_product(G, change, self.likeness)
             changed |= {name: (now[name] - received[name].double()).to(delta[name].dtype) for name in honest}
         return changed
 
 
-def least(G: Tensor, honest: Tensor, likeness: float) -> Tensor:
+def minimize_product(G: Tensor, honest: Tensor, likeness: float) -> Tensor:
     """Of all X as long as `honest`, at a cosine of at least `likeness` to it, the one of least <X, G>."""
     length, size = honest.norm(), G.norm()
     if length == 0 or size == 0:

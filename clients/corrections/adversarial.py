@@ -22,7 +22,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.models.task import FederatedModel, RowLosses
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
-from fedpeft.trust.attacked import embedding_of, moved
+from fedpeft.trust.attacked import get_embedding, shift_embeddings
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Adversarial(Correction):
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """The mean of the losses on the rows as they are, and moved."""
-        layer, mask = embedding_of(model), batch["attention_mask"]
+        layer, mask = get_embedding(model), batch["attention_mask"]
         with torch.no_grad():
             vectors = layer(batch["input_ids"])
         still = torch.zeros_like(vectors).requires_grad_(True)
-        with moved(layer, still, mask):
+        with shift_embeddings(layer, still, mask):
             plain = losses(batch)
-        with moved(layer, self._step(plain, still, vectors, mask), mask):
+        with shift_embeddings(layer, self._step(plain, still, vectors, mask), mask):
             worse = losses(batch)
         return RowLosses((plain.sums + worse.sums) / 2, plain.counts, plain.correct)
 

@@ -51,7 +51,7 @@ class LALoRA(Correction):
         """A factor's gradient, smoothed."""
         if not self.smooth or not name.endswith((A, B)):
             return None
-        return smoothed(gradient) if name.endswith(A) else smoothed(gradient.T).T
+        return smooth_rows(gradient) if name.endswith(A) else smooth_rows(gradient.T).T
 
     def noise_left(self, name: str) -> float:
         """Of a factor what the weights' squares add up to."""
@@ -59,7 +59,7 @@ class LALoRA(Correction):
         return sum(weight**2 for weight in KERNEL) / sum(KERNEL) ** 2 if smooths else 1.0
 
 
-def smoothed(rows: Tensor) -> Tensor:
+def smooth_rows(rows: Tensor) -> Tensor:
     """Each row of (r, n), convolved."""
     kernel = torch.tensor([[KERNEL]], dtype=rows.dtype, device=rows.device) / sum(KERNEL)
     return conv1d(pad(rows[:, None], (2, 2), mode="replicate"), kernel)[:, 0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Scaffold(Correction):
     keeps: ClassVar[bool] = True
     travels: ClassVar[bool] = True
 
-    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[ClientForm | None]) -> None:
+    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
         """Also refuse steps from which no gradient can be read.
 
         Raises:
@@ -45,7 +45,7 @@ class Scaffold(Correction):
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
         """c - c_k."""
-        correction = difference(server, own)
+        correction = compute_control_difference(server, own)
 
         def pull(name: str, value: Tensor) -> Tensor | None:
             return correction.get(name)
@@ -55,10 +55,12 @@ class Scaffold(Correction):
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """The next c_k: the mean gradient of the round without the correction."""
         variate, optimizer = {}, job.training.optimizer
-        for name, correction in difference(server, own).items():
+        for name, correction in compute_control_difference(server, own).items():
             rate = optimizer.rate(name, job.learning_rate)
             if rate:
-                mean_step = (job.received[name] - result.state[name]) / (optimizer.full_steps(result.steps) * rate)
+                mean_step = (job.received[name] - result.state[name]) / (
+                    optimizer.count_full_steps(result.steps) * rate
+                )
                 variate[name] = mean_step - correction
             else:
                 variate[name] = own.get(name, correction.new_zeros(correction.shape))
@@ -70,7 +72,7 @@ class Scaffold(Correction):
         return server | {name: server[name] + share * change for name, change in changes.mean().items()}
 
 
-def difference(server: State, own: State) -> State:
+def compute_control_difference(server: State, own: State) -> State:
     """c - c_k, for the tensors of c."""
     return {name: c - own[name] if name in own else c for name, c in server.items()}
 

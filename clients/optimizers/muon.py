@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fedpeft.clients.local_optimizer import LocalOptimizer, unnoised
+from fedpeft.clients.local_optimizer import LocalOptimizer, get_zero_variance
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -108,7 +108,10 @@ class Muon(LocalOptimizer):
         return MuonOrAdam(groups, self.momentum, (self.beta1, self.beta2))
 
     def started(
-        self, parameters: Mapping[str, nn.Parameter], learning_rate: float, variance: Callable[[str], float] = unnoised
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        learning_rate: float,
+        variance: Callable[[str], float] = get_zero_variance,
     ) -> tuple[Any, LambdaLR]:
         """Return a new optimizer over parameters by canonical name, and its warm-up.
 

@@ -32,13 +32,13 @@ class Settings:
 def main(settings: Settings) -> None:
     """Run the studies on one thread and print a table of each."""
     if settings.readme:
-        README.write_text(with_tables(README.read_text(), load(README.parent / "results.jsonl")))
+        README.write_text(insert_tables(README.read_text(), load(README.parent / "results.jsonl")))
         return
     torch.set_num_threads(1)
     for name, study in STUDIES.items():
         if settings.only in (None, name):
             rows = list(study(settings.repeats))
-            print(f"\n{name}: {study.__doc__}\n\n{table(rows)}", flush=True)
+            print(f"\n{name}: {study.__doc__}\n\n{format_table(rows)}", flush=True)
             if settings.output is not None:
                 save(settings.output, load(settings.output) | {name: rows})
 
@@ -58,7 +58,7 @@ def save(file: Path, results: dict[str, list[Row]]) -> None:
     file.write_text("".join(line + "\n" for line in lines))
 
 
-def with_tables(text: str, results: dict[str, list[Row]]) -> str:
+def insert_tables(text: str, results: dict[str, list[Row]]) -> str:
     """The README with a table after each of its `<!-- study -->` marks, in place of the one that stands there."""
     blocks: list[str] = []
     for block in text.split("\n\n"):
@@ -66,11 +66,11 @@ def with_tables(text: str, results: dict[str, list[Row]]) -> str:
             blocks.append(block.rstrip())
         name = block.strip().removeprefix("<!-- ").removesuffix(" -->")
         if name in results:
-            blocks.append(table(by_model(results[name]) if name == "rules" else results[name]))
+            blocks.append(format_table(group_by_model(results[name]) if name == "rules" else results[name]))
     return "\n\n".join(blocks) + "\n"
 
 
-def by_model(rows: list[Row]) -> list[Row]:
+def group_by_model(rows: list[Row]) -> list[Row]:
     """One row per strategy, its seconds per model in columns."""
     wide: dict[str, Row] = {}
     for row in rows:
@@ -79,14 +79,14 @@ def by_model(rows: list[Row]) -> list[Row]:
     return list(wide.values())
 
 
-def table(rows: list[Row]) -> str:
+def format_table(rows: list[Row]) -> str:
     """The rows as a Markdown table; the columns are the keys of all rows in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([_cell(row.get(c, "")) for c in columns] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([_format_cell(row.get(c, "")) for c in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(value: str | float | int) -> str:
+def _format_cell(value: str | float | int) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

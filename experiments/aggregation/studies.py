@@ -10,17 +10,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.aggregation.timing import interleaved
+from experiments.aggregation.timing import time_interleaved
 from fedpeft.aggregation.strategy import RoundStrategy, Strategy, strategies
 from fedpeft.aggregation.update import Update
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, Layout, State
-from fedpeft.peft.low_rank import CostModel, LowRank, Method, leading_eigenvectors, truncated_svd
+from fedpeft.peft.adapter import AdapterShape, Layout, State
+from fedpeft.peft.low_rank import CostModel, LowRank, Method, compute_leading_eigenvectors, compute_truncated_svd
 
 Row = dict[str, str | float | int]
 
-MIXED = [Client(ClientForm(rank, 16.0), 1.0 + i % 7) for i, rank in enumerate([4] * 50 + [8] * 30 + [16] * 20)]
+MIXED = [Client(AdapterShape(rank, 16.0), 1.0 + i % 7) for i, rank in enumerate([4] * 50 + [8] * 30 + [16] * 20)]
 """100 clients, ranks 4*50,8*30,16*20: the global rank is 16, the stack of one layer 760 wide."""
 
 MINILM = [(384, 384)] * 12
@@ -30,18 +36,18 @@ SEVEN_B = {"attention": (4096, 4096), "gate and up": (11008, 4096), "down": (409
 """One module of each shape of a 7B model: per layer four of the first, two of the second, one of the third."""
 
 
-def costs(repeats: int) -> Iterator[Row]:
+def measure_costs(repeats: int) -> Iterator[Row]:
     """The constants of `fedpeft.peft.low_rank.CostModel`: seconds per elementary step, fp64; the least of the runs."""
     generator = torch.Generator().manual_seed(0)
     constants: dict[str, list[float]] = {"multiply": [], "factorise": [], "eigen": [], "singular": []}
     for tall, wide in ((1500, 400), (4096, 800)):
         X = torch.randn(tall, wide, generator=generator, dtype=torch.float64)
         G = X.T @ X
-        seconds = interleaved(
+        seconds = time_interleaved(
             {
                 "multiply": lambda X=X: X.T @ X,  # type: ignore[misc]
                 "factorise": lambda X=X: torch.linalg.qr(X),  # type: ignore[misc]
-                "eigen": lambda G=G: leading_eigenvectors(G, 16),  # type: ignore[misc]
+                "eigen": lambda G=G: compute_leading_eigenvectors(G, 16),  # type: ignore[misc]
                 "singular": lambda G=G: torch.linalg.svd(G),  # type: ignore[misc]
             },
             repeats + 1,  # the first call of each is a warm-up
@@ -55,22 +61,22 @@ def costs(repeats: int) -> Iterator[Row]:
         yield {"constant": name, "measured": sum(values) / len(values), "in use": getattr(used, name)}
 
 
-def choices(repeats: int) -> Iterator[Row]:
+def measure_choices(repeats: int) -> Iterator[Row]:
     """Does the cost model choose the fastest exact method? Regret: time of its choice over the best time."""
     for out, in_, width in ((384, 384, 40), (384, 384, 760), (384, 1536, 760), (1024, 1024, 400), (4096, 4096, 200)):
-        product = _random_product(out, in_, width, decay=False)
+        product = _create_product(out, in_, width, decay=False)
         methods: list[Method] = ["qr", "gram", "dense"] if out < 4096 else ["qr", "gram"]
-        seconds = interleaved(
-            {m: lambda m=m, p=product: truncated_svd(p, 16, m) for m in methods},  # type: ignore[misc]
+        seconds = time_interleaved(
+            {m: lambda m=m, p=product: compute_truncated_svd(p, 16, m) for m in methods},  # type: ignore[misc]
             repeats,
         )
-        chosen = CostModel().cheapest(out, in_, width, 16, torch.float32)
+        chosen = CostModel().choose_cheapest(out, in_, width, 16, torch.float32)
         row: Row = {"out": out, "in": in_, "width": width}
         row |= {f"{m} ms": 1000 * s for m, s in seconds.items()}
         yield row | {"chosen": chosen, "regret": seconds[chosen] / min(seconds.values())}
 
 
-def _random_product(out: int, in_: int, width: int, decay: bool) -> LowRank:
+def _create_product(out: int, in_: int, width: int, decay: bool) -> LowRank:
     """A stack of `width` rank-one terms: independent, or (decay) noisy copies of 8 common ones, as clients' are."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(out, width, generator=generator) / out**0.5
@@ -81,50 +87,50 @@ def _random_product(out: int, in_: int, width: int, decay: bool) -> LowRank:
     return LowRank(left / width**0.5, right)
 
 
-def svd(repeats: int) -> Iterator[Row]:
+def measure_svd(repeats: int) -> Iterator[Row]:
     """One 4096 x 4096 module from 100 clients of rank 8: forming dW and its dense fp32 SVD, against the factors."""
     for decay in (True, False):
-        product = _random_product(4096, 4096, 800, decay)
+        product = _create_product(4096, 4096, 800, decay)
         results: dict[str, LowRank] = {}
 
         def dense(product: LowRank = product, results: dict[str, LowRank] = results) -> None:
-            U, S, Vt = torch.linalg.svd(product.dense(), full_matrices=False)
+            U, S, Vt = torch.linalg.svd(product.to_dense(), full_matrices=False)
             results["dense"] = LowRank(U[:, :8] * S[:8], Vt[:8])
 
         def factored(method: str, product: LowRank = product, results: dict[str, LowRank] = results) -> None:
-            results[method] = truncated_svd(product, 8, method).low_rank()
+            results[method] = compute_truncated_svd(product, 8, method).to_low_rank()
 
         def few(method: str, times: int = 5) -> float:
-            return interleaved({method: lambda: factored(method)}, times)[method]
+            return time_interleaved({method: lambda: factored(method)}, times)[method]
 
         quick: dict[str, list[float]] = {"gram": [], "qr": [], "randomised": []}
         slow: list[float] = []
         for _ in range(repeats):
-            slow.append(interleaved({"dense": dense}, 1)["dense"])
+            slow.append(time_interleaved({"dense": dense}, 1)["dense"])
             for method, values in quick.items():
                 values.append(few(method))
-        seconds = {"dense": _median(slow)} | {m: _median(v) for m, v in quick.items()}
-        exact = product.dense()
-        least = float((results["dense"].dense() - exact).norm())
+        seconds = {"dense": _compute_median(slow)} | {m: _compute_median(v) for m, v in quick.items()}
+        exact = product.to_dense()
+        least = float((results["dense"].to_dense() - exact).norm())
         for method, value in seconds.items():
-            approximation = results[method].dense()
+            approximation = results[method].to_dense()
             yield {
                 "spectrum": "shared directions" if decay else "flat",
                 "method": method,
                 "seconds": value,
                 "times faster": seconds["dense"] / value,
                 "difference from the dense result": float(
-                    (approximation - results["dense"].dense()).norm() / results["dense"].dense().norm()
+                    (approximation - results["dense"].to_dense()).norm() / results["dense"].to_dense().norm()
                 ),
                 "error over the least possible": float((approximation - exact).norm()) / least - 1,
             }
 
 
-def _median(values: Sequence[float]) -> float:
+def _compute_median(values: Sequence[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
 
 
-def rules(repeats: int) -> Iterator[Row]:
+def measure_rules(repeats: int) -> Iterator[Row]:
     """Seconds of one aggregation, 100 clients; mixed ranks where the rule takes them, else rank 8 (`ranks`)."""
     shapes: dict[str, list[tuple[int, int]]] = {"MiniLM, 12 layers": MINILM}
     shapes |= {f"7B {name}": [shape] for name, shape in SEVEN_B.items()}
@@ -132,11 +138,11 @@ def rules(repeats: int) -> Iterator[Row]:
         runs = {}
         ranks = {}
         for name in strategies.names:
-            case = _case(strategies.build(name), layers)
+            case = _create_case(strategies.build(name), layers)
             if case is not None:
                 strategy, state, layout, updates, ranks[name] = case
                 runs[name] = lambda c=(strategy, state, layout, updates): run_round(*c)
-        seconds = interleaved(runs, repeats)
+        seconds = time_interleaved(runs, repeats)
         for name, value in seconds.items():
             yield {
                 "model": model,
@@ -147,29 +153,29 @@ def rules(repeats: int) -> Iterator[Row]:
             }
 
 
-def _case(
+def _create_case(
     strategy: Strategy, layers: Sequence[tuple[int, int]]
 ) -> tuple[Strategy, State, Layout, list[Update], str] | None:
-    form = ClientForm(16, 16.0) if strategy.mixed_ranks else ClientForm(8, 16.0)
+    form = AdapterShape(16, 16.0) if strategy.mixed_ranks else AdapterShape(8, 16.0)
     clients = MIXED if strategy.mixed_ranks else [Client(form, c.weight) for c in MIXED]
-    layout = lora_layout(layers, form)
+    layout = create_lora_layout(layers, form)
     try:
         strategy.check(layout, [c.form for c in clients])
     except ConfigError:
         return None  # trains other tensors than LoRA's factors
-    state = random_state(layout, 0)
-    updates = random_updates(strategy, state, layout, clients, 0)
+    state = create_random_state(layout, 0)
+    updates = create_random_updates(strategy, state, layout, clients, 0)
     return strategy, state, layout, updates, "mixed" if strategy.mixed_ranks else "8"
 
 
-def memory(repeats: int) -> Iterator[Row]:
+def measure_memory(repeats: int) -> Iterator[Row]:
     """Peak resident memory above that before the round: two 11008 x 4096 modules, 100 clients, updates on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        layout = lora_layout([(11008, 4096)] * 2, ClientForm(16, 16.0))
-        state = random_state(layout, 0)
+        layout = create_lora_layout([(11008, 4096)] * 2, AdapterShape(16, 16.0))
+        state = create_random_state(layout, 0)
         save_file(state, Path(folder) / "state")
         for i, client in enumerate(MIXED):
-            (update,) = random_updates(strategies.build("flexlora"), state, layout, [client], i)
+            (update,) = create_random_updates(strategies.build("flexlora"), state, layout, [client], i)
             save_file(update.received, Path(folder) / f"received-{i}")
             save_file(update.delta, Path(folder) / f"delta-{i}")
         module = sum(c.form.rank for c in MIXED) * (11008 + 4096) * 4
@@ -178,29 +184,29 @@ def memory(repeats: int) -> Iterator[Row]:
             if isinstance(strategy, RoundStrategy) and strategy.mixed_ranks:
                 context = multiprocessing.get_context("spawn")
                 with context.Pool(1) as pool:
-                    above = pool.apply(_peak, (name, folder))
+                    above = pool.apply(_measure_peak, (name, folder))
                 yield {"strategy": name, "module MB": module / 1e6, "above MB": above / 1e6}
 
 
-def _peak(name: str, folder: str) -> int:
+def _measure_peak(name: str, folder: str) -> int:
     torch.set_num_threads(1)
     strategy = strategies.build(name)
-    layout = lora_layout([(11008, 4096)] * 2, ClientForm(16, 16.0))
+    layout = create_lora_layout([(11008, 4096)] * 2, AdapterShape(16, 16.0))
     state = load_file(Path(folder) / "state")
     torch.linalg.svd(torch.eye(64))  # loads the library before the measurement
-    before = _high_water()
+    before = _read_high_water()
     assert isinstance(strategy, RoundStrategy)
-    strategy.aggregate(state, layout, lambda names: Waiting(Path(folder), names), 1, 0)
-    return _high_water() - before
+    strategy.aggregate(state, layout, lambda names: StoredUpdates(Path(folder), names), 1, 0)
+    return _read_high_water() - before
 
 
-def _high_water() -> int:
+def _read_high_water() -> int:
     """Bytes of the largest resident set of this process so far (getrusage would count the parent's before the fork)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-class Waiting(Sequence[Update]):
+class StoredUpdates(Sequence[Update]):
     """Updates on disk, read anew at each access."""
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
@@ -222,4 +228,10 @@ class Waiting(Sequence[Update]):
             return {name: tensors.get_tensor(name) for name in self.names}
 
 
-STUDIES = {"costs": costs, "choices": choices, "svd": svd, "rules": rules, "memory": memory}
+STUDIES = {
+    "costs": measure_costs,
+    "choices": measure_choices,
+    "svd": measure_svd,
+    "rules": measure_rules,
+    "memory": measure_memory,
+}

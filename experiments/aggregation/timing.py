@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 
-def interleaved(
+def time_interleaved(
     candidates: Mapping[str, Callable[[], object]],
     repeats: int,
     summary: Callable[[Sequence[float]], float] = statistics.median,

@@ -16,18 +16,18 @@ from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver, quiet_libraries
-from fedpeft.simulation.probe import base_probe, strongest
+from fedpeft.run.console import ConsoleObserver, silence_libraries
+from fedpeft.simulation.probe import choose_strength, run_base_probe
 from fedpeft.simulation.simulation import Simulation
 
 TFIDF_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """Candidates for scikit-learn's C on TF-IDF features."""
 
 
-def tfidf(simulation: Simulation, tokens: int | None) -> tuple[float, float]:
+def score_tfidf(simulation: Simulation, tokens: int | None) -> tuple[float, float]:
     """Test accuracy of TF-IDF and logistic regression on the whole texts or their first `tokens` words, and its C."""
 
     def cut(texts: list[str]) -> list[str]:
@@ -44,7 +44,7 @@ def tfidf(simulation: Simulation, tokens: int | None) -> tuple[float, float]:
         for strength in TFIDF_STRENGTHS
     }
     scores = {C: float(model.score(features[shared:], rows.labels[shared:])) for C, model in fitted.items()}
-    strength = strongest(scores, len(rows.labels) - shared)
+    strength = choose_strength(scores, len(rows.labels) - shared)
     return float(np.mean(fitted[strength].predict(held_out) == test.labels)), strength
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128, 256], help="text lengths of the probe")
     parser.add_argument("--dataset", default="20newsgroups")
     arguments = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     console = Console()
     table = Table(title=f"{arguments.dataset}, test accuracy without federation")
     for column in ("method", "text", "C", "test accuracy"):
@@ -63,19 +63,19 @@ def main() -> None:
         for tokens in arguments.tokens:
             config = dataclasses.replace(RunConfig(), dataset=arguments.dataset, tokens=tokens)
             simulation = Simulation(config, Path(folder), observer)
-            probe = base_probe(simulation.setup, simulation.rows, simulation.workers, tokens)
+            probe = run_base_probe(simulation.setup, simulation.rows, simulation.workers, tokens)
             assert probe is not None
             table.add_row(
                 "frozen encoder, linear probe", f"{tokens} tokens", f"{probe.strength:g}", f"{probe.accuracy:.4f}"
             )
             simulation.close()
         for words in (arguments.tokens[1] if len(arguments.tokens) > 1 else arguments.tokens[0], None):
-            accuracy, strength = tfidf(simulation, words)
+            accuracy, strength = score_tfidf(simulation, words)
             label = "whole texts" if words is None else f"{words} words"
             table.add_row("TF-IDF, logistic regression", label, f"{strength:g}", f"{accuracy:.4f}")
     console.print(table)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

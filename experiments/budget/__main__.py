@@ -22,11 +22,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.check import PICTURES
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.machine.files import writing
-from fedpeft.run.console import duration
+from fedpeft.machine.files import raise_write_errors
+from fedpeft.run.console import format_duration
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
 
@@ -67,13 +67,17 @@ class Budget:
             raise RunError(f"{folder} has recorded no phases: it is a server's, or older than they are; run it again")
         parts: dict[str, float] = {}
         for name, seconds in phases.items():
-            inner = of_rounds(Records(folder).read("rounds.jsonl"), seconds) if name == ROUNDS else {name: seconds}
+            inner = (
+                split_round_seconds(Records(folder).read("rounds.jsonl"), seconds)
+                if name == ROUNDS
+                else {name: seconds}
+            )
             parts |= {part: parts.get(part, 0.0) + spent for part, spent in inner.items()}
         rest = summary["seconds"] - sum(parts.values())
         return cls(folder.name, parts | {"all else": max(0.0, rest)}, summary["seconds"])
 
 
-def of_rounds(rounds: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
+def split_round_seconds(rounds: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
     """The `seconds` of all rounds in parts; one, where rounds tell no times (secret cohorts) or others ran before."""
     told = [line for line in rounds if line["round"] > 0]
     if not told or any(line["seconds"] is None for line in told) or sum(line["seconds"] for line in told) > seconds:
@@ -89,7 +93,7 @@ def of_rounds(rounds: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, 
     }
 
 
-def table(budgets: Sequence[Budget]) -> Table:
+def build_table(budgets: Sequence[Budget]) -> Table:
     """A row per phase: seconds, and the share of the run."""
     shown = Table("phase", *(text for b in budgets for text in (f"{b.name} (s)", "%")))
     for phase in dict.fromkeys(phase for budget in budgets for phase in budget.parts):
@@ -126,11 +130,11 @@ def draw(budgets: Sequence[Budget], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len(budgets) > 1:
         axes.legend(frameon=False)
-    with writing(path):
+    with raise_write_errors(path):
         figure.savefig(path)
 
 
-def made(folder: Path, quick: bool) -> Path:
+def make_run(folder: Path, quick: bool) -> Path:
     """The default run in `folder`.
 
     Raises:
@@ -152,18 +156,22 @@ def main(settings: Settings) -> None:
     if settings.chart.suffix not in PICTURES or not settings.chart.parent.is_dir():
         raise ConfigError(f"--chart {settings.chart} must end in {', '.join(PICTURES)}, in a folder that is there")
     with tempfile.TemporaryDirectory() as temporary:
-        folders = settings.runs or (made(Path(temporary) / ("quick" if settings.quick else "default"), settings.quick),)
+        folders = settings.runs or (
+            make_run(Path(temporary) / ("quick" if settings.quick else "default"), settings.quick),
+        )
         budgets = [Budget.read(folder) for folder in folders]
     console = Console(width=120)
-    console.print(table(budgets))
+    console.print(build_table(budgets))
     draw(budgets, settings.chart)
     for budget in budgets:
         phase, most = max(budget.parts.items(), key=lambda part: part[1])
         share = 100 * most / budget.seconds
-        console.print(f"{budget.name}: {duration(budget.seconds)}, most of it {phase} ({share:.0f} %)", highlight=False)
+        console.print(
+            f"{budget.name}: {format_duration(budget.seconds)}, most of it {phase} ({share:.0f} %)", highlight=False
+        )
     console.print(f"bars: {settings.chart}; load average {os.getloadavg()[0]:.1f} now", highlight=False)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Settings, description=__doc__))

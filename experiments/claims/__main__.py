@@ -12,18 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import one_sentence
-from experiments.claims.records import Claim, evidence_of, read_claims, section_of
+from experiments import exit_on_error
+from experiments.claims.records import Claim, collect_evidence, load_section, read_claims
 from experiments.claims.verdicts import (
     FAILS,
     HOLDS,
     OPEN,
     Evidence,
     Verdict,
-    holm,
+    compute_probability,
+    correct_holm,
+    decide_verdict,
     open_factor,
-    probability,
-    verdict,
 )
 from fedpeft.studies.statistics import LEVEL
 
@@ -37,20 +37,22 @@ OF_SEVERAL = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are not resolved"}
 """The verdicts as they are said of several claims."""
 
 
-def judged(family: Sequence[Claim]) -> list[Judged]:
+def judge(family: Sequence[Claim]) -> list[Judged]:
     """The verdicts of a family, corrected together."""
-    found = [evidence_of(claim) for claim in family]
-    corrected = holm([probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)])
+    found = [collect_evidence(claim) for claim in family]
+    corrected = correct_holm(
+        [compute_probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)]
+    )
     factor = open_factor(corrected)
     return [
-        (claim, own, thinner, verdict(own, claim.margin, p, factor))
+        (claim, own, thinner, decide_verdict(own, claim.margin, p, factor))
         for claim, (own, thinner), p in zip(family, found, corrected, strict=True)
     ]
 
 
-def row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
+def format_row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
     """A line of a table."""
-    width = evidence.uncertainty.half_width(LEVEL, 2)
+    width = evidence.uncertainty.compute_half_width(LEVEL, 2)
     interval = (
         f"{evidence.difference - width:+.2f} to {evidence.difference + width:+.2f}" if math.isfinite(width) else ""
     )
@@ -78,18 +80,18 @@ def label(point: object) -> str:
     return ", ".join(point.values()) or "the run"
 
 
-def page() -> str:
+def format_page() -> str:
     """The tables, a family after the other, and how many claims hold."""
     families: dict[str, list[Claim]] = {}
     for claim in read_claims():
         families.setdefault(claim.study, []).append(claim)
     tables, words = [], []
     for study, family in families.items():
-        lines = judged(family)
+        lines = judge(family)
         words += [said.word for *_, said in lines]
-        table = "\n".join(row(*line) for line in lines)
+        table = "\n".join(format_row(*line) for line in lines)
         tables.append(
-            f"## {section_of(study).title}\n\n{section_of(study).question} "
+            f"## {load_section(study).title}\n\n{load_section(study).question} "
             f"[experiments/{study}](../experiments/{study}/README.md), {len(family)} comparisons.\n\n"
             "| claim | verdict | compared | claimed to be | seeds | points (95 %) | fewer bytes | p |\n"
             f"|---|---|---|---|---:|---:|---:|---:|\n{table}\n"
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the page")
     options = parser.parse_args(arguments)
     before = PAGE.read_text(encoding="utf-8")
-    after = before[: before.index(BEGIN)] + f"{BEGIN}\n{page()}\n{END}" + before[before.index(END) + len(END) :]
+    after = before[: before.index(BEGIN)] + f"{BEGIN}\n{format_page()}\n{END}" + before[before.index(END) + len(END) :]
     if options.write:
         PAGE.write_text(after, encoding="utf-8")
     print("as it is" if after == before else "written" if options.write else "docs/claims.md differs")
@@ -112,5 +114,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         sys.exit(main())

@@ -50,12 +50,12 @@ def compute_tests(evidence: Evidence, margin: float | None) -> PValues:
         return PValues(1.0, None if margin is None else 1.0)
     uncertainty = evidence.uncertainty
     beyond = None if margin is None else _compute_beyond(uncertainty, margin - abs(evidence.difference))
-    return PValues(uncertainty.probability(evidence.difference), beyond)
+    return PValues(uncertainty.compute_probability(evidence.difference), beyond)
 
 
 def _compute_beyond(uncertainty: Uncertainty, room: float) -> float:
     """Return the one-sided p-value of a mean that lies `room` inside the margin."""
-    return uncertainty.probability(room) / 2 if room > 0 else 1.0
+    return uncertainty.compute_probability(room) / 2 if room > 0 else 1.0
 
 
 def correct(tests: Sequence[PValues]) -> list[PValues]:
@@ -69,10 +69,10 @@ def correct(tests: Sequence[PValues]) -> list[PValues]:
         highest = max(highest, min(1.0, p * sum(n > 0 for n in left)))
         corrected[claim][which] = highest
         left[claim] -= 1
-    return [PValues(_known(first), second) for first, second in corrected]
+    return [PValues(_require_value(first), second) for first, second in corrected]
 
 
-def _known(p: float | None) -> float:
+def _require_value(p: float | None) -> float:
     assert p is not None
     return p
 
@@ -102,8 +102,8 @@ def compute_power(uncertainty: Uncertainty, count: int, margin: float | None) ->
     variance, freedom = uncertainty.seen[-1]
     error = math.sqrt(variance)
     level = 1 - ALPHA / count
-    least = uncertainty.half_width(level, 2) + float(stats.t.ppf(0.8, freedom)) * error
+    least = uncertainty.compute_half_width(level, 2) + float(stats.t.ppf(0.8, freedom)) * error
     if margin is None:
         return least, math.nan
-    room = (margin - uncertainty.half_width(level, 1)) / error
+    room = (margin - uncertainty.compute_half_width(level, 1)) / error
     return least, max(0.0, 2 * float(stats.t.cdf(room, freedom)) - 1)

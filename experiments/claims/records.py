@@ -14,10 +14,10 @@ import numpy as np
 
 from experiments.claims.verdicts import Evidence
 from fedpeft.errors import RunError
-from fedpeft.studies.found import as_described
-from fedpeft.studies.results import Result, ResultsFile, latest
-from fedpeft.studies.sections import Method, Section, section_of_study
-from fedpeft.studies.statistics import POINTS, pair
+from fedpeft.studies.found import match_to_study
+from fedpeft.studies.results import Result, ResultsFile, select_latest
+from fedpeft.studies.sections import Method, Section, create_study_section
+from fedpeft.studies.statistics import POINTS, pair_runs
 from fedpeft.studies.study_file import read_study
 
 HERE = Path(__file__).parent
@@ -73,24 +73,24 @@ def read_claims(path: Path = HERE / "claims.toml") -> list[Claim]:
 
 
 @cache
-def section_of(study: str) -> Section:
+def load_section(study: str) -> Section:
     """The runs of a study's folder.
 
     Raises:
         RunError: there is no such study, or no run of it.
     """
     folder = STUDIES / study
-    results = latest(ResultsFile(folder / "results.jsonl").read())
+    results = select_latest(ResultsFile(folder / "results.jsonl").read())
     if not results:
         raise RunError(f"{folder} holds no results")
     file = next((f for f in (folder / "study.toml", folder.parent / "study.toml") if f.is_file()), None)
     if file is None:
         raise RunError(f"{folder} holds no study.toml, nor does the folder above it")
     described = read_study(file, results[0].preset)
-    return section_of_study(described, as_described(described, results))
+    return create_study_section(described, match_to_study(described, results))
 
 
-def method_at(section: Section, point: Point) -> Method:
+def find_method(section: Section, point: Point) -> Method:
     """The method of a study whose point has these labels.
 
     Raises:
@@ -102,26 +102,26 @@ def method_at(section: Section, point: Point) -> Method:
     return found[0]
 
 
-def evidence_of(claim: Claim) -> tuple[Evidence, float]:
+def collect_evidence(claim: Claim) -> tuple[Evidence, float]:
     """What the runs say, and the baseline's bytes over the method's, up and down.
 
     Raises:
         RunError: the runs share no seed, or a number is missing.
     """
-    section = section_of(claim.study)
-    method = method_at(section, {**claim.where, **claim.method})
+    section = load_section(claim.study)
+    method = find_method(section, {**claim.where, **claim.method})
     if claim.beside:
-        by_seed = [_beside(run, claim.beside) for _, run in sorted(method.runs.items())]
+        by_seed = [_compute_margin_over(run, claim.beside) for _, run in sorted(method.runs.items())]
         return Evidence(np.array(by_seed)), 1.0
-    baseline = method_at(section, {**claim.where, **claim.baseline})
-    found = pair(method.scored, baseline.scored)
+    baseline = find_method(section, {**claim.where, **claim.baseline})
+    found = pair_runs(method.scored, baseline.scored)
     if found is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
-    thinner = (baseline.mean("total_bytes") or 0.0) / (method.mean("total_bytes") or 1.0)
+    thinner = (baseline.compute_mean("total_bytes") or 0.0) / (method.compute_mean("total_bytes") or 1.0)
     return Evidence(found.by_seed, found.by_row, found.rest), thinner
 
 
-def _beside(run: Result, key: str) -> float:
+def _compute_margin_over(run: Result, key: str) -> float:
     summary = run.summary or {}
     if summary.get("accuracy") is None or summary.get(key) is None:
         raise RunError(f"a run of seed {run.seed} has no accuracy, or no {key}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, Uncertainty, over_both
+from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, Uncertainty, compute_uncertainty
 
 MOST_SEEDS = 100
 """Where so many would not do, no number is said."""
@@ -28,7 +28,7 @@ class Evidence:
     Attributes:
         by_seed: float64 (seeds,).
         by_row: float64 (rows,), with the same mean; empty where only totals are known.
-        rest: variance of what is left of single differences (`fedpeft.studies.statistics.Paired`).
+        rest: variance of what is left of single differences (`fedpeft.studies.statistics.PairedDifferences`).
     """
 
     by_seed: Array
@@ -43,7 +43,7 @@ class Evidence:
     @property
     def uncertainty(self) -> Uncertainty:
         """Of the mean, for other seeds on other rows."""
-        return over_both(self.by_seed, self.by_row, self.rest)
+        return compute_uncertainty(self.by_seed, self.by_row, self.rest)
 
     @property
     def of_rows(self) -> float:
@@ -53,7 +53,7 @@ class Evidence:
         single = float(self.by_row.var(ddof=1)) - self.rest / len(self.by_seed)
         return max(0.0, single) / len(self.by_row)
 
-    def with_seeds(self, seeds: int) -> Uncertainty:
+    def extrapolate_to_seeds(self, seeds: int) -> Uncertainty:
         """As `uncertainty`, with so many seeds of the same mean and scatter."""
         fixed, now = self.of_rows, len(self.by_seed)
         of_seeds = float(self.by_seed.var(ddof=1)) / seeds
@@ -76,7 +76,7 @@ class Verdict:
     """Whether no number of seeds would do, since the test rows are too few."""
 
 
-def holm(probabilities: Sequence[float]) -> list[float]:
+def correct_holm(probabilities: Sequence[float]) -> list[float]:
     """Holm's step-down correction (Holm, 1979), in the order given."""
     order = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
     corrected, highest = [0.0] * len(order), 0.0
@@ -92,12 +92,12 @@ def open_factor(corrected: Sequence[float]) -> int:
     return sum(p >= 1 - LEVEL for p in corrected)
 
 
-def probability(evidence: Evidence, margin: float | None) -> float:
+def compute_probability(evidence: Evidence, margin: float | None) -> float:
     """Before any correction: of no difference, or of a loss of `margin`."""
-    return evidence.uncertainty.probability(evidence.difference + (margin or 0.0))
+    return evidence.uncertainty.compute_probability(evidence.difference + (margin or 0.0))
 
 
-def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: int = 1) -> Verdict:
+def decide_verdict(evidence: Evidence, margin: float | None, corrected: float, factor: int = 1) -> Verdict:
     """Holds, does not hold, or not resolved.
 
     Args:
@@ -109,12 +109,12 @@ def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: 
     if len(evidence.by_seed) >= SEEDS_FOR_A_CLAIM and corrected < 1 - LEVEL:
         return Verdict(HOLDS if sought > 0 else FAILS, corrected)
     rows = Uncertainty(((evidence.of_rows, max(1, len(evidence.by_row) - 1)),))
-    if factor * rows.probability(sought) >= 1 - LEVEL:
+    if factor * rows.compute_probability(sought) >= 1 - LEVEL:
         return Verdict(OPEN, corrected, of_rows=bool(evidence.of_rows))
-    return Verdict(OPEN, corrected, seeds_needed(evidence, sought, factor))
+    return Verdict(OPEN, corrected, count_needed_seeds(evidence, sought, factor))
 
 
-def seeds_needed(evidence: Evidence, sought: float, factor: int) -> int | None:
+def count_needed_seeds(evidence: Evidence, sought: float, factor: int) -> int | None:
     """The least number of seeds, more than there are, whose p-value would be small enough if mean and scatter stayed.
 
     Args:
@@ -125,6 +125,6 @@ def seeds_needed(evidence: Evidence, sought: float, factor: int) -> int | None:
     if now < 2 or sought == 0.0:
         return None
     for seeds in range(max(SEEDS_FOR_A_CLAIM, now + 1), MOST_SEEDS + 1):
-        if factor * evidence.with_seeds(seeds).probability(sought) < 1 - LEVEL:
+        if factor * evidence.extrapolate_to_seeds(seeds).compute_probability(sought) < 1 - LEVEL:
             return seeds
     return None

@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments import one_sentence
-from fedpeft.communication.bit_allocation import sensitivity
+from experiments import exit_on_error
+from fedpeft.communication.bit_allocation import compute_sensitivity
 from fedpeft.communication.codec import PRESETS, Codec, parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.entropy import entropy_bits
+from fedpeft.communication.entropy import compute_entropy
 from fedpeft.communication.error_feedback import ErrorFeedback
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import keep_freed
-from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
 
 UNIFORM_AND_ADAPTIVE = [
     *("quantize(bits=2) | pack", "quantize(step=1.08) | rans", "adaptive(bits=2.0, per=tensor) | rans"),
@@ -44,7 +44,7 @@ UNIFORM_AND_ADAPTIVE = [
 ]
 
 
-def synthetic(modules: int = 12, rank: int = 8, width: int = 384) -> dict[str, State]:
+def create_synthetic(modules: int = 12, rank: int = 8, width: int = 384) -> dict[str, State]:
     """An update whose singular values fall as those of real ones do (0.30, 0.17, 0.13, ..., measured on MiniLM)."""
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.tensor([0.30, 0.172, 0.129, 0.11, 0.09, 0.077, 0.067, 0.055])[:rank]
@@ -59,38 +59,38 @@ def synthetic(modules: int = 12, rank: int = 8, width: int = 384) -> dict[str, S
     return states
 
 
-def norm(state: State) -> float:
+def compute_norm(state: State) -> float:
     """Euclidean norm over all tensors."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in state.values()))
 
 
-def minus(a: State, b: State) -> State:
+def subtract(a: State, b: State) -> State:
     """The difference of two states."""
     return {name: a[name] - b[name] for name in a}
 
 
-def product(state: State) -> State:
+def multiply_factors(state: State) -> State:
     """B A of each adapted layer."""
     return {n: state[n.replace("lora_A", "lora_B")] @ state[n] for n in state if "lora_A" in n}
 
 
-def layout(state: State) -> Layout:
+def create_layout(state: State) -> Layout:
     """The layout of LoRA factors; their alpha plays no part."""
     specs = (
         TensorSpec(n, tuple(t.shape), "lora_A" if "lora_A" in n else "lora_B", n.split(".lora_")[0])
         for n, t in state.items()
     )
-    return Layout(tuple(specs), ClientForm(next(iter(state.values())).shape[0], 1.0))
+    return Layout(tuple(specs), AdapterShape(next(iter(state.values())).shape[0], 1.0))
 
 
-def effect_error(update: dict[str, State], back: State) -> float:
+def compute_effect_error(update: dict[str, State], back: State) -> float:
     """Relative error of the change of B A."""
-    received, trained = update["received"], product(update["trained"])
-    lost = minus(trained, product({name: received[name] + back[name] for name in back}))
-    return norm(lost) / norm(minus(trained, product(received)))
+    received, trained = update["received"], multiply_factors(update["trained"])
+    lost = subtract(trained, multiply_factors({name: received[name] + back[name] for name in back}))
+    return compute_norm(lost) / compute_norm(subtract(trained, multiply_factors(received)))
 
 
-def seconds(action: object, times: int = 5) -> float:
+def measure_seconds(action: object, times: int = 5) -> float:
     """Least processor time of a call."""
     spent = []
     for _ in range(times):
@@ -107,10 +107,12 @@ def measure(codec: Codec, update: dict[str, State]) -> dict[str, float]:
     count = sum(tensor.numel() for tensor in delta.values())
     payload = codec.encode(delta, seed=1)
     back = decode(payload, shapes)
-    symbols, _ = codec.symbols(delta, seed=1)
-    entropy = sum(entropy_bits(np.bincount(s.values)) for s in symbols if len(s.values)) / 8 / count
-    weighted = decode(codec.encode(delta, seed=1, weights=sensitivity(update["trained"], layout(delta))), shapes)
-    feedback, memory = ErrorFeedback(codec.without_gain()), None
+    symbols, _ = codec.create_symbols(delta, seed=1)
+    entropy = sum(compute_entropy(np.bincount(s.values)) for s in symbols if len(s.values)) / 8 / count
+    weighted = decode(
+        codec.encode(delta, seed=1, weights=compute_sensitivity(update["trained"], create_layout(delta))), shapes
+    )
+    feedback, memory = ErrorFeedback(codec.remove_gain()), None
     total = {name: torch.zeros_like(tensor) for name, tensor in delta.items()}
     for turn in range(10):
         sent, memory = feedback.encode(delta, memory, seed=turn)
@@ -119,16 +121,16 @@ def measure(codec: Codec, update: dict[str, State]) -> dict[str, float]:
         "bytes_per_parameter": len(payload) / count,
         "ratio": 4 * count / len(payload),
         "entropy": entropy,
-        "error": norm(minus(delta, back)) / norm(delta),
-        "effect_error": effect_error(update, back),
-        "weighted_effect_error": effect_error(update, weighted),
-        "feedback_error": norm(minus(delta, total)) / norm(delta),
-        "encode_mb_s": 4e-6 * count / seconds(lambda: codec.encode(delta, seed=1)),
-        "decode_mb_s": 4e-6 * count / seconds(lambda: decode(payload, shapes)),
+        "error": compute_norm(subtract(delta, back)) / compute_norm(delta),
+        "effect_error": compute_effect_error(update, back),
+        "weighted_effect_error": compute_effect_error(update, weighted),
+        "feedback_error": compute_norm(subtract(delta, total)) / compute_norm(delta),
+        "encode_mb_s": 4e-6 * count / measure_seconds(lambda: codec.encode(delta, seed=1)),
+        "decode_mb_s": 4e-6 * count / measure_seconds(lambda: decode(payload, shapes)),
     }
 
 
-def results(texts: list[str], updates: dict[str, dict[str, State]]) -> Iterator[dict[str, object]]:
+def measure_all(texts: list[str], updates: dict[str, dict[str, State]]) -> Iterator[dict[str, object]]:
     """All rows."""
     for name, update in updates.items():
         for text in texts:
@@ -150,7 +152,7 @@ FORMATS = {
 }
 
 
-def line(row: dict[str, object]) -> str:
+def format_line(row: dict[str, object]) -> str:
     """A row of the table."""
     cells = (
         form.format(str(row[key]).replace("|", "\\|") if form == "{}" else row[key]) for key, form in FORMATS.items()
@@ -158,7 +160,7 @@ def line(row: dict[str, object]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def saved(file: Path) -> dict[str, dict[str, State]]:
+def load_updates(file: Path) -> dict[str, dict[str, State]]:
     """The updates in a file, or RunError: they can't be read."""
     try:
         found: dict[str, dict[str, State]] = torch.load(file, weights_only=True)
@@ -178,19 +180,21 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed()  # as workers and clients do
     texts = arguments.codecs or [*PRESETS, *UNIFORM_AND_ADAPTIVE]
-    updates = saved(arguments.updates) if arguments.updates else {"synthetic": synthetic(arguments.modules)}
+    updates = (
+        load_updates(arguments.updates) if arguments.updates else {"synthetic": create_synthetic(arguments.modules)}
+    )
     print(
         "| update | codec | B/parameter | smaller | entropy | error | on dW | weighted | with EF | MB/s in | MB/s out |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     lines = []
-    for row in results(texts, updates):
+    for row in measure_all(texts, updates):
         lines.append(json.dumps(row))
-        print(line(row), flush=True)
+        print(format_line(row), flush=True)
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

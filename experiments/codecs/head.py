@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
@@ -52,7 +52,7 @@ class Federation:
     classes: int
 
 
-def federation(seed: int) -> Federation:
+def load_federation(seed: int) -> Federation:
     """That of 20 Newsgroups, with the default settings."""
     with tempfile.TemporaryDirectory() as folder:
         simulation = Simulation(
@@ -62,18 +62,20 @@ def federation(seed: int) -> Federation:
         simulation.workers.freeze(work.data_key, work.depth, "frozen features")
         labels = simulation.rows.all.labels
         assert labels is not None
-        features = work.store(work.data_key, work.depth).features(np.arange(len(labels)))
+        features = work.store(work.data_key, work.depth).read_features(np.arange(len(labels)))
         shards = [simulation.rows.partition.shard(k) for k in range(simulation.clients)]
         simulation.close()
     return Federation(features, torch.from_numpy(labels).long(), shards, simulation.rows.validation, work.classes)
 
 
-def statistics(data: Federation, head: Ridge) -> list[State]:
+def compute_statistics(data: Federation, head: Ridge) -> list[State]:
     """What each client sends, before it is encoded."""
     return [head.statistics(data.features[rows], data.labels[rows], data.classes) for rows in data.shards]
 
 
-def solved(data: Federation, head: Ridge, made: Sequence[State], text: str, share: float = 1.0) -> tuple[int, Tensor]:
+def solve_head(
+    data: Federation, head: Ridge, made: Sequence[State], text: str, share: float = 1.0
+) -> tuple[int, Tensor]:
     """Bytes, and the logits (rows, classes) of the validation rows; only the first `share` of the clients send."""
     codec, width = parse_codec(text), data.features.shape[1]
     total, size = Fold(), 0
@@ -87,17 +89,17 @@ def solved(data: Federation, head: Ridge, made: Sequence[State], text: str, shar
     return size, x @ found["head.weight"].T.double() + found["head.bias"].double()
 
 
-def results(data: Federation) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+def measure_all(data: Federation) -> Iterator[tuple[str, str, tuple[float, ...]]]:
     """What was sent, the codec, and MB, accuracy, cross-entropy and agreement."""
     labels = data.labels[data.validation]
     moments, factor = Ridge(), Ridge(send="factor")
     rows = [(moments, "moments", text, 1.0) for text in MOMENTS]
     rows += [(factor, "factor", text, 1.0) for text in FACTORS]
     rows += [(factor, f"factor, {share:.0%} of the clients", Ridge().codec(""), share) for share in (0.5, 0.25)]
-    made = {head.send: statistics(data, head) for head in (moments, factor)}
+    made = {head.send: compute_statistics(data, head) for head in (moments, factor)}
     exact: Tensor | None = None
     for head, name, text, share in rows:
-        size, logits = solved(data, head, made[head.send], text, share)
+        size, logits = solve_head(data, head, made[head.send], text, share)
         predicted = logits.argmax(1)
         exact = predicted if exact is None else exact
         accuracy, agreement = ((predicted == other).double().mean() for other in (labels, exact))
@@ -112,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for seed in range(arguments.seeds):
-        for name, text, numbers in results(federation(seed)):
+        for name, text, numbers in measure_all(load_federation(seed)):
             found.setdefault((name, text), []).append(numbers)
     print("| sent | codec | MB | accuracy | cross-entropy | agreement |\n|---|---|---|---|---|---|")
     for (name, text), rows in found.items():
@@ -122,5 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
@@ -40,40 +40,42 @@ UNIFORM = "ef14 | lowrank(share=0.5) | adaptive(bits={bits:.4f}) | rans"
 RISING = "over_time(high=2.0, step=0.25, smoothing=0.5, patience=1) | " + UNIFORM.format(bits=0.5)
 
 
-def sent(updates: list[State], text: str, bits: Mapping[int, float]) -> tuple[list[int], list[State]]:
+def send_updates(updates: list[State], text: str, bits: Mapping[int, float]) -> tuple[list[int], list[State]]:
     """Bytes and decoded updates of a cohort whose clients spend `bits`."""
     shapes = {name: tuple(t.shape) for name, t in updates[0].items()}
     codec = parse_codec(text)
-    payloads = [codec.with_bits(bits[k]).encode(x, seed=k) for k, x in enumerate(updates)]
+    payloads = [codec.set_bits(bits[k]).encode(x, seed=k) for k, x in enumerate(updates)]
     return [len(p) for p in payloads], [decode(p, shapes) for p in payloads]
 
 
-def mean(states: list[State], p: np.ndarray) -> torch.Tensor:
+def compute_mean(states: list[State], p: np.ndarray) -> torch.Tensor:
     """The weighted mean, flat."""
     flat = torch.stack([torch.cat([x[n].double().flatten() for n in sorted(x)]) for x in states])
     return torch.from_numpy(p) @ flat
 
 
-def error(updates: list[State], text: str, bits: Mapping[int, float], p: np.ndarray) -> tuple[np.ndarray, float]:
+def compute_error(
+    updates: list[State], text: str, bits: Mapping[int, float], p: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Bytes of each client, and the relative error of the aggregate."""
-    sizes, back = sent(updates, text, bits)
-    exact = mean(updates, p)
-    return np.array(sizes), float((mean(back, p) - exact).norm() / exact.norm())
+    sizes, back = send_updates(updates, text, bits)
+    exact = compute_mean(updates, p)
+    return np.array(sizes), float((compute_mean(back, p) - exact).norm() / exact.norm())
 
 
-def uniform(updates: list[State], text: str, p: np.ndarray, wanted: float, cost: np.ndarray) -> float:
+def match_uniform(updates: list[State], text: str, p: np.ndarray, wanted: float, cost: np.ndarray) -> float:
     """The error of uniform precision whose cost, max or sum of bytes times `cost`, is `wanted`."""
     low, high = 0.05, 10.0
     found = float("nan")
     for _ in range(12):
         bits = (low * high) ** 0.5
-        sizes, found = error(updates, text, dict.fromkeys(range(len(updates)), bits), p)
+        sizes, found = compute_error(updates, text, dict.fromkeys(range(len(updates)), bits), p)
         total = float((sizes * cost).max()) if cost.ndim else float(sizes.sum())
         low, high = (bits, high) if total < wanted else (low, bits)
     return found
 
 
-def on_updates(folder: Path) -> None:
+def measure_updates(folder: Path) -> None:
     """by_rows and by_link."""
     files = sorted(folder.glob("*.pt"))
     updates = [torch.load(file, weights_only=True) for file in files]
@@ -90,10 +92,10 @@ def on_updates(folder: Path) -> None:
             situation = Situation([], dict(enumerate(rows)), dict(enumerate(speeds)))
             for rule, results in found.items():
                 bits = PRECISION_RULES.build(rule).bits(dict.fromkeys(range(COHORT), own), situation)
-                sizes, with_rule = error(cohort, text, bits, p)
+                sizes, with_rule = compute_error(cohort, text, bits, p)
                 cost = 1 / speeds if rule == "by_link" else np.array(1.0)
                 wanted = float((sizes * cost).max()) if cost.ndim else float(sizes.sum())
-                results.append((uniform(cohort, text, p, wanted, cost), with_rule))
+                results.append((match_uniform(cohort, text, p, wanted, cost), with_rule))
         for rule, results in found.items():
             plain, ruled = np.mean(results, axis=0)
             what = "time of the slowest upload" if rule == "by_link" else "bytes"
@@ -101,7 +103,7 @@ def on_updates(folder: Path) -> None:
             print(f"| {rule} | {escaped} | {plain:.3f} | {ruled:.3f} | {what} |", flush=True)
 
 
-def on_runs(folder: Path, seeds: int = 5) -> None:
+def measure_runs(folder: Path, seeds: int = 5) -> None:
     """over_time against uniform precision with the same bytes, seed by seed."""
     console = Console(quiet=True)
     print("| seed | bytes a parameter, over_time | uniform | loss, over_time | uniform |")
@@ -115,7 +117,7 @@ def on_runs(folder: Path, seeds: int = 5) -> None:
                 peft="lora(rank=8, layers=0)", optimizer="adamw", learning_rate=3e-3, downlink="fp32",
                 codec=text, safeguard="none", measure="validation(every=4, keep=last)",
             )  # fmt: skip
-            made.append(simulate(config, folder / f"{seed}-{turn}", False, console).as_dict())
+            made.append(simulate(config, folder / f"{seed}-{turn}", False, console).to_dict())
         sizes = " | ".join(f"{m['uplink_bytes_per_parameter']:.3f}" for m in made)
         losses = " | ".join(f"{m['loss']:.4f}" for m in made)
         print(f"| {seed} | {sizes} | {losses} |", flush=True)
@@ -131,11 +133,11 @@ def main() -> None:
         parser.error("give --updates FOLDER, --runs FOLDER, or both")
     torch.set_num_threads(1)
     if arguments.updates:
-        on_updates(arguments.updates)
+        measure_updates(arguments.updates)
     if arguments.runs:
-        on_runs(arguments.runs)
+        measure_runs(arguments.runs)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.communication.downlink import Arrivals, Downlink
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[type, str]] = {
 
 
 @contextmanager
-def timed(spent: Counter[str]) -> Iterator[None]:
+def time_parts(spent: Counter[str]) -> Iterator[None]:
     """While this is open, seconds in each of the parts are added to `spent`."""
 
     def clock(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +90,7 @@ def measure(codec: str, rounds: int) -> dict[str, float]:
         safeguard="none",
         measure=f"validation(every={rounds}, keep=last)",
     )
-    with tempfile.TemporaryDirectory() as folder, timed(spent):
+    with tempfile.TemporaryDirectory() as folder, time_parts(spent):
         simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
         records = Snapshots(Path(folder), spent)
         simulation.train(simulation.server(records))
@@ -124,5 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -2,7 +2,7 @@
 
     python -m experiments.codecs.states runs/NAME
 
-One step size for all tensors stands against steps that grow with the root of a tensor's magnitude (`balanced`, what
+One step size for all tensors stands against steps that grow with the root of a tensor's magnitude (`compute_balanced_weights`, what
 runs use). Errors are norm(x - x') / norm(x) of the movement since the start; cross-entropy and accuracy are those of
 the validation rows.
 """
@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.downlink import balanced
+from fedpeft.communication.downlink import compute_balanced_weights
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.peft.adapter import State, difference
-from fedpeft.run.console import ConsoleObserver, quiet_libraries
+from fedpeft.peft.adapter import State, subtract_states
+from fedpeft.run.console import ConsoleObserver, silence_libraries
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
 
@@ -41,7 +41,7 @@ KINDS = {"A": "lora_A", "B": "lora_B", "head": "head."}
 """Tensors whose errors are told apart, by a part of their names."""
 
 
-def flat(state: State, part: str) -> Tensor:
+def flatten(state: State, part: str) -> Tensor:
     """All entries of the tensors whose names contain `part`."""
     return torch.cat([tensor.flatten().double() for name, tensor in sorted(state.items()) if part in name])
 
@@ -54,14 +54,14 @@ def main() -> None:
     progress = Checkpoints(folder / "checkpoint").load()
     if progress is None:
         raise RunError(f"{folder} holds no checkpoint of a run; make one with: python -m fedpeft.simulate")
-    quiet_libraries()
+    silence_libraries()
     config = read_config(folder / "config.toml")
     simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))
     simulation.workers.freeze(simulation.workers.work.data_key, simulation.workers.work.depth, "frozen layers")
     start, shapes = simulation.setup.start, simulation.setup.layout.shapes
     if not all(any(part in name for name in start) for part in KINDS.values()):
         raise RunError(f"{folder} is a run of {config.peft}; this command takes one of lora with a classification head")
-    moved = difference(progress.adapter, start)
+    moved = subtract_states(progress.adapter, start)
     exact = simulation.workers.evaluate(progress.adapter, 0)
     print(f"exact: cross-entropy {exact.loss:.4f}, accuracy {exact.accuracy:.4f}")
     errors_of = " | ".join(f"error of {kind}" for kind in KINDS)
@@ -69,12 +69,12 @@ def main() -> None:
     print("|---|---|---|" + "---|" * (len(KINDS) + 2))
     for text, balance in GRIDS:
         payload = parse_codec(f"{text} | rans").encode(
-            moved, weights=balanced(moved) if balance else None, shapes=shapes
+            moved, weights=compute_balanced_weights(moved) if balance else None, shapes=shapes
         )
         arrived = decode(payload, shapes)
         score = simulation.workers.evaluate({name: start[name] + arrived[name] for name in start}, 0)
         errors = [
-            float((flat(arrived, part) - flat(moved, part)).norm() / flat(moved, part).norm())
+            float((flatten(arrived, part) - flatten(moved, part)).norm() / flatten(moved, part).norm())
             for part in KINDS.values()
         ]
         size = len(payload) / sum(tensor.numel() for tensor in moved.values())
@@ -84,5 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

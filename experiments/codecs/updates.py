@@ -16,12 +16,12 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from experiments import one_sentence
+from experiments import exit_on_error
 
 TARGETS = {"qv": ["query", "value"], "linear": ["query", "key", "value", "dense"]}
 
 
-def rows(path: Path, count: int, seed: int) -> tuple[list[str], torch.Tensor]:
+def read_rows(path: Path, count: int, seed: int) -> tuple[list[str], torch.Tensor]:
     """`count` random texts and their class numbers from a tab-separated file with three header lines."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[3:]
     pairs = [line.split("\t", 1) for line in lines if "\t" in line]
@@ -30,7 +30,7 @@ def rows(path: Path, count: int, seed: int) -> tuple[list[str], torch.Tensor]:
     return [pairs[i][1] for i in order], torch.tensor([classes[pairs[i][0]] for i in order])
 
 
-def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+def copy_adapter(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the adapter's tensors."""
     return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
@@ -53,8 +53,8 @@ def main() -> None:
         )
         head = nn.Linear(384, 20)
         for start, (steps, seed) in {"first": (10, 1), "warm-up": (40, 2), "later": (14, 3)}.items():
-            texts, labels = rows(arguments.rows, 8 * steps, seed)
-            before = snapshot(model)
+            texts, labels = read_rows(arguments.rows, 8 * steps, seed)
+            before = copy_adapter(model)
             optimizer = torch.optim.AdamW(
                 [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad], lr=arguments.learning_rate
             )
@@ -70,7 +70,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            after = snapshot(model)
+            after = copy_adapter(model)
             if start != "warm-up":
                 found[f"{target}-{start}"] = {
                     "received": before,
@@ -82,5 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

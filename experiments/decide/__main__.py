@@ -15,7 +15,7 @@ from statistics import fmean
 
 from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.claims.decisions import ALPHA, compute_power
 from experiments.decide.registry import (
     HERE,
@@ -123,7 +123,7 @@ def make_power() -> str:
 def make_power_row(claim: RegisteredClaim, task: Task, count: int) -> list[str]:
     """Return the cells of a claim."""
     evidence = compute_evidence(claim.pilot, task.measure)
-    planned = evidence.with_seeds(len(task.study.seeds))
+    planned = evidence.extrapolate_to_seeds(len(task.study.seeds))
     least, equivalence = compute_power(planned, count, task.margin)
     digits = 3 if task.measure == NATS else 2
     values = (float(evidence.by_seed.std(ddof=1)), math.sqrt(evidence.of_rows), math.sqrt(planned.seen[-1][0]), least)
@@ -138,7 +138,7 @@ def make_hours() -> str:
     for task in read_registry()[1].values():
         runs, tuning = compute_hours(task, CORES)
         total = [total[0] + runs, total[1] + tuning]
-        counts = f"{len(task.study.runs())} + {len(task.tuning.runs())}"
+        counts = f"{len(task.study.plan_runs())} + {len(task.tuning.plan_runs())}"
         rows.append([task.name, counts, f"{runs:.1f}", f"{tuning:.1f}", f"{runs + tuning:.1f}"])
     rows.append(["total", "", f"{total[0]:.1f}", f"{total[1]:.1f}", f"{sum(total):.1f}"])
     return make_table(("task", "runs: deciding + tuning", "deciding (h)", "tuning (h)", "together (h)"), rows, 4)
@@ -174,5 +174,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         sys.exit(main())

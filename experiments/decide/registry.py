@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.records import STUDIES, Point, method_at, section_of
+from experiments.claims.records import STUDIES, Point, find_method, load_section
 from experiments.claims.verdicts import Evidence
 from fedpeft.errors import RunError
 from fedpeft.studies.sections import Method
-from fedpeft.studies.statistics import pair
+from fedpeft.studies.statistics import pair_runs
 from fedpeft.studies.study_file import Study, read_study
 
 HERE = Path(__file__).parent
@@ -96,14 +96,14 @@ class Task:
     @property
     def study(self) -> Study:
         """The runs that decide."""
-        return self._study(RUNS)
+        return self._read_study(RUNS)
 
     @property
     def tuning(self) -> Study:
         """The runs that choose rates."""
-        return self._study(TUNING)
+        return self._read_study(TUNING)
 
-    def _study(self, preset: str) -> Study:
+    def _read_study(self, preset: str) -> Study:
         return read_study(HERE / self.name / "study.toml", preset)
 
 
@@ -154,25 +154,25 @@ def compute_evidence(pilot: Pilot, measure: str) -> Evidence:
     Raises:
         RunError: the pair shares no seed.
     """
-    section = section_of(pilot.study)
-    method, baseline = method_at(section, pilot.method), method_at(section, pilot.baseline)
-    paired = pair(method.scored, baseline.scored)
+    section = load_section(pilot.study)
+    method, baseline = find_method(section, pilot.method), find_method(section, pilot.baseline)
+    paired = pair_runs(method.scored, baseline.scored)
     if paired is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
     if measure != NATS:
         return Evidence(paired.by_seed, paired.by_row, paired.rest)
-    by_seed = np.array([_loss(baseline, seed) - _loss(method, seed) for seed in paired.seeds])
+    by_seed = np.array([_get_loss(baseline, seed) - _get_loss(method, seed) for seed in paired.seeds])
     nats = abs(float(by_seed.mean() / paired.by_seed.mean()))
     return Evidence(by_seed, nats * paired.by_row, nats**2 * paired.rest)
 
 
-def _loss(method: Method, seed: int) -> float:
+def _get_loss(method: Method, seed: int) -> float:
     return float((method.runs[seed].summary or {})["loss"])
 
 
 def compute_mean_seconds(study: str, point: Point) -> float:
     """Return the mean seconds of a method's committed runs."""
-    method = next(m for m in section_of(study).shown if point.items() <= m.point.items())
+    method = next(m for m in load_section(study).shown if point.items() <= m.point.items())
     return fmean(float((run.summary or {})["seconds"]) for run in method.runs.values())
 
 
@@ -201,8 +201,8 @@ def compute_hours(task: Task, cores: int = 2) -> tuple[float, float]:
     hours = []
     for study in (task.study, task.tuning):
         seconds = compute_baseline_seconds(task)
-        runs = study.runs()
-        share = runs[0].config.rounds / task.study.runs()[0].config.rounds
+        runs = study.plan_runs()
+        share = runs[0].config.rounds / task.study.plan_runs()[0].config.rounds
         total = math.fsum(seconds * share * read_costs().get(run.point["method"], 1.0) for run in runs)
         hours.append(total / cores / 3600)
     return hours[0], hours[1]

@@ -23,7 +23,7 @@ from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from experiments.claims.decisions import ALPHA, BETTER, EQUIVALENT, WORSE, PValues, compute_tests, correct, decide
 from experiments.claims.verdicts import Evidence
-from fedpeft.studies.statistics import POINTS, Array, Scored, pair
+from fedpeft.studies.statistics import POINTS, Array, TestCounts, pair_runs
 
 EFFECTS = {"seed": 0.05, "example": 0.8, "arm and seed": 0.04, "arm and example": 0.3}
 """Standard deviations, in units of the scatter of a single prediction; about those of the pilots."""
@@ -59,7 +59,7 @@ class Pages:
     def _is_false(self, truth: str, draw: np.random.Generator) -> bool:
         differences, evidence = [], []
         for _ in range(3):
-            wanted = [self._difference(truth, claim) for claim in range(self.claims)]
+            wanted = [self._draw_difference(truth, claim) for claim in range(self.claims)]
             differences += wanted
             evidence += self._simulate_task(wanted, draw)
         tests = [compute_tests(one, self.margin) for one in evidence]
@@ -67,7 +67,7 @@ class Pages:
         judged = zip(differences, evidence, page, strict=True)
         return any(self._is_wrong(wanted, decide(one.difference, p)) for wanted, one, p in judged)
 
-    def _difference(self, truth: str, claim: int) -> float:
+    def _draw_difference(self, truth: str, claim: int) -> float:
         differs = truth == "the margin" or (truth == "half and half" and claim % 4 < 2)
         return (self.margin if claim % 2 else -self.margin) if differs else 0.0
 
@@ -83,17 +83,17 @@ class Pages:
         shared = shared + EFFECTS["example"] * draw.standard_normal((1, self.examples))
         spread = float(np.sqrt(1 + sum(value**2 for value in EFFECTS.values())))
 
-        def predict(accuracy: float) -> dict[int, Scored]:
+        def predict(accuracy: float) -> dict[int, TestCounts]:
             own = EFFECTS["arm and seed"] * draw.standard_normal((self.seeds, 1))
             own = own + EFFECTS["arm and example"] * draw.standard_normal((1, self.examples))
             latent: Array = spread * stats.norm.ppf(accuracy) + shared + own + draw.standard_normal(shape)
             correct_SN = (latent > 0).astype(np.float64)
-            return {s: Scored(row, np.ones(self.examples)) for s, row in enumerate(correct_SN)}
+            return {s: TestCounts(row, np.ones(self.examples)) for s, row in enumerate(correct_SN)}
 
         baseline = predict(self.accuracy)
         found = []
         for difference in differences:
-            paired = pair(predict(self.accuracy + difference / POINTS), baseline)
+            paired = pair_runs(predict(self.accuracy + difference / POINTS), baseline)
             assert paired is not None
             found.append(Evidence(paired.by_seed, paired.by_row, paired.rest))
         return found

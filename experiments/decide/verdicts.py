@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.claims.decisions import compute_tests, correct, decide
-from experiments.claims.records import method_at, section_of
+from experiments.claims.records import find_method, load_section
 from experiments.claims.verdicts import Evidence
 from experiments.decide.registry import NATS, RegisteredClaim, Task, read_registry
 from fedpeft.errors import RunError
 from fedpeft.studies.results import Result, unpack
 from fedpeft.studies.sections import Method, Section
-from fedpeft.studies.statistics import LEVEL, POINTS, Scored, pair
+from fedpeft.studies.statistics import LEVEL, POINTS, TestCounts, pair_runs
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,27 @@ def check_complete(task: Task, section: Section) -> None:
     missing = [
         f"{value.label}, seed {seed}"
         for value in task.study.axes["method"]
-        for seed in sorted(set(task.study.seeds) - set(_runs(section, value.label)))
+        for seed in sorted(set(task.study.seeds) - set(_find_runs(section, value.label)))
     ]
     if missing:
         raise RunError(
-            f"{task.name} lacks {len(missing)} of {len(task.study.runs())} runs, the first is {missing[0]}; verdicts "
+            f"{task.name} lacks {len(missing)} of {len(task.study.plan_runs())} runs, the first is {missing[0]}; verdicts "
             f"are computed once, after all runs: python -m fedpeft.study experiments/decide/{task.name}/study.toml"
         )
 
 
-def _runs(section: Section, label: str) -> Mapping[int, Result]:
+def _find_runs(section: Section, label: str) -> Mapping[int, Result]:
     found = [method.runs for method in section.shown if method.point.get("method") == label]
     return found[0] if found else {}
 
 
-def make_negative_loss(run: Result) -> Scored | None:
+def make_negative_loss(run: Result) -> TestCounts | None:
     """Return a language model's negative loss per test example, in nats; None if it was not kept."""
     scored = run.scored
-    return None if run.loss is None or scored is None else Scored(-unpack(run.loss), scored.count, scored.source)
+    return None if run.loss is None or scored is None else TestCounts(-unpack(run.loss), scored.count, scored.source)
 
 
-SCORES: Mapping[str, Callable[[Result], Scored | None]] = {
+SCORES: Mapping[str, Callable[[Result], TestCounts | None]] = {
     "accuracy": lambda run: run.scored,
     NATS: make_negative_loss,
 }
@@ -74,20 +74,20 @@ def compute_evidence(measure: str, method: Method, baseline: Method) -> Evidence
     if measure not in SCORES:
         seeds = sorted(set(method.runs) & set(baseline.runs))
         return Evidence(
-            np.array([POINTS * (own_accuracy(method.runs[s]) - own_accuracy(baseline.runs[s])) for s in seeds])
+            np.array([POINTS * (get_own_accuracy(method.runs[s]) - get_own_accuracy(baseline.runs[s])) for s in seeds])
         )
     scores = [
         {seed: s for seed, run in arm.runs.items() if (s := SCORES[measure](run)) is not None}
         for arm in (method, baseline)
     ]
-    paired = pair(*scores)
+    paired = pair_runs(*scores)
     if paired is None:
         raise RunError(f"{method.label} and {baseline.label} share no {measure} of the same test examples")
     unit = POINTS if measure == NATS else 1.0
     return Evidence(paired.by_seed / unit, paired.by_row / unit, paired.rest / unit**2)
 
 
-def own_accuracy(run: Result) -> float:
+def get_own_accuracy(run: Result) -> float:
     """Return the accuracy on all clients' own held-out examples together, 0 to 1.
 
     Raises:
@@ -110,7 +110,7 @@ def decide_all(sections: Mapping[str, Section]) -> list[Decision]:
         check_complete(task, sections[task.name])
     evidence = []
     for claim in claims:
-        arms = (method_at(sections[claim.study], {"method": label}) for label in (claim.method, claim.baseline))
+        arms = (find_method(sections[claim.study], {"method": label}) for label in (claim.method, claim.baseline))
         evidence.append(compute_evidence(tasks[claim.study].measure, *arms))
     tests = [compute_tests(own, tasks[claim.study].margin) for claim, own in zip(claims, evidence, strict=True)]
     judged = zip(claims, evidence, correct(tests), strict=True)
@@ -119,8 +119,8 @@ def decide_all(sections: Mapping[str, Section]) -> list[Decision]:
 
 def main() -> int:
     """Print a line per claim: verdicts, difference and its uncorrected 95 % interval."""
-    for one in decide_all({name: section_of(f"decide/{name}") for name in read_registry()[1]}):
-        width = one.evidence.uncertainty.half_width(LEVEL, 2)
+    for one in decide_all({name: load_section(f"decide/{name}") for name in read_registry()[1]}):
+        width = one.evidence.uncertainty.compute_half_width(LEVEL, 2)
         print(
             f"{one.claim.number:2d} {' and '.join(one.verdicts)}: {one.claim.method} against {one.claim.baseline}, "
             f"{one.evidence.difference:+.3f} ({one.evidence.difference - width:+.3f} to "
@@ -130,5 +130,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         sys.exit(main())

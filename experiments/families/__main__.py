@@ -33,7 +33,7 @@ class WrongError(AssertionError):
     """A family runs, and what it computes is not the same everywhere."""
 
 
-def row(name: str, family: Family, notes: list[str]) -> list[str]:
+def build_row(name: str, family: Family, notes: list[str]) -> list[str]:
     """The family's row; sentences that refuse it are added to `notes`.
 
     Raises:
@@ -44,18 +44,18 @@ def row(name: str, family: Family, notes: list[str]) -> list[str]:
         if not family.of(task):
             cells.append("")
             continue
-        with Subject.of(family, task) as subject:
+        with Subject.create(family, task) as subject:
             answer = _answer(name, subject, notes)
             cells.append(answer)
             if not answer.startswith("no"):
-                refused |= {peft for peft in METHODS if not subject.tried(peft, thoroughly=False).learns}
+                refused |= {peft for peft in METHODS if not subject.try_method(peft, thoroughly=False).learns}
     return [name, "images" if family.images else "texts", *cells, ", ".join(p for p in METHODS if p in refused)]
 
 
 def _answer(name: str, subject: Subject, notes: list[str]) -> str:
     """Whether lora trains it; fp32 alone, or not, with the number of the note that says why."""
     for dtype, most in APART.items():
-        trial = subject.tried("lora", dtype)
+        trial = subject.try_method("lora", dtype)
         if not trial.learns:
             if trial.answer not in notes:
                 notes.append(trial.answer)
@@ -66,19 +66,19 @@ def _answer(name: str, subject: Subject, notes: list[str]) -> str:
     return LEARNS
 
 
-def table(names: Iterable[str]) -> str:
+def build_table(names: Iterable[str]) -> str:
     """The table of these families, and the sentences of those that are refused."""
     notes: list[str] = []
     lines = [
         "| family | reads | classification | language modelling | seq2seq | refused |",
         "|---|---|---|---|---|---|",
     ]
-    lines += ["| " + " | ".join(row(name, FAMILIES[name], notes)) + " |" for name in names]
+    lines += ["| " + " | ".join(build_row(name, FAMILIES[name], notes)) + " |" for name in names]
     said = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
     return "\n".join([*lines, "", *said] if said else lines) + "\n"
 
 
-def written(document: str) -> str:
+def read_table(document: str) -> str:
     """The table that stands in the document."""
     found = re.search(f"{BEGIN}(.*?){END}", document, re.DOTALL)
     assert found, "docs/families.md has no place for the table"
@@ -96,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    made = table(name for name in FAMILIES if name.startswith(options.only))
+    made = build_table(name for name in FAMILIES if name.startswith(options.only))
     if options.write:
         before = DOCUMENT.read_text(encoding="utf-8")
-        DOCUMENT.write_text(before.replace(written(before), made), encoding="utf-8")
+        DOCUMENT.write_text(before.replace(read_table(before), made), encoding="utf-8")
     print(made, end="")
 
 

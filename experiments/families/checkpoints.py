@@ -76,29 +76,29 @@ class Family:
         model.save_pretrained(str(folder))
 
 
-def _text(name: str, **sizes: Any) -> Family:
+def _create_text_family(name: str, **sizes: Any) -> Family:
     """An encoder and a causal language model of the same sizes; by default the usual ones."""
     return Family(f"{name}Config", f"{name}Model", f"{name}ForCausalLM", sizes or TEXT)
 
 
-def _encoder(name: str, **sizes: Any) -> Family:
+def _create_encoder_family(name: str, **sizes: Any) -> Family:
     """An encoder alone."""
     return Family(f"{name}Config", f"{name}Model", "", sizes or TEXT)
 
 
 FAMILIES: dict[str, Family] = {
-    "BERT": _encoder("Bert"),
-    "RoBERTa": _encoder("Roberta"),
-    "XLM-R": _encoder("XLMRoberta"),
-    "DistilBERT": _encoder("DistilBert", dim=WIDTH, hidden_dim=INNER, n_layers=BLOCKS, n_heads=HEADS,
+    "BERT": _create_encoder_family("Bert"),
+    "RoBERTa": _create_encoder_family("Roberta"),
+    "XLM-R": _create_encoder_family("XLMRoberta"),
+    "DistilBERT": _create_encoder_family("DistilBert", dim=WIDTH, hidden_dim=INNER, n_layers=BLOCKS, n_heads=HEADS,
                         max_position_embeddings=TOKENS, pad_token_id=0),
-    "ELECTRA": _encoder("Electra", **TEXT, embedding_size=16),
-    "MPNet": _encoder("MPNet"),
-    "ModernBERT": _encoder("ModernBert", **TEXT, cls_token_id=2, sep_token_id=3),
-    "DeBERTa": _encoder("Deberta", **TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"]),
-    "DeBERTa-v2, v3": _encoder("DebertaV2", **TEXT, relative_attention=True,
+    "ELECTRA": _create_encoder_family("Electra", **TEXT, embedding_size=16),
+    "MPNet": _create_encoder_family("MPNet"),
+    "ModernBERT": _create_encoder_family("ModernBert", **TEXT, cls_token_id=2, sep_token_id=3),
+    "DeBERTa": _create_encoder_family("Deberta", **TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    "DeBERTa-v2, v3": _create_encoder_family("DebertaV2", **TEXT, relative_attention=True,
                             pos_att_type=["c2p", "p2c"], position_buckets=16),
-    "ALBERT": _encoder("Albert", **TEXT, embedding_size=16),
+    "ALBERT": _create_encoder_family("Albert", **TEXT, embedding_size=16),
     "T5": Family("T5Config", "T5ForConditionalGeneration", "", T5, answering="T5ForConditionalGeneration"),
     "T5 1.1, FLAN": Family("T5Config", "T5ForConditionalGeneration", "", T5_1_1,
                            answering="T5ForConditionalGeneration"),
@@ -108,22 +108,22 @@ FAMILIES: dict[str, Family] = {
     "Marian": Family("MarianConfig", "MarianModel", "MarianForCausalLM", BART | {"decoder_vocab_size": None},
                      answering="MarianMTModel"),
     "GPT-2": Family("GPT2Config", "GPT2Model", "GPT2LMHeadModel", GPT2),
-    "GPT-NeoX (Pythia)": _text("GPTNeoX"),
-    "GPT-J": _text("GPTJ", **GPT2, rotary_dim=4),
-    "OPT": _text("OPT", **TEXT, ffn_dim=INNER, word_embed_proj_dim=WIDTH),
-    "BLOOM": _text("Bloom", hidden_size=WIDTH, n_layer=BLOCKS, n_head=HEADS, bos_token_id=2, eos_token_id=3,
+    "GPT-NeoX (Pythia)": _create_text_family("GPTNeoX"),
+    "GPT-J": _create_text_family("GPTJ", **GPT2, rotary_dim=4),
+    "OPT": _create_text_family("OPT", **TEXT, ffn_dim=INNER, word_embed_proj_dim=WIDTH),
+    "BLOOM": _create_text_family("Bloom", hidden_size=WIDTH, n_layer=BLOCKS, n_head=HEADS, bos_token_id=2, eos_token_id=3,
                    pad_token_id=0),
-    "Falcon": _text("Falcon", hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=HEADS, bos_token_id=2,
+    "Falcon": _create_text_family("Falcon", hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=HEADS, bos_token_id=2,
                     eos_token_id=3),
-    "Llama": _text("Llama", **GROUPED),
-    "Mistral": _text("Mistral", **GROUPED, sliding_window=8),
-    "Mixtral": _text("Mixtral", **GROUPED, num_local_experts=4),
-    "Qwen2": _text("Qwen2", **GROUPED),
-    "Qwen3": _text("Qwen3", **GEMMA),
-    "Phi": _text("Phi", **TEXT, partial_rotary_factor=0.5),
-    "Phi-3": _text("Phi3", **GROUPED),
-    "Gemma": _text("Gemma", **GEMMA),
-    "Gemma 2": _text("Gemma2", **GEMMA, sliding_window=8, query_pre_attn_scalar=16),
+    "Llama": _create_text_family("Llama", **GROUPED),
+    "Mistral": _create_text_family("Mistral", **GROUPED, sliding_window=8),
+    "Mixtral": _create_text_family("Mixtral", **GROUPED, num_local_experts=4),
+    "Qwen2": _create_text_family("Qwen2", **GROUPED),
+    "Qwen3": _create_text_family("Qwen3", **GEMMA),
+    "Phi": _create_text_family("Phi", **TEXT, partial_rotary_factor=0.5),
+    "Phi-3": _create_text_family("Phi3", **GROUPED),
+    "Gemma": _create_text_family("Gemma", **GEMMA),
+    "Gemma 2": _create_text_family("Gemma2", **GEMMA, sliding_window=8, query_pre_attn_scalar=16),
     "Gemma 3": Family("Gemma3TextConfig", "Gemma3TextModel", "Gemma3ForCausalLM", GEMMA | {"sliding_window": 8}),
     "ViT": Family("ViTConfig", "ViTModel", "", PATCHES, images=True),
     "DeiT": Family("DeiTConfig", "DeiTModel", "", PATCHES, images=True),

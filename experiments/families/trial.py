@@ -65,16 +65,16 @@ class Subject:
 
     @classmethod
     @contextmanager
-    def of(cls, family: Family, task: str) -> Iterator[Subject]:
+    def create(cls, family: Family, task: str) -> Iterator[Subject]:
         """Made for a while; `task`: "classification", "causal_lm" or "seq2seq"."""
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made) / "MODEL"
             folder.mkdir()
             family.save(folder, task)
             built = TASKS.build(task)
-            yield cls(folder, built, *_rows(built, family.images))
+            yield cls(folder, built, *_load_rows(built, family.images))
 
-    def tried(self, peft: str, dtype: str = "fp32", thoroughly: bool = True) -> Trial:
+    def try_method(self, peft: str, dtype: str = "fp32", thoroughly: bool = True) -> Trial:
         """Train it for a few steps.
 
         Args:
@@ -86,12 +86,12 @@ class Subject:
             What came of it; what is refused is a sentence, anything else that fails is raised.
         """
         try:
-            return _trained(self, peft, dtype, thoroughly)
+            return _train(self, peft, dtype, thoroughly)
         except FedpeftError as error:
             return Trial(str(error).replace(str(self.folder), "MODEL"))
 
 
-def _rows(task: Task, images: bool) -> tuple[Rows, int | None]:
+def _load_rows(task: Task, images: bool) -> tuple[Rows, int | None]:
     language = "tiny_seq2seq(owners=2, rows=20)" if isinstance(task, Seq2Seq) else "tiny_lm(owners=2, rows=20)"
     text = "digits" if images else language if task.metric == "perplexity" else "tiny(rows=12)"
     data = DATASETS.build(text).load()
@@ -100,20 +100,20 @@ def _rows(task: Task, images: bool) -> tuple[Rows, int | None]:
     return Rows(rows.inputs[:ROWS], labels, None), len(data.label_names) if data.label_names else None
 
 
-def _trained(subject: Subject, peft: str, dtype: str, thoroughly: bool) -> Trial:
+def _train(subject: Subject, peft: str, dtype: str, thoroughly: bool) -> Trial:
     task, folder, classes = subject.task, subject.folder, subject.classes
     method, precision = PEFT_METHODS.build(peft), DTYPES[dtype]
     rows = task.tokenise(subject.rows, folder, TOKENS // 2)
     reference = task.model(task.base(folder, precision), classes)
     method.attach(reference, dtype)
     layout, start = method.layout(reference), method.start(reference, 0)
-    jobs = _jobs(layout, start)
+    jobs = _create_jobs(layout, start)
     one = list(SequentialExecutor(reference, task, rows, layout).train(jobs if thoroughly else jobs[:1]))
     if not thoroughly:
         return Trial(LEARNS)
     plain = task.model(task.base(folder, precision), classes)
     batched = BatchedExecutor(plain, task, method, rows, layout, CLIENTS, "native")
-    apart = max(_apart(a.state, b.state, start) for a, b in zip(one, batched.train(jobs), strict=True))
+    apart = max(_compute_distance(a.state, b.state, start) for a, b in zip(one, batched.train(jobs), strict=True))
     state = one[0].state
     saved_adapter.save(folder.parent, reference, state, ["a"] * classes if classes else None)
     loaded = saved_adapter.load(folder.parent, task, task.base(folder, torch.float32), classes or 0)
@@ -125,7 +125,7 @@ def _trained(subject: Subject, peft: str, dtype: str, thoroughly: bool) -> Trial
         return Trial(LEARNS, apart, float((trained.eval()(batch) - loaded(batch)).abs().max()))
 
 
-def _jobs(layout: Layout, start: State) -> list[Job]:
+def _create_jobs(layout: Layout, start: State) -> list[Job]:
     local = LocalTraining(3, LOCAL_WORK.build("epochs(1.0)"), optimizer=LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)"))
     shards = np.array_split(np.arange(ROWS), CLIENTS)
     return [
@@ -134,7 +134,7 @@ def _jobs(layout: Layout, start: State) -> list[Job]:
     ]
 
 
-def _apart(one: State, other: State, start: State) -> float:
+def _compute_distance(one: State, other: State, start: State) -> float:
     moved = torch.cat([(one[n] - start[n]).flatten().float() for n in start])
     off = torch.cat([(one[n] - other[n]).flatten().float() for n in start])
     return float(off.norm() / moved.norm().clamp(min=1e-12))

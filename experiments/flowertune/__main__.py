@@ -14,10 +14,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import one_sentence
-from experiments.flowertune.settings import Found, Settings
-from experiments.flowertune.sides import one
-from fedpeft.studies.statistics import half_width
+from experiments import exit_on_error
+from experiments.flowertune.settings import Settings, SideResult
+from experiments.flowertune.sides import run_side
+from fedpeft.studies.statistics import compute_half_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,49 +35,49 @@ SIDES = ("template", "ours")
 """The first one is what the other is compared with."""
 
 
-def table(found: list[Found]) -> Table:
+def build_table(found: list[SideResult]) -> Table:
     """Means of the sides over the seeds, and the least and the most; of both the difference, paired by seed."""
     sides = {side: {f.seed: f for f in found if f.side == side} for side in SIDES}
     sides = {side: seeds for side, seeds in sides.items() if seeds}
     both = sorted(set.intersection(*map(set, sides.values()))) if len(sides) == len(SIDES) else []
     shown = Table("", *sides, *(["ours - template (95 %, paired)"] if len(both) > 1 else []))
-    for field in dataclasses.fields(Found)[2:]:
+    for field in dataclasses.fields(SideResult)[2:]:
         values = {side: {seed: getattr(f, field.name) for seed, f in seeds.items()} for side, seeds in sides.items()}
-        cells = [_cell(list(each.values())) for each in values.values()]
+        cells = [_format_cell(list(each.values())) for each in values.values()]
         if len(both) > 1:
-            cells.append(_difference([values["ours"][seed] - values["template"][seed] for seed in both]))
+            cells.append(_format_difference([values["ours"][seed] - values["template"][seed] for seed in both]))
         shown.add_row(field.name.replace("_", " "), *cells)
     return shown
 
 
-def _difference(values: list[float]) -> str:
-    mean, half = sum(values) / len(values), half_width(np.array(values, np.float64), 0.95, 2)
-    return f"{_number(mean, '+')} ({_number(mean - half, '+')} to {_number(mean + half, '+')})"
+def _format_difference(values: list[float]) -> str:
+    mean, half = sum(values) / len(values), compute_half_width(np.array(values, np.float64), 0.95, 2)
+    return f"{_format_number(mean, '+')} ({_format_number(mean - half, '+')} to {_format_number(mean + half, '+')})"
 
 
-def _cell(values: list[float]) -> str:
-    mean = _number(sum(values) / len(values))
-    return mean if len(values) == 1 else f"{mean} ({_number(min(values))} to {_number(max(values))})"
+def _format_cell(values: list[float]) -> str:
+    mean = _format_number(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({_format_number(min(values))} to {_format_number(max(values))})"
 
 
-def _number(value: float, sign: str = "") -> str:
+def _format_number(value: float, sign: str = "") -> str:
     return format(value, f"{sign},.0f" if abs(value) >= 1000 else f"{sign},.3f")
 
 
-def kept(command: Command) -> dict[tuple[str, int], Found]:
+def load_found(command: Command) -> dict[tuple[str, int], SideResult]:
     """What the file holds of these settings, by side and seed."""
     if command.output is None or not command.output.exists():
         return {}
     made = {}
     for line in map(json.loads, command.output.read_text(encoding="utf-8").splitlines()):
         if {**line.pop("of"), "seeds": 0} == {**dataclasses.asdict(command.settings), "seeds": 0}:
-            made[line["side"], line["seed"]] = Found(**line)
+            made[line["side"], line["seed"]] = SideResult(**line)
     return made
 
 
 def main(command: Command) -> int:
     """Run, print, and write what was found."""
-    console, found, before = Console(), [], kept(command)
+    console, found, before = Console(), [], load_found(command)
     for seed in range(command.settings.seeds):
         for side in SIDES:
             if command.only not in ("", side):
@@ -86,16 +86,16 @@ def main(command: Command) -> int:
                 found.append(before[side, seed])
                 continue
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                found.append(alone.submit(one, side, command.settings, seed).result())
+                found.append(alone.submit(run_side, side, command.settings, seed).result())
             line = json.dumps(dataclasses.asdict(found[-1]) | {"of": dataclasses.asdict(command.settings)})
             console.print(line, highlight=False, soft_wrap=True)
             if command.output is not None:
                 with open(command.output, "a", encoding="utf-8") as file:
                     file.write(line + "\n")
-    console.print(table(found))
+    console.print(build_table(found))
     return 0
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         sys.exit(main(tyro.cli(Command, description=__doc__)))

@@ -14,7 +14,7 @@ NEW_TOKENS = 12
 """Of an answer; the longest here has fewer."""
 
 
-def judged(settings: Settings, test: Path, adapter: Path | None) -> tuple[float, float]:
+def judge(settings: Settings, test: Path, adapter: Path | None) -> tuple[float, float]:
     """Loss per token of the answers, and share of exact matches up to a line's end; of the base with `adapter`.
 
     An answer counts where it begins with what was wanted and goes on with no letter or digit: templates teach no end.

@@ -26,7 +26,7 @@ def _watch() -> None:
     kind.from_pretrained = noted
 
 
-def counted(folder: Path) -> Path:
+def count_loads(folder: Path) -> Path:
     """Watch this process and the workers that it starts, from now on; the file that they write to."""
     file = folder / "loads.txt"
     file.touch()

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments.flowertune.loads import counted
+from experiments.flowertune.loads import count_loads
 from experiments.flowertune.settings import Settings
 
 PROJECT = """
@@ -46,7 +46,7 @@ def run(settings: Settings, seed: int, rows: Path, test: Path, folder: Path) -> 
     (project / "pyproject.toml").write_text(PROJECT.format(**known), encoding="utf-8")
     words = [str(project), "--data", str(rows), "--test", str(test), "--clients", str(settings.clients)]
     words += ["--codec", settings.codec, "--workers", str(settings.workers), "--seed", str(seed), "--dtype", "bf16"]
-    noted = counted(folder)
+    noted = count_loads(folder)
     if main([*words, "--output", str(folder / "run")]) != 0:
         raise RuntimeError("the run has failed")
     loads = noted.read_text(encoding="ascii").split()

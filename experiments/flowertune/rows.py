@@ -16,7 +16,7 @@ WORDS = (
 # fmt: on
 
 
-def made(count: int, seed: int) -> list[dict[str, str]]:
+def make_rows(count: int, seed: int) -> list[dict[str, str]]:
     """`count` rows with instruction, input and output; equal seeds give equal rows."""
     draw = random.Random(seed)
     return [dict(zip(("instruction", "input", "output"), draw.choice(KINDS)(draw), strict=True)) for _ in range(count)]
@@ -27,30 +27,36 @@ def _sum(draw: random.Random) -> tuple[str, str, str]:
     return f"Add {a} and {b}.", "", str(a + b)
 
 
-def _larger(draw: random.Random) -> tuple[str, str, str]:
+def _draw_larger(draw: random.Random) -> tuple[str, str, str]:
     a, b = draw.sample(range(100), 2)
     return f"Which number is larger, {a} or {b}?", "", str(max(a, b))
 
 
-def _last(draw: random.Random) -> tuple[str, str, str]:
+def _draw_last(draw: random.Random) -> tuple[str, str, str]:
     words = draw.sample(WORDS, 4)
     return f"Say the last word of: {' '.join(words)}", "", words[-1]
 
 
-def _twice(draw: random.Random) -> tuple[str, str, str]:
+def _draw_twice(draw: random.Random) -> tuple[str, str, str]:
     word = draw.choice(WORDS)
     return f"Write the word {word} twice.", "", f"{word} {word}"
 
 
-def _capitals(draw: random.Random) -> tuple[str, str, str]:
+def _draw_capitals(draw: random.Random) -> tuple[str, str, str]:
     word = draw.choice(WORDS)
     return f"Write {word} in capital letters.", "", word.upper()
 
 
-KINDS: tuple[Callable[[random.Random], tuple[str, str, str]], ...] = (_sum, _larger, _last, _twice, _capitals)
+KINDS: tuple[Callable[[random.Random], tuple[str, str, str]], ...] = (
+    _sum,
+    _draw_larger,
+    _draw_last,
+    _draw_twice,
+    _draw_capitals,
+)
 
 
 def write(file: Path, count: int, seed: int) -> Path:
     """The rows as JSONL."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in made(count, seed)), encoding="utf-8")
+    file.write_text("".join(json.dumps(row) + "\n" for row in make_rows(count, seed)), encoding="utf-8")
     return file

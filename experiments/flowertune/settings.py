@@ -42,7 +42,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Found:
+class SideResult:
     """What a side has come to; `traffic` in bytes, as FlowerTune's tracker counts them."""
 
     side: str

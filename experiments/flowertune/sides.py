@@ -9,12 +9,12 @@ from typing import Any
 
 from experiments.flowertune.processor import ProcessorTime
 from experiments.flowertune.rows import write
-from experiments.flowertune.settings import Found, Settings
+from experiments.flowertune.settings import Settings, SideResult
 
 TEST_SEED = 1_000_003
 
 
-def one(side: str, settings: Settings, seed: int) -> Found:
+def run_side(side: str, settings: Settings, seed: int) -> SideResult:
     """A side; memory and processor time of this process and of its children are watched."""
     from fedpeft.machine.memory import PeakMemory
 
@@ -33,8 +33,8 @@ def one(side: str, settings: Settings, seed: int) -> Found:
 
                 found = ours.run(settings, seed, rows, test, folder)
         seconds = time.perf_counter() - started
-        from experiments.flowertune.judge import judged
+        from experiments.flowertune.judge import judge
 
-        loss, exact = judged(settings, test, folder / "peft")
+        loss, exact = judge(settings, test, folder / "peft")
     found |= {"peak_memory_mb": memory.bytes / 1e6, "seconds": seconds, "processor_seconds": processor.seconds}
-    return Found(side, seed, loss=loss, exact_match=exact, **found)
+    return SideResult(side, seed, loss=loss, exact_match=exact, **found)

@@ -24,13 +24,13 @@ from flwr.simulation import run_simulation
 
 from experiments.flowertune.settings import Settings
 from experiments.speed.flower import QUIET
-from fedpeft.communication.flower_grid import FIRST_CLIENT, OwnGrid, node_of
+from fedpeft.communication.flower_grid import FIRST_CLIENT, OwnGrid, get_node_id
 
 FIRST = 42
 """The seed of every call's sampling, and of the partition."""
 
 
-def adapted(model: str, rank: int) -> Any:
+def load_adapted(model: str, rank: int) -> Any:
     """The base, loaded anew, with LoRA as the template has it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -48,7 +48,7 @@ def adapted(model: str, rank: int) -> Any:
     return made
 
 
-def tokenised(file: str, model: str, clients: int, tokens: int) -> Any:
+def tokenize_rows(file: str, model: str, clients: int, tokens: int) -> Any:
     """All rows as the template's prompts, in the tokens of the base, and whose they are."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
@@ -64,18 +64,18 @@ client_app = ClientApp()
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's round, in a Ray actor."""
-    return trained(message, int(context.node_config["partition-id"]))
+    return train_client(message, int(context.node_config["partition-id"]))
 
 
-def trained(message: Message, client: int) -> Message:
+def train_client(message: Message, client: int) -> Message:
     """One client's round."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     torch.set_num_threads(1)
     given: Any = message.content["config"]
-    examples, owners = tokenised(given["rows"], given["model"], given["clients"], given["tokens"])
+    examples, owners = tokenize_rows(given["rows"], given["model"], given["clients"], given["tokens"])
     own = (owners == client).nonzero()[0]
-    model = adapted(given["model"], given["rank"])
+    model = load_adapted(given["model"], given["rank"])
     received: Any = message.content["arrays"]
     set_peft_model_state_dict(model, received.to_torch_state_dict())
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(FIRST)).tolist()
@@ -105,7 +105,7 @@ def which(message: Message, context: Context) -> Message:
     return Message(RecordDict({"is": found}), reply_to=message)
 
 
-def in_order(grid: Grid, clients: int) -> list[int]:
+def sort_nodes(grid: Grid, clients: int) -> list[int]:
     """Nodes by client. Flower gives them new ids in each simulation, and no order."""
     while len(nodes := list(grid.get_node_ids())) < clients:
         time.sleep(0.1)
@@ -114,7 +114,7 @@ def in_order(grid: Grid, clients: int) -> list[int]:
     return [found[client] for client in range(clients)]
 
 
-class OneByOne(OwnGrid):
+class SequentialGrid(OwnGrid):
     """Clients one after another in this process, where Ray does not start."""
 
     def __init__(self, clients: int) -> None:
@@ -124,13 +124,13 @@ class OneByOne(OwnGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """One node a client."""
-        return [node_of(client) for client in range(self._clients)]
+        return [get_node_id(client) for client in range(self._clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Do what they ask."""
         asked = list(messages)
         identifiers = [self._stamp(message) for message in asked]
-        self._replies += [trained(message, message.metadata.dst_node_id - FIRST_CLIENT) for message in asked]
+        self._replies += [train_client(message, message.metadata.dst_node_id - FIRST_CLIENT) for message in asked]
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -139,7 +139,7 @@ class OneByOne(OwnGrid):
         return replies
 
 
-def asked(
+def create_messages(
     strategy: FedAvg, seed: int, number: int, arrays: ArrayRecord, given: ConfigRecord, grid: Grid
 ) -> list[Message]:
     """The messages of a round. Flower draws its nodes from Python's own generator, which others in this process use,
@@ -148,18 +148,18 @@ def asked(
     return list(strategy.configure_train(number, arrays, given, grid))
 
 
-def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
+def run_federation(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
     """The template's server; what was sent, loaded and trained on. The adapter is in `folder`/peft."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     torch.manual_seed(seed)
     seen: dict[int, int] = {}
     traffic = 0
-    arrays = ArrayRecord(get_peft_model_state_dict(adapted(settings.model, settings.rank)))
+    arrays = ArrayRecord(get_peft_model_state_dict(load_adapted(settings.model, settings.rank)))
     loads = 0
     strategy = FedAvg(fraction_train=2 / settings.clients, fraction_evaluate=0.0)
     for number in range(1, settings.rounds + 1):
-        messages = asked(strategy, seed, number, arrays, _given(settings, number, rows), grid)
+        messages = create_messages(strategy, seed, number, arrays, _create_config(settings, number, rows), grid)
         replies = list(grid.send_and_receive(messages))
         if failed := [reply.error for reply in replies if reply.has_error()]:
             raise RuntimeError(f"a client has failed: {failed[0]}")
@@ -172,13 +172,13 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
         after, _ = strategy.aggregate_train(number, replies)
         assert after is not None, "all have answered"
         arrays = after
-    model = adapted(settings.model, settings.rank)
+    model = load_adapted(settings.model, settings.rank)
     set_peft_model_state_dict(model, arrays.to_torch_state_dict())
     model.save_pretrained(folder / "peft")
     return {"worker_loads": loads, "server_loads": 2, "traffic": traffic, "distinct_rows": sum(seen.values())}
 
 
-def _given(settings: Settings, number: int, rows: Path) -> ConfigRecord:
+def _create_config(settings: Settings, number: int, rows: Path) -> ConfigRecord:
     share = 0.5 * (1 + math.cos(math.pi * number / settings.rounds))
     return ConfigRecord(
         {
@@ -195,18 +195,18 @@ def _given(settings: Settings, number: int, rows: Path) -> ConfigRecord:
 
 
 def run(settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
-    """The template in Flower's simulation, or without Ray; see `federated`."""
+    """The template in Flower's simulation, or without Ray; see `run_federation`."""
     if not settings.ray:
-        return federated(OneByOne(settings.clients), settings, seed, rows, folder)
+        return run_federation(SequentialGrid(settings.clients), settings, seed, rows, folder)
     os.environ.update(QUIET)
     found: dict[str, Any] = {}
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = in_order(grid, settings.clients)
+        nodes = sort_nodes(grid, settings.clients)
         grid.get_node_ids = lambda: nodes  # type: ignore[method-assign]
-        found.update(federated(grid, settings, seed, rows, folder))
+        found.update(run_federation(grid, settings, seed, rows, folder))
 
     ray: dict[str, Any] = {"num_cpus": settings.workers, "log_to_driver": False, "address": "local"}
     backend: Any = {"client_resources": {"num_cpus": 1}, "init_args": ray}

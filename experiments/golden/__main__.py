@@ -32,13 +32,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from experiments import one_sentence
-from experiments.checkouts import checked_out
-from experiments.golden.cases import Case, every_case
-from experiments.golden.comparison import Measure, Verdict, compare, kernels_of
+from experiments import exit_on_error
+from experiments.checkouts import check_out
+from experiments.golden.cases import Case, list_cases
+from experiments.golden.comparison import Measure, Verdict, choose_kernels, compare
 from experiments.golden.samples import write
 from fedpeft.errors import ConfigError
-from fedpeft.models.kernels import cpu_name
+from fedpeft.models.kernels import get_cpu_name
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ SHOWN = 12
 """Differences of a case that are listed at the end."""
 
 
-def chosen(only: str) -> list[Case]:
+def choose_cases(only: str) -> list[Case]:
     """The cases whose names a regular expression finds.
 
     Raises:
         ConfigError: it finds nothing.
     """
-    cases = every_case()
+    cases = list_cases()
     found = [case for case in cases if re.search(only, case.name)]
     if not found:
         groups = ", ".join(dict.fromkeys(case.name.partition("/")[0] for case in cases))
@@ -107,14 +107,14 @@ def main(settings: Settings) -> int:
         except re.error as error:
             raise ConfigError(f"{name}={pattern!r} is no regular expression: {error}") from None
     measure = Measure(settings.tolerance, settings.ignore)
-    started, cases, kernels = time.perf_counter(), chosen(settings.only), kernels_of(settings.kernel)
+    started, cases, kernels = time.perf_counter(), choose_cases(settings.only), choose_kernels(settings.kernel)
     with tempfile.TemporaryDirectory() as temporary:
         work = (settings.keep or Path(temporary) / "golden").absolute()
-        one, other = (checked_out(name, work / f"source-{s}") for name, s in zip(settings.commits, "ab", strict=True))
+        one, other = (check_out(name, work / f"source-{s}") for name, s in zip(settings.commits, "ab", strict=True))
         verdicts = compare(cases, (one, other), work, kernels, measure, settings.jobs, say)
     differing = [verdict for verdict in verdicts if not verdict.same]
     print(
-        f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; {cpu_name()}, torch "
+        f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; {get_cpu_name()}, torch "
         f"{torch.__version__}, {', '.join(sorted(set(kernels.values())))} products, "
         f"{time.perf_counter() - started:.0f} s"
     )
@@ -126,5 +126,5 @@ def main(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         sys.exit(main(tyro.cli(Settings, description=__doc__)))

@@ -24,7 +24,7 @@ from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.spec import with_settings
+from fedpeft.spec import add_settings
 
 Kind = Literal["simulation", "real clients", "resumed"]
 
@@ -104,10 +104,10 @@ PIPELINES = {
 NOISY = {"noise_multiplier": 0.8, "test_noise": True}
 OF_MECHANISM: Mapping[str, str] = {
     "none": "none",
-    "dp_sgd": with_settings("dp_sgd", **NOISY),
-    "user_dp": with_settings("user_dp", **NOISY),
-    "local_dp": with_settings("local_dp", clip=0.1, **NOISY),
-    "distributed_dp": with_settings("distributed_dp", unit="clients", threshold=0.5, **NOISY),
+    "dp_sgd": add_settings("dp_sgd", **NOISY),
+    "user_dp": add_settings("user_dp", **NOISY),
+    "local_dp": add_settings("local_dp", clip=0.1, **NOISY),
+    "distributed_dp": add_settings("distributed_dp", unit="clients", threshold=0.5, **NOISY),
 }
 
 ADAPTIVE = {"quantile": 0.5, "count_noise": 2.0}
@@ -186,7 +186,7 @@ TABLE = 'file(path="rows.csv", label=topic, owner=who)'
 
 
 @cache
-def own_rows() -> Mapping[str, str]:
+def write_own_rows() -> Mapping[str, str]:
     """Rows of a user's own: a table with classes and owners, and conversations."""
     rows = load_dataset("tiny").train
     assert rows.labels is not None
@@ -203,22 +203,22 @@ def own_rows() -> Mapping[str, str]:
     }
 
 
-def every_case() -> list[Case]:
+def list_cases() -> list[Case]:
     """All cases, in the order in which they are run."""
     return [
-        *_strategies(),
-        *_peft_methods(),
-        *_communication(),
-        *_privacy(),
-        *_clients(),
-        *_data(),
-        *_precisions(),
-        *_machines(),
-        *_features(),
+        *_list_strategies(),
+        *_list_peft_methods(),
+        *_list_communication(),
+        *_list_privacy(),
+        *_list_clients(),
+        *_list_data(),
+        *_list_precisions(),
+        *_list_machines(),
+        *_list_features(),
     ]
 
 
-def _case(name: str, **settings: Any) -> Case:
+def _create_case(name: str, **settings: Any) -> Case:
     """A simulation with these settings; `kind` and `files` are the case's own."""
     kind: Kind = settings.pop("kind", "simulation")
     files: Mapping[str, str] = settings.pop("files", {})
@@ -229,132 +229,142 @@ def _case(name: str, **settings: Any) -> Case:
     return Case(name, merged, kind, files)
 
 
-def _strategies() -> Iterator[Case]:
+def _list_strategies() -> Iterator[Case]:
     for name in strategies.names:
         needs = {"strategy": name, **OF_STRATEGY.get(name, {})}
-        yield _case(f"strategy/{name}", **needs)
+        yield _create_case(f"strategy/{name}", **needs)
         if strategies.build(name).mixed_ranks and name != "fed_sb":  # which takes mixed alphas only
-            yield _case(f"mixed ranks/{name}", **needs, ranks="2*2,4*2,6*2")
+            yield _create_case(f"mixed ranks/{name}", **needs, ranks="2*2,4*2,6*2")
     for name in ("fedit", "flexlora", "fedsa_lora", "fed_sb"):
-        yield _case(f"one by one/{name}", strategy=name, **SEQUENTIAL, **OF_STRATEGY.get(name, {}))
+        yield _create_case(f"one by one/{name}", strategy=name, **SEQUENTIAL, **OF_STRATEGY.get(name, {}))
     for rule in ("FedAvg", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"):
-        yield _case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
-    yield _case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
+        yield _create_case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
+    yield _create_case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
     for name in SERVER_OPTIMIZERS.names:
         text = "averaged(of=momentum)" if name == "averaged" else f"{name}(learning_rate=0.1)"
-        yield _case(f"server optimizer/{name}", server_optimizer=text, rounds=4)
+        yield _create_case(f"server optimizer/{name}", server_optimizer=text, rounds=4)
     for name in HEADS.names:
-        yield _case(f"head/{name}", head=OLD_HEAD if name == "ridge" else name)
+        yield _create_case(f"head/{name}", head=OLD_HEAD if name == "ridge" else name)
 
 
-def _peft_methods() -> Iterator[Case]:
+def _list_peft_methods() -> Iterator[Case]:
     for name in sorted({*PEFT_METHODS.names} - {"adapter_fusion"}):  # which combines finished runs
-        text = with_settings(name, layers=2) if hasattr(PEFT_METHODS.part(name), "layers") else name
-        yield _case(f"peft/{name}", **{"peft": text, **OF_PEFT.get(name, {})})
-    yield _case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
-    yield _case("peft/prefixes and bottlenecks", peft="prefix_tuning(length=4, layers=2) + bottleneck(dim=4, layers=2)")
-    yield _case("peft/lora with dropout, one by one", peft="lora(rank=4, layers=2, dropout=0.1)", **SEQUENTIAL)
-    yield _case("peft/lora with dropout", peft="lora(rank=4, layers=2, dropout=0.1)")
-    yield _case("peft/other targets", peft="lora(rank=4, layers=3, targets=qv)")
+        text = add_settings(name, layers=2) if hasattr(PEFT_METHODS.part(name), "layers") else name
+        yield _create_case(f"peft/{name}", **{"peft": text, **OF_PEFT.get(name, {})})
+    yield _create_case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
+    yield _create_case(
+        "peft/prefixes and bottlenecks", peft="prefix_tuning(length=4, layers=2) + bottleneck(dim=4, layers=2)"
+    )
+    yield _create_case("peft/lora with dropout, one by one", peft="lora(rank=4, layers=2, dropout=0.1)", **SEQUENTIAL)
+    yield _create_case("peft/lora with dropout", peft="lora(rank=4, layers=2, dropout=0.1)")
+    yield _create_case("peft/other targets", peft="lora(rank=4, layers=3, targets=qv)")
 
 
-def _communication() -> Iterator[Case]:
+def _list_communication() -> Iterator[Case]:
     for name in PRESETS:
-        yield _case(f"codec/{name}", codec=name)
+        yield _create_case(f"codec/{name}", codec=name)
         if name in DOWNLINKS:
-            yield _case(f"downlink/{name} alone", downlink=name, rounds=4)
+            yield _create_case(f"downlink/{name} alone", downlink=name, rounds=4)
     for name, text in PIPELINES.items():
-        yield _case(f"codec/{name}", codec=text, cohort="all" if "ef" in text else 4, rounds=4)
-    yield _case("codec/small, of exact rules", codec="small", strategy="fedex_lora", ranks="2*3,4*3")
-    yield _case("codec/small, of private factors", codec="small", strategy="fedsa_lora")
+        yield _create_case(f"codec/{name}", codec=text, cohort="all" if "ef" in text else 4, rounds=4)
+    yield _create_case("codec/small, of exact rules", codec="small", strategy="fedex_lora", ranks="2*3,4*3")
+    yield _create_case("codec/small, of private factors", codec="small", strategy="fedsa_lora")
 
 
-def _privacy() -> Iterator[Case]:
+def _list_privacy() -> Iterator[Case]:
     private = {"head": "zero", "cohort": 3}
     for name in MECHANISMS.names:
-        yield _case(f"privacy/{name}", privacy=OF_MECHANISM.get(name, name), **private)
-    budget = with_settings("dp_sgd", epsilon=8, test_noise=True)
-    yield _case("privacy/budget", privacy=budget, **private)
-    yield _case("privacy/spent budget", **private, **SPENT)
-    yield _case("privacy/adaptive clipping", **private, privacy=with_settings("user_dp", **NOISY, **ADAPTIVE))
-    yield _case("privacy/user_dp, small, adam", **private, **USER_DP)
-    yield _case("privacy/dp_sgd and flexlora", **private, privacy=OF_MECHANISM["dp_sgd"], strategy="flexlora")
-    yield _case("privacy/attacked", **private, privacy=with_settings("dp_sgd", audit=True, **NOISY))
+        yield _create_case(f"privacy/{name}", privacy=OF_MECHANISM.get(name, name), **private)
+    budget = add_settings("dp_sgd", epsilon=8, test_noise=True)
+    yield _create_case("privacy/budget", privacy=budget, **private)
+    yield _create_case("privacy/spent budget", **private, **SPENT)
+    yield _create_case("privacy/adaptive clipping", **private, privacy=add_settings("user_dp", **NOISY, **ADAPTIVE))
+    yield _create_case("privacy/user_dp, small, adam", **private, **USER_DP)
+    yield _create_case("privacy/dp_sgd and flexlora", **private, privacy=OF_MECHANISM["dp_sgd"], strategy="flexlora")
+    yield _create_case("privacy/attacked", **private, privacy=add_settings("dp_sgd", audit=True, **NOISY))
 
 
-def _clients() -> Iterator[Case]:
-    yield _case("clients/proximal", drift="fedprox(mu=0.5)")
+def _list_clients() -> Iterator[Case]:
+    yield _create_case("clients/proximal", drift="fedprox(mu=0.5)")
     scaffold = {"optimizer": "sgd", "learning_rate": 1e-4, "rounds": 4}
-    yield _case("clients/scaffold", drift="scaffold", **scaffold)
-    yield _case("clients/scaffold, proximal, one by one", drift="fedprox(mu=0.5) + scaffold", **scaffold, **SEQUENTIAL)
-    yield _case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", clients="p.toml")
+    yield _create_case("clients/scaffold", drift="scaffold", **scaffold)
+    yield _create_case(
+        "clients/scaffold, proximal, one by one", drift="fedprox(mu=0.5) + scaffold", **scaffold, **SEQUENTIAL
+    )
+    yield _create_case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", clients="p.toml")
     for name in ATTACKS.names:
-        yield _case(f"attack/{name}", attack=f"{name}(fraction=0.34)", cohort="all")
-    yield _case("attack/scaled_update, norm_bound", attack="scaled_update(fraction=0.34)", strategy="norm_bound")
+        yield _create_case(f"attack/{name}", attack=f"{name}(fraction=0.34)", cohort="all")
+    yield _create_case("attack/scaled_update, norm_bound", attack="scaled_update(fraction=0.34)", strategy="norm_bound")
     for name in ("constant", "cosine"):
-        yield _case(f"clients/{name} schedule", optimizer=f"adamw(warmup=8, schedule={name})")
-    yield _case("clients/epochs", local_work="epochs(0.5)", batch_size=8, optimizer="adamw(weight_decay=0.1)")
+        yield _create_case(f"clients/{name} schedule", optimizer=f"adamw(warmup=8, schedule={name})")
+    yield _create_case("clients/epochs", local_work="epochs(0.5)", batch_size=8, optimizer="adamw(weight_decay=0.1)")
     equal = {"strategy": "fedit(weighting=uniform)", "optimizer": "adamw(warmup=8, head_rate=1.0)"}
-    yield _case("clients/equal weights", **equal)
+    yield _create_case("clients/equal weights", **equal)
 
 
-def _data() -> Iterator[Case]:
+def _list_data() -> Iterator[Case]:
     for name in PARTITIONS.names:
-        yield _case(f"partition/{name}", partition=name, clients=0 if name == "natural" else 6)
-    yield _case("data/the usual model", model="auto")
-    yield _case("data/own rows", dataset=TABLE, partition="natural", clients=0)
+        yield _create_case(f"partition/{name}", partition=name, clients=0 if name == "natural" else 6)
+    yield _create_case("data/the usual model", model="auto")
+    yield _create_case("data/own rows", dataset=TABLE, partition="natural", clients=0)
     measure = f"{BASE['measure']} + pooled + forgetting(dataset='tiny(seed=1)')"
-    yield _case("data/forgetting, pooled", measure=measure, learning_rate=3e-4)
+    yield _create_case("data/forgetting, pooled", measure=measure, learning_rate=3e-4)
     language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
     for strategy in ("fedit", "flexlora", "fedsa_lora"):
-        yield _case(f"language/{strategy}", **language, strategy=strategy, peft="lora(rank=4, layers=2)")
-    yield _case("language/prefixes", **language, peft="prefix_tuning(length=4, layers=2)")
-    yield _case("language/small, one by one", **language, peft="lora(rank=4, layers=2)", codec="small", **SEQUENTIAL)
+        yield _create_case(f"language/{strategy}", **language, strategy=strategy, peft="lora(rank=4, layers=2)")
+    yield _create_case("language/prefixes", **language, peft="prefix_tuning(length=4, layers=2)")
+    yield _create_case(
+        "language/small, one by one", **language, peft="lora(rank=4, layers=2)", codec="small", **SEQUENTIAL
+    )
     chats = {"dataset": "file:chats.jsonl", "model": "models/tiny_lm", "peft": "lora(rank=4, layers=2)"}
-    yield _case("language/instruction", **chats, partition="iid", tokens=64)
+    yield _create_case("language/instruction", **chats, partition="iid", tokens=64)
 
 
-def _precisions() -> Iterator[Case]:
+def _list_precisions() -> Iterator[Case]:
     for dtype in ("fp32", "bf16"):
         for strategy in ("fedit", "flexlora", "fedex_lora"):
-            yield _case(f"{dtype}/{strategy}", dtype=dtype, strategy=strategy)
-        yield _case(f"{dtype}/small", dtype=dtype, codec="small", rounds=4)
-        yield _case(f"{dtype}/one by one", dtype=dtype, **SEQUENTIAL)
-        yield _case(f"{dtype}/all blocks", dtype=dtype, peft="lora(rank=4, layers=3)")
-        yield _case(f"{dtype}/dp_sgd", dtype=dtype, privacy=OF_MECHANISM["dp_sgd"], head="zero")
-        yield _case(f"{dtype}/qlora", dtype=dtype, peft="qlora(rank=4, layers=2)")
-        yield _case(f"{dtype}/dora", dtype=dtype, peft="dora(rank=4, layers=2)")
-    yield _case("fp32/mixed bases", files={"p.toml": MIXED_BASES}, dtype="fp32", clients="p.toml", cohort="all")
+            yield _create_case(f"{dtype}/{strategy}", dtype=dtype, strategy=strategy)
+        yield _create_case(f"{dtype}/small", dtype=dtype, codec="small", rounds=4)
+        yield _create_case(f"{dtype}/one by one", dtype=dtype, **SEQUENTIAL)
+        yield _create_case(f"{dtype}/all blocks", dtype=dtype, peft="lora(rank=4, layers=3)")
+        yield _create_case(f"{dtype}/dp_sgd", dtype=dtype, privacy=OF_MECHANISM["dp_sgd"], head="zero")
+        yield _create_case(f"{dtype}/qlora", dtype=dtype, peft="qlora(rank=4, layers=2)")
+        yield _create_case(f"{dtype}/dora", dtype=dtype, peft="dora(rank=4, layers=2)")
+    yield _create_case("fp32/mixed bases", files={"p.toml": MIXED_BASES}, dtype="fp32", clients="p.toml", cohort="all")
 
 
-def _machines() -> Iterator[Case]:
-    yield _case("machine/two workers", workers=2, rounds=2)
-    yield _case("machine/two workers, private factors", workers=2, rounds=2, strategy="fedsa_lora")
-    yield _case("machine/ray", grid="ray", workers=1, rounds=2)
+def _list_machines() -> Iterator[Case]:
+    yield _create_case("machine/two workers", workers=2, rounds=2)
+    yield _create_case("machine/two workers, private factors", workers=2, rounds=2, strategy="fedsa_lora")
+    yield _create_case("machine/ray", grid="ray", workers=1, rounds=2)
     for name, settings in RESUMED.items():
-        yield _case(f"resumed/{name}", kind="resumed", **{"rounds": 12, "cohort": 3, **settings})
+        yield _create_case(f"resumed/{name}", kind="resumed", **{"rounds": 12, "cohort": 3, **settings})
     for name, settings in SERVED.items():
-        yield _case(f"real clients/{name}", kind="real clients", **{"clients": 3, "cohort": "all", **settings})
+        yield _create_case(f"real clients/{name}", kind="real clients", **{"clients": 3, "cohort": "all", **settings})
 
 
-def _features() -> Iterator[Case]:
+def _list_features() -> Iterator[Case]:
     """Yield what crosses the round loop: each of these touches several moments of a round."""
-    yield _case("feature/secure_sum", privacy="secure_sum")
-    rows = with_settings("distributed_dp", unit="rows", threshold=0.5, **NOISY)
-    yield _case("feature/distributed_dp of rows", privacy=rows, head="zero", cohort="all", local_work="epochs(1.0)")
+    yield _create_case("feature/secure_sum", privacy="secure_sum")
+    rows = add_settings("distributed_dp", unit="rows", threshold=0.5, **NOISY)
+    yield _create_case(
+        "feature/distributed_dp of rows", privacy=rows, head="zero", cohort="all", local_work="epochs(1.0)"
+    )
     energy = f"{BASE['measure']} + energy(watts=240, step_seconds=1.0, lean=True)"
-    yield _case(
+    yield _create_case(
         "feature/energy", files={"p.toml": BATTERIES}, clients="p.toml", cohort="eafl(4)", measure=energy, rounds=5
     )
     undo = {"safeguard": "undo(rise=0.1)", "learning_rate": 0.03, "measure": "validation(every=1, keep=best)"}
-    yield _case("feature/undone steps", **undo, rounds=5)
-    yield _case("feature/undone steps, fedbuff", **undo, strategy="fedbuff(buffer=2)", rounds=5)
-    yield _case("feature/undone steps, secure_sum", **undo, privacy="secure_sum", rounds=5)
-    yield _case("feature/patience", measure="validation(every=1, keep=best, patience=1)", learning_rate=1e-7, rounds=5)
+    yield _create_case("feature/undone steps", **undo, rounds=5)
+    yield _create_case("feature/undone steps, fedbuff", **undo, strategy="fedbuff(buffer=2)", rounds=5)
+    yield _create_case("feature/undone steps, secure_sum", **undo, privacy="secure_sum", rounds=5)
+    yield _create_case(
+        "feature/patience", measure="validation(every=1, keep=best, patience=1)", learning_rate=1e-7, rounds=5
+    )
     last = f"{BASE['measure']} + ensemble(last=2) + disagreement + calibration(rows=clients)"
-    yield _case("feature/ensemble, disagreement, calibration", measure=last)
+    yield _create_case("feature/ensemble, disagreement, calibration", measure=last)
     language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
     asked = f"{BASE['measure']} + evaluate(every=2, questions='q.jsonl', new_tokens=4)"
-    yield _case(
+    yield _create_case(
         "feature/evaluate", **language, peft="lora(rank=4, layers=2)", measure=asked, files={"q.jsonl": QUESTIONS}
     )

@@ -17,10 +17,10 @@ from experiments.checkouts import Checkout
 from experiments.golden.cases import Case
 from experiments.golden.commands import Commands
 from experiments.golden.models import make_models
-from experiments.golden.outcome import Difference, Outcome, added, differences
+from experiments.golden.outcome import Difference, Outcome, find_added, find_differences
 from experiments.golden.runs import RefusedError, Runs, Tree
 from fedpeft.errors import ConfigError
-from fedpeft.models.kernels import candidates, cpu_name
+from fedpeft.models.kernels import get_cpu_name, list_kernels
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Measure:
             return Verdict(case, False, f"REFUSED by {'both' if isinstance(first, str) else 'the second'}: {second}")
         if isinstance(first, str):
             return Verdict(case, True, f"only the second runs it; the first says: {first}")
-        first, second = self._looked_at(first), self._looked_at(second)
-        found, more = differences(first, second), added(first, second)
+        first, second = self._remove_ignored(first), self._remove_ignored(second)
+        found, more = find_differences(first, second), find_added(first, second)
         new = f"; {len(more)} values are new, such as {more[0]!r}" if more else ""
         if not found:
             return Verdict(case, True, f"equal: {len(first.tensors)} tensors, {len(first.values)} values{new}")
@@ -61,7 +61,7 @@ class Measure:
             return Verdict(case, True, f"within the tolerance: most {found[0]}, {len(found)} in all{new}")
         return Verdict(case, False, f"DIFFERS: most {found[0]}, {len(beyond)} in all{new}", beyond)
 
-    def _looked_at(self, made: Outcome) -> Outcome:
+    def _remove_ignored(self, made: Outcome) -> Outcome:
         if not self.ignored:
             return made
         ignored = re.compile(self.ignored)
@@ -71,7 +71,7 @@ class Measure:
         )
 
 
-def kernels_of(name: str) -> dict[str, str]:
+def choose_kernels(name: str) -> dict[str, str]:
     """For each dtype the kernel called `name`, or torch's own where the dtype has none of that name.
 
     An empty name stands for the last that this machine has: the one that is not torch's own, as a rule.
@@ -79,18 +79,18 @@ def kernels_of(name: str) -> dict[str, str]:
     Raises:
         ConfigError: this machine has none of that name.
     """
-    legal = {str(dtype): candidates(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    legal = {str(dtype): list_kernels(dtype) for dtype in (torch.float32, torch.bfloat16)}
     names = {kernel for found in legal.values() for kernel in found}
     if name and name not in names:
         raise ConfigError(f"kernel={name!r} can't be used on this machine; legal: {', '.join(sorted(names))}")
     return {dtype: found[-1] if not name else name if name in found else "native" for dtype, found in legal.items()}
 
 
-def tree_of(checkout: Checkout, cache: Path, kernels: dict[str, str]) -> Tree:
+def create_tree(checkout: Checkout, cache: Path, kernels: dict[str, str]) -> Tree:
     """A tree whose commands find an empty cache, and a choice of kernels as if they had made it before."""
     cache.mkdir(parents=True)
     known = {
-        f"{cpu_name()} / torch {torch.__version__} / {dtype}{packed}": kernel
+        f"{get_cpu_name()} / torch {torch.__version__} / {dtype}{packed}": kernel
         for dtype, kernel in kernels.items()
         for packed in ("", " / packed weights")  # commits before weights were packed chose under the shorter name
     }
@@ -113,12 +113,12 @@ def compare(
         cases: to run.
         checkouts: the reference first.
         work: a folder for all that the runs write.
-        kernels: see `kernels_of`.
+        kernels: see `choose_kernels`.
         measure: when outcomes are the same.
         jobs: how many cases run at the same time.
         said: is told each verdict and its seconds.
     """
-    first, second = (tree_of(c, work / f"cache-{side}", kernels) for c, side in zip(checkouts, "ab", strict=True))
+    first, second = (create_tree(c, work / f"cache-{side}", kernels) for c, side in zip(checkouts, "ab", strict=True))
     make_models(work / "models")
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:

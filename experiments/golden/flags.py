@@ -8,7 +8,7 @@ Settings = Mapping[str, str | int | float | bool]
 """Flags without dashes (`local_work`) and their values."""
 
 
-def to_words(settings: Settings) -> list[str]:
+def format_words(settings: Settings) -> list[str]:
     """Return the settings as words of a command line."""
     words = []
     for name, value in settings.items():

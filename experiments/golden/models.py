@@ -33,13 +33,13 @@ def make_models(folder: Path) -> None:
         file = folder / name / "model.safetensors"
         made, start = {}, 1
         for tensor_name, tensor in sorted(load_file(file).items()):
-            made[tensor_name] = weights(tensor_name, tuple(tensor.shape), start)
+            made[tensor_name] = create_weights(tensor_name, tuple(tensor.shape), start)
             start += tensor.numel()
         save_file(made, file, metadata={"format": "pt"})
     (folder / "tiny_lm" / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def weights(name: str, shape: tuple[int, ...], start: int) -> Tensor:
+def create_weights(name: str, shape: tuple[int, ...], start: int) -> Tensor:
     """Numbers start, start + 1, ... of one long sequence; those of norms lie around 1."""
     i = np.arange(start, start + int(np.prod(shape, dtype=int)), dtype=np.uint64)
     mixed = (i * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)

@@ -62,7 +62,7 @@ class Difference:
         return f"{self.name} by {self.amount:.1e}" if math.isfinite(self.amount) else f"{self.name} altogether"
 
 
-def outcome(folder: Path) -> Outcome:
+def read_outcome(folder: Path) -> Outcome:
     """What the finished run in `folder` has come to."""
     tensors: dict[str, Tensor] = {}
     for state in STATES:
@@ -78,36 +78,39 @@ def outcome(folder: Path) -> Outcome:
         file = folder / f"{kind}.jsonl"
         for line in map(json.loads, file.read_text().splitlines()):
             where = f"round {line['round']}" + (f" client {line['client']}" if about == "client" else "")
-            values |= _flat(where, line)
-    return Outcome(tensors, values | _flat("summary", json.loads((folder / "summary.json").read_text())))
+            values |= _flatten(where, line)
+    return Outcome(tensors, values | _flatten("summary", json.loads((folder / "summary.json").read_text())))
 
 
-def _flat(name: str, value: Any) -> dict[str, Value]:
+def _flatten(name: str, value: Any) -> dict[str, Value]:
     if any(word in name for word in UNREPEATED):
         return {}
     if isinstance(value, dict):
-        return {key: v for part, inner in value.items() for key, v in _flat(f"{name} {part}", inner).items()}
+        return {key: v for part, inner in value.items() for key, v in _flatten(f"{name} {part}", inner).items()}
     if isinstance(value, list):
-        return {key: v for i, inner in enumerate(value) for key, v in _flat(f"{name} {i}", inner).items()}
+        return {key: v for i, inner in enumerate(value) for key, v in _flatten(f"{name} {i}", inner).items()}
     return {name: value}
 
 
-def differences(reference: Outcome, other: Outcome) -> list[Difference]:
+def find_differences(reference: Outcome, other: Outcome) -> list[Difference]:
     """What `other` lacks or has otherwise, the largest first. A value that it has in addition changes nothing."""
     found = [
-        *(Difference(name, apart(a, other.tensors.get(name))) for name, a in reference.tensors.items()),
-        *(Difference(name, values_apart(a, other.values.get(name, _MISSING))) for name, a in reference.values.items()),
+        *(Difference(name, compute_distance(a, other.tensors.get(name))) for name, a in reference.tensors.items()),
+        *(
+            Difference(name, compute_value_distance(a, other.values.get(name, _MISSING)))
+            for name, a in reference.values.items()
+        ),
         *(Difference(name, math.inf) for name in other.tensors if name not in reference.tensors),
     ]
     return sorted((d for d in found if d.amount), key=lambda d: -d.amount)
 
 
-def added(reference: Outcome, other: Outcome) -> list[str]:
+def find_added(reference: Outcome, other: Outcome) -> list[str]:
     """Values that only `other` has."""
     return [name for name in other.values if name not in reference.values]
 
 
-def apart(one: Tensor, other: Tensor | None) -> float:
+def compute_distance(one: Tensor, other: Tensor | None) -> float:
     """How far two tensors are apart, relative to the larger of their largest entries."""
     if other is None or one.shape != other.shape or one.dtype != other.dtype:
         return math.inf
@@ -121,7 +124,7 @@ def apart(one: Tensor, other: Tensor | None) -> float:
 _MISSING = "(missing)"
 
 
-def values_apart(one: Value, other: Value) -> float:
+def compute_value_distance(one: Value, other: Value) -> float:
     """How far two values are apart, relative to the larger one; infinite where they are no numbers, and differ."""
     if one == other and type(one) is type(other):
         return 0.0

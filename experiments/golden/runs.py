@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.golden.cases import Case, own_rows
+from experiments.golden.cases import Case, write_own_rows
 from experiments.golden.commands import SECONDS, Commands
-from experiments.golden.flags import to_words
-from experiments.golden.outcome import Outcome, outcome
+from experiments.golden.flags import format_words
+from experiments.golden.outcome import Outcome, read_outcome
 from fedpeft.data.rows import load_dataset
 
 CLIENTS = ("a", "b", "c")
@@ -66,12 +66,12 @@ class Runs:
         folder = self.work / "runs" / re.sub(r"\W+", "-", f"{case.name} {tree.cache.name}")
         prepare(case, folder, self.work / "models")
         if case.kind == "real clients":
-            self._served(case, tree, folder)
+            self._run_served(case, tree, folder)
         elif case.kind == "resumed" and tree is not self.first:
-            self._resumed(case, tree, folder)
+            self._run_resumed(case, tree, folder)
         else:
-            self._done(tree, "simulate", folder, *to_words(case.settings), "--output", "run")
-        return outcome(folder / "run")
+            self._done(tree, "simulate", folder, *format_words(case.settings), "--output", "run")
+        return read_outcome(folder / "run")
 
     def _start(self, tree: Tree, command: str, folder: Path, *given: str, log: Path) -> int:
         module, environment = f"fedpeft.{command}", {"FEDPEFT_CACHE": str(tree.cache)}
@@ -87,9 +87,9 @@ class Runs:
             said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
             raise RefusedError(said[-1])
 
-    def _resumed(self, case: Case, tree: Tree, folder: Path) -> None:
+    def _run_resumed(self, case: Case, tree: Tree, folder: Path) -> None:
         """Interrupt the first tree's run after a round; go on with the other tree."""
-        given = to_words(case.settings)
+        given = format_words(case.settings)
         log, rounds = folder / "begun.log", folder / "run" / "rounds.jsonl"
         process = self._start(self.first, "simulate", folder, *given, "--output", "run", log=log)
         deadline = time.monotonic() + SECONDS
@@ -100,12 +100,12 @@ class Runs:
             raise RefusedError(f"the run could not be interrupted after its first round, see {log}")
         self._done(tree, "simulate", folder, "--resume", "run")
 
-    def _served(self, case: Case, tree: Tree, folder: Path) -> None:
+    def _run_served(self, case: Case, tree: Tree, folder: Path) -> None:
         """A server, and clients with rows of their own."""
         self._done(tree, "certs", folder, "--folder", "certs", "--clients", ",".join(CLIENTS))
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        given = [*to_words(case.settings), "--listen", address, "--eval-data", "dataset"]
+        given = [*format_words(case.settings), "--listen", address, "--eval-data", "dataset"]
         logs = {name: folder / f"{name}.log" for name in ("serve", *CLIENTS)}
         running = {"serve": self._start(tree, "serve", folder, *given, "--output", "run", log=logs["serve"])}
         for name in CLIENTS:
@@ -126,7 +126,7 @@ def prepare(case: Case, folder: Path, models: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "models").symlink_to(models)
-    for name, text in {**own_rows(), **case.files}.items():
+    for name, text in {**write_own_rows(), **case.files}.items():
         (folder / name).write_text(text)
     if case.kind == "real clients":
         data = load_dataset("tiny")

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from experiments.checkouts import REPOSITORY
-from experiments.golden.cases import Case, every_case
-from experiments.golden.flags import to_words
+from experiments.golden.cases import Case, list_cases
+from experiments.golden.flags import format_words
 from experiments.golden.models import make_models
-from experiments.golden.outcome import Outcome, Value, outcome
+from experiments.golden.outcome import Outcome, Value, read_outcome
 from experiments.golden.runs import prepare
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.simulate import main as simulate
@@ -65,50 +65,50 @@ VALUES = re.compile(
 """Kept of the values."""
 
 
-def golden_cases() -> list[Case]:
+def list_golden_cases() -> list[Case]:
     """The cases whose numbers are kept."""
-    return [case for case in every_case() if case.name in NAMES]
+    return [case for case in list_cases() if case.name in NAMES]
 
 
-def file_of(case: Case) -> Path:
+def get_file(case: Case) -> Path:
     """Where the numbers of a case are kept."""
     return GOLDEN / (re.sub(r"\W+", "-", case.name) + ".json")
 
 
-def positions(count: int) -> list[int]:
+def choose_positions(count: int) -> list[int]:
     """Which entries of a tensor with `count` of them are kept: some, spread over all of it by the golden ratio."""
     return sorted({int(i * 0.6180339887498949 % 1 * count) for i in range(min(ENTRIES, count))})
 
 
-def thinned(made: Outcome) -> Outcome:
+def thin_outcome(made: Outcome) -> Outcome:
     """What is kept of an outcome; the first entry of each tensor is its norm."""
     flat = {name: t.double().flatten() for name, t in made.tensors.items() if TENSORS.match(name)}
-    tensors = {name: torch.cat([t.norm().reshape(1), t[positions(len(t))]]) for name, t in flat.items()}
+    tensors = {name: torch.cat([t.norm().reshape(1), t[choose_positions(len(t))]]) for name, t in flat.items()}
     return Outcome(tensors, {name: value for name, value in made.values.items() if VALUES.match(name)})
 
 
-def kept(case: Case) -> Outcome:
+def load_outcome(case: Case) -> Outcome:
     """The numbers of a case that are in the repository."""
-    stored = json.loads(file_of(case).read_text())
+    stored = json.loads(get_file(case).read_text())
     tensors = {name: torch.tensor(entries, dtype=torch.float64) for name, entries in stored["tensors"].items()}
     return Outcome(tensors, stored["values"])
 
 
 def keep(case: Case, made: Outcome) -> None:
     """Put the numbers of a case into the repository."""
-    tensors = {name: [_short(entry) for entry in entries.tolist()] for name, entries in made.tensors.items()}
+    tensors = {name: [_round_value(entry) for entry in entries.tolist()] for name, entries in made.tensors.items()}
     lines = [f"{json.dumps(name)}: {json.dumps(entries)}" for name, entries in tensors.items()]
-    values = [f"{json.dumps(name)}: {json.dumps(_short(value))}" for name, value in made.values.items()]
+    values = [f"{json.dumps(name)}: {json.dumps(_round_value(value))}" for name, value in made.values.items()]
     GOLDEN.mkdir(exist_ok=True)
     text = ",\n".join(lines), ",\n".join(values)
-    file_of(case).write_text(f'{{"tensors": {{\n{text[0]}\n}}, "values": {{\n{text[1]}\n}}}}\n')
+    get_file(case).write_text(f'{{"tensors": {{\n{text[0]}\n}}, "values": {{\n{text[1]}\n}}}}\n')
 
 
-def _short(value: Value) -> Value:
+def _round_value(value: Value) -> Value:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-class Here:
+class LocalRuns:
     """Runs cases in this process, where each takes a second instead of ten.
 
     Args:
@@ -117,7 +117,7 @@ class Here:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        with _variables(FEDPEFT_CACHE=str(work / "cache")):
+        with _set_variables(FEDPEFT_CACHE=str(work / "cache")):
             make_models(work / "models")
 
     def run(self, case: Case) -> Outcome:
@@ -126,10 +126,10 @@ class Here:
         Raises:
             RunError: the command has ended with an error, which it has printed.
         """
-        folder = self.work / "runs" / file_of(case).stem
+        folder = self.work / "runs" / get_file(case).stem
         prepare(case, folder, self.work / "models")
-        given = to_words(case.settings)
-        with _variables(FEDPEFT_CACHE=str(self.work / "cache")), contextlib.chdir(folder):
+        given = format_words(case.settings)
+        with _set_variables(FEDPEFT_CACHE=str(self.work / "cache")), contextlib.chdir(folder):
             if case.kind == "resumed":
                 kill_after_two_rounds(given)
                 given = ["--resume", "run"]
@@ -137,7 +137,7 @@ class Here:
                 given += ["--output", "run"]
             if simulate(given):
                 raise RunError(f"the case {case.name!r} has ended with an error, see above")
-        return thinned(outcome(folder / "run"))
+        return thin_outcome(read_outcome(folder / "run"))
 
 
 def kill_after_two_rounds(flags: list[str]) -> None:
@@ -162,7 +162,7 @@ def kill_after_two_rounds(flags: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _variables(**values: str) -> Iterator[None]:
+def _set_variables(**values: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(values)
     try:
@@ -182,8 +182,8 @@ def write(only: str = "") -> None:
         raise ConfigError("the working tree has changes that are not committed; commit them, or put them away")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
-        here = Here(Path(work))
-        for case in golden_cases():
+        here = LocalRuns(Path(work))
+        for case in list_golden_cases():
             if not re.search(only, case.name):
                 continue
             with contextlib.redirect_stdout(io.StringIO()):

@@ -24,13 +24,13 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.gpu.kit import Kit, Step
-from experiments.gpu.page import page, progress
+from experiments.gpu.page import format_progress, render_page
 from experiments.gpu.record import Outcome, Record
 from experiments.gpu.worker import Worker
 from fedpeft.errors import ConfigError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 
 LEAST_SECONDS = 5.0
 """What is left of the time, below which no step is begun."""
@@ -56,15 +56,15 @@ class Settings:
     """tiny models and loads: shows that the kit works, and nothing of the device"""
 
 
-def device_of(text: str) -> str:
+def parse_device(text: str) -> str:
     """The device that is asked for.
 
     Raises:
         ConfigError: it is not here.
     """
-    from fedpeft.machine.hardware import accelerators
+    from fedpeft.machine.hardware import list_accelerators
 
-    found = accelerators()
+    found = list_accelerators()
     wanted = {"auto": "cuda:0", "cuda": "cuda:0"}.get(text, text)
     if wanted != "cpu" and wanted not in found:
         here = ", ".join([*found, "cpu"])
@@ -72,15 +72,15 @@ def device_of(text: str) -> str:
     return wanted
 
 
-def machine_of(settings: Settings, device: str) -> dict[str, Any]:
+def describe_machine(settings: Settings, device: str) -> dict[str, Any]:
     """What the figures belong to."""
     import torch
 
-    from fedpeft.machine.hardware import gpu_name
-    from fedpeft.models.kernels import cpu_name
+    from fedpeft.machine.hardware import get_gpu_name
+    from fedpeft.models.kernels import get_cpu_name
 
     return {
-        "device": cpu_name() if device == "cpu" else gpu_name(device),
+        "device": get_cpu_name() if device == "cpu" else get_gpu_name(device),
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
         "python": platform.python_version(),
@@ -99,7 +99,7 @@ def run_steps(
     """All steps that are still to do, until the time is up; `left_out` says why one can't run, or nothing."""
     end = time.monotonic() + seconds
     for step in steps:
-        if record.settled(step.name):
+        if record.is_settled(step.name):
             continue
         outcome: Outcome | None = None
         if reason := left_out(step, worker.kit):
@@ -110,7 +110,7 @@ def run_steps(
             say(f"the time is up before {step.name}; the same command goes on from there")
             return
         record.put(step.name, outcome)
-        say(progress(step.name, outcome))
+        say(format_progress(step.name, outcome))
 
 
 def main(settings: Settings) -> None:
@@ -120,7 +120,7 @@ def main(settings: Settings) -> None:
         FedpeftError: settings that can't be used, a record of another machine, assets that are missing.
     """
     from experiments.gpu import assets
-    from experiments.gpu.steps import catalogue, left_out
+    from experiments.gpu.steps import explain_omission, list_steps
 
     if settings.collect:
         if settings.assets is None:
@@ -131,37 +131,37 @@ def main(settings: Settings) -> None:
         return
     if settings.output.suffix != ".json":
         raise ConfigError(f"--output {settings.output} must end in .json; the page lies beside it as .html")
-    device = device_of(settings.device)
-    steps = [step for step in catalogue() if settings.only in step.name]
+    device = parse_device(settings.device)
+    steps = [step for step in list_steps() if settings.only in step.name]
     if not steps:
-        raise ConfigError(f"--only {settings.only}: no step is called so; there are: {_names(catalogue())}")
-    given = None if settings.assets is None else assets.checked(settings.assets)
-    record = Record.opened(settings.output, machine_of(settings, device))
+        raise ConfigError(f"--only {settings.only}: no step is called so; there are: {_format_names(list_steps())}")
+    given = None if settings.assets is None else assets.check_folder(settings.assets)
+    record = Record.from_file(settings.output, describe_machine(settings, device))
     record.save()
     work = settings.output.with_suffix(".work").absolute()
     work.mkdir(exist_ok=True)
     kit = Kit(device, work, settings.tiny, given)
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes that are started
-    worker = Worker(kit, catalogue, work / "steps.log")
+    worker = Worker(kit, list_steps, work / "steps.log")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     command = "python -m experiments.gpu " + shlex.join(sys.argv[1:])
     try:
-        run_steps(record, steps, worker, 60 * settings.minutes, left_out, console.print)
+        run_steps(record, steps, worker, 60 * settings.minutes, explain_omission, console.print)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
     finally:
         worker.close()
         target = settings.output.with_suffix(".html")
-        with writing(target):
-            target.write_text(page(record, catalogue(), command), encoding="utf-8")
+        with raise_write_errors(target):
+            target.write_text(render_page(record, list_steps(), command), encoding="utf-8")
     console.print(f"{settings.output} and {target}")
 
 
-def _names(steps: Sequence[Step]) -> str:
+def _format_names(steps: Sequence[Step]) -> str:
     return ", ".join(step.name for step in steps)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Settings, description=__doc__))

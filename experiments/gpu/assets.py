@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import AssetError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.models.base_model import resolve_model
 
 MODEL, ROWS = "encoder", "rows.jsonl.gz"
@@ -32,7 +32,7 @@ def collect(folder: Path, model: str = "minilm", dataset: str = "20newsgroups") 
     """
     source = resolve_model(model)
     target = folder / MODEL
-    with writing(folder):
+    with raise_write_errors(folder):
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for file in source.iterdir():
@@ -60,7 +60,7 @@ def _write_rows(file: Path, dataset: str) -> None:
             out.write(json.dumps({"text": str(rows.inputs[i])[:LETTERS], "label": names[rows.labels[i]]}) + "\n")
 
 
-def checked(folder: Path) -> Path:
+def check_folder(folder: Path) -> Path:
     """The folder, absolute.
 
     Raises:

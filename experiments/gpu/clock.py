@@ -30,7 +30,7 @@ class Cost:
         return None if self.memory is None else round(self.memory / 1e9, 2)
 
 
-def seconds_of(work: Callable[[], object], device: str) -> float:
+def measure_seconds(work: Callable[[], object], device: str) -> float:
     """Once: by the device's own events, so that what is queued when `work` returns counts, or by the clock."""
     if not device.startswith("cuda"):
         began = time.perf_counter()
@@ -45,32 +45,32 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def cost(work: Callable[[], object], device: str, repeats: int) -> Cost:
+def measure_cost(work: Callable[[], object], device: str, repeats: int) -> Cost:
     """Of `work`, after it has run once untimed (kernels are chosen, memory is taken)."""
     work()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-    each = [seconds_of(work, device) for _ in range(repeats)]
-    return Cost(median(each), repeats, peak_of(device))
+    each = [measure_seconds(work, device) for _ in range(repeats)]
+    return Cost(median(each), repeats, get_peak(device))
 
 
-def interleaved(ways: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[float]]:
+def time_interleaved(ways: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of each way in each repeat, one way after another within it; each has run once before."""
     for work in ways.values():
         work()
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
-            found[name].append(seconds_of(work, device))
+            found[name].append(measure_seconds(work, device))
     return found
 
 
-def peak_of(device: str) -> int | None:
+def get_peak(device: str) -> int | None:
     """Bytes, since it was last reset."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
 
-def empty(device: str) -> None:
+def empty_cache(device: str) -> None:
     """Give back what is not in use."""
     import gc
 

@@ -30,13 +30,13 @@ class Kit:
     tiny: bool = False
     assets: Path | None = None
 
-    def shape(self, shape: Shape) -> Shape:
+    def choose_shape(self, shape: Shape) -> Shape:
         """A shape, or what stands for it."""
         from experiments.gpu.shapes import SMALLER
 
         return SMALLER[shape.name] if self.tiny else shape
 
-    def size(self, usual: int, tiny: int) -> int:
+    def choose_size(self, usual: int, tiny: int) -> int:
         """A number of a load."""
         return tiny if self.tiny else usual
 
@@ -47,13 +47,13 @@ class Kit:
 
         return None if self.assets is None else self.assets / MODEL
 
-    def encoder_folder(self) -> Path:
+    def get_encoder_folder(self) -> Path:
         """Folder of the encoder in real weights, or in random ones that are written here."""
         from experiments.gpu.shapes import MINILM
 
-        return self.encoder or self.shape(MINILM).folder(self.folder / "encoder")
+        return self.encoder or self.choose_shape(MINILM).write_folder(self.folder / "encoder")
 
-    def dataset(self) -> str:
+    def choose_dataset(self) -> str:
         """Rows that the encoder can read: real ones, or made-up words."""
         from experiments.gpu.assets import ROWS
 

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.gpu.kit import Step
 from experiments.gpu.record import Outcome, Record
 from experiments.gpu.steps import CURVE, TOGETHER
-from fedpeft.studies.drawing import COLORS, MARKERS, panels
+from fedpeft.studies.drawing import COLORS, MARKERS, draw_panels
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1b1b1b}"
@@ -30,31 +30,35 @@ READINGS = {
 }
 
 
-def page(record: Record, steps: Sequence[Step], command: str) -> str:
+def render_page(record: Record, steps: Sequence[Step], command: str) -> str:
     """All that is known so far, as HTML that needs no other file."""
     title = f"fedpeft on {record.machine['device']}"
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_machine(record))}</p>"]
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_describe_machine(record))}</p>"]
     for section in dict.fromkeys(step.section for step in steps):
         found = [record.outcomes[s.name] for s in steps if s.section == section and s.name in record.outcomes]
         rows = [outcome.row for outcome in found if outcome.status == "done"]
         if not rows:
             continue
-        parts += [f"<h2>{html.escape(section)}</h2>", f"<p>{html.escape(READINGS.get(section, ''))}</p>", table(rows)]
+        parts += [
+            f"<h2>{html.escape(section)}</h2>",
+            f"<p>{html.escape(READINGS.get(section, ''))}</p>",
+            render_table(rows),
+        ]
         if section in (CURVE, TOGETHER):
             parts.append(plot(section, rows))
-    parts += _missing(record, steps)
+    parts += _list_missing(record, steps)
     parts.append(f"<p>Command: <code>{html.escape(command)}</code></p>")
     head = f"<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
     return "\n".join([f"{head}<style>{STYLE}</style>", *parts, "</html>"]) + "\n"
 
 
-def _machine(record: Record) -> str:
+def _describe_machine(record: Record) -> str:
     said = ", ".join(f"{name} {value}" for name, value in record.machine.items() if name not in ("device", "tiny"))
     tiny = " Tiny models and loads: no figure here says anything of a device." if record.machine.get("tiny") else ""
     return f"{said}.{tiny}"
 
 
-def _missing(record: Record, steps: Sequence[Step]) -> list[str]:
+def _list_missing(record: Record, steps: Sequence[Step]) -> list[str]:
     """What has no row, and why."""
     lines = []
     for step in steps:
@@ -69,18 +73,21 @@ def _missing(record: Record, steps: Sequence[Step]) -> list[str]:
     return ["<h2>Not measured</h2>", "<ul>", *items, "</ul>"]
 
 
-def table(rows: Sequence[Any]) -> str:
+def render_table(rows: Sequence[Any]) -> str:
     """Rows with the columns that any of them has."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [_line("th", columns), *(_line("td", [shown(row.get(name)) for name in columns]) for row in rows)]
+    lines = [
+        _render_line("th", columns),
+        *(_render_line("td", [format_value(row.get(name)) for name in columns]) for row in rows),
+    ]
     return "\n".join(["<table>", *lines, "</table>"])
 
 
-def _line(tag: str, cells: Iterable[str]) -> str:
+def _render_line(tag: str, cells: Iterable[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value, numbers with three or four digits that count."""
     if value is None:
         return ""
@@ -97,7 +104,7 @@ def plot(section: str, rows: Sequence[Any]) -> str:
     wanted = ["plain / batched", "batched, tokens/s"] if section == CURVE else ["tokens/s", "peak GB"]
     names = [name for name in wanted if any(row.get(name) is not None for row in rows)]
     out = io.StringIO()
-    with panels(len(names), len(names), out, section) as (_, axes):
+    with draw_panels(len(names), len(names), out, section) as (_, axes):
         for axis, name in zip(axes, names, strict=True):
             for i, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
                 points = sorted((r[x], r[name]) for r in rows if r["model"] == model and r.get(name) is not None)
@@ -111,7 +118,7 @@ def plot(section: str, rows: Sequence[Any]) -> str:
     return out.getvalue()
 
 
-def progress(name: str, outcome: Outcome) -> str:
+def format_progress(name: str, outcome: Outcome) -> str:
     """A step as a line of the terminal."""
-    row = ", ".join(f"{key} {shown(value)}" for key, value in outcome.row.items() if isinstance(value, float))
+    row = ", ".join(f"{key} {format_value(value)}" for key, value in outcome.row.items() if isinstance(value, float))
     return ": ".join(filter(None, (name, f"{outcome.status} ({outcome.seconds:.1f} s)", row or outcome.reason)))

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from fedpeft.errors import RunError
 from fedpeft.machine import files
-from fedpeft.machine.files import writing
-from fedpeft.run.records import plain
+from fedpeft.machine.files import raise_write_errors
+from fedpeft.run.records import convert_to_plain
 
 Status = Literal["done", "left out", "too slow", "failed"]
 
@@ -45,7 +45,7 @@ class Record:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @classmethod
-    def opened(cls, file: Path, machine: dict[str, Any]) -> Record:
+    def from_file(cls, file: Path, machine: dict[str, Any]) -> Record:
         """The record in `file`, or a new one.
 
         Raises:
@@ -83,11 +83,11 @@ class Record:
             RunError: the disk is full or can't be written.
         """
         steps = {step: asdict(outcome) for step, outcome in self.outcomes.items()}
-        content = plain({"machine": self.machine, "steps": steps})
-        with writing(self.file):
+        content = convert_to_plain({"machine": self.machine, "steps": steps})
+        with raise_write_errors(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             files.replace(self.file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
-    def settled(self, name: str) -> bool:
+    def is_settled(self, name: str) -> bool:
         """Whether a step needs no further try."""
         return name in self.outcomes and self.outcomes[name].status in FINAL

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fedpeft.models.attention import register
-from fedpeft.models.layers import linear_layers, replace
+from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import Layout
@@ -48,7 +48,7 @@ class Shape:
         """Of the head; 0: language modelling."""
         return CLASSES if self.task == "classification" else 0
 
-    def empty(self, **changes: Any) -> nn.Module:
+    def create_empty(self, **changes: Any) -> nn.Module:
         """The model without weights, on torch's device `meta`."""
         import transformers
 
@@ -64,15 +64,15 @@ class Shape:
         Args:
             precision: fp32 or bf16, or the layers in int8 or nf4 and the rest in bf16.
         """
-        base = self.empty()
+        base = self.create_empty()
         dtype = DTYPES.get(precision, torch.bfloat16)
         generator = torch.Generator(device).manual_seed(seed)
         if precision not in DTYPES:
-            for path, layer in linear_layers(base).items():
+            for path, layer in find_linear_layers(base).items():
                 _fill(layer, device, dtype, generator)
                 replace(base, path, QuantizedLinear(layer, "nf4" if precision == "nf4" else "int8"))
         _fill(base, device, dtype, generator)
-        _buffers(base, self, device)
+        _fill_buffers(base, self, device)
         tie: Any = base
         tie.tie_weights()
         if dtype == torch.bfloat16 or device != "cpu":
@@ -80,22 +80,22 @@ class Shape:
         return base
 
     @functools.cache  # noqa: B019  the shapes are a module's constants
-    def layout(self) -> Layout:
+    def create_layout(self) -> Layout:
         """Of the adapter's tensors, and the head's; no weight is made for it."""
         method = PEFT_METHODS.build(self.peft)
-        model = self.around(self.empty())
+        model = self.create_model(self.create_empty())
         method.attach(model, "fp32")
         layout: Layout = method.layout(model)
         return layout
 
-    def around(self, base: nn.Module) -> FederatedModel:
+    def create_model(self, base: nn.Module) -> FederatedModel:
         """The trainable model around a base, without adapter."""
         task: Task = TASKS.build(self.task)
         return task.model(base, self.classes)
 
-    def folder(self, folder: Path) -> Path:
+    def write_folder(self, folder: Path) -> Path:
         """`folder` with the model in random weights, and a tokenizer of made-up words, as transformers loads them."""
-        from fedpeft.data.made_words import WORDS, save_tokenizer, word_tokenizer
+        from fedpeft.data.made_words import WORDS, create_word_tokenizer, save_tokenizer
         from fedpeft.models.model_folder import save
 
         config = self.config()
@@ -104,7 +104,7 @@ class Shape:
             special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
             roles = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
             assert len(special) + len(WORDS) <= config.vocab_size
-            save_tokenizer(word_tokenizer(special), folder, config.max_position_embeddings, **roles)
+            save_tokenizer(create_word_tokenizer(special), folder, config.max_position_embeddings, **roles)
             weights = self.base("cpu", "fp32").state_dict()
             save(config, self.architecture, {name: w.to(torch.bfloat16) for name, w in weights.items()}, folder)
         return folder
@@ -126,7 +126,7 @@ def _fill(module: nn.Module, device: str, dtype: torch.dtype, generator: torch.G
         setattr(owner, last, nn.Parameter(made, requires_grad=False))
 
 
-def _buffers(base: nn.Module, shape: Shape, device: str) -> None:
+def _fill_buffers(base: nn.Module, shape: Shape, device: str) -> None:
     """Give `base` the buffers (positions, rotations) that a model of one layer and few words makes."""
     import transformers
 
@@ -139,7 +139,9 @@ def _buffers(base: nn.Module, shape: Shape, device: str) -> None:
             base.get_submodule(".".join(parents)).register_buffer(last, small[name].to(device), persistent=False)
 
 
-def bert(name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, peft: str = "lora") -> Shape:
+def create_bert(
+    name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, peft: str = "lora"
+) -> Shape:
     """An encoder with a head of `CLASSES`."""
 
     def config() -> Any:
@@ -162,7 +164,7 @@ ATTENTION = "lora(targets=('q_proj', 'v_proj'), layers=0)"
 """The usual adapter of language models."""
 
 
-def llama(
+def create_llama(
     name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, tied: bool = True
 ) -> Shape:
     """A causal language model."""
@@ -187,15 +189,15 @@ def llama(
     return Shape(name, "causal_lm", ATTENTION, config, "LlamaForCausalLM")
 
 
-MINILM = bert("MiniLM", 30_522, 384, 1536, 6, 12)
-SMOLLM2 = llama("SmolLM2-135M", 49_152, 576, 1536, 30, 9, 3)
-LLAMA_1B = llama("Llama 1B", 128_256, 2048, 8192, 16, 32, 8)
-LLAMA_7B = llama("Llama 7B", 32_000, 4096, 11_008, 32, 32, 32, tied=False)
+MINILM = create_bert("MiniLM", 30_522, 384, 1536, 6, 12)
+SMOLLM2 = create_llama("SmolLM2-135M", 49_152, 576, 1536, 30, 9, 3)
+LLAMA_1B = create_llama("Llama 1B", 128_256, 2048, 8192, 16, 32, 8)
+LLAMA_7B = create_llama("Llama 7B", 32_000, 4096, 11_008, 32, 32, 32, tied=False)
 
 SMALLER = {
-    MINILM.name: bert(MINILM.name, 400, 32, 64, 3, 4),
-    SMOLLM2.name: llama(SMOLLM2.name, 400, 32, 64, 2, 4, 2),
-    LLAMA_1B.name: llama(LLAMA_1B.name, 400, 32, 64, 2, 4, 2),
-    LLAMA_7B.name: llama(LLAMA_7B.name, 400, 32, 96, 2, 4, 4, tied=False),
+    MINILM.name: create_bert(MINILM.name, 400, 32, 64, 3, 4),
+    SMOLLM2.name: create_llama(SMOLLM2.name, 400, 32, 64, 2, 4, 2),
+    LLAMA_1B.name: create_llama(LLAMA_1B.name, 400, 32, 64, 2, 4, 2),
+    LLAMA_7B.name: create_llama(LLAMA_7B.name, 400, 32, 96, 2, 4, 4, tied=False),
 }
 """What stands for them under --tiny."""

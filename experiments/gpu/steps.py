@@ -9,7 +9,7 @@ from experiments.gpu import federations, measures
 from experiments.gpu.kit import Kit, Step
 from experiments.gpu.shapes import LLAMA_1B, LLAMA_7B, MINILM, SMOLLM2, Shape
 from experiments.gpu.training import BATCHED, SEQUENTIAL
-from fedpeft.machine.hardware import free_memory
+from fedpeft.machine.hardware import get_free_memory
 
 PARITY, BITS = "Parity with the CPU", "Determinism and resuming"
 ROUND, PLAINLY, CURVE = "A training round", "Against a plain loop", "Ratio over tokens of a client's step"
@@ -30,18 +30,26 @@ ROUNDS: tuple[tuple[Shape, str, str, int, int, int, int, float], ...] = (
 """Model, base, way, clients, their steps, batch, tokens, and the gigabytes that it takes at least."""
 
 
-def catalogue() -> list[Step]:
+def list_steps() -> list[Step]:
     """All of them."""
-    return [*_parity(), *_bits(), *_rounds(), *_plainly(), *_curve(), *_together(), *_federations()]
+    return [
+        *_list_parity_steps(),
+        *_list_bit_steps(),
+        *_list_round_steps(),
+        *_list_plain_steps(),
+        *_list_curve_steps(),
+        *_list_together_steps(),
+        *_list_federation_steps(),
+    ]
 
 
-def _parity() -> list[Step]:
+def _list_parity_steps() -> list[Step]:
     return [
         Step(
             f"parity {shape.name} {precision}",
             PARITY,
             90,
-            partial(measures.parity, shape=shape, precision=precision),
+            partial(measures.measure_parity, shape=shape, precision=precision),
             needs=("bitsandbytes",) if precision == "nf4" else (),
         )
         for shape in (MINILM, SMOLLM2)
@@ -49,14 +57,14 @@ def _parity() -> list[Step]:
     ]
 
 
-def _bits() -> list[Step]:
+def _list_bit_steps() -> list[Step]:
     cases = ((MINILM, "bf16", BATCHED), (SMOLLM2, "bf16", BATCHED), (SMOLLM2, "nf4", SEQUENTIAL))
     twice = [
         Step(
             f"twice {shape.name} {precision} {way}",
             BITS,
             60,
-            partial(measures.determinism, shape=shape, precision=precision, name=way),
+            partial(measures.measure_determinism, shape=shape, precision=precision, name=way),
             needs=("bitsandbytes",) if precision == "nf4" else (),
         )
         for shape, precision, way in cases
@@ -64,14 +72,14 @@ def _bits() -> list[Step]:
     return [*twice, Step("resume", BITS, 150, federations.resume)]
 
 
-def _rounds() -> list[Step]:
+def _list_round_steps() -> list[Step]:
     return [
         Step(
             f"round {shape.name} {precision} {way}",
             ROUND,
             90,
             partial(
-                measures.round_cost,
+                measures.measure_round_cost,
                 shape=shape,
                 precision=precision,
                 name=way,
@@ -87,51 +95,56 @@ def _rounds() -> list[Step]:
     ]
 
 
-def _plainly() -> list[Step]:
+def _list_plain_steps() -> list[Step]:
     cases = [(MINILM, precision, batch) for precision in ("fp32", "bf16") for batch in (1, 4, 16)]
     return [
         Step(
             f"plain {shape.name} {precision} {batch}",
             PLAINLY,
             90,
-            partial(measures.against_plain, shape=shape, precision=precision, batch=batch, tokens=128),
+            partial(measures.compare_with_plain, shape=shape, precision=precision, batch=batch, tokens=128),
         )
         for shape, precision, batch in [*cases, (SMOLLM2, "bf16", 1), (SMOLLM2, "bf16", 4)]
     ]
 
 
-def _curve() -> list[Step]:
+def _list_curve_steps() -> list[Step]:
     return [
-        Step(f"curve {shape.name} {tokens}", CURVE, 60, partial(measures.ratio, shape=shape, per_step=tokens))
+        Step(f"curve {shape.name} {tokens}", CURVE, 60, partial(measures.measure_ratio, shape=shape, per_step=tokens))
         for shape, most in ((MINILM, 16_384), (SMOLLM2, 4_096))
         for tokens in (2**power for power in range(5, most.bit_length()))
     ]
 
 
-def _together() -> list[Step]:
+def _list_together_steps() -> list[Step]:
     return [
-        Step(f"together {shape.name} {count}", TOGETHER, 60, partial(measures.together, shape=shape, clients=count))
+        Step(
+            f"together {shape.name} {count}",
+            TOGETHER,
+            60,
+            partial(measures.measure_together, shape=shape, clients=count),
+        )
         for shape, most in ((MINILM, 128), (SMOLLM2, 32))
         for count in (2**power for power in range(most.bit_length()))
     ]
 
 
-def _federations() -> list[Step]:
+def _list_federation_steps() -> list[Step]:
     return [
-        Step("accuracy", REAL, 180, federations.accuracy, assets=True),
-        Step("ray", RAY, 150, federations.ray, needs=("ray",)),
-        Step("real clients nf4", CLIENTS, 240, federations.real_clients, needs=("bitsandbytes",)),
+        Step("accuracy", REAL, 180, federations.measure_accuracy, assets=True),
+        Step("ray", RAY, 150, federations.measure_ray, needs=("ray",)),
+        Step("real clients nf4", CLIENTS, 240, federations.run_real_clients, needs=("bitsandbytes",)),
     ]
 
 
-def left_out(step: Step, kit: Kit) -> str:
+def explain_omission(step: Step, kit: Kit) -> str:
     """Why a step can't run here; empty: it can."""
     if step.assets and kit.assets is None:
         return "needs real weights and rows: --assets FOLDER, which --collect fills"
     missing = [name for name in step.needs if importlib.util.find_spec(name) is None]
     if missing:
         return f"needs the package {missing[0]}"
-    free = free_memory(kit.device) / 1e9
+    free = get_free_memory(kit.device) / 1e9
     if free < step.gigabytes and not kit.tiny:
         return f"needs {step.gigabytes:g} GB on {kit.device}, which has {free:.1f} free"
     return ""

@@ -22,11 +22,11 @@ from torch import nn
 from experiments.gpu.shapes import Shape
 from fedpeft import seeds
 from fedpeft.data.examples import Examples
-from fedpeft.data.tokens import rows_of
+from fedpeft.data.tokens import build_token_rows
 from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.quantized import quantize
-from fedpeft.models.task import DTYPES, TASKS, trainable
-from fedpeft.peft.adapter import State, norm
+from fedpeft.models.task import DTYPES, TASKS, find_trainable
+from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.peft.family import PEFT_METHODS
 
 BATCHED, SEQUENTIAL, PLAIN = "batched", "one by one", "plain loop"
@@ -69,25 +69,25 @@ class Load:
         """By all clients."""
         return self.clients * self.steps * self.batch * self.tokens
 
-    def examples(self) -> Examples:
+    def create_examples(self) -> Examples:
         """Rows of random tokens: client k has those from k * steps * batch on."""
         count = self.clients * self.steps * self.batch
         random = np.random.default_rng(0)
         ids = random.integers(5, self.shape.config().vocab_size, size=(count, self.tokens))
         labels = random.integers(self.shape.classes, size=count) if self.shape.classes else None
-        return rows_of(ids.tolist(), 0, labels)
+        return build_token_rows(ids.tolist(), 0, labels)
 
     def start(self) -> State:
         """An adapter in the midst of its training: no tensor is zero, so that every gradient counts."""
-        tensors = self.shape.layout().tensors
+        tensors = self.shape.create_layout().tensors
         return {
-            t.name: 0.02 * torch.randn(t.shape, generator=seeds.torch_generator(0, "gpu start", i))
+            t.name: 0.02 * torch.randn(t.shape, generator=seeds.create_torch_generator(0, "gpu start", i))
             for i, t in enumerate(tensors)
         }
 
-    def jobs(self, examples: Examples) -> list[Job]:
+    def create_jobs(self, examples: Examples) -> list[Job]:
         """One of each client."""
-        start, layout = self.start(), self.shape.layout()
+        start, layout = self.start(), self.shape.create_layout()
         work, optimizer = LOCAL_WORK.build(f"steps({self.steps})"), LOCAL_OPTIMIZERS.build(self.optimizer)
         training = LocalTraining(self.batch, work, self.rate, optimizer)
         rows = np.arange(len(examples)).reshape(self.clients, -1)
@@ -110,12 +110,12 @@ class Load:
         return base
 
 
-def executor(load: Load, examples: Examples, device: str, together: int = 0) -> Executor:
+def create_executor(load: Load, examples: Examples, device: str, together: int = 0) -> Executor:
     """A workbench's executor: `together` clients in a pass, or one after another."""
     if device.startswith("cuda"):
         compute_deterministically()
     task, method = TASKS.build(load.shape.task), PEFT_METHODS.build(load.shape.peft)
-    model, layout = load.shape.around(load.base(device)), load.shape.layout()
+    model, layout = load.shape.create_model(load.base(device)), load.shape.create_layout()
     if together:
         return BatchedExecutor(model, task, method, examples, layout, together, "native")
     method.attach(model, load.dtype)
@@ -131,15 +131,15 @@ class PlainLoop:
     def __init__(self, load: Load, examples: Examples, device: str) -> None:
         base: Any = load.base(device)
         base.config._attn_implementation = "sdpa"
-        self.model = load.shape.around(base)
+        self.model = load.shape.create_model(base)
         PEFT_METHODS.build(load.shape.peft).attach(self.model, load.dtype)
         self.model.to(device)
         self.examples, self.device, self.classes = examples, device, load.shape.classes
-        self.parameters = trainable(self.model)
+        self.parameters = find_trainable(self.model)
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         """Every job."""
-        with fastest_kernels():
+        with allow_fastest_kernels():
             return [self._train(job) for job in jobs]
 
     def _train(self, job: Job) -> Trained:
@@ -148,10 +148,10 @@ class PlainLoop:
                 parameter.copy_(job.received[name])
         optimizer, warmup = job.training.optimizer.started(self.parameters, job.learning_rate)
         losses = []
-        for rows in job.batches(self.examples.lengths):
+        for rows in job.create_batches(self.examples.lengths):
             batch = {name: t.to(self.device) for name, t in self.examples.batch(rows).items()}
             optimizer.zero_grad()
-            loss = self._loss(batch)
+            loss = self._compute_loss(batch)
             loss.backward()
             optimizer.step()
             warmup.step()
@@ -159,14 +159,14 @@ class PlainLoop:
         state = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         return Trained(job.client, state, float(torch.stack(losses).mean()), len(losses), len(job.rows))
 
-    def _loss(self, batch: dict[str, torch.Tensor]) -> Any:
+    def _compute_loss(self, batch: dict[str, torch.Tensor]) -> Any:
         if self.classes:
             return F.cross_entropy(self.model(batch), batch["labels"])
         return self.model.base(**batch).loss
 
 
 @contextmanager
-def fastest_kernels() -> Iterator[None]:
+def allow_fastest_kernels() -> Iterator[None]:
     """While it is open, torch chooses kernels as it does by itself."""
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
@@ -179,14 +179,14 @@ def fastest_kernels() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
-def way(name: str, load: Load, examples: Examples, device: str) -> Any:
+def create_trainer(name: str, load: Load, examples: Examples, device: str) -> Any:
     """What trains the jobs of a load: `train(jobs)`."""
     if name == PLAIN:
         return PlainLoop(load, examples, device)
-    return executor(load, examples, device, load.clients if name == BATCHED else 0)
+    return create_executor(load, examples, device, load.clients if name == BATCHED else 0)
 
 
-def apart(a: State, b: State, start: State) -> float:
+def compute_distance(a: State, b: State, start: State) -> float:
     """How far two states after training are apart, relative to how far `b` has come from `start`."""
     there = {name: b[name].double() - start[name].double() for name in b}
-    return norm({name: a[name].double() - b[name].double() for name in b}) / norm(there)
+    return compute_norm({name: a[name].double() - b[name].double() for name in b}) / compute_norm(there)

@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.gpu.kit import Kit, Step
 from experiments.gpu.record import Outcome
-from fedpeft.machine.processes import without_main
+from fedpeft.machine.processes import hide_main_module
 
 Catalogue = Callable[[], Sequence[Step]]
 """Makes the steps; a function at the top of a module, which the process imports."""
@@ -70,7 +70,7 @@ class Worker:
         context = get_context("spawn")
         self._connection, far = context.Pipe()
         self._process = context.Process(target=_serve, args=(far, self.kit, self.catalogue, str(self.log)))
-        with without_main():
+        with hide_main_module():
             self._process.start()
         far.close()
         if not self._connection.poll(left):
@@ -127,6 +127,6 @@ def _answer(step: Step, kit: Kit) -> tuple[dict[str, Any] | None, str]:
         return None, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
     finally:
         if "torch" in sys.modules:
-            from experiments.gpu.clock import empty
+            from experiments.gpu.clock import empty_cache
 
-            empty(kit.device)
+            empty_cache(kit.device)

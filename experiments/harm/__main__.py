@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import one_sentence
-from experiments.recorded import recorded
+from experiments import exit_on_error
+from experiments.recorded import read_recorded
 from fedpeft.studies.results import Result, ResultsFile
-from fedpeft.studies.statistics import half_width
+from fedpeft.studies.statistics import compute_half_width
 
 HERE = Path(__file__).parent
 
@@ -26,12 +26,12 @@ Key = tuple[str, str, int, str]
 """Task, partition, seed, state."""
 
 
-def key(run: Result) -> Key:
+def get_key(run: Result) -> Key:
     """Of a run."""
     return run.point["task"], run.point["partition"], run.seed, run.point["state"]
 
 
-def line(run: Result, start: Result) -> str:
+def format_line(run: Result, start: Result) -> str:
     """A row of the table."""
     assert run.scored is not None
     assert start.scored is not None
@@ -45,7 +45,7 @@ def line(run: Result, start: Result) -> str:
     )
 
 
-def accuracies(run: Result) -> tuple[float, float]:
+def get_accuracies(run: Result) -> tuple[float, float]:
     """Test accuracy of a run's result and of its last state, in percent."""
     assert run.summary is not None
     return 100 * run.summary["accuracy"], 100 * run.summary["last_accuracy"]
@@ -55,13 +55,13 @@ PLAIN = "default, losses as they are"
 PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0.05)")
 
 
-def beside_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
+def compare_with_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
     """Rows of the second table."""
     groups: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for (task, partition, seed, state), run in runs.items():
         start, plain = (runs.get((task, partition, seed, other)) for other in ("start", PLAIN))
         if state == "default" and start is not None and plain is not None:
-            (result, last), (plain_result, plain_last), (before, _) = map(accuracies, (run, plain, start))
+            (result, last), (plain_result, plain_last), (before, _) = map(get_accuracies, (run, plain, start))
             points = (result - before, plain_result - before, last - before, plain_last - before)
             groups.setdefault((task, partition), []).append(points)
     for (task, partition), found in groups.items():
@@ -69,46 +69,46 @@ def beside_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
         yield f"| {task} | {partition} | {len(found)} | {means} |"
 
 
-def means(pairs: Iterable[tuple[Result, Result]]) -> Iterator[str]:
+def format_means(pairs: Iterable[tuple[Result, Result]]) -> Iterator[str]:
     """Rows of the table of means, of defaults and their starts."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for run, start in pairs:
-        (after, _), (before, _) = accuracies(run), accuracies(start)
+        (after, _), (before, _) = get_accuracies(run), get_accuracies(start)
         found.setdefault(run.point["task"], {}).setdefault(run.point["partition"], []).append((before, after - before))
     for task, partitions in found.items():
         cells = [f"{np.mean([before for of in partitions.values() for before, _ in of]):.1f}"]
         for partition in PARTITIONS:
             points = np.array([gained for _, gained in partitions.get(partition, [])])
-            cells.append(f"{points.mean():+.2f}{_interval(points)} [{len(points)}]" if len(points) else "")
+            cells.append(f"{points.mean():+.2f}{_format_interval(points)} [{len(points)}]" if len(points) else "")
         yield f"| {task} | {' | '.join(cells)} |"
 
 
-def beside_small(runs: Mapping[Key, Result], small: Mapping[Key, Result]) -> Iterator[str]:
+def compare_with_small(runs: Mapping[Key, Result], small: Mapping[Key, Result]) -> Iterator[str]:
     """Rows of the last table, of a preset's runs and those of the small one."""
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for where, run in runs.items():
         if where[-1] == "default" and where in small:
-            groups.setdefault(where[:2], []).append((accuracies(run)[0], accuracies(small[where])[0]))
+            groups.setdefault(where[:2], []).append((get_accuracies(run)[0], get_accuracies(small[where])[0]))
     for (task, partition), found in groups.items():
         own, others = np.array(found).T
         points = own - others
         yield (
             f"| {task} | {partition} | {own.mean():.1f} ({own.min():.1f} to {own.max():.1f}) | {others.mean():.1f} | "
-            f"{points.mean():+.2f}{_interval(points)} [{len(points)}] |"
+            f"{points.mean():+.2f}{_format_interval(points)} [{len(points)}] |"
         )
 
 
-def _interval(points: NDArray[np.float64]) -> str:
+def _format_interval(points: NDArray[np.float64]) -> str:
     if len(points) < 2:
         return ""
-    half = half_width(points, 0.95, 2)
+    half = compute_half_width(points, 0.95, 2)
     return f" ({points.mean() - half:+.2f} to {points.mean() + half:+.2f})"
 
 
 def main() -> None:
     """Print the tables."""
-    found = recorded(HERE, __doc__)
-    runs = {key(run): run for run in found}
+    found = read_recorded(HERE, __doc__)
+    runs = {get_key(run): run for run in found}
     pairs = [
         (run, start)
         for (task, partition, seed, state), run in runs.items()
@@ -117,21 +117,21 @@ def main() -> None:
     print("| task | partition | seed | start (%) | default (%) | rows gained / lost | points | standard errors |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for run, start in pairs:
-        print(line(run, start))
+        print(format_line(run, start))
     print(f"\n| | start (%) | {' | '.join(PARTITIONS)} |")
     print("|---|---:|---:|---:|---:|")
-    print("\n".join(means(pairs)))
-    if rows := list(beside_plain(runs)):
+    print("\n".join(format_means(pairs)))
+    if rows := list(compare_with_plain(runs)):
         print("\n| task | partition | seeds | default | losses as they are | last state, default | as they are |")
         print("|---|---|---:|---:|---:|---:|---:|")
         print("\n".join(rows))
     if found[0].preset != "small":
-        small = {key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.finished}
+        small = {get_key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.finished}
         print("\n| task | partition | default (%) | of small (%) | points over it |")
         print("|---|---|---:|---:|---:|")
-        print("\n".join(beside_small(runs, small)))
+        print("\n".join(compare_with_small(runs, small)))
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.studies.results import Result, ResultsFile
 
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ class Rule:
         return int(best["round"])
 
 
-def runs() -> Iterator[Result]:
+def read_runs() -> Iterator[Result]:
     """Yield the finished runs that keep their best state."""
     for file in FILES:
         for run in ResultsFile(file).read():
@@ -60,10 +60,10 @@ def runs() -> Iterator[Result]:
                 yield run
 
 
-def changes(rule: Rule) -> tuple[int, list[float]]:
+def find_changes(rule: Rule) -> tuple[int, list[float]]:
     """Return how many runs would leave their start, and the changes of test accuracy that are known (points)."""
     others, known = 0, []
-    for run in runs():
+    for run in read_runs():
         assert run.summary is not None
         states = [state for state in run.rounds if state["loss"] is not None]
         kept = rule.kept(states, VALIDATION_ROWS.get(run.point["task"], 10**6))
@@ -80,11 +80,11 @@ def main() -> None:
     print("| right rows | loss lower by | other result | known | test accuracy (points) |\n|---|---|---:|---:|---:|")
     for one_more in (False, True):
         for share in SHARES:
-            others, known = changes(Rule(share, one_more))
+            others, known = find_changes(Rule(share, one_more))
             called = "as many, or one more" if one_more else "as many"
             print(f"| {called} | {share:.0%} | {others} | {len(known)} | {fmean(known) if known else 0:+.2f} |")
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -20,12 +20,12 @@ from typing import Any
 
 from rich.markup import escape
 
-from experiments import one_sentence
-from experiments.ladder.rungs import cells
+from experiments import exit_on_error
+from experiments.ladder.rungs import create_cells
 from experiments.ladder.settings import TASKS
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver, quiet_libraries
+from fedpeft.run.console import ConsoleObserver, silence_libraries
 from fedpeft.run.phases import SILENCE
 
 FOLDER = Path(__file__).parent
@@ -52,7 +52,7 @@ def main() -> None:
     unknown = [name for name in arguments.dataset if name not in TASKS]
     if unknown:
         raise ConfigError(f"there is no ladder for {unknown[0]!r}; take {', '.join(TASKS)}, or add it to settings.py")
-    quiet_libraries()
+    silence_libraries()
     arguments.output.mkdir(parents=True, exist_ok=True)
     with ConsoleObserver(Console(), silence=SILENCE) as observer:
         for name in arguments.dataset:
@@ -63,9 +63,9 @@ def main() -> None:
 def climb(name: str, arguments: argparse.Namespace, observer: ConsoleObserver) -> None:
     """Measure what is missing of a task's ladder; what is being measured, and since when, is said meanwhile."""
     file = arguments.output / "results.jsonl"
-    done = {key(line) for line in read(file)}
+    done = {get_key(line) for line in read(file)}
     observer.phase(f"{name}: reading the rows", 1)
-    for cell in cells(TASKS[name], arguments.seeds, arguments.clients, arguments.full, arguments.workers):
+    for cell in create_cells(TASKS[name], arguments.seeds, arguments.clients, arguments.full, arguments.workers):
         here = (name, cell.rung, cell.label, cell.seed)
         if here in done or cell.rung not in arguments.rung or arguments.label not in (None, cell.label):
             continue
@@ -78,7 +78,7 @@ def climb(name: str, arguments: argparse.Namespace, observer: ConsoleObserver) -
         write_table(arguments.output)
 
 
-def key(line: Line) -> tuple[str, str, str, int]:
+def get_key(line: Line) -> tuple[str, str, str, int]:
     """What a line is the result of."""
     return line["task"], line["rung"], line["label"], line["seed"]
 
@@ -86,12 +86,12 @@ def key(line: Line) -> tuple[str, str, str, int]:
 def read(file: Path) -> list[Line]:
     """The lines of the results, one of each key."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return list({key(line): line for line in map(json.loads, lines)}.values())
+    return list({get_key(line): line for line in map(json.loads, lines)}.values())
 
 
 def write_table(folder: Path) -> None:
     """Put the table of the folder's results into its README.md."""
-    table = "\n".join(table_of(read(folder / "results.jsonl")))
+    table = "\n".join(format_table(read(folder / "results.jsonl")))
     file = folder / "README.md"
     text = file.read_text(encoding="utf-8") if file.is_file() else f"{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
@@ -99,7 +99,7 @@ def write_table(folder: Path) -> None:
     file.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
-def table_of(lines: list[Line]) -> list[str]:
+def format_table(lines: list[Line]) -> list[str]:
     """The table, in Markdown: a row for each rung and its settings."""
     table = [
         "| task | rung | settings | test accuracy (%) | validation (%) | runs | s a run |",
@@ -111,11 +111,11 @@ def table_of(lines: list[Line]) -> list[str]:
             labels = [""] if rung == "alone" and own else list(dict.fromkeys(line["label"] for line in own))
             for label in labels:
                 group = own if rung == "alone" else [line for line in own if line["label"] == label]
-                table.append(_row(task, rung, label, group))
+                table.append(_format_row(task, rung, label, group))
     return table
 
 
-def _row(task: str, rung: str, label: str, group: list[Line]) -> str:
+def _format_row(task: str, rung: str, label: str, group: list[Line]) -> str:
     scores = [100 * line["accuracy"] for line in group]
     shown = f"{fmean(scores):.1f}"
     if rung == "alone":
@@ -133,5 +133,5 @@ def _row(task: str, rung: str, label: str, group: list[Line]) -> str:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

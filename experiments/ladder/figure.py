@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import matplotlib
 from scipy.stats import t
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.ladder.__main__ import FOLDER, Line, read
 
 matplotlib.use("Agg")
@@ -39,7 +39,7 @@ class Bar:
     high: float
 
 
-def bar_of(name: str, accuracies: list[float], is_range: bool) -> Bar:
+def create_bar(name: str, accuracies: list[float], is_range: bool) -> Bar:
     """Return the mean of accuracies (0 to 1) in percent, with their range or the interval of the mean."""
     percent = [100 * accuracy for accuracy in accuracies]
     mean = fmean(percent)
@@ -49,7 +49,7 @@ def bar_of(name: str, accuracies: list[float], is_range: bool) -> Bar:
     return Bar(name, mean, mean - half, mean + half)
 
 
-def bars_of(lines: list[Line]) -> list[Bar]:
+def create_bars(lines: list[Line]) -> list[Bar]:
     """Return the bars of `reviews`, from the weakest to the strongest."""
     bars = []
     for rung, label, name in BARS:
@@ -58,7 +58,7 @@ def bars_of(lines: list[Line]) -> list[Bar]:
             for line in lines
             if line["task"] == "reviews" and line["rung"] == rung and (rung == "alone" or line["label"] == label)
         ]
-        bars.append(bar_of(name, [line["accuracy"] for line in chosen], rung == "alone"))
+        bars.append(create_bar(name, [line["accuracy"] for line in chosen], rung == "alone"))
     return bars
 
 
@@ -88,10 +88,10 @@ def draw(bars: list[Bar], file: Path) -> None:
 def main() -> None:
     """Draw the figure."""
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER.parents[1] / "docs" / "baselines.svg"
-    draw(bars_of(read(FOLDER / "results.jsonl")), file)
+    draw(create_bars(read(FOLDER / "results.jsonl")), file)
     print(file)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

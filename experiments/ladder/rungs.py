@@ -19,14 +19,14 @@ import torch
 
 import fedpeft
 from experiments.ladder.settings import ONE_CLIENT, SHARED, Fields, Task
-from fedpeft.data.cached_rows import cached_examples
-from fedpeft.data.examples import length_sorted_batches
+from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.data.examples import batch_by_length
 from fedpeft.data.partition import PARTITIONS, USUAL
-from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, suited_partition, without_validation
+from fedpeft.data.rows import Dataset, Rows, get_default_partition, join_rows, load_dataset, split_off_validation
 from fedpeft.models.frozen_blocks import TILE, pool
 from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.task import DTYPES
-from fedpeft.models.tasks.classification import hidden_states
+from fedpeft.models.tasks.classification import compute_hidden_states
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
@@ -58,14 +58,14 @@ class Cell:
     make: Callable[[], dict[str, Any]]
 
 
-def cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Iterator[Cell]:
+def create_cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Iterator[Cell]:
     """All numbers of a task's ladder, cheap ones first."""
     machine = SHARED | {"workers": workers}
     data = load_dataset(task.dataset)
-    yield Cell("majority", "", 0, lambda: majority(data))
-    yield Cell("words" if data.kind == "text" else "pixels", "", 0, lambda: surface(data))
-    yield Cell("probe", "", 0, lambda: probe(task.dataset, machine))
-    yield Cell("probe of all blocks", "", 0, lambda: probe(task.dataset, machine, all_blocks=True))
+    yield Cell("majority", "", 0, lambda: score_majority(data))
+    yield Cell("words" if data.kind == "text" else "pixels", "", 0, lambda: score_surface(data))
+    yield Cell("probe", "", 0, lambda: score_probe(task.dataset, machine))
+    yield Cell("probe of all blocks", "", 0, lambda: score_probe(task.dataset, machine, all_blocks=True))
     for seed in range(seeds):
         yield Cell("federated head", "", seed, _run(task.dataset, machine | task.heads, seed))
         for label, fields in task.federated.items():
@@ -76,16 +76,16 @@ def cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Ite
             fields = machine | ONE_CLIENT | task.full
             yield Cell("pooled full fine-tuning", "", seed, _run(task.dataset, fields, seed))
     for number, own in sample(data, next(iter(task.federated.values())), clients):
-        yield Cell("alone", f"client {number}", 0, _alone(data, own, machine | ONE_CLIENT | task.alone))
+        yield Cell("alone", f"client {number}", 0, _create_alone(data, own, machine | ONE_CLIENT | task.alone))
 
 
-def majority(data: Dataset) -> dict[str, Any]:
+def score_majority(data: Dataset) -> dict[str, Any]:
     """The most frequent class of training, for every row."""
     train, test = data.train.labels, data.test.labels
     return {"accuracy": float(np.mean(test == np.bincount(train).argmax()))}  # type: ignore[arg-type]
 
 
-def surface(data: Dataset) -> dict[str, Any]:
+def score_surface(data: Dataset) -> dict[str, Any]:
     """A linear classifier of whole texts or of pixels, all choices cross-validated.
 
     A support-vector machine on TF-IDF, which is made of all training rows, those that are held out in turn included (it
@@ -113,7 +113,7 @@ def surface(data: Dataset) -> dict[str, Any]:
         inputs = [np.reshape(images, (len(images), -1)) / 255 for images in inputs]
     tried = {}
     for form, features in forms.items():
-        search = GridSearchCV(classifier, {"C": strengths}, cv=folds(data.train))
+        search = GridSearchCV(classifier, {"C": strengths}, cv=create_folds(data.train))
         tried[form] = search.fit(features.fit_transform(inputs[0]), data.train.labels)
     form, best = max(tried.items(), key=lambda pair: float(pair[1].best_score_))
     return {
@@ -121,11 +121,11 @@ def surface(data: Dataset) -> dict[str, Any]:
         "validation": float(best.best_score_),
         "features": form,
         "C": best.best_params_["C"],
-        "folds": kind_of_folds(data.train),
+        "folds": choose_fold_kind(data.train),
     }
 
 
-def probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict[str, Any]:
+def score_probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict[str, Any]:
     """Logistic regression on the frozen base's features of all rows, as many tokens as the other rungs.
 
     The pooling of the last states and the penalty are cross-validated; of `all_blocks` the mean is what there is.
@@ -136,18 +136,18 @@ def probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict[str, 
     from sklearn.preprocessing import StandardScaler
 
     config = fedpeft.RunConfig(dataset=dataset, **machine)
-    with tempfile.TemporaryDirectory() as folder, ConsoleObserver(_quiet()) as observer:
+    with tempfile.TemporaryDirectory() as folder, ConsoleObserver(_create_quiet_console()) as observer:
         simulation = Simulation(config, Path(folder), observer)
         try:
             everything, test = simulation.rows.all, simulation.rows.dataset.test
-            train_features = frozen_features(simulation, everything, all_blocks)
-            test_features = frozen_features(simulation, test, all_blocks)
+            train_features = compute_frozen_features(simulation, everything, all_blocks)
+            test_features = compute_frozen_features(simulation, test, all_blocks)
         finally:
             simulation.close()
     tried = {}
     for pooling, features in train_features.items():
         model = Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(max_iter=2000))])
-        search = GridSearchCV(model, {"classifier__C": OF_FEATURES}, cv=folds(everything))
+        search = GridSearchCV(model, {"classifier__C": OF_FEATURES}, cv=create_folds(everything))
         tried[pooling] = search.fit(features, everything.labels)
     pooling, best = max(tried.items(), key=lambda pair: float(pair[1].best_score_))
     return {
@@ -156,38 +156,38 @@ def probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict[str, 
         "pooling": pooling,
         "poolings": {name: round(float(search.best_score_), 4) for name, search in tried.items()},
         "C": best.best_params_["classifier__C"],
-        "folds": kind_of_folds(everything),
+        "folds": choose_fold_kind(everything),
     }
 
 
-def folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
+def create_folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
     """Row numbers to fit and to score, `FOLDS` times: no owner in both, or stratified where there are none."""
     from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-    if kind_of_folds(rows) == "owners":
+    if choose_fold_kind(rows) == "owners":
         return list(GroupKFold(FOLDS).split(rows.labels, groups=rows.owners))
     return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(rows.labels, rows.labels))
 
 
-def kind_of_folds(rows: Rows) -> str:
-    """What `folds` goes by."""
+def choose_fold_kind(rows: Rows) -> str:
+    """What `create_folds` goes by."""
     return "owners" if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS else "classes"
 
 
-def frozen_features(simulation: Simulation, rows: Rows, all_blocks: bool = False) -> dict[str, np.ndarray]:
+def compute_frozen_features(simulation: Simulation, rows: Rows, all_blocks: bool = False) -> dict[str, np.ndarray]:
     """What the base without an adapter makes of rows, (rows, width), by how its last states are pooled; or the mean of
     the states of `all_blocks`, as `head2toe` has it."""
     setup, work = simulation.setup, simulation.workers.work
-    examples = cached_examples(setup.tokenised(rows, setup.tokens))
+    examples = load_cached_examples(setup.tokenize_rows(rows, setup.tokens))
     base = setup.task.base(work.model, DTYPES[work.dtype])
     if all_blocks:
         read_all_blocks(base)
     found: dict[str, np.ndarray] = {}
-    for some in length_sorted_batches(examples.lengths, TILE):
+    for some in batch_by_length(examples.lengths, TILE):
         batch = examples.batch(some)
         mask = batch.get("attention_mask")
         with torch.inference_mode():
-            states = hidden_states(base, {name: t for name, t in batch.items() if name != "labels"}).float()
+            states = compute_hidden_states(base, {name: t for name, t in batch.items() if name != "labels"}).float()
         seen = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
         pooled = {"mean": pool(states, mask)}
         if not all_blocks:
@@ -201,8 +201,8 @@ def frozen_features(simulation: Simulation, rows: Rows, all_blocks: bool = False
 def sample(data: Dataset, federation: Fields, clients: int) -> Iterator[tuple[int, Rows]]:
     """The rows of so many of the federation's clients, which lie evenly between the smallest and the largest."""
     defaults = fedpeft.RunConfig()
-    train, _ = without_validation(data)
-    partitioner = PARTITIONS.build(federation.get("partition") or suited_partition(data.name) or USUAL)
+    train, _ = split_off_validation(data)
+    partitioner = PARTITIONS.build(federation.get("partition") or get_default_partition(data.name) or USUAL)
     partition = partitioner.split(train, federation.get("clients", defaults.clients), 0)
     by_size = np.argsort(partition.sizes, kind="stable")
     for place in np.linspace(0, len(by_size) - 1, min(clients, len(by_size))).round().astype(int):
@@ -210,11 +210,11 @@ def sample(data: Dataset, federation: Fields, clients: int) -> Iterator[tuple[in
         yield client, train.take(partition.shard(client))
 
 
-def _alone(data: Dataset, own: Rows, fields: Fields) -> Callable[[], dict[str, Any]]:
+def _create_alone(data: Dataset, own: Rows, fields: Fields) -> Callable[[], dict[str, Any]]:
     def make() -> dict[str, Any]:
         assert own.labels is not None
         if len(np.unique(own.labels)) < 2:
-            return majority(dataclasses.replace(data, train=joined(own, own))) | {"rows": len(own)}
+            return score_majority(dataclasses.replace(data, train=join_rows(own, own))) | {"rows": len(own)}
         return _run(dataclasses.replace(data, train=own), fields, 0)() | {"rows": len(own)}
 
     return make
@@ -243,7 +243,7 @@ def _run(dataset: str | Dataset, fields: Fields, seed: int) -> Callable[[], dict
     return make
 
 
-def _quiet() -> Any:
+def _create_quiet_console() -> Any:
     from rich.console import Console
 
     return Console(quiet=True)

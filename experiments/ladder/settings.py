@@ -41,37 +41,37 @@ ALL_BLOCKS = "lora(layers=0)"
 HEAD = "head2toe"
 
 
-def passes(count: float, pieces: int, **fields: Any) -> Fields:
+def create_passes(count: float, pieces: int, **fields: Any) -> Fields:
     """So many passes over the rows in so many rounds, at whose ends validation rows are looked at."""
     return {"rounds": pieces, "local_work": f"epochs({count / pieces})", "batch_size": 16} | fields
 
 
-def natural(rounds: int, cohort: int, **fields: Any) -> Fields:
+def create_natural(rounds: int, cohort: int, **fields: Any) -> Fields:
     """A federation of the rows' owners."""
     return {"partition": "natural", "clients": 0, "rounds": rounds, "cohort": cohort} | fields
 
 
-def grouped(rounds: int, cohort: int, **fields: Any) -> Fields:
+def create_grouped(rounds: int, cohort: int, **fields: Any) -> Fields:
     """A federation of 100 groups of the rows' owners."""
     return {"partition": "grouped", "clients": 100, "rounds": rounds, "cohort": cohort} | fields
 
 
-FULL = passes(2, 4, peft="full", learning_rate=5e-5)
-ALONE = passes(4, 4, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8)
+FULL = create_passes(2, 4, peft="full", learning_rate=5e-5)
+ALONE = create_passes(4, 4, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8)
 
 TASKS = {
     "code_types": Task(
         dataset="code_types",
         federated={
-            "4 blocks, 2e-3": natural(12, 8, peft=FOUR_BLOCKS, learning_rate=2e-3, batch_size=8),
-            "2 blocks, 2e-3": natural(12, 8, peft=TWO_BLOCKS, learning_rate=2e-3, batch_size=8),
-            "all blocks, 1e-3": natural(12, 8, peft=ALL_BLOCKS, learning_rate=1e-3, batch_size=8),
+            "4 blocks, 2e-3": create_natural(12, 8, peft=FOUR_BLOCKS, learning_rate=2e-3, batch_size=8),
+            "2 blocks, 2e-3": create_natural(12, 8, peft=TWO_BLOCKS, learning_rate=2e-3, batch_size=8),
+            "all blocks, 1e-3": create_natural(12, 8, peft=ALL_BLOCKS, learning_rate=1e-3, batch_size=8),
         },
-        heads=natural(12, 8, peft=HEAD, batch_size=8),
+        heads=create_natural(12, 8, peft=HEAD, batch_size=8),
         pooled={
-            "4 blocks, 1e-3": passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
-            "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
-            "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+            "4 blocks, 1e-3": create_passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
+            "2 blocks, 1e-3": create_passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "all blocks, 5e-4": create_passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
         },
         alone=ALONE,
         full=FULL,
@@ -79,20 +79,20 @@ TASKS = {
     "reviews": Task(
         dataset="reviews",
         federated={
-            "4 blocks, 2e-3": grouped(20, 10, peft=FOUR_BLOCKS, learning_rate=2e-3),
-            "2 blocks, 2e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=2e-3),
-            "2 blocks, 4e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=4e-3),
-            "2 blocks, 1e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=1e-3),
-            "3 blocks, 2e-3": grouped(20, 10, peft="lora(layers=3)", learning_rate=2e-3),
-            "all blocks, 1e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=1e-3),
-            "all blocks, 2e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=2e-3),
+            "4 blocks, 2e-3": create_grouped(20, 10, peft=FOUR_BLOCKS, learning_rate=2e-3),
+            "2 blocks, 2e-3": create_grouped(20, 10, peft=TWO_BLOCKS, learning_rate=2e-3),
+            "2 blocks, 4e-3": create_grouped(20, 10, peft=TWO_BLOCKS, learning_rate=4e-3),
+            "2 blocks, 1e-3": create_grouped(20, 10, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "3 blocks, 2e-3": create_grouped(20, 10, peft="lora(layers=3)", learning_rate=2e-3),
+            "all blocks, 1e-3": create_grouped(20, 10, peft=ALL_BLOCKS, learning_rate=1e-3),
+            "all blocks, 2e-3": create_grouped(20, 10, peft=ALL_BLOCKS, learning_rate=2e-3),
         },
-        heads=grouped(20, 10, peft=HEAD),
+        heads=create_grouped(20, 10, peft=HEAD),
         pooled={
-            "4 blocks, 1e-3": passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
-            "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
-            "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
-            "all blocks, 1e-3": passes(2, 4, peft=ALL_BLOCKS, learning_rate=1e-3),
+            "4 blocks, 1e-3": create_passes(2, 4, peft=FOUR_BLOCKS, learning_rate=1e-3),
+            "2 blocks, 1e-3": create_passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "all blocks, 5e-4": create_passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+            "all blocks, 1e-3": create_passes(2, 4, peft=ALL_BLOCKS, learning_rate=1e-3),
         },
         alone=ALONE,
         full=FULL,
@@ -107,10 +107,10 @@ TASKS = {
         },
         heads={"clients": 20, "cohort": 10, "peft": HEAD},
         pooled={
-            "all blocks, 3e-4": passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4),
-            "4 blocks, 3e-4": passes(8, 8, peft=FOUR_BLOCKS, learning_rate=3e-4),
+            "all blocks, 3e-4": create_passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4),
+            "4 blocks, 3e-4": create_passes(8, 8, peft=FOUR_BLOCKS, learning_rate=3e-4),
         },
-        alone=passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4, batch_size=8),
+        alone=create_passes(8, 8, peft=ALL_BLOCKS, learning_rate=3e-4, batch_size=8),
         full=FULL,
     ),
     "20newsgroups": Task(
@@ -118,8 +118,8 @@ TASKS = {
         federated={"defaults, 4e-3": {"learning_rate": 4e-3}},
         heads={"peft": HEAD},
         pooled={
-            "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
-            "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+            "2 blocks, 1e-3": create_passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "all blocks, 5e-4": create_passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
         },
         alone=ALONE,
         full=FULL,

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.language_speed import own as clients
 from experiments.language_speed import peers
 from experiments.language_speed.peers import Step
@@ -62,7 +62,7 @@ class Way:
     tokens: int
 
 
-def packed_lengths(settings: Settings) -> list[int]:
+def choose_lengths(settings: Settings) -> list[int]:
     """Tokens of the rows that are packed."""
     if not settings.lengths:
         return [max(2, settings.tokens // 2**i) for i in range(settings.batch)]
@@ -76,13 +76,13 @@ def packed_lengths(settings: Settings) -> list[int]:
     return [int(n) for n in rows.lengths[::stride][: settings.batch]]
 
 
-def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
+def create_ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     """A training step of each way; all return the loss. Also the output layer and its loss alone."""
     import numpy as np
     import torch
 
-    from fedpeft.data.examples import padded_length
-    from fedpeft.data.packing import together
+    from fedpeft.data.examples import round_up_length
+    from fedpeft.data.packing import pack_clients
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
@@ -92,11 +92,11 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     task, random = CausalLM(), np.random.default_rng(0)
     model: Any = task.model(task.base(resolve_model(settings.model), DTYPES[settings.dtype]), None)
     PEFT_METHODS.build("lora(targets=('q_proj', 'v_proj'), layers=0)").attach(model, settings.dtype)
-    rows = made_rows([settings.tokens] * settings.batch, settings, model, random)
+    rows = make_rows([settings.tokens] * settings.batch, settings, model, random)
     full = rows.batch(range(settings.batch))
-    lengths = packed_lengths(settings)
-    ragged, longest = made_rows(lengths, settings, model, random), padded_length(max(lengths))
-    [bins] = together([np.array(lengths)], longest) or [[[i] for i in range(len(lengths))]]
+    lengths = choose_lengths(settings)
+    ragged, longest = make_rows(lengths, settings, model, random), round_up_length(max(lengths))
+    [bins] = pack_clients([np.array(lengths)], longest) or [[[i] for i in range(len(lengths))]]
     padding = 1 - sum(lengths) / (len(lengths) * longest)
     say(f"{len(lengths)} rows, padded {padding:.0%} is padding; sequences of {longest} tokens hold them in {len(bins)}")
 
@@ -104,38 +104,38 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
         return task.row_losses(model, batch)
 
     own: dict[str, Step] = {
-        **output_layer(model, full["labels"][:, 1:], DTYPES[settings.dtype]),
-        WHOLE: lambda: stepped(model, whole(model, full)),
-        CHUNKS: lambda: stepped(model, chunks(full)),
-        APART: lambda: stepped(model, chunks(ragged.batch(range(len(lengths))))),
-        PACKED: lambda: stepped(model, chunks(ragged.packed(bins, longest))),
+        **create_output_steps(model, full["labels"][:, 1:], DTYPES[settings.dtype]),
+        WHOLE: lambda: take_step(model, compute_whole_loss(model, full)),
+        CHUNKS: lambda: take_step(model, chunks(full)),
+        APART: lambda: take_step(model, chunks(ragged.batch(range(len(lengths))))),
+        PACKED: lambda: take_step(model, chunks(ragged.pack_batch(bins, longest))),
     }
     of_all, of_ragged = settings.tokens * settings.batch, sum(lengths)
-    made: dict[str, Callable[[], Step]] = {name: partial(_itself, step) for name, step in own.items()}
-    made[CLIENT] = partial(clients.client, settings.model, settings.dtype, rows)
-    made[CLIENT_AGAIN] = partial(clients.client, settings.model, settings.dtype, rows, again=True)
-    made[CLIENT_RAGGED] = partial(clients.client, settings.model, settings.dtype, ragged)
-    made[CLIENT_PADDED] = partial(clients.client, settings.model, settings.dtype, ragged, padded=True)
-    made |= peers.steps(settings.model, settings.dtype, full, ragged.batch(range(len(lengths))), say)
+    made: dict[str, Callable[[], Step]] = {name: partial(_return_step, step) for name, step in own.items()}
+    made[CLIENT] = partial(clients.create_client_step, settings.model, settings.dtype, rows)
+    made[CLIENT_AGAIN] = partial(clients.create_client_step, settings.model, settings.dtype, rows, again=True)
+    made[CLIENT_RAGGED] = partial(clients.create_client_step, settings.model, settings.dtype, ragged)
+    made[CLIENT_PADDED] = partial(clients.create_client_step, settings.model, settings.dtype, ragged, padded=True)
+    made |= peers.list_steps(settings.model, settings.dtype, full, ragged.batch(range(len(lengths))), say)
     short = (APART, PACKED, CLIENT_RAGGED, CLIENT_PADDED, peers.PLAIN_RAGGED)
     return {name: Way(each, of_ragged if name in short else of_all) for name, each in made.items()}
 
 
-def _itself(step: Step) -> Step:
+def _return_step(step: Step) -> Step:
     return step
 
 
-def made_rows(lengths: list[int], settings: Settings, model: Any, random: Any) -> Any:
+def make_rows(lengths: list[int], settings: Settings, model: Any, random: Any) -> Any:
     """Rows of random tokens, of which the last ones count."""
-    from fedpeft.data.tokens import rows_of
+    from fedpeft.data.tokens import build_token_rows
 
     first = [round(n * (1 - settings.answers)) for n in lengths]
     counted = [[i >= f for i in range(n)] for n, f in zip(lengths, first, strict=True)]
     vocabulary = model.base.config.vocab_size
-    return rows_of([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
+    return build_token_rows([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
 
 
-def stepped(model: Any, losses: Any) -> float:
+def take_step(model: Any, losses: Any) -> float:
     """The loss, once its gradient is made and thrown away."""
     loss = losses.sums.sum() / losses.counts.sum()
     loss.backward()
@@ -143,7 +143,7 @@ def stepped(model: Any, losses: Any) -> float:
     return float(loss.detach())
 
 
-def whole(model: Any, batch: Any) -> Any:
+def compute_whole_loss(model: Any, batch: Any) -> Any:
     """As before: the logits of all positions, in fp32, and their likeliest."""
     import torch.nn.functional as F
 
@@ -155,16 +155,16 @@ def whole(model: Any, batch: Any) -> Any:
     return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
 
 
-def output_layer(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
+def create_output_steps(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
     """The output layer and its loss alone, forth and back, from made-up states before it: (rows, tokens, width)."""
     import torch
     import torch.nn.functional as F
     from torch import Tensor
 
     from fedpeft.data.examples import IGNORED
-    from fedpeft.models.token_losses import OutputLayer, token_losses
+    from fedpeft.models.token_losses import OutputLayer, compute_token_losses
 
-    output = OutputLayer.of(model.base)
+    output = OutputLayer.from_base(model.base)
     assert output is not None
     hidden = torch.randn(*labels.shape, model.base.config.hidden_size).to(dtype)
 
@@ -175,27 +175,27 @@ def output_layer(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
         return float(loss.detach())
 
     def whole_output(h: Tensor) -> Tensor:
-        logits = output.logits(h)
+        logits = output.compute_logits(h)
         (logits.argmax(-1) == labels).sum()
         return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED)
 
     def chunked_output(h: Tensor) -> Tensor:
         counted = labels != IGNORED
-        return token_losses(h[counted], labels[counted], output.logits)[0].mean()
+        return compute_token_losses(h[counted], labels[counted], output.compute_logits)[0].mean()
 
     return {OUTPUT + WHOLE: lambda: last(whole_output), OUTPUT + CHUNKS: lambda: last(chunked_output)}
 
 
-def measured(step: Step) -> tuple[float, float, float]:
+def measure_step(step: Step) -> tuple[float, float, float]:
     """Loss, CPU seconds of this thread, and MB by which the step's peak exceeds what was resident before it."""
     release()  # what an earlier step has left would hide this one's
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
-    before, started = _status("VmRSS"), time.thread_time()
+    before, started = _read_status("VmRSS"), time.thread_time()
     loss = step()
-    return loss, time.thread_time() - started, (_status("VmHWM") - before) / 1e3
+    return loss, time.thread_time() - started, (_read_status("VmHWM") - before) / 1e3
 
 
-def _status(name: str) -> int:
+def _read_status(name: str) -> int:
     """Kilobytes, of /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
@@ -212,7 +212,7 @@ def main(settings: Settings) -> int:
         re.compile(settings.only)
     except re.error as error:
         raise ConfigError(f"only={settings.only!r} is no regular expression: {error}") from None
-    every = ways(settings, console.print)
+    every = create_ways(settings, console.print)
     chosen = {name: way for name, way in every.items() if re.search(settings.only, name)}
     if not chosen:
         raise ConfigError(f"only={settings.only!r} is in no way's name; there are: {', '.join(every)}")
@@ -220,7 +220,7 @@ def main(settings: Settings) -> int:
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}
     for _ in range(settings.repeats):
         for name, step in made.items():
-            found[name].append(measured(step))
+            found[name].append(measure_step(step))
             loss, seconds, memory = found[name][-1]
             console.print(f"{name}: {seconds:.2f} s, {memory:,.0f} MB, loss {loss:.6f}", highlight=False)
     shown = Table("way", "CPU seconds (least)", "tokens a second", "MB above the loaded model (least)", "loss")
@@ -238,5 +238,5 @@ def main(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         sys.exit(main(tyro.cli(Settings, description=__doc__)))

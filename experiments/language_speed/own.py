@@ -12,7 +12,7 @@ from experiments.language_speed.peers import Step
 TARGETS = "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
 
 
-def client(model: str, dtype: str, rows: Any, again: bool = False, padded: bool = False) -> Step:
+def create_client_step(model: str, dtype: str, rows: Any, again: bool = False, padded: bool = False) -> Step:
     """One step on all `rows`, always from the start; without padding where there is much.
 
     Args:

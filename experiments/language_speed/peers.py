@@ -17,7 +17,7 @@ PLAIN, SFT = "plain peft loop", "trl SFTTrainer"
 PLAIN_RAGGED = "plain peft loop, rows padded"
 
 
-def adapted(model: str, dtype: str) -> Any:
+def load_adapted(model: str, dtype: str) -> Any:
     """The base as transformers loads it, with LoRA in all blocks."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -30,9 +30,9 @@ def adapted(model: str, dtype: str) -> Any:
     return get_peft_model(base, config)
 
 
-def plain(model: str, dtype: str, batch: Batch) -> Step:
+def create_plain_step(model: str, dtype: str, batch: Batch) -> Step:
     """`model(**batch).loss.backward()`: the loss as transformers makes it, of all logits."""
-    made = adapted(model, dtype)
+    made = load_adapted(model, dtype)
 
     def step() -> float:
         loss = made(**batch, use_cache=False).loss
@@ -43,7 +43,7 @@ def plain(model: str, dtype: str, batch: Batch) -> Step:
     return step
 
 
-def sft(model: str, dtype: str, batch: Batch) -> Step:
+def create_sft_step(model: str, dtype: str, batch: Batch) -> Step:
     """`SFTTrainer.training_step`, with trl's own defaults for the loss; without gradient checkpointing, as the others.
 
     Raises:
@@ -59,7 +59,7 @@ def sft(model: str, dtype: str, batch: Batch) -> Step:
         tempfile.mkdtemp(), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no"
     )
     trainer = SFTTrainer(
-        model=adapted(model, dtype),
+        model=load_adapted(model, dtype),
         args=settings,
         train_dataset=Dataset.from_list([{"input_ids": [1, 2, 3]}]),
         processing_class=AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=False),
@@ -75,14 +75,14 @@ def sft(model: str, dtype: str, batch: Batch) -> Step:
     return step
 
 
-def steps(
+def list_steps(
     model: str, dtype: str, batch: Batch, padded: Batch, say: Callable[[str], object]
 ) -> dict[str, Callable[[], Step]]:
     """What makes each step when it is wanted; trl's where it is installed. `padded`: short rows, as a collator pads
     them, for the plain loop."""
     found: dict[str, Callable[[], Step]] = {
-        PLAIN: lambda: plain(model, dtype, batch),
-        PLAIN_RAGGED: lambda: plain(model, dtype, padded),
+        PLAIN: lambda: create_plain_step(model, dtype, batch),
+        PLAIN_RAGGED: lambda: create_plain_step(model, dtype, padded),
     }
     try:
         import datasets  # noqa: F401
@@ -90,4 +90,4 @@ def steps(
     except ImportError:
         say(f"{SFT}: left out, since trl and datasets are not installed")
         return found
-    return found | {SFT: lambda: sft(model, dtype, batch)}
+    return found | {SFT: lambda: create_sft_step(model, dtype, batch)}

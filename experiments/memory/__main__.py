@@ -71,7 +71,7 @@ def simulate(settings: Settings, clients: int) -> dict[str, Any]:
 COLUMNS = ("clients", "peak memory (PSS, all processes), GB", "seconds per round", "seconds in all")
 
 
-def cells(summary: dict[str, Any]) -> tuple[str, ...]:
+def format_cells(summary: dict[str, Any]) -> tuple[str, ...]:
     """A run as a row of the table."""
     return (
         f"{summary['clients']:,}",
@@ -81,7 +81,7 @@ def cells(summary: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def verdict(summaries: list[dict[str, Any]]) -> str:
+def format_verdict(summaries: list[dict[str, Any]]) -> str:
     """What the table says."""
     peaks = [(s["peak_memory_bytes"] or 0) / 1e9 for s in summaries]
     return (
@@ -93,9 +93,9 @@ def verdict(summaries: list[dict[str, Any]]) -> str:
 def write_readme(summaries: list[dict[str, Any]]) -> None:
     """Put the table between the markers of the README."""
     hardware = summaries[0]["hardware"]
-    rows = [COLUMNS, ("---:",) * len(COLUMNS), *map(cells, summaries)]
+    rows = [COLUMNS, ("---:",) * len(COLUMNS), *map(format_cells, summaries)]
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    note = f"{hardware['cpu']}, {hardware['workers']} workers; {verdict(summaries)}."
+    note = f"{hardware['cpu']}, {hardware['workers']} workers; {format_verdict(summaries)}."
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{note}\n\n{END}{after}", encoding="utf-8")
@@ -114,13 +114,13 @@ def main(settings: Settings) -> int:
             print(error, file=sys.stderr)
             return 1
         summaries.append(summary)
-        shown.add_row(*cells(summary))
-        console.print(f"{clients:,} clients: {cells(summary)[1]} GB", highlight=False)
+        shown.add_row(*format_cells(summary))
+        console.print(f"{clients:,} clients: {format_cells(summary)[1]} GB", highlight=False)
         if settings.output is not None:
             with open(settings.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(summary) + "\n")
     console.print(shown)
-    console.print(verdict(summaries), highlight=False)
+    console.print(format_verdict(summaries), highlight=False)
     if settings.write_readme:
         write_readme(summaries)
     return 0

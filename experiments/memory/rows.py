@@ -84,7 +84,7 @@ def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     environment = os.environ | {"FEDPEFT_CACHE": str(folder / "cache")}
     said = folder / f"{rows}.log"
     with said.open("w") as output:
-        peaks = watched(run := subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
+        peaks = watch_peaks(run := subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
     if run.returncode:
         raise RuntimeError(f"{rows} rows: {said.read_text().strip()[-2000:]}")
     summary: dict[str, Any] = json.loads((folder / f"run-{rows}" / "summary.json").read_text())
@@ -92,19 +92,19 @@ def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     return summary | peaks | {"file_bytes": train.stat().st_size, "tokenised_bytes": tokenised}
 
 
-def watched(run: subprocess.Popen[bytes]) -> dict[str, int]:
+def watch_peaks(run: subprocess.Popen[bytes]) -> dict[str, int]:
     """The peaks of a run and the processes that it starts, each over time: `anonymous` memory, which only a swap file
     could take, and mapped files (`mapped`), which the system takes back; bytes, shared pages by their share."""
     peaks = {"anonymous": 0, "mapped": 0}
     while run.poll() is None:
-        found = [parts_of(process.pid) for process in tree(run.pid)]
+        found = [read_memory_parts(process.pid) for process in list_process_tree(run.pid)]
         for i, name in enumerate(peaks):
             peaks[name] = max(peaks[name], sum(parts[i] for parts in found))
         time.sleep(SECONDS)
     return peaks
 
 
-def tree(pid: int) -> list[psutil.Process]:
+def list_process_tree(pid: int) -> list[psutil.Process]:
     """A process and all below it."""
     try:
         top = psutil.Process(pid)
@@ -113,7 +113,7 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def parts_of(pid: int) -> tuple[int, int]:
+def read_memory_parts(pid: int) -> tuple[int, int]:
     """Anonymous memory and mapped files of a process now, bytes; 0 of one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -129,7 +129,7 @@ COLUMNS = (
 )
 
 
-def cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
+def format_cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
     """A run as a row of the table."""
     sizes = (
         *(summary["file_bytes"], summary["tokenised_bytes"], summary["peak_memory_bytes"] or 0),
@@ -138,9 +138,9 @@ def cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
     return (f"{rows:,}", *(f"{size / 1e6:,.0f}" for size in sizes), f"{summary['seconds']:.0f}")
 
 
-def table(found: dict[int, dict[str, Any]]) -> str:
+def format_table(found: dict[int, dict[str, Any]]) -> str:
     """The table in Markdown, and what memory does from the first to the last run."""
-    lines = [COLUMNS, ("---:",) * len(COLUMNS), *(cells(rows, summary) for rows, summary in found.items())]
+    lines = [COLUMNS, ("---:",) * len(COLUMNS), *(format_cells(rows, summary) for rows, summary in found.items())]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     fewest, most = min(found), max(found)
     if most == fewest:
@@ -166,11 +166,13 @@ def main(settings: Settings) -> int:
             except RuntimeError as error:
                 print(error, file=sys.stderr)
                 return 1
-            print(" | ".join(cells(rows, found[rows])), flush=True)
-    print(table(found))
+            print(" | ".join(format_cells(rows, found[rows])), flush=True)
+    print(format_table(found))
     if settings.write_readme:
         before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        README.write_text(
+            f"{before}{BEGIN}\n\n{format_table(found)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
+        )
     return 0
 
 

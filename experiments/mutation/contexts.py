@@ -18,7 +18,7 @@ _failed: set[str] = set()
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Switch to the test's context while it runs."""
-    measured = coverage.Coverage.current()
+    measured = coverage.Coverage.get_current()
     if measured is not None:
         measured.switch_context(item.nodeid)
     try:
@@ -31,7 +31,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add up the seconds of a test's set-up, call and tear-down."""
     _seconds[report.nodeid] += report.duration
-    if not report.passed:
+    if not report.has_passed:
         _failed.add(report.nodeid)
 
 

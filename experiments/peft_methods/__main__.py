@@ -12,9 +12,9 @@ import tyro
 
 from experiments.peft_methods.costs import Costs, measure
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.studies.results import Result, ResultsFile, latest, resolved
+from fedpeft.studies.results import Result, ResultsFile, resolve_config, select_latest
 from fedpeft.studies.study_file import read_study
-from fedpeft.studies.tables import with_deviation
+from fedpeft.studies.tables import format_with_deviation
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
@@ -31,10 +31,10 @@ class Command:
     write: Annotated[bool, tyro.conf.arg(help="put the table into the README")] = False
 
 
-def table(preset: str, only: tuple[str, ...]) -> str:
+def format_table(preset: str, only: tuple[str, ...]) -> str:
     """One line a method, as Markdown; results that are not there yet are left open."""
     torch.set_num_threads(1)
-    planned = read_study(FOLDER / "study.toml", preset).runs()
+    planned = read_study(FOLDER / "study.toml", preset).plan_runs()
     methods = {run.point["method"]: run.config for run in planned}
     unknown = [label for label in only if label not in methods]
     if unknown:
@@ -43,19 +43,19 @@ def table(preset: str, only: tuple[str, ...]) -> str:
     costs = measure({label: methods[label].peft for label in dict.fromkeys([*wanted, REFERENCE])}, BASE)
     folder = FOLDER if preset == "small" else FOLDER / preset
     results: dict[str, list[Result]] = {}
-    for result in latest(ResultsFile(folder / "results.jsonl").read()):
-        if result.finished and resolved(result.config) in {run.config for run in planned}:
+    for result in select_latest(ResultsFile(folder / "results.jsonl").read()):
+        if result.finished and resolve_config(result.config) in {run.config for run in planned}:
             results.setdefault(result.point["method"], []).append(result)
     heads = ("method", "rule", "trained", "% of model", "MB up", "MB down", "accuracy (%)", "forgotten (%)",
              "step (ms)", "of full", "memory (MB)", "of full", "answer (ms)", "merged (ms)")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for label in wanted:
-        row = _row(label, methods[label].strategy, costs[label], costs[REFERENCE], results.get(label, []))
+        row = _build_row(label, methods[label].strategy, costs[label], costs[REFERENCE], results.get(label, []))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
-def _row(label: str, rule: str, costs: Costs, full: Costs, results: list[Result]) -> list[str]:
+def _build_row(label: str, rule: str, costs: Costs, full: Costs, results: list[Result]) -> list[str]:
     summaries = [r.summary for r in results if r.summary]
     up = [(s["uplink_bytes"] - s["prepare_bytes"]) / s["rounds"] / s["cohort"] for s in summaries if s["rounds"]]
     down = [s["downlink_bytes"] / s["rounds"] / s["cohort"] for s in summaries if s["rounds"]]
@@ -66,8 +66,8 @@ def _row(label: str, rule: str, costs: Costs, full: Costs, results: list[Result]
         f"{costs.parameters:,}",
         f"{100 * costs.share:.3f}",
         *(f"{sum(sent or [costs.payload]) / len(sent or [0]) / 1e6:.2f}" for sent in (up, down)),
-        with_deviation([100 * s["accuracy"] for s in summaries], 2),
-        with_deviation(lost, 2),
+        format_with_deviation([100 * s["accuracy"] for s in summaries], 2),
+        format_with_deviation(lost, 2),
         f"{1e3 * costs.step:.0f}",
         f"{costs.step / full.step:.2f}",
         f"{costs.memory / 1e6:.0f}",
@@ -83,7 +83,7 @@ def main() -> int:
     try:
         if command.write and command.only:
             raise ConfigError("the README's table holds all methods: leave --only or --write out")
-        made = table(command.preset, command.only)
+        made = format_table(command.preset, command.only)
     except FedpeftError as error:
         print(error, file=sys.stderr)
         return 2
@@ -96,7 +96,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     sys.exit(main())

@@ -21,7 +21,7 @@ from torch import nn
 from fedpeft.data.examples import Batch
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear, quantize
-from fedpeft.models.task import TASKS, FederatedModel, Task, trainable
+from fedpeft.models.task import TASKS, FederatedModel, Task, find_trainable
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 
@@ -68,7 +68,7 @@ class Bench:
         quantize(base, method.base_precision)
         self.model: FederatedModel = self.task.model(base, CLASSES)
         method.attach(self.model, "fp32")
-        self.chosen = trainable(self.model)
+        self.chosen = find_trainable(self.model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
@@ -77,7 +77,7 @@ class Bench:
         if method.merges and not saved_first:
             self.merged = copy.deepcopy(self.model).eval()
             self.merged.base = method.merged(self.merged)
-        self.memory = _memory(self.model, self.task, self.batch, sum(p.numel() for p in self.chosen.values()))
+        self.memory = _measure_memory(self.model, self.task, self.batch, sum(p.numel() for p in self.chosen.values()))
         self.optimizer = torch.optim.AdamW(list(self.chosen.values()), lr=1e-4, fused=True)
 
     def step(self) -> None:
@@ -99,7 +99,7 @@ class Bench:
         call()
         self.seconds.setdefault(name, []).append(time.perf_counter() - started)
 
-    def costs(self) -> Costs:
+    def get_costs(self) -> Costs:
         """What has been found."""
         median = {name: statistics.median(found[WARM_UP:]) for name, found in self.seconds.items()}
         numbers = sum(p.numel() for p in self.chosen.values())
@@ -113,26 +113,26 @@ def measure(specs: Mapping[str, str], model_name: str) -> dict[str, Costs]:
     for _ in range(WARM_UP + PASSES):
         for bench in benches.values():
             bench.run()
-    return {label: bench.costs() for label, bench in benches.items()}
+    return {label: bench.get_costs() for label, bench in benches.items()}
 
 
-def _memory(model: FederatedModel, task: Task, batch: Batch, trained: int) -> int:
+def _measure_memory(model: FederatedModel, task: Task, batch: Batch, trained: int) -> int:
     held = sum(t.nbytes for t in {p.data_ptr(): p for p in [*model.parameters(), *model.buffers()]}.values())
     few_bits = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
-    held += sum(_scales(layer.state) for layer in few_bits)
+    held += sum(_count_scale_bytes(layer.state) for layer in few_bits)
     decoded = max((4 * layer.in_features * layer.out_features for layer in few_bits), default=0)
-    return held + decoded + 12 * trained + _kept(model, task, batch)
+    return held + decoded + 12 * trained + _measure_kept(model, task, batch)
 
 
-def _scales(state: Any) -> int:
+def _count_scale_bytes(state: Any) -> int:
     """Bytes of what decodes a quantized layer: a tensor of scales, or bitsandbytes' state with its own state."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     inner = getattr(state, "state2", None)
-    return int(state.absmax.nbytes) + (_scales(inner) if inner is not None else 0)
+    return int(state.absmax.nbytes) + (_count_scale_bytes(inner) if inner is not None else 0)
 
 
-def _kept(model: nn.Module, task: Task, batch: Batch) -> int:
+def _measure_kept(model: nn.Module, task: Task, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the backward one, parameters aside."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     found: dict[int, int] = {}

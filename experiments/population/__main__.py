@@ -23,9 +23,9 @@ from typing import Any
 
 import tyro
 
-from experiments import one_sentence, processor_seconds
+from experiments import exit_on_error, measure_child_seconds
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.models.kernels import cpu_name
+from fedpeft.models.kernels import get_cpu_name
 
 ROUNDS = "rounds"
 """The phase that set-up ends with."""
@@ -87,7 +87,7 @@ class Cost:
         )
 
 
-def measured(settings: Settings, clients: int) -> Cost:
+def measure_run(settings: Settings, clients: int) -> Cost:
     """The cost of one run, in processes of its own.
 
     Raises:
@@ -107,12 +107,12 @@ def measured(settings: Settings, clients: int) -> Cost:
             "output": Path(folder) / "run",
         }
         command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
-        before = processor_seconds()
+        before = measure_child_seconds()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
             raise RunError(f"the run of {clients:,} clients has failed: {said[-1]}")
-        return Cost.read(Path(folder) / "run", processor_seconds() - before)
+        return Cost.read(Path(folder) / "run", measure_child_seconds() - before)
 
 
 HEAD = (
@@ -126,12 +126,12 @@ HEAD = (
 )
 
 
-def row(cells: tuple[str, ...]) -> str:
+def format_row(cells: tuple[str, ...]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
-def cells(cost: Cost) -> tuple[str, ...]:
+def format_cells(cost: Cost) -> tuple[str, ...]:
     """A run as a row."""
     return (
         f"{cost.clients:,}",
@@ -154,17 +154,17 @@ def main(settings: Settings) -> None:
         raise ConfigError(
             f"clients={settings.clients}: each number must be at least that of the cohort, which must be 1"
         )
-    print(row(HEAD), row(("---:",) * len(HEAD)), sep="\n")
+    print(format_row(HEAD), format_row(("---:",) * len(HEAD)), sep="\n")
     for clients in settings.clients:
-        cost = measured(settings, clients)
-        print(row(cells(cost)), flush=True)
+        cost = measure_run(settings, clients)
+        print(format_row(format_cells(cost)), flush=True)
         if settings.output is not None:
             load = round(os.getloadavg()[0], 1)
             with open(settings.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**asdict(cost), "dataset": settings.dataset, "load": load}) + "\n")
-    print(f"\n{cpu_name()}, {settings.workers} workers, load average {os.getloadavg()[0]:.1f} at the end")
+    print(f"\n{get_cpu_name()}, {settings.workers} workers, load average {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Settings, description=__doc__))

@@ -21,7 +21,7 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.private import PrivateExecutor
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import DTYPES, TASKS
@@ -67,8 +67,8 @@ def measure(command: Command, spec: str, task: Any, folder: Any, rows: Any, clas
     """Seconds a row of the plain jobs and of the private ones by each route that the method has."""
     own = PEFT_METHODS.build(spec).privacy
     routes: tuple[PrivacyRoute, ...] = ("hooks", "vmap") if own == "hooks" else (own,)
-    kinds = {PLAIN: _timer(command, spec, task, folder, rows, classes, own, False)}
-    kinds |= {route: _timer(command, spec, task, folder, rows, classes, route, True) for route in routes}
+    kinds = {PLAIN: _create_timer(command, spec, task, folder, rows, classes, own, False)}
+    kinds |= {route: _create_timer(command, spec, task, folder, rows, classes, route, True) for route in routes}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for repeat in range(command.repeats + 1):
         for kind in sorted(kinds, reverse=bool(repeat % 2)):
@@ -78,7 +78,7 @@ def measure(command: Command, spec: str, task: Any, folder: Any, rows: Any, clas
     return times
 
 
-def _timer(
+def _create_timer(
     command: Command, spec: str, task: Any, folder: Any, rows: Any, classes: int, route: PrivacyRoute, private: bool
 ) -> Callable[[int], float]:
     """What runs the job of a round and returns its processor seconds a row."""
@@ -97,21 +97,21 @@ def _timer(
     executor.batch = counted
     shard = np.arange(len(rows))
     even = LOCAL_OPTIMIZERS.build("adamw(head_rate=1.0)")
-    local = LocalTraining(batch_size=command.batch_size, optimizer=even).of_steps(command.steps)
+    local = LocalTraining(batch_size=command.batch_size, optimizer=even).replace_steps(command.steps)
     privacy = RowPrivacy(1.0, 1.0, command.batch_size / len(shard), RunKey(bytes(32)), 0) if private else None
     job = Job(
         0, 1, 0, shard, method.start(model, 0), frozenset(layout.names), local, 1e-3, form=layout.form, privacy=privacy
     )
 
-    def run(round: int) -> float:
+    def run(round_number: int) -> float:
         seen.clear()
         started = time.process_time()
-        next(iter(executor.train([replace(job, round=round)])))
+        next(iter(executor.train([replace(job, round=round_number)])))
         return (time.process_time() - started) / sum(seen)
 
     return run
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Command, prog="python -m experiments.privacy"))

@@ -35,7 +35,7 @@ class FrozenRows:
     truth: Tensor
 
     @classmethod
-    def of(cls, given: argparse.Namespace) -> FrozenRows:
+    def from_arguments(cls, given: argparse.Namespace) -> FrozenRows:
         """Those of a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, split by default; of the last block,
         or as its `--peft` reads them; with `--pixels` the pictures themselves."""
         named = {name: getattr(given, name) for name in ("dataset", "clients", "tokens", "dtype")}
@@ -49,21 +49,21 @@ class FrozenRows:
                 if getattr(given, "pixels", False):
                     features = torch.from_numpy(np.asarray(data.inputs).reshape(len(data.labels), -1) / 255)
                 else:
-                    key = setup.tokenised(data, setup.tokens)
+                    key = setup.tokenize_rows(data, setup.tokens)
                     workers.freeze(key, 0, "frozen features")
-                    features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
+                    features = workers.work.store(key, 0).read_features(np.arange(len(data.labels))).double()
                 parts.append((features, torch.from_numpy(np.asarray(data.labels)).long()))
             simulation.close()
         (features, labels), (test, truth) = parts
         shards = [rows.partition.shard(client) for client in range(given.clients)]
         return cls(setup.facts.classes, [(features[shard], labels[shard]) for shard in shards], test, truth)
 
-    def accuracies(self, weight: Tensor, bias: Tensor) -> tuple[float, float]:
+    def compute_accuracies(self, weight: Tensor, bias: Tensor) -> tuple[float, float]:
         """Accuracy, and the mean of the classes' accuracies, of a head on the test rows."""
         right = ((self.test @ weight.T + bias).argmax(1) == self.truth).double()
         by_class = [float(right[self.truth == label].mean()) for label in range(self.classes) if label in self.truth]
         return float(right.mean()), float(np.mean(by_class))
 
-    def loss(self, weight: Tensor, bias: Tensor) -> float:
+    def compute_loss(self, weight: Tensor, bias: Tensor) -> float:
         """Cross-entropy of a head on the test rows, in nats."""
         return cross_entropy(self.test @ weight.T + bias, self.truth).item()

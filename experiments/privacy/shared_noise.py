@@ -33,7 +33,7 @@ class Clients:
     """Rows of all clients, and the noisy sums that they form."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.rows = FrozenRows.of(given)
+        self.rows = FrozenRows.from_arguments(given)
         self.classes, width = self.rows.classes, self.rows.test.shape[1]
         tensors = (
             TensorSpec("head.weight", (self.classes, width), "head", "head"),
@@ -55,28 +55,30 @@ class Clients:
             trained=(self.classes * (width + 1),) * 2,
         )
 
-    def summed(self, sums: SharedNoise, round: int, vectors: list[Tensor], random: np.random.Generator) -> Tensor:
+    def sum_vectors(
+        self, sums: SharedNoise, round_number: int, vectors: list[Tensor], random: np.random.Generator
+    ) -> Tensor:
         """The sum of the clients' vectors, as the server decodes it."""
         count, size = len(vectors), len(vectors[0])
-        bits = sums.bits if round else STATISTICS_BITS
-        integers, turns = sums.integers(count, bits, size, 1, sums.clip, round), signs(0, round, size)
+        bits = sums.bits if round_number else STATISTICS_BITS
+        integers, turns = sums.integers(count, bits, size, 1, sums.clip, round_number), signs(0, round_number, size)
         total = np.zeros(integers.length, np.int64)
         for vector in vectors:
             total += integers.encode(vector.numpy(), np.ones(1), turns, random)
         found, _ = integers.decode(total % 2**bits, count, turns)
         return torch.from_numpy(found)
 
-    def started(self, sums: SharedNoise, random: np.random.Generator) -> State:
+    def start_head(self, sums: SharedNoise, random: np.random.Generator) -> State:
         """The head of the private start."""
         head = HEADS.build("private_centroids")
         own = [head.statistics(x, y, self.classes) for x, y in self.rows.clients]
         flat = [torch.cat([s["lengths"], s["sums"].flatten()]) for s in own]
-        total = self.summed(sums, 0, flat, random)
+        total = self.sum_vectors(sums, 0, flat, random)
         variance = torch.tensor([sums.variance(len(own), 0)])
         told = {"lengths": total[:2], "sums": total[2:].reshape(self.classes, -1), VARIANCE: variance}
         return head.solve(told, self.rows.test.shape[1], self.classes)
 
-    def gradients(self, x: Tensor, y: Tensor, state: State, clip: float) -> Tensor:
+    def compute_gradients(self, x: Tensor, y: Tensor, state: State, clip: float) -> Tensor:
         """The sum of one client's clipped gradients, weight and bias in one vector."""
         errors = torch.softmax(x @ state["head.weight"].T + state["head.bias"], 1)
         errors[torch.arange(len(y)), y] -= 1
@@ -84,20 +86,20 @@ class Clients:
         errors = errors * (clip / lengths.clamp(min=clip))[:, None]
         return torch.cat([(errors.T @ x).flatten(), errors.sum(0)])
 
-    def trained(self, sums: SharedNoise, state: State, rate: float, random: np.random.Generator) -> State:
+    def train(self, sums: SharedNoise, state: State, rate: float, random: np.random.Generator) -> State:
         """The head after all rounds: momentum 0.9, a rate that falls to zero."""
         momentum = torch.zeros(self.classes * (self.rows.test.shape[1] + 1), dtype=torch.float64)
         rounds = self.federation.rounds
-        for round in range(1, rounds + 1):
-            vectors = [self.gradients(x, y, state, sums.clip) for x, y in self.rows.clients]
-            momentum = 0.9 * momentum + self.summed(sums, round, vectors, random) / sums.expected
-            step = -rate * (1 - (round - 1) / rounds) * momentum
+        for round_number in range(1, rounds + 1):
+            vectors = [self.compute_gradients(x, y, state, sums.clip) for x, y in self.rows.clients]
+            momentum = 0.9 * momentum + self.sum_vectors(sums, round_number, vectors, random) / sums.expected
+            step = -rate * (1 - (round_number - 1) / rounds) * momentum
             weight, bias = step[: -self.classes].reshape(self.classes, -1), step[-self.classes :]
             state = {"head.weight": state["head.weight"] + weight, "head.bias": state["head.bias"] + bias}
         return state
 
 
-def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
+def format_row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     """A line of the table."""
     federation = clients.federation
     found: dict[str, list[Any]] = {"start": [], "trained": []}
@@ -109,14 +111,14 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     sums = mechanism.sums_of(federation, noise, start)
 
     def accuracies(state: State) -> tuple[float, float]:
-        return clients.rows.accuracies(state["head.weight"], state["head.bias"])
+        return clients.rows.compute_accuracies(state["head.weight"], state["head.bias"])
 
     for seed in range(given.seeds):
         random = np.random.default_rng(seed)
-        found["start"].append(accuracies(clients.started(whole, random)))
-        state = clients.trained(sums, clients.started(sums, random), given.rate, random)
+        found["start"].append(accuracies(clients.start_head(whole, random)))
+        state = clients.train(sums, clients.start_head(sums, random), given.rate, random)
         found["trained"].append(accuracies(state))
-        losses.append(clients.rows.loss(state["head.weight"], state["head.bias"]))
+        losses.append(clients.rows.compute_loss(state["head.weight"], state["head.bias"]))
     models = epsilon(mechanism.to_all(federation, noise, start, 1, federation.rounds), mechanism.delta(federation))
     colluding = DistributedDP(epsilon=budget, clip=given.clip, start=given.start, collude=COLLUDING)
     events = {
@@ -151,7 +153,7 @@ def main() -> None:
         "|---:|---:|---:|---:|---:|---:|---:|"
     )
     for budget in given.epsilons:
-        print(row(clients, budget, given), flush=True)
+        print(format_row(clients, budget, given), flush=True)
 
 
 if __name__ == "__main__":

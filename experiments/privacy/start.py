@@ -42,24 +42,24 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=["private_centroids", "private_ridge"])
     parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 4, 2, 1])
     given = parser.parse_args()
-    rows = FrozenRows.of(given)
+    rows = FrozenRows.from_arguments(given)
     print("| head | epsilon | accuracy | balanced accuracy | deviation over draws |\n|---|---:|---:|---:|---:|")
     for name in given.heads:
         head = HEADS.build(name)
         sums = [head.statistics(x, y, rows.classes) for x, y in rows.clients]
         for budget in [None, *given.epsilons]:
             found = []
-            released = _shared if given.shared and budget else _own
+            released = _create_shared_release if given.shared and budget else _create_own_release
             release = released(sums, budget, given.delta)
             for draw in range(given.draws if budget else 1):
                 total = release(draw)
                 state = head.solve(total, rows.test.shape[1], rows.classes)
-                found.append(rows.accuracies(state["head.weight"], state["head.bias"]))
+                found.append(rows.compute_accuracies(state["head.weight"], state["head.bias"]))
             mean, deviation = np.mean(found, axis=0), np.std(found, axis=0)
             print(f"| {name} | {budget or 'none'} | {mean[0]:.3f} | {mean[1]:.3f} | {deviation[0]:.3f} |", flush=True)
 
 
-def _own(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
+def _create_own_release(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
     """Draws of the sum over clients, each with noise of its own."""
     noise = 0.0 if budget is None else noise_for(budget, delta, 1.0, 1)
     mechanism = MECHANISMS.build("dp_sgd(epsilon=1)")
@@ -73,7 +73,7 @@ def _own(sums: list[State], budget: float | None, delta: float) -> Callable[[int
     return release
 
 
-def _shared(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
+def _create_shared_release(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
     """Draws of the sum as integers with shares of noise; a tenth of the clients may drop out, and none does."""
     shapes = {n: tuple(t.shape) for n, t in sorted(sums[0].items()) if n != VARIANCE}
     size, clients = entries(shapes), len(sums)

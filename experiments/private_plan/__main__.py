@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import one_sentence
-from experiments.recorded import recorded
+from experiments import exit_on_error
+from experiments.recorded import read_recorded
 from fedpeft.studies.results import Result
-from fedpeft.studies.statistics import LEVEL, half_width
+from fedpeft.studies.statistics import LEVEL, compute_half_width
 
 
-def line(task: str, budget: str, runs: list[Result]) -> str:
+def format_line(task: str, budget: str, runs: list[Result]) -> str:
     """A row of the table."""
     found = [run.summary or {} for run in runs]
     accuracy, private, probe = (
@@ -26,11 +26,11 @@ def line(task: str, budget: str, runs: list[Result]) -> str:
     )
     difference = accuracy - private
     if len(runs) > 1:
-        width = half_width(difference, LEVEL, 2)
+        width = compute_half_width(difference, LEVEL, 2)
         interval = f" ({difference.mean() - width:+.1f} to {difference.mean() + width:+.1f})"
     else:
         interval = ""
-    rounds = max(round["round"] for run in runs for round in run.rounds)
+    rounds = max(round_number["round"] for run in runs for round_number in run.rounds)
     return (
         f"| {task} | {budget} | {len(runs)} | {rounds} | {accuracy.mean():.1f} | {private.mean():.1f} | "
         f"{difference.mean():+.1f}{interval} | {probe.mean():.1f} |"
@@ -40,16 +40,16 @@ def line(task: str, budget: str, runs: list[Result]) -> str:
 def main() -> None:
     """Print the table."""
     cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in recorded(Path(__file__).parent, __doc__):
+    for result in read_recorded(Path(__file__).parent, __doc__):
         if (result.summary or {}).get("private_probe_accuracy") is not None:
             cells[result.point["task"], result.point["budget"]].append(result)
     print("| task | epsilon | seeds | rounds | run (%) | private probe (%) | difference (95 %) | open probe (%) |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     tasks = list(dict.fromkeys(task for task, _ in cells))
     for task, budget in sorted(cells, key=lambda cell: (tasks.index(cell[0]), cell[1][1:], -float(cell[1][0]))):
-        print(line(task, budget, cells[task, budget]))
+        print(format_line(task, budget, cells[task, budget]))
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.privacy.frozen_rows import FrozenRows
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
@@ -50,7 +50,7 @@ class FrozenClients:
         self.left = torch.cat([torch.repeat_interleave(r, len(r)) for r in ranges])
         self.right = torch.cat([r.repeat(len(r)) for r in ranges])
         self.products = (self.x[self.left] * self.x[self.right]).sum(1)
-        self.statistics = _bounded_total(rows)
+        self.statistics = _sum_bounded(rows)
         tensors = (
             TensorSpec("head.weight", (self.classes, self.width), "head", "head"),
             TensorSpec("head.bias", (self.classes,), "head", "head"),
@@ -71,18 +71,18 @@ class FrozenClients:
             trained=(self.classes * (self.width + 1),) * 2,
         )
 
-    def started(self, mechanism: UserDP, noise: float, key: RunKey) -> State:
+    def start_head(self, mechanism: UserDP, noise: float, key: RunKey) -> State:
         """The head of the private start."""
         total = mechanism.start_release.finish(self.statistics, noise, key, 0)
         return HEADS.build("private_centroids").solve(total, self.width, self.classes)
 
-    def trained(self, state: State, plan: Training, noise: float, key: RunKey) -> State:
+    def train(self, state: State, plan: Training, noise: float, key: RunKey) -> State:
         """The head after all rounds: each client of a cohort takes one step on its rows, which is clipped."""
         assert isinstance(plan.mechanism, UserDP)
         clip, clients, cohort = plan.mechanism.clip, self.federation.clients, self.federation.cohort
         weight = torch.cat([state["head.weight"], state["head.bias"][:, None]], dim=1)
         velocity = torch.zeros_like(weight)
-        for round in range(1, self.federation.rounds + 1):
+        for round_number in range(1, self.federation.rounds + 1):
             errors = torch.softmax(self.x @ weight.T, dim=1)
             errors[torch.arange(len(self.y)), self.y] -= 1
             errors /= self.counts[self.client][:, None]
@@ -90,19 +90,19 @@ class FrozenClients:
             squares = torch.zeros(clients, dtype=inner.dtype).index_add_(0, self.client[self.left], inner)
             lengths = plan.learning_rate * squares.clamp(min=0).sqrt()
             taken = plan.learning_rate * (clip / lengths.clamp(min=1e-12)).clamp(max=1)
-            taken[torch.from_numpy(key.stream("cohort", round, 0).random(clients) >= cohort / clients)] = 0
+            taken[torch.from_numpy(key.stream("cohort", round_number, 0).random(clients) >= cohort / clients)] = 0
             total = -(errors * taken[self.client][:, None]).T @ self.x
-            drawn = torch.from_numpy(key.stream("server noise", round, 0).standard_normal(tuple(total.shape)))
+            drawn = torch.from_numpy(key.stream("server noise", round_number, 0).standard_normal(tuple(total.shape)))
             velocity = plan.momentum * velocity + (total + noise * clip * drawn) / cohort
             weight = weight + velocity
         return {"head.weight": weight[:, :-1], "head.bias": weight[:, -1]}
 
-    def accuracy(self, state: State) -> float:
+    def compute_accuracy(self, state: State) -> float:
         """On the test rows."""
-        return self.rows.accuracies(state["head.weight"], state["head.bias"])[0]
+        return self.rows.compute_accuracies(state["head.weight"], state["head.bias"])[0]
 
 
-def _bounded_total(rows: FrozenRows) -> dict[str, Tensor]:
+def _sum_bounded(rows: FrozenRows) -> dict[str, Tensor]:
     """The sum of all clients' statistics, each clipped as one vector."""
     head, mechanism = HEADS.build("private_centroids"), UserDP(epsilon=1.0)
     total: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ def _bounded_total(rows: FrozenRows) -> dict[str, Tensor]:
     return total
 
 
-def line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> str:
+def format_line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> str:
     """A row of the table."""
     federation, mechanism = clients.federation, UserDP(epsilon=budget)
     alone = replace(mechanism, start=1.0).start_noise(federation)
@@ -121,13 +121,13 @@ def line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> st
     plan = mechanism.plan_training(federation) if mechanism.trains(federation) else None
     for seed in range(given.seeds):
         key = RunKey(seed.to_bytes(32, "big"))
-        found[0].append(clients.accuracy(clients.started(mechanism, alone, key)))
+        found[0].append(clients.compute_accuracy(clients.start_head(mechanism, alone, key)))
         if plan is not None and isinstance(plan.mechanism, UserDP):
             start, noise = plan.mechanism.start_noise(federation), plan.mechanism.multiplier(federation)
             assert start is not None
-            state = clients.started(mechanism, start, key)
-            found[1].append(clients.accuracy(state))
-            found[2].append(clients.accuracy(clients.trained(state, plan, noise, key)))
+            state = clients.start_head(mechanism, start, key)
+            found[1].append(clients.compute_accuracy(state))
+            found[2].append(clients.compute_accuracy(clients.train(state, plan, noise, key)))
     cells = [f"{100 * np.mean(f):.1f} ± {100 * np.std(f):.1f}" if f else "-" for f in found]
     return f"| {budget:g} | {mechanism.training_signal(federation):.1f} | {' | '.join(cells)} |"
 
@@ -144,13 +144,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 4, 2, 1])
     given = parser.parse_args()
-    clients = FrozenClients(FrozenRows.of(given), given.rounds, given.cohort)
+    clients = FrozenClients(FrozenRows.from_arguments(given), given.rounds, given.cohort)
     print("| epsilon | signal to noise | private probe (%) | start (%) | start and rounds (%) |")
     print("|---:|---:|---:|---:|---:|")
     for budget in given.epsilons:
-        print(line(clients, budget, given), flush=True)
+        print(format_line(clients, budget, given), flush=True)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedpeft.clients.private import clipping_factors
+from fedpeft.clients.private import compute_clipping_factors
 from torch import Tensor
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.privacy.frozen_rows import FrozenRows
 from fedpeft.aggregation.head_start import HEADS, VARIANCE, HeadStart
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening
@@ -40,7 +40,7 @@ class Setting:
     whiten: bool
 
 
-class Frozen:
+class FrozenWhitened:
     """All rows, and what is made of them.
 
     Args:
@@ -55,7 +55,7 @@ class Frozen:
         self.y = torch.cat([y for _, y in rows.clients])
         self.sums = head.statistics(self.x, self.y, rows.classes)
 
-    def of(self, setting: Setting, seed: int) -> tuple[float, float, float]:
+    def run(self, setting: Setting, seed: int) -> tuple[float, float, float]:
         """Accuracy (%) of the start and after the rounds, and the loss then."""
         random = torch.Generator().manual_seed(seed)
         whole = noise_for(setting.epsilon, 0.1 / len(self.y), 1.0, 1)
@@ -68,30 +68,30 @@ class Frozen:
         total[VARIANCE] = torch.tensor([start**2])
         state = self.head.solve(total, self.x.shape[1], self.rows.classes)
         whitening = self.head.whitening(total, self.x.shape[1]) if setting.whiten else None
-        before = self._accuracy(state)
-        for round in range(self.rounds):
-            found = self._gradients(state, setting.clip, whitening)
+        before = self._compute_accuracy(state)
+        for round_number in range(self.rounds):
+            found = self._sum_gradients(state, setting.clip, whitening)
             mean = {name: noised(t, later * setting.clip) / len(self.y) for name, t in found.items()}
             step = mean if whitening is None else whitening.step(mean)
-            rate = setting.rate * (1 - round / self.rounds)
+            rate = setting.rate * (1 - round_number / self.rounds)
             state = {name: state[name] - rate * step[name] for name in state}
-        return before, self._accuracy(state), self.rows.loss(state[WEIGHT], state[BIAS])
+        return before, self._compute_accuracy(state), self.rows.compute_loss(state[WEIGHT], state[BIAS])
 
-    def _gradients(self, state: State, clip: float, whitening: Whitening | None) -> State:
+    def _sum_gradients(self, state: State, clip: float, whitening: Whitening | None) -> State:
         """The sum over all rows of their clipped gradients."""
         sums = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         for x, y in zip(torch.split(self.x, PART), torch.split(self.y, PART), strict=True):
             errors = torch.softmax(x @ state[WEIGHT].T + state[BIAS], 1)
             errors[torch.arange(len(y)), y] -= 1
             of_rows = {WEIGHT: errors[:, :, None] * x[:, None, :], BIAS: errors}
-            of_rows = of_rows if whitening is None else whitening.gradients(of_rows)
-            factors = clipping_factors(of_rows.values(), clip)
+            of_rows = of_rows if whitening is None else whitening.compute_gradients(of_rows)
+            factors = compute_clipping_factors(of_rows.values(), clip)
             for name, gradient in of_rows.items():
                 sums[name] += torch.einsum("b,b...->...", factors, gradient)
         return sums
 
-    def _accuracy(self, state: State) -> float:
-        return 100 * self.rows.accuracies(state[WEIGHT], state[BIAS])[0]
+    def _compute_accuracy(self, state: State) -> float:
+        return 100 * self.rows.compute_accuracies(state[WEIGHT], state[BIAS])[0]
 
 
 def main() -> None:
@@ -110,14 +110,14 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[4.0])
     parser.add_argument("--plain", action="store_true", help="features as they are")
     given: Any = parser.parse_args()
-    frozen = Frozen(FrozenRows.of(given), HEADS.build(given.head), given.rounds)
+    frozen = FrozenWhitened(FrozenRows.from_arguments(given), HEADS.build(given.head), given.rounds)
     print("| epsilon | clip | rate | start (%) | start and rounds (%) | test loss |\n|---:|---:|---:|---:|---:|---:|")
     for epsilon, clip, rate in itertools.product(given.epsilons, given.clips, given.rates):
         setting = Setting(epsilon, clip, rate, whiten=not given.plain)
-        start, end, loss = np.mean([frozen.of(setting, seed) for seed in range(given.seeds)], axis=0)
+        start, end, loss = np.mean([frozen.run(setting, seed) for seed in range(given.seeds)], axis=0)
         print(f"| {epsilon:g} | {clip:g} | {rate:g} | {start:.1f} | {end:.1f} | {loss:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main()

@@ -13,17 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.reference.choices import combinations
-from experiments.reference.tables import commands, records
+from experiments.reference.tables import format_commands, format_records
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
-MADE: Mapping[str, Callable[[], str]] = {"commands.md": commands, "files.md": records, "rules.md": combinations}
+MADE: Mapping[str, Callable[[], str]] = {
+    "commands.md": format_commands,
+    "files.md": format_records,
+    "rules.md": combinations,
+}
 """Documents with a part between two marks, and who makes it."""
 
 BEGIN, END = "<!-- made by: python -m experiments.reference --write -->\n", "<!-- end -->"
 
 
-def part(document: str) -> str:
+def find_part(document: str) -> str:
     """What stands between a document's marks."""
     found = re.search(f"{re.escape(BEGIN)}(.*?){END}", document, re.DOTALL)
     assert found, "the document has no place for it"
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     differ = []
     for name, make in MADE.items():
         before = (DOCS / name).read_text(encoding="utf-8")
-        after = before.replace(f"{BEGIN}{part(before)}{END}", f"{BEGIN}\n{make()}\n{END}")
+        after = before.replace(f"{BEGIN}{find_part(before)}{END}", f"{BEGIN}\n{make()}\n{END}")
         if after != before:
             differ.append(name)
             if options.write:

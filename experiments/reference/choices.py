@@ -13,7 +13,7 @@ from statistics import mean
 import torch
 
 from experiments.families.checkpoints import Family
-from experiments.reference.tables import rows
+from experiments.reference.tables import format_rows
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, Strategy, strategies
 from fedpeft.errors import FedpeftError
@@ -43,22 +43,22 @@ def combinations() -> str:
         "What strategies go with": (
             ("strategy", "PEFT methods", "ranks may differ", "error feedback", "server optimizers", "`user_dp`",
              "`secure_sum`", "personal"),
-            [_strategy(name, strategies.part(name)) for name in strategies.names],
+            [_build_strategy_row(name, strategies.part(name)) for name in strategies.names],
         ),
         "What PEFT methods go with": (
             ("method", "strategies", "sizes may differ", "all clients in one pass", "`dp_sgd`", "merges",
              "in peft's format", "joined by +"),
-            [_method(name, PEFT_METHODS.part(name)) for name in PEFT_METHODS.names],
+            [_build_method_row(name, PEFT_METHODS.part(name)) for name in PEFT_METHODS.names],
         ),
         "Mechanisms": (
             ("mechanism", "what it is", "privacy unit", "noise is that of"),
             [
-                (f"`{name}`", _first(MECHANISMS.part(name)), _hidden(name), _whose(name))
+                (f"`{name}`", _get_first_line(MECHANISMS.part(name)), _describe_privacy_unit(name), _describe_subject(name))
                 for name in MECHANISMS.names
             ],
         ),
     }  # fmt: skip
-    return "\n".join(f"## {title}\n\n{rows(heads, lines)}" for title, (heads, lines) in tables.items())
+    return "\n".join(f"## {title}\n\n{format_rows(heads, lines)}" for title, (heads, lines) in tables.items())
 
 
 def find_use(part: type) -> str:
@@ -84,19 +84,19 @@ def find_paper(part: type) -> str:
 def _describe_strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
     server = "one sum" if issubclass(part, LinearStrategy) else "all updates"
     server = "all updates, layer by layer" if issubclass(part, GatherStrategy) else server
-    return (f"`{name}`", _first(part), find_use(part), find_paper(part), compute_uplink(name), server)
+    return (f"`{name}`", _get_first_line(part), find_use(part), find_paper(part), compute_uplink(name), server)
 
 
 def _describe_method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
-    described = f"`{name}`", _first(part), find_use(part), find_paper(part)
-    if name not in layouts():
+    described = f"`{name}`", _get_first_line(part), find_use(part), find_paper(part)
+    if name not in create_layouts():
         return (*described, "", "")
-    method, layout = layouts()[name]
+    method, layout = create_layouts()[name]
     size = count_numbers(layout)
     compute = "longer inputs" if method.extra_tokens else "adapter" if size else "head only"
     if method.whole_model:
         compute = "all weights"
-    return (*described, f"{size / count_numbers(layouts()['lora'][1]):.2g}" if size else "head only", compute)
+    return (*described, f"{size / count_numbers(create_layouts()['lora'][1]):.2g}" if size else "head only", compute)
 
 
 def count_numbers(layout: Layout) -> int:
@@ -107,21 +107,21 @@ def count_numbers(layout: Layout) -> int:
 def compute_uplink(name: str) -> str:
     """Return the share of a method's trained numbers that a client sends in a round: the mean of four rounds."""
     strategy = strategies.build(GIVEN.get(name, name))
-    taken = takes(name)
-    layout = layouts()["lora" if "lora" in taken else taken[0]][1]
+    taken = list_methods(name)
+    layout = create_layouts()["lora" if "lora" in taken else taken[0]][1]
     left_out = strategy.private(layout) | {tensor.name for tensor in layout.tensors if tensor.role == "head"}
     sent = [strategy.trained(layout, number) - left_out for number in range(1, 5)]
     counts = [sum(tensor.numel for tensor in layout.tensors if tensor.name in names) for names in sent]
     return f"{mean(counts) / count_numbers(layout):.2g}"
 
 
-def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
+def _build_strategy_row(name: str, part: type[Strategy]) -> tuple[str, ...]:
     own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull or part.groups
     summed = part.sum_of_clients() and not own and not part.asks_clients
     linear = part.plain_sum() and not part.asks_clients
     remembers = not (part.new_factors or part.moves_ranks)
     words = part.mixed_ranks, remembers, _has_optimizers(name), linear, summed, own
-    return (f"`{name}`", _named(takes(name)), *map(_word, words))
+    return (f"`{name}`", _format_names(list_methods(name)), *map(_format_bool, words))
 
 
 def _has_optimizers(name: str) -> bool:
@@ -136,11 +136,11 @@ GIVEN = {"flower": "flower(rule=FedMedian)"}
 """Strategies that need a setting, and one that they can have."""
 
 
-def takes(name: str) -> list[str]:
+def list_methods(name: str) -> list[str]:
     """The methods that a strategy is right for, by what a run would check of their layouts on a tiny classifier."""
     strategy = strategies.build(GIVEN.get(name, name))
     found = []
-    for peft, (method, layout) in layouts().items():
+    for peft, (method, layout) in create_layouts().items():
         try:
             check_method(method, strategy, name, [method.form])
             if not method.factoring(layout):
@@ -152,7 +152,7 @@ def takes(name: str) -> list[str]:
 
 
 @cache
-def layouts() -> dict[str, tuple[PeftMethod, Layout]]:
+def create_layouts() -> dict[str, tuple[PeftMethod, Layout]]:
     """Return each method with its layout in a model of MiniLM's sizes; those that need finished runs are left out."""
     sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": BLOCKS,
              "num_attention_heads": HEADS, "max_position_embeddings": 512}  # fmt: skip
@@ -172,34 +172,34 @@ def layouts() -> dict[str, tuple[PeftMethod, Layout]]:
     return found
 
 
-def _named(taken: list[str]) -> str:
+def _format_names(taken: list[str]) -> str:
     """Few are named; of many those that are not."""
-    missing = [peft for peft in layouts() if peft not in taken]
+    missing = [peft for peft in create_layouts() if peft not in taken]
     if not missing:
         return "all"
     return ", ".join(taken) if len(taken) <= len(missing) else "all but " + ", ".join(missing)
 
 
-def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
+def _build_method_row(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
     said = (part.mixed_sizes, part.batched, part.privacy != "refused", part.merges, part.in_peft, part.composes)
-    return (f"`{name}`", ", ".join(part.strategies) or "see above", *map(_word, said))
+    return (f"`{name}`", ", ".join(part.strategies) or "see above", *map(_format_bool, said))
 
 
-def _whose(name: str) -> str:
+def _describe_subject(name: str) -> str:
     mechanism = MECHANISMS.build(name)
     if isinstance(mechanism, SumMechanism):
         return "the sum"
     return "each row's gradient" if mechanism.per_example else "updates"
 
 
-def _hidden(name: str) -> str:
+def _describe_privacy_unit(name: str) -> str:
     said = MECHANISMS.part(name).privacy_unit
     return said if isinstance(said, str) else "by its settings"
 
 
-def _first(part: type) -> str:
+def _get_first_line(part: type) -> str:
     return (inspect.getdoc(part) or "").split("\n")[0].rstrip(".")
 
 
-def _word(true: bool) -> str:
+def _format_bool(true: bool) -> str:
     return "yes" if true else ""

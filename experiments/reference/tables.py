@@ -16,7 +16,7 @@ from fedpeft.__main__ import COMMANDS
 from fedpeft.audit.canaries import CanaryAudit
 from fedpeft.config import GROUPS, RunConfig
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
-from fedpeft.describe import legal
+from fedpeft.describe import format_range
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality
 from fedpeft.server.acceptance import ClientResult
@@ -36,52 +36,54 @@ RECORDS: Mapping[str, tuple[type, ...]] = {
 """What a run's files of records hold a line of."""
 
 
-def rows(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+def format_rows(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     cells = [list(headings)]
     cells += [["---"] * len(cells[0]), *map(list, lines)]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells) + "\n"
 
 
-def commands() -> str:
+def format_commands() -> str:
     """Every command with its options, and the settings of a run once."""
     parts = []
     for name, about in COMMANDS.items():
-        lines = _options(name)
-        parts.append(f"## {name}\n\n{_sentence(about)}\n")
-        parts += [rows(("option", "default", "meaning"), lines)] if lines else []
+        lines = _list_options(name)
+        parts.append(f"## {name}\n\n{_format_sentence(about)}\n")
+        parts += [format_rows(("option", "default", "meaning"), lines)] if lines else []
         if name in OPTIONS_OF:
-            settings = [_setting(field) for kind in OPTIONS_OF[name] for field in dataclasses.fields(kind)]
-            parts.append(rows(("option", "default", "meaning"), settings))
+            settings = [_build_setting(field) for kind in OPTIONS_OF[name] for field in dataclasses.fields(kind)]
+            parts.append(format_rows(("option", "default", "meaning"), settings))
     parts.append(
         "## Settings of a run\n\nOf `simulate` and `serve`, of a run's TOML (with `_` for `-`) and of a study.\n"
     )
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for group, members in GROUPS.items():
         parts.append(f"### {group.capitalize()}\n")
-        parts.append(rows(("flag", "default", "meaning"), [_setting(fields[member]) for member in members]))
+        parts.append(
+            format_rows(("flag", "default", "meaning"), [_build_setting(fields[member]) for member in members])
+        )
     return "\n".join(parts)
 
 
-def records() -> str:
+def format_records() -> str:
     """The fields of each line, or file, of a run's records."""
     parts = []
     for file, kinds in RECORDS.items():
         parts.append(f"### {file}\n")
-        said = {name: text for kind in kinds for name, text in _attributes(kind.__doc__ or "").items()}
+        said = {name: text for kind in kinds for name, text in _parse_attributes(kind.__doc__ or "").items()}
         if not said:
-            parts.append(_prose(kinds[0].__doc__ or "") + "\n")
+            parts.append(_get_prose(kinds[0].__doc__ or "") + "\n")
         fields = [field for kind in kinds for field in dataclasses.fields(kind)]
         lines = [(f"`{f.name}`", f"`{f.type}`", said.get(f.name, "")) for f in fields]
-        parts.append(rows(("key", "type", "meaning"), lines))
+        parts.append(format_rows(("key", "type", "meaning"), lines))
     return "\n".join(parts)
 
 
-def _sentence(text: str) -> str:
+def _format_sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _options(command: str) -> list[tuple[str, str, str]]:
+def _list_options(command: str) -> list[tuple[str, str, str]]:
     """Flag, default and meaning of what a command takes itself."""
     spec = find_spec(f"fedpeft.{command}")
     inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
@@ -90,10 +92,10 @@ def _options(command: str) -> list[tuple[str, str, str]]:
         return [(f"`{flag}`", "", meaning) for flag, meaning in module.OPTIONS.items()]
     hints, kinds = typing.get_type_hints(module.Command, include_extras=True), OPTIONS_OF.get(command, ())
     fields = [f for f in dataclasses.fields(module.Command) if f.default_factory is dataclasses.MISSING]
-    return [_option(f, hints[f.name]) for f in fields if getattr(hints[f.name], "__origin__", None) not in kinds]
+    return [_build_option(f, hints[f.name]) for f in fields if getattr(hints[f.name], "__origin__", None) not in kinds]
 
 
-def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[str, str, str]:
+def _build_option(field: dataclasses.Field[Any], hint: Any) -> tuple[str, str, str]:
     said: dict[str, Any] = {"help": "", "metavar": None}
     positional = repeatable = False
     for mark in getattr(hint, "__metadata__", ()):
@@ -102,25 +104,25 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[str, str, str]:
         repeatable |= mark is tyro.conf.UseAppendAction
     flag = f"--{field.name.replace('_', '-')}"
     shown = said["metavar"] or field.name.upper() if positional else f"{flag} {said['metavar'] or ''}".strip()
-    return f"`{shown}`", _default(field.default), said["help"] + " (repeatable)" * repeatable
+    return f"`{shown}`", _format_default(field.default), said["help"] + " (repeatable)" * repeatable
 
 
-def _setting(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
-    legally = legal(field.metadata["bounds"])
+def _build_setting(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
+    legally = format_range(field.metadata["bounds"])
     meaning = field.metadata["help"] + (f" ({legally})" if legally else "")
-    return f"`--{field.name.replace('_', '-')}`", _default(field.default), meaning
+    return f"`--{field.name.replace('_', '-')}`", _format_default(field.default), meaning
 
 
-def _default(value: Any) -> str:
+def _format_default(value: Any) -> str:
     return "" if value in (None, "", (), False, dataclasses.MISSING) else f"`{value}`"
 
 
-def _prose(text: str) -> str:
+def _get_prose(text: str) -> str:
     """The paragraphs of a docstring, without its sections."""
     return re.sub(r"\n +", "\n", text.partition("\n    Attributes:")[0]).strip()
 
 
-def _attributes(text: str) -> dict[str, str]:
+def _parse_attributes(text: str) -> dict[str, str]:
     """Meanings out of the section *Attributes* of a docstring."""
     found: dict[str, str] = {}
     for entry in re.split(r"\n        (?=\S)", text.partition("    Attributes:\n")[2]):

@@ -26,11 +26,11 @@ from typing import Annotated
 
 import tyro
 
-from experiments import one_sentence, processor_seconds
-from experiments.checkouts import Checkout, checked_out
-from experiments.regression.measures import MEASURES, Costs, Finished, Measure
+from experiments import exit_on_error, measure_child_seconds
+from experiments.checkouts import Checkout, check_out
+from experiments.regression.measures import MEASURES, Costs, FinishedCommand, Measure
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.models.kernels import cpu_name
+from fedpeft.models.kernels import get_cpu_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Settings:
     """only the measures whose names this regular expression finds"""
 
 
-def measured(measure: Measure, checkout: Checkout, folder: Path) -> Costs:
+def measure_costs(measure: Measure, checkout: Checkout, folder: Path) -> Costs:
     """The costs of one measure in one commit.
 
     Raises:
@@ -58,16 +58,16 @@ def measured(measure: Measure, checkout: Checkout, folder: Path) -> Costs:
         "OMP_NUM_THREADS": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
     }
-    before = processor_seconds()
+    before = measure_child_seconds()
     done = subprocess.run([sys.executable, "-P", *words], cwd=folder, env=environment, capture_output=True, text=True)
-    used = processor_seconds() - before
+    used = measure_child_seconds() - before
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise RunError(f"in {checkout.name}, python {' '.join(measure.words[:2])} has failed: {said[-1]}")
-    return measure.costs(Finished(folder / "output", done.stdout, used))
+    return measure.costs(FinishedCommand(folder / "output", done.stdout, used))
 
 
-def line(name: str, first: Sequence[float], second: Sequence[float]) -> str:
+def format_line(name: str, first: Sequence[float], second: Sequence[float]) -> str:
     """A row of the table: medians, and the ratio within pairs."""
     ratios = [b / a for a, b in zip(first, second, strict=True)]
     return (
@@ -92,7 +92,7 @@ def main(settings: Settings) -> None:
         raise ConfigError(f"pairs={settings.pairs} must be at least 1")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        commits = [checked_out(name, work / f"source-{i}") for i, name in enumerate(settings.commits)]
+        commits = [check_out(name, work / f"source-{i}") for i, name in enumerate(settings.commits)]
         for commit in commits:  # or the first run of either would compile
             subprocess.run([sys.executable, "-m", "compileall", "-q", commit.source], stdout=subprocess.DEVNULL)
         print(f"{'cost':<64} {settings.commits[0][:9]:>9} {settings.commits[1][:9]:>9}   second over first")
@@ -100,15 +100,15 @@ def main(settings: Settings) -> None:
             found: tuple[list[Costs], list[Costs]] = ([], [])
             for pair in range(settings.pairs):
                 for side in (0, 1) if pair % 2 == 0 else (1, 0):
-                    found[side].append(measured(measure, commits[side], work / f"{name} {pair} {side}"))
+                    found[side].append(measure_costs(measure, commits[side], work / f"{name} {pair} {side}"))
             for cost in found[0][0]:
                 if all(cost in costs for costs in (*found[0], *found[1])):
-                    print(line(cost, *([costs[cost] for costs in side] for side in found)), flush=True)
+                    print(format_line(cost, *([costs[cost] for costs in side] for side in found)), flush=True)
                 else:
                     print(f"{cost:<64} not measured by both", flush=True)
-    print(f"\n{settings.pairs} pairs, {cpu_name()}, load average {os.getloadavg()[0]:.1f} at the end")
+    print(f"\n{settings.pairs} pairs, {get_cpu_name()}, load average {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Settings, description=__doc__))

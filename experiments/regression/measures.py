@@ -17,7 +17,7 @@ Costs = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedCommand:
     """A command that has ended.
 
     Attributes:
@@ -41,13 +41,13 @@ class Measure:
     """
 
     words: tuple[str, ...]
-    costs: Callable[[Finished], Costs]
+    costs: Callable[[FinishedCommand], Costs]
 
 
 ROUNDS = {"plain": "control, a plain loop", "sequential": "one by one", "batched": "batched"}
 
 
-def _rounds(finished: Finished) -> Costs:
+def _read_rounds(finished: FinishedCommand) -> Costs:
     found = map(json.loads, finished.output.read_text().splitlines())
     return {
         f"round, {ROUNDS[line['variant']]}: {line['case']['name']} (s)": line["median_seconds"]
@@ -56,21 +56,21 @@ def _rounds(finished: Finished) -> Costs:
     }
 
 
-def _codecs(finished: Finished) -> Costs:
+def _read_codecs(finished: FinishedCommand) -> Costs:
     found = [json.loads(line) for line in finished.output.read_text().splitlines()]
     return {
         f"{way} {row['codec']} (ms per MB)": 1e3 / row[f"{way}_mb_s"] for way in ("encode", "decode") for row in found
     }
 
 
-def _rules(finished: Finished) -> Costs:
+def _read_rules(finished: FinishedCommand) -> Costs:
     return {
         f"aggregate with {row['strategy']} (s)": row["seconds"]
         for row in map(json.loads, finished.printed.split("\n")[:-1])
     }
 
 
-def _transport(finished: Finished) -> Costs:
+def _read_transport(finished: FinishedCommand) -> Costs:
     costs = {}
     for what, seconds, processor in re.findall(
         r"^\| (\d.*?) \| ([\d.]+) \| ([\d.]*) \|", finished.printed, re.MULTILINE
@@ -82,7 +82,7 @@ def _transport(finished: Finished) -> Costs:
     return costs
 
 
-def _used(name: str) -> Callable[[Finished], Costs]:
+def _create_time_reader(name: str) -> Callable[[FinishedCommand], Costs]:
     return lambda finished: {f"{name} (s of processor time)": finished.seconds}
 
 
@@ -98,26 +98,32 @@ for row in studies.rules(3):
 TINY = ("--dataset", "tiny", "--clients", "10", "--cohort", "5", "--rounds", "2")
 
 MEASURES = {
-    "start-up, control": Measure(("-c", "import torch, transformers, peft"), _used("control, libraries alone")),
-    "start-up, help": Measure(("-m", "fedpeft.simulate", "--help"), _used("simulate --help")),
-    "start-up, tiny run": Measure(("-m", "fedpeft.simulate", *TINY, "--output", "OUTPUT"), _used("a tiny run")),
-    "codecs": Measure(("-m", "experiments.codecs", "int8", "small", "tiny", "drive", "--output", "OUTPUT"), _codecs),
-    "aggregation": Measure(("-c", RULES), _rules),
+    "start-up, control": Measure(
+        ("-c", "import torch, transformers, peft"), _create_time_reader("control, libraries alone")
+    ),
+    "start-up, help": Measure(("-m", "fedpeft.simulate", "--help"), _create_time_reader("simulate --help")),
+    "start-up, tiny run": Measure(
+        ("-m", "fedpeft.simulate", *TINY, "--output", "OUTPUT"), _create_time_reader("a tiny run")
+    ),
+    "codecs": Measure(
+        ("-m", "experiments.codecs", "int8", "small", "tiny", "drive", "--output", "OUTPUT"), _read_codecs
+    ),
+    "aggregation": Measure(("-c", RULES), _read_rules),
     "transport": Measure(
-        ("-m", "experiments.transport", "--clients", "10", "--megabytes", "16", "--light", "50"), _transport
+        ("-m", "experiments.transport", "--clients", "10", "--megabytes", "16", "--light", "50"), _read_transport
     ),
     "rounds, fp32": Measure(
         (
             *("-m", "experiments.speed", "--no-flower", "--no-levers", "--only", "fp32, batch 4"),
             *("--clients", "10", "--rows", "8", "--repeats", "3", "--output", "OUTPUT"),
         ),
-        _rounds,
+        _read_rounds,
     ),
     "rounds, default run": Measure(
         (
             *("-m", "experiments.speed", "--no-flower", "--no-levers", "--only", "default run"),
             *("--default-rows", "16", "--repeats", "3", "--output", "OUTPUT"),
         ),
-        _rounds,
+        _read_rounds,
     ),
 }

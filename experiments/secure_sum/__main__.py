@@ -88,7 +88,7 @@ class Bill:
             self.up[client] += len(answered)
 
 
-def wide_enough(secure: SecureSum, clients: int) -> SecureSum:
+def widen_bits(secure: SecureSum, clients: int) -> SecureSum:
     """With as many bits as so many clients need, where its own are too few."""
     while not secure.fits(clients, secure.bits):
         secure = replace(secure, bits=secure.bits + 1)
@@ -97,7 +97,7 @@ def wide_enough(secure: SecureSum, clients: int) -> SecureSum:
 
 def measure(settings: Settings, clients: int) -> str:
     """A line of the table, in Markdown."""
-    secure, bill, ids = wide_enough(SUMS.build(settings.secure), clients), Bill(), list(range(clients))
+    secure, bill, ids = widen_bits(SUMS.build(settings.secure), clients), Bill(), list(range(clients))
     told = Announcement(os.urandom(16), len(ids), settings.parameters, BESIDE, 1.0)
     terms, roster, integers = (
         told.terms(secure, SEED, ROUND),

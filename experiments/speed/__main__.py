@@ -60,15 +60,19 @@ def main(settings: Settings) -> int:
     if settings.small:
         settings = replace(settings, clients=20, rows=8, default_rows=16, repeats=2)
 
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
 
     from experiments.speed import report, study
 
-    cases = [c for c in study.cases(settings.clients, settings.rows, settings.default_rows) if settings.only in c.name]
+    cases = [
+        c for c in study.create_cases(settings.clients, settings.rows, settings.default_rows) if settings.only in c.name
+    ]
     if not cases:
-        names = ", ".join(case.name for case in study.cases(settings.clients, settings.rows, settings.default_rows))
+        names = ", ".join(
+            case.name for case in study.create_cases(settings.clients, settings.rows, settings.default_rows)
+        )
         print(f"error: no case is called {settings.only!r}; there are: {names}", file=sys.stderr)
         return 2
     if settings.write_readme and settings.only:
@@ -87,7 +91,7 @@ def main(settings: Settings) -> int:
             folder=Path(folder),
             say=lambda text: console.print(text, highlight=False),
         )
-        exactness = measure.exactness()
+        exactness = measure.measure_exactness()
         console.print(f"fp64: the batched update differs from the plain loop's by {exactness:.0e} (relative norm)")
         for case in cases:
             result = measure.run(case)
@@ -96,10 +100,10 @@ def main(settings: Settings) -> int:
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         with open(settings.output, "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in report.lines(results, environment))
+            file.writelines(line + "\n" for line in report.format_lines(results, environment))
     if settings.write_readme:
         command = "python -m experiments.speed " + shlex.join(a for a in sys.argv[1:] if a != "--write-readme")
-        report.write_readme(README, report.markdown(results, environment, command.strip(), exactness))
+        report.write_readme(README, report.format_markdown(results, environment, command.strip(), exactness))
     return 0
 
 
@@ -107,10 +111,10 @@ def show(result: study.Result, console: Console) -> None:
     """One case in the terminal."""
     from experiments.speed import report
 
-    console.print(report.table(result))
-    for note in report.reading(result):
+    console.print(report.build_table(result))
+    for note in report.explain_result(result):
         console.print("  " + note, highlight=False)
-    for text, seconds, memory in report.whole_rows(result):
+    for text, seconds, memory in report.list_whole_rows(result):
         console.print(f"  whole run, {text}: {seconds} s, peak memory {memory} GB", highlight=False)
 
 

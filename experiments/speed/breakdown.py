@@ -21,20 +21,20 @@ KINDS = {
 """Beginnings of the names of torch's operations."""
 
 
-def kind_of(operation: str) -> str:
+def find_kind(operation: str) -> str:
     """The kind of an operation; "other" where none fits."""
     return next((kind for kind, starts in KINDS.items() if operation.startswith(starts)), "other")
 
 
-def breakdown(load: Workload) -> dict[str, float]:
+def measure_breakdown(load: Workload) -> dict[str, float]:
     """Share of each kind in the time of one group of clients, largest first, in this process with one thread."""
     bench = Workbench(load.plan)
-    group = [load.job(client) for client in range(min(load.plan.clients_per_pass, len(load.partition)))]
+    group = [load.create_job(client) for client in range(min(load.plan.clients_per_pass, len(load.partition)))]
     list(bench.executor.train(group))  # the first pass chooses kernels
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         list(bench.executor.train(group))
     spent: Counter[str] = Counter()
     for event in profiled.key_averages():
-        spent[kind_of(event.key)] += event.self_cpu_time_total
+        spent[find_kind(event.key)] += event.self_cpu_time_total
     total = sum(spent.values())
     return {kind: time / total for kind, time in spent.most_common()}

@@ -26,10 +26,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from experiments import one_sentence
-from experiments.checkouts import Checkout, checked_out
+from experiments import exit_on_error
+from experiments.checkouts import Checkout, check_out
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.models.kernels import cpu_name
+from fedpeft.models.kernels import get_cpu_name
 
 CLIENTS = {1: 9, 4: 4, 8: 2}
 """By batch size; at least as many as fit into a pass."""
@@ -124,7 +124,7 @@ class Side:
         self._log.close()
 
 
-def interval(ratios: Sequence[float]) -> tuple[float, float]:
+def compute_interval(ratios: Sequence[float]) -> tuple[float, float]:
     """The order statistics that enclose the true median with a probability of at least 95 %, or least and most."""
     ordered, n = sorted(ratios), len(ratios)
     below, chance = 0, 0.0
@@ -145,7 +145,7 @@ def main(settings: Settings) -> None:
         raise ConfigError(f"rows={settings.rows} does not fill a batch of the case {fuller[0]!r}")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        first, second = (checked_out(name, work / f"source-{i}") for i, name in enumerate(settings.commits))
+        first, second = (check_out(name, work / f"source-{i}") for i, name in enumerate(settings.commits))
         sides = [Side("batched", first, work), Side("batched", second, work)]
         sides += [Side("plain", second, work)] if settings.plain else []
         ratios: dict[str, list[float]] = {}
@@ -161,23 +161,23 @@ def main(settings: Settings) -> None:
             apart = max(float((states[0][n] - t).norm() / t.norm()) for n, t in states[1].items())
             group = f"{case.dtype}, {case.where}"
             ratios.setdefault(group, []).append(median(a / b for a, b in zip(found[0], found[1], strict=True)))
-            cells = [f"{1e3 * median(found[0]):.0f}", f"{1e3 * median(found[1]):.0f}", text(found[0], found[1])]
-            cells += [text(found[2], found[1]) if settings.plain else "", f"{apart:.0e}"]
+            cells = [f"{1e3 * median(found[0]):.0f}", f"{1e3 * median(found[1]):.0f}", format_ratio(found[0], found[1])]
+            cells += [format_ratio(found[2], found[1]) if settings.plain else "", f"{apart:.0e}"]
             print(f"| {case.name} | " + " | ".join(cells) + " |", flush=True)
         for side in sides:
             side.close()
     for group, medians in ratios.items():
         print(f"geometric mean of A / B, {group}: {geometric_mean(medians):.3f}")
-    print(f"{settings.repeats} repeats, {cpu_name()}, load average {os.getloadavg()[0]:.1f} at the end")
+    print(f"{settings.repeats} repeats, {get_cpu_name()}, load average {os.getloadavg()[0]:.1f} at the end")
 
 
-def text(others: Sequence[float], mine: Sequence[float]) -> str:
+def format_ratio(others: Sequence[float], mine: Sequence[float]) -> str:
     """Median and interval of the ratios."""
     found = [a / b for a, b in zip(others, mine, strict=True)]
-    low, high = interval(found)
+    low, high = compute_interval(found)
     return f"{median(found):.2f} ({low:.2f}..{high:.2f})"
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(tyro.cli(Settings, description=__doc__))

@@ -25,7 +25,7 @@ from flwr.simulation import run_simulation
 from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Round, Variant, answer
 from experiments.speed.workload import Workload
-from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.cached_rows import load_cached_examples
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -42,14 +42,14 @@ ROUND_TIMEOUT_SECONDS = 3600
 
 
 @functools.cache
-def _workload(file: str, dtype: str) -> Workload:
+def _load_workload(file: str, dtype: str) -> Workload:
     load: Workload = pickle.loads(Path(file).read_bytes())
     return dataclasses.replace(load, plan=dataclasses.replace(load.plan, dtype=dtype))
 
 
 @functools.cache
-def _kept_client(file: str, dtype: str) -> PlainClient:
-    return PlainClient(_workload(file, dtype).plan)
+def _get_client(file: str, dtype: str) -> PlainClient:
+    return PlainClient(_load_workload(file, dtype).plan)
 
 
 client_app = ClientApp()
@@ -59,12 +59,12 @@ client_app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """One client's work, in a Ray actor."""
     config: Any = message.content["config"]
-    load = _workload(config["workload"], config["dtype"])
-    client = PlainClient(load.plan) if config["rebuild"] else _kept_client(config["workload"], config["dtype"])
+    load = _load_workload(config["workload"], config["dtype"])
+    client = PlainClient(load.plan) if config["rebuild"] else _get_client(config["workload"], config["dtype"])
     received: Any = message.content["arrays"]
-    job = load.job(int(context.node_config["partition-id"]))
+    job = load.create_job(int(context.node_config["partition-id"]))
     job = dataclasses.replace(job, received=dict(received.to_torch_state_dict()))
-    trained = client.train(job, cached_examples(load.plan.data_key))
+    trained = client.train(job, load_cached_examples(load.plan.data_key))
     content = {"arrays": ArrayRecord(trained), "metrics": MetricRecord({"num-examples": len(job.rows)})}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
 

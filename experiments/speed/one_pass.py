@@ -20,26 +20,26 @@ import torch
 os.environ.update({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"})
 torch.set_num_threads(1)
 
-from fedpeft.run.console import quiet_libraries  # noqa: E402
+from fedpeft.run.console import silence_libraries  # noqa: E402
 
-quiet_libraries()
+silence_libraries()
 
 from fedpeft.clients.workbench import Workbench  # noqa: E402
 
 from experiments.speed.plain import PlainClient  # noqa: E402
-from experiments.speed.workload import Case, workload  # noqa: E402
-from fedpeft.data.cached_rows import cached_examples  # noqa: E402
+from experiments.speed.workload import Case, create_workload  # noqa: E402
+from fedpeft.data.cached_rows import load_cached_examples  # noqa: E402
 from fedpeft.peft.adapter import State  # noqa: E402
 
 
-def prepared(kind: str, dtype: str, peft: str, batch: int, clients: int, rows: int) -> Callable[[], State]:
+def prepare_group(kind: str, dtype: str, peft: str, batch: int, clients: int, rows: int) -> Callable[[], State]:
     """What trains one group, plainly or batched, and returns the last client's state; it has run once."""
     with tempfile.TemporaryDirectory() as folder:
-        load = workload(Case("one pass", clients, rows, batch, dtype, peft), 2, Path(folder))
+        load = create_workload(Case("one pass", clients, rows, batch, dtype, peft), 2, Path(folder))
     plan = load.plan
-    group = [load.job(client) for client in range(min(clients, plan.clients_per_pass))]
+    group = [load.create_job(client) for client in range(min(clients, plan.clients_per_pass))]
     if kind == "plain":
-        plain, examples = PlainClient(plan), cached_examples(plan.data_key)
+        plain, examples = PlainClient(plan), load_cached_examples(plan.data_key)
 
         def one_by_one() -> State:
             return [plain.train(job, examples) for job in group][-1]
@@ -50,7 +50,7 @@ def prepared(kind: str, dtype: str, peft: str, batch: int, clients: int, rows: i
     if plan.depth:
         store = plan.store(plan.data_key, plan.depth)
         shutil.rmtree(store.folder, ignore_errors=True)  # the other side's rounding
-        bench.fill(plan.data_key, plan.depth, store.missing())
+        bench.fill(plan.data_key, plan.depth, store.find_missing_tiles())
 
     def together() -> State:
         state: State = list(bench.executor.train(group))[-1].state
@@ -67,7 +67,7 @@ def main() -> None:
         words = line.split()
         if words[0] == "case":
             kind, dtype, peft, batch, clients, rows, file = words[1:]
-            train = prepared(kind, dtype, peft, int(batch), int(clients), int(rows))
+            train = prepare_group(kind, dtype, peft, int(batch), int(clients), int(rows))
             torch.save({name: tensor.clone() for name, tensor in train().items()}, file)
             print("ready", flush=True)
         else:

@@ -13,12 +13,12 @@ from pathlib import Path
 from fedpeft.clients.workbench import WorkPlan
 
 from experiments.speed.sides import Round, Variant, answer
-from experiments.speed.workload import Silent, Workload
+from experiments.speed.workload import SilentObserver, Workload
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import Records
-from fedpeft.run.workers import Workers, client_plan
-from fedpeft.server.exchange import Exchange
+from fedpeft.run.workers import Workers, create_client_plan
+from fedpeft.server.exchange import Transport
 from fedpeft.server.features import RunParts, ServerModel, attach_features
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import RunStore
@@ -28,7 +28,7 @@ from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.simulation import Simulation
 
 
-class Timer(Silent):
+class Timer(SilentObserver):
     """Keeps the finished round."""
 
     result: RoundResult
@@ -56,16 +56,16 @@ class Rounds:
 
     def __init__(self, load: Workload, variant: Variant, folder: Path) -> None:
         config = dataclasses.replace(load.config, rounds=1, head="zero", dtype=variant.dtype or load.config.dtype)
-        simulation = Simulation(config, folder, Silent())
+        simulation = Simulation(config, folder, SilentObserver())
         self.folder = folder
         self.partition = load.partition
         self.setup = dataclasses.replace(simulation.setup, start=load.start)
         self.fixed = simulation.fixed
-        clients = client_plan(self.setup, load.partition, folder, 0.0, None)
-        self.workers = Workers(plan_of(load.plan, variant), clients, simulation.workers.machine, Silent())
+        clients = create_client_plan(self.setup, load.partition, folder, 0.0, None)
+        self.workers = Workers(plan_of(load.plan, variant), clients, simulation.workers.machine, SilentObserver())
         self.once = 0.0
 
-    def one(self) -> Round:
+    def run_one(self) -> Round:
         """One round from the start state."""
         work, everyone = self.workers.work, len(self.partition)
         if work.depth:  # without reuse, training needs no features
@@ -80,9 +80,9 @@ class Rounds:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             place = Path(folder)
             sampler, records = FixedSize(everyone, everyone), Records(place)
-            store = RunStore.of(records)
-            transport = Exchange(grid, timer.client_done)
-            hooks = attach_features(RunParts(self.setup, transport, store, timer, ServerModel(_nothing)))
+            store = RunStore.from_records(records)
+            transport = Transport(grid, timer.client_done)
+            hooks = attach_features(RunParts(self.setup, transport, store, timer, ServerModel(_evaluate_nothing)))
             start = partial(prepare, self.setup, transport, self.fixed, None, timer.say)
             progress = Server(self.setup, transport, sampler, store, timer, hooks, start).run()
         seconds = timer.result.training_seconds
@@ -94,7 +94,7 @@ class Rounds:
         self.workers.close()
 
 
-def _nothing(state: State, version: int) -> Metrics:
+def _evaluate_nothing(state: State, version: int) -> Metrics:
     """No evaluation: training alone is timed."""
     return Metrics(math.nan, math.nan)
 
@@ -109,7 +109,7 @@ def run(connection: Connection, load: Workload, variants: dict[str, Variant]) ->
                 place = Path(folder) / str(len(started))
                 place.mkdir()
                 started[name] = Rounds(load, variants[name], place)
-            return started[name].one()
+            return started[name].run_one()
 
         try:
             answer(connection, one_round)

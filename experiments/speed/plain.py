@@ -16,9 +16,9 @@ from fedpeft.clients.executor import Job
 from fedpeft.clients.workbench import WorkPlan
 
 from experiments.speed.sides import Round, Variant, answer
-from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import Examples
-from fedpeft.models.task import DTYPES, TASKS, trainable
+from fedpeft.models.task import DTYPES, TASKS, find_trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -35,7 +35,7 @@ class PlainClient:
         base = task.base(plan.model, DTYPES[plan.dtype], attn_implementation="sdpa")  # as transformers has it
         self.model = task.model(base, plan.classes)
         PEFT_METHODS.build(plan.method).attach(self.model, plan.dtype)
-        self.parameters = trainable(self.model)
+        self.parameters = find_trainable(self.model)
 
     def train(self, job: Job, examples: Examples) -> State:
         """The trained tensors, from the received ones."""
@@ -43,7 +43,7 @@ class PlainClient:
             for name, parameter in self.parameters.items():
                 parameter.copy_(job.received[name])
         optimizer, warmup = job.training.optimizer.started(self.parameters, job.learning_rate)
-        for rows in job.batches(examples.lengths):
+        for rows in job.create_batches(examples.lengths):
             batch = examples.batch(rows)
             loss = F.cross_entropy(self.model(batch), batch["labels"])
             optimizer.zero_grad()
@@ -62,14 +62,14 @@ def _keep(load: Workload) -> None:
 
 
 @functools.cache
-def _client() -> PlainClient:
+def _get_client() -> PlainClient:
     assert _load is not None
     return PlainClient(_load.plan)
 
 
 def _train(client: int) -> dict[str, np.ndarray]:
     assert _load is not None
-    trained = _client().train(_load.job(client), cached_examples(_load.plan.data_key))
+    trained = _get_client().train(_load.create_job(client), load_cached_examples(_load.plan.data_key))
     return {name: tensor.numpy().copy() for name, tensor in trained.items()}
 
 

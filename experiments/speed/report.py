@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.speed.study import Measured, Result
-from fedpeft.models.kernels import cpu_name, gemm_rates
+from experiments.speed.study import MeasuredVariant, Result
+from fedpeft.models.kernels import get_cpu_name, measure_gemm_rates
 from fedpeft.models.task import DTYPES
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -38,11 +38,11 @@ class Environment:
         """Of this machine, now."""
         return cls(
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            cpu=cpu_name(),
+            cpu=get_cpu_name(),
             cores=os.cpu_count() or 1,
             load=os.getloadavg()[0],
             gemm={
-                dtype: {str(kernel): round(rate, 1) for kernel, rate in gemm_rates(DTYPES[dtype]).items()}
+                dtype: {str(kernel): round(rate, 1) for kernel, rate in measure_gemm_rates(DTYPES[dtype]).items()}
                 for dtype in ("fp32", "bf16")
             },
             versions={"python": platform.python_version()}
@@ -61,33 +61,33 @@ class Environment:
 COLUMNS = ("round, s", "min..max", "times Flower tuned", "times plain", "of GEMM peak", "update differs by")
 
 
-def reference(result: Result) -> Measured | None:
+def get_reference(result: Result) -> MeasuredVariant | None:
     """Tuned Flower in the case's own precision."""
     return result.variants.get("flower")
 
 
-def rows(result: Result) -> Iterator[tuple[str, ...]]:
+def list_rows(result: Result) -> Iterator[tuple[str, ...]]:
     """The cells of each variant."""
     for m in result.variants.values():
         yield (
             m.variant.text,
             f"{m.median:.2f}",
             f"{min(m.seconds):.2f}..{max(m.seconds):.2f}",
-            _times(m, reference(result)),
-            _times(m, result.variants.get("plain")),
+            _format_times(m, get_reference(result)),
+            _format_times(m, result.variants.get("plain")),
             f"{100 * m.peak_share:.0f} %",
             "" if m.difference is None or m.variant.framework == "plain" else f"{m.difference:.0e}",
         )
 
 
-def _times(m: Measured, other: Measured | None) -> str:
+def _format_times(m: MeasuredVariant, other: MeasuredVariant | None) -> str:
     if other is None or other is m:
         return ""
-    middle, least, most = m.times(other)
+    middle, least, most = m.compute_ratios(other)
     return f"{middle:.2f} ({least:.2f}..{most:.2f})"
 
 
-def heading(result: Result) -> str:
+def format_heading(result: Result) -> str:
     """The case in a line."""
     case = result.case
     return (
@@ -96,7 +96,7 @@ def heading(result: Result) -> str:
     )
 
 
-def reading(result: Result) -> list[str]:
+def explain_result(result: Result) -> list[str]:
     """What the numbers of a case say: each lever's share, and the price of what is computed once."""
     found = result.variants
     lines = []
@@ -110,22 +110,22 @@ def reading(result: Result) -> list[str]:
     for text, before, after in chain:
         before = before if before in found else last
         if before in found and after in found:
-            lines.append(f"{text}: {_times(found[after], found[before])}")
+            lines.append(f"{text}: {_format_times(found[after], found[before])}")
             last = after
     if "batched" in found and last in LAST and last in found and found["batched"].once:
-        lines.append(f"reuse of the frozen blocks: {_times(found['batched'], found[last])}")
+        lines.append(f"reuse of the frozen blocks: {_format_times(found['batched'], found[last])}")
         gain = found[last].median - found["batched"].median
         once = found["batched"].once
         paid = f", paid back after {once / gain:.1f} such rounds" if gain > 0 else ""
         lines.append(f"what the reuse costs once for these rows: {once:.1f} s{paid}")
     elif "batched" in found and last in found:
-        lines.append(f"batched in all, against the line before: {_times(found['batched'], found[last])}")
+        lines.append(f"batched in all, against the line before: {_format_times(found['batched'], found[last])}")
     if "flower today" in found and "batched" in found:
-        lines.append(f"batched against Flower as used today: {_times(found['batched'], found['flower today'])}")
+        lines.append(f"batched against Flower as used today: {_format_times(found['batched'], found['flower today'])}")
         if "flower fp32" in found:
-            lines.append(f"  of it, keeping the model: {_times(found['flower fp32'], found['flower today'])}")
+            lines.append(f"  of it, keeping the model: {_format_times(found['flower fp32'], found['flower today'])}")
         if "flower fp32" in found and "flower" in found:
-            lines.append(f"  of it, bf16 in a peft model: {_times(found['flower'], found['flower fp32'])}")
+            lines.append(f"  of it, bf16 in a peft model: {_format_times(found['flower'], found['flower fp32'])}")
     shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in result.breakdown.items() if share >= 0.005)
     lines.append(f"where batched spends its time: {shares}")
     return lines
@@ -134,25 +134,25 @@ def reading(result: Result) -> list[str]:
 LAST = ("sequential", "stacked", "together", "kernel")
 
 
-def table(result: Result) -> Table:
+def build_table(result: Result) -> Table:
     """For the terminal."""
-    shown = Table(title=heading(result), title_justify="left")
+    shown = Table(title=format_heading(result), title_justify="left")
     shown.add_column("")
     for column in COLUMNS:
         shown.add_column(column, justify="right")
-    for row in rows(result):
+    for row in list_rows(result):
         shown.add_row(*row)
     return shown
 
 
-def whole_rows(result: Result) -> Iterator[tuple[str, str, str]]:
+def list_whole_rows(result: Result) -> Iterator[tuple[str, str, str]]:
     """Whole runs: text, seconds, memory."""
     for m in result.variants.values():
         if m.whole_seconds is not None:
             yield m.variant.text, f"{m.whole_seconds:.1f}", f"{(m.memory or 0) / 1e9:.2f}"
 
 
-def lines(results: list[Result], environment: Environment) -> Iterator[str]:
+def format_lines(results: list[Result], environment: Environment) -> Iterator[str]:
     """A line of JSON per case and variant."""
     for result in results:
         for name, m in result.variants.items():
@@ -164,22 +164,22 @@ def lines(results: list[Result], environment: Environment) -> Iterator[str]:
             yield json.dumps(entry)
 
 
-def markdown(results: list[Result], environment: Environment, command: str, exactness: float | None) -> str:
+def format_markdown(results: list[Result], environment: Environment, command: str, exactness: float | None) -> str:
     """All cases as Markdown."""
     parts = [f"`{command}`", str(environment)]
     if exactness is not None:
         parts.append(f"Batched against plain in fp64: updates differ by {exactness:.0e} (relative norm).")
     for result in results:
-        parts.append(f"**{heading(result)}**")
-        parts.append(_markdown_table(("", *COLUMNS), list(rows(result))))
-        if notes := reading(result):
+        parts.append(f"**{format_heading(result)}**")
+        parts.append(_format_markdown_table(("", *COLUMNS), list(list_rows(result))))
+        if notes := explain_result(result):
             parts.append("\n".join(f"- {note.strip()}" for note in notes))
-        if whole := list(whole_rows(result)):
-            parts.append(_markdown_table(("whole run, alone", "seconds", "peak memory (PSS), GB"), whole))
+        if whole := list(list_whole_rows(result)):
+            parts.append(_format_markdown_table(("whole run, alone", "seconds", "peak memory (PSS), GB"), whole))
     return "\n\n".join(parts)
 
 
-def _markdown_table(columns: tuple[str, ...], cells: list[Any]) -> str:
+def _format_markdown_table(columns: tuple[str, ...], cells: list[Any]) -> str:
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *cells))
 

@@ -76,7 +76,7 @@ class Side:
         context = get_context("spawn")
         self._connection, far = context.Pipe()
         mine = {name: v for name, v in variants.items() if v.framework == framework}
-        self._process = context.Process(target=_main, args=(framework, far, load, mine, log))
+        self._process = context.Process(target=_run_side, args=(framework, far, load, mine, log))
         self._process.start()
         far.close()
         self._log = log
@@ -95,7 +95,7 @@ class Side:
         if self._process.is_alive():
             self._process.kill()
 
-    def round(self, variant: str) -> Round:
+    def run_round(self, variant: str) -> Round:
         """Do one round.
 
         Raises:
@@ -117,10 +117,10 @@ class Side:
 
     def _sample(self, interval: float) -> None:
         while not self._stop.wait(interval):
-            self.peak = max(self.peak, tree_memory(self._process.pid or 0))
+            self.peak = max(self.peak, measure_tree_memory(self._process.pid or 0))
 
 
-def tree_memory(pid: int) -> int:
+def measure_tree_memory(pid: int) -> int:
     """Proportional set size of a process and its descendants now, in bytes."""
     total = 0
     with contextlib.suppress(psutil.Error):
@@ -131,15 +131,15 @@ def tree_memory(pid: int) -> int:
     return total
 
 
-def _main(
+def _run_side(
     framework: Framework, connection: Connection, load: Workload, variants: dict[str, Variant], log: Path
 ) -> None:
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     if framework == "plain":
         from experiments.speed.plain import run
     elif framework == "flower":

@@ -15,16 +15,16 @@ from statistics import median
 
 from fedpeft.clients.workbench import Workbench
 
-from experiments.speed.breakdown import breakdown
+from experiments.speed.breakdown import measure_breakdown
 from experiments.speed.own import plan_of
 from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Framework, Round, Side, Variant
-from experiments.speed.workload import Case, Workload, operations, workload
+from experiments.speed.workload import Case, Workload, count_operations, create_workload
 from fedpeft.config import RunConfig
-from fedpeft.models.kernels import gemm_rates
+from fedpeft.models.kernels import measure_gemm_rates
 from fedpeft.models.task import DTYPES
-from fedpeft.run.sampling import cohort_size
-from fedpeft.run.suited import settled
+from fedpeft.run.sampling import compute_cohort_size
+from fedpeft.run.suited import settle_config
 
 VARIANTS = {
     "plain": Variant("plain", "plain peft loop on each core, no federation"),
@@ -49,21 +49,21 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 0.02, "bf16": 0.5}
 gradient by its own size, which turns the rounding of small gradients into differences of whole steps."""
 
 
-def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
+def create_cases(clients: int, rows: int, default_rows: int) -> list[Case]:
     """Each batch size in fp32, adapters in two blocks and in all; the default run's round, in two."""
     timed = [
         Case(f"fp32, batch {batch}, {where}", clients, rows, batch, "fp32", peft)
         for peft, where in (("lora(layers=2)", "two upper blocks"), ("lora(layers=0)", "all blocks"))
         for batch in (1, 4, 8)
     ]
-    run = settled(RunConfig())
-    cohort = cohort_size(run.cohort, int(run.clients))
+    run = settle_config(RunConfig())
+    cohort = compute_cohort_size(run.cohort, int(run.clients))
     name = f"default run: {run.dtype}, batch {run.batch_size}, {cohort} clients"
     default = Case(name, cohort, default_rows, run.batch_size, run.dtype)
     return [*timed, default]
 
 
-def variants_of(case: Case, load: Workload, levers: bool, frameworks: Sequence[Framework]) -> dict[str, Variant]:
+def choose_variants(case: Case, load: Workload, levers: bool, frameworks: Sequence[Framework]) -> dict[str, Variant]:
     """The variants that make sense for a case: no two that do the same."""
     chosen = {name: v for name, v in VARIANTS.items() if v.framework in frameworks}
     if case.dtype != "bf16":
@@ -81,7 +81,7 @@ def variants_of(case: Case, load: Workload, levers: bool, frameworks: Sequence[F
 
 
 @dataclass
-class Measured:
+class MeasuredVariant:
     """A variant in a case.
 
     Attributes:
@@ -106,7 +106,7 @@ class Measured:
         """Median seconds of a round."""
         return median(self.seconds)
 
-    def times(self, other: Measured) -> tuple[float, float, float]:
+    def compute_ratios(self, other: MeasuredVariant) -> tuple[float, float, float]:
         """How many times as fast as `other`: median, least and most over the repeats."""
         ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
         return median(ratios), min(ratios), max(ratios)
@@ -121,7 +121,7 @@ class Result:
     tokens: int
     clients_per_pass: int
     kernel: str
-    variants: dict[str, Measured]
+    variants: dict[str, MeasuredVariant]
     breakdown: dict[str, float]
 
 
@@ -147,26 +147,26 @@ class Study:
     folder: Path
     say: Callable[[str], None]
 
-    def exactness(self) -> float:
+    def measure_exactness(self) -> float:
         """Largest relative difference of a client's batched update from the plain loop's in fp64.
 
         Raises:
             RuntimeError: it is above the tolerance.
         """
-        load = workload(EXACT, self.workers, self.folder)
-        jobs = [load.job(client) for client in range(len(load.partition))]
+        load = create_workload(EXACT, self.workers, self.folder)
+        jobs = [load.create_job(client) for client in range(len(load.partition))]
         bench, plain = Workbench(load.plan), PlainClient(load.plan)
         try:
             if load.plan.depth:
-                missing = load.plan.store(load.plan.data_key, load.plan.depth).missing()
+                missing = load.plan.store(load.plan.data_key, load.plan.depth).find_missing_tiles()
                 bench.fill(load.plan.data_key, load.plan.depth, missing)
             differences = [
-                load.difference(trained.state, plain.train(job, bench.examples))
+                load.compute_difference(trained.state, plain.train(job, bench.examples))
                 for job, trained in zip(jobs, bench.executor.train(jobs), strict=True)
             ]
         finally:
             self._forget(load)
-        return _checked("the batched executor", "fp64", max(differences))
+        return _check_difference("the batched executor", "fp64", max(differences))
 
     def run(self, case: Case) -> Result:
         """One case: a checked warm-up round of each variant, then the timed ones in turn.
@@ -174,64 +174,64 @@ class Study:
         Raises:
             RuntimeError: a side failed, or its update is not that of the plain loop.
         """
-        load = workload(case, self.workers, self.folder)
-        chosen = variants_of(case, load, self.levers, self.frameworks)
-        measured = {name: Measured(variant, []) for name, variant in chosen.items()}
-        with self._sides(load, chosen) as sides:
+        load = create_workload(case, self.workers, self.folder)
+        chosen = choose_variants(case, load, self.levers, self.frameworks)
+        measured = {name: MeasuredVariant(variant, []) for name, variant in chosen.items()}
+        with self._start_sides(load, chosen) as sides:
             self._warm_up(load, measured, sides)
             names = list(chosen)
             for repeat in range(self.repeats):
                 shift = repeat % len(names)
                 for name in names[shift:] + names[:shift]:
-                    measured[name].seconds.append(sides[chosen[name].framework].round(name).seconds)
+                    measured[name].seconds.append(sides[chosen[name].framework].run_round(name).seconds)
                 times = ", ".join(f"{name} {m.seconds[-1]:.2f} s" for name, m in measured.items())
                 self.say(f"  repeat {repeat + 1}: {times}")
         self._shares(load, measured)
         if self.whole_rounds:
             for name in chosen:
                 if name not in LEVERS:
-                    self._whole(load, name, measured[name])
-        parts = self._breakdown(load)
+                    self._measure_whole(load, name, measured[name])
+        parts = self._measure_breakdown(load)
         self._forget(load)
         plan = load.plan
         return Result(case, load.steps, load.tokens, plan.clients_per_pass, plan.kernel, measured, parts)
 
-    def _breakdown(self, load: Workload) -> dict[str, float]:
+    def _measure_breakdown(self, load: Workload) -> dict[str, float]:
         """In a process of its own, whose memory and threads are nobody else's."""
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return process.submit(breakdown, load).result()
+            return process.submit(measure_breakdown, load).result()
 
-    def _warm_up(self, load: Workload, measured: dict[str, Measured], sides: dict[Framework, Side]) -> None:
+    def _warm_up(self, load: Workload, measured: dict[str, MeasuredVariant], sides: dict[Framework, Side]) -> None:
         after: dict[str, Round] = {}
         for name, m in measured.items():
-            done = after[name] = sides[m.variant.framework].round(name)
+            done = after[name] = sides[m.variant.framework].run_round(name)
             m.once = done.once
             if "plain" in after:
-                m.difference = load.difference(done.after, after["plain"].after)
+                m.difference = load.compute_difference(done.after, after["plain"].after)
                 if not m.variant.dtype:
-                    _checked(name, load.plan.dtype, m.difference)
+                    _check_difference(name, load.plan.dtype, m.difference)
 
-    def _shares(self, load: Workload, measured: dict[str, Measured]) -> None:
-        work = operations(load)
+    def _shares(self, load: Workload, measured: dict[str, MeasuredVariant]) -> None:
+        work = count_operations(load)
         for m in measured.values():
-            rate = max(gemm_rates(DTYPES[m.variant.dtype or load.plan.dtype]).values()) * 1e9
+            rate = max(measure_gemm_rates(DTYPES[m.variant.dtype or load.plan.dtype]).values()) * 1e9
             reuse = m.variant.framework == "fedpeft" and plan_of(load.plan, m.variant).depth
             m.peak_share = (work.all - (work.below if reuse else 0)) / (m.median * load.workers * rate)
 
-    def _whole(self, load: Workload, name: str, m: Measured) -> None:
+    def _measure_whole(self, load: Workload, name: str, m: MeasuredVariant) -> None:
         """A run of one variant alone: what is kept from round to round is computed anew."""
         self._forget(load)
         started = time.perf_counter()
-        with self._sides(load, {name: m.variant}) as sides:
+        with self._start_sides(load, {name: m.variant}) as sides:
             side = sides[m.variant.framework]
             side.watch()
             for _ in range(self.whole_rounds):
-                side.round(name)
+                side.run_round(name)
         m.whole_seconds, m.memory = time.perf_counter() - started, side.peak
         self.say(f"  whole run of {self.whole_rounds} rounds: {name} {m.whole_seconds:.1f} s, {m.memory / 1e9:.2f} GB")
 
     @contextlib.contextmanager
-    def _sides(self, load: Workload, variants: dict[str, Variant]) -> Iterator[dict[Framework, Side]]:
+    def _start_sides(self, load: Workload, variants: dict[str, Variant]) -> Iterator[dict[Framework, Side]]:
         with contextlib.ExitStack() as stack:
             frameworks = dict.fromkeys(v.framework for v in variants.values())
             yield {f: stack.enter_context(Side(f, load, variants, self.folder / f"{f}.log")) for f in frameworks}
@@ -243,7 +243,7 @@ class Study:
             shutil.rmtree(load.plan.store(load.plan.data_key, load.plan.depth).folder, ignore_errors=True)
 
 
-def _checked(name: str, dtype: str, difference: float) -> float:
+def _check_difference(name: str, dtype: str, difference: float) -> float:
     if not difference <= TOLERANCE[dtype]:
         raise RuntimeError(f"the update of {name} in {dtype} is {difference:.1e} away from that of the plain loop")
     return difference

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.speed.plain import PlainClient
 from fedpeft import seeds
 from fedpeft.config import RunConfig
-from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.partition import Partition
-from fedpeft.models.layers import blocks
-from fedpeft.peft.adapter import State, norm
+from fedpeft.models.layers import find_blocks
+from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.simulation.simulation import Simulation
 
 
@@ -67,7 +67,7 @@ class Workload:
     start: State
     workers: int
 
-    def job(self, client: int) -> Job:
+    def create_job(self, client: int) -> Job:
         """What a client does in the round."""
         return Job(
             client=client,
@@ -93,27 +93,31 @@ class Workload:
 
     @property
     def _lengths(self) -> np.ndarray:
-        lengths: np.ndarray = cached_examples(self.plan.data_key).lengths
+        lengths: np.ndarray = load_cached_examples(self.plan.data_key).lengths
         return lengths
 
     @property
     def _batches(self) -> list[np.ndarray]:
-        return [rows for client in range(len(self.partition)) for rows in self.job(client).batches(self._lengths)]
+        return [
+            rows
+            for client in range(len(self.partition))
+            for rows in self.create_job(client).create_batches(self._lengths)
+        ]
 
-    def difference(self, a: State, b: State) -> float:
+    def compute_difference(self, a: State, b: State) -> float:
         """How far two states after the round are apart, relative to how far `b` is from the start."""
-        apart = norm({name: a[name].double() - b[name].double() for name in b})
-        return apart / norm({name: b[name].double() - self.start[name].double() for name in b})
+        apart = compute_norm({name: a[name].double() - b[name].double() for name in b})
+        return apart / compute_norm({name: b[name].double() - self.start[name].double() for name in b})
 
 
-class Silent:
+class SilentObserver:
     """An observer of a simulation that shows nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
 
 
-def workload(case: Case, workers: int, folder: Path) -> Workload:
+def create_workload(case: Case, workers: int, folder: Path) -> Workload:
     """The workload of a case; the rows are tokenised into the cache."""
     config = RunConfig(
         clients=case.federation,
@@ -124,27 +128,27 @@ def workload(case: Case, workers: int, folder: Path) -> Workload:
         batch_size=case.batch_size,
         workers=workers,
     )
-    simulation = Simulation(config, folder, Silent())
+    simulation = Simulation(config, folder, SilentObserver())
     rows = simulation.rows
     shards = [
-        seeds.generator(0, "speed rows", client).permutation(rows.partition.shard(client))[: case.rows or None]
+        seeds.create_generator(0, "speed rows", client).permutation(rows.partition.shard(client))[: case.rows or None]
         for client in range(min(case.clients, case.federation))
     ]
     ends = np.cumsum([len(shard) for shard in shards])
     partition = Partition.from_shards([np.arange(end - len(s), end) for s, end in zip(shards, ends, strict=True)])
-    data_key = simulation.setup.tokenised(rows.all.take(np.concatenate(shards)), config.tokens)
+    data_key = simulation.setup.tokenize_rows(rows.all.take(np.concatenate(shards)), config.tokens)
     plan = dataclasses.replace(simulation.workers.work, data_key=data_key)
-    return Workload(config, plan, partition, _in_the_midst(simulation.setup.start), workers)
+    return Workload(config, plan, partition, _move_state(simulation.setup.start), workers)
 
 
-def _in_the_midst(start: State) -> State:
+def _move_state(start: State) -> State:
     """`start` moved a little, so that no tensor is zero and every gradient counts in the comparison of updates.
 
     All values are fp32 ones, because that is how they are sent.
     """
     moved = {}
     for i, (name, tensor) in enumerate(start.items()):
-        noise = torch.randn(tensor.shape, generator=seeds.torch_generator(0, "speed start", i))
+        noise = torch.randn(tensor.shape, generator=seeds.create_torch_generator(0, "speed start", i))
         moved[name] = (tensor.float() + 0.02 * noise).to(tensor.dtype)
     return moved
 
@@ -162,14 +166,14 @@ class Operations:
     below: float
 
 
-def operations(load: Workload) -> Operations:
+def count_operations(load: Workload) -> Operations:
     """Counted in one forward and backward pass of the plain model."""
     client = PlainClient(load.plan)
-    batch = cached_examples(load.plan.data_key).batch(load.partition.shard(0)[:1])
+    batch = load_cached_examples(load.plan.data_key).batch(load.partition.shard(0)[:1])
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(client.model(batch), batch["labels"]).backward()  # type: ignore[no-untyped-call]
     scale = load.tokens / batch["attention_mask"].numel()
-    path, stack = blocks(client.model)
+    path, stack = find_blocks(client.model)
     counts = counter.get_flop_counts()
     names = [f"{type(client.model).__name__}.{path}.{i}" for i in range(len(stack))]
     below = sum(sum(counts[name].values()) for name in names[: load.plan.depth])

@@ -21,19 +21,19 @@ import grpc
 import psutil
 import tyro
 
-from experiments.transport.fleet import DOWN, UP, chunks
+from experiments.transport.fleet import DOWN, UP, split_into_chunks
 from fedpeft import __version__
-from fedpeft.communication.flower_grid import node_of
-from fedpeft.communication.messages import Instruction, to_record
+from fedpeft.communication.flower_grid import get_node_id
+from fedpeft.communication.messages import Instruction, write_record
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, Revoked
+from fedpeft.deployment.certificates import Authority, RevocationList
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.models.kernels import cpu_name
+from fedpeft.models.kernels import get_cpu_name
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -69,30 +69,32 @@ class Result:
         return statistics.median(self.seconds)
 
 
-def cpu() -> float:
+def measure_cpu_seconds() -> float:
     """CPU seconds of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-def fleet(*words: object) -> subprocess.Popen[str]:
+def start_fleet(*words: object) -> subprocess.Popen[str]:
     """Clients in a process of their own."""
     command = [sys.executable, "-m", "experiments.transport.fleet", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def server_credentials(certs: Path) -> grpc.ServerCredentials:
+def create_server_credentials(certs: Path) -> grpc.ServerCredentials:
     """Mutual TLS."""
-    own = Credentials.of_server(certs)
+    own = Credentials.load_server(certs)
     return grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, require_client_auth=True)
 
 
-def round_of(grid: GrpcGrid, number: int, clients: int, payload: bytes) -> float:
+def run_round(grid: GrpcGrid, number: int, clients: int, payload: bytes) -> float:
     """Send the payload to all clients and wait until all have sent it back; returns the seconds."""
     started = time.perf_counter()
     waiting = set(
         grid.push_messages(
-            grid.create_message(to_record(Instruction("train", number, k, payload)), "train", node_of(k), str(number))
+            grid.create_message(
+                write_record(Instruction("train", number, k, payload)), "train", get_node_id(k), str(number)
+            )
             for k in range(clients)
         )
     )
@@ -101,37 +103,37 @@ def round_of(grid: GrpcGrid, number: int, clients: int, payload: bytes) -> float
     return time.perf_counter() - started
 
 
-def own(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
+def run_own(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
     """Rounds over fedpeft's grid."""
     certs = folder / "certs"
     roster = Roster(folder / f"roster-{clients}.json", clients)
-    keeper = Doorkeeper(Revoked(certs / "revoked.pem", (certs / "ca.pem").read_bytes()))
+    keeper = Doorkeeper(RevocationList(certs / "revoked.pem", (certs / "ca.pem").read_bytes()))
     told = v2.Description(run=roster.run, software=__version__)
     events = Events(folder / "serve.jsonl", lambda *_: None)
     gateway = Gateway(told, roster, keeper, lambda *_: len(payload) + (1 << 20), lambda _: None, events)
-    gateway.start("127.0.0.1:0", server_credentials(certs))
-    process = fleet(f"127.0.0.1:{gateway.port}", certs, roster.run, clients, "own", 0)
-    while sum(s.connected for s in gateway.sessions()) < clients:
+    gateway.start("127.0.0.1:0", create_server_credentials(certs))
+    process = start_fleet(f"127.0.0.1:{gateway.port}", certs, roster.run, clients, "own", 0)
+    while sum(s.connected for s in gateway.list_sessions()) < clients:
         time.sleep(0.05)
     roster.start()
     grid = GrpcGrid(gateway, 1.0, 0.0, threading.Event())
-    round_of(grid, 1, clients, payload)
-    before = cpu()
-    seconds = [round_of(grid, 2 + i, clients, payload) for i in range(rounds)]
-    here = cpu() - before
+    run_round(grid, 1, clients, payload)
+    before = measure_cpu_seconds()
+    seconds = [run_round(grid, 2 + i, clients, payload) for i in range(rounds)]
+    here = measure_cpu_seconds() - before
     memory = psutil.Process().memory_info().rss
     gateway.close("done")
-    there = float(process.communicate()[0]) - idle_cpu(folder, clients)
+    there = float(process.communicate()[0]) - measure_idle_cpu(folder, clients)
     carried = 2 * clients * len(payload) / 1e6
     return Result(seconds, here / (carried * rounds) + max(0.0, there) / (carried * (rounds + 1)), memory)
 
 
-def bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
+def run_bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
     """The same bytes over plain gRPC streams with the same TLS."""
     done = threading.Semaphore(0)
 
     async def down(_: bytes, __: Any) -> AsyncIterator[bytes]:
-        for chunk in chunks(payload):
+        for chunk in split_into_chunks(payload):
             yield chunk
 
     async def up(messages: AsyncIterator[bytes], _: Any) -> bytes:
@@ -152,19 +154,19 @@ def bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
     async def start() -> tuple[Any, int]:
         server = grpc.aio.server()
         server.add_generic_rpc_handlers([Handlers()])
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(folder / "certs"))
+        port = server.add_secure_port("127.0.0.1:0", create_server_credentials(folder / "certs"))
         await server.start()
         return server, port
 
     server, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
-    process = fleet(f"127.0.0.1:{port}", folder / "certs", "-", clients, "bare", rounds + 1)
+    process = start_fleet(f"127.0.0.1:{port}", folder / "certs", "-", clients, "bare", rounds + 1)
     for _ in range(clients):
         done.acquire()
-    before, started = cpu(), time.perf_counter()
+    before, started = measure_cpu_seconds(), time.perf_counter()
     for _ in range(clients * rounds):
         done.acquire()
-    elapsed, here = time.perf_counter() - started, cpu() - before
-    there = float(process.communicate()[0]) - idle_cpu(folder, clients)
+    elapsed, here = time.perf_counter() - started, measure_cpu_seconds() - before
+    there = float(process.communicate()[0]) - measure_idle_cpu(folder, clients)
     asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     carried = 2 * clients * len(payload) / 1e6
@@ -172,12 +174,12 @@ def bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
     return Result([elapsed / rounds], used, psutil.Process().memory_info().rss)
 
 
-def idle_cpu(folder: Path, clients: int) -> float:
+def measure_idle_cpu(folder: Path, clients: int) -> float:
     """CPU seconds of a process of clients that does nothing: imports and keys."""
-    return float(fleet("127.0.0.1:1", folder / "certs", "-", clients, "bare", 0).communicate()[0])
+    return float(start_fleet("127.0.0.1:1", folder / "certs", "-", clients, "bare", 0).communicate()[0])
 
 
-def table(settings: Settings, ours: Result, plain: Result, light: Result) -> str:
+def format_table(settings: Settings, ours: Result, plain: Result, light: Result) -> str:
     """What was measured, as Markdown."""
     size = f"{settings.clients} clients x {settings.megabytes:g} MB each way"
     rows = [
@@ -193,7 +195,7 @@ def table(settings: Settings, ours: Result, plain: Result, light: Result) -> str
             "|---|---|---|---|",
             *(f"| {what} | {r.median:.2f} | {used} | {r.memory / 1e6:.0f} MB |" for what, r, used in rows),
             "",
-            f"fedpeft over bare: {time_ratio:.2f}x the time, {cpu_ratio:.2f}x the CPU. {cpu_name()},",
+            f"fedpeft over bare: {time_ratio:.2f}x the time, {cpu_ratio:.2f}x the CPU. {get_cpu_name()},",
             f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end,",
             f"Python {platform.python_version()}, grpcio",
             f"{grpc.__version__}, mutual TLS over loopback, median of {settings.rounds} rounds (bare: mean).",
@@ -212,10 +214,10 @@ def main() -> None:
         for i in range(max(settings.clients, settings.light)):
             authority.client(f"client-{i:03d}")
         payload = os.urandom(round(settings.megabytes * 1e6))
-        ours = own(folder, settings.clients, payload, settings.rounds)
-        plain = bare(folder, settings.clients, payload, settings.rounds)
-        light = own(folder, settings.light, bytes(100), settings.rounds)
-    text = table(settings, ours, plain, light)
+        ours = run_own(folder, settings.clients, payload, settings.rounds)
+        plain = run_bare(folder, settings.clients, payload, settings.rounds)
+        light = run_own(folder, settings.light, bytes(100), settings.rounds)
+    text = format_table(settings, ours, plain, light)
     print(text)
     if settings.write_readme:
         before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)

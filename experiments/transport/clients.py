@@ -28,7 +28,7 @@ import tyro
 
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.certificates import Authority
-from fedpeft.models.kernels import cpu_name
+from fedpeft.models.kernels import get_cpu_name
 
 DOCS = Path(__file__).parents[2] / "docs" / "deploy-limits.md"
 BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"
@@ -62,7 +62,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """One run.
 
     Attributes:
@@ -109,7 +109,7 @@ class Federation:
                 stderr=subprocess.STDOUT,
             )
 
-    def run(self, name: str, precision: str, *flags: str) -> Measured:
+    def run(self, name: str, precision: str, *flags: str) -> MeasuredRun:
         """A federation whose clients hold the base in `precision`, with more flags for the server.
 
         Raises:
@@ -145,13 +145,13 @@ class Federation:
         peaks = [w.peak for w in watched]
         held = [statistics.median_high(w.held) if w.held else 0 for w in watched]
         cpu = [(w.cpu[-1] - w.cpu[0]) / max(1, settings.rounds - 1) if w.cpu else 0.0 for w in watched]
-        return Measured(name, max(peaks), max(held), max(cpu), summary)
+        return MeasuredRun(name, max(peaks), max(held), max(cpu), summary)
 
     def _watch(
         self, run: str, server: subprocess.Popen[bytes], clients: list[subprocess.Popen[bytes]]
-    ) -> list[Watched]:
+    ) -> list[ProcessPeaks]:
         """Each client, until the server has ended."""
-        watched = [Watched() for _ in clients]
+        watched = [ProcessPeaks() for _ in clients]
         rounds = self.folder / run / "rounds.jsonl"
         while server.poll() is None and all(client.poll() in (None, 0) for client in clients):
             begun = rounds.exists() and '"round": 1,' in rounds.read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ class Federation:
 
 
 @dataclass
-class Watched:
+class ProcessPeaks:
     """What was seen of a process: its peak so far, and, in the rounds, bytes held and CPU seconds used so far."""
 
     peak: int = 0
@@ -184,7 +184,7 @@ class Watched:
             self.cpu.append(used.user + used.system)
 
 
-def table(settings: Settings, found: list[Measured]) -> str:
+def format_table(settings: Settings, found: list[MeasuredRun]) -> str:
     """What was measured, as Markdown."""
     first = found[0].summary
     updates = 1e3 * settings.rounds * settings.clients
@@ -204,7 +204,7 @@ def table(settings: Settings, found: list[Measured]) -> str:
             "",
             textwrap.fill(
                 f"{settings.dataset}, {first['parameters']:,} parameters trained, {settings.clients} clients at a time "
-                f"of {settings.rows} rows, one thread each, {settings.rounds} rounds. {cpu_name()}, {os.cpu_count()} "
+                f"of {settings.rows} rows, one thread each, {settings.rounds} rounds. {get_cpu_name()}, {os.cpu_count()} "
                 f"cores for server, clients and other work, load average {os.getloadavg()[0]:.1f} at the end: compare "
                 "CPU seconds.",
                 120,
@@ -228,7 +228,7 @@ def main() -> None:
         found = [federation.run(precision, precision) for precision in settings.precisions]
         if settings.privacy:
             found.append(federation.run("bf16, dp_sgd", "bf16", "--head", "zero", "--privacy", settings.privacy))
-    text = table(settings, found)
+    text = format_table(settings, found)
     print(text)
     if settings.write_docs:
         write(DOCS, text)

@@ -23,20 +23,20 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 DOWN, UP = "/bare/Down", "/bare/Up"
 
 
-def own(link: Link, run: str) -> None:
+def run_own_client(link: Link, run: str) -> None:
     """A client of the gateway, without a model."""
     with link.open() as connection, contextlib.suppress(LostError):
-        for task, asked in connection.tasks(v2.Registration(run=run, rows=1)):
+        for task, asked in connection.iterate_tasks(v2.Registration(run=run, rows=1)):
             connection.submit(task, Report(asked.client, asked.round, asked.payload, rows=1))
 
 
-def chunks(payload: bytes) -> Iterator[bytes]:
+def split_into_chunks(payload: bytes) -> Iterator[bytes]:
     """The messages of a bare stream."""
     view = memoryview(payload)
     return (bytes(view[i : i + CHUNK]) for i in range(0, len(view), CHUNK))
 
 
-def bare(link: Link, rounds: int) -> None:
+def run_bare_client(link: Link, rounds: int) -> None:
     """The same bytes over plain gRPC streams: no tasks, no headers, no names."""
     secret = link.credentials
     assert secret is not None
@@ -44,7 +44,7 @@ def bare(link: Link, rounds: int) -> None:
     with grpc.secure_channel(link.address, credentials, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         for _ in range(rounds):
             received = b"".join(channel.unary_stream(DOWN)(b""))
-            channel.stream_unary(UP)(chunks(received))
+            channel.stream_unary(UP)(split_into_chunks(received))
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
     threads = []
     for i in range(int(count)):
         name = f"client-{i:03d}"
-        link = Link(address, name, Credentials.of_client(Path(certs) / "clients" / name))
-        work = (own, (link, run)) if kind == "own" else (bare, (link, int(rounds)))
+        link = Link(address, name, Credentials.load_client(Path(certs) / "clients" / name))
+        work = (run_own_client, (link, run)) if kind == "own" else (run_bare_client, (link, int(rounds)))
         threads.append(threading.Thread(target=work[0], args=work[1]))
     for thread in threads:
         thread.start()

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from fedpeft.studies.results import ResultsFile
-from fedpeft.studies.statistics import LEVEL, POINTS, half_width
+from fedpeft.studies.statistics import LEVEL, POINTS, compute_half_width
 
 RESULTS = Path(__file__).parent / "robustness" / "results.jsonl"
 
 NAMES = ("lost (points)", "lost in the worst draw (points)", "predictions that stay (%)")
 
 
-def measured(summary: Mapping[str, Any]) -> np.ndarray:
+def read_measures(summary: Mapping[str, Any]) -> np.ndarray:
     """The three numbers of a run."""
     found = summary["trust"]["robustness"]
     clean = found["clean"]["accuracy"]
@@ -39,7 +39,7 @@ def main() -> None:
     accuracy: dict[str, list[float]] = defaultdict(list)
     for result in ResultsFile(RESULTS).read():
         if result.finished and result.summary:
-            methods[result.point["method"]][result.seed] = measured(result.summary)
+            methods[result.point["method"]][result.seed] = read_measures(result.summary)
             accuracy[result.point["method"]].append(POINTS * result.summary["accuracy"])
     first = methods["lora"]
     print(f"| method | seeds | test accuracy (%) | {' | '.join(NAMES)} |")
@@ -49,7 +49,7 @@ def main() -> None:
         cells = []
         for i, mean in enumerate(np.mean([runs[s] for s in seeds], axis=0)):
             change = np.array([runs[s][i] - first[s][i] for s in seeds])
-            width = half_width(change, LEVEL, 2)
+            width = compute_half_width(change, LEVEL, 2)
             beside = f"; {change.mean():+.1f} ({change.mean() - width:+.1f} to {change.mean() + width:+.1f})"
             cells.append(f"{mean:.1f}" + ("" if runs is first else beside))
         print(f"| {name} | {len(seeds)} | {np.mean(accuracy[name]):.1f} | {' | '.join(cells)} |")
@@ -57,5 +57,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()  # --help, and nothing else
-    with one_sentence():
+    with exit_on_error():
         main()

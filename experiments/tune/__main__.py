@@ -11,7 +11,7 @@ import tomli_w
 
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import RunError
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 from fedpeft.tuning.report import BEST
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ SECONDS = 120
 """That a run takes, about."""
 
 
-def study_of(task: str, best: dict[str, RunConfig]) -> str:
+def format_study(task: str, best: dict[str, RunConfig]) -> str:
     """The text of the study: what the configurations share, and an axis of what they do not."""
     settings = {label: dataclasses.asdict(config) for label, config in best.items()}
     names = [name for name in next(iter(settings.values())) if name != "seed"]
@@ -63,7 +63,7 @@ def write() -> None:
         found = {name: folder / name / BEST for name in SEARCHES}
         if all(path.is_file() for path in found.values()):
             written.append(folder / "study.toml")
-            text = study_of(task, {name: read_config(path) for name, path in found.items()})
+            text = format_study(task, {name: read_config(path) for name, path in found.items()})
             written[-1].write_text(text, encoding="utf-8")
             print(f"{written[-1]}: python -m fedpeft.study {written[-1]}")
     if not written:
@@ -72,4 +72,4 @@ def write() -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()  # --help, and nothing else
-    sys.exit(exit_code(write))
+    sys.exit(run_command(write))

@@ -18,19 +18,29 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import one_sentence
-from experiments.versions.ends import ENDS, TESTS, End, direct, own, resolved, tried
+from experiments import exit_on_error
+from experiments.versions.ends import (
+    ENDS,
+    TESTS,
+    VersionEnd,
+    list_requirements,
+    resolve_end,
+    select_own_versions,
+    try_end,
+)
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
 
-def table(ends: Sequence[End]) -> str:
+def format_table(ends: Sequence[VersionEnd]) -> str:
     """Our own requirements at each end, and what the tests said."""
     lines = [
         "| | " + " | ".join(f"{end.end}, Python {end.python}" for end in ends) + " |",
         "|---" * (len(ends) + 1) + "|",
     ]
-    lines += [f"| {name} | " + " | ".join(end.versions.get(name, "") for end in ends) + " |" for name in direct()]
+    lines += [
+        f"| {name} | " + " | ".join(end.versions.get(name, "") for end in ends) + " |" for name in list_requirements()
+    ]
     if any(end.said for end in ends):
         lines.append("| tests | " + " | ".join(end.said for end in ends) + " |")
     return "\n".join(lines)
@@ -52,16 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             if options.resolve:
-                ends.append(End(name, options.python, own(resolved(name, options.python))))
+                ends.append(VersionEnd(name, options.python, select_own_versions(resolve_end(name, options.python))))
                 continue
-            ends.append(tried(name, options.python, folder.absolute(), options.tests))
+            ends.append(try_end(name, options.python, folder.absolute(), options.tests))
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(ends[-1])) + "\n")
-    print(table(ends))
+    print(format_table(ends))
     return int(any("failed" in end.said or "error" in end.said for end in ends))
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         code = main()
     sys.exit(code)

@@ -36,7 +36,7 @@ TESTS = (
 
 
 @dataclass(frozen=True)
-class End:
+class VersionEnd:
     """What came of one end.
 
     Attributes:
@@ -52,13 +52,13 @@ class End:
     said: str = ""
 
 
-def direct() -> list[str]:
+def list_requirements() -> list[str]:
     """Names of the core's own requirements."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [canonicalize_name(Requirement(text).name) for text in project["dependencies"]]
 
 
-def resolved(end: str, python: str) -> str:
+def resolve_end(end: str, python: str) -> str:
     """The requirements file of one end.
 
     Raises:
@@ -68,10 +68,10 @@ def resolved(end: str, python: str) -> str:
     command += ["--resolution", ENDS[end], "--python-version", python]
     for extra in EXTRAS:
         command += ["--extra", extra]
-    return uv([*command, "pyproject.toml"], f"the {end} versions can't be resolved")
+    return run_uv([*command, "pyproject.toml"], f"the {end} versions can't be resolved")
 
 
-def uv(words: Sequence[str], failure: str) -> str:
+def run_uv(words: Sequence[str], failure: str) -> str:
     """What uv says.
 
     Raises:
@@ -84,33 +84,35 @@ def uv(words: Sequence[str], failure: str) -> str:
     return done.stdout
 
 
-def versions_of(requirements: str) -> dict[str, str]:
+def parse_versions(requirements: str) -> dict[str, str]:
     """Name and version of each line."""
     found = re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+)", requirements, re.MULTILINE)
     return {canonicalize_name(name): version for name, version in found}
 
 
-def tried(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -> End:
+def try_end(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -> VersionEnd:
     """Install one end into an environment in `folder`, and run the tests there.
 
     Raises:
         RunError: it can't be resolved or installed.
     """
-    requirements = resolved(end, python)
+    requirements = resolve_end(end, python)
     environment, file = folder / end, folder / f"{end}.txt"
     file.write_text(requirements, encoding="utf-8")
     failure = f"the {end} versions can't be installed"
-    uv(["venv", "--quiet", "--clear", "--python", python, str(environment)], failure)
+    run_uv(["venv", "--quiet", "--clear", "--python", python, str(environment)], failure)
     interpreter = environment / "bin" / "python"
-    uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file), *BESIDE], failure)
-    uv(["pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", str(ROOT)], failure)
+    run_uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file), *BESIDE], failure)
+    run_uv(["pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", str(ROOT)], failure)
     done = subprocess.run(
         [interpreter, "-m", "pytest", "-m", "not slow and not long", *tests], cwd=ROOT, capture_output=True, text=True
     )
-    return End(end, python, own(requirements), last_words(done.stdout, done.stderr, done.returncode))
+    return VersionEnd(
+        end, python, select_own_versions(requirements), get_last_words(done.stdout, done.stderr, done.returncode)
+    )
 
 
-def last_words(stdout: str, stderr: str, code: int) -> str:
+def get_last_words(stdout: str, stderr: str, code: int) -> str:
     """What pytest says at its end; where it doesn't get as far as a test, an error and what is written beside it."""
     said = [line.strip("= ") for line in stdout.splitlines() if line.strip()]
     if code in (0, 1) and said:
@@ -119,7 +121,7 @@ def last_words(stdout: str, stderr: str, code: int) -> str:
     return f"error: exit code {code}: {' '.join(beside)[-400:]}".strip(": ")
 
 
-def own(requirements: str) -> dict[str, str]:
+def select_own_versions(requirements: str) -> dict[str, str]:
     """The versions of our own requirements."""
-    versions = versions_of(requirements)
-    return {name: versions[name] for name in direct() if name in versions}
+    versions = parse_versions(requirements)
+    return {name: versions[name] for name in list_requirements() if name in versions}

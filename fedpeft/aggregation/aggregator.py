@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol, overload
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedpeft.aggregation.grouped_rules import GroupedStrategy, heard_in
-from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
+from fedpeft.aggregation.grouped_rules import GroupedStrategy, read_received_updates
+from fedpeft.aggregation.server_optimizer import OptimizerState, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update, check_made
-from fedpeft.machine.files import writing
-from fedpeft.peft.adapter import Layout, State, difference
+from fedpeft.machine.files import raise_write_errors
+from fedpeft.peft.adapter import Layout, State, subtract_states
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
 
@@ -34,7 +34,7 @@ class AggregationResult:
     """
 
     state: State
-    memory: Memory
+    memory: OptimizerState
     residuals: dict[str, LowRank] = field(default_factory=dict)
     clip: float | None = None
     error: float | None = None
@@ -48,7 +48,7 @@ class Aggregator(Protocol):
     def add(self, update: Update) -> None:
         """Take one update."""
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """What the round has led to."""
         ...
 
@@ -57,11 +57,11 @@ class LinearAggregator:
     """Folds updates into a weighted mean as they come; the server optimizer steps along it."""
 
     def __init__(
-        self, strategy: LinearStrategy, optimizer: ServerOptimizer, layout: Layout, state: State, round: int
+        self, strategy: LinearStrategy, optimizer: ServerOptimizer, layout: Layout, state: State, round_number: int
     ) -> None:
         self.strategy, self.optimizer = strategy, optimizer
-        self.layout, self.state, self.round = layout, state, round
-        self.trained = strategy.trained(layout, round) - strategy.private(layout)
+        self.layout, self.state, self.round = layout, state, round_number
+        self.trained = strategy.trained(layout, round_number) - strategy.private(layout)
         self.total = Fold()
 
     def add(self, update: Update) -> None:
@@ -73,7 +73,7 @@ class LinearAggregator:
         self.strategy.fold(self.total, update, self.state, self.layout)
         check_made(self.strategy, self.total.sums, self.state, self.trained)
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """A step of the server optimizer along the mean.
 
         Raises:
@@ -95,49 +95,53 @@ class RoundAggregator:
         strategy: RoundStrategy,
         layout: Layout,
         state: State,
-        round: int,
+        round_number: int,
         seed: int,
         scratch: Path,
         learned: State | None = None,
     ) -> None:
-        self.strategy, self.layout, self.state, self.round, self.seed = strategy, layout, state, round, seed
-        self.shelf, self.learned = Shelf(scratch), learned or {}
+        self.strategy, self.layout, self.state, self.round, self.seed = strategy, layout, state, round_number, seed
+        self.shelf, self.learned = UpdateFiles(scratch), learned or {}
 
     def add(self, update: Update) -> None:
         """Put one update on the shelf."""
         self.shelf.put(update)
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """The strategy's own result, and what it keeps of it.
 
         Raises:
             ConfigError: it is not the whole state.
         """
-        outcome = self._grouped(memory) if isinstance(self.strategy, GroupedStrategy) else self._made(memory)
+        outcome = (
+            self._aggregate_groups(memory)
+            if isinstance(self.strategy, GroupedStrategy)
+            else self._aggregate_round(memory)
+        )
         check_made(self.strategy, outcome.state, self.state, self.state)
         self.shelf.clear()
         return outcome
 
-    def _made(self, memory: Memory) -> AggregationResult:
+    def _aggregate_round(self, memory: OptimizerState) -> AggregationResult:
         made, memory = self.strategy.remembering(
             self.state, self.layout, self.shelf.read, self.round, self.seed, memory
         )
         return AggregationResult(made.state, memory, made.residuals)
 
-    def _grouped(self, memory: Memory) -> AggregationResult:
+    def _aggregate_groups(self, memory: OptimizerState) -> AggregationResult:
         rule = self.strategy
         assert isinstance(rule, GroupedStrategy)
-        heard = heard_in(self.round, self.state, self.learned, self.layout, self.shelf.read, rule)
-        state, learned = rule.aggregated(heard)
+        heard = read_received_updates(self.round, self.state, self.learned, self.layout, self.shelf.read, rule)
+        state, learned = rule.aggregate_groups(heard)
         return AggregationResult(state, memory, learned=learned)
 
 
-def aggregator(  # noqa: PLR0913
+def create_aggregator(  # noqa: PLR0913
     strategy: Strategy,
     optimizer: ServerOptimizer,
     layout: Layout,
     state: State,
-    round: int,
+    round_number: int,
     seed: int,
     scratch: Path,
     factoring: Factoring | None = None,
@@ -147,16 +151,16 @@ def aggregator(  # noqa: PLR0913
     rule of groups keeps."""
     if factoring:
         factors = factoring.factors(state)
-        inner = aggregator(strategy, optimizer, factoring.layout, factors, round, seed, scratch)
-        return FactoredAggregator(inner, factoring, state, round)
+        inner = create_aggregator(strategy, optimizer, factoring.layout, factors, round_number, seed, scratch)
+        return FactoredAggregator(inner, factoring, state, round_number)
     if isinstance(strategy, LinearStrategy):
-        return LinearAggregator(strategy, optimizer, layout, state, round)
+        return LinearAggregator(strategy, optimizer, layout, state, round_number)
     assert isinstance(strategy, RoundStrategy)
-    return RoundAggregator(strategy, layout, state, round, seed, scratch, learned)
+    return RoundAggregator(strategy, layout, state, round_number, seed, scratch, learned)
 
 
 @dataclass
-class Shelf:
+class UpdateFiles:
     """Decoded updates in safetensors files, in the order in which they were put."""
 
     folder: Path
@@ -168,12 +172,12 @@ class Shelf:
         Raises:
             RunError: the disk is full or can't be written.
         """
-        with writing(self.folder):
+        with raise_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({n: t.contiguous() for n, t in update.delta.items()}, self._file(len(self._heads)))
+            save_file({n: t.contiguous() for n, t in update.delta.items()}, self._get_file(len(self._heads)))
         self._heads.append(replace(update, delta={}))
 
-    def _file(self, index: int) -> Path:
+    def _get_file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.safetensors"
 
     def read(self, names: tuple[str, ...]) -> Sequence[Update]:
@@ -188,7 +192,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class _Layer(Sequence[Update]):
-    shelf: Shelf
+    shelf: UpdateFiles
     names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -202,7 +206,7 @@ class _Layer(Sequence[Update]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         head = self.shelf._heads[index]
-        with safe_open(self.shelf._file(index), framework="pt") as file:
+        with safe_open(self.shelf._get_file(index), framework="pt") as file:
             present = set(file.keys())
             return replace(head, delta={n: file.get_tensor(n) for n in self.names if n in present})
 
@@ -223,10 +227,10 @@ class FactoredAggregator:
         """Hand one update on, as factors."""
         received = self.factoring.factors(update.received)
         trained = self.factoring.factors({name: update.trained(name) for name in update.received})
-        delta = difference(trained, received)
+        delta = subtract_states(trained, received)
         self.inner.add(replace(update, form=self.factoring.layout.form, received=received, delta=delta))
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """The inner result, as parameters."""
         outcome = self.inner.finish(memory)
         return replace(outcome, state=self.factoring.parameters(outcome.state, self.state, self.round))

@@ -23,21 +23,21 @@ LENGTH_BOUND = 2 * LENGTH_SHARE**2
 """The square of the largest norm that a row can have in the sums of lengths."""
 
 
-def directions(features: Tensor) -> Tensor:
+def normalize_rows(features: Tensor) -> Tensor:
     """phi of each row of features (n, width), fp64: of norm 1, or 0 where the features are zero or not finite."""
     x = features.double()
     x = torch.where(torch.isfinite(x).all(dim=1, keepdim=True), x, torch.zeros_like(x))
     return F.normalize(x, dim=1)
 
 
-def length_sums(features: Tensor) -> Tensor:
+def compute_length_sums(features: Tensor) -> Tensor:
     """The two sums over rows (2,), fp64; a row adds at most `LENGTH_BOUND` ** 0.5 in norm."""
     lengths = features.double().norm(dim=1).nan_to_num(nan=1.0, posinf=1.0).clamp(2.0**-WIDEST, 2.0**WIDEST)
     u = torch.log2(lengths) / WIDEST
     return LENGTH_SHARE * torch.stack([torch.ones_like(u), u], dim=1).sum(0)
 
 
-def typical_length(sums: Tensor) -> float:
+def compute_typical_length(sums: Tensor) -> float:
     """The geometric mean of the lengths, as (noisy) sums tell; 1 where they tell nothing."""
     rows, logarithms = (float(entry) for entry in sums)
     if not rows > 0:
@@ -45,12 +45,12 @@ def typical_length(sums: Tensor) -> float:
     return float(2.0 ** (WIDEST * max(-1.0, min(1.0, logarithms / rows))))
 
 
-def longest_noise(width: int) -> float:
+def compute_noise_length(width: int) -> float:
     """The length of `width` standard normal numbers that 2 % exceed: their mean length and two standard deviations."""
     return math.sqrt(width) + math.sqrt(2)
 
 
-def hidden_classes(sums: Tensor, variance: float) -> Tensor:
+def find_hidden_classes(sums: Tensor, variance: float) -> Tensor:
     """Which classes' sums (classes, width) are no longer than noise of this variance makes them: a mask (classes,)."""
     lengths: Tensor = sums.norm(dim=1)
-    return lengths <= math.sqrt(variance) * longest_noise(sums.shape[1])
+    return lengths <= math.sqrt(variance) * compute_noise_length(sums.shape[1])

@@ -30,7 +30,7 @@ NOTHING = 1e-10
 """What is left of a feature where others tell all of it, in units of the largest moment."""
 
 
-def chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
+def choose_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
     """The strength, in units of the mean squared feature.
 
     Args:
@@ -47,24 +47,24 @@ def chosen_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
     rows = max(rows, 1.0)  # a coarse code may leave nothing of the constant
     centred = X[:-1, :-1] - np.outer(X[:-1, -1], X[-1, :-1]) / rows
     along = b[:-1] - np.outer(X[:-1, -1], b[-1]) / rows
-    explained, freedom = _fits(centred, along, rows, STRENGTHS * unit)
+    explained, freedom = _fit_penalties(centred, along, rows, STRENGTHS * unit)
     left = total - (b[-1] ** 2).sum() / rows - explained
     allowed = freedom <= 0.75 * rows
     scores = left[allowed] / (rows - freedom[allowed]) ** 2
     return float(STRENGTHS[allowed][scores.argmin()] if len(scores) else STRENGTHS[-1])
 
 
-def _fits(M: Array, b: Array, rows: float, penalties: Array) -> tuple[Array, Array]:
+def _fit_penalties(M: Array, b: Array, rows: float, penalties: Array) -> tuple[Array, Array]:
     """<w, b + l w> and df of each penalty l."""
     each = penalties[:, None]
     if 2 * rows < len(M) or len(M) == 1:
-        root = _root(M)  # M = root root^T, so that its few eigenvalues are those of the small root^T root
+        root = _compute_root(M)  # M = root root^T, so that its few eigenvalues are those of the small root^T root
         e, vectors = np.linalg.eigh(root.T @ root)
         kept = e > NOTHING * e.max(initial=0.0)
         e, along = e[kept], vectors[:, kept].T @ (root.T @ b)
         shrunk = (along**2).sum(1) / e / (e + each)
         return (shrunk * (1 + each / (e + each))).sum(1), 1 + (e / (e + each)).sum(1)
-    diagonal, beside, b = _tridiagonal(M, b)
+    diagonal, beside, b = _reduce_to_tridiagonal(M, b)
     e = np.maximum(scipy.linalg.eigvalsh_tridiagonal(diagonal, beside), 0.0)
     explained = []
     for penalty in penalties:
@@ -74,7 +74,7 @@ def _fits(M: Array, b: Array, rows: float, penalties: Array) -> tuple[Array, Arr
     return np.array(explained), 1 + (e / (e + each)).sum(1)
 
 
-def _root(M: Array) -> Array:
+def _compute_root(M: Array) -> Array:
     """A thin root (d, r) of a positive semidefinite matrix of rank r, by Cholesky factors with pivots."""
     factor, pivots, rank, _ = lapack.dpstrf(M, lower=1, tol=NOTHING * M.diagonal().max())
     root = np.empty((len(M), rank))
@@ -82,7 +82,7 @@ def _root(M: Array) -> Array:
     return root
 
 
-def _tridiagonal(M: Array, b: Array) -> tuple[Array, Array, Array]:
+def _reduce_to_tridiagonal(M: Array, b: Array) -> tuple[Array, Array, Array]:
     """Diagonal (d,) and the entries beside it (d - 1,) of Q^T M Q, and Q^T b; Q is orthogonal."""
     blocks = 64 * max(*M.shape, *b.shape)  # of LAPACK's work: with less it takes columns one by one
     reflectors, diagonal, beside, scales, _ = lapack.dsytrd(M, lower=1, lwork=blocks)

@@ -16,18 +16,18 @@ from typing import Protocol
 import torch
 
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
-from fedpeft.aggregation.factors import effective, lora_form, product
-from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.factors import compute_effective_weight, compute_product, get_lora_form
+from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
-from fedpeft.peft.adapter import Layout, State, difference, norm
+from fedpeft.peft.adapter import Layout, State, compute_norm, subtract_states
 from fedpeft.peft.method import WeightChanges
 
 LARGEST_TARGET = 64 * 2**20
 """Entries of all adapted weights together, above which the exact aggregate is not formed (256 MB in fp32)."""
 
 
-def measurable(strategy: Strategy, layout: Layout) -> bool:
+def is_measurable(strategy: Strategy, layout: Layout) -> bool:
     """Whether the error is defined (LoRA factors, and all of them reach the server) and cheap enough to know."""
     entries = sum(p.out_features * p.in_features for p in layout.pairs)
     return 0 < entries <= LARGEST_TARGET and not strategy.private(layout)
@@ -39,7 +39,7 @@ class Target(Protocol):
     def add(self, update: Update) -> None:
         """Add what one update makes of the weights."""
 
-    def error(self, outcome: AggregationResult) -> float:
+    def compute_error(self, outcome: AggregationResult) -> float:
         """Of the whole aggregate; 0 where there was nothing to aggregate."""
         ...
 
@@ -56,19 +56,19 @@ class Products:
         """Add its product s_k B_k A_k."""
         self.weight += update.weight
         for pair in self.layout.pairs:
-            term = product(pair, update)
+            term = compute_product(pair, update)
             total = self.sums.setdefault(pair.module, torch.zeros(term.shape, dtype=term.left.dtype))
             total.addmm_(term.left, term.right, alpha=update.weight)
 
-    def error(self, outcome: AggregationResult) -> float:
+    def compute_error(self, outcome: AggregationResult) -> float:
         """As `Target` says."""
         distance, size = 0.0, 0.0
-        form = lora_form(self.layout)
+        form = get_lora_form(self.layout)
         for pair in self.layout.pairs:
             exact = self.sums[pair.module] / self.weight
-            made = effective(pair, outcome.state, form).dense()
+            made = compute_effective_weight(pair, outcome.state, form).to_dense()
             if pair.module in outcome.residuals:
-                made = made + outcome.residuals[pair.module].dense()
+                made = made + outcome.residuals[pair.module].to_dense()
             distance += float((exact - made).square().sum())
             size += float(exact.square().sum())
         return math.sqrt(distance / size) if size else 0.0
@@ -86,14 +86,14 @@ class Changes:
         trained = {name: update.trained(name) for name in update.received}
         self.total.add(self.changes(trained, update.form), update.weight)
 
-    def error(self, outcome: AggregationResult) -> float:
+    def compute_error(self, outcome: AggregationResult) -> float:
         """As `Target` says."""
         exact = self.total.mean()
-        size = norm(exact)
-        return norm(difference(self.changes(outcome.state, None), exact)) / size if size else 0.0
+        size = compute_norm(exact)
+        return compute_norm(subtract_states(self.changes(outcome.state, None), exact)) / size if size else 0.0
 
 
-class Measured:
+class MeasuringAggregator:
     """Hands everything on to another aggregator, and adds its error against a target to what comes out of it."""
 
     def __init__(self, aggregator: Aggregator, target: Target) -> None:
@@ -104,14 +104,14 @@ class Measured:
         self.aggregator.add(update)
         self.target.add(update)
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """What the round has led to, and how far that is from exact."""
         outcome = self.aggregator.finish(memory)
-        return replace(outcome, error=self.target.error(outcome))
+        return replace(outcome, error=self.target.compute_error(outcome))
 
 
-def measured(inner: Aggregator, strategy: Strategy, layout: Layout, changes: WeightChanges | None) -> Aggregator:
+def add_measurement(inner: Aggregator, strategy: Strategy, layout: Layout, changes: WeightChanges | None) -> Aggregator:
     """`inner`, measured where the error is defined; `changes` as in `Changes`, None: of a method with LoRA factors."""
     if changes is not None and not strategy.private(layout):
-        return Measured(inner, Changes(changes))
-    return Measured(inner, Products(layout)) if measurable(strategy, layout) else inner
+        return MeasuringAggregator(inner, Changes(changes))
+    return MeasuringAggregator(inner, Products(layout)) if is_measurable(strategy, layout) else inner

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from fedpeft import seeds
-from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, padded
+from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, pad_ranks
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, Role, State
-from fedpeft.peft.low_rank import LowRank, TruncatedSVD, stack, truncated_svd
+from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, Role, State
+from fedpeft.peft.low_rank import LowRank, TruncatedSVD, compute_truncated_svd, stack
 
 
-def lora_form(layout: Layout) -> ClientForm:
+def get_lora_form(layout: Layout) -> AdapterShape:
     """Rank and alpha of the global LoRA factors.
 
     Raises:
@@ -25,7 +25,7 @@ def lora_form(layout: Layout) -> ClientForm:
     return layout.form
 
 
-def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier: Role = "lora_B") -> State:
+def select_leading_ranks(state: State, layout: Layout, form: AdapterShape | None, carrier: Role = "lora_B") -> State:
     """A copy of `state` with the first r ranks of all factors, times s / s_k in the factor that is the `carrier`; of
     prompts the first r positions.
 
@@ -43,11 +43,11 @@ def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier
     return sent
 
 
-def ranks_in_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+def move_ranks_to_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
     """`state` with these ranks of all factors before the others; as it is where there are none."""
     if not ranks:
         return state
-    rank = lora_form(layout).rank
+    rank = get_lora_form(layout).rank
     order = torch.tensor([*ranks, *(j for j in range(rank) if j not in ranks)])
     moved = dict(state)
     for pair in layout.pairs:
@@ -59,23 +59,23 @@ RANK_AXIS: dict[Role, int] = {"lora_A": 0, "lora_B": 1}
 """Which axis of a factor is that of ranks."""
 
 
-def drawn_ranks(layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+def draw_ranks(layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int) -> tuple[int, ...]:
     """As many of the global ranks as `form` has, drawn for a client's round, ascending; empty: all."""
-    rank = lora_form(layout).rank
+    rank = get_lora_form(layout).rank
     if form is None or form.rank == rank:
         return ()
-    drawn = seeds.generator(seed, "ranks", round, client).permutation(rank)[: form.rank]
+    drawn = seeds.create_generator(seed, "ranks", round_number, client).permutation(rank)[: form.rank]
     return tuple(sorted(int(j) for j in drawn))
 
 
-def ranks_of(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+def select_ranks(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
     """Of all factors these ranks, in their order; other tensors as they are."""
     index = torch.tensor(ranks)
     axes = {t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}
     return {n: t.index_select(axes[n], index) if n in axes else t for n, t in state.items()}
 
 
-def ranks_placed(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+def place_ranks(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
     """Factors of these ranks (empty: the leading ones) among all ranks of `layout`, 0 in the others; other tensors, and
     factors that have all ranks already, as they are."""
     placed = {}
@@ -88,14 +88,14 @@ def ranks_placed(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
     return placed
 
 
-def product(pair: LoraPair, update: Update) -> LowRank:
+def compute_product(pair: LoraPair, update: Update) -> LowRank:
     """What one client trained: s_k B_k A_k."""
     return LowRank(update.trained(pair.B) * update.scale, update.trained(pair.A))
 
 
-def target(pair: LoraPair, cohort: Cohort) -> LowRank:
+def compute_target(pair: LoraPair, cohort: Cohort) -> LowRank:
     """dW* = sum_k p_k s_k B_k A_k, of width sum_k r_k."""
-    return stack([product(pair, u) for u in cohort.updates], cohort.shares)
+    return stack([compute_product(pair, u) for u in cohort.updates], cohort.shares)
 
 
 def change(pair: LoraPair, update: Update) -> LowRank:
@@ -109,23 +109,23 @@ def change(pair: LoraPair, update: Update) -> LowRank:
     return LowRank(left, torch.cat([update.trained(pair.A), dA], dim=0))
 
 
-def effective(pair: LoraPair, state: State, form: ClientForm) -> LowRank:
+def compute_effective_weight(pair: LoraPair, state: State, form: AdapterShape) -> LowRank:
     """The weight that LoRA factors add to the base: s B A."""
     return LowRank(state[pair.B] * form.scale, state[pair.A])
 
 
-def mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> tuple[Tensor, Tensor]:
+def compute_mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> tuple[Tensor, Tensor]:
     """(A-bar, B-bar): means of the zero-padded factors, each B_k in the unit of the global scale, (s_k / s) B_k."""
-    s = lora_form(layout).scale
+    s = get_lora_form(layout).scale
     total = Fold()
     for share, u in zip(cohort.shares, cohort.updates, strict=True):
         A, B = u.trained(pair.A), u.trained(pair.B) * (u.scale / s)
-        total.add({"A": padded(A, state[pair.A]), "B": padded(B, state[pair.B])}, share)
+        total.add({"A": pad_ranks(A, state[pair.A]), "B": pad_ranks(B, state[pair.B])}, share)
     mean = total.mean()
     return mean["A"], mean["B"]
 
 
-def best_factors(
+def compute_best_factors(
     pair: LoraPair,
     matrix: LowRank,
     state: State,
@@ -142,17 +142,17 @@ def best_factors(
     Where a singular value is 0, or does not count, B's column is 0 and A keeps its present row: a rank that is 0 in
     both factors has no gradient and would never train again. The remainder, if kept, is the exact difference.
     """
-    form = lora_form(layout)
-    svd = truncated_svd(matrix, form.rank, method)
+    form = get_lora_form(layout)
+    svd = compute_truncated_svd(matrix, form.rank, method)
     if energy < 1:
-        svd = leading(svd, energy * matrix.norm() ** 2)
+        svd = select_leading_triplets(svd, energy * matrix.norm() ** 2)
     A = torch.where(svd.S[:, None] > 0, svd.Vt, state[pair.A].to(svd.Vt.dtype))
     B = svd.U * svd.S / form.scale
-    remainder = stack([matrix, svd.low_rank().scaled(-1.0)]) if keep_remainder else None
+    remainder = stack([matrix, svd.to_low_rank().scale(-1.0)]) if keep_remainder else None
     return Gathered(A, B, remainder)
 
 
-def leading(svd: TruncatedSVD, energy: float) -> TruncatedSVD:
+def select_leading_triplets(svd: TruncatedSVD, energy: float) -> TruncatedSVD:
     """The fewest leading triplets, at least one, whose squared singular values add up to `energy`; the others as 0."""
     reached = svd.S.double().square().cumsum(0)
     counts = (reached - svd.S.double().square() < energy).to(svd.S.dtype)

@@ -61,17 +61,21 @@ class GroupedStrategy(RoundStrategy):
             ConfigError: no updates.
         """
 
-    def aggregated(self, heard: Heard) -> tuple[State, State]:
+    def aggregate_groups(self, heard: Heard) -> tuple[State, State]:
         """`regrouped`, in memory that is not the round's."""
         state, learned = self.regrouped(heard)
         return {name: tensor.clone() for name, tensor in state.items()}, learned
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """The first round of all, of which nothing is known before."""
-        return Aggregate(self.aggregated(heard_in(round, state, {}, layout, read, self))[0], {})
+        return Aggregate(
+            self.aggregate_groups(read_received_updates(round_number, state, {}, layout, read, self))[0], {}
+        )
 
 
-def heard_in(round: int, state: State, learned: State, layout: Layout, read: Read, strategy: GroupedStrategy) -> Heard:
+def read_received_updates(
+    round_number: int, state: State, learned: State, layout: Layout, read: Read, strategy: GroupedStrategy
+) -> Heard:
     """A round whose updates are read from where they wait."""
-    names = tuple(n for n in layout.names if n in strategy.trained(layout, round) - strategy.private(layout))
-    return Heard(round, state, learned, layout, lambda: iter(read(names)))
+    names = tuple(n for n in layout.names if n in strategy.trained(layout, round_number) - strategy.private(layout))
+    return Heard(round_number, state, learned, layout, lambda: iter(read(names)))

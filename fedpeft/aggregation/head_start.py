@@ -107,7 +107,7 @@ class HeadStart(ABC):
         )
 
 
-def measured(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[int, ...], rows: int) -> State:
+def compute_statistics(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[int, ...], rows: int) -> State:
     """The statistics of a client's rows; refuses those that are not what the head says of them.
 
     Args:

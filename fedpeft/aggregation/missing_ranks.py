@@ -17,14 +17,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import lora_form
+from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.strategy import GatherStrategy
-from fedpeft.aggregation.update import Cohort, Update, padded
+from fedpeft.aggregation.update import Cohort, Update, pad_ranks
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 
 
-def missing_ranks_setting() -> Any:
+def declare_missing_ranks() -> Any:
     """The setting `missing_ranks`, the same for all rules that have it."""
     return setting(
         "zero",
@@ -37,20 +37,20 @@ def missing_ranks_setting() -> Any:
 class MixedRankStrategy(GatherStrategy):
     """A gathering rule in which clients of lower rank count as zero in the ranks they lack, or as unchanged."""
 
-    missing_ranks: str = missing_ranks_setting()
+    missing_ranks: str = declare_missing_ranks()
 
     mixed_ranks: ClassVar[bool] = True
 
-    def heard(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Cohort:
+    def complete_cohort(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Cohort:
         """The cohort as the rule reads it: with `keep` every update in the global form."""
         if self.missing_ranks == "zero":
             return cohort
-        return replace(cohort, updates=[completed(pair, update, state, layout) for update in cohort.updates])
+        return replace(cohort, updates=[complete_update(pair, update, state, layout) for update in cohort.updates])
 
 
-def completed(pair: LoraPair, update: Update, state: State, layout: Layout) -> Update:
+def complete_update(pair: LoraPair, update: Update, state: State, layout: Layout) -> Update:
     """The update of one layer as that of a client of the global form which left the ranks beyond its own alone."""
-    form = lora_form(layout)
+    form = get_lora_form(layout)
     if update.form is None or update.form == form:
         return update
     unit, rank = update.scale / form.scale, update.form.rank
@@ -64,5 +64,5 @@ def completed(pair: LoraPair, update: Update, state: State, layout: Layout) -> U
         for name, delta in update.delta.items()
         if name in (pair.A, pair.B)
     }
-    delta = {name: padded(tensor, state[name]) for name, tensor in in_global_unit.items()}
+    delta = {name: pad_ranks(tensor, state[name]) for name, tensor in in_global_unit.items()}
     return replace(update, form=form, received=received, delta=delta)

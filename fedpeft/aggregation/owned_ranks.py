@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.factors import lora_form, ranks_of, ranks_placed
+from fedpeft.aggregation.factors import get_lora_form, place_ranks, select_ranks
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
@@ -27,36 +27,36 @@ class OwnedRanks(LinearStrategy):
     mixed_ranks: ClassVar[bool] = True
     moves_ranks: ClassVar[bool] = True
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse what has no factors.
 
         Raises:
             ConfigError: the PEFT method has none, or a client's rank exceeds the global one.
         """
-        lora_form(layout)
+        get_lora_form(layout)
         super().check(layout, forms)
 
-    def held_form(self, layout: Layout, form: ClientForm | None) -> ClientForm | None:
+    def held_form(self, layout: Layout, form: AdapterShape | None) -> AdapterShape | None:
         """All ranks, whatever it trains."""
         return layout.form
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """The changes of the client's ranks, and whose they are."""
-        unit = update.scale / lora_form(layout).scale
+        unit = update.scale / get_lora_form(layout).scale
         delta = {n: d * unit if layout.by_name[n].role == "lora_B" else d for n, d in update.delta.items()}
         owned = {name: torch.ones_like(tensor) for name, tensor in update.delta.items()}
         if update.ranks:  # of those that are in the update, or of all that are in it
-            owned = ranks_placed(ranks_of(owned, layout, own_of(update)), layout, update.ranks)
+            owned = place_ranks(select_ranks(owned, layout, find_owned_ranks(update)), layout, update.ranks)
         else:
-            owned = ranks_placed(owned, layout, ())
-        total.add_owned(ranks_placed(delta, layout, update.ranks), owned, update.weight)
+            owned = place_ranks(owned, layout, ())
+        total.add_owned(place_ranks(delta, layout, update.ranks), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
         """Sums over the owners' weights."""
-        return total.mean_of_owners()
+        return total.compute_owner_mean()
 
 
-def own_of(update: Update) -> tuple[int, ...]:
+def find_owned_ranks(update: Update) -> tuple[int, ...]:
     """Where in the update's factors its ranks stand: in front, or, where it holds all ranks, in their places."""
     form = update.form
     return update.ranks if form is None or form.rank > len(update.ranks) else tuple(range(len(update.ranks)))

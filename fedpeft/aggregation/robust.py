@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.changes import Changes
-from fedpeft.aggregation.factors import best_factors, effective, lora_form
+from fedpeft.aggregation.factors import compute_best_factors, compute_effective_weight, get_lora_form
 from fedpeft.aggregation.strategy import GatherStrategy
-from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
+from fedpeft.aggregation.update import Cohort, Gathered, compute_weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import METHODS, LowRank, stack
@@ -52,21 +52,23 @@ class RobustStrategy(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of s B A plus the combined change."""
-        after, combined = effective(pair, state, lora_form(layout)), self.combine(pair, cohort)
+        after, combined = compute_effective_weight(pair, state, get_lora_form(layout)), self.combine(pair, cohort)
         if combined is not None:
             after = stack([after, combined])
             del combined  # a cohort's worth of factors, and `after` is a copy
-        return best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
+        return compute_best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
         """The global value plus the combined delta."""
-        heard = [(d, p) for u, p in zip(cohort.updates, cohort.shares, strict=True) if _finite(d := u.delta[spec.name])]
+        heard = [
+            (d, p) for u, p in zip(cohort.updates, cohort.shares, strict=True) if _is_finite(d := u.delta[spec.name])
+        ]
         deltas, shares = [d for d, _ in heard], [p for _, p in heard]
         combined = self.combine_plain(deltas, shares) if deltas else torch.zeros_like(state[spec.name])
         return state[spec.name] + combined
 
 
-def _finite(*tensors: Tensor) -> bool:
+def _is_finite(*tensors: Tensor) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
@@ -94,11 +96,11 @@ class ReweighingStrategy(RobustStrategy):
         counting = [(u, c) for u, c in zip(cohort.updates, cohort.shares, strict=True) if c != 0]
         if not counting:
             return None
-        return Changes.of(pair, [u for u, _ in counting]).weighted([c for _, c in counting])
+        return Changes.from_updates(pair, [u for u, _ in counting]).compute_weighted_sum([c for _, c in counting])
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """sum_k c_k delta_k."""
-        return weighted_sum(deltas, shares)
+        return compute_weighted_sum(deltas, shares)
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,19 @@ class CoordinateStrategy(RobustStrategy):
 
     def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
         """U vote(U^T D_k V) V^T, with the leading directions of all changes that are finite in U and V."""
-        heard = [u for u in cohort.updates if _finite(*u.delta.values())]
+        heard = [u for u in cohort.updates if _is_finite(*u.delta.values())]
         if not heard:
             return None
-        changes = Changes.of(pair, heard)
-        U, V = (basis.to(changes.moved_left.dtype) for basis in changes.bases(self.basis))
-        return LowRank(U @ self.vote(changes.coordinates(U, V)), V.T)
+        changes = Changes.from_updates(pair, heard)
+        U, V = (basis.to(changes.moved_left.dtype) for basis in changes.compute_bases(self.basis))
+        return LowRank(U @ self.vote(changes.compute_coordinates(U, V)), V.T)
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """The vote on each entry."""
         return self.vote(torch.stack(list(deltas)))
 
 
-def middle_mean(values: Tensor, trim: int) -> Tensor:
+def compute_middle_mean(values: Tensor, trim: int) -> Tensor:
     """The mean over the first axis without the `trim` largest and `trim` smallest values of each coordinate."""
     voters = values.reshape(len(values), -1).T.contiguous()
     if voters.dtype in (torch.float32, torch.float64):  # NumPy sorts rows by the processor's vectors, torch does not

@@ -17,7 +17,7 @@ from fedpeft.families import SAFEGUARDS as SAFEGUARDS
 
 
 @dataclass(frozen=True)
-class Standing:
+class SafeguardState:
     """What a safeguard knows of a run.
 
     Attributes:
@@ -41,5 +41,5 @@ class Safeguard(ABC):
         return self.watches
 
     @abstractmethod
-    def judge(self, loss: float, standing: Standing) -> tuple[bool, Standing]:
+    def judge(self, loss: float, standing: SafeguardState) -> tuple[bool, SafeguardState]:
         """Whether a state with this validation loss counts, and the standing after it; the start is judged first."""

@@ -42,7 +42,7 @@ class SecondMoments(HeadStart):
     }
 
     @property
-    def squared(self) -> bool:
+    def has_squares(self) -> bool:
         """Whether sums of y^2 are sent, too; by default not."""
         return False
 
@@ -53,19 +53,19 @@ class SecondMoments(HeadStart):
             kept = min(rows, width + 1 + classes)
             return {"features": (kept, width + 1), "labels": (kept, classes)}
         of_moments = {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
-        return of_moments | ({"squares": (classes,)} if self.squared else {})
+        return of_moments | ({"squares": (classes,)} if self.has_squares else {})
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
         """Sums over the client's rows, in the precision of the features; labels that are vectors (n, classes) already
         are taken as they are."""
         x = F.pad(features.double(), (0, 1), value=1.0)
-        y = regressed(labels, classes)
-        found = _factor(x, y) if self.send == FACTOR else self._sums(x, y)
+        y = encode_targets(labels, classes)
+        found = _compute_factor(x, y) if self.send == FACTOR else self._compute_sums(x, y)
         return {name: tensor.to(features.dtype) for name, tensor in found.items()}
 
-    def _sums(self, x: Tensor, y: Tensor) -> State:
-        squares = {"squares": y.square().sum(0)} if self.squared else {}
-        return {"moments": _upper(x.T @ x), "sums": x.T @ y} | squares
+    def _compute_sums(self, x: Tensor, y: Tensor) -> State:
+        squares = {"squares": y.square().sum(0)} if self.has_squares else {}
+        return {"moments": _get_upper_triangle(x.T @ x), "sums": x.T @ y} | squares
 
     def importance(self, statistics: State) -> State:
         """Of labels: the root mean square length of a feature, in units of that of a label (1, if it is a class)."""
@@ -78,14 +78,14 @@ class SecondMoments(HeadStart):
         """Moments, class sums, and, where they are sent, sums of y^2."""
         if self.send == MOMENTS:
             return statistics
-        return self._sums(statistics["features"].double(), statistics["labels"].double())
+        return self._compute_sums(statistics["features"].double(), statistics["labels"].double())
 
     def class_counts(self, total: State) -> Tensor:
         """The class sums of the constant."""
         return total["sums"][-1]
 
 
-def moments_of(total: State, width: int) -> Tensor:
+def build_moments(total: State, width: int) -> Tensor:
     """sum x x^T, (width + 1, width + 1), fp64; the constant is the last."""
     size = width + 1
     upper = torch.zeros(size, size, dtype=torch.float64)
@@ -94,7 +94,7 @@ def moments_of(total: State, width: int) -> Tensor:
     return upper + upper.triu(1).T
 
 
-def regressed(labels: Tensor, classes: int) -> Tensor:
+def encode_targets(labels: Tensor, classes: int) -> Tensor:
     """y (n, classes), fp64, of labels: classes (n,), standardised numbers (n,), which of several a row has, bool
     (n, classes), or vectors (n, classes)."""
     if labels.dtype == torch.bool:
@@ -111,7 +111,7 @@ NOTHING = 1e-9
 """What is left of a feature, its pivot, in units of its moment, where those before it tell all of it."""
 
 
-def solution(system: Tensor, sums: Tensor) -> Tensor:
+def solve_system(system: Tensor, sums: Tensor) -> Tensor:
     """What solves a symmetric system, of the least norm: coarse codes may leave nothing of the constant, or of
     anything, and there is no inverse then."""
     if len(system) > WIDE:
@@ -122,7 +122,7 @@ def solution(system: Tensor, sums: Tensor) -> Tensor:
     return found
 
 
-def _factor(x: Tensor, y: Tensor) -> State:
+def _compute_factor(x: Tensor, y: Tensor) -> State:
     """U^T (x y), with U the left singular vectors of (x, length y), without those beyond its width."""
     rows = torch.cat([x, y], dim=1)
     if len(rows) > rows.shape[1]:
@@ -132,6 +132,6 @@ def _factor(x: Tensor, y: Tensor) -> State:
     return {"features": U.T @ x, "labels": U.T @ y}
 
 
-def _upper(matrix: Tensor) -> Tensor:
+def _get_upper_triangle(matrix: Tensor) -> Tensor:
     row, column = torch.triu_indices(*matrix.shape)
     return matrix[row, column]

@@ -16,7 +16,7 @@ from fedpeft.families import SERVER_OPTIMIZERS as SERVER_OPTIMIZERS
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
-Memory = dict[str, State]
+OptimizerState = dict[str, State]
 """What an optimizer keeps between rounds: states by name ("m", "v")."""
 
 AVERAGE = "average"
@@ -43,7 +43,7 @@ class ServerOptimizer(ABC):
     """Whether a step depends on earlier rounds, such as by moments."""
 
     @abstractmethod
-    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+    def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
         """The next state and memory; `direction` may hold some of the tensors only, the others stay."""
 
     @property
@@ -65,12 +65,12 @@ class ServerOptimizer(ABC):
         return self
 
 
-def standing_still(memory: Memory) -> Memory:
+def drop_momentum(memory: OptimizerState) -> OptimizerState:
     """The memory without momentum: what an undone step is not taken again by."""
     return {label: state for label, state in memory.items() if label != "m"}
 
 
-def moment(memory: Memory, label: str, direction: State, initial: float = 0.0) -> State:
+def get_moment(memory: OptimizerState, label: str, direction: State, initial: float = 0.0) -> State:
     """The running moment called `label` for the tensors of `direction`; tensors seen first start at `initial`."""
     kept = memory.get(label, {})
     return {name: kept[name] if name in kept else d.new_full(d.shape, initial) for name, d in direction.items()}
@@ -92,9 +92,9 @@ class AdaptiveServerOptimizer(ServerOptimizer):
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:
         """The next v from the last one and the direction."""
 
-    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+    def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
         """The next state and moments."""
-        last_m, last_v = moment(memory, "m", direction), moment(memory, "v", direction, self.tau**2)
+        last_m, last_v = get_moment(memory, "m", direction), get_moment(memory, "v", direction, self.tau**2)
         m = {name: self.beta1 * last_m[name] + (1 - self.beta1) * d for name, d in direction.items()}
         v = {name: self.second_moment(last_v[name], d) for name, d in direction.items()}
         moved = {n: state[n] + self.learning_rate * m[n] / (v[n].sqrt() + self.tau) for n in direction}

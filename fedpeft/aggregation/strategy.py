@@ -21,14 +21,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.changes import Changes, squared_length
-from fedpeft.aggregation.factors import leading_ranks
-from fedpeft.aggregation.server_optimizer import Memory
-from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
+from fedpeft.aggregation.changes import Changes, compute_squared_length
+from fedpeft.aggregation.factors import select_leading_ranks
+from fedpeft.aggregation.server_optimizer import OptimizerState
+from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, compute_weighted_sum, normalize_weights
 from fedpeft.errors import ConfigError
 from fedpeft.families import strategies as strategies
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank
 
 WEIGHTINGS = ("auto", "rows", "uniform")
@@ -102,7 +102,7 @@ class Strategy:
         """How strongly a model of each client's own, trained beside the global one, is held near it; None: no such."""
         return None
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse what the rule does not support, with the reason.
 
         Raises:
@@ -141,32 +141,34 @@ class Strategy:
         """Whether clients' models differ: tensors, or models, stay with them, or groups are sent their own."""
         return bool(self.private(layout)) or self.personal_pull is not None or self.groups
 
-    def trained(self, layout: Layout, round: int) -> frozenset[str]:
-        """Names of the tensors that clients train in `round` (counted from 1); by default all."""
+    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+        """Names of the tensors that clients train in `round_number` (counted from 1); by default all."""
         return frozenset(layout.names)
 
-    def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+    def ranks(
+        self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
+    ) -> tuple[int, ...]:
         """Which ranks of the global factors a client that holds `form` is given in a round, in its order; empty, the
         default: the leading ones."""
         return ()
 
-    def whole_form(self, form: ClientForm | None) -> ClientForm | None:
+    def whole_form(self, form: AdapterShape | None) -> AdapterShape | None:
         """The form of the global factors that clients of a `form` need; by default theirs."""
         return form
 
-    def held_form(self, layout: Layout, form: ClientForm | None) -> ClientForm | None:
+    def held_form(self, layout: Layout, form: AdapterShape | None) -> AdapterShape | None:
         """In which form a client of `form` is sent the global factors, and holds them; by default in its own.
 
         One that holds more trains its `ranks` alone, and hands in these.
         """
         return form
 
-    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+    def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
         """A copy of what a client that holds `form` is sent; by default the leading ranks of the global state.
 
         Where a client is given other `ranks`, they lead in the `state` that this is called with.
         """
-        return leading_ranks(state, layout, form)
+        return select_leading_ranks(state, layout, form)
 
     def group(self, client: int, learned: State) -> str:
         """Whose state a client is sent, given what the rule keeps; empty, the default: the global one."""
@@ -180,9 +182,9 @@ class Strategy:
         """What a client starts from, given what it was sent and what it keeps; by default that."""
         return received
 
-    def kinds(self, layout: Layout) -> int:
+    def count_round_kinds(self, layout: Layout) -> int:
         """Of how many kinds rounds are, by what is trained in them: two where the factors take turns."""
-        return len({self.trained(layout, round) for round in range(1, 5)})
+        return len({self.trained(layout, round_number) for round_number in range(1, 5)})
 
     def still(self, layout: Layout) -> frozenset[str]:
         """Names of the tensors that travel both ways and that local steps leave alone; by default none."""
@@ -198,7 +200,7 @@ class Strategy:
         """
         return None
 
-    def steers(self, layout: Layout) -> bool:
+    def is_steering(self, layout: Layout) -> bool:
         """Whether local steps must leave alone a part of what a client holds, or are pulled."""
         own = type(self)
         return bool(self.still(layout)) or any(
@@ -210,11 +212,11 @@ class Strategy:
         to; by default the former."""
         return delta
 
-    def submitted(self, delta: State, layout: Layout, round: int) -> State:
+    def submitted(self, delta: State, layout: Layout, round_number: int) -> State:
         """What of its delta a client hands in (its half of the rule, before the codec); by default all of it."""
         return delta
 
-    def next_form(self, update: Update, layout: Layout) -> ClientForm | None:
+    def next_form(self, update: Update, layout: Layout) -> AdapterShape | None:
         """The form the client holds from the next round on; by default the one it has."""
         return update.form
 
@@ -247,7 +249,7 @@ class LinearStrategy(Strategy):
         """The direction that the server optimizer steps along; by default the weighted mean of the contributions."""
         return total.mean()
 
-    def finish(self, state: State, layout: Layout, round: int) -> State:
+    def finish(self, state: State, layout: Layout, round_number: int) -> State:
         """Post-processing of the next global state, free under privacy; by default none."""
         return state
 
@@ -264,7 +266,7 @@ Read = Callable[[tuple[str, ...]], Sequence[Update]]
 """All updates of the round in the order of client ids, holding only the named tensors (those trained this round)."""
 
 
-def fills_base(strategy: Strategy) -> bool:
+def can_fill_base(strategy: Strategy) -> bool:
     """Whether a rule, as it is set, puts a residual into the base."""
     return isinstance(strategy, RoundStrategy) and strategy.fills_base
 
@@ -278,7 +280,7 @@ class RoundStrategy(Strategy, ABC):
         return getattr(self, "remainder", "drop") == "keep"
 
     @abstractmethod
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """One round, in memory that it owns.
 
         Raises:
@@ -286,10 +288,10 @@ class RoundStrategy(Strategy, ABC):
         """
 
     def remembering(
-        self, state: State, layout: Layout, read: Read, round: int, seed: int, memory: Memory
-    ) -> tuple[Aggregate, Memory]:
+        self, state: State, layout: Layout, read: Read, round_number: int, seed: int, memory: OptimizerState
+    ) -> tuple[Aggregate, OptimizerState]:
         """As `aggregate`, for a rule that keeps something between rounds; by default the memory stays as it is."""
-        return self.aggregate(state, layout, read, round, seed), memory
+        return self.aggregate(state, layout, read, round_number, seed), memory
 
 
 class GatherStrategy(RoundStrategy):
@@ -316,31 +318,31 @@ class GatherStrategy(RoundStrategy):
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
         """The next global value of a tensor outside the LoRA layers; by default state + sum_k p_k delta_k."""
         deltas = [u.delta[spec.name] for u in cohort.updates]
-        return state[spec.name] + weighted_sum(deltas, cohort.shares)
+        return state[spec.name] + compute_weighted_sum(deltas, cohort.shares)
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """One round, a layer at a time, so that memory is one layer of one cohort."""
-        shares = normalised([u.weight for u in read(())])
-        trained = self.trained(layout, round) - self.private(layout)
+        shares = normalize_weights([u.weight for u in read(())])
+        trained = self.trained(layout, round_number) - self.private(layout)
         pairs = [p for p in layout.pairs if trained & {p.A, p.B}]
-        plain = _by_module(t for t in layout.tensors if t.name in trained and t.role not in ("lora_A", "lora_B"))
+        plain = _group_by_module(t for t in layout.tensors if t.name in trained and t.role not in ("lora_A", "lora_B"))
         if self.surveys != "nothing":
-            survey = _lengths if self.surveys == "lengths" else _inner_products
+            survey = _compute_squared_lengths if self.surveys == "lengths" else _compute_inner_products
             shares = self.reweigh(shares, survey(pairs, plain, read, len(shares)))
 
         after, residuals = {name: tensor.clone() for name, tensor in state.items()}, {}
         for pair in pairs:
-            gathered = self.gather(pair, state, layout, Cohort(read((pair.A, pair.B)), shares, round, seed))
+            gathered = self.gather(pair, state, layout, Cohort(read((pair.A, pair.B)), shares, round_number, seed))
             after[pair.A], after[pair.B] = gathered.A, gathered.B
             if gathered.residual is not None:
                 residuals[pair.module] = gathered.residual
         for specs in plain:
-            cohort = Cohort(read(tuple(t.name for t in specs)), shares, round, seed)
+            cohort = Cohort(read(tuple(t.name for t in specs)), shares, round_number, seed)
             after |= {t.name: self.gather_plain(t, state, cohort) for t in specs}
         return Aggregate(after, residuals)
 
 
-def shared_sum(strategy: Strategy, layout: Layout) -> bool:
+def is_shared_sum(strategy: Strategy, layout: Layout) -> bool:
     """Whether a round is a plain sum of what all clients share of this adapter, which a mechanism can bound."""
     if not strategy.plain_sum() or strategy.asynchronous or strategy.private(layout):
         return False
@@ -351,27 +353,31 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
     return True
 
 
-def shared_sums(layout: Layout) -> list[str]:
+def list_shared_sums(layout: Layout) -> list[str]:
     """The names of all such rules, those aside whose clients have models of their own, and are scored one by one."""
     found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
-    return [name_of(type(s)) for s in found if s.personal_pull is None and not s.asks_clients and shared_sum(s, layout)]
+    return [
+        name_of(type(s)) for s in found if s.personal_pull is None and not s.asks_clients and is_shared_sum(s, layout)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules
 
 
-def _by_module(specs: Iterable[TensorSpec]) -> list[list[TensorSpec]]:
+def _group_by_module(specs: Iterable[TensorSpec]) -> list[list[TensorSpec]]:
     modules: dict[str, list[TensorSpec]] = {}
     for t in specs:
         modules.setdefault(t.module, []).append(t)
     return list(modules.values())
 
 
-def _inner_products(pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read: Read, clients: int) -> Tensor:
+def _compute_inner_products(
+    pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read: Read, clients: int
+) -> Tensor:
     """All inner products of the updates, (K, K), fp64."""
     geometry = torch.zeros(clients, clients, dtype=torch.float64)
     for pair in pairs:
-        geometry += Changes.of(pair, read((pair.A, pair.B))).inner_products()
+        geometry += Changes.from_updates(pair, read((pair.A, pair.B))).compute_inner_products()
     for specs in plain:
         updates = read(tuple(t.name for t in specs))
         flat = torch.stack([torch.cat([t.double().flatten() for t in u.delta.values()]) for u in updates])
@@ -379,11 +385,13 @@ def _inner_products(pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]]
     return geometry
 
 
-def _lengths(pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read: Read, clients: int) -> Tensor:
+def _compute_squared_lengths(
+    pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read: Read, clients: int
+) -> Tensor:
     """The squared lengths of the updates on the diagonal of (K, K), fp64; the rest is 0."""
     squares = torch.zeros(clients, dtype=torch.float64)
     for pair in pairs:
-        squares += torch.stack([squared_length(pair, update) for update in read((pair.A, pair.B))])
+        squares += torch.stack([compute_squared_length(pair, update) for update in read((pair.A, pair.B))])
     for specs in plain:
         for k, update in enumerate(read(tuple(t.name for t in specs))):
             squares[k] += sum(t.double().square().sum() for t in update.delta.values())

@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fedpeft.aggregation.factors import lora_form
+from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.owned_ranks import OwnedRanks
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.data.task_sequence import TaskSchedule
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 Moment = Literal["begin", "end"]
 
@@ -77,7 +77,7 @@ class TaskRanks(OwnedRanks, TaskStrategy):
 
     mixed_ranks: ClassVar[bool] = False
 
-    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse clients of several ranks: those of a task are the same at all of them.
 
         Raises:
@@ -87,7 +87,7 @@ class TaskRanks(OwnedRanks, TaskStrategy):
             raise ConfigError(
                 f"FP1026 {name_of(type(self))} is defined for LoRA factors only; use the peft method lora"
             )
-        whole, tasks = lora_form(layout), self.schedule.tasks
+        whole, tasks = get_lora_form(layout), self.schedule.tasks
         for form in set(forms) - {None}:
             if form is not None and (form.rank * tasks != whole.rank or not math.isclose(form.scale, whole.scale)):
                 raise ConfigError(
@@ -95,17 +95,19 @@ class TaskRanks(OwnedRanks, TaskStrategy):
                     "alphas out"
                 )
 
-    def whole_form(self, form: ClientForm | None) -> ClientForm | None:
+    def whole_form(self, form: AdapterShape | None) -> AdapterShape | None:
         """As many times the ranks as there are tasks, at the same scale."""
-        return None if form is None else ClientForm(form.rank * self.schedule.tasks, form.alpha * self.schedule.tasks)
+        return None if form is None else AdapterShape(form.rank * self.schedule.tasks, form.alpha * self.schedule.tasks)
 
-    def of_task(self, layout: Layout, task: int) -> tuple[int, ...]:
+    def get_task_ranks(self, layout: Layout, task: int) -> tuple[int, ...]:
         """The ranks of a task."""
-        each = lora_form(layout).rank // self.schedule.tasks
+        each = get_lora_form(layout).rank // self.schedule.tasks
         return tuple(range(task * each, (task + 1) * each))
 
-    def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+    def ranks(
+        self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
+    ) -> tuple[int, ...]:
         """Those of the task that the client is at."""
         if form is None or form == layout.form:
             return ()
-        return self.of_task(layout, self.schedule.of_client(client, round, seed))
+        return self.get_task_ranks(layout, self.schedule.get_client_task(client, round_number, seed))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.low_rank import LowRank
 
 
@@ -33,7 +33,7 @@ class Update:
 
     client: int
     weight: float
-    form: ClientForm | None
+    form: AdapterShape | None
     received: State
     delta: State
     staleness: int = 0
@@ -91,7 +91,7 @@ class Fold:
         """As `add`; `owned`: how much of each entry is the client's, 0 to 1."""
         self.add(state | {OWNED + name: tensor for name, tensor in owned.items()}, weight)
 
-    def mean_of_owners(self) -> State:
+    def compute_owner_mean(self) -> State:
         """The mean of each entry over those who own it, after `add_owned`; 0 where nobody does."""
         owned = {name.removeprefix(OWNED): tensor for name, tensor in self.sums.items() if name.startswith(OWNED)}
         return {name: (self.sums[name] / own.clamp_min(1e-30)).to(self.dtypes[name]) for name, own in owned.items()}
@@ -122,7 +122,7 @@ def check_made(rule: object, made: State, state: State, whole: Iterable[str], no
         raise ConfigError(f"FP1031 {name} leaves out {missing[0]}{more}, which the next state needs")
 
 
-def not_finite(strategy: object, state: State) -> str:
+def describe_nonfinite(strategy: object, state: State) -> str:
     """A clause about the first tensor that a rule has made no numbers of; empty: all are."""
     broken = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), "")
     return broken and f"the strategy {name_of(type(strategy))} makes {broken} NaN or infinite"
@@ -155,12 +155,12 @@ class Cohort:
     round: int
     seed: int
 
-    def with_shares(self, shares: tuple[float, ...]) -> Cohort:
+    def replace_shares(self, shares: tuple[float, ...]) -> Cohort:
         """The same updates with other shares."""
         return replace(self, shares=shares)
 
 
-def normalised(weights: Sequence[float]) -> tuple[float, ...]:
+def normalize_weights(weights: Sequence[float]) -> tuple[float, ...]:
     """Weights over their sum: p_k over the updates present.
 
     Raises:
@@ -172,13 +172,13 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(w / total for w in weights)
 
 
-def padded(tensor: Tensor, like: Tensor) -> Tensor:
+def pad_ranks(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` with zeros for the ranks that it lacks: at the end of each axis, up to the shape of `like`."""
     missing = [(0, whole - part) for part, whole in zip(tensor.shape, like.shape, strict=True)]
     return torch.nn.functional.pad(tensor, [n for pair in reversed(missing) for n in pair])
 
 
-def weighted_sum(tensors: Iterable[Tensor], weights: Iterable[float]) -> Tensor:
+def compute_weighted_sum(tensors: Iterable[Tensor], weights: Iterable[float]) -> Tensor:
     """sum_k w_k x_k, accumulated in fp64, in the dtype of the tensors (at least one)."""
     total, dtype = torch.zeros(()), torch.float32
     for i, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):

@@ -45,7 +45,7 @@ class Whitening:
     width: int
 
     @classmethod
-    def of(cls, state: State, width: int) -> Whitening:
+    def from_state(cls, state: State, width: int) -> Whitening:
         """What is sent as `state`, for features of this width.
 
         Raises:
@@ -71,9 +71,9 @@ class Whitening:
     @cached_property
     def basis(self) -> Tensor:
         """T P, (m, width)."""
-        return self.turn @ projection(self.width, len(self.centre))
+        return self.turn @ create_projection(self.width, len(self.centre))
 
-    def gradients(self, of_rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def compute_gradients(self, of_rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of rows by U and v, from those by W (B, classes, width) and b (B, classes), fp64.
 
         They keep their shapes: of `width` columns of U the first m count, and the others are 0. What a hostile server's
@@ -96,7 +96,7 @@ class Whitening:
 
 
 @lru_cache(maxsize=4)
-def projection(width: int, dimensions: int) -> Tensor:
+def create_projection(width: int, dimensions: int) -> Tensor:
     """The fixed random projection: orthonormal rows (min(dimensions, width), width), fp64, the same everywhere."""
     drawn = np.random.Generator(np.random.Philox(key=0)).standard_normal((width, min(dimensions, width)))
     basis, triangle = np.linalg.qr(drawn)

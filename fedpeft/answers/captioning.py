@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.answers.generation import BATCH, ends_of, greedy, until
+from fedpeft.answers.generation import BATCH, cut_at_end, get_end_tokens, select_greedy_settings
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.tasks.captions import Captioner, start_of
 
 
-def captions(
+def caption_images(
     model: FederatedModel,
     tokenizer: Any,
     patches: Tensor,
@@ -31,18 +31,20 @@ def captions(
     for part in torch.split(patches, BATCH):
         found += [
             str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-            for ids in generated(model, tokenizer, part, new_tokens)
+            for ids in generate_captions(model, tokenizer, part, new_tokens)
         ]
         advance(len(part))
     return found
 
 
-def generated(model: FederatedModel, tokenizer: Any, patches: Tensor, new_tokens: int) -> list[list[int]]:
+def generate_captions(model: FederatedModel, tokenizer: Any, patches: Tensor, new_tokens: int) -> list[list[int]]:
     """The tokens of a caption of each image, in one pass, up to one that ends it."""
     assert isinstance(model, Captioner)
-    device, ends = next(model.parameters()).device, ends_of(model, tokenizer)
+    device, ends = next(model.parameters()).device, get_end_tokens(model, tokenizer)
     start = torch.full((len(patches), 1), start_of(tokenizer), device=device)
-    given = model.given({"patches": patches.to(device), "input_ids": start, "attention_mask": torch.ones_like(start)})
+    given = model.select_inputs(
+        {"patches": patches.to(device), "input_ids": start, "attention_mask": torch.ones_like(start)}
+    )
     generate: Any = model.base.generate
     with torch.inference_mode():
         made = generate(
@@ -50,6 +52,6 @@ def generated(model: FederatedModel, tokenizer: Any, patches: Tensor, new_tokens
             max_new_tokens=new_tokens,
             pad_token_id=ends[0],
             eos_token_id=ends,
-            **greedy(model.base),
+            **select_greedy_settings(model.base),
         )
-    return [until(row, ends) for row in made.tolist()]
+    return [cut_at_end(row, ends) for row in made.tolist()]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.answers.generation import answers
-from fedpeft.answers.likelihood import chosen, log_likelihoods
+from fedpeft.answers.generation import answer_prompts
+from fedpeft.answers.likelihood import choose_answers, log_likelihoods
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Question
-from fedpeft.data.text_to_text import target_ids
+from fedpeft.data.text_to_text import tokenize_target
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS, FederatedModel
 
@@ -40,31 +40,31 @@ class Exam:
     delimiter: str = ""
 
     @property
-    def offers_choices(self) -> bool:
+    def has_choices(self) -> bool:
         """Whether answers are chosen."""
         return bool(self.questions[0].choices)
 
     @property
     def sequences(self) -> int:
         """How many sequences a model reads for it."""
-        return sum(len(q.choices) for q in self.questions) if self.offers_choices else len(self.questions)
+        return sum(len(q.choices) for q in self.questions) if self.has_choices else len(self.questions)
 
-    def answers(
+    def answer(
         self, model: FederatedModel, tokenizer: Any, advance: Callable[[int], object] = lambda _: None
     ) -> list[Said]:
         """What a model says to each question; `advance` is told how many more sequences are done."""
-        if not self.offers_choices:
-            prompts = [question.prompt(tokenizer) for question in self.questions]
-            return [(text,) for text in answers(model, tokenizer, prompts, self.new_tokens, advance=advance)]
+        if not self.has_choices:
+            prompts = [question.tokenize_prompt(tokenizer) for question in self.questions]
+            return [(text,) for text in answer_prompts(model, tokenizer, prompts, self.new_tokens, advance=advance)]
         task = TASKS.build("seq2seq" if self.questions[0].paired else "causal_lm")
         found = log_likelihoods(model, task, tokenizer, self.questions, self.delimiter, advance)
         pairs = zip(self.questions, found, strict=True)
-        return [tuple(q.choices[pick] for pick in chosen(q, likelihoods)) for q, likelihoods in pairs]
+        return [tuple(q.choices[pick] for pick in choose_answers(q, likelihoods)) for q, likelihoods in pairs]
 
-    def measures(self, said: Sequence[Said]) -> dict[str, float]:
+    def compute_measures(self, said: Sequence[Said]) -> dict[str, float]:
         """What the answers are worth, 0 to 1, by the name of the measure."""
         rows = list(zip(said, self.questions, strict=True))
-        if self.offers_choices:
+        if self.has_choices:
             right = [[text == question.right[0] for text in texts] for texts, question in rows]
             return {
                 name: statistics.fmean(one[k] for one in right)
@@ -76,7 +76,7 @@ class Exam:
         }
 
 
-def that_fit(
+def select_fitting(
     questions: Sequence[Question], tokenizer: Any, new_tokens: int, readable: int
 ) -> tuple[list[Question], list[str]]:
     """The questions that a model which reads `readable` tokens can be asked, and what is to be said of the others.
@@ -89,11 +89,11 @@ def that_fit(
         if not question.choices:
             return new_tokens
         if question.paired:
-            return max(len(target_ids(tokenizer, choice)) for choice in question.choices)
+            return max(len(tokenize_target(tokenizer, choice)) for choice in question.choices)
         return max(len(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in question.choices)
 
     def longest(question: Question) -> int:
-        asked, said = len(question.prompt(tokenizer)), room(question)
+        asked, said = len(question.tokenize_prompt(tokenizer)), room(question)
         return max(asked, said) if question.paired else asked + said  # a decoder reads by itself
 
     kept = [q for q in questions if longest(q) <= readable]

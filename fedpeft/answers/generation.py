@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from fedpeft.data.examples import padded_length
-from fedpeft.data.tokens import padding_of
+from fedpeft.data.examples import round_up_length
+from fedpeft.data.tokens import get_padding_id
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.tasks.seq2seq import Seq2SeqModel
 
@@ -44,13 +44,13 @@ What a decoder starts with stays, a forced first token of a translation's langua
 """
 
 
-def greedy(base: Any) -> dict[str, Any]:
+def select_greedy_settings(base: Any) -> dict[str, Any]:
     """Those of `GREEDY` that a base's settings know: transformers refuses names of other versions."""
     settings = getattr(base, "generation_config", None)
     return {name: value for name, value in GREEDY.items() if hasattr(settings, name)}
 
 
-def ends_of(model: FederatedModel, tokenizer: Any) -> list[int]:
+def get_end_tokens(model: FederatedModel, tokenizer: Any) -> list[int]:
     """The tokens that end an answer, by the tokenizer and by the model's own settings."""
     settings: Any = getattr(model.base, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
@@ -58,7 +58,7 @@ def ends_of(model: FederatedModel, tokenizer: Any) -> list[int]:
     return sorted({int(token) for token in (tokenizer.eos_token_id, *named) if token is not None})
 
 
-def answers(
+def answer_prompts(
     model: FederatedModel,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
@@ -77,22 +77,22 @@ def answers(
     for start in range(0, len(order), batch):
         places = order[start : start + batch].tolist()
         for place, ids in zip(
-            places, generated(model, tokenizer, [prompts[i] for i in places], new_tokens), strict=True
+            places, generate_tokens(model, tokenizer, [prompts[i] for i in places], new_tokens), strict=True
         ):
             found[place] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
         advance(len(places))
     return found
 
 
-def generated(
+def generate_tokens(
     model: FederatedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[list[int]]:
     """The new tokens behind each prompt, or that a decoder writes of it, in one pass, up to one that ends an answer."""
-    ends, padding = ends_of(model, tokenizer), padding_of(tokenizer)
+    ends, padding = get_end_tokens(model, tokenizer), get_padding_id(tokenizer)
     if isinstance(model, Seq2SeqModel):
-        return _written(model, prompts, new_tokens, ends, padding)
-    if _prepends(model):
-        return _generated_anew(model, prompts, new_tokens, ends, padding)
+        return _decode_answers(model, prompts, new_tokens, ends, padding)
+    if _has_virtual_tokens(model):
+        return _generate_without_cache(model, prompts, new_tokens, ends, padding)
     longest, device = max(map(len, prompts)), next(model.parameters()).device
     ids = torch.full((len(prompts), longest), padding)
     mask = torch.zeros_like(ids)
@@ -107,16 +107,16 @@ def generated(
             max_new_tokens=new_tokens,
             pad_token_id=padding,
             eos_token_id=ends or None,
-            **greedy(model.base),
+            **select_greedy_settings(model.base),
         )
-    return [until(row, ends) for row in made[:, longest:].tolist()]
+    return [cut_at_end(row, ends) for row in made[:, longest:].tolist()]
 
 
-def _written(
+def _decode_answers(
     model: Seq2SeqModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
 ) -> list[list[int]]:
     """What the decoder writes of what the encoder reads; prompts are padded on the right, as in training."""
-    longest, device = padded_length(max(map(len, prompts))), next(model.parameters()).device
+    longest, device = round_up_length(max(map(len, prompts))), next(model.parameters()).device
     ids = torch.tensor([[*prompt, *[padding] * (longest - len(prompt))] for prompt in prompts], device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
@@ -128,21 +128,21 @@ def _written(
             max_new_tokens=new_tokens,
             pad_token_id=padding,
             eos_token_id=ends or None,
-            **greedy(model.base),
+            **select_greedy_settings(model.base),
         )
-    return [until(row, ends) for row in made[:, 1:].tolist()]  # behind the token that a decoder starts with
+    return [cut_at_end(row, ends) for row in made[:, 1:].tolist()]  # behind the token that a decoder starts with
 
 
-def _prepends(model: FederatedModel) -> bool:
+def _has_virtual_tokens(model: FederatedModel) -> bool:
     """Whether the adapter puts positions before those of a row."""
     configs: Any = getattr(model.base, "peft_config", {})
     return any(config.is_prompt_learning for config in configs.values())
 
 
-def _generated_anew(
+def _generate_without_cache(
     model: FederatedModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
 ) -> list[list[int]]:
-    """As `generated`, with a whole pass for each new token; those that have ended leave it."""
+    """As `generate_tokens`, with a whole pass for each new token; those that have ended leave it."""
     rows, device = [list(prompt) for prompt in prompts], next(model.parameters()).device
     open_rows = list(range(len(rows)))
     for _ in range(new_tokens):
@@ -158,9 +158,9 @@ def _generated_anew(
         open_rows = [row for row, token in zip(open_rows, said, strict=True) if token not in ends]
         if not open_rows:
             break
-    return [until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
+    return [cut_at_end(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def until(ids: list[int], ends: Sequence[int]) -> list[int]:
+def cut_at_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The tokens before the first that ends an answer."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

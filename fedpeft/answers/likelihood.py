@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from fedpeft.answers.questions import Question
-from fedpeft.data.examples import AnsweredRows, Examples, length_sorted_batches
-from fedpeft.data.text_to_text import target_ids
-from fedpeft.data.tokens import padding_of, rows_of
+from fedpeft.data.examples import AnsweredRows, Examples, batch_by_length
+from fedpeft.data.text_to_text import tokenize_target
+from fedpeft.data.tokens import build_token_rows, get_padding_id
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
 
@@ -25,11 +25,11 @@ BATCH = 16
 """Sequences of a pass."""
 
 
-def choice_rows(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> list[tuple[list[int], int]]:
+def tokenize_choices(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> list[tuple[list[int], int]]:
     """For each choice of each question the token ids of both, and how many of them are the question's."""
     found = []
     for question in questions:
-        prompt = question.prompt(tokenizer)
+        prompt = question.tokenize_prompt(tokenizer)
         for choice in question.choices:
             ids = tokenizer(delimiter + choice, add_special_tokens=False)["input_ids"]
             found.append((prompt + list(ids), len(prompt)))
@@ -51,33 +51,37 @@ def log_likelihoods(
         delimiter: what stands between question and choice.
         advance: is told how many more sequences are done.
     """
-    examples = _paired(tokenizer, questions) if questions[0].paired else _following(tokenizer, questions, delimiter)
+    examples = (
+        _build_pairs(tokenizer, questions)
+        if questions[0].paired
+        else _build_continuations(tokenizer, questions, delimiter)
+    )
     found = np.zeros(len(examples))
     with torch.inference_mode():
-        for index in length_sorted_batches(examples.lengths, BATCH):
-            batch = scoring.placed(examples.batch(index), model)
+        for index in batch_by_length(examples.lengths, BATCH):
+            batch = scoring.move_batch(examples.batch(index), model)
             found[index] = -task.row_losses(model, batch).sums.double().cpu().numpy()
             advance(len(index))
     ends = np.cumsum([len(question.choices) for question in questions])
     return np.split(found, ends[:-1])
 
 
-def _following(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> Examples:
+def _build_continuations(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> Examples:
     """Choices behind their questions, the loss on the choices."""
-    rows = choice_rows(tokenizer, questions, delimiter)
+    rows = tokenize_choices(tokenizer, questions, delimiter)
     targets = [[False] * asked + [True] * (len(ids) - asked) for ids, asked in rows]
-    return rows_of([ids for ids, _ in rows], padding_of(tokenizer), None, targets)
+    return build_token_rows([ids for ids, _ in rows], get_padding_id(tokenizer), None, targets)
 
 
-def _paired(tokenizer: Any, questions: Sequence[Question]) -> Examples:
+def _build_pairs(tokenizer: Any, questions: Sequence[Question]) -> Examples:
     """Choices that a decoder writes of questions that an encoder reads; the token of end counts, too."""
-    both = [(question.prompt(tokenizer), choice) for question in questions for choice in question.choices]
-    read = rows_of([ids for ids, _ in both], padding_of(tokenizer), None)
-    said = rows_of([target_ids(tokenizer, choice) for _, choice in both], padding_of(tokenizer), None)
+    both = [(question.tokenize_prompt(tokenizer), choice) for question in questions for choice in question.choices]
+    read = build_token_rows([ids for ids, _ in both], get_padding_id(tokenizer), None)
+    said = build_token_rows([tokenize_target(tokenizer, choice) for _, choice in both], get_padding_id(tokenizer), None)
     return AnsweredRows(read, said)
 
 
-def chosen(question: Question, likelihoods: np.ndarray) -> tuple[int, int]:
+def choose_answers(question: Question, likelihoods: np.ndarray) -> tuple[int, int]:
     """Positions of the likeliest choice, and of the likeliest by length."""
     lengths = np.array([len(choice) for choice in question.choices])
     return int(likelihoods.argmax()), int((likelihoods / lengths).argmax())

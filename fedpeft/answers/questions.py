@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.conversations import ids_and_answers, packed
-from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, PromptTemplate, fingerprint
-from fedpeft.data.record_files import JSON_LINES, records
-from fedpeft.data.text_to_text import packed_pair, sides, source_ids
+from fedpeft.data.conversations import pack_conversation, tokenize_row
+from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, PromptTemplate, compute_fingerprint
+from fedpeft.data.record_files import JSON_LINES, read_records
+from fedpeft.data.text_to_text import pack_pair, parse_pair, tokenize_source
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
-PAIRED = packed_pair("", "")[: len('{"source')]
+PAIRED = pack_pair("", "")[: len('{"source')]
 """How rows of pairs begin."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -50,7 +50,7 @@ class Question:
         """Whether an encoder reads it, and a decoder answers."""
         return self.row.startswith(PAIRED)
 
-    def prompt(self, tokenizer: Any) -> list[int]:
+    def tokenize_prompt(self, tokenizer: Any) -> list[int]:
         """The token ids before the answer, or of what an encoder reads.
 
         Raises:
@@ -58,8 +58,8 @@ class Question:
             DataError: the template fails.
         """
         if self.paired:
-            return source_ids(tokenizer, sides(self.row)[0])
-        ids, answers = ids_and_answers(tokenizer, self.row)
+            return tokenize_source(tokenizer, parse_pair(self.row)[0])
+        ids, answers = tokenize_row(tokenizer, self.row)
         last = len(answers) - 1 - answers[::-1].index(True)
         while last > 0 and answers[last - 1]:
             last -= 1
@@ -67,7 +67,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Form:
+class QuestionForm:
     """How questions are put.
 
     Attributes:
@@ -80,32 +80,32 @@ class Form:
     template: str | None = None
     paired: bool = False
 
-    def row(self, question: str, answer: str, where: str) -> str:
+    def pack_row(self, question: str, answer: str, where: str) -> str:
         """A packed row.
 
         Raises:
             DataError: the template fails.
         """
         if self.paired:
-            asked = PromptTemplate(self.template).prompt_of_question(question, where) if self.template else question
-            return packed_pair(asked, answer)
+            asked = PromptTemplate(self.template).format_question(question, where) if self.template else question
+            return pack_pair(asked, answer)
         if not self.asks:
             return json.dumps({"prompt": question, "answer": answer})
-        if not self._converses():
-            prompt = PromptTemplate(str(self.template)).prompt_of_question(question, where)
+        if not self._is_conversation():
+            prompt = PromptTemplate(str(self.template)).format_question(question, where)
             return json.dumps({"prompt": prompt, "answer": answer})
-        return self.conversation(
+        return self.pack_conversation(
             [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], where
         )
 
-    def conversation(self, messages: Sequence[Mapping[str, str]], where: str) -> str:
+    def pack_conversation(self, messages: Sequence[Mapping[str, str]], where: str) -> str:
         """A packed row of a conversation of any length.
 
         Raises:
             DataError: it is no conversation, or the form is none of conversations.
         """
-        row = packed(list(messages), where)
-        if self.paired or not self.asks or not self._converses():
+        row = pack_conversation(list(messages), where)
+        if self.paired or not self.asks or not self._is_conversation():
             why = "it has an encoder that reads one text" if self.paired else "it was tuned on texts without roles"
             if self.asks and not self.paired:
                 why = f"it was tuned with the template {self.template}, which writes one question"
@@ -116,9 +116,9 @@ class Form:
         if self.template in (None, CHAT):
             return row
         file = str(Path(str(self.template)).expanduser().absolute())
-        return json.dumps({"template": file, "sha256": fingerprint(file), "messages": json.loads(row)})
+        return json.dumps({"template": file, "sha256": compute_fingerprint(file), "messages": json.loads(row)})
 
-    def _converses(self) -> bool:
+    def _is_conversation(self) -> bool:
         """Whether conversations are written: by the model's own chat template, or by a file that reads `messages`."""
         if self.template in (None, CHAT):
             return True
@@ -126,7 +126,7 @@ class Form:
         return own.name not in OF_COLUMNS and "messages" in own.text
 
 
-def of_row(row: str) -> Question:
+def parse_question(row: str) -> Question:
     """The last question of a packed row."""
     found = json.loads(row)
     if isinstance(found, dict) and "source" in found:
@@ -141,7 +141,7 @@ def of_row(row: str) -> Question:
     return Question(json.dumps(whole), messages[last - 1]["content"], (messages[last]["content"],))
 
 
-def read_questions(path: str, form: Form) -> list[Question]:
+def read_questions(path: str, form: QuestionForm) -> list[Question]:
     """The questions of a JSONL file.
 
     Raises:
@@ -150,7 +150,7 @@ def read_questions(path: str, form: Form) -> list[Question]:
     """
     if Path(path).suffix.lower() not in JSON_LINES:
         raise ConfigError(f"FP1034 questions are read from lines of JSON; {path} must end in {' or '.join(JSON_LINES)}")
-    found = [_question(record, f"{place} of {path}", form) for place, record in records(path)]
+    found = [_build_question(record, f"{place} of {path}", form) for place, record in read_records(path)]
     if not found:
         raise DataError(f"FP3004 {path} has no questions")
     if len({bool(question.choices) for question in found}) > 1:
@@ -158,35 +158,35 @@ def read_questions(path: str, form: Form) -> list[Question]:
     return found
 
 
-def _question(record: Mapping[str, Any], where: str, form: Form) -> Question:
+def _build_question(record: Mapping[str, Any], where: str, form: QuestionForm) -> Question:
     if "messages" in record and "question" not in record:
-        return _of_conversation(json.loads(packed(record["messages"], where)), where, form)
+        return _build_from_conversation(json.loads(pack_conversation(record["messages"], where)), where, form)
     for column in ("question", "answer"):
         if column not in record:
-            raise DataError(f"FP3006 {where} has no column {column!r}; {nearest(column, map(str, record))}")
+            raise DataError(f"FP3006 {where} has no column {column!r}; {suggest_legal(column, map(str, record))}")
     question = record["question"]
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"FP3007 {where}: the column 'question' must hold a text, got {question!r:.40}")
     if "choices" in record:
-        choices = _texts(record["choices"], "choices", where)
+        choices = _convert_to_texts(record["choices"], "choices", where)
         if len(set(choices)) < max(2, len(choices)):
             raise DataError(f"FP3008 {where}: the column 'choices' must hold at least two answers, each once")
-        right: tuple[str, ...] = (choices[_position(record["answer"], choices, where)],)
-        return Question(form.row(question, right[0], where), question, right, choices)
-    right = _texts(record["answer"], "answer", where)
-    return Question(form.row(question, right[0], where), question, right)
+        right: tuple[str, ...] = (choices[_find_position(record["answer"], choices, where)],)
+        return Question(form.pack_row(question, right[0], where), question, right, choices)
+    right = _convert_to_texts(record["answer"], "answer", where)
+    return Question(form.pack_row(question, right[0], where), question, right)
 
 
-def _of_conversation(messages: Sequence[Mapping[str, str]], where: str, form: Form) -> Question:
+def _build_from_conversation(messages: Sequence[Mapping[str, str]], where: str, form: QuestionForm) -> Question:
     """The last question of a conversation; one that has no other is put like any question."""
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     if [message["role"] for message in messages[: last + 1]] != ["user", "assistant"]:
-        return of_row(form.conversation(messages, where))
+        return parse_question(form.pack_conversation(messages, where))
     asked, right = messages[0]["content"], messages[1]["content"]
-    return Question(form.row(asked, right, where), asked, (right,))
+    return Question(form.pack_row(asked, right, where), asked, (right,))
 
 
-def _texts(value: object, column: str, where: str) -> tuple[str, ...]:
+def _convert_to_texts(value: object, column: str, where: str) -> tuple[str, ...]:
     """A text, a number, or several of them, as texts."""
     values = value if isinstance(value, list) else [value]
     fit = [isinstance(v, (str, int, float)) and not isinstance(v, bool) and bool(str(v).strip()) for v in values]
@@ -197,7 +197,7 @@ def _texts(value: object, column: str, where: str) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def _position(answer: object, choices: Sequence[str], where: str) -> int:
+def _find_position(answer: object, choices: Sequence[str], where: str) -> int:
     """Which of the choices is right: a position, a letter, or the text itself, which comes first."""
     if str(answer) in choices and not isinstance(answer, int):
         return choices.index(str(answer))

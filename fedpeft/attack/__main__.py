@@ -16,15 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpeft.attack.suite import ATTACKS, attack_settings
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.run import catalogue, help
-from fedpeft.run.command import exit_code
-from fedpeft.run.console import quiet_libraries
-from fedpeft.run.folder import default_settings
+from fedpeft.run.command import run_command
+from fedpeft.run.console import silence_libraries
+from fedpeft.run.folder import load_default_settings
 
 ABOUT = """Attack a server's settings: hostile servers and clients on this machine, and what each of them learned.
 python -m fedpeft.attack run.toml --privacy secure_sum"""
@@ -56,20 +56,20 @@ class Command:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 if an attack succeeds that should not, 2 for a user's mistake."""
-    return exit_code(lambda: _attacked(sys.argv[1:] if arguments is None else arguments, Console()))
+    return run_command(lambda: _run_attacks(sys.argv[1:] if arguments is None else arguments, Console()))
 
 
-def _attacked(arguments: list[str], console: Console) -> int:
-    if help.asked(arguments):
-        print(help.page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
+def _run_attacks(arguments: list[str], console: Console) -> int:
+    if help.is_help_requested(arguments):
+        print(help.format_page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
         raise SystemExit(0)
-    command = _command(arguments, RunConfig())
+    command = _parse_command(arguments, RunConfig())
     catalogue.use(command.plugin)
-    command = _command(arguments, default_settings(command.config, None))
-    config = from_mapping(vars(command.run), "the command line")
+    command = _parse_command(arguments, load_default_settings(command.config, None))
+    config = build_config(vars(command.run), "the command line")
     options = ServeOptions(**check_settings("the command line", ServeOptions, vars(command.serve)))
     check_settings("the command line", EdgeOptions, {"fewest": command.fewest})
-    quiet_libraries()
+    silence_libraries()
     console.width = max(console.width, WIDTH)
     table = Table("attack", "attacker controls", "learned", "refused by", "verdict", show_lines=True)
     results = []
@@ -88,7 +88,7 @@ def _attacked(arguments: list[str], console: Console) -> int:
     return 1 if broken else 0
 
 
-def _command(arguments: list[str], default: RunConfig) -> Command:
+def _parse_command(arguments: list[str], default: RunConfig) -> Command:
     return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.attack")
 
 

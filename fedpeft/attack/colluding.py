@@ -19,7 +19,7 @@ from fedpeft.privacy.secure_sum.roster import signature
 T = TypeVar("T")
 
 
-class Honest(Protocol):
+class HonestMember(Protocol):
     """An honest member of a sum, near or at the other end of a connection. A refusal is a PayloadError."""
 
     def keys(self) -> bytes:
@@ -60,20 +60,20 @@ class SplitView:
     """
 
     terms: Terms
-    victim: tuple[int, Honest]
-    near: Mapping[int, Honest]
-    outsiders: Mapping[int, Honest]
+    victim: tuple[int, HonestMember]
+    near: Mapping[int, HonestMember]
+    outsiders: Mapping[int, HonestMember]
     confederates: Mapping[int, Member]
     refusals: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.id, member = self.victim
-        self.honest: dict[int, Honest] = {self.id: member, **self.near, **self.outsiders}
+        self.honest: dict[int, HonestMember] = {self.id: member, **self.near, **self.outsiders}
         near = list(self.near)
         second = min(max(self.terms.needed - len(self.confederates), 0), len(near) // 2)
         self.second, self.first, self.helpers = near[:second], near[second:], list(self.outsiders)
 
-    def peers_of(self, client: int) -> list[int]:
+    def list_peers(self, client: int) -> list[int]:
         """Return whom the server calls a client's neighbors: the useful ones first."""
         near = [*self.confederates, self.id]
         if client in self.helpers:
@@ -86,28 +86,28 @@ class SplitView:
 
     def run(self) -> np.ndarray | None:
         """Return the victim's vector modulo 2^bits as the attacker reads it; None: it lacks shares."""
-        said = {i: self._asked(member.keys) for i, member in self.honest.items()}
+        said = {i: self._ask(member.keys) for i, member in self.honest.items()}
         keys = {i: words.keys_of(content) for i, content in said.items() if content is not None}
         keys |= {i: words.keys_of(member.keys()) for i, member in self.confederates.items()}
-        self.peers = {i: [peer for peer in self.peers_of(i) if peer in keys] for i in self.honest}
+        self.peers = {i: [peer for peer in self.list_peers(i) if peer in keys] for i in self.honest}
         sealed: dict[int, dict[int, bytes]] = {}
         for i, member in self.honest.items():
             told = words.write_peers({peer: keys[peer] for peer in self.peers[i]})
-            if i in keys and (content := self._asked(member.shares_for, told)) is not None:
+            if i in keys and (content := self._ask(member.shares_for, told)) is not None:
                 sealed[i] = words.read_sealed(content)
         for i, liar in self.confederates.items():
             liar.peers = {peer: keys[peer] for peer in self.honest if peer in keys}
             sealed[i] = {peer: liar._seal(peer, bytes(2 * shamir.SHARE)) for peer in liar.peers}
-        masked = self._vector(sealed)
+        masked = self._collect_vector(sealed)
         if masked is None:
             return None
         survivors: dict[int, list[int]] = {}
         for group in ([self.id, *self.first], [*self.second, *self.helpers]):
             survivors |= {client: [*group, *self.confederates] for client in group}
-        shares = self._shares(survivors, sealed)
-        return uncovered(self.terms, self.id, masked, shares, keys, [p for p in self.peers[self.id] if p in sealed])
+        shares = self._collect_shares(survivors, sealed)
+        return remove_masks(self.terms, self.id, masked, shares, keys, [p for p in self.peers[self.id] if p in sealed])
 
-    def _asked(self, step: Callable[..., T], *said: bytes) -> T | None:
+    def _ask(self, step: Callable[..., T], *said: bytes) -> T | None:
         """Return what an honest member answers; None: it refuses."""
         try:
             return step(*said)
@@ -115,25 +115,25 @@ class SplitView:
             self.refusals.append(str(error))
             return None
 
-    def _vector(self, sealed: dict[int, dict[int, bytes]]) -> np.ndarray | None:
+    def _collect_vector(self, sealed: dict[int, dict[int, bytes]]) -> np.ndarray | None:
         """Return what the victim sends; all honest members take step 3."""
         vectors = {}
         for i, member in self.honest.items():
             heard = words.write_sealed({p: sealed[p][i] for p in self.peers[i] if i in sealed.get(p, {})})
-            vectors[i] = self._asked(member.add, heard) if i in sealed else None
+            vectors[i] = self._ask(member.add, heard) if i in sealed else None
         content = vectors[self.id]
         return None if content is None else unpacked(content, self.terms.length, self.terms.bits)
 
-    def _shares(self, survivors: dict[int, list[int]], sealed: dict[int, dict[int, bytes]]) -> Shares:
+    def _collect_shares(self, survivors: dict[int, list[int]], sealed: dict[int, dict[int, bytes]]) -> Shares:
         """Return shares of the victim's secrets, by holder and secret."""
         told = {i: words.write_ids(survivors[i]) for i in self.honest}
-        signed = {i: self._asked(member.witness, told[i]) for i, member in self.honest.items()}
+        signed = {i: self._ask(member.witness, told[i]) for i, member in self.honest.items()}
         shares: Shares = {}
         for i in [*self.first, *self.second]:
             content = witnessed(self.terms, told[i])
             witnesses = {p: by for p in self.peers[i] if (by := signed.get(p)) and told[p] == told[i]}
             witnesses |= {p: signature(liar.key, content) for p, liar in self.confederates.items()}
-            released = self._asked(self.honest[i].unmask, words.write_witnesses(witnesses))
+            released = self._ask(self.honest[i].unmask, words.write_witnesses(witnesses))
             if released is not None and self.id in (of := words.read_shares(released)):
                 which, share = of[self.id]
                 shares[i, which] = share
@@ -147,7 +147,7 @@ Shares = dict[tuple[int, int], bytes]
 """Shares of one client's two secrets, by holder and secret."""
 
 
-def uncovered(
+def remove_masks(
     terms: Terms, client: int, masked: np.ndarray, shares: Shares, keys: Mapping[int, words.Keys], peers: Sequence[int]
 ) -> np.ndarray | None:
     """Return a client's vector without its masks, by shares of both of its secrets; None: there are too few.

@@ -11,7 +11,7 @@ import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from fedpeft.attack.stage import Stage
+from fedpeft.attack.stage import AttackStage
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
@@ -26,10 +26,10 @@ from fedpeft.server.masked_sum import MaskedSum
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteMember:
     """A real client as a member of a sum that the attacker has announced."""
 
-    hands: Hands
+    hands: SumAttacker
     client: int
 
     def keys(self) -> bytes:
@@ -53,7 +53,7 @@ class Remote:
         return self.hands.ask(self.client, 5, witnesses)
 
 
-class Hands:
+class SumAttacker:
     """The attacker's hands on one sum.
 
     Args:
@@ -63,7 +63,7 @@ class Hands:
         clients: that the attacker announces.
     """
 
-    def __init__(self, stage: Stage, masked: MaskedSum, asked: Sequence[Instruction], clients: int) -> None:
+    def __init__(self, stage: AttackStage, masked: MaskedSum, asked: Sequence[Instruction], clients: int) -> None:
         self.stage, self.masked = stage, masked
         self.work = {instruction.client: instruction for instruction in asked}
         self.told = Announcement(os.urandom(16), clients, masked.size, masked.numbers, masked.clip)
@@ -71,36 +71,38 @@ class Hands:
         run = masked.journal.run + masked.clients.recorded
         self.terms = self.told.terms(masked.secure, masked.seed, masked.round, run)
 
-    def ask(self, client: int, step: int, said: bytes, round: int | None = None) -> bytes:
+    def ask(self, client: int, step: int, said: bytes, round_number: int | None = None) -> bytes:
         """Return a client's answer to one step.
 
         Raises:
             PayloadError: the client refuses.
         """
-        round = self.masked.round if round is None else round
-        plain = self.work[client] if step == 3 else Instruction("sum", round, client, b"")
-        [report] = self.masked.clients.in_order([replace(plain, step=step, said=said)], 1, "attack")
+        round_number = self.masked.round if round_number is None else round_number
+        plain = self.work[client] if step == 3 else Instruction("sum", round_number, client, b"")
+        [report] = self.masked.clients.send_in_order([replace(plain, step=step, said=said)], 1, "attack")
         report.raise_error()
         return report.payload
 
-    def tried(self, client: int, step: int, said: bytes) -> bytes | None:
+    def try_step(self, client: int, step: int, said: bytes) -> bytes | None:
         """Return a client's answer to one step; None: it refuses."""
         try:
             return self.ask(client, step, said)
         except PayloadError:
             return None
 
-    def confederate(self, client: int) -> Member:
+    def create_confederate(self, client: int) -> Member:
         """Return a colluding client: a member of the federation whose key the attacker has."""
-        return self._member(client, Credentials.of_client(self.stage.certs / "clients" / self.stage.names[client]))
+        return self._create_member(
+            client, Credentials.load_client(self.stage.certs / "clients" / self.stage.names[client])
+        )
 
-    def invented(self, client: int, days: float = 30) -> Member:
+    def invent_member(self, client: int, days: float = 30) -> Member:
         """Return a member that the attacker has invented with the authority's key; `days`: its certificate is valid."""
         folder = Authority(self.stage.certs, days).client(f"invented-{client}")
         files = (read(folder / name) for name in ("ca.pem", "client.pem", "client.key"))
-        return self._member(client, Credentials(*files))
+        return self._create_member(client, Credentials(*files))
 
-    def _member(self, client: int, own: Credentials) -> Member:
+    def _create_member(self, client: int, own: Credentials) -> Member:
         shown = x509.load_pem_x509_certificate(own.certificate).public_bytes(Encoding.DER)
         key: Any = load_pem_private_key(own.key, None)
         roster = CertifiedRoster(Identity("", own.key, own.certificate, own.authority), len(self.stage.names))
@@ -114,15 +116,15 @@ class Hands:
         self.stage.held[masked.round].append(vector)
 
 
-def in_round(stage: Stage, round: int, clients: int, work: Callable[[Hands], None]) -> None:
+def take_over_round(stage: AttackStage, round_number: int, clients: int, work: Callable[[SumAttacker], None]) -> None:
     """Let the attacker do its `work` in place of the secure sum of a round; then the attack is over."""
 
     def change(of: Callable[..., Total]) -> Callable[..., Total]:
         def attacked(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
-            if masked.round != round:
+            if masked.round != round_number:
                 return of(masked, asked, *given)
             try:
-                work(Hands(stage, masked, asked, clients))
+                work(SumAttacker(stage, masked, asked, clients))
             except PayloadError as error:  # which the stage has noted as that client's
                 raise VoidError(str(error)) from None
             finally:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Final
 
 from fedpeft.attack.in_sums import LOW_ORDER, sign_keys
-from fedpeft.attack.lies import lying
-from fedpeft.attack.stage import Answer, Outcome, Stage
+from fedpeft.attack.lies import create_lie
+from fedpeft.attack.stage import Answer, AttackStage, Outcome
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import EdgeClient
 from fedpeft.privacy.secure_sum import shamir, words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import Contribution
@@ -30,30 +30,30 @@ ALWAYS: Final = range(100)
 """Rounds in which it lies."""
 
 
-def lying_norm(stage: Stage) -> Outcome:
+def lying_norm(stage: AttackStage) -> Outcome:
     """State a huge norm of its update in each round."""
     return _lie(stage, "norm: huge")
 
 
-def lying_weight(stage: Stage) -> Outcome:
+def lying_weight(stage: AttackStage) -> Outcome:
     """State a huge weight of its update in each round."""
     return _lie(stage, "weight: huge")
 
 
-def overflowing_sum(stage: Stage) -> Outcome:
+def overflowing_sum(stage: AttackStage) -> Outcome:
     """Send the largest integers in each round of training, so that the sum overflows."""
     return _lie(stage, "vector: the largest integers", range(1, 100))
 
 
-def not_a_number(stage: Stage) -> Outcome:
+def not_a_number(stage: AttackStage) -> Outcome:
     """Send an update that is not a number, through its honest software."""
     return _lie(stage, "update: not a number")
 
 
-def false_shares(stage: Stage) -> Outcome:
+def false_shares(stage: AttackStage) -> Outcome:
     """Give false shares of the others' secrets when the masks are taken off."""
 
-    def answer(_edge: Edge, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
+    def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
         if instruction.step != UNMASK or report.error:
             return report
@@ -64,10 +64,10 @@ def false_shares(stage: Stage) -> Outcome:
     return _answer(stage, answer)
 
 
-def garbage_for_shares(stage: Stage) -> Outcome:
+def garbage_for_shares(stage: AttackStage) -> Outcome:
     """Seal garbage for its neighbors in place of shares."""
 
-    def answer(_edge: Edge, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
+    def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
         if instruction.step != SHARES or report.error:
             return report
@@ -77,10 +77,10 @@ def garbage_for_shares(stage: Stage) -> Outcome:
     return _answer(stage, answer)
 
 
-def low_order_keys(stage: Stage) -> Outcome:
+def low_order_keys(stage: AttackStage) -> Outcome:
     """Advertise low-order keys, correctly signed: honest members would refuse them, and with them the sum."""
 
-    def answer(edge: Edge, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
+    def answer(edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
         secure = edge.setup.secure_sum
         if instruction.step != KEYS or report.error or secure is None:
@@ -88,38 +88,38 @@ def low_order_keys(stage: Stage) -> Outcome:
         told = Announcement.of_bytes(instruction.said)
         run = edge.description.run + instruction.recorded
         terms = told.terms(secure, edge.config.seed, instruction.round, run)
-        own = Credentials.of_client(stage.certs / "clients" / stage.names[LIAR])
+        own = Credentials.load_client(stage.certs / "clients" / stage.names[LIAR])
         keys = sign_keys(terms, instruction.client, own, replace(words.keys_of(report.payload), mask=LOW_ORDER[0]))
         return replace(report, payload=keys.to_bytes())
 
     return _answer(stage, answer)
 
 
-def leaves(stage: Stage) -> Outcome:
+def leaves(stage: AttackStage) -> Outcome:
     """Fail in each round, after its part has arrived."""
 
-    def answer(_edge: Edge, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
+    def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
         return replace(report, payload=b"", error="gone") if instruction.step > VECTOR else report
 
     return _answer(stage, answer)
 
 
-def garbage(stage: Stage) -> Outcome:
+def garbage(stage: AttackStage) -> Outcome:
     """Send random bytes in place of each answer."""
 
-    def answer(_edge: Edge, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
+    def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
         return replace(report, payload=os.urandom(len(report.payload)))
 
     return _answer(stage, answer)
 
 
-def _lie(stage: Stage, kind: str, rounds: range = ALWAYS) -> Outcome:
-    stage.replace(Contribution, "integers", lying(kind, LIAR, rounds))
+def _lie(stage: AttackStage, kind: str, rounds: range = ALWAYS) -> Outcome:
+    stage.replace(Contribution, "integers", create_lie(kind, LIAR, rounds))
     return _answer(stage, lambda _edge, instruction, honest: honest(instruction))
 
 
-def _answer(stage: Stage, answer: Answer) -> Outcome:
+def _answer(stage: AttackStage, answer: Answer) -> Outcome:
     stage.hostile[stage.names[LIAR]] = answer
     return stage.run()

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from fedpeft.attack.colluding import Shares, SplitView, uncovered
-from fedpeft.attack.hands import Hands, Remote, in_round
-from fedpeft.attack.stage import VICTIM, Outcome, Stage
+from fedpeft.attack.colluding import Shares, SplitView, remove_masks
+from fedpeft.attack.hands import RemoteMember, SumAttacker, take_over_round
+from fedpeft.attack.stage import VICTIM, AttackStage, Outcome
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.grid import StoppedError
@@ -37,7 +37,7 @@ LOW_ORDER: Final = (bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_byte
 """Points of orders 4, 1, 2 and 8 on Curve25519: their products with any key are zero (RFC 7748, section 7)."""
 
 
-def reading_along(stage: Stage) -> Outcome:
+def reading_along(stage: AttackStage) -> Outcome:
     """Keep the protocol, and read all that arrives."""
     return stage.run()
 
@@ -45,55 +45,60 @@ def reading_along(stage: Stage) -> Outcome:
 # ---------------------------------------------------------------------------------------------------- colluding clients
 
 
-def as_many_as_tolerated(stage: Stage) -> Outcome:
+def as_many_as_tolerated(stage: AttackStage) -> Outcome:
     """Show two groups of honest clients different survivors, with as many colluding clients as the sum tolerates."""
     return _split_view(stage, 0)
 
 
-def one_more(stage: Stage) -> Outcome:
+def one_more(stage: AttackStage) -> Outcome:
     """Do the same with one more colluding client than the sum tolerates."""
     return _split_view(stage, 1)
 
 
-def _split_view(stage: Stage, more: int) -> Outcome:
-    def work(hands: Hands) -> None:
+def _split_view(stage: AttackStage, more: int) -> Outcome:
+    def work(hands: SumAttacker) -> None:
         colluding = count_tolerated(hands.terms) + more
         near = range(1, hands.terms.neighbours - colluding + 1)
         ids = [*hands.work]
-        confederates = {i: hands.confederate(i) for i in ids[len(ids) - colluding :]}
-        outsiders = {i: Remote(hands, i) for i in ids if i > near[-1] and i not in confederates}
+        confederates = {i: hands.create_confederate(i) for i in ids[len(ids) - colluding :]}
+        outsiders = {i: RemoteMember(hands, i) for i in ids if i > near[-1] and i not in confederates}
         if more:  # one outsider suffices
             outsiders = dict([*outsiders.items()][:1])
-        given = (VICTIM, Remote(hands, VICTIM)), {i: Remote(hands, i) for i in near}, outsiders, confederates
+        given = (
+            (VICTIM, RemoteMember(hands, VICTIM)),
+            {i: RemoteMember(hands, i) for i in near},
+            outsiders,
+            confederates,
+        )
         _read(hands, SplitView(hands.terms, *given))
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
-def invented_clients(stage: Stage) -> Outcome:
+def invented_clients(stage: AttackStage) -> Outcome:
     """Surround the victim with clients that the authority's key has made, and that no roster has."""
 
-    def work(hands: Hands) -> None:
-        confederates = {i: hands.invented(i) for i in range(1, ANNOUNCED)}
-        _read(hands, SplitView(hands.terms, (VICTIM, Remote(hands, VICTIM)), {}, {}, confederates))
+    def work(hands: SumAttacker) -> None:
+        confederates = {i: hands.invent_member(i) for i in range(1, ANNOUNCED)}
+        _read(hands, SplitView(hands.terms, (VICTIM, RemoteMember(hands, VICTIM)), {}, {}, confederates))
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
-def expired_certificate(stage: Stage) -> Outcome:
+def expired_certificate(stage: AttackStage) -> Outcome:
     """Surround the victim with clients whose certificates have expired, and whose keys were stolen since."""
 
-    def work(hands: Hands) -> None:
-        confederates = {i: hands.invented(i, -0.5) for i in range(1, ANNOUNCED)}
-        _read(hands, SplitView(hands.terms, (VICTIM, Remote(hands, VICTIM)), {}, {}, confederates))
+    def work(hands: SumAttacker) -> None:
+        confederates = {i: hands.invent_member(i, -0.5) for i in range(1, ANNOUNCED)}
+        _read(hands, SplitView(hands.terms, (VICTIM, RemoteMember(hands, VICTIM)), {}, {}, confederates))
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
-def _read(hands: Hands, view: SplitView) -> None:
+def _read(hands: SumAttacker, view: SplitView) -> None:
     if (vector := view.run()) is not None:
         hands.hold(vector)
 
@@ -101,40 +106,40 @@ def _read(hands: Hands, view: SplitView) -> None:
 # -------------------------------------------------------------------------------------------------------- small cohorts
 
 
-def sum_of_one(stage: Stage) -> Outcome:
+def sum_of_one(stage: AttackStage) -> Outcome:
     """Announce a sum of one client, the victim."""
 
-    def work(hands: Hands) -> None:
+    def work(hands: SumAttacker) -> None:
         hands.told = replace(hands.told, clients=1)
         hands.ask(VICTIM, 1, hands.told.to_bytes())
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
-def alone_in_a_cohort(stage: Stage) -> Outcome:
+def alone_in_a_cohort(stage: AttackStage) -> Outcome:
     """Announce a sum of five, and show the victim one colluding client alone."""
 
-    def work(hands: Hands) -> None:
-        liar = hands.confederate(len(stage.names) - 1)
-        _read(hands, SplitView(hands.terms, (VICTIM, Remote(hands, VICTIM)), {}, {}, {liar.client: liar}))
+    def work(hands: SumAttacker) -> None:
+        liar = hands.create_confederate(len(stage.names) - 1)
+        _read(hands, SplitView(hands.terms, (VICTIM, RemoteMember(hands, VICTIM)), {}, {}, {liar.client: liar}))
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
 
 
-def low_order_keys(stage: Stage) -> Outcome:
+def low_order_keys(stage: AttackStage) -> Outcome:
     """Show the victim low-order keys in place of the honest clients' own: the masks would be known."""
 
-    def work(hands: Hands) -> None:
-        keys = {i: words.keys_of(Remote(hands, i).keys()) for i in hands.work}
+    def work(hands: SumAttacker) -> None:
+        keys = {i: words.keys_of(RemoteMember(hands, i).keys()) for i in hands.work}
         low = {i: replace(own, mask=LOW_ORDER[i % 4]) for i, own in keys.items() if i != VICTIM}
         hands.ask(VICTIM, 2, words.write_peers(low))
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
@@ -147,12 +152,12 @@ def sign_keys(terms: Terms, client: int, own: Credentials, keys: words.Keys) -> 
 # ------------------------------------------------------------------------------------------------------ asked for twice
 
 
-def survivors_twice(stage: Stage) -> Outcome:
+def survivors_twice(stage: AttackStage) -> Outcome:
     """Have all sign that all survive, and after a restart that the victim does not: both of its secrets are given."""
 
-    def work(hands: Hands) -> None:
+    def work(hands: SumAttacker) -> None:
         ids = [*hands.work][:ANNOUNCED]
-        members = {i: Remote(hands, i) for i in ids}
+        members = {i: RemoteMember(hands, i) for i in ids}
         keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
         others = {i: [peer for peer in ids if peer != i] for i in ids}
         sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
@@ -161,26 +166,26 @@ def survivors_twice(stage: Stage) -> Outcome:
         shares: Shares = {}
         for survivors in (ids, others[VICTIM]):
             told = words.write_ids(survivors)
-            signed = {i: hands.tried(i, 4, told) for i in survivors}
+            signed = {i: hands.try_step(i, 4, told) for i in survivors}
             for i in others[VICTIM]:
                 heard = words.write_witnesses({p: by for p in others[i] if (by := signed.get(p))})
-                for peer, (which, share) in words.read_shares(hands.tried(i, 5, heard) or b"").items():
+                for peer, (which, share) in words.read_shares(hands.try_step(i, 5, heard) or b"").items():
                     if peer == VICTIM:
                         shares[i, which] = share
         vector = unpacked(masked[VICTIM], hands.terms.length, hands.terms.bits)
-        if (read := uncovered(hands.terms, VICTIM, vector, shares, keys, others[VICTIM])) is not None:
+        if (read := remove_masks(hands.terms, VICTIM, vector, shares, keys, others[VICTIM])) is not None:
             hands.hold(read)
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
-def vector_twice(stage: Stage) -> Outcome:
+def vector_twice(stage: AttackStage) -> Outcome:
     """Ask the victim for its vector again, with fewer neighbors: the difference tells their masks."""
 
-    def work(hands: Hands) -> None:
+    def work(hands: SumAttacker) -> None:
         ids = [*hands.work][:ANNOUNCED]
-        members = {i: Remote(hands, i) for i in ids}
+        members = {i: RemoteMember(hands, i) for i in ids}
         keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
         others = {i: [peer for peer in ids if peer != i] for i in ids}
         sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
@@ -188,28 +193,30 @@ def vector_twice(stage: Stage) -> Outcome:
         for peers in (others[VICTIM], others[VICTIM][1:]):
             members[VICTIM].add(words.write_sealed({p: sealed[p][VICTIM] for p in peers}))
 
-    in_round(stage, 1, ANNOUNCED, work)
+    take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
 
 
-def old_task(stage: Stage) -> Outcome:
+def old_task(stage: AttackStage) -> Outcome:
     """Ask in round 2 for a sum of round 1 again."""
 
-    def work(hands: Hands) -> None:
-        hands.ask(VICTIM, 1, hands.told.to_bytes(), round=1)
+    def work(hands: SumAttacker) -> None:
+        hands.ask(VICTIM, 1, hands.told.to_bytes(), round_number=1)
 
-    in_round(stage, 2, ANNOUNCED, work)
+    take_over_round(stage, 2, ANNOUNCED, work)
     return stage.run()
 
 
-def second_sum(stage: Stage) -> Outcome:
+def second_sum(stage: AttackStage) -> Outcome:
     """Form the sum of a round, and that of all but the victim: the difference is the victim's update."""
-    stage.replace(MaskedSum, "of", lambda of: lambda masked, asked, *given: _both(stage, of, masked, asked, *given))
+    stage.replace(
+        MaskedSum, "of", lambda of: lambda masked, asked, *given: _form_both(stage, of, masked, asked, *given)
+    )
     return stage.run()
 
 
-def _both(
-    stage: Stage, of: Callable[..., Total], masked: MaskedSum, asked: Sequence[Instruction], *given: Any
+def _form_both(
+    stage: AttackStage, of: Callable[..., Total], masked: MaskedSum, asked: Sequence[Instruction], *given: Any
 ) -> Total:
     first = of(masked, asked, *given)
     if masked.round:
@@ -220,7 +227,7 @@ def _both(
     return first
 
 
-def restarted(stage: Stage) -> Outcome:
+def restarted(stage: AttackStage) -> Outcome:
     """Form a sum, forget it by a restart, and form that of all but the victim under the same round's number."""
     sums: list[np.ndarray] = []
 
@@ -243,7 +250,7 @@ def restarted(stage: Stage) -> Outcome:
     return stage.run()
 
 
-def void_round(stage: Stage) -> Outcome:
+def void_round(stage: AttackStage) -> Outcome:
     """Form the sum of a round, call it void, and leave the victim out of the next round on the same model."""
     sums: list[np.ndarray] = []
 

@@ -27,66 +27,70 @@ Stated = Callable[[list[float], int], list[float]]
 """Makes lies of the four honest numbers and the round."""
 
 
-def later(value: float) -> Number:
+def lie_after_start(value: float) -> Number:
     """Lie from round 1 on."""
-    return lambda honest, round: value if round else honest
+    return lambda honest, round_number: value if round_number else honest
 
 
-def states(
+def replace_numbers(
     weight: Number | None = None, rows: Number | None = None, losses: Number | None = None, norm: Number | None = None
 ) -> Stated:
     """Return a lie that replaces some of the numbers; each is a function of (honest value, round)."""
 
-    def lie(honest: list[float], round: int) -> list[float]:
+    def lie(honest: list[float], round_number: int) -> list[float]:
         changes = zip(honest, (weight, rows, losses, norm), strict=True)
-        return [value if change is None else change(value, round) for value, change in changes]
+        return [value if change is None else change(value, round_number) for value, change in changes]
 
     return lie
 
 
-def always(value: float) -> Number:
+def lie_always(value: float) -> Number:
     """Lie in every round."""
     return lambda _honest, _round: value
 
 
-def random_numbers(honest: list[float], round: int) -> list[float]:
+def draw_numbers(honest: list[float], round_number: int) -> list[float]:
     """Return numbers of all sizes from round 1 on."""
-    return np.random.default_rng(round).uniform(-HUGE, HUGE, BESIDE).tolist() if round else honest
+    return np.random.default_rng(round_number).uniform(-HUGE, HUGE, BESIDE).tolist() if round_number else honest
 
 
-def random_integers(sent: np.ndarray, bits: int) -> np.ndarray:
+def draw_integers(sent: np.ndarray, bits: int) -> np.ndarray:
     """Return integers of all sizes, in place of those sent."""
     return np.random.default_rng(len(sent)).integers(0, 2**bits, len(sent)).astype(sent.dtype)
 
 
 LIES: dict[str, Stated] = {
-    "norm: huge": states(norm=always(HUGE)),
-    "norm: beyond what a number holds": states(norm=always(2.0**42)),
-    "norm: minus huge": states(norm=always(-HUGE)),
-    "norm: zero": states(norm=always(0.0)),
-    "norm: cancels the others' (-1)": states(norm=always(-1.0)),
-    "norm: as large as believed (8)": states(norm=always(8.0)),
-    "norm: grows slowly (1.5^round)": states(norm=lambda honest, round: honest * 1.5**round),
-    "norm: shrinks slowly (-0.2 a round)": states(norm=lambda honest, round: honest - 0.2 * round),
-    "norm: alternates, huge and minus huge": states(norm=lambda _, round: HUGE * (-1) ** round),
-    "norm: alternates, 8 and -1": states(norm=lambda _, round: (8.0, -1.0)[round % 2]),
-    "weight: huge": states(weight=later(HUGE)),
-    "weight: minus huge": states(weight=later(-HUGE)),
-    "weight: zero": states(weight=later(0.0)),
-    "weight: cancels the others'": states(weight=later(-265.0)),
-    "weight: ten times its own": states(weight=lambda honest, round: 10 * honest if round else honest),
-    "examples: huge": states(rows=always(HUGE)),
-    "examples: minus huge": states(rows=always(-HUGE)),
-    "examples: cancel the others'": states(rows=always(-265.0)),
-    "loss: huge": states(losses=always(HUGE)),
-    "loss: minus huge": states(losses=always(-HUGE)),
-    "all numbers: huge": states(*[later(HUGE)] * BESIDE),
-    "all numbers: random": random_numbers,
+    "norm: huge": replace_numbers(norm=lie_always(HUGE)),
+    "norm: beyond what a number holds": replace_numbers(norm=lie_always(2.0**42)),
+    "norm: minus huge": replace_numbers(norm=lie_always(-HUGE)),
+    "norm: zero": replace_numbers(norm=lie_always(0.0)),
+    "norm: cancels the others' (-1)": replace_numbers(norm=lie_always(-1.0)),
+    "norm: as large as believed (8)": replace_numbers(norm=lie_always(8.0)),
+    "norm: grows slowly (1.5^round)": replace_numbers(norm=lambda honest, round_number: honest * 1.5**round_number),
+    "norm: shrinks slowly (-0.2 a round)": replace_numbers(
+        norm=lambda honest, round_number: honest - 0.2 * round_number
+    ),
+    "norm: alternates, huge and minus huge": replace_numbers(norm=lambda _, round_number: HUGE * (-1) ** round_number),
+    "norm: alternates, 8 and -1": replace_numbers(norm=lambda _, round_number: (8.0, -1.0)[round_number % 2]),
+    "weight: huge": replace_numbers(weight=lie_after_start(HUGE)),
+    "weight: minus huge": replace_numbers(weight=lie_after_start(-HUGE)),
+    "weight: zero": replace_numbers(weight=lie_after_start(0.0)),
+    "weight: cancels the others'": replace_numbers(weight=lie_after_start(-265.0)),
+    "weight: ten times its own": replace_numbers(
+        weight=lambda honest, round_number: 10 * honest if round_number else honest
+    ),
+    "examples: huge": replace_numbers(rows=lie_always(HUGE)),
+    "examples: minus huge": replace_numbers(rows=lie_always(-HUGE)),
+    "examples: cancel the others'": replace_numbers(rows=lie_always(-265.0)),
+    "loss: huge": replace_numbers(losses=lie_always(HUGE)),
+    "loss: minus huge": replace_numbers(losses=lie_always(-HUGE)),
+    "all numbers: huge": replace_numbers(*[lie_after_start(HUGE)] * BESIDE),
+    "all numbers: random": draw_numbers,
 }
 """By name; 22 kinds of statements."""
 
 CLAIMS: dict[str, Stated] = {
-    "examples: ten times its own, before round 1, too": states(
+    "examples: ten times its own, before round 1, too": replace_numbers(
         weight=lambda honest, _: 10 * honest, rows=lambda honest, _: 10 * honest
     ),
 }
@@ -102,37 +106,45 @@ UPDATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 VECTORS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "vector: the largest integers": lambda sent, bits: np.full_like(sent, 2**bits - 1),
-    "vector: random integers": lambda sent, bits: random_integers(sent, bits),
+    "vector: random integers": lambda sent, bits: draw_integers(sent, bits),
 }
 """By name; integers that no honest software sends: the sum overflows."""
 
 
-def lying(kind: str, liar: int, rounds: range) -> Change:
+def create_lie(kind: str, liar: int, rounds: range) -> Change:
     """Return what makes a client lie in these rounds (0: before round 1), in place of `Contribution.integers`."""
 
     def change(honest: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         def integers(
-            given: Contribution, told: Announcement, secure: SecureSum, seed: int, round: int, client: int, *secret: Any
+            given: Contribution,
+            told: Announcement,
+            secure: SecureSum,
+            seed: int,
+            round_number: int,
+            client: int,
+            *secret: Any,
         ) -> np.ndarray:
-            if client != liar or round not in rounds:
-                return honest(given, told, secure, seed, round, client, *secret)
+            if client != liar or round_number not in rounds:
+                return honest(given, told, secure, seed, round_number, client, *secret)
             if kind in UPDATES:
                 changed = {name: UPDATES[kind](tensor) for name, tensor in given.update.items()}
-                return honest(replace(given, update=changed), told, secure, seed, round, client, *secret)
-            sent = honest(given, told, secure, seed, round, client, *secret)
+                return honest(replace(given, update=changed), told, secure, seed, round_number, client, *secret)
+            sent = honest(given, told, secure, seed, round_number, client, *secret)
             if kind in VECTORS:
-                return VECTORS[kind](sent, told.integers(secure, round).bits)
+                return VECTORS[kind](sent, told.integers(secure, round_number).bits)
             flat = torch.cat([tensor.ravel() for tensor in given.update.values()]) if given.update else torch.zeros(0)
             norm = float(flat.double().norm()) * given.weight / told.clip
             honestly = [given.weight, float(given.rows), given.rows * given.loss, norm]
-            return restated(sent, told.integers(secure, round), (LIES | CLAIMS)[kind](honestly, round))
+            return replace_integers(
+                sent, told.integers(secure, round_number), (LIES | CLAIMS)[kind](honestly, round_number)
+            )
 
         return integers
 
     return change
 
 
-def restated(sent: np.ndarray, grid: Integers, numbers: list[float]) -> np.ndarray:
+def replace_integers(sent: np.ndarray, grid: Integers, numbers: list[float]) -> np.ndarray:
     """Return the integers with other numbers; what is too large for the digits goes into the highest one."""
     sent, places = sent.copy(), list(grid._places)
     digits = sent[grid.size :].reshape(len(places), grid.numbers)

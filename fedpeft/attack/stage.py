@@ -26,7 +26,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment import joining, serving
 from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import EdgeClient
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
@@ -39,7 +39,7 @@ from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.contribution import Contribution, Total
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_in
 from fedpeft.run.records import Records
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 
 ALIKE: Final = 0.99
 """Correlation with a client's update from which on that update counts as read."""
@@ -53,7 +53,7 @@ SECONDS: Final = 180.0
 IDLE: Final = 3.0
 """Seconds without work after which a federation that some client has left is over."""
 
-Answer = Callable[[Edge, Instruction, Callable[[Instruction], Report]], Report]
+Answer = Callable[[EdgeClient, Instruction, Callable[[Instruction], Report]], Report]
 """What a hostile client answers, given its edge, its task and its honest software."""
 
 
@@ -81,7 +81,7 @@ class Outcome:
     refusals: dict[str, str]
     rounds: tuple[int, int]
     lines: list[str]
-    progress: Progress | None
+    progress: ServerState | None
 
     @property
     def victims(self) -> list[str]:
@@ -89,7 +89,7 @@ class Outcome:
         return [name for name, alike in self.read.items() if alike >= ALIKE]
 
 
-class Lines:
+class LineObserver:
     """An observer that keeps what the server tells its user."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Lines:
 
 
 @dataclass
-class Stage:
+class AttackStage:
     """One federation to attack.
 
     Attributes:
@@ -164,7 +164,7 @@ class Stage:
         authority.server(["127.0.0.1", "localhost"])
         for name in self.names:
             authority.client(name)
-        roster = PinnedRoster.of_authority(self.certs)
+        roster = PinnedRoster.from_authority(self.certs)
         (self.folder / "roster.txt").write_text(roster.to_text())
         data = load_dataset(self.config.dataset)
         labels, classes, at = data.label_names or (), data.train.labels, 0
@@ -184,7 +184,7 @@ class Stage:
         if not self.certs.exists():
             self.prepare()
         self.over.clear()
-        observer, home = Lines(), self.folder / "server"
+        observer, home = LineObserver(), self.folder / "server"
         home.mkdir(exist_ok=True)
         ours = {"certs": str(self.certs), "listen": "127.0.0.1:0", "patience": 0.0, "deadline": SECONDS, "quorum": 1.0}
         options = replace(self.options, **ours)  # type: ignore[arg-type]
@@ -193,15 +193,15 @@ class Stage:
             self._record(stack)
             for owner, name, change in self.patches:
                 stack.enter_context(patch.object(owner, name, change(getattr(owner, name))))
-            credentials, doorkeeper, signer = serving.security(options)
-            events = Events(home / "serve.jsonl", observer_event)
+            credentials, doorkeeper, signer = serving.load_security(options)
+            events = Events(home / "serve.jsonl", ignore_event)
             federation = Federation(self.config, home, observer, options, doorkeeper, events, signer)
             self.federation = federation
             stack.callback(federation.close)
             federation.gateway.start(options.listen, credentials)
             server = federation.server(Records(home, private=True))
             server.transport.grid.goes_on = True  # type: ignore[attr-defined]  # a server that is stopped ends at once
-            clients = [threading.Thread(target=self._client, args=(name,), daemon=True) for name in self.names]
+            clients = [threading.Thread(target=self._start_client, args=(name,), daemon=True) for name in self.names]
             self._worked = time.monotonic()
             for client in clients:
                 client.start()
@@ -220,17 +220,17 @@ class Stage:
                     client.join(20)
         if self._crash is not None:
             raise self._crash
-        refusals, rounds = dict(self._refusals), self._rounds(home / "rounds.jsonl")
+        refusals, rounds = dict(self._refusals), self._count_rounds(home / "rounds.jsonl")
         return Outcome(self._grade(), self._sums, self._reports, refusals, rounds, observer.lines, progress)
 
-    def _rounds(self, file: Path) -> tuple[int, int]:
+    def _count_rounds(self, file: Path) -> tuple[int, int]:
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         norms = [line["update_norm"] for line in lines if line["round"]]
         return len(norms), sum(bool(norm) for norm in norms)
 
     # -------------------------------------------------------------------------------------------------------- clients
 
-    def _client(self, name: str) -> None:
+    def _start_client(self, name: str) -> None:
         assert self.federation is not None
         pinned = self.pinned and sums_in(self.config.privacy) is not None
         roster = str(self.folder / "roster.txt") if pinned else ""
@@ -263,26 +263,32 @@ class Stage:
 
     def _record(self, stack: contextlib.ExitStack) -> None:
         """Record each client's part and each sum, and let clients work one after another."""
-        integers, of, handle = Contribution.integers, Total.of.__func__, Edge.handle  # type: ignore[attr-defined]
-        begin = Edge.__init__
+        integers, of, handle = Contribution.integers, Total.of.__func__, EdgeClient.handle  # type: ignore[attr-defined]
+        begin = EdgeClient.__init__
 
         def recorded(
-            given: Contribution, told: Announcement, secure: SecureSum, seed: int, round: int, client: int, *secret: Any
+            given: Contribution,
+            told: Announcement,
+            secure: SecureSum,
+            seed: int,
+            round_number: int,
+            client: int,
+            *secret: Any,
         ) -> np.ndarray:
-            if round:
-                self._given[round, client] = flat(given) * given.weight
-                self._parts = [entries_of(given, "lora_"), slice(None)]
-            return integers(given, told, secure, seed, round, client, *secret)
+            if round_number:
+                self._given[round_number, client] = flatten_update(given) * given.weight
+                self._parts = [find_entries(given, "lora_"), slice(None)]
+            return integers(given, told, secure, seed, round_number, client, *secret)
 
         def summed(cls: type[Total], content: np.ndarray, clients: int, *given: Any) -> Total:
             total: Total = of(cls, content, clients, *given)
-            round = given[-1]
-            if round:
+            round_number = given[-1]
+            if round_number:
                 self._sums += 1
-                self.held[round].append(total.vector)
+                self.held[round_number].append(total.vector)
             return total
 
-        def handled(edge: Edge, instruction: Instruction) -> Report:
+        def handled(edge: EdgeClient, instruction: Instruction) -> Report:
             name = edge.folder.name
             with self._one_by_one:
                 lie = self.hostile.get(name)
@@ -293,45 +299,45 @@ class Stage:
             self._reports += bool(instruction.kind == "train" and not instruction.step and report.payload)
             return report
 
-        def begun(edge: Edge, *given: Any) -> None:  # Python's parser is not safe in threads before 3.12
+        def begun(edge: EdgeClient, *given: Any) -> None:  # Python's parser is not safe in threads before 3.12
             with self._one_by_one:
                 begin(edge, *given)
             self._joined.add(edge.folder.name)
 
-        stack.enter_context(patch.object(Edge, "__init__", begun))
+        stack.enter_context(patch.object(EdgeClient, "__init__", begun))
         stack.enter_context(patch.object(Contribution, "integers", recorded))
         stack.enter_context(patch.object(Total, "of", classmethod(summed)))
-        stack.enter_context(patch.object(Edge, "handle", handled))
+        stack.enter_context(patch.object(EdgeClient, "handle", handled))
 
     def _grade(self) -> dict[str, float]:
         """Return the largest correlation of what the attacker holds with each honest client's update or adapter."""
         read: dict[str, float] = {}
-        for (round, client), given in self._given.items():
+        for (round_number, client), given in self._given.items():
             name = self.names[client]
             if name in self.hostile or not given.any():
                 continue
-            alike = [correlation(held, given, part) for held in self.held[round] for part in self._parts]
+            alike = [compute_correlation(held, given, part) for held in self.held[round_number] for part in self._parts]
             read[name] = max([read.get(name, 0.0), *alike])
         return read
 
 
-def observer_event(*_given: object) -> None:
+def ignore_event(*_given: object) -> None:
     """Show nobody an event: it stands in the log."""
 
 
-def flat(given: Contribution) -> np.ndarray:
+def flatten_update(given: Contribution) -> np.ndarray:
     """Return a client's update as one vector."""
     parts = [tensor.detach().double().numpy().ravel() for tensor in given.update.values()]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def entries_of(given: Contribution, part: str) -> np.ndarray:
+def find_entries(given: Contribution, part: str) -> np.ndarray:
     """Return which entries of a client's update belong to tensors with this part in their names."""
     masks = [np.full(tensor.numel(), part in name) for name, tensor in given.update.items()]
     return np.concatenate(masks) if masks else np.zeros(0, bool)
 
 
-def correlation(one: np.ndarray, other: np.ndarray, part: np.ndarray | slice) -> float:
+def compute_correlation(one: np.ndarray, other: np.ndarray, part: np.ndarray | slice) -> float:
     """Return the cosine of a part of two vectors of one length; 0 if they cannot be compared."""
     if one.shape != other.shape or not one[part].any() or not other[part].any():
         return 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from fedpeft.attack import hostile_clients, in_sums, told_otherwise
-from fedpeft.attack.stage import Outcome, Stage
+from fedpeft.attack.stage import AttackStage, Outcome
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.mechanism import Mechanism
@@ -37,7 +37,7 @@ class Attack:
         limit: why the documentation says that nothing prevents it; empty: it is prevented.
     """
 
-    run: Callable[[Stage], Outcome]
+    run: Callable[[AttackStage], Outcome]
     controls: str = SERVER
     aim: Aim = "an update"
     clients: int = 5
@@ -57,7 +57,7 @@ class Attack:
         return (self.run.__doc__ or "").splitlines()[0]
 
 
-def _client(run: Callable[[Stage], Outcome], **more: object) -> Attack:
+def _create_client_attack(run: Callable[[AttackStage], Outcome], **more: object) -> Attack:
     return dataclasses.replace(Attack(run, CLIENT, "the rounds", rounds=2), **more)  # type: ignore[arg-type]
 
 
@@ -85,15 +85,15 @@ ATTACKS: Final = (
     Attack(in_sums.restarted),
     Attack(in_sums.void_round, rounds=2,
            limit="sums of two rounds can be subtracted; give --fewest, or distributed_dp"),
-    _client(hostile_clients.lying_norm, stopped_by="the server: it bounds the norm"),
-    _client(hostile_clients.lying_weight),
-    _client(hostile_clients.overflowing_sum),
-    _client(hostile_clients.not_a_number, stopped_by="its own software"),
-    _client(hostile_clients.false_shares),
-    _client(hostile_clients.low_order_keys),
-    _client(hostile_clients.leaves, stopped_by="the others: their shares suffice"),
-    _client(hostile_clients.garbage, sums=False),
-    _client(hostile_clients.garbage_for_shares, limit="garbage for shares voids the sums of its neighbors"),
+    _create_client_attack(hostile_clients.lying_norm, stopped_by="the server: it bounds the norm"),
+    _create_client_attack(hostile_clients.lying_weight),
+    _create_client_attack(hostile_clients.overflowing_sum),
+    _create_client_attack(hostile_clients.not_a_number, stopped_by="its own software"),
+    _create_client_attack(hostile_clients.false_shares),
+    _create_client_attack(hostile_clients.low_order_keys),
+    _create_client_attack(hostile_clients.leaves, stopped_by="the others: their shares suffice"),
+    _create_client_attack(hostile_clients.garbage, sums=False),
+    _create_client_attack(hostile_clients.garbage_for_shares, limit="garbage for shares voids the sums of its neighbors"),
 )  # fmt: skip
 """All attacks, in the order in which they run."""
 
@@ -135,7 +135,7 @@ def attack_settings(
     for attack in attacks:
         if summed or not attack.sums:
             with tempfile.TemporaryDirectory(prefix="fedpeft-attack-") as folder:
-                stage = Stage(Path(folder), reduce_settings(config, attack), reduce_options(options), fewest)
+                stage = AttackStage(Path(folder), reduce_settings(config, attack), reduce_options(options), fewest)
                 yield judge(attack, attack.run(stage), config)
 
 
@@ -173,12 +173,12 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
         prevented = ended == attack.rounds == moved
         learned = f"nothing; {moved} of {attack.rounds} rounds have moved the model"
     elif summed:
-        prevented, learned = not outcome.victims, _learned(outcome)
+        prevented, learned = not outcome.victims, _describe_learned(outcome)
     elif outcome.refusals:
         prevented, learned = True, "nothing: the clients do not train"
     else:
-        prevented, learned = False, _in_the_clear(config)
-    refused, limit = _refused(attack, outcome), attack.limit
+        prevented, learned = False, _describe_clear(config)
+    refused, limit = _describe_refusal(attack, outcome), attack.limit
     if not summed and attack.run is in_sums.reading_along:
         limit = "as the settings say"
     elif prevented and secure is not None and secure.noisy:
@@ -196,7 +196,7 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
     return Result(attack, outcome, learned, refused, verdict, holds)
 
 
-def _learned(outcome: Outcome) -> str:
+def _describe_learned(outcome: Outcome) -> str:
     alike = max(outcome.read.values(), default=0.0)
     if outcome.victims:
         return f"the update of {', '.join(outcome.victims)} (correlation {alike:.4f})"
@@ -205,7 +205,7 @@ def _learned(outcome: Outcome) -> str:
     return "nothing: there is no sum"
 
 
-def _in_the_clear(config: RunConfig) -> str:
+def _describe_clear(config: RunConfig) -> str:
     if not config.privacy:
         return "each client's update"
     mechanism = parse_privacy(config.privacy)
@@ -213,7 +213,7 @@ def _in_the_clear(config: RunConfig) -> str:
     return "each client's update, with its noise" if noisy else "each client's update"
 
 
-def _refused(attack: Attack, outcome: Outcome) -> str:
+def _describe_refusal(attack: Attack, outcome: Outcome) -> str:
     clients = {name: why for name, why in outcome.refusals.items() if name != "server"}
     if attack.aim == "an update" and clients:
         first = clients.get("edge-0") or next(iter(clients.values()))

@@ -13,60 +13,60 @@ from typing import Any
 
 import torch
 
-from fedpeft.attack.stage import VICTIM, Outcome, Stage
+from fedpeft.attack.stage import VICTIM, AttackStage, Outcome
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, digest_of, form_name
+from fedpeft.communication.release import Release, compute_digest, format_form
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.session import Session
-from fedpeft.deployment.signing import Signed
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.deployment.signing import SignedStatement
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
-from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.dispatch import Broadcast
 
-Sent = Callable[[Dispatch, Instruction], Instruction]
-Recorded = Callable[[Dispatch, Release], Release]
+Sent = Callable[[Broadcast, Instruction], Instruction]
+Recorded = Callable[[Broadcast, Release], Release]
 
 
-def other_alpha(stage: Stage) -> Outcome:
+def other_alpha(stage: AttackStage) -> Outcome:
     """Give the others another alpha, and for it a model that does not learn; one record has both."""
-    return _other_form(stage, lambda form: replace(form, alpha=form.alpha * 1.000001))
+    return _tell_other_form(stage, lambda form: replace(form, alpha=form.alpha * 1.000001))
 
 
-def no_rank(stage: Stage) -> Outcome:
+def no_rank(stage: AttackStage) -> Outcome:
     """Give the others a model without ranks that does not learn; one record has both."""
-    return _other_form(stage, lambda _: None)
+    return _tell_other_form(stage, lambda _: None)
 
 
-def no_digest(stage: Stage) -> Outcome:
+def no_digest(stage: AttackStage) -> Outcome:
     """Record no digest of the model, and give the others one that does not learn."""
-    _tell(stage, _without_learning, lambda _, release: replace(release, states=dict.fromkeys(release.states, "")))
+    _tell(stage, _stop_learning, lambda _, release: replace(release, states=dict.fromkeys(release.states, "")))
     return stage.run()
 
 
-def other_model(stage: Stage) -> Outcome:
+def other_model(stage: AttackStage) -> Outcome:
     """Record the model, and give the others one that does not learn."""
-    _tell(stage, _without_learning, lambda _, release: release)
+    _tell(stage, _stop_learning, lambda _, release: release)
     return stage.run()
 
 
-def one_step(stage: Stage) -> Outcome:
+def one_step(stage: AttackStage) -> Outcome:
     """Give the others a single local step, in which factors that begin with zeros do not learn."""
     _tell(stage, lambda _, instruction: replace(instruction, steps=1), lambda _, release: release)
     return stage.run()
 
 
-def no_rate(stage: Stage) -> Outcome:
+def no_rate(stage: AttackStage) -> Outcome:
     """Give the others a learning rate of next to zero, which the record does not have."""
     _tell(stage, lambda _, instruction: replace(instruction, learning_rate=1e-30), lambda _, release: release)
     return stage.run()
 
 
-def two_records(stage: Stage) -> Outcome:
+def two_records(stage: AttackStage) -> Outcome:
     """Sign two histories: the victim's has the model, the others' one that does not learn."""
     victim = stage.names[VICTIM]
-    _tell(stage, _without_learning, lambda _, release: release)
+    _tell(stage, _stop_learning, lambda _, release: release)
     second: dict[Gateway, Gateway] = {}
 
     def announced(announce: Callable[..., str]) -> Callable[..., str]:
@@ -81,7 +81,7 @@ def two_records(stage: Stage) -> Outcome:
             others = second[gateway].announcements
             assert others is not None
             digest = announce(said, release)
-            announce(others, _states(release, stage) if release.kind == "train" else release)
+            announce(others, _replace_states(release, stage) if release.kind == "train" else release)
             return digest
 
         return both
@@ -94,8 +94,8 @@ def two_records(stage: Stage) -> Outcome:
 
         return of_two
 
-    def stated(about: Callable[..., Signed]) -> Callable[..., Signed]:
-        def of_two(said: Announcements, client: str, instruction: Instruction) -> Signed:
+    def stated(about: Callable[..., SignedStatement]) -> Callable[..., SignedStatement]:
+        def of_two(said: Announcements, client: str, instruction: Instruction) -> SignedStatement:
             for gateway, other in second.items():
                 if client != victim and said is gateway.announcements and other.announcements is not None:
                     return about(other.announcements, client, instruction)
@@ -103,14 +103,14 @@ def two_records(stage: Stage) -> Outcome:
 
         return of_two
 
-    stage.replace(Coordinator, "take_keys", unchecked)
+    stage.replace(Coordinator, "take_keys", skip_key_check)
     stage.replace(Announcements, "announce", announced)
     stage.replace(Announcements, "about", stated)
     stage.replace(Gateway, "_stream", streamed)
     return stage.run()
 
 
-def unchecked(take_keys: Callable[..., None]) -> Callable[..., None]:
+def skip_key_check(take_keys: Callable[..., None]) -> Callable[..., None]:
     """Let the server pass on keys that it cannot verify."""
 
     def taken(coordinator: Coordinator, client: int, content: bytes) -> None:
@@ -135,60 +135,60 @@ class _Late:
 # ------------------------------------------------------------------------------------------------------- how it is done
 
 
-def _tell(stage: Stage, sent: Sent, recorded: Recorded) -> None:
+def _tell(stage: AttackStage, sent: Sent, recorded: Recorded) -> None:
     """Let all but the victim be sent something else in rounds of training, and all records be something else."""
 
     def instructed(instruction: Callable[..., Instruction]) -> Callable[..., Instruction]:
-        def otherwise(dispatch: Dispatch, kind: str, client: int, *given: Any, **more: Any) -> Instruction:
+        def otherwise(dispatch: Broadcast, kind: str, client: int, *given: Any, **more: Any) -> Instruction:
             honest = instruction(dispatch, kind, client, *given, **more)
             return sent(dispatch, honest) if kind == "train" and client != VICTIM else honest
 
         return otherwise
 
     def released(release: Callable[..., Release]) -> Callable[..., Release]:
-        def otherwise(dispatch: Dispatch, kind: str, *given: Any, **more: Any) -> Release:
+        def otherwise(dispatch: Broadcast, kind: str, *given: Any, **more: Any) -> Release:
             honest = release(dispatch, kind, *given, **more)
-            stage.silent = digest_of(_decoded(dispatch))
+            stage.silent = compute_digest(_decode_zero_model(dispatch))
             return recorded(dispatch, honest) if kind == "train" else honest
 
         return otherwise
 
-    stage.replace(Dispatch, "instruction", instructed)
-    stage.replace(Dispatch, "release", released)
+    stage.replace(Broadcast, "instruction", instructed)
+    stage.replace(Broadcast, "release", released)
 
 
-def _other_form(stage: Stage, change: Callable[[ClientForm], ClientForm | None]) -> Outcome:
-    def form_of(instruction: Instruction) -> ClientForm | None:
-        return change(instruction.form) if instruction.form else ClientForm(1, 1.0)
+def _tell_other_form(stage: AttackStage, change: Callable[[AdapterShape], AdapterShape | None]) -> Outcome:
+    def form_of(instruction: Instruction) -> AdapterShape | None:
+        return change(instruction.form) if instruction.form else AdapterShape(1, 1.0)
 
-    def sent(dispatch: Dispatch, instruction: Instruction) -> Instruction:
+    def sent(dispatch: Broadcast, instruction: Instruction) -> Instruction:
         form = form_of(instruction)
         rank, alpha = (form.rank, form.alpha) if form else (0, 0.0)
-        return replace(_without_learning(dispatch, instruction), rank=rank, alpha=alpha)
+        return replace(_stop_learning(dispatch, instruction), rank=rank, alpha=alpha)
 
-    def recorded(dispatch: Dispatch, release: Release) -> Release:
+    def recorded(dispatch: Broadcast, release: Release) -> Release:
         form = dispatch.form(VICTIM)
-        name = form_name(change(form) if form else ClientForm(1, 1.0))
-        return replace(release, states={**release.states, name: digest_of(_decoded(dispatch))})
+        name = format_form(change(form) if form else AdapterShape(1, 1.0))
+        return replace(release, states={**release.states, name: compute_digest(_decode_zero_model(dispatch))})
 
     _tell(stage, sent, recorded)
     return stage.run()
 
 
-def _states(release: Release, stage: Stage) -> Release:
+def _replace_states(release: Release, stage: AttackStage) -> Release:
     return replace(release, states=dict.fromkeys(release.states, stage.silent))
 
 
-def _without_learning(dispatch: Dispatch, instruction: Instruction) -> Instruction:
-    return replace(instruction, payload=_payload(dispatch))
+def _stop_learning(dispatch: Broadcast, instruction: Instruction) -> Instruction:
+    return replace(instruction, payload=_encode_zero_model(dispatch))
 
 
-def _payload(dispatch: Dispatch) -> bytes:
+def _encode_zero_model(dispatch: Broadcast) -> bytes:
     """Return a model whose factors are zero: neither of them has a gradient."""
     setup = dispatch.setup
     state = {n: torch.zeros_like(t) if "lora_" in n else t for n, t in dispatch.progress.adapter.items()}
     return setup.downlink.encode(state, shapes=setup.layout.shapes)
 
 
-def _decoded(dispatch: Dispatch) -> dict[str, torch.Tensor]:
-    return dict(decode(_payload(dispatch), dispatch.setup.layout.shapes))
+def _decode_zero_model(dispatch: Broadcast) -> dict[str, torch.Tensor]:
+    return dict(decode(_encode_zero_model(dispatch), dispatch.setup.layout.shapes))

@@ -21,8 +21,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
-from fedpeft.run.command import exit_code, tell_notes
-from fedpeft.run.console import summary_table
+from fedpeft.run.command import run_command, tell_notes
+from fedpeft.run.console import create_summary_table
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     Raises:
         FedpeftError: a folder that holds no finished run.
     """
-    from fedpeft.audit.membership import membership
+    from fedpeft.audit.membership import attack_membership
     from fedpeft.config import read_config
     from fedpeft.run.console import ConsoleObserver
     from fedpeft.run.folder import refuse_servers_run
@@ -55,13 +55,15 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         refuse_servers_run(folder)
         config = read_config(folder / "config.toml", goes_on=False, of_run=True)
         tell_notes()
-        found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
+        found = attack_membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
-        told = f"{found.mean:.3f} (worst client {found.worst:.3f}, by chance {found.by_chance:.3f})"
+        told = f"{found.mean:.3f} (worst client {found.worst_area:.3f}, by chance {found.by_chance:.3f})"
         rows.append((f"{folder.name}: {label}", told if len(found.areas) else "nobody to compare"))
         if found.note:
             rows.append(("", found.note))
-    console.print(summary_table("membership inference: area under the curve, mean over clients; 0.5 is guessing", rows))
+    console.print(
+        create_summary_table("membership inference: area under the curve, mean over clients; 0.5 is guessing", rows)
+    )
 
 
 def show(verdict: Verdict, console: Console) -> None:
@@ -76,33 +78,33 @@ def show(verdict: Verdict, console: Console) -> None:
             else []
         ),
         *([("sizes of cohorts that are told, and not charged", f"{verdict.sizes:.2f}")] if verdict.sizes else []),
-        ("verdict", _word(verdict)),
+        ("verdict", _format_verdict(verdict)),
     ]
-    console.print(summary_table("canary audit", rows))
+    console.print(create_summary_table("canary audit", rows))
 
 
 def show_sums(verdict: SumVerdict, console: Console) -> None:
     """Print how many colluding clients secure sums tolerate."""
     rows = [(f"{clients} clients", str(tolerated)) for clients, tolerated in verdict.tolerated.items()]
     word = f"[bold red]it protects less than it claims[/]: {verdict.excess}" if verdict.excess else "consistent"
-    console.print(summary_table("colluding clients that a secure sum tolerates", [*rows, ("verdict", word)]))
+    console.print(create_summary_table("colluding clients that a secure sum tolerates", [*rows, ("verdict", word)]))
 
 
-def _word(verdict: Verdict) -> str:
-    if not verdict.passed:
+def _format_verdict(verdict: Verdict) -> str:
+    if not verdict.has_passed:
         return "[bold red]it protects less than it claims[/]"
     return "consistent" if math.isfinite(verdict.claimed) else "nothing is claimed, so nothing can be refuted"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where a claim is refuted, 2 for a user's mistake."""
-    return exit_code(lambda: _audited(tyro.cli(Command, args=arguments, prog="python -m fedpeft.audit"), Console()))
+    return run_command(lambda: _run_audit(tyro.cli(Command, args=arguments, prog="python -m fedpeft.audit"), Console()))
 
 
-def _audited(command: Command, console: Console) -> int:
-    from fedpeft.run.console import quiet_libraries
+def _run_audit(command: Command, console: Console) -> int:
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     if command.runs and command.audit != CanaryAudit():
         raise ConfigError("FP1039 finished runs are attacked as they are; give their folders or --privacy, not both")
     if command.runs:
@@ -120,7 +122,7 @@ def _audited(command: Command, console: Console) -> int:
     with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
         verdict = run(audit, Path(folder))
     show(verdict, console)
-    return 0 if verdict.passed else 1
+    return 0 if verdict.has_passed else 1
 
 
 if __name__ == "__main__":

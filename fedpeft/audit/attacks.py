@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.aggregation.strategy import shared_sum
-from fedpeft.audit.canaries import FORM, CanaryAudit, layout_of, run
+from fedpeft.aggregation.strategy import is_shared_sum
+from fedpeft.audit.canaries import FORM, CanaryAudit, create_layout, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.privacy.server_noise import turns_of
@@ -19,32 +19,32 @@ CANARIES = 400
 """About so many."""
 
 
-def attacks(simulation: Simulation) -> dict[str, Any]:
+def run_attacks(simulation: Simulation) -> dict[str, Any]:
     """What attacks find out about a finished run; for `summary.json`. Without rounds there is nothing for canaries."""
-    from fedpeft.audit.membership import membership
+    from fedpeft.audit.membership import attack_membership
 
-    found = membership(simulation)
+    found = attack_membership(simulation)
     if found.note:
         simulation.observer.say(f"[bold]note[/]    membership inference: {found.note}")
     summary: dict[str, Any] = {
         "membership_auc": found.mean,
-        "membership_auc_worst": found.worst,
+        "membership_auc_worst": found.worst_area,
         "membership_auc_worst_by_chance": found.by_chance,
     }
     if simulation.protection is not None and simulation.protection.trains:
         simulation.observer.phase("attack: canaries on the run's mechanism", 1)
         with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
-            verdict = run(of_run(simulation), Path(folder))
+            verdict = run(audit_run(simulation), Path(folder))
         summary |= {
             "audit_epsilon": verdict.bounds.fit,
             "audit_epsilon_one_run": verdict.bounds.one_run,
             "audit_claimed": verdict.claimed,
-            "audit_passed": verdict.passed,
+            "audit_passed": verdict.has_passed,
         }
     return summary
 
 
-def of_run(simulation: Simulation) -> CanaryAudit:
+def audit_run(simulation: Simulation) -> CanaryAudit:
     """The audit of a run's own mechanism: its noise, clipping and codec, and the rate and releases of whoever spends
     most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
     protection = simulation.protection
@@ -60,7 +60,9 @@ def of_run(simulation: Simulation) -> CanaryAudit:
         turns = turns_of(federation.clients, federation.cohort)
         rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"
-    strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, layout_of(FORM.rank)) else "fedit"
+    strategy = (
+        simulation.config.strategy if is_shared_sum(simulation.setup.strategy, create_layout(FORM.rank)) else "fedit"
+    )
     return CanaryAudit(
         privacy=f"{mechanism.name}(noise_multiplier={protection.noise_multiplier!r}, clip={mechanism.clip!r}{more})",
         rounds=rounds,

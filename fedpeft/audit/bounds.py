@@ -44,12 +44,12 @@ class Bounds:
         return max(self.one_run, self.fit)
 
 
-def bounds(scores: np.ndarray, included: np.ndarray, delta: float) -> Bounds:
+def compute_bounds(scores: np.ndarray, included: np.ndarray, delta: float) -> Bounds:
     """Both bounds at `delta`, from scores (m,) and who was in, booleans (m,)."""
-    return Bounds(one_run_bound(scores, included, delta), gaussian_fit_bound(scores, included, delta))
+    return Bounds(compute_one_run_bound(scores, included, delta), compute_gaussian_fit_bound(scores, included, delta))
 
 
-def one_run_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> float:
+def compute_one_run_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> float:
     """The largest epsilon that the number of right guesses refutes."""
     order = np.argsort(-scores, kind="stable")
     m = len(scores)
@@ -58,12 +58,12 @@ def one_run_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> flo
         half = max(1, round(m * share / 2))
         right = int(included[order[:half]].sum() + (~included[order[-half:]]).sum())
         chance = (1 - CONFIDENCE) / len(SHARES)
-        return largest_refuted(lambda epsilon: p_value(m, 2 * half, right, epsilon, delta) < chance)
+        return find_largest_refuted(lambda epsilon: compute_p_value(m, 2 * half, right, epsilon, delta) < chance)
 
     return max(map(of_share, SHARES))
 
 
-def p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+def compute_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
     """Probability of at least `right` right ones of `guesses`, of m canaries, under (epsilon, delta)."""
     q = 1 / (1 + math.exp(-epsilon))
     beta = float(binom.sf(right - 1, guesses, q))
@@ -72,7 +72,7 @@ def p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> f
     return min(1.0, beta + 2 * m * delta * alpha)
 
 
-def gaussian_fit_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> float:
+def compute_gaussian_fit_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> float:
     """Epsilon of the Gaussian mechanism with the lower confidence limit of mu."""
     inside, outside = scores[included], scores[~included]
     freedom = len(scores) - 2
@@ -82,10 +82,10 @@ def gaussian_fit_bound(scores: np.ndarray, included: np.ndarray, delta: float) -
         return LARGEST if gap > 0 else 0.0
     mu = gap / pooled
     error = (1 / len(inside) + 1 / len(outside) + mu**2 / (2 * freedom)) ** 0.5
-    return gaussian_epsilon(mu - norm.ppf(CONFIDENCE) * error, delta)
+    return compute_gaussian_epsilon(mu - norm.ppf(CONFIDENCE) * error, delta)
 
 
-def gaussian_epsilon(mu: float, delta: float) -> float:
+def compute_gaussian_epsilon(mu: float, delta: float) -> float:
     """Epsilon of two unit Gaussians mu apart (Balle and Wang, arXiv 1805.06530): their privacy profile, inverted."""
 
     def below(epsilon: float) -> bool:
@@ -94,10 +94,10 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         )
         return bool(reached > delta)
 
-    return largest_refuted(below) if mu > 0 else 0.0
+    return find_largest_refuted(below) if mu > 0 else 0.0
 
 
-def largest_refuted(refuted: Callable[[float], bool]) -> float:
+def find_largest_refuted(refuted: Callable[[float], bool]) -> float:
     """The largest epsilon for which `refuted` holds, to 1e-3; 0 where it holds for none."""
     if not refuted(0.0):
         return 0.0

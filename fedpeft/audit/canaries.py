@@ -28,23 +28,23 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.aggregation.aggregator import aggregator
+from fedpeft.aggregation.aggregator import create_aggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.audit.bounds import Bounds, bounds
+from fedpeft.audit.bounds import Bounds, compute_bounds
 from fedpeft.audit.canary import CanaryExecutor
-from fedpeft.audit.cohorts import size_epsilon, tells_size
+from fedpeft.audit.cohorts import compute_size_epsilon, is_size_revealed
 from fedpeft.clients import releasing
 from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.communication.downlink import Package, Sent
+from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
+from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec, subtract_states
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.abilities import RelatesNoise
 from fedpeft.privacy.engine import make_engine
@@ -52,15 +52,15 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import CohortForm, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.server.acceptance import Acceptance
-from fedpeft.server.progress import Progress
-from fedpeft.server.sampling import InTurns
+from fedpeft.server.acceptance import ReportReceiver
+from fedpeft.server.progress import ServerState
+from fedpeft.server.sampling import TurnTaking
 
 VISIBLE = 10.0
 """A canary's contribution, in clipping norms: clipping must cut it."""
 
 
-FORM = ClientForm(2, 4.0)
+FORM = AdapterShape(2, 4.0)
 
 
 ENTRIES = 16
@@ -100,7 +100,7 @@ class Verdict:
     sizes: float = 0.0
 
     @property
-    def passed(self) -> bool:
+    def has_passed(self) -> bool:
         """Whether nothing refutes the claim."""
         apart = self.distance is not None and self.distance > 1 + 1e-4
         return self.bounds.largest <= self.claimed and not apart and not self.sizes
@@ -121,13 +121,13 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
         raise PrivacyError(
             f"FP7011 the audit looks at single updates, and {mechanism.name} has none; its bounds are tested"
         )
-    included = seeds.generator(audit.seed, "canaries").random(audit.canaries) < 0.5
+    included = seeds.create_generator(audit.seed, "canaries").random(audit.canaries) < 0.5
     if mechanism.per_example:
-        return _Rows(audit, mechanism, folder, included).verdict()
-    return _Clients(audit, mechanism, folder, included).verdict()
+        return _Rows(audit, mechanism, folder, included).compute_verdict()
+    return _Clients(audit, mechanism, folder, included).compute_verdict()
 
 
-def layout_of(canaries: int) -> Layout:
+def create_layout(canaries: int) -> Layout:
     """A small layer, and a head with an entry for each canary."""
     return Layout(
         (
@@ -147,18 +147,18 @@ class _Pipeline:
         self.strategy: Strategy = strategies.build(audit.strategy)
         self.optimizer = SERVER_OPTIMIZERS.build("sgd")
         self.uplink = parse_uplink(audit.codec)
-        self.layout = layout_of(audit.canaries)
+        self.layout = create_layout(audit.canaries)
         self.strategy.check(self.layout, [FORM])
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
         self.folder = folder
-        self.protection = make_engine(mechanism, self._federation(), folder, str(audit), audit.seed)
+        self.protection = make_engine(mechanism, self._create_federation(), folder, str(audit), audit.seed)
         self.protection.open(resumed=False)
 
-    def _federation(self) -> Exposure:
+    def _create_federation(self) -> Exposure:
         raise NotImplementedError
 
-    def _federation_of(self, clients: int, rows: int, cohort: int) -> Exposure:
+    def _create_exposure(self, clients: int, rows: int, cohort: int) -> Exposure:
         audit = self.audit
         return Exposure(
             strategy=self.strategy,
@@ -173,33 +173,37 @@ class _Pipeline:
             even=True,
         )
 
-    def drawn(self, round: int) -> list[int]:
+    def draw_cohort(self, round_number: int) -> list[int]:
         """Who takes part in a round, where the cohort is no secret."""
         federation = self.protection.exposure
         if self.mechanism.cohort_form is CohortForm.TURNS:
-            return InTurns(federation.clients, federation.cohort).draw(self.audit.seed, round)
+            return TurnTaking(federation.clients, federation.cohort).draw(self.audit.seed, round_number)
         return list(range(federation.clients))
 
-    def canary(self, index: int, sign: float) -> State:
+    def create_canary(self, index: int, sign: float) -> State:
         """The contribution of a canary: along its own entry of the head."""
         head = torch.zeros(self.layout.shapes["head.weight"])
         head[0, index] = sign * VISIBLE * self.mechanism.clip
         return {**{name: torch.zeros_like(t) for name, t in self.start.items()}, "head.weight": head}
 
-    def sign(self, round: int) -> float:
+    def sign(self, round_number: int) -> float:
         """Of a canary's contribution in a round."""
-        return 1.0 if round % 2 else -1.0
+        return 1.0 if round_number % 2 else -1.0
 
-    def acceptance(self, strategy: Strategy, layout: Layout, progress: Progress, plan: RoundPlan) -> Acceptance:
+    def create_acceptance(
+        self, strategy: Strategy, layout: Layout, progress: ServerState, plan: RoundPlan
+    ) -> ReportReceiver:
         """What takes a round's reports, as the server makes it."""
-        state, round = progress.adapter, plan.number
+        state, round_number = progress.adapter, plan.number
         private = self.protection.aggregator(
-            strategy, self.optimizer, layout, state, round, plan.attempt, progress.clip
+            strategy, self.optimizer, layout, state, round_number, plan.attempt, progress.clip
         )
-        plain = aggregator(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
-        shared = strategy.trained(layout, round) - strategy.private(layout)
-        return Acceptance(
-            round,
+        plain = create_aggregator(
+            strategy, self.optimizer, layout, state, round_number, self.audit.seed, self.folder / "waiting"
+        )
+        shared = strategy.trained(layout, round_number) - strategy.private(layout)
+        return ReportReceiver(
+            round_number,
             layout,
             shared,
             strategy,
@@ -210,14 +214,14 @@ class _Pipeline:
             silent=self.protection.mechanism.silent,
         )
 
-    def released(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
+    def release(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
         """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""
         own = releasing.LocalUpdate(update, received, received | update, layout)
         encoding = releasing.Encoding(memory={}, bits=0.0, seed=seed, turn=ids[0] + ids[2])
         left: tuple[bytes, State] = releasing.release(own, self.uplink, self.protection.guard, ids, encoding)
         return left[0]
 
-    def taken(self, acceptance: Acceptance, payload: bytes, canary: int, received: State) -> State:
+    def decode_canary(self, acceptance: ReportReceiver, payload: bytes, canary: int, received: State) -> State:
         """What the server makes of a canary's payload.
 
         Raises:
@@ -227,7 +231,7 @@ class _Pipeline:
         assert form is not None
         asked = Instruction("train", acceptance.round, canary, b"", rank=form.rank, alpha=form.alpha)
         report = Report(canary, acceptance.round, payload, rows=1)
-        update = acceptance.add(report, Sent(asked, Package(b"", received, None)))
+        update = acceptance.add(report, SentState(asked, Package(b"", received, None)))
         if update is None:
             reason = acceptance.results[-1].rejected
             raise PrivacyError(
@@ -235,47 +239,49 @@ class _Pipeline:
             )
         return update.delta
 
-    def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
+    def judge(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
         """The ledger's claim, and the bounds."""
         claimed, _ = self.protection.epsilons()
         delta, federation, sizes = self.protection.delta, self.protection.exposure, 0.0
-        if self.mechanism.secret_cohort and tells_size(federation.cohort):
+        if self.mechanism.secret_cohort and is_size_revealed(federation.cohort):
             rate = federation.cohort / federation.clients
-            sizes = size_epsilon(federation.clients, rate, self.audit.rounds, delta)
-        return Verdict(claimed, delta, bounds(scores, self.included, delta), distance, sizes)
+            sizes = compute_size_epsilon(federation.clients, rate, self.audit.rounds, delta)
+        return Verdict(claimed, delta, compute_bounds(scores, self.included, delta), distance, sizes)
 
 
 class _Clients(_Pipeline):
     """Canaries are clients: who is in, is in the population (user_dp), or has one update instead of its opposite."""
 
-    def _federation(self) -> Exposure:
+    def _create_federation(self) -> Exposure:
         m = self.audit.canaries
-        return self._federation_of(m, 1, max(1, math.floor(self.audit.rate * m + 1e-9)))
+        return self._create_exposure(m, 1, max(1, math.floor(self.audit.rate * m + 1e-9)))
 
-    def verdict(self) -> Verdict:
+    def compute_verdict(self) -> Verdict:
         """Release all rounds; a canary's score is what its entry of the head moved by, signs alternating."""
-        progress = Progress(round=0, adapter=self.start)
+        progress = ServerState(round=0, adapter=self.start)
         moves, turns = np.zeros((2, self.audit.rounds, self.audit.canaries))
-        for round in range(1, self.audit.rounds + 1):
-            plan = self.protection.enter(round, progress.digest(), self.drawn(round))
+        for round_number in range(1, self.audit.rounds + 1):
+            plan = self.protection.enter(round_number, progress.compute_digest(), self.draw_cohort(round_number))
             assert plan is not None
-            acceptance = self.acceptance(self.strategy, self.layout, progress, plan)
+            acceptance = self.create_acceptance(self.strategy, self.layout, progress, plan)
             for member in plan.cohort:
-                payload = self.payload(member, plan, progress.adapter)
+                payload = self.create_payload(member, plan, progress.adapter)
                 if payload is not None:
-                    delta = self.taken(acceptance, payload, member, progress.adapter)
+                    delta = self.decode_canary(acceptance, payload, member, progress.adapter)
                     if self.mechanism.noises_updates:  # everyone sees the update itself
-                        moves[round - 1, member] = float(delta["head.weight"][0, member])
+                        moves[round_number - 1, member] = float(delta["head.weight"][0, member])
             takes_turns = self.mechanism.cohort_form is CohortForm.TURNS
-            turns[round - 1, plan.cohort if takes_turns else slice(None)] = self.sign(round)
+            turns[round_number - 1, plan.cohort if takes_turns else slice(None)] = self.sign(round_number)
             outcome = acceptance.aggregator.finish(progress.memory)
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
-                moves[round - 1] = moved[0].double().numpy()
-            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip)
-        return self.judged(self._scores(moves, turns))
+                moves[round_number - 1] = moved[0].double().numpy()
+            progress = replace(
+                progress, round=round_number, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip
+            )
+        return self.judge(self._compute_scores(moves, turns))
 
-    def _scores(self, moves: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    def _compute_scores(self, moves: np.ndarray, turns: np.ndarray) -> np.ndarray:
         """Of canaries, from what their entries moved by in each round and the signs of their turns, (rounds, canaries).
 
         Both are seen through the factor that makes the noise white, where there is one.
@@ -287,44 +293,44 @@ class _Clients(_Pipeline):
         scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))
         return scores
 
-    def payload(self, client: int, plan: RoundPlan, received: State) -> bytes | None:
+    def create_payload(self, client: int, plan: RoundPlan, received: State) -> bytes | None:
         """What a client sends; None: it is not in the data."""
-        inside, round = bool(self.included[client]), plan.number
+        inside, round_number = bool(self.included[client]), plan.number
         if self.mechanism.noises_updates:
-            update = self._update(client, round if inside else round + 1)
-            return self.released(update, received, self.layout, (round, plan.attempt, client), client)
-        return self._sent(client, round % 2) if inside else None
+            update = self._update(client, round_number if inside else round_number + 1)
+            return self.release(update, received, self.layout, (round_number, plan.attempt, client), client)
+        return self._encode_canary(client, round_number % 2) if inside else None
 
-    def _update(self, client: int, round: int) -> State:
+    def _update(self, client: int, round_number: int) -> State:
         """A canary's update in a round; the next round has its opposite."""
-        trained = self.strategy.trained(self.layout, round)
-        update = {name: t for name, t in self.canary(client, self.sign(round)).items() if name in trained}
-        return self.strategy.submitted(update, self.layout, round)
+        trained = self.strategy.trained(self.layout, round_number)
+        update = {name: t for name, t in self.create_canary(client, self.sign(round_number)).items() if name in trained}
+        return self.strategy.submitted(update, self.layout, round_number)
 
     @cache  # noqa: B019 - lives as long as the audit
-    def _sent(self, client: int, odd: int) -> bytes:
+    def _encode_canary(self, client: int, odd: int) -> bytes:
         """What a canary sends where the server adds the noise: rounds of the same parity are alike."""
-        return self.released(self._update(client, 2 - odd), self.start, self.layout, (2 - odd, 0, client), client)
+        return self.release(self._update(client, 2 - odd), self.start, self.layout, (2 - odd, 0, client), client)
 
 
 class _Rows(_Pipeline):
     """Canaries are rows of one client, which trains with DP-SGD; their gradients lie in entries of their own."""
 
-    def _federation(self) -> Exposure:
-        return self._federation_of(1, self.audit.canaries, 1)
+    def _create_federation(self) -> Exposure:
+        return self._create_exposure(1, self.audit.canaries, 1)
 
-    def verdict(self) -> Verdict:
+    def compute_verdict(self) -> Verdict:
         """Train all rounds; a canary's score is what its entries of the handed-in updates moved by."""
-        executor = _canary_executor(self)
+        executor = _create_executor(self)
         rule = strategies.build("fedit")  # whatever follows is free
-        progress = Progress(round=0, adapter=executor.start)
+        progress = ServerState(round=0, adapter=executor.start)
         scores = np.zeros(self.audit.canaries)
         plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
-        local = LocalTraining(self.protection.exposure.batch_size, optimizer=plain).of_steps(self.audit.steps)
-        for round in range(1, self.audit.rounds + 1):
-            plan = self.protection.enter(round, progress.digest(), self.drawn(round))
+        local = LocalTraining(self.protection.exposure.batch_size, optimizer=plain).replace_steps(self.audit.steps)
+        for round_number in range(1, self.audit.rounds + 1):
+            plan = self.protection.enter(round_number, progress.compute_digest(), self.draw_cohort(round_number))
             assert plan is not None
-            executor.sign = self.sign(round)
+            executor.sign = self.sign(round_number)
             privacy = RowPrivacy(
                 self.mechanism.clip,
                 self.protection.noise_multiplier,
@@ -334,7 +340,7 @@ class _Rows(_Pipeline):
             )
             job = Job(
                 client=0,
-                round=round,
+                round=round_number,
                 seed=self.audit.seed,
                 rows=np.flatnonzero(self.included),
                 received=progress.adapter,
@@ -345,23 +351,23 @@ class _Rows(_Pipeline):
                 privacy=privacy,
             )
             [trained] = executor.train([job])
-            update = difference(trained.state, job.received)
-            payload = self.released(update, job.received, executor.layout, (round, plan.attempt, 0), round)
-            acceptance = self.acceptance(rule, executor.layout, progress, plan)
-            delta = self.taken(acceptance, payload, 0, job.received)
-            scores -= self.sign(round) * _flat(delta, executor.layout)[executor.entries].sum(1)
+            update = subtract_states(trained.state, job.received)
+            payload = self.release(update, job.received, executor.layout, (round_number, plan.attempt, 0), round_number)
+            acceptance = self.create_acceptance(rule, executor.layout, progress, plan)
+            delta = self.decode_canary(acceptance, payload, 0, job.received)
+            scores -= self.sign(round_number) * _flatten(delta, executor.layout)[executor.entries].sum(1)
             outcome = acceptance.aggregator.finish(progress.memory)
-            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory)
-        return self.judged(scores, self._distance(executor, job))
+            progress = replace(progress, round=round_number, adapter=outcome.state, memory=outcome.memory)
+        return self.judge(scores, self._measure_distance(executor, job))
 
-    def _distance(self, executor: CanaryExecutor, job: Job) -> float:
+    def _measure_distance(self, executor: CanaryExecutor, job: Job) -> float:
         """The largest distance of the sums over all rows and over all but one, in clipping norms, each step's mean."""
         assert job.privacy is not None
-        quiet = replace(job, training=job.training.of_steps(2), privacy=replace(job.privacy, noise=0.0, rate=1.0))
+        quiet = replace(job, training=job.training.replace_steps(2), privacy=replace(job.privacy, noise=0.0, rate=1.0))
 
         def total(rows: np.ndarray) -> np.ndarray:
             [trained] = executor.train([replace(quiet, rows=rows)])
-            return len(rows) * _flat(difference(trained.state, quiet.received), executor.layout)
+            return len(rows) * _flatten(subtract_states(trained.state, quiet.received), executor.layout)
 
         rows = np.arange(self.audit.canaries)
         whole = total(rows)
@@ -369,12 +375,12 @@ class _Rows(_Pipeline):
         return max(apart) / float(quiet.training.steps_for(self.audit.canaries) * self.mechanism.clip)
 
 
-def _flat(state: State, layout: Layout) -> np.ndarray:
+def _flatten(state: State, layout: Layout) -> np.ndarray:
     """All tensors in one vector."""
     return torch.cat([state[name].flatten() for name in layout.names]).double().numpy()
 
 
-def _canary_executor(pipeline: _Pipeline) -> CanaryExecutor:
+def _create_executor(pipeline: _Pipeline) -> CanaryExecutor:
     """The executor on the tiny model; rows' gradients lie in entries of their own."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model

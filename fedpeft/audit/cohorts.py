@@ -11,7 +11,7 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.stats import binom
 
-from fedpeft.audit.bounds import LARGEST, largest_refuted
+from fedpeft.audit.bounds import LARGEST, find_largest_refuted
 from fedpeft.run.observer import RoundResult
 
 STEP = 1e-4
@@ -21,7 +21,7 @@ RARE = 1e-14
 """Sizes that are less probable count as if they told all: their losses are large, and their probability is nothing."""
 
 
-def size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
+def compute_size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
     """Epsilon at `delta` of telling the sizes of `rounds` cohorts, exact but for the grid; infinite where none holds.
 
     Args:
@@ -30,10 +30,10 @@ def size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
     """
     sizes = np.arange(clients + 1)
     inside, outside = binom.pmf(sizes, clients, rate), binom.pmf(sizes, clients - 1, rate)
-    return max(_epsilon(inside, outside, rounds, delta), _epsilon(outside, inside, rounds, delta))
+    return max(_compute_epsilon(inside, outside, rounds, delta), _compute_epsilon(outside, inside, rounds, delta))
 
 
-def _epsilon(p: np.ndarray, q: np.ndarray, rounds: int, delta: float) -> float:
+def _compute_epsilon(p: np.ndarray, q: np.ndarray, rounds: int, delta: float) -> float:
     """Of P^rounds against Q^rounds, one direction; by their distribution of losses, at steps of a grid."""
     telling = (q == 0) | (p < RARE)  # what Q never does tells all
     outright = 1 - (1 - float(p[telling].sum())) ** rounds
@@ -51,16 +51,16 @@ def _epsilon(p: np.ndarray, q: np.ndarray, rounds: int, delta: float) -> float:
 
     if reached(LARGEST) > delta:
         return float("inf")
-    return largest_refuted(lambda epsilon: reached(epsilon) > delta)
+    return find_largest_refuted(lambda epsilon: reached(epsilon) > delta)
 
 
-def tells_size(expected: int) -> bool:
+def is_size_revealed(expected: int) -> bool:
     """Whether what the server tells of a round with a secret cohort depends on how many clients are in it."""
-    return len({_told(size, expected) for size in (0, 1, expected, expected + 1)}) > 1
+    return len({_create_result(size, expected) for size in (0, 1, expected, expected + 1)}) > 1
 
 
-def _told(size: int, expected: int) -> RoundResult:
+def _create_result(size: int, expected: int) -> RoundResult:
     """Of a round with `size` clients, some of them failing, each taking a second; all else alike."""
     seconds = float(size)
     result = RoundResult(1, size, size // 2, None, None, None, 1, 1, 1.0, seconds, seconds, aggregation_seconds=seconds)
-    return result.of_secret_cohort(expected)
+    return result.hide_cohort(expected)

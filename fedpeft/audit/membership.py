@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.models import scoring
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
@@ -52,7 +52,7 @@ class Membership:
         return float(self.areas.mean()) if len(self.areas) else float("nan")
 
     @property
-    def worst(self) -> float:
+    def worst_area(self) -> float:
         """Of the client that gives most away."""
         return float(self.areas.max()) if len(self.areas) else float("nan")
 
@@ -64,7 +64,7 @@ class Membership:
         return f"{self.left_out:,} of {self.members:,} members left out: no row that nobody trained on has their class"
 
 
-def area(members: np.ndarray, others: np.ndarray, weights: np.ndarray) -> float:
+def compute_auc(members: np.ndarray, others: np.ndarray, weights: np.ndarray) -> float:
     """Chance that a member has a lower loss than another row, equal ones by halves; `weights` are the other rows'."""
     order = np.argsort(others)
     lower = np.r_[0.0, np.cumsum(weights[order])]
@@ -72,7 +72,7 @@ def area(members: np.ndarray, others: np.ndarray, weights: np.ndarray) -> float:
     return float(1 - (below + up_to).mean() / 2 / lower[-1])
 
 
-def found(losses: np.ndarray, labels: np.ndarray, clients: np.ndarray, seed: int) -> Membership:
+def measure_membership(losses: np.ndarray, labels: np.ndarray, clients: np.ndarray, seed: int) -> Membership:
     """How well losses tell the members of each client.
 
     Args:
@@ -85,13 +85,13 @@ def found(losses: np.ndarray, labels: np.ndarray, clients: np.ndarray, seed: int
     known = others | np.isin(labels, labels[others])
     losses, labels, clients, others = losses[known], labels[known], clients[known], others[known]
     groups = [clients == client for client in np.unique(clients[~others])]
-    weights = [_weights(labels[group], labels[others]) for group in groups]
+    weights = [_compute_weights(labels[group], labels[others]) for group in groups]
 
     def areas(losses: np.ndarray) -> np.ndarray:
         pairs = zip(groups, weights, strict=True)
-        return np.array([area(losses[group], losses[others], weight) for group, weight in pairs])
+        return np.array([compute_auc(losses[group], losses[others], weight) for group, weight in pairs])
 
-    generator = seeds.generator(seed, "membership by chance")
+    generator = seeds.create_generator(seed, "membership by chance")
     by_class = np.argsort(labels, kind="stable")
     worst, shuffled = [], np.empty_like(losses)
     for _ in range(SHUFFLES if groups else 0):
@@ -102,12 +102,12 @@ def found(losses: np.ndarray, labels: np.ndarray, clients: np.ndarray, seed: int
     return Membership(areas(losses), by_chance, members, int((~known).sum()))
 
 
-def membership(simulation: Simulation) -> Membership:
+def attack_membership(simulation: Simulation) -> Membership:
     """Attack the finished adapter in the simulation's folder."""
-    shards = _some_clients(simulation)
+    shards = _select_clients(simulation)
     others = simulation.rows.validation
     rows = np.concatenate([*shards, others])
-    examples = cached_examples(simulation.workers.work.data_key)
+    examples = load_cached_examples(simulation.workers.work.data_key)
     base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
     quantize(base, simulation.setup.method.base_precision)
     model = saved_adapter.load(simulation.folder, simulation.setup.task, base, simulation.setup.facts.classes)
@@ -122,18 +122,18 @@ def membership(simulation: Simulation) -> Membership:
     labels = simulation.rows.all.classes
     labels = np.zeros(len(examples), np.int64) if labels is None else labels
     clients = np.repeat([*range(len(shards)), -1], [*map(len, shards), len(others)])
-    return found(losses[rows], labels[rows], clients, simulation.config.seed)
+    return measure_membership(losses[rows], labels[rows], clients, simulation.config.seed)
 
 
-def _some_clients(simulation: Simulation) -> list[np.ndarray]:
-    order = seeds.generator(simulation.config.seed, "membership").permutation(simulation.clients)
+def _select_clients(simulation: Simulation) -> list[np.ndarray]:
+    order = seeds.create_generator(simulation.config.seed, "membership").permutation(simulation.clients)
     shards: list[np.ndarray] = []
     while len(shards) < len(order) and sum(map(len, shards)) < MEMBERS:
-        shards.append(simulation.training_rows(int(order[len(shards)])))
+        shards.append(simulation.select_training_rows(int(order[len(shards)])))
     return shards
 
 
-def _weights(members: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _compute_weights(members: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Weights (others,) that give the other rows the members' mix of classes."""
     classes = int(max(members.max(), others.max())) + 1
     share, held = np.bincount(members, minlength=classes), np.bincount(others, minlength=classes)

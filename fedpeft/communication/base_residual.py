@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode_whole
 from fedpeft.errors import GoneError, PayloadError, RunError
-from fedpeft.machine.files import regular
+from fedpeft.machine.files import check_regular_file
 from fedpeft.machine.files import replace as replace_file
 from fedpeft.peft.adapter import LoraPair, State
 from fedpeft.peft.low_rank import LowRank
@@ -59,20 +59,20 @@ class Residual:
     steps: dict[str, list[tuple[int, LowRank]]] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
 
-    def after(self, round: int, increments: dict[str, LowRank], dtype: torch.dtype) -> Residual:
+    def after(self, round_number: int, increments: dict[str, LowRank], dtype: torch.dtype) -> Residual:
         """With what a round put into the base; R is of `dtype`."""
         total, steps, since = dict(self.total), dict(self.steps), dict(self.since)
         for module, increment in increments.items():
             step = LowRank(increment.left.to(dtype), increment.right.to(dtype))
-            product = step.dense()
+            product = step.to_dense()
             total[module] = total[module] + product if module in total else product
-            kept = [*steps.get(module, []), (round, step)]
+            kept = [*steps.get(module, []), (round_number, step)]
             while kept and sum(s.numel for _, s in kept) > product.numel():
                 since[module] = kept.pop(0)[0]
             steps[module] = kept
-        return Residual(round if increments else self.version, total, steps, since)
+        return Residual(round_number if increments else self.version, total, steps, since)
 
-    def payload(self, held: int, pairs: Sequence[LoraPair], codec: Codec) -> bytes:
+    def encode_payload(self, held: int, pairs: Sequence[LoraPair], codec: Codec) -> bytes:
         """What a client that holds version `held` (0: the plain base) is sent; nothing if it is up to date.
 
         `pairs`: the adapted layers.
@@ -85,24 +85,24 @@ class Residual:
                 table += _NUMBER.pack(WHOLE)
                 tensors[f"{pair.module}.total"] = self.total[pair.module]
                 continue
-            missing = [step for round, step in self.steps.get(pair.module, []) if round > held]
+            missing = [step for round_number, step in self.steps.get(pair.module, []) if round_number > held]
             table += _NUMBER.pack(len(missing)) + b"".join(_NUMBER.pack(step.width) for step in missing)
             for i, step in enumerate(missing):
                 tensors |= {f"{pair.module}.{i}.left": step.left, f"{pair.module}.{i}.right": step.right}
         return table + codec.encode(tensors)
 
-    def state(self) -> State:
+    def to_tensors(self) -> State:
         """As tensors by name, for a checkpoint."""
         state = {"version": torch.tensor(self.version)} if self.version else {}
         state |= {f"total/{module}": tensor for module, tensor in self.total.items()}
-        state |= {f"since/{module}": torch.tensor(round) for module, round in self.since.items()}
+        state |= {f"since/{module}": torch.tensor(round_number) for module, round_number in self.since.items()}
         for module, steps in self.steps.items():
-            for round, step in steps:
-                state |= {f"left/{round}/{module}": step.left, f"right/{round}/{module}": step.right}
+            for round_number, step in steps:
+                state |= {f"left/{round_number}/{module}": step.left, f"right/{round_number}/{module}": step.right}
         return state
 
     @classmethod
-    def of(cls, state: State) -> Residual:
+    def from_tensors(cls, state: State) -> Residual:
         """From what `state` returned."""
         made = cls(int(state.get("version", torch.tensor(0))))
         for name, tensor in state.items():
@@ -112,8 +112,8 @@ class Residual:
             elif kind == "since":
                 made.since[rest] = int(tensor)
             elif kind == "left":
-                round, _, module = rest.partition("/")
-                made.steps.setdefault(module, []).append((int(round), LowRank(tensor, state[f"right/{rest}"])))
+                round_number, _, module = rest.partition("/")
+                made.steps.setdefault(module, []).append((int(round_number), LowRank(tensor, state[f"right/{rest}"])))
         for steps in made.steps.values():
             steps.sort(key=lambda item: item[0])
         return made
@@ -123,7 +123,7 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
     """The client's side: R after `payload`, from the `total` it held.
 
     Raises:
-        PayloadError: the payload is not what `Residual.payload` makes for these layers.
+        PayloadError: the payload is not what `Residual.encode_payload` makes for these layers.
     """
     if not payload:
         return total
@@ -170,7 +170,7 @@ class ResidualFiles:
 
     folder: Path
 
-    def file(self, version: int) -> Path:
+    def get_file(self, version: int) -> Path:
         """Where a version is, or would be."""
         return self.folder / f"{version:06d}.safetensors"
 
@@ -185,7 +185,7 @@ class ResidualFiles:
         try:
             self.write(version, total)
             for other in self.folder.iterdir():
-                if other != self.file(version):
+                if other != self.get_file(version):
                     other.unlink()
         except (OSError, SafetensorError) as error:
             raise RunError(f"FP5012 the base's residual can't be written to {self.folder}: {error}") from error
@@ -197,9 +197,9 @@ class ResidualFiles:
             OSError, SafetensorError: it can't be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.file(version).with_suffix(".partial")
+        partial = self.get_file(version).with_suffix(".partial")
         save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
-        os.replace(partial, self.file(version))
+        os.replace(partial, self.get_file(version))
 
     def get(self, version: int) -> State:
         """R of a version.
@@ -208,9 +208,9 @@ class ResidualFiles:
             RunError: the file is gone or damaged.
         """
         try:
-            return load_file(regular(self.file(version))) if version else {}
+            return load_file(check_regular_file(self.get_file(version))) if version else {}
         except (OSError, SafetensorError) as error:
-            raise RunError(f"FP5013 the base's residual {self.file(version)} can't be read: {error}") from error
+            raise RunError(f"FP5013 the base's residual {self.get_file(version)} can't be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,8 @@ class HeldBase:
     pairs: Sequence[LoraPair]
     filled: bool
 
-    def update(self, round: int, version: int, acknowledged: int, payload: bytes) -> None:
-        """Make `version`, which `round` needs, from that of the round `acknowledged` (0: none, the plain base) and what
+    def update(self, round_number: int, version: int, acknowledged: int, payload: bytes) -> None:
+        """Make `version`, which `round_number` needs, from that of the round `acknowledged` (0: none, the plain base) and what
         the server sent.
 
         Raises:
@@ -240,14 +240,14 @@ class HeldBase:
                     f"FP6024 version {version} of the base was sent, and the run's rule puts nothing into it"
                 )
             return
-        rounds, files = self._rounds(), ResidualFiles(self.folder)
+        rounds, files = self._load_rounds(), ResidualFiles(self.folder)
         held = rounds.get(acknowledged, 0)
-        if acknowledged and (acknowledged not in rounds or (held and not files.file(held).exists())):
+        if acknowledged and (acknowledged not in rounds or (held and not files.get_file(held).exists())):
             raise GoneError(
                 f"FP5014 what was in the base after round {acknowledged} is missing from {self.folder}; bring it back "
                 "from a copy: nothing can stand for it"
             )
-        noted = {other: made for other, made in rounds.items() if other >= acknowledged} | {round: version}
+        noted = {other: made for other, made in rounds.items() if other >= acknowledged} | {round_number: version}
         try:
             if version not in (0, held):
                 files.write(version, receive(files.get(held), payload, self.pairs))
@@ -259,7 +259,7 @@ class HeldBase:
         except (OSError, SafetensorError) as error:
             raise RunError(f"FP5012 the base's residual can't be written to {self.folder}: {error}") from error
 
-    def _rounds(self) -> dict[int, int]:
+    def _load_rounds(self) -> dict[int, int]:
         """The version that each noted round needed; empty where nothing is noted, or nobody can read what is."""
         try:
             noted = (self.folder / ROUNDS).read_text()

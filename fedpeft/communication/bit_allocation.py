@@ -16,8 +16,8 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
-from fedpeft.communication.payload import Array, Shape, size
-from fedpeft.communication.vectors import segment_sizes
+from fedpeft.communication.payload import Array, Shape, count_entries
+from fedpeft.communication.vectors import count_segment_entries
 from fedpeft.peft.adapter import Layout, State
 
 Slicing = Literal["tensor", "row", "rank"]
@@ -33,7 +33,7 @@ LEAST: Final = 1 / 16
 not even a gain of 4 makes a quarter of the length of less."""
 
 
-def sensitivity(state: State, layout: Layout) -> State:
+def compute_sensitivity(state: State, layout: Layout) -> State:
     """How much an error in each entry changes dW = scale B A, up to a common factor; the `weights` of `Codec.encode`.
 
     For entry (u, v) of B it is norm(A_v,:), for entry (u, v) of A it is norm(B_:,u); for all other tensors 1. Within
@@ -89,26 +89,26 @@ class Slices:
 
 
 @lru_cache(maxsize=16)
-def slices(shapes: tuple[Shape, ...], per: Slicing) -> Slices:
+def cut_slices(shapes: tuple[Shape, ...], per: Slicing) -> Slices:
     """The slices of segments of these shapes; only matrices are cut."""
     if per == "tensor":
-        return Slices((), segment_sizes(shapes))
+        return Slices((), count_segment_entries(shapes))
     sizes: list[int] = []
     turned: list[tuple[int, int, int]] = []
     start = 0
     for shape in shapes:
         if len(shape) != 2:
-            sizes.append(size(shape))
+            sizes.append(count_entries(shape))
         elif per == "rank" and shape[1] < shape[0]:
             sizes += [shape[0]] * shape[1]
             turned.append((start, *shape))
         else:
             sizes += [shape[1]] * shape[0]
-        start += size(shape)
+        start += count_entries(shape)
     return Slices(tuple(turned), np.array(sizes, np.int64))
 
 
-def water_filling(energies: Array, sizes: Array, budget: float, high: float = 8.0) -> Array:
+def allocate_real_widths(energies: Array, sizes: Array, budget: float, high: float = 8.0) -> Array:
     """Real widths b_t in [0, high], in bits an entry, that minimise sum c_t 2^(-2 b_t) with sum n_t b_t = budget.
 
     Args:
@@ -143,8 +143,8 @@ def water_filling(energies: Array, sizes: Array, budget: float, high: float = 8.
     return widths
 
 
-def integer_widths(energies: Array, sizes: Array, budget: float, distortions: Sequence[float]) -> Array:
-    """Whole widths within the budget: `water_filling` rounded down, then the best bits for their price.
+def allocate_widths(energies: Array, sizes: Array, budget: float, distortions: Sequence[float]) -> Array:
+    """Whole widths within the budget: `allocate_real_widths` rounded down, then the best bits for their price.
 
     Args:
         energies: c_t, at least 0.
@@ -154,7 +154,7 @@ def integer_widths(energies: Array, sizes: Array, budget: float, distortions: Se
     """
     n = np.asarray(sizes, np.int64)
     high = len(distortions) - 1
-    widths = np.floor(water_filling(energies, n, budget, high) + 1e-9).astype(np.int64)
+    widths = np.floor(allocate_real_widths(energies, n, budget, high) + 1e-9).astype(np.int64)
     left = budget - float((n * widths).sum())
     gains = np.append(-np.diff(distortions), 0.0)
     density = np.asarray(energies, np.float64) / np.maximum(n, 1)

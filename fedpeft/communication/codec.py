@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.payload import DTYPES, Header, Shape, layout_digest, total, write_payload
+from fedpeft.communication.payload import DTYPES, Header, Shape, compute_layout_digest, count_total, write_payload
 from fedpeft.communication.steps import (
     ByteStep,
     Context,
@@ -31,20 +31,20 @@ from fedpeft.communication.steps import (
     Transform,
     check_order,
     codecs,
-    step_name,
+    get_step_name,
 )
-from fedpeft.communication.symbols import Symbols, packed_bound
+from fedpeft.communication.symbols import Symbols, bound_packed_size
 from fedpeft.communication.vectors import (
     check_finite,
-    flattened,
-    flattened_reference,
-    flattened_weights,
-    unlike_vector,
-    working_dtype,
+    choose_working_dtype,
+    describe_mismatch,
+    flatten_reference,
+    flatten_tensors,
+    flatten_weights,
 )
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.families import PRESETS as PRESETS
-from fedpeft.families import words_of
+from fedpeft.families import split_steps
 from fedpeft.peft.adapter import State
 from fedpeft.spec import Spec, parse_spec
 
@@ -84,7 +84,7 @@ class Codec:
         gains = (str(getattr(step, "gain", "none")) for step in self.tensor_steps)
         return next((gain for gain in gains if gain != "none"), "none")
 
-    def without_gain(self) -> Codec:
+    def remove_gain(self) -> Codec:
         """The same codec with what arrives as near to what was sent as can be."""
         steps = tuple(
             replace(step, gain="none") if getattr(step, "gain", "none") != "none" else step  # type: ignore[type-var]
@@ -92,7 +92,7 @@ class Codec:
         )
         return replace(self, tensor_steps=steps)
 
-    def with_bits(self, bits: float) -> Codec:
+    def set_bits(self, bits: float) -> Codec:
         """The same codec at another precision, for precision that changes over time or from client to client.
 
         Args:
@@ -130,7 +130,7 @@ class Codec:
             seed: of dither, rotation and stochastic rounding; taken modulo 2^64. Use another one for each client and
                 round, or the errors of a cohort don't average out.
             weights: sensitivity by name, same shapes, at least 0: an error e in an entry with sensitivity s counts as
-                s * e (see `fedpeft.communication.bit_allocation.sensitivity`). Names left out count as 1.
+                s * e (see `fedpeft.communication.bit_allocation.compute_sensitivity`). Names left out count as 1.
             shapes: of the whole adapter, when `state` may hold only some of its tensors; default: those of `state`.
             reference: version and state that a `delta` step subtracts; both ends hold it.
             turn: at least 0; counts on from round to round, and from client to client (`segments`).
@@ -140,23 +140,23 @@ class Codec:
             ConfigError: a `delta` step has no reference, or a step's symbols lie outside of their alphabet.
         """
         own = {name: tuple(state[name].shape) for name in sorted(state)}
-        sent = _subset(own, own if shapes is None else shapes)
+        sent = _find_subset(own, own if shapes is None else shapes)
         seed %= 1 << 64
-        symbols, parameters = self.symbols(state, seed=seed, weights=weights, reference=reference, turn=turn)
+        symbols, parameters = self.create_symbols(state, seed=seed, weights=weights, reference=reference, turn=turn)
         body = self.packer.pack(symbols)
         for byte_step in self.byte_steps:
             body = byte_step.encode(body)
         parameters += [b""] * (1 + len(self.byte_steps))
         header = Header(
-            layout_digest(own if shapes is None else shapes),
+            compute_layout_digest(own if shapes is None else shapes),
             sent,
             tuple(state[name].dtype for name in own),
             seed if any(step.draws for step in self.steps) else None,
-            tuple((step_name(step), p) for step, p in zip(self.steps, parameters, strict=True)),
+            tuple((get_step_name(step), p) for step, p in zip(self.steps, parameters, strict=True)),
         )
         return write_payload(header, body)
 
-    def symbols(
+    def create_symbols(
         self,
         state: State,
         *,
@@ -175,25 +175,25 @@ class Codec:
                 raise PayloadError(
                     f"FP6025 {name} is {state[name].dtype}; a payload holds fp32, bf16, fp16 or fp64 tensors"
                 )
-        dtype = working_dtype([state[name].dtype for name in own])
-        flat = flattened(state, list(own), dtype)
+        dtype = choose_working_dtype([state[name].dtype for name in own])
+        flat = flatten_tensors(state, list(own), dtype)
         check_finite(flat, list(own), own)
-        signal = Signal(flat, tuple(own.values()), None if weights is None else flattened_weights(weights, own, dtype))
-        base = None if reference is None else (reference[0], flattened_reference(reference[1], own, dtype))
+        signal = Signal(flat, tuple(own.values()), None if weights is None else flatten_weights(weights, own, dtype))
+        base = None if reference is None else (reference[0], flatten_reference(reference[1], own, dtype))
         parameters: list[bytes] = []
         symbols: list[Symbols] = []
         with np.errstate(all="ignore"):  # what overflows is not finite, and the receiver refuses it
             for position, step in enumerate(self.tensor_steps):
-                spent = HEADER_SIZE + sum(map(len, parameters)) + packed_bound([s.expected for s in symbols])
+                spent = HEADER_SIZE + sum(map(len, parameters)) + bound_packed_size([s.expected for s in symbols])
                 made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base, turn=turn))
                 for one in made.symbols:
-                    one.check(step_name(step))
+                    one.check(get_step_name(step))
                 parameters.append(made.parameters)
                 symbols += made.symbols
                 signal = made.signal or signal
-                if wrong := unlike_vector(signal.values, total(signal.shapes)):
+                if wrong := describe_mismatch(signal.values, count_total(signal.shapes)):
                     raise ConfigError(
-                        f"FP1047 the codec step {step_name(step)} makes of the shapes {signal.shapes!s:.80} {wrong}"
+                        f"FP1047 the codec step {get_step_name(step)} makes of the shapes {signal.shapes!s:.80} {wrong}"
                     )
         return symbols, parameters
 
@@ -204,7 +204,7 @@ def parse_codec(text: str) -> Codec:
     Raises:
         ConfigError: unknown step or setting, value out of range, or steps in the wrong order.
     """
-    words = words_of(PRESETS.get(text.strip(), text))
+    words = split_steps(PRESETS.get(text.strip(), text))
     if not all(words):
         raise ConfigError(f"FP1049 the codec {text!r} has an empty step; write step | step | ...")
     specs = [parse_spec(word) for word in words]
@@ -241,7 +241,7 @@ def make_codec(steps: Sequence[Step]) -> Codec:
     return codec
 
 
-def _subset(own: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> tuple[bool, ...] | None:
+def _find_subset(own: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> tuple[bool, ...] | None:
     for name, shape in own.items():
         if name not in shapes:
             raise PayloadError(f"FP6026 the tensor {name} is not in the adapter")

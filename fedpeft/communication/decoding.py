@@ -18,10 +18,16 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.payload import Array, Header, Reader, Shape, read_payload, total
+from fedpeft.communication.payload import Array, Header, Reader, Shape, count_total, read_payload
 from fedpeft.communication.steps import ByteStep, Context, Packer, Plan, Step, TensorStep, check_order, codecs
 from fedpeft.communication.symbols import Expected
-from fedpeft.communication.vectors import check_finite, flattened, tensors_of, unlike_vector, working_dtype
+from fedpeft.communication.vectors import (
+    check_finite,
+    choose_working_dtype,
+    describe_mismatch,
+    flatten_tensors,
+    unflatten_tensors,
+)
 from fedpeft.errors import ConfigError, FedpeftError, PayloadError
 from fedpeft.peft.adapter import State
 
@@ -54,10 +60,10 @@ def decode_whole(payload: bytes, shapes: Mapping[str, Shape]) -> State:
     Raises:
         PayloadError: it is none, or tensors are missing.
     """
-    return whole(decode(payload, shapes), shapes)
+    return check_whole(decode(payload, shapes), shapes)
 
 
-def whole(state: State, shapes: Mapping[str, Shape]) -> State:
+def check_whole(state: State, shapes: Mapping[str, Shape]) -> State:
     """The state, in which a tensor is there for each of the `shapes`: a payload from a peer may hold some of them.
 
     Raises:
@@ -72,22 +78,22 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     header, data = read_payload(payload, shapes)
     ordered = sorted(shapes)
     names = ordered if header.sent is None else [n for n, sent in zip(ordered, header.sent, strict=True) if sent]
-    dtype = working_dtype(header.dtypes)
+    dtype = choose_working_dtype(header.dtypes)
 
     def reference(version: int) -> Array | None:
         state = references.get(version, {})
-        return flattened(state, names, dtype) if all(name in state for name in names) else None
+        return flatten_tensors(state, names, dtype) if all(name in state for name in names) else None
 
-    classes = _step_classes(header)
+    classes = _load_step_classes(header)
     segments = tuple(tuple(shapes[name]) for name in names)
-    parameters = total(segments)
+    parameters = count_total(segments)
     plans: list[Plan] = []
     counts: list[int] = []  # of the values before each
     for position, (step, (name, settings)) in enumerate(zip(classes, header.steps, strict=True)):
         reader = Reader(settings, f"the payload's step {name}")
         if issubclass(step, TensorStep):
             context = Context(header.seed or 0, position, dtype, parameters, references=reference)
-            counts.append(total(segments))
+            counts.append(count_total(segments))
             plans.append(step.plan(reader, segments, context))
             segments = plans[-1].shapes
         reader.end()
@@ -96,15 +102,15 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     with np.errstate(all="ignore"):
         for plan, (name, _) in reversed(list(zip(plans, header.steps, strict=False))):  # behind them: packer, bytes
             first = len(unpacked) - len(plan.symbols)
-            values = _undone(name, plan, values, unpacked[first:], counts.pop())
+            values = _undo_step(name, plan, values, unpacked[first:], counts.pop())
             del unpacked[first:]
     own = {name: tuple(shapes[name]) for name in names}
     check_finite(values, names, own)
-    state = tensors_of(values, own, header.dtypes)
+    state = unflatten_tensors(values, own, header.dtypes)
     return {name: state[name] for name in shapes if name in state}
 
 
-def _undone(name: str, plan: Plan, values: Array, symbols: Sequence[Array], count: int) -> Array:
+def _undo_step(name: str, plan: Plan, values: Array, symbols: Sequence[Array], count: int) -> Array:
     """The `count` values before a step, which may be anybody's; PayloadError names it where it makes none."""
     try:
         made = plan.undo(values, symbols)
@@ -112,14 +118,14 @@ def _undone(name: str, plan: Plan, values: Array, symbols: Sequence[Array], coun
         raise PayloadError(
             f"FP6042 the payload's step {name} can't be undone ({type(error).__name__}: {error})"
         ) from error
-    if wrong := unlike_vector(made, count):
+    if wrong := describe_mismatch(made, count):
         raise PayloadError(f"FP6043 the payload's step {name} is undone into {wrong}")
     return made
 
 
-def _step_classes(header: Header) -> list[type[Step]]:
+def _load_step_classes(header: Header) -> list[type[Step]]:
     try:
-        classes = [codecs.loaded(name) for name, _ in header.steps]
+        classes = [codecs.load_part(name) for name, _ in header.steps]
         check_order(classes)
     except ConfigError as error:
         raise PayloadError(f"FP6044 the payload can't be decoded: {error}") from None

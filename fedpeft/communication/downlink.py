@@ -20,18 +20,18 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedpeft.aggregation.factors import ranks_in_front
+from fedpeft.aggregation.factors import move_ranks_to_front
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.base_residual import Residual
 from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Reader, Shape, read_payload
-from fedpeft.communication.release import digest_of, state_name
-from fedpeft.communication.steps import Quantizer, step_name
-from fedpeft.communication.uplink import preset_of
+from fedpeft.communication.release import compute_digest, format_state_name
+from fedpeft.communication.steps import Quantizer, get_step_name
+from fedpeft.communication.uplink import find_preset
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, Layout, State, difference, held_in
+from fedpeft.peft.adapter import AdapterShape, Layout, State, round_to_precision, subtract_states
 
 DOWNLINKS: Final[Mapping[str, str]] = {
     "medium": "grid(bits=5.0) | rans",
@@ -55,7 +55,7 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
     """
     name = text.strip()
     if name == "auto":
-        name = preset_of(codec) if preset_of(codec) in DOWNLINKS else lossless
+        name = find_preset(codec) if find_preset(codec) in DOWNLINKS else lossless
     made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
     if any(step.needs_reference for step in made.steps):
         raise ConfigError(f"FP1058 --downlink {text!r}: with delta, clients would end at different states; use grid")
@@ -71,7 +71,9 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
     return made
 
 
-def uncompared(strategy: Strategy, layout: Layout, codec: Codec, form: ClientForm | None, seed: int, round: int) -> str:
+def explain_uncompared(
+    strategy: Strategy, layout: Layout, codec: Codec, form: AdapterShape | None, seed: int, round_number: int
+) -> str:
     """Return why clients can't compare the state that they are sent in a `form`, as both ends of the wire find it out.
 
     Returns:
@@ -79,25 +81,25 @@ def uncompared(strategy: Strategy, layout: Layout, codec: Codec, form: ClientFor
     """
     if strategy.groups:
         return "groups"
-    if strategy.ranks(layout, form, seed, round, 0):
+    if strategy.ranks(layout, form, seed, round_number, 0):
         return "ranks"
-    return "" if codec.lossless or _quantizer(codec).chains else "lossy"
+    return "" if codec.lossless or _get_quantizer(codec).chains else "lossy"
 
 
-def _quantizer(codec: Codec) -> Quantizer:
+def _get_quantizer(codec: Codec) -> Quantizer:
     quantizer = codec.tensor_steps[-1]
     assert isinstance(quantizer, Quantizer)  # `check_order` has seen to it
     return quantizer
 
 
-def at_step_of(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
+def fix_step_size(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
     """A codec that chains states, at the step size of `payload`, which it has made: for one state from elsewhere."""
-    quantizer = _quantizer(codec)
-    parameters = dict(read_payload(payload, shapes)[0].steps)[step_name(quantizer)]
+    quantizer = _get_quantizer(codec)
+    parameters = dict(read_payload(payload, shapes)[0].steps)[get_step_name(quantizer)]
     return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], quantizer.as_in(Reader(parameters))))
 
 
-def start_for(strategy: Strategy, start: State, layout: Layout, form: ClientForm | None) -> State:
+def start_for(strategy: Strategy, start: State, layout: Layout, form: AdapterShape | None) -> State:
     """The seeded start in a client's form, which movements count from; the same on both ends."""
     return strategy.dispatch(start, layout, form, 1)
 
@@ -110,18 +112,18 @@ class Arrival:
     moved: State
 
     @property
-    def compared(self) -> State:
+    def comparable_state(self) -> State:
         """What is the same bits on every machine, if anything is: the start in a form of one's own may be rounded."""
         return self.moved or self.state
 
 
-def arrival(
+def decode_arrival(
     payload: bytes, codec: Codec, shapes: Mapping[str, Shape], start: State, held: Mapping[int, State]
 ) -> Arrival:
     """Decode what the server sent.
 
     Args:
-        payload: see `Downlink.package`.
+        payload: see `Downlink.create_package`.
         codec: of the downlink.
         shapes: of the client's tensors.
         start: in the client's form (`start_for`); not needed without loss.
@@ -148,15 +150,15 @@ class Arrivals:
         self._last: tuple[bytes, Mapping[str, Shape], Arrival] | None = None
 
     def of(self, payload: bytes, shapes: Mapping[str, Shape], start: State, held: Mapping[int, State]) -> Arrival:
-        """See `arrival`; who is sent what the last one was shares its tensors, which nobody changes in place."""
+        """See `decode_arrival`; who is sent what the last one was shares its tensors, which nobody changes in place."""
         if not self.codec.lossless:
-            return arrival(payload, self.codec, shapes, start, held)
+            return decode_arrival(payload, self.codec, shapes, start, held)
         if self._last is None or self._last[0] != payload or self._last[1] != shapes:
-            self._last = payload, shapes, arrival(payload, self.codec, shapes, start, held)
+            self._last = payload, shapes, decode_arrival(payload, self.codec, shapes, start, held)
         return self._last[2]
 
 
-def balanced(moved: State) -> State:
+def compute_balanced_weights(moved: State) -> State:
     """Weights in (0, 1] under which a tensor's step grows with the root of its magnitude.
 
     With one step for all, a head solved in closed form, whose entries are thirty times as large as those of the LoRA
@@ -184,7 +186,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentState:
     """What a client was sent, until it answers.
 
     Attributes:
@@ -200,7 +202,7 @@ class Sent:
     @property
     def state(self) -> State:
         """What the client starts from, as it holds it."""
-        return held_in(self.package.state, self.instruction.adapter_precision)
+        return round_to_precision(self.package.state, self.instruction.adapter_precision)
 
     @property
     def bytes(self) -> int:
@@ -236,69 +238,71 @@ class Downlink:
         start: State,
         versions: Versions,
         residual: Residual,
-        round: int,
+        round_number: int,
         seed: int = 0,
     ) -> None:
         self._strategy, self._layout, self._codec, self._lossless = strategy, layout, codec, lossless
         self._state, self._start, self._versions = state, start, versions
-        self._residual, self._round, self._seed = residual, round, seed
-        self.trained = strategy.trained(layout, round)
+        self._residual, self._round, self._seed = residual, round_number, seed
+        self.trained = strategy.trained(layout, round_number)
         self.private = strategy.private(layout)
         self.shared = self.trained - self.private
         """What updates hold."""
-        self._chains = _quantizer(codec).chains
-        self._packages: dict[tuple[ClientForm | None, int, bool, tuple[int, ...]], Package] = {}
+        self._chains = _get_quantizer(codec).chains
+        self._packages: dict[tuple[AdapterShape | None, int, bool, tuple[int, ...]], Package] = {}
         self._bases: dict[int, bytes] = {}
-        self._made: dict[ClientForm | None, tuple[bytes, Arrival, State | None]] = {}
+        self._made: dict[AdapterShape | None, tuple[bytes, Arrival, State | None]] = {}
 
     @property
-    def made(self) -> dict[ClientForm | None, bytes]:
+    def made(self) -> dict[AdapterShape | None, bytes]:
         """The round's new versions, by form: the ways that lead to them from the start."""
         return {form: payload for form, (payload, _, _) in self._made.items()} if self._chains else {}
 
-    def package(self, form: ClientForm | None, held: int, newcomer: bool, client: int = 0) -> Package:
+    def create_package(self, form: AdapterShape | None, held: int, newcomer: bool, client: int = 0) -> Package:
         """The adapter for a `client` that has a `form` and holds a version (0: none of use)."""
         if not (self._chains and self._versions.get(form, held)):
             held = 0
-        ranks, whole = self._ranks(form, client), self._strategy.held_form(self._layout, form)
+        ranks, whole = self._get_ranks(form, client), self._strategy.held_form(self._layout, form)
         key = whole, held, newcomer and bool(self.private), () if whole != form else ranks
         if key not in self._packages:
-            self._packages[key] = self._package(*key)
+            self._packages[key] = self._create_package(*key)
         return replace(self._packages[key], ranks=ranks)
 
-    def _ranks(self, form: ClientForm | None, client: int) -> tuple[int, ...]:
+    def _get_ranks(self, form: AdapterShape | None, client: int) -> tuple[int, ...]:
         return self._strategy.ranks(self._layout, form, self._seed, self._round, client)
 
-    def released(self, form: ClientForm | None) -> dict[str, str]:
-        """Return the digests of the states in a `form`, by `state_name`; in their place why clients can't compare."""
-        why = uncompared(self._strategy, self._layout, self._codec, form, self._seed, self._round)
+    def get_digests(self, form: AdapterShape | None) -> dict[str, str]:
+        """Return the digests of the states in a `form`, by `format_state_name`; in their place why clients can't compare."""
+        why = explain_uncompared(self._strategy, self._layout, self._codec, form, self._seed, self._round)
         return {
-            state_name(form, newcomer): why or self._digest(form, newcomer)
+            format_state_name(form, newcomer): why or self._compute_digest(form, newcomer)
             for newcomer in (False, True)[: 2 if self.private else 1]
         }
 
-    def _digest(self, form: ClientForm | None, newcomer: bool) -> str:
+    def _compute_digest(self, form: AdapterShape | None, newcomer: bool) -> str:
         if self._codec.lossless:
-            state = self.package(form, 0, newcomer).state
+            state = self.create_package(form, 0, newcomer).state
         else:
-            state = self._whole(form)[1].compared
-        return digest_of({name: tensor for name, tensor in state.items() if newcomer or name not in self.private})
+            state = self._encode_whole(form)[1].comparable_state
+        return compute_digest({name: tensor for name, tensor in state.items() if newcomer or name not in self.private})
 
-    def _package(self, form: ClientForm | None, held: int, everything: bool, ranks: tuple[int, ...]) -> Package:
-        shapes = self._layout.with_form(form).shapes
+    def _create_package(
+        self, form: AdapterShape | None, held: int, everything: bool, ranks: tuple[int, ...]
+    ) -> Package:
+        shapes = self._layout.replace_form(form).shapes
         names = [name for name in shapes if everything or name not in self.private]
         if self._codec.lossless:
-            state = ranks_in_front(self._state, self._layout, ranks)
+            state = move_ranks_to_front(self._state, self._layout, ranks)
             sent = self._strategy.dispatch(state, self._layout, form, self._round)
             payload = self._codec.encode({name: sent[name] for name in names}, shapes=shapes)
             return Package(payload, decode(payload, shapes), None, ranks)
-        payload, whole, weights = self._whole(form)
+        payload, whole, weights = self._encode_whole(form)
         state = {name: whole.state[name] for name in names}
         part = {name: whole.moved[name] for name in names}
-        codec = at_step_of(self._codec, payload, shapes) if self._chains else self._codec
+        codec = fix_step_size(self._codec, payload, shapes) if self._chains else self._codec
         if len(names) < len(shapes):
             payload = codec.encode(part, seed=self._round, weights=weights, shapes=shapes)
-            state |= arrival(payload, codec, shapes, self._start_for(form), {}).state
+            state |= decode_arrival(payload, codec, shapes, self._start_for(form), {}).state
         if held:
             moved = decode(self._versions.get(form, held) or b"", shapes)
             shorter = codec.encode(part, weights=weights, shapes=shapes, reference=(held, moved))
@@ -306,24 +310,24 @@ class Downlink:
                 return Package(shorter, state, held)
         return Package(payload, state, 0)
 
-    def _whole(self, form: ClientForm | None) -> tuple[bytes, Arrival, State | None]:
+    def _encode_whole(self, form: AdapterShape | None) -> tuple[bytes, Arrival, State | None]:
         """The way from the start to the round's state, where it leads, and the weights that it is encoded with."""
         if form not in self._made:
-            start, shapes = self._start_for(form), self._layout.with_form(form).shapes
-            moved = difference(self._strategy.dispatch(self._state, self._layout, form, self._round), start)
-            weights = balanced(moved) if self._chains else None
+            start, shapes = self._start_for(form), self._layout.replace_form(form).shapes
+            moved = subtract_states(self._strategy.dispatch(self._state, self._layout, form, self._round), start)
+            weights = compute_balanced_weights(moved) if self._chains else None
             payload = self._codec.encode(moved, seed=self._round, weights=weights, shapes=shapes)
-            self._made[form] = payload, arrival(payload, self._codec, shapes, start, {}), weights
+            self._made[form] = payload, decode_arrival(payload, self._codec, shapes, start, {}), weights
         return self._made[form]
 
-    def _start_for(self, form: ClientForm | None) -> State:
+    def _start_for(self, form: AdapterShape | None) -> State:
         return start_for(self._strategy, self._start, self._layout, form)
 
     def base(self, last: int) -> bytes:
         """What brings the base of a client up to date that took part in round `last` (0: never)."""
         held = max(0, last - 1)  # the base of a round is that after the round before
         if held not in self._bases:
-            self._bases[held] = self._residual.payload(held, self._layout.pairs, self._lossless)
+            self._bases[held] = self._residual.encode_payload(held, self._layout.pairs, self._lossless)
         return self._bases[held]
 
 
@@ -331,7 +335,7 @@ LONGEST: Final = 256
 """Versions of one form that are kept at most."""
 
 
-Form = ClientForm | None
+Form = AdapterShape | None
 
 
 @dataclass(frozen=True)
@@ -344,17 +348,17 @@ class Versions:
         """The payload that leads to a version; None where it is not kept."""
         return self.payloads.get(form, {}).get(version)
 
-    def after(self, round: int, made: Mapping[Form, bytes], held: Iterable[int]) -> Versions:
+    def after(self, round_number: int, made: Mapping[Form, bytes], held: Iterable[int]) -> Versions:
         """With a round's versions, and of all of them only those that are `held` by somebody."""
-        wanted = {round, *held}
+        wanted = {round_number, *held}
         payloads = {}
         for form in [*self.payloads, *(form for form in made if form not in self.payloads)]:
-            chain = self.payloads.get(form, {}) | ({round: made[form]} if form in made else {})
+            chain = self.payloads.get(form, {}) | ({round_number: made[form]} if form in made else {})
             kept = sorted(version for version in chain if version in wanted)[-LONGEST:]
             payloads[form] = {version: chain[version] for version in kept}
         return Versions(payloads)
 
-    def state(self) -> State:
+    def to_tensors(self) -> State:
         """As tensors by name, for a checkpoint."""
         return {
             f"{form.rank if form else 0}/{form.alpha if form else 0.0!r}/{version}": torch.from_numpy(
@@ -365,11 +369,11 @@ class Versions:
         }
 
     @classmethod
-    def of(cls, state: State) -> Versions:
+    def from_tensors(cls, state: State) -> Versions:
         """From what `state` returned."""
         made = cls()
         for name, tensor in state.items():
             rank, alpha, version = name.split("/")
-            form = ClientForm(int(rank), float(alpha)) if int(rank) else None
+            form = AdapterShape(int(rank), float(alpha)) if int(rank) else None
             made.payloads.setdefault(form, {})[int(version)] = tensor.numpy().tobytes()
         return made

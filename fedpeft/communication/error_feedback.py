@@ -71,7 +71,7 @@ class ErrorFeedback:
             )
 
     @classmethod
-    def of(cls, spec: Spec, codec: Codec) -> ErrorFeedback:
+    def from_spec(cls, spec: Spec, codec: Codec) -> ErrorFeedback:
         """From a text such as `ef14(keep=0.5)`.
 
         Raises:
@@ -106,7 +106,7 @@ class ErrorFeedback:
         if self.kind == "none":
             return self.codec.encode(delta, seed=seed, weights=weights, shapes=shapes, turn=turn), {}
         own = {name: tuple(tensor.shape) for name, tensor in delta.items()}
-        held = _fitting(memory or {}, own)
+        held = _select_fitting(memory or {}, own)
         sign = self.keep if self.kind == "ef14" else -1.0
         target = {
             name: tensor + sign * held[name].to(tensor) if name in held else tensor for name, tensor in delta.items()
@@ -126,17 +126,17 @@ class ErrorFeedback:
         received = decode(payload, shapes)
         if self.kind != "ef21":
             return received, {}
-        held = _fitting(memory or {}, shapes)
+        held = _select_fitting(memory or {}, shapes)
         update = _sum(received, held)
         return update, {**held, **update}
 
 
-def no_feedback(codec: Codec) -> ErrorFeedback:
+def create_no_feedback(codec: Codec) -> ErrorFeedback:
     """The codec alone."""
     return ErrorFeedback(codec, "none")
 
 
-def _fitting(memory: State, shapes: Mapping[str, Shape]) -> State:
+def _select_fitting(memory: State, shapes: Mapping[str, Shape]) -> State:
     """The memory without tensors whose shape has changed, as it does when a client's rank does."""
     return {n: t for n, t in memory.items() if n not in shapes or tuple(t.shape) == tuple(shapes[n])}
 

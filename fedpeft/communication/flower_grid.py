@@ -27,7 +27,7 @@ MESSAGE_TYPES = {"prepare": "query", "train": "train", "evaluate": "evaluate", "
 POLL_SECONDS = 0.01
 
 
-def node_of(client: int) -> int:
+def get_node_id(client: int) -> int:
     """Flower's node id of a client in our own grids."""
     return client + FIRST_CLIENT
 
@@ -37,16 +37,16 @@ def set_identity() -> None:
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = SERVER_NODE
 
 
-def local_messages() -> None:
+def allow_local_messages() -> None:
     """Let messages be made in this process; inside Flower they can be, and its identity stays."""
     if TaskIdentity._node_id is None:
         set_identity()
 
 
-def local_reply(client: int, content: RecordDict) -> Message:
+def create_local_reply(client: int, content: RecordDict) -> Message:
     """A client's reply as Flower's strategies read it, made in this process from what has been decoded."""
-    local_messages()
-    asked = Message(content=RecordDict(), dst_node_id=node_of(client), message_type=MESSAGE_TYPES["train"])
+    allow_local_messages()
+    asked = Message(content=RecordDict(), dst_node_id=get_node_id(client), message_type=MESSAGE_TYPES["train"])
     return Message(content, reply_to=asked)
 
 

@@ -24,26 +24,26 @@ from fedpeft.errors import PayloadError
 CLASSES: Final = 16
 
 
-def classes_of(rms: Array, used: Array) -> Array:
+def classify_slices(rms: Array, used: Array) -> Array:
     """Class of each slice, from its root mean square in steps; 0 where it is not `used`."""
     octaves = np.log2(np.maximum(rms, 2.0**-9))
     classes = np.clip(np.round(2 * octaves) + 7, 1, CLASSES - 1)
     return np.where(used, classes, 0).astype(np.uint8)
 
 
-def level_streams(q: Array, classes: Array, sizes: Array, counts: Array | None = None) -> tuple[bytes, list[Symbols]]:
+def split_levels(q: Array, classes: Array, sizes: Array, counts: Array | None = None) -> tuple[bytes, list[Symbols]]:
     """The reaches of the classes that occur, for a step's parameters, and a stream for each of them.
 
     Args:
         q: levels (n,), int16, slice after slice.
-        classes: of the slices, as `classes_of` says.
+        classes: of the slices, as `classify_slices` says.
         sizes: entries of each slice.
         counts: (CLASSES, 2 m + 1), how often each of -m ... m occurs in each class, where that is known.
     """
     reaches, streams = b"", []
     alike = len(sizes) > 0 and bool((sizes == sizes[0]).all())
     rows = q.reshape(len(sizes), -1) if alike else q
-    for c in _present(classes):
+    for c in _find_present(classes):
         chosen = classes == c
         values = rows[chosen if alike else np.repeat(chosen, sizes)].reshape(-1)
         known = None
@@ -69,12 +69,12 @@ class ExpectedLevels:
 
     @classmethod
     def read(cls, parameters: Reader, classes: Array, sizes: Array, most: int, owner: str) -> ExpectedLevels:
-        """From a step's parameters, as `level_streams` wrote them.
+        """From a step's parameters, as `split_levels` wrote them.
 
         Raises:
             PayloadError: a reach is beyond `most`.
         """
-        reaches = tuple(parameters.integer(2, "reach of a class") for _ in _present(classes))
+        reaches = tuple(parameters.read_integer(2, "reach of a class") for _ in _find_present(classes))
         if any(reach > most for reach in reaches):
             raise PayloadError(f"FP6050 the payload's step {owner} has a reach beyond {most}")
         return cls(classes, sizes, reaches)
@@ -82,19 +82,19 @@ class ExpectedLevels:
     @property
     def symbols(self) -> tuple[Expected, ...]:
         """What the packer must deliver."""
-        pairs = zip(_present(self.classes), self.reaches, strict=True)
+        pairs = zip(_find_present(self.classes), self.reaches, strict=True)
         return tuple(Expected(int(self.sizes[self.classes == c].sum()), 2 * reach + 1) for c, reach in pairs)
 
-    def places(self) -> list[Array]:
+    def find_places(self) -> list[Array]:
         """Where the entries (n,) of each class are, as masks."""
-        return [np.repeat(self.classes == c, self.sizes) for c in _present(self.classes)]
+        return [np.repeat(self.classes == c, self.sizes) for c in _find_present(self.classes)]
 
     def values(self, streams: Sequence[Array], dtype: np.dtype[np.generic]) -> list[Array]:
         """The levels of each class."""
         return [s.astype(dtype) - dtype.type(r) for s, r in zip(streams, self.reaches, strict=True)]
 
 
-def _present(classes: Array) -> list[int]:
+def _find_present(classes: Array) -> list[int]:
     return [c for c in range(1, CLASSES) if (classes == c).any()]
 
 
@@ -117,7 +117,7 @@ def scale_symbols(words: Array, width: int) -> tuple[Symbols, ...]:
     return tuple(Symbols((words >> (8 * i) & 255).astype(np.uint8), 256) for i in range(width))
 
 
-def expected_scales(count: int, width: int) -> tuple[Expected, ...]:
+def expect_scales(count: int, width: int) -> tuple[Expected, ...]:
     """What a plan asks for, for `count` scales."""
     return (Expected(count, 256),) * width
 

@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.errors import PayloadError
 from fedpeft.models.precisions import ADAPTERS, BASES
-from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.peft.adapter import AdapterShape, Layout
 
 Kind = Literal["prepare", "train", "evaluate", "sum"]
 
@@ -84,7 +84,7 @@ class Instruction:
         bits: precision of the update, a parameter; 0: the codec's own.
         base_precision: of the client's frozen base; empty: the run's own.
         adapter_precision: of the adapter as the client holds it, before and after training.
-        residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
+        residual: what brings a remote client's base to version `base` (`Residual.encode_payload`); clients on the server's
             machine read it from a file instead.
         told: what the sums before round 1 have told, encoded: shares of the classes among all rows
             (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`); empty:
@@ -128,9 +128,9 @@ class Instruction:
     asks: str = ""
 
     @property
-    def form(self) -> ClientForm | None:
+    def form(self) -> AdapterShape | None:
         """The client's LoRA rank and alpha."""
-        return ClientForm(self.rank, self.alpha) if self.rank else None
+        return AdapterShape(self.rank, self.alpha) if self.rank else None
 
     def check_rank(self, layout: Layout) -> None:
         """Refuse factors of a rank that the layout does not have, before anything is allocated for them.
@@ -227,7 +227,7 @@ class Report:
             raise PayloadError("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words))
 
 
-def to_record(content: Instruction | Report) -> RecordDict:
+def write_record(content: Instruction | Report) -> RecordDict:
     """As the content of a Flower message."""
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k not in PAYLOADS}
     own = vars(content)
@@ -237,14 +237,14 @@ def to_record(content: Instruction | Report) -> RecordDict:
 
 
 @cache
-def _types(cls: Any) -> dict[str, tuple[type, ...]]:
+def _get_field_types(cls: Any) -> dict[str, tuple[type, ...]]:
     """What the values of a message's fields are, as Flower brings them."""
     plain = {int: (int,), float: (int, float), bool: (bool,), tuple[int, ...]: (list,)}
     return {name: plain.get(hint, (str,)) for name, hint in get_type_hints(cls).items() if name not in PAYLOADS}
 
 
 def _check_types(fields: Mapping[str, Any], cls: type[Instruction] | type[Report]) -> None:
-    for name, legal in _types(cls).items():  # type: ignore[arg-type]  # mypy: classes are hashable
+    for name, legal in _get_field_types(cls).items():  # type: ignore[arg-type]  # mypy: classes are hashable
         value = fields.get(name)
         if name in fields and not (isinstance(value, legal) and (bool in legal or not isinstance(value, bool))):
             raise PayloadError(f"FP6057 {name} is {value!r:.50}, not of type {legal[-1].__name__}")
@@ -252,7 +252,7 @@ def _check_types(fields: Mapping[str, Any], cls: type[Instruction] | type[Report
         raise PayloadError(f"FP6058 kind is {fields['kind']!r:.50}; legal are {', '.join(get_args(Kind))}")
 
 
-def _from_record(record: RecordDict, cls: type[Any]) -> Any:
+def _read_record(record: RecordDict, cls: type[Any]) -> Any:
     try:
         fields: dict[str, Any] = dict(record.config_records["fedpeft"])
         _check_types(fields, cls)
@@ -268,15 +268,15 @@ def _from_record(record: RecordDict, cls: type[Any]) -> Any:
         raise PayloadError(f"FP6060 the message is not a fedpeft {cls.__name__.lower()}: {error}") from error
 
 
-def instruction_of(message: Message) -> Instruction:
+def read_instruction(message: Message) -> Instruction:
     """The instruction in a Flower message, or PayloadError."""
-    found: Instruction = _from_record(message.content, Instruction)
+    found: Instruction = _read_record(message.content, Instruction)
     return found
 
 
 def report_of(message: Message) -> Report:
     """The report in a Flower message, or PayloadError."""
-    found: Report = _from_record(message.content, Report)
+    found: Report = _read_record(message.content, Report)
     return found
 
 

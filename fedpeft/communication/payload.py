@@ -52,7 +52,7 @@ DTYPES: Final[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.f
 """The dtypes that travel; a dtype's code is its index. Append only."""
 
 
-def varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
     """LEB128: seven bits a byte, lowest first; `number` is at least 0."""
     out = bytearray()
     while number > 0x7F:
@@ -81,15 +81,15 @@ class Reader:
         self._at += count
         return piece
 
-    def integer(self, size: int, what: str) -> int:
+    def read_integer(self, size: int, what: str) -> int:
         """An unsigned little-endian integer of `size` bytes."""
         return int.from_bytes(self.take(size, what), "little")
 
-    def varint(self, what: str, high: int, low: int = 0) -> int:
+    def read_varint(self, what: str, high: int, low: int = 0) -> int:
         """A varint from `low` to `high`, both inclusive."""
         number = 0
         for shift in range(0, 63, 7):
-            byte = self.integer(1, what)
+            byte = self.read_integer(1, what)
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
@@ -99,7 +99,7 @@ class Reader:
             raise PayloadError(f"FP6064 {self._owner} has {what} = {number}, which must be {low} to {high}")
         return number
 
-    def rest(self) -> memoryview:
+    def read_rest(self) -> memoryview:
         """All bytes that are left."""
         piece = self._data[self._at :]
         self._at = len(self._data)
@@ -130,13 +130,13 @@ class Header:
     steps: tuple[tuple[str, bytes], ...]
 
 
-def layout_digest(shapes: Mapping[str, Shape]) -> bytes:
+def compute_layout_digest(shapes: Mapping[str, Shape]) -> bytes:
     """Eight bytes that identify names and shapes, whatever their order."""
-    return _digest(tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())))
+    return _compute_digest(tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())))
 
 
 @lru_cache(maxsize=256)
-def _digest(entries: tuple[tuple[str, Shape], ...]) -> bytes:
+def _compute_digest(entries: tuple[tuple[str, Shape], ...]) -> bytes:
     text = "\n".join(f"{name}\t{','.join(map(str, shape))}" for name, shape in entries)
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
@@ -158,11 +158,11 @@ def write_payload(header: Header, body: bytes) -> bytes:
         tail += header.seed.to_bytes(8, "little")
     tail.append(len(header.steps))
     for name, parameters in header.steps:
-        tail += varint(len(name)) + name.encode() + varint(len(parameters)) + parameters
+        tail += encode_varint(len(name)) + name.encode() + encode_varint(len(parameters)) + parameters
     return seal(MAGIC + bytes((VERSION,)) + b"\0\0\0\0" + header.digest + bytes((flags,)) + bytes(tail) + body)
 
 
-def checksum_of(values: Array) -> int:
+def compute_checksum(values: Array) -> int:
     """By which both ends see that they hold the same values."""
     return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
 
@@ -181,20 +181,20 @@ def read_payload(payload: bytes, shapes: Mapping[str, Shape]) -> tuple[Header, m
     reader = Reader(payload)
     if reader.take(3, "magic") != MAGIC:
         raise PayloadError(f"FP6066 these {len(payload)} bytes are not a fedpeft payload: the magic is missing")
-    version = reader.integer(1, "version")
+    version = reader.read_integer(1, "version")
     if version != VERSION:
         raise PayloadError(f"FP6067 the payload is of format version {version}; this release reads version {VERSION}")
-    checksum = reader.integer(4, "checksum")
+    checksum = reader.read_integer(4, "checksum")
     if checksum != zlib.crc32(memoryview(payload)[CHECKED_FROM:]):
         raise PayloadError("FP6068 the payload is damaged: its checksum does not match its contents")
     digest = reader.take(8, "layout digest")
-    expected = layout_digest(shapes)
+    expected = compute_layout_digest(shapes)
     if digest != expected:
         raise PayloadError(
             f"FP6069 the payload was made for another adapter: its layout digest is {digest.hex()}, but "
             f"{expected.hex()} is expected ({len(shapes)} tensors)"
         )
-    flags = reader.integer(1, "flags")
+    flags = reader.read_integer(1, "flags")
     if flags & ~(SUBSET | SEED | MIXED):
         raise PayloadError(f"FP6070 the payload has unknown flags {flags:#04x}")
     sent = _read_subset(reader, len(shapes)) if flags & SUBSET else None
@@ -203,9 +203,9 @@ def read_payload(payload: bytes, shapes: Mapping[str, Shape]) -> tuple[Header, m
     if any(code >= len(DTYPES) for code in codes):
         raise PayloadError(f"FP6071 the payload has an unknown dtype code; legal: 0 to {len(DTYPES) - 1}")
     dtypes = tuple(DTYPES[code] for code in codes) if flags & MIXED else (DTYPES[codes[0]],) * count
-    seed = reader.integer(8, "seed") if flags & SEED else None
+    seed = reader.read_integer(8, "seed") if flags & SEED else None
     steps = _read_steps(reader)
-    return Header(digest, sent, dtypes, seed, steps), reader.rest()
+    return Header(digest, sent, dtypes, seed, steps), reader.read_rest()
 
 
 def _read_subset(reader: Reader, count: int) -> tuple[bool, ...]:
@@ -216,25 +216,25 @@ def _read_subset(reader: Reader, count: int) -> tuple[bool, ...]:
 
 
 def _read_steps(reader: Reader) -> tuple[tuple[str, bytes], ...]:
-    count = reader.integer(1, "step count")
+    count = reader.read_integer(1, "step count")
     if count > MAX_STEPS:
         raise PayloadError(f"FP6073 the payload names {count} steps; at most {MAX_STEPS} are legal")
     steps = []
     for _ in range(count):
-        name = reader.take(reader.varint("length of a step's name", MAX_NAME, 1), "step name")
+        name = reader.take(reader.read_varint("length of a step's name", MAX_NAME, 1), "step name")
         if not name.isascii():
             raise PayloadError("FP6074 the payload names a step in other than ASCII letters")
-        parameters = reader.take(reader.varint("length of a step's parameters", MAX_PARAMETERS), "step parameters")
+        parameters = reader.take(reader.read_varint("length of a step's parameters", MAX_PARAMETERS), "step parameters")
         steps.append((name.decode(), parameters))
     return tuple(steps)
 
 
-def total(shapes: Sequence[Shape]) -> int:
+def count_total(shapes: Sequence[Shape]) -> int:
     """Number of parameters in tensors of these shapes."""
-    return sum(size(shape) for shape in shapes)
+    return sum(count_entries(shape) for shape in shapes)
 
 
-def size(shape: Shape) -> int:
+def count_entries(shape: Shape) -> int:
     """Number of parameters in a tensor of this shape (a scalar has one)."""
     product = 1
     for length in shape:

@@ -21,7 +21,7 @@ Bits = dict[int, float]
 """Bits a parameter, by client."""
 
 LOWEST, HIGHEST = 0.1, 10.0
-"""Bits that no rule goes beyond; a codec has limits of its own, see `Codec.with_bits`."""
+"""Bits that no rule goes beyond; a codec has limits of its own, see `Codec.set_bits`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ class PrecisionRule(ABC):
         """The bits of each client, from what they would be without the rule."""
 
 
-def within(bits: Bits) -> Bits:
+def limit_bits(bits: Bits) -> Bits:
     """The same bits, none below `LOWEST` or above `HIGHEST`."""
     return {client: min(HIGHEST, max(LOWEST, b)) for client, b in bits.items()}

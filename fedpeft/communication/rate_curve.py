@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.payload import Array
-from fedpeft.communication.symbols import counted
+from fedpeft.communication.symbols import count_symbols
 
 SAMPLE: Final = 2048
 """Entries that are looked at, about."""
@@ -30,7 +30,7 @@ class RateCurve:
     log_steps: Array
     bytes: Array
 
-    def at(self, step: float) -> float:
+    def estimate_size(self, step: float) -> float:
         """About how many bytes the levels take."""
         return float(np.interp(-np.log2(step), -self.log_steps, self.bytes))
 
@@ -38,10 +38,10 @@ class RateCurve:
         """Where they take the budget, and how many bytes less an octave further."""
         log_step = float(np.interp(budget, self.bytes, self.log_steps))
         step = 2.0**log_step
-        return step, max(1.0, self.at(step / np.sqrt(2)) - self.at(step * np.sqrt(2)))
+        return step, max(1.0, self.estimate_size(step / np.sqrt(2)) - self.estimate_size(step * np.sqrt(2)))
 
 
-def rate_curve(
+def compute_rate_curve(
     y: Array, rms: Array, sizes: Array, low: float, high: float, offset: float, probe: Array | None
 ) -> RateCurve:
     """The curve between two steps.
@@ -60,7 +60,7 @@ def rate_curve(
     unit = np.repeat(rms, np.diff(ends, prepend=0))
     inside = unit > 0
     z = (y[::every][inside] / unit[inside]).astype(np.float32)
-    rates = _rates(z, offset, None if probe is None else probe[::every][inside])
+    rates = _compute_rates(z, offset, None if probe is None else probe[::every][inside])
     places = np.round(_PER_OCTAVE * np.log2(rms[rms > 0])).astype(np.int64)
     entries = np.bincount(places - places.min(), weights=sizes[rms > 0])
     first, last = (round(_PER_OCTAVE * float(np.log2(step))) for step in (low / 1.1, high * 1.1))
@@ -70,7 +70,7 @@ def rate_curve(
     return RateCurve((last - np.arange(len(spent))) / _PER_OCTAVE, np.maximum.accumulate(spent))
 
 
-def _rates(z: Array, offset: float, probe: Array | None) -> Array:
+def _compute_rates(z: Array, offset: float, probe: Array | None) -> Array:
     """Entropy of the levels of z (n,), in bits an entry, at each of `_OCTAVES`."""
     scaled = (z if probe is not None else np.abs(z)) * np.exp2(_OCTAVES).astype(np.float32)[:, None]
     scaled += offset if probe is None else probe.astype(np.float32) + np.float32(0.5)
@@ -78,7 +78,7 @@ def _rates(z: Array, offset: float, probe: Array | None) -> Array:
     reach = int(max(levels.max(initial=0), -levels.min(initial=0)))
     rows, width = len(_OCTAVES), 2 * reach + 1
     joint = levels + (np.arange(rows, dtype=np.int16) * width + reach)[:, None]
-    counts = counted(joint.reshape(-1), rows * width).reshape(rows, width)
+    counts = count_symbols(joint.reshape(-1), rows * width).reshape(rows, width)
     logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
     count = max(1, len(z))
     entropy = np.log2(count) - (counts * logs).sum(axis=1) / count

@@ -17,7 +17,7 @@ import torch
 
 from fedpeft.communication.messages import ALIKE, LOCAL, OWN, PAYLOADS, Instruction, Kind
 from fedpeft.errors import PayloadError
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Release:
 
     Attributes:
         kind, round: as in their instructions.
-        states: digests by `state_name`, or one of `UNCOMPARED`.
-        common: `common_digest` of every instruction.
+        states: digests by `format_state_name`, or one of `UNCOMPARED`.
+        common: `compute_common_digest` of every instruction.
         base: digest of what exact strategies have put into the base; empty: nothing.
         asks: question that every instruction asks; empty: none.
     """
@@ -48,17 +48,17 @@ UNCOMPARED: Final[Mapping[str, str]] = {
 """What a record says in place of a digest if clients can't compare a state, and why they can't."""
 
 
-def form_name(form: ClientForm | None) -> str:
+def format_form(form: AdapterShape | None) -> str:
     """What a form is called in a release."""
     return f"rank {form.rank}, alpha {float(form.alpha)!r}" if form else "whole"
 
 
-def state_name(form: ClientForm | None, newcomer: bool) -> str:
+def format_state_name(form: AdapterShape | None, newcomer: bool) -> str:
     """Return the name of a state in a release: a newcomer is also sent the tensors that clients keep afterwards."""
-    return form_name(form) + (", newcomers" if newcomer else "")
+    return format_form(form) + (", newcomers" if newcomer else "")
 
 
-def digest_of(state: State) -> str:
+def compute_digest(state: State) -> str:
     """SHA-256 of names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -68,32 +68,32 @@ def digest_of(state: State) -> str:
     return digest.hexdigest()
 
 
-def _sha256(data: bytes) -> str:
+def _compute_sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _plain(instruction: Instruction, name: str) -> object:
+def _convert_to_plain(instruction: Instruction, name: str) -> object:
     """Return a field as JSON holds it: numbers as the floats that arrive, payloads as digests."""
     value = getattr(instruction, name)
     if name in PAYLOADS:
-        return _sha256(value)
+        return _compute_sha256(value)
     return float(value) if name in ("learning_rate", "alpha", "bits") else value
 
 
-def common_digest(instruction: Instruction) -> str:
+def compute_common_digest(instruction: Instruction) -> str:
     """Return the digest of the fields that all clients of a round are sent alike."""
-    return _sha256(json.dumps([_plain(instruction, name) for name in ALIKE]).encode())
+    return _compute_sha256(json.dumps([_convert_to_plain(instruction, name) for name in ALIKE]).encode())
 
 
-def own_fields(instruction: Instruction) -> dict[str, int | float | str]:
+def select_own_fields(instruction: Instruction) -> dict[str, int | float | str]:
     """Return the fields in which clients of a round may differ, in the clear, for the server's statement."""
-    return {name: _plain(instruction, name) for name in OWN}  # type: ignore[misc]  # none of them is a payload
+    return {name: _convert_to_plain(instruction, name) for name in OWN}  # type: ignore[misc]  # none of them is a payload
 
 
-def instruction_digest(instruction: Instruction) -> str:
+def compute_instruction_digest(instruction: Instruction) -> str:
     """Of all that one client is sent."""
-    fields = {name: _plain(instruction, name) for name in vars(instruction) if name not in LOCAL}
-    return _sha256(json.dumps(fields, sort_keys=True).encode())
+    fields = {name: _convert_to_plain(instruction, name) for name in vars(instruction) if name not in LOCAL}
+    return _compute_sha256(json.dumps(fields, sort_keys=True).encode())
 
 
 def is_newcomer(instruction: Instruction) -> bool:
@@ -119,7 +119,7 @@ def check_released(
 
     Args:
         instruction: what the client is asked.
-        arrived: what its payload has led to (`fedpeft.communication.downlink.Arrival.compared`).
+        arrived: what its payload has led to (`fedpeft.communication.downlink.Arrival.comparable_state`).
         private: tensors that stay with clients; the recorded state of newcomers holds initial values of them.
         shrink: returns what a client of a smaller rank is sent, given this client's state; None: that is not known.
 
@@ -133,12 +133,12 @@ def check_released(
     state = {name: tensor for name, tensor in arrived.items() if name not in own}
     for rank, digest in (other.split(":") for other in others):
         expected = shrink(state, int(rank))
-        if expected is not None and digest_of(expected) != digest:
+        if expected is not None and compute_digest(expected) != digest:
             raise PayloadError(
                 f"FP6192 the server has recorded a model for clients of rank {rank} in round {instruction.round} that "
                 "is not the leading ranks of this client's; nothing was trained on it"
             )
-    if digest_of(state) != released:
+    if compute_digest(state) != released:
         raise PayloadError(
             f"FP6075 the model that the server sent in round {instruction.round} is not the one that it has recorded "
             "for all clients; nothing was trained on it"

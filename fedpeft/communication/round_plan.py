@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fedpeft.communication.messages import Kind
 
 
-def unknown() -> str:
+def get_no_digest() -> str:
     """Return the digest of a plan that was made for no state."""
     return ""
 
@@ -24,7 +24,7 @@ class RoundPlan:
         spent: clients that were drawn, but whose privacy budget is spent.
         kind: what the clients are asked: `train`, or `prepare` before round 1.
         bits_share: share of their usual bits that the clients' updates take, above 0 and at most 1; below 1 only for
-            codecs whose precision can be set (`Codec.with_bits`).
+            codecs whose precision can be set (`Codec.set_bits`).
         steps: local steps by client, for clients that deviate from their profile.
         expected_cohort: mean size of a secret cohort; None: the cohort is public.
         steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
@@ -41,7 +41,7 @@ class RoundPlan:
     steps: Mapping[int, int] = field(default_factory=dict)
     expected_cohort: int | None = None
     steps_without_updates: bool = False
-    digest: Callable[[], str] = field(default=unknown, compare=False)
+    digest: Callable[[], str] = field(default=get_no_digest, compare=False)
 
     @property
     def secret(self) -> bool:

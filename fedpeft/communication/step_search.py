@@ -9,13 +9,13 @@ from typing import Any, Final
 import numpy as np
 
 from fedpeft.communication.bit_allocation import LEAST, Slices
-from fedpeft.communication.entropy import PRECISION, coded_size
-from fedpeft.communication.levels import CLASSES, classes_of
+from fedpeft.communication.entropy import PRECISION, estimate_coded_size
+from fedpeft.communication.levels import CLASSES, classify_slices
 from fedpeft.communication.payload import Array
-from fedpeft.communication.rate_curve import RateCurve, rate_curve
+from fedpeft.communication.rate_curve import RateCurve, compute_rate_curve
 from fedpeft.communication.steps import Signal
-from fedpeft.communication.symbols import Symbols, counted, weighed
-from fedpeft.communication.vectors import segment_reduce
+from fedpeft.communication.symbols import Symbols, count_symbols, sum_weights
+from fedpeft.communication.vectors import reduce_segments
 
 STEPS: Final = 64
 """Quarter octaves by which a slice's step may exceed the smallest."""
@@ -27,18 +27,18 @@ SMALLEST: Final = 1e-30
 _QUARTERS: Final = np.array([1.0, sqrt(sqrt(2)), sqrt(2), sqrt(2) * sqrt(sqrt(2))])  # the same bits everywhere
 
 
-def ratio(relative: Array) -> Array:
+def decode_ratio(relative: Array) -> Array:
     """2^(code / 4), float64 from exact operations."""
     steps: Array = np.ldexp(_QUARTERS[relative & 3], (relative >> 2).astype(np.int32))
     return steps
 
 
-def relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
+def compute_relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
     """The step of each slice in quarter octaves above that of a slice of weight `largest` (0: the largest there is)."""
     relative = np.zeros(len(cut.sizes), np.uint8)
     if signal.weights is None:
         return relative
-    squares = segment_reduce(np.add, np.square(cut.gather(signal.weights), dtype=np.float64), cut.sizes)
+    squares = reduce_segments(np.add, np.square(cut.gather(signal.weights), dtype=np.float64), cut.sizes)
     w = np.sqrt(squares / np.maximum(cut.sizes, 1))
     largest = largest or w.max(initial=0.0)
     if largest > 0:
@@ -76,30 +76,30 @@ class StepSearch:
         self.offset = y.dtype.type(0.5 - dead)
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
-        self.blocks = _blocks(sizes)
+        self.blocks = _group_slices(sizes)
         turns = np.arange(max((at.stop - at.start for _, at in self.blocks), default=0), dtype=np.int32)
         self._turns = {lanes: turns % lanes for lanes in (COUNTING, SUMMING)}
         self._q, self._counted = np.empty(len(y), np.int16), 0.0  # levels, and the step at which they are
         self._found = np.zeros(0, np.uint8), np.zeros((CLASSES, 1), np.int64)  # classes and counts at that step
         self.slice_largest, squares = np.zeros(len(sizes), y.dtype), np.zeros(len(sizes))
         for of, at in self.blocks:
-            self.slice_largest[of] = segment_reduce(np.maximum, np.abs(y[at]), sizes[of])
-            squares[of] = segment_reduce(np.add, np.square(y[at], dtype=np.float64), sizes[of])
+            self.slice_largest[of] = reduce_segments(np.maximum, np.abs(y[at]), sizes[of])
+            squares[of] = reduce_segments(np.add, np.square(y[at], dtype=np.float64), sizes[of])
         self.largest = float(self.slice_largest.max(initial=0.0))
         self.rms = np.sqrt(squares / np.maximum(sizes, 1))
 
-    def levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
+    def compute_levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
         """q of every entry, int16, and the class of every slice; with dither if there is noise. The next search for a
         step writes over q."""
         if step <= 0:
-            return np.zeros(len(self.y), np.int16), self._classes(step, noise is not None)
+            return np.zeros(len(self.y), np.int16), self._classify(step, noise is not None)
         if noise is not None or self.probe is not None or step != self._counted:
             self._counted = 0.0
             for _, at in self.blocks:
                 self._quantize(step, noise, at, self._q[at])
-        return self._q, self._classes(step, noise is not None)
+        return self._q, self._classify(step, noise is not None)
 
-    def in_steps(self, step: float, at: slice) -> Array:
+    def convert_to_steps(self, step: float, at: slice) -> Array:
         """|y| / step of the entries `at`."""
         magnitudes = np.abs(self.y[at])
         magnitudes /= self.y.dtype.type(step)
@@ -114,7 +114,7 @@ class StepSearch:
             y += self.y.dtype.type(0.5)
             np.floor(y, out=y)
         else:
-            y = self.in_steps(step, at)
+            y = self.convert_to_steps(step, at)
             y += self.offset
         if not within:
             np.clip(y, -REACH, REACH, out=y)
@@ -122,24 +122,24 @@ class StepSearch:
             _set_signs(y, self.y[at])
         np.copyto(out, y, casting="unsafe")  # towards zero
 
-    def _classes(self, step: float, dither: bool) -> Array:
+    def _classify(self, step: float, dither: bool) -> Array:
         if step <= 0:
             return np.zeros(len(self.sizes), np.uint8)
         used = self.rms > 0 if dither else np.floor(self.slice_largest / self.y.dtype.type(step) + self.offset) > 0
-        return classes_of(self.rms / step, used)
+        return classify_slices(self.rms / step, used)
 
-    def counts(self, step: float) -> Array:
+    def count_levels(self, step: float) -> Array:
         """How often each level -reach ... reach occurs in each class, (CLASSES, 2 reach + 1); step above 0."""
-        return self._classes_and_counts(step)[1]
+        return self._count_classes(step)[1]
 
-    def _classes_and_counts(self, step: float) -> tuple[Array, Array]:
+    def _count_classes(self, step: float) -> tuple[Array, Array]:
         if step == self._counted:
             return self._found
-        classes, dithers = self._classes(step, self.probe is not None), self.probe is not None
+        classes, dithers = self._classify(step, self.probe is not None), self.probe is not None
         largest = float(np.floor(self.y.dtype.type(self.largest) / self.y.dtype.type(step) + self.offset)) + 2 * dithers
         reach = min(REACH, int(largest))
         width = 2 * reach + 1
-        dtype = _index(COUNTING * CLASSES * width)
+        dtype = _choose_index_type(COUNTING * CLASSES * width)
         zero = classes.astype(dtype) * dtype(width) + dtype(reach)
         lanes = np.multiply(self._turns[COUNTING], CLASSES * width, dtype=dtype, casting="same_kind")
         counts = np.zeros(COUNTING * CLASSES * width, np.int64)
@@ -148,38 +148,38 @@ class StepSearch:
             joint = np.repeat(zero[of], self.sizes[of])
             joint += self._q[at]
             joint += lanes[: len(joint)]
-            counts += counted(joint, counts.size)
+            counts += count_symbols(joint, counts.size)
         self._counted, self._found = step, (classes, counts.reshape(COUNTING, CLASSES, width).sum(axis=0))
         return self._found
 
-    def by_size(self, step: float) -> Array:
+    def count_by_size(self, step: float) -> Array:
         """How often |q| is 0 ... reach; step above 0."""
-        return _by_size(self.counts(step).sum(axis=0))
+        return _fold_signs(self.count_levels(step).sum(axis=0))
 
-    def moments(self, step: float, ratios: Array) -> tuple[Array, Array]:
+    def compute_moments(self, step: float, ratios: Array) -> tuple[Array, Array]:
         """Of nearest levels 0 ... reach: the sums of |y| / step of their entries, and of that times ratios^2.
 
         Args:
             step: above 0.
             ratios: a factor for each slice.
         """
-        width = self.counts(step).shape[1]
-        dtype = _index(SUMMING * width)
+        width = self.count_levels(step).shape[1]
+        dtype = _choose_index_type(SUMMING * width)
         lanes = self._turns[SUMMING].astype(dtype) * dtype(width) + dtype(width // 2)
         alike, squares = bool((ratios == 1).all()), np.square(ratios).astype(self.y.dtype)
         sums = np.zeros((2, SUMMING * width))
         for of, at in self.blocks:
-            magnitudes, joint = self.in_steps(step, at), self._q[at] + lanes[: at.stop - at.start]
-            sums[0] += weighed(joint, magnitudes, SUMMING * width)
+            magnitudes, joint = self.convert_to_steps(step, at), self._q[at] + lanes[: at.stop - at.start]
+            sums[0] += sum_weights(joint, magnitudes, SUMMING * width)
             if not alike:
                 magnitudes *= np.repeat(squares[of], self.sizes[of])
-                sums[1] += weighed(joint, magnitudes, SUMMING * width)
-        plain, squared = (_by_size(each.reshape(SUMMING, width).sum(axis=0)) for each in sums)
+                sums[1] += sum_weights(joint, magnitudes, SUMMING * width)
+        plain, squared = (_fold_signs(each.reshape(SUMMING, width).sum(axis=0)) for each in sums)
         return plain, plain if alike else squared
 
-    def cost(self, step: float) -> float:
+    def estimate_cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""
-        classes, counts = self._classes_and_counts(step)
+        classes, counts = self._count_classes(step)
         counts, width = counts[1:], counts.shape[1]
         reach = width // 2
         totals = counts.sum(axis=1)
@@ -190,7 +190,7 @@ class StepSearch:
         raw = totals * np.log2(2 * reaches + 1) / 8
         used = totals > 0
         coded = np.minimum(bits / 8 + table, raw)[used].sum() + 4 * np.count_nonzero(used)
-        return 1.003 * float(coded) + coded_size([Symbols(classes, CLASSES)])
+        return 1.003 * float(coded) + estimate_coded_size([Symbols(classes, CLASSES)])
 
     def meet(self, budget: float) -> float:
         """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros.
@@ -202,24 +202,24 @@ class StepSearch:
             return 0.0
         finest = 1.001 * self.largest / REACH
         while True:
-            step = self._within(budget, finest, 4 * self.largest)
-            if step <= np.float32(finest) or self._arrives(step) >= LEAST:
+            step = self._search_step(budget, finest, 4 * self.largest)
+            if step <= np.float32(finest) or self._estimate_arriving_energy(step) >= LEAST:
                 return step
             budget *= 2
 
-    def _arrives(self, step: float) -> float:
+    def _estimate_arriving_energy(self, step: float) -> float:
         """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero, or less that is above `LEAST`; 1 with
         dither, which keeps it; 0 where there is none."""
         if self.probe is not None:
             return 1.0
         energy = float((self.sizes * np.square(self.rms / step)).sum())
-        sizes = self.by_size(step)[1:]
+        sizes = self.count_by_size(step)[1:]
         surely = float((sizes * np.square(np.arange(1, len(sizes) + 1) - self.offset)).sum())
         if surely > 1.001 * LEAST * energy:
             return surely / energy
         arrives = 0.0
         for _, at in self.blocks:
-            m = self.in_steps(step, at)
+            m = self.convert_to_steps(step, at)
             m *= m + self.offset >= 1
             arrives += float(np.square(m, out=m).sum())
         return arrives / energy if energy else 0.0
@@ -227,20 +227,20 @@ class StepSearch:
     @cached_property
     def _curve(self) -> RateCurve:
         ends = 1.001 * self.largest / REACH, 4 * self.largest
-        return rate_curve(self.y, self.rms, self.sizes, *ends, float(self.offset), self.probe)
+        return compute_rate_curve(self.y, self.rms, self.sizes, *ends, float(self.offset), self.probe)
 
-    def _within(self, budget: float, low: float, high: float) -> float:
+    def _search_step(self, budget: float, low: float, high: float) -> float:
         """The step between two whose cost is at most the budget and close to it, or `low` or `high`."""
         if len(self.y) < LARGE:
-            return self._searched(budget, low, high)
-        if self._curve.at(low) < SURELY * budget and self.cost(low) <= budget:
+            return self._search_exactly(budget, low, high)
+        if self._curve.estimate_size(low) < SURELY * budget and self.estimate_cost(low) <= budget:
             return float(np.float32(low))
         step, an_octave = self._curve.step(0.998 * budget)
         step = float(np.float32(min(high, max(low, step))))
         best, before = 0.0, (0.0, 0.0)
         octaves, used = np.log2(high / low), 0.0
         for _ in range(5):  # bytes fall about linearly with the logarithm of the step
-            cost = self.cost(step)
+            cost = self.estimate_cost(step)
             if cost <= budget and (not best or step < best):
                 best, used = step, cost
             if 0.995 * budget <= cost <= budget:
@@ -252,18 +252,18 @@ class StepSearch:
             step = float(np.float32(min(high, max(low, step * 2**coarser))))
         if used > 0.9 * budget:  # or the sample was none of the whole, as of a state that is zero nearly everywhere
             return best
-        return self._searched(budget, low, high)
+        return self._search_exactly(budget, low, high)
 
-    def _searched(self, budget: float, low: float, high: float) -> float:
+    def _search_exactly(self, budget: float, low: float, high: float) -> float:
         """`_within`, by looking at all entries."""
-        dear, cheap = self.cost(low), self.cost(high)
+        dear, cheap = self.estimate_cost(low), self.estimate_cost(high)
         if dear <= budget:
             return float(np.float32(low))
         for turn in range(12):
             # bytes fall about linearly with the logarithm of the step: interpolate, and halve where that is slow
             place = 0.5 if turn % 3 == 0 or cheap >= budget else min(0.98, max(0.02, (dear - budget) / (dear - cheap)))
             middle = low * (high / low) ** place
-            cost = self.cost(middle)
+            cost = self.estimate_cost(middle)
             if cost > budget:
                 low, dear = middle, cost
             else:
@@ -273,12 +273,12 @@ class StepSearch:
         return float(np.float32(high))
 
 
-def _index(bins: int) -> type[np.signedinteger[Any]]:
+def _choose_index_type(bins: int) -> type[np.signedinteger[Any]]:
     """What counts up to so many bins: the less wide, the faster."""
     return np.int16 if bins < 1 << 15 else np.int32
 
 
-def _by_size(signed: Array) -> Array:
+def _fold_signs(signed: Array) -> Array:
     """What belongs to the levels -reach ... reach, added up for 0 ... reach."""
     reach = len(signed) // 2
     sums: Array = signed[reach:].copy()
@@ -293,7 +293,7 @@ def _set_signs(magnitudes: Array, y: Array) -> None:
     bits |= y.view(words) & words(1 << 8 * bits.itemsize - 1)
 
 
-def _blocks(sizes: Array) -> list[tuple[slice, slice]]:
+def _group_slices(sizes: Array) -> list[tuple[slice, slice]]:
     """Runs of whole slices with about `BLOCK` entries, or a single slice: which slices, and which entries."""
     ends, blocks, first = np.cumsum(sizes), [], 0
     while first < len(sizes):

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape, checksum_of
+from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape, compute_checksum
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import segment_sizes
+from fedpeft.communication.vectors import count_segment_entries
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.families import codecs as codecs
-from fedpeft.parts import name_of, part_text
+from fedpeft.parts import format_part, name_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Signal:
     @property
     def sizes(self) -> Array:
         """Entries of each segment."""
-        return segment_sizes(self.shapes)
+        return count_segment_entries(self.shapes)
 
 
 @dataclass(frozen=True)
@@ -85,33 +85,33 @@ class Context:
     references: Callable[[int], Array | None] = lambda version: None
     turn: int = 0
 
-    def held(self, version: int, parameters: Reader, count: int) -> Array:
+    def read_reference(self, version: int, parameters: Reader, count: int) -> Array:
         """Of the decoder: the values (count,) of a state that both ends hold, whose checksum comes next.
 
         Raises:
             PayloadError: it is not held here, or is another one.
         """
-        checksum = parameters.integer(4, "reference checksum")
+        checksum = parameters.read_integer(4, "reference checksum")
         values = self.references(version)
         if values is None:
             raise PayloadError(f"FP6076 the payload builds on version {version} of the state, which is not held here")
-        if len(values) != count or checksum_of(values) != checksum:
+        if len(values) != count or compute_checksum(values) != checksum:
             raise PayloadError(
                 f"FP6077 the payload builds on a version {version} of the state that differs from the one held here"
             )
         return values
 
-    def uniform(self, count: int) -> Array:
+    def draw_uniform(self, count: int) -> Array:
         """`count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; the same for ever for the same seed."""
-        bits = self._bits(-(-count // 2)).view("<u4")[:count] >> np.uint32(9)
+        bits = self._draw_bits(-(-count // 2)).view("<u4")[:count] >> np.uint32(9)
         return ((2 * bits + 1) * np.float32(2.0**-24)).astype(self.dtype, copy=False)
 
-    def signs(self, count: int) -> Array:
+    def draw_signs(self, count: int) -> Array:
         """`count` random signs, -1 or 1."""
-        bits = np.unpackbits(self._bits(-(-count // 64)).view(np.uint8), count=count, bitorder="little")
+        bits = np.unpackbits(self._draw_bits(-(-count // 64)).view(np.uint8), count=count, bitorder="little")
         return (1 - 2 * bits.view(np.int8)).astype(self.dtype)
 
-    def _bits(self, words: int) -> Array:
+    def _draw_bits(self, words: int) -> Array:
         generator = np.random.Philox(key=np.array([self.seed, self.position], np.uint64))
         return generator.random_raw(words).astype("<u8", copy=False)
 
@@ -135,7 +135,7 @@ class Step(ABC):
     """Whether what is sent depends on the turn: for updates, of which there are many."""
 
     def __str__(self) -> str:
-        return part_text(self)
+        return format_part(self)
 
 
 class TensorStep(Step):
@@ -230,7 +230,7 @@ def check_order(steps: Sequence[type[Step]]) -> None:
     if places != sorted(places) or places.count(Quantizer.place) != 1 or places.count(Packer.place) != 1:
         raise ConfigError(
             f"FP1065 {names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
-            + "; ".join(f"{noun}: {', '.join(_of_kind(kind))}" for noun, kind in _KINDS)
+            + "; ".join(f"{noun}: {', '.join(_list_steps(kind))}" for noun, kind in _KINDS)
         )
     if len(steps) > MAX_STEPS:
         raise ConfigError(f"FP1066 a codec has at most {MAX_STEPS} steps, this one has {len(steps)}")
@@ -244,10 +244,10 @@ _KINDS: Final[tuple[tuple[str, type[Step]], ...]] = (
 )
 
 
-def _of_kind(kind: type[Step]) -> list[str]:
+def _list_steps(kind: type[Step]) -> list[str]:
     return [name for name in codecs.names if issubclass(codecs.part(name), kind)]
 
 
-def step_name(step: Step) -> str:
+def get_step_name(step: Step) -> str:
     """The step's name on the wire and in texts."""
     return name_of(type(step))

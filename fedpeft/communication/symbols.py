@@ -51,7 +51,7 @@ class Symbols:
     @cached_property
     def counts(self) -> Array:
         """How often each symbol occurs, up to the largest that does; of an alphabet up to 2^15."""
-        return counted(self.values, 1) if self.known is None else self.known
+        return count_symbols(self.values, 1) if self.known is None else self.known
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Expected:
     alphabet: int
 
 
-def counted(values: Array, length: int) -> Array:
+def count_symbols(values: Array, length: int) -> Array:
     """How often 0, 1, 2, ... occur in integers (n,), of 16 bits below 2^15; at least `length` counts."""
     if values.dtype == np.uint16:
         values = values.view(np.int16)
@@ -70,14 +70,14 @@ def counted(values: Array, length: int) -> Array:
     return counts
 
 
-def weighed(values: Array, weights: Array, length: int) -> Array:
+def sum_weights(values: Array, weights: Array, length: int) -> Array:
     """The sums of the weights (n,) of 0, 1, ..., length - 1 in integers (n,) below `length`."""
     sums: Array = torch.bincount(torch.from_numpy(values), torch.from_numpy(weights), minlength=length).numpy()
     return sums
 
 
 @lru_cache(maxsize=1024)
-def per_word(alphabet: int) -> int:
+def count_per_word(alphabet: int) -> int:
     """How many symbols below `alphabet` (2 to 2^32) fit into 64 bits."""
     count = 1
     while alphabet ** (count + 1) <= 1 << 64:
@@ -85,27 +85,27 @@ def per_word(alphabet: int) -> int:
     return count
 
 
-def packed_size(count: int, alphabet: int) -> int:
+def compute_packed_size(count: int, alphabet: int) -> int:
     """Bytes that `count` symbols below `alphabet` take."""
     if alphabet <= 1:
         return 0
-    words, tail = divmod(count, per_word(alphabet))
+    words, tail = divmod(count, count_per_word(alphabet))
     largest: int = alphabet**tail - 1
     return 8 * words + (largest.bit_length() + 7) // 8
 
 
-def packed_bound(expected: Sequence[Expected]) -> int:
+def bound_packed_size(expected: Sequence[Expected]) -> int:
     """Bytes that all these symbols take in radix packing."""
-    return sum(packed_size(e.count, e.alphabet) for e in expected)
+    return sum(compute_packed_size(e.count, e.alphabet) for e in expected)
 
 
 def pack_symbols(symbols: Array, alphabet: int) -> bytes:
-    """Symbols (n,), unsigned and below `alphabet`, in radix `alphabet`; the result has `packed_size` bytes."""
+    """Symbols (n,), unsigned and below `alphabet`, in radix `alphabet`; the result has `compute_packed_size` bytes."""
     if alphabet <= 1:
         return b""
     if alphabet == 256:
         return symbols.astype(np.uint8, copy=False).tobytes()
-    width, size = per_word(alphabet), packed_size(len(symbols), alphabet)
+    width, size = count_per_word(alphabet), compute_packed_size(len(symbols), alphabet)
     padded = np.zeros(-(-len(symbols) // width) * width, symbols.dtype)
     padded[: len(symbols)] = symbols
     columns = padded.reshape(-1, width)
@@ -123,14 +123,14 @@ def unpack_symbols(data: bytes | memoryview, count: int, alphabet: int) -> Array
         PayloadError: the size is wrong, or a word holds more than its symbols.
     """
     dtype = np.min_scalar_type(max(alphabet - 1, 1))
-    size = packed_size(count, alphabet)
+    size = compute_packed_size(count, alphabet)
     if len(data) != size:
         raise PayloadError(f"FP6078 {count} symbols below {alphabet} take {size} bytes, the payload has {len(data)}")
     if alphabet <= 1:
         return np.zeros(count, dtype)
     if alphabet == 256:
         return np.frombuffer(data, np.uint8)
-    width = per_word(alphabet)
+    width = count_per_word(alphabet)
     words = np.frombuffer(bytes(data) + bytes(-size % 8), "<u8").astype(np.uint64)
     columns = np.empty((len(words), width), dtype)
     for column in range(width):

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fedpeft.communication.bit_allocation import sensitivity
+from fedpeft.communication.bit_allocation import compute_sensitivity
 from fedpeft.communication.codec import Codec, parse_codec
-from fedpeft.communication.error_feedback import ErrorFeedback, no_feedback
+from fedpeft.communication.error_feedback import ErrorFeedback, create_no_feedback
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.precision_rule import PrecisionRule, Situation
 from fedpeft.errors import ConfigError
-from fedpeft.families import MEMORIES, PRECISION_RULES, PRESETS, words_of
-from fedpeft.parts import part_text
+from fedpeft.families import MEMORIES, PRECISION_RULES, PRESETS, split_steps
+from fedpeft.parts import format_part
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.spec import parse_spec, split_outside_parentheses
 
@@ -46,20 +46,20 @@ class Uplink:
         return self.feedback.codec
 
     @property
-    def remembers(self) -> bool:
+    def has_memory(self) -> bool:
         """Whether clients keep a memory between rounds."""
         return self.feedback.kind != "none"
 
     @property
-    def server_remembers(self) -> bool:
+    def has_server_memory(self) -> bool:
         """Whether the server must keep a copy of each client's memory."""
         return self.feedback.kind == "ef21"
 
-    def without_memory(self) -> Uplink:
+    def remove_memory(self) -> Uplink:
         """The same codec and rules."""
-        return replace(self, feedback=no_feedback(self.codec))
+        return replace(self, feedback=create_no_feedback(self.codec))
 
-    def bits(self, situation: Situation) -> dict[int, float]:
+    def compute_bits(self, situation: Situation) -> dict[int, float]:
         """Bits a parameter of each client that `situation` weighs; empty where no rule changes the codec's own."""
         if not self.rules:
             return {}
@@ -94,8 +94,8 @@ class Uplink:
         Raises:
             PayloadError: the update is not finite.
         """
-        weights = None if self.codec.lossless else sensitivity(trained, layout)
-        feedback = replace(self.feedback, codec=_at(self.codec, bits)) if bits else self.feedback
+        weights = None if self.codec.lossless else compute_sensitivity(trained, layout)
+        feedback = replace(self.feedback, codec=_set_bits(self.codec, bits)) if bits else self.feedback
         return feedback.encode(delta, memory, seed=seed, weights=weights, shapes=layout.shapes, turn=turn)
 
     def receive(self, payload: bytes, shapes: Mapping[str, Shape], memory: State) -> tuple[State, State]:
@@ -107,16 +107,16 @@ class Uplink:
         return self.feedback.receive(payload, shapes, memory)
 
     def __str__(self) -> str:
-        words = [str(self.feedback)] if self.remembers else []
-        return " | ".join((*words, *map(part_text, self.rules), str(self.codec)))
+        words = [str(self.feedback)] if self.has_memory else []
+        return " | ".join((*words, *map(format_part, self.rules), str(self.codec)))
 
 
 @lru_cache(maxsize=256)
-def _at(codec: Codec, bits: float) -> Codec:
-    return codec.with_bits(bits)
+def _set_bits(codec: Codec, bits: float) -> Codec:
+    return codec.set_bits(bits)
 
 
-def preset_of(text: str) -> str:
+def find_preset(text: str) -> str:
     """The preset that `text` ends in, whatever stands in front of it; "" where it spells out its codec."""
     name = split_outside_parentheses(text, "|")[-1].strip()
     return name if name in PRESETS else ""
@@ -129,7 +129,7 @@ def parse_uplink(text: str) -> Uplink:
         ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
             nothing or has a gain, or a precision rule in front of a codec without a precision to set.
     """
-    words = words_of(text)
+    words = split_steps(text)
     front: list[str] = []
     while words and parse_spec(words[0]).name in (*MEMORIES, *PRECISION_RULES.names):
         front.append(words.pop(0))
@@ -145,9 +145,9 @@ def parse_uplink(text: str) -> Uplink:
             f"FP1071 {memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out"
         )
     if memories and words[0] in PRESETS:
-        codec = codec.without_gain()
-    feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)
+        codec = codec.remove_gain()
+    feedback = ErrorFeedback.from_spec(memories[0], codec) if memories else create_no_feedback(codec)
     rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in MEMORIES)
     if rules:
-        codec.with_bits(codec.bits)  # or the error that says what has a precision
+        codec.set_bits(codec.bits)  # or the error that says what has a precision
     return Uplink(feedback, rules)

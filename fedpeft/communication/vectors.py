@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpeft.communication.payload import Array, Shape, size, total
+from fedpeft.communication.payload import Array, Shape, count_entries, count_total
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import State
 
 
-def working_dtype(dtypes: Sequence[torch.dtype]) -> np.dtype[Any]:
+def choose_working_dtype(dtypes: Sequence[torch.dtype]) -> np.dtype[Any]:
     """The precision that steps work in: fp64 if any tensor sent is fp64, else fp32."""
     return np.dtype(np.float64 if torch.float64 in dtypes else np.float32)
 
 
-def flattened(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array:
+def flatten_tensors(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array:
     """The tensors of `names`, one after the other, (n,)."""
     if not names:
         return np.zeros(0, dtype)
@@ -27,15 +27,15 @@ def flattened(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array
     return values
 
 
-def flattened_reference(state: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
+def flatten_reference(state: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
     """The reference state of a `delta` step as one vector, or ConfigError if it lacks a tensor of `shapes`."""
     for name, shape in shapes.items():
         if name not in state or tuple(state[name].shape) != shape:
             raise ConfigError(f"FP1072 the reference state holds no tensor {name} of shape {shape}")
-    return flattened(state, list(shapes), dtype)
+    return flatten_tensors(state, list(shapes), dtype)
 
 
-def flattened_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
+def flatten_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
     """Sensitivities as one vector; tensors without any count as 1.
 
     Raises:
@@ -45,18 +45,18 @@ def flattened_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dty
     for name, shape in shapes.items():
         if tuple(full[name].shape) != shape:
             raise PayloadError(f"FP6080 the weights of {name} have shape {tuple(full[name].shape)}, not {shape}")
-    flat = flattened(full, list(shapes), dtype)
+    flat = flatten_tensors(full, list(shapes), dtype)
     if not (np.isfinite(flat).all() and (flat >= 0).all()):
         raise PayloadError("FP6081 weights must be finite and at least 0")
     return flat
 
 
-def tensors_of(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torch.dtype]) -> State:
+def unflatten_tensors(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torch.dtype]) -> State:
     """The tensors of these shapes and dtypes in a vector, or PayloadError if it does not fill them."""
-    if len(values) != total(list(shapes.values())):
+    if len(values) != count_total(list(shapes.values())):
         raise PayloadError("FP6082 the payload does not fill the adapter")
     flat = torch.from_numpy(np.ascontiguousarray(values))
-    pieces = torch.split(flat, [size(shape) for shape in shapes.values()]) if shapes else ()
+    pieces = torch.split(flat, [count_entries(shape) for shape in shapes.values()]) if shapes else ()
     state = {}
     for (name, shape), piece, dtype in zip(shapes.items(), pieces, dtypes, strict=True):
         tensor = piece.to(dtype, copy=True).reshape(shape)
@@ -66,7 +66,7 @@ def tensors_of(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torc
     return state
 
 
-def unlike_vector(made: Any, count: int) -> str:
+def describe_mismatch(made: Any, count: int) -> str:
     """What a step has made instead of `count` numbers; empty: it has made those."""
     if not isinstance(made, np.ndarray):
         return f"a {type(made).__name__}, and not an array"
@@ -79,14 +79,14 @@ def check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape
     """PayloadError that names the first tensor with NaN or infinity in `values`."""
     if np.isfinite(values.max(initial=0)) and np.isfinite(values.min(initial=0)):
         return
-    ends = np.cumsum(segment_sizes([shapes[name] for name in names]))
+    ends = np.cumsum(count_segment_entries([shapes[name] for name in names]))
     name = names[int(np.searchsorted(ends, int(np.argmin(np.isfinite(values))), side="right"))]
     raise PayloadError(f"FP6084 {name} holds NaN or infinity")
 
 
-def segment_sizes(shapes: Sequence[Shape]) -> Array:
+def count_segment_entries(shapes: Sequence[Shape]) -> Array:
     """Entries of each segment, int64."""
-    return np.array([size(shape) for shape in shapes], np.int64)
+    return np.array([count_entries(shape) for shape in shapes], np.int64)
 
 
 def block_sizes(count: int, block: int) -> Array:
@@ -95,7 +95,7 @@ def block_sizes(count: int, block: int) -> Array:
     return np.array([block] * full + [tail] * (tail > 0), np.int64)
 
 
-def segment_reduce(reduce: np.ufunc, values: Array, sizes: Array) -> Array:
+def reduce_segments(reduce: np.ufunc, values: Array, sizes: Array) -> Array:
     """`reduce` over consecutive segments of `values` of the given sizes; 0 for empty segments."""
     result = np.zeros(len(sizes), values.dtype)
     filled = sizes > 0

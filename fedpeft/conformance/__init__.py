@@ -16,15 +16,15 @@ from fedpeft import plugins
 from fedpeft.parts import Family
 
 
-def under_test(family: Family[Any]) -> tuple[str, ...]:
+def list_tested_parts(family: Family[Any]) -> tuple[str, ...]:
     """The parts of a family that the suite is about: those of the plugins that are named, or all of our own."""
-    named = plugins.named()
+    named = plugins.list_named()
     if not named:
         return family.own_names
-    return tuple(name for name, plugin in family.outside().items() if plugin in named)
+    return tuple(name for name, plugin in family.find_outside_parts().items() if plugin in named)
 
 
-def to_be_given(cls: Any) -> list[str]:
+def list_required_settings(cls: Any) -> list[str]:
     """The settings of a part that have no defaults: without them nothing can be made to be tested."""
     missing = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import run_command
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def check(command: Command) -> int:
     if not command.plugins:
         raise ConfigError("FP1082 name a plugin: python -m fedpeft.conformance my_rules.py")
     catalogue.use(command.plugins)
-    if not any(plugin.names for plugin in plugins.named()):
+    if not any(plugin.names for plugin in plugins.list_named()):
         raise ConfigError(f"FP1083 {', '.join(command.plugins)} holds no parts")
     folder = Path(__file__).parent
     own = ["-c", os.devnull, "--rootdir", str(folder), "--import-mode=importlib", "-q", "--tb=short"]
@@ -55,11 +55,11 @@ def check(command: Command) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where a test has failed, 2 for a user's mistake."""
-    return exit_code(lambda: check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")))
+    return run_command(lambda: check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")))
 
 
 if __name__ == "__main__":
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.run.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     sys.exit(main())

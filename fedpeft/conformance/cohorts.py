@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedpeft.aggregation.factors import ranks_in_front
+from fedpeft.aggregation.factors import move_ranks_to_front
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update, check_made
-from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
-from fedpeft.seeds import torch_generator
+from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
+from fedpeft.seeds import create_torch_generator
 
 
-def lora_layout(shapes: Sequence[tuple[int, int]], form: ClientForm, head: tuple[int, int] | None = None) -> Layout:
+def create_lora_layout(
+    shapes: Sequence[tuple[int, int]], form: AdapterShape, head: tuple[int, int] | None = None
+) -> Layout:
     """LoRA layers `layer.0`, `layer.1`, .. of the given (out, in), and a head of (classes, features) if given."""
     specs: list[TensorSpec] = []
     for i, (out, in_) in enumerate(shapes):
@@ -30,16 +32,16 @@ def lora_layout(shapes: Sequence[tuple[int, int]], form: ClientForm, head: tuple
     return Layout(tuple(specs), form)
 
 
-def random_state(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> State:
+def create_random_state(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> State:
     """A global state in the midst of training: no tensor is zero; factors of about unit singular values."""
-    generator = torch_generator(seed, "state")
+    generator = create_torch_generator(seed, "state")
     return {
-        t.name: (torch.randn(t.shape, generator=generator, dtype=torch.float64) / _width(t) ** 0.5).to(dtype)
+        t.name: (torch.randn(t.shape, generator=generator, dtype=torch.float64) / _get_width(t) ** 0.5).to(dtype)
         for t in layout.tensors
     }
 
 
-def _width(t: TensorSpec) -> int:
+def _get_width(t: TensorSpec) -> int:
     axis: dict[Role, int] = {"lora_A": 1, "lora_B": 0}
     return t.shape[axis.get(t.role, -1)]
 
@@ -48,53 +50,57 @@ def _width(t: TensorSpec) -> int:
 class Client:
     """One made-up client: its LoRA form and its unnormalised weight."""
 
-    form: ClientForm
+    form: AdapterShape
     weight: float = 1.0
 
 
-def random_updates(
+def create_random_updates(
     strategy: Strategy,
     state: State,
     layout: Layout,
     clients: Sequence[Client],
     seed: int,
-    round: int = 1,
+    round_number: int = 1,
     size: float = 0.5,
 ) -> list[Update]:
     """What the clients hand in when their deltas are random, `size` times as large as the state's tensors."""
     updates = []
-    trained = strategy.trained(layout, round)
+    trained = strategy.trained(layout, round_number)
     private = strategy.private(layout)
     for i, client in enumerate(clients):
-        ranks = strategy.ranks(layout, client.form, seed, round, i) if layout.pairs else ()
-        received = strategy.dispatch(ranks_in_front(state, layout, ranks), layout, client.form, round)
-        noise = random_state(layout.with_form(client.form), seed * 10_000 + i, next(iter(state.values())).dtype)
+        ranks = strategy.ranks(layout, client.form, seed, round_number, i) if layout.pairs else ()
+        received = strategy.dispatch(move_ranks_to_front(state, layout, ranks), layout, client.form, round_number)
+        noise = create_random_state(
+            layout.replace_form(client.form), seed * 10_000 + i, next(iter(state.values())).dtype
+        )
         delta = {name: noise[name] * size for name in layout.names if name in trained - private}
-        submitted = strategy.submitted(delta, layout.with_form(client.form), round)
+        submitted = strategy.submitted(delta, layout.replace_form(client.form), round_number)
         updates.append(Update(i, client.weight, client.form, received, submitted, ranks=ranks))
     return updates
 
 
 def run_round(
-    strategy: Strategy, state: State, layout: Layout, updates: Sequence[Update], round: int = 1, seed: int = 0
+    strategy: Strategy, state: State, layout: Layout, updates: Sequence[Update], round_number: int = 1, seed: int = 0
 ) -> Aggregate:
     """One round of any rule, as a server does it, the server optimizer being plain addition."""
     ordered = sorted(updates, key=lambda update: update.client)
     if isinstance(strategy, RoundStrategy):
-        return strategy.aggregate(state, layout, lambda names: [_only(u, names) for u in ordered], round, seed)
+        return strategy.aggregate(
+            state, layout, lambda names: [_select_tensors(u, names) for u in ordered], round_number, seed
+        )
     if not isinstance(strategy, LinearStrategy):
         raise TypeError("a strategy is linear or gathers")
     total = Fold()
-    trained = strategy.trained(layout, round) - strategy.private(layout)
+    trained = strategy.trained(layout, round_number) - strategy.private(layout)
     for update in ordered:
         strategy.fold(total, update, state, layout)
         check_made(strategy, total.sums, state, trained)
     step = strategy.pseudo_gradient(total, layout)
     stepped = {name: tensor + step[name] if name in step else tensor.clone() for name, tensor in state.items()}
-    return Aggregate(strategy.finish(stepped, layout, round), {})
+    return Aggregate(strategy.finish(stepped, layout, round_number), {})
 
 
-def _only(update: Update, names: Sequence[str]) -> Update:
+def _select_tensors(update: Update, names: Sequence[str]) -> Update:
     received = {name: update.received[name] for name in names}
     delta = {name: update.delta[name] for name in names if name in update.delta}
     return replace(update, received=received, delta=delta)

@@ -26,7 +26,7 @@ def small_bases_are_read_once() -> Iterator[None]:
     from fedpeft.models import loading
 
     kept: dict[object, Any] = {}
-    read = loading._loaded
+    read = loading._load_with_attention
 
     def loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
         files = [(path, path.stat()) for path in sorted(directory.rglob("*")) if path.is_file()]
@@ -42,7 +42,7 @@ def small_bases_are_read_once() -> Iterator[None]:
         return copy.deepcopy(kept[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_loaded", loaded)
+        patch.setattr(loading, "_load_with_attention", loaded)
         yield
 
 
@@ -60,10 +60,10 @@ def tiny() -> tuple[Any, Any, Path, int]:
     return task, rows, folder, data.classes
 
 
-def with_defaults(family: Any, name: str) -> Any:
+def build_with_defaults(family: Any, name: str) -> Any:
     """The part as it is without settings; a test of one that must be given some is skipped."""
-    from fedpeft.conformance import to_be_given
+    from fedpeft.conformance import list_required_settings
 
-    if needed := to_be_given(family.part(name)):
+    if needed := list_required_settings(family.part(name)):
         pytest.skip(f"must be given {', '.join(needed)}")
     return family.build(name)

@@ -20,13 +20,13 @@ from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.conformance import under_test
+from fedpeft.conformance import list_tested_parts
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import quantize
-from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
+from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 
@@ -69,7 +69,7 @@ MORE = [
     "ia3 + lora_fa(rank=4)",
     "lora(rank=4, layers=(1, 0)) + bottleneck(dim=6, layers=(0,)) + prefix(length=3, layers=(1,))",
 ]
-NAMES = under_test(PEFT_METHODS)
+NAMES = list_tested_parts(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES
 SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
 RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
@@ -78,7 +78,7 @@ RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
 SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
 
 
-def model_with(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
+def create_model(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
     """The method on a base of its own precision."""
     task, _, folder, classes = tiny
     base = task.base(folder, DTYPES[dtype])
@@ -89,7 +89,7 @@ def model_with(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
 
 
 @functools.cache
-def finished(folder: Path, task: Any, classes: int) -> Path:
+def create_finished_runs(folder: Path, task: Any, classes: int) -> Path:
     """A folder with two finished runs of bottleneck on the base in `folder`, for methods that combine such."""
     made = Path(tempfile.mkdtemp(prefix="finished-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
@@ -98,14 +98,14 @@ def finished(folder: Path, task: Any, classes: int) -> Path:
         method, model = PEFT_METHODS.build(spec), task.model(task.base(folder, torch.float32), classes)
         method.attach(model, "fp32")
         noise = torch.Generator().manual_seed(number)
-        state = {n: 0.3 * torch.randn(p.shape, generator=noise) for n, p in trainable(model).items()}
+        state = {n: 0.3 * torch.randn(p.shape, generator=noise) for n, p in find_trainable(model).items()}
         (made / str(number)).mkdir()
         saved_adapter.save(made / str(number), model, state, None, None, spec)
     return made
 
 
 @functools.cache
-def tiny_pictures() -> Tiny:
+def load_tiny_pictures() -> Tiny:
     """As the tiny data set, of digits."""
     task, folder = TASKS.build("classification"), resolve_model("tiny_vision")
     data = load_dataset("digits")
@@ -118,16 +118,16 @@ class Case:
     def __init__(self, spec: str, tiny: Tiny, dtype: str = "fp64") -> None:
         if "{finished}" in spec:
             task, _, folder, classes = tiny
-            spec = spec.replace("{finished}", str(finished(folder, task, classes)))
+            spec = spec.replace("{finished}", str(create_finished_runs(folder, task, classes)))
         self.spec = spec
         self.method = PEFT_METHODS.build(spec)
-        self.tiny = tiny = tiny_pictures() if self.method.of_pictures else tiny
+        self.tiny = tiny = load_tiny_pictures() if self.method.of_pictures else tiny
         self.task, self.rows, self.folder, self.classes = tiny
         self.dtype = dtype
-        self.model = model_with(self.method, tiny, dtype)
+        self.model = create_model(self.method, tiny, dtype)
         self.layout = self.method.layout(self.model)
         noise = torch.Generator().manual_seed(0)
-        self.first = {n: t.to(adapter_dtype(dtype)) for n, t in self.method.start(self.model, 0).items()}
+        self.first = {n: t.to(get_adapter_dtype(dtype)) for n, t in self.method.start(self.model, 0).items()}
         self.start = {n: t + 0.05 * torch.randn(t.shape, generator=noise, dtype=t.dtype) for n, t in self.first.items()}
         self.sequential = SequentialExecutor(self.model, self.task, self.rows, self.layout)
 
@@ -141,7 +141,7 @@ class Case:
     def jobs(
         self,
         start: State | None = None,
-        forms: Sequence[ClientForm | None] | None = None,
+        forms: Sequence[AdapterShape | None] | None = None,
         rate: float = 1e-3,
         steps: int = 3,
         optimizer: str = "adamw(head_rate=1.0)",
@@ -150,9 +150,9 @@ class Case:
         made = []
         for client, rows in enumerate(SHARDS):
             form = forms[client] if forms else self.layout.form
-            shapes = self.layout.with_form(form).shapes
+            shapes = self.layout.replace_form(form).shapes
             received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in (start or self.start).items()}
-            local = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build(optimizer)).of_steps(steps)
+            local = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build(optimizer)).replace_steps(steps)
             made.append(Job(client, 1, 7, rows, received, frozenset(self.layout.names), local, rate, form=form))
         return made
 
@@ -166,7 +166,7 @@ each_method = pytest.mark.parametrize("spec", SPECS)
 """For tests of every method."""
 
 
-def worst(one: Sequence[Trained], other: Sequence[Trained], jobs: Sequence[Job]) -> float:
+def find_largest_difference(one: Sequence[Trained], other: Sequence[Trained], jobs: Sequence[Job]) -> float:
     """The largest difference of a tensor between two ways of training, in terms of how far it has moved."""
     return max(
         float((a.state[n] - b.state[n]).norm() / (a.state[n] - job.received[n]).norm().clamp(min=1e-300))

@@ -12,13 +12,13 @@ import torch
 from fedpeft.communication.codec import PRESETS, make_codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import seal
-from fedpeft.communication.steps import ByteStep, Packer, Quantizer, Step, TensorStep, Transform, codecs, step_name
-from fedpeft.conformance import to_be_given, under_test
-from fedpeft.conformance.conftest import with_defaults
+from fedpeft.communication.steps import ByteStep, Packer, Quantizer, Step, TensorStep, Transform, codecs, get_step_name
+from fedpeft.conformance import list_required_settings, list_tested_parts
+from fedpeft.conformance.conftest import build_with_defaults
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import Bounds
 
-NAMES = under_test(codecs)
+NAMES = list_tested_parts(codecs)
 
 SHAPES = {
     **{f"layer.{i}.lora_A": (4, 33) for i in range(3)},
@@ -30,17 +30,17 @@ SHAPES = {
 EMPTY_SHAPES = {"a": (0, 3), "b": (2,), "c": (1, 1)}
 
 
-def random_state(shapes=SHAPES, seed=0, dtype=torch.float32):
+def create_state(shapes=SHAPES, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return {
         n: (torch.randn(s, generator=generator) * 0.01 * (i + 1)).to(dtype) for i, (n, s) in enumerate(shapes.items())
     }
 
 
-def variants(name):
+def list_variants(name):
     """The part with its defaults, and with each setting's choices and ends of range."""
     part = codecs.part(name)
-    made = [] if to_be_given(part) else [part()]
+    made = [] if list_required_settings(part) else [part()]
     for field in dataclasses.fields(part) if made else ():
         bounds = field.metadata.get("bounds", Bounds())
         values = bounds.choices or [v for v in (bounds.low, bounds.high) if v is not None]
@@ -53,11 +53,11 @@ def variants(name):
     return made
 
 
-def pipeline(step):
+def build_pipeline(step):
     return make_codec([step])
 
 
-CASES = [pytest.param(step, id=str(step)) for name in NAMES for step in variants(name)]
+CASES = [pytest.param(step, id=str(step)) for name in NAMES for step in list_variants(name)]
 PIPELINES = (
     [
         *PRESETS,
@@ -71,19 +71,19 @@ PIPELINES = (
         "topk(fraction=0.5) | adaptive(bits=2.0, per=tensor) | rans",
     ]
     if codecs.own_names == NAMES
-    else [str(step) for name in NAMES for step in variants(name)]
+    else [str(step) for name in NAMES for step in list_variants(name)]
 )
 """Of our own steps, those that are put together; of a plugin's, each as it stands."""
 
 
 def encode(codec, state, **options):
     return codec.encode(
-        state, seed=5, reference=(3, random_state({n: tuple(t.shape) for n, t in state.items()}, 9)), **options
+        state, seed=5, reference=(3, create_state({n: tuple(t.shape) for n, t in state.items()}, 9)), **options
     )
 
 
-def decoded(payload, shapes=SHAPES):
-    return decode(payload, shapes, references={3: random_state(shapes, 9)})
+def decode_whole(payload, shapes=SHAPES):
+    return decode(payload, shapes, references={3: create_state(shapes, 9)})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,21 +94,21 @@ def test_a_part_is_a_documented_frozen_dataclass_of_one_kind(name):
     assert part.__dataclass_params__.frozen
     assert part.__doc__
     assert all(f.metadata.get("help") and "bounds" in f.metadata for f in dataclasses.fields(part))
-    step = with_defaults(codecs, name)
+    step = build_with_defaults(codecs, name)
     assert isinstance(step, Step)
-    assert step_name(step) == name
+    assert get_step_name(step) == name
 
 
 @pytest.mark.parametrize("step", CASES)
 def test_text_form_round_trips(step):
-    assert parse_codec(str(pipeline(step))) == pipeline(step)
+    assert parse_codec(str(build_pipeline(step))) == build_pipeline(step)
 
 
 @pytest.mark.parametrize("step", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_states_come_back_with_names_shapes_and_dtypes(step, dtype):
-    state = random_state(dtype=dtype)
-    back = decoded(encode(pipeline(step), state))
+    state = create_state(dtype=dtype)
+    back = decode_whole(encode(build_pipeline(step), state))
     assert list(back) == list(SHAPES)
     for name, tensor in back.items():
         assert tuple(tensor.shape) == SHAPES[name]
@@ -118,18 +118,20 @@ def test_states_come_back_with_names_shapes_and_dtypes(step, dtype):
 
 @pytest.mark.parametrize("step", CASES)
 def test_lossless_means_bit_for_bit(step):
-    codec = pipeline(step)
-    state = random_state()
-    back = decoded(encode(codec, state))
+    codec = build_pipeline(step)
+    state = create_state()
+    back = decode_whole(encode(codec, state))
     if codec.lossless:
         assert all(torch.equal(back[n], state[n]) for n in state)
 
 
 @pytest.mark.parametrize("step", CASES)
 def test_equal_seeds_give_equal_bytes_and_decoding_is_a_function_of_them(step):
-    first, second = encode(pipeline(step), random_state()), encode(pipeline(step), random_state())
+    first, second = encode(build_pipeline(step), create_state()), encode(build_pipeline(step), create_state())
     assert first == second
-    assert all(torch.equal(a, b) for a, b in zip(decoded(first).values(), decoded(second).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(decode_whole(first).values(), decode_whole(second).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("step", CASES)
@@ -137,7 +139,7 @@ def test_equal_seeds_give_equal_bytes_and_decoding_is_a_function_of_them(step):
 def test_extreme_but_finite_states_survive_as_finite_ones(step, fill):
     state = {n: torch.full(s, fill) for n, s in SHAPES.items()}
     try:
-        payload = pipeline(step).encode(state, reference=(3, {n: torch.zeros(s) for n, s in SHAPES.items()}))
+        payload = build_pipeline(step).encode(state, reference=(3, {n: torch.zeros(s) for n, s in SHAPES.items()}))
         back = decode(payload, SHAPES, references={3: {n: torch.zeros(s) for n, s in SHAPES.items()}})
     except PayloadError:
         assert abs(fill) > 1e30
@@ -150,26 +152,26 @@ def test_extreme_but_finite_states_survive_as_finite_ones(step, fill):
 @pytest.mark.parametrize("step", CASES)
 def test_empty_tensors_and_empty_states_survive(step):
     for shapes in (EMPTY_SHAPES, {}):
-        state = random_state(shapes)
-        back = decoded(encode(pipeline(step), state), shapes)
+        state = create_state(shapes)
+        back = decode_whole(encode(build_pipeline(step), state), shapes)
         assert {n: tuple(t.shape) for n, t in back.items()} == shapes
 
 
 @pytest.mark.parametrize("step", CASES)
 def test_subsets_and_weights_are_taken(step):
-    state = {n: t for n, t in random_state().items() if "lora" in n}
+    state = {n: t for n, t in create_state().items() if "lora" in n}
     weights = {n: torch.rand(t.shape) for n, t in state.items()}
-    assert list(decoded_subset(encode(pipeline(step), state, weights=weights, shapes=SHAPES))) == list(state)
+    assert list(decode_subset(encode(build_pipeline(step), state, weights=weights, shapes=SHAPES))) == list(state)
     zeros = {n: torch.zeros(t.shape) for n, t in state.items()}
-    assert list(decoded_subset(encode(pipeline(step), state, weights=zeros, shapes=SHAPES))) == list(state)
+    assert list(decode_subset(encode(build_pipeline(step), state, weights=zeros, shapes=SHAPES))) == list(state)
 
 
-def decoded_subset(payload):
+def decode_subset(payload):
     lora = {n: s for n, s in SHAPES.items() if "lora" in n}
     return decode(
         payload,
         SHAPES,
-        references={3: random_state(lora, 9) | {n: torch.zeros(s) for n, s in SHAPES.items() if n not in lora}},
+        references={3: create_state(lora, 9) | {n: torch.zeros(s) for n, s in SHAPES.items() if n not in lora}},
     )
 
 
@@ -177,8 +179,8 @@ def decoded_subset(payload):
 def test_pipelines_round_trip_and_shrink(text):
     codec = parse_codec(text)
     assert parse_codec(str(codec)) == codec
-    state = random_state()
-    back, nearest = (decoded(encode(c, state)) for c in (codec, codec.without_gain()))
+    state = create_state()
+    back, nearest = (decode_whole(encode(c, state)) for c in (codec, codec.remove_gain()))
     before, stretched, after = (torch.cat([t.reshape(-1) for t in s.values()]) for s in (state, back, nearest))
     assert before @ stretched <= 1.01 * before @ before or "dither" in text, "a gain makes nothing longer than it was"
     limit = 2 if "dither" in text else 1.01  # an unbiased code need not be a contraction
@@ -189,13 +191,13 @@ def test_pipelines_round_trip_and_shrink(text):
 
 @pytest.mark.parametrize("text", PIPELINES)
 def test_truncated_and_extended_payloads_are_refused(text):
-    payload = encode(parse_codec(text), random_state())
+    payload = encode(parse_codec(text), create_state())
     for cut in sorted({*range(0, min(60, len(payload)), 7), len(payload) // 2, len(payload) - 1}):
         for damaged in (payload[:cut], seal(payload[:cut])):
             with pytest.raises(PayloadError):
-                decoded(damaged)
+                decode_whole(damaged)
     with pytest.raises(PayloadError):
-        decoded(seal(payload + b"\1"))
+        decode_whole(seal(payload + b"\1"))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +212,8 @@ def test_truncated_and_extended_payloads_are_refused(text):
     ids=["lora", "square"],
 )
 def test_decoding_stays_within_the_stated_memory(text, shapes, dtype, factor):
-    payload = encode(parse_codec(text), random_state(shapes, dtype=dtype))
-    references = {3: random_state(shapes, 9)}
+    payload = encode(parse_codec(text), create_state(shapes, dtype=dtype))
+    references = {3: create_state(shapes, 9)}
     decode(payload, shapes, references=references)
     tracemalloc.start()
     decode(payload, shapes, references=references)
@@ -223,5 +225,5 @@ def test_decoding_stays_within_the_stated_memory(text, shapes, dtype, factor):
 @pytest.mark.parametrize("name", [n for n in NAMES if issubclass(codecs.part(n), TensorStep)])
 def test_a_step_needs_only_the_payload(name):
     """A payload made with unusual settings decodes without them: `decode` takes no configuration."""
-    for step in variants(name):
-        assert list(decoded(encode(pipeline(step), random_state()))) == list(SHAPES)
+    for step in list_variants(name):
+        assert list(decode_whole(encode(build_pipeline(step), create_state()))) == list(SHAPES)

@@ -9,15 +9,17 @@ import typing
 import pytest
 
 from fedpeft import describe
-from fedpeft.conformance import under_test
-from fedpeft.conformance.conftest import with_defaults
-from fedpeft.data.cached_rows import rows_hash
+from fedpeft.conformance import list_tested_parts
+from fedpeft.conformance.conftest import build_with_defaults
+from fedpeft.data.cached_rows import hash_rows
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS, load_dataset
-from fedpeft.parts import name_of, part_text
+from fedpeft.parts import format_part, name_of
 from fedpeft.run.catalogue import ALL
 
-PARTS = [pytest.param(family, name, id=f"{family.group}.{name}") for family in ALL for name in under_test(family)]
+PARTS = [
+    pytest.param(family, name, id=f"{family.group}.{name}") for family in ALL for name in list_tested_parts(family)
+]
 OFFLINE = {"digits", "tiny", "tiny_lm"}
 """Of our own data sets, those that are made or come with a library; a plugin's are all loaded."""
 
@@ -39,16 +41,16 @@ def test_each_setting_has_a_meaning_a_type_and_a_default_in_its_range(family, na
         assert field.metadata.get("help"), f"declare {field.name} with fedpeft.parts.setting"
         assert field.name in hints
         if field.default is not dataclasses.MISSING:
-            assert field.metadata["bounds"].admits(field.default), field.name
+            assert field.metadata["bounds"].is_legal(field.default), field.name
     takes = getattr(cls, "argument", None)
     assert takes is None or takes in hints
 
 
 @pytest.mark.parametrize(("family", "name"), PARTS)
 def test_its_text_makes_it_again(family, name):
-    part = with_defaults(family, name)
-    assert part_text(part) == name
-    assert family.build(part_text(part)) == part
+    part = build_with_defaults(family, name)
+    assert format_part(part) == name
+    assert family.build(format_part(part)) == part
 
 
 @pytest.mark.parametrize(("family", "name"), PARTS)
@@ -58,23 +60,25 @@ def test_it_is_described(family, name, capsys):
         assert name in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [n for n in under_test(DATASETS) if n in OFFLINE or n not in DATASETS.own_names])
+@pytest.mark.parametrize(
+    "name", [n for n in list_tested_parts(DATASETS) if n in OFFLINE or n not in DATASETS.own_names]
+)
 def test_a_data_set_has_the_same_rows_each_time(name):
-    with_defaults(DATASETS, name)
+    build_with_defaults(DATASETS, name)
     one, other = load_dataset(name), load_dataset(name)
     assert one.name
     assert one.default_model
     for rows, again in ((one.train, other.train), (one.test, other.test)):
         assert len(rows) == len(again) > 0
-        assert rows_hash(rows) == rows_hash(again)
+        assert hash_rows(rows) == hash_rows(again)
         if one.label_names is not None:
             assert rows.labels.min() >= 0
             assert rows.labels.max() < one.classes
 
 
-@pytest.mark.parametrize("name", under_test(PARTITIONS))
+@pytest.mark.parametrize("name", list_tested_parts(PARTITIONS))
 def test_a_partition_gives_each_row_to_one_client_at_most_unless_it_says_so_and_follows_its_seed(name):
-    made = with_defaults(PARTITIONS, name)
+    made = build_with_defaults(PARTITIONS, name)
     rows = load_dataset("tiny").train
     one, again = made.split(rows, 6, 3), made.split(rows, 6, 3)
     shards = [one.shard(client).tolist() for client in range(6)]

@@ -11,14 +11,24 @@ import pytest
 import torch
 
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.conformance.peft_cases import NAMES, OWN, RULE, SMALL, SPECS, Case, each_method, model_with, worst
+from fedpeft.conformance.peft_cases import (
+    NAMES,
+    OWN,
+    RULE,
+    SMALL,
+    SPECS,
+    Case,
+    create_model,
+    each_method,
+    find_largest_difference,
+)
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.layers import linear_layers
-from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
-from fedpeft.models.task import TASKS, adapter_dtype, trainable
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.models.layers import find_linear_layers
+from fedpeft.models.quantized import PRECISIONS, quantize, round_to_quantized
+from fedpeft.models.task import TASKS, find_trainable, get_adapter_dtype
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.checks.rules import check_method
 
@@ -44,7 +54,7 @@ def test_the_layout_holds_what_the_method_declares(spec, tiny):
     declared = [ending for ending in case.method.tensors if not ending.startswith("head.")] or case.method.tensors
     assert all(any(name.endswith(ending) for name in own) for ending in declared)
     assert {n: tuple(t.shape) for n, t in case.first.items()} == case.layout.shapes
-    again = case.method.start(model_with(case.method, case.tiny, "fp64"), 0)
+    again = case.method.start(create_model(case.method, case.tiny, "fp64"), 0)
     assert all(torch.equal(again[n].double(), case.first[n]) for n in again)
 
 
@@ -78,7 +88,7 @@ def test_batched_equals_sequential(spec, tiny):
         pytest.skip("trained one client at a time")
     jobs = case.jobs()
     one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
-    assert worst(one, other, jobs) < 1e-9
+    assert find_largest_difference(one, other, jobs) < 1e-9
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
 
 
@@ -98,14 +108,16 @@ def test_a_base_in_few_bits_trains_as_its_decoded_weights_do(spec, precision, ti
         executors.append(SequentialExecutor(model, case.task, case.rows, case.layout))
     jobs = case.jobs()[:1]
     one, other = (list(executor.train(jobs)) for executor in executors)
-    assert worst(one, other, jobs) < 1e-9
-    assert worst(one, list(case.sequential.train(jobs)), jobs) > 1e-4, "as on the base in full precision"
+    assert find_largest_difference(one, other, jobs) < 1e-9
+    assert find_largest_difference(one, list(case.sequential.train(jobs)), jobs) > 1e-4, (
+        "as on the base in full precision"
+    )
 
 
 @each_method
 def test_it_trains_on_a_bf16_base_in_fp32(spec, tiny):
     case = Case(spec, tiny, "bf16")
-    assert {p.dtype for p in trainable(case.model).values()} == {adapter_dtype("bf16")}
+    assert {p.dtype for p in find_trainable(case.model).values()} == {get_adapter_dtype("bf16")}
     jobs = case.jobs()
     for trained, job in zip(case.sequential.train(jobs), jobs, strict=True):
         assert all(bool(t.isfinite().all()) for t in trained.state.values())
@@ -131,11 +143,11 @@ def test_a_client_s_own_size_is_what_is_evaluated(name, tiny):
 
 
 def decode_in_place(base, precision):
-    for layer in linear_layers(base).values():
-        layer.weight.data = dequantized(layer.weight, precision)
+    for layer in find_linear_layers(base).values():
+        layer.weight.data = round_to_quantized(layer.weight, precision)
 
 
-def for_texts(spec):
+def has_batched_text_form(spec):
     """Whether it has a batched form, on bases that read texts."""
     method = PEFT_METHODS.build(spec)
     return method.batched and not method.of_pictures
@@ -153,13 +165,13 @@ def tiny_language():
 
 @pytest.mark.parametrize(
     "spec",
-    [s for s in SPECS if not set(s.split(" + ")) & NOT_FOR_LANGUAGE and for_texts(s)],
+    [s for s in SPECS if not set(s.split(" + ")) & NOT_FOR_LANGUAGE and has_batched_text_form(s)],
 )
 def test_batched_equals_sequential_on_a_language_model(spec, tiny_language):
     case = Case(spec, tiny_language)
     jobs = case.jobs()
     one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
-    assert worst(one, other, jobs) < 1e-9
+    assert find_largest_difference(one, other, jobs) < 1e-9
     assert not any(torch.equal(one[0].state[n], jobs[0].received[n]) for n in one[0].state)
 
 
@@ -178,17 +190,17 @@ def test_sizes_are_mixed_or_refused(spec, tiny):
     method = case.method
     if not method.mixed_sizes:
         with pytest.raises(ConfigError, match="one size"):
-            check_method(method, case.strategy, RULE.get(method.name, "fedit"), [ClientForm(2, 2.0)])
+            check_method(method, case.strategy, RULE.get(method.name, "fedit"), [AdapterShape(2, 2.0)])
         return
     if case.layout.form is None or spec.startswith("lora_sb"):
         pytest.skip("alphas may differ, ranks may not")
-    forms = [ClientForm(2, 2 * case.layout.form.scale), case.layout.form, ClientForm(3, 3 * case.layout.form.scale)]
+    forms = [AdapterShape(2, 2 * case.layout.form.scale), case.layout.form, AdapterShape(3, 3 * case.layout.form.scale)]
     jobs = case.jobs(forms=forms)
     one = list(case.sequential.train(jobs))
     alone = list(case.sequential.train([jobs[2]]))
-    assert worst(one[2:], alone, jobs[2:]) == 0
+    assert find_largest_difference(one[2:], alone, jobs[2:]) == 0
     if method.batched:
-        assert worst(one, list(case.batched().train(jobs)), jobs) < 1e-9
+        assert find_largest_difference(one, list(case.batched().train(jobs)), jobs) < 1e-9
 
 
 def test_what_can_not_be_joined_is_refused():
@@ -205,7 +217,7 @@ def test_dora_s_weights_are_those_of_the_client_s_own_scale(tiny):
     case = Case("dora(rank=4, alpha=32)", tiny)
     other = Case("dora(rank=4, alpha=8)", tiny)
     changes, expected = (c.method.weight_changes(c.model) for c in (case, other))
-    found = changes(case.start, ClientForm(4, 8.0))
+    found = changes(case.start, AdapterShape(4, 8.0))
     for module, change in expected(case.start, None).items():
         assert torch.allclose(found[module], change)
         assert not torch.allclose(changes(case.start, None)[module], change)

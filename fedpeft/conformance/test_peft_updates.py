@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedpeft.aggregation.aggregator import aggregator
-from fedpeft.aggregation.exactness import Changes, Measured
+from fedpeft.aggregation.aggregator import create_aggregator
+from fedpeft.aggregation.exactness import Changes, MeasuringAggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
@@ -16,7 +16,7 @@ from fedpeft.communication.codec import PRESETS, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance.peft_cases import Case, each_method
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import difference
+from fedpeft.peft.adapter import subtract_states
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.checks.rules import check_method
 
@@ -30,7 +30,7 @@ def test_updates_pass_through_every_codec(spec, tiny, codec):
     made = parse_codec(codec)
     back, plain = (
         decode(c.encode(update, seed=1, shapes=case.layout.shapes), case.layout.shapes)
-        for c in (made, made.without_gain())
+        for c in (made, made.remove_gain())
     )
     assert {n: tuple(t.shape) for n, t in back.items()} == case.layout.shapes
     sent, arrived, short = (torch.cat([x[n].flatten() for n in update]) for x in (update, back, plain))
@@ -51,12 +51,12 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
         trained = [replace(t, state={n: x for n, x in t.state.items() if n in names}) for t in trained]
     factoring = case.method.factoring(case.layout)
     sgd = SERVER_OPTIMIZERS.build("sgd")
-    total = aggregator(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
+    total = create_aggregator(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
     weights = [20.0, 30.0, 7.0]
     changes = case.method.weight_changes(case.model)
-    total = Measured(total, Changes(changes)) if changes else total
+    total = MeasuringAggregator(total, Changes(changes)) if changes else total
     for t, weight in zip(trained, weights, strict=True):
-        total.add(Update(t.client, weight, case.layout.form, case.start, difference(t.state, case.start)))
+        total.add(Update(t.client, weight, case.layout.form, case.start, subtract_states(t.state, case.start)))
     outcome = total.finish({})
     after = outcome.state
     shares = [w / sum(weights) for w in weights]

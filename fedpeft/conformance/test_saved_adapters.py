@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.conformance.peft_cases import Case, each_method, model_with
+from fedpeft.conformance.peft_cases import Case, create_model, each_method
 from fedpeft.models.quantized import quantize
-from fedpeft.models.readout import plain as last_block
-from fedpeft.models.task import trainable
+from fedpeft.models.readout import get_plain_base as last_block
+from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
 
 
-def saved_and_loaded(case, folder):
+def save_and_load(case, folder):
     """The model of `case.start`, from its files."""
     method = case.method
     changes, state = method.changes(case.model, case.start), method.as_saved(case.model, case.start)
     own = (method.saved_as or case.spec) if not (changes or method.in_peft or method.whole_model) else None
     labels = [str(i) for i in range(case.classes)]
-    saved_adapter.save(folder, model_with(method, case.tiny, "fp32"), state, labels, changes, own)
+    saved_adapter.save(folder, create_model(method, case.tiny, "fp32"), state, labels, changes, own)
     base = case.task.base(case.folder, torch.float32)
     quantize(base, method.base_precision)
     return saved_adapter.load(folder, case.task, base, case.classes)
@@ -29,7 +29,7 @@ def saved_and_loaded(case, folder):
 def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
     case = Case(spec, tiny, "fp32")
     case.sequential.load(case.start)
-    again = saved_and_loaded(case, tmp_path)
+    again = save_and_load(case, tmp_path)
     batch = case.rows.batch(np.arange(12))
     with torch.no_grad():
         expected = case.model.eval()(batch)
@@ -37,7 +37,7 @@ def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
     base = case.task.base(case.folder, torch.float32)
     case.method.read(base)
     plain = case.task.model(base, case.classes)
-    assert trainable(again) == {}
+    assert find_trainable(again) == {}
     if all(t.role == "head" for t in case.layout.tensors):
         return
     plain.load_state_dict({n: t for n, t in case.start.items() if n.startswith("head.")}, strict=False)
@@ -50,7 +50,7 @@ def test_a_merged_model_is_the_plain_base_with_equal_logits(spec, tiny, tmp_path
     case = Case(spec, tiny, "fp32")
     if not case.method.merges:
         pytest.skip("can't be merged exactly")
-    model, batch = saved_and_loaded(case, tmp_path), case.rows.batch(np.arange(12))
+    model, batch = save_and_load(case, tmp_path), case.rows.batch(np.arange(12))
     with torch.no_grad():
         expected = model(batch)
         model.base = case.method.merged(model)

@@ -8,18 +8,24 @@ import random
 import pytest
 import torch
 
-from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, strategies
 from fedpeft.aggregation.update import Update
-from fedpeft.conformance import under_test
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.conformance.conftest import with_defaults
+from fedpeft.conformance import list_tested_parts
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.conformance.conftest import build_with_defaults
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 
-FORM = ClientForm(4, 8.0)
-MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]
+FORM = AdapterShape(4, 8.0)
+MIXED = [Client(AdapterShape(2, 8.0), 3.0), Client(AdapterShape(4, 8.0), 1.0), Client(AdapterShape(3, 6.0), 2.5)]
 CORES = [
     (TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0"),),
     (TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),),
@@ -35,8 +41,8 @@ CORES = [
 EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 2.5), Client(FORM, 7.0)]
 
 
-def layout_for(strategy: Strategy) -> Layout:
-    layout = lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
+def create_layout(strategy: Strategy) -> Layout:
+    layout = create_lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
     try:
         strategy.check(layout, [])
     except ConfigError:
@@ -49,9 +55,9 @@ def layout_for(strategy: Strategy) -> Layout:
     return layout
 
 
-@pytest.fixture(params=under_test(strategies))
+@pytest.fixture(params=list_tested_parts(strategies))
 def strategy(request):
-    return with_defaults(strategies, request.param)
+    return build_with_defaults(strategies, request.param)
 
 
 @pytest.fixture
@@ -61,15 +67,15 @@ def name(request):
 
 @pytest.fixture
 def case(strategy):
-    layout = layout_for(strategy)
-    return strategy, layout, random_state(layout, 1)
+    layout = create_layout(strategy)
+    return strategy, layout, create_random_state(layout, 1)
 
 
-def added(result, layout):
+def compute_added_weights(result, layout):
     """By layer, what the adapter and the residual add to the base; other tensors as they are."""
-    weights = {p.module: effective(p, result.state, layout.form).dense() for p in layout.pairs}
+    weights = {p.module: compute_effective_weight(p, result.state, layout.form).to_dense() for p in layout.pairs}
     for module, residual in result.residuals.items():
-        weights[module] = weights[module] + residual.dense()
+        weights[module] = weights[module] + residual.to_dense()
     plain = {t.name: result.state[t.name] for t in layout.tensors if t.role not in ("lora_A", "lora_B")}
     return weights | plain
 
@@ -98,14 +104,14 @@ def test_a_client_is_sent_what_its_form_holds(case):
     forms = [c.form for c in (MIXED if strategy.mixed_ranks else EQUAL)]
     for form in [*forms, None]:
         if name_of(type(strategy)) == "fed_sb" and form is not None:
-            form = ClientForm(FORM.rank, form.alpha)
+            form = AdapterShape(FORM.rank, form.alpha)
         sent = strategy.dispatch(state, layout, form, 1)
-        assert {n: tuple(t.shape) for n, t in sent.items()} == layout.with_form(form).shapes
+        assert {n: tuple(t.shape) for n, t in sent.items()} == layout.replace_form(form).shapes
 
 
 def test_what_is_sent_is_a_copy(case):
     strategy, layout, state = case
-    for form in (FORM, ClientForm(2, 3.0) if strategy.mixed_ranks and layout.pairs else FORM):
+    for form in (FORM, AdapterShape(2, 3.0) if strategy.mixed_ranks and layout.pairs else FORM):
         before = {n: t.clone() for n, t in state.items()}
         first = strategy.dispatch(state, layout, form, 1)
         second = strategy.dispatch(state, layout, form, 1)
@@ -122,18 +128,24 @@ def test_different_forms_are_taken_or_refused(case, name):
         strategy.check(layout, [c.form for c in MIXED])
     else:
         with pytest.raises(ConfigError, match="rank"):
-            strategy.check(layout, [FORM, ClientForm(2, 8.0)])
+            strategy.check(layout, [FORM, AdapterShape(2, 8.0)])
     with pytest.raises(ConfigError, match="rank"):
-        strategy.check(layout, [ClientForm(9, 8.0)])
+        strategy.check(layout, [AdapterShape(9, 8.0)])
 
 
 def test_only_trained_and_shared_tensors_change(case):
     strategy, layout, state = case
-    for round in (1, 2):
-        trained = strategy.trained(layout, round)
+    for round_number in (1, 2):
+        trained = strategy.trained(layout, round_number)
         assert trained <= set(layout.names)
         assert strategy.private(layout) <= set(layout.names)
-        result = run_round(strategy, state, layout, random_updates(strategy, state, layout, EQUAL, 3, round), round)
+        result = run_round(
+            strategy,
+            state,
+            layout,
+            create_random_updates(strategy, state, layout, EQUAL, 3, round_number),
+            round_number,
+        )
         assert list(result.state) == list(state)
         assert {n: tuple(t.shape) for n, t in result.state.items()} == layout.shapes
         for n in strategy.private(layout):
@@ -144,38 +156,38 @@ def test_only_trained_and_shared_tensors_change(case):
 
 def test_zero_updates_change_nothing(case):
     strategy, layout, state = case
-    updates = random_updates(strategy, state, layout, EQUAL, 3, size=0.0)
+    updates = create_random_updates(strategy, state, layout, EQUAL, 3, size=0.0)
     for u in updates:
         # what flasc sends is sparse; the deltas are what counts
         u.received.update(state)
     result = run_round(strategy, state, layout, updates)
-    assert_close(added(result, layout), added(type(result)(state, {}), layout))
+    assert_close(compute_added_weights(result, layout), compute_added_weights(type(result)(state, {}), layout))
 
 
 def test_the_update_of_one_client_arrives_whole(case):
     strategy, layout, state = case
     if not strategy.arrives_whole:
         pytest.skip("thinned out, shrunk or kept back in part")
-    updates = random_updates(strategy, state, layout, [Client(FORM, 5.0)], 3)
+    updates = create_random_updates(strategy, state, layout, [Client(FORM, 5.0)], 3)
     trained = {n: updates[0].trained(n) for n in state}
     result = run_round(strategy, state, layout, updates)
-    assert_close(added(result, layout), added(type(result)(trained, {}), layout))
+    assert_close(compute_added_weights(result, layout), compute_added_weights(type(result)(trained, {}), layout))
 
 
 def test_all_zero_factors_stay_finite(case):
     strategy, layout, state = case
     zero = {n: torch.zeros_like(t) for n, t in state.items()}
-    result = run_round(strategy, zero, layout, random_updates(strategy, zero, layout, EQUAL, 3, size=0.0))
+    result = run_round(strategy, zero, layout, create_random_updates(strategy, zero, layout, EQUAL, 3, size=0.0))
     assert all(t.isfinite().all() for t in result.state.values())
 
 
-def clients_of(strategy, layout):
+def get_clients(strategy, layout):
     return MIXED if strategy.mixed_ranks and layout.pairs else EQUAL
 
 
 def test_order_of_arrival_does_not_matter_bit_for_bit(case):
     strategy, layout, state = case
-    updates = random_updates(strategy, state, layout, clients_of(strategy, layout), 3)
+    updates = create_random_updates(strategy, state, layout, get_clients(strategy, layout), 3)
     shuffled = random.Random(0).sample(updates, len(updates))
     one, other = (run_round(strategy, state, layout, u) for u in (updates, shuffled))
     assert all(torch.equal(one.state[n], other.state[n]) for n in state)
@@ -186,24 +198,24 @@ def test_order_of_arrival_does_not_matter_bit_for_bit(case):
 
 def test_the_unit_of_the_weights_does_not_matter(case):
     strategy, layout, state = case
-    updates = random_updates(strategy, state, layout, clients_of(strategy, layout), 3)
+    updates = create_random_updates(strategy, state, layout, get_clients(strategy, layout), 3)
     heavier = [dataclasses.replace(u, weight=u.weight * 1000) for u in updates]
     one, other = (run_round(strategy, state, layout, u) for u in (updates, heavier))
-    assert_close(added(one, layout), added(other, layout), 1e-5)
+    assert_close(compute_added_weights(one, layout), compute_added_weights(other, layout), 1e-5)
 
 
-def storages(tensors):
+def get_storages(tensors):
     return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
 
 
 def test_inputs_are_not_altered_nor_shared_with_the_output(case):
     strategy, layout, state = case
-    updates = random_updates(strategy, state, layout, clients_of(strategy, layout), 3)
+    updates = create_random_updates(strategy, state, layout, get_clients(strategy, layout), 3)
     inputs = [*state.values(), *(t for u in updates for t in (*u.received.values(), *u.delta.values()))]
     before = [t.clone() for t in inputs]
     result = run_round(strategy, state, layout, updates)
     outputs = [*result.state.values(), *(t for r in result.residuals.values() for t in (r.left, r.right))]
-    assert not storages(outputs) & storages(inputs)
+    assert not get_storages(outputs) & get_storages(inputs)
     for tensor in outputs:
         tensor.fill_(7.0)
     assert all(torch.equal(t, b) for t, b in zip(inputs, before, strict=True))
@@ -218,6 +230,6 @@ def test_an_empty_round_is_refused_by_gather_rules(case):
 
 def test_a_client_keeps_its_form_unless_asked_otherwise(case):
     strategy, layout, state = case
-    (update,) = random_updates(strategy, state, layout, [Client(FORM)], 3)
+    (update,) = create_random_updates(strategy, state, layout, [Client(FORM)], 3)
     assert isinstance(update, Update)
     assert strategy.next_form(update, layout) == FORM

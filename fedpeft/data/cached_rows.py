@@ -29,7 +29,7 @@ TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "con
 """What tokens depend on, in a model's folder."""
 
 
-def rows_hash(rows: Rows) -> str:
+def hash_rows(rows: Rows) -> str:
     """SHA-256 of the rows' inputs, texts and labels."""
     digest = hashlib.sha256()
     if isinstance(rows.inputs, np.ndarray):
@@ -62,20 +62,20 @@ def _add(digest: Any, texts: Sequence[str]) -> None:
         digest.update(encoded)
 
 
-def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
+def convert_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     """The arrays of model-ready rows, for `arrays`."""
     if isinstance(examples, ImageRows):
         return {"pixels": examples.pixels, "labels": examples.labels, "tokens": np.array(examples.tokens)}
     if isinstance(examples, CaptionedRows):
         image = {"pixels": examples.pixels, "held": examples.held, "tokens": np.array(examples.tokens)}
-        return image | _of_texts(examples.texts)
+        return image | _convert_texts(examples.texts)
     if isinstance(examples, DescribedRows):
-        return {"patches": examples.patches, "cut": np.array(examples.cut)} | _of_texts(examples.texts)
+        return {"patches": examples.patches, "cut": np.array(examples.cut)} | _convert_texts(examples.texts)
     if isinstance(examples, AnsweredRows):
-        own = examples_to_arrays(examples.texts) | {"cut": np.array(examples.cut)}
-        return own | _of_texts(examples.answers)
+        own = convert_to_arrays(examples.texts) | {"cut": np.array(examples.cut)}
+        return own | _convert_texts(examples.answers)
     if isinstance(examples, PairRows):
-        return examples_to_arrays(examples.answers) | {"pairs": np.array(examples.cut)}
+        return convert_to_arrays(examples.answers) | {"pairs": np.array(examples.cut)}
     assert isinstance(examples, TokenRows)
     found = {"ids": examples.ids, "offsets": examples.offsets, "padding": np.array(examples.padding_id)}
     found |= {"cut": np.array(examples.cut)} if examples.cut else {}
@@ -84,23 +84,23 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     return found | {name: array for name, array in optional.items() if array is not None}
 
 
-def _of_texts(texts: TokenRows) -> dict[str, np.ndarray]:
+def _convert_texts(texts: TokenRows) -> dict[str, np.ndarray]:
     """The arrays of texts beside images, or beside other texts."""
-    return {f"{TEXT}{name}": array for name, array in examples_to_arrays(texts).items()}
+    return {f"{TEXT}{name}": array for name, array in convert_to_arrays(texts).items()}
 
 
 TEXT = "text_"
 """What the names of arrays of texts beside something else begin with."""
 
 
-def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
-    """The inverse of `examples_to_arrays`."""
+def restore_examples(found: Mapping[str, np.ndarray]) -> Examples:
+    """The inverse of `convert_to_arrays`."""
     own = {name.removeprefix(TEXT): array for name, array in found.items() if name.startswith(TEXT)}
     if own:
-        texts = cast(TokenRows, examples_from_arrays(own))
+        texts = cast(TokenRows, restore_examples(own))
         if "ids" in found:
             read = {name: array for name, array in found.items() if not name.startswith(TEXT) and name != "cut"}
-            return AnsweredRows(cast(TokenRows, examples_from_arrays(read)), texts, int(found["cut"]))
+            return AnsweredRows(cast(TokenRows, restore_examples(read)), texts, int(found["cut"]))
         if "patches" in found:
             return DescribedRows(found["patches"], texts, int(found["cut"]))
         return CaptionedRows(found["pixels"], texts, found["held"], int(found["tokens"]))
@@ -120,10 +120,10 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     return PairRows(rows, int(found["pairs"])) if "pairs" in found else rows
 
 
-def cached_examples(data_key: str) -> Examples:
+def load_cached_examples(data_key: str) -> Examples:
     """The tokenised rows called `data_key`, memory-mapped."""
 
     def missing() -> Mapping[str, np.ndarray]:
         raise FileNotFoundError(f"the tokenised rows {data_key} have left the cache while the run was going on")
 
-    return examples_from_arrays(cache.arrays("rows", data_key, missing))
+    return restore_examples(cache.load_arrays("rows", data_key, missing))

@@ -33,14 +33,14 @@ def clone(text: str, random: np.random.Generator, names: Sequence[str] = ()) -> 
 
     `names`: what things are called in the clone, as far as the text has no such names yet.
     """
-    function = _function(text)
-    if function is None or not _changed(function).keys() - {function.name}:
+    function = _parse_function(text)
+    if function is None or not _find_changed_names(function).keys() - {function.name}:
         return None
-    changed = renamed(text, function, random, names)
-    return None if changed is None else reordered(changed, random)
+    changed = rename_variables(text, function, random, names)
+    return None if changed is None else reorder_assignments(changed, random)
 
 
-def _function(text: str) -> Definition | None:
+def _parse_function(text: str) -> Definition | None:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
@@ -49,21 +49,21 @@ def _function(text: str) -> Definition | None:
     return first if isinstance(first, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
-def own_names(text: str) -> list[str]:
+def find_own_names(text: str) -> list[str]:
     """The names of the function in `text` that a clone changes, in alphabetical order; none: it is no function."""
-    function = _function(text)
-    return [] if function is None else sorted(_changed(function))
+    function = _parse_function(text)
+    return [] if function is None else sorted(_find_changed_names(function))
 
 
-def _changed(function: Definition) -> dict[str, list[Span]]:
+def _find_changed_names(function: Definition) -> dict[str, list[Span]]:
     """The names that are changed, and where they stand."""
-    kept = _kept(function) | {"self", "cls", "_"}
-    return {name: found for name, found in _places(function).items() if name not in kept}
+    kept = _find_kept_names(function) | {"self", "cls", "_"}
+    return {name: found for name, found in _find_places(function).items() if name not in kept}
 
 
-def renamed(text: str, function: Definition, random: np.random.Generator, names: Sequence[str]) -> str | None:
+def rename_variables(text: str, function: Definition, random: np.random.Generator, names: Sequence[str]) -> str | None:
     """`text` with other names; None: its places can't be found."""
-    places = _changed(function)
+    places = _find_changed_names(function)
     taken = set(re.findall(r"\w+", text))
     free = [name for name in names if name not in taken]
     free = [free[i] for i in random.permutation(len(free)).tolist()]
@@ -79,7 +79,7 @@ def renamed(text: str, function: Definition, random: np.random.Generator, names:
     return "\n".join(lines)
 
 
-def _places(function: Definition) -> dict[str, list[Span]]:
+def _find_places(function: Definition) -> dict[str, list[Span]]:
     """Where the names of the function, of arguments, and of variables that are assigned stand."""
     local = {function.name}
     before = len("async def " if isinstance(function, ast.AsyncFunctionDef) else "def ")
@@ -95,7 +95,7 @@ def _places(function: Definition) -> dict[str, list[Span]]:
     return {name: places for name, places in found.items() if name in local}
 
 
-def _kept(function: Definition) -> set[str]:
+def _find_kept_names(function: Definition) -> set[str]:
     """Names that stand where no tree says, or that others know: of strings, imports, exceptions, keywords, patterns."""
     kept: set[str] = set()
     for node in ast.walk(function):
@@ -115,17 +115,17 @@ def _kept(function: Definition) -> set[str]:
     return kept
 
 
-def reordered(text: str, random: np.random.Generator) -> str:
+def reorder_assignments(text: str, random: np.random.Generator) -> str:
     """`text` with neighbouring assignments exchanged that do not depend on each other, each pair or not by a coin."""
-    function = _function(text)
+    function = _parse_function(text)
     if function is None:
         return text
     lines = text.split("\n")
-    for body in _bodies(function):
+    for body in _list_bodies(function):
         at = 0
         while at + 1 < len(body):
             first, second = body[at], body[at + 1]
-            if independent(first, second) and _alone(first, second, lines) and random.random() < 0.5:
+            if is_independent(first, second) and _is_alone(first, second, lines) and random.random() < 0.5:
                 start, middle, end = first.lineno - 1, second.lineno - 1, second.end_lineno
                 lines[start:end] = lines[middle:end] + lines[start:middle]
                 at += 1  # each statement moves once
@@ -133,7 +133,7 @@ def reordered(text: str, random: np.random.Generator) -> str:
     return "\n".join(lines)
 
 
-def _bodies(function: Definition) -> list[list[ast.stmt]]:
+def _list_bodies(function: Definition) -> list[list[ast.stmt]]:
     """The lists of statements, innermost last; exchanged lines stay within theirs."""
     parts = ("body", "orelse", "finalbody")
     return [
@@ -141,7 +141,7 @@ def _bodies(function: Definition) -> list[list[ast.stmt]]:
     ]
 
 
-def _alone(first: ast.stmt, second: ast.stmt, lines: list[str]) -> bool:
+def _is_alone(first: ast.stmt, second: ast.stmt, lines: list[str]) -> bool:
     """Whether nothing else stands on the lines of two statements that follow each other."""
     if first.end_lineno is None or second.end_lineno is None or second.lineno != first.end_lineno + 1:
         return False
@@ -151,7 +151,7 @@ def _alone(first: ast.stmt, second: ast.stmt, lines: list[str]) -> bool:
     )
 
 
-def independent(first: ast.stmt, second: ast.stmt) -> bool:
+def is_independent(first: ast.stmt, second: ast.stmt) -> bool:
     """Whether two statements are assignments to names that give the same in either order."""
     if not all(isinstance(s, ast.Assign | ast.AnnAssign) for s in (first, second)):
         return False
@@ -160,11 +160,11 @@ def independent(first: ast.stmt, second: ast.stmt) -> bool:
     targets = [t for s in (first, second) for t in (s.targets if isinstance(s, ast.Assign) else [s.target])]  # type: ignore[attr-defined]
     if not all(isinstance(target, ast.Name) for target in targets):
         return False
-    written, read = zip(*map(_names, (first, second)), strict=True)
+    written, read = zip(*map(_collect_names, (first, second)), strict=True)
     return not (written[0] & (written[1] | read[1]) or written[1] & read[0])
 
 
-def _names(statement: ast.stmt) -> tuple[set[str], set[str]]:
+def _collect_names(statement: ast.stmt) -> tuple[set[str], set[str]]:
     """Names that are written, and read."""
     names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
     written = {node.id for node in names if isinstance(node.ctx, ast.Store)}

@@ -16,7 +16,7 @@ TOKENS, NER_TAGS = "tokens", "ner_tags"
 BETWEEN_DOCUMENTS = "-DOCSTART-"
 
 
-def conll(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def read_sentences(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]]]:
     """Return the sentences of a CoNLL file, each with the place of its first line.
 
     Raises:
@@ -29,7 +29,7 @@ def conll(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]
         fields = [field.strip() for field in line.rstrip("\r\n").split("\t")] if "\t" in line else line.split()
         if not any(fields) or fields[0] == BETWEEN_DOCUMENTS:
             if sentence:
-                yield f"line {first}", _columns(columns, sentence)
+                yield f"line {first}", _build_columns(columns, sentence)
             sentence = []
             continue
         if len(fields) < 2 or not all(fields):
@@ -42,10 +42,10 @@ def conll(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]
         first = first if sentence else number
         sentence.append(fields)
     if sentence:
-        yield f"line {first}", _columns(columns, sentence)
+        yield f"line {first}", _build_columns(columns, sentence)
     if not columns:
         raise DataError(f"FP3114 {name} is empty")
 
 
-def _columns(names: list[str], sentence: list[list[str]]) -> dict[str, list[str]]:
+def _build_columns(names: list[str], sentence: list[list[str]]) -> dict[str, list[str]]:
     return {name: list(values) for name, values in zip(names, zip(*sentence, strict=True), strict=True)}

@@ -22,18 +22,18 @@ from fedpeft.data.prompt_templates import (
     ROOM,
     SUFFIX,
     PromptTemplate,
-    fingerprint,
-    reason,
-    template_file,
+    compute_fingerprint,
+    describe_error,
+    read_template,
 )
-from fedpeft.data.record_files import lacking
-from fedpeft.errors import ConfigError, DataError, ModelError, brief
+from fedpeft.data.record_files import name_incomplete_part
+from fedpeft.errors import ConfigError, DataError, ModelError, shorten_value
 from fedpeft.machine import memory
 
 ROLES = ("system", "user", "assistant")
 
 
-def packed(value: object, where: str) -> str:
+def pack_conversation(value: object, where: str) -> str:
     """A conversation as one text, checked.
 
     Raises:
@@ -60,10 +60,10 @@ def packed(value: object, where: str) -> str:
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
         empty = "the assistant's are empty" if any(m["role"] == "assistant" for m in value) else "there is none"
         raise DataError(f"FP3016 {where}: nobody answers; a conversation has a message of the assistant, and {empty}")
-    return as_text([{"role": m["role"], "content": m["content"]} for m in value], where)
+    return encode_row([{"role": m["role"], "content": m["content"]} for m in value], where)
 
 
-def as_text(row: object, where: str) -> str:
+def encode_row(row: object, where: str) -> str:
     """A row as JSON; `where` it stands is named.
 
     Raises:
@@ -75,7 +75,7 @@ def as_text(row: object, where: str) -> str:
     return made
 
 
-def with_messages(
+def pack_messages(
     records: Iterable[tuple[str, Mapping[str, Any]]], column: str, text: str, source: str, template: str | None = None
 ) -> Any:
     """The records with the conversation in `column` packed into the column `text`; `template`: of a file, or None.
@@ -88,7 +88,7 @@ def with_messages(
         own = ""
     elif str(template).endswith(SUFFIX):
         file = str(Path(str(template)).expanduser().absolute())
-        own = f'{{"template": {json.dumps(file)}, "sha256": "{fingerprint(file)}", "messages": %s}}'
+        own = f'{{"template": {json.dumps(file)}, "sha256": "{compute_fingerprint(file)}", "messages": %s}}'
     else:
         raise ConfigError(
             f"FP1084 the prompt template {template} is one of columns, and {source} holds conversations; take {CHAT}, "
@@ -97,15 +97,15 @@ def with_messages(
     for place, record in records:
         where = f"{place} of {source}"
         if column not in record:
-            lacks = lacking(place, source)
+            lacks = name_incomplete_part(place, source)
             raise DataError(
                 f"FP3018 {lacks} has no column {column!r} for the conversation; it has: {', '.join(record)}"
             )
-        conversation = packed(record[column], where)
+        conversation = pack_conversation(record[column], where)
         yield place, {**record, text: own.replace("%s", conversation) if own else conversation}
 
 
-def with_prompts(
+def pack_prompts(
     records: Iterable[tuple[str, Mapping[str, Any]]], template: str, answer: str, text: str, source: str
 ) -> Any:
     """The records with the prompt that `template` writes and the answer in a column packed into the column `text`.
@@ -118,22 +118,26 @@ def with_prompts(
     for place, record in records:
         where = f"{place} of {source}"
         if answer not in record:
-            lacks = lacking(place, source)
+            lacks = name_incomplete_part(place, source)
             raise DataError(
                 f"FP3019 {lacks} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}"
             )
         said = record[answer]
         if not isinstance(said, str) or not said.strip():
-            raise DataError(f"FP3020 {where}: the column {answer!r} must hold an answer, a text, got {brief(said)}")
-        prompt = made.prompt({name: value for name, value in record.items() if name != answer}, where)
+            raise DataError(
+                f"FP3020 {where}: the column {answer!r} must hold an answer, a text, got {shorten_value(said)}"
+            )
+        prompt = made.format_prompt({name: value for name, value in record.items() if name != answer}, where)
         if template == CHAT:
-            row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], where)
+            row = pack_conversation(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], where
+            )
         else:
-            row = as_text({"prompt": prompt, "answer": said}, where)
+            row = encode_row({"prompt": prompt, "answer": said}, where)
         yield place, {**record, text: row}
 
 
-def ids_and_answers(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
+def tokenize_row(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
     """Token ids of a packed row, and which of them are an answer's.
 
     Raises:
@@ -147,18 +151,18 @@ def ids_and_answers(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
                 "FP4001 the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2, "
                 "or give the data set a template of your own: template='FILE.jinja'"
             )
-        return _of_conversation(tokenizer, packed_row, None, "the model's chat template")
+        return _tokenize_conversation(tokenizer, packed_row, None, "the model's chat template")
     if packed_row.get("whole"):
-        return _of_text(tokenizer, packed_row["prompt"], packed_row["answer"], bool(packed_row.get("end")))
+        return _tokenize_text(tokenizer, packed_row["prompt"], packed_row["answer"], bool(packed_row.get("end")))
     if "prompt" in packed_row:
-        return _of_prompt(tokenizer, packed_row["prompt"], packed_row["answer"])
+        return _tokenize_apart(tokenizer, packed_row["prompt"], packed_row["answer"])
     file = packed_row["template"]
-    if fingerprint(file) != packed_row["sha256"]:
+    if compute_fingerprint(file) != packed_row["sha256"]:
         raise DataError(f"FP3021 the prompt template {file} has changed while its rows were read; begin anew")
-    return _of_conversation(tokenizer, packed_row["messages"], template_file(file), f"the prompt template {file}")
+    return _tokenize_conversation(tokenizer, packed_row["messages"], read_template(file), f"the prompt template {file}")
 
 
-def _of_prompt(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
+def _tokenize_apart(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
     """Prompt and answer, cut into tokens by themselves so that where one ends is certain; then the end of a text."""
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     asked = list(tokenizer(prompt)["input_ids"])
@@ -168,7 +172,7 @@ def _of_prompt(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], lis
     return asked + said, [False] * len(asked) + [True] * len(said)
 
 
-def _of_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tuple[list[int], list[bool]]:
+def _tokenize_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tuple[list[int], list[bool]]:
     """Prompt and answer, cut into tokens as one text; a token is the answer's if it begins behind the prompt.
 
     `ends`: the end of a text stands behind, and is learned.
@@ -188,7 +192,7 @@ def _of_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tuple[list
     return ids, learned
 
 
-def _of_conversation(
+def _tokenize_conversation(
     tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str
 ) -> tuple[list[int], list[bool]]:
     """An answer is what the template adds to the conversation so far, opened for an answer: its text and the token
@@ -199,13 +203,13 @@ def _of_conversation(
     ids: list[int] = []
     answers: list[bool] = []
     for so_far, opened in steps:
-        now = list(_written(tokenizer, so_far, template, called, add_generation_prompt=opened)["input_ids"])
+        now = list(_apply_template(tokenizer, so_far, template, called, add_generation_prompt=opened)["input_ids"])
         if now[: len(ids)] != ids:
             if MARK.search(template or str(tokenizer.chat_template)):
-                marked = _written(tokenizer, steps[-1][0], template, called, return_assistant_tokens_mask=True)
+                marked = _apply_template(tokenizer, steps[-1][0], template, called, return_assistant_tokens_mask=True)
                 ids, answers = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
             else:
-                ids, answers = _by_places(tokenizer, steps, template, called)
+                ids, answers = _tokenize_by_places(tokenizer, steps, template, called)
             break
         answers += [not opened] * (len(now) - len(ids))
         ids = now
@@ -218,7 +222,9 @@ MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """How a template marks what a model is to learn, for transformers' `return_assistant_tokens_mask`."""
 
 
-def _written(tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str, **asked: bool) -> Any:
+def _apply_template(
+    tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str, **asked: bool
+) -> Any:
     """What the template makes of messages: tokens, or with `tokenize=False` the text.
 
     Raises:
@@ -227,7 +233,7 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], template: str | Non
     asked = {"tokenize": True, "return_dict": True} | asked
     try:
         opened = asked.get("add_generation_prompt", False)
-        with memory.at_most(ROOM):  # the text alone: a tokenizer without memory would end the process
+        with memory.limit_memory(ROOM):  # the text alone: a tokenizer without memory would end the process
             text = tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=opened
             )
@@ -236,11 +242,11 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], template: str | Non
         return tokenizer.apply_chat_template(messages, chat_template=template, **asked)
     except (TemplateError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
         raise DataError(
-            f"FP3023 {called} refuses the conversation {json.dumps(messages):.80}: {reason(error)}"
+            f"FP3023 {called} refuses the conversation {json.dumps(messages):.80}: {describe_error(error)}"
         ) from error
 
 
-def _by_places(
+def _tokenize_by_places(
     tokenizer: Any, steps: list[tuple[list[dict[str, str]], bool]], template: str | None, called: str
 ) -> tuple[list[int], list[bool]]:
     """Tokens of the whole text, of which those are answers that have a letter of one: where a template opens an answer
@@ -251,7 +257,7 @@ def _by_places(
     """
     text, answers = "", []
     for so_far, opened in steps:
-        now = _written(
+        now = _apply_template(
             tokenizer, so_far, template, called, add_generation_prompt=opened, tokenize=False, return_dict=False
         )
         if not now.startswith(text) or not getattr(tokenizer, "is_fast", False):
@@ -267,7 +273,7 @@ def _by_places(
     return list(encoded["input_ids"]), learned
 
 
-def question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool]:
+def format_question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool]:
     """What a model that was tuned with `template` is asked, and whether special tokens are in it already.
 
     Raises:
@@ -277,7 +283,7 @@ def question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool
     if template not in (None, CHAT):
         own = PromptTemplate(str(template))
         if own.name in OF_COLUMNS or "messages" not in own.text:
-            return own.prompt_of_question(text, "the question"), False
+            return own.format_question(text, "the question"), False
         written, called = own.text, f"the chat template {template}"
     asked = {"tokenize": False, "return_dict": False, "add_generation_prompt": True}
-    return _written(tokenizer, [{"role": "user", "content": text}], written, called, **asked), True
+    return _apply_template(tokenizer, [{"role": "user", "content": text}], written, called, **asked), True

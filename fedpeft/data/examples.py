@@ -31,7 +31,7 @@ LENGTH_STEP = 16
 every shape it has seen, which is half a gigabyte a worker after a few hundred lengths."""
 
 
-def padded_length(tokens: int) -> int:
+def round_up_length(tokens: int) -> int:
     """`tokens`, rounded up to LENGTH_STEP."""
     return -(-tokens // LENGTH_STEP) * LENGTH_STEP
 
@@ -77,16 +77,16 @@ class TokenRows:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,)."""
-        made = spooled.row_numbers(np.int64)
-        for part in spooled.parts_of(len(self)):
+        made = spooled.create_spool(np.int64)
+        for part in spooled.iterate_parts(len(self)):
             made.append(np.diff(self.offsets[part.start : part.stop + 1]))
         leave(self.offsets)
-        return made.array()
+        return made.create_array()
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """input_ids and attention_mask (B, T), labels (B,) or (B, T); T: the longest row, rounded up to LENGTH_STEP."""
         spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
-        longest = padded_length(max(end - start for start, end in spans))
+        longest = round_up_length(max(end - start for start, end in spans))
         input_ids = torch.full((len(spans), longest), self.padding_id, dtype=torch.long)
         attention_mask = torch.zeros((len(spans), longest), dtype=torch.long)
         for b, (start, end) in enumerate(spans):
@@ -103,7 +103,7 @@ class TokenRows:
         leave(self.ids)  # each row that is read maps 16 pages around it
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
-    def packed(self, sequences: Sequence[Sequence[int]], tokens: int) -> Batch:
+    def pack_batch(self, sequences: Sequence[Sequence[int]], tokens: int) -> Batch:
         """The rows of each sequence one behind the other, for language modelling.
 
         Args:
@@ -299,7 +299,7 @@ class AnsweredRows:
         return lengths
 
     @property
-    def longer(self) -> np.ndarray:
+    def longer_lengths(self) -> np.ndarray:
         """Tokens of each row's longer side, (rows,): a limit of tokens is one of either."""
         longer: np.ndarray = np.maximum(self.texts.lengths, self.answers.lengths)
         return longer
@@ -315,7 +315,7 @@ MADE_UP_TOKENS = 16
 """Tokens or patches of a made-up row: any model reads as many."""
 
 
-def made_up(config: Any, rows: int, generator: torch.Generator) -> Batch:
+def make_up_batch(config: Any, rows: int, generator: torch.Generator) -> Batch:
     """Rows that a model of `config` can read: texts of random tokens, or images of noise."""
     if hasattr(config, "patch_size"):  # BEiT has a vocabulary, too: of what it was trained to see
         side = math.isqrt(MADE_UP_TOKENS) * config.patch_size
@@ -324,14 +324,14 @@ def made_up(config: Any, rows: int, generator: torch.Generator) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def length_sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Row indices in batches of similar length: a pure function of the lengths, longest first."""
     order = np.argsort(-lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 @dataclass(frozen=True)
-class Relabelled:
+class RelabeledRows:
     """Rows whose labels (n,) are others than those that `examples` holds."""
 
     examples: Examples

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.data.record_files import Record, records, suffix_of, within
-from fedpeft.data.record_folders import stem, visible
-from fedpeft.data.square_pictures import square
+from fedpeft.data.record_files import Record, get_suffix, locate_record, read_records
+from fedpeft.data.record_folders import get_stem, list_visible
+from fedpeft.data.square_pictures import crop_to_square
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
 
@@ -35,12 +35,12 @@ CLASS = "label"
 """The column of the class, where folders are classes."""
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _list_pictures(folder: Path) -> list[Path]:
     """By their names, such that are not read included, and links that lead nowhere."""
-    return [p for p in visible(folder) if not p.is_dir() and p.suffix.lower() in (*PICTURES, *UNREAD)]
+    return [p for p in list_visible(folder) if not p.is_dir() and p.suffix.lower() in (*PICTURES, *UNREAD)]
 
 
-def _readable(pictures: list[Path]) -> list[Path]:
+def _check_readable(pictures: list[Path]) -> list[Path]:
     """The same; DataError where some are of a kind that is not read."""
     if unread := [p for p in pictures if p.suffix.lower() in UNREAD]:
         raise DataError(
@@ -51,65 +51,66 @@ def _readable(pictures: list[Path]) -> list[Path]:
     return pictures
 
 
-def _by_class(folder: Path) -> Iterator[tuple[str, Path]]:
+def _list_by_class(folder: Path) -> Iterator[tuple[str, Path]]:
     """Class and file of each picture in a folder for each class.
 
     Raises:
         DataError: pictures that would be passed over: in a folder within that of a class, or of a kind not read.
     """
-    for sub in visible(folder):
+    for sub in list_visible(folder):
         if not sub.is_dir():
             continue
-        if deeper := next((p for p in visible(sub) if p.is_dir() and _pictures(p)), None):
+        if deeper := next((p for p in list_visible(sub) if p.is_dir() and _list_pictures(p)), None):
             raise DataError(
                 f"FP3050 {deeper} holds pictures, and is a folder within that of the class {sub.name!r}; put them into "
                 f"{sub} itself, or take them out of it"
             )
         # macOS and its archives write an accent as a character of its own
         name = unicodedata.normalize("NFC", sub.name)
-        yield from ((name, picture) for picture in _readable(_pictures(sub)))
+        yield from ((name, picture) for picture in _check_readable(_list_pictures(sub)))
 
 
-def table_of(folder: Path) -> Path | None:
+def find_table(folder: Path) -> Path | None:
     """The table that tells of a folder's pictures; None: there is none."""
-    return next((p for p in visible(folder) if stem(p) == METADATA and suffix_of(p) and p.is_file()), None)
+    return next((p for p in list_visible(folder) if get_stem(p) == METADATA and get_suffix(p) and p.is_file()), None)
 
 
-def holds_pictures(folder: Path) -> bool:
+def has_pictures(folder: Path) -> bool:
     """Whether a folder is one of pictures, by class or with a table."""
     if not folder.is_dir():
         return False
-    if _pictures(folder):
+    if _list_pictures(folder):
         return True
-    return any(p.is_dir() and _pictures(p) for p in visible(folder)) or (
-        table_of(folder) is not None and not any(suffix_of(p) and stem(p) != METADATA for p in visible(folder))
+    return any(p.is_dir() and _list_pictures(p) for p in list_visible(folder)) or (
+        find_table(folder) is not None
+        and not any(get_suffix(p) and get_stem(p) != METADATA for p in list_visible(folder))
     )
 
 
-def picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[Record]:
+def read_picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[Record]:
     """A record for each picture: its path in the column file_name, and its class, or all that the table says.
 
     Raises:
         DataError: pictures without a class, or that would be passed over; a table without the column file_name, or
             one that leads outside.
     """
-    table = table_of(folder)
+    table = find_table(folder)
     if table is None:
-        if loose := _pictures(folder):
+        if loose := _list_pictures(folder):
             raise DataError(
                 f"FP3051 {folder} holds pictures that are in no class, e.g. {loose[0].name}; put each class into a "
                 f"folder of its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}"
             )
-        for name, picture in _by_class(folder):
+        for name, picture in _list_by_class(folder):
             yield f"{picture.parent.name}/{picture.name}", {FILE_NAME: str(picture), CLASS: name}
         return
-    yield from _of_table(table, given)
+    yield from _read_table(table, given)
 
 
-def _of_table(table: Path, given: TableFormat) -> Iterator[Record]:
+def _read_table(table: Path, given: TableFormat) -> Iterator[Record]:
     """The records of a table, each with the path of its picture in the column file_name."""
     folder = table.parent
-    for place, record in records(str(table), given):
+    for place, record in read_records(str(table), given):
         if FILE_NAME not in record:
             raise DataError(
                 f"FP3052 {place} of {table} has no column {FILE_NAME!r}, which names the picture; it has "
@@ -118,20 +119,20 @@ def _of_table(table: Path, given: TableFormat) -> Iterator[Record]:
         named = record[FILE_NAME]
         if not isinstance(named, str) or not named:
             raise DataError(f"FP3053 {place} of {table}: the column {FILE_NAME!r} must name a picture")
-        picture = _at(folder, named)
+        picture = _find_picture(folder, named)
         if not picture.is_relative_to(os.path.normpath(folder)):
             raise DataError(f"FP3054 {place} of {table}: {named} is outside of {folder}")
-        yield within(place, table.name), record | {FILE_NAME: str(picture)}
+        yield locate_record(place, table.name), record | {FILE_NAME: str(picture)}
 
 
-def _at(folder: Path, named: str) -> Path:
+def _find_picture(folder: Path, named: str) -> Path:
     """Where a picture is that a table names, its accents written as the table does, or as the file system does."""
     ways = (named, *(unicodedata.normalize(form, named) for form in ("NFC", "NFD")))
     places = [Path(os.path.normpath(folder / way)) for way in ways]  # links stay: large folders are often made of them
     return next((place for place in places if place.exists()), places[0])
 
 
-def pictures_to_answer(source: Path, given: TableFormat = DETECT) -> list[Record]:
+def list_unlabeled_pictures(source: Path, given: TableFormat = DETECT) -> list[Record]:
     """A record for each picture of a folder or a table, its path in the column file_name; no classes are needed.
 
     Args:
@@ -145,8 +146,8 @@ def pictures_to_answer(source: Path, given: TableFormat = DETECT) -> list[Record
     folder = source.expanduser()
     if not folder.exists():
         raise DataError(f"FP3055 there is no folder or file {source}")
-    table = table_of(folder) if folder.is_dir() else folder
-    found = list(_of_folder(folder) if table is None else _of_table(table, given))
+    table = find_table(folder) if folder.is_dir() else folder
+    found = list(_read_folder(folder) if table is None else _read_table(table, given))
     if not found:
         raise DataError(
             f"FP3056 {source} holds no pictures ({', '.join(PICTURES)}), loose or in a folder for each class; give a "
@@ -157,15 +158,15 @@ def pictures_to_answer(source: Path, given: TableFormat = DETECT) -> list[Record
     return found
 
 
-def _of_folder(folder: Path) -> Iterator[Record]:
+def _read_folder(folder: Path) -> Iterator[Record]:
     """Loose pictures, and those in folders of it, with the folder's name as their class."""
-    by_class = list(_by_class(folder))
-    for name, picture in [*(("", loose) for loose in _readable(_pictures(folder))), *by_class]:
+    by_class = list(_list_by_class(folder))
+    for name, picture in [*(("", loose) for loose in _check_readable(_list_pictures(folder))), *by_class]:
         told = {CLASS: name} if by_class else {}
         yield str(picture.relative_to(folder)), {FILE_NAME: str(picture), **told}
 
 
-def pixels_of(pictures: list[str], side: int) -> np.ndarray:
+def read_pixels(pictures: list[str], side: int) -> np.ndarray:
     """The pictures as uint8 (pictures, side, side, 3), 0 to 255, turned as their cameras say.
 
     Raises:
@@ -181,7 +182,7 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
             continue
         try:
             with Image.open(file, formats=FORMATS) as opened:
-                made[i] = square(opened, side)
+                made[i] = crop_to_square(opened, side)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             wrong.append(f"FP3059 {file} can't be read as a picture: {' '.join(str(error).split())[:200]}")
     if wrong:

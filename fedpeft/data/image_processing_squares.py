@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
-from .square_pictures import IMAGENET_DEVIATION, IMAGENET_MEAN, model_input, square
+from .square_pictures import IMAGENET_DEVIATION, IMAGENET_MEAN, convert_to_model_input, crop_to_square
 
 
 class SquarePictures(BaseImageProcessor):
@@ -44,8 +44,8 @@ class SquarePictures(BaseImageProcessor):
             ValueError: one has numbers that do not say what is white.
         """
         given = list(images) if isinstance(images, list | tuple) else [images]
-        squares = np.stack([square(picture, self.side) for picture in given])
-        made = torch.cat([model_input(squares[i : i + 1], self.size["height"]) for i in range(len(squares))])
+        squares = np.stack([crop_to_square(picture, self.side) for picture in given])
+        made = torch.cat([convert_to_model_input(squares[i : i + 1], self.size["height"]) for i in range(len(squares))])
         return BatchFeature({"pixel_values": made}, tensor_type=return_tensors)
 
     preprocess = __call__

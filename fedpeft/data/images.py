@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.data.model_config import config_of
-from fedpeft.data.square_pictures import model_input
+from fedpeft.data.model_config import load_model_config
+from fedpeft.data.square_pictures import convert_to_model_input
 from fedpeft.errors import ModelError
 
 PATCHES = 4
@@ -26,7 +26,7 @@ AT_ONCE = 64
 """Images that are worked on at a time, in fp32."""
 
 
-def vision_of(config: Any) -> Any:
+def get_vision_config(config: Any) -> Any:
     """The configuration of the vision tower, where a model has one beside another for texts; else `config` itself."""
     return config.vision_config if hasattr(config, "vision_config") and hasattr(config, "text_config") else config
 
@@ -58,8 +58,8 @@ def check_reads_texts(model_directory: Path) -> None:
     Raises:
         ModelError: the model is one of these.
     """
-    config = config_of(model_directory)
-    if vision_of(config) is not config:
+    config = load_model_config(model_directory)
+    if get_vision_config(config) is not config:
         raise ModelError(
             f"FP4006 the model in {model_directory} ({config.model_type}) has two towers, and classification takes the "
             "one for images; for texts save the other as a folder of its own, of CLIP by "
@@ -72,13 +72,13 @@ def check_reads_texts(model_directory: Path) -> None:
         )
 
 
-def patches_of(shorter: int, model_directory: Path) -> tuple[int, int]:
+def count_patches(shorter: int, model_directory: Path) -> tuple[int, int]:
     """Patches per side that the model sees of an image of `shorter` pixels at its shorter side, and pixels of a patch.
 
     Raises:
         ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
     """
-    config = vision_of(config_of(model_directory))
+    config = get_vision_config(load_model_config(model_directory))
     check_vision(config, model_directory)
     patch = getattr(config, "patch_size", None)
     if patch is None:
@@ -91,7 +91,7 @@ def patches_of(shorter: int, model_directory: Path) -> tuple[int, int]:
     return found, patch
 
 
-def image_rows(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, int]:
+def convert_images(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, int]:
     """Images (rows, height, width) or (rows, height, width, 3) in [0, 255] as model input.
 
     Returns:
@@ -101,9 +101,9 @@ def image_rows(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, i
     Raises:
         ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
     """
-    patches, patch = patches_of(min(images.shape[1:3]), model_directory)
+    patches, patch = count_patches(min(images.shape[1:3]), model_directory)
     side = patch * patches
     made = np.empty((len(images), 3, side, side), np.float32)
     for start in range(0, len(images), AT_ONCE):  # all at once would take several times the memory
-        made[start : start + AT_ONCE] = model_input(images[start : start + AT_ONCE], side).numpy()
+        made[start : start + AT_ONCE] = convert_to_model_input(images[start : start + AT_ONCE], side).numpy()
     return made, patches * patches + 1

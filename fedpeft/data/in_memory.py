@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.data import user_rows
-from fedpeft.data.cached_rows import rows_hash
+from fedpeft.data.cached_rows import hash_rows
 from fedpeft.data.datasets.hf import HF
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import DataError
@@ -20,7 +20,7 @@ TEST_FRACTION = 0.2
 """Of rows without a test set of their own: held out, stratified, as those of a file are."""
 
 
-def dataset_of(given: Any) -> Dataset:
+def convert_to_dataset(given: Any) -> Dataset:
     """The data set of what a user calls one.
 
     Args:
@@ -40,21 +40,21 @@ def dataset_of(given: Any) -> Dataset:
         splits = given if isinstance(given, Mapping) else {"train": given}
         labelled = "label" in next(iter(splits.values())).column_names
         source = HF(name=NAME, label="label" if labelled else None, test="test" if "test" in splits else None)
-        return source.made_of(splits)
+        return source.build_dataset(splits)
     if type(given).__name__ == "DataFrame" and hasattr(given, "to_dict"):
         given = given.to_dict("records")
     if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
         if all(isinstance(row, Mapping) for row in given):
-            return _of_records(list(given))
+            return _build_dataset(list(given))
         if all(isinstance(client, tuple) and len(client) == 2 for client in given):
-            return _of_records(_records_of(given))
+            return _build_dataset(_build_records(given))
     raise DataError(
         "FP3060 dataset must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame or mappings with text and "
         f"label, or a pair (texts, labels) for each client; got {type(given).__name__}"
     )
 
 
-def _records_of(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[dict[str, Any]]:
+def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[dict[str, Any]]:
     digits = len(str(len(clients)))  # owners are put into the order of their names
     rows = []
     for number, (texts, labels) in enumerate(clients):
@@ -67,14 +67,14 @@ def _records_of(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) ->
     return rows
 
 
-def _of_records(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Dataset:
+def _build_dataset(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Dataset:
     label, owner = (name if name in rows[0] else None for name in ("label", "owner"))
     places = ((f"row {number}", row) for number, row in enumerate(rows))
     table = user_rows.read("the given rows", places, user_rows.Names("text", label, owner))
-    return user_rows.dataset(NAME, table, None, TEST_FRACTION, 0)
+    return user_rows.build_dataset(NAME, table, None, TEST_FRACTION, 0)
 
 
-def part_of(dataset: Dataset) -> tuple[type, str]:
+def create_part(dataset: Dataset) -> tuple[type, str]:
     """A data set part that holds `dataset`, and its text, which tells other rows apart."""
 
     @dataclass(frozen=True)
@@ -87,16 +87,16 @@ def part_of(dataset: Dataset) -> tuple[type, str]:
             """Those rows."""
             return dataset
 
-    digest = hashlib.sha256(" ".join(_told_apart_by(dataset)).encode()).hexdigest()
+    digest = hashlib.sha256(" ".join(_list_hashes(dataset)).encode()).hexdigest()
     return InMemory, f"{NAME}(rows='{digest}')"
 
 
-def _told_apart_by(dataset: Dataset) -> list[str]:
+def _list_hashes(dataset: Dataset) -> list[str]:
     """Its rows, and what else it says of how they are learned; what it does not say leaves its text as it was."""
     owners = [] if dataset.train.owners is None else dataset.train.owners.tolist()
-    found = [rows_hash(dataset.train), rows_hash(dataset.test), repr(owners)]
+    found = [hash_rows(dataset.train), hash_rows(dataset.test), repr(owners)]
     found += [dataset.task] if "(" in dataset.task else []
-    found += [] if dataset.validation is None else [rows_hash(dataset.validation)]
+    found += [] if dataset.validation is None else [hash_rows(dataset.validation)]
     if dataset.tasks is not None:
         splits = [rows.tasks for _, rows in dataset.parts]
         found += [repr(dataset.tasks), *(repr([] if tasks is None else tasks.tolist()) for tasks in splits)]

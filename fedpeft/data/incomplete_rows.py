@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedpeft.data.label_columns import AND
-from fedpeft.data.record_files import Headed
+from fedpeft.data.record_files import TablePlace
 from fedpeft.errors import DataError
 
 REFUSE, DROP = "refuse", "drop"
@@ -23,7 +23,7 @@ SHOWN = 5
 
 
 @dataclass
-class Complete:
+class CompleteRecords:
     """Those of a source's records that have what they need, in their order.
 
     The others are counted as one goes through; nothing of them is kept but a few places. Where rows are refused, none
@@ -61,7 +61,7 @@ class Complete:
                 yield place, record  # as nearly all are
                 continue
             needed = {role: [c] if c in record else c.split(AND) for role, c in self.needs.items()}
-            if not self._may_lack(place) and any(column not in record for own in needed.values() for column in own):
+            if not self._can_lack(place) and any(column not in record for own in needed.values() for column in own):
                 yield place, record  # whose reader says what the columns are called
             elif lacked := [(r, c) for r, own in needed.items() for c in own if _is_missing(record.get(c), r)]:
                 self._columns = self._columns or ", ".join(map(str, record))
@@ -74,10 +74,10 @@ class Complete:
             cure += f", as {self.reader}(..., incomplete={DROP}) does" if self.incomplete else ""
             hint = self.hint if "label" in self._roles else ""
             hint += self.owner_hint if "owner" in self._roles else ""
-            raise DataError(f"FP3062 {self.source}: {self._told()}; {cure}{hint}")
+            raise DataError(f"FP3062 {self.source}: {self._describe_missing()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:
             raise DataError(
-                f"FP3063 {self.source} has no row that is complete: {self._told()}; the first that lacks something has "
+                f"FP3063 {self.source} has no row that is complete: {self._describe_missing()}; the first that lacks something has "
                 f"the columns {self._columns}"
             )
 
@@ -89,10 +89,10 @@ class Complete:
         why = ", ".join(f"{LACKS[role].removeprefix('an ')} {count:,}" for role, count in self._roles.most_common())
         return f"{self._left_out:,} of {self._rows:,} rows of {self.source} are left out: {why}"
 
-    def _may_lack(self, place: str) -> bool:
+    def _can_lack(self, place: str) -> bool:
         """Whether a record may have no such column at all: one of JSON, whose rows name their own, where it is left
         out then."""
-        return self.incomplete == DROP and not isinstance(place, Headed)
+        return self.incomplete == DROP and not isinstance(place, TablePlace)
 
     def _count(self, place: str, lacked: list[tuple[str, str]]) -> None:
         self._left_out += 1
@@ -102,13 +102,13 @@ class Complete:
             if len(shown := self._places.setdefault(what, [])) < SHOWN:
                 shown.append(str(place))
 
-    def _told(self) -> str:
+    def _describe_missing(self) -> str:
         """How many rows lack what, and where."""
         told: list[str] = []
         for (role, column), count in self._lacked.most_common():
             have = "has" if count == 1 else "have"
             rows = "" if told else " row" if count == 1 else " rows"
-            where = _listed(self._places[role, column], count)
+            where = _format_places(self._places[role, column], count)
             told.append(f"{count:,}{rows} {have} {LACKS[role]} in the column {column!r} ({where})")
         return ", ".join(told)
 
@@ -131,7 +131,7 @@ def _is_missing(value: Any, role: str) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _listed(places: list[str], count: int) -> str:
+def _format_places(places: list[str], count: int) -> str:
     """Places of rows, `count` of them altogether: "lines 2, 5 and 3 more"."""
     kind, _, _ = places[0].partition(" ")
     numbers = [place.removeprefix(f"{kind} ") for place in places]

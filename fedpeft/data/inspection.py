@@ -17,7 +17,7 @@ FREQUENT = 0.9
 """The share of one class from which on naming it always looks like learning."""
 
 
-def digests(inputs: Inputs) -> NDArray[np.uint64]:
+def hash_inputs(inputs: Inputs) -> NDArray[np.uint64]:
     """A hash of each text, without regard to case and space, or of each image; (rows,).
 
     64 bits: of ten million rows, two that differ have the same one in 1 of 370,000 data sets.
@@ -30,18 +30,18 @@ def digests(inputs: Inputs) -> NDArray[np.uint64]:
     return np.fromiter(hashes, np.uint64, len(inputs))
 
 
-def wrong_with_rows(dataset: Dataset) -> list[str]:
+def check_rows(dataset: Dataset) -> list[str]:
     """Rows that occur twice, within a split and across, classes with few rows or nearly all."""
-    distinct, index, inverse = np.unique(digests(dataset.train.inputs), return_index=True, return_inverse=True)
+    distinct, index, inverse = np.unique(hash_inputs(dataset.train.inputs), return_index=True, return_inverse=True)
     first, found = index[inverse], list[str]()  # of each row, the first that says the same
     if len(distinct) < len(first):
         found.append(f"{len(first) - len(distinct):,} of {len(first):,} training rows say what another one says")
     for name, rows in (("validation", dataset.validation), ("test", dataset.test)):
         if rows is not None:
-            found += _remembered(name, rows, distinct)
+            found += _describe_overlap(name, rows, distinct)
     if dataset.train.labels is not None:
-        wrong = {"numbers": _wrong_with_numbers, "labels": _wrong_with_labels}
-        found += wrong.get(dataset.train.targets, _wrong_with_classes)(dataset, dataset.train.labels, first)
+        wrong = {"numbers": _check_numbers, "labels": _check_labels}
+        found += wrong.get(dataset.train.targets, _check_classes)(dataset, dataset.train.labels, first)
     return found
 
 
@@ -52,19 +52,19 @@ HASHED = 100_000
 """Rows up to which a run looks for equal ones, of itself: it takes a second for every 20,000 of 20 Newsgroups."""
 
 
-def remembered(dataset: Dataset) -> list[str]:
+def report_test_overlap(dataset: Dataset) -> list[str]:
     """What a run has to say of test rows that it trains on; empty: they are few, or rows are too many to look for them.
 
     Only where rows are predicted: texts that are answered, or go on, may begin alike.
     """
     if dataset.train.labels is None or len(dataset.train) + len(dataset.test) > HASHED:
         return []
-    return _remembered("test", dataset.test, digests(dataset.train.inputs), MEMORY)
+    return _describe_overlap("test", dataset.test, hash_inputs(dataset.train.inputs), MEMORY)
 
 
-def _remembered(name: str, rows: Rows, trained: NDArray[np.uint64], share: float = 0.0) -> list[str]:
+def _describe_overlap(name: str, rows: Rows, trained: NDArray[np.uint64], share: float = 0.0) -> list[str]:
     """A sentence, where more than a share of the rows are among those of training, whose digests are given."""
-    shared = int(np.isin(digests(rows.inputs), trained).sum())
+    shared = int(np.isin(hash_inputs(rows.inputs), trained).sum())
     if shared <= share * len(rows):
         return []
     return [
@@ -73,7 +73,7 @@ def _remembered(name: str, rows: Rows, trained: NDArray[np.uint64], share: float
     ]
 
 
-def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
+def _check_classes(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
     if contradicting := int((labels != labels[first]).sum()):
         found.append(f"{contradicting:,} training rows have another class than an equal row has")
@@ -101,7 +101,7 @@ OUTSIDE = 0.05
 """The share of test rows beyond all training rows from which on both are not of one kind."""
 
 
-def _wrong_with_numbers(dataset: Dataset, numbers: np.ndarray, first: NDArray[np.int64]) -> list[str]:
+def _check_numbers(dataset: Dataset, numbers: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
     deviation = max(float(numbers.std()), np.finfo(float).tiny)
     if apart := int((np.abs(numbers[first] - numbers) > deviation).sum()):
@@ -118,7 +118,7 @@ def _wrong_with_numbers(dataset: Dataset, numbers: np.ndarray, first: NDArray[np
     return found
 
 
-def _wrong_with_labels(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
+def _check_labels(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
     if contradicting := int((labels != labels[first]).any(1).sum()):
         found.append(f"{contradicting:,} training rows have other labels than an equal row has")
@@ -136,7 +136,7 @@ def _wrong_with_labels(dataset: Dataset, labels: np.ndarray, first: NDArray[np.i
     return found
 
 
-def wrong_with_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
+def check_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
     """Rows that are cut to `tokens`; `lengths` (rows,) are whole."""
     cut = int((lengths > tokens).sum())
     if not cut:
@@ -148,7 +148,7 @@ def wrong_with_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
     ]
 
 
-def wrong_with_partition(partition: Shards, rows: Rows) -> list[str]:
+def check_partition(partition: Shards, rows: Rows) -> list[str]:
     """Clients that hold next to nothing, or one class only."""
     found, sizes = list[str](), partition.sizes
     if tiny := int((sizes < FEW).sum()):

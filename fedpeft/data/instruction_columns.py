@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.data.conversations import as_text, packed, with_messages, with_prompts
+from fedpeft.data.conversations import encode_row, pack_conversation, pack_messages, pack_prompts
 from fedpeft.data.label_columns import AND
-from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
+from fedpeft.data.preferences import PROMPT, SIDES, pack_preferences
 from fedpeft.data.prompt_templates import BARE, CHAT
-from fedpeft.data.text_to_text import INPUT, TARGET, with_targets
+from fedpeft.data.text_to_text import INPUT, TARGET, pack_targets
 from fedpeft.errors import ConfigError, DataError
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
@@ -41,13 +41,13 @@ ANSWERING = ("output", "answer", "response", "completion", "solution", "target",
 
 
 @dataclass(frozen=True)
-class Reading:
+class ColumnReading:
     """How instruction data are read.
 
     Attributes:
         said: what was taken, in one line.
         packed: of records and the name of their source, those with the packed row in the text's column.
-        needs: the columns that must have a value in each row, see `fedpeft.data.incomplete_rows.Complete`.
+        needs: the columns that must have a value in each row, see `fedpeft.data.incomplete_rows.CompleteRecords`.
         task, template: what is learned, and how a question is put, see `Dataset`.
     """
 
@@ -58,7 +58,7 @@ class Reading:
     template: str | None = None
 
 
-def reading(
+def choose_reading(
     first: Mapping[str, Any],
     text: str,
     messages: str | None,
@@ -66,7 +66,7 @@ def reading(
     answer: str,
     beta: float = 0.1,
     target: str | None = None,
-) -> Reading | None:
+) -> ColumnReading | None:
     """How the data whose first record is `first` are read; None: they are no instruction data.
 
     Args:
@@ -80,64 +80,64 @@ def reading(
     if target is not None and messages is not None:
         raise ConfigError("FP1105 messages names conversations, and target one text of a pair; leave one of them out")
     if target is not None:
-        return pairs(text, target, text, template)
+        return read_pairs(text, target, text, template)
     if messages is None and template is None and text not in first and {INPUT, TARGET} <= first.keys():
-        return pairs(INPUT, TARGET, text)
+        return read_pairs(INPUT, TARGET, text)
     if messages is None and template is None and text in first:
         return None
     if set(SIDES) <= first.keys() and text not in first:
-        return Reading(
+        return ColumnReading(
             f"preferences of the columns {f'{PROMPT!r}, ' if PROMPT in first else ''}'chosen' and 'rejected' in "
-            f"{_template(template)}",
-            lambda records, source: with_preferences(records, text, source, template),
+            f"{_describe_template(template)}",
+            lambda records, source: pack_preferences(records, text, source, template),
             {"answer": AND.join(SIDES)} | ({"text": PROMPT} if isinstance(first.get(PROMPT), str) else {}),
             f"dpo(beta={beta})",
             template,
         )
     column = messages or next((c for c in (MESSAGES, CONVERSATIONS) if c in first and text not in first), None)
     if column is not None:
-        return Reading(
-            f"conversations of the column {column!r} in {_template(template)}",
-            lambda records, source: with_messages(
-                _as_messages(records, column, source), column, text, source, template
+        return ColumnReading(
+            f"conversations of the column {column!r} in {_describe_template(template)}",
+            lambda records, source: pack_messages(
+                _convert_turns(records, column, source), column, text, source, template
             ),
             {"text": column},
             template=template,
         )
     if template in (None, CHAT) and {"prompt", "completion"} <= first.keys():
         bare = template is None and isinstance(first["prompt"], str)
-        return Reading(
+        return ColumnReading(
             "instruction data of the columns 'prompt' and 'completion', "
-            + ("as they stand" if bare else f"in {_template(None)}"),
-            lambda records, source: _with_completions(records, text, source, template),
+            + ("as they stand" if bare else f"in {_describe_template(None)}"),
+            lambda records, source: _pack_completions(records, text, source, template),
             {"text": "prompt", "answer": "completion"},
             template=BARE if bare else CHAT,
         )
     if template is not None or {"instruction", answer} <= first.keys():
         taken = template or "alpaca"
-        return Reading(
+        return ColumnReading(
             f"instruction data of columns, the answers those of {answer!r}, in the prompt template {taken}"
             + ("" if template else f" (template='{CHAT}' takes the model's own)"),
-            lambda records, source: with_prompts(records, taken, answer, text, source),
+            lambda records, source: pack_prompts(records, taken, answer, text, source),
             {"answer": answer},
             template=taken,
         )
     return None
 
 
-def pairs(read: str, target: str, text: str, template: str | None = None) -> Reading:
+def read_pairs(read: str, target: str, text: str, template: str | None = None) -> ColumnReading:
     """Pairs of a column `read`, or of what a template makes of others, and the column `target`."""
     asked = f"columns in the prompt template {template}" if template else f"the column {read!r}"
-    return Reading(
+    return ColumnReading(
         f"pairs of texts for an encoder with a decoder: {asked}, answered by the column {target!r}",
-        lambda records, source: with_targets(records, (read, target), text, source, template),
+        lambda records, source: pack_targets(records, (read, target), text, source, template),
         {"answer": target} if template else {"text": read, "answer": target},
         "seq2seq",
         template,
     )
 
 
-def if_answers(columns: Iterable[str]) -> str:
+def suggest_answer_columns(columns: Iterable[str]) -> str:
     """Which settings learn one of `columns` from another, a clause; empty: none seems to answer another."""
     called = {column.lower(): column for column in columns}
     read, answer = (next((called[name] for name in names if name in called), "") for names in (ASKING, ANSWERING))
@@ -151,20 +151,20 @@ def if_answers(columns: Iterable[str]) -> str:
     )
 
 
-def _template(template: str | None) -> str:
+def _describe_template(template: str | None) -> str:
     return "the model's chat template" if template in (None, CHAT) else f"the chat template {template}"
 
 
-def _as_messages(records: Records, column: str, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _convert_turns(records: Records, column: str, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The records with ShareGPT's turns as messages."""
     for place, record in records:
         turns = record.get(column)
         if isinstance(turns, list) and any(isinstance(turn, dict) and "from" in turn for turn in turns):
-            record = {**record, column: [_message(turn, f"{place} of {source}") for turn in turns]}
+            record = {**record, column: [_convert_turn(turn, f"{place} of {source}") for turn in turns]}
         yield place, record
 
 
-def _message(turn: Any, where: str) -> dict[str, Any]:
+def _convert_turn(turn: Any, where: str) -> dict[str, Any]:
     if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS:
         raise DataError(
             f'FP3064 {where}: a turn is {{"from": ..., "value": ...}} of {", ".join(SPEAKERS)}, got {turn!r:.60}'
@@ -172,18 +172,20 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
     return {"role": SPEAKERS[turn["from"]], "content": turn.get("value")}
 
 
-def _with_completions(
+def _pack_completions(
     records: Records, text: str, source: str, template: str | None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for place, record in records:
         where = f"{place} of {source}"
         prompt, completion = record.get("prompt"), record.get("completion")
         if isinstance(prompt, list) and isinstance(completion, list):
-            row = packed([*prompt, *completion], where)
+            row = pack_conversation([*prompt, *completion], where)
         elif not (isinstance(prompt, str) and prompt.strip() and isinstance(completion, str) and completion.strip()):
             raise DataError(f"FP3065 {where}: prompt and completion must be two texts, or two lists of messages")
         elif template == CHAT:
-            row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], where)
+            row = pack_conversation(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], where
+            )
         else:
-            row = as_text({"prompt": prompt, "answer": completion}, where)
+            row = encode_row({"prompt": prompt, "answer": completion}, where)
         yield place, {**record, text: row}

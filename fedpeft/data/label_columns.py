@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from fedpeft.data.numeric_words import (
     COMMA,
     MANY,
-    as_python,
+    convert_decimal,
     describe_numbers,
-    example_of_many,
+    find_decimal_comma_example,
     has_mostly_distinct,
     is_comma_only,
-    numbers_in,
-    way_to_write,
+    parse_numbers,
+    suggest_decimal,
 )
 from fedpeft.data.table_format import AUTO, DETECT, TableFormat
-from fedpeft.errors import ConfigError, DataError, brief
+from fedpeft.errors import ConfigError, DataError, shorten_value
 
 Kind = Literal["class", "number", "labels"]
 KINDS = ("auto", "class", "number", "labels")
@@ -103,12 +103,12 @@ class LabelColumn:
         found = _sort_of(value)
         wanted = {"class": ("word",), "number": ("number", "word"), "labels": ("list", "word")}.get(self.asked)
         if self.asked == "class" and found == "number":
-            value, found = _spelled(value), "word"
+            value, found = _format_number(value), "word"
         if not found or (wanted is not None and found not in wanted):
-            must = f"{where}: the column {self.column!r} must hold {self._legal()}"
-            raise DataError(f"FP3066 {must}, got {brief(value)}")
+            must = f"{where}: the column {self.column!r} must hold {self._describe_legal()}"
+            raise DataError(f"FP3066 {must}, got {shorten_value(value)}")
         if self.asked == "number":
-            value, found = self._number_or_comma(value, where), "number"
+            value, found = self._parse_number_or_comma(value, where), "number"
         if self.asked == "labels" and found == "word":
             value, found = [word for word in str(value).split(BETWEEN) if word.strip()], "list"
         if found == "list":
@@ -128,12 +128,12 @@ class LabelColumn:
             if yes is None:
                 raise DataError(
                     f"FP3067 {where}: the column {column!r} must hold 0 or 1, since it is one of several labels, got "
-                    f"{brief(value)}"
+                    f"{shorten_value(value)}"
                 )
             held += [column] if yes else []
         self._values.append(self._known.setdefault((tuple, tuple(held)), tuple(held)))
 
-    def found(self) -> Labels:
+    def parse(self) -> Labels:
         """What the column holds.
 
         Raises:
@@ -150,48 +150,48 @@ class LabelColumn:
             if len(self._first) > 1:
                 where, value = next(v for sort, v in self._first.items() if sort != "list")
                 raise DataError(
-                    f"FP3069 {where}: the column {self.column!r} holds lists elsewhere, and here {brief(value)}"
+                    f"FP3069 {where}: the column {self.column!r} holds lists elsewhere, and here {shorten_value(value)}"
                 )
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
         if self.asked == "number":
-            return self._all_numbers()
+            return self._convert_to_numbers()
         if "number" in self._first:
-            return self._numbers()
+            return self._parse_numbers()
         spelled: dict[Any, str] = {}
         words = [spelled.setdefault((type(value), value), str(value).strip()) for value in self._values]
         if self.asked != "class" and (what := describe_numbers(words, self.form.decimal)):
             note = f"regression: {what}; label_type=class makes classes of the column {self.column}"
-            numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
+            numbers = [self._parse_number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
-        if self.asked != "class" and (shown := example_of_many(words)):
-            return self._with_commas(words, shown)
-        return Labels("class", words, (), self._doubts(words))
+        if self.asked != "class" and (shown := find_decimal_comma_example(words)):
+            return self._parse_commas(words, shown)
+        return Labels("class", words, (), self._list_doubts(words))
 
-    def _with_commas(self, words: Sequence[str], shown: str) -> Labels:
+    def _parse_commas(self, words: Sequence[str], shown: str) -> Labels:
         """Return the numbers that many words with commas are.
 
         Raises:
             DataError: they may be classes, or numbers with thousands.
         """
         if self.form.decimal == AUTO and is_comma_only(set(words)):
-            numbers = [float(as_python(word, COMMA)) for word in words]
+            numbers = [float(convert_decimal(word, COMMA)) for word in words]
             return Labels("number", numbers, (), self._note(f"regression: {_AS_COMMA}, such as {shown}"))
         where, _ = self._first["word"]
         raise DataError(
             f"FP3070 {where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
-            f"{shown!r}{self._way(shown)}, or say label_type=class if these are classes"
+            f"{shown!r}{self._suggest_decimal(shown)}, or say label_type=class if these are classes"
         )
 
-    def _number_or_comma(self, value: Any, where: str) -> float | str:
+    def _parse_number_or_comma(self, value: Any, where: str) -> float | str:
         """Return a number, or a word with a comma: all words together decide whether that is a decimal comma."""
         word = value.strip() if self.form.decimal == AUTO and isinstance(value, str) else ""
         if COMMA in word:
             self._commas.setdefault(word, where)
             return word
         self._has_points |= "." in word
-        return self._number(value, where)
+        return self._parse_number(value, where)
 
-    def _all_numbers(self) -> Labels:
+    def _convert_to_numbers(self) -> Labels:
         """Return what was asked for as numbers.
 
         Raises:
@@ -201,39 +201,39 @@ class LabelColumn:
             return Labels("number", self._values)
         if self._has_points or not is_comma_only(self._commas.keys()):
             for word, where in self._commas.items():
-                self._number(word, where)
-        numbers = [float(as_python(v, COMMA)) if isinstance(v, str) else v for v in self._values]
+                self._parse_number(word, where)
+        numbers = [float(convert_decimal(v, COMMA)) if isinstance(v, str) else v for v in self._values]
         return Labels("number", numbers, (), (f"{_AS_COMMA}, such as {next(iter(self._commas))}",))
 
-    def _numbers(self) -> Labels:
+    def _parse_numbers(self) -> Labels:
         """Of a column that has floats; whole numbers and words of digits may stand among them."""
-        numbers = [self._number(value, f"row {i}") for i, value in enumerate(self._values, 1)]
+        numbers = [self._parse_number(value, f"row {i}") for i, value in enumerate(self._values, 1)]
         if self.asked == "auto" and all(number.is_integer() for number in numbers):
             where, value = self._first["number"]
             raise DataError(
-                f"FP3071 {where}: the column {self.column!r} holds whole numbers written as {brief(value)}; say "
+                f"FP3071 {where}: the column {self.column!r} holds whole numbers written as {shorten_value(value)}; say "
                 "whether they are label_type=number, to be predicted, or label_type=class"
             )
         return Labels("number", numbers, (), self._note("regression: numbers with fractions"))
 
-    def _number(self, value: Any, where: str) -> float:
+    def _parse_number(self, value: Any, where: str) -> float:
         try:
-            number = float(as_python(value.strip(), self.form.decimal) if isinstance(value, str) else value)
+            number = float(convert_decimal(value.strip(), self.form.decimal) if isinstance(value, str) else value)
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             must = f"{where}: the column {self.column!r} must hold a finite number"
-            raise DataError(f"FP3072 {must}, got {brief(value)}{self._way(str(value).strip())}")
+            raise DataError(f"FP3072 {must}, got {shorten_value(value)}{self._suggest_decimal(str(value).strip())}")
         return number
 
-    def _way(self, word: str) -> str:
+    def _suggest_decimal(self, word: str) -> str:
         setting = self.form.written("decimal", "SIGN") if self.form.decimal == AUTO else ""
-        return way_to_write(word, setting.replace("'SIGN'", "VALUE"))
+        return suggest_decimal(word, setting.replace("'SIGN'", "VALUE"))
 
     def _note(self, what: str) -> tuple[str, ...]:
         return () if self.asked != "auto" else (f"taken as {what}",)
 
-    def _doubts(self, words: Sequence[str]) -> tuple[str, ...]:
+    def _list_doubts(self, words: Sequence[str]) -> tuple[str, ...]:
         """What speaks against classes, where nobody has asked for them."""
         names, doubts = set(words), []
         if self.asked == "auto" and (joined := sum(BETWEEN in name for name in names)):
@@ -241,7 +241,7 @@ class LabelColumn:
                 f"taken as classes, {joined:,} of whose {len(names):,} names have {BETWEEN!r} in them; "
                 "label_type=labels makes several labels of such a text"
             )
-        if self.asked == "auto" and len(names) > MANY and numbers_in(names):
+        if self.asked == "auto" and len(names) > MANY and parse_numbers(names):
             doubts.append(
                 f"taken as classes, {len(names):,} different whole numbers; label_type=number predicts them as numbers"
             )
@@ -256,7 +256,7 @@ class LabelColumn:
             )
         return tuple(doubts)
 
-    def _legal(self) -> str:
+    def _describe_legal(self) -> str:
         return {
             "class": "a word or a number",
             "number": "a finite number",
@@ -277,7 +277,7 @@ def _sort_of(value: Any) -> str:
     return ""
 
 
-def _spelled(number: float) -> str:
+def _format_number(number: float) -> str:
     """The name of a class that is a number: "2" of 2.0, and no two numbers have one name."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number).removesuffix(".0")
@@ -286,7 +286,7 @@ def _spelled(number: float) -> str:
 _AS_COMMA = "numbers with a decimal comma (decimal=',')"
 
 
-def named(text: str, least: int = 2) -> tuple[str, ...]:
+def parse_names(text: str, least: int = 2) -> tuple[str, ...]:
     """The names in a user's "a,b,c", in that order.
 
     Raises:
@@ -300,7 +300,7 @@ def named(text: str, least: int = 2) -> tuple[str, ...]:
     return names
 
 
-def in_order(labels: Collection[str]) -> tuple[str, ...]:
+def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
     """Distinct labels, sorted, numbers by value; "1" and "01" are two."""
     numbers = all(label.isdecimal() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
@@ -314,11 +314,11 @@ def encode_labels(
     Raises:
         DataError: a test label does not occur in training.
     """
-    names = in_order(set(train))
-    return names, positions(train, names, name), positions(test, names, name)
+    names = sort_labels(set(train))
+    return names, find_positions(train, names, name), find_positions(test, names, name)
 
 
-def positions(labels: Sequence[str], names: Sequence[str], name: str, *, told: bool = False) -> NDArray[np.int64]:
+def find_positions(labels: Sequence[str], names: Sequence[str], name: str, *, told: bool = False) -> NDArray[np.int64]:
     """Where each of the labels stands among `names`, int64 (rows,); `told`: by a user, else they are of training rows.
 
     Raises:
@@ -349,10 +349,12 @@ def label_names(labels: Labels, name: str) -> tuple[str, ...]:
     distinct = {label for row in labels.values for label in row}
     if not distinct:
         raise DataError(f"FP3075 {name}: no training row has a label")
-    return in_order(distinct)
+    return sort_labels(distinct)
 
 
-def matrix(labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training rows") -> NDArray[Any]:
+def build_matrix(
+    labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training rows"
+) -> NDArray[Any]:
     """Which of the labels `names` each row has, int8 (rows, names).
 
     Raises:
@@ -373,12 +375,12 @@ def matrix(labels: Labels, names: Sequence[str], name: str, where: str = "occur 
     return made
 
 
-def array(labels: Labels) -> NDArray[np.float64]:
+def build_array(labels: Labels) -> NDArray[np.float64]:
     """Numbers, float64 (rows,)."""
     return np.array(cast(Sequence[float], labels.values), np.float64)
 
 
-def moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
+def compute_moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
     """Mean and standard deviation, of the sums over rows: how many, of y, and of squares.
 
     Raises:

@@ -15,7 +15,7 @@ WORDS: tuple[str, ...] = tuple(first + second for first in _FIRST for second in 
 """225 words; every made text consists of these."""
 
 
-def word_tokenizer(special: tuple[str, ...]) -> Tokenizer:
+def create_word_tokenizer(special: tuple[str, ...]) -> Tokenizer:
     """One token per word, split at spaces; ids: `special` (which holds [UNK]) from 0 on, then WORDS."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -14,7 +14,7 @@ CODE = "`trust_remote_code=True`"
 """What transformers advises where `auto_map` in a model folder names code to load the model with."""
 
 
-def config_of(folder: Path) -> Any:
+def load_model_config(folder: Path) -> Any:
     """What config.json of a model's folder says, as transformers' class of its kind.
 
     Raises:
@@ -25,7 +25,7 @@ def config_of(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"FP4009 no model could be loaded from {folder}: {reason(error)}") from error
+        raise ModelError(f"FP4009 no model could be loaded from {folder}: {describe_error(error)}") from error
     _check_attention(config, folder)
     return config
 
@@ -42,15 +42,15 @@ def _check_attention(config: Any, folder: Path) -> None:
             )
 
 
-def brings_code(error: Exception) -> bool:
+def needs_remote_code(error: Exception) -> bool:
     """Return whether transformers failed because a model folder needs code of its own (`auto_map`)."""
     return CODE in str(error)
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The first line of what an exception of a library says; of a kind of model that it does not know, what to do."""
     text = str(error).strip()
-    if brings_code(error):
+    if needs_remote_code(error):
         return (
             "its files name code to run (auto_map), and fedpeft never runs code from a model folder; take a model that "
             "transformers supports without it, or register your own class (docs/own-parts.md): --plugin FILE"

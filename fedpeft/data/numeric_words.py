@@ -19,7 +19,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
 
 
-def as_python(word: str, decimal: str) -> str:
+def convert_decimal(word: str, decimal: str) -> str:
     """Return a number as Python writes it; other words as they are.
 
     Args:
@@ -45,23 +45,23 @@ def is_comma_only(words: Collection[str]) -> bool:
     return has_proof and all(_DECIMAL_COMMA.fullmatch(word) and ("," in word or "." not in word) for word in words)
 
 
-def example_of_many(words: Sequence[str]) -> str:
+def find_decimal_comma_example(words: Sequence[str]) -> str:
     """Return one of words that look like numbers with a decimal comma, and are many different ones; empty: no such."""
     alike = {name: count for name, count in Counter(words).items() if _DECIMAL_COMMA.fullmatch(name)}
     if sum(alike.values()) < NEARLY_ALL * len(words):
         return ""
     held = [name for name in alike if "," in name]
-    return held[0] if len(held) >= MANY and not _pairs_of_few([name.split(",") for name in held]) else ""
+    return held[0] if len(held) >= MANY and not _is_pairs_of_few([name.split(",") for name in held]) else ""
 
 
-def _pairs_of_few(pairs: Sequence[Sequence[str]]) -> bool:
+def _is_pairs_of_few(pairs: Sequence[Sequence[str]]) -> bool:
     """Return whether pairs may be two labels each, of a few: each label in either place, and no pair of one label."""
     left, right = ({pair[side] for pair in pairs} for side in (0, 1))
     either = left | right
     return len(either) <= MANY and 2 * len(left & right) >= len(either) and all(a != b for a, b in pairs)
 
 
-def way_to_write(word: str, setting: str) -> str:
+def suggest_decimal(word: str, setting: str) -> str:
     """Return how a number with a comma is to be written, a clause; empty: it is none.
 
     Args:
@@ -71,7 +71,7 @@ def way_to_write(word: str, setting: str) -> str:
     ways = {
         sign: number
         for sign in (POINT, COMMA)
-        if "," in word and (number := as_python(word, sign)) != word and "," not in number
+        if "," in word and (number := convert_decimal(word, sign)) != word and "," not in number
     }
     if not ways:
         return ""
@@ -85,7 +85,7 @@ def way_to_write(word: str, setting: str) -> str:
 def describe_numbers(words: Sequence[str], decimal: str = "") -> str:
     """Return why words are numbers to predict; empty: they are no numbers, or whole ones that may be classes."""
     names = set(words)
-    numbers = numbers_in(names, decimal)
+    numbers = parse_numbers(names, decimal)
     if not all(number.is_integer() for number in numbers):
         return "numbers with fractions"
     return (
@@ -95,10 +95,10 @@ def describe_numbers(words: Sequence[str], decimal: str = "") -> str:
     )
 
 
-def numbers_in(words: Collection[str], decimal: str = "") -> list[float]:
+def parse_numbers(words: Collection[str], decimal: str = "") -> list[float]:
     """Return words as finite numbers; empty: not all of them are."""
     try:
-        numbers = [float(as_python(word, decimal)) for word in words]
+        numbers = [float(convert_decimal(word, decimal)) for word in words]
     except ValueError:
         return []
     return numbers if all(map(math.isfinite, numbers)) else []

@@ -13,7 +13,7 @@ Bins = list[list[int]]
 """For each sequence the rows in it, one behind the other."""
 
 
-def packed(lengths: Sequence[int] | np.ndarray, capacity: int) -> Bins:
+def pack_rows(lengths: Sequence[int] | np.ndarray, capacity: int) -> Bins:
     """Rows of these `lengths` in sequences of at most `capacity` tokens; each row is at most as long as one.
 
     Returns:
@@ -32,7 +32,7 @@ def packed(lengths: Sequence[int] | np.ndarray, capacity: int) -> Bins:
     return bins
 
 
-def together(lengths: Sequence[np.ndarray], capacity: int) -> list[Bins] | None:
+def pack_clients(lengths: Sequence[np.ndarray], capacity: int) -> list[Bins] | None:
     """The rows of several clients, packed client by client, with equally many sequences each (the last ones empty).
 
     Args:
@@ -42,7 +42,7 @@ def together(lengths: Sequence[np.ndarray], capacity: int) -> list[Bins] | None:
     Returns:
         For each client its sequences, as positions in its rows; None where packing does not make them fewer.
     """
-    found = [packed(own, capacity) for own in lengths]
+    found = [pack_rows(own, capacity) for own in lengths]
     most = max(len(bins) for bins in found)
     if most >= max(len(own) for own in lengths):
         return None
@@ -53,7 +53,7 @@ Place = tuple[int, int, int]
 """Where a row lies: its sequence, its first position there, and its tokens."""
 
 
-def places(bins: Bins, lengths: Sequence[int] | np.ndarray) -> list[Place]:
+def find_places(bins: Bins, lengths: Sequence[int] | np.ndarray) -> list[Place]:
     """Where each row lies, in the order of `lengths`."""
     found: dict[int, Place] = {}
     for sequence, rows in enumerate(bins):

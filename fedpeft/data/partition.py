@@ -17,7 +17,7 @@ from fedpeft.errors import DataError
 from fedpeft.families import PARTITIONS as PARTITIONS
 from fedpeft.machine import spooled
 from fedpeft.parts import name_of
-from fedpeft.seeds import generator
+from fedpeft.seeds import create_generator
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class PartitionStatistics:
     label_distance: float | None
     resampled: bool = False
 
-    def without_labels(self) -> PartitionStatistics:
+    def drop_labels(self) -> PartitionStatistics:
         """The same, without what depends on labels."""
         return replace(self, label_entropy=None, label_distance=None)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The attributes as a dictionary that JSON holds."""
         return asdict(self)
 
@@ -105,11 +105,11 @@ class Partition(Shards):
     @classmethod
     def from_assignment(cls, client_of_row: NDArray[np.integer], clients: int) -> Partition:
         """From int (rows,): the client of each row, or -1 for a row that stays unused."""
-        made = spooled.row_numbers(np.int32)
-        for part in spooled.parts_of(len(client_of_row)):
+        made = spooled.create_spool(np.int32)
+        for part in spooled.iterate_parts(len(client_of_row)):
             made.append(client_of_row[part] + 1)  # the rows of nobody come first
-        place = made.array()
-        order, sizes = spooled.by_group(None, place, clients + 1), spooled.counts(place, clients + 1)
+        place = made.create_array()
+        order, sizes = spooled.sort_by_group(None, place, clients + 1), spooled.count_groups(place, clients + 1)
         return cls(order[sizes[0] :], np.concatenate(([0], np.cumsum(sizes[1:]))).astype(np.int64))
 
     @classmethod
@@ -218,7 +218,7 @@ def require_rows(rows: Rows, clients: int) -> None:
         )
 
 
-def without_empty_clients(
+def fill_empty_clients(
     client_of_row: NDArray[np.int64], clients: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """`client_of_row` int64 (rows,) with each empty client given one random row of the then largest client.
@@ -247,7 +247,7 @@ def without_empty_clients(
     return result
 
 
-def held_out(
+def split_held_out(
     rows: NDArray[np.int64], share: float, seed: int, client: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A client's rows in two: to train on (at least one), and the `share` of them, rounded, that is held out."""
@@ -255,10 +255,10 @@ def held_out(
     if count <= 0:
         return rows, rows[:0]
     chosen = np.zeros(len(rows), dtype=bool)
-    chosen[generator(seed, "held out", client).permutation(len(rows))[:count]] = True
+    chosen[create_generator(seed, "held out", client).permutation(len(rows))[:count]] = True
     return rows[~chosen], rows[chosen]
 
 
-def training_shards(shards: Shards, share: float, seed: int) -> Partition:
-    """Return the rows of each client without the `share` of them that `held_out` sets apart."""
-    return Partition.from_shards([held_out(shards.shard(k), share, seed, k)[0] for k in range(len(shards))])
+def select_training_shards(shards: Shards, share: float, seed: int) -> Partition:
+    """Return the rows of each client without the `share` of them that `split_held_out` sets apart."""
+    return Partition.from_shards([split_held_out(shards.shard(k), share, seed, k)[0] for k in range(len(shards))])

@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedpeft.data.conversations import as_text, packed
+from fedpeft.data.conversations import encode_row, pack_conversation
 from fedpeft.data.prompt_templates import CHAT, PromptTemplate
-from fedpeft.data.record_files import lacking
+from fedpeft.data.record_files import name_incomplete_part
 from fedpeft.errors import DataError
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
 SIDES = ("chosen", "rejected")
 """Columns of the two answers, the better one first."""
@@ -24,7 +24,7 @@ PROMPT = "prompt"
 messages of conversations that begin alike."""
 
 
-def with_preferences(
+def pack_preferences(
     records: Iterable[tuple[str, Mapping[str, Any]]], text: str, source: str, template: str | None = None
 ) -> Any:
     """The records with the two packed answers in the column `text`.
@@ -41,11 +41,11 @@ def with_preferences(
         where = f"{place} of {source}"
         for column in SIDES:
             if column not in record:
-                lacks = lacking(place, source)
+                lacks = name_incomplete_part(place, source)
                 raise DataError(
-                    f"FP3095 {lacks} has no column {column!r}, which preferences need; {nearest(column, record)}"
+                    f"FP3095 {lacks} has no column {column!r}, which preferences need; {suggest_legal(column, record)}"
                 )
-        prompt = record[PROMPT] if PROMPT in record else _before(record, where)
+        prompt = record[PROMPT] if PROMPT in record else _get_prompt(record, where)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answers = [_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
@@ -55,15 +55,18 @@ def with_preferences(
         if own is None:
             if not isinstance(asked, list) or not str(prompt).strip():
                 raise DataError(f"FP3097 {where}: the column {PROMPT!r} must hold a text, or a list of messages")
-            pair = [json.loads(packed([*asked, {"role": "assistant", "content": answer}], where)) for answer in answers]
+            pair = [
+                json.loads(pack_conversation([*asked, {"role": "assistant", "content": answer}], where))
+                for answer in answers
+            ]
         else:
             columns = {name: value for name, value in record.items() if name not in SIDES}
-            written = own.prompt({"instruction": prompt, **columns}, where)
+            written = own.format_prompt({"instruction": prompt, **columns}, where)
             pair = [{"prompt": written, "answer": answer} for answer in answers]
-        yield place, {**record, text: as_text(dict(zip(SIDES, pair, strict=True)), where)}
+        yield place, {**record, text: encode_row(dict(zip(SIDES, pair, strict=True)), where)}
 
 
-def _before(record: Mapping[str, Any], where: str) -> Any:
+def _get_prompt(record: Mapping[str, Any], where: str) -> Any:
     """What precedes the answer in the column of the better one, a conversation."""
     found = record[SIDES[0]]
     if not isinstance(found, list) or len(found) < 2:

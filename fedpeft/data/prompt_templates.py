@@ -77,11 +77,11 @@ def check_readable(name: str) -> None:
 
     Raises:
         ConfigError: see `check_template`.
-        DataError: see `template_file`.
+        DataError: see `read_template`.
     """
     check_template(name)
     if name.endswith(SUFFIX):
-        template_file(name)
+        read_template(name)
 
 
 @dataclass(frozen=True)
@@ -104,25 +104,27 @@ class PromptTemplate:
         Raises:
             DataError: the file can't be read.
         """
-        return OF_COLUMNS[self.name] if self.name in OF_COLUMNS else template_file(self.name)
+        return OF_COLUMNS[self.name] if self.name in OF_COLUMNS else read_template(self.name)
 
-    def prompt(self, columns: Mapping[str, Any], where: str) -> str:
+    def format_prompt(self, columns: Mapping[str, Any], where: str) -> str:
         """The prompt for a row; `where` is the row in messages.
 
         Raises:
             DataError: the template is not valid, refuses the row, lacks a column, or writes nothing.
         """
         try:
-            made = _rendered(self.text, {str(name): value for name, value in columns.items()})
+            made = _render(self.text, {str(name): value for name, value in columns.items()})
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-            raise DataError(f"FP3102 {where}: the prompt template {self.name} fails: {reason(error)}") from error
+            raise DataError(
+                f"FP3102 {where}: the prompt template {self.name} fails: {describe_error(error)}"
+            ) from error
         if not made.strip():
             raise DataError(f"FP3103 {where}: the prompt template {self.name} writes nothing")
         if self.name in OF_COLUMNS and not any(str(columns.get(name) or "").strip() for name in ASKED):
             raise DataError(f"FP3104 {where} asks nothing: {' and '.join(ASKED)} are empty")
         return made
 
-    def prompt_of_question(self, text: str, where: str) -> str:
+    def format_question(self, text: str, where: str) -> str:
         """The prompt for a question without a row: it is the instruction, or the one column that the template reads, or
         of several a JSON object of columns.
 
@@ -134,15 +136,15 @@ class PromptTemplate:
         except TemplateError:  # which `prompt` says
             read = set()
         if len(read) < 2:
-            return self.prompt({"instruction": text, "input": "", **dict.fromkeys(read, text)}, where)
-        given = _columns_in(text, read)
+            return self.format_prompt({"instruction": text, "input": "", **dict.fromkeys(read, text)}, where)
+        given = _parse_columns(text, read)
         if unread := sorted(given.keys() - read):
             known = ", ".join(sorted(read))
             raise DataError(
                 f"FP3105 {where}: the template does not read {unread[0]!r:.80}; a question gives some of {known}"
             )
         try:
-            return self.prompt(given or {"instruction": text, "input": ""}, where)
+            return self.format_prompt(given or {"instruction": text, "input": ""}, where)
         except DataError as error:
             whole = json.dumps(dict.fromkeys(sorted(read), "..."))
             raise DataError(
@@ -150,7 +152,7 @@ class PromptTemplate:
             ) from None
 
 
-def _columns_in(text: str, read: Set[str]) -> dict[str, Any]:
+def _parse_columns(text: str, read: Set[str]) -> dict[str, Any]:
     """The columns of a question that is a JSON object with any of those that are `read`; empty: it is plain text."""
     try:
         given = parse_json(text.encode())
@@ -159,7 +161,7 @@ def _columns_in(text: str, read: Set[str]) -> dict[str, Any]:
     return given if isinstance(given, dict) and given.keys() & read else {}
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What an exception of Jinja says, in one line, with its line in the template if it has one."""
     line = getattr(error, "lineno", None)
     if isinstance(error, MemoryError):
@@ -168,7 +170,7 @@ def reason(error: Exception) -> str:
     return f"{said} (line {line})" if line else said
 
 
-def template_file(path: str) -> str:
+def read_template(path: str) -> str:
     """The text of a template in a file.
 
     Raises:
@@ -184,12 +186,12 @@ def template_file(path: str) -> str:
         raise DataError(f"FP3109 the prompt template {path} can't be read: {error.strerror}") from None
 
 
-def fingerprint(path: str) -> str:
+def compute_fingerprint(path: str) -> str:
     """SHA-256 of a template in a file."""
-    return hashlib.sha256(template_file(path).encode()).hexdigest()
+    return hashlib.sha256(read_template(path).encode()).hexdigest()
 
 
-def _written(value: Any) -> Any:
+def _check_value(value: Any) -> Any:
     """What a template writes of a value; a missing one, or a list, would be written as Python has it."""
     if value is None or isinstance(value, list | dict) or (isinstance(value, float) and math.isnan(value)):
         raise TypeError(f"it would write {value!r:.40}, which is no text; ask for it in the template, or leave it out")
@@ -214,20 +216,20 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         Raises:
             OverflowError: the result has more than `LONGEST` characters, entries or bits.
         """
-        sizes = [value.bit_length() if isinstance(value, int) else _length(value) for value in (left, right)]
+        sizes = [value.bit_length() if isinstance(value, int) else _get_length(value) for value in (left, right)]
         whole = all(isinstance(value, int) for value in (left, right))
         if operator == "**":
             size = sizes[0] * abs(right) if whole else 0
         elif whole:
             size = sum(sizes)
         else:
-            size = max(_length(left) * _count(right), _length(right) * _count(left))
+            size = max(_get_length(left) * _count(right), _get_length(right) * _count(left))
         if size > LONGEST:
             raise OverflowError(f"{operator} makes something of more than {LONGEST:,} characters, entries or bits")
         return super().call_binop(context, operator, left, right)
 
 
-def _length(value: Any) -> int:
+def _get_length(value: Any) -> int:
     return len(value) if isinstance(value, str | list | tuple) else 0
 
 
@@ -240,13 +242,13 @@ ENVIRONMENT = BoundedEnvironment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
     keep_trailing_newline=False,
-    finalize=_written,
+    finalize=_check_value,
 )
 """Of all templates of columns."""
 del ENVIRONMENT.globals["lipsum"]  # which draws words at random, as many as it is asked for
 
 
-def _rendered(text: str, columns: Mapping[str, Any]) -> str:
+def _render(text: str, columns: Mapping[str, Any]) -> str:
     """Return what a template writes of a row's columns.
 
     Raises:
@@ -254,8 +256,8 @@ def _rendered(text: str, columns: Mapping[str, Any]) -> str:
         MemoryError: making it takes more than `ROOM`.
     """
     pieces, length = [], 0
-    with memory.at_most(ROOM):
-        for piece in _compiled(text).generate(**columns):
+    with memory.limit_memory(ROOM):
+        for piece in _compile(text).generate(**columns):
             length += len(piece)
             if length > LONGEST:
                 raise OverflowError(f"it writes more than {LONGEST:,} characters")
@@ -264,5 +266,5 @@ def _rendered(text: str, columns: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=16)
-def _compiled(text: str) -> Template:
+def _compile(text: str) -> Template:
     return ENVIRONMENT.from_string(text)

@@ -58,13 +58,13 @@ class Function:
     fingerprint: str
 
 
-def functions_below(folder: Path) -> Iterator[Function]:
+def find_functions_below(folder: Path) -> Iterator[Function]:
     """The functions of all files below `folder`, in the order of their paths."""
-    for module, source in modules_below(folder):
-        yield from functions_of(source, module)
+    for module, source in read_modules(folder):
+        yield from find_functions(source, module)
 
 
-def modules_below(folder: Path) -> Iterator[tuple[str, str]]:
+def read_modules(folder: Path) -> Iterator[tuple[str, str]]:
     """Dotted name and source of all files below `folder`, in the order of their paths."""
     for path in sorted(folder.rglob("*.py")):
         inside = path.relative_to(folder)
@@ -76,21 +76,21 @@ def modules_below(folder: Path) -> Iterator[tuple[str, str]]:
             yield ".".join(inside.with_suffix("").parts), source
 
 
-def functions_of(source: str, module: str) -> Iterator[Function]:
+def find_functions(source: str, module: str) -> Iterator[Function]:
     """The functions in the source of a module, outer ones first; none if it is no Python of version `SYNTAX`."""
     if "->" not in source:
         return
-    file = SourceFile.of(source)
+    file = SourceFile.parse(source)
     if file is None:
         return
     for definition in file.definitions:
-        kind = type_of(definition.returns) if definition.returns is not None else None
+        kind = get_type(definition.returns) if definition.returns is not None else None
         if kind is None or definition.name.startswith(("__", "test")) or is_stub(definition):
             continue
-        text = file.text(definition, returns=False)
+        text = file.get_text(definition, returns=False)
         if text is not None:
             name = f"{module}.{definition.name}:{definition.lineno}"
-            yield Function(name, text, kind, fingerprint(definition))
+            yield Function(name, text, kind, compute_fingerprint(definition))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SourceFile:
     tree: ast.Module
 
     @classmethod
-    def of(cls, source: str) -> SourceFile | None:
+    def parse(cls, source: str) -> SourceFile | None:
         """Read; None if it is no Python of version `SYNTAX`."""
         source = source.replace("\r\n", "\n").replace("\r", "\n")  # a form feed ends a line for `splitlines`, not here
         source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
@@ -122,56 +122,56 @@ class SourceFile:
     @property
     def definitions(self) -> Iterator[Definition]:
         """Its functions, outer ones first."""
-        return _definitions(self.tree)
+        return _find_definitions(self.tree)
 
-    def at(self, line: int | None, column: int | None) -> int:
+    def get_position(self, line: int | None, column: int | None) -> int:
         """The position in the source."""
         return self.starts[(line or 1) - 1] + (column or 0)
 
-    def text(self, definition: Definition, returns: bool) -> str | None:
+    def get_text(self, definition: Definition, returns: bool) -> str | None:
         """A function without decorators, docstrings and comments, and without return annotations unless `returns`; None
         if it can't be cut: a string's lines stand further left than its function."""
-        at, source = self.at, self.source
+        at, source = self.get_position, self.source
         begin, end = at(definition.lineno, definition.col_offset), at(definition.end_lineno, definition.end_col_offset)
         cuts: list[tuple[int, int]] = []
         for node in ast.walk(definition):
-            cuts += [(at(*first), at(*last)) for first, last in _unwanted(node, node is definition)]
+            cuts += [(at(*first), at(*last)) for first, last in _find_unwanted(node, node is definition)]
             if isinstance(node, Definition) and node.returns is not None and not returns:
                 arrow = source.rindex("->", begin, at(node.returns.lineno, node.returns.col_offset))
                 colon = source.index(":", at(node.returns.end_lineno, node.returns.end_col_offset))
                 cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # with parentheses around it
         try:
-            return _without_comments(_without(source, begin, end, cuts))
+            return _remove_comments(_remove_spans(source, begin, end, cuts))
         except (IndentationError, tokenize.TokenError):
             return None
 
 
-def _definitions(node: ast.AST) -> Iterator[Definition]:
+def _find_definitions(node: ast.AST) -> Iterator[Definition]:
     """The functions in a module or statement; expressions hold none, so that they are not looked through."""
     for part in ("body", "orelse", "finalbody", "handlers", "cases"):
         for inner in getattr(node, part, ()):
             if isinstance(inner, Definition):
                 yield inner
             if not isinstance(inner, ast.Expr):
-                yield from _definitions(inner)
+                yield from _find_definitions(inner)
 
 
-def type_of(annotation: ast.expr) -> str | None:
+def get_type(annotation: ast.expr) -> str | None:
     """The type that an annotation names; None if it is none of `TYPES`."""
     match annotation:
         case ast.Constant(value=None):
             return "none"
         case ast.Constant(value=str(text)):
             try:
-                return type_of(ast.parse(text.strip(), mode="eval").body)
+                return get_type(ast.parse(text.strip(), mode="eval").body)
             except (SyntaxError, ValueError):
                 return None
         case ast.BinOp(op=ast.BitOr()):
-            return "optional" if "none" in (type_of(annotation.left), type_of(annotation.right)) else None
+            return "optional" if "none" in (get_type(annotation.left), get_type(annotation.right)) else None
         case ast.Subscript(value=ast.Name(id="Union") | ast.Attribute(attr="Union"), slice=ast.Tuple(elts=members)):
-            return "optional" if any(type_of(member) == "none" for member in members) else None
+            return "optional" if any(get_type(member) == "none" for member in members) else None
         case ast.Subscript(value=head):
-            return type_of(head)
+            return get_type(head)
         case ast.Attribute(attr=name) | ast.Name(id=name):
             return TYPES.get(name)
     return None
@@ -185,7 +185,7 @@ def is_stub(definition: Definition) -> bool:
     )
 
 
-def _unwanted(node: ast.AST, outermost: bool) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _find_unwanted(node: ast.AST, outermost: bool) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Spans of decorators and docstrings, each from (line, column) to (line, column)."""
     if not isinstance(node, Definition | ast.ClassDef):
         return
@@ -194,14 +194,14 @@ def _unwanted(node: ast.AST, outermost: bool) -> Iterator[tuple[tuple[int, int],
         yield (first.lineno, first.col_offset - 1), (node.lineno, node.col_offset)
     first_statement = node.body[0]
     if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
-        yield _span(first_statement)
+        yield _get_span(first_statement)
 
 
-def _span(node: ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
+def _get_span(node: ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
     return (node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
 
 
-def _without(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> str:
+def _remove_spans(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> str:
     """`source[begin:end]` without the `cuts`, empty lines, and the indentation that all lines share."""
     kept: list[str] = []
     position = begin
@@ -215,7 +215,7 @@ def _without(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> 
     return "\n".join(line[indentation:] if not line[:indentation].strip() else line for line in lines if line.strip())
 
 
-def _without_comments(text: str) -> str:
+def _remove_comments(text: str) -> str:
     if "#" not in text:
         return text
     lines = text.split("\n")
@@ -226,7 +226,7 @@ def _without_comments(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def fingerprint(definition: Definition) -> str:
+def compute_fingerprint(definition: Definition) -> str:
     """A hash of the normalised tree; see `Function`."""
     local: dict[str, str] = {}
     for node in ast.walk(definition):

@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from fedpeft.data.conll import conll
-from fedpeft.data.table_format import DETECT, GZ, SEPARATORS, TableFormat, file_format, opened
+from fedpeft.data.conll import read_sentences
+from fedpeft.data.table_format import DETECT, GZ, SEPARATORS, TableFormat, detect_format, open_unpacked
 from fedpeft.errors import ConfigError, DataError, FedpeftError
 
 Record = tuple[str, dict[str, Any]]
 """Its place in the file, such as "line 3", and its values by column."""
 
 
-class Headed(str):
+class TablePlace(str):
     """The place of a record whose columns are named once, for all records of its table.
 
     Attributes:
@@ -34,21 +34,21 @@ class Headed(str):
 
     table: str
 
-    def __new__(cls, place: str, table: str = "") -> Headed:
+    def __new__(cls, place: str, table: str = "") -> TablePlace:
         """A place, such as "line 3"."""
         made = super().__new__(cls, place)
         made.table = table
         return made
 
 
-def within(place: str, file: str) -> str:
+def locate_record(place: str, file: str) -> str:
     """The place of a record that lies at `place` in one file of several."""
-    return Headed(f"{place} of {file}", file) if isinstance(place, Headed) else f"{place} of {file}"
+    return TablePlace(f"{place} of {file}", file) if isinstance(place, TablePlace) else f"{place} of {file}"
 
 
-def lacking(place: str, source: str) -> str:
+def name_incomplete_part(place: str, source: str) -> str:
     """What has no column that the record at `place` of `source` lacks: the record, or all of its table."""
-    if not isinstance(place, Headed):
+    if not isinstance(place, TablePlace):
         return f"{place} of {source}"
     return f"{place.table} of {source}" if place.table else source
 
@@ -78,7 +78,7 @@ SAVED = "state.json"
 """What a data set that `save_to_disk` has written has in its folder."""
 
 
-def suffix_of(path: Path) -> str:
+def get_suffix(path: Path) -> str:
     """What says how a file is read, in small letters, without .gz; empty: nothing that is known here."""
     name = path.name.lower().removesuffix(GZ)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), "")
@@ -95,19 +95,19 @@ def format_note(path: Path, given: TableFormat = DETECT) -> str:
     Raises:
         DataError: the file fits several formats, or can't be read.
     """
-    kind = _kind(path)
+    kind = _find_format(path)
     if not path.is_file() or not kind or kind in (*PARQUET, *ARROW):
         return ""
-    with _failures_told(str(path), given):
-        return file_format(path, str(path), DELIMITERS.get(kind, ""), given).note
+    with _raise_data_errors(str(path), given):
+        return detect_format(path, str(path), DELIMITERS.get(kind, ""), given).note
 
 
-def _kind(path: Path) -> str:
+def _find_format(path: Path) -> str:
     """Return the ending that decides how a file is read, `LINES` included; empty: no known one."""
-    return suffix_of(path) or (LINES if path.name.lower().removesuffix(GZ).endswith(LINES) else "")
+    return get_suffix(path) or (LINES if path.name.lower().removesuffix(GZ).endswith(LINES) else "")
 
 
-def records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
+def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
     """The records of a file, or of a saved data set, each with its place; `given` is the format of text files.
 
     Raises:
@@ -116,9 +116,9 @@ def records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
     """
     path = Path(name).expanduser()
     if is_saved(path):
-        yield from _saved(name, path)
+        yield from _read_saved(name, path)
         return
-    suffix = _kind(path)
+    suffix = _find_format(path)
     if not suffix:
         raise ConfigError(
             f"FP1108 {name} must end in {', '.join((*SUFFIXES, LINES))} (or one of them and .gz), which says how to "
@@ -126,15 +126,15 @@ def records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
         )
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise DataError(f"FP3110 {name} is no file of rows, but a pipe or a device; give a file")
-    with _failures_told(name, given), opened(path) as stream:
+    with _raise_data_errors(name, given), open_unpacked(path) as stream:
         if suffix in PARQUET or suffix in ARROW:
-            yield from _columns(name, stream, suffix)
+            yield from _read_columns(name, stream, suffix)
         else:
-            yield from _texts(name, path, stream, suffix, given)
+            yield from _read_texts(name, path, stream, suffix, given)
 
 
 @contextmanager
-def _failures_told(name: str, given: TableFormat) -> Iterator[None]:
+def _raise_data_errors(name: str, given: TableFormat) -> Iterator[None]:
     """Raise a DataError for what goes wrong while a file is read."""
     try:
         yield
@@ -151,22 +151,22 @@ def _failures_told(name: str, given: TableFormat) -> Iterator[None]:
         raise DataError(f"FP3037 can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
 
 
-def _texts(name: str, path: Path, stream: BinaryIO, suffix: str, given: TableFormat) -> Iterator[Record]:
-    form = file_format(path, name, DELIMITERS.get(suffix, ""), given)
+def _read_texts(name: str, path: Path, stream: BinaryIO, suffix: str, given: TableFormat) -> Iterator[Record]:
+    form = detect_format(path, name, DELIMITERS.get(suffix, ""), given)
     text = io.TextIOWrapper(stream, encoding=form.encoding, newline="")
     if suffix in DELIMITERS or (suffix == LINES and form.sep):
-        yield from _table(name, text, form.sep, given)
+        yield from _read_table(name, text, form.sep, given)
     elif suffix == JSON:
-        yield from _json(name, text)
+        yield from _read_json(name, text)
     elif suffix == LINES:
-        yield from _lines(name, text)
+        yield from _read_lines(name, text)
     elif suffix in CONLL:
-        yield from ((Headed(place), record) for place, record in conll(name, text))
+        yield from ((TablePlace(place), record) for place, record in read_sentences(name, text))
     else:
-        yield from _json_lines(name, text)
+        yield from _read_json_lines(name, text)
 
 
-def _table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -> Iterator[Record]:
+def _read_table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     start = 1
@@ -195,17 +195,17 @@ def _table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -> Ite
                 raise DataError(
                     f"FP3117 line {first} of {name} has {len(fields)} fields, the first {len(header)}{quotes}"
                 )
-            yield Headed(f"line {first}"), dict(zip(header, fields, strict=True))
+            yield TablePlace(f"line {first}"), dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DataError(f"FP3118 line {start} of {name} is not valid CSV: {error}") from None
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     """JSON, in which no object names a column twice."""
-    return json.loads(text, object_pairs_hook=_once)
+    return json.loads(text, object_pairs_hook=_check_unique_names)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -213,23 +213,23 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _lines(name: str, stream: TextIO) -> Iterator[Record]:
+def _read_lines(name: str, stream: TextIO) -> Iterator[Record]:
     """Each line that is not blank, as the column text."""
     blank = True
     for number, line in enumerate(stream, 1):
         if line.strip():
             blank = False
-            yield Headed(f"line {number}"), {"text": line.rstrip("\r\n")}
+            yield TablePlace(f"line {number}"), {"text": line.rstrip("\r\n")}
     if blank:
         raise DataError(f"FP3114 {name} is empty")
 
 
-def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:
+def _read_json_lines(name: str, stream: TextIO) -> Iterator[Record]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
-            record = _parsed(line)
+            record = _parse_json(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"FP3119 line {number} of {name} is not valid JSON: {error}") from None
         if not isinstance(record, dict):
@@ -239,7 +239,7 @@ def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:
         yield f"line {number}", record
 
 
-def _json(name: str, stream: TextIO) -> Iterator[Record]:
+def _read_json(name: str, stream: TextIO) -> Iterator[Record]:
     """A list of objects, or an object a line, as many call .json."""
     first = ""
     while not first.strip():
@@ -248,10 +248,10 @@ def _json(name: str, stream: TextIO) -> Iterator[Record]:
             raise DataError(f"FP3114 {name} is empty")
     if first != "[":
         stream.seek(0)
-        yield from _json_lines(name, stream)
+        yield from _read_json_lines(name, stream)
         return
     try:
-        rows = _parsed(first + stream.read())
+        rows = _parse_json(first + stream.read())
     except (ValueError, RecursionError) as error:
         raise DataError(f"FP3038 {name} is not valid JSON: {error}") from None
     for number, record in enumerate(rows, 1):
@@ -260,15 +260,15 @@ def _json(name: str, stream: TextIO) -> Iterator[Record]:
         yield f"row {number}", record
 
 
-def needs(package: str, what: str) -> None:
+def require_package(package: str, what: str) -> None:
     """ConfigError unless `package`, an extra's, is installed."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"FP1109 {what} needs the package {package}; install it with: pip install 'fedpeft[hub]'")
 
 
-def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
+def _read_columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
     """The rows of a Parquet or Arrow file; classes that its `datasets` schema names are given by name."""
-    needs("pyarrow", f"{name}: reading {'Parquet' if suffix in PARQUET else 'Arrow'}")
+    require_package("pyarrow", f"{name}: reading {'Parquet' if suffix in PARQUET else 'Arrow'}")
     import pyarrow as pa
 
     try:
@@ -280,10 +280,10 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
             _check_size(name, table.metadata)
             schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS)
         else:
-            schema, batches = _arrow(stream)
+            schema, batches = _open_arrow(stream)
         if len(set(schema.names)) < len(schema.names):
             raise DataError(f"FP3122 {name} names a column twice: {', '.join(schema.names)}")
-        classes = _class_names(schema)
+        classes = _get_class_names(schema)
         number = 0
         for batch in batches:
             for start in range(0, len(batch), ROWS):
@@ -291,7 +291,7 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
                     number += 1
                     if number > MOST_ROWS:  # the head of an Arrow file does not contain their number
                         raise _too_many(name, f"more than {MOST_ROWS:,}")
-                    yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")
+                    yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
         raise DataError(f"FP3123 {name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
 
@@ -316,7 +316,7 @@ def _too_many(name: str, rows: str) -> DataError:
     return DataError(f"FP3195 {name} has {rows} rows, and at most {MOST_ROWS:,} are read; give a part of it")
 
 
-def _arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
+def _open_arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
     """Schema and batches of an Arrow file, in the file format or in that of streams, which `datasets` writes."""
     import pyarrow as pa
 
@@ -329,7 +329,7 @@ def _arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
     return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
+def _get_class_names(schema: Any) -> dict[str, list[str]]:
     """The names of classes, by column, that the `datasets` library has left in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -339,7 +339,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
         return {}
 
 
-def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) -> dict[str, Any]:
+def replace_class_numbers(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) -> dict[str, Any]:
     """A record with the names of its classes in place of their numbers.
 
     Raises:
@@ -360,8 +360,8 @@ def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) 
     return record
 
 
-def _saved(name: str, path: Path) -> Iterator[Record]:
-    needs("datasets", f"{name}: a data set written by save_to_disk")
+def _read_saved(name: str, path: Path) -> Iterator[Record]:
+    require_package("datasets", f"{name}: a data set written by save_to_disk")
     import datasets
 
     try:
@@ -369,7 +369,7 @@ def _saved(name: str, path: Path) -> Iterator[Record]:
         each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
         classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
         for number, record in enumerate(rows, 1):
-            yield Headed(f"row {number}"), named(record, classes, f"row {number} of {name}")
+            yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")
     except FedpeftError:
         raise
     except Exception as error:  # whatever the library meets in files that it has not written

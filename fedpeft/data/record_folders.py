@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.record_files import SUFFIXES, format_note, is_saved, records, suffix_of, within
+from fedpeft.data.record_files import SUFFIXES, format_note, get_suffix, is_saved, locate_record, read_records
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
 
@@ -33,13 +33,13 @@ class Splits:
     test: Path | None = None
 
 
-def stem(path: Path) -> str:
+def get_stem(path: Path) -> str:
     """A file's name without what says how it is read."""
-    suffix = suffix_of(path)
+    suffix = get_suffix(path)
     return path.name[: path.name.lower().rindex(suffix)] if suffix else path.name
 
 
-def visible(folder: Path) -> list[Path]:
+def list_visible(folder: Path) -> list[Path]:
     """What is in a folder, by name, without hidden files; DataError where it can't be read."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
@@ -49,10 +49,10 @@ def visible(folder: Path) -> list[Path]:
 
 def _split_name(path: Path) -> str:
     """What says which split an entry is: its name, without the hub's number of a part, as in train-00000-of-00001."""
-    return re.sub(r"-\d{5}-of-\d{5}$", "", stem(path).lower())
+    return re.sub(r"-\d{5}-of-\d{5}$", "", get_stem(path).lower())
 
 
-def splits_of(path: Path) -> Splits:
+def find_splits(path: Path) -> Splits:
     """The splits in a folder that has a file or folder called train; else all of `path` is for training.
 
     Raises:
@@ -61,11 +61,11 @@ def splits_of(path: Path) -> Splits:
     if not path.is_dir() or is_saved(path):
         return Splits(path)
     found: dict[str, Path] = {}
-    entries = [p for p in visible(path) if p.is_dir() or suffix_of(p)]
+    entries = [p for p in list_visible(path) if p.is_dir() or get_suffix(p)]
     for split, names in SPLITS.items():
         called = [p for p in entries if _split_name(p) in names]
         if len(called) > 1:
-            parts = all(_split_name(p) != stem(p).lower() for p in called)
+            parts = all(_split_name(p) != get_stem(p).lower() for p in called)
             remedy = f"put its parts into a folder called {split}" if parts else "keep one"
             raise DataError(
                 f"FP3127 {path} has more than one {split} split: {', '.join(p.name for p in called)}; {remedy}"
@@ -81,32 +81,32 @@ def splits_of(path: Path) -> Splits:
     return Splits(**found) if found else Splits(path)
 
 
-def files_of_clients(folder: Path) -> list[Path]:
+def list_client_files(folder: Path) -> list[Path]:
     """The files of records in a folder, one a client.
 
     Raises:
         DataError: there are none.
     """
-    found = [p for p in visible(folder) if suffix_of(p) and p.is_file()]
+    found = [p for p in list_visible(folder) if get_suffix(p) and p.is_file()]
     if not found:
         raise DataError(
             f"FP3129 {folder} has no files of rows ({', '.join(SUFFIXES)}, or with .gz), no pictures in folders by "
             "class, and is no data set written by save_to_disk; legal are these"
         )
-    names = [stem(p) for p in found]
+    names = [get_stem(p) for p in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise DataError(f"FP3130 {folder} has two files of the client {twice[0]!r}; keep one of them")
     return found
 
 
-def records_below(path: Path, given: TableFormat = DETECT) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_records_below(path: Path, given: TableFormat = DETECT) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a file or saved data set; of a folder, those of its files, with the column `OWNER`: whose."""
-    if not path.is_dir() or is_saved(path) or suffix_of(path):
-        yield from records(str(path), given)
+    if not path.is_dir() or is_saved(path) or get_suffix(path):
+        yield from read_records(str(path), given)
         return
-    for file in files_of_clients(path):
-        for place, record in records(str(file), given):
-            yield within(place, file.name), record | {OWNER: stem(file)}
+    for file in list_client_files(path):
+        for place, record in read_records(str(file), given):
+            yield locate_record(place, file.name), record | {OWNER: get_stem(file)}
 
 
 def format_notes(path: Path, given: TableFormat = DETECT) -> list[str]:
@@ -118,7 +118,7 @@ def format_notes(path: Path, given: TableFormat = DETECT) -> list[str]:
     path = path.expanduser()
     files = [path]
     if path.is_dir():
-        files = [] if is_saved(path) else [file for file in visible(path) if suffix_of(file) and file.is_file()]
+        files = [] if is_saved(path) else [file for file in list_visible(path) if get_suffix(file) and file.is_file()]
     first: dict[str, str] = {}
     alike: Counter[str] = Counter()
     for note in filter(None, (format_note(file, given) for file in files)):

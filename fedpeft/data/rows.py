@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedpeft import plugins
 from fedpeft.data.tagged_words import check_tags
 from fedpeft.data.task_sequence import TaskSequence
-from fedpeft.data.text_column import both, taken
+from fedpeft.data.text_column import join_texts, take_texts
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.families import DATASETS as DATASETS
 from fedpeft.machine import spooled
@@ -74,54 +74,54 @@ class Rows:
         several labels."""
         if self.labels is None or self.targets == "labels":
             return None
-        return quantile_bins(self.labels) if self.targets == "numbers" else self.labels
+        return assign_quantile_bins(self.labels) if self.targets == "numbers" else self.labels
 
     def take(self, indices: NDArray[np.integer]) -> Rows:
         """The rows at `indices` (int, any length), in that order; text is shared, arrays are copied."""
         if isinstance(self.inputs, np.ndarray):
             inputs: Inputs = self.inputs[indices]
         else:
-            inputs = taken(self.inputs, indices)
+            inputs = take_texts(self.inputs, indices)
         columns = (self.labels, self.owners, self.tasks)
-        labels, owners, tasks = (None if column is None else _chosen(column, indices) for column in columns)
-        texts = None if self.texts is None else taken(self.texts, indices)
+        labels, owners, tasks = (None if column is None else _take_rows(column, indices) for column in columns)
+        texts = None if self.texts is None else take_texts(self.texts, indices)
         return Rows(inputs, labels, owners, tasks, texts)
 
 
-def _chosen(column: NDArray[Any], indices: NDArray[np.integer]) -> NDArray[Any]:
+def _take_rows(column: NDArray[Any], indices: NDArray[np.integer]) -> NDArray[Any]:
     flat = column.ndim == 1 and column.dtype.kind in "iufb" and indices.dtype.kind in "iu"
-    return spooled.chosen(column, indices) if flat else column[indices]
+    return spooled.take_rows(column, indices) if flat else column[indices]
 
 
 BINS = 10
 """Quantile bins that stand for classes where labels are numbers."""
 
 
-def quantile_bins(numbers: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
+def assign_quantile_bins(numbers: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
     """Which of at most `bins` bins with about equally many rows each number (rows,) lies in; equal ones in the same."""
     edges = np.unique(np.quantile(numbers, np.arange(1, bins) / bins)) if len(numbers) else np.zeros(0)
     return np.searchsorted(edges, numbers, side="right").astype(np.int64)
 
 
-def joined(first: Rows, second: Rows) -> Rows:
+def join_rows(first: Rows, second: Rows) -> Rows:
     """The rows of both, one after the other; of labels, owners, tasks and texts what both have."""
     if isinstance(first.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
     else:
-        inputs = both(first.inputs, cast(Sequence[str], second.inputs))
+        inputs = join_texts(first.inputs, cast(Sequence[str], second.inputs))
 
     def arrays(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
         if one is None or other is None:
             return None
         flat = one.ndim == other.ndim == 1 and one.dtype == other.dtype and one.dtype.kind in "iufb"
-        return spooled.gathered([one, other]) if flat else np.concatenate([one, other])
+        return spooled.concatenate([one, other]) if flat else np.concatenate([one, other])
 
     return Rows(
         inputs,
         arrays(first.labels, second.labels),
         arrays(first.owners, second.owners),
         arrays(first.tasks, second.tasks),
-        None if first.texts is None or second.texts is None else both(first.texts, second.texts),
+        None if first.texts is None or second.texts is None else join_texts(first.texts, second.texts),
     )
 
 
@@ -187,11 +187,11 @@ class Dataset:
             if len(rows) == 0:
                 raise DataError(f"FP3136 {self.name} has no {part} rows")
             _check_inputs(rows.inputs, self.kind, f"the {part} rows of {self.name}")
-            if self.classified and rows.labels is None:
+            if self.is_classification and rows.labels is None:
                 raise DataError(f"FP3137 {self.name} has no labels for its {part} rows, which classification needs")
-            if self.classified and rows.labels is not None:
+            if self.is_classification and rows.labels is not None:
                 _check_classes(rows.labels, self.label_names, f"the {part} rows of {self.name}")
-        if self.classified and self.train.labels is not None:
+        if self.is_classification and self.train.labels is not None:
             classes = np.unique(self.train.labels)
             if len(classes) < 2:
                 raise DataError(f"FP3138 {self.name} has one class only in its training rows; classification needs two")
@@ -203,7 +203,7 @@ class Dataset:
         return [(part, rows) for part, rows in named if rows is not None]
 
     @property
-    def classified(self) -> bool:
+    def is_classification(self) -> bool:
         """Whether each row has one of several classes."""
         return self.task == "classification"
 
@@ -286,7 +286,7 @@ def load_dataset(text: str) -> Dataset:
     return made
 
 
-def suited_partition(text: str) -> str | None:
+def get_default_partition(text: str) -> str | None:
     """How the rows of the data set that `text` describes are split by default; None: it has no way of its own.
 
     Raises:
@@ -295,7 +295,7 @@ def suited_partition(text: str) -> str | None:
     return getattr(DATASETS.build(text), "suited_partition", None)
 
 
-def suited_head(text: str) -> str | None:
+def get_default_head(text: str) -> str | None:
     """How the head starts by default on the data set that `text` describes; None: it has no way of its own.
 
     Raises:
@@ -304,7 +304,7 @@ def suited_head(text: str) -> str | None:
     return getattr(DATASETS.build(text), "suited_head", None)
 
 
-def template_of(text: str) -> str | None:
+def get_template(text: str) -> str | None:
     """The template of prompts that a setting of the data set names which `text` describes; None: none does.
 
     Raises:
@@ -313,7 +313,7 @@ def template_of(text: str) -> str | None:
     return getattr(DATASETS.build(text), "template", None)
 
 
-def source_of_test_rows(text: str) -> str:
+def get_test_source(text: str) -> str:
     """Where the test rows of the data set are from that `text` describes: its text, without the settings that leave
     them as they are, as what is learned from them (`task`) does. A part that is not there has told of none."""
     try:
@@ -325,22 +325,22 @@ def source_of_test_rows(text: str) -> str:
     return str(replace(spec, settings={k: v for k, v in sorted(spec.settings.items()) if k not in without}))
 
 
-def task_in_rows(text: str) -> str | None:
+def read_task(text: str) -> str | None:
     """The task of the data set that `text` describes, where only its rows tell, which are read; None: others do.
 
     Raises:
         FedpeftError: as `load_dataset`.
     """
-    return load_dataset(text).task if tells_task_in_rows(text) else None
+    return load_dataset(text).task if is_task_in_rows(text) else None
 
 
-def tells_task_in_rows(text: str) -> bool:
+def is_task_in_rows(text: str) -> bool:
     """Whether only its rows tell what is learned of a data set; so of a user's own, whose part says no more."""
     part = DATASETS.build(text)
     return bool(getattr(part, "task_in_rows", plugins.name_of(type(part)) is not None))
 
 
-def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:
+def split_off_validation(dataset: Dataset) -> tuple[Rows, Rows]:
     """The training rows that clients get, and those that nobody gets: the data set's own validation rows, or of those
     for training `VALIDATION_ROWS`, or a tenth of fewer."""
     if dataset.validation is not None:
@@ -359,33 +359,33 @@ def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]
     Raises:
         DataError: fewer than `count` rows can be held out.
     """
-    return _systematic(rows, count, seed)
+    return _sample_systematically(rows, count, seed)
 
 
-def at_most(rows: Rows, most: int) -> Rows:
+def limit_rows(rows: Rows, most: int) -> Rows:
     """All rows, or `most` of them (0: all) in their order: a stratified choice that is always the same."""
     return rows if not most or len(rows) <= most else split_validation(rows, most)[1]
 
 
 def split_test(rows: Rows, fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
     """Hold out `fraction` (above 0, below 1) of the rows as a test set, stratified as in `split_validation`."""
-    return _systematic(rows, max(1, round(fraction * len(rows))), seed)
+    return _sample_systematically(rows, max(1, round(fraction * len(rows))), seed)
 
 
-def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
+def _sample_systematically(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     total = len(rows)
     generator = np.random.default_rng(seed)
-    order = spooled.scratch(total, np.int64)
-    for part in spooled.parts_of(total):
+    order = spooled.create_zeros(total, np.int64)
+    for part in spooled.iterate_parts(total):
         order[part] = np.arange(part.start, part.stop)
     generator.shuffle(np.asarray(order))  # as `permutation` would, in place
     column: NDArray[Any] | None = rows.classes if rows.classes is not None else rows.owners
     if rows.tasks is not None:  # each task has its share, too
         within = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
         column = rows.tasks * (int(within.max(initial=0)) + 1) + within
-    found, strata = (np.zeros(1), np.zeros(total, np.int8)) if column is None else spooled.numbered(column)
-    order = spooled.by_group(order, strata, len(found))
-    sizes = spooled.counts(strata, len(found))
+    found, strata = (np.zeros(1), np.zeros(total, np.int8)) if column is None else spooled.find_unique(column)
+    order = spooled.sort_by_group(order, strata, len(found))
+    sizes = spooled.count_groups(strata, len(found))
     firsts = (np.cumsum(sizes) - sizes)[sizes > 0]  # of each stratum, along the order: never candidates
     candidates = total - len(firsts)
     if not 0 < count <= candidates:
@@ -397,6 +397,6 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     places = ((np.arange(count) + generator.random()) * step).astype(np.int64)  # among the candidates
     places += np.searchsorted(firsts - np.arange(len(firsts)), places, side="right")  # along the order
     held = np.sort(order[places])
-    taken_out = spooled.scratch(total, bool)
+    taken_out = spooled.create_zeros(total, bool)
     taken_out[held] = True
-    return rows.take(spooled.unmarked(taken_out)), rows.take(held)
+    return rows.take(spooled.find_unmarked(taken_out)), rows.take(held)

@@ -45,7 +45,7 @@ class Scene:
 _CAPTION = re.compile(rf"a (\w+) (\w+) ({'|'.join(RELATIONS)}) a (\w+) (\w+)")
 
 
-def told(caption: str) -> Scene | None:
+def parse_caption(caption: str) -> Scene | None:
     """The scene that a caption tells of, of whatever colours and shapes; None: it has another form."""
     if (found := _CAPTION.fullmatch(caption.strip())) is None:
         return None
@@ -53,7 +53,7 @@ def told(caption: str) -> Scene | None:
     return Scene((colour, shape), relation, (other_colour, other_shape))
 
 
-def scenes() -> list[Scene]:
+def list_scenes() -> list[Scene]:
     """All of them: 16 things, two different ones in order, two relations: 480."""
     things = list(itertools.product(COLOURS, SHAPES))
     return [
@@ -61,7 +61,7 @@ def scenes() -> list[Scene]:
     ]
 
 
-def held_out(share: float, seed: int) -> tuple[list[Scene], list[Scene]]:
+def split_scenes(share: float, seed: int) -> tuple[list[Scene], list[Scene]]:
     """The scenes to learn from, and those of combinations that are never seen together: pairs of things, whatever the
     order and the relation. Every thing is in some pair of the former.
 
@@ -72,14 +72,14 @@ def held_out(share: float, seed: int) -> tuple[list[Scene], list[Scene]]:
     pairs = [frozenset(pair) for pair in itertools.combinations(things, 2)]
     order = np.random.default_rng([seed, 40]).permutation(len(pairs))
     apart = {pairs[i] for i in order[: max(1, round(share * len(pairs)))].tolist()}
-    every = scenes()
+    every = list_scenes()
     return (
         [s for s in every if frozenset((s.first, s.second)) not in apart],
         [s for s in every if frozenset((s.first, s.second)) in apart],
     )
 
 
-def drawn(scene: Scene, random: np.random.Generator) -> NDArray[np.uint8]:
+def draw_scene(scene: Scene, random: np.random.Generator) -> NDArray[np.uint8]:
     """The scene as an image, (56, 56, 3)."""
     from PIL import Image, ImageDraw
 

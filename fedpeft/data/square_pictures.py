@@ -22,7 +22,7 @@ WHITE = 65535
 """Of a grey picture of 16 bits."""
 
 
-def eight_bits(picture: Any) -> Any:
+def convert_to_eight_bits(picture: Any) -> Any:
     """A PIL image in RGB, eight bits a colour.
 
     Grey pictures of 16 bits (modes I;16 and, of some formats, I) are divided by 257: 65,535 is white, whatever the
@@ -48,20 +48,20 @@ def eight_bits(picture: Any) -> Any:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
-def square(picture: Any, side: int) -> np.ndarray:
+def crop_to_square(picture: Any, side: int) -> np.ndarray:
     """A PIL image as uint8 (side, side, 3): turned as its camera says, scaled, and the middle cut out.
 
     Raises:
-        ValueError: as `eight_bits`.
+        ValueError: as `convert_to_eight_bits`.
         OSError: the file behind it is damaged.
     """
     from PIL import Image, ImageOps
 
-    turned = eight_bits(ImageOps.exif_transpose(picture))
+    turned = convert_to_eight_bits(ImageOps.exif_transpose(picture))
     return np.asarray(ImageOps.fit(turned, (side, side), Image.Resampling.BILINEAR))
 
 
-def model_input(images: np.ndarray, side: int) -> Tensor:
+def convert_to_model_input(images: np.ndarray, side: int) -> Tensor:
     """Images (rows, height, width) or (rows, height, width, 3) in [0, 255] as float32 (rows, 3, side, side).
 
     Bilinear; what becomes smaller is smoothed first, as stripes would come out as others else. Normalised as ImageNet.

@@ -113,7 +113,7 @@ class FileFormat:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, unpacked if its name ends in .gz."""
     with path.open("rb") as stream:
         if path.name.lower().endswith(GZ):
@@ -123,7 +123,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             yield stream
 
 
-def file_format(path: Path, name: str, usual: str, given: TableFormat) -> FileFormat:
+def detect_format(path: Path, name: str, usual: str, given: TableFormat) -> FileFormat:
     """Return the format of a text file.
 
     Args:
@@ -137,20 +137,20 @@ def file_format(path: Path, name: str, usual: str, given: TableFormat) -> FileFo
         OSError: the file can't be read.
     """
     state = path.stat()
-    return _file_format(path, name, usual, given, (state.st_mtime_ns, state.st_size, state.st_ino))
+    return _detect_format(path, name, usual, given, (state.st_mtime_ns, state.st_size, state.st_ino))
 
 
 @functools.lru_cache(maxsize=1024)
-def _file_format(path: Path, name: str, usual: str, given: TableFormat, state: tuple[int, ...]) -> FileFormat:
+def _detect_format(path: Path, name: str, usual: str, given: TableFormat, state: tuple[int, ...]) -> FileFormat:
     encoding = given.encoding
     if encoding == AUTO:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             encoding = _detect_encoding(name, stream, given)
     elif codecs.lookup(encoding).name == "utf-8":
         encoding = UTF_8  # a byte order mark is no part of the first column's name
     sep = given.sep
     if sep == AUTO:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             sample = io.TextIOWrapper(stream, encoding=encoding, newline="").read(SAMPLE)
         if usual:
             sep = _detect_separator(name, sample, usual, given)
@@ -171,7 +171,9 @@ def _detect_encoding(name: str, stream: BinaryIO, given: TableFormat) -> str:
     wrong: int | None = None
     while chunk and wrong is None:
         if b"\0" in chunk:
-            raise DataError(f"FP3184 {name} holds NUL bytes and no byte order mark; save it as UTF-8{_advice(given)}")
+            raise DataError(
+                f"FP3184 {name} holds NUL bytes and no byte order mark; save it as UTF-8{_advise_encoding(given)}"
+            )
         try:
             held = len(decoder.getstate()[0])
             decoder.decode(chunk)
@@ -185,11 +187,11 @@ def _detect_encoding(name: str, stream: BinaryIO, given: TableFormat) -> str:
         return UTF_8
     stream.seek(0)
     if not _is_western(stream):
-        raise DataError(f"FP3185 {name} is not UTF-8 text (byte {wrong}); save it as UTF-8{_advice(given)}")
+        raise DataError(f"FP3185 {name} is not UTF-8 text (byte {wrong}); save it as UTF-8{_advise_encoding(given)}")
     return "cp1252"
 
 
-def _advice(given: TableFormat) -> str:
+def _advise_encoding(given: TableFormat) -> str:
     write = given.written("encoding", "ENCODING")
     return f", or name its encoding: {write}, such as cp1252, cp1250 or utf-16-le" if write else ""
 
@@ -213,7 +215,7 @@ def _is_western(stream: BinaryIO) -> bool:
 def _detect_separator(name: str, sample: str, usual: str, given: TableFormat) -> str:
     if (first := re.match(r"\s*sep=([^\w\s\"]|\t)\r?\n", sample)) is not None:  # as Excel writes it
         return first[1]
-    columns = {sep: _columns(sample, sep) for sep in SEPARATORS}
+    columns = {sep: _count_columns(sample, sep) for sep in SEPARATORS}
     even = [sep for sep, (count, is_even) in columns.items() if count > 1 and is_even]
     if len(even) > 1:
         ways = [given.written("sep", sep) for sep in even]
@@ -225,7 +227,7 @@ def _detect_separator(name: str, sample: str, usual: str, given: TableFormat) ->
     return several[0] if columns[usual][0] == 1 and len(several) == 1 else usual
 
 
-def _columns(sample: str, sep: str) -> tuple[int, bool]:
+def _count_columns(sample: str, sep: str) -> tuple[int, bool]:
     """Return how many columns the first line has, and whether all rows of the sample have as many."""
     whole = len(sample) < SAMPLE
     reader = csv.reader(io.StringIO(sample, newline=""), delimiter=sep, strict=True)

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedpeft.data.conll import NER_TAGS, TOKENS
-from fedpeft.data.instruction_columns import Reading, Records
-from fedpeft.data.label_columns import in_order
-from fedpeft.data.record_files import lacking
+from fedpeft.data.instruction_columns import ColumnReading, Records
+from fedpeft.data.label_columns import sort_labels
+from fedpeft.data.record_files import name_incomplete_part
 from fedpeft.data.text_column import TextWriter
-from fedpeft.errors import DataError, brief
-from fedpeft.parts import nearest
+from fedpeft.errors import DataError, shorten_value
+from fedpeft.parts import suggest_legal
 
 TASK = "token_labels"
 WORDS, TAGS = (TOKENS, "words"), (NER_TAGS, "tags", "labels")
@@ -25,7 +25,9 @@ TEXT, LABEL = "text", "label"
 """Columns of a user who names none."""
 
 
-def tagging(first: Mapping[str, Any], text: str, label: str | None, packed_into: str) -> Reading | None:
+def choose_tag_reading(
+    first: Mapping[str, Any], text: str, label: str | None, packed_into: str
+) -> ColumnReading | None:
     """Return how words and their tags are read; None: the data hold none.
 
     Args:
@@ -33,26 +35,26 @@ def tagging(first: Mapping[str, Any], text: str, label: str | None, packed_into:
         text, label: the user's columns.
         packed_into: the column for packed rows.
     """
-    columns = _columns(first, text, label)
+    columns = _find_columns(first, text, label)
     if columns is None:
         return None
     words, tags = columns
-    return Reading(
+    return ColumnReading(
         f"token labels: the words of the column {words!r}, tagged by {tags!r}",
-        lambda records, source: _packed(records, words, tags, packed_into, source),
+        lambda records, source: _pack_records(records, words, tags, packed_into, source),
         {"text": words, "label": tags},
         TASK,
     )
 
 
-def word_column(first: Mapping[str, Any], text: str) -> str | None:
+def find_word_column(first: Mapping[str, Any], text: str) -> str | None:
     """Return the column that holds the words of rows, as lists; None: there is none."""
     names = [text] if text in first or text != TEXT else WORDS
     return next((name for name in names if _is_list(first.get(name), str)), None)
 
 
-def _columns(first: Mapping[str, Any], text: str, label: str | None) -> tuple[str, str] | None:
-    words = word_column(first, text)
+def _find_columns(first: Mapping[str, Any], text: str, label: str | None) -> tuple[str, str] | None:
+    words = find_word_column(first, text)
     if words is None or label is None:
         return None
     names = [label] if label in first or label != LABEL else TAGS
@@ -64,7 +66,7 @@ def _is_list(value: Any, kind: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
 
 
-def _packed(
+def _pack_records(
     records: Records, words: str, tags: str, packed_into: str, source: str
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Return the records with their words and tags as one text, tags by name or number.
@@ -76,14 +78,16 @@ def _packed(
         where = f"{place} of {source}"
         for column in (words, tags):
             if column not in record:
-                hint = nearest(column, map(str, record))
-                raise DataError(f"FP3006 {lacking(place, source)} has no column {column!r}; {hint}")
+                hint = suggest_legal(column, map(str, record))
+                raise DataError(f"FP3006 {name_incomplete_part(place, source)} has no column {column!r}; {hint}")
         if not _is_list(record[words], str):
             raise DataError(
-                f"FP3187 {where}: the column {words!r} must hold a list of words, got {brief(record[words])}"
+                f"FP3187 {where}: the column {words!r} must hold a list of words, got {shorten_value(record[words])}"
             )
         if not _is_list(record[tags], str | int):
-            raise DataError(f"FP3188 {where}: the column {tags!r} must hold a list of tags, got {brief(record[tags])}")
+            raise DataError(
+                f"FP3188 {where}: the column {tags!r} must hold a list of tags, got {shorten_value(record[tags])}"
+            )
         if len(record[words]) != len(record[tags]):
             raise DataError(
                 f"FP3189 {where} has {len(record[words])} words in {words!r} and {len(record[tags])} tags in {tags!r}; "
@@ -95,7 +99,7 @@ def _packed(
         yield place, {**record, packed_into: json.dumps(row)}
 
 
-def with_positions(
+def convert_tags(
     tables: Sequence[Sequence[str]], name: str, told: Sequence[str] | None, where: str
 ) -> tuple[list[Sequence[str]], tuple[str, ...]]:
     """Return packed rows with tags as positions among the names of labels, and the names.
@@ -109,7 +113,7 @@ def with_positions(
     Raises:
         DataError: a tag has no name, or the first table has one kind of tag only.
     """
-    names = tuple(told) if told else in_order({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
+    names = tuple(told) if told else sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
     if len(names) < 2:
         raise DataError(
             f"FP3191 {name} has one kind of tag only in its training rows, {names[0]!r}; token labels need two"
@@ -127,7 +131,7 @@ def with_positions(
             held = json.loads(row)
             unseen |= {str(tag): None for tag in held["tags"] if tag not in position}
             texts.append(json.dumps(held | {"tags": [position.get(tag, 0) for tag in held["tags"]]}))
-        made.append(texts.column())
+        made.append(texts.create_column())
     if unseen:
         shown = ", ".join(map(repr, list(unseen)[:5]))
         raise DataError(f"FP3192 {name}: {len(unseen)} tags do not {where}: {shown}")

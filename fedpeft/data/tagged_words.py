@@ -10,7 +10,7 @@ from fedpeft.data.examples import IGNORED
 from fedpeft.errors import DataError
 
 
-def words_and_tags(row: Any) -> tuple[list[str], list[int]]:
+def parse_row(row: Any) -> tuple[list[str], list[int]]:
     """What a row holds.
 
     Raises:
@@ -32,12 +32,12 @@ def check_tags(rows: Sequence[str], names: Sequence[str], which: str) -> None:
     """Refuse rows with tags that are no positions in `names`, nor `IGNORED`: of words that are not asked.
 
     Raises:
-        DataError: says which row, and of `which`; also as `words_and_tags`.
+        DataError: says which row, and of `which`; also as `parse_row`.
     """
     if not names:
         raise DataError(f"FP3148 {which} have tags, and the data set has no label_names, of which tags are positions")
     for place, row in enumerate(rows):
-        for tag in words_and_tags(row)[1]:
+        for tag in parse_row(row)[1]:
             if not 0 <= tag < len(names) and tag != IGNORED:
                 raise DataError(
                     f"FP3149 {which}: row {place} has the tag {tag}, and there are {len(names)} label_names, of tags 0 "

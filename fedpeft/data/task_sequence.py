@@ -35,7 +35,7 @@ class TaskSchedule:
     every: int = 0
     late: int = 0
 
-    def over(self, rounds: int) -> TaskSchedule:
+    def adapt_to_rounds(self, rounds: int) -> TaskSchedule:
         """The schedule in a run of so many rounds: evenly, where `every` is not known.
 
         Raises:
@@ -55,30 +55,30 @@ class TaskSchedule:
             )
         return replace(self, every=every)
 
-    def current(self, round: int) -> int:
-        """The server's task in a `round` from 1; before round 1, the first."""
-        return min(max(0, round - 1) // self.every, self.tasks - 1)
+    def get_current(self, round_number: int) -> int:
+        """The server's task in a `round_number` from 1; before round 1, the first."""
+        return min(max(0, round_number - 1) // self.every, self.tasks - 1)
 
-    def begins(self, round: int) -> bool:
-        """Whether the server's task is a new one in `round`."""
-        return round == 1 or self.current(round) != self.current(round - 1)
+    def is_task_start(self, round_number: int) -> bool:
+        """Whether the server's task is a new one in `round_number`."""
+        return round_number == 1 or self.get_current(round_number) != self.get_current(round_number - 1)
 
-    def ends(self, round: int, rounds: int) -> bool:
-        """Whether `round` is the last one of the server's task, in a run of so many."""
-        return round == rounds or self.current(round) != self.current(round + 1)
+    def is_task_end(self, round_number: int, rounds: int) -> bool:
+        """Whether `round_number` is the last one of the server's task, in a run of so many."""
+        return round_number == rounds or self.get_current(round_number) != self.get_current(round_number + 1)
 
-    def delay(self, client: int, seed: int) -> int:
+    def draw_delay(self, client: int, seed: int) -> int:
         """How many rounds later than the server a client meets each task but the first."""
-        first = int(seeds.generator(seed, "tasks").integers(self.late + 1))
+        first = int(seeds.create_generator(seed, "tasks").integers(self.late + 1))
         return (client + first) % (self.late + 1)
 
-    def of_client(self, client: int, round: int, seed: int) -> int:
-        """The task that a client is at in a `round`."""
-        return self.current(round - self.delay(client, seed))
+    def get_client_task(self, client: int, round_number: int, seed: int) -> int:
+        """The task that a client is at in a `round_number`."""
+        return self.get_current(round_number - self.draw_delay(client, seed))
 
-    def on_time(self, clients: list[int], seed: int) -> list[int]:
+    def select_on_time(self, clients: list[int], seed: int) -> list[int]:
         """Those of the clients that are never late."""
-        return [client for client in clients if self.delay(client, seed) == 0]
+        return [client for client in clients if self.draw_delay(client, seed) == 0]
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class TaskSequence:
     schedule: TaskSchedule
     compete: str = "task"
 
-    def over(self, rounds: int) -> TaskSequence:
-        """In a run of so many rounds (`TaskSchedule.over`)."""
-        return replace(self, schedule=self.schedule.over(rounds))
+    def adapt_to_rounds(self, rounds: int) -> TaskSequence:
+        """In a run of so many rounds (`TaskSchedule.adapt_to_rounds`)."""
+        return replace(self, schedule=self.schedule.adapt_to_rounds(rounds))
 
-    def competing(self, task: int) -> tuple[int, ...]:
+    def get_competing_classes(self, task: int) -> tuple[int, ...]:
         """The classes that the loss of a client at a `task` compares; empty: all."""
         if self.compete == "all":
             return ()
@@ -110,17 +110,17 @@ class TaskSequence:
 
 
 @dataclass(frozen=True, eq=False)
-class MetTasks:
+class ClientTasks:
     """What clients need to know of their tasks: the sequence, and the task of each training row, (rows,)."""
 
     sequence: TaskSequence
     of_row: NDArray[np.int64]
 
-    def at(self, client: int, round: int, seed: int) -> int:
+    def at(self, client: int, round_number: int, seed: int) -> int:
         """The task that a client is at in a round."""
-        return self.sequence.schedule.of_client(client, round, seed)
+        return self.sequence.schedule.get_client_task(client, round_number, seed)
 
-    def current(self, rows: NDArray[np.int64], client: int, round: int, seed: int) -> NDArray[np.int64]:
+    def get_current(self, rows: NDArray[np.int64], client: int, round_number: int, seed: int) -> NDArray[np.int64]:
         """Those of a client's `rows` that belong to the task that it is at."""
-        current: NDArray[np.int64] = rows[self.of_row[rows] == self.at(client, round, seed)]
+        current: NDArray[np.int64] = rows[self.of_row[rows] == self.at(client, round_number, seed)]
         return current

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedpeft.machine import cache, spooled
 from fedpeft.machine.mapped import PIECE, leave
-from fedpeft.machine.spooled import HELD, nameless_file
+from fedpeft.machine.spooled import HELD, create_nameless_file
 
 BLOCK = 4096
 """Texts that are read together where all are read."""
@@ -86,20 +86,20 @@ class TextColumn(Sequence[str]):
         """The texts at `indices` (int, any length), in that order."""
         chosen = np.asarray(indices, np.int64)
         return TextColumn(
-            self.files, spooled.settled(chosen) if self.rows is None else spooled.chosen(self.rows, chosen)
+            self.files, spooled.move_to_file(chosen) if self.rows is None else spooled.take_rows(self.rows, chosen)
         )
 
-    def joined(self, others: Sequence[str]) -> TextColumn:
+    def join_texts(self, others: Sequence[str]) -> TextColumn:
         """These, and after them `others`."""
         if not len(others):
             return self
-        more = others if isinstance(others, TextColumn) else TextColumn((_written(others),))
+        more = others if isinstance(others, TextColumn) else TextColumn((_write_texts(others),))
         if more.files == self.files:
-            return TextColumn(self.files, spooled.gathered([self._numbers(), more._numbers()]))
-        shifted = more._numbers() + sum(map(len, self.files))
-        return TextColumn((*self.files, *more.files), spooled.gathered([self._numbers(), shifted]))
+            return TextColumn(self.files, spooled.concatenate([self._get_row_numbers(), more._get_row_numbers()]))
+        shifted = more._get_row_numbers() + sum(map(len, self.files))
+        return TextColumn((*self.files, *more.files), spooled.concatenate([self._get_row_numbers(), shifted]))
 
-    def _numbers(self) -> NDArray[np.int64]:
+    def _get_row_numbers(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self.rows is None else self.rows
 
     def _read(self, start: int, end: int) -> list[str]:
@@ -124,7 +124,7 @@ class TextWriter:
         self._texts: list[str] = []
         self._bytes = 0
         self._file: IO[bytes] | None = None
-        self._ends = spooled.row_numbers(np.int64)
+        self._ends = spooled.create_spool(np.int64)
         self._written = 0
         self._end = 0
 
@@ -143,10 +143,10 @@ class TextWriter:
             self._write()
 
     def _write(self) -> None:
-        self._file = self._file or nameless_file()
+        self._file = self._file or create_nameless_file()
         encoded = [text.encode("utf-8", "surrogatepass") for text in self._texts]
         ends = self._end + np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        with cache.room_for("rows that do not fit memory"):
+        with cache.check_disk_space("rows that do not fit memory"):
             self._file.write(b"".join(encoded))
             self._file.flush()
         self._ends.append(ends)
@@ -154,7 +154,7 @@ class TextWriter:
         self._end = int(ends[-1]) if len(ends) else self._end
         self._texts, self._bytes = [], 0
 
-    def column(self) -> Sequence[str]:
+    def create_column(self) -> Sequence[str]:
         """The texts: a list, or what is on disk. Nothing may be added afterwards.
 
         Raises:
@@ -164,27 +164,27 @@ class TextWriter:
             return self._texts
         if self._texts:
             self._write()
-        return TextColumn((TextFile(self._file, self._ends.array()),))
+        return TextColumn((TextFile(self._file, self._ends.create_array()),))
 
 
-def _written(texts: Iterable[str]) -> TextFile:
+def _write_texts(texts: Iterable[str]) -> TextFile:
     writer = TextWriter(held=-1)
     for text in texts:
         writer.append(text)
-    column = writer.column()
+    column = writer.create_column()
     assert isinstance(column, TextColumn)
     return column.files[0]
 
 
-def taken(texts: Sequence[str], indices: NDArray[np.integer[Any]]) -> Sequence[str]:
+def take_texts(texts: Sequence[str], indices: NDArray[np.integer[Any]]) -> Sequence[str]:
     """The texts at `indices` (int, any length), in that order."""
     return texts.take(indices) if isinstance(texts, TextColumn) else [texts[i] for i in indices.tolist()]
 
 
-def both(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
+def join_texts(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
     """The texts of both, one after the other."""
     if isinstance(first, TextColumn):
-        return first.joined(second)
+        return first.join_texts(second)
     if isinstance(second, TextColumn):
-        return TextColumn((_written(first),)).joined(second) if len(first) else second
+        return TextColumn((_write_texts(first),)).join_texts(second) if len(first) else second
     return [*first, *second]

@@ -8,12 +8,12 @@ SIDES = ("query", "document")
 """What is asked with, and what is to be found."""
 
 
-def pair(query: str, document: str) -> str:
+def pack_pair(query: str, document: str) -> str:
     """The row of two texts."""
     return json.dumps(dict(zip(SIDES, (query, document), strict=True)))
 
 
-def side(row: str, name: str) -> str:
+def get_side(row: str, name: str) -> str:
     """One of the texts of a row; `name` is one of `SIDES`."""
     text: str = json.loads(row)[name]
     return text

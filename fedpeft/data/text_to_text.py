@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fedpeft.data.conversations import with_prompts
+from fedpeft.data.conversations import pack_prompts
 from fedpeft.data.label_columns import AND
 from fedpeft.data.prompt_templates import CHAT
-from fedpeft.data.record_files import lacking, records
+from fedpeft.data.record_files import name_incomplete_part, read_records
 from fedpeft.data.rows import Rows
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
 INPUT, TARGET = "input", "target"
 """Columns by which pairs are told where nobody names any."""
@@ -27,12 +27,12 @@ INPUT, TARGET = "input", "target"
 Records = Iterable[tuple[str, Mapping[str, Any]]]
 
 
-def packed_pair(source: str, target: str) -> str:
+def pack_pair(source: str, target: str) -> str:
     """A row."""
     return json.dumps({"source": source, "target": target})
 
 
-def sides(row: str) -> tuple[str, str]:
+def parse_pair(row: str) -> tuple[str, str]:
     """What is read and what is to be written of a row.
 
     Raises:
@@ -48,7 +48,7 @@ def sides(row: str) -> tuple[str, str]:
         ) from None
 
 
-def with_targets(
+def pack_targets(
     found: Records, columns: tuple[str, str], text: str, source: str, template: str | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The records with a packed pair in the column `text`.
@@ -68,33 +68,33 @@ def with_targets(
     if template == CHAT:
         raise ConfigError("FP1112 template=chat writes conversations, and target names one text; leave one of them out")
     if template is not None:
-        for place, record in with_prompts(found, template, target, text, source):
+        for place, record in pack_prompts(found, template, target, text, source):
             made = json.loads(record[text])
-            yield place, {**record, text: packed_pair(made["prompt"], made["answer"])}
+            yield place, {**record, text: pack_pair(made["prompt"], made["answer"])}
         return
     names = [read] if AND not in read else read.split(AND)
     for place, record in found:
-        values = [_text(record, name, place, source) for name in names]
+        values = [_get_text(record, name, place, source) for name in names]
         asked = values[0] if len(names) == 1 else " ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
-        yield place, {**record, text: packed_pair(asked, _text(record, target, place, source))}
+        yield place, {**record, text: pack_pair(asked, _get_text(record, target, place, source))}
 
 
-def pair_rows(path: str, read: str, target: str, given: TableFormat = DETECT) -> Rows:
+def read_pair_rows(path: str, read: str, target: str, given: TableFormat = DETECT) -> Rows:
     """The pairs of a file.
 
     Raises:
         DataError: the file can't be read, has no rows, or a row lacks one of both texts.
     """
-    rows = [str(record[read]) for _, record in with_targets(records(path, given), (read, target), read, path)]
+    rows = [str(record[read]) for _, record in pack_targets(read_records(path, given), (read, target), read, path)]
     if not rows:
         raise DataError(f"FP3028 {path} has no rows")
     return Rows(rows)
 
 
-def _text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
+def _get_text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
     if column not in record:
         raise DataError(
-            f"FP3006 {lacking(place, source)} has no column {column!r}; {nearest(column, map(str, record))}"
+            f"FP3006 {name_incomplete_part(place, source)} has no column {column!r}; {suggest_legal(column, map(str, record))}"
         )
     value, where = record[column], f"{place} of {source}"
     if not isinstance(value, str) or not value.strip():
@@ -104,7 +104,7 @@ def _text(record: Mapping[str, Any], column: str, place: str, source: str) -> st
     return value
 
 
-def source_ids(tokenizer: Any, text: str) -> list[int]:
+def tokenize_source(tokenizer: Any, text: str) -> list[int]:
     """Token ids of what an encoder reads."""
     return list(tokenizer(text)["input_ids"])
 
@@ -114,7 +114,7 @@ def cut_source(tokenizer: Any, text: str, most: int) -> list[int]:
     return list(tokenizer(text, truncation=True, max_length=most)["input_ids"])
 
 
-def target_ids(tokenizer: Any, text: str) -> list[int]:
+def tokenize_target(tokenizer: Any, text: str) -> list[int]:
     """Token ids of what a decoder writes, the token of end included."""
     ids = list(tokenizer(text_target=text)["input_ids"])
     end = tokenizer.eos_token_id

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fedpeft.data.examples import TaggedRows, TokenRows
-from fedpeft.data.model_config import brings_code, reason
+from fedpeft.data.model_config import describe_error, needs_remote_code
 from fedpeft.errors import ModelError
-from fedpeft.machine.spooled import Spool, parts_of, row_numbers
+from fedpeft.machine.spooled import GrowingArray, create_spool, iterate_parts
 
 
 def load_tokenizer(model_directory: Path) -> Any:
@@ -27,7 +27,7 @@ def load_tokenizer(model_directory: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        why = f": {reason(error)}" if brings_code(error) else "; a text model needs one"
+        why = f": {describe_error(error)}" if needs_remote_code(error) else "; a text model needs one"
         raise ModelError(f"FP4082 no tokenizer could be loaded from {model_directory}{why}") from error
     _check_vocabulary(tokenizer, model_directory)
     return tokenizer
@@ -48,7 +48,7 @@ def _check_vocabulary(tokenizer: Any, model_directory: Path) -> None:
         )
     config = json.loads((model_directory / "config.json").read_text("utf-8"))
     known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    needed = max(tokenizer.vocab_size, padding_of(tokenizer) + 1)
+    needed = max(tokenizer.vocab_size, get_padding_id(tokenizer) + 1)
     if isinstance(known, int) and needed > known:
         raise ModelError(
             f"FP4012 the tokenizer in {model_directory} has {needed:,} tokens, and the model embeds {known:,} "
@@ -61,14 +61,16 @@ TOGETHER = 1000
 """Texts that a tokenizer is given at a time: all at once, their ids would be lists of Python numbers, 30 bytes each."""
 
 
-def token_rows(texts: Iterable[str], labels: np.ndarray | None, model_directory: Path, max_tokens: int) -> TokenRows:
+def tokenize_texts(
+    texts: Iterable[str], labels: np.ndarray | None, model_directory: Path, max_tokens: int
+) -> TokenRows:
     """Tokenise `texts` (special tokens included), each cut to `max_tokens` (at least 2).
 
     Raises:
         ModelError: the directory has no tokenizer.
     """
     tokenizer = load_tokenizer(model_directory)
-    made = TokenSpool(padding_of(tokenizer))
+    made = TokenSpool(get_padding_id(tokenizer))
     remaining = iter(texts)
     while some := list(itertools.islice(remaining, TOGETHER)):
         for ids in tokenizer(some, truncation=True, max_length=max_tokens)["input_ids"]:
@@ -76,7 +78,7 @@ def token_rows(texts: Iterable[str], labels: np.ndarray | None, model_directory:
     return made.rows(labels)
 
 
-def padding_of(tokenizer: Any) -> int:
+def get_padding_id(tokenizer: Any) -> int:
     """The id that shorter rows are filled up with."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
@@ -86,7 +88,7 @@ class TokenSpool:
 
     def __init__(self, padding: int, counted: bool = False) -> None:
         self._padding, self._counted = padding, counted
-        self._ids, self._targets, self._lengths = Spool(np.int32), Spool(bool), Spool(np.int64)
+        self._ids, self._targets, self._lengths = GrowingArray(np.int32), GrowingArray(bool), GrowingArray(np.int64)
         self._waiting: list[Sequence[int]] = []
         self._marks: list[Sequence[bool]] = []
 
@@ -113,23 +115,23 @@ class TokenSpool:
     def rows(self, labels: np.ndarray | None) -> TokenRows:
         """The rows that were added."""
         self._write()
-        offsets = ends_of(self._lengths.array())
-        targets = self._targets.array() if self._counted else None
-        return TokenRows(self._ids.array(), offsets, labels, self._padding, targets)
+        offsets = compute_ends(self._lengths.create_array())
+        targets = self._targets.create_array() if self._counted else None
+        return TokenRows(self._ids.create_array(), offsets, labels, self._padding, targets)
 
 
-def ends_of(lengths: np.ndarray) -> np.ndarray:
+def compute_ends(lengths: np.ndarray) -> np.ndarray:
     """Where rows of these lengths (rows,) begin and end in one flat array: int64 (rows + 1,), from 0 on."""
-    made, end = row_numbers(np.int64), 0
+    made, end = create_spool(np.int64), 0
     made.append([0])
-    for part in parts_of(len(lengths)):
+    for part in iterate_parts(len(lengths)):
         ends = np.cumsum(lengths[part]) + end
         made.append(ends)
         end = int(ends[-1])
-    return made.array()
+    return made.create_array()
 
 
-def rows_of(
+def build_token_rows(
     encoded: Iterable[Sequence[int]],
     padding: int,
     labels: np.ndarray | None,
@@ -146,8 +148,8 @@ def rows_of(
     return made.rows(labels)
 
 
-def tagged_rows(encoded: Sequence[Sequence[int]], labels: Sequence[np.ndarray], padding: int) -> TaggedRows:
+def build_tagged_rows(encoded: Sequence[Sequence[int]], labels: Sequence[np.ndarray], padding: int) -> TaggedRows:
     """Rows of ids with the label of each token (`IGNORED`: none); every row has a token."""
-    plain = rows_of(encoded, padding, None)
+    plain = build_token_rows(encoded, padding, None)
     tags = np.concatenate([np.zeros(0, np.int64), *labels])
     return TaggedRows(plain.ids, plain.offsets, None, plain.padding_id, tags=tags)

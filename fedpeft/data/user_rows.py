@@ -10,17 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.incomplete_rows import Complete
-from fedpeft.data.instruction_columns import if_answers
-from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, in_order, label_names, matrix, named, positions
-from fedpeft.data.label_columns import moments as moments_of
-from fedpeft.data.record_files import lacking
+from fedpeft.data.incomplete_rows import CompleteRecords
+from fedpeft.data.instruction_columns import suggest_answer_columns
+from fedpeft.data.label_columns import (
+    AND,
+    LabelColumn,
+    Labels,
+    build_array,
+    build_matrix,
+    find_positions,
+    label_names,
+    parse_names,
+    sort_labels,
+)
+from fedpeft.data.label_columns import compute_moments as moments_of
+from fedpeft.data.record_files import name_incomplete_part
 from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
-from fedpeft.errors import DataError, brief
+from fedpeft.errors import DataError, shorten_value
 from fedpeft.machine import spooled
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 from fedpeft.spec import Spec
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
@@ -49,22 +59,22 @@ class Names:
 
     @property
     def needs(self) -> dict[str, str]:
-        """The columns that must have a value in each row, see `fedpeft.data.incomplete_rows.Complete`."""
+        """The columns that must have a value in each row, see `fedpeft.data.incomplete_rows.CompleteRecords`."""
         free = self.label is None or (self.label_type == "labels" and AND not in self.label)  # none of several labels
         found = {"text": self.text, "label": None if free else self.label, "owner": self.owner}
         return {role: column for role, column in found.items() if column is not None}
 
-    def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> Complete:
+    def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> CompleteRecords:
         """Those `records` of `source` that have what they need; None: these columns."""
         settable = self.label_type == "auto" and "ROLE=" in self.ask and AND not in (self.label or "")
         hint = "; label_type=labels takes rows that have several labels or none" if settable else ""
         reader = self.ask.partition("(")[0]
         owner_hint = "; owner=None takes rows that belong to nobody" if self.finds_owner else ""
         needed = self.needs if needs is None else needs
-        return Complete(records, source, needed, self.incomplete, hint, reader, owner_hint)
+        return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
 
 
-def text_column(text: str) -> str:
+def get_text_column(text: str) -> str:
     """The column of texts in rows like those of the data set that `text` describes, where nobody names another.
 
     Raises:
@@ -80,10 +90,10 @@ class Owners:
     names: tuple[str, ...]
     rows: NDArray[np.int32]
 
-    def among(self, names: Sequence[str]) -> NDArray[np.int32]:
+    def find_positions(self, names: Sequence[str]) -> NDArray[np.int32]:
         """Positions among other `names`, which hold all of these."""
         place = {name: i for i, name in enumerate(names)}
-        return spooled.chosen(np.array([place[name] for name in self.names], np.int32), self.rows)
+        return spooled.take_rows(np.array([place[name] for name in self.names], np.int32), self.rows)
 
 
 @dataclass(frozen=True)
@@ -107,24 +117,24 @@ def read(source: str, records: Records, names: Names) -> Table:
         DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
     """
     texts = TextWriter()
-    owners, waiting = spooled.row_numbers(np.int32), array_of_numbers("i")
+    owners, waiting = spooled.create_spool(np.int32), array_of_numbers("i")
     known: dict[str, int] = {}
     labels = None if names.label is None else LabelColumn(names.label, names.label_type, names.form)
     complete = names.complete(records, source)
     for place, record in complete:
         where = f"{place} of {source}"
-        lacks = lacking(place, source)
-        texts.append(_text(record, names, where, lacks))
+        lacks = name_incomplete_part(place, source)
+        texts.append(_get_text(record, names, where, lacks))
         if labels is not None:
             if columns := labels.of(record):
-                labels.add_columns([_value(record, column, "label", lacks, names.ask) for column in columns], where)
+                labels.add_columns([_get_value(record, column, "label", lacks, names.ask) for column in columns], where)
             else:
-                labels.add(_value(record, labels.column, "label", lacks, names.ask), where)
+                labels.add(_get_value(record, labels.column, "label", lacks, names.ask), where)
         if names.owner is not None:
-            value = _value(record, names.owner, "owner", lacks, names.ask)
+            value = _get_value(record, names.owner, "owner", lacks, names.ask)
             if not isinstance(value, (str, int)):
                 raise DataError(
-                    f"FP3153 {where}: the column {names.owner!r} must hold a word or an integer, got {brief(value)}"
+                    f"FP3153 {where}: the column {names.owner!r} must hold a word or an integer, got {shorten_value(value)}"
                 )
             waiting.append(known.setdefault(str(value).strip(), len(known)))
             if len(waiting) == spooled.ROWS:
@@ -133,8 +143,8 @@ def read(source: str, records: Records, names: Names) -> Table:
     if not len(texts):
         raise DataError(f"FP3028 {source} has no rows")
     owners.append(waiting)
-    own = None if names.owner is None else Owners(tuple(known), owners.array())
-    return Table(texts.column(), None if labels is None else labels.found(), own, complete.note)
+    own = None if names.owner is None else Owners(tuple(known), owners.create_array())
+    return Table(texts.create_column(), None if labels is None else labels.parse(), own, complete.note)
 
 
 def check_texts(source: str, records: Records, names: Names) -> None:
@@ -144,13 +154,13 @@ def check_texts(source: str, records: Records, names: Names) -> None:
         DataError: as of `read`, of texts.
     """
     for place, record in names.complete(records, source):
-        _text(record, names, f"{place} of {source}", lacking(place, source))
+        _get_text(record, names, f"{place} of {source}", name_incomplete_part(place, source))
 
 
-def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
+def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
     """The text of a column; of several, `a + b`, one text with each value after its column's name."""
     columns = (names.text,) if names.text in record else names.text.split(AND)
-    values = [_value(record, column, "text", lacks, names.ask) for column in columns]
+    values = [_get_value(record, column, "text", lacks, names.ask) for column in columns]
     for column, value in zip(columns, values, strict=True):
         if not isinstance(value, str):
             words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
@@ -159,7 +169,7 @@ def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> st
                 "token_labels: file(..., text=tokens, label=ner_tags)"
             )
             raise DataError(
-                f"FP3154 {where}: the column {column!r} must hold text, got {brief(value)}{hint if words else ''}"
+                f"FP3154 {where}: the column {column!r} must hold text, got {shorten_value(value)}{hint if words else ''}"
             )
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise DataError(f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate)")
@@ -168,7 +178,7 @@ def _text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> st
     return " ".join(f"{column}: {value}" for column, value in zip(columns, values, strict=True))
 
 
-def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:
+def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:
     """A record's value of a column; `lacks` is what has no such column, where there is none."""
     if column not in record:
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
@@ -177,15 +187,15 @@ def _value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: s
         if hint and "ROLE=" in ask and role != "owner":
             hint += "; owner=COLUMN names whose row it is"
         if role == "text" and "ROLE=" in ask:
-            hint += if_answers(map(str, record))
+            hint += suggest_answer_columns(map(str, record))
         raise DataError(
-            f"FP3155 {lacks} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}"
+            f"FP3155 {lacks} has no column {column!r} for the {role}; {suggest_legal(column, map(str, record))}{hint}"
         )
     return record[column]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownLabels:
     """What a user knows of the labels beforehand; None: it is that of the training rows.
 
     Attributes:
@@ -198,26 +208,26 @@ class Known:
     names: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, mean: float | None, deviation: float | None, labels: str | None) -> Known:
+    def from_settings(cls, mean: float | None, deviation: float | None, labels: str | None) -> KnownLabels:
         """What settings say; `labels` as "a,b,c".
 
         Raises:
             ConfigError: `labels` names none, or one twice.
         """
-        return cls(mean, deviation, None if labels is None else named(labels, least=1))
+        return cls(mean, deviation, None if labels is None else parse_names(labels, least=1))
 
 
-NOTHING = Known()
+NOTHING = KnownLabels()
 
 
-def dataset(
+def build_dataset(
     name: str,
     train: Table,
     test: Table | None,
     test_fraction: float,
     seed: int,
     validation: Table | None = None,
-    known: Known = NOTHING,
+    known: KnownLabels = NOTHING,
     column: str = "label",
 ) -> Dataset:
     """The data set of these tables; without `test`, the fraction of `train` is held out, stratified, by `seed`.
@@ -229,8 +239,8 @@ def dataset(
             are not `known`, or can't be.
     """
     tables = [train, *(table for table in (validation, test) if table is not None)]
-    names, labels = _encoded([table.labels for table in tables], name, column, known.names)
-    owners = _owners(tables)
+    names, labels = _encode_labels([table.labels for table in tables], name, column, known.names)
+    owners = _encode_owners(tables)
     parts = [Rows(table.texts, values, own) for table, values, own in zip(tables, labels, owners, strict=True)]
     rows = parts[0]
     if test is None:
@@ -240,7 +250,7 @@ def dataset(
     return Dataset(
         name=name,
         kind="text",
-        task=_task(rows, name, known),
+        task=_choose_task(rows, name, known),
         train=rows,
         test=test_rows,
         label_names=names,
@@ -254,7 +264,7 @@ def dataset(
     )
 
 
-def _owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
+def _encode_owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
     """Whose the rows of each table are: names, or where texts are on disk, positions among all names in their order.
 
     A name takes four bytes a letter of the longest; parts ask only which rows share an owner, and for owners in order.
@@ -262,13 +272,13 @@ def _owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
     if not any(isinstance(table.texts, TextColumn) for table in tables):
         return [None if table.owners is None else np.array(table.owners.names)[table.owners.rows] for table in tables]
     names = sorted({name for table in tables if table.owners is not None for name in table.owners.names})
-    return [None if table.owners is None else table.owners.among(names) for table in tables]
+    return [None if table.owners is None else table.owners.find_positions(names) for table in tables]
 
 
-def _encoded(
+def _encode_labels(
     tables: Sequence[Labels | None], name: str, column: str, told: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
-    """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see `Known`."""
+    """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see `KnownLabels`."""
     if told is not None and (why := _has_no_names(tables[0])):
         raise DataError(f"FP3156 {name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
     if tables[0] is None:
@@ -281,14 +291,16 @@ def _encoded(
             "say with label_type what they are"
         )
     if kind == "number":
-        return (column,), [array(table) for table in labels]
+        return (column,), [build_array(table) for table in labels]
     if kind == "labels":
         if told is not None:
-            return told, [matrix(table, told, name, "stand among those that are named in labels") for table in labels]
+            return told, [
+                build_matrix(table, told, name, "stand among those that are named in labels") for table in labels
+            ]
         names = label_names(labels[0], name)
-        return names, [matrix(table, names, name) for table in labels]
-    names = told or in_order(set(labels[0].values))
-    return names, [positions(table.values, names, name, told=told is not None) for table in labels]
+        return names, [build_matrix(table, names, name) for table in labels]
+    names = told or sort_labels(set(labels[0].values))
+    return names, [find_positions(table.values, names, name, told=told is not None) for table in labels]
 
 
 def _has_no_names(labels: Labels | None) -> str:
@@ -303,7 +315,7 @@ def _has_no_names(labels: Labels | None) -> str:
 _CALLED = {"class": "classes", "number": "numbers to predict", "labels": "several labels each"}
 
 
-def _task(train: Rows, name: str, known: Known) -> str:
+def _choose_task(train: Rows, name: str, known: KnownLabels) -> str:
     """What is learned of the training rows' labels."""
     if train.targets != "numbers":
         if known.mean is not None or known.deviation is not None:
@@ -319,7 +331,7 @@ def _task(train: Rows, name: str, known: Known) -> str:
     return str(Spec("regression", {"mean": mean, "deviation": deviation}))
 
 
-def of_pictures(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]]) -> Dataset:
+def build_picture_dataset(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]]) -> Dataset:
     """A data set of pictures, made of one whose texts are their paths; `pixels` reads them.
 
     Raises:
@@ -336,14 +348,14 @@ def of_pictures(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]])
     return replace(made, kind="image", train=train, test=test, validation=validation, default_model="dinov2_small")
 
 
-class Described(Dataset):
+class DescribedDataset(Dataset):
     """A data set of which one side knows a part only: class names without rows, or the rows of one client."""
 
     def __post_init__(self) -> None:
         """Nothing to check: rows are the other side's."""
 
 
-def labelled_rows(
+def build_labeled_rows(
     path: str,
     found: Records,
     text: str,
@@ -375,11 +387,11 @@ def labelled_rows(
         for note in table.labels.notes:
             say(note)
     if targets == "numbers":
-        return Rows(table.texts, array(table.labels)), tuple(names or (str(label),))
+        return Rows(table.texts, build_array(table.labels)), tuple(names or (str(label),))
     if targets == "labels":
         known = tuple(names or label_names(table.labels, path))
         where = f"belong to the federation, whose labels are {', '.join(map(repr, known[:20]))}"
-        return Rows(table.texts, matrix(table.labels, known, path, where)), known
+        return Rows(table.texts, build_matrix(table.labels, known, path, where)), known
     if table.labels.kind != "class":
         raise DataError(
             f"FP3161 the column {label!r} of {path} holds {_CALLED[table.labels.kind]}, no classes; say so with --task "

@@ -12,7 +12,7 @@ HOST: Final = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[0-9A-Fa-f:.]+(
 """A name or an address; gRPC searches without end for any other host."""
 
 
-def host_and_port(text: str, option: str) -> tuple[str, int]:
+def parse_address(text: str, option: str) -> tuple[str, int]:
     """Return the two parts of HOST:PORT.
 
     Raises:

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
-from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError, dropped
+from fedpeft.deployment.authentication import Doorkeeper, RefusedError, TokenBucket, create_dropped_error
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.session import Caller
@@ -58,8 +58,8 @@ class Admission:
     ) -> None:
         self._doorkeeper, self._roster, self._events, self._flooded = doorkeeper, roster, events, flooded
         self.refused = 0
-        self._lines = Bucket(LINES_PER_SECOND, LINES_AT_ONCE)
-        self._buckets: dict[str, Bucket] = {}
+        self._lines = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE)
+        self._buckets: dict[str, TokenBucket] = {}
         self._waiting: Counter[str] = Counter()
 
     def name(self, caller: Caller) -> str:
@@ -72,24 +72,26 @@ class Admission:
         if self._lines.take():
             self._events.emit("refused", **fields)
 
-    def answered(self, name: str) -> None:
+    def note_answer(self, name: str) -> None:
         """A call has answered what the client was asked: however fast the server asks, that is no flood."""
-        self._buckets[self._counted_as(name)].give_back()
+        self._buckets[self._get_counting_name(name)].give_back()
 
-    def _counted_as(self, name: str) -> str:
+    def _get_counting_name(self, name: str) -> str:
         """Without TLS names cost nothing, so that strangers count as one; its name is empty."""
         return "" if self._doorkeeper.revoked is None and self._roster.find(name) is None else name
 
     @asynccontextmanager
-    async def serving(self, context: ServicerContext) -> AsyncIterator[str]:
+    async def serve_call(self, context: ServicerContext) -> AsyncIterator[str]:
         """A call of whoever it yields the name of; a RefusedError in it is told to both sides."""
         name = ""
         try:
-            name = self.name(Caller.of(context))
+            name = self.name(Caller.from_context(context))
             member = self._roster.find(name)
             if member is not None and member.dropped:
-                raise dropped(member.dropped)
-            bucket = self._buckets.setdefault(self._counted_as(name), Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
+                raise create_dropped_error(member.dropped)
+            bucket = self._buckets.setdefault(
+                self._get_counting_name(name), TokenBucket(CALLS_PER_SECOND, CALLS_AT_ONCE)
+            )
             if not bucket.take():
                 raise self._flooded(name)
             yield name
@@ -97,13 +99,13 @@ class Admission:
             self.note_refusal(client=name, peer=context.peer(), reason=str(refusal))
             await context.abort(refusal.code, str(refusal))
 
-    async def message(self, name: str, messages: AsyncIterator[bytes], cls: type[M]) -> M:
+    async def read_message(self, name: str, messages: AsyncIterator[bytes], cls: type[M]) -> M:
         """What a call that has one message wants.
 
         Raises:
             RefusedError: it does not come, is too long, or is none.
         """
-        counted = self._counted_as(name)
+        counted = self._get_counting_name(name)
         if self._waiting.total() >= WAITING or (counted and self._waiting[counted] >= WAITING_OF_ONE):
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "too many calls have not said what they want; come back")
         self._waiting[counted] += 1

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, instruction_digest, own_fields
+from fedpeft.communication.release import Release, compute_instruction_digest, select_own_fields
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord
 from fedpeft.deployment.signed_log import SignedLog
-from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer
+from fedpeft.deployment.signing import RECORD, TASK, SignedStatement, Signer
 from fedpeft.errors import RunError
 
 FILE = "rounds.signed.jsonl"
@@ -37,7 +37,7 @@ class Announcements:
         self._cohort, self._signer = cohort, signer
         self._lock = threading.Lock()
         self._chain = Chain(run, settings)
-        self._statements: list[Signed] = []
+        self._statements: list[SignedStatement] = []
         self._log.mend()
         for kind, statement in self._log.read():
             try:
@@ -59,7 +59,7 @@ class Announcements:
     def __len__(self) -> int:
         return len(self._statements)
 
-    def since(self, known: int) -> Sequence[Signed]:
+    def get_records_since(self, known: int) -> Sequence[SignedStatement]:
         """The records after the first `known`."""
         return self._statements[known:]
 
@@ -88,7 +88,7 @@ class Announcements:
             asks=release.asks,
         )
         content = record.to_bytes()
-        statement = self._signed(RECORD, content)
+        statement = self._sign(RECORD, content)
         with self._lock:
             try:
                 chain.append(content)
@@ -101,15 +101,15 @@ class Announcements:
             self._statements.append(statement)
         return record.digest
 
-    def about(self, client: str, instruction: Instruction) -> Signed:
+    def about(self, client: str, instruction: Instruction) -> SignedStatement:
         """Return the statement that goes with a client's task, about the newest record of its round.
 
         That is the last record, unless a resumed server sends the instruction of an earlier round again.
         """
-        asked = self._chain.training(instruction.round) if instruction.kind == "train" else self._chain.head
-        digest, own = instruction_digest(instruction), own_fields(instruction)
+        asked = self._chain.get_training_hash(instruction.round) if instruction.kind == "train" else self._chain.head
+        digest, own = compute_instruction_digest(instruction), select_own_fields(instruction)
         record = TaskRecord(self._chain.run, client, asked, digest, int(time.time()), own)
-        return self._signed(TASK, record.to_bytes())
+        return self._sign(TASK, record.to_bytes())
 
-    def _signed(self, kind: str, content: bytes) -> Signed:
-        return self._signer.sign(kind, content) if self._signer else Signed(content)
+    def _sign(self, kind: str, content: bytes) -> SignedStatement:
+        return self._signer.sign(kind, content) if self._signer else SignedStatement(content)

@@ -12,7 +12,7 @@ from fedpeft.communication.messages import LOST, Instruction, Report
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.machine.energy import Meter
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.trust.question import asked
+from fedpeft.trust.question import parse_question
 
 
 def check_question(instruction: Instruction) -> None:
@@ -21,7 +21,7 @@ def check_question(instruction: Instruction) -> None:
     Raises:
         PayloadError: which one.
     """
-    if instruction.asks and (question := asked(instruction.asks)).of_model:
+    if instruction.asks and (question := parse_question(instruction.asks)).of_model:
         raise PayloadError(
             f"FP6085 the server asks {question.text}, which is answered with sums over the rows that a client trains "
             "on and belongs to simulations"
@@ -40,16 +40,16 @@ def check_evaluation(instruction: Instruction, mechanism: Mechanism | None) -> N
         raise PrivacyError(f"FP7013 the server asks for losses on its rows, which {mechanism.name} does not protect")
 
 
-def metered(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:
+def measure_energy(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:
     """The report of `work`, with the joules of a training."""
     if instruction.kind != "train":
         return work(instruction)
     meter = Meter()
     report = work(instruction)
-    return report if report.error else replace(report, joules=meter.joules() or 0.0)
+    return report if report.error else replace(report, joules=meter.measure_joules() or 0.0)
 
 
-def newcomer(instruction: Instruction, folder: Path, say: Callable[[str], None]) -> Report:
+def report_missing_state(instruction: Instruction, folder: Path, say: Callable[[str], None]) -> Report:
     """What a client answers whose `folder` lacks what it has kept of earlier rounds: the next time it is sent all."""
     say(
         f"[bold yellow]warning[/] what this client has kept of earlier rounds is missing from {escape(str(folder))}: "

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import grpc
 from cryptography import x509
 
-from fedpeft.deployment.certificates import NAME, Revoked, name_in
+from fedpeft.deployment.certificates import NAME, RevocationList, name_in
 from fedpeft.deployment.channel import NAME_KEY
 from fedpeft.errors import RunError
 
@@ -27,7 +27,7 @@ class RefusedError(Exception):
         self.code = code
 
 
-def dropped(reason: str) -> RefusedError:
+def create_dropped_error(reason: str) -> RefusedError:
     """What a client is refused with that the server goes on without."""
     return RefusedError(
         grpc.StatusCode.PERMISSION_DENIED,
@@ -37,7 +37,7 @@ def dropped(reason: str) -> RefusedError:
 
 
 @dataclass
-class Bucket:
+class TokenBucket:
     """How often something may happen: `burst` times at once, and then `rate` times a second."""
 
     rate: float
@@ -72,7 +72,7 @@ class Doorkeeper:
         authority: the certificate (PEM) that signs the clients' certificates; empty: there are none.
     """
 
-    revoked: Revoked | None
+    revoked: RevocationList | None
     authority: bytes = b""
 
     def name(self, identity: Mapping[str, Sequence[bytes]], metadata: Mapping[str, object]) -> str:
@@ -86,7 +86,7 @@ class Doorkeeper:
             if not NAME.fullmatch(claimed):
                 raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"{claimed[:63]!r} is not a client's name")
             return claimed
-        name = self._certified(identity, self.revoked)
+        name = self._verify_certificate(identity, self.revoked)
         if claimed and claimed != name:
             raise RefusedError(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -94,7 +94,7 @@ class Doorkeeper:
             )
         return name
 
-    def _certified(self, identity: Mapping[str, Sequence[bytes]], revoked: Revoked) -> str:
+    def _verify_certificate(self, identity: Mapping[str, Sequence[bytes]], revoked: RevocationList) -> str:
         try:
             certificate = x509.load_pem_x509_certificate(identity["x509_pem_cert"][0])
             name = name_in(certificate)

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedpeft.aggregation.strategy import fills_base, strategies
+from fedpeft.aggregation.strategy import can_fill_base, strategies
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
-from fedpeft.data.images import patches_of, vision_of
-from fedpeft.data.model_config import config_of
+from fedpeft.data.images import count_patches, get_vision_config
+from fedpeft.data.model_config import load_model_config
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ModelError, RunError
-from fedpeft.machine.files import regular
-from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
+from fedpeft.machine.files import check_regular_file
+from fedpeft.machine.hardware import get_free_memory, has_fast_bf16, list_accelerators
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import Mechanism
@@ -77,7 +77,7 @@ class ModelSize:
     dropped: int = 0
 
     @classmethod
-    def of(cls, folder: Path, answers: bool = False) -> ModelSize:
+    def from_folder(cls, folder: Path, answers: bool = False) -> ModelSize:
         """Of the model in `folder`, from config.json and the headers of its weights; of two towers that for images.
 
         Args:
@@ -88,18 +88,18 @@ class ModelSize:
             ModelError: they can't be read.
         """
         try:
-            whole = config_of(folder)
-            config = vision_of(whole)
+            whole = load_model_config(folder)
+            config = get_vision_config(whole)
             shapes: dict[str, list[int]] = {}
             for weights in sorted(folder.glob("*.safetensors")):
-                with safe_open(regular(weights), framework="pt") as file:
+                with safe_open(check_regular_file(weights), framework="pt") as file:
                     shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             hidden = int(config.hidden_size)
             inner = next(filter(None, (getattr(config, name, None) for name in INNER)), 4 * hidden)
             made = {
                 "hidden": hidden,
                 "intermediate": int(inner),
-                "blocks": int(config.num_hidden_layers) + (_decoder_blocks(config) if answers else 0),
+                "blocks": int(config.num_hidden_layers) + (_count_decoder_blocks(config) if answers else 0),
                 "heads": int(config.num_attention_heads),
                 "vocabulary": int(getattr(config, "vocab_size", None) or 0),
             }
@@ -114,27 +114,27 @@ class ModelSize:
         linear = sum(n for name, n in kept.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
         return cls(linear, sum(kept.values()) - linear, **made, dropped=sum(numbers.values()) - sum(kept.values()))
 
-    def row(self, tokens: int, language: bool) -> int:
+    def count_row_numbers(self, tokens: int, language: bool) -> int:
         """Numbers that a step keeps for each of its rows."""
         block = tokens * (16 * self.hidden + 4 * self.intermediate) + 2 * self.heads * tokens**2
         return self.blocks * block + (3 * tokens * self.vocabulary if language else 0)
 
-    def need(self, dtype: str, precision: str, batch_size: int, tokens: int, language: bool) -> float:
+    def estimate_memory(self, dtype: str, precision: str, batch_size: int, tokens: int, language: bool) -> float:
         """Bytes for loading in `dtype`, and training on a base in `precision` (empty: `dtype`)."""
         width = WEIGHT_BYTES[dtype]
         loading = (self.linear + self.other + self.dropped) * width
         held = self.linear * WEIGHT_BYTES[precision or dtype] + self.other * width
-        return max(loading, held + batch_size * self.row(tokens, language) * width)
+        return max(loading, held + batch_size * self.count_row_numbers(tokens, language) * width)
 
 
-def _decoder_blocks(config: Any) -> int:
+def _count_decoder_blocks(config: Any) -> int:
     """How many blocks the decoder beside an encoder has: T5's and BART's names for it."""
     found = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
     return int(next(filter(None, found), 0))
 
 
 @dataclass(frozen=True)
-class Choice:
+class TrainingChoice:
     """How a client trains.
 
     Attributes:
@@ -159,7 +159,7 @@ def choose(
     language: bool,
     few_bits: tuple[str, ...],
     whole: bool = False,
-) -> Choice:
+) -> TrainingChoice:
     """The first of the choices, from the run's own settings downwards, that fits into `free` bytes, or the last one.
 
     Args:
@@ -176,19 +176,19 @@ def choose(
     ladder += [(precision, rows) for precision in few_bits for rows in halves if rows * 4 >= batch_size]
     ladder.append(((few_bits or ("",))[-1], batch_size if whole else 1))
     for precision, rows in ladder:
-        need = size.need(dtype, precision, rows, tokens, language)
+        need = size.estimate_memory(dtype, precision, rows, tokens, language)
         if need <= room:
-            return Choice(precision, rows, need, True)
-    return Choice(precision, rows, need, False)
+            return TrainingChoice(precision, rows, need, True)
+    return TrainingChoice(precision, rows, need, False)
 
 
-def device_called(text: str) -> str:
+def parse_device(text: str) -> str:
     """The device that `--device` names: cpu, or cuda:N.
 
     Raises:
         RunError: there is none of that name here.
     """
-    gpus = accelerators()
+    gpus = list_accelerators()
     if text == "auto":
         return next(iter(gpus), "cpu")
     if text in gpus or (text == "cuda" and gpus):
@@ -202,14 +202,14 @@ def device_called(text: str) -> str:
     raise RunError(f"FP5020 {text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 
-def divides_alike(config: RunConfig) -> bool:
+def has_common_batch_size(config: RunConfig) -> bool:
     """Whether the batch size is all clients' alike, as privacy divides by it, whatever fits into one's memory."""
     mechanism = parse_privacy(config.privacy) if config.privacy else None
     sampling = mechanism.example_sampling if isinstance(mechanism, Mechanism) else None
     return sampling is not None and sampling.divides_alike
 
 
-def fitted(
+def fit_to_memory(
     options: EdgeOptions, config: RunConfig, told: v2.Description, device: str, observer: RunObserver
 ) -> EdgeOptions:
     """The options, with what is left to this machine chosen by the free memory of `device`.
@@ -227,17 +227,17 @@ def fitted(
     if options.precision or config.dtype == "fp64":
         return options
     strategy = strategies.build(config.strategy)
-    fills = fills_base(strategy)  # a dense R saves nothing
+    fills = can_fill_base(strategy)  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
     folder, learns = resolve_model(config.model), told.task.partition("(")[0]
-    size, language = ModelSize.of(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
-    tokens = patches_of(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
+    size, language = ModelSize.from_folder(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
+    tokens = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
     tokens *= 2 if learns == "dpo" else 1  # two answers are a row
-    free = free_memory(device)
+    free = get_free_memory(device)
     few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
-    slow = config.dtype == "bf16" and not fast_bf16(device)
+    slow = config.dtype == "bf16" and not has_fast_bf16(device)
     dtype = "fp32" if slow else config.dtype
-    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, divides_alike(config))
+    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, has_common_batch_size(config))
     precision = choice.precision or ("fp32" if slow else "")
     if not choice.fits:
         observer.say(

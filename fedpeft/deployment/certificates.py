@@ -101,7 +101,7 @@ def name_of(certificate: bytes) -> str:
     return name_in(x509.load_pem_x509_certificate(certificate))
 
 
-class Revoked:
+class RevocationList:
     """The serial numbers in an authority's list of revoked certificates; read again when the file changes.
 
     A list that is removed later is remembered as it was.
@@ -173,7 +173,7 @@ class Authority:
         if (self.folder / "ca.key").exists():
             return False
         signed = (self.folder / "server.pem").exists() or any(self.folder.glob("clients/*/client.pem"))
-        if signed or self._revoked_any():
+        if signed or self._has_revocation_list():
             raise RunError(
                 f"FP5027 {self.folder} holds certificates, and not the key of their authority: bring ca.key back from "
                 "where it is kept, since a new authority would make all of them worthless and forget which are "
@@ -198,7 +198,7 @@ class Authority:
             "decipher_only": False,
         }
         certificate = (
-            _builder(name, name, key, AUTHORITY_DAYS)
+            _create_builder(name, name, key, AUTHORITY_DAYS)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(x509.KeyUsage(**usage), critical=True)
             .sign(key, hashes.SHA256())
@@ -206,10 +206,10 @@ class Authority:
         _clear(self.folder, "ca")
         replace(self.folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
         self._write_revoked(certificate, key, [])
-        replace(self.folder / "ca.key", _secret(key), private=True)
+        replace(self.folder / "ca.key", _encode_private_key(key), private=True)
         return True
 
-    def _own(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    def _load_own(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         try:
             certificate = x509.load_pem_x509_certificate(read(self.folder / "ca.pem"))
             key = serialization.load_pem_private_key(read(self.folder / "ca.key"), None)
@@ -229,7 +229,7 @@ class Authority:
             return False
         return key.public_key() != certificate.public_key()
 
-    def hosts(self) -> list[str]:
+    def list_hosts(self) -> list[str]:
         """Host names and addresses that the server's present certificate is for; none where there is none.
 
         Raises:
@@ -254,14 +254,14 @@ class Authority:
             raise RunError(f"FP5032 there is no certificate {file} to revoke")
         return file
 
-    def _revoked_any(self) -> bool:
+    def _has_revocation_list(self) -> bool:
         """Whether the list is of an authority that has signed: what a kill leaves is empty."""
         try:
             return len(x509.load_pem_x509_crl(read(self.folder / "revoked.pem"))) > 0
         except (OSError, ValueError):
             return False
 
-    def objection(self, name: str = "") -> str:
+    def describe_objection(self, name: str = "") -> str:
         """Why nobody accepts the present certificate of a client, or of the server; empty: it is in order.
 
         Raises:
@@ -276,7 +276,7 @@ class Authority:
             return f"has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         if not name:
             return ""
-        authority, _ = self._own()
+        authority, _ = self._load_own()
         revoked = {entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)}
         return "is revoked" if certificate.serial_number in revoked else ""
 
@@ -293,7 +293,7 @@ class Authority:
     def client(self, name: str) -> Path:
         """Sign a client certificate; returns the folder to hand to the client, which is whole once it is in there."""
         folder = self.folder / "clients" / check_name(name)
-        authority, _ = self._own()
+        authority, _ = self._load_own()
         folder.mkdir(parents=True, exist_ok=True)
         replace(folder / "ca.pem", authority.public_bytes(serialization.Encoding.PEM))
         uri = x509.UniformResourceIdentifier(CLIENT_URI + name)
@@ -303,12 +303,12 @@ class Authority:
     def _sign(
         self, folder: Path, role: str, common: str, names: Sequence[x509.GeneralName], usage: x509.ObjectIdentifier
     ) -> None:
-        authority, authority_key = self._own()
+        authority, authority_key = self._load_own()
         check_authority(authority)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:MOST_COMMON])])
         certificate = (
-            _builder(subject, authority.subject, key, self.days, authority.not_valid_after_utc)
+            _create_builder(subject, authority.subject, key, self.days, authority.not_valid_after_utc)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -318,7 +318,7 @@ class Authority:
             .sign(authority_key, hashes.SHA256())
         )
         _clear(folder, role)
-        replace(folder / f"{role}.key", _secret(key), private=True)
+        replace(folder / f"{role}.key", _encode_private_key(key), private=True)
         replace(folder / f"{role}.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
     def revoke(self, name: str) -> None:
@@ -332,7 +332,7 @@ class Authority:
             serial = x509.load_pem_x509_certificate(read(file)).serial_number
         except (OSError, ValueError) as error:
             raise RunError(f"FP5034 the certificate {file} can't be read: {error}") from None
-        authority, key = self._own()
+        authority, key = self._load_own()
         try:
             with FileLock(self.folder / ".lock"):  # another revocation must not be written over
                 serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
@@ -359,7 +359,7 @@ class Authority:
         replace(self.folder / "revoked.pem", text)
 
 
-def _builder(
+def _create_builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePrivateKey,
@@ -381,7 +381,7 @@ def _builder(
     )
 
 
-def _secret(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _encode_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, form, plain)
 

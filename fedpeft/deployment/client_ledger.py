@@ -21,9 +21,9 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.run.sampling import cohort_size
+from fedpeft.run.sampling import compute_cohort_size
 from fedpeft.run.setup import Setup
-from fedpeft.server.preparation import noised_statistics
+from fedpeft.server.preparation import get_noised_shapes
 
 
 def make_client_protection(
@@ -84,7 +84,7 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
     """The federation as if all clients were like this one; where noise is shared, as all are told that it is."""
     assert setup.mechanism is not None
     clients, summed = int(told.clients), isinstance(setup.mechanism, SumMechanism)
-    cohort = cohort_size(told.cohort, clients)
+    cohort = compute_cohort_size(told.cohort, clients)
 
     def alike(value: int) -> NDArray[np.int64]:
         return np.full(clients, value, np.int64)
@@ -100,8 +100,8 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         rounds=told.rounds,
         cohort=cohort if summed else 1,
         even=True,
-        start=setup.private_start,
-        start_entries=entries(noised_statistics(setup)) if setup.private_start and summed else 0,
+        start=setup.has_private_start,
+        start_entries=entries(get_noised_shapes(setup)) if setup.has_private_start and summed else 0,
         trained=setup.trained_entries,
         whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
     )

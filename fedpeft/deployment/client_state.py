@@ -19,7 +19,7 @@ RUN = re.compile("[0-9a-f]{16}")
 """How servers name their federations; the name is part of a path here."""
 
 
-def folder_for(state: Path, run: str, name: str) -> Path:
+def get_client_folder(state: Path, run: str, name: str) -> Path:
     """The folder in `state` of the client `name` (checked, see `fedpeft.deployment.certificates`) in the federation
     `run`.
 
@@ -33,13 +33,13 @@ def folder_for(state: Path, run: str, name: str) -> Path:
     return state / run / name
 
 
-def ledgers_in(state: Path) -> Path:
+def get_ledger_folder(state: Path) -> Path:
     """The folder in `state` of what all runs have released, by data set; no run is called so."""
     return state / "ledgers"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_state_folder(folder: Path) -> Iterator[None]:
     """Make the folder of a client's state, and keep every other process from it.
 
     Raises:

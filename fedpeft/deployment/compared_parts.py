@@ -17,8 +17,8 @@ from typing import Any, Final
 from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.parts import Family
-from fedpeft.plugins import GROUPS, Plugin, absent
-from fedpeft.run.catalogue import ALL, used_parts
+from fedpeft.plugins import GROUPS, Plugin, explain_absence
+from fedpeft.run.catalogue import ALL, find_used_parts
 
 MOST: Final = 100
 """Parts that a server may tell."""
@@ -32,7 +32,7 @@ _SERVERS_OWN = ("attacks", "datasets", "grids", "hooks", "measurements", "models
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedParts:
     """Which parts are compared.
 
     Attributes:
@@ -44,13 +44,13 @@ class Compared:
     remedy: str
 
 
-WHOLE_RUN: Final = Compared(
+WHOLE_RUN: Final = ComparedParts(
     {family.group: family for family in ALL if family.group in GROUPS},
     "name it in the environment variable FEDPEFT_PLUGINS of each node",
 )
 """Of clients that make the whole run from its settings, data set and partition, too, as a Flower app's nodes do."""
 
-JOINED: Final = Compared(
+JOINED: Final = ComparedParts(
     {group: family for group, family in WHOLE_RUN.families.items() if group not in _SERVERS_OWN},
     "join with --plugin FILE",
 )
@@ -59,20 +59,22 @@ JOINED: Final = Compared(
 _TOLD = re.compile(r"(\w{1,40})\.(\w{1,100}) ([0-9a-f]{64})", re.ASCII)
 
 
-def told_parts(config: RunConfig, compared: Compared = JOINED) -> list[str]:
+def list_part_digests(config: RunConfig, compared: ComparedParts = JOINED) -> list[str]:
     """What a server tells of the parts from outside in the settings that its clients take: "GROUP.NAME SHA-256" each.
 
     Raises:
         ConfigError: a plugin can't be loaded.
     """
-    return [f"{name} {digest_of(plugin)}" for name, plugin in sorted(_run_by_clients(config, compared).items())]
+    return [
+        f"{name} {compute_plugin_digest(plugin)}" for name, plugin in sorted(_run_by_clients(config, compared).items())
+    ]
 
 
-def check_parts(told: Iterable[str], compared: Compared = JOINED) -> None:
+def check_parts(told: Iterable[str], compared: ComparedParts = JOINED) -> None:
     """Refuse to join with other parts than the server's.
 
     Args:
-        told: by the server (`told_parts`), before its settings are read.
+        told: by the server (`list_part_digests`), before its settings are read.
         compared: as the server has told them.
 
     Raises:
@@ -82,14 +84,14 @@ def check_parts(told: Iterable[str], compared: Compared = JOINED) -> None:
     for (group, name), digest in _read(told, compared).items():
         family = compared.families[group]
         part = f"the server's {family.noun} {name!r} is a part from outside"
-        here = family.outside().get(name)
+        here = family.find_outside_parts().get(name)
         if here is None:
-            installed = absent(group, name) if compared is JOINED else ""
+            installed = explain_absence(group, name) if compared is JOINED else ""
             raise RunError(
                 f"FP5039 {part} (of a file with the digest {digest:.{SHOWN}}), and none of this name is loaded here"
                 + (installed or f": ask whoever runs the server for the file, and {compared.remedy}")
             )
-        if (own := digest_of(here)) != digest:
+        if (own := compute_plugin_digest(here)) != digest:
             raise RunError(
                 f"FP5040 {part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
                 f"{digest:.{SHOWN}} there), so that updates would count wrongly: ask whoever runs the server for its "
@@ -97,11 +99,11 @@ def check_parts(told: Iterable[str], compared: Compared = JOINED) -> None:
             )
 
 
-def check_all_told(told: Iterable[str], config: RunConfig, compared: Compared = JOINED) -> None:
+def check_all_told(told: Iterable[str], config: RunConfig, compared: ComparedParts = JOINED) -> None:
     """Refuse settings with a part from outside that the server does not say the file of.
 
     Args:
-        told: by the server (`told_parts`).
+        told: by the server (`list_part_digests`).
         config: what the client takes of the server's settings.
         compared: as the server has told them.
 
@@ -118,7 +120,7 @@ def check_all_told(told: Iterable[str], config: RunConfig, compared: Compared = 
             )
 
 
-def digest_of(plugin: Plugin) -> str:
+def compute_plugin_digest(plugin: Plugin) -> str:
     """SHA-256 in 64 hexadecimal digits: of a plugin's file or folder; of a package, of its name and version."""
     if Path(plugin.source).is_absolute():
         return plugin.version
@@ -126,12 +128,12 @@ def digest_of(plugin: Plugin) -> str:
     return hashlib.sha256(f"{plugin.source} {version}".encode()).hexdigest()
 
 
-def _run_by_clients(config: RunConfig, compared: Compared) -> dict[str, Plugin]:
-    parts = used_parts(config)
+def _run_by_clients(config: RunConfig, compared: ComparedParts) -> dict[str, Plugin]:
+    parts = find_used_parts(config)
     return {name: plugin for name, plugin in parts.items() if name.partition(".")[0] in compared.families}
 
 
-def _read(told: Iterable[str], compared: Compared) -> dict[tuple[str, str], str]:
+def _read(told: Iterable[str], compared: ComparedParts) -> dict[tuple[str, str], str]:
     """Digests by group and name, from what a server says.
 
     Raises:

@@ -22,7 +22,7 @@ from fedpeft.deployment.credentials import Credentials, check_time
 from fedpeft.deployment.signed_log import UnwrittenError
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.deployment.wire.parcel import Incoming, parts, statement_of
+from fedpeft.deployment.wire.parcel import IncomingParcel, decode_statement, split_into_parts
 from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
 
@@ -60,7 +60,7 @@ class UnkeptError(LostError):
     """The server is there, and what it says can't be kept on this machine for now: its disk is full, say."""
 
 
-def _explained(error: grpc.RpcError) -> Exception:
+def _explain_error(error: grpc.RpcError) -> Exception:
     code, details = error.code(), error.details() or ""
     if code in FATAL:
         return RunError(f"FP5044 the server refuses this client: {details}")
@@ -69,7 +69,7 @@ def _explained(error: grpc.RpcError) -> Exception:
     return LostError(details or code.name.lower())
 
 
-def waits() -> Iterator[float]:
+def yield_waits() -> Iterator[float]:
     """Seconds to wait before each new attempt."""
     longest = FIRST_WAIT
     while True:
@@ -113,7 +113,7 @@ class Link:
         if self.credentials is None:
             return self._diagnose_without_tls()
         try:
-            with self._greeted(_context(self.credentials)) as secured:
+            with self._open_tls_connection(_create_client_context(self.credentials)) as secured:
                 heard = secured.recv(1)
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in OUTSIDE_ITS_TIME:
@@ -146,7 +146,7 @@ class Link:
 
     def _diagnose_without_tls(self) -> bool:
         try:
-            with self._greeted(_curious_context()):
+            with self._open_tls_connection(_create_probe_context()):
                 pass
         except ssl.SSLError:  # who answers speaks something else, as a server without TLS does
             return True
@@ -157,7 +157,7 @@ class Link:
             "server hands over"
         )
 
-    def _greeted(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+    def _open_tls_connection(self, context: ssl.SSLContext) -> ssl.SSLSocket:
         """A TLS connection of one's own to the server, after the handshake."""
         host, _, port = self.address.rpartition(":")
         plain = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
@@ -168,7 +168,7 @@ class Link:
             raise
 
 
-def _curious_context() -> ssl.SSLContext:
+def _create_probe_context() -> ssl.SSLContext:
     """For a TLS handshake that shall only show whether somebody answers it; nothing is sent thereafter."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -176,7 +176,7 @@ def _curious_context() -> ssl.SSLContext:
     return context
 
 
-def _context(own: Credentials) -> ssl.SSLContext:
+def _create_client_context(own: Credentials) -> ssl.SSLContext:
     """For a TLS handshake as the client; OSError: there is no room for a file, and ssl reads nothing else."""
     context = ssl.create_default_context(cadata=own.authority.decode())
     context.set_alpn_protocols(["h2"])
@@ -212,10 +212,10 @@ class Connection:
         try:
             told: v2.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _explained(error) from None
+            raise _explain_error(error) from None
         return told
 
-    def tasks(
+    def iterate_tasks(
         self,
         registration: v2.Registration,
         limit: int = INSTRUCTION_LIMIT,
@@ -237,7 +237,7 @@ class Connection:
         """
         if transcript is not None:
             registration.records = len(transcript)
-        incoming: Incoming | None = None
+        incoming: IncomingParcel | None = None
         stream = self._stub.Tasks(registration, metadata=self._metadata)
         try:
             if any(key == NAME_KEY for key, _ in stream.initial_metadata() or ()):
@@ -246,17 +246,17 @@ class Connection:
                 if part.HasField("finished"):
                     return
                 if part.HasField("record") and transcript is not None:
-                    transcript.receive(statement_of(part.record))
+                    transcript.receive(decode_statement(part.record))
                 elif part.HasField("header"):
-                    incoming = Incoming(Instruction, limit, part.header)
+                    incoming = IncomingParcel(Instruction, limit, part.header)
                 elif incoming is not None:
                     incoming.add(part.chunk)
                 if incoming is not None and incoming.complete:
-                    task, instruction, statement = incoming.task, incoming.content(), incoming.statement
+                    task, instruction, statement = incoming.task, incoming.get_content(), incoming.statement
                     incoming = None
                     yield task, transcript.accept(instruction, statement) if transcript is not None else instruction
         except grpc.RpcError as error:
-            raise _explained(error) from None
+            raise _explain_error(error) from None
         except UnwrittenError as error:
             raise UnkeptError(str(error)) from None
         except PayloadError as error:
@@ -274,9 +274,9 @@ class Connection:
         """
         try:
             timeout = UPLOAD_SECONDS + report.bytes / SLOWEST
-            receipt = self._stub.Submit(parts(task, report), timeout=timeout, metadata=self._metadata)
+            receipt = self._stub.Submit(split_into_parts(task, report), timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 raise LostError("the server was restarted") from None
-            raise _explained(error) from None
+            raise _explain_error(error) from None
         return str(v2.Receipt.Verdict.Name(receipt.verdict)).lower()

@@ -27,12 +27,12 @@ class Credentials:
     key: bytes
 
     @classmethod
-    def of_server(cls, folder: Path) -> Credentials:
+    def load_server(cls, folder: Path) -> Credentials:
         """Those of the server in `folder`, or RunError."""
         return cls._read(folder, "server")
 
     @classmethod
-    def of_client(cls, folder: Path) -> Credentials:
+    def load_client(cls, folder: Path) -> Credentials:
         """Those of the client in `folder`, or RunError."""
         return cls._read(folder, "client")
 
@@ -60,8 +60,8 @@ class Credentials:
         Raises:
             RunError: no certificate, of another authority, or outside its time.
         """
-        own, authority = _certificate(self.certificate, f"{role}.pem"), _certificate(self.authority, "ca.pem")
-        key = _key(self.key, f"{role}.key")
+        own, authority = _load_certificate(self.certificate, f"{role}.pem"), _load_certificate(self.authority, "ca.pem")
+        key = _load_key(self.key, f"{role}.key")
         try:
             own.verify_directly_issued_by(authority)
         except Exception as error:
@@ -105,7 +105,7 @@ def check_time(own: x509.Certificate, role: str) -> None:
         )
 
 
-def exposed(key: Path) -> str:
+def describe_exposure(key: Path) -> str:
     """What is wrong with who may read a file with a key; empty: nothing."""
     mode = key.stat().st_mode & 0o777
     if not mode & 0o004:
@@ -113,14 +113,14 @@ def exposed(key: Path) -> str:
     return f"{key} can be read by every user of this machine (mode {mode:04o}), who could pose as its owner: chmod 600"
 
 
-def _certificate(text: bytes, file: str) -> x509.Certificate:
+def _load_certificate(text: bytes, file: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(text)
     except ValueError:
         raise RunError(f"FP5058 {file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----); {MADE}") from None
 
 
-def _key(text: bytes, file: str) -> PrivateKeyTypes:
+def _load_key(text: bytes, file: str) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(text, None)
     except TypeError:

@@ -8,7 +8,7 @@ from typing import Final
 
 from fedpeft.data.client_rows import LARGEST, SMALLEST
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
-from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, fingerprint
+from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, compute_fingerprint
 from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
@@ -34,7 +34,7 @@ MOST_HELD_OUT = 0.5
 _FILE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-def told_template(form: Clients) -> str:
+def describe_template(form: Clients) -> str:
     """How a server tells what writes its clients' conversations: a name, or the SHA-256 of a file; empty: nothing does.
 
     Raises:
@@ -43,7 +43,7 @@ def told_template(form: Clients) -> str:
     if form.learns not in CONVERSATIONS:
         return ""
     name = form.template or CHAT
-    return name if name in OF_COLUMNS else fingerprint(name)
+    return name if name in OF_COLUMNS else compute_fingerprint(name)
 
 
 def check_description(told: v2.Description) -> None:
@@ -89,7 +89,7 @@ def check_description(told: v2.Description) -> None:
     check_parts(told.parts)
 
 
-def told_form(told: v2.Description, options: EdgeOptions) -> Clients:
+def build_form(told: v2.Description, options: EdgeOptions) -> Clients:
     """The form of a client's rows, as a checked description has it, with the client's own names of columns.
 
     Raises:
@@ -101,11 +101,11 @@ def told_form(told: v2.Description, options: EdgeOptions) -> Clients:
         text=options.text_column or told.text_column,
         label=options.label_column or told.label_column,
         side=told.side,
-        template=_own_template(told.template, options.template),
+        template=_find_own_template(told.template, options.template),
     )
 
 
-def _own_template(told: str, own: str) -> str | None:
+def _find_own_template(told: str, own: str) -> str | None:
     """What writes the conversations here: that of the name, or the file that has the digest which the server tells."""
     if not _FILE.fullmatch(told):
         if own:
@@ -121,7 +121,7 @@ def _own_template(told: str, own: str) -> str | None:
             f"{told[:12]}); ask whoever runs the server for it, and join with --template FILE.jinja"
         )
     file = str(Path(own).expanduser().absolute())
-    if (digest := fingerprint(file)) != told:
+    if (digest := compute_fingerprint(file)) != told:
         raise ConfigError(
             f"FP1117 the template {own} (digest {digest[:12]}) is not the server's (digest {told[:12]}): conversations "
             "would be written otherwise; ask whoever runs the server for its file"

@@ -21,7 +21,7 @@ STRANGERS = 4096
 """Connections beside the clients' that have not shown a certificate yet; each takes 20 kB."""
 
 
-def connections(places: int) -> int:
+def reserve_connections(places: int) -> int:
     """How many connections a server with `places` clients may accept; raises the process's soft limit as it needs.
 
     Raises:

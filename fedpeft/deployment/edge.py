@@ -18,34 +18,34 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from fedpeft import __version__
-from fedpeft.aggregation.strategy import fills_base
+from fedpeft.aggregation.strategy import can_fill_base
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.data import cached_rows
-from fedpeft.data.datasets.clients import first_record
+from fedpeft.data.datasets.clients import read_first_record
 from fedpeft.data.label_columns import AND
-from fedpeft.data.partition import Partition, held_out
+from fedpeft.data.partition import Partition, split_held_out
 from fedpeft.deployment import size_limits
-from fedpeft.deployment.answered import check_evaluation, check_question, metered, newcomer
-from fedpeft.deployment.capacity import device_called, divides_alike, fitted
+from fedpeft.deployment.answered import check_evaluation, check_question, measure_energy, report_missing_state
+from fedpeft.deployment.capacity import fit_to_memory, has_common_batch_size, parse_device
 from fedpeft.deployment.client_ledger import make_client_protection
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.described import check_description, told_form
+from fedpeft.deployment.described import build_form, check_description
 from fedpeft.deployment.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.pinned_roster import PinnedRoster
-from fedpeft.deployment.registration import to_wire
-from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.deployment.registration import encode_terms
+from fedpeft.deployment.shared_settings import parse_shared_settings
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
 from fedpeft.machine import cache
-from fedpeft.machine.cache import cache_directory
-from fedpeft.machine.hardware import gpu_name
+from fedpeft.machine.cache import get_cache_directory
+from fedpeft.machine.hardware import get_gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.task import TASKS
 from fedpeft.privacy.client_protection import FAILED, ClientProtection, state_digest
@@ -53,11 +53,11 @@ from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import settled
-from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.run.suited import settle_config
+from fedpeft.run.workers import Machine, Workers, create_client_plan, create_work_plan
 
 
 def check_machine(data: Path, options: EdgeOptions) -> None:
@@ -67,15 +67,15 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
         DataError, ConfigError: a file is missing, empty or of another kind, or lacks a column that the options name.
         RunError: there is no such device.
     """
-    device_called(options.device)
-    _roster_in(options)
-    _, first = first_record(data, options.file_format)
+    parse_device(options.device)
+    _read_roster(options)
+    _, first = read_first_record(data, options.file_format)
     for column in (options.text_column, options.label_column):
         if column and column not in first and not all(name in first for name in column.split(AND)):
             raise DataError(f"FP3034 {data} has no column {column!r}; it has {', '.join(map(repr, first))}")
 
 
-class Alone(Partition):
+class SingleClientPartition(Partition):
     """The partition of a client that knows its own rows only: whatever its id, all of them are its."""
 
     def shard(self, client: int) -> NDArray[np.int64]:
@@ -83,19 +83,19 @@ class Alone(Partition):
         return self.indices
 
 
-def settings_of(description: v2.Description, options: EdgeOptions) -> RunConfig:
+def build_settings(description: v2.Description, options: EdgeOptions) -> RunConfig:
     """What a client takes of the server's settings, with its own choices.
 
     Raises:
         RunError: the server's settings are not ones that a client takes.
         ConfigError: a choice that can't be used.
     """
-    config = shared_settings(description.config)
+    config = parse_shared_settings(description.config)
     check_all_told(description.parts, config)
     chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
     if options.model:
         chosen["model"] = options.model
-    if options.batch_size and divides_alike(config):
+    if options.batch_size and has_common_batch_size(config):
         raise ConfigError(
             f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all "
             f"clients divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave "
@@ -103,10 +103,10 @@ def settings_of(description: v2.Description, options: EdgeOptions) -> RunConfig:
         )
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
-    return from_mapping(dataclasses.asdict(config) | chosen, "the command line")
+    return build_config(dataclasses.asdict(config) | chosen, "the command line")
 
 
-class Edge:
+class EdgeClient:
     """A client of a server: a setup of what it takes of the server's settings, one worker, and a ledger of its own.
 
     Args:
@@ -142,43 +142,43 @@ class Edge:
         self.folder = folder
         self.ledgers = ledgers
         self.observer = observer
-        self.device = device_called(options.device)
-        told, names = settled(settings_of(description, options)), tuple(description.labels)
-        self.options = fitted(options, told, description, self.device, observer)
-        form = told_form(description, options)
+        self.device = parse_device(options.device)
+        told, names = settle_config(build_settings(description, options)), tuple(description.labels)
+        self.options = fit_to_memory(options, told, description, self.device, observer)
+        form = build_form(description, options)
         targets = TASKS.build(form.task).targets
         self.rows = form.read(
             data, names or None, targets, options.file_format, lambda note: observer.say(escape(note))
         )[0]
-        config = settings_of(description, self.options)
-        facts = DataFacts(form.kind, description.task, names or None, config.model, clients=1)
-        self.setup = Setup.of(config, facts)
+        config = build_settings(description, self.options)
+        facts = DatasetInfo(form.kind, description.task, names or None, config.model, clients=1)
+        self.setup = Setup.create(config, facts)
         self.config = self.setup.config
-        machine = Machine.of(self.setup, {}, (self.device,))
-        data_key = self.setup.tokenised(self.rows, self.setup.tokens)
-        work = work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
+        machine = Machine.create(self.setup, {}, (self.device,))
+        data_key = self.setup.tokenize_rows(self.rows, self.setup.tokens)
+        work = create_work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
         self._check_model(work)
-        self.protection = self._protection(work, machine.pinned({}, work, folder))
+        self.protection = self._create_protection(work, machine.pin({}, work, folder))
         if self.protection is not None and (sums := self.protection.engine.sums) is not None:
             self.setup = dataclasses.replace(self.setup, secure_sum=sums)
-        alone = Alone(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
-        clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
-        self.roster = _pinned(self.options, self.setup, credentials)
+        alone = SingleClientPartition(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
+        clients = create_client_plan(self.setup, alone, folder, self._held_out, self._create_client_privacy())
+        self.roster = _pin_roster(self.options, self.setup, credentials)
         if self.setup.secure_sum is not None:
-            masks = self._masks(credentials)
+            masks = self._create_mask_plan(credentials)
             clients = dataclasses.replace(clients, masks=masks)
             if self.protection is not None:
                 self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
-        self.policy = InstructionPolicy.of_setup(self.setup, self.options.rank)
+        self.policy = InstructionPolicy.from_setup(self.setup, self.options.rank)
         self.workers = Workers(work, clients, machine, observer)
-        self.bases = HeldBase(work.residuals, self.setup.layout.pairs, fills_base(self.setup.strategy))
+        self.bases = HeldBase(work.residuals, self.setup.layout.pairs, can_fill_base(self.setup.strategy))
 
     # -------------------------------------------------------------------------------------------------- what is checked
 
     def _check_model(self, work: WorkPlan) -> None:
         told = self.description
-        if cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
+        if cache.hash_files(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
             raise ModelError(
                 f"FP4014 the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into "
                 "other tokens; take the same model, with --model FOLDER"
@@ -205,19 +205,19 @@ class Edge:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
         return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.silent)
 
-    def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> ClientProtection | None:
+    def _create_protection(self, work: WorkPlan, fixed: dict[str, Any]) -> ClientProtection | None:
         """The client's own ledger, where noise is drawn here; `fixed` is what else an answer depends on."""
-        rows = len(held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
+        rows = len(split_held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
         identity = (
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {self.config.batch_size} {__version__} {fixed}"
         )
-        told = shared_settings(self.description.config)
+        told = parse_shared_settings(self.description.config)
         return make_client_protection(
             self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file)
         )
 
-    def _client_privacy(self) -> ClientPrivacy | None:
+    def _create_client_privacy(self) -> ClientPrivacy | None:
         """What the worker needs to know of the mechanism."""
         if self.setup.mechanism is None:
             return None
@@ -226,7 +226,7 @@ class Edge:
         start = None if self.protection is None else self.protection.engine.start
         return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
 
-    def _masks(self, credentials: Credentials | None) -> MaskPlan:
+    def _create_mask_plan(self, credentials: Credentials | None) -> MaskPlan:
         """With whom the client adds up its updates under masks, and what it signs with.
 
         Raises:
@@ -244,30 +244,30 @@ class Edge:
         noise = (secure, self.folder / KEY) if isinstance(secure, SharedNoise) else None
         return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity, noise)
 
-    def _own_state(self, instruction: Instruction) -> bytes:
+    def _compute_state_digest(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""
         store = ClientStore(self.folder / "clients")
         last = instruction.acknowledged
         if self.setup.secure_sum is not None:
-            last = store.newest(instruction.client, instruction.round)
-        own = store.content(instruction.client, last)
-        return state_digest(own, ResidualFiles(self.workers.work.residuals).file(instruction.base))
+            last = store.find_newest(instruction.client, instruction.round)
+        own = store.read_content(instruction.client, last)
+        return state_digest(own, ResidualFiles(self.workers.work.residuals).get_file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work
 
     @property
     def instruction_limit(self) -> int:
         """The most bytes that a task's payloads may have."""
-        return size_limits.of_instructions(self.setup)
+        return size_limits.compute_instruction_limit(self.setup)
 
     @property
     def hardware(self) -> str:
         """What the client tells the server of its machine."""
         if self.device == "cpu":
-            return f"{kernels.cpu_name()}, {self.workers.work.threads} threads"
-        return f"{gpu_name(self.device)}, {platform.machine()}"
+            return f"{kernels.get_cpu_name()}, {self.workers.work.threads} threads"
+        return f"{get_gpu_name(self.device)}, {platform.machine()}"
 
-    def registration(self) -> v2.Registration:
+    def create_registration(self) -> v2.Registration:
         """What the client tells the server of itself."""
         own = self.protection
         return v2.Registration(
@@ -276,7 +276,7 @@ class Edge:
             rank=self.options.rank,
             precision=self.options.precision or self.config.dtype,
             hardware=self.hardware,
-            terms=to_wire(own.declare_terms()) if own else None,
+            terms=encode_terms(own.declare_terms()) if own else None,
         )
 
     def warm_up(self) -> None:
@@ -294,24 +294,26 @@ class Edge:
             if own is None:
                 check_evaluation(instruction, self.setup.mechanism)
                 answer = self.workers.answer
-                return answer(instruction) if self.silent else metered(instruction, answer)
-            return own.answer(instruction, self._own_state(instruction), self.workers.answer, self.workers.check)
+                return answer(instruction) if self.silent else measure_energy(instruction, answer)
+            return own.answer(
+                instruction, self._compute_state_digest(instruction), self.workers.answer, self.workers.check
+            )
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             if isinstance(error, GoneError) and not self.setup.drift.keeps:  # the server's sum has the old variates
-                return newcomer(instruction, self.folder, self.observer.say)
+                return report_missing_state(instruction, self.folder, self.observer.say)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.observer.say(f"[bold red]failed[/] {escape(reason)}")
-            told = self._without_paths(reason) if isinstance(error, FedpeftError) else FAILED
+            told = self._remove_paths(reason) if isinstance(error, FedpeftError) else FAILED
             return Report(instruction.client, instruction.round, b"", error=told[:500])
 
-    def _without_paths(self, reason: str) -> str:
+    def _remove_paths(self, reason: str) -> str:
         """What the server may read of a sentence for this machine's user: folders are none of its business."""
         for place, name in (
             (self.folder, "its state"),
             (self.ledgers, "its ledgers"),
             (self.file, "its rows"),
             (self.setup.model_directory, "its model"),
-            (cache_directory(), "its cache"),
+            (get_cache_directory(), "its cache"),
             (Path.home(), "~"),
         ):
             for path in {str(place), str(place.resolve())}:
@@ -323,7 +325,7 @@ class Edge:
         self.workers.close()
 
 
-def _roster_in(options: EdgeOptions) -> PinnedRoster | None:
+def _read_roster(options: EdgeOptions) -> PinnedRoster | None:
     if options.roster:
         return PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
     if options.roster_hash:
@@ -331,14 +333,14 @@ def _roster_in(options: EdgeOptions) -> PinnedRoster | None:
     return None
 
 
-def _pinned(options: EdgeOptions, setup: Setup, credentials: Credentials | None) -> PinnedRoster | None:
+def _pin_roster(options: EdgeOptions, setup: Setup, credentials: Credentials | None) -> PinnedRoster | None:
     """The client's roster, with itself in it; None: it pins none.
 
     Raises:
         ConfigError: it can't be used.
         PrivacyError: there is nothing that it could protect.
     """
-    roster = _roster_in(options)
+    roster = _read_roster(options)
     if roster is None:
         return None
     if credentials is not None:

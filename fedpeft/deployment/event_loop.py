@@ -30,11 +30,11 @@ class EventLoop:
         """Do the work in the loop; wait for its result, or its error."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def soon(self, call: Callable[..., object], *arguments: object) -> None:
+    def call_soon(self, call: Callable[..., object], *arguments: object) -> None:
         """Call a function in the loop, in the order of these calls; do not wait."""
         self._loop.call_soon_threadsafe(call, *arguments)
 
     def stop(self) -> None:
         """Leave the work that is not done, and wait for the thread's end."""
-        self.soon(self._loop.stop)
+        self.call_soon(self._loop.stop)
         self._thread.join()

@@ -28,25 +28,25 @@ from fedpeft.deployment import size_limits
 from fedpeft.deployment.announcements import FILE as ANNOUNCED
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.compared_parts import told_parts
-from fedpeft.deployment.described import told_template
+from fedpeft.deployment.compared_parts import list_part_digests
+from fedpeft.deployment.described import describe_template
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check, check_asked, profiles_for_clients
+from fedpeft.deployment.registration import decode_terms
+from fedpeft.deployment.served_settings import check, check_asked, create_client_profiles
 from fedpeft.deployment.server_engine import make_server_engine
-from fedpeft.deployment.server_plan import at_clients_delta, drawn_from, planned_for_all, rows_known
+from fedpeft.deployment.server_plan import count_known_rows, create_served_population, plan_for_all, set_client_delta
 from fedpeft.deployment.servers_rows import ServersRows
-from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
+from fedpeft.deployment.shared_settings import compute_settings_digest, select_client_settings
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine
@@ -55,22 +55,22 @@ from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.checks.ranks import check_decay
 from fedpeft.run.energy import EnergySettings
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.measurement import NewRun
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
+from fedpeft.run.profiles import Profile, count_clients, keep_profiles, load_groups
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
-from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.server.energy import EnergyBook
+from fedpeft.run.workers import Machine, Workers, create_client_plan, create_work_plan
+from fedpeft.server.energy import EnergyTracker
 from fedpeft.server.evaluation import HELD_OUT
-from fedpeft.server.exchange import Exchange, Joined
+from fedpeft.server.exchange import JoinedClients, Transport
 from fedpeft.server.features import RunParts, ServerModel, attach_features, check_features
 from fedpeft.server.preparation import prepare
-from fedpeft.server.progress import Checkpoints, Progress, RunStore
+from fedpeft.server.progress import Checkpoints, RunStore, ServerState
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import Dealt, FixedSize, Reachable
+from fedpeft.server.sampling import DealtCohorts, FixedSize, ReachableClients
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -106,22 +106,22 @@ class Federation:
         self.folder = folder
         self.observer = observer
         self.options = options
-        groups = groups_of(config.ranks, config.clients, folder)
-        clients = number_of(config.clients, groups)
+        groups = load_groups(config.ranks, config.clients, folder)
+        clients = count_clients(config.clients, groups)
         if clients < 1:
             raise ConfigError("FP1120 a server needs to know how many clients there may be: --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
-        self.rows = ServersRows.of(config, options)
+        self.rows = ServersRows.load(config, options)
         # where clients' rows judge, the last state is seen
         judged = len(self.rows.validation) > 0 and not options.held_out
-        facts = DataFacts.of(self.rows.dataset, clients, judged)
-        setup = Setup.of(config, facts, groups)
+        facts = DatasetInfo.from_dataset(self.rows.dataset, clients, judged)
+        setup = Setup.create(config, facts, groups)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or setup.measured.asks_clients(setup) else 0.0)
-        rows = rows_known(setup, options.client_rows, self.held_out)
+        rows = count_known_rows(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there
-            setup = planned_for_all(at_clients_delta(setup), rows, groups, config.head)
-        self.given = profiles_for_clients(setup)
+            setup = plan_for_all(set_client_delta(setup), rows, groups, config.head)
+        self.given = create_client_profiles(setup)
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
         self.config = setup.config
@@ -131,45 +131,45 @@ class Federation:
             raise ConfigError(
                 f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"
             )
-        self.sampler = drawn_from(setup)
+        self.sampler = create_served_population(setup)
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()
         fixed = begun.fixed if begun else {}
-        machine = Machine.of(setup, fixed)
-        work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
-        self.fixed = machine.pinned(fixed, work, folder)
+        machine = Machine.create(setup, fixed)
+        work = create_work_plan(setup, machine, setup.tokenize_rows(self.rows.validation, setup.tokens), folder)
+        self.fixed = machine.pin(fixed, work, folder)
         check_asked(setup)
-        self.protection = self._protection(rows, f"{work.data_key} {work.model_key} {self.fixed}")
+        self.protection = self._create_protection(rows, f"{work.data_key} {work.model_key} {self.fixed}")
         if self.protection is not None and (sums := self.protection.sums) is not None:
             self.setup = setup = dataclasses.replace(self.setup, secure_sum=sums)
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
-        plan = client_plan(setup, nobody, folder, self.held_out, None)
+        plan = create_client_plan(setup, nobody, folder, self.held_out, None)
         validation = np.arange(len(self.rows.validation))
         self.workers = Workers(work, plan, machine, observer, validation)
-        limit = partial(size_limits.of_reports, setup)
+        limit = partial(size_limits.compute_report_limit, setup)
         self.stopping = threading.Event()
-        told = self._description()
+        told = self._build_description()
         self.announcements = Announcements(
-            folder / ANNOUNCED, self.roster.run, settings_digest(told), self.sampler.size, signer
+            folder / ANNOUNCED, self.roster.run, compute_settings_digest(told), self.sampler.size, signer
         )
         self.gateway = Gateway(told, self.roster, doorkeeper, limit, self._accept, events, self.announcements)
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
-    def _protection(self, rows: int, identity: str) -> PrivacyEngine | None:
+    def _create_protection(self, rows: int, identity: str) -> PrivacyEngine | None:
         """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
         return make_server_engine(
             self.setup,
             rows,
             self.folder,
             f"{self.roster.run} {self.config.to_toml()} {identity}",
-            self._declared,
+            self._get_declared_terms,
             lambda client: self.own[client].steps,
-            lambda round: self.journal.cohort(round),
+            lambda round_number: self.journal.load_cohort(round_number),
         )
 
-    def _declared(self) -> Mapping[int, DeclaredTerms]:
+    def _get_declared_terms(self) -> Mapping[int, DeclaredTerms]:
         """What each client has said of its privacy, by id; where they share noise, of those who may come back.
 
         A sum that a dropped client were asked for would lack its share of the noise.
@@ -190,12 +190,12 @@ class Federation:
 
     # -------------------------------------------------------------------------------------------------------- clients
 
-    def _description(self) -> v2.Description:
+    def _build_description(self) -> v2.Description:
         """What clients are told."""
         setup = self.setup
         form = self.rows.form
         text, label = form.columns
-        shared = settings_for_clients(setup)
+        shared = select_client_settings(setup)
         return v2.Description(
             run=self.roster.run,
             software=__version__,
@@ -204,13 +204,13 @@ class Federation:
             task=setup.facts.task,
             text_column=text,
             label_column=label,
-            tokenizer_hash=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer_hash=cache.hash_files(setup.model_directory, cached_rows.TOKENIZER_FILES),
             weights_hash=self.workers.work.model_key,
             tokens=setup.tokens,
             held_out=self.held_out,
-            parts=told_parts(shared),
+            parts=list_part_digests(shared),
             side=form.side,
-            template=told_template(form),
+            template=describe_template(form),
         )
 
     def _accept(self, registration: v2.Registration) -> DeclaredTerms | None:
@@ -226,7 +226,7 @@ class Federation:
             raise RunError("FP5071 vectors of one length are added up under masks; leave out --rank")
         if registration.rank and self.setup.layout.form is None:
             raise RunError(f"FP5072 {self.config.peft} has no ranks to choose; leave out --rank")
-        forms = [p.form for p in self.own] + [self._form(Profile(self.setup.layout.form), registration.rank)]
+        forms = [p.form for p in self.own] + [self._choose_form(Profile(self.setup.layout.form), registration.rank)]
         try:
             self.setup.strategy.check(self.setup.layout, forms)
             check_decay(self.setup.training.optimizer, self.setup.strategy, self.setup.layout, forms)
@@ -235,7 +235,7 @@ class Federation:
         book = self.protection
         if book is None or isinstance(book.accounts, CommonAccounts):
             return None
-        terms = declared(registration)
+        terms = decode_terms(registration)
         book.accounts.check_terms(terms)
         return terms
 
@@ -248,21 +248,21 @@ class Federation:
             else:
                 self.observer.say(f"[bold]note[/]    {escape(name)} is not dropped, and may come back at any time")
 
-    def _form(self, profile: Profile, rank: int) -> ClientForm | None:
+    def _choose_form(self, profile: Profile, rank: int) -> AdapterShape | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
         form = profile.form
-        return form if not rank or form is None or rank >= form.rank else self.setup.layout.form_of(rank)
+        return form if not rank or form is None or rank >= form.rank else self.setup.layout.get_form(rank)
 
     def gather(self) -> None:
         """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""
         begun = Checkpoints(self.folder / "checkpoint").load()
         if begun is None or begun.round < self.setup.rounds or self.held_out:
-            self.present()
+            self.wait_for_present()
         accounts = None if self.protection is None else self.protection.accounts
         if begun is None and isinstance(accounts, SumAccounts) and (shortfall := accounts.describe_shortfall()):
             self.observer.say(f"[bold]note[/]    {shortfall}")
 
-    def present(self) -> Sequence[int]:
+    def wait_for_present(self) -> Sequence[int]:
         """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.
 
         Before round 1 it waits for as many as are wanted, and then gives out ids.
@@ -271,7 +271,7 @@ class Federation:
         wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
         places = self.setup.clients
         if not self.secret_cohort:
-            self.roster.count(*self.gateway.wire_bytes())
+            self.roster.count(*self.gateway.count_wire_bytes())
         if self.roster.started:
             places = sum(not m.dropped for m in self.roster.members)
             wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
@@ -280,8 +280,8 @@ class Federation:
         waiting_since = time.monotonic()
         announced = False
         while True:
-            here = [s.member for s in self.gateway.sessions() if s.connected and not s.member.dropped]
-            if len(here) >= wanted and not self._missed(here):
+            here = [s.member for s in self.gateway.list_sessions() if s.connected and not s.member.dropped]
+            if len(here) >= wanted and not self._has_missing_member(here):
                 break
             if self.stopping.is_set():
                 raise StoppedError
@@ -294,20 +294,20 @@ class Federation:
                 self.gateway.arrivals.wait(0.2)
         self.roster.start()
         ranks = {member.id: member.rank for member in self.roster.members}
-        for id, given in enumerate(self.given):
-            self.own[id] = dataclasses.replace(given, form=self._form(given, ranks.get(id, 0)))
+        for client_id, given in enumerate(self.given):
+            self.own[client_id] = dataclasses.replace(given, form=self._choose_form(given, ranks.get(client_id, 0)))
         return sorted(member.id for member in here)
 
-    def _missed(self, here: Sequence[Member]) -> bool:
+    def _has_missing_member(self, here: Sequence[Member]) -> bool:
         """Whether a member is away that was here a moment ago; those of an earlier server were when this one began."""
-        seen = {s.member.name: s.seen for s in self.gateway.sessions()}
+        seen = {s.member.name: s.seen for s in self.gateway.list_sessions()}
         earliest = time.monotonic() - self.options.patience
         away = (m for m in self.roster.members if not m.dropped and m not in here)
         return any(seen.get(m.name, self.roster.since) > earliest for m in away)
 
     # --------------------------------------------------------------------------------------------------------- the run
 
-    def grid(self) -> Grid:
+    def create_grid(self) -> Grid:
         """Real clients."""
         # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others,
         # but for sums, which have too little noise without them.
@@ -321,34 +321,36 @@ class Federation:
         drawn_from, book = self.sampler, self.protection
         if book is not None and book.sums is not None:  # whose secret coins draw some of all
             drawn_from = FixedSize(self.setup.clients, self.setup.clients)
-        elif isinstance(drawn_from, Dealt) and book is not None:
-            drawn_from = dataclasses.replace(drawn_from, asked=lambda round: book.ledger.asked(round))  # open by then
-        evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
+        elif isinstance(drawn_from, DealtCohorts) and book is not None:
+            drawn_from = dataclasses.replace(
+                drawn_from, asked=lambda round_number: book.ledger.asked(round_number)
+            )  # open by then
+        evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _evaluate_nothing
         authority, revoked = self.roster.authority, self.roster.revoked
         certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
-        transport = Exchange(
-            self.grid(),
+        transport = Transport(
+            self.create_grid(),
             self.observer.client_done,
             remote=True,
             announce=self.announcements.announce,
             journal=self.journal if self.setup.secure_sum else None,
             called=self.roster.called,
-            members=Joined(certified, self.options.most_rows, self.options.most_weight),
-            most_rows=self._most_rows,
+            members=JoinedClients(certified, self.options.most_rows, self.options.most_weight),
+            most_rows=self._compute_row_limit,
         )
         model = ServerModel(
             evaluate,
-            self.workers.validation_loss if len(self.rows.validation) else None,
+            self.workers.compute_validation_loss if len(self.rows.validation) else None,
             answer=self.workers.examine,
         )
-        energy = EnergyBook(self.setup) if self.setup.measured.get(EnergySettings) is not None else None
-        store, setup, observer = RunStore.of(records), self.setup, self.observer
+        energy = EnergyTracker(self.setup) if self.setup.measured.get(EnergySettings) is not None else None
+        store, setup, observer = RunStore.from_records(records), self.setup, self.observer
         run = RunParts(setup, transport, store, observer, model, self.begun, book, energy)
         start = partial(prepare, setup, transport, self.fixed, book, observer.say)
-        sampler = Reachable(drawn_from, self.present)
+        sampler = ReachableClients(drawn_from, self.wait_for_present)
         return Server(setup, transport, sampler, store, observer, attach_features(run), start, self.stopping.is_set)
 
-    def _most_rows(self) -> float:
+    def _compute_row_limit(self) -> float:
         """How many rows a client can weigh as much as: so many times those of the median client.
 
         Nobody can check what a client says of its rows. Against the median, a lie moves nothing unless half lie.
@@ -356,7 +358,7 @@ class Federation:
         rows = [member.rows for member in self.roster.members if member.rows and not member.dropped]
         return self.options.most_weight * statistics.median_low(rows) if rows and self.options.most_weight else math.inf
 
-    def train(self, server: Server) -> Progress:
+    def train(self, server: Server) -> ServerState:
         """All rounds."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
@@ -377,9 +379,9 @@ class Federation:
         self.gateway.close(farewell)
         if not self.secret_cohort:
             with suppress(RunError):  # a full disk costs the count, not the end
-                self.roster.count(*self.gateway.wire_bytes())
+                self.roster.count(*self.gateway.count_wire_bytes())
         self.workers.close()
 
 
-def _nobody_knows(*_: object) -> Metrics | None:
+def _evaluate_nothing(*_: object) -> Metrics | None:
     return None

@@ -20,16 +20,16 @@ from grpc.aio import ServicerContext
 from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.admission import Admission
 from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.authentication import Doorkeeper, RefusedError, dropped
+from fedpeft.deployment.authentication import Doorkeeper, RefusedError, create_dropped_error
 from fedpeft.deployment.channel import NAME_KEY, SERVER_OPTIONS, SERVICE
-from fedpeft.deployment.descriptors import connections
+from fedpeft.deployment.descriptors import reserve_connections
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.event_loop import EventLoop
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.session import Answer, Caller, Session, TaskNames
-from fedpeft.deployment.signing import Signed
+from fedpeft.deployment.signing import SignedStatement
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.deployment.wire.parcel import Incoming, parts, statement_to_wire, wire_size
+from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, encode_statement, split_into_parts
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.privacy.declared_terms import DeclaredTerms
 
@@ -68,7 +68,7 @@ class Gateway:
     ) -> None:
         self.description = description
         self.roster = roster
-        self.admission = Admission(doorkeeper, roster, events, self._flooded)
+        self.admission = Admission(doorkeeper, roster, events, self._create_flood_error)
         self.announcements = announcements
         self.limit = limit
         self.accept = accept
@@ -103,31 +103,31 @@ class Gateway:
 
     def submit(self, name: str, instruction: Instruction) -> str:
         """Give a client a task, now or when it connects; returns the task's name."""
-        task = self._tasks.new()
+        task = self._tasks.create_name()
         statement = self.announcements.about(name, instruction) if self.announcements else None
-        self._loop.soon(self._assign, name, task, instruction, statement)
+        self._loop.call_soon(self._assign, name, task, instruction, statement)
         return task
 
     def withdraw(self, name: str, task: str) -> None:
         """The round goes on without the client's report."""
-        self._loop.soon(self._withdraw, name, task)
+        self._loop.call_soon(self._withdraw, name, task)
 
-    def sessions(self) -> list[Session]:
+    def list_sessions(self) -> list[Session]:
         """All clients that have registered since the start; to be read only."""
         return list(self._sessions.values())
 
-    def wire_bytes(self) -> tuple[int, int]:
+    def count_wire_bytes(self) -> tuple[int, int]:
         """Received and sent since the run began, by servers that were stopped or killed included."""
         received, sent = self._earlier_bytes
-        sessions = self.sessions()
+        sessions = self.list_sessions()
         return received + sum(s.received_bytes for s in sessions), sent + sum(s.sent_bytes for s in sessions)
 
     # ------------------------------------------------------------------------------------------------- inside the loop
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
-        most = ("grpc.max_allowed_incoming_connections", connections(self.roster.places))
+        most = ("grpc.max_allowed_incoming_connections", reserve_connections(self.roster.places))
         self._server = grpc.aio.server(options=(*SERVER_OPTIONS, most))
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_generic_rpc_handlers((self._create_handlers(),))
         try:
             if credentials is None:
                 self.port = self._server.add_insecure_port(address)
@@ -141,7 +141,7 @@ class Gateway:
         self.roster.since = time.monotonic()
         self._watching = asyncio.create_task(self._watch())
 
-    def _handlers(self) -> grpc.GenericRpcHandler:
+    def _create_handlers(self) -> grpc.GenericRpcHandler:
         """The service; what has one message is read by hand, so that who sends none is noticed (`Admission`)."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -150,7 +150,7 @@ class Gateway:
                     self.describe, response_serializer=v2.Description.SerializeToString
                 ),
                 "Tasks": grpc.stream_stream_rpc_method_handler(
-                    self.tasks, response_serializer=v2.Part.SerializeToString
+                    self.stream_tasks, response_serializer=v2.Part.SerializeToString
                 ),
                 "Submit": grpc.stream_unary_rpc_method_handler(
                     self.take_report, v2.Part.FromString, v2.Receipt.SerializeToString
@@ -167,7 +167,7 @@ class Gateway:
         if self._server is not None:
             await self._server.stop(grace=5.0 if farewell else 0.5)
 
-    def _assign(self, name: str, task: str, instruction: Instruction, statement: Signed | None) -> None:
+    def _assign(self, name: str, task: str, instruction: Instruction, statement: SignedStatement | None) -> None:
         member = self.roster.find(name)
         if member is None or member.dropped:
             reason = f"dropped: {member.dropped}" if member else NOT_JOINED
@@ -214,7 +214,7 @@ class Gateway:
         if session.instruction is not None:
             self._answer(session, f"dropped: {reason}")
         session.changed.set()
-        return dropped(reason)
+        return create_dropped_error(reason)
 
     def _notify(self) -> None:
         with self.arrivals:
@@ -224,8 +224,8 @@ class Gateway:
 
     async def describe(self, messages: AsyncIterator[bytes], context: ServicerContext) -> v2.Description:
         """What the federation is about."""
-        async with self.admission.serving(context) as name:
-            request = await self.admission.message(name, messages, v2.Introduction)
+        async with self.admission.serve_call(context) as name:
+            request = await self.admission.read_message(name, messages, v2.Introduction)
             if request.software != self.description.software:
                 raise RefusedError(
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -235,12 +235,12 @@ class Gateway:
             self._enter(name)
             return self.description
 
-    async def tasks(self, messages: AsyncIterator[bytes], context: ServicerContext) -> AsyncIterator[v2.Part]:
+    async def stream_tasks(self, messages: AsyncIterator[bytes], context: ServicerContext) -> AsyncIterator[v2.Part]:
         """Tasks, one after another, until the federation is finished."""
-        async with self.admission.serving(context) as name:
-            request = await self.admission.message(name, messages, v2.Registration)
+        async with self.admission.serve_call(context) as name:
+            request = await self.admission.read_message(name, messages, v2.Registration)
             session = self._register(name, request)
-            session.caller = Caller.of(context)
+            session.caller = Caller.from_context(context)
             session.stream += 1
             stream = session.stream
             session.connected += 1
@@ -253,7 +253,7 @@ class Gateway:
             try:
                 await context.send_initial_metadata(((NAME_KEY, name),))  # there may be no task for hours
                 async for part in self._stream(session, stream, context):
-                    session.sent_bytes += wire_size(part)
+                    session.sent_bytes += compute_wire_size(part)
                     yield part
             finally:
                 session.connected -= 1
@@ -268,26 +268,26 @@ class Gateway:
             if session.stream != stream:
                 raise RefusedError(grpc.StatusCode.ABORTED, "this client has connected anew; the older connection ends")
             if session.member.dropped:
-                raise dropped(session.member.dropped)
+                raise create_dropped_error(session.member.dropped)
             if self._farewell is not None:
                 yield v2.Part(finished=v2.Finished(reason=self._farewell))
                 return
             if session.instruction is not None and session.task != sent:
                 sent, task, statement = session.task, session.instruction, session.statement
-                for record in self.announcements.since(known) if self.announcements else ():
+                for record in self.announcements.get_records_since(known) if self.announcements else ():
                     known += 1
-                    yield v2.Part(record=statement_to_wire(record))
-                for part in parts(sent, task, statement):
+                    yield v2.Part(record=encode_statement(record))
+                for part in split_into_parts(sent, task, statement):
                     yield part
                 continue
             try:
                 await asyncio.wait_for(session.changed.wait(), CHECK_SECONDS)
             except TimeoutError:
-                self.admission.name(Caller.of(context))
+                self.admission.name(Caller.from_context(context))
 
     async def take_report(self, messages: AsyncIterator[v2.Part], context: ServicerContext) -> v2.Receipt:
         """A report."""
-        async with self.admission.serving(context) as name:
+        async with self.admission.serve_call(context) as name:
             session = self._sessions.get(name)
             if session is None:
                 code, why = grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet"
@@ -315,13 +315,13 @@ class Gateway:
         first = await anext(aiter(messages), None)
         if first is None or not first.HasField("header"):
             raise PayloadError("FP6086 a report begins with its header")
-        session.received_bytes += wire_size(first)
+        session.received_bytes += compute_wire_size(first)
         task = first.header.task
-        if (verdict := self._verdict(session, task)) is not None:
+        if (verdict := self._judge_report(session, task)) is not None:
             return verdict
         asked = session.instruction
         assert asked is not None
-        incoming = Incoming(Report, self.limit(asked.round, session.registration.rows), first.header)
+        incoming = IncomingParcel(Report, self.limit(asked.round, session.registration.rows), first.header)
         if incoming.fields["client"] != asked.client:
             raise PayloadError("FP6087 it answered for another client")
         if incoming.fields["round"] != asked.round:
@@ -329,19 +329,19 @@ class Gateway:
         if (rows := incoming.fields.get("rows", 0)) > session.registration.rows:
             raise PayloadError(f"FP6089 it reports {rows} rows, and has joined with {session.registration.rows}")
         async for part in messages:
-            session.received_bytes += wire_size(part)
+            session.received_bytes += compute_wire_size(part)
             incoming.add(part.chunk)
-        report = incoming.content()
+        report = incoming.get_content()
         if session.member.dropped:
-            raise dropped(session.member.dropped)
-        if (verdict := self._verdict(session, task)) is not None:  # the round may have gone on meanwhile
+            raise create_dropped_error(session.member.dropped)
+        if (verdict := self._judge_report(session, task)) is not None:  # the round may have gone on meanwhile
             return verdict
         session.close_task(taken=True)
-        self.admission.answered(session.member.name)
+        self.admission.note_answer(session.member.name)
         self.answers.put(Answer(task, report))
         return v2.Receipt.TAKEN
 
-    def _verdict(self, session: Session, task: str) -> v2.Receipt.Verdict | None:
+    def _judge_report(self, session: Session, task: str) -> v2.Receipt.Verdict | None:
         """What becomes of a report on a task that is not the present one; None: it is."""
         if task and task == session.task:
             return None
@@ -356,20 +356,20 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------------------- admission
 
-    def _flooded(self, name: str) -> RefusedError:
+    def _create_flood_error(self, name: str) -> RefusedError:
         session = self._sessions.get(name)
         if session is not None:
             return self._drop(session, "it calls too often")
         return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client calls too often")
 
-    def _full(self) -> RefusedError:
+    def _create_full_error(self) -> RefusedError:
         places = f"all {self.roster.places} places of the federation are taken"
         return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, places)
 
     def _enter(self, name: str) -> None:
         member = self.roster.find(name)
         if member is None and len(self.roster.members) >= self.roster.places:
-            raise self._full()
+            raise self._create_full_error()
 
     def _register(self, name: str, request: v2.Registration) -> Session:
         if request.run != self.description.run:
@@ -390,7 +390,7 @@ class Gateway:
         except RunError:  # a full disk, say: whoever comes back later is taken
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server can't write its list of clients now") from None
         if member is None:
-            raise self._full()
+            raise self._create_full_error()
         session = self._sessions.setdefault(name, Session(member))
         session.registration = request
         return session

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
-from fedpeft.communication.messages import NOT_JOINED, Report, instruction_of, to_record
+from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
+from fedpeft.communication.messages import NOT_JOINED, Report, read_instruction, write_record
 from fedpeft.deployment.gateway import Gateway
 
 WAKE_SECONDS = 0.5
@@ -48,7 +48,7 @@ class _Wave:
 
 
 @dataclass(frozen=True)
-class _Open:
+class _OpenTask:
     message: Message
     name: str
     task: str
@@ -85,18 +85,18 @@ class GrpcGrid(OwnGrid):
         self.goes_on = goes_on
         self.patience = patience
         self._stop_at = math.inf
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, _OpenTask] = {}
         self._ready: list[Message] = []
 
     def get_node_ids(self) -> Iterable[int]:
         """All members that have ids."""
-        return (node_of(member.id) for member in self.gateway.roster.members if member.id >= 0)
+        return (get_node_id(member.id) for member in self.gateway.roster.members if member.id >= 0)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Hand a task to each client; it gets it when it is connected."""
         batch = list(messages)
         names = {member.id: member.name for member in self.gateway.roster.members}
-        here = self._here()
+        here = self._find_connected()
         wave = _Wave(math.ceil(self.quorum * len(batch)), time.monotonic() + self.deadline)
         identifiers = []
         for message in batch:
@@ -109,20 +109,20 @@ class GrpcGrid(OwnGrid):
             if message.metadata.message_type == MESSAGE_TYPES["evaluate"] and names[client] not in here:
                 self._answer(message, "it is away")
                 continue
-            task = self.gateway.submit(names[client], instruction_of(message))
-            self._open[task] = _Open(message, names[client], task, wave)
+            task = self.gateway.submit(names[client], read_instruction(message))
+            self._open[task] = _OpenTask(message, names[client], task, wave)
             wave.outstanding += 1
         return identifiers
 
-    def _here(self) -> set[str]:
+    def _find_connected(self) -> set[str]:
         """Names of the clients that are connected, or were a moment ago."""
         latest = time.monotonic() - self.patience
-        return {s.member.name for s in self.gateway.sessions() if s.connected or s.seen > latest}
+        return {s.member.name for s in self.gateway.list_sessions() if s.connected or s.seen > latest}
 
     def _answer(self, message: Message, reason: str) -> None:
-        asked = instruction_of(message)
+        asked = read_instruction(message)
         report = Report(asked.client, asked.round, b"", error=reason)
-        self._ready.append(Message(to_record(report), reply_to=message))
+        self._ready.append(Message(write_record(report), reply_to=message))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The reports that have arrived, or that will not arrive; waits a moment for the next one."""
@@ -139,7 +139,7 @@ class GrpcGrid(OwnGrid):
                 if entry is not None:
                     entry.wave.outstanding -= 1
                     entry.wave.needed -= not answer.report.error
-                    self._ready.append(Message(to_record(answer.report), reply_to=entry.message))
+                    self._ready.append(Message(write_record(answer.report), reply_to=entry.message))
                 answer = self.gateway.answers.get_nowait()
         except queue.Empty:
             pass

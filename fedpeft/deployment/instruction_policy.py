@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from fedpeft.communication.codec import Codec
-from fedpeft.communication.downlink import uncompared
+from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import UNCOMPARED, form_name, is_newcomer, state_name
+from fedpeft.communication.release import UNCOMPARED, format_form, format_state_name, is_newcomer
 from fedpeft.deployment.round_record import DIGEST, RoundRecord
 from fedpeft.errors import PayloadError, RunError
-from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.peft.adapter import AdapterShape, Layout
 from fedpeft.run.setup import ChosenParts, Setup
 
 SUMMED: Final = frozenset(
@@ -55,7 +55,7 @@ class InstructionPolicy:
     rank: int = 0
 
     @classmethod
-    def of_setup(cls, setup: Setup, rank: int) -> Self:
+    def from_setup(cls, setup: Setup, rank: int) -> Self:
         """Return the policy of a client that has made a `setup` of the server's settings."""
         mixed = setup.strategy.mixed_ranks or setup.factor_view is not None
         return cls(setup.layout, setup, setup.config.seed, mixed and setup.secure_sum is None, rank)
@@ -78,11 +78,13 @@ class InstructionPolicy:
             raise RunError(
                 f"FP5243 the server's record of {record.called} has a question, which belongs to an evaluation"
             )
-        legal = {} if record.kind == "prepare" else self._legal_states()
+        legal = {} if record.kind == "prepare" else self._list_legal_states()
         for name, digest in record.states.items():
             if name not in legal:
-                raise RunError(f"FP5244 the server records a model of {name} in {record.called}; {self._forms()}")
-            if (why := self._uncompared(legal[name])) and digest != why:
+                raise RunError(
+                    f"FP5244 the server records a model of {name} in {record.called}; {self._describe_forms()}"
+                )
+            if (why := self._explain_uncompared(legal[name])) and digest != why:
                 raise RunError(
                     f"FP5245 the server's record of {record.called} has {digest!r:.20} for the model of {name}, and by "
                     f"the settings that is {why!r}: {UNCOMPARED[why]}"
@@ -92,44 +94,44 @@ class InstructionPolicy:
                     f"FP5246 the server's record of {record.called} has no digest of the model of {name}, which all "
                     "clients compare"
                 )
-        if self.parts.secure_sum is not None and (record.base or any(map(self._uncompared, legal.values()))):
+        if self.parts.secure_sum is not None and (record.base or any(map(self._explain_uncompared, legal.values()))):
             raise RunError(
                 f"FP5247 clients can't compare the model of {record.called}, so a server could give each of them "
                 f"another one; this client takes part in no {self.parts.secure_sum.name} of it"
             )
 
-    def state_name(self, instruction: Instruction) -> str:
+    def format_state_name(self, instruction: Instruction) -> str:
         """Return the name under which a record has the digest of what an instruction leads to."""
-        return state_name(instruction.form, is_newcomer(instruction))
+        return format_state_name(instruction.form, is_newcomer(instruction))
 
     def smaller_states(self, instruction: Instruction, record: RoundRecord) -> dict[int, str]:
         """Return the recorded digests of states of smaller ranks than a client's own, by rank."""
         own, newcomer = instruction.form, is_newcomer(instruction)
         if own is None or not self.mixed:
             return {}
-        names = {rank: state_name(self.layout.form_of(rank), newcomer) for rank in range(1, own.rank)}
+        names = {rank: format_state_name(self.layout.get_form(rank), newcomer) for rank in range(1, own.rank)}
         found = {rank: record.states[name] for rank, name in names.items() if name in record.states}
         return {rank: digest for rank, digest in found.items() if DIGEST.fullmatch(digest)}
 
-    def _legal_states(self) -> dict[str, ClientForm | None]:
+    def _list_legal_states(self) -> dict[str, AdapterShape | None]:
         """Return all states that a record may have, by name, with their forms."""
         whole = self.layout.form
-        forms: list[ClientForm | None] = [whole]
+        forms: list[AdapterShape | None] = [whole]
         if whole is not None and self.mixed:
-            forms = [self.layout.form_of(rank) for rank in range(1, whole.rank + 1)]
+            forms = [self.layout.get_form(rank) for rank in range(1, whole.rank + 1)]
         kept = (False, True) if self.parts.strategy.private(self.layout) else (False,)
-        return {state_name(form, newcomer): form for form in forms for newcomer in kept}
+        return {format_state_name(form, newcomer): form for form in forms for newcomer in kept}
 
-    def _forms(self) -> str:
+    def _describe_forms(self) -> str:
         whole = self.layout.form
         if whole is None:
             return "legal is the whole model: it has no ranks"
         if not self.mixed:
-            return f"legal is {form_name(whole)}, for all clients"
+            return f"legal is {format_form(whole)}, for all clients"
         return f"legal are ranks 1 to {whole.rank}, each with alpha {whole.scale:g} times the rank"
 
-    def _uncompared(self, form: ClientForm | None) -> str:
-        return uncompared(self.parts.strategy, self.layout, self._codec, form, self.seed, 1)
+    def _explain_uncompared(self, form: AdapterShape | None) -> str:
+        return explain_uncompared(self.parts.strategy, self.layout, self._codec, form, self.seed, 1)
 
     # -------------------------------------------------------------------------------------------------- instructions
 
@@ -152,11 +154,11 @@ class InstructionPolicy:
         else:
             most = min(self.rank or whole.rank, whole.rank)
             legal = 1 <= rank <= most if self.mixed else rank == whole.rank
-            legal = legal and alpha == self.layout.form_of(rank).alpha
+            legal = legal and alpha == self.layout.get_form(rank).alpha
         if not legal:
             joined = f"; this client has joined with rank {self.rank}" if self.rank else ""
             raise PayloadError(
-                f"FP6176 the server asks for an adapter of rank {rank} and alpha {alpha:g}; {self._forms()}{joined}"
+                f"FP6176 the server asks for an adapter of rank {rank} and alpha {alpha:g}; {self._describe_forms()}{joined}"
             )
 
     def _check_tensors(self, instruction: Instruction) -> None:

@@ -10,22 +10,22 @@ from rich.markup import escape
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.certificates import check_name, name_of
-from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
-from fedpeft.deployment.connection import Link, LostError, UnkeptError, waits
-from fedpeft.deployment.credentials import Credentials, exposed
-from fedpeft.deployment.edge import Edge, check_machine
+from fedpeft.deployment.client_state import get_client_folder, get_ledger_folder, lock_state_folder
+from fedpeft.deployment.connection import Link, LostError, UnkeptError, yield_waits
+from fedpeft.deployment.credentials import Credentials, describe_exposure
+from fedpeft.deployment.edge import EdgeClient, check_machine
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
-from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.shared_settings import compute_settings_digest
 from fedpeft.deployment.signing import Verifier
 from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.deployment.transcript import FILE as TRANSCRIPT
-from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.deployment.transcript import Transcript, compute_record_limit
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
+from fedpeft.run.console import ConsoleObserver, format_bytes, format_duration, silence_libraries
 from fedpeft.run.phases import SILENCE
 
 
@@ -39,7 +39,7 @@ def link_of(options: JoinOptions) -> Link:
         if not options.name:
             raise ConfigError("FP1201 without TLS a client must say its name: --name edge-1")
         return Link(options.server, check_name(options.name), None)
-    own = Credentials.of_client(options.certs)
+    own = Credentials.load_client(options.certs)
     name = name_of(own.certificate)
     if options.name not in ("", name):
         raise ConfigError(
@@ -59,13 +59,13 @@ class Patience:
 
     give_up: float
     say: ConsoleObserver
-    _waits: Iterator[float] = field(default_factory=waits)
+    _waits: Iterator[float] = field(default_factory=yield_waits)
     _since: float | None = None
     _diagnosed: bool = False
 
     def connected(self) -> None:
         """It has worked: begin anew the next time."""
-        self._waits = waits()
+        self._waits = yield_waits()
         self.reached()
 
     def reached(self) -> None:
@@ -81,12 +81,12 @@ class Patience:
         told = str(error)
         if not isinstance(error, UnkeptError):  # with it, there is a connection
             told = f"no connection to {link.address} ({error})"
-            self._unreached(link, error)
+            self._handle_unreached(link, error)
         seconds = next(self._waits)
         self.say.say(f"{escape(told)}; again in {seconds:.1f} s")
         time.sleep(seconds)
 
-    def _unreached(self, link: Link, error: LostError) -> None:
+    def _handle_unreached(self, link: Link, error: LostError) -> None:
         if self._since is None:
             self._since = time.monotonic()
         if not self._diagnosed:
@@ -103,25 +103,27 @@ def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> N
     """
     link = link_of(options)
     check_machine(options.data, edge_options)
-    quiet_libraries()
+    silence_libraries()
     with ConsoleObserver(console, silence=SILENCE) as observer:
-        if link.credentials and (said := exposed(options.certs / "client.key")):
+        if link.credentials and (said := describe_exposure(options.certs / "client.key")):
             observer.say(f"[bold yellow]warning[/] {escape(said)}")
         patience = Patience(options.give_up, observer)
         observer.wait(f"connecting to {link.address}")
-        description = described(link, patience)
+        description = wait_for_description(link, patience)
         observer.enter("loading rows and model")
         state = options.state.expanduser()
-        folder = folder_for(state, description.run, link.name)
-        with alone_in(folder):
-            edge = Edge(description, options.data, folder, ledgers_in(state), observer, edge_options, link.credentials)
+        folder = get_client_folder(state, description.run, link.name)
+        with lock_state_folder(folder):
+            edge = EdgeClient(
+                description, options.data, folder, get_ledger_folder(state), observer, edge_options, link.credentials
+            )
             precision = edge_options.precision or edge.config.dtype
             model = escape(edge.setup.model_directory.name)
             observer.say(
                 f"[bold]{link.name}[/]  {len(edge.rows)} rows, {model} in {precision} on {escape(str(edge.hardware))}"
             )
             _say_privacy(edge, observer)
-            transcript = transcript_of(edge, link)
+            transcript = open_transcript(edge, link)
             if link.credentials is None:
                 observer.say("[bold]rounds[/]  are chained by hashes and, without TLS, not signed by the server")
             edge.warm_up()
@@ -131,7 +133,7 @@ def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> N
                 edge.close()
 
 
-def described(link: Link, patience: Patience) -> v2.Description:
+def wait_for_description(link: Link, patience: Patience) -> v2.Description:
     """What the server says of the federation, as soon as it is there.
 
     Raises:
@@ -148,7 +150,7 @@ def described(link: Link, patience: Patience) -> v2.Description:
             return description
 
 
-def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
+def open_transcript(edge: EdgeClient | TrainerEdge, link: Link) -> Transcript:
     """What the server has told this client of the rounds, in its folder.
 
     Raises:
@@ -157,15 +159,15 @@ def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
     return Transcript(
         edge.folder / TRANSCRIPT,
         edge.description.run,
-        settings_digest(edge.description),
+        compute_settings_digest(edge.description),
         link.name,
         Verifier(link.credentials.authority) if link.credentials else None,
-        most_records(edge.config.rounds),
+        compute_record_limit(edge.config.rounds),
         edge.policy,
     )
 
 
-def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
+def _say_privacy(edge: EdgeClient, observer: ConsoleObserver) -> None:
     """What protects this machine's rows, and from whom."""
     mechanism, secure = edge.setup.mechanism, edge.setup.secure_sum
     if secure is not None:
@@ -193,26 +195,26 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
             observer.say(f"[bold yellow]warning[/] {warning}")
 
 
-def _called(instruction: Instruction) -> str:
+def _format_task(instruction: Instruction) -> str:
     """A task's name for people."""
     step = f", step {instruction.step} of the secure sum" if instruction.step else ""
     return f"{instruction.kind} round {instruction.round}{step}"
 
 
-def _said(instruction: Instruction, report: Report, silent: bool) -> str:
+def _format_answer(instruction: Instruction, report: Report, silent: bool) -> str:
     """A task and what was answered, in a line; who is `silent` tells the server 1 for any number of rows."""
-    called = _called(instruction)
+    called = _format_task(instruction)
     if report.error:
         return f"{called}: {escape(report.error)}"
     if instruction.step:
-        return f"{called}: {size(report.bytes)}"
+        return f"{called}: {format_bytes(report.bytes)}"
     rows = "" if silent else f"{report.rows} rows, "
     loss = f"loss {report.loss:.3f}, " if report.loss else ""  # none is measured, or none leaves this machine
-    return f"{called}: {rows}{loss}{size(report.bytes)}, {duration(report.seconds)}"
+    return f"{called}: {rows}{loss}{format_bytes(report.bytes)}, {format_duration(report.seconds)}"
 
 
 def take_part(
-    edge: Edge | TrainerEdge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver
+    edge: EdgeClient | TrainerEdge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver
 ) -> None:
     """Do what the server asks, until it needs this client no more.
 
@@ -229,16 +231,16 @@ def take_part(
     while True:
         try:
             with link.open() as connection:
-                registration, limit = edge.registration(), edge.instruction_limit
-                for task, instruction in connection.tasks(registration, limit, transcript, reached):
+                registration, limit = edge.create_registration(), edge.instruction_limit
+                for task, instruction in connection.iterate_tasks(registration, limit, transcript, reached):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
-                        observer.enter(_called(instruction))
+                        observer.enter(_format_task(instruction))
                         done = task, edge.handle(instruction)
                     report = done[1]
-                    observer.enter(f"{_called(instruction)}: sending {size(report.bytes)}")
+                    observer.enter(f"{_format_task(instruction)}: sending {format_bytes(report.bytes)}")
                     verdict = connection.submit(task, report)
-                    observer.say(f"{_said(instruction, report, edge.silent)} ({verdict})")
+                    observer.say(f"{_format_answer(instruction, report, edge.silent)} ({verdict})")
                     observer.wait("waiting for a task")
             observer.say(
                 f"the federation is finished: the trained model is on the server {escape(link.address)}, and its "

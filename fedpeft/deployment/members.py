@@ -164,8 +164,8 @@ class Roster:
         with self._lock:
             if self.started:
                 return
-            for id, name in enumerate(sorted(self._members)):
-                self._members[name].id = id
+            for client_id, name in enumerate(sorted(self._members)):
+                self._members[name].id = client_id
             self.started = True
             self._store()
 

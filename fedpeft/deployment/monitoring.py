@@ -13,9 +13,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import grpc
 from rich.markup import escape
 
-from fedpeft.deployment.addresses import host_and_port, is_loopback
+from fedpeft.deployment.addresses import is_loopback, parse_address
 from fedpeft.deployment.channel import SERVICE
-from fedpeft.errors import RunError, needs_extra
+from fedpeft.errors import RunError, require_extra
 
 if TYPE_CHECKING:
     from fedpeft.deployment.federation import Federation
@@ -79,15 +79,15 @@ class Operation:
     def __enter__(self) -> Operation:
         for what, address in (("metrics", self._options.metrics), ("health", self._options.health)):
             if address and not is_loopback(address):
-                host_and_port(address, what)
+                parse_address(address, what)
                 self._observer.say(
                     f"[bold yellow]warning[/] whoever reaches {escape(address)} can read --{what}: it has neither TLS "
                     "nor names of callers; give 127.0.0.1, or close the port to others"
                 )
         if self._options.metrics:
-            self._metrics = self._start_metrics(*host_and_port(self._options.metrics, "metrics"))
+            self._metrics = self._start_metrics(*parse_address(self._options.metrics, "metrics"))
         if self._options.health:
-            host_and_port(self._options.health, "health")
+            parse_address(self._options.health, "health")
             self._health = self._start_health(self._options.health)
         return self
 
@@ -101,7 +101,7 @@ class Operation:
             self._health.stop(grace=None)
 
     def _start_metrics(self, host: str, port: int) -> Any:
-        needs_extra("prometheus_client", "serve", "--metrics")
+        require_extra("prometheus_client", "serve", "--metrics")
         import prometheus_client
 
         registry = prometheus_client.CollectorRegistry()
@@ -138,7 +138,7 @@ class Operation:
         """The metrics at this moment, for Prometheus."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        sessions = self._federation.gateway.sessions()
+        sessions = self._federation.gateway.list_sessions()
         last = self._observer.last
         gauges: dict[str, tuple[str, float]] = {
             "clients_connected": ("clients that are connected", sum(bool(s.connected) for s in sessions)),
@@ -158,8 +158,8 @@ class Operation:
             gauges["epsilon"] = ("epsilon of the worst client so far", self._observer.epsilon)
         if self._federation.secret_cohort:
             del gauges["clients_waited_for"]
-        for name, (help, value) in gauges.items():
-            yield GaugeMetricFamily(f"fedpeft_{name}", help, value=value)
+        for name, (description, value) in gauges.items():
+            yield GaugeMetricFamily(f"fedpeft_{name}", description, value=value)
         received = CounterMetricFamily("fedpeft_received_bytes", "bytes from clients on the wire")
         sent = CounterMetricFamily("fedpeft_sent_bytes", "bytes to clients on the wire")
         if not self._federation.secret_cohort:  # sums: who belongs to a federation can be a secret by itself

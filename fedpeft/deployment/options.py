@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from fedpeft.data.client_rows import LABEL, LARGEST, TEXT
-from fedpeft.data.prompt_templates import check_readable, template_file
+from fedpeft.data.prompt_templates import check_readable, read_template
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
-from fedpeft.deployment.addresses import host_and_port
+from fedpeft.deployment.addresses import parse_address
 from fedpeft.families import TASKS
 from fedpeft.models.precisions import BASES
 from fedpeft.parts import setting
@@ -60,7 +60,7 @@ class ServeOptions:
     listen: str = setting(
         "127.0.0.1:8470",
         "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses",
-        check=partial(host_and_port, option="listen"),
+        check=partial(parse_address, option="listen"),
     )
     certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
     insecure: bool = setting(False, "no TLS: clients are who they say they are; on this machine only")
@@ -68,13 +68,13 @@ class ServeOptions:
     metrics: str = setting(
         "",
         "HOST:PORT of Prometheus metrics, e.g. 127.0.0.1:9470; empty: none",
-        check=partial(host_and_port, option="metrics"),
+        check=partial(parse_address, option="metrics"),
     )
     dashboard: str = setting("", "port of a page that shows the run, to this machine only; 0: any free; empty: none")
     health: str = setting(
         "",
         "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none",
-        check=partial(host_and_port, option="health"),
+        check=partial(parse_address, option="health"),
     )
     wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
     quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
@@ -91,7 +91,7 @@ class ServeOptions:
 class JoinOptions:
     """How a client reaches its server, and where its rows, certificates and state are."""
 
-    server: str = setting(MISSING, "HOST:PORT of the server", check=partial(host_and_port, option="server"))
+    server: str = setting(MISSING, "HOST:PORT of the server", check=partial(parse_address, option="server"))
     data: Path = setting(MISSING, "your rows: a .csv, .tsv or .jsonl file, or a folder of pictures")
     certs: Path = setting(Path("certs"), "the folder you were handed: ca.pem, client.pem, client.key")
     insecure: bool = setting(False, "no TLS: for a server on this machine that runs without it")
@@ -116,7 +116,7 @@ class EdgeOptions:
     template: str = setting(
         "",
         "FILE.jinja, if the federation writes conversations by a file that you have been handed",
-        check=template_file,
+        check=read_template,
     )
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")

@@ -18,7 +18,7 @@ from typing import Final, Self
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedpeft.deployment.certificates import NAME, Revoked, name_in
+from fedpeft.deployment.certificates import NAME, RevocationList, name_in
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import read
@@ -45,7 +45,7 @@ class PinnedRoster:
         return hashlib.sha256(self.to_text().encode()).hexdigest()
 
     @classmethod
-    def of_authority(cls, folder: Path) -> Self:
+    def from_authority(cls, folder: Path) -> Self:
         """Of the clients that the authority in `folder` has made certificates for, without those that are revoked.
 
         Raises:
@@ -54,7 +54,7 @@ class PinnedRoster:
         """
         members = {}
         try:
-            revoked = Revoked(folder / "revoked.pem", read(folder / "ca.pem"))
+            revoked = RevocationList(folder / "revoked.pem", read(folder / "ca.pem"))
             for file in sorted(folder.glob("clients/*/client.pem")):
                 certificate = x509.load_pem_x509_certificate(read(file))
                 if certificate.serial_number not in revoked:

@@ -7,7 +7,7 @@ from fedpeft.errors import RunError
 from fedpeft.privacy.declared_terms import DeclaredTerms
 
 
-def to_wire(terms: DeclaredTerms) -> v2.PrivacyTerms:
+def encode_terms(terms: DeclaredTerms) -> v2.PrivacyTerms:
     """The terms as they travel."""
     return v2.PrivacyTerms(
         noise=terms.noise,
@@ -19,7 +19,7 @@ def to_wire(terms: DeclaredTerms) -> v2.PrivacyTerms:
     )
 
 
-def declared(registration: v2.Registration) -> DeclaredTerms:
+def decode_terms(registration: v2.Registration) -> DeclaredTerms:
     """What a registration says.
 
     Raises:

@@ -67,7 +67,7 @@ class RoundRecord:
 
     def to_bytes(self) -> bytes:
         """As it is hashed, signed and sent."""
-        return _written(self)
+        return _encode_record(self)
 
     @property
     def called(self) -> str:
@@ -92,7 +92,7 @@ class RoundRecord:
         """What a round has once: a kind of work, and for each question an evaluation."""
         return self.kind, self.asks or ""
 
-    def agrees(self, other: RoundRecord) -> bool:
+    def is_consistent(self, other: RoundRecord) -> bool:
         """Whether both hand out the same; a record may have forms that the other lacks."""
         both = self.states.keys() & other.states.keys()
         return self.content == other.content and all(self.states[name] == other.states[name] for name in both)
@@ -109,7 +109,7 @@ class TaskRecord:
         run: of the federation.
         client: its name.
         record: SHA-256 of the round's record.
-        digest: of the instruction (`fedpeft.communication.release.instruction_digest`).
+        digest: of the instruction (`fedpeft.communication.release.compute_instruction_digest`).
         time: seconds of Unix time, by the server's clock.
         own: the fields in which clients' instructions may differ, in the clear; None in older statements.
     """
@@ -123,14 +123,14 @@ class TaskRecord:
 
     def to_bytes(self) -> bytes:
         """As it is signed and sent."""
-        return _written(self)
+        return _encode_record(self)
 
 
 LATER: Final = {"asks", "own"}
 """Fields that older records lack: a run that has such records goes on, and its transcripts are read."""
 
 
-def _written(record: RoundRecord | TaskRecord) -> bytes:
+def _encode_record(record: RoundRecord | TaskRecord) -> bytes:
     fields = {name: value for name, value in vars(record).items() if name not in LATER or value is not None}
     return json.dumps(fields, sort_keys=True).encode()
 
@@ -138,7 +138,7 @@ def _written(record: RoundRecord | TaskRecord) -> bytes:
 T = typing.TypeVar("T", RoundRecord, TaskRecord)
 
 
-def parsed(cls: type[T], content: bytes) -> T:
+def parse_record(cls: type[T], content: bytes) -> T:
     """A record from a peer, or from a file.
 
     Raises:
@@ -162,45 +162,45 @@ def parsed(cls: type[T], content: bytes) -> T:
     return made
 
 
-def _digest(value: object) -> bool:
+def _is_digest(value: object) -> bool:
     return isinstance(value, str) and DIGEST.fullmatch(value) is not None
 
 
-def _digest_or_none(value: object) -> bool:
-    return value == "" or _digest(value)
+def _is_digest_or_empty(value: object) -> bool:
+    return value == "" or _is_digest(value)
 
 
 def _count(value: object) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
 
 
-def _time(value: object) -> bool:
+def _is_time(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 36
 
 
-def _word(value: object) -> bool:
+def _is_word(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= LONGEST_WORD and value.isprintable()
 
 
 _TYPES: Final[dict[str, Any]] = hints(Instruction)
 
 _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
-    "run": _word,
-    "client": _word,
-    "record": _digest,
-    "digest": _digest,
+    "run": _is_word,
+    "client": _is_word,
+    "record": _is_digest,
+    "digest": _is_digest,
     "sequence": _count,
     "round": _count,
     "cohort": _count,
-    "previous": _digest_or_none,
-    "base": _digest_or_none,
-    "settings": _digest,
-    "common": _digest,
-    "time": _time,
+    "previous": _is_digest_or_empty,
+    "base": _is_digest_or_empty,
+    "settings": _is_digest,
+    "common": _is_digest,
+    "time": _is_time,
     "kind": lambda value: value == "prepare" or value in _WORDS,
     "states": lambda value: (
         isinstance(value, dict)
-        and all(len(name) <= 63 and (_digest_or_none(said) or said in UNCOMPARED) for name, said in value.items())
+        and all(len(name) <= 63 and (_is_digest_or_empty(said) or said in UNCOMPARED) for name, said in value.items())
     ),
     "asks": lambda value: isinstance(value, str) and len(value) <= MOST_WORDS,
     "own": lambda value: (
@@ -242,7 +242,7 @@ class Chain:
         Raises:
             RunError: it is not one that can follow those before it.
         """
-        record = parsed(RoundRecord, content)
+        record = parse_record(RoundRecord, content)
         self._check_link(record)
         self._check_order(record)
         if record.kind == "train":
@@ -260,10 +260,10 @@ class Chain:
         trained = self._phases.get(("train", ""))
         return trained.round if trained else 0
 
-    def training(self, round: int) -> str:
+    def get_training_hash(self, round_number: int) -> str:
         """Return the hash of the newest record of the training of a round; of the last record if there is none."""
         newest = reversed(self.by_hash.items())
-        wanted = ("train", round)
+        wanted = ("train", round_number)
         return next((h for h, at in newest if (self.records[at].kind, self.records[at].round) == wanted), self.head)
 
     def _check_link(self, record: RoundRecord) -> None:
@@ -292,5 +292,5 @@ class Chain:
         if record.kind == "prepare" and self.round:
             raise RunError(f"FP5091 {said} is a rollback: round {self.round} has been trained in")
         before = self._phases.get(record.phase)
-        if before is not None and before.round == record.round and not before.agrees(record):
+        if before is not None and before.round == record.round and not before.is_consistent(record):
             raise RunError(f"FP5092 {said} has another content than record {before.sequence}, of the same round")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.downlink import uncompared
+from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.release import UNCOMPARED
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
@@ -16,14 +16,14 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.regression import Regression
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.energy import EnergySettings
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.profiles import Profiles
-from fedpeft.run.sampling import aware
+from fedpeft.run.sampling import build_aware_sampler
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec
 
@@ -40,7 +40,7 @@ def check(config: RunConfig, options: ServeOptions) -> None:  # noqa: PLR0912
         raise ConfigError(
             f"FP1129 {name} belongs to simulations: real clients keep their rows; leave it out of --measure"
         )
-    if aware(config.cohort) is not None:
+    if build_aware_sampler(config.cohort) is not None:
         raise ConfigError(
             f"FP1130 --cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients "
             "don't tell; give a number or a fraction"
@@ -88,7 +88,7 @@ NAMED = ("regression", "multi_label", "seq2seq", TOKEN_LABELS, *LANGUAGE)
 """Tasks that the option `task` names."""
 
 
-def told_task(options: ServeOptions) -> str:
+def check_task(options: ServeOptions) -> str:
     """The task that the options name, as all clients are told it; empty: none.
 
     Moments that an operator gives are known beforehand: no client's rows have been looked at.
@@ -117,7 +117,7 @@ def told_task(options: ServeOptions) -> str:
                 "'regression(mean=50, deviation=10)'; the start of the head corrects the mean"
             )
         task = dataclasses.replace(task, known=True)
-    return part_text(task)
+    return format_part(task)
 
 
 def check_asked(setup: Setup) -> None:
@@ -134,7 +134,7 @@ def check_asked(setup: Setup) -> None:
         )
 
 
-def profiles_for_clients(setup: Setup) -> Profiles:
+def create_client_profiles(setup: Setup) -> Profiles:
     """Return the clients' profiles, with the forms as each client works them out by itself.
 
     Raises:
@@ -145,7 +145,7 @@ def profiles_for_clients(setup: Setup) -> Profiles:
     made = []
     for profile, count in groups:
         if (form := profile.form) is not None:
-            own = setup.layout.form_of(form.rank)
+            own = setup.layout.get_form(form.rank)
             if not math.isclose(own.alpha, form.alpha, rel_tol=1e-9):
                 raise ConfigError(
                     f"FP1500 a profile has rank {form.rank} and alpha {form.alpha:g}; a real client takes no other "
@@ -159,7 +159,7 @@ def profiles_for_clients(setup: Setup) -> Profiles:
             )
         made.append((profile, count))
     if setup.secure_sum is not None:
-        why = uncompared(setup.strategy, setup.layout, setup.downlink, setup.layout.form, setup.config.seed, 1)
+        why = explain_uncompared(setup.strategy, setup.layout, setup.downlink, setup.layout.form, setup.config.seed, 1)
         energy = setup.measured.get(EnergySettings)
         if energy is not None and energy.lean:
             raise PrivacyError(

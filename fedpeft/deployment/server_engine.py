@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedpeft.deployment.server_plan import exposure_of
+from fedpeft.deployment.server_plan import compute_exposure
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounts import CommonAccounts, DeclaredAccounts, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
@@ -43,7 +43,7 @@ def make_server_engine(
     mechanism, seed = setup.mechanism, setup.config.seed
     if mechanism is None:
         return None
-    exposure = exposure_of(setup, rows)
+    exposure = compute_exposure(setup, rows)
     if isinstance(mechanism, SumMechanism):
         _check_neighbours(mechanism, exposure)
         mechanism.check_start(exposure)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
 from fedpeft.errors import ConfigError
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.client_protection import plan_participations
 from fedpeft.privacy.exposure import Exposure
@@ -22,12 +22,12 @@ from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.spending import describe_spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import PlansTraining
-from fedpeft.run.private_plan import planned, plans
-from fedpeft.run.profiles import ProfileTable, chances
-from fedpeft.run.sampling import cohort_size
+from fedpeft.run.private_plan import can_plan, plan_training
+from fedpeft.run.profiles import ProfileTable, compute_chances
+from fedpeft.run.sampling import compute_cohort_size
 from fedpeft.run.setup import Setup
-from fedpeft.server.preparation import noised_statistics
-from fedpeft.server.sampling import Population, population
+from fedpeft.server.preparation import get_noised_shapes
+from fedpeft.server.sampling import Population, create_population
 
 UNPLANNED = (
     "training is not planned for the privacy budget, since the server knows no number of rows: say how many a client "
@@ -35,13 +35,13 @@ UNPLANNED = (
 )
 
 
-def drawn_from(setup: Setup) -> Population:
+def create_served_population(setup: Setup) -> Population:
     """What cohorts of a served run are drawn from."""
-    size = cohort_size(setup.config.cohort, setup.clients)
-    return population(setup.clients, size, chances(setup.profiles), setup.mechanism)
+    size = compute_cohort_size(setup.config.cohort, setup.clients)
+    return create_population(setup.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
 
-def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
+def count_known_rows(setup: Setup, client_rows: int, held_out: float) -> int:
     """Rows that a client trains on in the mean, at least 1, as all may know; 0: nobody says.
 
     Args:
@@ -75,18 +75,18 @@ def rows_known(setup: Setup, client_rows: int, held_out: float) -> int:
     return of_one
 
 
-def exposure_of(setup: Setup, rows: int) -> Exposure:
+def compute_exposure(setup: Setup, rows: int) -> Exposure:
     """What the cost of a served run depends on.
 
     Args:
         setup: with a mechanism.
         rows: of a client; 0: each knows its own number only.
     """
-    config, mechanism, sampler = setup.config, setup.mechanism, drawn_from(setup)
+    config, mechanism, sampler = setup.config, setup.mechanism, create_served_population(setup)
     assert mechanism is not None
     ones = np.ones(setup.clients, np.int64)
     share = sampler.size / setup.clients
-    summed_start = setup.private_start and isinstance(mechanism, SumMechanism)
+    summed_start = setup.has_private_start and isinstance(mechanism, SumMechanism)
     return Exposure(
         strategy=setup.strategy,
         method=setup.method,
@@ -98,14 +98,14 @@ def exposure_of(setup: Setup, rows: int) -> Exposure:
         rounds=config.rounds,
         cohort=sampler.size,
         even=len(set(sampler.weights)) <= 1,
-        start=setup.private_start,
-        start_entries=entries(noised_statistics(setup)) if summed_start else 0,
+        start=setup.has_private_start,
+        start_entries=entries(get_noised_shapes(setup)) if summed_start else 0,
         trained=setup.trained_entries,
         whitened=setup.whitened_directions if is_whitened(mechanism) else 0,
     )
 
 
-def at_clients_delta(setup: Setup) -> Setup:
+def set_client_delta(setup: Setup) -> Setup:
     """The setup with the delta that clients count at, where their shares of one noise are planned for all alike.
 
     Of few clients the usual delta, a tenth of 1 / clients, is larger than the one that a client accepts. It would count
@@ -114,19 +114,19 @@ def at_clients_delta(setup: Setup) -> Setup:
     mechanism = setup.mechanism
     if not isinstance(mechanism, SumMechanism) or mechanism.epsilon is None or mechanism.dp_delta is not None:
         return setup
-    usual, accepted = mechanism.delta(exposure_of(setup, 1)), EdgeOptions().max_delta
+    usual, accepted = mechanism.delta(compute_exposure(setup, 1)), EdgeOptions().max_delta
     if usual <= accepted:
         return setup
     stated = replace(mechanism, dp_delta=accepted)
-    made = replace(setup, mechanism=stated, config=replace(setup.config, privacy=part_text(stated)))
-    return _noted(
+    made = replace(setup, mechanism=stated, config=replace(setup.config, privacy=format_part(stated)))
+    return _add_note(
         made,
         f"the budget counts at dp_delta {accepted:g}, the largest that clients accept where they don't say, not at the "
-        f"{usual:.2g} that is usual for {mechanism.units(exposure_of(setup, 1))} {mechanism.privacy_unit}s",
+        f"{usual:.2g} that is usual for {mechanism.units(compute_exposure(setup, 1))} {mechanism.privacy_unit}s",
     )
 
 
-def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> Setup:
+def plan_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> Setup:
     """The setup with what its mechanism plans for clients of so many rows; what is to be said of that is in its notes.
 
     The share of the start is told with it: a client with other rows than most would work out another one.
@@ -144,20 +144,22 @@ def planned_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], hea
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
         return setup
     if not rows:
-        planned_by_rows = plans(setup) and isinstance(mechanism, PlansTraining)
-        return _noted(setup, UNPLANNED) if planned_by_rows and mechanism.start != 1 else setup
-    mechanism.check(exposure_of(setup, rows))
-    made = planned(setup, exposure_of(setup, rows), groups, head)
-    federation, taken = exposure_of(made, rows), made.mechanism
+        planned_by_rows = can_plan(setup) and isinstance(mechanism, PlansTraining)
+        return _add_note(setup, UNPLANNED) if planned_by_rows and mechanism.start != 1 else setup
+    mechanism.check(compute_exposure(setup, rows))
+    made = plan_training(setup, compute_exposure(setup, rows), groups, head)
+    federation, taken = compute_exposure(made, rows), made.mechanism
     assert taken is not None
     if (noise := taken.start_noise(federation)) is None:
         return made
     shared = replace(taken, start=taken.start_share(federation))
-    config = replace(made.config, privacy=part_text(shared))
+    config = replace(made.config, privacy=format_part(shared))
     made = replace(made, mechanism=shared, config=config)
     each = taken.noises_updates  # else the book says it
-    return _noted(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
+    return (
+        _add_note(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
+    )
 
 
-def _noted(setup: Setup, note: str) -> Setup:
+def _add_note(setup: Setup, note: str) -> Setup:
     return replace(setup, notes=(*setup.notes, note))

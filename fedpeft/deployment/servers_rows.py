@@ -12,17 +12,17 @@ import numpy as np
 from fedpeft.config import RunConfig
 from fedpeft.data.client_rows import LABEL, TEXT
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
-from fedpeft.data.label_columns import AND, named
-from fedpeft.data.prompt_templates import CHAT, SUFFIX, template_file
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
+from fedpeft.data.label_columns import AND, parse_names
+from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
+from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, split_off_validation
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
-from fedpeft.data.user_rows import Described
+from fedpeft.data.user_rows import DescribedDataset
 from fedpeft.deployment.described import TOLD
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
-from fedpeft.deployment.served_settings import check_tasks, told_task
+from fedpeft.deployment.served_settings import check_task, check_tasks
 from fedpeft.errors import ConfigError
 from fedpeft.models.task import TASKS
-from fedpeft.parts import check_settings, part_text
+from fedpeft.parts import check_settings, format_part
 from fedpeft.spec import parse_spec
 
 
@@ -35,28 +35,28 @@ class ServersRows:
     form: Clients
 
     @classmethod
-    def of(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
+    def load(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
         """As the options say.
 
         Raises:
             FedpeftError: class names or rows that can't be used.
         """
-        form = form_of(config, options)
+        form = choose_form(config, options)
         if form is None:
-            return cls._as_loaded(config, options)
+            return cls._from_dataset(config, options)
         names, targets = form.names, TASKS.build(form.task).targets
-        rows = form.no_rows(targets, names)
+        rows = form.create_empty_rows(targets, names)
         if options.eval_data:
             rows, known = form.read(Path(options.eval_data), names, targets)
             names = known or None
-        return cls._of("clients' own rows", form, names, rows)
+        return cls._from_rows("clients' own rows", form, names, rows)
 
     @classmethod
-    def _as_loaded(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
+    def _from_dataset(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
         """Of clients whose rows are as those of the configured data set."""
         source = load_dataset(config.dataset)
         check_tasks(source.tasks)
-        kind, asked = parse_spec(source.task).name, told_task(options)
+        kind, asked = parse_spec(source.task).name, check_task(options)
         if asked and kind != parse_spec(asked).name:
             raise ConfigError(
                 f"FP1144 --task {options.task!r} is not what {source.name} holds, which is {kind}; name the labels of "
@@ -72,16 +72,20 @@ class ServersRows:
             task=asked or source.task,
             text=options.text_column,
             label=options.label_column,
-            side=_side(source, options),
-            template=_template(source, config.dataset, options),
+            side=_choose_side(source, options),
+            template=_choose_template(source, config.dataset, options),
         )
         targets = TASKS.build(form.task).targets
-        rows = without_validation(source)[1] if options.eval_data else form.no_rows(targets, source.label_names)
+        rows = (
+            split_off_validation(source)[1]
+            if options.eval_data
+            else form.create_empty_rows(targets, source.label_names)
+        )
         test = source.test if options.eval_data else None
-        return cls._of(source.name, form, source.label_names, rows, test, source.default_model)
+        return cls._from_rows(source.name, form, source.label_names, rows, test, source.default_model)
 
     @classmethod
-    def _of(
+    def _from_rows(
         cls,
         name: str,
         form: Clients,
@@ -90,7 +94,7 @@ class ServersRows:
         test: Rows | None = None,
         model: str | None = None,
     ) -> ServersRows:
-        dataset = Described(
+        dataset = DescribedDataset(
             name=name,
             kind=form.kind,
             task=form.task,
@@ -102,7 +106,7 @@ class ServersRows:
         return cls(dataset, rows, form)
 
 
-def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
+def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
     """The form of the clients' rows as `clients(...)` and the options tell it; None: that of the configured data set.
 
     Raises:
@@ -111,12 +115,12 @@ def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
     """
     of_data = DATASETS.build(config.dataset)
     told = of_data if isinstance(of_data, Clients) else None
-    task = told_task(options)
+    task = check_task(options)
     targets = TASKS.build(task).targets if task else "classes"
     least = 2 if targets == "classes" or task == TOKEN_LABELS else 1
     given = {
         "task": task,
-        "labels": ",".join(named(options.labels, least=least)) if options.labels else "",
+        "labels": ",".join(parse_names(options.labels, least=least)) if options.labels else "",
         "text": options.text_column if options.text_column != TEXT else "",
         "label": options.label_column if options.label_column != LABEL else "",
         "side": options.side,
@@ -124,7 +128,7 @@ def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
     }
     given = {name: value for name, value in given.items() if value}
     tells_names = "labels" in given or targets == "numbers" or (targets == "labels" and AND in options.label_column)
-    if told is None and (options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _by_itself(task))):
+    if told is None and (options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _is_unnamed(task))):
         return None
     if told is not None and options.eval_data == OWN_TEST:
         raise ConfigError(
@@ -137,33 +141,33 @@ def form_of(config: RunConfig, options: ServeOptions) -> Clients | None:
             f"FP1147 clients of a server can't join with rows of {form.learns!r}; legal are {', '.join(TOLD)}"
         )
     if form.template is not None and form.template.endswith(SUFFIX):
-        template_file(form.template)  # before a model is loaded
-    if not (form.names or options.eval_data or _by_itself(form.learns)):
+        read_template(form.template)  # before a model is loaded
+    if not (form.names or options.eval_data or _is_unnamed(form.learns)):
         raise ConfigError(
             "FP1148 nobody names the classes of the clients' rows; give --labels a,b,c, or --eval-data FILE"
         )
     return form
 
 
-def _by_itself(task: str) -> bool:
+def _is_unnamed(task: str) -> bool:
     """Whether a task needs no names."""
     return bool(task) and TOLD[parse_spec(task).name][1] == 0
 
 
-def with_form(config: RunConfig, options: ServeOptions) -> RunConfig:
+def add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
     """The settings with what the options tell of the clients' rows in place of a data set that nobody has asked for.
 
     Raises:
         ConfigError: options that contradict each other.
     """
-    form = form_of(config, options)
+    form = choose_form(config, options)
     if form is None:
         return config
     model = (config.model == "auto" and form.default_model) or config.model
-    return dataclasses.replace(config, dataset=part_text(form), model=model)
+    return dataclasses.replace(config, dataset=format_part(form), model=model)
 
 
-def _side(source: Dataset, options: ServeOptions) -> int:
+def _choose_side(source: Dataset, options: ServeOptions) -> int:
     """Pixels per side of the pictures of a data set, or what is asked for; 0: it holds texts.
 
     Raises:
@@ -185,7 +189,7 @@ def _side(source: Dataset, options: ServeOptions) -> int:
     return 0
 
 
-def _template(source: Dataset, dataset: str, options: ServeOptions) -> str | None:
+def _choose_template(source: Dataset, dataset: str, options: ServeOptions) -> str | None:
     """What writes the conversations of a data set, or what is asked for; None: it holds none, or the model's own does.
 
     Raises:

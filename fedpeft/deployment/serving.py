@@ -20,10 +20,10 @@ from rich.markup import escape
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.prompt_templates import SUFFIX
-from fedpeft.deployment.addresses import host_and_port, is_loopback
+from fedpeft.deployment.addresses import is_loopback, parse_address
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Revoked
-from fedpeft.deployment.credentials import Credentials, exposed
+from fedpeft.deployment.certificates import RevocationList
+from fedpeft.deployment.credentials import Credentials, describe_exposure
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
@@ -36,36 +36,36 @@ from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, own_files
-from fedpeft.run.advice import on_steps
+from fedpeft.run.advice import advise_on_steps
 from fedpeft.run.console import (
     ServeObserver,
-    model_line,
-    quiet_libraries,
+    format_model_line,
     say_privacy,
+    silence_libraries,
 )
-from fedpeft.run.dashboard.live import Live
-from fedpeft.run.dashboard.server import shown
-from fedpeft.run.final_score import FinalScore, noted, save
+from fedpeft.run.dashboard.live import LiveState
+from fedpeft.run.dashboard.server import show_dashboard
+from fedpeft.run.final_score import FinalScore, note_undefined, save
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
-    alone_in,
-    begun,
-    located,
+    lock_folder,
     make_folder,
+    remove_on_error,
+    resolve_paths,
 )
 from fedpeft.run.measured import Findings
 from fedpeft.run.measurement import ScoredRun, TrainedRun
-from fedpeft.run.observer import perplexity
+from fedpeft.run.observer import compute_perplexity
 from fedpeft.run.phrases import count_of
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_ROWS, Costs, Quality, Summary
-from fedpeft.server.best_state import validated
+from fedpeft.server.best_state import summarize_validation
 from fedpeft.server.evaluation import OwnRows
 
 FAREWELL = "the federation is finished"
 
 
-def options_located(options: ServeOptions) -> ServeOptions:
+def resolve_option_paths(options: ServeOptions) -> ServeOptions:
     """The options with the files and the folder that they name written absolutely: a resume may be typed elsewhere."""
 
     def absolute(path: str) -> str:
@@ -80,14 +80,14 @@ def options_located(options: ServeOptions) -> ServeOptions:
     )
 
 
-def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper, Signer | None]:
+def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper, Signer | None]:
     """What the server shows, asks for, and signs with, at an address that it can listen at.
 
     Raises:
         ConfigError: no TLS where others could connect, or no address.
         RunError: certificates that are missing or can't be used.
     """
-    host_and_port(options.listen, "listen")
+    parse_address(options.listen, "listen")
     if options.insecure or options.insecure_anywhere:
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
@@ -96,9 +96,9 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
             )
         return None, Doorkeeper(None), None
     folder = Path(options.certs)
-    own = Credentials.of_server(folder)
+    own = Credentials.load_server(folder)
     secret = grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, require_client_auth=True)
-    return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority), own.authority), Signer(own)
+    return secret, Doorkeeper(RevocationList(folder / "revoked.pem", own.authority), own.authority), Signer(own)
 
 
 def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> Summary:
@@ -108,9 +108,9 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         FedpeftError: what the user can mend.
         StoppedError: the server was asked to stop; it can be resumed.
     """
-    quiet_libraries()
-    config, options = located(config), options_located(options)
-    credentials, doorkeeper, signer = security(options)
+    silence_libraries()
+    config, options = resolve_paths(config), resolve_option_paths(options)
+    credentials, doorkeeper, signer = load_security(options)
     if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
             f"FP1404 --privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose "
@@ -120,14 +120,14 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     make_folder(folder)
     going = threading.Event()
     with (
-        begun(folder, going.is_set),
-        alone_in(folder),
+        remove_on_error(folder, going.is_set),
+        lock_folder(folder),
         PeakMemory() as memory,
-        shown(options.dashboard, folder, console) as live,
+        show_dashboard(options.dashboard, folder, console) as live,
         ServeObserver(console, live) as observer,
     ):
         events = Events(folder / "serve.jsonl", observer.event)
-        if signer and (said := exposed(Path(options.certs) / "server.key")):
+        if signer and (said := describe_exposure(Path(options.certs) / "server.key")):
             observer.say(f"[bold yellow]warning[/] {escape(said)}")
         observer.enter("loading rows and model")
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
@@ -138,14 +138,16 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         farewell = None
 
         def refused(reason: str) -> None:
-            federation.gateway.admission.note_refusal(reason=f"TLS: {(signer and signer.objection()) or reason}")
+            federation.gateway.admission.note_refusal(
+                reason=f"TLS: {(signer and signer.describe_objection()) or reason}"
+            )
 
         with Handshakes(refused), _stop_on_signal(federation), Operation(federation, observer, options):
             try:
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
-                    records.write("config.toml", catalogue.made_toml(federation.setup))
-                own_files.record(records, own_files.made_of(config, federation.fixed["model"], folder))
+                    records.write("config.toml", catalogue.format_setup_toml(federation.setup))
+                own_files.record(records, own_files.find_own_files(config, federation.fixed["model"], folder))
                 kept = dataclasses.replace(options, readmit="")  # it was for this start
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()
@@ -156,16 +158,16 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 federation.close(farewell)
         seconds, peak = time.perf_counter() - started, memory.bytes or None
         summary = dataclasses.replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
-    records.write_json("summary.json", summary.as_dict())
+    records.write_json("summary.json", summary.to_dict())
     return summary
 
 
-def _watch(live: Live, federation: Federation) -> None:
+def _watch(live: LiveState, federation: Federation) -> None:
     """Let the page see who is connected, in numbers, and what is spent."""
     protection = federation.protection
 
     def connected() -> dict[str, int]:
-        sessions = federation.gateway.sessions()
+        sessions = federation.gateway.list_sessions()
         here = {"connected": sum(bool(s.connected) for s in sessions)}
         return here if federation.secret_cohort else here | {"at work": sum(bool(s.task) for s in sessions)}
 
@@ -176,8 +178,8 @@ def _watch(live: Live, federation: Federation) -> None:
 def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
     config, setup, gateway = federation.config, federation.setup, federation.gateway
     observer.metric = setup.task.metric
-    observer.say(model_line(setup))
-    for note in (*plugins.notes(), *setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
+    observer.say(format_model_line(setup))
+    for note in (*plugins.take_notes(), *setup.notes, *advise_on_steps(setup, setup.training.steps_for(10**6))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {count_of(setup.clients, 'client')}, "
@@ -201,17 +203,17 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         raise StoppedError
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
-    own = server.own_rows(progress) if federation.held_out else None
+    own = server.evaluate_own_rows(progress) if federation.held_out else None
     findings = Findings(setup, federation.begun)
     findings.ask(TrainedRun(setup, progress, records, server))
     gateway.close(FAREWELL)
-    received, sent = gateway.wire_bytes()
+    received, sent = gateway.count_wire_bytes()
     scorer = federation.scorer
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
     secret, test = federation.protection is not None, federation.rows.dataset.test if scorer else None
     disclosed = setup, kept, records.read("rounds.jsonl"), test, score
     findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret), observer.say)
-    accuracy, loss, of = _judged(own, score, setup.personal)
+    accuracy, loss, of = _summarize_result(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,
         accuracy=accuracy,
@@ -219,9 +221,9 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         worst_accuracy=own.worst_accuracy if own else None,
         shared_accuracy=score.accuracy if score else None,
         loss=loss,
-        perplexity=perplexity(loss) if setup.task.metric == "perplexity" else None,
+        perplexity=compute_perplexity(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
-        **validated(progress.best),
+        **summarize_validation(progress.best),
         temperature=findings.temperature,
     )
     return Summary(
@@ -230,13 +232,13 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
-        targets=noted(score.measures or None, observer) if score else None,
+        targets=note_undefined(score.measures or None, observer) if score else None,
         hooks=server.sections(progress),
         trust=findings.sections or None,
     )
 
 
-def _judged(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tuple[float, float, str]:
+def _summarize_result(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tuple[float, float, str]:
     """Accuracy and loss of the result, and whose rows they are of; not a number where nobody has any."""
     if own is not None and own.clients:
         if personal:

@@ -14,7 +14,7 @@ from grpc.aio import ServicerContext
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.members import Member
-from fedpeft.deployment.signing import Signed
+from fedpeft.deployment.signing import SignedStatement
 from fedpeft.deployment.wire import v2_pb2 as v2
 
 KNOWN_TASKS = 16
@@ -28,7 +28,7 @@ class TaskNames:
         self._server = secrets.token_hex(4)
         self._count = 0
 
-    def new(self) -> str:
+    def create_name(self) -> str:
         """A name that was never given."""
         self._count += 1
         return f"{self._server}.{self._count}"
@@ -46,7 +46,7 @@ class Caller:
     metadata: Mapping[str, object]
 
     @classmethod
-    def of(cls, context: ServicerContext) -> Caller:
+    def from_context(cls, context: ServicerContext) -> Caller:
         """The caller of a call."""
         return cls(context.auth_context(), dict(context.invocation_metadata() or ()))
 
@@ -73,7 +73,7 @@ class Session:
     caller: Caller | None = None
     task: str = ""
     instruction: Instruction | None = None
-    statement: Signed | None = None
+    statement: SignedStatement | None = None
     stream: int = 0
     connected: int = 0
     seen: float = field(default_factory=time.monotonic)

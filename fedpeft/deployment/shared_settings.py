@@ -18,7 +18,7 @@ from typing import Any, Final
 from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
@@ -28,7 +28,7 @@ from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
 from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.sampling import cohort_size
+from fedpeft.run.sampling import compute_cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec, split_outside_parentheses
 
@@ -66,15 +66,15 @@ AT_MOST: Final = {
 """The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
 
 
-def settings_for_clients(setup: Setup) -> RunConfig:
+def select_client_settings(setup: Setup) -> RunConfig:
     """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
     told = {name: getattr(setup.config, name) for name in TAKEN}
     if setup.config.cohort == "auto":  # a client's ledger counts on the number, whatever the rule of its version is
-        told["cohort"] = cohort_size("auto", setup.clients)
+        told["cohort"] = compute_cohort_size("auto", setup.clients)
     return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
-def shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
+def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
     """The settings that a client shares with its server, from the server's `text` (TOML); all others at their defaults.
 
     Raises:
@@ -82,7 +82,7 @@ def shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
         PrivacyError: it asks for sums under masks that a lying server could look under, or that lack a number of rows.
     """
     try:
-        told = from_mapping(tomllib.loads(text), "the server's settings")
+        told = build_config(tomllib.loads(text), "the server's settings")
         if told.drift == "auto":  # what suits its clients, a server knows by then
             told = dataclasses.replace(told, drift="")
         if told.privacy:
@@ -91,7 +91,7 @@ def shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
         measured = parse_measure(told.measure)
         for name, family in KNOWN.items():
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
-                family.loaded(parse_spec(part).name)
+                family.load_part(parse_spec(part).name)
                 family.build(part)
         if told.peft != "auto" and (needs := PEFT_METHODS.build(told.peft).own_machine):
             raise RunError(f"FP5093 peft={told.peft!r:.80} {needs}")
@@ -132,12 +132,12 @@ def _check_known(privacy: str) -> None:
         ConfigError: which one, or the text is none.
     """
     spec = parse_spec(privacy)
-    (SUMS if spec.name in SUMS.names else MECHANISMS).loaded(spec.name)
+    (SUMS if spec.name in SUMS.names else MECHANISMS).load_part(spec.name)
     if isinstance(noise := spec.settings.get("noise"), str):
-        SERVER_NOISES.loaded(parse_spec(noise).name)
+        SERVER_NOISES.load_part(parse_spec(noise).name)
 
 
-def settings_digest(told: v2.Description) -> str:
+def compute_settings_digest(told: v2.Description) -> str:
     """Of what a server tells its clients of the federation, but for the version of its software."""
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)

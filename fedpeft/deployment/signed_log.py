@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.deployment.signing import RECORD, TASK, Signed
+from fedpeft.deployment.signing import RECORD, TASK, SignedStatement
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 
 _LABELS = {RECORD: "record", TASK: "task"}
 
-Line = tuple[str, Signed]
+Line = tuple[str, SignedStatement]
 """A kind (`fedpeft.deployment.signing`), and a statement of it."""
 
 
@@ -44,7 +44,7 @@ class SignedLog:
             with open(self.path, "rb") as file:
                 for line in file:
                     if line.endswith(b"\n"):
-                        yield _parsed(line)
+                        yield _parse_line(line)
                     number += 1
         except FileNotFoundError:
             return
@@ -85,13 +85,13 @@ class SignedLog:
         if not lines:
             return
         try:
-            content = b"".join(written(kind, statement) for kind, statement in lines)
+            content = b"".join(encode_line(kind, statement) for kind, statement in lines)
             files.append(self.path, content, private=True)
         except OSError as error:
             raise UnwrittenError(f"FP5102 {self.path} can't be written: {error.strerror}") from None
 
 
-def written(kind: str, statement: Signed) -> bytes:
+def encode_line(kind: str, statement: SignedStatement) -> bytes:
     """A line, as it is on the disk."""
     line = {
         _LABELS[kind]: statement.content.decode(),
@@ -101,11 +101,11 @@ def written(kind: str, statement: Signed) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def _parsed(line: bytes) -> Line:
+def _parse_line(line: bytes) -> Line:
     fields = json.loads(line)
     [kind] = [kind for kind, label in _LABELS.items() if label in fields]
     signature, certificate = (base64.b64decode(fields[name], validate=True) for name in ("signature", "certificate"))
     content = fields[_LABELS[kind]]
     if not isinstance(content, str):
         raise TypeError("a statement is a text")
-    return kind, Signed(content.encode(), signature, certificate)
+    return kind, SignedStatement(content.encode(), signature, certificate)

@@ -25,7 +25,7 @@ RECORD, TASK = "fedpeft round record 1", "fedpeft task 1"
 
 
 @dataclass(frozen=True)
-class Signed:
+class SignedStatement:
     """A statement as it travels; without TLS `signature` and `certificate` (DER) are empty."""
 
     content: bytes
@@ -33,7 +33,7 @@ class Signed:
     certificate: bytes = b""
 
 
-def _message(kind: str, content: bytes) -> bytes:
+def _build_message(kind: str, content: bytes) -> bytes:
     return kind.encode() + b"\n" + content
 
 
@@ -59,7 +59,7 @@ class Signer:
         self._authority = authority
         self._own, self._certificate = certificate, certificate.public_bytes(serialization.Encoding.DER)
 
-    def objection(self) -> str:
+    def describe_objection(self) -> str:
         """What clients have against the certificate by now; empty: nothing."""
         try:
             check_authority(self._authority)
@@ -68,15 +68,17 @@ class Signer:
             return str(error)
         return ""
 
-    def sign(self, kind: str, content: bytes) -> Signed:
+    def sign(self, kind: str, content: bytes) -> SignedStatement:
         """The content as a statement of a `kind`.
 
         Raises:
             RunError: the certificate is outside its time, so that no client would believe the statement, ever.
         """
-        if why := self.objection():
+        if why := self.describe_objection():
             raise RunError(f"FP5105 {why}, and go on with python -m fedpeft.serve --resume RUN")
-        return Signed(content, self._key.sign(_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate)
+        return SignedStatement(
+            content, self._key.sign(_build_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate
+        )
 
 
 class Verifier:
@@ -93,7 +95,7 @@ class Verifier:
             raise RunError(f"FP5106 the certificate to check signatures with can't be read: {error}") from None
         self._keys: dict[bytes, tuple[ec.EllipticCurvePublicKey, datetime, datetime]] = {}
 
-    def check(self, kind: str, statement: Signed, time: int) -> None:
+    def check(self, kind: str, statement: SignedStatement, time: int) -> None:
         """Refuse a statement that no server of the authority has signed.
 
         Args:
@@ -107,10 +109,10 @@ class Verifier:
         if not statement.signature:
             raise RunError("FP5107 the server sent a round without its signature; with TLS every round has one")
         if statement.certificate not in self._keys:
-            self._keys[statement.certificate] = self._key_of(statement.certificate)
+            self._keys[statement.certificate] = self._load_key(statement.certificate)
         key, begin, end = self._keys[statement.certificate]
         try:
-            key.verify(statement.signature, _message(kind, statement.content), ec.ECDSA(hashes.SHA256()))
+            key.verify(statement.signature, _build_message(kind, statement.content), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise RunError(
                 "FP5108 the signature of a round is not the server's: it was forged, or changed later"
@@ -121,7 +123,7 @@ class Verifier:
                 f"server's certificate was not valid (from {begin:%Y-%m-%d} to {end:%Y-%m-%d}); are the clocks right?"
             )
 
-    def _key_of(self, der: bytes) -> tuple[ec.EllipticCurvePublicKey, datetime, datetime]:
+    def _load_key(self, der: bytes) -> tuple[ec.EllipticCurvePublicKey, datetime, datetime]:
         try:
             certificate = x509.load_der_x509_certificate(der)
             if certificate != self._trusted:

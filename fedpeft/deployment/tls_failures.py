@@ -16,7 +16,7 @@ from types import TracebackType
 HANDSHAKE = re.compile(rb"Handshake failed with error .*?([A-Z_]+: [^:\n]*|[A-Z_]+)$")
 
 
-def reason_of(line: bytes) -> str | None:
+def find_handshake_error(line: bytes) -> str | None:
     """Why a handshake failed, from a line of gRPC's core; None: it says something else."""
     found = HANDSHAKE.search(line.strip())
     return found[1].decode("ascii", "replace").lower().replace("_", " ") if found else None
@@ -46,7 +46,7 @@ class Handshakes:
     def _read(self) -> None:
         with open(self._pipe, "rb") as lines:
             for line in lines:
-                if (reason := reason_of(line)) is not None:
+                if (reason := find_handshake_error(line)) is not None:
                     self._refused(reason)
                 else:
                     os.write(self._own, line)

@@ -11,34 +11,34 @@ import torch
 from rich.markup import escape
 from torch import nn
 
-from fedpeft.aggregation.strategy import fills_base
+from fedpeft.aggregation.strategy import can_fill_base
 from fedpeft.clients.client import ClientPlan, ClientSide
-from fedpeft.clients.trainer import Ranks, TrainerBench, TrainerExecutor, TrainerPlan
+from fedpeft.clients.trainer import ProcessGroup, TrainerBench, TrainerExecutor, TrainerPlan
 from fedpeft.communication.base_residual import HeldBase
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.deployment import size_limits
-from fedpeft.deployment.answered import check_evaluation, check_question, newcomer
+from fedpeft.deployment.answered import check_evaluation, check_question, report_missing_state
 from fedpeft.deployment.compared_parts import check_all_told
 from fedpeft.deployment.described import check_description
-from fedpeft.deployment.edge import Alone
+from fedpeft.deployment.edge import SingleClientPartition
 from fedpeft.deployment.instruction_policy import InstructionPolicy
-from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.deployment.shared_settings import parse_shared_settings
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, GoneError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
-from fedpeft.models.base_model import local_folder
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.base_model import find_local_folder
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.models.tasks.causal_lm import LanguageModel
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.setup import ChosenParts, chosen_parts
-from fedpeft.run.suited import settled
+from fedpeft.run.setup import ChosenParts, choose_parts
+from fedpeft.run.suited import settle_config
 
 
 class TrainerEdge:
@@ -60,22 +60,28 @@ class TrainerEdge:
     """No noise is drawn here."""
 
     def __init__(
-        self, description: v2.Description, trainer: Any, train: Any, ranks: Ranks, folder: Path, observer: RunObserver
+        self,
+        description: v2.Description,
+        trainer: Any,
+        train: Any,
+        ranks: ProcessGroup,
+        folder: Path,
+        observer: RunObserver,
     ) -> None:
         check_description(description)
         self.description = description
         self.folder = folder
         self.observer = observer
-        self.config = settled(shared_settings(description.config))
+        self.config = settle_config(parse_shared_settings(description.config))
         check_all_told(description.parts, self.config)
-        self.parts = chosen_parts(self.config)
+        self.parts = choose_parts(self.config)
         _check_parts(description, self.parts, self.config)
         model: Any = LanguageModel(trainer.model)
         method: PeftMethod = PEFT_METHODS.build(self.config.peft)
-        reference = _reference(trainer.model, method)
+        reference = _create_reference(trainer.model, method)
         self.layout = method.layout(reference)
         _check_adapter(self.layout, model, self.config.peft)
-        if self.parts.strategy.steers(self.layout):
+        if self.parts.strategy.is_steering(self.layout):
             raise RunError(
                 f"FP5112 with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's "
                 "steps are its own; ask for another strategy, such as fedit"
@@ -87,11 +93,11 @@ class TrainerEdge:
         plan = TrainerPlan(self.layout, self.parts.training, seed, dtype, folder / "base", device)
         executor = TrainerExecutor(trainer, model, train, ranks, self.layout, self.config.learning_rate)
         bench: Any = TrainerBench(plan, executor)
-        self.side = ClientSide(bench, self._client_plan(method, reference, len(trainer.train_dataset)))
+        self.side = ClientSide(bench, self._create_client_plan(method, reference, len(trainer.train_dataset)))
         self.rows = len(trainer.train_dataset)
-        self.bases = HeldBase(plan.residuals, self.layout.pairs, fills_base(self.parts.strategy))
+        self.bases = HeldBase(plan.residuals, self.layout.pairs, can_fill_base(self.parts.strategy))
 
-    def _client_plan(self, method: PeftMethod, reference: FederatedModel, rows: int) -> ClientPlan:
+    def _create_client_plan(self, method: PeftMethod, reference: FederatedModel, rows: int) -> ClientPlan:
         parts, start = self.parts, {}
         if not parts.downlink.lossless:
             start = method.start(reference, self.config.seed)
@@ -102,13 +108,13 @@ class TrainerEdge:
                 )
             start = parts.strategy.start(start, self.layout, self.config.seed)
         return ClientPlan(
-            partition=Alone(np.arange(rows), np.array([0, rows])),
+            partition=SingleClientPartition(np.arange(rows), np.array([0, rows])),
             codec=str(parts.uplink),
             downlink=str(parts.downlink),
             start=start,
             statistics=parts.lossless,
             lossless=parts.lossless,
-            head=part_text(parts.head),
+            head=format_part(parts.head),
             strategy=self.config.strategy,
             drift="",
             store=self.folder / "clients",
@@ -118,10 +124,10 @@ class TrainerEdge:
 
     def _check_weights(self, model: Any) -> None:
         """Compare the base's files with the server's, where the base was loaded from a folder."""
-        folder = local_folder(str(getattr(model.config, "_name_or_path", "") or "?"))
+        folder = find_local_folder(str(getattr(model.config, "_name_or_path", "") or "?"))
         if folder is None:
             self.observer.say("[bold]base[/]    was loaded from no folder: that it is the server's is not checked")
-        elif cache.file_hash(folder, ("*.safetensors", "config.json")) != self.description.weights_hash:
+        elif cache.hash_files(folder, ("*.safetensors", "config.json")) != self.description.weights_hash:
             raise ModelError(
                 f"FP4017 the weights in {folder} are not the server's: updates would not fit; let the script load the "
                 "same"
@@ -130,14 +136,14 @@ class TrainerEdge:
     @property
     def instruction_limit(self) -> int:
         """The most bytes that a task's payloads may have."""
-        return size_limits.of_tasks(self.layout)
+        return size_limits.compute_task_limit(self.layout)
 
     @property
     def silent(self) -> bool:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
         return self.parts.mechanism is not None and self.parts.mechanism.silent
 
-    def registration(self) -> v2.Registration:
+    def create_registration(self) -> v2.Registration:
         """What the client tells the server of itself."""
         return v2.Registration(
             run=self.description.run,
@@ -157,7 +163,7 @@ class TrainerEdge:
             report: Report = self.side.handle([instruction])[0]
             return report
         except GoneError:
-            return newcomer(instruction, self.folder, self.observer.say)
+            return report_missing_state(instruction, self.folder, self.observer.say)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.observer.say(f"[bold red]failed[/] {escape(reason)}")
@@ -192,7 +198,7 @@ def _check_parts(description: v2.Description, parts: ChosenParts, config: RunCon
         )
 
 
-def _reference(model: Any, method: PeftMethod) -> FederatedModel:
+def _create_reference(model: Any, method: PeftMethod) -> FederatedModel:
     """The method on a base of the trainer's architecture, without weights; its own tensors are not a number.
 
     Raises:
@@ -214,7 +220,7 @@ def _reference(model: Any, method: PeftMethod) -> FederatedModel:
 
 def _check_adapter(layout: Layout, model: FederatedModel, peft: str) -> None:
     """Refuse another adapter than the federation's."""
-    own = {name: tuple(parameter.shape) for name, parameter in trainable(model).items()}
+    own = {name: tuple(parameter.shape) for name, parameter in find_trainable(model).items()}
     missing = [name for name in layout.shapes if name not in own]
     more = [name for name in own if name not in layout.shapes]
     other = [name for name, shape in layout.shapes.items() if name in own and own[name] != shape]

@@ -6,11 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedpeft.communication.messages import SUM_STEPS, Instruction
-from fedpeft.communication.release import UNCOMPARED, common_digest, instruction_digest, own_fields, write_released
+from fedpeft.communication.release import (
+    UNCOMPARED,
+    compute_common_digest,
+    compute_instruction_digest,
+    select_own_fields,
+    write_released,
+)
 from fedpeft.deployment.instruction_policy import InstructionPolicy
-from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
-from fedpeft.deployment.signed_log import Line, SignedLog, written
-from fedpeft.deployment.signing import RECORD, TASK, Signed, Verifier
+from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parse_record
+from fedpeft.deployment.signed_log import Line, SignedLog, encode_line
+from fedpeft.deployment.signing import RECORD, TASK, SignedStatement, Verifier
 from fedpeft.errors import RunError
 
 FILE = "transcript.jsonl"
@@ -24,7 +30,7 @@ MOST_BYTES = 256 << 20
 """On a client's disk, of records and statements about tasks; tens of thousands of honest rounds have room in it."""
 
 
-def most_records(rounds: int) -> int:
+def compute_record_limit(rounds: int) -> int:
     """Records of a run, at most: some for each round, and again for each time that it is repeated."""
     return 16 * (rounds + 16)
 
@@ -68,7 +74,7 @@ class Transcript:
                 if kind == RECORD:
                     self._chain.append(statement.content)
                 else:
-                    self._note(parsed(TaskRecord, statement.content))
+                    self._note(parse_record(TaskRecord, statement.content))
             except RunError as error:
                 raise RunError(
                     f"FP5116 what the server told this client before, in {file}, does not fit: {error}"
@@ -78,13 +84,13 @@ class Transcript:
         """How many records are known."""
         return len(self._chain.records)
 
-    def receive(self, statement: Signed) -> None:
+    def receive(self, statement: SignedStatement) -> None:
         """The next record.
 
         Raises:
             RunError: it is not signed by the server, or can't follow those before it.
         """
-        record = parsed(RoundRecord, statement.content)
+        record = parse_record(RoundRecord, statement.content)
         self._check_signature(RECORD, statement, record.time)
         if len(self) >= self._most:
             raise RunError(
@@ -97,7 +103,7 @@ class Transcript:
         if len(self._unwritten) >= WRITTEN_TOGETHER:
             self._write()
 
-    def accept(self, instruction: Instruction, statement: Signed) -> Instruction:
+    def accept(self, instruction: Instruction, statement: SignedStatement) -> Instruction:
         """A task that fits what was recorded for all clients; returns it with the digests of its state and its record.
 
         Raises:
@@ -107,13 +113,13 @@ class Transcript:
             raise RunError(
                 "FP5118 the server sent a task without a statement about it; a server of this version makes one"
             )
-        told = parsed(TaskRecord, statement.content)
+        told = parse_record(TaskRecord, statement.content)
         self._check_signature(TASK, statement, told.time)
         if (told.run, told.client) != (self._chain.run, self._client):
             raise RunError(
                 f"FP5119 the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
             )
-        if told.digest != instruction_digest(instruction):
+        if told.digest != compute_instruction_digest(instruction):
             raise RunError("FP5120 the server sent another task than the one that it has made a statement about")
         self._check_own(told, instruction)
         repeated = not instruction.step and self._is_last_training(told)
@@ -124,7 +130,7 @@ class Transcript:
                 f"FP5121 the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
                 f"{record.called}"
             )
-        if not summed and (record.common, record.asks) != (common_digest(instruction), instruction.asks):
+        if not summed and (record.common, record.asks) != (compute_common_digest(instruction), instruction.asks):
             raise RunError(
                 f"FP5122 the server sent other settings in {record.called} than it has recorded for all clients"
             )
@@ -136,7 +142,7 @@ class Transcript:
         instruction = replace(instruction, released="", recorded=record.digest)
         if instruction.kind in ("prepare", "sum"):
             return instruction
-        name = self._policy.state_name(instruction)
+        name = self._policy.format_state_name(instruction)
         if name not in record.states:
             raise RunError(
                 f"FP5123 the server sent a model of {name} in {record.called}, and has recorded none of that form"
@@ -148,7 +154,7 @@ class Transcript:
 
     def _check_own(self, told: TaskRecord, instruction: Instruction) -> None:
         """Refuse a statement that does not show the client's own fields as they are, or a client's second id."""
-        if told.own != own_fields(instruction):
+        if told.own != select_own_fields(instruction):
             raise RunError(
                 "FP5248 the server's statement about a task does not show the form and the steps that it asks for"
             )
@@ -158,12 +164,12 @@ class Transcript:
                 f"FP5249 the server calls this client {instruction.client}, and has called it {before} before"
             )
 
-    def _has_room(self, kind: str, statement: Signed) -> None:
-        if self._bytes + len(written(kind, statement)) > MOST_BYTES:
+    def _has_room(self, kind: str, statement: SignedStatement) -> None:
+        if self._bytes + len(encode_line(kind, statement)) > MOST_BYTES:
             raise RunError(f"FP5124 the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
 
-    def _keep(self, kind: str, statement: Signed) -> None:
-        self._bytes += len(written(kind, statement))
+    def _keep(self, kind: str, statement: SignedStatement) -> None:
+        self._bytes += len(encode_line(kind, statement))
         self._unwritten.append((kind, statement))
 
     def _note(self, told: TaskRecord) -> None:
@@ -201,6 +207,6 @@ class Transcript:
             raise RunError(f"FP5127 the server sent {how_many} different tasks in {record.called}")
         return record
 
-    def _check_signature(self, kind: str, statement: Signed, time: int) -> None:
+    def _check_signature(self, kind: str, statement: SignedStatement, time: int) -> None:
         if self._verifier is not None:
             self._verifier.check(kind, statement, time)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from fedpeft.communication.release import UNCOMPARED
-from fedpeft.deployment.round_record import DIGEST, Chain, RoundRecord, TaskRecord, parsed
+from fedpeft.deployment.round_record import DIGEST, Chain, RoundRecord, TaskRecord, parse_record
 from fedpeft.deployment.signed_log import Line, SignedLog
 from fedpeft.deployment.signing import RECORD, Verifier
 from fedpeft.errors import RunError
 
 
 @dataclass(frozen=True)
-class Told:
+class TranscriptContent:
     """What a transcript holds.
 
     Attributes:
@@ -35,7 +35,7 @@ class Told:
         return self.tasks[0][1].client if self.tasks else ""
 
 
-def told(file: Path, verifier: Verifier | None) -> Told:
+def read_transcript(file: Path, verifier: Verifier | None) -> TranscriptContent:
     """A transcript, checked by itself: no record is missing or changed, and with a `verifier` all are the server's.
 
     Raises:
@@ -45,22 +45,22 @@ def told(file: Path, verifier: Verifier | None) -> Told:
         raise RunError(f"FP5128 {file} is no file; a client keeps transcript.jsonl in its folder below --state")
     lines = list(SignedLog(file).read())
     try:
-        return _checked(lines, verifier)
+        return _check_lines(lines, verifier)
     except RunError as error:
         raise RunError(f"FP5129 {file} proves nothing: {error}") from None
 
 
-def _checked(lines: Sequence[Line], verifier: Verifier | None) -> Told:
+def _check_lines(lines: Sequence[Line], verifier: Verifier | None) -> TranscriptContent:
     if not lines or lines[0][0] != RECORD:
         raise RunError("FP5130 it does not begin with the record of a round")
-    first = parsed(RoundRecord, lines[0][1].content)
+    first = parse_record(RoundRecord, lines[0][1].content)
     chain = Chain(first.run, first.settings)
     tasks: list[tuple[int, TaskRecord]] = []
     for kind, statement in lines:
         if kind == RECORD:
             time = chain.append(statement.content).time
         else:
-            task = parsed(TaskRecord, statement.content)
+            task = parse_record(TaskRecord, statement.content)
             time = task.time
             if (
                 task.run != chain.run
@@ -71,7 +71,7 @@ def _checked(lines: Sequence[Line], verifier: Verifier | None) -> Told:
             tasks.append((chain.by_hash[task.record], task))
         if verifier is not None:
             verifier.check(kind, statement, time)
-    return Told(chain, tasks, all(statement.signature for _, statement in lines))
+    return TranscriptContent(chain, tasks, all(statement.signature for _, statement in lines))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Difference:
     names: Sequence[str]
 
 
-def first_difference(one: Told, other: Told) -> Difference | None:
+def find_first_difference(one: TranscriptContent, other: TranscriptContent) -> Difference | None:
     """Where what both were told parts; None: as far as both go, they were told the same."""
     for position, (a, b) in enumerate(zip(one.chain.records, other.chain.records, strict=False)):
         if a != b:
@@ -99,9 +99,9 @@ def first_difference(one: Told, other: Told) -> Difference | None:
     return None
 
 
-def side_by_side(one: Told, other: Told) -> Iterator[tuple[str, str, str]]:
+def pair_records(one: TranscriptContent, other: TranscriptContent) -> Iterator[tuple[str, str, str]]:
     """Yield each record that either client was given a task in, and what both were sent in it; empty: nothing."""
-    sent = [_work(told) for told in (one, other)]
+    sent = [_select_work(told) for told in (one, other)]
     longer = max(one.chain.records, other.chain.records, key=len)
     for position in sorted(sent[0].keys() | sent[1].keys()):
         first, second = (describe_task(tasks[position]) if position in tasks else "" for tasks in sent)
@@ -117,9 +117,9 @@ def describe_task(task: TaskRecord) -> str:
     return ", ".join([*words, task.digest[:16]])
 
 
-def own_differences(one: Told, other: Told) -> Mapping[str, int]:
+def count_own_differences(one: TranscriptContent, other: TranscriptContent) -> Mapping[str, int]:
     """Return in how many records the server has given both clients a different form, or different work, by field."""
-    first, second = _work(one), _work(other)
+    first, second = _select_work(one), _select_work(other)
     counts: Counter[str] = Counter()
     for position in first.keys() & second.keys():
         mine, theirs = first[position].own or {}, second[position].own or {}
@@ -127,7 +127,7 @@ def own_differences(one: Told, other: Told) -> Mapping[str, int]:
     return counts
 
 
-def uncompared_states(told: Told) -> Mapping[str, int]:
+def count_uncompared_states(told: TranscriptContent) -> Mapping[str, int]:
     """Return in how many records clients can't compare a model, by the reason."""
     counts: Counter[str] = Counter()
     for record in told.chain.records:
@@ -140,7 +140,7 @@ _PLACE: Final = {"client", "acknowledged", "attempt"}
 """Own fields that say who is asked, and when, and not for what."""
 
 
-def _work(told: Told) -> dict[int, TaskRecord]:
+def _select_work(told: TranscriptContent) -> dict[int, TaskRecord]:
     """Return by position the last task of each record; of a secure sum the step in which rows are read."""
     tasks: dict[int, TaskRecord] = {}
     for position, task in told.tasks:

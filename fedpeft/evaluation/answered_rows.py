@@ -21,16 +21,16 @@ import numpy as np
 from torch import Tensor
 
 from fedpeft.data.examples import Examples
-from fedpeft.data.image_folders import FILE_NAME, holds_pictures, pictures_to_answer
-from fedpeft.data.record_files import Record, records
+from fedpeft.data.image_folders import FILE_NAME, has_pictures, list_unlabeled_pictures
+from fedpeft.data.record_files import Record, read_records
 from fedpeft.data.table_format import DETECT, TableFormat
-from fedpeft.data.tagged_records import word_column
-from fedpeft.data.tokens import token_rows
-from fedpeft.data.user_rows import Names, check_texts, read, text_column
-from fedpeft.errors import ConfigError, DataError, brief
+from fedpeft.data.tagged_records import find_word_column
+from fedpeft.data.tokens import tokenize_texts
+from fedpeft.data.user_rows import Names, check_texts, get_text_column, read
+from fedpeft.errors import ConfigError, DataError, shorten_value
 from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine import files
-from fedpeft.machine.spreadsheet import plain_cell
+from fedpeft.machine.spreadsheet import escape_cell
 from fedpeft.models import scoring
 from fedpeft.run.finished import FinishedRun
 
@@ -47,7 +47,7 @@ Answer = dict[str, str]
 """Of a row, by column."""
 
 
-def answers_of(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Answer:
+def build_answer(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Answer:
     """What a head's outputs (outputs,) say of a row; no class where the likeliest is less likely than `abstain`."""
     names = run.labels or []
     if run.task.targets == "numbers":
@@ -62,7 +62,7 @@ def answers_of(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Answe
     return {PREDICTED: names[best] if likely >= abstain else "", PROBABILITY: f"{likely:.4f}"}
 
 
-def answered(
+def answer_rows(
     run: FinishedRun, source: Path, column: str | None, abstain: float, given: TableFormat = DETECT
 ) -> Iterator[tuple[Record, Answer]]:
     """The rows of a file in their order, each with the model's answer.
@@ -89,30 +89,30 @@ def answered(
         )
     if abstain and run.task.targets != "classes":
         raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
-    if run.labels_words:
-        yield from _words_answered(run, source, column, given)
+    if run.has_word_labels:
+        yield from _answer_words(run, source, column, given)
         return
-    waiting, encode, at_once = (_of_pictures if run.reads_images else _of_texts)(run, source, column, given)
+    waiting, encode, at_once = (_prepare_pictures if run.is_image_model else _prepare_texts)(run, source, column, given)
     model = run.model(run.base())
     while rows := list(islice(waiting, at_once)):
         encoded = encode(rows)
         outputs: dict[int, Tensor] = {}
         for places in scoring.score_batches(encoded):
-            outputs |= zip(places.tolist(), scoring.logits(model, encoded.batch(places)), strict=True)
-        yield from ((row, answers_of(run, outputs[i], abstain)) for i, row in enumerate(rows))
+            outputs |= zip(places.tolist(), scoring.compute_logits(model, encoded.batch(places)), strict=True)
+        yield from ((row, build_answer(run, outputs[i], abstain)) for i, row in enumerate(rows))
 
 
 Source = tuple[Iterator[Record], Callable[[list[Record]], Examples], int]
 """Rows, how some of them become model input, and how many are in memory at a time."""
 
 
-def _words_answered(
+def _answer_words(
     run: FinishedRun, source: Path, column: str | None, given: TableFormat
 ) -> Iterator[tuple[Record, Answer]]:
     """Rows of words, as lists or as texts with spaces; all are looked at before the model is loaded."""
-    text = column or text_column(run.config.dataset)
-    _, first = next(records(str(source), given), ("", {}))
-    words = word_column(first, text)
+    text = column or get_text_column(run.config.dataset)
+    _, first = next(read_records(str(source), given), ("", {}))
+    words = find_word_column(first, text)
 
     def words_of(place: str, record: Mapping[str, Any]) -> list[str]:
         value = record.get(words or text)
@@ -120,13 +120,13 @@ def _words_answered(
         if not isinstance(held, list) or not held or not all(isinstance(word, str) for word in held):
             raise DataError(
                 f"FP3193 {place} of {source}: the column {words or text!r} must hold a list of words, or a text, got "
-                f"{brief(value)}; name yours: --text COLUMN"
+                f"{shorten_value(value)}; name yours: --text COLUMN"
             )
         return held
 
-    for place, record in records(str(source), given):
+    for place, record in read_records(str(source), given):
         words_of(place, record)
-    model, waiting = run.model(run.base()), records(str(source), given)
+    model, waiting = run.model(run.base()), read_records(str(source), given)
     while rows := list(islice(waiting, ROWS)):
         labels = label_words(run, model, [words_of(*row) for row in rows])
         yield from (
@@ -134,29 +134,29 @@ def _words_answered(
         )
 
 
-def _of_texts(run: FinishedRun, source: Path, column: str | None, given: TableFormat = DETECT) -> Source:
+def _prepare_texts(run: FinishedRun, source: Path, column: str | None, given: TableFormat = DETECT) -> Source:
     """Rows of a file; all of its texts are looked at before a model is loaded, or an answer is lost."""
-    if holds_pictures(source):
+    if has_pictures(source):
         raise ConfigError(f"FP1158 {run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
-    names = Names(column or text_column(run.config.dataset), None, None, "--text COLUMN", form=given)
-    check_texts(str(source), records(str(source), given), names)
+    names = Names(column or get_text_column(run.config.dataset), None, None, "--text COLUMN", form=given)
+    check_texts(str(source), read_records(str(source), given), names)
 
     def encode(rows: list[Record]) -> Examples:
         texts = list(read(str(source), rows, names).texts)
-        return token_rows(texts, np.zeros(len(texts), np.int64), run.model_directory, run.tokens)
+        return tokenize_texts(texts, np.zeros(len(texts), np.int64), run.model_directory, run.tokens)
 
-    return records(str(source), given), encode, ROWS
+    return read_records(str(source), given), encode, ROWS
 
 
-def _of_pictures(run: FinishedRun, source: Path, column: str | None, given: TableFormat) -> Source:
+def _prepare_pictures(run: FinishedRun, source: Path, column: str | None, given: TableFormat) -> Source:
     """Pictures of a folder or a table, each by its path."""
     if column is not None:
         raise ConfigError(f"FP1159 {run.folder} reads pictures, which the column {FILE_NAME} names; leave --text out")
 
     def encode(rows: list[Record]) -> Examples:
-        return run.pictures([str(record[FILE_NAME]) for _, record in rows])
+        return run.load_pictures([str(record[FILE_NAME]) for _, record in rows])
 
-    return iter(pictures_to_answer(source, given)), encode, PICTURES_AT_ONCE
+    return iter(list_unlabeled_pictures(source, given)), encode, PICTURES_AT_ONCE
 
 
 def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answer]:
@@ -177,15 +177,18 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
         raise DataError(f"FP3164 {place} has a column {taken[0]!r} already; rename it, or leave it out")
     partly = output.with_name(f"{output.name}.part")
     try:
-        with files.writing(output):
+        with files.raise_write_errors(output):
             # half a character in another column than that of the texts is written as JSON has it
             partly.unlink(missing_ok=True)  # of a killed command; a link there would lead to another file
             with partly.open("x", newline="", encoding="utf-8", errors="backslashreplace") as stream:
                 table = csv.writer(stream)
-                table.writerow(map(_cell, [*record, *answer]))
+                table.writerow(map(_format_cell, [*record, *answer]))
                 for (_, row), said in chain([first], pairs):
                     table.writerow(
-                        [*(_cell(row.get(name)) for name in record), *(_cell(said[name]) for name in answer)]
+                        [
+                            *(_format_cell(row.get(name)) for name in record),
+                            *(_format_cell(said[name]) for name in answer),
+                        ]
                     )
                     yield said
             os.replace(partly, output)
@@ -194,8 +197,8 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
             partly.unlink(missing_ok=True)
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     """Return the text of a cell, which no spreadsheet runs as a formula."""
     if value is None:
         return ""
-    return plain_cell(json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value))
+    return escape_cell(json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value))

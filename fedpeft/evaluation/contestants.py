@@ -15,15 +15,15 @@ from pathlib import Path
 from torch import nn
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.machine.files import make_private_folder, writing
+from fedpeft.machine.files import make_private_folder, raise_write_errors
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.run.final_score import save
-from fedpeft.run.finished import FinishedRun, twin
+from fedpeft.run.finished import FinishedRun, clone_modules
 from fedpeft.run.folder import refuse_servers_run
 from fedpeft.run.observer import RunObserver
-from fedpeft.simulation.alone import trained_alone
+from fedpeft.simulation.alone import train_one_alone
 from fedpeft.simulation.simulation import Simulation
 
 BASE, GLOBAL = "base", "global"
@@ -72,7 +72,7 @@ class Contestants:
         refuse_servers_run(self.run.folder)
         return Simulation(self.run.config, self.run.folder, self.observer)
 
-    def called(self, own: str, alone: str) -> list[Contestant]:
+    def select_clients(self, own: str, alone: str) -> list[Contestant]:
         """Base and global model, and the clients whose ids are given, such as "0, 3" or "all"; empty: none.
 
         Raises:
@@ -83,17 +83,19 @@ class Contestants:
         found = [Contestant(GLOBAL, lambda: run.model(self.base))]
         if run.labels is None:  # a classifier's base has no head: `fedpeft.evaluation` reads its probe's score
             found.insert(
-                0, Contestant(BASE, lambda: run.task.model(twin(self.base), None).eval().requires_grad_(False))
+                0, Contestant(BASE, lambda: run.task.model(clone_modules(self.base), None).eval().requires_grad_(False))
             )
-        found += [self._saved(f"client {client}", self._own(client)) for client in self._ids(own)]
-        found += [self._saved(f"client {client} alone", self._alone(client)) for client in self._ids(alone)]
+        found += [self._load_saved(f"client {client}", self._save_own(client)) for client in self._parse_ids(own)]
+        found += [
+            self._load_saved(f"client {client} alone", self._train_alone(client)) for client in self._parse_ids(alone)
+        ]
         return found
 
-    def _saved(self, name: str, folder: Path) -> Contestant:
+    def _load_saved(self, name: str, folder: Path) -> Contestant:
         run, classes = self.run, len(self.run.labels or ())
-        return Contestant(name, lambda: saved_adapter.load(folder, run.task, twin(self.base), classes))
+        return Contestant(name, lambda: saved_adapter.load(folder, run.task, clone_modules(self.base), classes))
 
-    def _ids(self, text: str) -> list[int]:
+    def _parse_ids(self, text: str) -> list[int]:
         if not text.strip():
             return []
         count = self.simulation.clients
@@ -106,31 +108,33 @@ class Contestants:
             )
         return list(dict.fromkeys(map(int, words)))
 
-    def _own(self, client: int) -> Path:
-        return self._kept(f"client-{client}", self.simulation.client_state(client))
+    def _save_own(self, client: int) -> Path:
+        return self._save_state(f"client-{client}", self.simulation.load_client_state(client))
 
-    def _alone(self, client: int) -> Path:
-        folder = self._folder(f"alone-{client}")
-        if saved_adapter.whole(folder, self.run.labels is not None):  # a kill of an earlier version has left others
+    def _train_alone(self, client: int) -> Path:
+        folder = self._get_folder(f"alone-{client}")
+        if saved_adapter.is_complete(
+            folder, self.run.labels is not None
+        ):  # a kill of an earlier version has left others
             return folder
         if self.run.config.privacy:
             raise PrivacyError(
                 "FP7027 clients of a private run are not trained alone: their adapters would give their rows away"
             )
-        return self._kept(folder.name, trained_alone(self.simulation, client))
+        return self._save_state(folder.name, train_one_alone(self.simulation, client))
 
-    def _folder(self, name: str) -> Path:
+    def _get_folder(self, name: str) -> Path:
         return self.run.folder / "evaluation" / name
 
-    def _kept(self, name: str, state: State) -> Path:
+    def _save_state(self, name: str, state: State) -> Path:
         """Its folder, which is there only when it is whole: it is written beside its place."""
-        folder, part = self._folder(name), self._folder(f"{name}.part")
-        with writing(folder):
+        folder, part = self._get_folder(name), self._get_folder(f"{name}.part")
+        with raise_write_errors(folder):
             if part.exists():  # a kill has left it
                 shutil.rmtree(part)
             make_private_folder(part)
         save(self.simulation.setup, state, part)
-        with writing(folder):
+        with raise_write_errors(folder):
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(part, folder)

@@ -10,28 +10,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedpeft.answers.exam import Exam, that_fit
+from fedpeft.answers.exam import Exam, select_fitting
 from fedpeft.answers.metric import parse_metrics
-from fedpeft.answers.questions import Form, Question, of_row, read_questions
+from fedpeft.answers.questions import Question, QuestionForm, parse_question, read_questions
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Dataset, Rows, at_most, load_dataset
+from fedpeft.data.rows import Dataset, Rows, limit_rows, load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
-from fedpeft.evaluation.held_out import Measures, held_out
+from fedpeft.evaluation.held_out import Measures, evaluate_held_out
 from fedpeft.evaluation.lm_eval import Tasks
 from fedpeft.machine import files, kept_states
-from fedpeft.models.base_model import UNBOUNDED, readable_tokens
+from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.records import plain
-from fedpeft.run.target_lines import undefined
+from fedpeft.run.records import convert_to_plain
+from fedpeft.run.target_lines import describe_undefined
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationRequest:
     """What is asked for.
 
     Attributes:
@@ -39,7 +39,7 @@ class Wanted:
         metrics: of free answers, as texts joined by ",".
         new_tokens: the most that an answer has.
         rows: at most so many test rows, and so many questions; 0: all.
-        own, alone: ids of clients, or "all"; see `Contestants.called`.
+        own, alone: ids of clients, or "all"; see `Contestants.select_clients`.
         track: FlowerTune's, whose rows the file of questions holds; empty: none.
         lm_eval: tasks of lm-eval, by name or YAML file, joined by ","; empty: none.
     """
@@ -65,17 +65,17 @@ class Wanted:
             )
 
     @property
-    def of_language(self) -> list[str]:
+    def language_flags(self) -> list[str]:
         """The flags that are given and that only language models read."""
         given = {
             "questions": self.questions,
             "lm-eval": self.lm_eval,
-            "metrics": self.metrics != Wanted.metrics,
-            "new-tokens": self.new_tokens != Wanted.new_tokens,
+            "metrics": self.metrics != EvaluationRequest.metrics,
+            "new-tokens": self.new_tokens != EvaluationRequest.new_tokens,
         }
         return [f"--{name}" for name, value in given.items() if value]
 
-    def asked(self, language: bool) -> dict[str, Any]:
+    def list_settings(self, language: bool) -> dict[str, Any]:
         """What evaluation.json says of it, by flag; of a model that is no `language` model without what that reads."""
         given = asdict(self)
         given["flowertune"] = given.pop("track")
@@ -84,20 +84,20 @@ class Wanted:
 
 
 @dataclass
-class Answered:
+class QuestionAnswers:
     """A question, and what everybody says to it: texts by name."""
 
     question: str
     right: Sequence[str]
     said: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """A line of answers.jsonl."""
         return {"question": self.question, "right": list(self.right), "said": self.said}
 
 
 @dataclass
-class Found:
+class EvaluationResult:
     """What came out.
 
     Attributes:
@@ -108,7 +108,7 @@ class Found:
     """
 
     table: dict[str, Measures]
-    answered: list[Answered]
+    answered: list[QuestionAnswers]
     notes: list[str]
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -118,17 +118,18 @@ class Found:
         Raises:
             RunError: the folder can't be written.
         """
-        with files.writing(folder):
+        with files.raise_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "evaluation.json").unlink(missing_ok=True)  # it is there where all is written
             if self.answered:
-                lines = [json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in self.answered]
+                lines = [json.dumps(one.to_dict(), ensure_ascii=False) + "\n" for one in self.answered]
                 files.replace(folder / "answers.jsonl", "".join(lines).encode())
             else:
                 (folder / "answers.jsonl").unlink(missing_ok=True)
             made = {"asked": self.asked, "measures": self.table, "notes": self.notes}
             files.replace(
-                folder / "evaluation.json", (json.dumps(plain(made), indent=1, allow_nan=False) + "\n").encode()
+                folder / "evaluation.json",
+                (json.dumps(convert_to_plain(made), indent=1, allow_nan=False) + "\n").encode(),
             )
 
 
@@ -139,17 +140,17 @@ Measure = Callable[[Contestant, FederatedModel], Measures]
 class Evaluation:
     """The evaluation of `run`; what is wrong with what is `wanted` is said before a model is loaded."""
 
-    def __init__(self, run: FinishedRun, wanted: Wanted, observer: RunObserver) -> None:
+    def __init__(self, run: FinishedRun, wanted: EvaluationRequest, observer: RunObserver) -> None:
         run.check_answers()
         run.check_reads_texts("evaluate")
         self.run = run
         self.wanted = wanted
         self.observer = observer
         self.notes = run.check_unchanged(rows=not wanted.track and not wanted.lm_eval)
-        self.answered: list[Answered] = []
+        self.answered: list[QuestionAnswers] = []
         self.language = run.labels is None
-        if not self.language and wanted.of_language:
-            options = " and ".join(wanted.of_language)
+        if not self.language and wanted.language_flags:
+            options = " and ".join(wanted.language_flags)
             what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
             raise ConfigError(f"FP1164 {run.folder} {what} answers no questions; leave {options} out")
         if run.task.translates and (wanted.track or wanted.lm_eval):
@@ -162,7 +163,7 @@ class Evaluation:
             parse_metrics(wanted.metrics)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
         self.tasks = Tasks.read(wanted.lm_eval, wanted.rows, self.readable) if wanted.lm_eval else None
-        self.questions = [] if wanted.track or self.tasks else self._questions()
+        self.questions = [] if wanted.track or self.tasks else self._load_questions()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -177,10 +178,10 @@ class Evaluation:
     @cached_property
     def readable(self) -> int:
         """The most tokens that the model reads."""
-        return readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
+        return count_readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
 
-    @kept_states.kept()
-    def found(self) -> Found:
+    @kept_states.keep_states()
+    def evaluate(self) -> EvaluationResult:
         """The evaluation.
 
         Raises:
@@ -188,51 +189,51 @@ class Evaluation:
         """
         contestants = Contestants(self.run, self.observer)
         try:
-            called = contestants.called(self.wanted.own, self.wanted.alone)
+            called = contestants.select_clients(self.wanted.own, self.wanted.alone)
         finally:
             contestants.close()  # workers who have trained: their memory is not needed any more
-        measures = self._measures()
+        measures = self._create_measures()
         table: dict[str, Measures] = {}
         for contestant in called:
             model = contestant.model()
             table[contestant.name] = {}
             for measure in measures:
                 table[contestant.name] |= measure(contestant, model)
-        asked = self.wanted.asked(self.language)
-        return Found(self._with_means(self._with_probe(table)), self.answered, self.notes, asked)
+        asked = self.wanted.list_settings(self.language)
+        return EvaluationResult(self._add_means(self._add_probe(table)), self.answered, self.notes, asked)
 
-    def _measures(self) -> list[Measure]:
+    def _create_measures(self) -> list[Measure]:
         if self.items:
-            return [self._flowertune()]
+            return [self._create_flowertune_measure()]
         if self.tasks is not None:
-            return [self._lm_eval(self.tasks)]
-        found = [self._held_out()]
+            return [self._create_lm_eval_measure(self.tasks)]
+        found = [self._create_held_out_measure()]
         if self.questions:
-            found.append(self._exam())
+            found.append(self._create_exam_measure())
         return found
 
-    def _questions(self) -> list[Question]:
+    def _load_questions(self) -> list[Question]:
         """The questions that are asked, those that the model can't read left out and counted."""
         wanted = self.wanted
         if wanted.questions:
-            form = Form(self.run.task.asks, self.run.template, self.run.task.translates)
+            form = QuestionForm(self.run.task.asks, self.run.template, self.run.task.translates)
             found = read_questions(wanted.questions, form)
         elif self.run.task.asks:
-            found = [of_row(str(row)) for row in at_most(self.dataset.test, wanted.rows).inputs]
+            found = [parse_question(str(row)) for row in limit_rows(self.dataset.test, wanted.rows).inputs]
         else:
             return []
-        kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, self.readable)
+        kept, notes = select_fitting(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, self.readable)
         self.notes += notes
         return kept
 
-    def _held_out(self) -> Measure:
-        rows = at_most(self.dataset.test, self.wanted.rows)
+    def _create_held_out_measure(self) -> Measure:
+        rows = limit_rows(self.dataset.test, self.wanted.rows)
         examples = self._test_rows(rows)
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
-            found = held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
-            if note := undefined(found):
+            found = evaluate_held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
+            if note := describe_undefined(found):
                 self.notes.append(f"{contestant.name}: {note}")
             return found
 
@@ -246,23 +247,23 @@ class Evaluation:
             self.notes.append(f"{cut} of {len(examples)} test rows are longer than {run.tokens} tokens and cut there")
         return examples
 
-    def _exam(self) -> Measure:
+    def _create_exam_measure(self) -> Measure:
         wanted, delimiter = self.wanted, "" if self.run.task.asks else " "
         exam = Exam(tuple(self.questions), wanted.metrics, wanted.new_tokens, delimiter)
-        self.answered = [Answered(question.asked, question.right) for question in self.questions]
-        name = "choices" if exam.offers_choices else "answers"
+        self.answered = [QuestionAnswers(question.asked, question.right) for question in self.questions]
+        name = "choices" if exam.has_choices else "answers"
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: {name}", exam.sequences)
-            said = exam.answers(model, self.tokenizer, self.observer.advance)
+            said = exam.answer(model, self.tokenizer, self.observer.advance)
             self._note(contestant, [texts[0] for texts in said])
-            return exam.measures(said)
+            return exam.compute_measures(said)
 
         return measure
 
-    def _flowertune(self) -> Measure:
+    def _create_flowertune_measure(self) -> Measure:
         track, items = flowertune.TRACKS[self.wanted.track], self.items[: self.wanted.rows or None]
-        self.answered = [Answered(item.prompt, [item.right]) for item in items]
+        self.answered = [QuestionAnswers(item.prompt, [item.right]) for item in items]
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: {self.wanted.track}", len(items))
@@ -273,10 +274,10 @@ class Evaluation:
 
         return measure
 
-    def _lm_eval(self, tasks: Tasks) -> Measure:
+    def _create_lm_eval_measure(self, tasks: Tasks) -> Measure:
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             measures, asked = tasks.measure(model, self.tokenizer, contestant.name, self.observer)
-            self.answered = self.answered or [Answered(one.question, [one.right]) for one in asked]
+            self.answered = self.answered or [QuestionAnswers(one.question, [one.right]) for one in asked]
             self._note(contestant, [one.said for one in asked])
             return measures
 
@@ -286,7 +287,7 @@ class Evaluation:
         for one, text in zip(self.answered, said, strict=True):
             one.said[contestant.name] = text
 
-    def _with_probe(self, table: dict[str, Measures]) -> dict[str, Measures]:
+    def _add_probe(self, table: dict[str, Measures]) -> dict[str, Measures]:
         """Of a classifier's base, the linear probe that the run has scored on the same test rows."""
         probe = self.run.summary.get("baseline_accuracy")
         if self.language or probe is None or self.wanted.rows:
@@ -295,7 +296,7 @@ class Evaluation:
         more = {name: value for name, value in told.items() if isinstance(value, float)}
         return {f"{BASE}, linear probe": {self.run.task.metric: float(probe), **more}, **table}
 
-    def _with_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
+    def _add_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
         """Beside several clients, their mean, of what each of them has."""
         made = dict(table)
         for name, ending in (("clients, mean", ""), ("clients alone, mean", " alone")):

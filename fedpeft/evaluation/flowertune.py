@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.answers.generation import answers, generated
-from fedpeft.data.record_files import records
+from fedpeft.answers.generation import answer_prompts, generate_tokens
+from fedpeft.data.record_files import read_records
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.task import FederatedModel
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
 GENERAL = "Answer the following multiple choice question."
 
@@ -48,9 +48,9 @@ def read(track: str, path: str) -> list[Item]:
         DataError: the file can't be read, or a row has not the track's columns.
     """
     if track not in TRACKS:
-        raise ConfigError(f"FP1166 there is no FlowerTune track {track!r} here; {nearest(track, TRACKS)}")
+        raise ConfigError(f"FP1166 there is no FlowerTune track {track!r} here; {suggest_legal(track, TRACKS)}")
     found = []
-    for place, row in records(path):
+    for place, row in read_records(path):
         try:
             found.append(TRACKS[track].item(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -60,60 +60,62 @@ def read(track: str, path: str) -> list[Item]:
     return found
 
 
-def _multiple_choice(instruction: str, question: str, options: Sequence[str], right: str) -> Item:
+def _create_choice_item(instruction: str, question: str, options: Sequence[str], right: str) -> Item:
     if not question.endswith(("?", ".")):
         question += "?"
     listed = "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    return _asked(instruction, f"Question: {question}\n\nOptions:\n{listed}", right)
+    return _create_item(instruction, f"Question: {question}\n\nOptions:\n{listed}", right)
 
 
-def _asked(instruction: str, body: str, right: str) -> Item:
+def _create_item(instruction: str, body: str, right: str) -> Item:
     if not isinstance(right, str):
         raise TypeError(f"the right answer is {right!r}, and must be a text")
     prompt = f"{instruction}\n{body}\nThe answer is:\n"
     return Item(f"<|im_start|>question\n{prompt}<|im_end|>\n<|im_start|>answer\n", right)
 
 
-def _nlp_item(row: Mapping[str, Any]) -> Item:
+def _create_nlp_item(row: Mapping[str, Any]) -> Item:
     if str(row["target"]).upper() not in tuple("ABCD"):
         raise ValueError(f"the target is {row['target']!r}, and must be a letter, A to D")
-    return _multiple_choice(GENERAL, row["input"], [row[letter] for letter in "ABCD"], row["target"])
+    return _create_choice_item(GENERAL, row["input"], [row[letter] for letter in "ABCD"], row["target"])
 
 
-def _medical_item(row: Mapping[str, Any]) -> Item:
+def _create_medical_item(row: Mapping[str, Any]) -> Item:
     instruction = row["instruction"]
     if "final_decision" in row:
         if not isinstance(row["CONTEXTS"], list):  # a table has no lists
             raise TypeError("CONTEXTS must be a list of texts")
         contexts = "\n".join(row["CONTEXTS"])
-        return _asked(instruction, f"{contexts}\n{row['QUESTION']}", row["final_decision"])
+        return _create_item(instruction, f"{contexts}\n{row['QUESTION']}", row["final_decision"])
     if "cop" in row:
         options = [row[name] for name in ("opa", "opb", "opc", "opd")]
         named = str(row["cop"]).upper()  # in Parquet the hub's classes are called a to d; -1 is a hidden answer
         right = named if named in tuple("ABCD") else dict(enumerate("ABCD"))[int(row["cop"])]
-        return _multiple_choice(instruction, row["question"], options, right)
+        return _create_choice_item(instruction, row["question"], options, right)
     options = [option["value"] for option in row["options"]]
-    return _multiple_choice(instruction, row["question"], options, row["options"][options.index(row["answer"])]["key"])
+    return _create_choice_item(
+        instruction, row["question"], options, row["options"][options.index(row["answer"])]["key"]
+    )
 
 
-def _finance_item(row: Mapping[str, Any]) -> Item:
+def _create_finance_item(row: Mapping[str, Any]) -> Item:
     if not isinstance(row["output"], str):
         raise TypeError(f"the output is {row['output']!r}, and must be a text")
     given = f"Input: {row['input']}\n" if row.get("input") else ""
     return Item(f"Instruction: {row['instruction']}\n{given}Answer: ", row["output"])
 
 
-def _letters_said(model: FederatedModel, tokenizer: Any, items: Sequence[Item]) -> list[str]:
+def _answer_with_letters(model: FederatedModel, tokenizer: Any, items: Sequence[Item]) -> list[str]:
     """Answers as long as the first right answer of their batch."""
     said: list[str] = []
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         new = len(tokenizer(batch[0].right, add_special_tokens=False)["input_ids"])
-        said += answers(model, tokenizer, [tokenizer(item.prompt)["input_ids"] for item in batch], new)
+        said += answer_prompts(model, tokenizer, [tokenizer(item.prompt)["input_ids"] for item in batch], new)
     return said
 
 
-def _sentiments_said(model: FederatedModel, tokenizer: Any, items: Sequence[Item]) -> list[str]:
+def _answer_with_sentiments(model: FederatedModel, tokenizer: Any, items: Sequence[Item]) -> list[str]:
     """Answers of which the longest of a batch has `FINANCE_TOKENS` with its question."""
     said: list[str] = []
     for start in range(0, len(items), BATCH):
@@ -121,13 +123,13 @@ def _sentiments_said(model: FederatedModel, tokenizer: Any, items: Sequence[Item
         new = FINANCE_TOKENS - max(map(len, prompts))
         if new < 1:
             raise DataError(f"FP3166 a question has {max(map(len, prompts))} tokens; the track reads {FINANCE_TOKENS}")
-        for prompt, ids in zip(prompts, generated(model, tokenizer, prompts, new), strict=True):
+        for prompt, ids in zip(prompts, generate_tokens(model, tokenizer, prompts, new), strict=True):
             whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))
             said.append(whole.split("Answer: ")[1] if "Answer: " in whole else "")
     return said
 
 
-def choice_read(said: str, right: str) -> bool:
+def is_choice_right(said: str, right: str) -> bool:
     """Whether an answer is right: its first letter or digit, in small letters, is the right letter; of yes, no and
     maybe, the whole answer."""
     said, right = said.lower(), right.lower()
@@ -144,7 +146,7 @@ def choice_read(said: str, right: str) -> bool:
     return (kept if kept in (*"abcde", "yes", "no") else said) == right
 
 
-def sentiment_of(text: str) -> str:
+def find_sentiment(text: str) -> str:
     """The sentiment that a text names first in this order: positive, negative; else neutral."""
     for word in ("positive", "negative"):
         if word in text or word.capitalize() in text:
@@ -152,8 +154,8 @@ def sentiment_of(text: str) -> str:
     return "neutral"
 
 
-def _sentiment_read(said: str, right: str) -> bool:
-    return sentiment_of(said) == sentiment_of(right)
+def _is_sentiment_right(said: str, right: str) -> bool:
+    return find_sentiment(said) == find_sentiment(right)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Track:
 
 
 TRACKS: Mapping[str, Track] = {
-    "nlp": Track(_nlp_item, _letters_said, choice_read),
-    "medical": Track(_medical_item, _letters_said, choice_read),
-    "finance": Track(_finance_item, _sentiments_said, _sentiment_read),
+    "nlp": Track(_create_nlp_item, _answer_with_letters, is_choice_right),
+    "medical": Track(_create_medical_item, _answer_with_letters, is_choice_right),
+    "finance": Track(_create_finance_item, _answer_with_sentiments, _is_sentiment_right),
 }

@@ -9,13 +9,13 @@ import numpy as np
 from fedpeft.data.examples import Examples
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
-from fedpeft.run.observer import perplexity
+from fedpeft.run.observer import compute_perplexity
 
 Measures = dict[str, float]
 """Numbers by name."""
 
 
-def held_out(
+def evaluate_held_out(
     model: FederatedModel,
     task: Task,
     examples: Examples,
@@ -30,7 +30,7 @@ def held_out(
     said: list[np.ndarray] = []
     batches = scoring.score_batches(examples)
     for rows in batches:
-        scores, outputs = scoring.scored(model, task, examples.batch(rows))
+        scores, outputs = scoring.score_batch(model, task, examples.batch(rows))
         said.append(outputs)
         loss += float(scores.loss.astype(float).sum())
         correct += float(scores.correct.astype(float).sum())
@@ -38,10 +38,10 @@ def held_out(
         advance(len(rows))
     mean = loss / count
     if task.metric == "perplexity":
-        return {"loss": mean, "perplexity": perplexity(mean)}
+        return {"loss": mean, "perplexity": compute_perplexity(mean)}
     found = {"loss": mean, task.metric: correct / count}
     if labels is None or not task.targets:
         return found
     order = np.argsort(np.concatenate(batches), kind="stable")
-    told = scoring.measures(task, np.concatenate(said)[order], labels, [""] * said[0].shape[1])
+    told = scoring.compute_measures(task, np.concatenate(said)[order], labels, [""] * said[0].shape[1])
     return found | {name: value for name, value in told.items() if isinstance(value, float)}

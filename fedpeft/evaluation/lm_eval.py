@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpeft.answers.generation import BATCH, generated
-from fedpeft.data.examples import length_sorted_batches
-from fedpeft.data.model_config import reason
-from fedpeft.data.tokens import padding_of, rows_of
+from fedpeft.answers.generation import BATCH, generate_tokens
+from fedpeft.data.examples import batch_by_length
+from fedpeft.data.model_config import describe_error
+from fedpeft.data.tokens import build_token_rows, get_padding_id
 from fedpeft.errors import AssetError, ConfigError, FedpeftError
 from fedpeft.models import scoring
 from fedpeft.models.task import TASKS, FederatedModel
@@ -34,7 +34,7 @@ ENDINGS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskSample:
     """One sample of a task: what was asked, what is right, and what was said."""
 
     question: str
@@ -69,7 +69,7 @@ class Tasks:
         try:
             made.manager.load(list(made.names))
         except Exception as error:  # whatever it, `datasets` and a user's YAML raise
-            raise AssetError(f"FP2010 lm-eval can't load {', '.join(made.names)}: {reason(error)}") from None
+            raise AssetError(f"FP2010 lm-eval can't load {', '.join(made.names)}: {describe_error(error)}") from None
         return made
 
     @cached_property
@@ -82,7 +82,7 @@ class Tasks:
 
     def measure(
         self, model: FederatedModel, tokenizer: Any, name: str, observer: RunObserver
-    ) -> tuple[dict[str, float], list[Asked]]:
+    ) -> tuple[dict[str, float], list[TaskSample]]:
         """The measures of `model`, which is called `name`, and its answers.
 
         Raises:
@@ -90,7 +90,7 @@ class Tasks:
         """
         from lm_eval import simple_evaluate
 
-        lm = answering(model, tokenizer, self.readable, name, observer)
+        lm = create_model(model, tokenizer, self.readable, name, observer)
         try:
             found = simple_evaluate(
                 lm, tasks=list(self.names), task_manager=self.manager, limit=self.most or None, bootstrap_iters=0
@@ -98,11 +98,13 @@ class Tasks:
         except FedpeftError:
             raise
         except Exception as error:  # whatever a task's own functions raise
-            raise ConfigError(f"FP1167 lm-eval's {', '.join(self.names)} can't be measured: {reason(error)}") from None
-        return _measures(found), [_asked(s) for samples in found["samples"].values() for s in samples]
+            raise ConfigError(
+                f"FP1167 lm-eval's {', '.join(self.names)} can't be measured: {describe_error(error)}"
+            ) from None
+        return _collect_measures(found), [_read_sample(s) for samples in found["samples"].values() for s in samples]
 
 
-def _measures(found: Any) -> dict[str, float]:
+def _collect_measures(found: Any) -> dict[str, float]:
     """Of tasks that belong to no group, and of groups: "TASK METRIC", and the filter where it is not "none"."""
     within = {task for group in found.get("groups", {}) for task in found["group_subtasks"].get(group, ())}
     made = {}
@@ -115,17 +117,17 @@ def _measures(found: Any) -> dict[str, float]:
     return made
 
 
-def _asked(sample: Any) -> Asked:
+def _read_sample(sample: Any) -> TaskSample:
     """A sample: of choices, the likeliest one."""
     arguments = [tuple(given) for given in sample["arguments"]]
     said = sample["filtered_resps"]
     if len(arguments) > 1 and len(said) == len(arguments):
         said = [arguments[int(np.argmax([float(one[0]) for one in said]))][1]]
-    return Asked(str(arguments[0][0]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
+    return TaskSample(str(arguments[0][0]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
 
 
-class Answers:
-    """What lm-eval asks of a model; `answering` makes lm-eval's `LM` of it.
+class EvaluatedModel:
+    """What lm-eval asks of a model; `create_model` makes lm-eval's `LM` of it.
 
     Args:
         model, tokenizer: of the run.
@@ -175,11 +177,11 @@ class Answers:
             [i >= max(1, len(row) - len(said)) for i in range(len(row))]
             for row, (_, _, said) in zip(rows, requests, strict=True)
         ]
-        examples, task = rows_of(rows, padding_of(self.tokenizer), None, counted), TASKS.build("causal_lm")
+        examples, task = build_token_rows(rows, get_padding_id(self.tokenizer), None, counted), TASKS.build("causal_lm")
         found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         with torch.inference_mode():
-            for index in length_sorted_batches(examples.lengths, BATCH):
-                made = task.row_losses(self.model, scoring.placed(examples.batch(index), self.model))
+            for index in batch_by_length(examples.lengths, BATCH):
+                made = task.row_losses(self.model, scoring.move_batch(examples.batch(index), self.model))
                 likeliest = (made.correct == made.counts).tolist()
                 for place, loss, same in zip(index.tolist(), made.sums.double().tolist(), likeliest, strict=True):
                     found[place] = -loss, same
@@ -226,15 +228,15 @@ class Answers:
             order.sort(key=lambda i: -len(asked[i][0]))
             for places in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
                 prompts = [asked[i][0][-(self.readable - new) :] for i in places]
-                for place, ids in zip(places, generated(self.model, self.tokenizer, prompts, new), strict=True):
+                for place, ids in zip(places, generate_tokens(self.model, self.tokenizer, prompts, new), strict=True):
                     text = self.tokenizer.decode(ids, skip_special_tokens=True)
                     found[place] = postprocess_generated_text(text, asked[place][1]["until"], None)
                 self.observer.advance(len(places))
         return found
 
 
-def answering(*given: Any) -> Any:
-    """`Answers` as lm-eval's `LM`."""
+def create_model(*given: Any) -> Any:
+    """`EvaluatedModel` as lm-eval's `LM`."""
     from lm_eval.api.model import TemplateLM
 
-    return type("Answering", (Answers, TemplateLM), {})(*given)
+    return type("Answering", (EvaluatedModel, TemplateLM), {})(*given)

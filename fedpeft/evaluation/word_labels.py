@@ -24,7 +24,7 @@ def label_words(run: FinishedRun, model: FederatedModel, rows: Sequence[Sequence
     labels = [[CUT] * len(words) for words in rows]
     for places in scoring.score_batches(examples):
         batch = examples.batch(places)
-        likeliest = scoring.logits(model, batch).argmax(-1)
+        likeliest = scoring.compute_logits(model, batch).argmax(-1)
         for row, words, said in zip(places.tolist(), batch["labels"].tolist(), likeliest.tolist(), strict=True):
             for word, label in zip(words, said, strict=True):
                 if word != IGNORED:

@@ -35,16 +35,16 @@ class _Silent:
 
 
 @functools.cache
-def _workers(config: RunConfig, run: int) -> Workers:
+def _get_workers(config: RunConfig, run: int) -> Workers:
     """The one worker of this configuration's simulation, its frozen layers computed."""
-    from fedpeft.config import from_mapping
-    from fedpeft.run.console import quiet_libraries
+    from fedpeft.config import build_config
+    from fedpeft.run.console import silence_libraries
     from fedpeft.simulation.simulation import Simulation
 
-    quiet_libraries()
+    silence_libraries()
     folder = STATE.expanduser() / str(run)
     folder.mkdir(parents=True, exist_ok=True)
-    one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")
+    one = build_config({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")
     workers = Simulation(one, folder, _Silent()).workers
     workers.freeze_rows()
     return workers
@@ -70,16 +70,16 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _handle(message: Message, context: Context) -> Message:
     from fedpeft import plugins
-    from fedpeft.communication.messages import Report, instruction_of, to_record
+    from fedpeft.communication.messages import Report, read_instruction, write_record
     from fedpeft.errors import FedpeftError
     from fedpeft.flower.parts import check_same_parts
-    from fedpeft.flower.settings import config_of
+    from fedpeft.flower.settings import read_config
 
-    asked = instruction_of(message)
-    plugins.named_only()
+    asked = read_instruction(message)
+    plugins.ignore_installed()
     try:
         check_same_parts(message.content, context.run_config)
-        report = _workers(config_of(context.run_config), context.run_id).answer(asked)
+        report = _get_workers(read_config(context.run_config), context.run_id).answer(asked)
     except FedpeftError as error:
         report = Report(asked.client, asked.round, b"", error=str(error))
-    return Message(to_record(report), reply_to=message)
+    return Message(write_record(report), reply_to=message)

@@ -14,9 +14,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedpeft.communication.flower_grid import FIRST_CLIENT, node_of
-from fedpeft.communication.messages import Report, instruction_of, to_record
-from fedpeft.flower.parts import with_parts
+from fedpeft.communication.flower_grid import FIRST_CLIENT, get_node_id
+from fedpeft.communication.messages import Report, read_instruction, write_record
+from fedpeft.flower.parts import add_parts
 
 POLL_SECONDS = 0.2
 
@@ -42,9 +42,9 @@ class FlowerGrid(Grid):
         self._look = False  # whether a node may be gone
         self._gone: set[int] = set()  # whose places are empty
         self._keeping: set[int] = set()  # who has answered, or is where one was that has: something may lie there
-        self._nodes = self._gathered(nodes, f"{nodes} SuperNodes (nodes of the run config)")
+        self._nodes = self._wait_for_nodes(nodes, f"{nodes} SuperNodes (nodes of the run config)")
 
-    def _gathered(self, least: int, waiting: str) -> list[int]:
+    def _wait_for_nodes(self, least: int, waiting: str) -> list[int]:
         """All that are there, once they are enough; until then it says for what it is `waiting`."""
         told = -1
         while len(found := sorted(self._grid.get_node_ids())) < least:
@@ -59,7 +59,7 @@ class FlowerGrid(Grid):
         Where nobody has come, clients of a node that has never answered are played by another, since nothing of theirs
         lies with it; of one that was killed just before the run Flower says that it is there.
         """
-        there = self._gathered(1, "a SuperNode, since all are gone")
+        there = self._wait_for_nodes(1, "a SuperNode, since all are gone")
         newcomers = sorted(set(there).difference(self._nodes), reverse=True)
         before, self._gone = self._gone, set()
         for place, node in enumerate(self._nodes):
@@ -87,16 +87,16 @@ class FlowerGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to the node that plays a client (`fedpeft.communication.flower_grid.node_of`)."""
+        """A message to the node that plays a client (`fedpeft.communication.flower_grid.get_node_id`)."""
         if self._look:
             self._look = False
             self._replace_gone()
         node = self._nodes[(dst_node_id - FIRST_CLIENT) % len(self._nodes)]
-        return Message(with_parts(content, self._parts), node, message_type, ttl=ttl, group_id=group_id)
+        return Message(add_parts(content, self._parts), node, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """All clients."""
-        return (node_of(client) for client in range(self._clients))
+        return (get_node_id(client) for client in range(self._clients))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Hand them to Flower; what it does not take, as for a SuperNode that has been ended, counts as failed."""
@@ -111,28 +111,28 @@ class FlowerGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies that have arrived; waits a moment where there are none."""
         untaken, self._untaken = self._untaken, []
-        failed = [self._failed(message, UNTAKEN) for message in untaken]
+        failed = [self._create_failure(message, UNTAKEN) for message in untaken]
         waiting = [identifier for identifier in message_ids or self._sent if identifier in self._sent]
         replies = list(self._grid.pull_messages(waiting)) if waiting else []
         if not replies and not failed:
             time.sleep(POLL_SECONDS)
-        return failed + [self._answered(reply) for reply in replies]
+        return failed + [self._check_reply(reply) for reply in replies]
 
-    def _answered(self, reply: Message) -> Message:
+    def _check_reply(self, reply: Message) -> Message:
         asked = self._sent[reply.metadata.reply_to_message_id]
         if reply.has_error():
-            return self._failed(asked, reply.error.reason)
+            return self._create_failure(asked, reply.error.reason)
         del self._sent[asked.metadata.message_id]
         self._keeping.add(asked.metadata.dst_node_id)
         return reply
 
-    def _failed(self, asked: Message, reason: str | None) -> Message:
+    def _create_failure(self, asked: Message, reason: str | None) -> Message:
         """The reply of a node that can't give one."""
         self._look = True
         del self._sent[asked.metadata.message_id]
-        instruction = instruction_of(asked)
+        instruction = read_instruction(asked)
         report = Report(instruction.client, instruction.round, b"", error=f"the node failed: {reason}")
-        return Message(to_record(report), reply_to=asked)
+        return Message(write_record(report), reply_to=asked)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push, then pull until every reply is there or `timeout` seconds are over."""

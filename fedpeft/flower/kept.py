@@ -45,25 +45,25 @@ class _StrangeError(Exception):
     """A value of a kind that is not kept."""
 
 
-def frozen(values: Mapping[str, Any]) -> dict[str, bytes]:
+def pickle_unsaved(values: Mapping[str, Any]) -> dict[str, bytes]:
     """Those of an object's values that can't be kept, and aren't code, as bytes that tell whether they change."""
     found: dict[str, bytes] = {}
     for name, value in values.items():
         if isinstance(value, CODE):
             continue
         try:
-            _written(value, {})
+            _write_value(value, {})
         except _StrangeError:
-            found[name] = _pickled(value)
+            found[name] = _pickle(value)
     return found
 
 
-def kept(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> State:
+def save_values(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> State:
     """The values as tensors.
 
     Args:
         values: of the object's attributes.
-        before: what `frozen` said of them when the object was made.
+        before: what `pickle_unsaved` said of them when the object was made.
         owner: the class's name.
 
     Raises:
@@ -75,9 +75,9 @@ def kept(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> 
         if isinstance(value, CODE):
             continue
         try:
-            form[name] = _written(value, tensors)
+            form[name] = _write_value(value, tensors)
         except _StrangeError as strange:
-            if not (same := before.get(name)) or same != _pickled(value):
+            if not (same := before.get(name)) or same != _pickle(value):
                 raise RunError(
                     f"FP5136 {owner} changes self.{name}, which holds {strange}, and no checkpoint can keep that "
                     "between rounds; keep numbers, texts, arrays, and lists and dicts of them"
@@ -86,13 +86,13 @@ def kept(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> 
     return tensors | {FORM: torch.from_numpy(text.copy())}
 
 
-def restored(state: State) -> dict[str, Any]:
-    """The attributes that `kept` was given."""
+def restore_values(state: State) -> dict[str, Any]:
+    """The attributes that `save_values` was given."""
     form: dict[str, Any] = json.loads(bytes(state[FORM].numpy().tobytes()))
     return {name: _read(value, state) for name, value in form.items()}
 
 
-def _pickled(value: Any) -> bytes:
+def _pickle(value: Any) -> bytes:
     """Bytes that differ where the value does; empty: there are none."""
     try:
         return bytes(cloudpickle.dumps(value))
@@ -106,40 +106,40 @@ def _put(tensor: torch.Tensor, tensors: State) -> int:
     return place
 
 
-def _array(value: np.ndarray[Any, Any], tensors: State) -> int:
+def _write_array(value: np.ndarray[Any, Any], tensors: State) -> int:
     try:
         return _put(torch.from_numpy(np.array(value)), tensors)
     except TypeError:
         raise _StrangeError(f"an array of {value.dtype}") from None
 
 
-def _written(value: Any, tensors: State) -> Any:  # noqa: PLR0912
+def _write_value(value: Any, tensors: State) -> Any:  # noqa: PLR0912
     """A value as JSON: plain ones as they are, others as [kind, content]."""
     if value is None or type(value) in PLAIN:  # not of an enumeration that is a text, too: a text would come back
         return value
     if isinstance(value, np.ndarray):
-        return ["array", _array(value, tensors)]
+        return ["array", _write_array(value, tensors)]
     if isinstance(value, np.generic):
-        return ["number", _array(np.asarray(value), tensors)]
+        return ["number", _write_array(np.asarray(value), tensors)]
     if isinstance(value, torch.Tensor):
         return ["tensor", _put(value.cpu(), tensors)]
     if isinstance(value, bytes):
-        return ["bytes", _array(np.frombuffer(value, np.uint8), tensors)]
+        return ["bytes", _write_array(np.frombuffer(value, np.uint8), tensors)]
     if isinstance(value, Parameters):
-        return ["parameters", [[_written(t, tensors) for t in value.tensors], value.tensor_type]]
+        return ["parameters", [[_write_value(t, tensors) for t in value.tensors], value.tensor_type]]
     if isinstance(value, ArrayRecord):
-        return ["arrays", [[name, _array(array.numpy(), tensors)] for name, array in value.items()]]
+        return ["arrays", [[name, _write_array(array.numpy(), tensors)] for name, array in value.items()]]
     if isinstance(value, np.random.Generator):
-        return ["generator", _written(value.bit_generator.state, tensors)]
+        return ["generator", _write_value(value.bit_generator.state, tensors)]
     if isinstance(value, random.Random):
-        return ["random", _written(value.getstate(), tensors)]
+        return ["random", _write_value(value.getstate(), tensors)]
     for kind, record in RECORDS.items():
         if isinstance(value, record):
-            return [kind, _written(dict(value), tensors)]
+            return [kind, _write_value(dict(value), tensors)]
     if type(value) in (list, tuple, set):
-        return [type(value).__name__, [_written(item, tensors) for item in value]]
+        return [type(value).__name__, [_write_value(item, tensors) for item in value]]
     if type(value) is dict:
-        return ["dict", [[_written(key, tensors), _written(item, tensors)] for key, item in value.items()]]
+        return ["dict", [[_write_value(key, tensors), _write_value(item, tensors)] for key, item in value.items()]]
     raise _StrangeError(f"a {type(value).__name__}")
 
 

@@ -17,7 +17,7 @@ RECORD: Final = "parts"
 """The record of a message, and its only key, that holds what the server tells."""
 
 
-def with_parts(content: RecordDict, told: Sequence[str]) -> RecordDict:
+def add_parts(content: RecordDict, told: Sequence[str]) -> RecordDict:
     """The content of a message to a node, and what the server tells of its parts (`told_parts` of `WHOLE_RUN`)."""
     return RecordDict({**content, RECORD: ConfigRecord({RECORD: list(told)})})
 
@@ -29,10 +29,10 @@ def check_same_parts(content: RecordDict, run_config: Mapping[str, Any]) -> None
         FedpeftError: one is missing here, or of another file, or not told; or the run config can't be used.
     """
     from fedpeft.deployment.compared_parts import WHOLE_RUN, check_all_told, check_parts
-    from fedpeft.flower.settings import config_of
+    from fedpeft.flower.settings import read_config
 
     told: Any = content.config_records.get(RECORD, ConfigRecord()).get(RECORD, [])
     if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
         raise PayloadError(f"FP6102 the server tells its parts from outside as {told!r:.80}; legal is a list of texts")
     check_parts(told, WHOLE_RUN)
-    check_all_told(told, config_of(run_config), WHOLE_RUN)
+    check_all_told(told, read_config(run_config), WHOLE_RUN)

@@ -14,8 +14,8 @@ import tomli_w
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.machine.files import replace, writing
-from fedpeft.run.command import exit_code
+from fedpeft.machine.files import raise_write_errors, replace
+from fedpeft.run.command import run_command
 
 HEADER = "[tool.flwr.app.config]\n"
 
@@ -23,15 +23,15 @@ OWN = {"output": "runs", "nodes": 1}
 """Settings of the app itself (`fedpeft.flower.settings.OWN_KEYS`)."""
 
 
-def section() -> str:
+def format_section() -> str:
     """The section, its header first."""
     settings = {name.replace("_", "-"): value for name, value in dataclasses.asdict(RunConfig()).items()}
     return HEADER + tomli_w.dumps(settings | OWN)
 
 
-def replaced(text: str) -> str:
+def replace_section(text: str) -> str:
     """The text of a pyproject.toml with this section."""
-    return re.sub(re.escape(HEADER) + r"(?:[^\[\n][^\n]*\n)*", lambda _: section(), text)
+    return re.sub(re.escape(HEADER) + r"(?:[^\[\n][^\n]*\n)*", lambda _: format_section(), text)
 
 
 def renew(file: Path) -> None:
@@ -47,14 +47,14 @@ def renew(file: Path) -> None:
         raise ConfigError(f"FP1176 {file} can't be read ({error}); give the pyproject.toml of a Flower app") from None
     if HEADER not in text:
         raise ConfigError(f"FP1177 {file} has no section {HEADER.strip()}, which would be renewed; add that line to it")
-    with writing(file):
-        replace(file, replaced(text).encode())
+    with raise_write_errors(file):
+        replace(file, replace_section(text).encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     named = (sys.argv[1:] if arguments is None else arguments) or ["pyproject.toml"]
-    return exit_code(lambda: renew(Path(named[0])))
+    return run_command(lambda: renew(Path(named[0])))
 
 
 if __name__ == "__main__":

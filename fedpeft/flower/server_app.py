@@ -9,10 +9,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.markup import escape
 
-from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
+from fedpeft.deployment.compared_parts import WHOLE_RUN, list_part_digests
 from fedpeft.errors import FedpeftError
 from fedpeft.flower.grid import FlowerGrid
-from fedpeft.flower.settings import config_of, nodes_of
+from fedpeft.flower.settings import read_config, read_nodes
 from fedpeft.machine.terminal import Console
 from fedpeft.run.summary import show
 from fedpeft.simulate import simulate
@@ -22,7 +22,7 @@ FLOWERS_LOGGER = "flwr"
 app = ServerApp()
 
 
-def _sentence(record: logging.LogRecord) -> bool:
+def _shorten_record(record: logging.LogRecord) -> bool:
     """A filter: where Flower logs an error that the user can mend, its sentence stands for the traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, FedpeftError):
@@ -33,9 +33,9 @@ def _sentence(record: logging.LogRecord) -> bool:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One federation; its files are in the folder that the run config calls `output`."""
-    logging.getLogger(FLOWERS_LOGGER).addFilter(_sentence)
-    config, nodes = config_of(context.run_config), nodes_of(context.run_config)
-    parts = told_parts(config, WHOLE_RUN)
+    logging.getLogger(FLOWERS_LOGGER).addFilter(_shorten_record)
+    config, nodes = read_config(context.run_config), read_nodes(context.run_config)
+    parts = list_part_digests(config, WHOLE_RUN)
     folder = Path(str(context.run_config["output"])) / f"flower-{context.run_id}"
     console = Console()
 

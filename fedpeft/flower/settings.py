@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fedpeft.aggregation.strategy import fills_base, strategies
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.aggregation.strategy import can_fill_base, strategies
+from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -15,7 +15,7 @@ OWN_KEYS = ("output", "nodes")
 """Keys of the run config that are not settings of a run: its folder, and how many nodes to wait for."""
 
 
-def config_of(run_config: Mapping[str, Any]) -> RunConfig:
+def read_config(run_config: Mapping[str, Any]) -> RunConfig:
     """The configuration; keys are RunConfig's, written with dashes or underscores. The dtype `auto` is fp32 here.
 
     Raises:
@@ -26,9 +26,9 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
     typed = {k: float(v) if kinds.get(k) == "float" and isinstance(v, int) else v for k, v in given.items()}
     if typed.get("dtype", "auto") == "auto":  # each of the app's processes would settle it by its own hardware
         typed["dtype"] = "fp32"
-    config = from_mapping(typed, "the app's run config")
+    config = build_config(typed, "the app's run config")
     strategy = strategies.build(config.strategy)
-    if fills_base(strategy):
+    if can_fill_base(strategy):
         raise ConfigError(
             f"FP1178 {config.strategy} puts a residual into the clients' base, which Flower's short-lived client "
             "processes do not keep; take fedit or flexlora, or python -m fedpeft.serve"
@@ -45,7 +45,7 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def nodes_of(run_config: Mapping[str, Any]) -> int:
+def read_nodes(run_config: Mapping[str, Any]) -> int:
     """How many nodes a run waits for.
 
     Raises:

@@ -38,11 +38,19 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from fedpeft import seeds
-from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.flower.kept import frozen, kept, restored
-from fedpeft.flower.their_calls import Arrays, Trained, asked, begun, made, parameters, theirs
+from fedpeft.flower.kept import pickle_unsaved, restore_values, save_values
+from fedpeft.flower.their_calls import (
+    Arrays,
+    TrainedArrays,
+    aggregate_arrays,
+    ask_strategy,
+    convert_to_parameters,
+    initialize_strategy,
+    raise_as_rule_error,
+)
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 
@@ -92,67 +100,70 @@ class FlowerRule(RoundStrategy):
         Raises:
             ConfigError: it can't be made, or can't do here what it would do.
         """
-        arrays = _arrays(state, tuple(sorted(self.trained(layout, 1))))
+        arrays = _convert_to_arrays(state, tuple(sorted(self.trained(layout, 1))))
         try:
-            with _drawn(seed, 0), _quiet():
-                rule = self._made(arrays, seed)
-                if not begun(rule, arrays, PROBED):
+            with _seed_generators(seed, 0), _silence_flower():
+                rule = self._create_strategy(arrays, seed)
+                if not initialize_strategy(rule, arrays, PROBED):
                     raise ConfigError(
                         f"FP1182 {self.flower_class.__name__}.initialize_parameters gives parameters of its own: a "
                         "federation starts from its base model, its PEFT method and its --head; let it give None"
                     )
-                asked(rule, 1, arrays, PROBED)
+                ask_strategy(rule, 1, arrays, PROBED)
         except RunError as error:
             raise ConfigError(str(error)) from error
         return state
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """The first round of a strategy that has kept nothing."""
-        return self.remembering(state, layout, read, round, seed, {})[0]
+        return self.remembering(state, layout, read, round_number, seed, {})[0]
 
     def remembering(
-        self, state: State, layout: Layout, read: Read, round: int, seed: int, memory: Memory
-    ) -> tuple[Aggregate, Memory]:
+        self, state: State, layout: Layout, read: Read, round_number: int, seed: int, memory: OptimizerState
+    ) -> tuple[Aggregate, OptimizerState]:
         """The strategy's arrays in place of the trained tensors; the whole cohort is in memory.
 
         Raises:
             ConfigError: no updates.
             RunError: it fails, or gives what is no next state.
         """
-        names = tuple(sorted(self.trained(layout, round)))
+        names = tuple(sorted(self.trained(layout, round_number)))
         updates = read(names)
         if not len(updates):
             raise ConfigError(
                 f"FP1502 {self.flower_class.__name__} needs at least one update to aggregate, and got none"
             )
-        arrays = _arrays(state, names)
-        cohort = [Trained(u.client, _arrays({n: u.trained(n) for n in names}, names), u.weight) for u in updates]
-        with _quiet():
-            rule = self._made(arrays, seed)
-            with _drawn(seed, 0):
-                begun(rule, arrays, [trained.client for trained in cohort])
+        arrays = _convert_to_arrays(state, names)
+        cohort = [
+            TrainedArrays(u.client, _convert_to_arrays({n: u.trained(n) for n in names}, names), u.weight)
+            for u in updates
+        ]
+        with _silence_flower():
+            rule = self._create_strategy(arrays, seed)
+            with _seed_generators(seed, 0):
+                initialize_strategy(rule, arrays, [trained.client for trained in cohort])
             if LABEL in memory:
-                vars(rule).update(restored(memory[LABEL]))
-            strange = frozen(vars(rule))
-            with _drawn(seed, round):
-                asked(rule, round, arrays, [trained.client for trained in cohort])
-                found = made(rule, round, arrays, cohort)
+                vars(rule).update(restore_values(memory[LABEL]))
+            strange = pickle_unsaved(vars(rule))
+            with _seed_generators(seed, round_number):
+                ask_strategy(rule, round_number, arrays, [trained.client for trained in cohort])
+                found = aggregate_arrays(rule, round_number, arrays, cohort)
         after = {name: tensor.clone() for name, tensor in state.items()}
         after |= {name: torch.from_numpy(found[name]).to(state[name].dtype) for name in names}
-        return Aggregate(after, {}), {LABEL: kept(vars(rule), strange, self.flower_class.__name__)}
+        return Aggregate(after, {}), {LABEL: save_values(vars(rule), strange, self.flower_class.__name__)}
 
-    def _made(self, arrays: Arrays, seed: int) -> Any:
+    def _create_strategy(self, arrays: Arrays, seed: int) -> Any:
         """The strategy, in the state that its `__init__` leaves it in.
 
         Raises:
             RunError: that has failed.
         """
         given: dict[str, Any] = {name: getattr(self, name) for name in self.names} | dict(self.fixed)
-        takes = _arguments(self.flower_class)
+        takes = _find_arguments(self.flower_class)
         given |= {name: value for name, value in EVERYBODY.items() if name in takes and name not in given}
         if "initial_parameters" in takes and "initial_parameters" not in given:
-            given["initial_parameters"] = parameters(arrays)
-        with theirs(f"{self.flower_class.__name__}.__init__", 0), _drawn(seed, 0):
+            given["initial_parameters"] = convert_to_parameters(arrays)
+        with raise_as_rule_error(f"{self.flower_class.__name__}.__init__", 0), _seed_generators(seed, 0):
             return self.flower_class(**given)
 
 
@@ -167,12 +178,12 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
         ConfigError: it is none, or needs what it can't have here.
     """
     _check_class(flower_class)
-    name, takes = flower_class.__name__, _arguments(flower_class)
+    name, takes = flower_class.__name__, _find_arguments(flower_class)
     fields: list[tuple[str, Any, Any]] = []
     for argument, parameter in takes.items():
         if argument in fixed or argument in SETTLED:
             continue
-        plain = _plain(flower_class, parameter)
+        plain = _find_plain_type(flower_class, parameter)
         if plain is None and parameter.default is parameter.empty:
             raise ConfigError(
                 f"FP1184 {name} needs the argument {argument}, which no text can hold; write wrapped({name}, "
@@ -190,7 +201,7 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
     if unknown := sorted(fixed.keys() - takes.keys()):
         raise ConfigError(f"FP1186 {name}.__init__ takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
     made = dataclasses.make_dataclass(
-        name, fields, bases=(FlowerRule,), frozen=True, kw_only=True, namespace={"__doc__": _described(flower_class)}
+        name, fields, bases=(FlowerRule,), frozen=True, kw_only=True, namespace={"__doc__": _describe(flower_class)}
     )
     made.__module__ = flower_class.__module__
     for attribute, value in (
@@ -202,7 +213,7 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
     return made
 
 
-def _described(flower_class: type) -> str:
+def _describe(flower_class: type) -> str:
     """What `describe` says."""
     module = flower_class.__module__
     place = f"{module}." if module.startswith("flwr.") else ""  # a plugin's module has a name that means nothing
@@ -244,7 +255,7 @@ def _check_class(flower_class: Any) -> None:
         )
 
 
-def _arguments(flower_class: type) -> dict[str, inspect.Parameter]:
+def _find_arguments(flower_class: type) -> dict[str, inspect.Parameter]:
     """Of `__init__`, and of those that it hands **keywords on to."""
     found: dict[str, inspect.Parameter] = {}
     for base in flower_class.__mro__:
@@ -258,7 +269,7 @@ def _arguments(flower_class: type) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _plain(flower_class: type, parameter: inspect.Parameter) -> Any:
+def _find_plain_type(flower_class: type, parameter: inspect.Parameter) -> Any:
     """The type of an argument that a text can hold; None: none can."""
     hint: Any = parameter.annotation
     if isinstance(hint, str):
@@ -279,17 +290,17 @@ def _plain(flower_class: type, parameter: inspect.Parameter) -> Any:
     return hint if all(kind in (*PLAIN, type(None)) for kind in several) else left[0]
 
 
-def _arrays(state: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> Arrays:
+def _convert_to_arrays(state: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> Arrays:
     """Tensors as arrays of their own, in the order of `names`; NumPy has no bf16."""
     plain = {torch.bfloat16: torch.float32}
     return {n: np.array(state[n].detach().to(plain.get(state[n].dtype, state[n].dtype)).numpy()) for n in names}
 
 
 @contextmanager
-def _drawn(seed: int, round: int) -> Iterator[None]:
+def _seed_generators(seed: int, round_number: int) -> Iterator[None]:
     """Whatever a strategy draws from the global generators depends on the run's seed and the round alone."""
     before = random.getstate(), np.random.get_state()
-    drawn = seeds.integer(seed, "flower", round) % 2**32
+    drawn = seeds.derive_seed(seed, "flower", round_number) % 2**32
     with torch.random.fork_rng(devices=[]):
         random.seed(drawn)
         np.random.seed(drawn)
@@ -302,7 +313,7 @@ def _drawn(seed: int, round: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_flower() -> Iterator[None]:
     """Flower announces each call, and warns of its own defaults."""
     logger = logging.getLogger(QUIET)
     before = logger.level

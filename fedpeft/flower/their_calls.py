@@ -24,7 +24,7 @@ from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.serverapp import Grid
 
-from fedpeft.communication.flower_grid import local_messages, local_reply, node_of
+from fedpeft.communication.flower_grid import allow_local_messages, create_local_reply, get_node_id
 from fedpeft.errors import FedpeftError, RunError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -37,7 +37,7 @@ MOST_LOOKS: Final = 8
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedArrays:
     """A client's arrays after its training, and its weight; whole where it is a number of rows."""
 
     client: int
@@ -51,7 +51,7 @@ class Trained:
 
 
 @contextmanager
-def theirs(method: str, round: int) -> Iterator[None]:
+def raise_as_rule_error(method: str, round_number: int) -> Iterator[None]:
     """What goes wrong in a stranger's method, as one sentence with its place.
 
     Raises:
@@ -65,11 +65,11 @@ def theirs(method: str, round: int) -> Iterator[None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(
-            f"FP5137 {method} failed in round {round}: {said} ({last.filename}, line {last.lineno})"
+            f"FP5137 {method} failed in round {round_number}: {said} ({last.filename}, line {last.lineno})"
         ) from error
 
 
-def asked(rule: Any, round: int, arrays: Arrays, cohort: Sequence[int]) -> None:
+def ask_strategy(rule: Any, round_number: int, arrays: Arrays, cohort: Sequence[int]) -> None:
     """Ask a strategy what it would send to a cohort.
 
     Raises:
@@ -78,24 +78,24 @@ def asked(rule: Any, round: int, arrays: Arrays, cohort: Sequence[int]) -> None:
     name = type(rule).__name__
     if hasattr(rule, "configure_train"):
         method = f"{name}.configure_train"
-        local_messages()
-        with theirs(method, round):
-            sent = list(rule.configure_train(round, record(arrays), ConfigRecord(), _Grid(name, cohort)))
+        allow_local_messages()
+        with raise_as_rule_error(method, round_number):
+            sent = list(rule.configure_train(round_number, record(arrays), ConfigRecord(), _Grid(name, cohort)))
         nodes = {message.metadata.dst_node_id for message in sent}
-        _check_cohort(method, [client for client in cohort if node_of(client) in nodes], len(sent), cohort)
+        _check_cohort(method, [client for client in cohort if get_node_id(client) in nodes], len(sent), cohort)
         for content in {id(message.content): message.content for message in sent}.values():
             _check_record(method, content, arrays)
         return
     method = f"{name}.configure_fit"
     manager = _Manager(name, cohort)
-    with theirs(method, round):
-        instructions = list(rule.configure_fit(round, parameters(arrays), manager))
+    with raise_as_rule_error(method, round_number):
+        instructions = list(rule.configure_fit(round_number, convert_to_parameters(arrays), manager))
     _check_cohort(method, [int(proxy.cid) for proxy, _ in instructions], len(instructions), cohort)
     for instruction in {id(given): given for _, given in instructions}.values():
         _check_instruction(method, instruction, arrays)
 
 
-def made(rule: Any, round: int, arrays: Arrays, cohort: Sequence[Trained]) -> Arrays:
+def aggregate_arrays(rule: Any, round_number: int, arrays: Arrays, cohort: Sequence[TrainedArrays]) -> Arrays:
     """What a strategy makes of a cohort's arrays.
 
     Raises:
@@ -104,30 +104,32 @@ def made(rule: Any, round: int, arrays: Arrays, cohort: Sequence[Trained]) -> Ar
     name = type(rule).__name__
     if hasattr(rule, "aggregate_train"):
         method = f"{name}.aggregate_train"
-        local_messages()
-        replies = [_reply(trained) for trained in cohort]
-        with theirs(method, round):
-            gathered, _ = rule.aggregate_train(round, replies)
+        allow_local_messages()
+        replies = [_create_reply(trained) for trained in cohort]
+        with raise_as_rule_error(method, round_number):
+            gathered, _ = rule.aggregate_train(round_number, replies)
         found = None if gathered is None else {key: np.array(array.numpy()) for key, array in gathered.items()}
     else:
         method = f"{name}.aggregate_fit"
-        results = [(_Proxy(name, t.client), _result(t)) for t in cohort]
-        with theirs(method, round):
-            gathered, _ = rule.aggregate_fit(round, results, [])
+        results = [(_Proxy(name, t.client), _create_result(t)) for t in cohort]
+        with raise_as_rule_error(method, round_number):
+            gathered, _ = rule.aggregate_fit(round_number, results, [])
             listed = None if gathered is None else parameters_to_ndarrays(gathered)
         if listed is not None and len(listed) != len(arrays):
-            raise RunError(f"FP5138 {method} gave {len(listed)} arrays in round {round} instead of {len(arrays)}")
+            raise RunError(
+                f"FP5138 {method} gave {len(listed)} arrays in round {round_number} instead of {len(arrays)}"
+            )
         found = None if listed is None else dict(zip(arrays, listed, strict=True))
     if found is None:
         raise RunError(
-            f"FP5139 {method} gave no arrays in round {round}: it refuses the replies of a cohort of {len(cohort)} "
+            f"FP5139 {method} gave no arrays in round {round_number}: it refuses the replies of a cohort of {len(cohort)} "
             "clients"
         )
-    _check_made(method, round, found, arrays)
+    _check_made(method, round_number, found, arrays)
     return found
 
 
-def begun(rule: Any, arrays: Arrays, cohort: Sequence[int]) -> bool:
+def initialize_strategy(rule: Any, arrays: Arrays, cohort: Sequence[int]) -> bool:
     """Let the older kind of strategy say what it starts from; whether that is what it was given, or nothing.
 
     Raises:
@@ -136,10 +138,10 @@ def begun(rule: Any, arrays: Arrays, cohort: Sequence[int]) -> bool:
     if not hasattr(rule, "initialize_parameters"):
         return True
     name = type(rule).__name__
-    with theirs(f"{name}.initialize_parameters", 0):
+    with raise_as_rule_error(f"{name}.initialize_parameters", 0):
         given = rule.initialize_parameters(_Manager(name, cohort))
         listed = None if given is None else parameters_to_ndarrays(given)
-    return listed is None or _same(listed, list(arrays.values()))
+    return listed is None or _is_equal(listed, list(arrays.values()))
 
 
 def record(arrays: Arrays) -> ArrayRecord:
@@ -147,18 +149,18 @@ def record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
-def parameters(arrays: Arrays) -> Parameters:
+def convert_to_parameters(arrays: Arrays) -> Parameters:
     """Arrays as the older kind of strategy takes them: without names, in this order."""
     return ndarrays_to_parameters(list(arrays.values()))
 
 
-def _reply(trained: Trained) -> Any:
+def _create_reply(trained: TrainedArrays) -> Any:
     metrics = MetricRecord({"num-examples": trained.examples})
-    return local_reply(trained.client, RecordDict({"arrays": record(trained.arrays), "metrics": metrics}))
+    return create_local_reply(trained.client, RecordDict({"arrays": record(trained.arrays), "metrics": metrics}))
 
 
-def _result(trained: Trained) -> FitRes:
-    return FitRes(Status(Code.OK, ""), parameters(trained.arrays), trained.examples, {})  # type: ignore[arg-type]
+def _create_result(trained: TrainedArrays) -> FitRes:
+    return FitRes(Status(Code.OK, ""), convert_to_parameters(trained.arrays), trained.examples, {})  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
@@ -188,7 +190,7 @@ def _check_record(method: str, content: RecordDict, arrays: Arrays) -> None:
         _check_settings(method, config)
     records = [part for part in sent if isinstance(part, ArrayRecord)]
     same = len(records) == 1 and list(records[0]) == list(arrays)
-    if not same or not _same([array.numpy() for array in records[0].values()], list(arrays.values())):
+    if not same or not _is_equal([array.numpy() for array in records[0].values()], list(arrays.values())):
         _refuse_arrays(method)
     if any(isinstance(part, MetricRecord) for part in sent):
         raise RunError(f"FP5142 {method} sends clients metrics, which nothing here reads; leave them out")
@@ -196,7 +198,7 @@ def _check_record(method: str, content: RecordDict, arrays: Arrays) -> None:
 
 def _check_instruction(method: str, instruction: FitIns, arrays: Arrays) -> None:
     _check_settings(method, instruction.config)
-    if not _same(parameters_to_ndarrays(instruction.parameters), list(arrays.values())):
+    if not _is_equal(parameters_to_ndarrays(instruction.parameters), list(arrays.values())):
         _refuse_arrays(method)
 
 
@@ -207,20 +209,22 @@ def _refuse_arrays(method: str) -> NoReturn:
     )
 
 
-def _check_made(method: str, round: int, found: Arrays, arrays: Arrays) -> None:
+def _check_made(method: str, round_number: int, found: Arrays, arrays: Arrays) -> None:
     if found.keys() != arrays.keys():
-        raise RunError(f"FP5144 {method} gave other arrays in round {round} than it was given: {sorted(found)[:3]} ...")
+        raise RunError(
+            f"FP5144 {method} gave other arrays in round {round_number} than it was given: {sorted(found)[:3]} ..."
+        )
     for name, array in found.items():
         if array.shape != arrays[name].shape:
             raise RunError(
-                f"FP5145 {method} gave {name} in the shape {array.shape} in round {round} instead of "
+                f"FP5145 {method} gave {name} in the shape {array.shape} in round {round_number} instead of "
                 f"{arrays[name].shape}"
             )
         if not np.isfinite(array).all():
-            raise RunError(f"FP5146 {method} gave numbers for {name} in round {round} that are not finite")
+            raise RunError(f"FP5146 {method} gave numbers for {name} in round {round_number} that are not finite")
 
 
-def _same(some: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]]) -> bool:
+def _is_equal(some: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]]) -> bool:
     return len(some) == len(others) and all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
 
 
@@ -243,7 +247,7 @@ class _Grid(Grid):
                 f"FP5147 {self.owner} waits for more clients than the {len(self.cohort)} of a cohort; ask for fewer "
                 "(min_available_nodes), or give a larger --cohort"
             )
-        return [node_of(client) for client in self.cohort]
+        return [get_node_id(client) for client in self.cohort]
 
     def _refuse(self, name: str) -> NoReturn:
         raise RunError(

@@ -15,7 +15,13 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from fedpeft.errors import RunError
-from fedpeft.machine.processes import end_with_parent, forkserver, keep_where, places, without_main
+from fedpeft.machine.processes import (
+    end_with_parent,
+    get_forkserver,
+    get_storage_variables,
+    hide_main_module,
+    keep_where,
+)
 
 T = TypeVar("T")
 
@@ -23,24 +29,28 @@ NICENESS = 5
 """Of the process: against one that computes it gets a quarter of a core, so that it never waits for ever."""
 
 
-class Beside(Generic[T]):
+class BackgroundProcess(Generic[T]):
     """`function(*arguments)`, begun at once; the function is found by its module's name.
 
     Args:
         done: is told, in a thread of its own, once there is a result, an error or neither.
     """
 
-    def __init__(self, done: Callable[[Beside[T]], None], function: Callable[..., T], *arguments: Any) -> None:
-        context = forkserver()
+    def __init__(
+        self, done: Callable[[BackgroundProcess[T]], None], function: Callable[..., T], *arguments: Any
+    ) -> None:
+        context = get_forkserver()
         self._done = done
         self._answer, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_compute, args=(theirs, places(), function, arguments), daemon=True)
+        self._process = context.Process(
+            target=_compute, args=(theirs, get_storage_variables(), function, arguments), daemon=True
+        )
         self._result: T | None = None
         self.error: Exception | None = None
         self.seconds: float | None = None
         self._closed = False
         self._finished = threading.Event()
-        with without_main():
+        with hide_main_module():
             self._process.start()
         theirs.close()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -73,7 +83,7 @@ class Beside(Generic[T]):
         """Whether the process was ended before it had a result."""
         return not self.running and self.seconds is None
 
-    def result(self) -> T | None:
+    def wait_for_result(self) -> T | None:
         """Waits for the result; None: the process was ended from outside, as systems do that run out of memory.
 
         Raises:

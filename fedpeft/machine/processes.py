@@ -19,7 +19,7 @@ PLACES = ("FEDPEFT_CACHE", "FEDPEFT_SHARED_CACHE", "FEDPEFT_FROZEN_GB", "XDG_CAC
 
 
 @contextmanager
-def without_main() -> Iterator[None]:
+def hide_main_module() -> Iterator[None]:
     """Processes that are started here do not run the user's script again, as multiprocessing has them do otherwise.
 
     Without this a script needs `if __name__ == "__main__":` around what starts them. What they are given to call is
@@ -34,7 +34,7 @@ def without_main() -> Iterator[None]:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def ignore_interrupts() -> Iterator[None]:
     """Ctrl-C does nothing here, nor ever to the processes that are started here, unless they say otherwise.
 
     An executor whose shutdown is interrupted leaves workers that wait for ever; a process that still imports what it
@@ -46,7 +46,7 @@ def uninterrupted() -> Iterator[None]:
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     came: list[int] = []
-    with same_sigterm():
+    with restore_sigterm():
         if callable(signal.getsignal(signal.SIGTERM)):
             signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
         try:
@@ -58,7 +58,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def same_sigterm() -> Iterator[None]:
+def restore_sigterm() -> Iterator[None]:
     """What is to come of SIGTERM is the same afterwards, if anything was: libraries have ideas of their own."""
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -68,26 +68,26 @@ def same_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def forkserver() -> ForkServerContext:
+def get_forkserver() -> ForkServerContext:
     """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory.
 
-    That one keeps the environment of the moment when it was first needed: `places` are handed to who is forked later.
+    That one keeps the environment of the moment when it was first needed: `get_storage_variables` are handed to who is forked later.
     It ignores Ctrl-C from its first moment on, and so does who is forked.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpeft.clients.preload"])
-    with without_main(), uninterrupted():  # starts it, and does not wait until it has imported anything
+    with hide_main_module(), ignore_interrupts():  # starts it, and does not wait until it has imported anything
         ensure_running()
     return context
 
 
-def places() -> dict[str, str]:
+def get_storage_variables() -> dict[str, str]:
     """Where things are kept, as this process's environment says it."""
     return {name: os.environ[name] for name in PLACES if name in os.environ}
 
 
 def keep_where(given: Mapping[str, str]) -> None:
-    """Keep things where the process does whose `places` are given."""
+    """Keep things where the process does whose `get_storage_variables` are given."""
     for name in PLACES:
         os.environ.pop(name, None)
     os.environ.update(given)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fedpeft.errors import AssetError, needs_extra
-from fedpeft.machine.files import no_room
+from fedpeft.errors import AssetError, require_extra
+from fedpeft.machine.files import is_disk_full
 
 VARIABLE = "FEDPEFT_SHARED_CACHE"
 
@@ -33,24 +33,24 @@ PLAIN = re.compile(r"[\w+@=-][\w.+@=-]*")
 """A part of a path inside a folder."""
 
 
-def shared_cache() -> SharedCache | None:
+def get_shared_cache() -> SharedCache | None:
     """The one that the environment names; None: there is none.
 
     Raises:
         AssetError: what fsspec needs for this kind of URL is not installed, or nobody knows such a URL.
     """
     url = os.environ.get(VARIABLE, "")
-    return _opened(url.rstrip("/")) if url else None
+    return _open_cache(url.rstrip("/")) if url else None
 
 
 @lru_cache(maxsize=4)
-def _opened(url: str) -> SharedCache:
+def _open_cache(url: str) -> SharedCache:
     import fsspec  # comes with torch
 
     if urlsplit(url).scheme in ("s3", "s3a"):
-        needs_extra("s3fs", "cloud", f"{VARIABLE}={url}")
+        require_extra("s3fs", "cloud", f"{VARIABLE}={url}")
 
-    with _reached(url):
+    with _raise_cache_errors(url):
         makes_folders = {"auto_mkdir": True} if urlsplit(url).scheme in ("", "file", "local") else {}
         system, root = fsspec.core.url_to_fs(url, **makes_folders)
         return SharedCache(url, system, root.rstrip("/"))
@@ -75,7 +75,7 @@ class SharedCache:
         Raises:
             AssetError: the storage can't be reached.
         """
-        with _reached(self.url):
+        with _raise_cache_errors(self.url):
             try:
                 found: bytes = self.system.cat_file(f"{self.root}/{name}")
             except FileNotFoundError:
@@ -89,7 +89,7 @@ class SharedCache:
         Raises:
             AssetError: the storage can't be reached, or may not be written.
         """
-        with _reached(self.url):
+        with _raise_cache_errors(self.url):
             self.system.pipe_file(f"{self.root}/{name}", hashlib.sha256(data).digest() + data)
 
     def fetch(self, name: str, folder: Path) -> bool:
@@ -102,19 +102,19 @@ class SharedCache:
         text = self.read(f"{name}/{MANIFEST}")
         if text is None:
             return False
-        for file, digest in self._files(name, text).items():
+        for file, digest in self._parse_files(name, text).items():
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _reached(self.url, reading=True):
+            with _raise_cache_errors(self.url, reading=True):
                 try:
                     self.system.get_file(f"{self.root}/{name}/{file}", str(target))
                 except FileNotFoundError:
-                    return _emptied(folder)
-            if _digest(target) != digest:
-                return _emptied(folder)
+                    return _empty_folder(folder)
+            if _compute_digest(target) != digest:
+                return _empty_folder(folder)
         return True
 
-    def _files(self, name: str, text: bytes) -> dict[str, str]:
+    def _parse_files(self, name: str, text: bytes) -> dict[str, str]:
         try:
             files = json.loads(text)["files"]
         except (ValueError, KeyError, TypeError):
@@ -125,7 +125,7 @@ class SharedCache:
             raise AssetError(f"FP2028 {self.url}/{name}/{MANIFEST} is no manifest of this version; remove {name} there")
         return files
 
-    def holds(self, name: str) -> bool:
+    def has_folder(self, name: str) -> bool:
         """Whether there is such a folder.
 
         Raises:
@@ -143,18 +143,18 @@ class SharedCache:
         if not all(all(map(PLAIN.fullmatch, file.split("/"))) for file in files):
             return  # whoever wants it makes it
         for file, path in files.items():
-            with _reached(self.url):
+            with _raise_cache_errors(self.url):
                 self.system.put_file(str(path), f"{self.root}/{name}/{file}")
-        manifest = {"files": {file: _digest(path) for file, path in files.items()}}
+        manifest = {"files": {file: _compute_digest(path) for file, path in files.items()}}
         self.write(f"{name}/{MANIFEST}", json.dumps(manifest).encode())
 
 
-def _digest(path: Path) -> str:
+def _compute_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _emptied(folder: Path) -> bool:
+def _empty_folder(folder: Path) -> bool:
     """False, with nothing left in the folder."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -162,7 +162,7 @@ def _emptied(folder: Path) -> bool:
 
 
 @contextmanager
-def _reached(url: str, reading: bool = False) -> Iterator[None]:
+def _raise_cache_errors(url: str, reading: bool = False) -> Iterator[None]:
     """What clouds' libraries raise has no common type: all of it becomes one sentence.
 
     While `reading`, a full disk is this machine's, and an OSError stays one.
@@ -172,7 +172,7 @@ def _reached(url: str, reading: bool = False) -> Iterator[None]:
     except AssetError:
         raise
     except Exception as error:
-        if reading and isinstance(error, OSError) and no_room(error):
+        if reading and isinstance(error, OSError) and is_disk_full(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(

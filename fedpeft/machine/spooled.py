@@ -22,16 +22,16 @@ ROWS = 1 << 17
 """Rows whose numbers are worked on at a time."""
 
 
-def nameless_file() -> IO[bytes]:
+def create_nameless_file() -> IO[bytes]:
     """A file for what does not fit memory, on the disk of the cache; a part of memory is what /tmp often is.
 
     Raises:
         AssetError: the cache can't be made.
     """
-    return tempfile.TemporaryFile(dir=cache.cache_directory())
+    return tempfile.TemporaryFile(dir=cache.get_cache_directory())
 
 
-class Spool:
+class GrowingArray:
     """A flat array that is appended to."""
 
     def __init__(self, dtype: DTypeLike, held: int = HELD) -> None:
@@ -55,12 +55,12 @@ class Spool:
             self._write()
 
     def _write(self) -> None:
-        self._file = self._file or nameless_file()
-        with cache.room_for("rows that do not fit memory"):
+        self._file = self._file or create_nameless_file()
+        with cache.check_disk_space("rows that do not fit memory"):
             self._file.write(np.concatenate(self._pieces).tobytes())
         self._pieces, self._waiting = [], 0
 
-    def array(self) -> NDArray[Any]:
+    def create_array(self) -> NDArray[Any]:
         """What was appended, flat; of a file, mapped read-only. Nothing may be appended afterwards.
 
         Raises:
@@ -70,7 +70,7 @@ class Spool:
             return np.concatenate([np.zeros(0, self.dtype), *self._pieces])
         if self._pieces:
             self._write()
-        with cache.room_for("rows that do not fit memory"):
+        with cache.check_disk_space("rows that do not fit memory"):
             self._file.flush()
         return np.memmap(self._file, self.dtype, "r", shape=(self._length,))
 
@@ -78,12 +78,12 @@ class Spool:
 # ---------------------------------------------------------------------------------------------- numbers of each row
 
 
-def row_numbers(dtype: DTypeLike) -> Spool:
+def create_spool(dtype: DTypeLike) -> GrowingArray:
     """A spool for a number of each row: of more than `PIECE` bytes they lie in a file."""
-    return Spool(dtype, held=PIECE)
+    return GrowingArray(dtype, held=PIECE)
 
 
-def scratch(length: int, dtype: DTypeLike) -> NDArray[Any]:
+def create_zeros(length: int, dtype: DTypeLike) -> NDArray[Any]:
     """Zeros, flat; of more than `PIECE` bytes in a file, mapped, which goes with the array.
 
     Raises:
@@ -92,52 +92,52 @@ def scratch(length: int, dtype: DTypeLike) -> NDArray[Any]:
     kind = np.dtype(dtype)
     if length * kind.itemsize <= PIECE:
         return np.zeros(length, kind)
-    file = nameless_file()
-    with cache.room_for("rows that do not fit memory"):  # writing to a mapping could not say that there is none
+    file = create_nameless_file()
+    with cache.check_disk_space("rows that do not fit memory"):  # writing to a mapping could not say that there is none
         files.reserve(file.fileno(), length * kind.itemsize)
     return np.memmap(file, kind, "r+", shape=(length,))
 
 
-def parts_of(length: int) -> Iterator[slice]:
+def iterate_parts(length: int) -> Iterator[slice]:
     """The rows 0 to `length`, some at a time."""
     return (slice(start, min(start + ROWS, length)) for start in range(0, length, ROWS))
 
 
-def settled(array: NDArray[Any]) -> NDArray[Any]:
+def move_to_file(array: NDArray[Any]) -> NDArray[Any]:
     """A flat array of a number for each row; a large one in a file, mapped read-only."""
-    return array if array.nbytes <= PIECE or isinstance(array, np.memmap) else gathered([array])
+    return array if array.nbytes <= PIECE or isinstance(array, np.memmap) else concatenate([array])
 
 
-def gathered(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Flat arrays of one type one after the other; a large result in a file, mapped read-only."""
-    made = row_numbers(np.result_type(*arrays))
+    made = create_spool(np.result_type(*arrays))
     for array in arrays:
-        for part in parts_of(len(array)):
+        for part in iterate_parts(len(array)):
             made.append(array[part])
         leave(array)
-    return made.array()
+    return made.create_array()
 
 
-def chosen(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+def take_rows(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
     """`array[rows]`; a large result in a file, mapped read-only."""
-    made = row_numbers(array.dtype)
-    for part in parts_of(len(rows)):
+    made = create_spool(array.dtype)
+    for part in iterate_parts(len(rows)):
         made.append(array[rows[part]])
     leave(array)
     leave(rows)
-    return made.array()
+    return made.create_array()
 
 
-def unmarked(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
+def find_unmarked(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Where `marks` (rows,) are not set, ascending; a large result in a file, mapped read-only."""
-    made = row_numbers(np.int64)
-    for part in parts_of(len(marks)):
+    made = create_spool(np.int64)
+    for part in iterate_parts(len(marks)):
         made.append(np.flatnonzero(~marks[part]) + part.start)
     leave(marks)
-    return made.array()
+    return made.create_array()
 
 
-def numbered(column: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def find_unique(column: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The values that occur, sorted, and of each row (rows,) which of them it has: `np.unique` with its inverse.
 
     Whole numbers that are as small as positions are counted instead of sorted, a part of the rows at a time.
@@ -147,36 +147,38 @@ def numbered(column: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         found, inverse = np.unique(column, return_inverse=True)
         return found, inverse.reshape(-1)
     held = np.zeros(int(column.max()) + 1, bool)
-    for part in parts_of(len(column)):
+    for part in iterate_parts(len(column)):
         held[column[part]] = True
     place = np.cumsum(held, dtype=np.int32) - np.int32(1)
-    made = row_numbers(np.int32)
-    for part in parts_of(len(column)):
+    made = create_spool(np.int32)
+    for part in iterate_parts(len(column)):
         made.append(place[column[part]])
     leave(column)
-    return np.flatnonzero(held).astype(column.dtype), made.array()
+    return np.flatnonzero(held).astype(column.dtype), made.create_array()
 
 
-def counts(group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int64]:
+def count_groups(group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int64]:
     """How many rows each group has, 0 <= group < groups: int64 (groups,)."""
     made = np.zeros(groups, np.int64)
-    for part in parts_of(len(group)):
+    for part in iterate_parts(len(group)):
         made += np.bincount(group[part], minlength=groups)
     return made
 
 
-def by_group(rows: NDArray[np.integer[Any]] | None, group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int64]:
+def sort_by_group(
+    rows: NDArray[np.integer[Any]] | None, group: NDArray[np.integer[Any]], groups: int
+) -> NDArray[np.int64]:
     """`rows` (any,) ordered by `group[row]`, 0 <= group < groups, and within each as they are; None: all, ascending.
 
     A large result lies in a file, mapped.
     """
     total = len(group) if rows is None else len(rows)
-    made, place = scratch(total, np.int64), np.zeros(groups, np.int64)
-    for part in parts_of(total):
-        place += np.bincount(group[_rows_of(rows, part)], minlength=groups)
+    made, place = create_zeros(total, np.int64), np.zeros(groups, np.int64)
+    for part in iterate_parts(total):
+        place += np.bincount(group[_get_rows(rows, part)], minlength=groups)
     place = np.cumsum(place) - place  # where the next row of each group goes
-    for part in parts_of(total):
-        some = _rows_of(rows, part)
+    for part in iterate_parts(total):
+        some = _get_rows(rows, part)
         theirs = group[some]
         order = np.argsort(theirs, kind="stable")
         sizes = np.bincount(theirs, minlength=groups)
@@ -188,5 +190,5 @@ def by_group(rows: NDArray[np.integer[Any]] | None, group: NDArray[np.integer[An
     return made
 
 
-def _rows_of(rows: NDArray[np.integer[Any]] | None, part: slice) -> NDArray[np.integer[Any]]:
+def _get_rows(rows: NDArray[np.integer[Any]] | None, part: slice) -> NDArray[np.integer[Any]]:
     return np.arange(part.start, part.stop) if rows is None else np.asarray(rows[part])

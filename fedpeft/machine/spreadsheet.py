@@ -11,7 +11,7 @@ PLAIN = "'"
 """The character that spreadsheets read as: this cell is text."""
 
 
-def plain_cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Return the text of a cell, with an apostrophe before what a spreadsheet would run; numbers stay as they are."""
     if not text.lstrip(" ").startswith(FORMULAS) or is_number(text):
         return text

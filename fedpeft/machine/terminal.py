@@ -24,7 +24,7 @@ OBEYED = (
 SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in OBEYED}
 
 
-def shown(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""Return a text in which control characters are spelled out, as in \x1b."""
     return text.translate(SHOWN)
 
@@ -34,11 +34,11 @@ class Console(console.Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text to print: what is spelled out here counts where columns are measured."""
-        return super().render_str(shown(text), **options)
+        return super().render_str(escape_control_characters(text), **options)
 
     def render(
         self, renderable: console.RenderableType, options: console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Yield the segments of something to print; rich adds its own styles and cursor movements later."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(shown(segment.text), segment.style)
+            yield segment if segment.control else Segment(escape_control_characters(segment.text), segment.style)

@@ -60,32 +60,32 @@ class Calibration(Measurement):
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Calibrate on clients' held-out examples, if they are asked."""
-        from fedpeft.server.calibration import of_clients
+        from fedpeft.server.calibration import calibrate_on_clients
 
         if not self.asks_clients(run.setup):
             return {}
-        found = of_clients(run.server.questions(run.state), self.bins)
+        found = calibrate_on_clients(run.server.create_questions(run.state), self.bins)
         return {"temperature": found.pop("temperature"), "clients": found}
 
     def test_questions(self, temperature: float) -> Sequence[Question]:
         """Return the questions about the model as it is and with the temperature."""
-        from fedpeft.trust.calibration import before_and_after
+        from fedpeft.trust.calibration import create_questions
 
-        return before_and_after(temperature, self.bins)
+        return create_questions(temperature, self.bins)
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Compare before and after on the test examples of a simulation, and with several raters' labels."""
-        from fedpeft.trust.calibration import before_and_after, compared
-        from fedpeft.trust.raters import against_raters
+        from fedpeft.trust.calibration import compare_answers, create_questions
+        from fedpeft.trust.raters import compare_with_raters
 
         score = run.score
         if run.simulation is None or score is None:
             return answers or None
-        test = compared(score.answers, before_and_after(score.temperature, self.bins))
+        test = compare_answers(score.answers, create_questions(score.temperature, self.bins))
         section = {"temperature": score.temperature, **answers, "test": test}
         if raters := run.simulation.rows.dataset.raters:
             scores = score.scores
-            found = against_raters(raters, scores.predicted, scores.confidence, scores.scaled, self.bins)
+            found = compare_with_raters(raters, scores.predicted, scores.confidence, scores.scaled, self.bins)
             section |= {} if found is None else {"raters": found}
         return section
 

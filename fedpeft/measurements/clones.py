@@ -31,11 +31,11 @@ class Clones(Measurement):
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Rank each function's clone among all."""
-        from fedpeft.simulation.retrieval import cloned
+        from fedpeft.simulation.retrieval import measure_clone_search
 
         assert run.simulation is not None
         run.simulation.observer.phase("clones of the test rows' functions", 1)
-        return cloned(self, run.setup, run.simulation.rows, run.folder)
+        return measure_clone_search(self, run.setup, run.simulation.rows, run.folder)
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:

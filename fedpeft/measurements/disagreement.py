@@ -34,12 +34,12 @@ class Disagreement(Measurement):
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Describe what the kept adapter has learned, and evaluate it without leading directions."""
-        from fedpeft.server.learned import causal, of_run, products
+        from fedpeft.server.learned import has_products, measure_causal_effect, summarize_run
 
-        found = of_run(run.setup, run.state, run.records.read("disagreement.jsonl"))
+        found = summarize_run(run.setup, run.state, run.records.read("disagreement.jsonl"))
         state, residual = run.state.result
-        if self.causal and products(run.setup) and not residual and run.evaluate is not None:
-            found["causal"] = causal(run.setup, state, run.evaluate)
+        if self.causal and has_products(run.setup) and not residual and run.evaluate is not None:
+            found["causal"] = measure_causal_effect(run.setup, state, run.evaluate)
         return found
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.run.energy import EnergySettings
 from fedpeft.run.measurement import ScoredRun
-from fedpeft.run.profiles import kinds
+from fedpeft.run.profiles import list_distinct
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -21,7 +21,7 @@ class Energy(EnergySettings):
 
     def check(self, setup: Setup) -> None:
         """Refuse clients whose watts nobody knows, and steps that privacy counts."""
-        if not self.watts and not all(profile.watts_train for profile in kinds(setup.profiles)):
+        if not self.watts and not all(profile.watts_train for profile in list_distinct(setup.profiles)):
             raise ConfigError(
                 "FP1320 energy does not know what clients use: say energy(watts=...), or watts_train in every table of "
                 "--clients"
@@ -34,11 +34,11 @@ class Energy(EnergySettings):
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Sum up the records, unless it is a secret who took part."""
-        from fedpeft.server.energy import summarised
+        from fedpeft.server.energy import summarize_energy
 
         if run.secret:
             return None
-        return summarised(run.records.read("clients.jsonl"), run.records.read("rounds.jsonl"), self.pue)
+        return summarize_energy(run.records.read("clients.jsonl"), run.records.read("rounds.jsonl"), self.pue)
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:

@@ -44,11 +44,11 @@ class Ensemble(Measurement):
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score the states on the test examples, alone and together."""
         from fedpeft.server.ensemble import STATES
-        from fedpeft.simulation.ensemble import ensemble
+        from fedpeft.simulation.ensemble import evaluate_ensemble
 
         assert run.simulation is not None
         run.simulation.observer.phase("ensemble of the last states: test rows", 1)
-        return ensemble(run.setup, run.simulation.rows, run.folder / STATES)
+        return evaluate_ensemble(run.setup, run.simulation.rows, run.folder / STATES)
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:

@@ -48,19 +48,19 @@ class Forgetting(Measurement):
 
     def begin(self, run: NewRun) -> Any:
         """Load the second data set."""
-        from fedpeft.simulation.forgetting import second_task
+        from fedpeft.simulation.forgetting import load_second_task
 
         assert run.dataset is not None
-        return second_task(self.dataset, run.dataset)
+        return load_second_task(self.dataset, run.dataset)
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score base and result on the second data set."""
-        from fedpeft.simulation.forgetting import forgotten
+        from fedpeft.simulation.forgetting import measure_forgetting
 
         assert run.simulation is not None
         run.simulation.observer.phase(f"forgetting: {run.begun.name} on the base and on the result", 1)
         key = run.simulation.workers.work.model_key
-        return {"forgetting": forgotten(run.setup, run.begun, run.folder, key).as_dict()}
+        return {"forgetting": measure_forgetting(run.setup, run.begun, run.folder, key).to_dict()}
 
 
 part = Forgetting

@@ -10,7 +10,7 @@ from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.run.measurement import Measurement, TrainedRun
-from fedpeft.run.profiles import kinds
+from fedpeft.run.profiles import list_distinct
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -38,7 +38,7 @@ class Laplace(Measurement):
             raise ConfigError(
                 "FP1317 laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out"
             )
-        if len({profile.form for profile in kinds(setup.profiles)}) > 1:
+        if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
             raise ConfigError("FP1318 laplace adds up factors of one size; give all clients the same rank and alpha")
         if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
             raise ConfigError(
@@ -54,12 +54,12 @@ class Laplace(Measurement):
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Ask clients for the factors, and predict test examples."""
-        from fedpeft.simulation.laplace import laplace
+        from fedpeft.simulation.laplace import evaluate_laplace
 
         assert run.simulation is not None
         run.simulation.observer.phase("Laplace: Kronecker factors of all clients, and test rows", 1)
         state, _ = run.state.result
-        return laplace(self, run.server.questions(run.state), state, run.simulation.rows)
+        return evaluate_laplace(self, run.server.create_questions(run.state), state, run.simulation.rows)
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:

@@ -31,11 +31,11 @@ class Robustness(Measurement):
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score the saved model on changed test examples."""
-        from fedpeft.simulation.robustness import robustness
+        from fedpeft.simulation.robustness import evaluate_robustness
 
         assert run.simulation is not None
         run.simulation.observer.phase("robustness: test rows that were changed", 1)
-        return robustness(self, run.setup, run.simulation.rows, run.folder)
+        return evaluate_robustness(self, run.setup, run.simulation.rows, run.folder)
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:

@@ -16,14 +16,14 @@ from fedpeft.errors import ConfigError
 INSIDE = "base_layer"
 
 
-def _wrappers(model: nn.Module) -> dict[str, nn.Module]:
+def _find_wrappers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if INSIDE in module._modules}
 
 
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
+def disable_adapters(model: nn.Module) -> Iterator[None]:
     """While it is open, `model` computes what its base alone would."""
-    wrappers = _wrappers(model).values()
+    wrappers = _find_wrappers(model).values()
     for wrapper in wrappers:
         vars(wrapper)["forward"] = wrapper.get_submodule(INSIDE).__call__
     try:
@@ -34,12 +34,12 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def check_adapters_come_off(model: nn.Module, what: str) -> None:
-    """Refuse a model that trains something which `adapters_off` leaves on.
+    """Refuse a model that trains something which `disable_adapters` leaves on.
 
     Raises:
         ConfigError: `what` is named, and a tensor.
     """
-    wrappers = _wrappers(model)
+    wrappers = _find_wrappers(model)
     for name, parameter in model.named_parameters():
         around = [w for w in wrappers if name.startswith(f"{w}.") and not name.startswith(f"{w}.{INSIDE}.")]
         if parameter.requires_grad and not around:

@@ -14,26 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.determinism import fused_deterministically
-from fedpeft.models.layers import KEY_PROJECTIONS, Layers, chosen_blocks, runs_alone, unused
-from fedpeft.models.lean_attention import lean_attention
+from fedpeft.models.determinism import make_attention_deterministic
+from fedpeft.models.layers import KEY_PROJECTIONS, Layers, choose_blocks, is_single_stack, is_unused
+from fedpeft.models.lean_attention import attend_lean
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
 """What transformers' `attn_implementation` calls it."""
 
 
-def _attention(
+def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **named: Any
 ) -> Any:
     """Attention on (B, heads, T, d), (B, T, heads, d), and what a module adds to it from the queries alone."""
-    output, weights = _attended(module, query, key, value, mask, *rest, **named)
+    output, weights = _attend_in_wide_dtype(module, query, key, value, mask, *rest, **named)
     if isinstance(plus := getattr(module, "prefix_plus", None), nn.Module):
         output = output + plus(query).to(output.dtype)
     return output, weights
 
 
-def _attended(
+def _attend_in_wide_dtype(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -47,7 +47,7 @@ def _attended(
     if packing is not None:
 
         def of_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            output: Tensor = _attended(module, query, key, value, None, *rest, **named)[0]
+            output: Tensor = _attend_in_wide_dtype(module, query, key, value, None, *rest, **named)[0]
             return output
 
         return packing.attend(of_rows, query, key, value), None
@@ -55,16 +55,16 @@ def _attended(
         causal = named.get("is_causal")
         causal = getattr(module, "is_causal", False) if causal is None else causal
         key, value, counted = prefix(key, value)
-        mask = _with_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
+        mask = _add_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
         named["is_causal"] = False
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if (lean := lean_attention(module, query, key, value, mask, *rest, **named)) is not None:
+    if (lean := attend_lean(module, query, key, value, mask, *rest, **named)) is not None:
         return lean, None
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
         attended = sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
         if query.device.type == "cuda":
-            fused_deterministically(attended[0])
+            make_attention_deterministic(attended[0])
         return attended
     if mask is not None and mask.is_floating_point():
         mask = mask.float()
@@ -74,7 +74,7 @@ def _attended(
     return output.to(query.dtype), weights
 
 
-def _with_prefix(mask: Tensor | None, counted: Tensor, query: Tensor, tokens: int, causal: bool) -> Tensor:
+def _add_prefix(mask: Tensor | None, counted: Tensor, query: Tensor, tokens: int, causal: bool) -> Tensor:
     """The mask (B, 1, T, length + T) that lets every query see the counted positions of its prefix, too."""
     rows, asking = query.shape[0], query.shape[2]
     before = counted[:, None, None, :].expand(rows, 1, asking, counted.shape[1])
@@ -91,13 +91,13 @@ def register() -> str:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
-def attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, nn.Module]:
-    """The attention modules of the blocks `among` which they are sought (`chosen_blocks`), by path, made to compute so.
+def prepare_attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, nn.Module]:
+    """The attention modules of the blocks `among` which they are sought (`choose_blocks`), by path, made to compute so.
 
     Raises:
         ModelError: the model has no such blocks, none is known, or the model's attention is another;
@@ -110,10 +110,10 @@ def attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, 
             f"{method} can't be put into; take lora"
         )
     config._attn_implementation = register()
-    found, alone = {}, runs_alone(base)
-    for path, block in chosen_blocks(base, among, method).items():
+    found, alone = {}, is_single_stack(base)
+    for path, block in choose_blocks(base, among, method).items():
         for name, module in block.named_modules():
-            if alone and unused(name):
+            if alone and is_unused(name):
                 continue
             if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{name}"] = module

@@ -26,7 +26,7 @@ class Calibration:
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For a JSON line."""
         return asdict(self)
 
@@ -49,7 +49,7 @@ def calibrate(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> 
     return Calibration(float(error), *(tuple(values.tolist()) for values in (rows, mean, right)))
 
 
-def temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """T with the least cross-entropy of softmax(logits / T) on these rows (Guo et al., arXiv 1706.04599), 0.05 to 20.
 
     Args:

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedpeft.models.layers import chosen_blocks
+from fedpeft.models.layers import choose_blocks
 
 
 def checkpoint_blocks(base: nn.Module) -> None:
     """Let each transformer block of `base` keep its input only, in place; adapters may come into it later.
 
-    Blocks must give the same again: what is at random in them is `remembered`.
+    Blocks must give the same again: what is at random in them is `remember`.
     """
-    for block in chosen_blocks(base, 0).values():
-        block.forward = _twice(block.forward)
+    for block in choose_blocks(base, 0).values():
+        block.forward = _wrap_forward(block.forward)
 
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _now = threading.local()
 
 
-def remembered(owner: object, draw: Callable[[], T]) -> T:
+def remember(owner: object, draw: Callable[[], T]) -> T:
     """What `draw` gives a layer in a pass; in a block that is computed again, what it gave in that pass before.
 
     Passes may be computed again in any order, and as often as someone goes back through them.
@@ -67,7 +67,7 @@ class _Pass(AbstractContextManager[None]):
         _now.kept, _now.again = self._before
 
 
-def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*given: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*given, **named)

@@ -18,7 +18,9 @@ TENTH = 10
 """One client in so many is among the worst; rounded down, but at least one is."""
 
 
-def of_clients(right: NDArray[Any], labels: NDArray[np.int64], held: NDArray[Any]) -> NDArray[np.float64]:
+def compute_client_accuracies(
+    right: NDArray[Any], labels: NDArray[np.int64], held: NDArray[Any]
+) -> NDArray[np.float64]:
     """a_k of the clients that have one, ascending, (at most clients,).
 
     Args:
@@ -35,7 +37,7 @@ def of_clients(right: NDArray[Any], labels: NDArray[np.int64], held: NDArray[Any
     return np.sort(accuracy_K[known_KC.sum(1) > 0])
 
 
-def worst_tenth(accuracies: Sequence[float] | NDArray[np.float64]) -> float:
+def compute_worst_tenth(accuracies: Sequence[float] | NDArray[np.float64]) -> float:
     """Mean accuracy of the tenth of the clients that is served worst; not-a-number where there are none."""
     worst = sorted(accuracies)[: max(1, len(accuracies) // TENTH)]
     return float(np.mean(worst)) if worst else float("nan")

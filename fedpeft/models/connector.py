@@ -12,7 +12,7 @@ MLP = "mlp"
 """A hidden layer with GELU between two linear ones."""
 
 
-def layers(kind: str, width: int, out: int) -> nn.Module:
+def create_connector(kind: str, width: int, out: int) -> nn.Module:
     """A connector of a `kind`, from features (..., width) to (..., out)."""
     if kind == MLP:
         return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))

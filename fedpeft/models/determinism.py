@@ -33,7 +33,7 @@ def warn_again() -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def fused_deterministically(output: Tensor) -> None:
+def make_attention_deterministic(output: Tensor) -> None:
     """Let the gradients of the fused attention that `output` comes from be deterministic, if this process computes so;
     nothing where there is none, or no gradient."""
     node: Any = output.grad_fn
@@ -42,18 +42,18 @@ def fused_deterministically(output: Tensor) -> None:
         if node is None:
             return
         if node.name().startswith(FUSED):
-            node.register_prehook(lambda _: _strictly(before))
-            node.register_hook(lambda *_: _as_before(before))
+            node.register_prehook(lambda _: _enable_determinism(before))
+            node.register_hook(lambda *_: _restore_determinism(before))
             return
         node = node.next_functions[0][0] if node.next_functions else None
 
 
-def _strictly(before: list[bool]) -> None:
+def _enable_determinism(before: list[bool]) -> None:
     if torch.are_deterministic_algorithms_enabled():
         before.append(torch.is_deterministic_algorithms_warn_only_enabled())
         torch.use_deterministic_algorithms(True, warn_only=False)
 
 
-def _as_before(before: list[bool]) -> None:
+def _restore_determinism(before: list[bool]) -> None:
     if before:
         torch.use_deterministic_algorithms(True, warn_only=before.pop())

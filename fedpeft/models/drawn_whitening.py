@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpeft.data.dead_leaves import dead_leaves
+from fedpeft.data.dead_leaves import draw_dead_leaves
 from fedpeft.data.images import PATCHES
-from fedpeft.data.square_pictures import model_input
+from fedpeft.data.square_pictures import convert_to_model_input
 from fedpeft.errors import ModelError
 
 PICTURES, SIDE, AT_ONCE = 256, 28, 64
@@ -34,7 +34,7 @@ LENGTH = 3.0
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnStatistics:
     """What drawn pictures tell of an encoder.
 
     Attributes:
@@ -46,7 +46,7 @@ class Drawn:
     centre: Tensor
 
     @classmethod
-    def of(cls, states: Tensor) -> Drawn:
+    def from_states(cls, states: Tensor) -> DrawnStatistics:
         """From pooled states (pictures, d)."""
         states = states.double()
         centre = states.mean(0)
@@ -54,12 +54,12 @@ class Drawn:
         turn = (vectors * (values.clamp(min=0) + RIDGE * values.mean()) ** -0.5) @ vectors.T
         return cls(turn * (LENGTH / ((states - centre) @ turn).norm(dim=1).mean()), centre)
 
-    def states(self, hidden: Tensor) -> Tensor:
+    def whiten(self, hidden: Tensor) -> Tensor:
         """z of h (..., d), in its dtype."""
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         return ((wide - self.centre.to(wide)) @ self.turn.to(wide)).to(hidden.dtype)
 
-    def plain(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def convert_head(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The linear head on h that is `weight` (classes, d) and `bias` (classes,) on z."""
         turned = weight.double() @ self.turn.to(weight.device)
         return turned.to(weight.dtype), (bias.double() - turned @ self.centre.to(weight.device)).to(bias.dtype)
@@ -69,7 +69,7 @@ class DrawnWhitened:
     """Before the class of an encoder: its last hidden states are z."""
 
     kind: Any
-    found: Drawn | None = None
+    found: DrawnStatistics | None = None
 
 
 def whiten(base: nn.Module) -> None:
@@ -90,20 +90,20 @@ def whiten(base: nn.Module) -> None:
     @wraps(kind.forward)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         output = kind.forward(self, *arguments, **named)
-        output["last_hidden_state"] = drawn(self).states(output["last_hidden_state"])
+        output["last_hidden_state"] = compute_whitening(self).whiten(output["last_hidden_state"])
         return output
 
     entries = {"__module__": kind.__module__, "forward": forward, "kind": kind}
     base.__class__ = type(kind.__name__, (DrawnWhitened, kind), entries)
 
 
-def drawn(base: Any) -> Drawn:
+def compute_whitening(base: Any) -> DrawnStatistics:
     """What drawn pictures tell of a `base` that is whitened; looked at once, when it is first asked for."""
     if base.found is None:
         parameter = next(base.parameters())
-        pictures = model_input(dead_leaves(PICTURES, SIDE), PATCHES * base.config.patch_size)
+        pictures = convert_to_model_input(draw_dead_leaves(PICTURES, SIDE), PATCHES * base.config.patch_size)
         with torch.inference_mode():
             shown = (part.to(parameter) for part in torch.split(pictures, AT_ONCE))
             states = [base.kind.forward(base, pixel_values=part).last_hidden_state.mean(1) for part in shown]
-        base.found = Drawn.of(torch.cat(states).cpu())
+        base.found = DrawnStatistics.from_states(torch.cat(states).cpu())
     return base.found  # type: ignore[no-any-return]

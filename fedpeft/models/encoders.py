@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.data.images import check_vision, vision_of
-from fedpeft.data.model_config import config_of
-from fedpeft.models.readout import width
-from fedpeft.models.task import wide_dtype
+from fedpeft.data.images import check_vision, get_vision_config
+from fedpeft.data.model_config import load_model_config
+from fedpeft.models.readout import get_width
+from fedpeft.models.task import get_wide_dtype
 
 
 def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -27,15 +27,15 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
     """
     from transformers import AutoModel
 
-    from fedpeft.models.modeling_mean_pooled import without_decoder
+    from fedpeft.models.modeling_mean_pooled import remove_decoder
 
-    config = config_of(Path(directory))
-    if (vision := vision_of(config)) is not config:
+    config = load_model_config(Path(directory))
+    if (vision := get_vision_config(config)) is not config:
         options["config"] = vision
     check_vision(vision, Path(directory))
     model, report = AutoModel.from_pretrained(directory, **options)
     if model.config.is_encoder_decoder:
-        without_decoder(model)
+        remove_decoder(model)
         report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("decoder.")}
     return model, report
 
@@ -43,8 +43,8 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
 def zero_head(base: nn.Module, classes: int) -> nn.Linear:
     """A head of zeros, (classes, width), beside the frozen `base`; fp32, or fp64 beside an fp64 base."""
     parameter = next(base.parameters())
-    dtype = wide_dtype(parameter.dtype)
-    head = nn.Linear(width(base), classes, dtype=dtype, device=parameter.device)
+    dtype = get_wide_dtype(parameter.dtype)
+    head = nn.Linear(get_width(base), classes, dtype=dtype, device=parameter.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

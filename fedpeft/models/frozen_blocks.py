@@ -22,11 +22,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, float64, nn
 
-from fedpeft.data.examples import Batch, Examples, PairRows, length_sorted_batches
+from fedpeft.data.examples import Batch, Examples, PairRows, batch_by_length
 from fedpeft.errors import AssetError, ModelError
 from fedpeft.machine import files, kept_states
-from fedpeft.models.layers import blocks, reader
-from fedpeft.models.task import wide_dtype
+from fedpeft.models.layers import find_blocks, get_reader
+from fedpeft.models.task import get_wide_dtype
 
 TILE = 32
 """Rows computed together."""
@@ -40,27 +40,27 @@ class _GivenEmbeddings(nn.Module):
         return next(t for t in tensors if t.is_floating_point())
 
 
-class _Skip(nn.Module):
+class _SkippedBlock(nn.Module):
     """In place of a block: hidden states pass through; the blocks above keep their numbers."""
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
 
-def above(base: nn.Module, depth: int) -> nn.Module:
+def cut_below(base: nn.Module, depth: int) -> nn.Module:
     """`base` without embeddings and the blocks below `depth`: it is fed hidden states as `inputs_embeds`.
 
     The remaining layers are shared with `base`, which stays as it is.
     """
-    path, stack = blocks(base)
-    top = _shallow(base)
+    path, stack = find_blocks(base)
+    top = _copy_module(base)
     parent = top
     *parents, last = path.split(".")
     for name in parents:
-        child = _shallow(parent.get_submodule(name))
+        child = _copy_module(parent.get_submodule(name))
         setattr(parent, name, child)
         parent = child
-    setattr(parent, last, nn.ModuleList([_Skip() for _ in range(depth)] + list(stack)[depth:]))
+    setattr(parent, last, nn.ModuleList([_SkippedBlock() for _ in range(depth)] + list(stack)[depth:]))
     if isinstance(getattr(top, "embeddings", None), nn.Module):
         top.embeddings = _GivenEmbeddings()
     return top
@@ -82,9 +82,9 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
     training = base.training
     base.eval()
     try:
-        hidden, whole = _forward(base, {"input_ids": ids, "attention_mask": mask}, depth)
+        hidden, whole = _run_to_depth(base, {"input_ids": ids, "attention_mask": mask}, depth)
         with torch.inference_mode():
-            part = reader(above(base, depth))(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+            part = get_reader(cut_below(base, depth))(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, StopIteration):
         return False
     finally:
@@ -94,13 +94,13 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
     return bool((off <= AGREEMENT.get(whole.dtype, 1e-4) * largest).all())
 
 
-def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
+def _run_to_depth(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
     """What enters the block `depth`, or leaves the last one (None for depth 0), and the last hidden states."""
     captured: list[Tensor] = []
 
     def capture(hidden: Tensor, kwargs: dict[str, Any]) -> None:
         packing = kwargs.get("packing")
-        captured.append(hidden if packing is None else packing.padded(hidden))
+        captured.append(hidden if packing is None else packing.pad(hidden))
 
     def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         capture(args[0] if args else kwargs["hidden_states"], kwargs)
@@ -110,20 +110,20 @@ def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None,
 
     with torch.inference_mode():
         if not depth:
-            return None, reader(base)(**inputs).last_hidden_state
-        stack = blocks(base)[1]
+            return None, get_reader(base)(**inputs).last_hidden_state
+        stack = find_blocks(base)[1]
         if depth < len(stack):
             hook = stack[depth].register_forward_pre_hook(entering, with_kwargs=True)
         else:
             hook = stack[-1].register_forward_hook(leaving, with_kwargs=True)
         try:
-            last = reader(base)(**inputs).last_hidden_state
+            last = get_reader(base)(**inputs).last_hidden_state
         finally:
             hook.remove()
     return captured[0], last
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def _copy_module(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     for name, hooks in vars(module).items():
@@ -138,7 +138,7 @@ def _close(files: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
-class FrozenStore:
+class ActivationCache:
     """What the frozen model computes of all rows, in files: pooled features, and hidden states that enter a block.
 
     Read with `pread` rather than mapped, so that the files stay in the system's page cache and are not counted, or
@@ -163,21 +163,21 @@ class FrozenStore:
     @cached_property
     def tiles(self) -> list[np.ndarray]:
         """The rows of each tile."""
-        return length_sorted_batches(self.examples.lengths, TILE)
+        return batch_by_length(self.examples.lengths, TILE)
 
     @cached_property
     def _offsets(self) -> np.ndarray:
         return np.concatenate([[0], np.cumsum(self.examples.lengths)])
 
-    def _length(self, row: int) -> int:
+    def _get_length(self, row: int) -> int:
         """Tokens of one row; `examples.lengths` are counted anew for all of them."""
         return int(self._offsets[row + 1] - self._offsets[row])
 
     @property
     def _feature_dtype(self) -> torch.dtype:
-        return wide_dtype(self.dtype)
+        return get_wide_dtype(self.dtype)
 
-    def missing(self) -> list[int]:
+    def find_missing_tiles(self) -> list[int]:
         """The tiles that are not computed yet; makes the files where they are missing.
 
         Raises:
@@ -185,8 +185,8 @@ class FrozenStore:
                 they are another user's.
         """
         done = self.folder / "tiles.done"
-        sizes = {"features.bin": len(self.examples) * self._bytes(self._feature_dtype)}
-        sizes["hidden.bin"] = int(self._offsets[-1]) * self._bytes(self.dtype) if self.depth else 0
+        sizes = {"features.bin": len(self.examples) * self._count_bytes(self._feature_dtype)}
+        sizes["hidden.bin"] = int(self._offsets[-1]) * self._count_bytes(self.dtype) if self.depth else 0
         try:
             with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
                 kept_states.hold(self.folder)
@@ -224,7 +224,7 @@ class FrozenStore:
                 (self.folder / name).unlink(missing_ok=True)
             raise
 
-    def _bytes(self, dtype: torch.dtype) -> int:
+    def _count_bytes(self, dtype: torch.dtype) -> int:
         return self.width * dtype.itemsize
 
     @cached_property
@@ -244,7 +244,7 @@ class FrozenStore:
         batch = self.examples.batch(rows)
         device = next(base.parameters()).device
         inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
-        hidden, last = _forward(base, inputs, self.depth)
+        hidden, last = _run_to_depth(base, inputs, self.depth)
         features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype).cpu()
         if features.shape[1] != self.width or not features.isfinite().all():
             made = "NaN or infinite" if features.shape[1] == self.width else f"{features.shape[1]} wide"
@@ -254,10 +254,10 @@ class FrozenStore:
             )
         hidden = None if hidden is None else hidden.cpu()  # all rows in one copy
         for i, row in enumerate(rows):
-            self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
+            self._write("features", features[i], int(row) * self._count_bytes(self._feature_dtype))
             if hidden is not None:
-                length = self._length(int(row))
-                self._write("hidden", hidden[i, :length], int(self._offsets[row]) * self._bytes(self.dtype))
+                length = self._get_length(int(row))
+                self._write("hidden", hidden[i, :length], int(self._offsets[row]) * self._count_bytes(self.dtype))
         self._mark(tile)
 
     def _mark(self, tile: int) -> None:
@@ -268,20 +268,22 @@ class FrozenStore:
             done.seek(tile)
             done.write(b"\x01")
 
-    def _places(self, tile: int) -> list[tuple[str, int, int]]:
+    def _find_places(self, tile: int) -> list[tuple[str, int, int]]:
         """Where a tile lies: file, position and bytes of each piece."""
-        features, hidden = self._bytes(self._feature_dtype), self._bytes(self.dtype) if self.depth else 0
+        features, hidden = self._count_bytes(self._feature_dtype), self._count_bytes(self.dtype) if self.depth else 0
         rows = [int(row) for row in self.tiles[tile]]
         places = [("features", row * features, features) for row in rows]
-        return places + [("hidden", int(self._offsets[r]) * hidden, self._length(r) * hidden) for r in rows if hidden]
+        return places + [
+            ("hidden", int(self._offsets[r]) * hidden, self._get_length(r) * hidden) for r in rows if hidden
+        ]
 
     def read(self, tile: int) -> bytes:
         """A tile as it is kept, for another machine's store of the same name."""
-        return b"".join(os.pread(self._files[name], size, at) for name, at, size in self._places(tile))
+        return b"".join(os.pread(self._files[name], size, at) for name, at, size in self._find_places(tile))
 
     def put(self, tile: int, data: bytes) -> bool:
         """Take a tile that another machine has read; False: it is not of this tile's size, and is left."""
-        places, start = self._places(tile), 0
+        places, start = self._find_places(tile), 0
         if len(data) != sum(size for _, _, size in places):
             return False
         for name, at, size in places:
@@ -293,21 +295,21 @@ class FrozenStore:
     def _write(self, name: str, values: Tensor, position: int) -> None:
         os.pwrite(self._files[name], values.contiguous().view(torch.uint8).numpy().data, position)
 
-    def features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+    def read_features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Pooled features of `rows`, (rows, width)."""
         found = torch.empty(len(rows), self.width, dtype=self._feature_dtype)
         for target, row in zip(found, rows, strict=True):
             buffer = target.view(torch.uint8).numpy().data
-            os.preadv(self._files["features"], [buffer], int(row) * self._bytes(self._feature_dtype))
+            os.preadv(self._files["features"], [buffer], int(row) * self._count_bytes(self._feature_dtype))
         return found
 
-    def hidden(self, rows: Sequence[int] | np.ndarray, longest: int) -> Tensor:
+    def read_hidden(self, rows: Sequence[int] | np.ndarray, longest: int) -> Tensor:
         """Hidden states of `rows`, padded with zeros: (rows, longest, width)."""
         found = torch.zeros(len(rows), longest, self.width, dtype=self.dtype)
         for target, row in zip(found, rows, strict=True):
-            length = self._length(int(row))
+            length = self._get_length(int(row))
             buffer = target[:length].view(torch.uint8).numpy().reshape(-1).data
-            os.preadv(self._files["hidden"], [buffer], int(self._offsets[row]) * self._bytes(self.dtype))
+            os.preadv(self._files["hidden"], [buffer], int(self._offsets[row]) * self._count_bytes(self.dtype))
         return found
 
 
@@ -315,7 +317,7 @@ class FrozenStore:
 class StoredRows:
     """Rows whose batches carry what a store keeps of them in place of their tokens."""
 
-    store: FrozenStore
+    store: ActivationCache
 
     def __len__(self) -> int:
         return len(self.store.examples)
@@ -334,16 +336,16 @@ class HiddenRows(StoredRows):
         """inputs_embeds (B, T, d), attention_mask (B, T) and labels."""
         batch = self.store.examples.batch(rows)
         longest = batch.pop("input_ids").shape[1]
-        return {"inputs_embeds": self.store.hidden(rows, longest), **batch}
+        return {"inputs_embeds": self.store.read_hidden(rows, longest), **batch}
 
 
-def sequences(examples: Examples) -> Examples:
+def get_sequences(examples: Examples) -> Examples:
     """Rows that are one sequence each: of pairs both sides, one after the other."""
     return examples.answers if isinstance(examples, PairRows) else examples
 
 
-def started(examples: Examples, store: FrozenStore) -> Examples:
-    """`examples` from the lowest adapted block on, where `store` keeps what the frozen model makes of `sequences`."""
+def start_from_store(examples: Examples, store: ActivationCache) -> Examples:
+    """`examples` from the lowest adapted block on, where `store` keeps what the frozen model makes of `get_sequences`."""
     hidden = HiddenRows(store)
     return PairRows(hidden, examples.cut) if isinstance(examples, PairRows) else hidden
 

@@ -22,9 +22,9 @@ from torch.autograd.function import once_differentiable
 
 from fedpeft.errors import AssetError
 from fedpeft.machine import files
-from fedpeft.machine.cache import cache_directory
-from fedpeft.machine.hardware import fast_bf16
-from fedpeft.models.layers import linear_layers, replace
+from fedpeft.machine.cache import get_cache_directory
+from fedpeft.machine.hardware import has_fast_bf16
+from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized import QuantizedLinear
 
 TOKENS, OUT, IN = 512, 1536, 384
@@ -35,7 +35,7 @@ GAIN = 1.05
 """Another kernel must be faster than torch's own by this factor to be chosen."""
 
 
-def cpu_name() -> str:
+def get_cpu_name() -> str:
     """The CPU's model name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -46,20 +46,20 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def candidates(dtype: torch.dtype) -> tuple[Kernel, ...]:
+def list_kernels(dtype: torch.dtype) -> tuple[Kernel, ...]:
     """The kernels that this machine can run in `dtype`."""
     if dtype == torch.float64 or not torch._C._has_mkldnn:
         return ("native",)
-    if dtype == torch.bfloat16 and not fast_bf16("cpu"):
+    if dtype == torch.bfloat16 and not has_fast_bf16("cpu"):
         return ("native", "widened")
     return ("native", "onednn")
 
 
-def gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
+def measure_gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
     """GFLOP/s of one thread for each kernel (median over interleaved repeats, forward product)."""
     layer = torch.nn.Linear(IN, OUT).to(dtype).requires_grad_(False)
     x = torch.randn(TOKENS, IN).to(dtype)
-    kernels = candidates(dtype)
+    kernels = list_kernels(dtype)
     layers = {kernel: FrozenLinear(layer, kernel) for kernel in kernels}
     seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in kernels}
     threads = torch.get_num_threads()
@@ -83,20 +83,20 @@ def choose(dtype: torch.dtype) -> Kernel:
     Raises:
         AssetError: the cache can't be written.
     """
-    able = candidates(dtype)
+    able = list_kernels(dtype)
     if len(able) == 1:
         return "native"
-    key = f"{cpu_name()} / torch {torch.__version__} / {dtype} / packed weights"
-    file = cache_directory() / "kernels.json"
-    chosen = _remembered(file).get(key)
+    key = f"{get_cpu_name()} / torch {torch.__version__} / {dtype} / packed weights"
+    file = get_cache_directory() / "kernels.json"
+    chosen = _load_choices(file).get(key)
     if chosen in able:
         return chosen
     try:
         with FileLock(file.with_name(f"kernels-{os.geteuid()}.lock")):  # runs that begin together compute alike
-            known = _remembered(file)
+            known = _load_choices(file)
             chosen = known.get(key)
             if chosen not in able:
-                rates = gemm_rates(dtype)
+                rates = measure_gemm_rates(dtype)
                 fastest = max(rates, key=lambda kernel: rates[kernel])
                 chosen = fastest if rates[fastest] > GAIN * rates["native"] else "native"
                 files.replace(file, json.dumps({**known, key: chosen}, indent=2).encode())
@@ -105,7 +105,7 @@ def choose(dtype: torch.dtype) -> Kernel:
     return chosen
 
 
-def _remembered(file: Path) -> dict[str, Kernel]:
+def _load_choices(file: Path) -> dict[str, Kernel]:
     """Choices of before; none where there is no such file, or it holds something else."""
     try:
         found = files.read_json(file)
@@ -166,16 +166,16 @@ class FrozenLinear(nn.Module):
         if self.kernel == "onednn":
             return _onednn(x, self._held, self.bias, "none", [], "")
         if self.kernel == "widened":
-            return widened_linear(x, self._held, self.bias)
+            return apply_wide_linear(x, self._held, self.bias)
         flat = F.linear(x.reshape(-1, x.shape[-1]), self._held, self.bias)
         return _new_view(flat, [*x.shape[:-1], self.out_features])
 
-    def input_gradient(self, gradient: Tensor) -> Tensor:
+    def compute_input_gradient(self, gradient: Tensor) -> Tensor:
         """Of the output (..., out), contiguous, to that of the input (..., in), a new tensor."""
         if self.kernel == "onednn":
             return _onednn(gradient, self._transposed, None, "none", [], "")
         if self.kernel == "widened":
-            return widened_linear(gradient, self._held.t(), None)
+            return apply_wide_linear(gradient, self._held.t(), None)
         return gradient @ self._held
 
 
@@ -190,18 +190,18 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.input_gradient(gradient.contiguous()), None
+        return ctx.layer.compute_input_gradient(gradient.contiguous()), None
 
 
-def fast_linears(base: nn.Module, kernel: Kernel) -> None:
+def install_fast_linears(base: nn.Module, kernel: Kernel) -> None:
     """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place; those in few
     bits stay, and are decoded for each pass."""
-    for path, layer in linear_layers(base).items():
+    for path, layer in find_linear_layers(base).items():
         if not isinstance(layer, QuantizedLinear):
             replace(base, path, FrozenLinear(layer, kernel))
 
 
-def widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply_wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) or None: x weight^T + bias, (..., out), rounded to the dtype of x."""
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
@@ -211,7 +211,7 @@ class WidenedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return widened_linear(x, self.weight, self.bias)
+        return apply_wide_linear(x, self.weight, self.bias)
 
 
 def widen(model: nn.Module) -> None:

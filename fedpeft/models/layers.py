@@ -22,10 +22,10 @@ UPPERMOST = 4
 
 Layers = int | tuple[int, ...] | None
 """Which transformer blocks a method adapts: how many of the uppermost, 0 for all, or their indices from 0; None:
-as many as `usual_blocks` says."""
+as many as `count_default_blocks` says."""
 
 
-def which_blocks() -> Any:
+def declare_layers() -> Any:
     """The setting `layers` of a PEFT method."""
     meaning = f"blocks to adapt: so many uppermost, 0: all; or by index: (0, 2); none: {UPPERMOST}, of images all"
     return setting(None, meaning, low=0)
@@ -39,28 +39,28 @@ Blocks = tuple[str, nn.ModuleList]
 """Path and list of transformer blocks."""
 
 
-def reader(base: nn.Module) -> Any:
+def get_reader(base: nn.Module) -> Any:
     """What makes hidden states of tokens: of a language model all but its output layer."""
     outputs = getattr(base, "get_output_embeddings", None)
     return base.base_model if callable(outputs) and outputs() is not None else base
 
 
-def unwrapped(base: Any) -> Any:
+def unwrap(base: Any) -> Any:
     """A base without the wrapping of the `peft` library, where it has any."""
     return base.get_base_model() if hasattr(base, "get_base_model") else base
 
 
-def unused(name: str) -> bool:
+def is_unused(name: str) -> bool:
     """Whether a module inside a block, by its path there, is of no use in a model that runs alone."""
     return any(word in CROSS_ATTENTION for word in name.split("."))
 
 
-def runs_alone(base: nn.Module) -> bool:
+def is_single_stack(base: nn.Module) -> bool:
     """Whether it is no encoder with a decoder."""
-    return len(stacks(base)) == 1
+    return len(find_stacks(base)) == 1
 
 
-def blocks(base: nn.Module) -> Blocks:
+def find_blocks(base: nn.Module) -> Blocks:
     """Path and list of the transformer blocks: the longest ModuleList of the model.
 
     Raises:
@@ -74,7 +74,7 @@ def blocks(base: nn.Module) -> Blocks:
     return max(found, key=lambda item: len(item[1]))
 
 
-def stacks(base: nn.Module) -> list[Blocks]:
+def find_stacks(base: nn.Module) -> list[Blocks]:
     """The blocks that a row passes, in order: of an encoder-decoder the encoder's and the decoder's.
 
     Raises:
@@ -84,15 +84,15 @@ def stacks(base: nn.Module) -> list[Blocks]:
     for side in ("encoder", "decoder"):
         at = next((name for name, _ in base.named_modules() if name.split(".")[-1] == side), None)
         if at is None:
-            return [blocks(base)]
-        found = _outer_lists(at, base.get_submodule(at))
+            return [find_blocks(base)]
+        found = _find_outer_lists(at, base.get_submodule(at))
         if not found:
-            return [blocks(base)]
+            return [find_blocks(base)]
         sides.append(max(found, key=lambda item: len(item[1])))
     return sides
 
 
-def _outer_lists(at: str, side: nn.Module) -> list[Blocks]:
+def _find_outer_lists(at: str, side: nn.Module) -> list[Blocks]:
     """The lists of modules of a side that lie in no other: a block of T5 is a list, too, of three in its decoder."""
     found: list[Blocks] = []
     for name, module in side.named_modules(prefix=at):
@@ -101,14 +101,14 @@ def _outer_lists(at: str, side: nn.Module) -> list[Blocks]:
     return found
 
 
-def depth(base: nn.Module) -> int:
+def count_layers(base: nn.Module) -> int:
     """How many layers a row passes; ALBERT's share blocks, elsewhere each is one."""
-    config, count = getattr(base, "config", None), sum(len(stack) for _, stack in stacks(base))
+    config, count = getattr(base, "config", None), sum(len(stack) for _, stack in find_stacks(base))
     shared = getattr(config, "num_hidden_groups", None) == count
     return int(getattr(config, "num_hidden_layers", 0)) if shared else count
 
 
-def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> dict[str, nn.Module]:
+def choose_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> dict[str, nn.Module]:
     """The blocks that `layers` of the model pass, lowest first, by path.
 
     Of an encoder-decoder a number counts in either of them, and indices go on from the encoder into the decoder.
@@ -116,22 +116,22 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     Args:
         base: the model.
         layers: this many uppermost ones (0: all), or those with these indices, counted from 0 at the input; None:
-            `usual_blocks`.
+            `count_default_blocks`.
         method: whom that concerns.
 
     Raises:
         ModelError: the model has fewer layers; or none is named, or one twice.
     """
-    sides = stacks(base)
+    sides = find_stacks(base)
     if len(sides) == 1:
         [(path, stack)] = sides
-        return {f"{path}.{i}": stack[i] for i in _chosen(base, layers, method)}
+        return {f"{path}.{i}": stack[i] for i in _choose_indices(base, layers, method)}
     every = [(f"{path}.{i}", block) for path, stack in sides for i, block in enumerate(stack)]
     if isinstance(layers, tuple):
         _check_named(layers, len(every), method)
         return dict(every[i] for i in sorted(layers))
     longest = max(len(stack) for _, stack in sides)
-    layers = usual_blocks(base, longest) if layers is None else layers
+    layers = count_default_blocks(base, longest) if layers is None else layers
     if layers > longest:
         raise ModelError(
             f"FP4024 layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder"
@@ -144,7 +144,7 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     }
 
 
-def usual_blocks(base: nn.Module, every: int) -> int:
+def count_default_blocks(base: nn.Module, every: int) -> int:
     """How many of a model's blocks, the uppermost, a method adapts where nothing is said.
 
     Of a model of images all: rows are short there, and what pretraining has not seen begins in the lowest blocks. On
@@ -161,25 +161,25 @@ def _check_named(layers: tuple[int, ...], every: int, method: str) -> None:
         )
 
 
-def _chosen(base: nn.Module, layers: Layers, method: str) -> list[int]:
+def _choose_indices(base: nn.Module, layers: Layers, method: str) -> list[int]:
     """Indices of the blocks that `layers` pass where there is one stack, lowest first.
 
     ALBERT's layers share blocks: the uppermost one passes the last block, which lower layers pass, too.
     """
-    count, every = len(blocks(base)[1]), depth(base)
+    count, every = len(find_blocks(base)[1]), count_layers(base)
     if isinstance(layers, tuple):
         _check_named(layers, every, method)
         passed: Sequence[int] = layers
     else:
-        layers = usual_blocks(base, every) if layers is None else layers
+        layers = count_default_blocks(base, every) if layers is None else layers
         if layers > every:
             raise ModelError(f"FP4026 layers={layers} of {method} exceeds the {every} transformer blocks of the model")
         passed = range(every - layers if layers else 0, every)
     return sorted({i * count // every for i in passed})
 
 
-def linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:
-    """The frozen linear layers inside the blocks `among` which they are sought (`chosen_blocks`), by module path.
+def find_linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:
+    """The frozen linear layers inside the blocks `among` which they are sought (`choose_blocks`), by module path.
 
     Trainable ones belong to an adapter. A layer that another adapter has wrapped is found as `....base_layer`; one
     that `peft` has wrapped by the wrapper's own path, since `peft` puts nothing inside its layers.
@@ -188,34 +188,34 @@ def linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:
         ModelError: the model has no such blocks.
     """
     found: dict[str, nn.Linear] = {}
-    alone = runs_alone(base)
-    for path, block in chosen_blocks(base, among).items():
+    alone = is_single_stack(base)
+    for path, block in choose_blocks(base, among).items():
         wrapper = None
         for name, module in block.named_modules():
-            if (wrapper and name.startswith(wrapper)) or (alone and unused(name)):
+            if (wrapper and name.startswith(wrapper)) or (alone and is_unused(name)):
                 continue
             if hasattr(module, "get_base_layer"):
                 wrapper = name + "."
-                module = innermost(module)
+                module = get_innermost(module)
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
                 found[f"{path}.{name}"] = module
     return found
 
 
-def innermost(layer: nn.Module) -> nn.Module:
+def get_innermost(layer: nn.Module) -> nn.Module:
     """The layer of the base inside the adapters that wrap it."""
     while hasattr(layer, "base_layer"):
         layer = layer.get_submodule("base_layer")
     return layer
 
 
-def target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers = 0) -> list[str]:
+def find_target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers = 0) -> list[str]:
     """Module paths of the linear layers that `targets` names: "all", or suffixes such as ("query", "value").
 
     Raises:
         ModelError: a suffix matches no linear layer of the model.
     """
-    layers = linear_layers(base, among)
+    layers = find_linear_layers(base, among)
     if not layers:
         raise ModelError(
             f"FP4027 the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted; take "
@@ -224,35 +224,35 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers =
     if targets == "all":
         return list(layers)
     wanted = [targets] if isinstance(targets, str) else list(targets)
-    endings = {_plain(name).split(".", len(stacks(base)[0][0].split(".")) + 1)[-1] for name in layers}
+    endings = {_remove_wrappers(name).split(".", len(find_stacks(base)[0][0].split(".")) + 1)[-1] for name in layers}
     for target in wanted:
-        if not any(_matches(name, target) for name in layers):
+        if not any(_has_suffix(name, target) for name in layers):
             raise ModelError(
                 f"FP4028 the model has no linear layer called {target!r}; its layers: {', '.join(sorted(endings))}, or "
                 "all"
             )
-    return [name for name in layers if any(_matches(name, target) for target in wanted)]
+    return [name for name in layers if any(_has_suffix(name, target) for target in wanted)]
 
 
-def _matches(name: str, target: str) -> bool:
-    return _plain(name) == target or _plain(name).endswith("." + target)
+def _has_suffix(name: str, target: str) -> bool:
+    return _remove_wrappers(name) == target or _remove_wrappers(name).endswith("." + target)
 
 
-def _plain(name: str) -> str:
+def _remove_wrappers(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
-def named_like(base: nn.Module, endings: Sequence[str], among: Layers = 0) -> list[str]:
+def find_by_endings(base: nn.Module, endings: Sequence[str], among: Layers = 0) -> list[str]:
     """Module paths of the linear layers whose names end like one of `endings`, such as ".key"."""
-    return [name for name in linear_layers(base, among) if _plain(name).endswith(tuple(endings))]
+    return [name for name in find_linear_layers(base, among) if _remove_wrappers(name).endswith(tuple(endings))]
 
 
-def lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
+def find_lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
     """Index of the lowest block that holds one of `modules`, or how many blocks there are where there are no modules.
 
     0 where one lies outside the blocks.
     """
-    path, stack = blocks(base)
+    path, stack = find_blocks(base)
     prefix = path + "."
     indices = [int(m.removeprefix(prefix).split(".")[0]) if m.startswith(prefix) else 0 for m in modules]
     return min(indices, default=len(stack))

@@ -17,7 +17,7 @@ FLASH = 1
 """What `torch._fused_sdp_choice` calls the kernel that this is about (SDPBackend.FLASH_ATTENTION)."""
 
 
-def lean_attention(
+def attend_lean(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **named: Any
 ) -> Tensor | None:
     """Output (B, T, heads, d) of attention on (B, heads, T, d); None where torch's own function keeps no more, or would
@@ -37,27 +37,29 @@ def lean_attention(
     causal = named.get("is_causal")
     causal = mask is None and bool(getattr(module, "is_causal", True) if causal is None else causal)
     scale: float | None = named.get("scaling")
-    mask = None if mask is None else _added(mask, _wide(query.dtype))
-    if not _flash(query, key, value, mask, causal, scale):
+    mask = None if mask is None else _convert_mask(mask, _get_wide_dtype(query.dtype))
+    if not _can_use_flash(query, key, value, mask, causal, scale):
         return None
     found: Tensor = _Attention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-untyped-call]
     return found.transpose(1, 2).contiguous()
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _get_wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _convert_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as the kernel adds it; a boolean one says who is seen."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> bool:
+def _can_use_flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> bool:
     """Whether torch's own function would take the flash kernel; only shapes are looked at."""
-    like = [t.new_empty(t.shape, dtype=_wide(t.dtype)).requires_grad_() for t in (query, key, value)]
+    like = [t.new_empty(t.shape, dtype=_get_wide_dtype(t.dtype)).requires_grad_() for t in (query, key, value)]
     gqa = query.shape[1] != key.shape[1]
     choice: Any = torch._fused_sdp_choice  # torch's own annotation of it is wrong
     return bool(choice(*like, mask, 0.0, causal, scale=scale, enable_gqa=gqa) == FLASH)
@@ -68,7 +70,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
     ) -> Tensor:
-        wide = [t.to(_wide(t.dtype)) for t in (query, key, value)]
+        wide = [t.to(_get_wide_dtype(t.dtype)) for t in (query, key, value)]
         output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *wide, 0.0, causal, attn_mask=mask, scale=scale
         )

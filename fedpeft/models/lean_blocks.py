@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedpeft.models.layers import blocks
+from fedpeft.models.layers import find_blocks
 
 AGREEMENT = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
 """Largest relative difference between a module and what it is taken for: of a norm to each entry, of a gated layer to
@@ -33,19 +33,19 @@ def keep_less(base: nn.Module) -> None:
     the pass in which it is.
     """
     parameter = next(base.parameters())
-    for module in blocks(base)[1].modules():
+    for module in find_blocks(base)[1].modules():
         for kind in (LeanNorm, LeanGated):
             of: Any = type(module)
-            if not isinstance(module, kind) and kind.fits(module, parameter.dtype, parameter.device):
-                module.__class__ = _lean(kind, of)
+            if not isinstance(module, kind) and kind.can_replace(module, parameter.dtype, parameter.device):
+                module.__class__ = _create_lean_class(kind, of)
 
 
 @cache
-def _lean(kind: type, of: type) -> type:
+def _create_lean_class(kind: type, of: type) -> type:
     return type(of.__name__, (kind, of), {})
 
 
-def _agree(
+def _is_equivalent(
     module: nn.Module, width: int, dtype: torch.dtype, device: torch.device, meant: Any, each: bool = False
 ) -> bool:
     """Whether `module` computes what is `meant` on made-up tokens: small, usual and large, which caps would show.
@@ -65,19 +65,19 @@ def _agree(
     return bool((off <= AGREEMENT.get(dtype, 0.0) * largest).all())
 
 
-def _epsilon(module: Any) -> float | None:
+def _get_epsilon(module: Any) -> float | None:
     found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     return float(found) if isinstance(found, int | float) else None
 
 
-def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+def _compute_inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     """1 / rms of tokens (..., d), as (..., 1), in at least fp32."""
     wide = x if x.dtype == torch.float64 else x.float()
     squares: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
     return (squares / x.shape[-1] + epsilon).rsqrt_()
 
 
-def _factor(weight: Tensor, added: float) -> Tensor:
+def _compute_factor(weight: Tensor, added: float) -> Tensor:
     """What a norm multiplies by, in at least fp32."""
     wide = weight if weight.dtype == torch.float64 else weight.float()
     return wide + added if added else wide
@@ -87,18 +87,18 @@ class LeanNorm(nn.Module):
     """Of a root mean square norm of tokens (..., d), with a frozen weight w or 1 + w."""
 
     @classmethod
-    def fits(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    def can_replace(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether `module` is one; it then remembers which weight it has."""
-        weight, epsilon = getattr(module, "weight", None), _epsilon(module)
+        weight, epsilon = getattr(module, "weight", None), _get_epsilon(module)
         if "RMSNorm" not in type(module).__name__ or not isinstance(weight, nn.Parameter) or epsilon is None:
             return False
         for more in (0.0, 1.0):
-            factor = _factor(weight.detach(), more)
+            factor = _compute_factor(weight.detach(), more)
 
             def meant(x: Tensor, factor: Tensor = factor) -> Tensor:
-                return x * _inverse_rms(x, epsilon) * factor
+                return x * _compute_inverse_rms(x, epsilon) * factor
 
-            if bool(factor.all()) and _agree(module, len(weight), dtype, device, meant, each=True):
+            if bool(factor.all()) and _is_equivalent(module, len(weight), dtype, device, meant, each=True):
                 module._added = more  # type: ignore[assignment]
                 return True
         return False
@@ -108,15 +108,15 @@ class LeanNorm(nn.Module):
         usual: Callable[[Tensor], Tensor] = super().forward
         if not (torch.is_grad_enabled() and x.requires_grad) or self.weight.requires_grad:
             return usual(x)
-        y: Tensor = _Normed.apply(x, self.weight, self._added, _epsilon(self), usual)  # type: ignore[no-untyped-call]
+        y: Tensor = _NormFunction.apply(x, self.weight, self._added, _get_epsilon(self), usual)  # type: ignore[no-untyped-call]
         return y
 
 
-class _Normed(torch.autograd.Function):
+class _NormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, added: float, epsilon: float, usual: Any) -> Tensor:
         y: Tensor = usual(x)
-        ctx.save_for_backward(y, weight, _inverse_rms(x, epsilon))
+        ctx.save_for_backward(y, weight, _compute_inverse_rms(x, epsilon))
         ctx.added = added
         return y
 
@@ -124,7 +124,7 @@ class _Normed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         y, weight, inverse = ctx.saved_tensors
-        factor, wide, of_y = _factor(weight, ctx.added), y.to(inverse.dtype), gradient.to(inverse.dtype)
+        factor, wide, of_y = _compute_factor(weight, ctx.added), y.to(inverse.dtype), gradient.to(inverse.dtype)
         along = (of_y * wide).mean(-1, keepdim=True)
         of_x = torch.addcmul(of_y * factor, wide / factor, along, value=-1).mul_(inverse)
         return of_x.to(y.dtype), None, None, None, None
@@ -135,13 +135,13 @@ class LeanGated(nn.Module):
     any of the three."""
 
     @classmethod
-    def fits(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    def can_replace(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether `module` is one."""
         parts: list[Any] = [getattr(module, n, None) for n in ("gate_proj", "up_proj", "down_proj", "act_fn")]
         if not all(map(callable, parts)) or not isinstance(getattr(parts[0], "in_features", None), int):
             return False
         gate, up, down, act = parts
-        return _agree(module, gate.in_features, dtype, device, lambda x: down(act(gate(x)) * up(x)))
+        return _is_equivalent(module, gate.in_features, dtype, device, lambda x: down(act(gate(x)) * up(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) to (..., d)."""
@@ -149,12 +149,12 @@ class LeanGated(nn.Module):
         if not torch.is_grad_enabled():
             usual: Tensor = super().forward(x)
             return usual
-        gated: Tensor = _Gated.apply(this.gate_proj(x), this.up_proj(x), this.act_fn)  # type: ignore[no-untyped-call]
+        gated: Tensor = _GatedFunction.apply(this.gate_proj(x), this.up_proj(x), this.act_fn)  # type: ignore[no-untyped-call]
         y: Tensor = this.down_proj(gated)
         return y
 
 
-class _Gated(torch.autograd.Function):
+class _GatedFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(gate, up)

@@ -15,14 +15,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedpeft.data.examples import Batch, made_up
-from fedpeft.data.model_config import reason
+from fedpeft.data.examples import Batch, make_up_batch
+from fedpeft.data.model_config import describe_error
 from fedpeft.errors import ModelError
-from fedpeft.machine.hardware import fast_bf16
+from fedpeft.machine.hardware import has_fast_bf16
 from fedpeft.models import attention
-from fedpeft.models.conv1d import linear_for_conv1d
+from fedpeft.models.conv1d import replace_conv1d
 from fedpeft.models.kernels import widen
-from fedpeft.models.t5_feedforward import plain_feedforward
+from fedpeft.models.t5_feedforward import replace_feedforward
 
 Read = Callable[[nn.Module, Batch], Tensor]
 """What a task takes from a base, (B, T, width): of hidden states or logits."""
@@ -37,12 +37,12 @@ SHOWN = 4
 """Names of weights in a message, at most."""
 
 
-def unheard(_: str) -> None:
+def ignore_message(_: str) -> None:
     """For those who load a checkpoint again."""
 
 
 def load_base(
-    load: Callable[..., Any], directory: Path, dtype: torch.dtype, read: Read, say: Say = unheard, **options: Any
+    load: Callable[..., Any], directory: Path, dtype: torch.dtype, read: Read, say: Say = ignore_message, **options: Any
 ) -> nn.Module:
     """Load a base through a transformers Auto class, frozen and in evaluation mode.
 
@@ -59,31 +59,31 @@ def load_base(
     if dtype == torch.bfloat16 or torch.cuda.is_available():
         options.setdefault("attn_implementation", attention.register())
     try:
-        base, report = _loaded(load, directory, dtype, options)
+        base, report = _load_with_attention(load, directory, dtype, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"FP4009 no model could be loaded from {directory}: {reason(error)}") from error
-    linear_for_conv1d(base)
-    plain_feedforward(base)
-    if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
+        raise ModelError(f"FP4009 no model could be loaded from {directory}: {describe_error(error)}") from error
+    replace_conv1d(base)
+    replace_feedforward(base)
+    if dtype == torch.bfloat16 and not torch.cuda.is_available() and not has_fast_bf16("cpu"):
         widen(base)
     if "pixel_values" in inspect.signature(base.forward).parameters:
-        base.register_forward_pre_hook(_readable, with_kwargs=True)
+        base.register_forward_pre_hook(_prepare_images, with_kwargs=True)
     base.eval().requires_grad_(False)
     _check_shapes(base, directory, report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
-    if used := _used(base, directory, read, missing):
+    if used := _find_used_weights(base, directory, read, missing):
         raise ModelError(
-            f"FP4029 the checkpoint in {directory} lacks {named(used)}, which {type(base).__name__} needs here and "
+            f"FP4029 the checkpoint in {directory} lacks {format_names(used)}, which {type(base).__name__} needs here and "
             "would draw at random at every load; take a checkpoint that has them"
         )
     if missing:
-        say(f"the checkpoint lacks {named(missing)}, which the task does not use")
+        say(f"the checkpoint lacks {format_names(missing)}, which the task does not use")
     if left := sorted(report["unexpected_keys"]):
-        say(f"{type(base).__name__} has no place for {named(left)} of the checkpoint: left out")
+        say(f"{type(base).__name__} has no place for {format_names(left)} of the checkpoint: left out")
     return base  # type: ignore[no-any-return]
 
 
-def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+def _load_with_attention(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """Model and report; with the attention that is asked for, or where a model has one of its own, with that."""
     given = {
         "dtype": dtype,
@@ -101,13 +101,13 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
     return load(str(directory), **given, **{name: v for name, v in options.items() if name != "attn_implementation"})
 
 
-def named(weights: Sequence[str]) -> str:
+def format_names(weights: Sequence[str]) -> str:
     """Names of weights, as many as a sentence bears."""
     shown = ", ".join(weights[:SHOWN])
     return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
 
 
-def _readable(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _prepare_images(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Images in the model's precision; they are smaller than what it was trained on (`fedpeft.data.images`), and so is
     its grid of positions."""
     if isinstance(pixels := named.get("pixel_values"), Tensor):
@@ -128,26 +128,26 @@ def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple
 
 
 @torch.enable_grad()
-def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]) -> list[str]:
+def _find_used_weights(base: nn.Module, directory: Path, read: Read, missing: Collection[str]) -> list[str]:
     """Those of the `missing` weights that `read` uses: a gradient reaches them. The others become zero."""
     drawn = {n: p for n, p in base.named_parameters(remove_duplicate=False) if n in missing}
     for parameter in drawn.values():
         parameter.requires_grad_(True)
     try:
-        row = tried_row(base)
+        row = make_up_row(base)
         output = read(base, row)
     except Exception as error:  # whatever a model that was made for something else says
         if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
                 f"FP4031 {type(base).__name__}, the model in {directory}, is one of texts with images or sounds, and "
-                f"can't read rows as this task gives them ({reason(error)}); take a checkpoint of a language model "
+                f"can't read rows as this task gives them ({describe_error(error)}); take a checkpoint of a language model "
                 "alone, or of a text encoder or vision transformer"
             ) from error
         _check_reads_rows(base, directory)
         other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
             f"FP4032 {type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
-            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
+            f"{str(base.dtype).removeprefix('torch.')} ({describe_error(error)}); take {other}a text encoder such as minilm, a "
             "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
     _check_output(output, row, f"{type(base).__name__}, the model in {directory},")
@@ -194,16 +194,16 @@ def _check_output(output: Any, row: Batch, who: str) -> None:
         )
 
 
-def tried_row(base: nn.Module) -> Batch:
+def make_up_row(base: nn.Module) -> Batch:
     """A made-up row: a few tokens, or a small image."""
-    row = made_up(base.config, 1, torch.Generator().manual_seed(0))
+    row = make_up_batch(base.config, 1, torch.Generator().manual_seed(0))
     if "input_ids" not in row:
         return {name: tensor.to(base.dtype) for name, tensor in row.items()}  # type: ignore[arg-type]
     return {name: tensor[:, :TRIED_TOKENS] for name, tensor in row.items()}
 
 
 @torch.enable_grad()
-def reads_ahead(base: Any, read: Read) -> bool:
+def is_reading_ahead(base: Any, read: Read) -> bool:
     """Whether what `read` takes at the first token depends on later ones: a gradient leads to their embeddings."""
     embedded: list[Tensor] = []
 
@@ -212,7 +212,7 @@ def reads_ahead(base: Any, read: Read) -> bool:
 
     hook = base.get_input_embeddings().register_forward_hook(keep)
     try:
-        first = read(base, tried_row(base))[:, 0]
+        first = read(base, make_up_row(base))[:, 0]
     finally:
         hook.remove()
     [gradient] = torch.autograd.grad(first.square().sum(), embedded[:1])

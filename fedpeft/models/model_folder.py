@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpeft.machine.cache import cached_folder
+from fedpeft.machine.cache import get_cached_folder
 from fedpeft.machine.terminal import Console
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ def save(config: PreTrainedConfig, architecture: str, weights: Mapping[str, Tens
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def made_folder(name: str, fill: Callable[[Path], None]) -> Path:
-    """`cached_folder` for seeded random weights, which other library versions may draw otherwise."""
+def get_made_folder(name: str, fill: Callable[[Path], None]) -> Path:
+    """`get_cached_folder` for seeded random weights, which other library versions may draw otherwise."""
     import torch
     import transformers
 
     versions = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()[:8]
-    return cached_folder(f"{name}-{versions}", fill)
+    return get_cached_folder(f"{name}-{versions}", fill)
 
 
 @contextlib.contextmanager
-def announced(what: str) -> Iterator[None]:
+def announce(what: str) -> Iterator[None]:
     """Show one line that says `what` is happening in place of transformers' progress bars and warnings."""
     console = Console(file=sys.stderr)  # bound here, before the rest's stderr goes nowhere
     with console.status(what), contextlib.redirect_stderr(io.StringIO()):

@@ -25,7 +25,7 @@ class EncoderAlone:
         return self.get_encoder()(**named)
 
 
-def without_decoder(model: Any) -> Any:
+def remove_decoder(model: Any) -> Any:
     """An encoder-decoder model, such as T5 or BART, without its decoder, in place; the names of weights stay."""
 
     def rest(tied: Any) -> Any:
@@ -75,7 +75,7 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         encoder = AutoConfig.for_model(settings.pop("model_type"), **settings)
         self.base = AutoModel.from_config(encoder, trust_remote_code=False)  # type: ignore[no-untyped-call]
         if encoder.is_encoder_decoder:
-            without_decoder(self.base)
+            remove_decoder(self.base)
         states = 1
         if config.all_blocks:
             states += len(self.base.get_submodule(config.blocks)) if config.blocks else encoder.num_hidden_layers
@@ -103,7 +103,7 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         weights = mask[..., None].to(hidden)
         pooled = (hidden * weights).sum(1) / weights.sum(1)
         logits = self.head(pooled.to(self.head.weight.dtype))
-        loss = None if labels is None else self.loss_of(logits, labels)
+        loss = None if labels is None else self.compute_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def states(self, named: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
@@ -130,7 +130,7 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
-    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss, as transformers' own classifiers have it for each `problem_type`."""
         if self.config.problem_type == "regression":
             return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits).squeeze(-1))

@@ -36,7 +36,7 @@ class Packing:
     attended: int = 0
 
     @classmethod
-    def of(cls, mask: Tensor, clients: int) -> Packing:
+    def from_mask(cls, mask: Tensor, clients: int) -> Packing:
         """Of a mask (B, T) of real tokens, at least one in a row; each client has B / `clients` neighbouring rows."""
         lengths = mask.sum(1).tolist()
         runs: list[tuple[int, int]] = []
@@ -60,13 +60,13 @@ class Packing:
         places = mask.flatten().nonzero().flatten()
         return cls(places, tuple(runs), tuple(groups), (mask.shape[0], mask.shape[1]), size)
 
-    def packed(self, x: Tensor) -> Tensor:
+    def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) to (1, N, ...); what fills up is zero."""
         found = x.new_zeros(self.size, *x.shape[2:])
         found[: len(self.places)] = x.flatten(0, 1).index_select(0, self.places)
         return found.unsqueeze(0)
 
-    def padded(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
         """(1, N, d) to (B, T, d), zero where there is padding."""
         flat = x.new_zeros(self.shape[0] * self.shape[1], x.shape[-1])
         return flat.index_copy(0, self.places, x[0, : len(self.places)]).view(*self.shape, -1)

@@ -27,7 +27,7 @@ PairLoss = Callable[[Tensor, Tensor, float, float | None], Tensor]
 each row, (B,)."""
 
 
-def infonce(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
+def compute_infonce_loss(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
     """InfoNCE in both directions, (B,); the bias cancels out."""
     logits = scale * similarities
     own = logits.diagonal()
@@ -37,7 +37,7 @@ def infonce(similarities: Tensor, negative: Tensor, scale: float, bias: float | 
     return (among.logsumexp(1) + among.logsumexp(0)) / 2 - own
 
 
-def sigmoid(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
+def compute_sigmoid_loss(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
     """SigLIP's loss, (B,): of a row's own pair and of its negatives."""
     among = negative.sum(1, keepdim=True).clamp(min=1)
     logits = scale * similarities + (-among.to(similarities.dtype).log() if bias is None else bias)
@@ -45,5 +45,5 @@ def sigmoid(similarities: Tensor, negative: Tensor, scale: float, bias: float | 
     return F.softplus(-logits.diagonal()) + apart
 
 
-PAIR_LOSSES: dict[str, PairLoss] = {"infonce": infonce, "sigmoid": sigmoid}
+PAIR_LOSSES: dict[str, PairLoss] = {"infonce": compute_infonce_loss, "sigmoid": compute_sigmoid_loss}
 """By the name that a task's setting has."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError
 from fedpeft.models.pair_losses import PAIR_LOSSES
-from fedpeft.models.ranking import Sides
+from fedpeft.models.ranking import PairSides
 from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task
 from fedpeft.parts import setting
 
@@ -72,7 +72,7 @@ class PairTask(Task):
             yield self.losses(torch.cat(sides), {"labels": torch.cat(labels)})
 
 
-def sides_of(model: FederatedModel, batches: Iterable[Batch]) -> Sides:
+def compute_sides(model: FederatedModel, batches: Iterable[Batch]) -> PairSides:
     """What a model of pairs makes of rows, in the order of the batches; on the CPU."""
     found, labels = [], []
     with torch.inference_mode():
@@ -80,4 +80,4 @@ def sides_of(model: FederatedModel, batches: Iterable[Batch]) -> Sides:
             found.append(F.normalize(model(batch), dim=-1).cpu())
             labels.append(batch["labels"][:, 0].cpu())
     both = torch.cat(found)
-    return Sides(both[:, 0], both[:, 1], torch.cat(labels))
+    return PairSides(both[:, 0], both[:, 1], torch.cat(labels))

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpeft.data.images import PATCHES, image_rows
+from fedpeft.data.images import PATCHES, convert_images
 from fedpeft.errors import ModelError
 from fedpeft.models import encoders
 from fedpeft.models.loading import load_base
-from fedpeft.models.tasks.classification import hidden_states
+from fedpeft.models.tasks.classification import compute_hidden_states
 
 ROWS = 32
 """Images of a pass."""
@@ -40,21 +40,21 @@ def patch_features(images: np.ndarray, folder: Path, side: int = PATCHES) -> np.
     Raises:
         ModelError: the encoder is no vision transformer of patches.
     """
-    encoder = load_base(encoders.from_pretrained, folder, torch.float32, hidden_states)
-    pixels, tokens = image_rows(images, folder)
+    encoder = load_base(encoders.from_pretrained, folder, torch.float32, compute_hidden_states)
+    pixels, tokens = convert_images(images, folder)
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     found = np.empty((len(pixels), side * side, width), np.float32)
     for start in range(0, len(pixels), ROWS):
-        found[start : start + ROWS] = _pooled(
+        found[start : start + ROWS] = _pool_patches(
             encoder, torch.from_numpy(pixels[start : start + ROWS]), side, tokens - 1
         ).numpy()
     return found
 
 
-def _pooled(encoder: nn.Module, pixels: Tensor, side: int, count: int) -> Tensor:
+def _pool_patches(encoder: nn.Module, pixels: Tensor, side: int, count: int) -> Tensor:
     """Of images (B, 3, height, width) of `count` patches, (B, side * side, width)."""
     with torch.inference_mode():
-        hidden = hidden_states(encoder, {"pixel_values": pixels})
+        hidden = compute_hidden_states(encoder, {"pixel_values": pixels})
         if hidden.shape[1] < count:
             raise ModelError(
                 f"FP4036 {type(encoder).__name__} gives {hidden.shape[1]} vectors of an image instead of one for each "

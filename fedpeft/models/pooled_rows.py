@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
-from fedpeft.models.frozen_blocks import StoredRows, above
-from fedpeft.models.layers import blocks
+from fedpeft.models.frozen_blocks import StoredRows, cut_below
+from fedpeft.models.layers import find_blocks
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutput
@@ -34,7 +34,7 @@ class PooledRows(StoredRows):
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """inputs_embeds (B, 1, d), attention_mask (B, 1) of ones, and labels (B,)."""
-        features = self.store.features(rows)
+        features = self.store.read_features(rows)
         ones = torch.ones(len(features), 1, dtype=torch.long)
         return {
             "inputs_embeds": features.unsqueeze(1),
@@ -43,11 +43,11 @@ class PooledRows(StoredRows):
         }
 
 
-def gives_back(base: nn.Module) -> nn.Module:
+def create_pass_through(base: nn.Module) -> nn.Module:
     """`base` as one that is fed features, and gives them back; it stays as it is."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    top = above(base, len(blocks(base)[1]))
+    top = cut_below(base, len(find_blocks(base)[1]))
 
     def forward(inputs_embeds: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=inputs_embeds)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ConfigError
-from fedpeft.models.layers import linear_layers, replace
+from fedpeft.models.layers import find_linear_layers, replace
 
 Precision = Literal["", "nf4", "int8"]
 """Of the base's linear layers; empty: as the run's dtype says."""
@@ -49,15 +49,15 @@ class QuantizedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, precision: Precision) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        codes, self.state = _encoded(layer.weight.detach(), precision)
+        codes, self.state = _encode_weight(layer.weight.detach(), precision)
         self.precision, self.before = precision, layer.weight.dtype
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.bias = layer.bias
 
     def values(self) -> Tensor:
         """What the layer computes with, (out, in)."""
-        plain = _decoded(self.weight.data, self.state, (self.out_features, self.in_features), self.precision)
-        return plain if self.residual is None else folded(plain, self.residual)
+        plain = _decode_weight(self.weight.data, self.state, (self.out_features, self.in_features), self.precision)
+        return plain if self.residual is None else fold_residual(plain, self.residual)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -82,7 +82,7 @@ class _Product(torch.autograd.Function):
 def check_available(precision: Precision) -> None:
     """Raise ConfigError where bitsandbytes is missing, and `precision` needs it."""
     if precision == "nf4":
-        _bitsandbytes()
+        _import_bitsandbytes()
 
 
 def quantize(base: nn.Module, precision: Precision) -> None:
@@ -92,11 +92,11 @@ def quantize(base: nn.Module, precision: Precision) -> None:
         ConfigError: there is no such precision, or bitsandbytes is missing.
     """
     if precision:
-        for path, layer in linear_layers(base).items():
+        for path, layer in find_linear_layers(base).items():
             replace(base, path, QuantizedLinear(layer, precision))
 
 
-def dequantized(weight: Tensor, precision: Precision) -> Tensor:
+def round_to_quantized(weight: Tensor, precision: Precision) -> Tensor:
     """The values (out, in) that a layer of `weight` computes with once it is quantized, in the dtype of `weight`.
 
     Raises:
@@ -104,22 +104,22 @@ def dequantized(weight: Tensor, precision: Precision) -> Tensor:
     """
     if not precision:
         return weight
-    codes, state = _encoded(weight.detach(), precision)
-    return _decoded(codes, state, (weight.shape[0], weight.shape[1]), precision).to(weight.dtype)
+    codes, state = _encode_weight(weight.detach(), precision)
+    return _decode_weight(codes, state, (weight.shape[0], weight.shape[1]), precision).to(weight.dtype)
 
 
-def dtype_of(layer: nn.Module) -> torch.dtype:
+def get_weight_dtype(layer: nn.Module) -> torch.dtype:
     """Of the weights of a linear layer, as they were before it was quantized."""
     own: Any = layer
     found: torch.dtype = own.before if isinstance(layer, QuantizedLinear) else own.weight.dtype
     return found
 
 
-def _encoded(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
+def _encode_weight(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
     if precision == "nf4":
         weight = weight.float() if weight.dtype == torch.float64 else weight
         flat = F.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK).contiguous()
-        codes, state = _bitsandbytes().functional.quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
+        codes, state = _import_bitsandbytes().functional.quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
         return codes, state
     if precision == "int8":
         scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
@@ -127,15 +127,15 @@ def _encoded(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
     raise ConfigError(f"FP1209 unknown base precision {precision!r}; legal: {', '.join(PRECISIONS)}")
 
 
-def _decoded(codes: Tensor, state: Any, shape: tuple[int, int], precision: str) -> Tensor:
+def _decode_weight(codes: Tensor, state: Any, shape: tuple[int, int], precision: str) -> Tensor:
     if precision == "int8":
         scale: Tensor = state
         return codes.to(scale.dtype) * scale
-    flat: Tensor = _bitsandbytes().functional.dequantize_4bit(codes, state)
+    flat: Tensor = _import_bitsandbytes().functional.dequantize_4bit(codes, state)
     return flat.flatten()[: shape[0] * shape[1]].view(shape)
 
 
-def _bitsandbytes() -> Any:
+def _import_bitsandbytes() -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("FP1210 a 4-bit base needs bitsandbytes; install it with: pip install 'fedpeft[quantized]'")
     import bitsandbytes
@@ -143,6 +143,6 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def folded(weight: Tensor, residual: Tensor) -> Tensor:
+def fold_residual(weight: Tensor, residual: Tensor) -> Tensor:
     """W0 + R, added in the precision of R and rounded once to that of the base."""
     return (weight.to(residual.dtype) + residual.to(weight.device)).to(weight.dtype)

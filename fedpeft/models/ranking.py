@@ -17,7 +17,7 @@ CUTOFFS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
-class Sides:
+class PairSides:
     """Pairs whose sides are to be found.
 
     Attributes:
@@ -30,7 +30,7 @@ class Sides:
     labels: Tensor
 
 
-def first_of_each(labels: Tensor) -> Tensor:
+def find_first_rows(labels: Tensor) -> Tensor:
     """Positions of the first row of each label, ascending."""
     _, inverse = torch.unique(labels, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(labels), dtype=torch.long)
@@ -38,25 +38,25 @@ def first_of_each(labels: Tensor) -> Tensor:
     return first.sort().values
 
 
-def ranking(sides: Sides) -> dict[str, float]:
+def rank_documents(sides: PairSides) -> dict[str, float]:
     """`queries` and `documents` (how many there are), `mrr` and `recall_at_k`, from queries to documents.
 
     A right document that is no nearer than a wrong one comes after it, so that a model to which all are alike finds
     nothing.
     """
-    first = first_of_each(sides.labels)
+    first = find_first_rows(sides.labels)
     right = sides.labels[:, None] == sides.labels[first][None]
-    return _measured(sides.queries @ sides.documents[first].T, right)
+    return _measure_ranking(sides.queries @ sides.documents[first].T, right)
 
 
-def reversed_ranking(sides: Sides) -> dict[str, float]:
+def rank_queries(sides: PairSides) -> dict[str, float]:
     """The same from documents to queries; recall counts the first right query."""
-    first = first_of_each(sides.labels)
+    first = find_first_rows(sides.labels)
     right = sides.labels[first][:, None] == sides.labels[None]
-    return _measured(sides.documents[first] @ sides.queries.T, right)
+    return _measure_ranking(sides.documents[first] @ sides.queries.T, right)
 
 
-def _places(similarities: np.ndarray, right: np.ndarray) -> Tensor:
+def _compute_order_scores(similarities: np.ndarray, right: np.ndarray) -> Tensor:
     """Scores in the order of the similarities of each row, equal ones with the right ones last: from 1, since
     torchmetrics takes what is not above zero for not retrieved, and small enough for its fp32."""
     order = np.lexsort((~right, similarities), axis=-1)
@@ -65,11 +65,11 @@ def _places(similarities: np.ndarray, right: np.ndarray) -> Tensor:
     return torch.from_numpy(places).float()
 
 
-def _measured(similarities: Tensor, right: Tensor) -> dict[str, float]:
+def _measure_ranking(similarities: Tensor, right: Tensor) -> dict[str, float]:
     from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
     right = right.cpu()
-    found = _places(similarities.detach().cpu().numpy(), right.numpy())
+    found = _compute_order_scores(similarities.detach().cpu().numpy(), right.numpy())
     reciprocal = [float(retrieval_reciprocal_rank(row, own)) for row, own in zip(found, right, strict=True)]
     measured = {
         "queries": float(found.shape[0]),

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import blocks, depth
+from fedpeft.models.layers import count_layers, find_blocks
 
 
 class AllBlocks:
     """Before the class of an encoder: its last hidden states are those of all blocks, (B, T, (blocks + 1) * d)."""
 
 
-def width(base: nn.Module) -> int:
+def get_width(base: nn.Module) -> int:
     """How many numbers a head reads of each token: d, or of all blocks and what enters them (blocks + 1) * d.
 
     Raises:
@@ -34,7 +34,7 @@ def width(base: nn.Module) -> int:
         raise ModelError(
             f"FP4038 the config.json of {type(base).__name__} lacks hidden_size, how wide vectors are; add it"
         )
-    return said * (len(blocks(base)[1]) + 1) if isinstance(base, AllBlocks) else said
+    return said * (len(find_blocks(base)[1]) + 1) if isinstance(base, AllBlocks) else said
 
 
 def read_all_blocks(base: nn.Module) -> None:
@@ -46,13 +46,13 @@ def read_all_blocks(base: nn.Module) -> None:
     """
     if isinstance(base, AllBlocks):
         return
-    if depth(base) != len(blocks(base)[1]):
+    if count_layers(base) != len(find_blocks(base)[1]):
         raise ModelError(f"FP4039 {type(base).__name__} passes its blocks several times, and head2toe reads each once")
     kind: Any = type(base)
 
     @wraps(kind.forward)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
-        stack, states = blocks(self)[1], list[Tensor]()
+        stack, states = find_blocks(self)[1], list[Tensor]()
 
         def entering(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             states.append(given[0] if given else named["hidden_states"])
@@ -73,18 +73,18 @@ def read_all_blocks(base: nn.Module) -> None:
                 f"FP4040 the blocks of {kind.__name__} do not pass states of one shape from one to the next, and "
                 "head2toe reads what each leaves; take linear_probe"
             )
-        output["last_hidden_state"] = beside([*(state.to(last.device) for state in states), last])
+        output["last_hidden_state"] = concatenate_states([*(state.to(last.device) for state in states), last])
         return output
 
     base.__class__ = type(kind.__name__, (AllBlocks, kind), {"__module__": kind.__module__, "forward": forward})
 
 
-def beside(states: list[Tensor]) -> Tensor:
+def concatenate_states(states: list[Tensor]) -> Tensor:
     """States of one shape (..., d), each brought to length 1, as (..., len(states) * d)."""
     return torch.cat([F.normalize(state, dim=-1) for state in states], dim=-1)
 
 
-def plain(base: nn.Module) -> nn.Module:
+def get_plain_base(base: nn.Module) -> nn.Module:
     """`base` as one that gives its last hidden states; it stays as it is, and shares its modules."""
     if not isinstance(base, AllBlocks):
         return base

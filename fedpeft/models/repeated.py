@@ -10,8 +10,8 @@ from torch import nn
 from fedpeft.data.examples import Examples
 from fedpeft.errors import ModelError
 from fedpeft.models.frozen_blocks import AGREEMENT
-from fedpeft.models.layers import reader
-from fedpeft.plugin_files import own_code
+from fedpeft.models.layers import get_reader
+from fedpeft.plugin_files import hash_own_code
 
 ROWS = 4
 """That are passed twice."""
@@ -30,12 +30,16 @@ def check_repeats(base: nn.Module, rows: Examples) -> None:
     Raises:
         ModelError: the passes differ by more than rounding.
     """
-    if not own_code(type(base)) or not len(rows) or getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+    if (
+        not hash_own_code(type(base))
+        or not len(rows)
+        or getattr(getattr(base, "config", None), "is_encoder_decoder", False)
+    ):
         return
     batch, device = rows.batch(np.arange(min(ROWS, len(rows)))), next(base.parameters()).device
     inputs = {name: batch[name].to(device) for name in READ if name in batch}
     with torch.inference_mode():
-        one, two = (reader(base)(**inputs).last_hidden_state for _ in range(2))
+        one, two = (get_reader(base)(**inputs).last_hidden_state for _ in range(2))
     if ((one - two).abs() > AGREEMENT.get(one.dtype, 1e-4) * one.abs().amax(-1, keepdim=True)).any():
         raise ModelError(
             f"FP4041 {type(base).__name__} makes something else of the same rows in each pass, so what is measured "

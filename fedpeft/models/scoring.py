@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.data.examples import Batch, Examples, batch_by_length
 from fedpeft.data.rows import Rows
 from fedpeft.errors import ConfigError
-from fedpeft.models.pair_task import sides_of
-from fedpeft.models.ranking import Sides
+from fedpeft.models.pair_task import compute_sides
+from fedpeft.models.ranking import PairSides
 from fedpeft.models.task import FederatedModel, Task
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.parts import name_of
@@ -41,30 +41,30 @@ class Scores:
 
 def score_batches(examples: Examples) -> list[np.ndarray]:
     """The fixed batches of the final score."""
-    return length_sorted_batches(examples.lengths, SCORE_BATCH)
+    return batch_by_length(examples.lengths, SCORE_BATCH)
 
 
-def placed(batch: Batch, model: FederatedModel) -> Batch:
+def move_batch(batch: Batch, model: FederatedModel) -> Batch:
     """The batch where the model is."""
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def logits(model: FederatedModel, batch: Batch) -> Tensor:
+def compute_logits(model: FederatedModel, batch: Batch) -> Tensor:
     """Of a classifier, (rows, classes) in fp64, rows in the batch's order."""
     with torch.inference_mode():
-        found: Tensor = model(placed(batch, model)).double().cpu()
+        found: Tensor = model(move_batch(batch, model)).double().cpu()
     return found
 
 
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
     """Scores of one batch, rows in its order."""
-    return scored(model, task, batch, temperature)[0]
+    return score_batch(model, task, batch, temperature)[0]
 
 
-def scored(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> tuple[Scores, np.ndarray]:
+def score_batch(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> tuple[Scores, np.ndarray]:
     """Scores of one batch, rows in its order, and what the model said of whole rows: (rows, outputs), or (rows, 0)."""
-    batch = placed(batch, model)
+    batch = move_batch(batch, model)
     with torch.inference_mode():
         if not task.targets:
             losses = task.row_losses(model, batch)
@@ -83,7 +83,9 @@ def scored(model: FederatedModel, task: Task, batch: Batch, temperature: float =
     return Scores(*(a.cpu().numpy() for a in arrays)), said.double().cpu().numpy()
 
 
-def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None) -> dict[str, Any]:
+def compute_measures(
+    task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None
+) -> dict[str, Any]:
     """How many rows there are, and what a task tells of all together, given outputs (rows, outputs); or nothing.
 
     Raises:
@@ -93,7 +95,7 @@ def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: 
         return {}
     told = task.measures(outputs, labels, names or ())
     for name, value in told.items():
-        if not _plain(value):
+        if not _is_plain(value):
             raise ConfigError(
                 f"FP1211 the task {name_of(type(task))}: measures has to give numbers and texts, or lists and dicts of "
                 f"them, and its {name!r} is a {type(value).__name__}"
@@ -101,7 +103,7 @@ def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: 
     return {"rows": len(labels), **told}
 
 
-def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
+def check_task_outputs(task: RowTask, test: Rows, names: Sequence[str]) -> None:
     """Refuse losses and measures of a user's own task that are none, on made-up outputs for the test rows.
 
     Raises:
@@ -126,24 +128,24 @@ def tried(task: RowTask, test: Rows, names: Sequence[str]) -> None:
         raise ConfigError(
             f"FP1214 {who} correct of its losses has to be 0 or 1 for each row, whether its class is right"
         )
-    measures(task, said, test.labels, names)
+    compute_measures(task, said, test.labels, names)
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether JSON holds it, where a tensor or array of one number is that number."""
     if isinstance(value, dict | list | tuple):
-        return all(map(_plain, value.values() if isinstance(value, dict) else value))
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
     if isinstance(value, np.ndarray | Tensor):
         return bool(np.prod(value.shape) == 1)
     return value is None or isinstance(value, str | numbers.Number | np.generic)
 
 
-def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, Sides]:
+def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, PairSides]:
     """Scores of all rows, each among the others, and what they come of, for tasks of pairs; in the examples' order."""
     batches = score_batches(examples)
-    found = sides_of(model, (placed(examples.batch(rows), model) for rows in batches))
+    found = compute_sides(model, (move_batch(examples.batch(rows), model) for rows in batches))
     place = torch.from_numpy(np.argsort(np.concatenate(batches), kind="stable"))
-    sides = Sides(found.queries[place], found.documents[place], found.labels[place])
+    sides = PairSides(found.queries[place], found.documents[place], found.labels[place])
     both = torch.stack([sides.queries, sides.documents], 1)
     losses = task.losses(both, {"labels": sides.labels[:, None]})
     none = np.zeros(len(examples))

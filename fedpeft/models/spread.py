@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import blocks
+from fedpeft.models.layers import find_blocks
 
 
-def shares(sizes: Sequence[int], devices: int) -> list[int]:
+def assign_devices(sizes: Sequence[int], devices: int) -> list[int]:
     """The device of each block, in order, so that each has about as many bytes.
 
     Args:
@@ -35,47 +35,47 @@ def shares(sizes: Sequence[int], devices: int) -> list[int]:
     return found
 
 
-def spread(model: nn.Module, devices: Sequence[str]) -> None:
+def spread_model(model: nn.Module, devices: Sequence[str]) -> None:
     """Move a model, with its adapter, to `devices`.
 
     Raises:
         ModelError: it has fewer blocks than there are devices.
     """
-    stack = blocks(model)[1]
+    stack = find_blocks(model)[1]
     if len(stack) < len(devices):
         raise ModelError(f"FP4042 a model of {len(stack)} blocks can't lie on {len(devices)} devices; take fewer")
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in stack]
-    places = [torch.device(devices[share]) for share in shares(sizes, len(devices))]
+    places = [torch.device(devices[share]) for share in assign_devices(sizes, len(devices))]
     inside = {id(module) for block in stack for module in block.modules()}
     for module in model.modules():
         if id(module) not in inside:
-            module._apply(_mover(torch.device(devices[0])), recurse=False)  # type: ignore[no-untyped-call]
+            module._apply(_create_mover(torch.device(devices[0])), recurse=False)  # type: ignore[no-untyped-call]
     for block, place in zip(stack, places, strict=True):
         block.to(place)
-        block.register_forward_pre_hook(_to(place), with_kwargs=True)
-    stack[-1].register_forward_hook(_back(torch.device(devices[0])))
+        block.register_forward_pre_hook(_create_input_hook(place), with_kwargs=True)
+    stack[-1].register_forward_hook(_create_output_hook(torch.device(devices[0])))
 
 
-def _mover(device: torch.device) -> Callable[[Tensor], Tensor]:
+def _create_mover(device: torch.device) -> Callable[[Tensor], Tensor]:
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device)
 
     return move
 
 
-def _to(device: torch.device) -> Any:
+def _create_input_hook(device: torch.device) -> Any:
     def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        return _moved(given, device), _moved(named, device)
+        return _move_values(given, device), _move_values(named, device)
 
     return hook
 
 
-def _back(device: torch.device) -> Any:
+def _create_output_hook(device: torch.device) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
-        return _moved(output, device)
+        return _move_values(output, device)
 
     return hook
 
 
-def _moved(values: Any, device: torch.device) -> Any:
+def _move_values(values: Any, device: torch.device) -> Any:
     return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)

@@ -33,7 +33,7 @@ class DenseGatedActDense:
 OWN = {own.__name__: own for own in (DenseActDense, DenseGatedActDense)}
 
 
-def plain_feedforward(base: nn.Module) -> None:
+def replace_feedforward(base: nn.Module) -> None:
     """Let T5's sublayers (T5, mT5, UMT5, LongT5) compute so, in place; parameters and names stay."""
     for module in base.modules():
         kind = type(module)

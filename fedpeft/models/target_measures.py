@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-def of_classes(said: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def measure_classes(said: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Of predicted classes (rows,) and true ones.
 
     Returns:
@@ -28,7 +28,7 @@ def of_classes(said: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dic
     }
 
 
-def of_numbers(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def measure_numbers(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Of predictions (rows,) and labels (rows,), in the labels' unit.
 
     Returns:
@@ -49,7 +49,7 @@ def of_numbers(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     }
 
 
-def of_labels(scores: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def measure_labels(scores: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Of logits (rows, labels) and which labels rows have, bool (rows, labels); a label is said from logit 0 on.
 
     Returns:

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.rows import Rows
 from fedpeft.families import TASKS as TASKS
-from fedpeft.models.loading import Say, unheard
+from fedpeft.models.loading import Say, ignore_message
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Fine-tuning precisions: the frozen base and the activations. Adapters and heads are held in fp32 (fp64 for fp64)."""
 
 
-def adapter_dtype(dtype: str) -> torch.dtype:
+def get_adapter_dtype(dtype: str) -> torch.dtype:
     """The dtype in which trainable parameters are held."""
     return torch.float64 if dtype == "fp64" else torch.float32
 
 
-def wide_dtype(beside: torch.dtype) -> torch.dtype:
+def get_wide_dtype(beside: torch.dtype) -> torch.dtype:
     """The dtype of what is trained, or added up, beside tensors of this one: fp64 beside fp64, else fp32."""
     return torch.float64 if beside == torch.float64 else torch.float32
 
@@ -122,7 +122,7 @@ class Task(ABC):
         """The trainable model around `base`."""
 
     @abstractmethod
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """The pretrained base model, in evaluation mode and frozen; `say` is told of weights missing or left out.
 
         Raises:
@@ -201,12 +201,12 @@ PEFT_PREFIX = "base_model.model."
 """What the peft library puts before the names of the base model's modules."""
 
 
-def canonical(name: str) -> str:
+def get_canonical_name(name: str) -> str:
     """The canonical name of a parameter: independent of how the base is wrapped and what peft calls the adapter."""
     name = name.removeprefix("base.").removeprefix(PEFT_PREFIX)
     return name.replace(".default.", ".").removesuffix(".default").replace(".base_layer", "")
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def find_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by canonical name, in the model's order."""
-    return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
+    return {get_canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from fedpeft.data.examples import IGNORED, Batch
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear
-from fedpeft.models.task import wide_dtype
+from fedpeft.models.task import get_wide_dtype
 
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once, by device: on a CPU as many as its caches about hold, and products are fast from."""
@@ -30,7 +30,7 @@ AGREEMENT = {torch.bfloat16: 0.05}
 """Largest difference, relative to the largest logit, that a model's own logits may show to those made here."""
 
 
-def language_model(base: nn.Module) -> nn.Module | None:
+def find_language_model(base: nn.Module) -> nn.Module | None:
     """The language model in `base`, which adapters may be wrapped around; None where there is none."""
     return next((m for m in base.modules() if hasattr(m, "get_output_embeddings") and hasattr(m, "config")), None)
 
@@ -50,9 +50,9 @@ class OutputLayer:
     cap: float = 0.0
 
     @classmethod
-    def of(cls, base: nn.Module) -> OutputLayer | None:
+    def from_base(cls, base: nn.Module) -> OutputLayer | None:
         """That of the language model in `base`, which adapters may be wrapped around; None where it has none."""
-        model: Any = language_model(base)
+        model: Any = find_language_model(base)
         layer = model and model.get_output_embeddings()
         if not isinstance(layer, nn.Module):
             return None
@@ -66,7 +66,7 @@ class OutputLayer:
         frozen = isinstance(self.layer, nn.Linear | FrozenLinear | QuantizedLinear)
         return frozen and not any(p.requires_grad for p in self.layer.parameters())
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary), in at least fp32."""
         x: Tensor = self.layer(hidden)
         if self.scale != 1.0:
@@ -75,7 +75,7 @@ class OutputLayer:
             x = self.cap * torch.tanh(x / self.cap)
         return x if x.dtype == torch.float64 else x.float()
 
-    def entered(self, read: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+    def capture_input(self, read: Callable[[], Tensor]) -> tuple[Tensor, bool]:
         """What enters the layer while `read` runs the model for its logits, (B, T, d); and whether its logits at the
         first row's first position are those that `logits` makes. The layer itself computes that position only."""
         seen: list[Tensor] = []
@@ -95,13 +95,15 @@ class OutputLayer:
         if len(seen) != 1 or seen[0].ndim != 3 or theirs.shape[:2] != (1, 1):
             return theirs, False
         with torch.no_grad():
-            ours = self.logits(one(seen[0]))
+            ours = self.compute_logits(one(seen[0]))
             off = (ours - theirs).abs().max()
             near = off <= AGREEMENT.get(seen[0].dtype, 1e-4) * ours.abs().max()
         return seen[0], bool(near)
 
 
-def token_losses(hidden: Tensor, labels: Tensor, logits_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def compute_token_losses(
+    hidden: Tensor, labels: Tensor, logits_of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy (n,) of each of n positions, in at least fp32, and whether the label is the likeliest, (n,).
 
     Args:
@@ -113,26 +115,26 @@ def token_losses(hidden: Tensor, labels: Tensor, logits_of: Callable[[Tensor], T
     return losses, correct
 
 
-def row_sums(values: Tensor, counted: Tensor) -> Tensor:
+def sum_by_row(values: Tensor, counted: Tensor) -> Tensor:
     """Values (n,) of the positions that `counted` (B, T) marks, in its order, summed by row: (B,)."""
     places = torch.zeros(counted.shape, dtype=values.dtype, device=values.device)
     return places.masked_scatter(counted, values).sum(1)
 
 
-def counted_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+def get_counted_labels(batch: Batch) -> tuple[Tensor, Tensor]:
     """Labels of the positions that predict one, (B, T - 1), and which of them count."""
     labels = batch["labels"][:, 1:]
     return labels, labels != IGNORED
 
 
 class _Losses(torch.autograd.Function):
-    """`token_losses`, in chunks."""
+    """`compute_token_losses`, in chunks."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, logits_of: Any) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
-        losses = hidden.new_zeros(len(hidden), dtype=wide_dtype(hidden.dtype))
+        losses = hidden.new_zeros(len(hidden), dtype=get_wide_dtype(hidden.dtype))
         correct = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         start, size = 0, 1
         while start < len(hidden):
@@ -167,4 +169,4 @@ class _Losses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * gradients[0][:, None].to(wide_dtype(gradient.dtype))).to(gradient.dtype), None, None
+        return (gradient * gradients[0][:, None].to(get_wide_dtype(gradient.dtype))).to(gradient.dtype), None, None

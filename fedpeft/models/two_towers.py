@@ -17,7 +17,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.models import connector
 from fedpeft.models.frozen_blocks import pool
-from fedpeft.models.layers import blocks, unwrapped
+from fedpeft.models.layers import find_blocks, unwrap
 from fedpeft.models.task import FederatedModel
 
 TOWERS = ("image", "text")
@@ -44,7 +44,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, image: nn.Module, text: nn.Module, config: Any) -> None:
         super().__init__()
-        found = {"image": blocks(image), "text": blocks(text)}
+        found = {"image": find_blocks(image), "text": find_blocks(text)}
         stacks = {tower: stack for tower, (_, stack) in found.items()}
         depth = max(map(len, stacks.values()))
         self.paths = {tower: (path, depth - len(stack)) for tower, (path, stack) in found.items()}
@@ -57,7 +57,7 @@ class TwoTowers(nn.Module):
         self.image = image
         self.text = text
         self.config = config
-        self.register_load_state_dict_pre_hook(_in_both_places)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_copy_shared_blocks)  # type: ignore[no-untyped-call]
 
     def features(self, tower: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """The mean of a tower's last hidden states, (B, d), in at least fp32."""
@@ -65,7 +65,7 @@ class TwoTowers(nn.Module):
         return pool(hidden, inputs.get("attention_mask"))
 
 
-def _in_both_places(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _copy_shared_blocks(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """What a file has of a block stands in its tower, too: files hold one copy."""
     paths: dict[str, tuple[str, int]] = module.paths  # type: ignore[assignment]
     for name in [name for name in state if name.startswith(f"{prefix}blocks.")]:
@@ -84,7 +84,7 @@ class Connector(nn.Module):
                 f"FP4049 the towers are {width} and {out} wide, and without a connector their features can't be "
                 "compared; take connector=linear"
             )
-        self.connector = nn.Identity() if kind == "none" else connector.layers(kind, width, out)
+        self.connector = nn.Identity() if kind == "none" else connector.create_connector(kind, width, out)
         self.to(device, dtype)
         connector.draw(self)
 
@@ -110,7 +110,7 @@ class TowersModel(FederatedModel):
         image = {"pixel_values": batch["pixel_values"]}
         text = {name: batch[name] for name in ("input_ids", "attention_mask")}
         held = batch[HELD]
-        towers = (("image", image, image_view), ("text", text, text_view))
+        towers = (("image", image, augment_images), ("text", text, augment_texts))
         found: list[Tensor | None] = [None, None]
         rows = len(held)
         for side, (tower, inputs, view) in enumerate(towers):
@@ -121,7 +121,7 @@ class TowersModel(FederatedModel):
             if alone.any():
                 viewed = view({name: tensor[alone] for name, tensor in inputs.items()})
                 asked = {name: torch.cat([tensor, viewed[name]]) for name, tensor in asked.items()}
-            features = self._features(tower, asked)
+            features = self._compute_features(tower, asked)
             count = int(own.sum())
             for place, which, part in ((side, own, features[:count]), (1 - side, alone, features[count:])):
                 if which.any():
@@ -135,8 +135,8 @@ class TowersModel(FederatedModel):
             both = both + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return both
 
-    def _features(self, tower: str, inputs: Batch) -> Tensor:
-        base: TwoTowers = unwrapped(self.base)
+    def _compute_features(self, tower: str, inputs: Batch) -> Tensor:
+        base: TwoTowers = unwrap(self.base)
         features = base.features(tower, inputs)
         return self.head(features) if tower == "image" else features
 
@@ -145,14 +145,14 @@ SHIFT = 3
 """Pixels of 56 that the second view of an image is moved by; smaller images by as large a share, at least one."""
 
 
-def image_view(inputs: Batch) -> Batch:
+def augment_images(inputs: Batch) -> Batch:
     """The images moved down and right, and paler. No mirror: it would turn left and right around."""
     pixels = inputs["pixel_values"]
     step = max(1, SHIFT * pixels.shape[-1] // 56)
     return {"pixel_values": 0.8 * torch.roll(pixels, (step, step), (-2, -1))}
 
 
-def text_view(inputs: Batch) -> Batch:
+def augment_texts(inputs: Batch) -> Batch:
     """The texts without every third token, the first kept; of three or fewer, as they are."""
     mask = inputs["attention_mask"].clone()
     longer = mask.sum(1) > 3
@@ -160,7 +160,7 @@ def text_view(inputs: Batch) -> Batch:
     return {"input_ids": inputs["input_ids"], "attention_mask": mask}
 
 
-def tower_folders(directory: Path) -> dict[str, Path]:
+def find_tower_folders(directory: Path) -> dict[str, Path]:
     """The folders of the towers in a model's folder.
 
     Raises:

@@ -49,7 +49,7 @@ class LoraPair:
 
 
 @dataclass(frozen=True)
-class ClientForm:
+class AdapterShape:
     """The form in which a client holds LoRA factors: `rank` (at least 1) and `alpha` (above 0); for prompts, `rank` is
     their length and the scale is 1."""
 
@@ -67,7 +67,7 @@ class Layout:
     """All trainable tensors in a fixed order; `form` is the rank and alpha of the LoRA factors (None: no LoRA)."""
 
     tensors: tuple[TensorSpec, ...]
-    form: ClientForm | None = None
+    form: AdapterShape | None = None
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:
@@ -101,7 +101,7 @@ class Layout:
         """Number of trainable parameters."""
         return sum(t.numel for t in self.tensors)
 
-    def form_of(self, rank: int, like: ClientForm | None = None) -> ClientForm:
+    def get_form(self, rank: int, like: AdapterShape | None = None) -> AdapterShape:
         """Return the one form of a `rank` at the layout's scale, bit for bit the same wherever it is computed.
 
         Args:
@@ -112,9 +112,9 @@ class Layout:
         whole = self.form
         if like is not None and not math.isclose(like.scale, whole.scale, rel_tol=1e-9):
             whole = like
-        return whole if rank == whole.rank else ClientForm(rank, whole.scale * rank)
+        return whole if rank == whole.rank else AdapterShape(rank, whole.scale * rank)
 
-    def with_form(self, form: ClientForm | None) -> Layout:
+    def replace_form(self, form: AdapterShape | None) -> Layout:
         """The same layers at another LoRA rank and alpha."""
         if form is None or form == self.form:
             return self
@@ -126,29 +126,29 @@ class Layout:
         tensors = tuple(TensorSpec(t.name, resized.get(t.role, tuple)(t.shape), t.role, t.module) for t in self.tensors)
         return Layout(tensors, form)
 
-    def subset(self, names: Iterable[str]) -> Layout:
+    def select(self, names: Iterable[str]) -> Layout:
         """Only the tensors in `names`, order kept."""
         wanted = set(names)
         return Layout(tuple(t for t in self.tensors if t.name in wanted), self.form)
 
 
-def zeros(layout: Layout) -> State:
+def create_zeros(layout: Layout) -> State:
     """A state of zeros, fp32."""
     return {t.name: torch.zeros(t.shape) for t in layout.tensors}
 
 
-def difference(after: State, before: State) -> State:
+def subtract_states(after: State, before: State) -> State:
     """`after - before`, for the names of `after`."""
     return {name: tensor - before[name] for name, tensor in after.items()}
 
 
-def held_in(state: State, precision: str) -> State:
+def round_to_precision(state: State, precision: str) -> State:
     """The values that a client which holds its adapter in `precision` ("fp32" or "bf16") has of `state`."""
     if precision == "fp32":
         return state
     return {name: tensor.to(torch.bfloat16).to(tensor.dtype) for name, tensor in state.items()}
 
 
-def norm(state: State) -> float:
+def compute_norm(state: State) -> float:
     """Euclidean norm over all tensors, in fp64; the order of the tensors does not matter."""
     return math.sqrt(math.fsum(float(t.double().square().sum()) for t in state.values()))

@@ -24,6 +24,6 @@ class Factoring(Protocol):
         """Parameters as factors."""
         ...
 
-    def parameters(self, factors: State, before: State, round: int) -> State:
-        """Factors as parameters; `before` are the parameters of the round's start, `round` counts from 1."""
+    def parameters(self, factors: State, before: State, round_number: int) -> State:
+        """Factors as parameters; `before` are the parameters of the round's start, `round_number` counts from 1."""
         ...

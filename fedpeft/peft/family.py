@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
 from fedpeft.families import PEFT_METHODS as PEFT_METHODS
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.method import PeftMethod
 from fedpeft.spec import Spec, parse_spec
 
 
-def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -> str:
+def resize_method(text: str, method: PeftMethod, forms: Sequence[AdapterShape | None]) -> str:
     """The text of the method at the size of the largest client, its scale unchanged.
 
     Raises:
@@ -26,5 +26,5 @@ def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -
             "--peft"
         )
     spec = parse_spec(text)
-    settings = method.sized(ClientForm(largest.rank, method.form.scale * largest.rank))
-    return str(Spec(PEFT_METHODS.whole_name(spec.name), {**spec.settings, **settings}, spec.argument))
+    settings = method.sized(AdapterShape(largest.rank, method.form.scale * largest.rank))
+    return str(Spec(PEFT_METHODS.complete_name(spec.name), {**spec.settings, **settings}, spec.argument))

@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import Layers, replace, target_layers
-from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.models.layers import Layers, find_target_layers, replace
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
 
 
-def frame(weight: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def compute_frame(weight: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """B (out, k) and A (k, in) of a frozen `weight`; a vector's largest entry is positive, what is missing is 0."""
     U, _, Vt = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False)
     B, A = U[:, :width], Vt[:width]
@@ -46,7 +46,7 @@ class FramedLayer(nn.Module):
     def __init__(self, layer: nn.Linear, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
         self.base_layer = layer
-        B, A = frame(layer.weight, shape[1], dtype)
+        B, A = compute_frame(layer.weight, shape[1], dtype)
         self.register_buffer("B", B, persistent=False)
         self.register_buffer("A", A, persistent=False)
         weight = nn.Linear(shape[1], shape[0], bias=False, device=B.device, dtype=dtype)
@@ -54,7 +54,7 @@ class FramedLayer(nn.Module):
         self.add_module(self.trained, weight)
         self.scale = 1.0
 
-    def set_form(self, form: ClientForm) -> None:
+    def set_form(self, form: AdapterShape) -> None:
         """The client's scale."""
         self.scale = form.scale
 
@@ -62,10 +62,10 @@ class FramedLayer(nn.Module):
         """(..., in) to (..., out)."""
         M: Tensor = self.get_submodule(self.trained).weight  # type: ignore[assignment]
         y: Tensor = self.base_layer(x)
-        return y + self.between(x @ self.A.to(x.dtype).T, M.to(x.dtype)) @ self.B.to(x.dtype).T
+        return y + self.apply_middle(x @ self.A.to(x.dtype).T, M.to(x.dtype)) @ self.B.to(x.dtype).T
 
     @abstractmethod
-    def between(self, seen: Tensor, M: Tensor) -> Tensor:
+    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
         """What is `seen` through A, (..., k), as it leaves for B: (..., k), times the scale."""
 
     @abstractmethod
@@ -82,10 +82,10 @@ class StackedFramedLayer(ScaledLayer):
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        dtype = wide_dtype(weight.dtype)
+        dtype = get_wide_dtype(weight.dtype)
         super().__init__(clients, dtype)
         self.base_layer = layer
-        B, A = frame(weight, shape[1], dtype)
+        B, A = compute_frame(weight, shape[1], dtype)
         self.register_buffer("B", B, persistent=False)
         self.register_buffer("A", A, persistent=False)
         self.add_module(self.trained, StackedWeight(clients, shape, dtype))
@@ -93,12 +93,12 @@ class StackedFramedLayer(ScaledLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         M: Tensor = self.get_submodule(self.trained).weight  # type: ignore[assignment]
-        shown = self.between(self.per_client(x @ self.A.to(x.dtype).T), M)
+        shown = self.apply_middle(self.split_by_client(x @ self.A.to(x.dtype).T), M)
         y: Tensor = self.base_layer(x)
         return y + (shown @ self.B.to(x.dtype).T).view_as(y)
 
     @abstractmethod
-    def between(self, seen: Tensor, M: Tensor) -> Tensor:
+    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
         """What each client sees through A, (K, rows, k), as it leaves for B: (K, rows, k), times its scale."""
 
 
@@ -123,9 +123,9 @@ class FramedMethod(PeftMethod):
         """Rows and columns of M."""
 
     @property
-    def form(self) -> ClientForm:
+    def form(self) -> AdapterShape:
         """Rank and alpha."""
-        return ClientForm(self.rank, self.alpha)
+        return AdapterShape(self.rank, self.alpha)
 
     def config(self, base: nn.Module) -> Any:
         """None: the `peft` library has no such method; the result is saved as LoRA."""
@@ -133,9 +133,9 @@ class FramedMethod(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
-        for path in target_layers(model.base, self.targets, self.layers):
+        for path in find_target_layers(model.base, self.targets, self.layers):
             layer: Any = model.base.get_submodule(path)
-            replace(model.base, path, self.layer(layer, self.shape, adapter_dtype(dtype)))
+            replace(model.base, path, self.layer(layer, self.shape, get_adapter_dtype(dtype)))
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
         """(alpha / r) B f(M) A of each layer."""
@@ -145,7 +145,7 @@ class FramedMethod(PeftMethod):
                 module = self.role(name)[1]
                 layer = model.base.get_submodule(module)
                 assert isinstance(layer, self.layer)
-                found[module] = layer.product(M).scaled(self.form.scale)
+                found[module] = layer.product(M).scale(self.form.scale)
         return found
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:

@@ -16,8 +16,8 @@ from torch import nn
 
 from fedpeft.errors import ConfigError
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
-from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
+from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
+from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 
 LORA_B = "lora_B.weight"
@@ -81,7 +81,7 @@ class Hybrid(PeftMethod):
         return tuple(ending for part in self.parts for ending in part.tensors)
 
     @property
-    def form(self) -> ClientForm | None:
+    def form(self) -> AdapterShape | None:
         """That of the LoRA factors among them."""
         return next((part.form for part in self.parts if part.form and LORA_B in part.tensors), None)
 
@@ -90,7 +90,7 @@ class Hybrid(PeftMethod):
         return None
 
     @property
-    def _ordered(self) -> list[PeftMethod]:
+    def _ordered_methods(self) -> list[PeftMethod]:
         """The methods in the order in which they enter the model."""
         return sorted(self.parts, key=lambda part: (part.in_peft, LORA_B in part.tensors))
 
@@ -105,7 +105,7 @@ class Hybrid(PeftMethod):
 
         of_base = set(model.base.parameters())
         trained: list[nn.Parameter] = []
-        for part in self._ordered:
+        for part in self._ordered_methods:
             if part.in_peft:
                 inject_adapter_in_model(part.config(model.base), model.base)
                 del model.base.peft_config  # which stands for one method, and would be taken for the whole adapter
@@ -117,8 +117,8 @@ class Hybrid(PeftMethod):
                 parameter.requires_grad_(True)
         for parameter in model.base.parameters():
             if parameter.requires_grad or parameter not in of_base:  # frozen factors, too
-                parameter.data = parameter.data.to(adapter_dtype(dtype))
-        self._same_sizes(model)
+                parameter.data = parameter.data.to(get_adapter_dtype(dtype))
+        self._fix_sizes(model)
 
     def merged(self, model: FederatedModel) -> nn.Module:
         """The plain base: a layer is worked into what it wraps, so the innermost comes first."""
@@ -128,23 +128,23 @@ class Hybrid(PeftMethod):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
                 replace(model.base, name, model.base.get_submodule(f"{name}.base_layer"))
-        for part in self._ordered:
+        for part in self._ordered_methods:
             if not part.in_peft:
                 part.merged(model)
         return model.base
 
-    def _same_sizes(self, model: FederatedModel) -> None:
+    def _fix_sizes(self, model: FederatedModel) -> None:
         for module in model.base.modules():
             if hasattr(module, "follows_form"):
                 module.follows_form = False  # type: ignore[assignment]
 
-    def _owner(self, name: str) -> PeftMethod | None:
+    def _find_owner(self, name: str) -> PeftMethod | None:
         fitting = [(len(e), i) for i, p in enumerate(self.parts) for e in p.tensors if name.endswith("." + e)]
         return self.parts[max(fitting)[1]] if fitting else None
 
     def role(self, name: str) -> tuple[Role, str]:
         """As the method that owns the tensor says."""
-        owner = self._owner(name)
+        owner = self._find_owner(name)
         if owner is None or name.startswith("head."):
             return super().role(name)
         role, module = owner.role(name)
@@ -152,16 +152,16 @@ class Hybrid(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Each method's own start."""
-        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for part in self.parts:
             own = part.start(model, seed)
-            state |= {name: tensor for name, tensor in own.items() if self._owner(name) is part}
+            state |= {name: tensor for name, tensor in own.items() if self._find_owner(name) is part}
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """From the innermost method outwards."""
-        ordered = self._ordered
+        ordered = self._ordered_methods
         outwards = [p for p in ordered if p.in_peft] + [p for p in reversed(ordered) if not p.in_peft]
         for part in outwards:
-            part.stack_into(model, [t for t in tensors if self._owner(t.name) is part], clients)
-        self._same_sizes(model)
+            part.stack_into(model, [t for t in tensors if self._find_owner(t.name) is part], clients)
+        self._fix_sizes(model)

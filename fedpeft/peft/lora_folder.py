@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.models.task import PEFT_PREFIX
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.saved_adapter import ADAPTER_CONFIG, with_residual
+from fedpeft.peft.saved_adapter import ADAPTER_CONFIG, add_residual
 
 WEIGHTS = "adapter_model.safetensors"
 MAGNITUDE = "lora_magnitude_vector"
@@ -47,9 +47,7 @@ def write_lora(
         for name, tensor in state.items()
     }
     if residual:
-        changes = with_residual(
-            {p.module: LowRank(state[p.B] * form.scale, state[p.A]) for p in layout.pairs}, residual
-        )
+        changes = add_residual({p.module: LowRank(state[p.B] * form.scale, state[p.A]) for p in layout.pairs}, residual)
         rank = max(change.width for change in changes.values())
         alpha = float(rank)
         ranks = {module: change.width for module, change in changes.items() if change.width != rank}
@@ -73,7 +71,7 @@ def write_lora(
     }
     if any(MAGNITUDE in name for name in state):
         config["use_dora"] = True
-    with writing(folder):
+    with raise_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, {"format": "pt"})
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

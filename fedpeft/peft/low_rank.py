@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
 Method = Literal["auto", "qr", "gram", "dense", "randomised"]
 METHODS: tuple[Method, ...] = ("auto", "qr", "gram", "dense", "randomised")
@@ -55,28 +55,28 @@ class LowRank:
         """How many numbers the factors hold."""
         return self.left.numel() + self.right.numel()
 
-    def dense(self) -> Tensor:
+    def to_dense(self) -> Tensor:
         """The product, (out, in)."""
         return self.left @ self.right
 
-    def scaled(self, factor: float) -> LowRank:
+    def scale(self, factor: float) -> LowRank:
         """`factor` times the matrix."""
         return LowRank(self.left * factor, self.right)
 
     def norm(self) -> float:
         """Frobenius norm, sqrt(tr(L^T L R R^T)), in fp64; about 1e-8 of the factors' norms is its resolution."""
-        return float(inner_products([self])[0, 0].clamp_min(0.0).sqrt())
+        return float(compute_inner_products([self])[0, 0].clamp_min(0.0).sqrt())
 
 
 def stack(products: Sequence[LowRank], weights: Sequence[float] | None = None) -> LowRank:
     """sum_k w_k L_k R_k as one product of width sum_k q_k: [w_1 L_1, ..., w_K L_K] [R_1; ...; R_K]."""
     joined = LowRank(torch.cat([p.left for p in products], dim=1), torch.cat([p.right for p in products], dim=0))
     if weights is not None:
-        joined.left.mul_(_owner_of_column(products, torch.tensor(weights, dtype=joined.left.dtype)))
+        joined.left.mul_(_expand_by_column(products, torch.tensor(weights, dtype=joined.left.dtype)))
     return joined
 
 
-def without_copies(product: LowRank) -> LowRank:
+def merge_copies(product: LowRank) -> LowRank:
     """The same matrix, with columns of `left` that are multiples of one another taken once; their rows are summed.
 
     Copies leave a Gram matrix singular, for which there is no Cholesky factorisation. Clients of smaller ranks start
@@ -99,15 +99,15 @@ def without_copies(product: LowRank) -> LowRank:
     return LowRank(left[:, kept], right[kept])
 
 
-def _owner_of_column(products: Sequence[LowRank], values: Tensor) -> Tensor:
+def _expand_by_column(products: Sequence[LowRank], values: Tensor) -> Tensor:
     """For each column of the stack the value (of `values`, (K,)) of the product it belongs to."""
     return torch.repeat_interleave(values, torch.tensor([p.width for p in products]))
 
 
-def inner_products(products: Sequence[LowRank]) -> Tensor:
+def compute_inner_products(products: Sequence[LowRank]) -> Tensor:
     """The (K, K) matrix of <X_i, X_j> = tr(X_i^T X_j), in fp64, through the Gram matrices of the stacked factors."""
-    columns = gram_matrix(*(p.left.T for p in products)).mul_(gram_matrix(*(p.right for p in products)))
-    owner = _owner_of_column(products, torch.arange(len(products)))
+    columns = compute_gram_matrix(*(p.left.T for p in products)).mul_(compute_gram_matrix(*(p.right for p in products)))
+    owner = _expand_by_column(products, torch.arange(len(products)))
     rows = torch.zeros(len(products), len(owner), dtype=torch.float64).index_add_(0, owner, columns)
     return torch.zeros(len(products), len(products), dtype=torch.float64).index_add_(1, owner, rows)
 
@@ -120,7 +120,7 @@ class TruncatedSVD:
     S: Tensor
     Vt: Tensor
 
-    def low_rank(self) -> LowRank:
+    def to_low_rank(self) -> LowRank:
         """U S Vt with the singular values in the left factor."""
         return LowRank(self.U * self.S, self.Vt)
 
@@ -144,7 +144,7 @@ class CostModel:
     call: float = 2e-5
     """per LAPACK call"""
 
-    def seconds(self, method: Method, out: int, in_: int, width: int, rank: int) -> float:
+    def predict_seconds(self, method: Method, out: int, in_: int, width: int, rank: int) -> float:
         """Predicted seconds of `method` on a product of shapes (out, width) (width, in_), truncated to `rank`."""
         if method == "qr":
             left, right = min(out, width), min(in_, width)
@@ -166,16 +166,16 @@ class CostModel:
             return self.multiply * out * in_ * width + self.singular * max(out, in_) * min(out, in_) ** 2 + self.call
         return float("inf")
 
-    def cheapest(self, out: int, in_: int, width: int, rank: int, dtype: torch.dtype) -> Method:
+    def choose_cheapest(self, out: int, in_: int, width: int, rank: int, dtype: torch.dtype) -> Method:
         """The cheapest method that is exact for factors of `dtype`; `gram` is not for fp64."""
         legal: list[Method] = ["qr", "dense"] if dtype == torch.float64 else ["qr", "gram", "dense"]
-        return min(legal, key=lambda method: self.seconds(method, out, in_, width, rank))
+        return min(legal, key=lambda method: self.predict_seconds(method, out, in_, width, rank))
 
 
 COSTS = CostModel()
 
 
-def truncated_svd(product: LowRank, rank: int, method: str = "auto") -> TruncatedSVD:
+def compute_truncated_svd(product: LowRank, rank: int, method: str = "auto") -> TruncatedSVD:
     """The best approximation of rank `rank` (Eckart-Young), in the dtype of the factors.
 
     `rank` may exceed what the matrix has: the surplus singular values are 0 and their vectors are zero too.
@@ -184,9 +184,9 @@ def truncated_svd(product: LowRank, rank: int, method: str = "auto") -> Truncate
         ConfigError: an unknown method.
     """
     if method == "auto":
-        method = COSTS.cheapest(*product.shape, product.width, rank, product.left.dtype)
+        method = COSTS.choose_cheapest(*product.shape, product.width, rank, product.left.dtype)
     if method not in _METHODS:
-        raise ConfigError(f"FP1241 unknown SVD method {method!r}; {nearest(method, METHODS)}")
+        raise ConfigError(f"FP1241 unknown SVD method {method!r}; {suggest_legal(method, METHODS)}")
     U, S, Vt = _METHODS[method](product, rank)
     kept = min(rank, S.shape[0])
     alive = (S[:kept] > S[:1] * _ZERO[method]).to(S.dtype)
@@ -201,43 +201,45 @@ def truncated_svd(product: LowRank, rank: int, method: str = "auto") -> Truncate
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
-def _qr(product: LowRank, rank: int) -> Triplets:
+def _decompose_by_qr(product: LowRank, rank: int) -> Triplets:
     Q_L, T_L = torch.linalg.qr(product.left.double())
     Q_R, T_R = torch.linalg.qr(product.right.double().T)
     U, S, Vt = torch.linalg.svd(T_L @ T_R.T, full_matrices=False)
     return Q_L @ U[:, :rank], S, Vt[:rank] @ Q_R.T
 
 
-def _gram(product: LowRank, rank: int) -> Triplets:
+def _decompose_by_gram(product: LowRank, rank: int) -> Triplets:
     if product.width > min(product.shape):
-        return _one_sided(product.left.double() @ product.right.double(), rank)
-    product = without_copies(product)
+        return _decompose_one_sided(product.left.double() @ product.right.double(), rank)
+    product = merge_copies(product)
     L, R = product.left.T, product.right
-    L_gram, R_gram = gram_matrix(L), gram_matrix(R)
+    L_gram, R_gram = compute_gram_matrix(L), compute_gram_matrix(R)
     # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
     t = (R_gram.diagonal() / L_gram.diagonal()) ** 0.25
     t = torch.where(t.isfinite() & (t > 0), t, torch.ones_like(t))
     L_gram.mul_(t).mul_(t[:, None])
     R_gram.div_(t).div_(t[:, None])
-    C = cholesky_root(R_gram)  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
-    if C is None and (other := cholesky_root(L_gram)) is not None:  # rows alike, columns not: the same from that side
-        V, S, Ut = _from_root(R, 1 / t, L, t, R_gram, other, rank)
+    C = compute_cholesky_root(R_gram)  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
+    if (
+        C is None and (other := compute_cholesky_root(L_gram)) is not None
+    ):  # rows alike, columns not: the same from that side
+        V, S, Ut = _decompose_by_root(R, 1 / t, L, t, R_gram, other, rank)
         return Ut.T, S, V.T
-    return _from_root(L, t, R, 1 / t, L_gram, C or eigen_root(R_gram), rank)
+    return _decompose_by_root(L, t, R, 1 / t, L_gram, C or compute_eigen_root(R_gram), rank)
 
 
-def _from_root(L: Tensor, t: Tensor, R: Tensor, u: Tensor, L_gram: Tensor, C: Root, rank: int) -> Triplets:
+def _decompose_by_root(L: Tensor, t: Tensor, R: Tensor, u: Tensor, L_gram: Tensor, C: GramRoot, rank: int) -> Triplets:
     """The leading triplets of (t L)^T (u R), from the Gram matrix of t L and a root of that of u R."""
-    values, V = leading_eigenvectors(C.around(L_gram), rank)
+    values, V = compute_leading_eigenvectors(C.transform(L_gram), rank)
     S = values.clamp_min(0.0).sqrt()
-    U = times(L.T, t[:, None] * (C.matrix @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
-    return U, S, times(R.T, C.undo(V) * u[:, None]).T
+    U = multiply_in_chunks(L.T, t[:, None] * (C.matrix @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
+    return U, S, multiply_in_chunks(R.T, C.undo(V) * u[:, None]).T
 
 
 _CHUNK = 1024
 
 
-def gram_matrix(*parts: Tensor) -> Tensor:
+def compute_gram_matrix(*parts: Tensor) -> Tensor:
     """X X^T in fp64, of X = [X_1; ..; X_K].
 
     A chunk of columns is joined and converted at a time: at the server's sizes copies of the factors are what memory
@@ -251,12 +253,12 @@ def gram_matrix(*parts: Tensor) -> Tensor:
     return torch.from_numpy(result)
 
 
-def times(X: Tensor, W: Tensor) -> Tensor:
+def multiply_in_chunks(X: Tensor, W: Tensor) -> Tensor:
     """X W in fp64, a chunk of rows at a time; W is thin."""
     return torch.cat([X[begin : begin + _CHUNK].double() @ W for begin in range(0, len(X), _CHUNK)])
 
 
-def leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def compute_leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest eigenvalues, descending, and their eigenvectors; LAPACK's solver for a few, not for all.
 
     Of the symmetric matrix only the diagonal and what is below it are read.
@@ -267,18 +269,18 @@ def leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]
     return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
 
 
-def _one_sided(X: Tensor, rank: int) -> Triplets:
+def _decompose_one_sided(X: Tensor, rank: int) -> Triplets:
     """The leading triplets of a matrix from the eigenvectors of its smaller Gram matrix."""
     if X.shape[0] > X.shape[1]:
-        V, S, Ut = _one_sided(X.T, rank)
+        V, S, Ut = _decompose_one_sided(X.T, rank)
         return Ut.T, S, V.T
-    values, U = leading_eigenvectors(gram_matrix(X), rank)
+    values, U = compute_leading_eigenvectors(compute_gram_matrix(X), rank)
     S = values.clamp_min(0.0).sqrt()
-    return U, S, (times(X.T, U) / S.clamp_min(torch.finfo(S.dtype).tiny)).T
+    return U, S, (multiply_in_chunks(X.T, U) / S.clamp_min(torch.finfo(S.dtype).tiny)).T
 
 
 @dataclass(frozen=True)
-class Root:
+class GramRoot:
     """C with C C^T = G, for a Gram matrix G.
 
     Attributes:
@@ -290,7 +292,7 @@ class Root:
     vectors: Tensor | None = None
     values: Tensor | None = None
 
-    def around(self, gram: Tensor) -> Tensor:
+    def transform(self, gram: Tensor) -> Tensor:
         """C^T X C of a symmetric X (n, n): the diagonal and what is below it; what is above may be anything."""
         if self.vectors is not None:
             return self.matrix.T @ (gram @ self.matrix)
@@ -306,22 +308,22 @@ class Root:
         return self.vectors @ (V / self.values[:, None])
 
 
-def cholesky_root(gram: Tensor) -> Root | None:
+def compute_cholesky_root(gram: Tensor) -> GramRoot | None:
     """By Cholesky's factorisation; None where that is near its limits."""
     C, failed = torch.linalg.cholesky_ex(gram)
     pivots = C.diagonal()
-    return Root(C) if not failed and pivots.min() > 1e-4 * pivots.max() else None
+    return GramRoot(C) if not failed and pivots.min() > 1e-4 * pivots.max() else None
 
 
-def eigen_root(gram: Tensor) -> Root:
+def compute_eigen_root(gram: Tensor) -> GramRoot:
     """By eigenvectors; directions that are rounding are left out."""
     D, E = torch.linalg.eigh(gram)
     seen = D[-1:] * 1e-15 < D
     values, E = D[seen].sqrt(), E[:, seen]
-    return Root(E * values, E, values)
+    return GramRoot(E * values, E, values)
 
 
-def _dense(product: LowRank, rank: int) -> Triplets:
+def _decompose_dense(product: LowRank, rank: int) -> Triplets:
     U, S, Vt = torch.linalg.svd(product.left.double() @ product.right.double(), full_matrices=False)
     return U, S, Vt
 
@@ -329,7 +331,7 @@ def _dense(product: LowRank, rank: int) -> Triplets:
 _OVERSAMPLING, _POWER_ITERATIONS, _SKETCH_SEED = 10, 2, 0
 
 
-def _randomised(product: LowRank, rank: int) -> Triplets:
+def _decompose_randomized(product: LowRank, rank: int) -> Triplets:
     L, R = product.left, product.right
     size = min(rank + _OVERSAMPLING, *product.shape)
     generator = torch.Generator().manual_seed(_SKETCH_SEED)
@@ -343,10 +345,10 @@ def _randomised(product: LowRank, rank: int) -> Triplets:
 
 
 _METHODS: dict[str, Callable[[LowRank, int], Triplets]] = {
-    "qr": _qr,
-    "gram": _gram,
-    "dense": _dense,
-    "randomised": _randomised,
+    "qr": _decompose_by_qr,
+    "gram": _decompose_by_gram,
+    "dense": _decompose_dense,
+    "randomised": _decompose_randomized,
 }
 
 # A singular value below this fraction of the largest is the method's rounding: the direction does not exist.
@@ -355,7 +357,7 @@ _ZERO = {"qr": 1e-13, "gram": 1e-7, "dense": 1e-13, "randomised": 1e-6}
 
 def recompress(product: LowRank, tolerance: float) -> LowRank:
     """The product at the smallest width, at least 1, that keeps all but a share `tolerance`, above 0, of norm(X)^2."""
-    svd = truncated_svd(product, min(product.width, *product.shape))
+    svd = compute_truncated_svd(product, min(product.width, *product.shape))
     energy = svd.S.double().square()
     total = float(energy.sum())
     width = int((total - energy.cumsum(0) > tolerance * total).sum()) + 1

@@ -21,9 +21,9 @@ from fedpeft.data.examples import Examples
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
-from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
 from fedpeft.parts import name_of
-from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -33,7 +33,7 @@ PrivacyRoute = Literal["hooks", "vmap", "refused"]
 be used by calling its own module), by `torch.func.vmap(grad)` of the whole model (right for everything that it can
 trace), or not at all."""
 
-WeightChanges = Callable[[State, ClientForm | None], dict[str, Tensor]]
+WeightChanges = Callable[[State, AdapterShape | None], dict[str, Tensor]]
 """From a state in a client's form (None: the method's own) to what it changes in the weights of the base, (out, in) by
 module."""
 
@@ -130,7 +130,7 @@ class PeftMethod(ABC):
         return name_of(type(self))
 
     @property
-    def form(self) -> ClientForm | None:
+    def form(self) -> AdapterShape | None:
         """LoRA rank and alpha, or a prompt's length; None for methods of one size."""
         return None
 
@@ -139,7 +139,7 @@ class PeftMethod(ABC):
         """Positions that the method adds before each row."""
         return 0
 
-    def sized(self, form: ClientForm) -> dict[str, Any]:
+    def sized(self, form: AdapterShape) -> dict[str, Any]:
         """The settings that give the method this form."""
         raise NotImplementedError
 
@@ -169,11 +169,11 @@ class PeftMethod(ABC):
                 )
             model.base = peft.get_peft_model(model.base, config)
         except (ValueError, KeyError) as error:
-            raise _refusal(self.name, type(model.base).__name__, layers, error) from error
+            raise _create_refusal(self.name, type(model.base).__name__, layers, error) from error
         self.settle(model.base)
         for parameter in model.base.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.to(adapter_dtype(dtype))
+                parameter.data = parameter.data.to(get_adapter_dtype(dtype))
 
     def settle(self, base: nn.Module) -> None:  # noqa: B027
         """What is left to do once the `peft` library has put its layers into `base`; by default nothing."""
@@ -181,7 +181,7 @@ class PeftMethod(ABC):
     def layout(self, model: FederatedModel) -> Layout:
         """The trainable tensors of a model that this method is attached to."""
         specs = []
-        for name, parameter in trainable(model).items():
+        for name, parameter in find_trainable(model).items():
             role, module = self.role(name)
             specs.append(TensorSpec(name, tuple(parameter.shape), role, module))
         return Layout(tuple(specs), self.form)
@@ -190,7 +190,7 @@ class PeftMethod(ABC):
         """What of a model's adapter is never trained, and is saved with the result; by default nothing."""
         return {}
 
-    def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
+    def owned(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
         """By name, the share of a client's local `steps` in which each entry was trained, in a shape that broadcasts;
         names that are left out: all of them. By default no name is in it, nor where `steps` is 0: it is not told."""
         return {}
@@ -215,7 +215,7 @@ class PeftMethod(ABC):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """The initial global state, fp32; by default the attached model's own values."""
-        return {name: p.detach().to(torch.float32).clone() for name, p in trainable(model).items()}
+        return {name: p.detach().to(torch.float32).clone() for name, p in find_trainable(model).items()}
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank] | None:
         """What `state` adds to the weights of adapted layers, by module, where the adapter is saved as plain LoRA.
@@ -251,7 +251,7 @@ class PeftMethod(ABC):
         raise NotImplementedError
 
 
-def started(method: PeftMethod, model: FederatedModel, seed: int) -> State:
+def create_start(method: PeftMethod, model: FederatedModel, seed: int) -> State:
     """The initial global state of a `model` that a method, which may be anybody's, is attached to.
 
     Raises:
@@ -279,9 +279,9 @@ def started(method: PeftMethod, model: FederatedModel, seed: int) -> State:
     return state
 
 
-def drawn(state: State, name: str, seed: int, bound: float) -> None:
+def draw_uniform(state: State, name: str, seed: int, bound: float) -> None:
     """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
-    generator = seeds.torch_generator(seed, f"start {name}", 0)
+    generator = seeds.create_torch_generator(seed, f"start {name}", 0)
     state[name] = (2 * torch.rand(state[name].shape, generator=generator) - 1) * bound
 
 
@@ -289,7 +289,7 @@ _OF_MAMBA = re.compile(r"Module '(\w+)' is incompatible with Mamba-based models"
 """In a sentence of peft's, a layer whose weights a kernel reads past the adapter."""
 
 
-def _refusal(method: str, model: str, layers: Set[str], error: Exception) -> ModelError:
+def _create_refusal(method: str, model: str, layers: Set[str], error: Exception) -> ModelError:
     """Return what a user reads if peft refuses a model; of Mamba, with those of its linear layers that can be named."""
     of_mamba = _OF_MAMBA.search(str(error))
     if of_mamba is None:

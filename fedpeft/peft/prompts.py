@@ -8,18 +8,18 @@ from typing import Any
 from torch import nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import runs_alone
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.models.layers import is_single_stack
+from fedpeft.peft.adapter import AdapterShape
 
 
-def task_type(base: nn.Module) -> str:
+def find_task_type(base: nn.Module) -> str:
     """How `peft` calls what the base does.
 
     Raises:
         ModelError: it is an encoder with a decoder.
     """
     language: Any = getattr(base, "get_output_embeddings", lambda: None)()
-    if language is not None and not runs_alone(base):
+    if language is not None and not is_single_stack(base):
         raise ModelError(
             f"FP4070 prompts stand before what one stack reads, and {type(base).__name__} has an encoder and a "
             "decoder; take --peft lora"
@@ -36,13 +36,13 @@ def check_takes_prompts(base: nn.Module, method: str) -> None:
         )
 
 
-def embedding_width(base: nn.Module) -> int:
+def get_embedding_width(base: nn.Module) -> int:
     """Of the embeddings that prompts are put before: ALBERT and ELECTRA widen them afterwards."""
     table: Any = base.get_input_embeddings()  # type: ignore[operator]
     return int(table.embedding_dim)
 
 
-def first_position(base: nn.Module) -> int:
+def find_first_position(base: nn.Module) -> int:
     """The number of a row's first position: 0, but RoBERTa and its kin count from behind the padding's."""
     for module in base.modules():
         if hasattr(module, "create_position_ids_from_inputs_embeds"):
@@ -57,7 +57,7 @@ class PromptLength(nn.Module):
         super().__init__()
         self._prompted = [prompted]  # in a list, or it would become a child of its own child
 
-    def set_form(self, form: ClientForm) -> None:
+    def set_form(self, form: AdapterShape) -> None:
         """The client's length."""
         import torch
 

@@ -25,11 +25,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine.files import check_regular_file, raise_write_errors, read_json
 from fedpeft.machine.files import copy as copy_file
-from fedpeft.machine.files import read_json, regular, writing
 from fedpeft.machine.files import replace as replace_file
-from fedpeft.models.layers import innermost
-from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
+from fedpeft.models.layers import get_innermost
+from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, find_trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
 
@@ -56,7 +56,7 @@ def save(
     """
     is_adapter = changes is not None or own is not None or hasattr(model.base, "peft_config")
     target = folder / ("adapter" if is_adapter else "model")
-    with writing(target):
+    with raise_write_errors(target):
         if target.exists():
             shutil.rmtree(target)
         if changes is not None:
@@ -79,7 +79,7 @@ def save(
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
 
 
-def whole(folder: Path, labels: bool) -> bool:
+def is_complete(folder: Path, labels: bool) -> bool:
     """Whether all is in `folder` that `save` writes, to the end; `labels`: names of classes, too."""
     target = folder / ("adapter" if (folder / "adapter").is_dir() else "model")
     if labels and not ((target / HEAD).is_file() and (target / "labels.json").is_file()):
@@ -87,7 +87,7 @@ def whole(folder: Path, labels: bool) -> bool:
     weights, described = list(target.glob("*.safetensors")), list(target.glob("*.json"))
     try:
         for file in weights:
-            with safe_open(regular(file), "pt"):  # reads where tensors begin and end, and none of them
+            with safe_open(check_regular_file(file), "pt"):  # reads where tensors begin and end, and none of them
                 pass
         for file in described:
             json.loads(file.read_text(encoding="utf-8"))
@@ -110,8 +110,8 @@ def tell_head(target: Path, task: Task) -> None:
     file = target / HEAD
     if not file.is_file():
         return
-    with writing(file):
-        held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
+    with raise_write_errors(file):
+        held = {name: tensor.clone() for name, tensor in load_file(check_regular_file(file)).items()}
         told = task.told_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
         save_file({f"head.{name}": tensor.contiguous() for name, tensor in told.items()}, file)
 
@@ -134,7 +134,7 @@ def copy(files: Path, target: Path) -> None:
     Raises:
         RunError: a file can't be read or written.
     """
-    with writing(target):
+    with raise_write_errors(target):
         target.mkdir()
         for name in FILES:
             if (files / name).exists():
@@ -147,7 +147,7 @@ def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> No
     method = PEFT_METHODS.build(own)
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | method.frozen(model)
     save_file({n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, target / OWN_TENSORS)
-    told = {"method": own, "base": marks(model.base, {t.module for t in method.layout(model).tensors})}
+    told = {"method": own, "base": record_marks(model.base, {t.module for t in method.layout(model).tensors})}
     (target / OWN_METHOD).write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
@@ -158,18 +158,18 @@ def add(folder: Path, tensors: State) -> None:
         RunError: the file can't be read or written.
     """
     file = folder / "adapter" / OWN_TENSORS
-    with writing(file):
-        held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
+    with raise_write_errors(file):
+        held = {name: tensor.clone() for name, tensor in load_file(check_regular_file(file)).items()}
         more = {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}
         replace_file(file, to_bytes(held | more))
 
 
-def marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:
-    """By module, some entries of the frozen linear layer there, by which `marked` knows it again in any precision."""
+def record_marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:
+    """By module, some entries of the frozen linear layer there, by which `has_same_marks` knows it again in any precision."""
     found = {}
     for path in sorted(modules):
         try:
-            layer = innermost(base.get_submodule(path))
+            layer = get_innermost(base.get_submodule(path))
         except AttributeError:
             continue
         if type(layer) is nn.Linear and layer.weight.is_floating_point():
@@ -181,7 +181,7 @@ MARK = 64
 """Entries of a layer's first row that are kept as its mark."""
 
 
-def marked(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
+def has_same_marks(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
     """Whether all layers that are in both have the same weights, up to their rounding to few bits."""
     if not isinstance(theirs, dict):
         return False
@@ -209,7 +209,7 @@ def _describe(file: Path, base_name: str, task: str) -> None:
 
 def put(model: FederatedModel, state: State) -> None:
     """Set the trainable parameters of `model` to `state`."""
-    parameters = trainable(model)
+    parameters = find_trainable(model)
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor.reshape(parameters[name].shape))
@@ -246,7 +246,7 @@ ROUNDING = 1e-14
 """Share of a matrix' energy that lies below the rounding of fp32."""
 
 
-def with_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tensor]) -> dict[str, LowRank]:
+def add_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tensor]) -> dict[str, LowRank]:
     """The adapter's weights plus what is in the base, as factors of the rank that the sum has, at least 1."""
     changes = {}
     for module, adapter in effective.items():
@@ -305,13 +305,13 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
 
         model = task.model(base, classes)
         method = PEFT_METHODS.build(read_json(files / OWN_METHOD)["method"])
-        tensors = load_file(regular(files / OWN_TENSORS))
+        tensors = load_file(check_regular_file(files / OWN_TENSORS))
         method.attach_saved(model, tensors)
         frozen = method.frozen(model)
         put(model, {name: tensor for name, tensor in tensors.items() if name not in frozen})
     elif files.is_dir():
         model = task.model(base, classes)
-        regular(files / "adapter_model.safetensors")
+        check_regular_file(files / "adapter_model.safetensors")
         refuse_patterns(read_json(files / ADAPTER_CONFIG))
         model.base = PeftModel.from_pretrained(base, str(files))
     elif (folder / "model").is_dir():
@@ -320,5 +320,5 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
     else:
         raise RunError(f"FP5159 {folder} holds no finished run: neither adapter/ nor model/ is there")
     if classes or (files / HEAD).is_file():
-        model.load_state_dict(load_file(regular(files / HEAD)), strict=False)
+        model.load_state_dict(load_file(check_regular_file(files / HEAD)), strict=False)
     return model.eval().requires_grad_(False)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost
+from fedpeft.models.layers import get_innermost
 from fedpeft.models.packed_tokens import PackedTokens
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 
 
 class StackedLayer(nn.Module):
@@ -38,14 +38,14 @@ class StackedLayer(nn.Module):
         super().__init__()
         self.active = clients
 
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+    def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
         """LoRA rank and alpha of the active clients, in order; other layers have none."""
 
-    def per_client(self, x: Tensor) -> Tensor:
+    def split_by_client(self, x: Tensor) -> Tensor:
         """(K * b, ..., d) as (K, rows, d)."""
         return x.reshape(self.active, -1, x.shape[-1])
 
-    def of_active(self, parameter: Tensor, like: Tensor) -> Tensor:
+    def select_active(self, parameter: Tensor, like: Tensor) -> Tensor:
         """The active clients' part of a stacked parameter, in the dtype of `like`."""
         return parameter[: self.active].to(like.dtype)
 
@@ -59,7 +59,7 @@ class ScaledLayer(StackedLayer):
         super().__init__(clients)
         self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
 
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+    def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
         """The clients' own scales."""
         for k, form in enumerate(forms):
             self.scales[k] = form.scale if form is not None else 1.0
@@ -71,17 +71,17 @@ class NamedWeights(StackedLayer):
     def __init__(self, layer: Any, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, clients: int) -> None:
         super().__init__(max(clients, 1))
         self.base_layer, self.shapes = layer, shapes
-        inner: Any = innermost(layer)
+        inner: Any = get_innermost(layer)
         for name, shape in shapes.items():
             held = nn.Module()
             whole = (clients, *shape) if clients else shape
             held.weight = nn.Parameter(torch.zeros(whole, dtype=dtype, device=inner.weight.device))
             self.add_module(name, held)
 
-    def stacked(self, name: str, like: Tensor) -> Tensor:
+    def stack(self, name: str, like: Tensor) -> Tensor:
         """One of the weights, (active clients, ...)."""
         weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
-        return self.of_active(weight.reshape(-1, *self.shapes[name]), like)
+        return self.select_active(weight.reshape(-1, *self.shapes[name]), like)
 
 
 class StackedWeight(nn.Module):
@@ -104,5 +104,5 @@ class StackedLinear(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, in) to (K * b, out)."""
-        weight, bias = self.of_active(self.weight, x), self.of_active(self.bias, x)
-        return torch.baddbmm(bias.unsqueeze(1), self.per_client(x), weight.transpose(1, 2)).flatten(0, 1)
+        weight, bias = self.select_active(self.weight, x), self.select_active(self.bias, x)
+        return torch.baddbmm(bias.unsqueeze(1), self.split_by_client(x), weight.transpose(1, 2)).flatten(0, 1)

@@ -25,12 +25,12 @@ class Factors(NamedTuple):
     scales: Tensor
 
 
-def evenly(clients: int, x: Tensor) -> tuple[Group, ...]:
+def split_evenly(clients: int, x: Tensor) -> tuple[Group, ...]:
     """The tokens (rows, ..., d) of as many rows of each of the first `clients` clients."""
     return ((slice(0, clients), slice(0, x.numel() // x.shape[-1])),)
 
 
-def low_rank_sum(
+def add_low_rank(
     y: Tensor | None, x: Tensor, factors: Factors, groups: Sequence[Group], layer: FrozenLinear | None = None
 ) -> Tensor:
     """y + s B A x for each client, as one step of autograd.
@@ -68,8 +68,8 @@ class _LowRankSum(torch.autograd.Function):
         wide = (B[:clients] * scales[:clients]).transpose(1, 2).to(x.dtype).contiguous()
         hidden = []
         for whose, tokens in groups:
-            hidden.append(_narrowed(_of(x, whose, tokens), narrow[whose]))
-            _of(total, whose, tokens).baddbmm_(hidden[-1], wide[whose])
+            hidden.append(_project_down(_select_tokens(x, whose, tokens), narrow[whose]))
+            _select_tokens(total, whose, tokens).baddbmm_(hidden[-1], wide[whose])
         ctx.save_for_backward(x, narrow, wide)
         ctx.hidden, ctx.groups, ctx.layer, ctx.scales = hidden, groups, layer, scales
         ctx.shapes = A.shape, B.shape, A.dtype
@@ -81,41 +81,41 @@ class _LowRankSum(torch.autograd.Function):
         x, narrow, wide = ctx.saved_tensors
         gradient = gradient.contiguous()
         A_shape, B_shape, dtype = ctx.shapes
-        of_A = _of_all(A_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[2] else None
-        of_B = _of_all(B_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[3] else None
+        of_A = _allocate_gradient(A_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[2] else None
+        of_B = _allocate_gradient(B_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[3] else None
         of_x = None
         if ctx.needs_input_grad[1]:
             if ctx.layer is None:  # contiguous whatever x is: what follows writes into views of it
                 of_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
             else:
-                of_x = ctx.layer.input_gradient(gradient)
+                of_x = ctx.layer.compute_input_gradient(gradient)
         for hidden, (whose, tokens) in zip(ctx.hidden, ctx.groups, strict=True):
-            of_total = _of(gradient, whose, tokens)
-            of_hidden = _narrowed(of_total, wide[whose])
+            of_total = _select_tokens(gradient, whose, tokens)
+            of_hidden = _project_down(of_total, wide[whose])
             if of_A is not None:
-                of_A[whose] = torch.bmm(of_hidden.transpose(1, 2), _of(x, whose, tokens))
+                of_A[whose] = torch.bmm(of_hidden.transpose(1, 2), _select_tokens(x, whose, tokens))
             if of_B is not None:
                 of_wide = torch.bmm(hidden.transpose(1, 2), of_total)
                 torch.mul(of_wide.transpose(1, 2), ctx.scales[whose], out=of_B[whose])
             if of_x is not None:
-                _of(of_x, whose, tokens).baddbmm_(of_hidden, narrow[whose])
+                _select_tokens(of_x, whose, tokens).baddbmm_(of_hidden, narrow[whose])
         return gradient if ctx.needs_input_grad[0] else None, of_x, of_A, of_B, None, None, None
 
 
-def _of(x: Tensor, whose: slice, tokens: slice) -> Tensor:
+def _select_tokens(x: Tensor, whose: slice, tokens: slice) -> Tensor:
     """The tokens of a group of clients, (clients, tokens of each, d): a view where x is contiguous."""
     flat = x.reshape(-1, x.shape[-1])
     return flat[tokens].view(whose.stop - whose.start, -1, x.shape[-1])
 
 
-def _narrowed(x: Tensor, factor: Tensor) -> Tensor:
+def _project_down(x: Tensor, factor: Tensor) -> Tensor:
     """x (K, tokens, d) and factor (K, r, d): x factor^T, (K, tokens, r)."""
     if x.dtype == torch.bfloat16:
         return torch.bmm(x, factor.transpose(1, 2))
     return torch.bmm(factor, x.transpose(1, 2)).transpose(1, 2)  # up to 1.8 times as fast in MKL's fp32
 
 
-def _of_all(shape: torch.Size, clients: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _allocate_gradient(shape: torch.Size, clients: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Room for a gradient of all clients, zero for those that are done."""
     found = torch.empty(shape, dtype=dtype, device=device)
     found[clients:].zero_()

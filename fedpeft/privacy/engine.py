@@ -139,11 +139,11 @@ class PrivacyEngine:
         """
         return self.noise_source.charge_start(self, state)
 
-    def enter(self, round: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
+    def enter(self, round_number: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
         """Charge a round, and return who is asked.
 
         Args:
-            round: from 1.
+            round_number: from 1.
             state: a digest of what the round starts from.
             drawn: the clients that the sampler has drawn, ascending; a secret cohort is drawn by the key instead.
 
@@ -153,7 +153,7 @@ class PrivacyEngine:
         Raises:
             PrivacyError: the round would exceed a budget, and the run is not to go on without such clients.
         """
-        return self.noise_source.charge_round(self, round, state, drawn)
+        return self.noise_source.charge_round(self, round_number, state, drawn)
 
     def heard(self, report: Report) -> None:
         """Adopt what a client's own ledger says if that is more, and remember a spent budget."""
@@ -183,19 +183,19 @@ class PrivacyEngine:
         affordable = (account for account, cost in costs.items() if self.is_affordable(account, *cost))
         return len(list(islice(affordable, fewest))) < fewest
 
-    def describe_excess(self, round: int, account: int) -> str:
+    def describe_excess(self, round_number: int, account: int) -> str:
         """Return a sentence on an account whose budget does not allow a round."""
         who = "the population" if account == POPULATION else f"client {account}"
         spent = epsilon(self.ledger.spent.get(account, {}), self.delta)
         return (
-            f"FP7040 round {round} would take {who} above its budget: epsilon {spent:.3g} of "
+            f"FP7040 round {round_number} would take {who} above its budget: epsilon {spent:.3g} of "
             f"{self.mechanism.epsilon:g} is spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes "
             "on without them"
         )
 
-    def fingerprint(self, round: int, state: str) -> str:
+    def fingerprint(self, round_number: int, state: str) -> str:
         """Return a digest of all that a round's outcome depends on: its start, the settings, data and key."""
-        return hashlib.sha256(f"{self.identity} {self.key.name} {round} {state}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.identity} {self.key.name} {round_number} {state}".encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------- noise at the server
 
@@ -215,7 +215,7 @@ class PrivacyEngine:
         optimizer: ServerOptimizer,
         layout: Layout,
         state: State,
-        round: int,
+        round_number: int,
         attempt: int,
         clip: float | None,
     ) -> Aggregator | None:
@@ -223,7 +223,9 @@ class PrivacyEngine:
         if not isinstance(self.mechanism, AddsServerNoise):
             return None
         clip = self.mechanism.clip if clip is None else clip
-        at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise_multiplier, clip)
+        at = ServerRound(
+            strategy, optimizer, layout, state, round_number, attempt, self.key, self.noise_multiplier, clip
+        )
         return self.mechanism.aggregator(at, self.exposure)
 
     @property

@@ -127,18 +127,18 @@ class Ledger:
         events[event] = events.get(event, 0) + count
         return events
 
-    def attempt(self, round: int, fingerprint: str) -> int | None:
+    def attempt(self, round_number: int, fingerprint: str) -> int | None:
         """The attempt of a round that was charged with these very inputs; None: that would be a new one."""
-        tried = [fingerprint for fingerprint, _ in self._attempts.get(round, [])]
+        tried = [fingerprint for fingerprint, _ in self._attempts.get(round_number, [])]
         return tried.index(fingerprint) if fingerprint in tried else None
 
-    def attempts(self, round: int) -> int:
+    def attempts(self, round_number: int) -> int:
         """How often a round was charged."""
-        return len(self._attempts.get(round, []))
+        return len(self._attempts.get(round_number, []))
 
-    def accounts(self, round: int, attempt: int) -> frozenset[int]:
+    def accounts(self, round_number: int, attempt: int) -> frozenset[int]:
         """The accounts that an attempt of a round was charged to."""
-        return self._attempts[round][attempt][1]
+        return self._attempts[round_number][attempt][1]
 
     def asked(self, before: int) -> Mapping[int, int]:
         """In how many of the rounds from 1 to `before` (without it) each account was charged, or left out as spent."""
@@ -149,20 +149,20 @@ class Ledger:
                 rounds.setdefault(int(line["round"]), set()).update(map(int, accounts))
         return Counter(account for accounts in rounds.values() for account in accounts)
 
-    def charge(self, round: int, fingerprint: str, charges: Charges, left_out: Collection[int] = ()) -> int:
+    def charge(self, round_number: int, fingerprint: str, charges: Charges, left_out: Collection[int] = ()) -> int:
         """Charge a round before its work begins; returns its attempt, counted from 0.
 
         A round that was charged with this very fingerprint is not charged again. `left_out`: see the class.
         """
-        known = self.attempt(round, fingerprint)
+        known = self.attempt(round_number, fingerprint)
         if known is not None:
             return known
-        attempt = self.attempts(round)
+        attempt = self.attempts(round_number)
         entries = [
             [account, event.noise, event.rate, count, *([event.rounding] if event.rounding else [])]
             for account, (event, count) in charges.items()
         ]
-        line = {"round": round, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
+        line = {"round": round_number, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
         line |= {"spent": sorted(left_out)} if left_out else {}
         self._write(line)
         self._book(line)

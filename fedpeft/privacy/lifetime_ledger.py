@@ -65,29 +65,29 @@ class LifetimeLedger:
     def carry(self, run: Ledger, known_noise: bool = False) -> None:
         """Take over what a run's ledger holds, as far as it is not here yet; noise that is known counts as none."""
         with self._book() as book:
-            for round, fingerprint, releases in run.list_charges():
+            for round_number, fingerprint, releases in run.list_charges():
                 if known_noise:
                     releases = [(event._replace(noise=0.0), count) for event, count in releases]
-                self._write(book, round, fingerprint, releases)
+                self._write(book, round_number, fingerprint, releases)
 
-    def charge(self, round: int, fingerprint: str, event: Event, count: int, delta: float) -> bool:
+    def charge(self, round_number: int, fingerprint: str, event: Event, count: int, delta: float) -> bool:
         """Write a charge, or return False: it would exceed the budget. One that is here already is not written again.
 
         Args:
-            round, fingerprint: of the run's own ledger.
+            round_number, fingerprint: of the run's own ledger.
             event, count: what is about to be released, and how often.
             delta: that the budget is stated at.
         """
         with self._book() as book:
-            known = book.attempt(round, fingerprint) is not None
+            known = book.attempt(round_number, fingerprint) is not None
             if not known and not self._affords(book, event, count, delta):
                 return False
-            self._write(book, round, fingerprint, [(event, count)])
+            self._write(book, round_number, fingerprint, [(event, count)])
             return True
 
-    def _write(self, book: Ledger, round: int, fingerprint: str, releases: list[tuple[Event, int]]) -> None:
+    def _write(self, book: Ledger, round_number: int, fingerprint: str, releases: list[tuple[Event, int]]) -> None:
         for event, count in releases:  # one: a client charges a round with one kind of release
-            book.charge(round, fingerprint, dict.fromkeys(self._accounts, (event, count)))
+            book.charge(round_number, fingerprint, dict.fromkeys(self._accounts, (event, count)))
 
     def allows(self, event: Event, count: int, delta: float) -> bool:
         """Whether the budget allows a charge, as the book stands."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from fedpeft.aggregation.bounded_rows import longest_noise
+from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
@@ -231,7 +231,7 @@ class Mechanism(ABC):
         if not exposure.start or self.epsilon is None or self.start == 0:
             return
         signal, width = self.start_signal(exposure), exposure.layout.shapes["head.weight"][1]
-        most = signal / (self.start_release.deviation(1.0, exposure.clients) * longest_noise(width))
+        most = signal / (self.start_release.compute_deviation(1.0, exposure.clients) * compute_noise_length(width))
         share = 1.0 if self.start is None else self.start
         least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(exposure))
         if self.epsilon < least:
@@ -253,7 +253,7 @@ class Mechanism(ABC):
         """
         assert self.epsilon is not None
         noise = noise_for(self.epsilon, self.delta(exposure), 1.0, 1) / math.sqrt(share)
-        deviation = self.start_release.deviation(noise, exposure.clients)
+        deviation = self.start_release.compute_deviation(noise, exposure.clients)
         return self.start_signal(exposure) / (deviation * math.sqrt(entries))
 
     def training_signal(self, exposure: Exposure) -> float:

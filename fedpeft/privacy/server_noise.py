@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.linalg import solve_triangular
 
-from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.families import SERVER_NOISES as SERVER_NOISES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.noise import RunKey, gaussian
@@ -58,15 +58,15 @@ def turns_of(clients: int, cohort: int) -> int:
     return max(1, clients // cohort)
 
 
-def longer(memory: Memory, round: int, attempt: int) -> list[tuple[int, int]]:
+def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tuple[int, int]]:
     """The chain that a round's noise belongs to, the round itself last."""
     kept = memory.get(CHAIN, {}).get("attempts")
     chain = [] if kept is None else [(int(r), int(a)) for r, a in kept.tolist()]
-    follows = bool(chain) and chain[-1][0] == round - 1 and not attempt
-    return [*(chain if follows else []), (round, attempt)]
+    follows = bool(chain) and chain[-1][0] == round_number - 1 and not attempt
+    return [*(chain if follows else []), (round_number, attempt)]
 
 
-def remembered(memory: Memory, chain: Attempts) -> Memory:
+def remembered(memory: OptimizerState, chain: Attempts) -> OptimizerState:
     """The memory with the chain in it."""
     return memory | {CHAIN: {"attempts": torch.tensor(list(chain), dtype=torch.int64)}}
 
@@ -80,10 +80,10 @@ def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) ->
     bands = int((factor != 0).sum(0).max())
     rows: deque[tuple[int, State]] = deque(maxlen=max(1, bands - 1))
     now: State = {}
-    for round, attempt in chain:
-        stream = key.stream("server noise", round, attempt)
+    for round_number, attempt in chain:
+        stream = key.stream("server noise", round_number, attempt)
         now = {name: gaussian(stream, tensor) for name, tensor in like.items()}
-        t = round - 1
+        t = round_number - 1
         for s, earlier in rows:
             if factor[t, s]:
                 for name, tensor in now.items():
@@ -96,7 +96,7 @@ def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) ->
 
 def variance(factor: np.ndarray, chain: Attempts) -> float:
     """Of each entry of g of the last round of a chain: the square of the last row of F^-1, over the chain's rounds."""
-    rounds = [round - 1 for round, _ in chain]
+    rounds = [round_number - 1 for round_number, _ in chain]
     last = np.zeros(len(rounds))
     last[-1] = 1.0
     row = solve_triangular(factor[np.ix_(rounds, rounds)], last, trans="T", lower=True)

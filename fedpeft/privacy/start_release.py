@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.aggregation.head_start import VARIANCE
-from fedpeft.peft.adapter import State, norm
+from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.privacy.noise import RunKey, gaussian
 
 
@@ -27,7 +27,7 @@ class StartRelease:
     clips_clients: bool = False
     sensitivity: float = 1.0
 
-    def deviation(self, noise: float, clients: int) -> float:
+    def compute_deviation(self, noise: float, clients: int) -> float:
         """Return the standard deviation of the noise in each entry of the sum over all clients."""
         return self.sensitivity * (noise * math.sqrt(clients)) if self.by_clients else noise
 
@@ -58,5 +58,5 @@ def add_noise(statistics: State, deviation: float, stream: np.random.Generator) 
 def clip_block(statistics: State) -> State:
     """Return all of a client's statistics, clipped as one vector to norm 1; what is not finite counts as 0."""
     block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
-    factor = 1 / max(1.0, norm(block))
+    factor = 1 / max(1.0, compute_norm(block))
     return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}

@@ -38,9 +38,9 @@ from fedpeft.families import (
     strategies,
 )  # fmt: skip
 from fedpeft.models.base_model import check_model
-from fedpeft.parts import Family, part_text
+from fedpeft.parts import Family, format_part
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.sampling import aware
+from fedpeft.run.sampling import build_aware_sampler
 from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Flag:
     check: Callable[[str], None] | None = None
     optional: bool = False
 
-    def built(self, text: Any) -> Any:
+    def parse_value(self, text: Any) -> Any:
         """What a text means; None where it is empty and may be.
 
         Raises:
@@ -89,23 +89,23 @@ class Flag:
             self.check(text)
             return
         for part in split_outside_parentheses(text, self.joined.strip()) if self.joined else [text]:
-            named = (family for family in self.families if family.parsed(part).name in family.names)
+            named = (family for family in self.families if family.parse_text(part).name in family.names)
             next(named, self.families[0]).check(part)
 
 
-def _drift(text: str) -> Any:
+def _parse_drift(text: str) -> Any:
     from fedpeft.clients.drift import parse_drift
 
     return parse_drift("" if text == "auto" else text)
 
 
-def _uplink(text: str) -> Any:
+def _parse_uplink(text: str) -> Any:
     from fedpeft.communication.uplink import parse_uplink
 
     return parse_uplink(text)
 
 
-def _privacy(text: str) -> Any:
+def _parse_privacy(text: str) -> Any:
     from fedpeft.privacy.secure_sum.sum import parse_privacy
 
     return parse_privacy(text)
@@ -126,11 +126,11 @@ def parse_hooks(text: str) -> tuple[UserHook, ...]:
 
 def _check_cohort(text: str) -> None:
     """Leave a text that is no sampler's to `cohort_size`, which says what is legal."""
-    aware(text)
+    build_aware_sampler(text)
 
 
 FLAGS: Mapping[str, Flag] = {
-    "cohort": Flag((SAMPLERS,), aware, check=_check_cohort),
+    "cohort": Flag((SAMPLERS,), build_aware_sampler, check=_check_cohort),
     "dataset": Flag((DATASETS,)),
     "partition": Flag((PARTITIONS,), lambda text: None if text == "auto" else PARTITIONS.build(text)),
     "model": Flag((MODELS,), check=check_model),
@@ -139,11 +139,11 @@ FLAGS: Mapping[str, Flag] = {
     "strategy": Flag((strategies,)),
     "server-optimizer": Flag((SERVER_OPTIMIZERS,)),
     "safeguard": Flag((SAFEGUARDS,), lambda text: None if text == "auto" else SAFEGUARDS.build(text)),
-    "drift": Flag((CORRECTIONS,), _drift, joined=" + "),
+    "drift": Flag((CORRECTIONS,), _parse_drift, joined=" + "),
     "local-work": Flag((LOCAL_WORK,)),
     "optimizer": Flag((LOCAL_OPTIMIZERS,)),
-    "codec": Flag((codecs, PRECISION_RULES), _uplink, joined=" | ", check=codecs.check),
-    "privacy": Flag((MECHANISMS, SUMS, SERVER_NOISES), _privacy, optional=True),
+    "codec": Flag((codecs, PRECISION_RULES), _parse_uplink, joined=" | ", check=codecs.check),
+    "privacy": Flag((MECHANISMS, SUMS, SERVER_NOISES), _parse_privacy, optional=True),
     "attack": Flag((ATTACKS,), optional=True),
     "grid": Flag((GRIDS,)),
     "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),
@@ -155,9 +155,9 @@ FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name,
 """Which families a flag's parts are of."""
 
 
-def built(config: RunConfig, name: str) -> Any:
-    """What the setting `name` of a configuration means (`Flag.built`)."""
-    return FLAGS[name.replace("_", "-")].built(getattr(config, name))
+def build_part(config: RunConfig, name: str) -> Any:
+    """What the setting `name` of a configuration means (`Flag.parse_value`)."""
+    return FLAGS[name.replace("_", "-")].parse_value(getattr(config, name))
 
 
 def check_parts(config: RunConfig) -> None:
@@ -168,32 +168,32 @@ def check_parts(config: RunConfig) -> None:
     """
     for name in FLAGS:
         if name not in ("dataset", "model"):
-            built(config, name.replace("-", "_"))
+            build_part(config, name.replace("-", "_"))
 
 
-def counted(config: RunConfig, clients: int) -> RunConfig:
+def set_client_count(config: RunConfig, clients: int) -> RunConfig:
     """The configuration with the number of clients in its strategy, where that counts on it.
 
     Raises:
         ConfigError: the strategy names another number.
     """
-    strategy: Any = built(config, "strategy")
+    strategy: Any = build_part(config, "strategy")
     if not strategy.counts_clients:
         return config
     if strategy.clients not in (0, clients):
         raise ConfigError(
             f"FP1294 {config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
         )
-    return replace(config, strategy=part_text(replace(strategy, clients=clients)))
+    return replace(config, strategy=format_part(replace(strategy, clients=clients)))
 
 
-def told_tasks(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
+def set_task_schedule(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
     """The configuration with the schedule of its tasks in its strategy, where that goes by it.
 
     Raises:
         ConfigError: the strategy needs tasks, and there are none; or it names another schedule.
     """
-    strategy: Any = built(config, "strategy")
+    strategy: Any = build_part(config, "strategy")
     if not strategy.goes_by_tasks:
         return config
     name = config.strategy.partition("(")[0].strip()
@@ -209,7 +209,7 @@ def told_tasks(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
             raise ConfigError(
                 f"FP1296 {config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
             )
-    return replace(config, strategy=part_text(replace(strategy, **told)))
+    return replace(config, strategy=format_part(replace(strategy, **told)))
 
 
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
@@ -224,7 +224,7 @@ def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) ->
     """
     plugins.use(given, beside)
     for family in ALL:
-        family.outside()
+        family.find_outside_parts()
     for flag, families in FAMILIES.items():
         names = [name for family in families for name in family.names]
         for name in names:
@@ -234,7 +234,7 @@ def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) ->
                 )
 
 
-def used(config: RunConfig) -> list[plugins.Plugin]:
+def find_used_plugins(config: RunConfig) -> list[plugins.Plugin]:
     """The plugins that a configuration needs: those that were named, and the packages whose parts stand in it.
 
     Raises:
@@ -245,9 +245,9 @@ def used(config: RunConfig) -> list[plugins.Plugin]:
         for flag, families in FAMILIES.items()
         for word in re.findall(r"\w+", str(getattr(config, flag.replace("-", "_"))))
         for family in families
-        if (origin := family.outside().get(word))
+        if (origin := family.find_outside_parts().get(word))
     }
-    return list(dict.fromkeys([*plugins.named(), *in_it]))
+    return list(dict.fromkeys([*plugins.list_named(), *in_it]))
 
 
 READ: Mapping[str, tuple[Family[Any], ...]] = {
@@ -258,7 +258,7 @@ READ: Mapping[str, tuple[Family[Any], ...]] = {
 """Which families' parts can stand in the text of a setting, those that stand in another part's text with them."""
 
 
-def used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]:
+def find_used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]:
     """The parts from outside that stand in a configuration, as `group.name`, and where each comes from.
 
     Args:
@@ -273,26 +273,28 @@ def used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]:
     found: dict[str, plugins.Plugin] = {}
     for text, families in texts:
         for family in families:
-            words, outside = re.findall(r"\w+", text), family.outside()
+            words, outside = re.findall(r"\w+", text), family.find_outside_parts()
             found |= {f"{family.group}.{word}": outside[word] for word in words if word in outside}
     return found
 
 
-def to_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = None) -> str:
+def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = None) -> str:
     """A run's config.toml: its settings, and where its parts from outside came from.
 
     Args:
         config: the settings.
-        parts: those that the run uses (`used_parts`); None: all of the plugins that are named.
+        parts: those that the run uses (`find_used_parts`); None: all of the plugins that are named.
     """
-    records = [record for plugin in used(config) if (record := _record(plugin, parts))["parts"] or parts is None]
+    records = [
+        record for plugin in find_used_plugins(config) if (record := _record(plugin, parts))["parts"] or parts is None
+    ]
     return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
 
 
-def made_toml(setup: Setup) -> str:
+def format_setup_toml(setup: Setup) -> str:
     """The config.toml of a run that is set up: of parts from outside those that it uses."""
-    parts = used_parts(setup.config, task=setup.facts.task, model=setup.model_name)
-    return to_toml(setup.config, parts)
+    parts = find_used_parts(setup.config, task=setup.facts.task, model=setup.model_name)
+    return format_toml(setup.config, parts)
 
 
 def _record(plugin: plugins.Plugin, parts: Mapping[str, plugins.Plugin] | None) -> dict[str, Any]:

@@ -41,14 +41,14 @@ _REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 """A line of a traceback that comes as text."""
 
 
-def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
+def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
     """Do a command's work; its exit code: what the work returns (nothing: 0), `MISTAKE` or `INTERRUPTED`.
 
     Args:
         work: reads the arguments, too: what is wrong with them is a mistake like any other.
         interrupted: what is said after Ctrl-C.
     """
-    loading.ends()
+    loading.restore_signals()
     try:
         try:
             return work() or 0
@@ -58,7 +58,7 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return MISTAKE
     except BrokenPipeError:
-        if not _unread():
+        if not _is_output_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
         return UNREAD
@@ -66,9 +66,11 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
         Console().print(f"\n{escape(interrupted())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
     except (Exception, SystemExit) as error:
-        own = _in_plugins(error)
+        own = _find_plugin_frames(error)
         if not own:
-            if named := " ".join(plugin.source for plugin in plugins.named() if plugin.source != plugins.IN_PYTHON):
+            if named := " ".join(
+                plugin.source for plugin in plugins.list_named() if plugin.source != plugins.IN_PYTHON
+            ):
                 error.add_note(
                     "Parts from outside were in use; whether they do what every part must is told by: "
                     f"python -m fedpeft.conformance {named}"
@@ -83,13 +85,13 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def handle_interrupts() -> Iterator[None]:
     """Ctrl-C, and SIGTERM as supervisors and `kill` send it, end the command here in order; afterwards they do nothing.
 
     Then all is written, and another one would only show where Python ends.
     """
-    loading.ends()
-    press = one_press_a_second()
+    loading.restore_signals()
+    press = create_interrupt_handler()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
         signal.signal(signal.SIGINT, press)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -99,7 +101,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
-def one_press_a_second() -> Callable[[int, object], None]:
+def create_interrupt_handler() -> Callable[[int, object], None]:
     """What Ctrl-C does: a press is a KeyboardInterrupt, unless it follows another within a second.
 
     A hand that presses twice means one interruption; the second would find the first being handled, in the middle of
@@ -119,32 +121,32 @@ def one_press_a_second() -> Callable[[int, object], None]:
 
 def tell_notes(console: Console | None = None) -> None:
     """Say in a line each, on stderr without a console, what has changed of finished runs' plugins since."""
-    for note in plugins.notes():
+    for note in plugins.take_notes():
         (console or Console(stderr=True)).print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
 
 
-def _in_plugins(error: BaseException) -> list[traceback.FrameSummary]:
+def _find_plugin_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Where in files of plugins an error has come by, outermost first, here or in a worker process."""
-    sources = plugins.places()
+    sources = plugins.list_places()
     frames = list(traceback.extract_tb(error.__traceback__))
     told = _REMOTE.findall(str(error.__cause__ or ""))  # what a process pool, or Ray, says of its worker
     frames += [traceback.FrameSummary(file, int(line), name) for file, line, name in told]
     return [f for f in frames if any(Path(f.filename).is_relative_to(source) for source in sources)]
 
 
-def _unread() -> bool:
+def _is_output_closed() -> bool:
     """Whether the other end of the output is closed; a broken pipe may also be that to a worker."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def quoted(text: str) -> str:
+def quote_argument(text: str) -> str:
     """A part's text for a shell: in double quotes, which let its own stand, or as only `shlex` can."""
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
-def command_of(config: RunConfig, plugins: Iterable[str] = ()) -> str:
+def format_command(config: RunConfig, plugins: Iterable[str] = ()) -> str:
     """The command line of `python -m fedpeft.simulate` for a configuration, as a shell reads it."""
     default = RunConfig()
     words = ["python -m fedpeft.simulate"]
@@ -152,6 +154,6 @@ def command_of(config: RunConfig, plugins: Iterable[str] = ()) -> str:
         value = getattr(config, field.name)
         if value != getattr(default, field.name):
             plain = str(value)
-            text = plain if plain and plain == shlex.quote(plain) else quoted(plain)
+            text = plain if plain and plain == shlex.quote(plain) else quote_argument(plain)
             words.append(f"--{field.name.replace('_', '-')} {text}")
     return " ".join([*words, *(f"--plugin {shlex.quote(source)}" for source in plugins)])

@@ -24,17 +24,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpeft.machine.terminal import Console
-from fedpeft.run.observer import RoundResult, judged
+from fedpeft.run.observer import RoundResult, get_main_metric
 from fedpeft.run.phases import SILENCE, Heartbeat, Phases
 from fedpeft.run.phrases import break_between_phrases, count_of
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
-    from fedpeft.run.dashboard.live import Live
+    from fedpeft.run.dashboard.live import LiveState
     from fedpeft.run.setup import Setup
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for people: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000 or unit == "GB":
@@ -43,17 +43,17 @@ def size(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds for people: 3 min 20 s."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
-def short(value: float, digits: int = 3) -> str:
+def format_measure(value: float, digits: int = 3) -> str:
     """A measure for people: `digits` behind the point, and 1.234e+56 of what has diverged."""
     return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
 
 
-def amount(value: float) -> str:
+def format_amount(value: float) -> str:
     """Four digits of a measure in any unit; of thousands whole numbers, 46,179."""
     return f"{value:,.0f}" if 1e4 <= abs(value) < LONGEST else f"{value:.4g}"
 
@@ -76,7 +76,7 @@ class StepsColumn(ProgressColumn):
         return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}", style="progress.download")
 
 
-def bar_length(steps: int) -> int | None:
+def get_bar_length(steps: int) -> int | None:
     """Return the length of a bar; None, a bar that moves to and fro, for what would stand at 0/1 until its end."""
     return steps if steps > 1 else None
 
@@ -95,14 +95,14 @@ class ConsoleObserver:
         metric: str = "accuracy",
         on_round: Callable[[RoundResult], bool | None] | None = None,
         silence: float | None = None,
-        live: Live | None = None,
+        live: LiveState | None = None,
     ) -> None:
         self.console = console
         self.live = live
         self.phases = Phases()
         self._repeats = math.inf  # how often silence may still be filled
         shown = not console.quiet and not console.is_terminal
-        self._heartbeat = Heartbeat(self._still_there, silence) if silence is not None and shown else None
+        self._heartbeat = Heartbeat(self._print_heartbeat, silence) if silence is not None and shown else None
         self._on_round = on_round
         self._metric = metric
         self._progress = Progress(
@@ -145,7 +145,7 @@ class ConsoleObserver:
             self._heartbeat.__exit__()
         self._progress.stop()
 
-    def _still_there(self) -> None:
+    def _print_heartbeat(self) -> None:
         if self._repeats <= 0:
             return
         self._repeats -= 1
@@ -154,7 +154,7 @@ class ConsoleObserver:
     def say(self, text: str) -> None:
         """A line above the progress bars."""
         if self._heartbeat is not None:
-            self._heartbeat.heard()
+            self._heartbeat.reset()
         if self.live is not None:
             self.live.say(text)
         if not self.console.is_terminal:
@@ -177,7 +177,7 @@ class ConsoleObserver:
         self.phases.enter(name, total)
         if self.live is not None:
             self.live.phase(name, total)
-        self._phase = self._progress.add_task(name, total=bar_length(total))
+        self._phase = self._progress.add_task(name, total=get_bar_length(total))
 
     def wait(self, name: str) -> None:
         """Others are waited for, maybe for hours: where that takes long it is told of once."""
@@ -200,7 +200,7 @@ class ConsoleObserver:
     def started(self, rounds: int, done: int) -> None:
         """The rounds begin."""
         self._total_rounds = rounds
-        self._rounds = self._progress.add_task(ROUNDS, total=bar_length(rounds), completed=done)
+        self._rounds = self._progress.add_task(ROUNDS, total=get_bar_length(rounds), completed=done)
         self._cohort = self._progress.add_task("clients of this round", total=None)
         self._begin_round(done + 1)
         if self.live is not None:
@@ -222,7 +222,7 @@ class ConsoleObserver:
                 self.doing("validation")
             self.phases.reach(done, total)
             if self.live is not None:
-                self.live.reached(done, total)
+                self.live.set_answered(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
     def doing(self, part: str = "") -> None:
@@ -236,8 +236,8 @@ class ConsoleObserver:
             self.phases.enter(ROUNDS)
         self.phases.part(f"{self._round}: {part}" if part else self._round)
 
-    def _begin_round(self, round: int) -> None:
-        self._round = f"round {round}" if round <= self._total_rounds else "after the last round"
+    def _begin_round(self, round_number: int) -> None:
+        self._round = f"round {round_number}" if round_number <= self._total_rounds else "after the last round"
         self.doing()
 
     def round_done(self, result: RoundResult) -> bool:
@@ -247,16 +247,16 @@ class ConsoleObserver:
         self._begin_round(result.round + 1)
         parts = [f"round {result.round:>3}/{self._total_rounds}", count_of(result.clients, "client")]
         if result.train_loss is not None:
-            parts.append(f"train loss {short(result.train_loss)}")
+            parts.append(f"train loss {format_measure(result.train_loss)}")
         if result.loss is not None and result.accuracy is not None:
-            parts.append(f"validation loss {short(result.loss)}")
-            name, value = judged(self.metric, result.loss, result.accuracy)
-            parts.append(f"{name} {'not a number' if value is None else short(value)}")
+            parts.append(f"validation loss {format_measure(result.loss)}")
+            name, value = get_main_metric(self.metric, result.loss, result.accuracy)
+            parts.append(f"{name} {'not a number' if value is None else format_measure(value)}")
         if result.undone:
             parts.append("[bold yellow]undone[/]")
-        parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")
+        parts.append(f"up {format_bytes(result.uplink_bytes)} down {format_bytes(result.downlink_bytes)}")
         if result.seconds is not None:
-            parts.append(duration(result.seconds))
+            parts.append(format_duration(result.seconds))
         if result.rejected:
             parts.append(f"[bold red]{result.rejected} updates rejected[/]")
         if self.live is not None:
@@ -270,7 +270,7 @@ class ServeObserver(ConsoleObserver):
 
     NAMES_SHOWN = 8
 
-    def __init__(self, console: Console, live: Live | None = None) -> None:
+    def __init__(self, console: Console, live: LiveState | None = None) -> None:
         super().__init__(console, silence=SILENCE, live=live)
         self.last: RoundResult | None = None
         self.epsilon: float | None = None  # of the worst client, where metrics are served
@@ -299,12 +299,12 @@ class ServeObserver(ConsoleObserver):
     def _show_connected(self) -> None:
         if self._federation is None:
             return
-        sessions = self._federation.gateway.sessions()
+        sessions = self._federation.gateway.list_sessions()
         names = sorted(s.member.name for s in sessions if s.connected)
         shown = ", ".join(names[: self.NAMES_SHOWN]) + (", ..." if len(names) > self.NAMES_SHOWN else "")
         text = f"connected ({shown})"
         if not self._federation.secret_cohort:
-            up, down = (size(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
+            up, down = (format_bytes(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
             text += f", up {up} down {down}"
         if self._connected is None:
             self._connected = self._progress.add_task(text, total=self._federation.setup.clients)
@@ -324,7 +324,7 @@ class ServeObserver(ConsoleObserver):
         return last
 
 
-def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
+def create_summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
     """Two columns: what, and the number."""
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in rows:
@@ -332,7 +332,7 @@ def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
     return table
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # workers are forked from who never tokenises
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -356,7 +356,7 @@ def say_privacy(protection: PrivacyEngine | None, observer: ConsoleObserver) -> 
         observer.say(f"[bold yellow]warning[/] {warning}")
 
 
-def model_line(setup: Setup) -> str:
+def format_model_line(setup: Setup) -> str:
     """One line about the base model and what is trained."""
     trained = setup.layout.numel
     return (

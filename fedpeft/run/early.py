@@ -10,8 +10,8 @@ from fedpeft.config import RunConfig
 from fedpeft.families import SUMS, codecs
 from fedpeft.privacy.secure_sum.cohorts import check_cohort
 from fedpeft.run.catalogue import FLAGS
-from fedpeft.run.profiles import check_counts, groups_of, number_of
-from fedpeft.run.sampling import cohort_size
+from fedpeft.run.profiles import check_counts, count_clients, load_groups
+from fedpeft.run.sampling import compute_cohort_size
 from fedpeft.spec import parse_spec
 
 
@@ -25,10 +25,10 @@ def check(config: RunConfig) -> None:
         flag.check_early(getattr(config, name.replace("-", "_")))
     if config.downlink.strip() != "auto":
         codecs.check_steps(config.downlink)
-    groups = groups_of(config.ranks, config.clients)
-    if clients := number_of(config.clients, groups):
+    groups = load_groups(config.ranks, config.clients)
+    if clients := count_clients(config.clients, groups):
         if groups:
             check_counts(groups, clients)
-        size = cohort_size(config.cohort, clients)
+        size = compute_cohort_size(config.cohort, clients)
         if config.privacy and (name := parse_spec(config.privacy).name) in SUMS.names:
             check_cohort(name, size)

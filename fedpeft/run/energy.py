@@ -40,7 +40,7 @@ class EnergySettings(Measurement):
 
 
 @dataclass(frozen=True)
-class Spent:
+class EnergyUse:
     """Joules of one client in one round, the site's overhead included."""
 
     train: float
@@ -53,7 +53,7 @@ class Spent:
         """All of it."""
         return self.train + self.idle + self.up + self.down
 
-    def as_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """For a JSON line."""
         return asdict(self)
 
@@ -64,47 +64,50 @@ class EnergyModel:
 
     given: EnergySettings
 
-    def watts(self, profile: Profile) -> float:
+    def get_watts(self, profile: Profile) -> float:
         """Of a client that trains."""
         return profile.watts_train or self.given.watts
 
-    def seconds(self, profile: Profile, steps: int) -> float:
+    def get_seconds(self, profile: Profile, steps: int) -> float:
         """Of local training."""
         return steps * (profile.step_seconds or self.given.step_seconds)
 
-    def predicted(self, profile: Profile, steps: int, up: int, down: int) -> float:
+    def predict_joules(self, profile: Profile, steps: int, up: int, down: int) -> float:
         """Joules of a round without waiting, as the client's battery gives them: the site's overhead is not its."""
         per_byte = profile.joule_per_byte or self.given.joule_per_byte
-        return self.watts(profile) * self.seconds(profile, steps) + per_byte * (up + down)
+        return self.get_watts(profile) * self.get_seconds(profile, steps) + per_byte * (up + down)
 
-    def spent(self, profile: Profile, steps: int, slowest: float, up: int, down: int, measured: float = 0.0) -> Spent:
+    def compute_spent(
+        self, profile: Profile, steps: int, slowest: float, up: int, down: int, measured: float = 0.0
+    ) -> EnergyUse:
         """Of a round whose slowest client takes `slowest` seconds; `measured`: joules of training, by the client."""
-        own = self.seconds(profile, steps)
+        own = self.get_seconds(profile, steps)
         per_byte = (profile.joule_per_byte or self.given.joule_per_byte) * self.given.pue
-        return Spent(
-            train=(measured or self.watts(profile) * own) * self.given.pue,
+        return EnergyUse(
+            train=(measured or self.get_watts(profile) * own) * self.given.pue,
             idle=(profile.watts_idle or self.given.idle_watts) * max(0.0, slowest - own) * self.given.pue,
             up=per_byte * up,
             down=per_byte * down,
         )
 
-    def hour(self, round: int) -> float:
+    def get_hour(self, round_number: int) -> float:
         """Of the day, 0 to 24, at which a round begins; round 1 at midnight."""
-        return (round - 1) * self.given.round_hours % DAY
+        return (round_number - 1) * self.given.round_hours % DAY
 
-    def intensity(self, profile: Profile, round: int) -> float:
+    def get_intensity(self, profile: Profile, round_number: int) -> float:
         """Grams of CO2 per kWh at the time of a round; 0: nobody says."""
         mean = profile.intensity or self.given.intensity
         return mean * (
-            1 + profile.intensity_swing * math.cos(2 * math.pi * (self.hour(round) - profile.peak_hour) / DAY)
+            1
+            + profile.intensity_swing * math.cos(2 * math.pi * (self.get_hour(round_number) - profile.peak_hour) / DAY)
         )
 
-    def grams(self, profile: Profile, round: int, joules: float) -> float:
+    def compute_grams(self, profile: Profile, round_number: int, joules: float) -> float:
         """Of CO2."""
-        return joules / JOULES_PER_KWH * self.intensity(profile, round)
+        return joules / JOULES_PER_KWH * self.get_intensity(profile, round_number)
 
 
-def total(spent: Mapping[int, Spent]) -> Spent:
+def add_up(spent: Mapping[int, EnergyUse]) -> EnergyUse:
     """Of all clients."""
     own = spent.values()
-    return Spent(*(sum(getattr(s, name) for s in own) for name in ("train", "idle", "up", "down")))
+    return EnergyUse(*(sum(getattr(s, name) for s in own) for name in ("train", "idle", "up", "down")))

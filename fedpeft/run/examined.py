@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedpeft.answers.exam import Exam, that_fit
+from fedpeft.answers.exam import Exam, select_fitting
 from fedpeft.answers.metric import parse_metrics
-from fedpeft.answers.questions import Form, of_row, read_questions
-from fedpeft.data.rows import Rows, at_most, template_of
+from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
+from fedpeft.data.rows import Rows, get_template, limit_rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
-from fedpeft.models.base_model import UNBOUNDED, readable_tokens
+from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,16 +53,16 @@ def make_exam(asked: Evaluate, setup: Setup, validation: Rows, say: Callable[[st
         ConfigError, DataError: there are no questions, or none that the model can read.
     """
     if asked.questions:
-        template = template_of(setup.config.dataset) or setup.facts.template
-        form = Form(setup.task.asks, template, setup.task.translates)
+        template = get_template(setup.config.dataset) or setup.facts.template
+        form = QuestionForm(setup.task.asks, template, setup.task.translates)
         found = read_questions(asked.questions, form)[: asked.rows or None]
     elif len(validation):
-        rows = at_most(validation, asked.rows)
-        found = [of_row(str(row)) for row in rows.inputs]
+        rows = limit_rows(validation, asked.rows)
+        found = [parse_question(str(row)) for row in rows.inputs]
     else:
         raise ConfigError("FP1358 evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")
-    readable = readable_tokens(setup.model_directory, setup.method.extra_tokens, UNBOUNDED)
-    kept, notes = that_fit(found, load_tokenizer(setup.model_directory), asked.new_tokens, readable)
+    readable = count_readable_tokens(setup.model_directory, setup.method.extra_tokens, UNBOUNDED)
+    kept, notes = select_fitting(found, load_tokenizer(setup.model_directory), asked.new_tokens, readable)
     for note in notes:
         say(note)
     return Exam(tuple(kept), asked.metrics, asked.new_tokens, "" if setup.task.asks else " ")

@@ -9,7 +9,7 @@ from fedpeft.data.task_sequence import TaskSequence
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DatasetInfo:
     """What a setup needs to know of the data.
 
     Attributes:
@@ -33,7 +33,7 @@ class DataFacts:
     template: str | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, clients: int, judged: bool) -> DataFacts:
+    def from_dataset(cls, dataset: Dataset, clients: int, judged: bool) -> DatasetInfo:
         """Those of a data set that lies on `clients` clients."""
         names, model = dataset.label_names, dataset.default_model
         return cls(dataset.kind, dataset.task, names, model, clients, judged, dataset.tasks, dataset.template)

@@ -15,21 +15,21 @@ import torch
 from torch import nn
 
 from fedpeft.config import RunConfig, read_config
-from fedpeft.data.examples import Batch, ImageRows, made_up
-from fedpeft.data.image_folders import pixels_of
-from fedpeft.data.images import image_rows, vision_of
-from fedpeft.data.model_config import config_of
-from fedpeft.data.rows import DATASETS, load_dataset, template_of
+from fedpeft.data.examples import Batch, ImageRows, make_up_batch
+from fedpeft.data.image_folders import read_pixels
+from fedpeft.data.images import convert_images, get_vision_config
+from fedpeft.data.model_config import load_model_config
+from fedpeft.data.rows import DATASETS, get_template, load_dataset
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
-from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
+from fedpeft.models.base_model import Origin, count_readable_tokens, get_origin, resolve_model
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
-from fedpeft.run.folder import resume_command, unfinished
-from fedpeft.run.own_files import changed, made_of, recorded
+from fedpeft.run.folder import describe_unfinished, resume_command
+from fedpeft.run.own_files import find_changed_file, find_own_files, load_record
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FinishedRun:
         try:
             summary = files.read_json(folder / "summary.json")
         except FileNotFoundError:
-            raise RunError(unfinished(folder)) from None
+            raise RunError(describe_unfinished(folder)) from None
         except (OSError, ValueError):
             summary = None
         if not isinstance(summary, dict) or not isinstance(summary.get("task"), str):
@@ -89,7 +89,7 @@ class FinishedRun:
         A run of an earlier version has not noted what its rows told by their columns; they do, if they are there.
         """
         with suppress(FedpeftError):
-            if named := template_of(self.config.dataset):
+            if named := get_template(self.config.dataset):
                 return named
             if "template" not in self.summary and (self.task.asks or self.task.translates):
                 return load_dataset(self.config.dataset).template
@@ -118,7 +118,7 @@ class FinishedRun:
         return names
 
     @property
-    def labels_words(self) -> bool:
+    def has_word_labels(self) -> bool:
         """Whether the model labels each word of a row."""
         return self.labels is not None and not self.task.targets
 
@@ -140,18 +140,18 @@ class FinishedRun:
     @property
     def origin(self) -> Origin:
         """What others may know of the base model."""
-        return origin_of(self.model_name)
+        return get_origin(self.model_name)
 
     @cached_property
-    def reads_images(self) -> bool:
+    def is_image_model(self) -> bool:
         """Whether rows are images."""
-        config = config_of(self.model_directory)
+        config = load_model_config(self.model_directory)
         return not hasattr(config, "vocab_size") or hasattr(config, "patch_size")  # BEiT has a vocabulary, of patches
 
     @property
-    def takes_pictures(self) -> bool:
+    def can_take_pictures(self) -> bool:
         """Whether it is asked by the file of a picture: it finds something in images, or says what they show."""
-        return self.task.describes or self.reads_images
+        return self.task.describes or self.is_image_model
 
     @cached_property
     def picture_side(self) -> int:
@@ -163,20 +163,20 @@ class FinishedRun:
         said = getattr(DATASETS.build(self.config.dataset), "side", None)
         return said if isinstance(said, int) else int(load_dataset(self.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
 
-    def pictures(self, files: list[str]) -> ImageRows:
+    def load_pictures(self, files: list[str]) -> ImageRows:
         """Pictures of files as the run's model was fed in training; labels are zeros.
 
         Raises:
             DataError: a file is no picture that can be read; it is named.
         """
-        pixels, tokens = image_rows(pixels_of(files, self.picture_side), self.model_directory)
+        pixels, tokens = convert_images(read_pixels(files, self.picture_side), self.model_directory)
         return ImageRows(pixels, np.zeros(len(files), np.int64), tokens)
 
     @property
     def tokens(self) -> int:
         """Texts are cut to this many tokens, as they were in training."""
         asked, before = self.config.tokens, self.method.extra_tokens + self.task.extra_tokens
-        return min(asked, readable_tokens(self.model_directory, before, asked))
+        return min(asked, count_readable_tokens(self.model_directory, before, asked))
 
     def check_answers(self) -> None:
         """Refuse a run whose model has no answer to a row.
@@ -198,13 +198,13 @@ class FinishedRun:
             RunError: it is another.
         """
         config = RunConfig(dataset=self.config.dataset, model=self.config.model)  # of it, nothing else is read again
-        was, now = recorded(self.folder), made_of(config)
+        was, now = load_record(self.folder), find_own_files(config)
         now = now if rows else now[:1]
-        if (name := changed(was[:1], now)) is not None:
+        if (name := find_changed_file(was[:1], now)) is not None:
             raise RunError(
                 f"FP5172 the base model {name} has changed since {self.folder} was trained on it; put it back"
             )
-        if (name := changed(was, now)) is not None:
+        if (name := find_changed_file(was, now)) is not None:
             raise RunError(
                 f"FP5173 {name} has changed since {self.folder} was made of it, so that rows held out now may be some "
                 "that it was trained on; put the file back, or let the run answer rows of your own: python -m "
@@ -222,7 +222,7 @@ class FinishedRun:
             RunError: it finds pairs, or labels words.
         """
         self.check_answers()
-        if self.labels_words:
+        if self.has_word_labels:
             raise RunError(
                 f"FP5174 {self.folder} labels words: its head answers for each token, and a row has no answer of its "
                 "own; load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without "
@@ -258,10 +258,10 @@ class FinishedRun:
         """The finished model, on a tree of modules of its own that shares the weights of `base`."""
         if not self.files.is_dir():
             raise RunError(f"FP5132 {self.folder} holds no finished run: there is no {self.files.name}/ in it")
-        return saved_adapter.load(self.folder, self.task, twin(base), len(self.labels or ()))
+        return saved_adapter.load(self.folder, self.task, clone_modules(base), len(self.labels or ()))
 
 
-def twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+def clone_modules(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
     """The same tree of modules with the same parameters: an adapter put into it leaves `module` as it is.
 
     What stands in several places stands there again, as one; `known` are the twins made so far.
@@ -272,10 +272,12 @@ def twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> 
     made = known[module] = copy.copy(module)
     made._parameters = dict(module._parameters)
     made._buffers = dict(module._buffers)
-    made._modules = {name: child if child is None else twin(child, known) for name, child in module._modules.items()}
+    made._modules = {
+        name: child if child is None else clone_modules(child, known) for name, child in module._modules.items()
+    }
     return made
 
 
 def sample_batch(model_directory: Path) -> Batch:
     """Four made-up rows that the model can read, to compare models with."""
-    return made_up(vision_of(config_of(model_directory)), 4, torch.Generator().manual_seed(0))
+    return make_up_batch(get_vision_config(load_model_config(model_directory)), 4, torch.Generator().manual_seed(0))

@@ -15,12 +15,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.data.datasets.flowertune import TRACKS
-from fedpeft.data.model_config import config_of
+from fedpeft.data.model_config import load_model_config
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
 POSITIVE = {
     "model.lora.peft-lora-r": int,
@@ -132,21 +132,21 @@ class FlowerTuneProject:
             ConfigError: no such project; a key is unknown, missing or has an illegal value.
         """
         content = read_toml(folder / "pyproject.toml")
-        flower = _table(_table(content, "tool"), "flwr")
-        found = _flat(_table(_table(flower, "app"), "config"))
+        flower = _get_table(_get_table(content, "tool"), "flwr")
+        found = _flatten_table(_get_table(_get_table(flower, "app"), "config"))
         if not found:
             raise ConfigError(
                 f"FP1360 {folder}/pyproject.toml has no [tool.flwr.app.config], so it is no FlowerTune project; make "
                 "one with: flwr new @flwrlabs/flowertune-llm-general-nlp"
             )
-        code = changed_files(folder)
-        said = dict(map(_assignment, given))
+        code = find_changed_files(folder)
+        said = dict(map(_parse_assignment, given))
         for key in said:
             if key not in HONOURED and key not in LEFT_OUT:
-                raise ConfigError(f"FP1361 --set has no key {key!r}; {nearest(key, (*HONOURED, *LEFT_OUT))}")
-        values, ignored = _sorted_out(found | said, ignore_code)
+                raise ConfigError(f"FP1361 --set has no key {key!r}; {suggest_legal(key, (*HONOURED, *LEFT_OUT))}")
+        values, ignored = _split_by_effect(found | said, ignore_code)
         track = _track(track or str(values.get("task.name", "")), str(values["static.dataset.name"]), folder)
-        nodes = _supernodes(flower)
+        nodes = _count_supernodes(flower)
         return cls(folder, values, ignored, code, track, clients or nodes or TRACKS[track][1])
 
     def config(self, rows: str, test: str | None = None, **chosen: Any) -> RunConfig:
@@ -173,18 +173,18 @@ class FlowerTuneProject:
             "rounds": v["num-server-rounds"],
             "model": v["model.name"],
             "tokens": v["train.seq-length"],
-            "peft": self._peft(),
+            "peft": self._format_peft(),
             "strategy": "flexlora" if v.get("strategy.use-flexlora") else "fedit",
             "batch_size": per_device * passes,
             "local_work": f"steps({steps})" if steps > 0 else f"epochs({epochs})",
             "learning_rate": v["train.learning-rate-max"],
-            "optimizer": self._optimizer(per_device if passes > 1 else 0),
+            "optimizer": self._format_optimizer(per_device if passes > 1 else 0),
             "safeguard": "none",  # the template counts every step; and judging one takes as long as many
             "measure": f"validation(every={min(v['train.save-every-round'], v['num-server-rounds'])}, keep=last)",
         }
-        return from_mapping(settings | chosen, str(self.folder))
+        return build_config(settings | chosen, str(self.folder))
 
-    def _peft(self) -> str:
+    def _format_peft(self) -> str:
         v = self.values
         bits, dora = v["model.quantization"], bool(v.get("model.lora.use-dora"))
         if bits and dora:
@@ -192,7 +192,7 @@ class FlowerTuneProject:
                 "FP1362 model.lora.use-dora works on a base that is not quantized here; add --set "
                 "model.quantization=0, or leave DoRA out"
             )
-        targets = v.get("model.lora.target-modules") or _usual_targets(v["model.name"])
+        targets = v.get("model.lora.target-modules") or _find_default_targets(v["model.name"])
         where = "all" if targets == "all-linear" else repr(tuple(t.strip() for t in targets.split(",") if t.strip()))
         name = "dora" if dora else "qlora" if bits else "lora"
         return (
@@ -200,7 +200,7 @@ class FlowerTuneProject:
             f"layers=0, dropout={v['model.lora.peft-lora-dropout']}{', bits=8' if bits == 8 else ''})"
         )
 
-    def _optimizer(self, rows_per_pass: int) -> str:
+    def _format_optimizer(self, rows_per_pass: int) -> str:
         v = self.values
         checkpointing = v.get("model.gradient-checkpointing") or v.get(ARGUMENTS + "gradient-checkpointing")
         settings = {
@@ -215,20 +215,20 @@ class FlowerTuneProject:
         return "adamw(" + ", ".join(f"{name}={value}" for name, value in settings.items() if value) + ")"
 
 
-def _table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _get_table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = content.get(key, {})
     return found if isinstance(found, dict) else {}
 
 
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flatten_table(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Nested tables as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+        flat |= _flatten_table(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
     return flat
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def _parse_assignment(text: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE; a value that is not TOML is a text."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
@@ -240,12 +240,12 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _sorted_out(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _split_by_effect(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of honoured keys, and the others with the reason why they have no effect."""
     values, ignored = dict(DEFAULTS), {}
     for key, value in found.items():
         if key in HONOURED:
-            values[key] = _checked(key, value)
+            values[key] = _check_value(key, value)
         elif key in LEFT_OUT:
             if value not in ("", False, 0, 0.0) and (key, value) != (ARGUMENTS + "lr-scheduler-type", "constant"):
                 ignored[key] = LEFT_OUT[key]
@@ -256,7 +256,7 @@ def _sorted_out(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[str, 
         else:
             raise ConfigError(
                 f"FP1364 the project has a key {key!r} that the templates' code does not read; "
-                f"{nearest(key, (*HONOURED, *LEFT_OUT))}; if code of your own reads it: --ignore-code leaves both out"
+                f"{suggest_legal(key, (*HONOURED, *LEFT_OUT))}; if code of your own reads it: --ignore-code leaves both out"
             )
     if missing := [key for key in NEEDED if key not in values]:
         raise ConfigError(f"FP1365 the project has no {missing[0]}; give it with --set {missing[0]}=VALUE")
@@ -271,7 +271,7 @@ def _is_argument(name: str) -> bool:
     return name.replace("-", "_") in {field.name for field in fields(TrainingArguments)}
 
 
-def _checked(key: str, value: Any) -> Any:
+def _check_value(key: str, value: Any) -> Any:
     """A value of the type that its key has, in its range."""
     kind = HONOURED[key]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -292,11 +292,11 @@ def _checked(key: str, value: Any) -> Any:
     return value
 
 
-def _usual_targets(model: str) -> str:
+def _find_default_targets(model: str) -> str:
     """Where the `peft` library puts LoRA where nobody says: the templates don't."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
-    kind = config_of(resolve_model(model)).model_type
+    kind = load_model_config(resolve_model(model)).model_type
     if kind not in USUAL:
         raise ModelError(
             f"FP4080 the peft library has no usual target layers for models of the kind {kind!r}; name them: "
@@ -307,31 +307,31 @@ def _usual_targets(model: str) -> str:
 
 def _track(named: str, dataset: str, folder: Path) -> str:
     """The track: as named, by its data set, or as the project's code calls it."""
-    told = {_plain(track): track for track in TRACKS} | {"nlp": "general_nlp", "general": "general_nlp"}
+    told = {_normalize_name(track): track for track in TRACKS} | {"nlp": "general_nlp", "general": "general_nlp"}
     if named:
-        if _plain(named) not in told:
-            raise ConfigError(f"FP1371 there is no FlowerTune track {named!r}; {nearest(named, TRACKS)}")
-        return told[_plain(named)]
+        if _normalize_name(named) not in told:
+            raise ConfigError(f"FP1371 there is no FlowerTune track {named!r}; {suggest_legal(named, TRACKS)}")
+        return told[_normalize_name(named)]
     for track, (own, _) in TRACKS.items():
         if dataset == own:
             return track
-    for file in _python_files(folder):
-        if (task := TASK.search(_text(file))) and _plain(task[1]) in told:
-            return told[_plain(task[1])]
+    for file in _find_python_files(folder):
+        if (task := TASK.search(_read_text(file))) and _normalize_name(task[1]) in told:
+            return told[_normalize_name(task[1])]
     raise ConfigError(
         f"FP1372 the data set {dataset} belongs to no track; say whose columns it has with --track: {', '.join(TRACKS)}"
     )
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower())
 
 
-def _supernodes(flower: Mapping[str, Any]) -> int:
+def _count_supernodes(flower: Mapping[str, Any]) -> int:
     """How many clients a project of before Flower 1.26 names; 0: it does not."""
-    federations = _table(flower, "federations")
-    federation = _table(federations, str(federations.get("default", "")))
-    nodes = _flat(federation).get("options.num-supernodes", 0)
+    federations = _get_table(flower, "federations")
+    federation = _get_table(federations, str(federations.get("default", "")))
+    nodes = _flatten_table(federation).get("options.num-supernodes", 0)
     return nodes if isinstance(nodes, int) and nodes > 0 else 0
 
 
@@ -350,16 +350,16 @@ TEMPLATES = frozenset((
 """Fingerprints of the templates' Python files, of all tracks and versions."""
 
 
-def changed_files(folder: Path) -> tuple[str, ...]:
+def find_changed_files(folder: Path) -> tuple[str, ...]:
     """The project's Python files that are none of the templates', by their path in it."""
     return tuple(
         str(file.relative_to(folder))
-        for file in _python_files(folder)
-        if fingerprint(_text(file), file.parent.name) not in TEMPLATES
+        for file in _find_python_files(folder)
+        if compute_fingerprint(_read_text(file), file.parent.name) not in TEMPLATES
     )
 
 
-def fingerprint(source: str, package: str) -> str:
+def compute_fingerprint(source: str, package: str) -> str:
     """Of a file's code: without comments, blank lines and a docstring of one line, and the same for all tracks."""
     lines = [line.rstrip() for line in source.splitlines()]
     lines = [line for line in lines if line and not line.lstrip().startswith("#")]
@@ -369,7 +369,7 @@ def fingerprint(source: str, package: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _python_files(folder: Path) -> list[Path]:
+def _find_python_files(folder: Path) -> list[Path]:
     """Those of the project, not of environments or hidden folders in it."""
     files = []
     for file in sorted(folder.rglob("*.py")):
@@ -379,7 +379,7 @@ def _python_files(folder: Path) -> list[Path]:
     return files
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedpeft.config import RunConfig, from_mapping, read_config
+from fedpeft.config import RunConfig, build_config, read_config
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.families import DATASETS, HOOKS, MEASUREMENTS
 from fedpeft.parts import Family
@@ -21,7 +21,7 @@ from fedpeft.run import early
 from fedpeft.spec import split_outside_parentheses
 
 
-def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
+def load_default_settings(file: Path | None, resume: Path | None) -> RunConfig:
     """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults.
 
     Raises:
@@ -40,7 +40,7 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
     return read_config(file, resume is not None, of_run=resume is not None) if file else RunConfig()
 
 
-def checked_settings(
+def resolve_settings(
     run: RunConfig, default: RunConfig, output: Path | None, resume: Path | None
 ) -> tuple[RunConfig, Path]:
     """The checked configuration, and the run's folder: the one to resume, `output`, or a new one under runs/.
@@ -48,7 +48,7 @@ def checked_settings(
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    config = from_mapping(dataclasses.asdict(run), "the command line")
+    config = build_config(dataclasses.asdict(run), "the command line")
     if resume is not None:
         changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
         if changed or output:
@@ -63,14 +63,14 @@ def checked_settings(
     )
     folder = output or Path("runs") / name
     refuse_file(folder)
-    if folder.is_dir() and not _never_began(folder):
+    if folder.is_dir() and not _is_unused(folder):
         raise RunError(
             f"FP5178 {folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
         )
     return config, folder
 
 
-def _never_began(folder: Path) -> bool:
+def _is_unused(folder: Path) -> bool:
     """Whether a folder holds nothing, or what a run leaves that was killed before its config.toml was there."""
     return all(f.name in (".lock", "serve.jsonl", "roster.json") or f.suffix == ".partial" for f in folder.iterdir())
 
@@ -88,22 +88,24 @@ def refuse_file(folder: Path) -> None:
         raise RunError(f"FP5180 {folder} is a file, and --output names a folder; give another --output")
 
 
-def located(config: RunConfig) -> RunConfig:
+def resolve_paths(config: RunConfig) -> RunConfig:
     """The configuration with the files and folders that it names written absolutely: it holds wherever it is read.
 
     Raises:
         ConfigError: unknown data set.
     """
-    from fedpeft.models.base_model import local_folder
+    from fedpeft.models.base_model import find_local_folder
 
     def absolute(path: str) -> str:
         there = Path(path).expanduser()
         return str(there.absolute()) if there.exists() else path
 
-    return dataclasses.replace(with_paths(config, absolute), model=str(local_folder(config.model) or config.model))
+    return dataclasses.replace(
+        replace_paths(config, absolute), model=str(find_local_folder(config.model) or config.model)
+    )
 
 
-def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
+def replace_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
     """The configuration with the files and folders changed that it names beside the model: those of the rows, in the
     order of their text, then those of measurements and hooks, then the file of clients.
 
@@ -112,17 +114,17 @@ def with_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
     """
     return dataclasses.replace(
         config,
-        dataset=DATASETS.with_paths(config.dataset, path),
-        measure=_with_paths(MEASUREMENTS, config.measure, path),
-        hook=_with_paths(HOOKS, config.hook, path),
+        dataset=DATASETS.replace_paths(config.dataset, path),
+        measure=_replace_measure_paths(MEASUREMENTS, config.measure, path),
+        hook=_replace_measure_paths(HOOKS, config.hook, path),
         clients=path(config.clients) if isinstance(config.clients, str) else config.clients,
     )
 
 
-def _with_paths(family: Family[Any], text: str, path: Callable[[str], str]) -> str:
+def _replace_measure_paths(family: Family[Any], text: str, path: Callable[[str], str]) -> str:
     """Return the text of several parts of a family, joined by +, with the files and folders changed that they name."""
     parts = split_outside_parentheses(text, "+")
-    changed = [family.with_paths(part, path) if part else part for part in parts]
+    changed = [family.replace_paths(part, path) if part else part for part in parts]
     return text if changed == parts else " + ".join(changed)
 
 
@@ -137,7 +139,7 @@ GIVEN_UP = "given_up.txt"
 """What the folder of a search's trial holds that has not passed a rung."""
 
 
-def unfinished(folder: Path) -> str:
+def describe_unfinished(folder: Path) -> str:
     """A sentence about the run in `folder`, which has no results: what continues it, or why nothing does."""
     if (folder / GIVEN_UP).is_file():
         anew = shlex.quote(str(folder.with_suffix(".toml")))
@@ -183,7 +185,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def begun(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
+def remove_on_error(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
     """Removes a new run's folder again, empty or missing before, where an error comes and nothing in it is `kept`."""
     new = not folder.exists() or not any(folder.iterdir())
     try:
@@ -195,7 +197,7 @@ def begun(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path, lock: str = ".lock", taken: str = "") -> Iterator[None]:
+def lock_folder(folder: Path, lock: str = ".lock", taken: str = "") -> Iterator[None]:
     """Keep a folder, a run's where nothing else is said, from a second process that would write there, too.
 
     Args:

@@ -15,12 +15,12 @@ WIDTH, COLUMN = 120, 36
 ASKED = ("-h", "--help")
 
 
-def asked(arguments: Sequence[str]) -> bool:
+def is_help_requested(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for help."""
     return any(word in ASKED for word in arguments)
 
 
-def page(
+def format_page(
     usage: str, about: str, options: Mapping[str, str], hidden: Collection[str] = (), more: type | None = None
 ) -> str:
     """The page.
@@ -33,17 +33,17 @@ def page(
         more: a dataclass of further options.
     """
     lines = [f"usage: {usage}", "", about, ""]
-    lines += _group("options", [*options.items(), ("-h, --help", "show this page")])
+    lines += _format_group("options", [*options.items(), ("-h, --help", "show this page")])
     if more is not None:
-        lines += _group("server", [_row(field) for field in dataclasses.fields(more)])
+        lines += _format_group("server", [_format_row(field) for field in dataclasses.fields(more)])
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for name, members in GROUPS.items():
-        lines += _group(name, [_row(fields[member]) for member in members if member not in hidden])
+        lines += _format_group(name, [_format_row(fields[member]) for member in members if member not in hidden])
     lines += ["", "python -m fedpeft.describe NAME says more: of a flag, such as strategy, or a part, such as krum."]
     return "\n".join(lines)
 
 
-def _row(field: dataclasses.Field[Any]) -> tuple[str, str]:
+def _format_row(field: dataclasses.Field[Any]) -> tuple[str, str]:
     """A flag with its default, and its meaning with what is legal."""
     choices, default = field.metadata["bounds"].choices, field.default
     flag = "--" + field.name.replace("_", "-")
@@ -53,7 +53,7 @@ def _row(field: dataclasses.Field[Any]) -> tuple[str, str]:
     return f"{flag} {default}", field.metadata["help"] + legal
 
 
-def _group(name: str, rows: Sequence[tuple[str, str]]) -> list[str]:
+def _format_group(name: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     """A group's lines: its name, and a flag in each row, with its meaning beside it."""
     lines = [f"{name}:"] if rows else []
     for flag, meaning in rows:

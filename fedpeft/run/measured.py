@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.parts import list_overrides, part_text
+from fedpeft.parts import format_part, list_overrides
 from fedpeft.run.measurement import DISCLOSED, MEASUREMENTS, Measurement, NewRun, ScoredRun, TrainedRun
 from fedpeft.run.section_lines import compute_section, section_lines
 from fedpeft.run.validation import Validation
@@ -27,13 +27,13 @@ M = TypeVar("M")
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """The measurements of a run. The text form round-trips through `parse_measure`."""
 
     parts: tuple[Measurement, ...] = ()
 
     def __str__(self) -> str:
-        return " + ".join(map(part_text, self.parts))
+        return " + ".join(map(format_part, self.parts))
 
     def get(self, kind: type[M]) -> M | None:
         """Return the measurement of a class; None: the run has none."""
@@ -130,19 +130,19 @@ class Findings:
                 self.sections[part.name] = section
 
 
-def parse_measure(text: str) -> Measured:
+def parse_measure(text: str) -> Measurements:
     """Return the measurements that `text` names, joined by "+".
 
     Raises:
         ConfigError: unknown measurement or setting, value out of range, or the same measurement twice.
     """
     if not text.strip():
-        return Measured()
+        return Measurements()
     parts = tuple(MEASUREMENTS.build(spec) for spec in split_outside_parentheses(text, "+"))
     names = [part.name for part in parts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
-    return Measured(parts)
+    return Measurements(parts)
 
 
 def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
     from fedpeft.server.features import RunParts
     from fedpeft.server.hooks import RoundHook
-    from fedpeft.server.progress import Progress
+    from fedpeft.server.progress import ServerState
     from fedpeft.server.rounds import Server
     from fedpeft.simulation.simulation import Simulation
     from fedpeft.trust.question import Question
@@ -62,7 +62,7 @@ class TrainedRun:
     """
 
     setup: Setup
-    state: Progress
+    state: ServerState
     records: Records
     server: Server
     evaluate: Callable[[State], Metrics] | None = None

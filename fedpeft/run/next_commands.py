@@ -22,7 +22,7 @@ CLASSES = re.compile(r"(?<![.\w])(?:AutoModel\w*|BitsAndBytesConfig)")
 def say_next(folder: Path, console: Console) -> None:
     """Print what can be done with a finished run; nothing if its folder can't be read."""
     with suppress(FedpeftError):
-        lines = next_commands(FinishedRun.read(folder))
+        lines = list_next_commands(FinishedRun.read(folder))
         say_lines("next:", lines, console)
 
 
@@ -32,7 +32,7 @@ def say_lines(title: str, lines: list[str], console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
+def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     """Return the commands that a finished run allows.
 
     Args:
@@ -45,7 +45,7 @@ def next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     folder = shlex.quote(str(run.folder))
     commands = []
     if not run.task.compares:
-        asked = "PICTURE.png" if run.takes_pictures else '"a text of yours"'
+        asked = "PICTURE.png" if run.can_take_pictures else '"a text of yours"'
         commands.append(f"python -m fedpeft.predict {folder} {asked}")
     with suppress(FedpeftError):
         run.check_answers()
@@ -57,15 +57,15 @@ def next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
 
 def export_command(run: FinishedRun) -> str:
     """Return the command that exports a run: merged into its base, if its method allows it and it reads texts."""
-    merged = run.method.merges and not run.takes_pictures and not run.task.compares
+    merged = run.method.merges and not run.can_take_pictures and not run.task.compares
     return f"python -m fedpeft.export {shlex.quote(str(run.folder))}" + (" --merge" if merged else "")
 
 
-def pasteable(told: str, run: FinishedRun, output: Path) -> tuple[str, list[str]]:
+def format_loading_lines(told: str, run: FinishedRun, output: Path) -> tuple[str, list[str]]:
     """Return how an export is loaded: a clause about it, and the lines to paste.
 
     Args:
-        told: as a model card says it, with words in the place of paths (`fedpeft.run.exports.model_card.loading`).
+        told: as a model card says it, with words in the place of paths (`fedpeft.run.exports.model_card.describe_loading`).
         run: the finished run.
         output: the folder of the export.
     """
@@ -86,10 +86,10 @@ def pasteable(told: str, run: FinishedRun, output: Path) -> tuple[str, list[str]
     code = lines[1]
     for word, place in places.items():
         code = code.replace(word, place)
-    return rest, [*_imports(code), code]
+    return rest, [*_find_imports(code), code]
 
 
-def _imports(code: str) -> list[str]:
+def _find_imports(code: str) -> list[str]:
     """Return the imports that a line of Python needs; none for a command."""
     if code.startswith(("python ", "llama-cli ")):
         return []

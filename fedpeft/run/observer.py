@@ -29,12 +29,12 @@ LARGEST_LOSS = 700.0
 """Nats a token whose perplexity is still a number."""
 
 
-def perplexity(loss: float) -> float:
+def compute_perplexity(loss: float) -> float:
     """exp of a loss in nats a token; of one beyond `LARGEST_LOSS`, which only diverged runs have, that of it."""
     return math.exp(min(loss, LARGEST_LOSS))
 
 
-def judged(metric: str, loss: float | None, accuracy: float | None) -> tuple[str, float | None]:
+def get_main_metric(metric: str, loss: float | None, accuracy: float | None) -> tuple[str, float | None]:
     """What a run is judged by, as its users call it, and its value; None: it is not known, or no number.
 
     Args:
@@ -43,7 +43,7 @@ def judged(metric: str, loss: float | None, accuracy: float | None) -> tuple[str
     """
     name, value = metric.replace("_", " "), accuracy
     if metric == "perplexity":
-        value = perplexity(loss) if loss is not None and loss < LARGEST_LOSS else None
+        value = compute_perplexity(loss) if loss is not None and loss < LARGEST_LOSS else None
     return name, value if value is not None and math.isfinite(value) else None
 
 
@@ -86,7 +86,7 @@ class RoundResult:
     grams: float | None = None
     measured_joules: float | None = None
 
-    def of_secret_cohort(self, expected: int) -> RoundResult:
+    def hide_cohort(self, expected: int) -> RoundResult:
         """What may be told where the cohort is a secret, and `expected` clients are in one on average.
 
         Bytes are the caller's: what so many would have sent.
@@ -128,7 +128,7 @@ class RunObserver(Observer, Protocol):
         """Steps of the phase are done."""
 
 
-def validating(observer: Observer, work: Callable[P, T] | None) -> Callable[P, T] | None:
+def announce_validation(observer: Observer, work: Callable[P, T] | None) -> Callable[P, T] | None:
     """`work`, with a word to the observer whenever it begins; None: there is none."""
     if work is None:
         return None

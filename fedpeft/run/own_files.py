@@ -11,8 +11,8 @@ from typing import Any
 from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.machine import cache, files
-from fedpeft.models.base_model import local_folder
-from fedpeft.run.folder import with_paths
+from fedpeft.models.base_model import find_local_folder
+from fedpeft.run.folder import replace_paths
 from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
 
@@ -37,17 +37,17 @@ class OwnFile:
 
 
 MadeOf = tuple[OwnFile, ...]
-"""The base model, and after it what other settings name (`fedpeft.run.folder.with_paths`), wherever its files lie."""
+"""The base model, and after it what other settings name (`fedpeft.run.folder.replace_paths`), wherever its files lie."""
 
 
-def naming(config: RunConfig) -> RunConfig:
+def select_file_settings(config: RunConfig) -> RunConfig:
     """The settings of a run that name files of the user's own, and the others by default."""
     return RunConfig(
         dataset=config.dataset, model=config.model, measure=config.measure, hook=config.hook, clients=config.clients
     )
 
 
-def made_of(config: RunConfig, model_key: str = "", folder: Path | None = None) -> MadeOf:
+def find_own_files(config: RunConfig, model_key: str = "", folder: Path | None = None) -> MadeOf:
     """What is there now of what a run's settings name.
 
     Args:
@@ -64,9 +64,9 @@ def made_of(config: RunConfig, model_key: str = "", folder: Path | None = None) 
         found.append(path)
         return path
 
-    with_paths(config, noted)
-    own, lies = local_folder(config.model), {}
-    key = None if own is None else model_key or cache.file_hash(own, MODEL_FILES)
+    replace_paths(config, noted)
+    own, lies = find_local_folder(config.model), {}
+    key = None if own is None else model_key or cache.hash_files(own, MODEL_FILES)
     if isinstance(config.clients, str) and folder is not None and (folder / PROFILES).exists():
         lies[config.clients] = folder / PROFILES
     return OwnFile(config.model, key), *(OwnFile(p, _hash(lies.get(p, Path(p).expanduser()))) for p in found)
@@ -76,17 +76,17 @@ def _hash(path: Path) -> str | None:
     """SHA-256 of a file; of a folder, of the names and contents of all files in it that count."""
     try:
         if not path.is_dir():
-            with open(files.regular(path), "rb") as file:
+            with open(files.check_regular_file(path), "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         total = hashlib.sha256()
-        for inner in sorted(p for p in path.rglob("*") if _counts(p.relative_to(path)) and p.is_file()):
+        for inner in sorted(p for p in path.rglob("*") if _is_data_file(p.relative_to(path)) and p.is_file()):
             total.update(f"{inner.relative_to(path).as_posix()}\0{_hash(inner)}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
 
 
-def _counts(path: Path) -> bool:
+def _is_data_file(path: Path) -> bool:
     """Whether rows are read from it: it is not hidden, and no cache of the `datasets` library."""
     hidden = any(name.startswith(".") for name in path.parts)
     return not hidden and not (path.name.startswith("cache-") and path.suffix == ".arrow")
@@ -102,7 +102,7 @@ def record(records: Records, found: MadeOf) -> None:
         records.write_json(RECORD, {"files": [asdict(own) for own in found]})
 
 
-def recorded(folder: Path) -> MadeOf:
+def load_record(folder: Path) -> MadeOf:
     """What the run in `folder` is made of; empty: nothing is the user's own, or an earlier version has made it.
 
     Raises:
@@ -110,14 +110,14 @@ def recorded(folder: Path) -> MadeOf:
     """
     path = folder / RECORD
     try:
-        return of_plain(files.read_json(path)["files"])
+        return parse_record(files.read_json(path)["files"])
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"FP5188 {path} is damaged ({error}); put it back, or remove it") from error
 
 
-def of_plain(plain: Iterable[Any]) -> MadeOf:
+def parse_record(plain: Iterable[Any]) -> MadeOf:
     """What stands in a file of JSON.
 
     Raises:
@@ -129,7 +129,7 @@ def of_plain(plain: Iterable[Any]) -> MadeOf:
     return found
 
 
-def changed(was: MadeOf, now: MadeOf) -> str | None:
+def find_changed_file(was: MadeOf, now: MadeOf) -> str | None:
     """The first of the user's own files whose content is another now, by its name now; None: there is none."""
     pairs = zip(was, now, strict=False)
     return next((b.file for a, b in pairs if a.sha256 and b.sha256 and a.sha256 != b.sha256), None)

@@ -38,20 +38,20 @@ def draw(
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         *left, right = figure.subplots(1, 1 if lengths is None else 2, squeeze=False)[0]
         if lengths is not None:
-            _lengths(left[0], lengths, tokens, unit)
-        _clients(right, partition, rows, names)
+            _plot_lengths(left[0], lengths, tokens, unit)
+        _plot_clients(right, partition, rows, names)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def edges(lengths: np.ndarray, reach: int) -> np.ndarray:
+def compute_bin_edges(lengths: np.ndarray, reach: int) -> np.ndarray:
     """Edges (at most 42) of bins that hold equally many whole numbers, as wide as can be seen up to `reach`."""
     low, high = int(lengths.min()), int(lengths.max())
     width = -(-(max(high, reach) - low + 1) // 40)
     return np.arange(low, high + width + 1, width) - 0.5
 
 
-def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
-    axis.hist(lengths, bins=edges(lengths, tokens if unit == "tokens" else 0).tolist(), color=COLOURS[0])
+def _plot_lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
+    axis.hist(lengths, bins=compute_bin_edges(lengths, tokens if unit == "tokens" else 0).tolist(), color=COLOURS[0])
     if unit == "tokens":
         axis.axvline(tokens, color=COLOURS[5], linestyle="--", linewidth=1.2, label=f"--tokens {tokens}")
         axis.legend(frameon=False, fontsize=8, loc="upper right")
@@ -59,7 +59,7 @@ def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
     axis.set_ylabel("rows")
 
 
-def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] | None) -> None:
+def _plot_clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     order = np.argsort(-partition.sizes, kind="stable")

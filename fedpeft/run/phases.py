@@ -74,7 +74,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        self.heard()
+        self.reset()
         self._thread.start()
         return self
 
@@ -82,7 +82,7 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    def heard(self) -> None:
+    def reset(self) -> None:
         """Something has been said."""
         self._last = time.monotonic()
 
@@ -90,4 +90,4 @@ class Heartbeat:
         while not self._ended.wait(max(0.0, self._last + self._silence - time.monotonic())):
             if time.monotonic() - self._last >= self._silence:
                 self._beat()
-                self.heard()
+                self.reset()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.machine import files
-from fedpeft.run.observer import perplexity
+from fedpeft.run.observer import compute_perplexity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,21 +25,21 @@ REFERENCES = (
 
 
 def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Draw `figure_of` the rounds to `path` (SVG or PNG), whatever was there.
+    """Draw `plot_run` the rounds to `path` (SVG or PNG), whatever was there.
 
     Raises:
         OSError: it can't be written.
     """
-    _write(path, figure_of(rounds, summary))
+    _write(path, plot_run(rounds, summary))
 
 
 def plot_tasks(path: Path, tasks: Mapping[str, Any]) -> None:
-    """Draw `figure_of_tasks` to `path` (SVG or PNG), whatever was there.
+    """Draw `plot_task_curves` to `path` (SVG or PNG), whatever was there.
 
     Raises:
         OSError: it can't be written.
     """
-    _write(path, figure_of_tasks(tasks))
+    _write(path, plot_task_curves(tasks))
 
 
 def _write(path: Path, figure: Any) -> None:
@@ -55,7 +55,7 @@ LONGEST_NAME = 18
 """Characters of a task's name in a picture."""
 
 
-def figure_of_tasks(tasks: Mapping[str, Any]) -> Any:
+def plot_task_curves(tasks: Mapping[str, Any]) -> Any:
     """Task by time: the accuracy (%) on each task's validation rows at the start and after each task's last round.
 
     `tasks` is what summary.json has under this name.
@@ -65,7 +65,7 @@ def figure_of_tasks(tasks: Mapping[str, Any]) -> Any:
 
     panels = [(key, title) for key, title in TASK_PANELS if key in tasks]
     names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in tasks["names"]]
-    times = ["start", *(f"round {round}" for round in tasks["rounds"])]
+    times = ["start", *(f"round {round_number}" for round_number in tasks["rounds"])]
     with rc_context({"font.size": 9}):
         width, height = 1.6 + (0.6 * len(times) + 1.2) * len(panels), 1.3 + 0.4 * len(names)
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -83,7 +83,7 @@ def figure_of_tasks(tasks: Mapping[str, Any]) -> Any:
     return figure
 
 
-def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
+def plot_run(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     """The validation curve and the losses of `rounds`, with the reference lines, as a figure of matplotlib.
 
     `rounds` are the lines of rounds.jsonl; references come from the summary where they are known.
@@ -105,12 +105,12 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
         figure = Shown(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         if summary["metric"] != "perplexity":
-            _accuracies(left, measured, summary)
+            _plot_accuracies(left, measured, summary)
         else:
-            left.plot([r["round"] for r in measured], [perplexity(r["loss"]) for r in measured], **FEDERATED)
+            left.plot([r["round"] for r in measured], [compute_perplexity(r["loss"]) for r in measured], **FEDERATED)
             left.set_ylabel("perplexity, validation rows")
         unit = "squared error (deviations of the labels)" if summary["metric"] == "skill" else "cross-entropy (nats)"
-        _losses(right, measured, [r for r in rounds if r["train_loss"] is not None], unit)
+        _plot_losses(right, measured, [r for r in rounds if r["train_loss"] is not None], unit)
         for axis in (left, right):
             axis.set_xlabel("round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -118,7 +118,7 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     return figure
 
 
-def _accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+def _plot_accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
     numbers, accuracies = [r["round"] for r in measured], [100 * r["accuracy"] for r in measured]
     axis.plot(numbers, accuracies, label="federated, validation rows", clip_on=False, **FEDERATED)
     for key, label, color, style in REFERENCES:
@@ -129,7 +129,9 @@ def _accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapp
     axis.legend(frameon=False, fontsize=8)
 
 
-def _losses(axis: Axes, measured: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]], unit: str) -> None:
+def _plot_losses(
+    axis: Axes, measured: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]], unit: str
+) -> None:
     axis.plot([r["round"] for r in measured], [r["loss"] for r in measured], label="validation rows", **FEDERATED)
     numbers, losses = [r["round"] for r in trained], [r["train_loss"] for r in trained]
     axis.plot(numbers, losses, label="clients, during training", **CLIENTS)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.models.feature_length import feature_length
+from fedpeft.models.feature_length import measure_feature_length
 from fedpeft.models.tasks.classification import Classifier
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.exposure import Exposure, trains_head_alone
@@ -29,7 +29,7 @@ from fedpeft.privacy.mechanism import HALF, Mechanism
 from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.run.checks.together import check
 from fedpeft.run.profiles import ProfileTable
-from fedpeft.run.setup import Setup, chosen_parts
+from fedpeft.run.setup import Setup, choose_parts
 from fedpeft.run.suited import ADAPTER
 
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
@@ -49,15 +49,15 @@ DIRECTIONS = "private_centroids"
 than they take."""
 
 
-def plans(setup: Setup) -> bool:
+def can_plan(setup: Setup) -> bool:
     """Whether how clients train is to be planned: a budget is named, and nothing of training."""
     mechanism = setup.mechanism
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
         return False
-    return mechanism.noise_multiplier is None and all(_left(setup.config, name) for name in LEFT)
+    return mechanism.noise_multiplier is None and all(_is_default(setup.config, name) for name in LEFT)
 
 
-def as_begun(setup: Setup, federation: Exposure, folder: Path) -> Setup:
+def restore_start_share(setup: Setup, federation: Exposure, folder: Path) -> Setup:
     """The setup with the share of its start that the run in `folder` has begun with; the same one where it is new.
 
     What is heard another version may see otherwise, and a run goes on as it began: its ledger tells the noise of its
@@ -81,7 +81,7 @@ def as_begun(setup: Setup, federation: Exposure, folder: Path) -> Setup:
     return setup
 
 
-def unheard(setup: Setup, federation: Exposure) -> Setup:
+def note_unused_training(setup: Setup, federation: Exposure) -> Setup:
     """The setup, with a note where the user names training that is not done, since its start has the whole budget."""
     mechanism, config = setup.mechanism, setup.config
     if mechanism is None or mechanism.start is not None:
@@ -89,7 +89,7 @@ def unheard(setup: Setup, federation: Exposure) -> Setup:
     mechanism.check_start(federation)  # an epsilon that is too small for it has no signal to be looked at
     if mechanism.trains(federation):
         return setup
-    named = [name for name in ("rounds", *LEFT) if not _left(config, name)]
+    named = [name for name in ("rounds", *LEFT) if not _is_default(config, name)]
     if not named:
         return setup
     flags = " and ".join(f"--{name.replace('_', '-')}" for name in named)
@@ -100,7 +100,7 @@ def unheard(setup: Setup, federation: Exposure) -> Setup:
     return dataclasses.replace(setup, notes=(*setup.notes, note))
 
 
-def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = (), head: str = "auto") -> Setup:
+def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = (), head: str = "auto") -> Setup:
     """The setup with what its mechanism plans: training, or a start alone; the same one where the user says how.
 
     The planned settings say plan=False, so that a run that is continued stays what it was. Where the mechanism
@@ -117,32 +117,32 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
             not as long as the mean update is, so that there is nothing to plan by.
     """
     mechanism = setup.mechanism
-    if mechanism is None or not plans(setup):
+    if mechanism is None or not can_plan(setup):
         return setup
-    setup, federation = _asking(mechanism, setup, federation, groups)
+    setup, federation = _ask_all_clients(mechanism, setup, federation, groups)
     config, trained = setup.config, setup
     useful = mechanism.trains(federation) and mechanism.has_signal(federation)
-    if not useful and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
+    if not useful and all(_is_default(config, name) for name in ("peft", "strategy", "ranks")):
         if "head.weight" not in setup.layout.shapes and isinstance(mechanism, PlansTraining):
-            raise _unheard(setup, mechanism.count_trainable_entries(federation))
-        config = dataclasses.replace(config, peft=_head_alone(setup))
-        trained = Setup.of(config, setup.facts, groups)
+            raise _create_noise_error(setup, mechanism.count_trainable_entries(federation))
+        config = dataclasses.replace(config, peft=_choose_head_method(setup))
+        trained = Setup.create(config, setup.facts, groups)
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
-        trained, federation = _asking(mechanism, trained, federation, groups)
+        trained, federation = _ask_all_clients(mechanism, trained, federation, groups)
         config = trained.config
     federation = _read(federation, trained, mechanism)
-    named = None if _left(config, "server_optimizer") else trained.optimizer
+    named = None if _is_default(config, "server_optimizer") else trained.optimizer
     pace = named.pace if named is not None else None
     if not mechanism.trains(federation):
         if config.peft != OF_IMAGES or head != "auto" or config.head == DIRECTIONS:
             return trained
-        return Setup.of(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups)
+        return Setup.create(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups)
     if not isinstance(mechanism, PlansTraining):
         return setup
     training = mechanism.plan_training(federation, pace)
-    not_whitened = "" if federation.whitened else _not_whitened(trained, mechanism)
+    not_whitened = "" if federation.whitened else _explain_no_whitening(trained, mechanism)
     _check_planned(trained, named is None or pace is not None, not_whitened)
     config = dataclasses.replace(
         config,
@@ -150,26 +150,26 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         local_work=f"steps(count={training.steps}, walk=False)",
         learning_rate=training.learning_rate,
         optimizer=training.optimizer,
-        privacy=part_text(dataclasses.replace(training.mechanism, plan=False)),
+        privacy=format_part(dataclasses.replace(training.mechanism, plan=False)),
     )
     if training.momentum:
         config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
-    made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
+    made = dataclasses.replace(trained, **{**vars(choose_parts(config)), "config": config})
     check(made)
     return made
 
 
-def _asking(
+def _ask_all_clients(
     mechanism: Mechanism, setup: Setup, federation: Exposure, groups: Sequence[ProfileTable]
 ) -> tuple[Setup, Exposure]:
     """Both with all clients in each round, where the mechanism asks them and the user has named no cohort."""
     asks_all = isinstance(mechanism, PlansTraining) and mechanism.asks_all(federation)
-    if not asks_all or not _left(setup.config, "cohort"):
+    if not asks_all or not _is_default(setup.config, "cohort"):
         return setup, federation
-    return Setup.of(dataclasses.replace(setup.config, cohort="all"), setup.facts, groups), federation.asking_all()
+    return Setup.create(dataclasses.replace(setup.config, cohort="all"), setup.facts, groups), federation.asking_all()
 
 
-def _unheard(setup: Setup, heard: int) -> ConfigError:
+def _create_noise_error(setup: Setup, heard: int) -> ConfigError:
     """What is said where noise drowns an adapter, and there is no head to train instead of it."""
     config = setup.config
     return ConfigError(
@@ -212,11 +212,11 @@ def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
         return dataclasses.replace(federation, whitened=setup.whitened_directions)
     if not federation.head_alone or not isinstance(model := setup.model(), Classifier):
         return federation
-    length = feature_length(model) / MADE_FOR
+    length = measure_feature_length(model) / MADE_FOR
     return federation if 1 / ALIKE < length < ALIKE else dataclasses.replace(federation, length=length)
 
 
-def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:
+def _explain_no_whitening(setup: Setup, mechanism: Mechanism) -> str:
     """Why not, and what to do."""
     if not can_plan_whitening(mechanism):
         return "its features would have to be whitened; take --privacy distributed_dp(unit=rows)"
@@ -228,12 +228,12 @@ def _not_whitened(setup: Setup, mechanism: Mechanism) -> str:
     )
 
 
-def _head_alone(setup: Setup) -> str:
+def _choose_head_method(setup: Setup) -> str:
     """The PEFT method of a head alone: of pictures' labels on whitened features."""
     return OF_IMAGES if setup.facts.kind == "image" and setup.task.targets else HEAD_ALONE
 
 
-def _left(config: RunConfig, name: str) -> bool:
+def _is_default(config: RunConfig, name: str) -> bool:
     """Whether a setting has its default, or the PEFT method is what that stands for."""
     default = ADAPTER if name == "peft" else RunConfig.__dataclass_fields__[name].default
     return bool(getattr(config, name) == default)

@@ -43,12 +43,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, overload
 
 from fedpeft.errors import ConfigError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.models.precisions import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.parts import check_settings, setting
 
 if TYPE_CHECKING:
-    from fedpeft.peft.adapter import ClientForm
+    from fedpeft.peft.adapter import AdapterShape
 
 PROFILES = "profiles.toml"
 """A run's copy of the file that --clients names."""
@@ -77,7 +77,7 @@ class Profile:
         intensity, intensity_swing, peak_hour: grams of CO2 per kWh where the client is, and how they move over the day.
     """
 
-    form: ClientForm | None
+    form: AdapterShape | None
     steps: int = 0
     participation: float = 1.0
     link: float = 1.0
@@ -125,15 +125,15 @@ class Profiles(Sequence[Profile]):
         return repr(tuple(self))
 
 
-def kinds(profiles: Sequence[Profile]) -> list[Profile]:
+def list_distinct(profiles: Sequence[Profile]) -> list[Profile]:
     """The different profiles, in the order of their first clients."""
     each = (profile for profile, _ in profiles.groups) if isinstance(profiles, Profiles) else profiles
     return list(dict.fromkeys(each))
 
 
-def chances(profiles: Sequence[Profile]) -> tuple[float, ...]:
+def compute_chances(profiles: Sequence[Profile]) -> tuple[float, ...]:
     """Each client's chance of being drawn, relative to the others'; empty: all are alike."""
-    if len({profile.participation for profile in kinds(profiles)}) == 1:
+    if len({profile.participation for profile in list_distinct(profiles)}) == 1:
         return ()
     return tuple(profile.participation for profile in profiles)
 
@@ -171,7 +171,7 @@ AUTO = "auto"
 """The `ranks` that are chosen by what clients have."""
 
 
-def chosen_ranks(tables: Sequence[ProfileTable], form: ClientForm | None) -> list[ProfileTable]:
+def choose_ranks(tables: Sequence[ProfileTable], form: AdapterShape | None) -> list[ProfileTable]:
     """The tables with a rank each, at most the PEFT method's `form` has, by memory, link and rows (`auto`).
 
     Raises:
@@ -197,7 +197,7 @@ def chosen_ranks(tables: Sequence[ProfileTable], form: ClientForm | None) -> lis
     return [replace(t, rank=t.rank or rank) for t, rank in zip(tables, chosen, strict=True)]
 
 
-def ranks_of(text: str) -> list[ProfileTable]:
+def parse_ranks(text: str) -> list[ProfileTable]:
     """The groups that a text such as "4*50,8*30" describes.
 
     Raises:
@@ -217,7 +217,7 @@ def ranks_of(text: str) -> list[ProfileTable]:
     return tables
 
 
-def tables_of(file: Path) -> list[ProfileTable]:
+def read_tables(file: Path) -> list[ProfileTable]:
     """The groups in a TOML file.
 
     Raises:
@@ -235,7 +235,7 @@ def tables_of(file: Path) -> list[ProfileTable]:
     ]
 
 
-def groups_of(ranks: str, clients: int | str, folder: Path | None = None) -> list[ProfileTable]:
+def load_groups(ranks: str, clients: int | str, folder: Path | None = None) -> list[ProfileTable]:
     """What `--ranks` or a file of `--clients` say; none: all clients are alike.
 
     A run's `folder` keeps its own copy of the file; None: there is no folder yet.
@@ -251,20 +251,20 @@ def groups_of(ranks: str, clients: int | str, folder: Path | None = None) -> lis
     if ranks and ranks != AUTO and isinstance(clients, str):
         raise ConfigError(f"FP1385 ranks and the tables in {clients} both say what clients hold; give one of them")
     if ranks and ranks != AUTO:
-        return ranks_of(ranks)
+        return parse_ranks(ranks)
     if not isinstance(clients, str):
         return []
     if folder is not None and (folder / PROFILES).exists():
-        return tables_of(folder / PROFILES)
+        return read_tables(folder / PROFILES)
     if not clients.endswith(".toml"):
         raise ConfigError(
             f"FP1386 clients={clients!r} is no number, and no TOML file of [[profile]] tables: write --clients 100 or "
             "--clients clients.toml"
         )
-    return tables_of(Path(clients))
+    return read_tables(Path(clients))
 
 
-def number_of(clients: int | str, tables: Sequence[ProfileTable]) -> int:
+def count_clients(clients: int | str, tables: Sequence[ProfileTable]) -> int:
     """How many clients there are: the number that is given, or the sum of the counts in the file's `tables`."""
     return sum(table.count for table in tables) if isinstance(clients, str) else clients
 
@@ -286,17 +286,17 @@ def check_counts(tables: Sequence[ProfileTable], clients: int) -> None:
 def keep_profiles(clients: int | str, folder: Path) -> None:
     """Copy the file that `--clients` names into the run's folder, where a run that is continued finds it."""
     if isinstance(clients, str) and not (folder / PROFILES).exists():
-        with writing(folder / PROFILES):
+        with raise_write_errors(folder / PROFILES):
             shutil.copyfile(clients, folder / PROFILES)
 
 
-def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> Profiles:
+def create_profiles(tables: Sequence[ProfileTable], clients: int, form: AdapterShape | None) -> Profiles:
     """A profile for each client, in the order of ids; `form` is the PEFT method's own.
 
     Raises:
         ConfigError: the counts don't add up to `clients`, or ranks are given to a method that has none.
     """
-    from fedpeft.peft.adapter import ClientForm
+    from fedpeft.peft.adapter import AdapterShape
 
     if not tables:
         return Profiles([(Profile(form), clients)])
@@ -310,7 +310,7 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
                     "FP1378 ranks are those of LoRA factors, or lengths of prompts; use the peft method lora"
                 )
             rank = table.rank or form.rank
-            own = ClientForm(rank, table.alpha or form.scale * rank)
+            own = AdapterShape(rank, table.alpha or form.scale * rank)
         profile = Profile(
             own,
             table.local_steps,

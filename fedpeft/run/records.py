@@ -14,7 +14,7 @@ import numpy as np
 
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import files
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 
 LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl", "hooks.jsonl")
 CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "hooks.jsonl", "made_of.json")
@@ -35,14 +35,14 @@ class Records:
         Raises:
             RunError: the disk is full or can't be written.
         """
-        text = "".join(json.dumps(plain(entry), allow_nan=False) + "\n" for entry in entries)
+        text = "".join(json.dumps(convert_to_plain(entry), allow_nan=False) + "\n" for entry in entries)
         try:
-            with files.opened(self.folder / name, "ab", self._hidden(name)) as file:
+            with files.open_for_writing(self.folder / name, "ab", self._is_hidden(name)) as file:
                 file.write(text.encode())
         except OSError as error:
             raise RunError(f"FP5102 {self.folder / name} can't be written: {error.strerror}") from error
 
-    def _hidden(self, name: str) -> bool:
+    def _is_hidden(self, name: str) -> bool:
         return self.private and name in CONFIDENTIAL
 
     def read(self, name: str) -> list[dict[str, Any]]:
@@ -86,12 +86,12 @@ class Records:
         for name in LINES:
             path = self.folder / name
             if path.exists():
-                with writing(path):
+                with raise_write_errors(path):
                     files.sync(path)
-        with writing(self.folder):
+        with raise_write_errors(self.folder):
             files.sync(self.folder)
 
-    def offsets(self) -> dict[str, int]:
+    def get_offsets(self) -> dict[str, int]:
         """The lengths of the line files, in bytes."""
         return {n: (self.folder / n).stat().st_size for n in LINES if (self.folder / n).exists()}
 
@@ -112,7 +112,7 @@ class Records:
                     "back, or start a new run"
                 )
             if path.exists():
-                with writing(path):
+                with raise_write_errors(path):
                     os.truncate(path, length)
 
     def write(self, name: str, text: str) -> None:
@@ -122,8 +122,8 @@ class Records:
             RunError: the disk is full or can't be written.
         """
         path = self.folder / name
-        with writing(path):
-            files.replace(path, text.encode(), self._hidden(name))
+        with raise_write_errors(path):
+            files.replace(path, text.encode(), self._is_hidden(name))
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Write arrays by name, compressed.
@@ -133,12 +133,12 @@ class Records:
         """
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
-        with writing(self.folder / name):
-            files.replace(self.folder / name, content.getvalue(), self._hidden(name))
+        with raise_write_errors(self.folder / name):
+            files.replace(self.folder / name, content.getvalue(), self._is_hidden(name))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
-        self.write(name, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+        self.write(name, json.dumps(convert_to_plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def check_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -148,18 +148,18 @@ def check_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
         ConfigError: JSON cannot hold one of them.
     """
     try:
-        copied: dict[str, Any] = json.loads(json.dumps(plain(dict(values))))
+        copied: dict[str, Any] = json.loads(json.dumps(convert_to_plain(dict(values))))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"FP1511 {what} must be JSON values (numbers, texts, lists, mappings): {error}") from None
     return copied
 
 
-def plain(value: Any) -> Any:
+def convert_to_plain(value: Any) -> Any:
     """What JSON holds: no NaN or infinity (null), no numpy or torch numbers."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): convert_to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [convert_to_plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -31,7 +31,7 @@ AUTO_LEAST = 10
 """Fewest of them that it asks: the mean of fewer updates is noisy."""
 
 
-def cohort_size(setting: Size, clients: int) -> int:
+def compute_cohort_size(setting: Size, clients: int) -> int:
     """Return the number of clients that a round asks.
 
     Args:
@@ -45,7 +45,7 @@ def cohort_size(setting: Size, clients: int) -> int:
     if setting == "auto":
         return clients if clients <= ALL_UP_TO else max(AUTO_LEAST, round(AUTO_SHARE * clients))
     if isinstance(setting, str) and setting != "all" and setting.isascii() and "(" in setting:
-        setting = aware(setting).size  # type: ignore[union-attr]
+        setting = build_aware_sampler(setting).size  # type: ignore[union-attr]
     if setting == "all":
         return clients
     if isinstance(setting, float) and 0 < setting <= 1:
@@ -96,7 +96,7 @@ class View(Protocol):
         """Of each client, (clients,); not a number: nobody knows yet."""
         ...
 
-    def intensity(self, round: int) -> NDArray[np.float64]:
+    def get_intensity(self, round_number: int) -> NDArray[np.float64]:
         """Grams of CO2 per kWh where each client is, (clients,)."""
         ...
 
@@ -113,11 +113,11 @@ class AwareSampler(ABC):
     size: int | float = setting(0.1, "clients per round: a fraction (0.1) or a number (20)", above=0)
 
     @abstractmethod
-    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+    def choose(self, view: View, size: int, seed: int, round_number: int) -> list[int]:
         """At most `size` ids, ascending; fewer where not so many can take part."""
 
 
-def aware(cohort: Size) -> AwareSampler | None:
+def build_aware_sampler(cohort: Size) -> AwareSampler | None:
     """The sampler that `--cohort` names; None: auto, a number, a fraction or all.
 
     Raises:
@@ -126,25 +126,31 @@ def aware(cohort: Size) -> AwareSampler | None:
     if not isinstance(cohort, str) or cohort in ("auto", "all"):
         return None
     if parse_spec(cohort).name not in SAMPLERS.names and "(" not in cohort:
-        return None  # for `cohort_size`, which says what is legal
+        return None  # for `compute_cohort_size`, which says what is legal
     return SAMPLERS.build(cohort)
 
 
-def able(view: View) -> NDArray[np.int64]:
+def find_able_clients(view: View) -> NDArray[np.int64]:
     """Ids of the clients whose batteries hold what a round is predicted to take."""
     return np.flatnonzero(view.levels >= view.uses)
 
 
-def drawn(among: NDArray[np.int64], weights: NDArray[np.float64], size: int, seed: int, round: int) -> list[int]:
+def draw_clients(
+    among: NDArray[np.int64], weights: NDArray[np.float64], size: int, seed: int, round_number: int
+) -> list[int]:
     """`size` of these ids at random, without replacement, or all of them; ascending."""
     if len(among) <= size:
         return sorted(among.tolist())
     chances = weights[among] / weights[among].sum()
-    return sorted(seeds.generator(seed, "cohort", round).choice(among, size, replace=False, p=chances).tolist())
+    return sorted(
+        seeds.create_generator(seed, "cohort", round_number).choice(among, size, replace=False, p=chances).tolist()
+    )
 
 
-def best(scores: NDArray[np.float64], among: NDArray[np.int64], size: int, seed: int, round: int) -> list[int]:
+def select_best(
+    scores: NDArray[np.float64], among: NDArray[np.int64], size: int, seed: int, round_number: int
+) -> list[int]:
     """The `size` of these ids with the largest scores, ascending; those that are equal are drawn at random."""
-    shuffled = seeds.generator(seed, "cohort", round).permutation(among)
+    shuffled = seeds.create_generator(seed, "cohort", round_number).permutation(among)
     chosen: list[int] = shuffled[np.argsort(-scores[shuffled], kind="stable")][:size].tolist()
     return sorted(chosen)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedpeft.plugin_files import reason
+from fedpeft.plugin_files import describe_error
 from fedpeft.run.records import check_json
 
 
@@ -22,7 +22,7 @@ def compute_section(
         section = compute()
         return None if section is None else check_json(section, "a section")
     except Exception as error:  # whatever a user's code raises
-        say(f"[bold]note[/]    {escape(f'the section of {name} is left out: {reason(error)}')}")
+        say(f"[bold]note[/]    {escape(f'the section of {name} is left out: {describe_error(error)}')}")
         return None
 
 

@@ -1,7 +1,7 @@
 """What a configuration makes, wherever clients are: parts, layout, start.
 
 This is the only place where a configuration's texts become objects. Which rows there are, and whose, it is told as
-`DataFacts`; on what is computed, it does not know.
+`DatasetInfo`; on what is computed, it does not know.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from fedpeft.clients.drift import Drift
 from fedpeft.clients.local_training import LocalTraining, Schedule
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import parse_downlink
-from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
+from fedpeft.communication.uplink import Uplink, find_preset, parse_uplink
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
-from fedpeft.models.base_model import readable_tokens, resolve_model
-from fedpeft.models.layers import innermost, unwrapped
-from fedpeft.models.loading import Say, unheard
+from fedpeft.models.base_model import count_readable_tokens, resolve_model
+from fedpeft.models.layers import get_innermost, unwrap
+from fedpeft.models.loading import Say, ignore_message
 from fedpeft.models.quantized import quantize
-from fedpeft.models.readout import width
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, adapter_dtype
+from fedpeft.models.readout import get_width
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
-from fedpeft.peft.family import PEFT_METHODS, of_size
-from fedpeft.peft.method import PeftMethod, WeightChanges, started
-from fedpeft.plugin_files import own_code
+from fedpeft.peft.family import PEFT_METHODS, resize_method
+from fedpeft.peft.method import PeftMethod, WeightChanges, create_start
+from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_under
-from fedpeft.run.catalogue import built, counted, told_tasks
+from fedpeft.run.catalogue import build_part, set_client_count, set_task_schedule
 from fedpeft.run.checks.together import check
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.grid import SimulationGrid
-from fedpeft.run.measured import Measured
-from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
-from fedpeft.run.reuse import frozen_blocks
-from fedpeft.run.steering import Steering, steering
-from fedpeft.run.suited import settled, suited_drift, suited_method
+from fedpeft.run.measured import Measurements
+from fedpeft.run.profiles import AUTO, Profile, ProfileTable, choose_ranks, create_profiles, list_distinct
+from fedpeft.run.reuse import count_frozen_blocks
+from fedpeft.run.steering import TrainingControl, build_training_control
+from fedpeft.run.suited import choose_drift, choose_method, settle_config
 
 if TYPE_CHECKING:
     from fedpeft.server.user_hook import UserHook
@@ -69,11 +69,11 @@ class ChosenParts:
     mechanism: Mechanism | None
     secure_sum: SecureSum | None
     grid: SimulationGrid
-    measured: Measured
+    measured: Measurements
     hooks: tuple[UserHook, ...]
 
 
-def chosen_parts(config: RunConfig) -> ChosenParts:
+def choose_parts(config: RunConfig) -> ChosenParts:
     """The parts of settled settings.
 
     Raises:
@@ -81,16 +81,16 @@ def chosen_parts(config: RunConfig) -> ChosenParts:
     """
     lossless = "fp64" if config.dtype == "fp64" else "fp32"
     uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
-    head: HeadStart = built(config, "head")
-    private: Mechanism | SecureSum | None = built(config, "privacy")
+    head: HeadStart = build_part(config, "head")
+    private: Mechanism | SecureSum | None = build_part(config, "privacy")
     return ChosenParts(
-        training=local_training(config),
-        optimizer=built(config, "server_optimizer"),
-        strategy=built(config, "strategy"),
-        drift=built(config, "drift"),
-        grid=built(config, "grid"),
-        measured=built(config, "measure"),
-        hooks=built(config, "hook"),
+        training=build_local_training(config),
+        optimizer=build_part(config, "server_optimizer"),
+        strategy=build_part(config, "strategy"),
+        drift=build_part(config, "drift"),
+        grid=build_part(config, "grid"),
+        measured=build_part(config, "measure"),
+        hooks=build_part(config, "hook"),
         uplink=uplink,
         downlink=parse_downlink(config.downlink, config.codec, lossless),
         lossless=lossless,
@@ -131,11 +131,11 @@ class Setup(ChosenParts):
         frozen_blocks: index of the lowest block with an adapter; 0 also where a pass can't start there.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
         notes: what loading the base has given occasion to say.
-        code: what tells the user's own code that the base is computed by (`fedpeft.plugin_files.own_code`).
+        code: what tells the user's own code that the base is computed by (`fedpeft.plugin_files.hash_own_code`).
     """
 
     config: RunConfig
-    facts: DataFacts
+    facts: DatasetInfo
     task: Task
     model_directory: Path
     peft: str
@@ -153,7 +153,7 @@ class Setup(ChosenParts):
     code: Mapping[str, str]
 
     @classmethod
-    def of(cls, config: RunConfig, facts: DataFacts, groups: Sequence[ProfileTable] = ()) -> Setup:
+    def create(cls, config: RunConfig, facts: DatasetInfo, groups: Sequence[ProfileTable] = ()) -> Setup:
         """The setup of a configuration, checked.
 
         Args:
@@ -164,32 +164,32 @@ class Setup(ChosenParts):
         Raises:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
-        tasks = None if facts.tasks is None else facts.tasks.over(config.rounds)
+        tasks = None if facts.tasks is None else facts.tasks.adapt_to_rounds(config.rounds)
         facts = replace(facts, tasks=tasks)
         task: Task = TASKS.build(facts.task)
         if config.peft == "auto":
-            config = replace(config, peft=suited_method(config, facts, groups))
-        config = told_tasks(counted(settled(config, task.targets), facts.clients), tasks)
-        given: PeftMethod = built(config, "peft")
-        groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
-        profiles = profiles_of(groups, facts.clients, given.form)
-        chosen = chosen_parts(config)
-        forms = [profile.form for profile in kinds(profiles)]
-        peft = of_size(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
+            config = replace(config, peft=choose_method(config, facts, groups))
+        config = set_task_schedule(set_client_count(settle_config(config, task.targets), facts.clients), tasks)
+        given: PeftMethod = build_part(config, "peft")
+        groups = choose_ranks(groups, given.form) if config.ranks == AUTO else groups
+        profiles = create_profiles(groups, facts.clients, given.form)
+        chosen = choose_parts(config)
+        forms = [profile.form for profile in list_distinct(profiles)]
+        peft = resize_method(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
         method = PEFT_METHODS.build(peft)
         if task.targets in ("numbers", "labels"):
             chosen = replace(chosen, head=chosen.head.fitted(task.targets))
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
-        reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
+        reference = load_adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
         task.check(reference)
         layout: Layout = method.layout(reference)
         if config.drift == "auto":
             protected = chosen.mechanism is not None or chosen.secure_sum is not None
-            drift = "" if protected else suited_drift(chosen.strategy, chosen.head, facts, layout)
+            drift = "" if protected else choose_drift(chosen.strategy, chosen.head, facts, layout)
             config = replace(config, drift=drift)
-            chosen = replace(chosen, drift=built(config, "drift"))
-        plain_base = unwrapped(reference.base)
+            chosen = replace(chosen, drift=build_part(config, "drift"))
+        plain_base = unwrap(reference.base)
         setup = cls(
             **vars(chosen),
             config=config,
@@ -202,13 +202,13 @@ class Setup(ChosenParts):
             start=_start(method, reference, config),
             profiles=profiles,
             factor_view=method.factoring(layout),
-            weight_changes=_weight_changes(method, reference, layout),
+            weight_changes=_get_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
-            width=width(plain_base),
-            frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
-            readable=readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
+            width=get_width(plain_base),
+            frozen_blocks=count_frozen_blocks(plain_base, layout, facts.kind, task),
+            readable=count_readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
             notes=tuple(notes),
-            code=own_code(type(task), type(plain_base), *([type(method)] if method.base_as_read() else [])),
+            code=hash_own_code(type(task), type(plain_base), *([type(method)] if method.base_as_read() else [])),
         )
         check(setup)
         start = setup.strategy.start(setup.start, layout, config.seed)
@@ -233,7 +233,7 @@ class Setup(ChosenParts):
         return self.mechanism is not None or self.secure_sum is not None
 
     @property
-    def private_start(self) -> bool:
+    def has_private_start(self) -> bool:
         """Whether the head starts from a noisy release of the clients' rows."""
         protected = self.mechanism is not None and self.mechanism.protects
         return protected and self.head.exchanges and "head.weight" in self.start
@@ -241,7 +241,7 @@ class Setup(ChosenParts):
     @property
     def whitened_directions(self) -> int:
         """In how many directions the start of a head that is trained alone, and whole, tells how features vary."""
-        alone = self.private_start and trains_head_alone(self.strategy, self.layout)
+        alone = self.has_private_start and trains_head_alone(self.strategy, self.layout)
         return self.head.whitened_directions(self.layout.shapes["head.weight"][1]) if alone else 0
 
     @property
@@ -253,7 +253,7 @@ class Setup(ChosenParts):
     def trained_entries(self) -> tuple[int, int]:
         """Entries that clients train and hand in, in the rounds with the fewest and with the most of them."""
         own = self.strategy.private(self.layout)
-        names = [self.strategy.trained(self.layout, round) - own for round in range(1, 5)]
+        names = [self.strategy.trained(self.layout, round_number) - own for round_number in range(1, 5)]
         sizes = [sum(t.numel for t in self.layout.tensors if t.name in some) for some in names]
         return min(sizes), max(sizes)
 
@@ -275,7 +275,7 @@ class Setup(ChosenParts):
         return min(self.config.tokens, self.readable)
 
     @cached_property
-    def steering(self) -> Steering:
+    def training_control(self) -> TrainingControl:
         """What validation rows decide.
 
         Raises:
@@ -284,7 +284,7 @@ class Setup(ChosenParts):
         private = self.mechanism is not None and self.mechanism.protects
         stays = private and self.mechanism is not None and not self.mechanism.per_example
         config, validation, tasks = self.config, self.measured.validation, self.facts.tasks is not None
-        return steering(config, validation, private, self.personal, self.facts.judged, tasks, stays)
+        return build_training_control(config, validation, private, self.personal, self.facts.judged, tasks, stays)
 
     @property
     def model_name(self) -> str:
@@ -299,50 +299,52 @@ class Setup(ChosenParts):
     @property
     def base_precisions(self) -> tuple[str, ...]:
         """Precisions of clients' bases, other than the run's own."""
-        given = dict.fromkeys(profile.base for profile in kinds(self.profiles))
+        given = dict.fromkeys(profile.base for profile in list_distinct(self.profiles))
         return tuple(base for base in given if base not in ("", self.config.dtype))
 
     @property
     def statistics(self) -> str:
         """The codec of what is sent before round 1."""
-        return self.lossless if self.uplink.codec.lossless else self.head.codec(preset_of(self.config.codec))
+        return self.lossless if self.uplink.codec.lossless else self.head.codec(find_preset(self.config.codec))
 
     @property
     def saved_peft(self) -> str:
         """The PEFT method of the finished adapter, as it is saved."""
         return self.method.saved_as or self.peft
 
-    def model(self, say: Say = unheard) -> FederatedModel:
+    def model(self, say: Say = ignore_message) -> FederatedModel:
         """The base with a fresh adapter, in the run's precision."""
-        return adapted_model(self.task, self.model_directory, self.method, self.config.dtype, self.facts.classes, say)
+        return load_adapted_model(
+            self.task, self.model_directory, self.method, self.config.dtype, self.facts.classes, say
+        )
 
-    def tokenised(self, rows: Rows, tokens: int) -> str:
+    def tokenize_rows(self, rows: Rows, tokens: int) -> str:
         """The cache's name for `rows` as model input of at most `tokens` tokens; tokenised where it is missing."""
-        key = cache.key(
-            rows=cached_rows.rows_hash(rows),
-            tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+        key = cache.compute_key(
+            rows=cached_rows.hash_rows(rows),
+            tokenizer=cache.hash_files(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
             **({} if self.task.encodes else {"cut": "counted"}),
-            **own_code(type(self.task)),
+            **hash_own_code(type(self.task)),
             **cached_rows.read_as(rows.inputs),
         )
-        cache.arrays(
-            "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
+        cache.load_arrays(
+            "rows", key, lambda: cached_rows.convert_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
         )
         return key
 
     def cut_rows(self, data_key: str) -> list[str]:
         """What is to be said of the rows called `data_key` that are longer than a language model is given."""
-        examples = cached_rows.cached_examples(data_key)
+        examples = cached_rows.load_cached_examples(data_key)
         cut = getattr(examples, "cut", 0)
         if not cut:
             return []
         return [f"{cut:,} of {len(examples):,} rows are longer than {self.tokens} tokens and cut there; see --tokens"]
 
 
-def adapted_model(
-    task: Task, directory: Path, method: PeftMethod, dtype: str, classes: int, say: Say = unheard
+def load_adapted_model(
+    task: Task, directory: Path, method: PeftMethod, dtype: str, classes: int, say: Say = ignore_message
 ) -> FederatedModel:
     """The base in `directory` with a fresh adapter."""
     base = task.base(directory, DTYPES[dtype], say)
@@ -352,34 +354,34 @@ def adapted_model(
     return model
 
 
-def adapted_entries(model: FederatedModel, layout: Layout) -> int:
+def count_adapted_entries(model: FederatedModel, layout: Layout) -> int:
     """Entries of all weights that an adapter changes."""
-    plain = unwrapped(model.base)
+    plain = unwrap(model.base)
     modules = {t.module for t in layout.tensors if t.role != "head"}
-    layers: list[Any] = [innermost(plain.get_submodule(module)) for module in modules]
+    layers: list[Any] = [get_innermost(plain.get_submodule(module)) for module in modules]
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> State:
     """The initial state, before the strategy has seen it."""
-    start, dtype = started(method, reference, config.seed), adapter_dtype(config.dtype)
+    start, dtype = create_start(method, reference, config.seed), get_adapter_dtype(config.dtype)
     return {name: tensor.to(dtype) for name, tensor in start.items()}
 
 
-def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:
+def _get_weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:
     """How a state changes the base's weights, where there are not too many of them to record it."""
     changes = method.weight_changes(reference)
-    if changes and adapted_entries(reference, layout) > LARGEST_TARGET:
+    if changes and count_adapted_entries(reference, layout) > LARGEST_TARGET:
         return None
     return changes
 
 
-def local_training(config: RunConfig) -> LocalTraining:
+def build_local_training(config: RunConfig) -> LocalTraining:
     """Local training as a configuration describes it.
 
     Raises:
         ConfigError: unknown amount of work, optimizer or setting.
     """
     return LocalTraining(
-        config.batch_size, built(config, "local_work"), config.learning_rate, built(config, "optimizer")
+        config.batch_size, build_part(config, "local_work"), config.learning_rate, build_part(config, "optimizer")
     )

@@ -17,7 +17,7 @@ from fedpeft.run.validation import Validation
 
 
 @dataclass(frozen=True)
-class Steering:
+class TrainingControl:
     """What is decided.
 
     Attributes:
@@ -33,7 +33,7 @@ class Steering:
     fits: bool = True
 
 
-def steering(
+def build_training_control(
     config: RunConfig,
     validation: Validation,
     private: bool,
@@ -41,7 +41,7 @@ def steering(
     rows: bool = True,
     tasks: bool = False,
     noise_stays: bool = False,
-) -> Steering:
+) -> TrainingControl:
     """What a configuration lets validation rows decide.
 
     Args:
@@ -93,7 +93,7 @@ def steering(
             "steps count, and the last state is the result"
         )
     if hidden or personal or not rows or tasks:
-        return Steering(fits=not hidden)
+        return TrainingControl(fits=not hidden)
     if config.safeguard == "auto":
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard is not None and guard.lowers and noise_stays:
@@ -105,4 +105,4 @@ def steering(
         raise ConfigError(
             "FP1394 patience waits for a better state than the best, and keep=last keeps none; leave one out"
         )
-    return Steering(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)
+    return TrainingControl(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)

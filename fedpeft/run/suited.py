@@ -13,15 +13,15 @@ from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import USUAL
-from fedpeft.data.rows import suited_head, suited_partition
-from fedpeft.machine.hardware import accelerators, fast_bf16
+from fedpeft.data.rows import get_default_head, get_default_partition
+from fedpeft.machine.hardware import has_fast_bf16, list_accelerators
 from fedpeft.models.task import Targets
 from fedpeft.peft.adapter import Layout
 from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.run.catalogue import built
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.catalogue import build_part
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.spec import parse_spec
 
@@ -33,7 +33,7 @@ OF_IMAGES = "head2toe"
 (`experiments/harm`, `experiments/ladder`)."""
 
 
-def suited_method(config: RunConfig, facts: DataFacts, groups: Sequence[ProfileTable]) -> str:
+def choose_method(config: RunConfig, facts: DatasetInfo, groups: Sequence[ProfileTable]) -> str:
     """The PEFT method of a configuration that says `auto`.
 
     Whatever is said of adapters, of how their updates are put together, protected or attacked, or of how a head on the
@@ -47,7 +47,7 @@ def suited_method(config: RunConfig, facts: DataFacts, groups: Sequence[ProfileT
     classes_of_images = facts.kind == "image" and facts.task == "classification" and facts.tasks is None
     plain = parse_spec(config.strategy).name == "fedit" and not (config.privacy or config.attack)
     alike = not config.ranks and not any(table.rank or table.alpha for table in groups)
-    no_factors = not any(correction.needs for correction in built(config, "drift").corrections)
+    no_factors = not any(correction.needs for correction in build_part(config, "drift").corrections)
     return OF_IMAGES if classes_of_images and plain and alike and no_factors and config.head == "auto" else ADAPTER
 
 
@@ -56,7 +56,7 @@ FAR_APART = 0.55
 0.58 on, and where it was not asked for up to 0.49."""
 
 
-def suited_drift(rule: Strategy, head: HeadStart, facts: DataFacts, layout: Layout) -> str:
+def choose_drift(rule: Strategy, head: HeadStart, facts: DatasetInfo, layout: Layout) -> str:
     """What is done against clients' drift in a configuration that says `auto`, and protects nobody.
 
     Where clients hold different classes, each pulls towards its own, and the loss is corrected for that. Clients with
@@ -68,7 +68,7 @@ def suited_drift(rule: Strategy, head: HeadStart, facts: DataFacts, layout: Layo
     return ""
 
 
-def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:
+def settle_config(config: RunConfig, targets: Targets = "classes") -> RunConfig:
     """The configuration with what `auto` is: precision on this machine, head under its privacy, partition of its data.
 
     Args:
@@ -76,34 +76,34 @@ def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:
         targets: what the rows' labels are; of a data set that has not been looked at, classes.
     """
     if config.head == "auto" and config.peft != "auto":
-        config = replace(config, head=_suited_head(config, targets))
+        config = replace(config, head=_choose_head(config, targets))
     config = replace(config, partition=partition_of(config, targets))
     if config.dtype != "auto":
         return config
-    device = next(iter(accelerators()), "cpu")
-    return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+    device = next(iter(list_accelerators()), "cpu")
+    return replace(config, dtype="bf16" if has_fast_bf16(device) else "fp32")
 
 
 def partition_of(config: RunConfig, targets: Targets) -> str:
     """The partition's text: the user's, or the data set's own, or by classes; iid where rows have none or several."""
     if config.partition != "auto":
         return config.partition
-    return suited_partition(config.dataset) or (USUAL if targets in ("classes", "numbers") else "iid")
+    return get_default_partition(config.dataset) or (USUAL if targets in ("classes", "numbers") else "iid")
 
 
-def _suited_head(config: RunConfig, targets: Targets) -> str:
+def _choose_head(config: RunConfig, targets: Targets) -> str:
     """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
-    if built(config, "strategy").makes_head:
+    if build_part(config, "strategy").makes_head:
         return "zero"
-    private: Mechanism | SecureSum | None = built(config, "privacy")
-    own = suited_head(config.dataset)
+    private: Mechanism | SecureSum | None = build_part(config, "privacy")
+    own = get_default_head(config.dataset)
     if own is not None:
         return "zero" if isinstance(private, Mechanism) else own
-    of_method: str = built(config, "peft").suited_head if private is None else ""
-    return of_method or _head_under(private, targets)
+    of_method: str = build_part(config, "peft").suited_head if private is None else ""
+    return of_method or _choose_private_head(private, targets)
 
 
-def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:
+def _choose_private_head(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:
     """How the head starts where the user does not say: from all that may be asked for."""
     if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
         return "ridge"

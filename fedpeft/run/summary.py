@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import duration, short, size, summary_table
+from fedpeft.run.console import create_summary_table, format_bytes, format_duration, format_measure
 from fedpeft.run.measured import trust_lines
-from fedpeft.run.observer import perplexity
+from fedpeft.run.observer import compute_perplexity
 from fedpeft.run.section_lines import section_lines
-from fedpeft.run.target_lines import target_lines
+from fedpeft.run.target_lines import list_target_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
     from fedpeft.run.setup import Setup
-    from fedpeft.server.progress import Progress
+    from fedpeft.server.progress import ServerState
 
 TEST_ROWS, VALIDATION_ROWS = "global model, test rows", "global model, validation rows"
 OWN_ROWS, OWN_VALIDATION_ROWS = "mean over clients, own held-out rows", "mean over clients, own validation rows"
@@ -52,7 +52,7 @@ class Quality:
         centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled rows.
         calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
         forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
-        retrieval: of pairs, see `fedpeft.simulation.retrieval.retrieved`.
+        retrieval: of pairs, see `fedpeft.simulation.retrieval.measure_retrieval`.
         membership_auc: of membership inference, the mean over clients; 0.5 is guessing.
         membership_auc_worst: the same, of the client that gives most away.
         membership_auc_worst_by_chance: the worst if nobody gave anything away: of many small clients far above 0.5.
@@ -138,7 +138,12 @@ class Costs:
 
     @classmethod
     def of(
-        cls, setup: Setup, progress: Progress, cohort: int, protection: PrivacyEngine | None, fixed: Mapping[str, Any]
+        cls,
+        setup: Setup,
+        progress: ServerState,
+        cohort: int,
+        protection: PrivacyEngine | None,
+        fixed: Mapping[str, Any],
     ) -> Costs:
         """Those of a run that has come to `progress`, on the hardware that `fixed` names."""
         counters = progress.counters
@@ -158,7 +163,7 @@ class Costs:
             rejected_by_client=None if protection else {str(k): n for k, n in progress.rejections.items()},
             uplink_bytes_per_parameter=update_bytes / parameters if parameters else None,
             seconds_per_round=counters.round_seconds / max(1, progress.round),
-            losses_corrected=setup.drift.corrects_losses(progress.told),
+            losses_corrected=setup.drift.has_corrected_losses(progress.told),
             seed=setup.config.seed,
             versions={name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
             hardware={name: fixed[name] for name in ("cpu", "gpus", "workers", "kernel")}
@@ -217,13 +222,13 @@ class Summary:
     spans: Mapping[str, Any] | None = None
     captions: Mapping[str, Any] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**vars(own.pop("quality")), **vars(own.pop("costs")), **own}
 
 
-def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
+def count_distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
     """Distinct rows that were trained on, all clients together, by the lines of clients.jsonl; None: not all say."""
     used: dict[int, int] = {}
     for line in clients:
@@ -239,11 +244,17 @@ def show(summary: Summary, folder: Path, console: Console) -> None:
     """Print the numbers that matter, and what can be done with the run."""
     from fedpeft.run.next_commands import say_next
 
-    rows = [*_claimed(summary.costs), *_reached(summary), *_compared(summary), *_spent(summary), *_attacked(summary)]
+    rows = [
+        *_list_privacy_lines(summary.costs),
+        *_list_result_lines(summary),
+        *_list_baseline_lines(summary),
+        *_list_cost_lines(summary),
+        *_list_attack_lines(summary),
+    ]
     if summary.peak_memory_bytes:
-        rows.append(("peak memory, all processes", size(summary.peak_memory_bytes)))
+        rows.append(("peak memory, all processes", format_bytes(summary.peak_memory_bytes)))
     title = "summary of a first answer, on a sample of the rows: no result" if summary.sampled else "summary"
-    console.print(summary_table(title, [*rows, ("files", escape(str(folder)))]))
+    console.print(create_summary_table(title, [*rows, ("files", escape(str(folder)))]))
     say_next(folder, console)
 
 
@@ -251,11 +262,11 @@ Line = tuple[str, str]
 """What, and the number."""
 
 
-def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
+def _format_number(name: str, value: float | None, digits: int = 4) -> list[Line]:
     return [] if value is None or math.isnan(value) else [(name, f"{value:.{digits}f}")]
 
 
-def _claimed(costs: Costs) -> list[Line]:
+def _list_privacy_lines(costs: Costs) -> list[Line]:
     """What a private run has spent."""
     if costs.privacy is None or costs.epsilon is None or costs.epsilon_median is None or costs.dp_delta is None:
         return []
@@ -271,7 +282,7 @@ def _claimed(costs: Costs) -> list[Line]:
     ]
 
 
-def _reached(summary: Summary) -> list[Line]:
+def _list_result_lines(summary: Summary) -> list[Line]:
     quality = summary.quality
     if math.isnan(quality.accuracy):
         told = "a server takes --eval-data FILE or, without --privacy, --held-out 0.2"
@@ -282,53 +293,61 @@ def _reached(summary: Summary) -> list[Line]:
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
     tokens = "next-token accuracy, " if quality.perplexity is not None else ""  # the others are no perplexities
     return [
-        (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{short(value, digits)}[/]"),
-        *_number(f"{tokens}worst tenth of the clients", quality.worst_accuracy),
-        *_number(f"{tokens}global model alone, test rows", quality.shared_accuracy),
+        (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{format_measure(value, digits)}[/]"),
+        *_format_number(f"{tokens}worst tenth of the clients", quality.worst_accuracy),
+        *_format_number(f"{tokens}global model alone, test rows", quality.shared_accuracy),
     ]
 
 
-def _compared(summary: Summary) -> list[Line]:
+def _list_baseline_lines(summary: Summary) -> list[Line]:
     """What stands beside the result."""
     quality = summary.quality
     kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was clearly better"
     judged = "accuracy" if quality.metric == "perplexity" else quality.metric.replace("_", " ")
 
     def measured(accuracy: float | None, loss: float | None) -> float | None:
-        return accuracy if quality.perplexity is None or loss is None else perplexity(loss)
+        return accuracy if quality.perplexity is None or loss is None else compute_perplexity(loss)
 
     return [
-        *_number("frozen base, linear probe", quality.baseline_accuracy),
-        *_number("private probe: one release, no training", quality.private_probe_accuracy),
-        *_number(f"same adapter, clients alone (mean {judged})", quality.alone_accuracy),
-        *_number("same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)),
+        *_format_number("frozen base, linear probe", quality.baseline_accuracy),
+        *_format_number("private probe: one release, no training", quality.private_probe_accuracy),
+        *_format_number(f"same adapter, clients alone (mean {judged})", quality.alone_accuracy),
+        *_format_number(
+            "same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)
+        ),
         *(
-            _number(
+            _format_number(
                 f"after the last round, {summary.costs.rounds} (kept: {kept})",
                 measured(quality.last_accuracy, quality.last_loss),
             )
             if quality.kept_round != summary.costs.rounds
             else []
         ),
-        *_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
-        *_lost(quality.forgetting),
-        *_found(quality.retrieval),
+        *_format_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
+        *_list_forgetting_lines(quality.forgetting),
+        *_list_retrieval_lines(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
         *((escape(name), escape(value)) for name, value in section_lines(summary.hooks).items()),
-        *_tasks(summary.tasks),
-        *((escape(name), escape(value)) for name, value in target_lines(summary.targets, _on_test_rows(quality))),
-        *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
-        *((f"captions, test rows: {name}", f"{value:.4f}") for name, value in _said(summary.captions).items()),
+        *_list_task_lines(summary.tasks),
+        *(
+            (escape(name), escape(value))
+            for name, value in list_target_lines(summary.targets, _get_test_accuracy(quality))
+        ),
+        *_format_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
+        *(
+            (f"captions, test rows: {name}", f"{value:.4f}")
+            for name, value in _rename_caption_scores(summary.captions).items()
+        ),
     ]
 
 
-def _said(found: Mapping[str, Any] | None) -> dict[str, float]:
+def _rename_caption_scores(found: Mapping[str, Any] | None) -> dict[str, float]:
     """Shares of what is right in captions, by what they are of."""
     names = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
     return {names.get(name, name): value for name, value in (found or {}).items() if name != "rows"}
 
 
-def _tasks(found: Mapping[str, Any] | None) -> list[Line]:
+def _list_task_lines(found: Mapping[str, Any] | None) -> list[Line]:
     """How a sequence of tasks went; nothing of a run that ended before its last task."""
     lines = []
     for key, what in (("accuracy", "all classes compete"), ("accuracy_known_task", "task known")):
@@ -339,20 +358,20 @@ def _tasks(found: Mapping[str, Any] | None) -> list[Line]:
     return lines
 
 
-def _on_test_rows(quality: Quality) -> float:
+def _get_test_accuracy(quality: Quality) -> float:
     """The accuracy that goes with the test rows, where clients' own rows were judged by their own models, too."""
     if quality.accuracy_of != TEST_ROWS and quality.shared_accuracy is not None:
         return quality.shared_accuracy
     return quality.accuracy
 
 
-def _lost(found: Mapping[str, Any] | None) -> list[Line]:
+def _list_forgetting_lines(found: Mapping[str, Any] | None) -> list[Line]:
     if not found:
         return []
     return [(f"second task, {found['dataset']}: {found['measure']}", f"{found['before']:.4f} -> {found['after']:.4f}")]
 
 
-def _found(retrieval: Mapping[str, Any] | None) -> list[Line]:
+def _list_retrieval_lines(retrieval: Mapping[str, Any] | None) -> list[Line]:
     """Pairs that were found again."""
     if not retrieval:
         return []
@@ -368,20 +387,22 @@ RANKED = ("mrr", "recall_at_1", "recall_at_5", "recall_at_10")
 """What is told of pairs."""
 
 
-def _spent(summary: Summary) -> list[Line]:
+def _list_cost_lines(summary: Summary) -> list[Line]:
     costs, sent = summary.costs, summary.costs.uplink_bytes_per_parameter
     rows = [
-        ("uplink / downlink", f"{size(costs.uplink_bytes)} / {size(costs.downlink_bytes)}"),
-        ("of it before round 1", size(costs.prepare_bytes)),
+        ("uplink / downlink", f"{format_bytes(costs.uplink_bytes)} / {format_bytes(costs.downlink_bytes)}"),
+        ("of it before round 1", format_bytes(costs.prepare_bytes)),
         ("bytes per parameter and update", f"{sent:.3f}" if sent is not None else "no update was sent"),
     ]
     if summary.wire_received_bytes is not None and summary.wire_sent_bytes is not None:
-        rows.append(("on the wire", f"{size(summary.wire_received_bytes)} / {size(summary.wire_sent_bytes)}"))
+        rows.append(
+            ("on the wire", f"{format_bytes(summary.wire_received_bytes)} / {format_bytes(summary.wire_sent_bytes)}")
+        )
     if summary.seconds is not None:
         rows.append(
             (
                 "time since it was resumed" if summary.resumed else "time",
-                f"{duration(summary.seconds)}, {duration(costs.seconds_per_round)} per round",
+                f"{format_duration(summary.seconds)}, {format_duration(costs.seconds_per_round)} per round",
             )
         )
     if costs.rejected:
@@ -392,9 +413,9 @@ def _spent(summary: Summary) -> list[Line]:
     return rows
 
 
-def _attacked(summary: Summary) -> list[Line]:
+def _list_attack_lines(summary: Summary) -> list[Line]:
     quality = summary.quality
-    rows = _number("membership inference, area under the curve", quality.membership_auc, 3)
+    rows = _format_number("membership inference, area under the curve", quality.membership_auc, 3)
     if quality.audit_epsilon is not None:
         found = f"epsilon at least {quality.audit_epsilon:.2f} of {quality.audit_claimed:.2f} claimed"
         rows.append(("canary audit of its mechanism", found))

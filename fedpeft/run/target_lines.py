@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-from fedpeft.run.console import amount
+from fedpeft.run.console import format_amount
 
 UNEVEN = 1.2
 """How many times its even share the most frequent class has where accuracy alone says too little."""
@@ -22,10 +22,10 @@ SHOWN = 5
 PROBE = "frozen base, linear probe"
 
 
-def target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) -> list[tuple[str, str]]:
+def list_target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) -> list[tuple[str, str]]:
     """Of `targets` in summary.json: the saved adapter's on the test rows, which has `accuracy`, beside the probe's."""
     told = found or {}
-    lines = [*_few_rows(told, accuracy), *_classes(told)]
+    lines = [*_list_size_lines(told, accuracy), *_list_class_lines(told)]
     for keys, what in (
         (("rmse", "mae"), "root mean squared / mean absolute error"),
         (("r2", "pearson", "spearman"), "R^2 / Pearson / Spearman"),
@@ -35,11 +35,13 @@ def target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) ->
         for of, some in (("test rows", told), (PROBE, told.get("probe") or {})):
             if _is_number(some.get(keys[0])):
                 values = (some.get(key) for key in keys)
-                lines.append((f"{what}, {of}", " / ".join(amount(one) if _is_number(one) else "-" for one in values)))
+                lines.append(
+                    (f"{what}, {of}", " / ".join(format_amount(one) if _is_number(one) else "-" for one in values))
+                )
     return lines
 
 
-def _few_rows(told: Mapping[str, Any], accuracy: float) -> list[tuple[str, str]]:
+def _list_size_lines(told: Mapping[str, Any], accuracy: float) -> list[tuple[str, str]]:
     """How many test rows there are, where chance may tell on so few; of classes how much.
 
     The standard error is that of an accuracy with one more row right, and one wrong: of few rows that are all right it
@@ -54,29 +56,29 @@ def _few_rows(told: Mapping[str, Any], accuracy: float) -> list[tuple[str, str]]
     return [("test rows, and the standard error on them", f"{rows:,}, {math.sqrt(share * (1 - share) / rows):.4f}")]
 
 
-def card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
-    """Errors of numbers, or F1 of several labels, on the test rows; of uneven classes as `target_lines`."""
+def list_card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Errors of numbers, or F1 of several labels, on the test rows; of uneven classes as `list_target_lines`."""
     told = found or {}
     names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
-    measured = {name: amount(told[key]) for key, name in names.items() if _is_number(told.get(key))}
-    return measured | dict(_classes(told))
+    measured = {name: format_amount(told[key]) for key, name in names.items() if _is_number(told.get(key))}
+    return measured | dict(_list_class_lines(told))
 
 
-def undefined(found: Mapping[str, Any] | None) -> str:
+def describe_undefined(found: Mapping[str, Any] | None) -> str:
     """A note about what a task has measured that is NaN or infinite, which JSON does not hold; empty: nothing is."""
-    names = list(_undefined("", found or {}))
+    names = list(_find_undefined("", found or {}))
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
     return f"measured on the test rows, {', '.join(names[:SHOWN])}{more}: NaN or infinite, so null in the files"
 
 
-def _undefined(name: str, value: Any) -> Iterator[str]:
+def _find_undefined(name: str, value: Any) -> Iterator[str]:
     """The names of what is not finite, those of a dict's or list's parts behind its own."""
     if isinstance(value, Mapping | list | tuple):
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in parts:
-            yield from _undefined(f"{name}.{key}" if name else str(key), part)
+            yield from _find_undefined(f"{name}.{key}" if name else str(key), part)
     elif isinstance(value := value.item() if hasattr(value, "item") else value, float) and not math.isfinite(value):
         yield name
 
@@ -86,7 +88,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
-def _classes(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _list_class_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where some class has far more rows than others: what saying nothing else has, and what is found of each."""
     if not {"most_frequent", "by_class", "balanced_accuracy"} <= told.keys():
         return []

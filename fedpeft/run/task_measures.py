@@ -34,7 +34,7 @@ def transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[
     }
 
 
-def of_run(
+def summarize_tasks(
     lines: Sequence[Mapping[str, Any]], sequence: TaskSequence, correct: np.ndarray, tasks: np.ndarray
 ) -> dict[str, Any]:
     """What summary.json says of the tasks.

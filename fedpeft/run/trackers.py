@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import replace
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 from fedpeft.run.records import Records
 
 MAIN_MEASURES = ("accuracy", "loss", "perplexity", "baseline_accuracy", "uplink_bytes", "downlink_bytes", "seconds")
@@ -130,7 +130,7 @@ def check_trackers(names: str) -> list[Tracker]:
     found: list[Tracker] = []
     for name in (n.strip() for n in names.split(",") if n.strip()):
         if name not in TRACKERS:
-            raise ConfigError(f"FP1395 unknown tracker {name!r}; {nearest(name, TRACKERS)}")
+            raise ConfigError(f"FP1395 unknown tracker {name!r}; {suggest_legal(name, TRACKERS)}")
         try:
             importlib.import_module(TRACKERS[name].needs)
         except ImportError:
@@ -152,13 +152,13 @@ class TrackedRecords(Records):
         super().append(name, *entries)
         if name == "rounds.jsonl":
             for entry in entries:
-                self._send("measure", int(entry["round"]), _numbers(entry))
+                self._send("measure", int(entry["round"]), _select_numbers(entry))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a file; the summary ends the run."""
         super().write_json(name, content)
         if name == "summary.json":
-            self._send("end", _numbers({k: content.get(k) for k in MAIN_MEASURES} | _trust(content)))
+            self._send("end", _select_numbers({k: content.get(k) for k in MAIN_MEASURES} | _flatten_trust(content)))
 
     def _send(self, method: str, *values: Any) -> None:
         if not self._begun:
@@ -177,7 +177,7 @@ class TrackedRecords(Records):
                 warnings.warn(f"{name} failed and is left out from here on: {error}", RuntimeWarning, stacklevel=2)
 
 
-def _trust(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten_trust(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked of trust, one name for each number: trust/calibration/test/after/error."""
     found: dict[str, Any] = {}
 
@@ -190,5 +190,5 @@ def _trust(summary: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+def _select_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -19,21 +19,21 @@ from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.masking import MaskPlan
-from fedpeft.clients.pool import Pool, Worker, result
-from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
+from fedpeft.clients.pool import Pool, Worker, get_result
+from fedpeft.clients.ray_pool import RayPool, choose_worker_device, count_default_workers
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.partition import Shards
-from fedpeft.data.task_sequence import MetTasks
+from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
-from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
+from fedpeft.machine.hardware import count_usable_cores, get_gpu_name, list_accelerators
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
-from fedpeft.models.shared_tiles import absent
+from fedpeft.models.shared_tiles import fetch_missing_tiles
 from fedpeft.models.task import DTYPES, TASKS
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
@@ -41,7 +41,7 @@ from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.own_files import MODEL_FILES
-from fedpeft.run.reuse import depth, pools
+from fedpeft.run.reuse import count_cached_blocks, is_pooled
 from fedpeft.run.setup import Setup
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Machine:
     cluster: str | None = None
 
     @classmethod
-    def of(cls, setup: Setup, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
+    def create(cls, setup: Setup, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
         """What the settings ask for, or what is there.
 
         Args:
@@ -88,15 +88,15 @@ class Machine:
         config, cluster = setup.config, setup.grid.cluster
         asked = int(fixed.get("workers") or config.workers or setup.grid.spreads)
         if not devices:
-            devices = (accelerators() or ["cpu"]) if cluster is None else [worker_device(cluster, asked)]
+            devices = (list_accelerators() or ["cpu"]) if cluster is None else [choose_worker_device(cluster, asked)]
         gpus = [device for device in devices if device != "cpu"]
         if setup.grid.spreads:
             _check_spread(setup, asked, gpus)
         if not asked:
-            asked = (len(gpus) or usable_cores()) if cluster is None else default_workers(cluster)
+            asked = (len(gpus) or count_usable_cores()) if cluster is None else count_default_workers(cluster)
         dtype = DTYPES[config.dtype]
         kernel: kernels.Kernel = "native" if gpus else fixed.get("kernel", "")
-        if kernel not in kernels.candidates(dtype):  # a run that begins, or that began on another machine
+        if kernel not in kernels.list_kernels(dtype):  # a run that begins, or that began on another machine
             kernel = kernels.choose(dtype)
         return cls(tuple(devices), asked, kernel, cluster)
 
@@ -108,9 +108,9 @@ class Machine:
     @property
     def threads(self) -> int:
         """Of this process, once the workers have ended."""
-        return usable_cores() if self.gpus else self.workers
+        return count_usable_cores() if self.gpus else self.workers
 
-    def pinned(self, fixed: Mapping[str, Any], work: WorkPlan, folder: Path) -> dict[str, Any]:
+    def pin(self, fixed: Mapping[str, Any], work: WorkPlan, folder: Path) -> dict[str, Any]:
         """What the run stays with until its end, for checkpoints and the summary.
 
         Raises:
@@ -127,8 +127,8 @@ class Machine:
             "workers": self.workers,
             "kernel": self.kernel,
             "torch": torch.__version__,
-            "cpu": kernels.cpu_name(),
-            "gpus": [gpu_name(device) for device in self.gpus],
+            "cpu": kernels.get_cpu_name(),
+            "gpus": [get_gpu_name(device) for device in self.gpus],
             "data": work.data_key,
             "model": work.model_key,
         }
@@ -160,7 +160,7 @@ def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
         )
 
 
-def work_plan(
+def create_work_plan(
     setup: Setup,
     machine: Machine,
     data_key: str,
@@ -181,14 +181,14 @@ def work_plan(
     batched = batched and setup.task.batched
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
         batched = False
-    lengths = cached_examples(data_key).lengths
+    lengths = load_cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
     return WorkPlan(
         task=setup.facts.task,
         method=setup.peft,
         model=setup.model_directory,
-        model_key=cache.file_hash(setup.model_directory, MODEL_FILES),
+        model_key=cache.hash_files(setup.model_directory, MODEL_FILES),
         width=setup.width,
         data_key=data_key,
         classes=setup.facts.classes,
@@ -196,8 +196,8 @@ def work_plan(
         dtype=config.dtype,
         executor="private" if per_example else "batched" if batched else "sequential",
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
-        depth=depth(setup, lengths, holders) if reusing else 0,
-        pooled=reusing and pools(setup) and not any(c.changes_loss for c in setup.drift.corrections),
+        depth=count_cached_blocks(setup, lengths, holders) if reusing else 0,
+        pooled=reusing and is_pooled(setup) and not any(c.changes_loss for c in setup.drift.corrections),
         kernel=machine.kernel if batched else "native",
         threads=1,
         device=machine.devices[0],
@@ -206,12 +206,12 @@ def work_plan(
         residuals=folder / "base",
         labels=labels,
         spread=tuple(machine.gpus) if setup.grid.spreads else (),
-        plugins=tuple(plugin.recipe for plugin in catalogue.used(config)),
+        plugins=tuple(plugin.recipe for plugin in catalogue.find_used_plugins(config)),
         code=setup.code,
     )
 
 
-def client_plan(
+def create_client_plan(
     setup: Setup,
     partition: Shards,
     folder: Path,
@@ -231,14 +231,14 @@ def client_plan(
         start={} if setup.downlink.lossless else setup.start,
         statistics=setup.statistics,
         lossless=setup.lossless,
-        head=part_text(setup.head),
+        head=format_part(setup.head),
         strategy=setup.config.strategy,
         drift=str(setup.drift),
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,
         masks=_mask_plan(setup, folder),
-        met=None if sequence is None or tasks is None else MetTasks(sequence, tasks),
+        met=None if sequence is None or tasks is None else ClientTasks(sequence, tasks),
     )
 
 
@@ -294,8 +294,8 @@ class Workers:
             return
         workers = self.machine.workers
         self.observer.phase("starting the workers" if workers > 1 else "loading the model", 1)
-        calls = [self.pool.submit(Worker.ready) for _ in range(workers)]
-        result(next(_as_completed(calls)))
+        calls = [self.pool.submit(Worker.is_ready) for _ in range(workers)]
+        get_result(next(_iterate_completed(calls)))
 
     def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
         """Compute what is missing of the frozen model's output on some rows, with all workers.
@@ -305,8 +305,8 @@ class Workers:
         Raises:
             RunError: a worker has died, or writes into another cache.
         """
-        cache.offer(cache.cache_directory() / f"rows-{data_key}")
-        missing = absent(self.work.at(base).store(data_key, depth))
+        cache.offer(cache.get_cache_directory() / f"rows-{data_key}")
+        missing = fetch_missing_tiles(self.work.set_precision(base).store(data_key, depth))
         if not missing:
             return
         self.start()
@@ -315,9 +315,9 @@ class Workers:
             self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
             for i in range(0, len(missing), TILES_PER_CALL)
         )
-        for call in _as_completed(calls):
-            self.observer.advance(result(call))
-        if absent(self.work.at(base).store(data_key, depth)):
+        for call in _iterate_completed(calls):
+            self.observer.advance(get_result(call))
+        if fetch_missing_tiles(self.work.set_precision(base).store(data_key, depth)):
             raise RunError(
                 "FP5195 what the workers have computed of the rows is not in this machine's cache: on a cluster, "
                 f"FEDPEFT_CACHE must lie on a file system that all machines share, or {VARIABLE} name a storage"
@@ -326,17 +326,17 @@ class Workers:
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
         for base in ("", *bases):
-            if not TASKS.build(self.work.task).encodes and not self.work.at(base).depth:
+            if not TASKS.build(self.work.task).encodes and not self.work.set_precision(base).depth:
                 continue
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
-            self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
+            self.freeze(self.work.data_key, self.work.set_precision(base).depth, name, base)
 
     def evaluate(self, state: State, version: int) -> Metrics:
         """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
         totals = self.score(state, version, self.validation)
         return Metrics(totals.mean_loss, totals.accuracy, predictions=totals.count)
 
-    def validation_loss(self, state: State, version: int) -> float:
+    def compute_validation_loss(self, state: State, version: int) -> float:
         """As `evaluate`, on `JUDGED_ROWS` validation rows that lie evenly among them, or on all if they are fewer."""
         stride = max(1, len(self.validation) // JUDGED_ROWS)
         loss: float = self.score(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
@@ -346,23 +346,23 @@ class Workers:
         """What the global state on the base of `version` says to questions, split over workers."""
         shares = [exam.questions[i : i + BATCH] for i in range(0, len(exam.questions), BATCH)]
         calls = [self.pool.submit(Worker.examine, replace(exam, questions=s), state, version) for s in shares]
-        return [said for call in calls for said in result(call)]
+        return [said for call in calls for said in get_result(call)]
 
     def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
         """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
         together = TASKS.build(self.work.task).compares  # by one worker, or the number of workers would tell
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
         calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
-        return sum((result(call) for call in calls), Totals())
+        return sum((get_result(call) for call in calls), Totals())
 
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
-        lengths: NDArray[np.int64] = cached_examples(self.work.data_key).lengths
+        lengths: NDArray[np.int64] = load_cached_examples(self.work.data_key).lengths
         return lengths
 
     def answer(self, instruction: Instruction) -> Report:
         """What one client answers."""
-        reports: list[Report] = result(self.pool.submit(Worker.handle, [instruction]))
+        reports: list[Report] = get_result(self.pool.submit(Worker.handle, [instruction]))
         return reports[0]
 
     def check(self, instruction: Instruction) -> None:
@@ -372,7 +372,7 @@ class Workers:
             FedpeftError: says what.
         """
         if instruction.kind == "train":
-            result(self.pool.submit(Worker.check, instruction))
+            get_result(self.pool.submit(Worker.check, instruction))
 
     def close(self) -> None:
         """End them."""
@@ -380,7 +380,7 @@ class Workers:
             self.pool.close()
 
 
-def _as_completed(calls: Iterable[Future[T]]) -> Iterator[Future[T]]:
+def _iterate_completed(calls: Iterable[Future[T]]) -> Iterator[Future[T]]:
     """Calls as they end: at once where a single worker, which is this process, has ended one before the next begins."""
     running = []
     for call in calls:

@@ -14,18 +14,18 @@ from statistics import median
 from typing import Any, Final
 
 from fedpeft.aggregation.aggregator import Aggregator
-from fedpeft.aggregation.factors import ranks_placed
+from fedpeft.aggregation.factors import place_ranks
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
 from fedpeft.clients.store import ClientStore
-from fedpeft.communication.downlink import Sent
+from fedpeft.communication.downlink import SentState
 from fedpeft.communication.messages import LOST, MOST_STEPS, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
-from fedpeft.peft.adapter import ClientForm, Layout, State, norm
+from fedpeft.peft.adapter import AdapterShape, Layout, State, compute_norm
 from fedpeft.privacy.secure_sum.contribution import LOSS_ROUNDING
 
 ABSURD = 1000.0
@@ -44,7 +44,7 @@ MOST_TIMES: Final = 100.0
 """A training loss counts as at most this many times the cohort's median or 1, whichever is larger."""
 
 
-def all_of_it(round: int, client: int, steps: int) -> State:
+def assume_all_trained(round_number: int, client: int, steps: int) -> State:
     """A client has trained all that it holds, in every step."""
     return {}
 
@@ -74,7 +74,7 @@ def check_report(report: Report, least_loss: float = 0.0) -> None:
         raise PayloadError(f"FP6191 a mean loss of {report.loss:g}; no loss of this task is below {least_loss:g}")
 
 
-def reason_of(called: str, reason: str) -> str:
+def describe_rejection(called: str, reason: str) -> str:
     """Why nothing of a client was taken, for a sentence on a terminal: some of it may be a stranger's words."""
     said = "".join(letter if letter.isprintable() else " " for letter in reason)
     return f"{called}: {said[:200]}"
@@ -108,7 +108,7 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
         raise PayloadError(f"FP6154 statistics called {sorted(statistics)} instead of {sorted(shapes)}")
     if VARIANCE in statistics and not float(statistics[VARIANCE]) >= 0:
         raise PayloadError(f"FP6155 noise of variance {float(statistics[VARIANCE]):g}")
-    length, limit = norm(statistics), rows * ABSURD**2
+    length, limit = compute_norm(statistics), rows * ABSURD**2
     if not length <= limit:
         raise PayloadError(
             f"FP6156 statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows"
@@ -124,8 +124,8 @@ def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
     """
     if delta.keys() != asked:
         raise PayloadError(f"FP6157 an update of {len(delta)} tensors instead of the {len(asked)} asked for")
-    length = norm(delta)
-    limit = ABSURD * (1 + norm(received))
+    length = compute_norm(delta)
+    limit = ABSURD * (1 + compute_norm(received))
     if not length <= limit:
         raise PayloadError(f"FP6158 an update of norm {length:.3g}; nothing above {limit:.3g} is taken")
 
@@ -188,7 +188,7 @@ class ClientResult:
 
 
 @dataclass
-class Answers:
+class ClientAnswers:
     """Those of each client, how many count, and what asking and answering cost in bytes."""
 
     by_client: dict[int, State] = field(default_factory=dict)
@@ -218,7 +218,7 @@ def ignore_report(report: Report) -> None:
 
 
 @dataclass
-class Acceptance:
+class ReportReceiver:
     """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
 
     Attributes:
@@ -267,19 +267,21 @@ class Acceptance:
     accepted: dict[int, int] = field(default_factory=dict)
     rejected: list[int] = field(default_factory=list)
     spent: int = 0
-    forms: dict[int, ClientForm] = field(default_factory=dict)
+    forms: dict[int, AdapterShape] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
-    owned: Callable[[int, int, int], State] = all_of_it
+    owned: Callable[[int, int, int], State] = assume_all_trained
     uplink_parameters: int = 0
     passed_on: int = 0
-    answers: Answers | None = None
+    answers: ClientAnswers | None = None
     least_loss: float = 0.0
     _losses: dict[int, tuple[float, float]] = field(default_factory=dict)
     _changes: dict[str, Fold] = field(default_factory=dict)
     _decoded: dict[int, DecodedReport] = field(default_factory=dict)
     _waiting: int = 0  # bytes of what is decoded
 
-    def early(self, sent: Mapping[int, Sent], working: AbstractContextManager[None]) -> Callable[[Report], None]:
+    def create_early_decoder(
+        self, sent: Mapping[int, SentState], working: AbstractContextManager[None]
+    ) -> Callable[[Report], None]:
         """What decodes a report of a client that was `sent` something before it is its turn to be added, while others
         are still awaited; `working` goes around it."""
 
@@ -292,19 +294,19 @@ class Acceptance:
 
         return decode
 
-    def _decode(self, report: Report, sent: Sent) -> DecodedReport:
-        layout = self.layout.with_form(sent.instruction.form)
+    def _decode(self, report: Report, sent: SentState) -> DecodedReport:
+        layout = self.layout.replace_form(sent.instruction.form)
         try:
             update, memory = self._update(report, sent, layout)
-            return DecodedReport(update, memory, self._drift_changes(report, layout))
+            return DecodedReport(update, memory, self._decode_drift_changes(report, layout))
         except PayloadError as error:
             return DecodedReport(refused=str(error))
 
-    def add(self, report: Report, sent: Sent) -> Update | None:
+    def add(self, report: Report, sent: SentState) -> Update | None:
         """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
         self.reported(report)
         self.spent += report.spent
-        self.uplink_parameters += self.layout.with_form(sent.instruction.form).numel if report.payload else 0
+        self.uplink_parameters += self.layout.replace_form(sent.instruction.form).numel if report.payload else 0
         result = self._result(report, sent)
         decoded = self._decoded.pop(report.client, None)
         self._waiting -= decoded.bytes if decoded is not None else 0
@@ -316,7 +318,7 @@ class Acceptance:
                 self.rejected.append(report.client)
             return None
         self.results.append(result)
-        if self.estimates is not None and self.uplink.server_remembers:
+        if self.estimates is not None and self.uplink.has_server_memory:
             self.estimates.stage(report.client, report.round, decoded.memory)
         self.aggregator.add(update)
         for correction, change in decoded.changes.items():
@@ -342,14 +344,14 @@ class Acceptance:
         """The clients that have nothing left of earlier rounds."""
         return {result.client for result in self.results if result.rejected == LOST}
 
-    def why_left_out(self, called: Callable[[int], str]) -> str:
+    def explain_rejections(self, called: Callable[[int], str]) -> str:
         """Why nothing of the first client that was left out has been taken, by what it is `called`, and how many others
         were; empty: none was."""
         left = [result for result in self.results if result.rejected]
         others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        return reason_of(called(left[0].client), left[0].rejected or "") + others if left else ""
+        return describe_rejection(called(left[0].client), left[0].rejected or "") + others if left else ""
 
-    def _result(self, report: Report, sent: Sent) -> ClientResult:
+    def _result(self, report: Report, sent: SentState) -> ClientResult:
         asked = sent.instruction
         return ClientResult(
             round=report.round,
@@ -369,16 +371,16 @@ class Acceptance:
             measured=None if self.silent else report.joules or None,
         )
 
-    def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
+    def _update(self, report: Report, sent: SentState, layout: Layout) -> tuple[Update, State]:
         """The update, and the server's copy of the client's memory."""
         check_report(report, self.least_loss)
         memory: State = {}
-        if self.estimates is not None and self.uplink.server_remembers:
+        if self.estimates is not None and self.uplink.has_server_memory:
             memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
         received, ranks, form = sent.state, sent.package.ranks, sent.instruction.form
         if (held := self.strategy.held_form(self.layout, form)) != form:
-            delta, form = ranks_placed(delta, self.layout, ranks), held
+            delta, form = place_ranks(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
         check_widths(delta, received)
         answer: State = {}
@@ -391,7 +393,7 @@ class Acceptance:
         owned = self.owned(report.round, report.client, report.steps) if self.strategy.counts_owned else {}
         return Update(report.client, weight, form, received, delta, staleness, ranks, owned, answer), memory
 
-    def _drift_changes(self, report: Report, layout: Layout) -> States:
+    def _decode_drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is, as wide as the states."""
         made: dict[str, State] = {}
         sent = self.drift.decode(report.correction, {name: layout.shapes[name] for name in self.shared})
@@ -425,6 +427,6 @@ class Acceptance:
         most = self.most_loss
         return {client: loss for client, (loss, _) in self._losses.items() if loss > most}
 
-    def next_drift(self, clients: int) -> States:
+    def compute_next_drift(self, clients: int) -> States:
         """The states of the server's drift corrections after the round, of a run with so many clients."""
         return self.drift.step(self.states, self._changes, clients) if self.accepted else self.states

@@ -41,16 +41,16 @@ class BestState:
     def after(self, other: BestState, by_accuracy: bool) -> BestState:
         """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone.
 
-        By accuracy the start has to be beaten clearly, see `_beats_start`.
+        By accuracy the start has to be beaten clearly, see `_is_better_than_start`.
         """
         judged = by_accuracy and self.round == 0 and not math.isnan(self.metrics.accuracy)
-        if judged and not _beats_start(self.metrics, other.metrics):
+        if judged and not _is_better_than_start(self.metrics, other.metrics):
             return replace(self, since=self.since + 1)
-        if _quality(other.metrics, by_accuracy) > _quality(self.metrics, by_accuracy):
+        if _get_quality(other.metrics, by_accuracy) > _get_quality(self.metrics, by_accuracy):
             return other
         return replace(self, since=self.since + 1)
 
-    def state(self) -> State:
+    def to_tensors(self) -> State:
         """As tensors by name, for a checkpoint: copies, since it holds the last state, too."""
         numbers = {
             _ROUND: self.round,
@@ -63,7 +63,7 @@ class BestState:
         return state | {f"residual/{module}": tensor.clone() for module, tensor in self.residual.items()}
 
     @classmethod
-    def of(cls, state: State) -> BestState | None:
+    def from_tensors(cls, state: State) -> BestState | None:
         """From what `state` returned; None where there is nothing."""
         if not state:
             return None
@@ -76,12 +76,12 @@ class BestState:
         return cls(int(state[_ROUND]), metrics, parts["adapter"], parts["residual"], int(state[_SINCE]))
 
 
-def validated(best: BestState | None) -> dict[str, Any]:
+def summarize_validation(best: BestState | None) -> dict[str, Any]:
     """What the state that a run keeps has on the validation rows, for its summary; empty: it keeps the last one."""
     return {"validation_loss": best.metrics.loss, "validation_accuracy": best.metrics.accuracy} if best else {}
 
 
-def _beats_start(start: Metrics, later: Metrics) -> bool:
+def _is_better_than_start(start: Metrics, later: Metrics) -> bool:
     """Return whether a later state is better than the start by more than chance.
 
     The start comes in closed form from all clients' rows. A later state replaces it if at least two rows more are right
@@ -94,6 +94,6 @@ def _beats_start(start: Metrics, later: Metrics) -> bool:
     return more > A_ROW or (later.accuracy >= start.accuracy and lower)
 
 
-def _quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:
+def _get_quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:
     quality = (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
     return tuple(-math.inf if math.isnan(value) else value for value in quality)  # else nothing was ever better

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.server.questions import Answered, Questions
-from fedpeft.trust.calibration import before_and_after, compared, federated_temperature
+from fedpeft.server.questions import Questions, SummedAnswers
+from fedpeft.trust.calibration import compare_answers, create_questions, find_federated_temperature
 from fedpeft.trust.question import Question, State
 
 
-def of_clients(questions: Questions, bins: int) -> dict[str, Any]:
+def calibrate_on_clients(questions: Questions, bins: int) -> dict[str, Any]:
     """`temperature`, how many `clients` have answered, and the model `before` and `after` it, on the same rows.
 
     Raises:
         ConfigError, RunError: see `Questions.ask`.
     """
-    heard: list[Answered] = []
+    heard: list[SummedAnswers] = []
 
     def ask(question: Question) -> State:
         heard.append(questions.ask(question))
         return heard[-1].total
 
-    temperature = federated_temperature(ask)
-    asked = before_and_after(temperature, bins)
-    found = compared([ask(question) for question in asked], asked)
+    temperature = find_federated_temperature(ask)
+    asked = create_questions(temperature, bins)
+    found = compare_answers([ask(question) for question in asked], asked)
     return {"temperature": temperature, "clients": min(one.clients for one in heard), **found}

@@ -26,7 +26,7 @@ class Clock:
         self.training_seconds = 0.0
         self.aggregating = Stopwatch()
 
-    def trained(self) -> None:
+    def note_step(self) -> None:
         """The next state is there; what follows is evaluation."""
         self.training_seconds = self.seconds
 

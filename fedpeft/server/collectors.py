@@ -21,15 +21,15 @@ from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import Observer
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import MOST_TIMES, Acceptance, Answers
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.acceptance import MOST_TIMES, ClientAnswers, ReportReceiver
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, masked_traffic, step_of
-from fedpeft.server.progress import Progress, RunStore
+from fedpeft.server.masked_sum import WEIGHTS, MaskedSum, compute_masked_traffic, compute_step
+from fedpeft.server.progress import RunStore, ServerState
 from fedpeft.server.questions import Questions
 from fedpeft.server.round_log import RoundLog
 from fedpeft.server.traffic import Traffic
-from fedpeft.trust.question import asked
+from fedpeft.trust.question import parse_question
 
 
 class UpdateCollector(RoundHook, ABC):
@@ -42,15 +42,15 @@ class UpdateCollector(RoundHook, ABC):
         observer: is told about clients whose update is left out.
     """
 
-    def __init__(self, setup: Setup, transport: Exchange, store: RunStore, observer: Observer) -> None:
+    def __init__(self, setup: Setup, transport: Transport, store: RunStore, observer: Observer) -> None:
         self.setup, self.transport, self.store, self.observer = setup, transport, store, observer
 
-    def collect(self, log: RoundLog, before: Progress, aggregator: Aggregator) -> AggregationResult:
+    def collect(self, log: RoundLog, before: ServerState, aggregator: Aggregator) -> AggregationResult:
         """Ask the cohort of a round to train, and return what its updates lead to."""
         setup = self.setup
         answers = self._ask(log, before)
-        log.sent = log.broadcast.cohort(log.plan)
-        log.received = Acceptance(
+        log.sent = log.broadcast.create_tasks(log.plan)
+        log.received = ReportReceiver(
             round=log.plan.number,
             layout=setup.layout,
             shared=log.broadcast.downlink.shared,
@@ -72,14 +72,14 @@ class UpdateCollector(RoundHook, ABC):
         return self.receive(log, before)
 
     @abstractmethod
-    def receive(self, log: RoundLog, before: Progress) -> AggregationResult:
+    def receive(self, log: RoundLog, before: ServerState) -> AggregationResult:
         """Send the broadcast, receive the reports, and return what the accepted updates lead to."""
 
     def measure_traffic(self, log: RoundLog) -> Traffic:
         """Return the bytes of a round; those of an average round if the cohort is secret."""
         if log.plan.expected_cohort is not None:
-            return log.broadcast.expected(log.plan.expected_cohort)
-        received, answers = log.received, log.received.answers or Answers()
+            return log.broadcast.estimate_traffic(log.plan.expected_cohort)
+        received, answers = log.received, log.received.answers or ClientAnswers()
         return Traffic(
             sum(result.uplink_bytes for result in received.results) + answers.uplink_bytes,
             sum(s.bytes for s in log.sent) + received.passed_on + answers.downlink_bytes,
@@ -89,7 +89,7 @@ class UpdateCollector(RoundHook, ABC):
 
     def report_left_out(self, log: RoundLog) -> None:
         """Tell the user why updates of real clients are left out."""
-        why = log.received.why_left_out(self.transport.called)
+        why = log.received.explain_rejections(self.transport.called)
         if why and log.received.accepted and self.transport.remote and not log.plan.secret:
             self.observer.say(f"round {log.plan.number} without {escape(why)}")
         for client, loss in log.received.overstated.items():
@@ -99,13 +99,13 @@ class UpdateCollector(RoundHook, ABC):
                     f"{loss:g}, far above the others'; it counts as {log.received.most_loss:g}"
                 )
 
-    def _ask(self, log: RoundLog, before: Progress) -> Answers | None:
+    def _ask(self, log: RoundLog, before: ServerState) -> ClientAnswers | None:
         """Return the answers that the strategy wants before clients train; None: it asks nothing."""
         text = self.setup.strategy.asks
         if not text:
             return None
         questions = Questions(self.setup, self.transport, before, self.transport.most_rows(), self.observer.say)
-        return questions.each(asked(text), log.plan.cohort, log.plan.number)
+        return questions.ask_each(parse_question(text), log.plan.cohort, log.plan.number)
 
 
 class OrderedCollector(UpdateCollector):
@@ -114,17 +114,17 @@ class OrderedCollector(UpdateCollector):
     enough = 0
     """Valid reports that end a round; 0: those of the whole cohort."""
 
-    def receive(self, log: RoundLog, before: Progress) -> AggregationResult:
+    def receive(self, log: RoundLog, before: ServerState) -> AggregationResult:
         """Fold the updates in client order."""
         received, working = log.received, log.clock.aggregating
-        early = received.early(self.transport.outstanding, working)
-        for report, sent in self.transport.answers(log.sent, self.enough, early):
+        early = received.create_early_decoder(self.transport.outstanding, working)
+        for report, sent in self.transport.receive_answers(log.sent, self.enough, early):
             with working:
                 received.add(report, sent)
         with working:
             return self._finish(log, before)
 
-    def _finish(self, log: RoundLog, before: Progress) -> AggregationResult:
+    def _finish(self, log: RoundLog, before: ServerState) -> AggregationResult:
         """Step along the accepted updates; without any, keep the state.
 
         Real clients that fail, or lie, must not end the federation of the others.
@@ -139,7 +139,7 @@ class OrderedCollector(UpdateCollector):
             return received.aggregator.finish(before.memory)
         if received.spent < len(received.results):
             failed = f"round {number}: none of {len(received.results)} clients returned a valid update"
-            why = received.why_left_out(self.transport.called)
+            why = received.explain_rejections(self.transport.called)
             everyone = len(received.results) == self.setup.clients and not received.lost
             if not self.transport.remote or everyone:
                 self.store.records.append("clients.jsonl", *(result.line() for result in received.results))
@@ -159,7 +159,7 @@ class BufferedCollector(OrderedCollector):
         """Valid reports that end a round."""
         return self.setup.strategy.asynchronous
 
-    def open(self, state: Progress | None) -> None:
+    def open(self, state: ServerState | None) -> None:
         """Take over the clients that were training when the server stopped."""
         if state is not None and state.round < self.setup.rounds:
             resent = self.transport.resume(state.in_flight)
@@ -170,13 +170,13 @@ class BufferedCollector(OrderedCollector):
         traffic, resent, self.resent = super().measure_traffic(log), self.resent, 0
         return replace(traffic, downlink_bytes=traffic.downlink_bytes + resent)
 
-    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+    def select(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
         """Ask idle clients only, as many as bring those at work to the size of the cohort."""
         if plan.kind == "prepare":
             return plan
-        return replace(plan, cohort=self.transport.idle(plan.cohort, self.setup.config.seed, plan.number))
+        return replace(plan, cohort=self.transport.select_idle(plan.cohort, self.setup.config.seed, plan.number))
 
-    def before_commit(self, state: Progress) -> Progress:
+    def before_commit(self, state: ServerState) -> ServerState:
         """Save who is at work."""
         return replace(state, in_flight=self.transport.in_flight)
 
@@ -184,7 +184,7 @@ class BufferedCollector(OrderedCollector):
 class MaskedCollector(UpdateCollector):
     """Learns the sum of a cohort's updates, and no single one."""
 
-    def receive(self, log: RoundLog, before: Progress) -> AggregationResult:
+    def receive(self, log: RoundLog, before: ServerState) -> AggregationResult:
         """Form the sum and step along it; if the sum is void, keep the state."""
         setup, received, number, clip, void = self.setup, log.received, log.plan.number, before.clip, ""
         assert clip is not None  # from the sum before round 1
@@ -196,18 +196,18 @@ class MaskedCollector(UpdateCollector):
         try:
             losses = Losses(setup.task.least_loss, MOST_TIMES * max([1.0, *before.losses[-1:]]))
             total = masked.of([s.instruction for s in log.sent], "train", setup.by_rows, weights, losses)
-            rate = setup.schedule.at(number) * before.standing.rate
-            mean = step_of(total, setup, rate, shapes, before.adapter[next(iter(shapes))].dtype, before.told)
+            rate = setup.schedule.get_rate(number) * before.standing.rate
+            mean = compute_step(total, setup, rate, shapes, before.adapter[next(iter(shapes))].dtype, before.told)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, before.adapter, mean)
             received.add_mean(update, total.loss, total.rows, masked.arrived)
-            next_clip = total.next_clip(masked.told, self.secure, self._growth(number))
+            next_clip = total.next_clip(masked.told, self.secure, self._compute_rate_ratio(number))
             result = replace(received.aggregator.finish(before.memory), clip=next_clip)
         except VoidError as error:
             void = str(error)
             self.observer.say(f"round {number}: {void}; the model stays as it is")
             result = AggregationResult(before.adapter, before.memory, clip=clip)
         masked.tell(self.observer.say)
-        received.results.extend(masked.results(log.sent, void, confidential=self.secure.noisy))
+        received.results.extend(masked.create_results(log.sent, void, confidential=self.secure.noisy))
         received.rejected.extend(masked.failed)
         received.passed_on = sum(masked.sent.values())
         self.report_left_out(log)
@@ -216,9 +216,9 @@ class MaskedCollector(UpdateCollector):
     def measure_traffic(self, log: RoundLog) -> Traffic:
         """Return the bytes of a round; those of an average sum if the cohort is secret."""
         traffic = super().measure_traffic(log)
-        return masked_traffic(traffic, self.setup, log.broadcast) if log.plan.secret else traffic
+        return compute_masked_traffic(traffic, self.setup, log.broadcast) if log.plan.secret else traffic
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """After an undone step, shorten the reach of the grid as much as the safeguard lowers the learning rate."""
         if not log.undone or self.secure.noisy or after.clip is None:
             return after
@@ -230,11 +230,11 @@ class MaskedCollector(UpdateCollector):
         assert self.setup.secure_sum is not None
         return self.setup.secure_sum
 
-    def _growth(self, number: int) -> float:
+    def _compute_rate_ratio(self, number: int) -> float:
         """Return the ratio of the next round's learning rate to this one's; 1 after the last round."""
         schedule = self.setup.schedule
-        last = number >= self.setup.rounds or not schedule.at(number)
-        return 1.0 if last else schedule.at(number + 1) / schedule.at(number)
+        last = number >= self.setup.rounds or not schedule.get_rate(number)
+        return 1.0 if last else schedule.get_rate(number + 1) / schedule.get_rate(number)
 
 
 def choose_collector(setup: Setup) -> type[UpdateCollector]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.run.records import plain
+from fedpeft.run.records import convert_to_plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.learned import products
-from fedpeft.server.progress import Progress
+from fedpeft.server.learned import has_products
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog
-from fedpeft.trust.disagreement import Watched
+from fedpeft.trust.disagreement import WatchingAggregator
 
 
 class DisagreementHook(RoundHook):
@@ -21,15 +21,15 @@ class DisagreementHook(RoundHook):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
+    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Watch the updates that `inner` takes."""
-        return Watched(inner, self.setup.layout, products(self.setup))
+        return WatchingAggregator(inner, self.setup.layout, has_products(self.setup))
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Record how the clients disagree; a round of fewer than two updates has no line."""
         disagreement = log.aggregation.disagreement
         if disagreement is not None:
             log.result = replace(
                 log.result, cancelled_share=disagreement.cancelled, sign_conflict=disagreement.conflict
             )
-            log.lines["disagreement.jsonl"] = [plain(disagreement.line(log.plan.number))]
+            log.lines["disagreement.jsonl"] = [convert_to_plain(disagreement.to_dict(log.plan.number))]

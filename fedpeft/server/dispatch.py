@@ -11,20 +11,20 @@ import torch
 
 from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.downlink import Downlink, Package, Sent
+from fedpeft.communication.downlink import Downlink, Package, SentState
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
-from fedpeft.communication.release import Release, common_digest, digest_of
+from fedpeft.communication.release import Release, compute_common_digest, compute_digest
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.run.setup import Setup
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.traffic import Traffic
 
 NO_STEPS: Mapping[int, int] = MappingProxyType({})
 
 
-class Dispatch:
+class Broadcast:
     """What the server sends in a round.
 
     Args:
@@ -34,17 +34,17 @@ class Dispatch:
         steps: local steps of some clients, instead of what their profiles say.
     """
 
-    def __init__(self, setup: Setup, progress: Progress, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
+    def __init__(self, setup: Setup, progress: ServerState, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
         self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
         lossless = parse_codec(setup.lossless)
-        self.downlink = self._downlink(progress.adapter)
+        self.downlink = self._create_downlink(progress.adapter)
         self._of_groups: dict[str, Downlink] = {"": self.downlink}
         shared = self.downlink.shared
         states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
         self.correction = setup.drift.encode(states, lossless)
         self.told = lossless.encode(progress.told) if progress.told else b""
 
-    def _downlink(self, state: State) -> Downlink:
+    def _create_downlink(self, state: State) -> Downlink:
         """What is made of the global state, or of a group's."""
         setup, progress = self.setup, self.progress
         return Downlink(
@@ -60,28 +60,30 @@ class Dispatch:
             setup.config.seed,
         )
 
-    def cohort(self, plan: RoundPlan) -> list[Sent]:
+    def create_tasks(self, plan: RoundPlan) -> list[SentState]:
         """What each client that takes part in a round is sent."""
-        bits = self.setup.uplink.bits(self._situation(plan.cohort))
+        bits = self.setup.uplink.compute_bits(self._build_situation(plan.cohort))
         if plan.bits_share < 1:
             bits = {k: plan.bits_share * bits.get(k, self.setup.uplink.codec.bits) for k in plan.cohort}
         found = []
         for client in plan.cohort:
-            asked = self.instruction("train", client, plan.number, bits.get(client, 0.0), plan.attempt)
+            asked = self.create_instruction("train", client, plan.number, bits.get(client, 0.0), plan.attempt)
             base = self.downlink.base(asked.acknowledged)
-            package = self._package(client)
-            found.append(Sent(asked, package, len(base)))
+            package = self._create_package(client)
+            found.append(SentState(asked, package, len(base)))
         return found
 
-    def instruction(self, kind: Kind, client: int, round: int, bits: float = 0.0, attempt: int = 0) -> Instruction:
+    def create_instruction(
+        self, kind: Kind, client: int, round_number: int, bits: float = 0.0, attempt: int = 0
+    ) -> Instruction:
         """What a client is asked; the fields are those of `Instruction`."""
         down, profile = self.downlink, self.setup.profiles[client]
         form, last = self.form(client), self.progress.acknowledged.get(client, 0)
         return Instruction(
             kind=kind,
-            round=round,
+            round=round_number,
             client=client,
-            payload=self._package(client).payload,
+            payload=self._create_package(client).payload,
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
             acknowledged=last,
@@ -91,22 +93,22 @@ class Dispatch:
             bits=bits,
             residual=down.base(last) if self.remote else b"",
             attempt=attempt,
-            **self._alike(kind, round),
+            **self._build_common_fields(kind, round_number),
         )
 
-    def _alike(self, kind: Kind, round: int) -> dict[str, Any]:
+    def _build_common_fields(self, kind: Kind, round_number: int) -> dict[str, Any]:
         """The fields that all clients of a round are sent alike."""
         down = self.downlink
         return {
-            "learning_rate": self.learning_rate(round),
-            "trained": () if len(down.trained) == len(self.setup.layout.names) else self._positions(down.trained),
-            "private": self._positions(down.private),
+            "learning_rate": self.get_learning_rate(round_number),
+            "trained": () if len(down.trained) == len(self.setup.layout.names) else self._find_positions(down.trained),
+            "private": self._find_positions(down.private),
             "base": self.progress.residual.version,
             "correction": self.correction,
             "told": self.told if kind == "train" else b"",
         }
 
-    def release(self, kind: Kind, round: int, asks: str = "") -> Release:
+    def release(self, kind: Kind, round_number: int, asks: str = "") -> Release:
         """What all clients of a round are told alike; of every form that a client has, whoever is asked.
 
         States of groups are not compared: a client is not told which others have the same.
@@ -115,39 +117,41 @@ class Dispatch:
         base = self.progress.residual.total
         return Release(
             kind=kind,
-            round=round,
-            states={name: digest for form in forms for name, digest in self.downlink.released(form).items()},
-            common=common_digest(Instruction(kind, round, 0, b"", asks=asks, **self._alike(kind, round))),
-            base=digest_of(base) if base else "",
+            round=round_number,
+            states={name: digest for form in forms for name, digest in self.downlink.get_digests(form).items()},
+            common=compute_common_digest(
+                Instruction(kind, round_number, 0, b"", asks=asks, **self._build_common_fields(kind, round_number))
+            ),
+            base=compute_digest(base) if base else "",
             asks=asks,
         )
 
-    def learning_rate(self, round: int) -> float:
+    def get_learning_rate(self, round_number: int) -> float:
         """The clients' of a round."""
-        rate: float = self.setup.schedule.at(round) * self.progress.standing.rate
+        rate: float = self.setup.schedule.get_rate(round_number) * self.progress.standing.rate
         return rate
 
-    def form(self, client: int) -> ClientForm | None:
+    def form(self, client: int) -> AdapterShape | None:
         """LoRA rank and alpha of a client, as they are now."""
         return self.progress.forms.get(client, self.setup.profiles[client].form)
 
-    def _package(self, client: int) -> Package:
+    def _create_package(self, client: int) -> Package:
         held, newcomer = self.progress.held.get(client, 0), not self.progress.acknowledged.get(client, 0)
-        return self._of_client(client).package(self.form(client), held, newcomer, client)
+        return self._get_client_downlink(client).create_package(self.form(client), held, newcomer, client)
 
-    def _of_client(self, client: int) -> Downlink:
+    def _get_client_downlink(self, client: int) -> Downlink:
         """What is made of the state that a client is sent."""
         rule, progress = self.setup.strategy, self.progress
         group = rule.group(client, progress.learned)
         if group not in self._of_groups:
             state = rule.of_group(group, progress.adapter, progress.learned, self.setup.layout)
-            self._of_groups[group] = self._downlink(state)
+            self._of_groups[group] = self._create_downlink(state)
         return self._of_groups[group]
 
-    def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
+    def _find_positions(self, names: frozenset[str]) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.setup.layout.names) if name in names)
 
-    def _situation(self, cohort: Sequence[int]) -> Situation:
+    def _build_situation(self, cohort: Sequence[int]) -> Situation:
         """What precision rules go by; clients whose rows are not known yet count as average ones."""
         rows, weights = self.progress.rows, dict.fromkeys(cohort, 1.0)
         if self.setup.by_rows:
@@ -160,7 +164,7 @@ class Dispatch:
             speeds={k: self.setup.profiles[k].link for k in cohort},
         )
 
-    def expected(self, cohort: int, bits_share: float = 1.0) -> Traffic:
+    def estimate_traffic(self, cohort: int, bits_share: float = 1.0) -> Traffic:
         """Return what the expected number of clients costs, whoever takes part.
 
         An update is as long as one of random numbers, which for most codecs is exact.
@@ -173,14 +177,14 @@ class Dispatch:
         setup, down = self.setup, self.downlink
         uplink_bytes = downlink_bytes = base_bytes = parameters = 0
         for form, count in Counter(profile.form for profile in setup.profiles).items():
-            layout, expected = setup.layout.with_form(form), cohort / setup.clients * count
-            draws = seeds.torch_generator(setup.config.seed, "bytes of an update")
+            layout, expected = setup.layout.replace_form(form), cohort / setup.clients * count
+            draws = seeds.create_torch_generator(setup.config.seed, "bytes of an update")
             update = {name: torch.randn(layout.shapes[name], generator=draws) for name in sorted(down.shared)}
             update = {name: tensor.to(self.progress.adapter[name].dtype) for name, tensor in update.items()}
-            payload, _ = setup.uplink.without_memory().encode(
+            payload, _ = setup.uplink.remove_memory().encode(
                 update, {}, bits=bits, seed=setup.config.seed, trained=update, layout=layout
             )
-            base, sent = len(down.base(0)), down.package(form, 0, newcomer=False).payload
+            base, sent = len(down.base(0)), down.create_package(form, 0, newcomer=False).payload
             uplink_bytes += round(expected * len(payload))
             downlink_bytes += round(expected * (len(sent) + base + len(self.correction) + len(self.told)))
             base_bytes += round(expected * base)

@@ -7,9 +7,9 @@ from pathlib import Path
 from safetensors.torch import save
 
 from fedpeft.machine import files
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 
 STATES = "states"
 """Folder of a run's last global states."""
@@ -21,13 +21,13 @@ class EnsembleHook(RoundHook):
     def __init__(self, folder: Path, last: int) -> None:
         self.folder, self.last = folder, last
 
-    def before_commit(self, state: Progress) -> Progress:
+    def before_commit(self, state: ServerState) -> ServerState:
         """Write the state of this round, and remove those that are too old.
 
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        with writing(self.folder):
+        with raise_write_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
             tensors = {name: tensor.contiguous() for name, tensor in state.adapter.items()}
             files.replace(self.folder / f"{state.round:06d}.safetensors", save(tensors))

@@ -16,17 +16,17 @@ from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.communication.downlink import Versions
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
-from fedpeft.models.client_accuracy import worst_tenth
+from fedpeft.models.client_accuracy import compute_worst_tenth
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import check_evaluation, reason_of
-from fedpeft.server.dispatch import Dispatch
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.acceptance import check_evaluation, describe_rejection
+from fedpeft.server.dispatch import Broadcast
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog, StartLog
-from fedpeft.server.sampling import measured
+from fedpeft.server.sampling import select_measured_clients
 
 HELD_OUT = 0.2
 """Share of each client's rows that it is evaluated on and does not train on, where clients have models of their own."""
@@ -47,7 +47,7 @@ class OwnRows:
     pooled_accuracy: float
 
 
-def own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
+def summarize_own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
     """The summary of the clients' reports; 0 clients and not-a-number where nobody has held-out rows.
 
     `most_weight`: a client counts at most as much as so many median clients, whatever it says of its rows; 0: no limit.
@@ -62,7 +62,7 @@ def own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
     return OwnRows(
         sum(r.loss for r in heard) / len(heard),
         sum(accuracies) / len(heard),
-        worst_tenth(accuracies),
+        compute_worst_tenth(accuracies),
         len(heard),
         sum(r.loss * r.count * share for r, share in zip(heard, believed, strict=True)) / predictions,
         sum(r.correct * share for r, share in zip(heard, believed, strict=True)) / predictions,
@@ -84,27 +84,27 @@ class EvaluationHook(RoundHook):
     """
 
     def __init__(
-        self, setup: Setup, transport: Exchange, evaluate: Evaluate | None, say: Callable[[str], None]
+        self, setup: Setup, transport: Transport, evaluate: Evaluate | None, say: Callable[[str], None]
     ) -> None:
         self.setup, self.transport, self.evaluate, self.say = setup, transport, evaluate, say
 
-    def after_start(self, state: Progress, log: StartLog) -> Progress:
+    def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Evaluate a start that clients' statistics have made, or that may be the best state."""
-        if log.result is None and not self.setup.steering.keep_best:
+        if log.result is None and not self.setup.training_control.keep_best:
             return state
-        log.metrics = metrics = self._metrics(state)
+        log.metrics = metrics = self._compute_metrics(state)
         if log.result is not None and metrics is not None:
             log.result = replace(log.result, loss=metrics.loss, accuracy=metrics.accuracy)
         return state
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Evaluate the state if it is time to."""
         number, every = log.plan.number, self.setup.measured.validation.every
         if number == self.setup.rounds or number % every == 0:
-            log.metrics = self._metrics(after)
+            log.metrics = self._compute_metrics(after)
         return after
 
-    def _metrics(self, state: Progress) -> Metrics | None:
+    def _compute_metrics(self, state: ServerState) -> Metrics | None:
         """Return the metrics of the global state, or of each client's model if they differ."""
         if self.evaluate and not self.setup.personal:
             return self.evaluate(state.reached, state.residual.version)
@@ -116,26 +116,26 @@ class EvaluationHook(RoundHook):
         return Metrics(own.pooled_loss, own.pooled_accuracy, own.worst_accuracy)
 
 
-def ask_own_rows(setup: Setup, transport: Exchange, state: Progress, say: Callable[[str], None]) -> OwnRows:
+def ask_own_rows(setup: Setup, transport: Transport, state: ServerState, say: Callable[[str], None]) -> OwnRows:
     """Have each client evaluate its model on its own held-out examples; of very many clients, some do.
 
     This traffic serves measurement and is not counted.
     """
     if AVERAGE in state.memory:
         state = replace(state, adapter=state.reached, versions=Versions(), held={})  # sent whole
-    sent = Dispatch(setup, state, transport.remote)
-    asked = measured(setup.clients, setup.config.seed)
+    sent = Broadcast(setup, state, transport.remote)
+    asked = select_measured_clients(setup.clients, setup.config.seed)
     transport.publish(lambda: sent.release("evaluate", state.round))
-    instructions = (sent.instruction("evaluate", client, state.round) for client in asked)
+    instructions = (sent.create_instruction("evaluate", client, state.round) for client in asked)
     valid = []
-    for report in transport.in_order(instructions, len(asked), "evaluate"):
+    for report in transport.send_in_order(instructions, len(asked), "evaluate"):
         try:
             if report.count:
                 numbers = setup.task.targets == "numbers"
                 check_evaluation(report, setup.predictions, numbers, setup.task.least_loss)
         except PayloadError as error:
-            refused = reason_of(f"{transport.called(report.client)}'s evaluation does not count", str(error))
+            refused = describe_rejection(f"{transport.called(report.client)}'s evaluation does not count", str(error))
             say(escape(refused))
             continue
         valid.append(report)
-    return own_rows(valid, transport.members.most_weight)
+    return summarize_own_rows(valid, transport.members.most_weight)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedpeft.aggregation.aggregator import Aggregator
-from fedpeft.aggregation.exactness import measured
+from fedpeft.aggregation.exactness import add_measurement
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.run.setup import Setup
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog
 
 
@@ -19,11 +19,11 @@ class ExactnessHook(RoundHook):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
+    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Measure `inner` if the error is defined."""
-        return measured(inner, self.setup.strategy, self.setup.layout, self.setup.weight_changes)
+        return add_measurement(inner, self.setup.strategy, self.setup.layout, self.setup.weight_changes)
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Record the error."""
         log.result = replace(log.result, aggregation_error=log.aggregation.error)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog
 
 
@@ -31,21 +31,21 @@ class Examiner(RoundHook):
     answers: Callable[[Exam, State, int], list[Said]]
     say: Callable[[str], None]
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Write the line of evaluations.jsonl if it is time to."""
         number = log.plan.number
         if number % self.every and number != self.rounds:
             return
-        line = self.line(state)
+        line = self.build_line(state)
         measures = ", ".join(f"{name} {value:.3f}" for name, value in line.items() if name not in ("round", "answers"))
         self.say(f"round {number}: {measures} of {len(line['answers'])} questions")
         log.lines["evaluations.jsonl"] = [line]
 
-    def line(self, progress: Progress) -> dict[str, Any]:
+    def build_line(self, progress: ServerState) -> dict[str, Any]:
         """Of evaluations.jsonl: the round, the measures, and each question with its right answers and what was said."""
         said = self.answers(self.exam, progress.reached, progress.residual.version)
         asked = [
             {"question": question.asked, "right": list(question.right), "said": texts[0]}
             for question, texts in zip(self.exam.questions, said, strict=True)
         ]
-        return {"round": progress.round, **self.exam.measures(said), "answers": asked}
+        return {"round": progress.round, **self.exam.compute_measures(said), "answers": asked}

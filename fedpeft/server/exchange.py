@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedpeft import seeds
-from fedpeft.communication.downlink import Sent
-from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
-from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
+from fedpeft.communication.downlink import SentState
+from fedpeft.communication.flower_grid import MESSAGE_TYPES, get_node_id
+from fedpeft.communication.messages import Instruction, Report, answer_to, write_record
 from fedpeft.communication.release import Release
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.server.in_flight import InFlight
-from fedpeft.server.parked import Parked
+from fedpeft.server.parked import ReportBuffer
 from fedpeft.server.sum_journal import SumJournal
 
 Early = Callable[[Report], None]
@@ -25,18 +25,18 @@ WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
 
 
-def numbered(client: int) -> str:
+def format_client(client: int) -> str:
     """What a client is called where it has no name of its own."""
     return f"client {client}"
 
 
-def unlimited() -> float:
+def get_no_limit() -> float:
     """Put no cap on reported example counts."""
     return math.inf
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedClients:
     """What the server knows of clients that have joined; by default nothing, as in simulations.
 
     Attributes:
@@ -50,11 +50,11 @@ class Joined:
     most_weight: float = 0.0
 
 
-NOBODY = Joined()
+NOBODY = JoinedClients()
 
 
 @dataclass
-class Exchange:
+class Transport:
     """The clients at the other end of a grid.
 
     Attributes:
@@ -78,10 +78,10 @@ class Exchange:
     remote: bool = False
     announce: Callable[[Release], str] | None = None
     journal: SumJournal | None = None
-    called: Callable[[int], str] = numbered
-    members: Joined = NOBODY
-    most_rows: Callable[[], float] = unlimited
-    outstanding: dict[int, Sent] = field(default_factory=dict)
+    called: Callable[[int], str] = format_client
+    members: JoinedClients = NOBODY
+    most_rows: Callable[[], float] = get_no_limit
+    outstanding: dict[int, SentState] = field(default_factory=dict)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
     recorded: str = ""
@@ -91,7 +91,9 @@ class Exchange:
         if self.announce is not None:
             self.recorded = self.announce(make_release())
 
-    def answers(self, sent: Sequence[Sent], buffer: int, early: Early | None = None) -> Iterator[tuple[Report, Sent]]:
+    def receive_answers(
+        self, sent: Sequence[SentState], buffer: int, early: Early | None = None
+    ) -> Iterator[tuple[Report, SentState]]:
         """Send the instructions of a round of training, and yield each report with what its client was sent.
 
         `buffer`: how many good ones are waited for, of whoever has been asked; 0: all, in order. `early` is shown each
@@ -100,9 +102,9 @@ class Exchange:
         self.outstanding |= {s.instruction.client: s for s in sent}
         instructions = [s.instruction for s in sent]
         if buffer:
-            reports = self._first(instructions, buffer, "train")
+            reports = self._receive_first(instructions, buffer, "train")
         else:
-            reports = self.in_order(instructions, len(instructions), "train", early)
+            reports = self.send_in_order(instructions, len(instructions), "train", early)
         for report in reports:
             yield report, self.outstanding.pop(report.client)
 
@@ -119,12 +121,12 @@ class Exchange:
         """
         self.outstanding = {s.instruction.client: s for s in in_flight.sent}
         self.arrived = deque(in_flight.arrived)
-        waves = list(in_flight.waves())
+        waves = list(in_flight.iterate_waves())
         for wave in waves:
             self._push(wave)
         return sum(self.outstanding[i.client].bytes for wave in waves for i in wave)
 
-    def in_order(
+    def send_in_order(
         self, instructions: Iterable[Instruction], total: int, phase: str, early: Early | None = None
     ) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions.
@@ -134,11 +136,11 @@ class Exchange:
         """
         done = 0
         self.answered(phase, done, total)
-        for wave in _waves(instructions, WAVE):
+        for wave in _split_into_waves(instructions, WAVE):
             self._await_training({i.client for i in wave})
             sent = self._push(wave)
             order = deque(i.client for i in wave)
-            parked = Parked()
+            parked = ReportBuffer()
             while order:
                 for message, report in self._pull():
                     if message not in sent:
@@ -157,7 +159,7 @@ class Exchange:
                     order.popleft()
                     yield turn
 
-    def _first(self, instructions: Sequence[Instruction], enough: int, phase: str) -> Iterator[Report]:
+    def _receive_first(self, instructions: Sequence[Instruction], enough: int, phase: str) -> Iterator[Report]:
         """Send the instructions, and yield the next reports of whoever has been asked, until `enough` of them are good.
 
         They come in the order of arrival, and are yielded in the order of client ids.
@@ -174,19 +176,19 @@ class Exchange:
             self.answered(phase, good, enough)
         yield from sorted(taken, key=lambda report: report.client)
 
-    def under_way(self, round: int) -> list[int]:
+    def under_way(self, round_number: int) -> list[int]:
         """Whom a server that was restarted has asked for the secure sum of a round; empty: for none."""
-        return self.journal.cohort(round) if self.journal is not None else []
+        return self.journal.load_cohort(round_number) if self.journal is not None else []
 
-    def joined(self, clients: int) -> list[int]:
+    def list_joined(self, clients: int) -> list[int]:
         """Ids of those of so many clients that are known by now."""
         nodes = set(self.grid.get_node_ids())
-        return [client for client in range(clients) if node_of(client) in nodes]
+        return [client for client in range(clients) if get_node_id(client) in nodes]
 
-    def idle(self, cohort: Sequence[int], seed: int, round: int) -> list[int]:
+    def select_idle(self, cohort: Sequence[int], seed: int, round_number: int) -> list[int]:
         """Of a cohort drawn for an asynchronous step, as many as bring those asked to that number again."""
         idle = [client for client in cohort if client not in self.outstanding]
-        seeds.generator(seed, "idle", round).shuffle(idle)
+        seeds.create_generator(seed, "idle", round_number).shuffle(idle)
         return sorted(idle[: max(0, len(cohort) - len(self.outstanding))])
 
     def _await_training(self, clients: Set[int]) -> None:
@@ -196,7 +198,8 @@ class Exchange:
     def _push(self, wave: Sequence[Instruction]) -> frozenset[str]:
         """The ids of the messages that have been sent."""
         messages = [
-            self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round)) for i in wave
+            self.grid.create_message(write_record(i), MESSAGE_TYPES[i.kind], get_node_id(i.client), str(i.round))
+            for i in wave
         ]
         sent = dict(zip(self.grid.push_messages(messages), wave, strict=True))
         self.pending |= sent
@@ -212,7 +215,7 @@ class Exchange:
                 yield identifier, answer_to(asked, message)
 
 
-def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:
+def _split_into_waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:
     wave: list[Instruction] = []
     for instruction in instructions:
         wave.append(instruction)

@@ -9,7 +9,7 @@ from typing import Any
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.run.observer import Observer, validating
+from fedpeft.run.observer import Observer, announce_validation
 from fedpeft.run.setup import Setup
 from fedpeft.server import (
     evaluation,
@@ -22,8 +22,8 @@ from fedpeft.server import (
     user_hook,
 )
 from fedpeft.server.collectors import choose_collector
-from fedpeft.server.energy import EnergyBook, EnergyHook
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.energy import EnergyHook, EnergyTracker
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import RoundHook
 from fedpeft.server.progress import RunStore
 
@@ -61,13 +61,13 @@ class RunParts:
     """
 
     setup: Setup
-    transport: Exchange
+    transport: Transport
     store: RunStore
     observer: Observer
     model: ServerModel
     begun: Mapping[str, Any] = field(default_factory=dict)
     privacy: PrivacyEngine | None = None
-    book: EnergyBook | None = None
+    book: EnergyTracker | None = None
 
 
 def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
@@ -80,7 +80,7 @@ def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
     """
     setup, transport, store, observer, model = run.setup, run.transport, run.store, run.observer, run.model
     say = observer.say
-    validation_loss = validating(observer, model.validation_loss)
+    validation_loss = announce_validation(observer, model.validation_loss)
     offered = (
         exactness.attach(setup),
         safeguard.attach(setup, store, validation_loss, say),
@@ -89,7 +89,7 @@ def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
         private_rounds.attach(setup, run.privacy, transport, say),
         None if run.book is None else EnergyHook(run.book, store.records),
         tasks.attach(setup, transport, model.score_task, say),
-        evaluation.EvaluationHook(setup, transport, validating(observer, model.evaluate), say),
+        evaluation.EvaluationHook(setup, transport, announce_validation(observer, model.evaluate), say),
         keep_best.attach(setup),
         *(part.attach(run) for part in setup.measured.parts),
         *user_hook.attach(setup),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog, StartLog
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class RoundHook:
             ConfigError, PrivacyError: states what does not fit, and what to do.
         """
 
-    def open(self, state: Progress | None) -> None:
+    def open(self, state: ServerState | None) -> None:
         """Begin: `state` is the checkpoint of a resumed run; None: the run is new."""
 
-    def saved(self) -> dict[str, Any]:
+    def get_checkpoint(self) -> dict[str, Any]:
         """Return the hook's part of the checkpoint as JSON values; `open` finds it in `state.hooks[name]`."""
         return {}
 
@@ -51,19 +51,19 @@ class RoundHook:
         """
         return ""
 
-    def ends(self, state: Progress) -> str:
+    def ends(self, state: ServerState) -> str:
         """Return why the run ends before the next round; empty: it goes on. Nothing is drawn or charged yet."""
         return ""
 
-    def after_start(self, state: Progress, log: StartLog) -> Progress:
+    def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Return the state before round 1."""
         return state
 
-    def before_round(self, state: Progress) -> Progress:
+    def before_round(self, state: ServerState) -> ServerState:
         """Return the state that the next round begins with."""
         return state
 
-    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+    def select(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
         """Return the plan of a round, or of the preparation, such as another cohort or a charge. Nothing is sent yet.
 
         Raises:
@@ -71,25 +71,25 @@ class RoundHook:
         """
         return plan
 
-    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
+    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Return an aggregator that wraps or replaces `inner`."""
         return inner
 
     def reported(self, report: Report) -> None:
         """Take note of a report, as soon as it has arrived; it may be refused later."""
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Return the state after the step from `before` to `after`; the hook may undo the step."""
         return after
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Write fields of `log.result`, and lines of record files that `fedpeft.run.records.LINES` names."""
 
-    def before_commit(self, state: Progress) -> Progress:
+    def before_commit(self, state: ServerState) -> ServerState:
         """Write files that must exist before the checkpoint, and return the state to save; may be repeated."""
         return state
 
-    def section(self, state: Progress) -> Mapping[str, Any] | None:
+    def section(self, state: ServerState) -> Mapping[str, Any] | None:
         """Return the hook's section of summary.json and of the report: JSON values by label; None: it has none.
 
         The loop calls it after the run, with the last state.

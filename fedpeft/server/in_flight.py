@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.clients.store import labelled, section
-from fedpeft.communication.downlink import Package, Sent
+from fedpeft.clients.store import add_label, select_section
+from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.peft.adapter import State
 
@@ -34,17 +34,17 @@ class InFlight:
         arrived: the reports of some of them, in the order of arrival.
     """
 
-    sent: tuple[Sent, ...] = ()
+    sent: tuple[SentState, ...] = ()
     arrived: tuple[Report, ...] = ()
 
-    def waves(self) -> Iterator[list[Instruction]]:
+    def iterate_waves(self) -> Iterator[list[Instruction]]:
         """Yield the instructions without a report, those of one round together: clients are trained in groups."""
         done = {report.client for report in self.arrived}
         waiting = (s.instruction for s in self.sent if s.instruction.client not in done)
         for _, wave in groupby(waiting, key=lambda instruction: instruction.round):
             yield list(wave)
 
-    def state(self) -> State:
+    def to_tensors(self) -> State:
         """Return the tensors for a checkpoint; none if no client is in flight."""
         if not self.sent:
             return {}
@@ -52,7 +52,7 @@ class InFlight:
         plain = {
             "sent": [
                 {
-                    "instruction": pool.fields_of(s.instruction),
+                    "instruction": pool.build_fields(s.instruction),
                     "state": pool.add_state(s.package.state),
                     "version": s.package.base,
                     "ranks": s.package.ranks,
@@ -60,24 +60,24 @@ class InFlight:
                 }
                 for s in self.sent
             ],
-            "arrived": [pool.fields_of(report) for report in self.arrived],
+            "arrived": [pool.build_fields(report) for report in self.arrived],
         }
-        return {PLAIN: _tensor(json.dumps(plain).encode()), **pool.tensors()}
+        return {PLAIN: _convert_to_tensor(json.dumps(plain).encode()), **pool.to_tensors()}
 
     @classmethod
-    def of(cls, state: State) -> InFlight:
+    def from_tensors(cls, state: State) -> InFlight:
         """Return what `state` was made from."""
         if not state:
             return cls()
-        plain = json.loads(_bytes(state[PLAIN]))
-        payloads = [_bytes(tensor) for _, tensor in sorted(section(state, "payload").items())]
-        states = {key: section(state, f"state/{key}") for key in {s["state"] for s in plain["sent"]}}
+        plain = json.loads(_convert_to_bytes(state[PLAIN]))
+        payloads = [_convert_to_bytes(tensor) for _, tensor in sorted(select_section(state, "payload").items())]
+        states = {key: select_section(state, f"state/{key}") for key in {s["state"] for s in plain["sent"]}}
         sent = []
         for entry in plain["sent"]:
-            instruction = _message(Instruction, entry["instruction"], payloads)
+            instruction = _create_message(Instruction, entry["instruction"], payloads)
             package = Package(instruction.payload, states[entry["state"]], entry["version"], tuple(entry["ranks"]))
-            sent.append(Sent(instruction, package, entry["base_bytes"]))
-        return cls(tuple(sent), tuple(_message(Report, entry, payloads) for entry in plain["arrived"]))
+            sent.append(SentState(instruction, package, entry["base_bytes"]))
+        return cls(tuple(sent), tuple(_create_message(Report, entry, payloads) for entry in plain["arrived"]))
 
 
 class _Pool:
@@ -87,7 +87,7 @@ class _Pool:
         self._payloads: dict[bytes, int] = {}
         self._states: dict[int, tuple[str, State]] = {}  # by identity: clients with one package share its state
 
-    def fields_of(self, message: Instruction | Report) -> dict[str, Any]:
+    def build_fields(self, message: Instruction | Report) -> dict[str, Any]:
         """Return the fields of a message, with numbers in place of payloads."""
         values = {field.name: getattr(message, field.name) for field in fields(message)}
         numbers = {
@@ -101,23 +101,25 @@ class _Pool:
         """Return the key of a state."""
         return self._states.setdefault(id(state), (str(len(self._states)), state))[0]
 
-    def tensors(self) -> State:
+    def to_tensors(self) -> State:
         """Return everything as tensors; copies, because states may share memory and a checkpoint may not."""
-        made: State = labelled("payload", {f"{number:09d}": _tensor(data) for data, number in self._payloads.items()})
+        made: State = add_label(
+            "payload", {f"{number:09d}": _convert_to_tensor(data) for data, number in self._payloads.items()}
+        )
         for key, state in self._states.values():
-            made |= labelled(f"state/{key}", {name: tensor.clone() for name, tensor in state.items()})
+            made |= add_label(f"state/{key}", {name: tensor.clone() for name, tensor in state.items()})
         return made
 
 
-def _message(cls: type[Any], values: dict[str, Any], payloads: Sequence[bytes]) -> Any:
+def _create_message(cls: type[Any], values: dict[str, Any], payloads: Sequence[bytes]) -> Any:
     made = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return cls(**made | {name: payloads[values[name]] for name in PAYLOADS if name in values})
 
 
-def _tensor(data: bytes) -> Tensor:
+def _convert_to_tensor(data: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _convert_to_bytes(tensor: Tensor) -> bytes:
     data: bytes = tensor.numpy().tobytes()
     return data

@@ -8,7 +8,7 @@ from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
 from fedpeft.server.best_state import BestState
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog, StartLog
 
 
@@ -18,22 +18,22 @@ class KeepBest(RoundHook):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def ends(self, state: Progress) -> str:
+    def ends(self, state: ServerState) -> str:
         """Return why the run ends: as many evaluations as the patience have found nothing better."""
-        patience = self.setup.steering.patience
+        patience = self.setup.training_control.patience
         if state.best is None or not 0 < patience <= state.best.since:
             return ""
         return f"nothing was gained in {patience} evaluations: the run ends here"
 
-    def after_start(self, state: Progress, log: StartLog) -> Progress:
+    def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Keep the start as the best state so far."""
         return self._remember(state, log.metrics)
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Keep the state if it is the best one."""
         return self._remember(after, log.metrics)
 
-    def _remember(self, state: Progress, metrics: Metrics | None) -> Progress:
+    def _remember(self, state: ServerState, metrics: Metrics | None) -> ServerState:
         if metrics is None:
             return state
         evaluated = BestState(state.round, metrics, state.reached, state.residual.total)
@@ -43,4 +43,4 @@ class KeepBest(RoundHook):
 
 def attach(setup: Setup) -> RoundHook | None:
     """Return the hook of a run that keeps its best state."""
-    return KeepBest(setup) if setup.steering.keep_best else None
+    return KeepBest(setup) if setup.training_control.keep_best else None

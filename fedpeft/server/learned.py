@@ -5,39 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedpeft.models.layers import innermost, unwrapped
+from fedpeft.models.layers import get_innermost, unwrap
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
-from fedpeft.server.progress import Progress
-from fedpeft.trust.disagreement import cosines_of, round_to
-from fedpeft.trust.groups import groups_of, placed
-from fedpeft.trust.spectra import LARGEST, decomposed, shrunk_alike, spectra, without_leading
+from fedpeft.server.progress import ServerState
+from fedpeft.trust.disagreement import restore_cosines, round_value
+from fedpeft.trust.groups import find_groups, place_in_plane
+from fedpeft.trust.spectra import LARGEST, compute_spectra, decompose, remove_leading, shrink_alike
 
 CAUSAL = ("as it is", "without the leading direction", "shrunk to the same norm")
 """What the causal check compares."""
 
 
-def products(setup: Setup) -> bool:
+def has_products(setup: Setup) -> bool:
     """Whether what an adapter adds to a layer is the product of its two factors, and nothing else."""
     plain = type(setup.method).weight_changes is PeftMethod.weight_changes
     return bool(setup.layout.pairs) and setup.layout.form is not None and plain
 
 
-def of_run(setup: Setup, progress: Progress, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize_run(setup: Setup, progress: ServerState, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Spectra of the kept state, by module, and what the last line of disagreement.jsonl says of the clients."""
     found: dict[str, Any] = {}
-    if products(setup):
-        made = spectra(decomposed(progress.result[0], setup.layout), base_weights(setup))
-        found["modules"] = {module: spectrum.as_dict() for module, spectrum in made.items()}
-    return found | (of_clients(lines[-1]) if lines else {})
+    if has_products(setup):
+        made = compute_spectra(decompose(progress.result[0], setup.layout), load_base_weights(setup))
+        found["modules"] = {module: spectrum.to_dict() for module, spectrum in made.items()}
+    return found | (summarize_clients(lines[-1]) if lines else {})
 
 
-def of_clients(line: Mapping[str, Any]) -> dict[str, Any]:
+def summarize_clients(line: Mapping[str, Any]) -> dict[str, Any]:
     """The clients of one round: shares, groups, places in the plane, and advice."""
-    cosines, clients = cosines_of(line).numpy(), tuple(line["clients"])
-    groups = groups_of(cosines)
+    cosines, clients = restore_cosines(line).numpy(), tuple(line["clients"])
+    groups = find_groups(cosines)
     return {
         "round": line["round"],
         "clients": list(clients),
@@ -46,26 +46,28 @@ def of_clients(line: Mapping[str, Any]) -> dict[str, Any]:
         "cancelled_by_module": line["cancelled_by_module"],
         "agreement": line["agreement"],
         "overlap": line["overlap"],
-        "places": [[round_to(x) for x in place] for place in placed(cosines).tolist()],
+        "places": [[round_value(x) for x in place] for place in place_in_plane(cosines).tolist()],
         "groups": [[clients[k] for k in group] for group in groups.groups],
         "opposed": [clients[k] for k in groups.opposed],
-        "advice": groups.advice(clients),
+        "advice": groups.give_advice(clients),
     }
 
 
-def base_weights(setup: Setup) -> dict[str, Any]:
+def load_base_weights(setup: Setup) -> dict[str, Any]:
     """W0 of the adapted layers that are small enough, in fp32, by module."""
     if setup.method.base_precision:
         return {}
     model = setup.model()
-    plain = unwrapped(model.base)
+    plain = unwrap(model.base)
     wanted = [p.module for p in setup.layout.pairs if p.out_features * p.in_features <= LARGEST]
-    layers: dict[str, Any] = {module: innermost(plain.get_submodule(module)) for module in wanted}
+    layers: dict[str, Any] = {module: get_innermost(plain.get_submodule(module)) for module in wanted}
     return {module: layer.weight.detach().float() for module, layer in layers.items() if hasattr(layer, "weight")}
 
 
-def causal(setup: Setup, state: State, evaluate: Callable[[State], Metrics]) -> dict[str, dict[str, float]]:
+def measure_causal_effect(
+    setup: Setup, state: State, evaluate: Callable[[State], Metrics]
+) -> dict[str, dict[str, float]]:
     """Loss and accuracy on the validation rows: as it is, without each layer's leading direction, and shrunk alike."""
-    states = (state, without_leading(state, setup.layout), shrunk_alike(state, setup.layout))
+    states = (state, remove_leading(state, setup.layout), shrink_alike(state, setup.layout))
     found = {name: evaluate(edited) for name, edited in zip(CAUSAL, states, strict=True)}
     return {name: {"loss": metrics.loss, "accuracy": metrics.accuracy} for name, metrics in found.items()}

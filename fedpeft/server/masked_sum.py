@@ -16,7 +16,7 @@ import torch
 from rich.markup import escape
 
 from fedpeft.aggregation.whitening import WEIGHT, Whitening
-from fedpeft.communication.downlink import Sent
+from fedpeft.communication.downlink import SentState
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import PayloadError
@@ -32,9 +32,9 @@ from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
-from fedpeft.server.dispatch import Dispatch
-from fedpeft.server.exchange import Exchange
-from fedpeft.server.sum_journal import Opened, Step
+from fedpeft.server.dispatch import Broadcast
+from fedpeft.server.exchange import Transport
+from fedpeft.server.sum_journal import OpenSum, Step
 from fedpeft.server.traffic import Traffic
 
 WEIGHTS = "summed weights"
@@ -64,17 +64,17 @@ class MaskedSum:
 
     def __init__(  # noqa: PLR0913
         self,
-        clients: Exchange,
+        clients: Transport,
         secure: SecureSum,
         seed: int,
-        round: int,
+        round_number: int,
         size: int,
         numbers: int,
         clip: float,
         working: AbstractContextManager[object] | None = None,
         heard: Callable[[Report], None] | None = None,
     ) -> None:
-        self.clients, self.secure, self.seed, self.round = clients, secure, seed, round
+        self.clients, self.secure, self.seed, self.round = clients, secure, seed, round_number
         self.size, self.numbers, self.clip = size, numbers, clip
         self.working, self.journal, self.heard = working or nullcontext(), clients.journal, heard
         self.sent: Counter[int] = Counter()
@@ -94,7 +94,7 @@ class MaskedSum:
         """The sum of what these instructions' clients make of them.
 
         Args:
-            asked, phase: see `Exchange`.
+            asked, phase: see `Transport`.
             by_rows: whether clients weigh as many as their examples, or 1 each; None: neither.
             start: weights of the sum before round 1, and of how many clients; empty: nothing to compare with.
             losses: the possible mean training losses.
@@ -105,7 +105,7 @@ class MaskedSum:
         if len(asked) < FEWEST:
             raise VoidError(f"FP6161 {len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
         cohort = [instruction.client for instruction in asked]
-        self.told = self._announced(cohort)
+        self.told = self._announce(cohort)
         run = self.journal.run + self.clients.recorded if self.journal else ""
         terms = self.told.terms(self.secure, self.seed, self.round, run)
         if excess := explain_excess(terms, len(cohort), self.secure.assumed_colluding):
@@ -113,8 +113,8 @@ class MaskedSum:
         neighbours = graph(cohort, self.secure.neighbours, self.seed, self.round)
         self.at = at = Coordinator(terms, neighbours, self.clients.members.roster)
         announced = self.told.to_bytes()
-        alive = self._step(1, self._plain(cohort), lambda _: announced, at.take_keys, "keys")
-        alive = self._step(2, self._plain(alive), at.peers, at.take_sealed, "shares")
+        alive = self._step(1, self._create_plain_instructions(cohort), lambda _: announced, at.take_keys, "keys")
+        alive = self._step(2, self._create_plain_instructions(alive), at.peers, at.take_sealed, "shares")
         work = [instruction for instruction in asked if instruction.client in set(alive)]
         self.arrived = alive = self._step(3, work, at.sealed_for, at.take_vector, phase)
         if len(alive) < terms.least:
@@ -123,12 +123,12 @@ class MaskedSum:
                 "be too little noise in their sum"
             )
         survivors = at.arrived()
-        alive = self._step(4, self._plain(alive), lambda _: survivors, at.take_witness, "witnesses")
-        self._step(5, self._plain(alive), at.witnesses_for, at.take_shares, "unmasking")
+        alive = self._step(4, self._create_plain_instructions(alive), lambda _: survivors, at.take_witness, "witnesses")
+        self._step(5, self._create_plain_instructions(alive), at.witnesses_for, at.take_shares, "unmasking")
         try:
             with self.working:
                 total = Total.of(at.sum(), len(self.arrived), self.told, self.secure, self.seed, self.round)
-            return self._checked(total, by_rows, start, losses)
+            return self._check_total(total, by_rows, start, losses)
         except VoidError as error:
             raise VoidError("; ".join([str(error), *at.refusals[:1]])) from None
         except PayloadError as error:
@@ -136,7 +136,7 @@ class MaskedSum:
         finally:
             self.warnings += [self._tell_false(holder, of) for holder, of in sorted(at.false_shares.items())]
 
-    def _checked(self, total: Total, by_rows: bool | None, start: Sequence[float], losses: Losses) -> Total:
+    def _check_total(self, total: Total, by_rows: bool | None, start: Sequence[float], losses: Losses) -> Total:
         """Return the total with possible weights and loss; warn of others, and of a sum that moves nothing."""
         if by_rows is None:
             return total.checked()
@@ -174,18 +174,18 @@ class MaskedSum:
             return f"a share of {one}'s secret at {other} was false, so that one of the two lies; it was left out"
         return f"{self.clients.called(holder)} has given false shares of {len(of)} clients' secrets; they were left out"
 
-    def _plain(self, clients: Iterable[int]) -> list[Instruction]:
+    def _create_plain_instructions(self, clients: Iterable[int]) -> list[Instruction]:
         return [Instruction("sum", self.round, client, b"") for client in clients]
 
-    def _announced(self, cohort: list[int]) -> Announcement:
+    def _announce(self, cohort: list[int]) -> Announcement:
         """What the cohort is told alike: before the server was restarted, if it was, or now."""
         told = Announcement(os.urandom(16), len(cohort), self.size, self.numbers, self.clip)
         if self.journal is None:
             return told
-        before = self.journal.opened(self.round)
+        before = self.journal.load_opened(self.round)
         if before is not None and (list(before.cohort), replace(before.told, nonce=told.nonce)) == (cohort, told):
             return before.told
-        self.journal.begin(Opened(self.round, cohort, told))
+        self.journal.begin(OpenSum(self.round, cohort, told))
         return told
 
     def _step(
@@ -199,7 +199,7 @@ class MaskedSum:
         """Ask for a step, unless it was finished before the server was restarted; returns whose answers are taken."""
         step = self.journal.step(number) if self.journal else None
         if step is None:
-            step = self._asked(number, asked, said, take, phase)
+            step = self._ask(number, asked, said, take, phase)
         else:
             try:
                 for client, content in step.answers.items():
@@ -213,7 +213,7 @@ class MaskedSum:
         self.failed.update(step.failed)
         return step.taken
 
-    def _asked(
+    def _ask(
         self,
         number: int,
         asked: Sequence[Instruction],
@@ -224,7 +224,7 @@ class MaskedSum:
         with self.working:
             instructions = [replace(i, step=number, said=said(i.client)) for i in asked]
         step = Step(sent=Counter({i.client: len(i.said) for i in instructions}))
-        for report in self.clients.in_order(instructions, len(instructions), phase):
+        for report in self.clients.send_in_order(instructions, len(instructions), phase):
             step.received[report.client] += report.bytes
             if self.heard is not None:
                 self.heard(report)
@@ -247,7 +247,7 @@ class MaskedSum:
             self.journal.finish(number, step)
         return step
 
-    def results(self, sent: Sequence[Sent], void: str, confidential: bool = False) -> list[ClientResult]:
+    def create_results(self, sent: Sequence[SentState], void: str, confidential: bool = False) -> list[ClientResult]:
         """What is told of each client: bytes, and why it is left out; `void`: why there is no sum, or empty."""
         return [
             ClientResult(
@@ -269,7 +269,7 @@ class MaskedSum:
         ]
 
 
-def step_of(
+def compute_step(
     total: Total, setup: Setup, learning_rate: float, shapes: Mapping[str, Shape], dtype: torch.dtype, told: State
 ) -> State:
     """The mean update that a sum tells; where it is one of gradients, minus their mean times the learning rate.
@@ -285,13 +285,13 @@ def step_of(
     if not secure.rows:
         return mean
     if told and is_whitened(setup.mechanism):
-        mean |= Whitening.of(told, mean[WEIGHT].shape[1]).step(mean)
+        mean |= Whitening.from_state(told, mean[WEIGHT].shape[1]).step(mean)
     rate = setup.training.optimizer.rate
     return {name: -rate(name, learning_rate) * gradient for name, gradient in mean.items()}
 
 
-def masked_traffic(expected: Traffic, setup: Setup, dispatch: Dispatch) -> Traffic:
+def compute_masked_traffic(expected: Traffic, setup: Setup, dispatch: Broadcast) -> Traffic:
     """The traffic that is `expected` of a secret cohort, its updates as masked integers; without keys and shares."""
     assert setup.secure_sum is not None
-    clients, size = expected.uplink_parameters / setup.layout.numel, setup.layout.subset(dispatch.downlink.shared).numel
+    clients, size = expected.uplink_parameters / setup.layout.numel, setup.layout.select(dispatch.downlink.shared).numel
     return replace(expected, uplink_bytes=round(clients * size * setup.secure_sum.bits / 8))

@@ -8,14 +8,14 @@ from typing import IO
 
 from fedpeft.communication.messages import Report
 from fedpeft.machine import cache
-from fedpeft.machine.spooled import nameless_file
+from fedpeft.machine.spooled import create_nameless_file
 
 HELD = 256 << 20
 """Bytes of reports that wait in memory."""
 
 
 @dataclass
-class Parked:
+class ReportBuffer:
     """By client, until it is their turn; memory does not depend on how many wait."""
 
     held: int = 0
@@ -33,8 +33,8 @@ class Parked:
         if self.held + report.bytes <= HELD:
             self.held += report.bytes
         else:
-            self._file = self._file or nameless_file()
-            with cache.room_for("updates that do not fit memory"):
+            self._file = self._file or create_nameless_file()
+            with cache.check_disk_space("updates that do not fit memory"):
                 self._file.write(report.payload)
                 self._file.write(report.correction)
                 self._file.flush()

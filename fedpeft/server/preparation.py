@@ -1,6 +1,6 @@
 """The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts.
 
-Of a very large population some are asked (`fedpeft.server.sampling.measured`).
+Of a very large population some are asked (`fedpeft.server.sampling.select_measured_clients`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from fedpeft.aggregation.head_start import VARIANCE, check_solved
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.drift import SHARES
-from fedpeft.clients.label_shift import check_counts, far_apart, shares_of
+from fedpeft.clients.label_shift import check_counts, compute_class_shares, find_label_skew
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.payload import Shape, size
-from fedpeft.communication.release import Release, common_digest
+from fedpeft.communication.payload import Shape, count_entries
+from fedpeft.communication.release import Release, compute_common_digest
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
@@ -34,25 +34,25 @@ from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import check_report, check_statistics, reason_of
+from fedpeft.server.acceptance import check_report, check_statistics, describe_rejection
 from fedpeft.server.clock import Clock
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.masked_sum import WEIGHTS, MaskedSum
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import StartLog
-from fedpeft.server.sampling import measured
+from fedpeft.server.sampling import select_measured_clients
 from fedpeft.server.traffic import Counters
 
 
 def prepare(
     setup: Setup,
-    clients: Exchange,
+    clients: Transport,
     fixed: dict[str, Any],
     privacy: PrivacyEngine | None,
     say: Callable[[str], None],
-    plan_start: Callable[[RoundPlan, Progress], RoundPlan],
+    plan_start: Callable[[RoundPlan, ServerState], RoundPlan],
     reported: Callable[[Report], None],
-) -> tuple[Progress, StartLog]:
+) -> tuple[ServerState, StartLog]:
     """Return the state before round 1, and the log of its preparation.
 
     Args:
@@ -70,24 +70,24 @@ def prepare(
     """
     log, state = StartLog(Clock()), dict(setup.start)
     drift = setup.drift.start(state)
-    progress = Progress(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
+    progress = ServerState(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
     asks = setup.head.exchanges and "head.weight" in state
     if not asks and (setup.secure_sum is None or setup.secure_sum.noisy):
         if setup.secure_sum is not None:  # whose clients know C by themselves
             progress = replace(progress, clip=1.0)
         return progress, log
     asked = setup.clients
-    plan = plan_start(RoundPlan(0, measured(asked, setup.config.seed), kind="prepare"), progress)
+    plan = plan_start(RoundPlan(0, select_measured_clients(asked, setup.config.seed), kind="prepare"), progress)
     if privacy is None and setup.secure_sum is None:
         asked = len(plan.cohort)
     rows: dict[int, int] = {}
     counts: list[Tensor] = []
     down, clip = 0, None
     if setup.secure_sum is None:
-        rows, spent, total, counts = _statistics(setup, clients, plan, privacy, reported)
+        rows, spent, total, counts = _collect_statistics(setup, clients, plan, privacy, reported)
         missing = asked - len(rows)
     else:
-        masked, summed = _masked_statistics(setup, setup.secure_sum, clients, plan, asks, reported, say)
+        masked, summed = _collect_masked_statistics(setup, setup.secure_sum, clients, plan, asks, reported, say)
         masked.tell(say)
         clip = _first_clip(setup, setup.secure_sum, summed)
         if summed is None:
@@ -100,8 +100,8 @@ def prepare(
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
     told: State = {}
     if asks:
-        state |= _head(setup, total, say)
-        told = _told(setup, total, counts, say)
+        state |= _compute_head(setup, total, say)
+        told = _compute_broadcast_tensors(setup, total, counts, say)
     progress = replace(
         progress,
         adapter=state,
@@ -111,12 +111,12 @@ def prepare(
         counters=Counters(uplink_bytes=spent, downlink_bytes=down, prepare_bytes=spent),
         clip=clip,
     )
-    log.clock.trained()
-    log.result = _result(progress, asked, 0 if _secret(privacy) else missing, log.clock.training_seconds)
+    log.clock.note_step()
+    log.result = _create_result(progress, asked, 0 if _is_secret(privacy) else missing, log.clock.training_seconds)
     return progress, log
 
 
-def _result(progress: Progress, clients: int, missing: int, seconds: float) -> RoundResult:
+def _create_result(progress: ServerState, clients: int, missing: int, seconds: float) -> RoundResult:
     """Return the line of rounds.jsonl about the preparation, without metrics."""
     return RoundResult(
         round=0,
@@ -133,18 +133,22 @@ def _result(progress: Progress, clients: int, missing: int, seconds: float) -> R
     )
 
 
-def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
+def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
     """The head that the sums over all clients give."""
     if hidden := setup.head.hidden(total):
         names = setup.facts.label_names or ()
-        say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
+        say(
+            f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_list_names(names, hidden)}"
+        )
     weight = setup.start["head.weight"]
     head = setup.head.solve(total, weight.shape[1], weight.shape[0])
     check_solved(setup.head, head, setup.start)
     return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
 
 
-def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]) -> State:
+def _compute_broadcast_tensors(
+    setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]
+) -> State:
     """What of the sums over all clients each is told; `counts`: of each client that counts, its rows per class."""
     if is_whitened(setup.mechanism):
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
@@ -158,11 +162,11 @@ def _told(setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[s
             "do not tell them; take --head ridge, or leave it out of --drift"
         )
     if least:
-        skew = far_apart(counts, least)
+        skew = find_label_skew(counts, least)
         if skew is None:
             return {}
         say(f"clients hold different classes (label skew {skew:.2f}): local steps are corrected for that (label_shift)")
-    return {SHARES: shares_of(shares)}
+    return {SHARES: compute_class_shares(shares)}
 
 
 def _copy(state: State) -> State:
@@ -170,24 +174,24 @@ def _copy(state: State) -> State:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def _secret(privacy: PrivacyEngine | None) -> bool:
+def _is_secret(privacy: PrivacyEngine | None) -> bool:
     """Whether nobody may know which clients there are."""
     return privacy is not None and privacy.mechanism.secret_cohort
 
 
-def _some(names: Sequence[str], of: Sequence[int]) -> str:
+def _list_names(names: Sequence[str], of: Sequence[int]) -> str:
     """The first few of these names."""
     return ", ".join(names[i] for i in of[:5]) + (", ..." if len(of) > 5 else "")
 
 
-def _announce(clients: Exchange) -> None:
+def _announce(clients: Transport) -> None:
     """Tell all clients alike what some are about to be asked."""
     asked = Instruction("prepare", 0, 0, b"")
-    clients.publish(lambda: Release("prepare", 0, common=common_digest(asked)))
+    clients.publish(lambda: Release("prepare", 0, common=compute_common_digest(asked)))
 
 
-def _statistics(
-    setup: Setup, clients: Exchange, plan: RoundPlan, privacy: PrivacyEngine | None, reported: Callable[[Report], None]
+def _collect_statistics(
+    setup: Setup, clients: Transport, plan: RoundPlan, privacy: PrivacyEngine | None, reported: Callable[[Report], None]
 ) -> tuple[dict[int, int], int, State, list[Tensor]]:
     """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
     asks for them and the head tells them, their rows per class."""
@@ -201,7 +205,7 @@ def _statistics(
     rows: dict[int, int] = {}
     spent, total, why = 0, Fold(), ""
     counts: list[Tensor] = []
-    for report in clients.in_order(instructions, count, "prepare"):
+    for report in clients.send_in_order(instructions, count, "prepare"):
         spent += len(report.payload)
         reported(report)
         try:
@@ -214,7 +218,7 @@ def _statistics(
                 check_counts(own, report.rows)
                 counts.append(own)
         except PayloadError as error:
-            why = why or reason_of(clients.called(report.client), str(error))
+            why = why or describe_rejection(clients.called(report.client), str(error))
             continue
         if privacy is None:
             total.add(taken, min(1.0, most_rows / report.rows))
@@ -230,10 +234,10 @@ def _statistics(
     return rows, spent, sums, counts
 
 
-def _masked_statistics(
+def _collect_masked_statistics(
     setup: Setup,
     secure: SecureSum,
-    clients: Exchange,
+    clients: Transport,
     plan: RoundPlan,
     asks: bool,
     reported: Callable[[Report], None],
@@ -251,7 +255,7 @@ def _masked_statistics(
     shapes = _summed_shapes(setup, secure, asks)
     asked = [
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=plan.attempt)
-        for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.joined(setup.clients))
+        for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.list_joined(setup.clients))
     ]
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
     while True:
@@ -294,8 +298,8 @@ def _needs_statistics(setup: Setup) -> str:
 
 def _summed_shapes(setup: Setup, secure: SecureSum, asks: bool) -> dict[str, Shape]:
     if secure.noisy:
-        return noised_statistics(setup)
-    return statistics_shapes(setup) if asks else {}
+        return get_noised_shapes(setup)
+    return get_statistics_shapes(setup) if asks else {}
 
 
 def _read_statistics(setup: Setup, secure: SecureSum, masked: MaskedSum, total: Total, asks: bool) -> State:
@@ -314,10 +318,10 @@ def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
     batch = setup.config.batch_size
     rows = batch if total is None else round(total.rows / total.clients)
     weight = total.weight / total.clients if total is not None else batch if setup.by_rows else 1.0
-    return secure.headroom * (secure.norm or _longest(setup, rows)) * weight
+    return secure.headroom * (secure.norm or _bound_update_norm(setup, rows)) * weight
 
 
-def statistics_shapes(setup: Setup) -> dict[str, Shape]:
+def get_statistics_shapes(setup: Setup) -> dict[str, Shape]:
     """Of what the head's start adds up over clients."""
     outputs, width = setup.start["head.weight"].shape
     sent = setup.head.shapes(width, outputs, 1)
@@ -325,15 +329,15 @@ def statistics_shapes(setup: Setup) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in sums.items()}
 
 
-def noised_statistics(setup: Setup) -> dict[str, Shape]:
+def get_noised_shapes(setup: Setup) -> dict[str, Shape]:
     """Of what noise is added to before round 1."""
-    return {name: shape for name, shape in statistics_shapes(setup).items() if name != VARIANCE}
+    return {name: shape for name, shape in get_statistics_shapes(setup).items() if name != VARIANCE}
 
 
-def _longest(setup: Setup, rows: int) -> float:
+def _bound_update_norm(setup: Setup, rows: int) -> float:
     """The norm of a client's update in round 1 if each step moved every entry by its learning rate, as Adam's do."""
-    rate, steps = setup.schedule.at(1), setup.training.steps_for(rows)
+    rate, steps = setup.schedule.get_rate(1), setup.training.steps_for(rows)
     names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
-    sizes = {name: size(setup.layout.shapes[name]) for name in names}
+    sizes = {name: count_entries(setup.layout.shapes[name]) for name in names}
     rates = {name: setup.training.optimizer.rate(name, rate) for name in names}
     return float(steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names)))

@@ -11,9 +11,9 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.run.setup import Setup
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import EndOfRun, RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog
 
 
@@ -27,12 +27,12 @@ class PrivacyHook(RoundHook):
         say: is told about spent budgets.
     """
 
-    def __init__(self, setup: Setup, engine: PrivacyEngine, transport: Exchange, say: Callable[[str], None]) -> None:
+    def __init__(self, setup: Setup, engine: PrivacyEngine, transport: Transport, say: Callable[[str], None]) -> None:
         self.setup, self.engine, self.transport, self.say = setup, engine, transport, say
         if engine.mechanism.secret_cohort:
             transport.answered = _hide_training(transport.answered)
 
-    def open(self, state: Progress | None) -> None:
+    def open(self, state: ServerState | None) -> None:
         """Open the ledger and the key.
 
         Raises:
@@ -40,11 +40,11 @@ class PrivacyHook(RoundHook):
         """
         self.engine.open(resumed=state is not None)
 
-    def ends(self, state: Progress) -> str:
+    def ends(self, state: ServerState) -> str:
         """Return why the run ends: the start leaves no budget for rounds."""
         return "" if self.engine.trains else "the start has the whole privacy budget: the run ends before round 1"
 
-    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+    def select(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
         """Charge the round, and ask those who can afford it; a secret cohort is drawn here.
 
         Raises:
@@ -71,7 +71,7 @@ class PrivacyHook(RoundHook):
             steps_without_updates=mechanism.cohort_form in (CohortForm.SECRET, CohortForm.TURNS),
         )
 
-    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: Progress) -> Aggregator:
+    def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Replace the aggregator if the server adds the noise."""
         setup, optimizer = self.setup, self.setup.optimizer.gentler(state.standing.rate)
         private = self.engine.aggregator(
@@ -83,7 +83,7 @@ class PrivacyHook(RoundHook):
         """Charge what a real client says that it has spent."""
         self.engine.heard(report)
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Take out of the record what may not be told.
 
         The server judges updates without noise if it adds the noise itself, so that their number is private.
@@ -91,7 +91,7 @@ class PrivacyHook(RoundHook):
         if not self.engine.mechanism.noises_updates:
             log.result = replace(log.result, rejected=0)
         if log.plan.expected_cohort is not None:
-            log.result = log.result.of_secret_cohort(log.plan.expected_cohort)
+            log.result = log.result.hide_cohort(log.plan.expected_cohort)
 
 
 def _hide_training(answered: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
@@ -105,7 +105,7 @@ def _hide_training(answered: Callable[[str, int, int], None]) -> Callable[[str, 
 
 
 def attach(
-    setup: Setup, engine: PrivacyEngine | None, transport: Exchange, say: Callable[[str], None]
+    setup: Setup, engine: PrivacyEngine | None, transport: Transport, say: Callable[[str], None]
 ) -> RoundHook | None:
     """Return the hook of a run with a mechanism."""
     return None if engine is None else PrivacyHook(setup, engine, transport, say)

@@ -21,17 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpeft.aggregation.aggregator import AggregationResult
-from fedpeft.aggregation.safeguard import Standing
-from fedpeft.aggregation.server_optimizer import AVERAGE, standing_still
-from fedpeft.clients.drift import States, flattened, unflattened
-from fedpeft.clients.store import ClientStore, labelled, section
+from fedpeft.aggregation.safeguard import SafeguardState
+from fedpeft.aggregation.server_optimizer import AVERAGE, drop_momentum
+from fedpeft.clients.drift import States, flatten_states, unflatten_states
+from fedpeft.clients.store import ClientStore, add_label, select_section
 from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.downlink import Versions
 from fedpeft.errors import RunError
 from fedpeft.machine import files
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.run.records import Records
-from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.acceptance import ReportReceiver
 from fedpeft.server.best_state import BestState
 from fedpeft.server.in_flight import InFlight
 from fedpeft.server.traffic import Counters
@@ -39,11 +39,11 @@ from fedpeft.server.traffic import Counters
 VERSION = 5
 
 OF_CLIENTS = ("acknowledged", "held", "rows", "rejections")
-"""The attributes of a `Progress` that are a number per client: in a checkpoint, arrays of ids and numbers."""
+"""The attributes of a `ServerState` that are a number per client: in a checkpoint, arrays of ids and numbers."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class ServerState:
     """The server between two rounds.
 
     Attributes:
@@ -80,7 +80,7 @@ class Progress:
     memory: dict[str, State] = field(default_factory=dict)
     residual: Residual = field(default_factory=Residual)
     drift: States = field(default_factory=dict)
-    forms: dict[int, ClientForm] = field(default_factory=dict)
+    forms: dict[int, AdapterShape] = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
     versions: Versions = field(default_factory=Versions)
@@ -93,7 +93,7 @@ class Progress:
     fixed: dict[str, Any] = field(default_factory=dict)
     clip: float | None = None
     told: State = field(default_factory=dict)
-    standing: Standing = field(default_factory=Standing)
+    standing: SafeguardState = field(default_factory=SafeguardState)
     best: BestState | None = None
     learned: State = field(default_factory=dict)
     in_flight: InFlight = field(default_factory=InFlight)
@@ -101,8 +101,8 @@ class Progress:
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def after(
-        self, outcome: AggregationResult, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
-    ) -> Progress:
+        self, outcome: AggregationResult, taken: ReportReceiver, made: Mapping[AdapterShape | None, bytes], clients: int
+    ) -> ServerState:
         """The server after a round.
 
         Args:
@@ -110,21 +110,21 @@ class Progress:
             made: the round's new versions (`Downlink.made`).
             clients: how many there are.
         """
-        round, lost = self.round + 1, dict.fromkeys(taken.lost, 0)  # whoever has nothing left is a newcomer
+        round_number, lost = self.round + 1, dict.fromkeys(taken.lost, 0)  # whoever has nothing left is a newcomer
         new = {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
         held = self.held | new | lost
         rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}
         return replace(
             self,
-            round=round,
+            round=round_number,
             adapter=outcome.state,
             memory=outcome.memory,
-            residual=self.residual.after(round, outcome.residuals, next(iter(self.adapter.values())).dtype),
-            drift=taken.next_drift(clients),
+            residual=self.residual.after(round_number, outcome.residuals, next(iter(self.adapter.values())).dtype),
+            drift=taken.compute_next_drift(clients),
             forms=self.forms | taken.forms,
             acknowledged=self.acknowledged | taken.accepted | lost,
             held=held,
-            versions=self.versions.after(round, made, held.values()),
+            versions=self.versions.after(round_number, made, held.values()),
             rows=self.rows | taken.rows,
             rejections=self.rejections | rejected,
             losses=self.losses if taken.train_loss is None else [*self.losses, taken.train_loss],
@@ -132,12 +132,14 @@ class Progress:
             learned=self.learned if outcome.learned is None else outcome.learned,
         )
 
-    def undone(self, after: Progress, standing: Standing) -> Progress:
+    def undo_step(self, after: ServerState, standing: SafeguardState) -> ServerState:
         """The server where the step to `after` does not count: what clients told of themselves stays, momentum goes."""
         told: dict[str, Any] = {"round": after.round, "rows": after.rows, "rejections": after.rejections}
-        lost = {client: 0 for client, round in after.acknowledged.items() if not round}  # newcomers, all the same
+        lost = {
+            client: 0 for client, round_number in after.acknowledged.items() if not round_number
+        }  # newcomers, all the same
         told |= {"acknowledged": self.acknowledged | lost, "held": self.held | lost}
-        return replace(self, standing=standing, memory=standing_still(self.memory), **told)
+        return replace(self, standing=standing, memory=drop_momentum(self.memory), **told)
 
     @property
     def reached(self) -> State:
@@ -154,7 +156,7 @@ class Progress:
         """After which round the state of `result` was the global one."""
         return self.best.round if self.best else self.round
 
-    def digest(self, *fingerprints: str) -> str:
+    def compute_digest(self, *fingerprints: str) -> str:
         """Return a digest of all that the next round's outcome is a function of, `fingerprints` of hooks included.
 
         Left out are `rows`, which weigh nothing under privacy (batteries have a fingerprint), and `held`, which decides
@@ -163,12 +165,14 @@ class Progress:
         """
         forms, acknowledged = sorted(self.forms.items()), sorted(self.acknowledged.items())
         plain = (self.round, forms, acknowledged, self.clip, self.standing, self.losses)  # precision rules read losses
-        tensors = labelled("adapter", self.adapter) | labelled("drift", flattened(self.drift))
-        tensors |= labelled("told", self.told) | labelled("learned", self.learned)
-        tensors |= labelled("residual", self.residual.state()) | labelled("in_flight", self.in_flight.state())
+        tensors = add_label("adapter", self.adapter) | add_label("drift", flatten_states(self.drift))
+        tensors |= add_label("told", self.told) | add_label("learned", self.learned)
+        tensors |= add_label("residual", self.residual.to_tensors()) | add_label(
+            "in_flight", self.in_flight.to_tensors()
+        )
         for label, state in self.memory.items():
-            tensors |= labelled(f"memory/{label}", state)
-        return _checksum(repr(plain) + "".join(fingerprints), tensors)
+            tensors |= add_label(f"memory/{label}", state)
+        return _compute_checksum(repr(plain) + "".join(fingerprints), tensors)
 
     def to_bytes(self) -> bytes:
         """As a checkpoint."""
@@ -177,14 +181,14 @@ class Progress:
             for kind, state in (
                 ("adapter", self.adapter),
                 ("started", self.started),
-                ("residual", self.residual.state()),
-                ("drift", flattened(self.drift)),
-                ("versions", self.versions.state()),
+                ("residual", self.residual.to_tensors()),
+                ("drift", flatten_states(self.drift)),
+                ("versions", self.versions.to_tensors()),
                 ("told", self.told),
                 ("learned", self.learned),
-                ("best", self.best.state() if self.best else {}),
-                ("in_flight", self.in_flight.state()),
-                *((f"clients/{name}", _arrays(getattr(self, name))) for name in OF_CLIENTS),
+                ("best", self.best.to_tensors() if self.best else {}),
+                ("in_flight", self.in_flight.to_tensors()),
+                *((f"clients/{name}", _convert_to_arrays(getattr(self, name))) for name in OF_CLIENTS),
                 *((f"memory/{label}", state) for label, state in self.memory.items()),
             )
             for name, tensor in state.items()
@@ -193,17 +197,17 @@ class Progress:
         plain |= {"version": VERSION, "counters": asdict(self.counters), "standing": asdict(self.standing)}
         plain["forms"] = {client: (form.rank, form.alpha) for client, form in self.forms.items()}
         header = json.dumps(plain)
-        return save(tensors, {"progress": header, "sha256": _checksum(header, tensors)})
+        return save(tensors, {"progress": header, "sha256": _compute_checksum(header, tensors)})
 
     @classmethod
-    def read(cls, path: Path) -> Progress:
+    def read(cls, path: Path) -> ServerState:
         """From a checkpoint.
 
         Raises:
             RunError: it can't be read, or is another version's.
         """
         try:
-            with safe_open(files.regular(path), framework="pt") as file:
+            with safe_open(files.check_regular_file(path), framework="pt") as file:
                 metadata = file.metadata()
                 header = metadata["progress"]
                 plain = files.parse_json(header.encode())
@@ -215,49 +219,50 @@ class Progress:
             raise RunError(
                 f"FP5200 the checkpoint {path} was written by another version of fedpeft; go on with that one"
             )
-        if metadata.get("sha256") != _checksum(header, tensors):
+        if metadata.get("sha256") != _compute_checksum(header, tensors):
             raise RunError(
                 f"FP5201 the checkpoint {path} can't be read: it is not what was written, the disk has changed it"
             )
         try:
-            return cls._of(plain, tensors)
+            return cls._from_plain(plain, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # of a header that a hand has written
             raise RunError(
                 f"FP5202 the checkpoint {path} can't be read: it is no state of a run ({error!r})"
             ) from error
 
     @classmethod
-    def _of(cls, plain: dict[str, Any], tensors: State) -> Progress:
+    def _from_plain(cls, plain: dict[str, Any], tensors: State) -> ServerState:
         """From what `to_bytes` has written."""
-        of_clients = section(tensors, "clients")
+        of_clients = select_section(tensors, "clients")
         for name in OF_CLIENTS:
-            plain[name] = _mapping(section(of_clients, name))
-        plain["forms"] = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}
+            plain[name] = _convert_to_mapping(select_section(of_clients, name))
+        plain["forms"] = {int(client): AdapterShape(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}
         plain["counters"] = Counters(**plain["counters"])
-        plain["standing"] = Standing(**plain["standing"])
-        memory = section(tensors, "memory")
+        plain["standing"] = SafeguardState(**plain["standing"])
+        memory = select_section(tensors, "memory")
         return cls(
-            adapter=section(tensors, "adapter"),
-            started=section(tensors, "started"),
+            adapter=select_section(tensors, "adapter"),
+            started=select_section(tensors, "started"),
             memory={
-                label: section(memory, label) for label in dict.fromkeys(name.partition("/")[0] for name in memory)
+                label: select_section(memory, label)
+                for label in dict.fromkeys(name.partition("/")[0] for name in memory)
             },
-            residual=Residual.of(section(tensors, "residual")),
-            drift=unflattened(section(tensors, "drift")),
-            versions=Versions.of(section(tensors, "versions")),
-            told=section(tensors, "told"),
-            learned=section(tensors, "learned"),
-            best=BestState.of(section(tensors, "best")),
-            in_flight=InFlight.of(section(tensors, "in_flight")),
+            residual=Residual.from_tensors(select_section(tensors, "residual")),
+            drift=unflatten_states(select_section(tensors, "drift")),
+            versions=Versions.from_tensors(select_section(tensors, "versions")),
+            told=select_section(tensors, "told"),
+            learned=select_section(tensors, "learned"),
+            best=BestState.from_tensors(select_section(tensors, "best")),
+            in_flight=InFlight.from_tensors(select_section(tensors, "in_flight")),
             **plain,
         )
 
 
 TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "told", "best", "learned", "in_flight")
-"""The attributes of a `Progress` that a checkpoint holds as tensors."""
+"""The attributes of a `ServerState` that a checkpoint holds as tensors."""
 
 
-def _arrays(numbers: Mapping[int, int]) -> State:
+def _convert_to_arrays(numbers: Mapping[int, int]) -> State:
     """A number per client as tensors, in the order of the mapping."""
     return {
         "ids": torch.tensor(list(numbers), dtype=torch.int64),
@@ -265,12 +270,12 @@ def _arrays(numbers: Mapping[int, int]) -> State:
     }
 
 
-def _mapping(arrays: State) -> dict[int, int]:
-    """The inverse of `_arrays`."""
+def _convert_to_mapping(arrays: State) -> dict[int, int]:
+    """The inverse of `_convert_to_arrays`."""
     return dict(zip(arrays["ids"].tolist(), arrays["values"].tolist(), strict=True))
 
 
-def _checksum(header: str, tensors: State) -> str:
+def _compute_checksum(header: str, tensors: State) -> str:
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -285,7 +290,7 @@ class Checkpoints:
 
     folder: Path
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: ServerState) -> None:
         """Write the state of the server after a round.
 
         Raises:
@@ -302,18 +307,18 @@ class Checkpoints:
             raise RunError(f"FP5203 the checkpoint in {self.folder} can't be written: {error.strerror}") from error
 
     @property
-    def taken(self) -> bool:
+    def exists(self) -> bool:
         """Whether there is one."""
         return any(self.folder.glob("*.safetensors"))
 
-    def load(self) -> Progress | None:
+    def load(self) -> ServerState | None:
         """The newest checkpoint; None where there is none.
 
         Raises:
             RunError: it can't be read.
         """
         found = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
-        return Progress.read(found[-1]) if found else None
+        return ServerState.read(found[-1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -335,7 +340,7 @@ class RunStore:
     waiting: Path
 
     @classmethod
-    def of(cls, records: Records) -> RunStore:
+    def from_records(cls, records: Records) -> RunStore:
         """In the folder of a run's records."""
         folder = records.folder
         return cls(
@@ -346,19 +351,19 @@ class RunStore:
             folder / "waiting",
         )
 
-    def restore(self, progress: Progress | None) -> None:
+    def restore(self, progress: ServerState | None) -> None:
         """Make the other files those that were there when `progress` was saved; None: none were."""
         self.records.cut(progress.offsets if progress else {})
         if progress is not None:
             self._tell(progress)
             self.bases.put(progress.residual.version, progress.residual.total)
 
-    def commit(self, progress: Progress) -> None:
+    def commit(self, progress: ServerState) -> None:
         """A round counts once its checkpoint is on the disk, and is told of only then."""
         self.records.sync()
-        self.checkpoints.save(replace(progress, offsets=self.records.offsets()))
+        self.checkpoints.save(replace(progress, offsets=self.records.get_offsets()))
         self._tell(progress)
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: ServerState) -> None:
         for name, lines in progress.lines.items():
             self.records.append(name, *lines)

@@ -25,17 +25,17 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Answers, check_report, reason_of
-from fedpeft.server.dispatch import Dispatch
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.acceptance import ClientAnswers, check_report, describe_rejection
+from fedpeft.server.dispatch import Broadcast
+from fedpeft.server.exchange import Transport
 from fedpeft.server.masked_sum import MaskedSum
-from fedpeft.server.progress import Progress
-from fedpeft.server.sampling import measured
+from fedpeft.server.progress import ServerState
+from fedpeft.server.sampling import select_measured_clients
 from fedpeft.trust.question import ROWS, Question
 
 
 @dataclass(frozen=True)
-class Answered:
+class SummedAnswers:
     """The sums over all clients' rows, how many clients they are of, and what asking and answering cost in bytes."""
 
     total: State
@@ -55,65 +55,65 @@ class Questions:
 
     Attributes:
         setup, clients: the run's.
-        progress: its state is what the clients look at (`of_kept`).
+        progress: its state is what the clients look at (`select_kept_state`).
         most_rows: that a client may weigh.
         say: is told of answers that do not count.
     """
 
     setup: Setup
-    clients: Exchange
-    progress: Progress
+    clients: Transport
+    progress: ServerState
     most_rows: float = math.inf
     say: Callable[[str], None] = lambda _: None
 
-    def ask(self, question: Question, cohort: Sequence[int] = (), round: int | None = None) -> Answered:
+    def ask(self, question: Question, cohort: Sequence[int] = (), round_number: int | None = None) -> SummedAnswers:
         """The sum of the answers, of very many clients of some (`sampling.measured`). What is measurement does not
         count its bytes.
 
         Args:
             question: what is asked.
             cohort: who is asked; empty: all, or so many.
-            round: that clients are to think they are in, by which they know their task; None: the last one.
+            round_number: that clients are to think they are in, by which they know their task; None: the last one.
 
         Raises:
             ConfigError: the answers would be too long.
             RunError: nobody has answered.
         """
-        cohort = cohort or measured(self.setup.clients, self.setup.config.seed)
-        round = self.progress.round if round is None else round
+        cohort = cohort or select_measured_clients(self.setup.clients, self.setup.config.seed)
+        round_number = self.progress.round if round_number is None else round_number
         if self.setup.secure_sum is not None:
-            return self._under_masks(self.setup.secure_sum, question, cohort, round)
-        total, found = Fold(), Answers()
-        for report, answer in self._asked(question, cohort, round, found):
+            return self._ask_under_masks(self.setup.secure_sum, question, cohort, round_number)
+        total, found = Fold(), ClientAnswers()
+        for report, answer in self._ask(question, cohort, round_number, found):
             total.add(answer, min(1.0, self.most_rows / max(1, report.rows)))
-        return Answered(total.sums, found.clients, found.downlink_bytes, found.uplink_bytes)
+        return SummedAnswers(total.sums, found.clients, found.downlink_bytes, found.uplink_bytes)
 
-    def each(self, question: Question, cohort: Sequence[int], round: int) -> Answers:
+    def ask_each(self, question: Question, cohort: Sequence[int], round_number: int) -> ClientAnswers:
         """The answers of each client of a cohort that has given one, and what they cost.
 
         Raises:
             ConfigError, RunError: as of `ask`.
         """
-        found = Answers()
-        for report, answer in self._asked(question, cohort, round, found):
+        found = ClientAnswers()
+        for report, answer in self._ask(question, cohort, round_number, found):
             found.by_client[report.client] = answer
         return found
 
-    def _asked(
-        self, question: Question, cohort: Sequence[int], round: int, found: Answers
+    def _ask(
+        self, question: Question, cohort: Sequence[int], round_number: int, found: ClientAnswers
     ) -> Iterator[tuple[Report, State]]:
         """The answers that count; what all of them cost is added to `found`."""
-        shapes = self._shapes(question)
-        instructions = self._instructions(question, cohort, round)
+        shapes = self._get_shapes(question)
+        instructions = self._create_instructions(question, cohort, round_number)
         found.downlink_bytes = sum(len(i.payload) + len(i.residual) for i in instructions)
-        for report in self.clients.in_order(instructions, len(cohort), "evaluate"):
+        for report in self.clients.send_in_order(instructions, len(cohort), "evaluate"):
             found.uplink_bytes += len(report.payload)
             if not report.rows and report.error in ("", NOT_JOINED):  # it holds no rows out, or is not there
                 continue
             try:
                 answer = _answer(report, question, shapes)
             except PayloadError as error:
-                said = reason_of(f"{self.clients.called(report.client)}'s answer does not count", str(error))
+                said = describe_rejection(f"{self.clients.called(report.client)}'s answer does not count", str(error))
                 self.say(escape(said))
                 continue
             found.clients += 1
@@ -123,11 +123,13 @@ class Questions:
                 f"FP5204 none of {len(cohort)} clients has rows that it could ask its model {question.text} about"
             )
 
-    def _under_masks(self, secure: SecureSum, question: Question, cohort: Sequence[int], round: int) -> Answered:
+    def _ask_under_masks(
+        self, secure: SecureSum, question: Question, cohort: Sequence[int], round_number: int
+    ) -> SummedAnswers:
         """The sums as numbers of one secure sum (`fedpeft.privacy.secure_sum.integers`), each to its unit."""
-        shapes = self._shapes(question)
-        masked = MaskedSum(self.clients, secure, self.setup.config.seed, round, 0, entries(shapes) + BESIDE, 1.0)
-        instructions = self._instructions(question, cohort, round)
+        shapes = self._get_shapes(question)
+        masked = MaskedSum(self.clients, secure, self.setup.config.seed, round_number, 0, entries(shapes) + BESIDE, 1.0)
+        instructions = self._create_instructions(question, cohort, round_number)
         try:
             total = masked.of(instructions, "evaluate")
             sums = total.summed_statistics(shapes)
@@ -135,17 +137,17 @@ class Questions:
         except PayloadError as error:
             raise RunError(f"FP5205 there is no sum of clients' answers to {question.text}: {error}") from error
         down = sum(masked.sent.values()) + sum(len(i.payload) + len(i.residual) for i in instructions)
-        return Answered(sums, builtins.round(total.weight), down, sum(masked.received.values()))
+        return SummedAnswers(sums, builtins.round(total.weight), down, sum(masked.received.values()))
 
-    def _shapes(self, question: Question) -> dict[str, tuple[int, ...]]:
+    def _get_shapes(self, question: Question) -> dict[str, tuple[int, ...]]:
         matrices = {t.name: t.shape for t in self.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
-        return question.all_shapes(self.setup.facts.classes, matrices)
+        return question.get_all_shapes(self.setup.facts.classes, matrices)
 
-    def _instructions(self, question: Question, cohort: Sequence[int], round: int) -> list[Instruction]:
+    def _create_instructions(self, question: Question, cohort: Sequence[int], round_number: int) -> list[Instruction]:
         """Announced, where clients are to be told alike."""
-        sent = Dispatch(self.setup, self.progress, self.clients.remote)
-        self.clients.publish(lambda: sent.release("evaluate", round, question.text))
-        return [replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort]
+        sent = Broadcast(self.setup, self.progress, self.clients.remote)
+        self.clients.publish(lambda: sent.release("evaluate", round_number, question.text))
+        return [replace(sent.create_instruction("evaluate", k, round_number), asks=question.text) for k in cohort]
 
 
 def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...]]) -> State:
@@ -158,7 +160,7 @@ def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...
     return {name: tensor.double() for name, tensor in answer.items()}
 
 
-def of_kept(progress: Progress, bases: ResidualFiles) -> Progress:
+def select_kept_state(progress: ServerState, bases: ResidualFiles) -> ServerState:
     """The run as if the state that it keeps were its last one, sent to clients whole, and its base among `bases`.
 
     What is in the base then has the number of the next round, under which nothing else is; where rounds that are not

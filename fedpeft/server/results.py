@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fedpeft.peft.adapter import difference, norm
+from fedpeft.peft.adapter import compute_norm, subtract_states
 from fedpeft.run.observer import RoundResult
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog
 from fedpeft.server.traffic import Traffic
 
 
-def round_result(before: Progress, log: RoundLog, traffic: Traffic) -> RoundResult:
+def create_round_result(before: ServerState, log: RoundLog, traffic: Traffic) -> RoundResult:
     """Return the line of rounds.jsonl, which hooks may add to.
 
     Args:
@@ -27,12 +27,12 @@ def round_result(before: Progress, log: RoundLog, traffic: Traffic) -> RoundResu
         accuracy=metrics.accuracy if metrics else None,
         uplink_bytes=traffic.uplink_bytes,
         downlink_bytes=traffic.downlink_bytes,
-        update_norm=norm(difference(log.aggregation.state, before.adapter)),
+        update_norm=compute_norm(subtract_states(log.aggregation.state, before.adapter)),
         training_seconds=clock.training_seconds,
         seconds=clock.seconds,
         base_norm=sum(r.norm() ** 2 for r in log.aggregation.residuals.values()) ** 0.5,
         worst_accuracy=metrics.worst_accuracy if metrics else None,
         aggregation_seconds=clock.aggregating.seconds,
-        learning_rate=log.broadcast.learning_rate(log.plan.number),
+        learning_rate=log.broadcast.get_learning_rate(log.plan.number),
         undone=log.undone,
     )

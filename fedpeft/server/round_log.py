@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedpeft.aggregation.aggregator import AggregationResult
-from fedpeft.communication.downlink import Sent
+from fedpeft.communication.downlink import SentState
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.run.observer import Metrics, RoundResult
-from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.acceptance import ReportReceiver
 from fedpeft.server.clock import Clock
-from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.dispatch import Broadcast
 
 
 @dataclass
@@ -52,11 +52,11 @@ class RoundLog:
     """
 
     plan: RoundPlan
-    broadcast: Dispatch
+    broadcast: Broadcast
     clock: Clock
     reported: Callable[[Report], None]
-    sent: list[Sent] = field(default_factory=list)
-    received: Acceptance = field(init=False)
+    sent: list[SentState] = field(default_factory=list)
+    received: ReportReceiver = field(init=False)
     aggregation: AggregationResult = field(init=False)
     result: RoundResult = field(init=False)
     undone: bool = False

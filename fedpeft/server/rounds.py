@@ -16,30 +16,32 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from fedpeft.aggregation.aggregator import Aggregator, aggregator
+from fedpeft.aggregation.aggregator import Aggregator, create_aggregator
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine.memory import trim
 from fedpeft.run.observer import Observer
-from fedpeft.run.records import plain
+from fedpeft.run.records import convert_to_plain
 from fedpeft.run.section_lines import compute_section
 from fedpeft.run.setup import Setup
 from fedpeft.server.clock import Clock
 from fedpeft.server.collectors import UpdateCollector
-from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.dispatch import Broadcast
 from fedpeft.server.evaluation import OwnRows, ask_own_rows
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import EndOfRun, RoundHook
-from fedpeft.server.progress import Progress, RunStore
-from fedpeft.server.questions import Questions, of_kept
-from fedpeft.server.results import round_result
+from fedpeft.server.progress import RunStore, ServerState
+from fedpeft.server.questions import Questions, select_kept_state
+from fedpeft.server.results import create_round_result
 from fedpeft.server.round_log import RoundLog, StartLog
 from fedpeft.server.sampling import Sampler
 
-Prepare = Callable[[Callable[[RoundPlan, Progress], RoundPlan], Callable[[Report], None]], tuple[Progress, StartLog]]
+Prepare = Callable[
+    [Callable[[RoundPlan, ServerState], RoundPlan], Callable[[Report], None]], tuple[ServerState, StartLog]
+]
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """Nobody asks a run to stop."""
     return False
 
@@ -62,19 +64,19 @@ class Server:
     def __init__(
         self,
         setup: Setup,
-        transport: Exchange,
+        transport: Transport,
         sampler: Sampler,
         store: RunStore,
         observer: Observer,
         hooks: Sequence[RoundHook],
         prepare: Prepare,
-        stopping: Callable[[], bool] = never,
+        stopping: Callable[[], bool] = never_stop,
     ) -> None:
         self.setup, self.transport, self.sampler, self.store = setup, transport, sampler, store
         self.observer, self.hooks, self.prepare, self.stopping = observer, hooks, prepare, stopping
         (self.collector,) = (hook for hook in hooks if isinstance(hook, UpdateCollector))
 
-    def run(self) -> Progress:
+    def run(self) -> ServerState:
         """Do all rounds that are left, and return the state that they lead to."""
         saved = self.store.checkpoints.load()
         self.store.restore(saved)
@@ -82,7 +84,7 @@ class Server:
             hook.open(saved)
         state = self.start() if saved is None else saved
         self.observer.started(self.setup.rounds, state.round)
-        while self.goes_on(state):
+        while self.can_continue(state):
             for hook in self.hooks:
                 state = hook.before_round(state)
             try:
@@ -97,39 +99,42 @@ class Server:
                 break
         return state
 
-    def round(self, plan: RoundPlan, before: Progress) -> tuple[Progress, RoundLog]:
+    def round(self, plan: RoundPlan, before: ServerState) -> tuple[ServerState, RoundLog]:
         """Do one round, and return the state after it and its log."""
-        broadcast = Dispatch(self.setup, before, self.transport.remote, plan.steps)
+        broadcast = Broadcast(self.setup, before, self.transport.remote, plan.steps)
         log = RoundLog(plan, broadcast, Clock(), self.note_report)
         self.transport.publish(lambda: broadcast.release("train", plan.number))
         log.aggregation = self.collector.collect(log, before, self.aggregator(plan, before))
         after = before.after(log.aggregation, log.received, broadcast.downlink.made, self.setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
-        log.clock.trained()
+        log.clock.note_step()
         for hook in self.hooks:
             after = hook.after_step(before, after, log)
         traffic = self.collector.measure_traffic(log)
-        log.result = round_result(before, log, traffic)
+        log.result = create_round_result(before, log, traffic)
         for hook in self.hooks:
             hook.measure(after, log)
-        clients = [plain(result.line()) for result in log.received.results]
-        lines = {"clients.jsonl": clients, "rounds.jsonl": [plain(asdict(log.result))], **log.lines}
+        clients = [convert_to_plain(result.line()) for result in log.received.results]
+        lines = {"clients.jsonl": clients, "rounds.jsonl": [convert_to_plain(asdict(log.result))], **log.lines}
         counters = after.counters.after(traffic, log.result.rejected, log.clock.seconds)
         return self.complete(replace(after, lines=lines, counters=counters)), log
 
-    def start(self) -> Progress:
+    def start(self) -> ServerState:
         """Prepare the state before round 1, and commit it."""
         state, log = self.prepare(self.plan, self.note_report)
         for hook in self.hooks:
             state = hook.after_start(state, log)
         lines = log.lines
         if log.result is not None:
-            lines = {"rounds.jsonl": [plain(asdict(replace(log.result, seconds=log.clock.seconds)))], **lines}
+            lines = {
+                "rounds.jsonl": [convert_to_plain(asdict(replace(log.result, seconds=log.clock.seconds)))],
+                **lines,
+            }
         state = self.complete(replace(state, lines=lines))
         self.commit(state)
         return state
 
-    def goes_on(self, state: Progress) -> bool:
+    def can_continue(self, state: ServerState) -> bool:
         """Return whether there is a next round, and tell the user why there is none."""
         if state.round >= self.setup.rounds or self.stopping():
             return False
@@ -139,7 +144,7 @@ class Server:
                 return False
         return True
 
-    def select(self, state: Progress) -> RoundPlan:
+    def select(self, state: ServerState) -> RoundPlan:
         """Draw the cohort of the next round; what it costs is charged before anything is sent.
 
         Raises:
@@ -149,19 +154,19 @@ class Server:
         cohort = self.transport.under_way(number) or self.sampler.draw(self.setup.config.seed, number)
         return self.plan(RoundPlan(number, cohort), state)
 
-    def plan(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+    def plan(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
         """Have the hooks change the plan of a round, or of the preparation; privacy charges it."""
-        plan = replace(plan, digest=lambda: state.digest(*(hook.fingerprint() for hook in self.hooks)))
+        plan = replace(plan, digest=lambda: state.compute_digest(*(hook.fingerprint() for hook in self.hooks)))
         for hook in self.hooks:
             plan = hook.select(plan, state)
         return plan
 
-    def aggregator(self, plan: RoundPlan, state: Progress) -> Aggregator:
+    def aggregator(self, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Return what takes the updates of a round."""
         setup = self.setup
         optimizer = setup.optimizer.gentler(state.standing.rate)
         given = setup.strategy, optimizer, setup.layout, state.adapter, plan.number, setup.config.seed
-        taking = aggregator(*given, self.store.waiting, setup.factor_view, state.learned)
+        taking = create_aggregator(*given, self.store.waiting, setup.factor_view, state.learned)
         for hook in self.hooks:
             taking = hook.aggregator(taking, plan, state)
         return taking
@@ -171,18 +176,18 @@ class Server:
         for hook in self.hooks:
             hook.reported(report)
 
-    def complete(self, state: Progress) -> Progress:
+    def complete(self, state: ServerState) -> ServerState:
         """Return the state to save, once hooks have written what must exist before the checkpoint."""
         for hook in self.hooks:
             state = hook.before_commit(state)
-        return replace(state, hooks={hook.name: saved for hook in self.hooks if (saved := hook.saved())})
+        return replace(state, hooks={hook.name: saved for hook in self.hooks if (saved := hook.get_checkpoint())})
 
-    def commit(self, state: Progress) -> None:
+    def commit(self, state: ServerState) -> None:
         """Record a round: it counts once its checkpoint is on the disk."""
         self.store.commit(state)
         trim()
 
-    def sections(self, state: Progress) -> dict[str, Mapping[str, Any]] | None:
+    def sections(self, state: ServerState) -> dict[str, Mapping[str, Any]] | None:
         """Return the sections of the hooks for summary.json, by name; None: no hook has one."""
         sections = {}
         for hook in self.hooks:
@@ -192,12 +197,12 @@ class Server:
                 sections[name] = section
         return sections or None
 
-    def own_rows(self, state: Progress) -> OwnRows:
+    def evaluate_own_rows(self, state: ServerState) -> OwnRows:
         """Have each client evaluate the kept model, with its own tensors, on its own held-out examples."""
-        kept = of_kept(state, self.store.bases)
+        kept = select_kept_state(state, self.store.bases)
         return ask_own_rows(self.setup, self.transport, kept, self.observer.say)
 
-    def questions(self, state: Progress) -> Questions:
+    def create_questions(self, state: ServerState) -> Questions:
         """Return questions to clients about the kept model, on their own held-out examples."""
-        kept = of_kept(state, self.store.bases)
+        kept = select_kept_state(state, self.store.bases)
         return Questions(self.setup, self.transport, kept, self.transport.most_rows(), self.observer.say)

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from fedpeft.aggregation.safeguard import Safeguard, Standing
-from fedpeft.aggregation.update import not_finite
+from fedpeft.aggregation.safeguard import Safeguard, SafeguardState
+from fedpeft.aggregation.update import describe_nonfinite
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress, RunStore
+from fedpeft.server.progress import RunStore, ServerState
 from fedpeft.server.round_log import RoundLog, StartLog
 
 ValidationLoss = Callable[[State, int], float]
@@ -25,13 +25,13 @@ class FiniteSteps(RoundHook):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Check the state.
 
         Raises:
             RunError: it is not finite.
         """
-        if broken := not_finite(self.setup.strategy, after.adapter):
+        if broken := describe_nonfinite(self.setup.strategy, after.adapter):
             raise RunError(f"FP5206 round {after.round}: {broken}; no update was")
         return after
 
@@ -54,7 +54,7 @@ class SafeguardHook(RoundHook):
         self.setup, self.store, self.guard = setup, store, guard
         self.validation_loss, self.say = validation_loss, say
 
-    def after_start(self, state: Progress, log: StartLog) -> Progress:
+    def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Judge the start, which later steps are compared with.
 
         Raises:
@@ -68,7 +68,7 @@ class SafeguardHook(RoundHook):
             )
         return replace(state, standing=self.guard.judge(loss, state.standing)[1])
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Judge the step, and undo it if it does not count."""
         loss = self.validation_loss(after.adapter, after.residual.version)
         counts, standing = self.guard.judge(loss, before.standing)
@@ -80,11 +80,11 @@ class SafeguardHook(RoundHook):
         self.store.bases.put(before.residual.version, before.residual.total)
         lowers = standing.rate < before.standing.rate
         self._report(before, after, loss, standing if lowers else None)
-        return replace(before.undone(after, standing), lowered=after.round if lowers else before.lowered)
+        return replace(before.undo_step(after, standing), lowered=after.round if lowers else before.lowered)
 
-    def _report(self, before: Progress, after: Progress, loss: float, lowered: Standing | None) -> None:
+    def _report(self, before: ServerState, after: ServerState, loss: float, lowered: SafeguardState | None) -> None:
         """Tell the user why a step is undone, and the rate that it lowers."""
-        broken = not_finite(self.setup.strategy, after.adapter)
+        broken = describe_nonfinite(self.setup.strategy, after.adapter)
         consequence = ""
         if lowered is not None:
             consequence = f"; from here on clients train at {lowered.rate:.3g} of the learning rate"
@@ -100,7 +100,7 @@ def attach(
     setup: Setup, store: RunStore, validation_loss: ValidationLoss | None, say: Callable[[str], None]
 ) -> RoundHook:
     """Return the safeguard of a run, or a check of each step if the run has none."""
-    guard = setup.steering.safeguard
+    guard = setup.training_control.safeguard
     if guard is None or validation_loss is None:
         return FiniteSteps(setup)
     return SafeguardHook(setup, store, guard, validation_loss, say)

@@ -21,7 +21,7 @@ MEASURED = 4_000
 """So many of more: they say what all do, and asking takes no longer than it does for `FEW`."""
 
 
-def measured(clients: int, seed: int) -> list[int]:
+def select_measured_clients(clients: int, seed: int) -> list[int]:
     """Who is asked for what concerns all `clients`, ascending: all of them, or of very many `MEASURED`, drawn once."""
     if clients <= FEW:
         return list(range(clients))
@@ -31,7 +31,7 @@ def measured(clients: int, seed: int) -> list[int]:
 class Sampler(Protocol):
     """Draws the cohorts."""
 
-    def draw(self, seed: int, round: int) -> list[int]:
+    def draw(self, seed: int, round_number: int) -> list[int]:
         """The cohort of a round (from 1), ascending client ids."""
         ...
 
@@ -48,21 +48,23 @@ class FixedSize:
     size: int
     weights: tuple[float, ...] = ()
 
-    def draw(self, seed: int, round: int) -> list[int]:
+    def draw(self, seed: int, round_number: int) -> list[int]:
         """The cohort of a round (from 1), ascending: a function of seed and round alone."""
         chances = np.array(self.weights) / sum(self.weights) if len(set(self.weights)) > 1 else None
-        chosen = seeds.generator(seed, "cohort", round).choice(self.clients, self.size, replace=False, p=chances)
+        chosen = seeds.create_generator(seed, "cohort", round_number).choice(
+            self.clients, self.size, replace=False, p=chances
+        )
         return sorted(int(c) for c in np.asarray(chosen))
 
-    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+    def draw_among(self, present: Sequence[int], seed: int, round_number: int) -> list[int]:
         """The cohort where some clients are away: of those present as many as there are to be, or all."""
         weights = tuple(self.weights[i] for i in present) if self.weights else ()
-        drawn = FixedSize(len(present), min(self.size, len(present)), weights).draw(seed, round)
+        drawn = FixedSize(len(present), min(self.size, len(present)), weights).draw(seed, round_number)
         return [present[i] for i in drawn]
 
 
 @dataclass(frozen=True)
-class _Alike(ABC):
+class _SharedOrder(ABC):
     """`size` of `clients` clients a round, in an order that everybody may know."""
 
     clients: int
@@ -70,37 +72,39 @@ class _Alike(ABC):
 
     weights: ClassVar[tuple[float, ...]] = ()
 
-    def draw(self, seed: int, round: int) -> list[int]:
+    def draw(self, seed: int, round_number: int) -> list[int]:
         """The cohort of a round (from 1), ascending: a function of seed and round alone."""
-        return self.draw_among(range(self.clients), seed, round)
+        return self.draw_among(range(self.clients), seed, round_number)
 
     @abstractmethod
-    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+    def draw_among(self, present: Sequence[int], seed: int, round_number: int) -> list[int]:
         """The cohort where some clients are away."""
 
 
 @dataclass(frozen=True)
-class InTurns(_Alike):
+class TurnTaking(_SharedOrder):
     """Cohorts out of groups of clients that take turns, always in the same order.
 
     A client comes back after clients // size rounds at the earliest; where its group is larger than a cohort, later.
     """
 
-    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+    def draw_among(self, present: Sequence[int], seed: int, round_number: int) -> list[int]:
         """The cohort where some clients are away: of those present whose turn it is."""
-        order = seeds.generator(seed, "turns").permutation(self.clients)
+        order = seeds.create_generator(seed, "turns").permutation(self.clients)
         groups = np.array_split(order, self.clients // self.size)
-        group = [int(c) for c in np.intersect1d(groups[(round - 1) % len(groups)], np.asarray(present))]
-        chosen = seeds.generator(seed, "cohort", round).choice(len(group), min(self.size, len(group)), replace=False)
+        group = [int(c) for c in np.intersect1d(groups[(round_number - 1) % len(groups)], np.asarray(present))]
+        chosen = seeds.create_generator(seed, "cohort", round_number).choice(
+            len(group), min(self.size, len(group)), replace=False
+        )
         return sorted(group[i] for i in np.asarray(chosen)) if group else []
 
 
-def _unknown(round: int) -> Mapping[int, int]:
+def _get_no_tasks(round_number: int) -> Mapping[int, int]:
     return {}
 
 
 @dataclass(frozen=True)
-class Dealt(_Alike):
+class DealtCohorts(_SharedOrder):
     """Cohorts dealt from a deck that is shuffled anew when it has no whole cohort left.
 
     So all clients come about equally often: where all are there, nobody more than rounds / (clients // size) times,
@@ -111,36 +115,36 @@ class Dealt(_Alike):
             that was restarted goes on alike.
     """
 
-    asked: Callable[[int], Mapping[int, int]] = _unknown
+    asked: Callable[[int], Mapping[int, int]] = _get_no_tasks
 
-    def draw(self, seed: int, round: int) -> list[int]:
+    def draw(self, seed: int, round_number: int) -> list[int]:
         """The cohort of a round (from 1), ascending: a function of seed and round alone."""
-        return sorted(int(c) for c in self._deck(seed, round)[: self.size])
+        return sorted(int(c) for c in self._deal_deck(seed, round_number)[: self.size])
 
-    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+    def draw_among(self, present: Sequence[int], seed: int, round_number: int) -> list[int]:
         """The cohort where some clients are away: in their place those who come next in the deck, of those who have
         stood in for others least often."""
-        deck = self._deck(seed, round)
+        deck = self._deal_deck(seed, round_number)
         here = deck[np.isin(deck, np.asarray(present))]
-        dealt = np.bincount([c for r in range(1, round) for c in self.draw(seed, r)], minlength=self.clients)
-        asked = self.asked(round)
+        dealt = np.bincount([c for r in range(1, round_number) for c in self.draw(seed, r)], minlength=self.clients)
+        asked = self.asked(round_number)
         beyond = np.maximum([asked.get(int(c), 0) - dealt[c] for c in here], 0)
         return sorted(int(c) for c in here[np.argsort(beyond, kind="stable")][: self.size])
 
-    def _deck(self, seed: int, round: int) -> NDArray[np.int64]:
+    def _deal_deck(self, seed: int, round_number: int) -> NDArray[np.int64]:
         """All clients in the order of the deck, from where it stands before a round."""
-        deck, place = divmod(round - 1, self.clients // self.size)
-        return np.roll(seeds.generator(seed, "dealt", deck).permutation(self.clients), -place * self.size)
+        deck, place = divmod(round_number - 1, self.clients // self.size)
+        return np.roll(seeds.create_generator(seed, "dealt", deck).permutation(self.clients), -place * self.size)
 
 
-Population = FixedSize | InTurns | Dealt
+Population = FixedSize | TurnTaking | DealtCohorts
 """What cohorts are drawn from."""
 
 
-def population(clients: int, size: int, weights: tuple[float, ...], mechanism: Mechanism | None) -> Population:
+def create_population(clients: int, size: int, weights: tuple[float, ...], mechanism: Mechanism | None) -> Population:
     """What a run's cohorts of `size` are drawn from.
 
-    See `InTurns` for privacy in which clients take turns, and `Dealt` for budgets that pay for who comes most often.
+    See `TurnTaking` for privacy in which clients take turns, and `DealtCohorts` for budgets that pay for who comes most often.
 
     Raises:
         PrivacyError: clients are to take turns, and have chances of their own.
@@ -149,14 +153,14 @@ def population(clients: int, size: int, weights: tuple[float, ...], mechanism: M
     if mechanism is None or form in (CohortForm.DRAWN, CohortForm.SECRET):
         return FixedSize(clients, size, weights)
     if form is CohortForm.DEALT:
-        return FixedSize(clients, size, weights) if weights else Dealt(clients, size)
+        return FixedSize(clients, size, weights) if weights else DealtCohorts(clients, size)
     if weights:
         raise PrivacyError(f"FP7117 under {mechanism.name} clients take turns, all alike; leave out participation")
-    return InTurns(clients, size)
+    return TurnTaking(clients, size)
 
 
 @dataclass(frozen=True)
-class Reachable:
+class ReachableClients:
     """Draws among the clients that are there: real ones come late, sleep, and go.
 
     Attributes:
@@ -167,6 +171,6 @@ class Reachable:
     population: Population
     present: Callable[[], Sequence[int]]
 
-    def draw(self, seed: int, round: int) -> list[int]:
+    def draw(self, seed: int, round_number: int) -> list[int]:
         """The cohort: of those present as many as there are to be, or all."""
-        return self.population.draw_among(self.present(), seed, round)
+        return self.population.draw_among(self.present(), seed, round_number)

@@ -24,7 +24,7 @@ STEPS = ("5", "4", "3", "2", "1")
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenSum:
     """A sum that was begun.
 
     Attributes:
@@ -70,7 +70,7 @@ class SumJournal:
     folder: Path
     run: str
 
-    def opened(self, round: int) -> Opened | None:
+    def load_opened(self, round_number: int) -> OpenSum | None:
         """The sum of a round, if it was begun.
 
         Raises:
@@ -78,30 +78,30 @@ class SumJournal:
         """
         try:
             stored = files.read_json(self.folder / ANNOUNCED)
-            found = Opened(stored["round"], stored["cohort"], Announcement.of_bytes(bytes.fromhex(stored["told"])))
+            found = OpenSum(stored["round"], stored["cohort"], Announcement.of_bytes(bytes.fromhex(stored["told"])))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, PayloadError) as error:
-            raise self._damaged(ANNOUNCED, error) from None
-        return found if found.round == round else None
+            raise self._create_damage_error(ANNOUNCED, error) from None
+        return found if found.round == round_number else None
 
-    def cohort(self, round: int) -> list[int]:
+    def load_cohort(self, round_number: int) -> list[int]:
         """Whom a server that was restarted has asked for the sum of a round; empty: it has not begun.
 
         Raises:
             RunError: the file can't be read.
         """
-        opened = self.opened(round)
+        opened = self.load_opened(round_number)
         return [] if opened is None else list(opened.cohort)
 
-    def begin(self, opened: Opened) -> None:
+    def begin(self, opened: OpenSum) -> None:
         """Another sum begins; the one before is forgotten.
 
         Raises:
             RunError: the disk is full, or can't be written.
         """
         stored = {"round": opened.round, "cohort": list(opened.cohort), "told": opened.told.to_bytes().hex()}
-        with files.writing(self.folder):
+        with files.raise_write_errors(self.folder):
             files.make_private_folder(self.folder)
             self.forget()
             files.replace(self.folder / ANNOUNCED, json.dumps(stored).encode(), private=True)
@@ -114,7 +114,7 @@ class SumJournal:
         """
         if not self.folder.exists():
             return
-        with files.writing(self.folder):
+        with files.raise_write_errors(self.folder):
             for name in (*STEPS, ANNOUNCED):  # from the last one on: what is left is the beginning of a sum, or none
                 (self.folder / name).unlink(missing_ok=True)
             files.sync(self.folder)
@@ -138,7 +138,7 @@ class SumJournal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(str(number), error) from None
+            raise self._create_damage_error(str(number), error) from None
         return Step(answers, total, stored["taken"], failed, Counter(sent), Counter(received))
 
     def finish(self, number: int, step: Step) -> None:
@@ -155,14 +155,14 @@ class SumJournal:
             "sent": step.sent,
             "received": step.received,
         }
-        with files.writing(self.folder):
+        with files.raise_write_errors(self.folder):
             files.replace(
                 self.folder / str(number),
                 b"".join((json.dumps(stored).encode(), b"\n", *step.answers.values(), step.total)),
                 private=True,
             )
 
-    def _damaged(self, name: str, error: Exception) -> RunError:
+    def _create_damage_error(self, name: str, error: Exception) -> RunError:
         return RunError(
             f"FP5208 what was heard of a secure sum in {self.folder / name} can't be read ({error}); bring it back "
             "from a copy, or remove the folder: the round is then void for clients that have sent their part of it"

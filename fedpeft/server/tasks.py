@@ -17,13 +17,13 @@ from fedpeft.clients.executor import Totals
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.questions import Questions
 from fedpeft.server.round_log import RoundLog, StartLog
-from fedpeft.server.sampling import measured
-from fedpeft.trust.question import asked
+from fedpeft.server.sampling import select_measured_clients
+from fedpeft.trust.question import parse_question
 
 Score = Callable[[State, int, int, bool], Totals]
 """Of a global state, on the base of a version, on held-out rows of a task; whether only its classes compete."""
@@ -41,41 +41,41 @@ class TaskScheduler(RoundHook):
     """
 
     setup: Setup
-    clients: Exchange
+    clients: Transport
     sequence: TaskSequence
     score: Score
     say: Callable[[str], None] = lambda _: None
 
-    def after_start(self, state: Progress, log: StartLog) -> Progress:
+    def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Score each task before round 1."""
-        log.lines["tasks.jsonl"] = self.lines(state)
+        log.lines["tasks.jsonl"] = self.build_lines(state)
         return state
 
-    def before_round(self, state: Progress) -> Progress:
+    def before_round(self, state: ServerState) -> ServerState:
         """Return the state in which a task begins, if one begins with the next round."""
         following = state.round + 1
-        return self._turned("begin", state, following) if self.sequence.schedule.begins(following) else state
+        return self._ask_rule("begin", state, following) if self.sequence.schedule.is_task_start(following) else state
 
-    def after_step(self, before: Progress, after: Progress, log: RoundLog) -> Progress:
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Return the state in which a task has ended, if this was its last round."""
-        last = self.sequence.schedule.ends(after.round, self.setup.rounds)
-        return self._turned("end", after, after.round) if last else after
+        last = self.sequence.schedule.is_task_end(after.round, self.setup.rounds)
+        return self._ask_rule("end", after, after.round) if last else after
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Score each task after a task's last round."""
-        log.lines["tasks.jsonl"] = self.lines(state)
+        log.lines["tasks.jsonl"] = self.build_lines(state)
 
-    def lines(self, progress: Progress) -> list[dict[str, Any]]:
+    def build_lines(self, progress: ServerState) -> list[dict[str, Any]]:
         """What `tasks.jsonl` says of the state before round 1, and after each task's last round; else nothing."""
-        round, schedule = progress.round, self.sequence.schedule
-        if round and not schedule.ends(round, self.setup.rounds):
+        round_number, schedule = progress.round, self.sequence.schedule
+        if round_number and not schedule.is_task_end(round_number, self.setup.rounds):
             return []
         state, version = progress.reached, progress.residual.version
         tasks = range(len(self.sequence.names))
         among_all = [self.score(state, version, task, False) for task in tasks]
         line = {
-            "round": round,
-            "task": schedule.current(round) if round else None,
+            "round": round_number,
+            "task": schedule.get_current(round_number) if round_number else None,
             "accuracy": [total.accuracy for total in among_all],
             "loss": [total.mean_loss for total in among_all],
         }
@@ -83,17 +83,19 @@ class TaskScheduler(RoundHook):
             line["accuracy_known_task"] = [self.score(state, version, task, True).accuracy for task in tasks]
         return [line]
 
-    def _turned(self, moment: Moment, progress: Progress, round: int) -> Progress:
+    def _ask_rule(self, moment: Moment, progress: ServerState, round_number: int) -> ServerState:
         rule = self.setup.strategy
         if not isinstance(rule, TaskStrategy):
             return progress
         text, seed = rule.asked(moment, self.setup.layout), self.setup.config.seed
-        task, sums, counters = self.sequence.schedule.current(round), State(), progress.counters
+        task, sums, counters = self.sequence.schedule.get_current(round_number), State(), progress.counters
         if text:
             schedule, everybody = self.sequence.schedule, list(range(self.setup.clients))
-            on_time = schedule.on_time(measured(len(everybody), seed), seed) or schedule.on_time(everybody, seed)
+            on_time = schedule.select_on_time(
+                select_measured_clients(len(everybody), seed), seed
+            ) or schedule.select_on_time(everybody, seed)
             questions = Questions(self.setup, self.clients, progress, self.clients.most_rows(), self.say)
-            answered = questions.ask(asked(text), on_time, round)
+            answered = questions.ask(parse_question(text), on_time, round_number)
             sums = answered.total
             counters = replace(
                 counters,
@@ -106,7 +108,7 @@ class TaskScheduler(RoundHook):
         return replace(progress, adapter=state, learned=memory, counters=counters)
 
 
-def attach(setup: Setup, clients: Exchange, score: Score | None, say: Callable[[str], None]) -> RoundHook | None:
+def attach(setup: Setup, clients: Transport, score: Score | None, say: Callable[[str], None]) -> RoundHook | None:
     """Return the hook of a run whose tasks come one after another."""
     sequence = setup.facts.tasks
     return None if sequence is None or score is None else TaskScheduler(setup, clients, sequence, score, say)

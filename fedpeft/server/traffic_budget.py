@@ -20,10 +20,10 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.run.phrases import count_of
 from fedpeft.run.setup import Setup
-from fedpeft.server.dispatch import Dispatch
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.dispatch import Broadcast
+from fedpeft.server.exchange import Transport
 from fedpeft.server.hooks import EndOfRun, RoundHook
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.server.round_log import RoundLog
 
 SHARES: Final = (1.0, 0.75, 0.5, 0.375, 0.25)
@@ -55,13 +55,13 @@ class TrafficBudget(RoundHook):
         self._terms, self._predicted, self._dropped = "", 0.0, 0
         self._uplink: dict[float, float] = {}
 
-    def open(self, state: Progress | None) -> None:
+    def open(self, state: ServerState | None) -> None:
         """Restore the counts and the correction."""
         if state is not None and (saved := state.hooks.get(self.name)):
             self.correction, self.left_out = saved["correction"], saved["left_out"]
             self.fewer_bits = saved["fewer_bits"]
 
-    def saved(self) -> dict[str, Any]:
+    def get_checkpoint(self) -> dict[str, Any]:
         """Return the counts and the correction."""
         return {"correction": self.correction, "left_out": self.left_out, "fewer_bits": self.fewer_bits}
 
@@ -69,7 +69,7 @@ class TrafficBudget(RoundHook):
         """Return the terms of the next round, which other totals would change."""
         return self._terms
 
-    def select(self, plan: RoundPlan, state: Progress) -> RoundPlan:
+    def select(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
         """Lower the bits, and then leave clients out, until the round fits.
 
         Raises:
@@ -96,7 +96,7 @@ class TrafficBudget(RoundHook):
             self.say(f"round {plan.number}: {who} left out, the traffic budget has no room for more")
         return replace(plan, cohort=cohort, bits_share=share)
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Record the round, and correct the predictions if they were too low."""
         used = log.result.uplink_bytes + log.result.downlink_bytes
         if self._predicted:
@@ -112,7 +112,7 @@ class TrafficBudget(RoundHook):
         }
         log.lines.setdefault("hooks.jsonl", []).append(line)
 
-    def section(self, state: Progress) -> dict[str, Any]:
+    def section(self, state: ServerState) -> dict[str, Any]:
         """Return what of the budget is used, and what it has cost."""
         return {
             "megabytes": self.setup.config.budget_megabytes,
@@ -121,18 +121,18 @@ class TrafficBudget(RoundHook):
             "turns_left_out": self.left_out,
         }
 
-    def _predict(self, plan: RoundPlan, state: Progress) -> dict[float, float]:
+    def _predict(self, plan: RoundPlan, state: ServerState) -> dict[float, float]:
         """Return the bytes that a client costs in the next round, both ways, by share of the bits."""
-        broadcast, clients = Dispatch(self.setup, state, self.remote, plan.steps), self.setup.clients
+        broadcast, clients = Broadcast(self.setup, state, self.remote, plan.steps), self.setup.clients
         down = 0.0
         for share in self.shares:
             if share not in self._uplink or not down:
-                expected = broadcast.expected(clients, share)
+                expected = broadcast.estimate_traffic(clients, share)
                 self._uplink[share], down = expected.uplink_bytes / clients, expected.downlink_bytes / clients
         return {share: self.correction * (self._uplink[share] + down) for share in self.shares}
 
 
-def count_bytes(state: Progress) -> int:
+def count_bytes(state: ServerState) -> int:
     """Return the bytes that all rounds so far have sent, both ways."""
     return state.counters.uplink_bytes + state.counters.downlink_bytes
 
@@ -141,14 +141,14 @@ def draw_clients(cohort: list[int], most: int, seed: int, number: int) -> list[i
     """Return at most `most` clients of a cohort, ascending; all clients are equally likely to stay."""
     if len(cohort) <= most:
         return cohort
-    order = seeds.generator(seed, "traffic budget", number).permutation(len(cohort))
+    order = seeds.create_generator(seed, "traffic budget", number).permutation(len(cohort))
     return sorted(cohort[place] for place in order[:most])
 
 
 def can_lower_bits(setup: Setup) -> bool:
     """Return whether the codec of the updates has a precision to set."""
     try:
-        setup.uplink.codec.with_bits(setup.uplink.codec.bits)
+        setup.uplink.codec.set_bits(setup.uplink.codec.bits)
     except ConfigError:
         return False
     return True
@@ -175,6 +175,6 @@ def check(setup: Setup) -> None:
         )
 
 
-def attach(setup: Setup, transport: Exchange, say: Callable[[str], None]) -> RoundHook | None:
+def attach(setup: Setup, transport: Transport, say: Callable[[str], None]) -> RoundHook | None:
     """Return the hook of a run with a budget."""
     return TrafficBudget(setup, transport.remote, say) if setup.config.budget_megabytes else None

@@ -20,7 +20,7 @@ from fedpeft.server.hooks import RoundHook
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
-    from fedpeft.server.progress import Progress
+    from fedpeft.server.progress import ServerState
     from fedpeft.server.round_log import RoundLog
 
 RECORD: Final = "hooks.jsonl"
@@ -45,12 +45,12 @@ class UserHook(RoundHook):
         """The name on the command line."""
         return name_of(type(self))
 
-    def open(self, state: Progress | None) -> None:
+    def open(self, state: ServerState | None) -> None:
         """Restore the memory."""
         if state is not None:
             self.memory.update(state.hooks.get(self.name, {}))
 
-    def saved(self) -> dict[str, Any]:
+    def get_checkpoint(self) -> dict[str, Any]:
         """Return the memory."""
         return check_json(self.memory, f"the memory of the hook {self.name}")
 
@@ -134,33 +134,33 @@ class GuardedHook(RoundHook):
         """The name of the user's hook."""
         return self.hook.name
 
-    def open(self, state: Progress | None) -> None:
+    def open(self, state: ServerState | None) -> None:
         """Forward what is disclosed."""
         self.hook.open(None if state is None else self._disclose(state))
 
-    def saved(self) -> dict[str, Any]:
+    def get_checkpoint(self) -> dict[str, Any]:
         """Forward."""
-        return self.hook.saved()
+        return self.hook.get_checkpoint()
 
     def fingerprint(self) -> str:
         """Forward."""
         return self.hook.fingerprint()
 
-    def ends(self, state: Progress) -> str:
+    def ends(self, state: ServerState) -> str:
         """Forward what is disclosed."""
         return self.hook.ends(self._disclose(state))
 
-    def measure(self, state: Progress, log: RoundLog) -> None:
+    def measure(self, state: ServerState, log: RoundLog) -> None:
         """Forward what is disclosed; the privacy hook comes before this one and removes the rest from the result."""
         disclosed: Any = DisclosedLog(log.result, {})
         self.hook.measure(self._disclose(state), disclosed)
         log.lines.setdefault(RECORD, []).extend(disclosed.lines.get(RECORD, []))
 
-    def section(self, state: Progress) -> Mapping[str, Any] | None:
+    def section(self, state: ServerState) -> Mapping[str, Any] | None:
         """Forward what is disclosed."""
         return self.hook.section(self._disclose(state))
 
-    def _disclose(self, state: Progress) -> Any:
+    def _disclose(self, state: ServerState) -> Any:
         own = {name: saved for name, saved in state.hooks.items() if name == self.name}
         return DisclosedState(state.round, state.adapter, own)
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedpeft.aggregation.factors import ranks_placed
+from fedpeft.aggregation.factors import place_ranks
 from fedpeft.clients.executor import Job
-from fedpeft.clients.pool import Worker, result
-from fedpeft.clients.rule_half import steered
+from fedpeft.clients.pool import Worker, get_result
+from fedpeft.clients.rule_half import add_rule_corrections
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import start_for
 from fedpeft.communication.messages import Instruction
-from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.run.final_score import save
 from fedpeft.server.best_state import BestState
 from fedpeft.simulation.simulation import Simulation
@@ -30,20 +30,20 @@ FOLDER = "alone"
 """In a run's own, of the adapters of clients alone."""
 
 
-def chosen(sizes: np.ndarray, count: int) -> list[int]:
+def choose_clients(sizes: np.ndarray, count: int) -> list[int]:
     """So many clients, or all, evenly from the one with the fewest rows to the one with the most."""
     order = np.argsort(sizes, kind="stable")
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return [int(order[place]) for place in places]
 
 
-def started_alone(simulation: Simulation, client: int) -> State:
+def start_alone(simulation: Simulation, client: int) -> State:
     """The run's start, with the head that the client's own rows give."""
     setup, state = simulation.setup, dict(simulation.setup.start)
     if not (setup.head.exchanges and "head.weight" in state):
         return state
     asked = Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base)
-    [report] = result(simulation.workers.pool.submit(Worker.handle, [asked]))
+    [report] = get_result(simulation.workers.pool.submit(Worker.handle, [asked]))
     classes, width = state["head.weight"].shape
     statistics = decode(report.payload, setup.head.shapes(width, classes, report.rows))
     sums = {name: tensor.double() for name, tensor in setup.head.additive(statistics).items()}
@@ -51,58 +51,58 @@ def started_alone(simulation: Simulation, client: int) -> State:
     return state | {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
 
 
-def trained_alone(simulation: Simulation, client: int) -> State:
+def train_one_alone(simulation: Simulation, client: int) -> State:
     """What a client's own rows lead to, in the form of the global adapter."""
     setup, config = simulation.setup, simulation.config
-    rows = simulation.training_rows(client)
+    rows = simulation.select_training_rows(client)
     steps = setup.profiles[client].steps
-    training = setup.training.of_steps(steps)
+    training = setup.training.replace_steps(steps)
     rule, asked = setup.strategy, setup.profiles[client].form
     held = rule.held_form(setup.layout, asked)
     form = held if setup.layout.pairs else setup.layout.form  # no shorter prompt is one of the global length
-    layout = setup.layout.with_form(form)
-    state = started_alone(simulation, client)
+    layout = setup.layout.replace_form(form)
+    state = start_alone(simulation, client)
     state = state if form == setup.layout.form else start_for(rule, state, setup.layout, form)
     progress = simulation.checkpoints.load()
     lowered = progress.standing.rate if progress else 1.0
     simulation.observer.phase(f"client {client} alone", config.rounds)
-    best = _measured(simulation, 0, state, form) if setup.steering.keep_best else None
-    for round in range(1, config.rounds + 1):
+    best = _measure_state(simulation, 0, state, form) if setup.training_control.keep_best else None
+    for round_number in range(1, config.rounds + 1):
         job = Job(
             client=client,
-            round=round,
+            round=round_number,
             seed=config.seed,
             rows=rows,
             received=state,
-            trained=rule.trained(setup.layout, round),
+            trained=rule.trained(setup.layout, round_number),
             training=training,
-            learning_rate=setup.schedule.at(round) * lowered,
+            learning_rate=setup.schedule.get_rate(round_number) * lowered,
             form=form,
-            walked=(round - 1) * training.steps_for(len(rows)) if training.walks else None,
+            walked=(round_number - 1) * training.steps_for(len(rows)) if training.walks else None,
         )
-        ranks = rule.ranks(setup.layout, asked, config.seed, round, client) if held != asked else ()
-        job = steered(job, rule, layout, ranks)
-        state = state | result(simulation.workers.pool.submit(Worker.train, job)).state
+        ranks = rule.ranks(setup.layout, asked, config.seed, round_number, client) if held != asked else ()
+        job = add_rule_corrections(job, rule, layout, ranks)
+        state = state | get_result(simulation.workers.pool.submit(Worker.train, job)).state
         simulation.observer.advance(1)
-        if best is not None and (round == config.rounds or round % setup.measured.validation.every == 0):
-            best = best.after(_measured(simulation, round, state, form), setup.task.metric == "accuracy")
-    return best.adapter if best is not None else in_global_form(state, setup.layout, form)
+        if best is not None and (round_number == config.rounds or round_number % setup.measured.validation.every == 0):
+            best = best.after(_measure_state(simulation, round_number, state, form), setup.task.metric == "accuracy")
+    return best.adapter if best is not None else expand_to_global(state, setup.layout, form)
 
 
-def _measured(simulation: Simulation, round: int, state: State, form: ClientForm | None) -> BestState:
+def _measure_state(simulation: Simulation, round_number: int, state: State, form: AdapterShape | None) -> BestState:
     """What a client's state reaches on the validation rows, in the form of the global adapter."""
-    whole = in_global_form(state, simulation.setup.layout, form)
-    return BestState(round, simulation.workers.evaluate(whole, 0), whole, {})
+    whole = expand_to_global(state, simulation.setup.layout, form)
+    return BestState(round_number, simulation.workers.evaluate(whole, 0), whole, {})
 
 
-def in_global_form(state: State, layout: Layout, form: ClientForm | None) -> State:
+def expand_to_global(state: State, layout: Layout, form: AdapterShape | None) -> State:
     """LoRA factors of a `form` as those of `layout`, with the same effective weights: zeros for the ranks that they
     lack, and (s_k / s) B."""
     if form is None or layout.form is None or form == layout.form:
         return state
     unit = form.scale / layout.form.scale
     scaled = {pair.B: state[pair.B] * unit for pair in layout.pairs}
-    return ranks_placed(state | scaled, layout, ())
+    return place_ranks(state | scaled, layout, ())
 
 
 def train_alone(simulation: Simulation, clients: int) -> dict[int, float | None]:
@@ -111,13 +111,13 @@ def train_alone(simulation: Simulation, clients: int) -> dict[int, float | None]
     Where the run is scored on test rows, `score_of_alone` does it.
     """
     found: dict[int, float | None] = {}
-    for client in chosen(np.asarray(simulation.rows.partition.sizes), clients):
-        state = trained_alone(simulation, client)
+    for client in choose_clients(np.asarray(simulation.rows.partition.sizes), clients):
+        state = train_one_alone(simulation, client)
         folder = simulation.folder / FOLDER / str(client)
         folder.mkdir(parents=True, exist_ok=True)
         save(simulation.setup, state, folder)
         found[client] = None
-        if simulation.setup.personal and len(apart := simulation.divided(client)[1]):
+        if simulation.setup.personal and len(apart := simulation.divide_rows(client)[1]):
             found[client] = simulation.workers.score(state, 0, apart).accuracy
     return found
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpeft.answers.captioning import captions
+from fedpeft.answers.captioning import caption_images
 from fedpeft.answers.metric import METRICS
-from fedpeft.data.cached_rows import cached_examples
+from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import DescribedRows
-from fedpeft.data.scenes import told
+from fedpeft.data.scenes import parse_caption
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import AssetError
 from fedpeft.models.quantized import quantize
@@ -32,17 +32,17 @@ SPARE = 4
 """Tokens that a caption may be longer than the longest right one."""
 
 
-def measures(said: Sequence[str], right: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
+def compute_measures(said: Sequence[str], right: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
     """Shares, 0 to 1, by name: the mean of each of the `metrics`, and of scenes' attributes."""
     pairs = list(zip(said, right, strict=True))
     found = {}
     for name in metrics:
         metric = METRICS.build(name)
         found[name] = statistics.fmean(metric.score(one, [other]) for one, other in pairs)
-    wanted = [scene for scene in map(told, right) if scene is not None]
+    wanted = [scene for scene in map(parse_caption, right) if scene is not None]
     if len(wanted) < len(right):
         return found
-    shown = [told(one) for one in said]
+    shown = [parse_caption(one) for one in said]
     rows = [(a, b) for a, b in zip(shown, wanted, strict=True) if a is not None]
     colours, shapes = (
         sum((a.first[i] == b.first[i]) + (a.second[i] == b.second[i]) for a, b in rows) / (2 * len(said))
@@ -52,7 +52,7 @@ def measures(said: Sequence[str], right: Sequence[str], metrics: Sequence[str]) 
     return found | {"colour": colours, "shape": shapes, "relation": relations, "form": len(rows) / len(said)}
 
 
-def captions_of(simulation: Simulation, records: Records) -> dict[str, Any] | None:
+def measure_captions(simulation: Simulation, records: Records) -> dict[str, Any] | None:
     """The measures of the saved adapter on the test rows, in fp32, and how many there are; what is said of each is
     written to captions.jsonl. None: rows have no captions."""
     setup, rows = simulation.setup, simulation.rows.dataset.test
@@ -64,13 +64,13 @@ def captions_of(simulation: Simulation, records: Records) -> dict[str, Any] | No
     except AssetError as error:
         simulation.observer.say(f"ROUGE-L is left out: {error}")
         names.remove("rouge_l")
-    examples = cached_examples(setup.tokenised(rows, setup.tokens))
+    examples = load_cached_examples(setup.tokenize_rows(rows, setup.tokens))
     assert isinstance(examples, DescribedRows)
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     model = saved_adapter.load(simulation.folder, setup.task, base, setup.facts.classes)
     simulation.observer.phase("captions of the test images (fp32)", len(examples))
-    said = captions(
+    said = caption_images(
         model,
         load_tokenizer(setup.model_directory),
         torch.from_numpy(np.array(examples.patches)),
@@ -80,4 +80,4 @@ def captions_of(simulation: Simulation, records: Records) -> dict[str, Any] | No
     right = list(rows.texts or ())
     lines = [json.dumps({"said": a, "right": b}, ensure_ascii=False) for a, b in zip(said, right, strict=True)]
     records.write("captions.jsonl", "\n".join(lines) + "\n")
-    return {"rows": len(said), **measures(said, right, names)}
+    return {"rows": len(said), **compute_measures(said, right, names)}

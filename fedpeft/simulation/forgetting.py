@@ -17,7 +17,7 @@ from torch import nn
 
 from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Dataset, Rows, at_most, load_dataset, split_validation
+from fedpeft.data.rows import Dataset, Rows, limit_rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.quantized import quantize
@@ -27,7 +27,7 @@ from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.run.setup import Setup
-from fedpeft.simulation.probe import linear_probe
+from fedpeft.simulation.probe import fit_linear_probe
 
 PROBE_ROWS, TEST_ROWS = 800, 400
 """At most so many rows of the second task are used, a fixed stratified choice."""
@@ -43,12 +43,12 @@ class Forgetting:
     after: float
     lost: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For summary.json."""
         return asdict(self)
 
 
-def second_task(text: str, first: Dataset) -> Dataset:
+def load_second_task(text: str, first: Dataset) -> Dataset:
     """The data set that `text` describes, if a model for `first` can be asked about it.
 
     Raises:
@@ -75,7 +75,7 @@ def second_task(text: str, first: Dataset) -> Dataset:
     return second
 
 
-def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Forgetting:
+def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Forgetting:
     """The second task on the base, whose weights `model_key` names, and on the finished model in `folder`."""
     method: PeftMethod = PEFT_METHODS.build(setup.saved_peft)
 
@@ -90,10 +90,10 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
     def tokenise(rows: Rows) -> Examples:
         return task.tokenise(rows, setup.model_directory, setup.tokens)
 
-    name = cache.key(
-        rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
+    name = cache.compute_key(
+        rows=[cached_rows.hash_rows(rows) for rows in (second.train, second.test)],
         model=model_key,
-        tokenizer=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
+        tokenizer=cache.hash_files(setup.model_directory, cached_rows.TOKENIZER_FILES),
         tokens=setup.tokens,
         task=second.task,
         used=(PROBE_ROWS, TEST_ROWS),
@@ -104,32 +104,36 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
 
     def untouched() -> dict[str, np.ndarray]:
         model = setup.task.model(base(), setup.facts.classes)
-        return {"standing": np.array(standing(second, task, tokenise, model))}
+        return {"standing": np.array(score_second_task(second, task, tokenise, model))}
 
-    before = float(cache.arrays("standing", name, untouched)["standing"])
-    after = standing(second, task, tokenise, saved_adapter.load(folder, setup.task, base(), setup.facts.classes))
-    return compared(second, before, after)
+    before = float(cache.load_arrays("standing", name, untouched)["standing"])
+    after = score_second_task(
+        second, task, tokenise, saved_adapter.load(folder, setup.task, base(), setup.facts.classes)
+    )
+    return compare_scores(second, before, after)
 
 
-def standing(second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel) -> float:
+def score_second_task(
+    second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel
+) -> float:
     """How well `model` does on the second task: probe accuracy, or loss per token in nats."""
-    test = at_most(second.test, TEST_ROWS)
+    test = limit_rows(second.test, TEST_ROWS)
     if second.task != "classification":
-        return _loss(model, task, tokenise(test))
-    rows = at_most(second.train, PROBE_ROWS)
+        return _compute_loss(model, task, tokenise(test))
+    rows = limit_rows(second.train, PROBE_ROWS)
     train, validation = split_validation(rows, max(1, len(rows) // 5))
-    parts = [(_features(model, tokenise(part)), part.labels) for part in (train, validation, test)]
-    return linear_probe(*parts).accuracy  # type: ignore[arg-type]
+    parts = [(_compute_features(model, tokenise(part)), part.labels) for part in (train, validation, test)]
+    return fit_linear_probe(*parts).accuracy  # type: ignore[arg-type]
 
 
-def compared(second: Dataset, before: float, after: float) -> Forgetting:
+def compare_scores(second: Dataset, before: float, after: float) -> Forgetting:
     """The standing of the base and of the finished model."""
     if second.task != "classification":
         return Forgetting(second.name, "nats per token", before, after, after - before)
     return Forgetting(second.name, "probe accuracy", before, after, before - after)
 
 
-def _features(model: Any, examples: Examples) -> np.ndarray:
+def _compute_features(model: Any, examples: Examples) -> np.ndarray:
     found: np.ndarray | None = None
     with torch.inference_mode():
         for rows in score_batches(examples):
@@ -140,7 +144,7 @@ def _features(model: Any, examples: Examples) -> np.ndarray:
     return found
 
 
-def _loss(model: FederatedModel, task: Task, examples: Examples) -> float:
+def _compute_loss(model: FederatedModel, task: Task, examples: Examples) -> float:
     total, count = 0.0, 0.0
     with torch.inference_mode():
         for rows in score_batches(examples):

@@ -13,9 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 import numpy as np
 from flwr.app import Message
 
-from fedpeft.clients.pool import Pool, Worker, result
-from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
-from fedpeft.communication.messages import Report, instruction_of, to_record
+from fedpeft.clients.pool import Pool, Worker, get_result
+from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
+from fedpeft.communication.messages import Report, read_instruction, write_record
 from fedpeft.simulation.schedule import cut
 
 
@@ -39,20 +39,20 @@ class CohortGrid(OwnGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All clients."""
-        return (node_of(client) for client in range(len(self.rows)))
+        return (get_node_id(client) for client in range(len(self.rows)))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Group the cohort and hand the groups to the workers."""
         batch = list(messages)
         identifiers = [self._stamp(message) for message in batch]
-        for group in self._groups(batch):
-            instructions = [instruction_of(message) for message in group]
+        for group in self._group_messages(batch):
+            instructions = [read_instruction(message) for message in group]
             self._running[self.pool.submit(Worker.handle, instructions)] = group
         return identifiers
 
-    def _groups(self, messages: Sequence[Message]) -> list[list[Message]]:
+    def _group_messages(self, messages: Sequence[Message]) -> list[list[Message]]:
         """Groups of similar work; no more clients in one than lets every worker have a part."""
-        costs = {m.metadata.message_id: self._cost(m) for m in messages}
+        costs = {m.metadata.message_id: self._estimate_cost(m) for m in messages}
         ordered = sorted(messages, key=lambda m: (*(-c for c in costs[m.metadata.message_id]), m.metadata.dst_node_id))
         each = [float(costs[m.metadata.message_id][0]) for m in ordered]
         groups, start = [], 0
@@ -61,7 +61,7 @@ class CohortGrid(OwnGrid):
             start += size
         return groups
 
-    def _cost(self, message: Message) -> tuple[int, int]:
+    def _estimate_cost(self, message: Message) -> tuple[int, int]:
         """What is expected of a client: its steps, or its rows where it does not train; and its rows."""
         client = message.metadata.dst_node_id - FIRST_CLIENT
         rows = int(self.rows[client])
@@ -76,7 +76,7 @@ class CohortGrid(OwnGrid):
         replies = []
         for future in finished:
             group = self._running.pop(future)
-            reports = result(future)
+            reports = get_result(future)
             for message, report in zip(group, reports, strict=True):
-                replies.append(Message(to_record(report), reply_to=message))
+                replies.append(Message(write_record(report), reply_to=message))
         return replies

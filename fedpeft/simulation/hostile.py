@@ -18,7 +18,7 @@ from fedpeft.peft.adapter import Layout, State
 from fedpeft.simulation.rows import SimulatedRows
 
 
-def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int64] | None:
+def compute_attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int64] | None:
     """All rows' labels, with those of hostile clients as the attack `text` changes them; None: it changes none.
 
     Raises:
@@ -39,11 +39,11 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
     labels: NDArray[np.int64] = rows.all.labels.copy()
     for client in attack.attackers(len(rows.partition), seed):
         shard = rows.partition.shard(client)
-        labels[shard] = _checked(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
+        labels[shard] = _check_labels(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
     return labels
 
 
-def _checked(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:
+def _check_labels(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:
     """What an attack, which may be anybody's, makes of `count` labels, or ConfigError: rows can't have them."""
     classes = rows.dataset.classes
     told = made.ravel()
@@ -65,7 +65,7 @@ class HostilePlan(ClientPlan):
     attack: str = ""
 
     @classmethod
-    def of(cls, plan: ClientPlan, attack: str, layout: Layout) -> HostilePlan:
+    def from_plan(cls, plan: ClientPlan, attack: str, layout: Layout) -> HostilePlan:
         """The plan, with hostile clients in it; `layout` is of what they train.
 
         Raises:
@@ -77,7 +77,7 @@ class HostilePlan(ClientPlan):
             )
         return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
 
-    def side(self, bench: Workbench) -> ClientSide:
+    def create_side(self, bench: Workbench) -> ClientSide:
         """The clients that one worker speaks for."""
         return ClientSide(bench, self, [AttackStage(ATTACKS.build(self.attack), len(self.partition), bench.plan.seed)])
 
@@ -96,7 +96,7 @@ class AttackStage(ClientStage):
             return client_round
 
         def spoil(update: State) -> State:
-            draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
+            draws = seeds.create_torch_generator(job.seed, "attack", job.round, job.client)
             spoilt: State = self.attack.update(update, job.received, client_round.layout, draws)
             return spoilt
 

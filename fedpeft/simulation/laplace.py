@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.aggregation.update import Fold
-from fedpeft.clients.curvature import logit_gradients
-from fedpeft.data.cached_rows import cached_examples
-from fedpeft.data.rows import at_most
+from fedpeft.clients.curvature import compute_logit_gradients
+from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.data.rows import limit_rows
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
 from fedpeft.server.questions import Questions
-from fedpeft.simulation.ensemble import model_of, put
+from fedpeft.simulation.ensemble import load_model, put
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.trust.calibration import Calibrated
-from fedpeft.trust.kronecker import Curvature, best_variance, covariance_of, names_of, probit
+from fedpeft.trust.calibration import CalibrationResult
+from fedpeft.trust.kronecker import Curvature, apply_probit, compute_covariance, find_best_variance, name_sums
 from fedpeft.trust.questions.kronecker import Kronecker
 from fedpeft.trust.questions.reliability import Reliability
 
@@ -43,35 +43,35 @@ class Posterior:
     rows: int
 
 
-def posterior(questions: Questions, state: State, rank: int) -> Posterior:
+def compute_posterior(questions: Questions, state: State, rank: int) -> Posterior:
     """One exchange with all clients, about the model with `state`."""
     answered = questions.ask(Kronecker())
     matrices = {t.name: state[t.name] for t in questions.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
     tokens = float(answered.total["tokens"])
     curvatures = {}
-    for name, (inputs, outputs) in names_of({name: tensor.shape for name, tensor in matrices.items()}).items():
-        curvatures[name] = Curvature.of(answered.total[inputs], answered.total[outputs], tokens, rank)
-    variance = best_variance(curvatures, matrices, -float(answered.total["loss"]))
+    for name, (inputs, outputs) in name_sums({name: tensor.shape for name, tensor in matrices.items()}).items():
+        curvatures[name] = Curvature.from_sums(answered.total[inputs], answered.total[outputs], tokens, rank)
+    variance = find_best_variance(curvatures, matrices, -float(answered.total["loss"]))
     return Posterior(curvatures, variance, answered.clients, round(answered.rows))
 
 
-def predicted(setup: Setup, state: State, rows: SimulatedRows, found: Posterior, most: int) -> dict[str, Any]:
+def compare_predictions(setup: Setup, state: State, rows: SimulatedRows, found: Posterior, most: int) -> dict[str, Any]:
     """The test rows without and with the adapter's uncertainty, for summary.json."""
-    model = model_of(setup)
+    model = load_model(setup)
     put(model, state)
-    examples = cached_examples(setup.tokenised(at_most(rows.dataset.test, most), setup.tokens))
+    examples = load_cached_examples(setup.tokenize_rows(limit_rows(rows.dataset.test, most), setup.tokens))
     totals = {"map": Fold(), "laplace": Fold()}
     for row in range(len(examples)):
         batch = examples.batch(np.array([row]))
-        logits, gradients = logit_gradients(model, batch)
-        covariance = covariance_of(found.curvatures, gradients, found.variance, len(logits))
-        for name, chances in (("map", logits.softmax(-1)), ("laplace", probit(logits, covariance))):
+        logits, gradients = compute_logit_gradients(model, batch)
+        covariance = compute_covariance(found.curvatures, gradients, found.variance, len(logits))
+        for name, chances in (("map", logits.softmax(-1)), ("laplace", apply_probit(logits, covariance))):
             totals[name].add(RELIABILITY.answer(chances.log()[None], batch["labels"]), 1.0)
-    return {name: Calibrated.of(total.sums, RELIABILITY).as_dict() for name, total in totals.items()}
+    return {name: CalibrationResult.from_sums(total.sums, RELIABILITY).to_dict() for name, total in totals.items()}
 
 
-def laplace(asked: Laplace, questions: Questions, state: State, rows: SimulatedRows) -> dict[str, Any]:
+def evaluate_laplace(asked: Laplace, questions: Questions, state: State, rows: SimulatedRows) -> dict[str, Any]:
     """What summary.json holds of it."""
-    found = posterior(questions, state, asked.rank)
-    told = predicted(questions.setup, state, rows, found, asked.rows)
+    found = compute_posterior(questions, state, asked.rank)
+    told = compare_predictions(questions.setup, state, rows, found, asked.rows)
     return {"variance": found.variance, "clients": found.clients, "rows": found.rows, **told}

@@ -5,24 +5,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.run.final_score import FinalScore, noted
+from fedpeft.run.final_score import FinalScore, note_undefined
 from fedpeft.run.records import Records
-from fedpeft.simulation.captions import captions_of
+from fedpeft.simulation.captions import measure_captions
 from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.simulation.span_scores import spans_of
-from fedpeft.simulation.task_matrix import tasks_of
+from fedpeft.simulation.span_scores import measure_spans
+from fedpeft.simulation.task_matrix import measure_tasks
 
 
-def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None, records: Records) -> dict[str, Any]:
+def measure_rows(
+    simulation: Simulation, score: FinalScore, probe: ProbeResult | None, records: Records
+) -> dict[str, Any]:
     """By the keys of the summary; None where rows have none of it. `score` is the saved adapter's on the test rows."""
     targets = None
     if score.measures:
         targets = {**score.measures, "probe": probe.measures if probe else None}
     return {
         "template": simulation.setup.facts.template,
-        "tasks": tasks_of(simulation, score.scores, records),
-        "targets": noted(targets, simulation.observer),
-        "spans": spans_of(simulation),
-        "captions": captions_of(simulation, records),
+        "tasks": measure_tasks(simulation, score.scores, records),
+        "targets": note_undefined(targets, simulation.observer),
+        "spans": measure_spans(simulation),
+        "captions": measure_captions(simulation, records),
     }

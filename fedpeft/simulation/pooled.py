@@ -18,11 +18,11 @@ import numpy as np
 
 from fedpeft import seeds
 from fedpeft.clients.executor import Job
-from fedpeft.clients.pool import Worker, result
+from fedpeft.clients.pool import Worker, get_result
 from fedpeft.peft.adapter import State
 from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.setup import Setup
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.simulation.simulation import Simulation
 
 POOLED = "centralised"
@@ -38,7 +38,7 @@ Step = Callable[[Mapping[float, State], int], dict[float, State]]
 """The states by rate after one more piece of work, counted from 1."""
 
 
-def best_pooled(
+def find_best_pooled(
     start: State, pieces: int, step: Step, loss: Callable[[State], float], advance: Callable[[], None]
 ) -> tuple[State, float]:
     """The best trained state, and its rate in units of the run's; the start and 0, where all have diverged.
@@ -79,19 +79,19 @@ def train_on_pooled_rows(simulation: Simulation, start: State) -> tuple[State, f
     cohort, shared = simulation.sampler.size, np.ones(len(simulation.rows.train), dtype=bool)
     seen = []
     for client in range(setup.clients):
-        rows, apart = simulation.divided(client)
-        seen.append(_rows_a_round(setup, client, len(rows)))
+        rows, apart = simulation.divide_rows(client)
+        seen.append(_count_rows_per_round(setup, client, len(rows)))
         shared[apart] = False
     pooled = np.flatnonzero(shared)
     heard = min(cohort, setup.strategy.asynchronous or cohort)  # clients whose work is in a step
     piece = max(1, round(sum(seen) / setup.clients * heard))
     shuffled = np.concatenate(
         [
-            seeds.generator(config.seed, "centralised", i).permutation(pooled)
+            seeds.create_generator(config.seed, "centralised", i).permutation(pooled)
             for i in range(-(-piece * config.rounds // len(pooled)))
         ]
     )
-    training = setup.training.passes(1.0)
+    training = setup.training.set_passes(1.0)
 
     def step(states: Mapping[float, State], number: int) -> dict[float, State]:
         jobs = {
@@ -103,30 +103,30 @@ def train_on_pooled_rows(simulation: Simulation, start: State) -> tuple[State, f
                 received=received,
                 trained=frozenset(setup.layout.names),
                 training=training,
-                learning_rate=rate * setup.schedule.at(number),
+                learning_rate=rate * setup.schedule.get_rate(number),
                 form=setup.layout.form,
             )
             for rate, received in states.items()
         }
         calls = {rate: workers.pool.submit(Worker.train, job) for rate, job in jobs.items()}
-        return {rate: states[rate] | result(call).state for rate, call in calls.items()}
+        return {rate: states[rate] | get_result(call).state for rate, call in calls.items()}
 
     observer = workers.observer
     observer.phase("the same adapter on the pooled data", config.rounds)
-    best, rate = best_pooled(
+    best, rate = find_best_pooled(
         start, config.rounds, step, lambda found: workers.evaluate(found, 0).loss, observer.advance
     )
     return best, rate * config.learning_rate
 
 
-def _rows_a_round(setup: Setup, client: int, rows: int) -> float:
+def _count_rows_per_round(setup: Setup, client: int, rows: int) -> float:
     """How many of its `rows` a client's local steps of one round see, repeated ones counted again."""
     batch = setup.training.batch_size
     steps: int = setup.profiles[client].steps or setup.training.steps_for(rows)
     return float(steps * rows / -(-rows // batch))
 
 
-def train_pooled_adapter(simulation: Simulation, progress: Progress) -> float:
+def train_pooled_adapter(simulation: Simulation, progress: ServerState) -> float:
     """Train on the pooled rows, save the adapter, and return the learning rate that was best."""
     state, rate = train_on_pooled_rows(simulation, progress.started)
     (simulation.folder / POOLED).mkdir(exist_ok=True)

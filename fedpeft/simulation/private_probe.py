@@ -22,7 +22,7 @@ DRAWS = 5
 """Of noise."""
 
 
-def private_probe(simulation: Simulation) -> float | None:
+def score_private_probe(simulation: Simulation) -> float | None:
     """Its test accuracy; None: nothing is protected, there is no budget, or no head."""
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
     protection = simulation.protection
@@ -32,10 +32,10 @@ def private_probe(simulation: Simulation) -> float | None:
     if labels is None or truth is None or setup.task.targets != "classes":
         return None
     work = workers.work
-    test = setup.tokenised(rows.dataset.test, setup.tokens)
+    test = setup.tokenize_rows(rows.dataset.test, setup.tokens)
     workers.freeze(work.data_key, work.depth, "frozen features of the training rows (kept for later runs)")
     workers.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
-    held_out = work.store(test, 0).features(np.arange(len(truth))).double()
+    held_out = work.store(test, 0).read_features(np.arange(len(truth))).double()
     train, classes = work.store(work.data_key, work.depth), setup.facts.classes
     head = setup.head if setup.head.bounded else HEADS.build("private_centroids")
     mechanism = replace(protection.mechanism, start=1.0)
@@ -45,7 +45,7 @@ def private_probe(simulation: Simulation) -> float | None:
     keys = [RunKey(protection.key.stream("private probe", draw).bytes(32)) for draw in range(DRAWS)]
     totals = [Fold() for _ in keys]
     for client in range(setup.clients):
-        shard = simulation.training_rows(client)
+        shard = simulation.select_training_rows(client)
         own = head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes)
         for key, total in zip(keys, totals, strict=True):
             total.add(release.take(release.protect(own, noise, key, (0, client))), 1.0)

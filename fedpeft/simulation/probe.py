@@ -26,18 +26,18 @@ from rich.markup import escape
 
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
-from fedpeft.machine.beside import Beside
-from fedpeft.machine.hardware import usable_cores
+from fedpeft.machine.beside import BackgroundProcess
+from fedpeft.machine.hardware import count_usable_cores
 from fedpeft.models import scoring
-from fedpeft.models.target_measures import of_classes
+from fedpeft.models.target_measures import measure_classes
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.reuse import pools
+from fedpeft.run.reuse import is_pooled
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.simulation.target_probes import Part, label_probe, number_probe
+from fedpeft.simulation.target_probes import Part, fit_number_probe, label_probe
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Candidates for scikit-learn's C, the inverse of the regularisation."""
@@ -73,19 +73,21 @@ class ProbeResult:
     measures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None) -> ProbeResult | None:
+def run_base_probe(
+    setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None
+) -> ProbeResult | None:
     """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None where rows are not predicted.
 
     By default the texts are as long as the run's own, and at least as long as suits the probe best.
     """
-    with begun_probe(setup, rows, workers, tokens, beside=False) as begun:
-        return begun.result()
+    with begin_probe(setup, rows, workers, tokens, beside=False) as begun:
+        return begun.wait_for_result()
 
 
-def begun_probe(
+def begin_probe(
     setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None, beside: bool = True
 ) -> BegunProbe:
-    """As `base_probe`, which may go on `beside` what comes next; the features are computed before this returns."""
+    """As `run_base_probe`, which may go on `beside` what comes next; the features are computed before this returns."""
     if not setup.task.targets:
         return BegunProbe()
     tokens = tokens or min(setup.readable, max(setup.tokens, PROBE_TOKENS))
@@ -93,36 +95,36 @@ def begun_probe(
     if tokens == setup.tokens:
         train, depth = work.data_key, work.depth
     else:
-        train, depth = setup.tokenised(rows.all, tokens), 0
-    test = setup.tokenised(rows.dataset.test, tokens)
-    shared = tokens == setup.tokens and _scored_alike(setup, workers)
-    base, test_depth = ("fp32", 0 if pools(setup) else setup.frozen_blocks) if shared else ("", 0)
+        train, depth = setup.tokenize_rows(rows.all, tokens), 0
+    test = setup.tokenize_rows(rows.dataset.test, tokens)
+    shared = tokens == setup.tokens and _can_share_pass(setup, workers)
+    base, test_depth = ("fp32", 0 if is_pooled(setup) else setup.frozen_blocks) if shared else ("", 0)
     workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
     workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
-    labels, test_labels = (_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
+    labels, test_labels = (_get_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
     rule = "one standard error, cross-validated" + (", warm" if work.width >= WIDE else "")
     more: dict[str, str] = {**setup.method.base_as_read(), **setup.code}
     if base:
         more["test_dtype"] = base
     if workers.machine.gpus:
         more["device"] = work.device.partition(":")[0]
-    name = cache.key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
+    name = cache.compute_key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
 
     def parts() -> tuple[Part, Part, Part]:
-        features = work.store(train, depth).features(np.arange(len(labels))).numpy()
-        held_out = work.at(base).store(test, test_depth).features(np.arange(len(test_labels))).numpy()
+        features = work.store(train, depth).read_features(np.arange(len(labels))).numpy()
+        held_out = work.set_precision(base).store(test, test_depth).read_features(np.arange(len(test_labels))).numpy()
         shared, held = np.arange(len(rows.train)), rows.validation
         return (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
 
     def judged(found: Mapping[str, np.ndarray]) -> ProbeResult:
         if setup.task.targets != "classes":
-            return _judged(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
+            return _create_result(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
         said, accuracy, strength = np.asarray(found["predicted"]), float(found["accuracy"]), float(found["strength"])
-        return ProbeResult(accuracy, strength, said, of_classes(said, test_labels, setup.facts.label_names or ()))
+        return ProbeResult(accuracy, strength, said, measure_classes(said, test_labels, setup.facts.label_names or ()))
 
-    fit = _fit_classes if setup.task.targets == "classes" else partial(_fit_targets, _target_probe(setup.task))
+    fit = _fit_classes if setup.task.targets == "classes" else partial(_fit_targets, _choose_target_probe(setup.task))
     large = len(rows.train) * work.width >= WORTH_A_PROCESS
-    free = usable_cores() > 1 and not current_process().daemon  # which may start no other
+    free = count_usable_cores() > 1 and not current_process().daemon  # which may start no other
     return BegunProbe(name, fit, parts, judged, workers.observer, beside and large and free)
 
 
@@ -131,7 +133,7 @@ Fit = Callable[[Part, Part, Part], Mapping[str, np.ndarray]]
 
 
 def _fit_classes(train: Part, validation: Part, test: Part) -> dict[str, np.ndarray]:
-    made = linear_probe(train, validation, test)
+    made = fit_linear_probe(train, validation, test)
     return {"accuracy": np.array(made.accuracy), "strength": np.array(made.strength), "predicted": made.predicted}
 
 
@@ -142,7 +144,7 @@ def _fit_targets(
     return {"strength": np.array(strength), "outputs": outputs}
 
 
-def _on_one_thread(fit: Fit, *parts: Part) -> Mapping[str, np.ndarray]:
+def _fit_on_one_thread(fit: Fit, *parts: Part) -> Mapping[str, np.ndarray]:
     """The products are small: threads would wait for each other, and the number of cores would tell in the last bit."""
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
@@ -172,10 +174,10 @@ class BegunProbe:
         beside: bool = False,
     ) -> None:
         self._name, self._fit, self._parts, self._judged, self._observer = name, fit, parts, judged, observer
-        self._beside: Beside[Mapping[str, np.ndarray]] | None = None
-        if beside and parts is not None and observer is not None and not cache.holds("probe", name):
+        self._beside: BackgroundProcess[Mapping[str, np.ndarray]] | None = None
+        if beside and parts is not None and observer is not None and not cache.is_cached("probe", name):
             observer.say("[bold]probe[/]   the linear probe is fitted beside the first rounds")
-            self._beside = Beside(self._told, _on_one_thread, fit, *parts())
+            self._beside = BackgroundProcess(self._report_result, _fit_on_one_thread, fit, *parts())
         self._found = self._read() if self._beside is None else None
 
     def __enter__(self) -> Self:
@@ -190,7 +192,7 @@ class BegunProbe:
         """Whether it is known by now that there will be no result, but an error."""
         return self._beside is not None and self._beside.error is not None
 
-    def result(self) -> ProbeResult | None:
+    def wait_for_result(self) -> ProbeResult | None:
         """What has come out; waited for where it goes on. None: nothing is probed.
 
         Raises:
@@ -200,17 +202,17 @@ class BegunProbe:
 
     def _read(self) -> ProbeResult | None:
         """From the cache, or from whoever fits."""
-        return self._judged(cache.arrays("probe", self._name, self._fitted)) if self._judged is not None else None
+        return self._judged(cache.load_arrays("probe", self._name, self._get_fit)) if self._judged is not None else None
 
-    def _fitted(self) -> Mapping[str, np.ndarray]:
+    def _get_fit(self) -> Mapping[str, np.ndarray]:
         assert self._parts is not None
         assert self._observer is not None
         if self._beside is None or self._beside.running or self._beside.lost:
             self._observer.phase("linear probe", 1)
-        made = None if self._beside is None else self._beside.result()
-        return made or _on_one_thread(self._fit, *self._parts())
+        made = None if self._beside is None else self._beside.wait_for_result()
+        return made or _fit_on_one_thread(self._fit, *self._parts())
 
-    def _told(self, beside: Beside[Mapping[str, np.ndarray]]) -> None:
+    def _report_result(self, beside: BackgroundProcess[Mapping[str, np.ndarray]]) -> None:
         assert self._observer is not None
         if beside.error is not None:
             what = escape(f"{type(beside.error).__name__}: {beside.error}")
@@ -221,34 +223,36 @@ class BegunProbe:
             self._observer.say(f"[bold]probe[/]   fitted in {beside.seconds:.0f} s beside the rounds")
 
 
-def _labels(task: Task, rows: Rows) -> np.ndarray:
+def _get_labels(task: Task, rows: Rows) -> np.ndarray:
     """The rows' labels as the task's loss reads them."""
     assert isinstance(task, RowTask)
     return task.labels(rows)
 
 
-def _target_probe(task: Task) -> Callable[[Part, Part, Part], tuple[float, np.ndarray]]:
+def _choose_target_probe(task: Task) -> Callable[[Part, Part, Part], tuple[float, np.ndarray]]:
     """How numbers, or several labels a row, are probed."""
-    return number_probe if task.targets == "numbers" else partial(label_probe, STRENGTHS, strongest, ITERATIONS)
+    return (
+        fit_number_probe if task.targets == "numbers" else partial(label_probe, STRENGTHS, choose_strength, ITERATIONS)
+    )
 
 
-def _judged(setup: Setup, outputs: np.ndarray, test: Rows, strength: float) -> ProbeResult:
+def _create_result(setup: Setup, outputs: np.ndarray, test: Rows, strength: float) -> ProbeResult:
     """The result of a probe of numbers or several labels, given its outputs on the test rows."""
-    labels, said = torch.from_numpy(_labels(setup.task, test)), torch.from_numpy(np.array(outputs))
+    labels, said = torch.from_numpy(_get_labels(setup.task, test)), torch.from_numpy(np.array(outputs))
     losses = setup.task.losses(said, {"labels": labels})
     accuracy = float(losses.correct.double().sum() / losses.counts.double().sum())
-    measures = scoring.measures(setup.task, outputs, test.labels, setup.facts.label_names)
+    measures = scoring.compute_measures(setup.task, outputs, test.labels, setup.facts.label_names)
     return ProbeResult(accuracy, strength, setup.task.values(said).numpy(), measures)
 
 
-def _scored_alike(setup: Setup, workers: Workers) -> bool:
+def _can_share_pass(setup: Setup, workers: Workers) -> bool:
     """Whether the final score reads what fp32 frozen layers make of the test rows: one pass serves it and the probe."""
     on_cpu = not workers.machine.gpus and workers.machine.cluster is None
-    kept = setup.frozen_blocks > 0 or pools(setup)
+    kept = setup.frozen_blocks > 0 or is_pooled(setup)
     return on_cpu and kept and not setup.method.base_precision and setup.config.dtype != "fp64"
 
 
-def linear_probe(
+def fit_linear_probe(
     train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> ProbeResult:
     """Fit on `train`, choose C, score on `test`: pairs of features (n, d) and labels (n,).
@@ -266,17 +270,19 @@ def linear_probe(
         for strength in STRENGTHS
     }
     rows = len(validation[1])
-    if rows >= min(ENOUGH, len(train[1])) or not _divisible(train[1]):
-        accuracies = _tried(models, lambda model: float(model.fit(*train).score(*validation)), rows)
+    if rows >= min(ENOUGH, len(train[1])) or not _is_divisible(train[1]):
+        accuracies = _try_strengths(models, lambda model: float(model.fit(*train).score(*validation)), rows)
     else:
         rows, folds = len(train[1]), StratifiedKFold(FOLDS, shuffle=True, random_state=0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             if train[0].shape[1] >= WIDE:
-                accuracies = _tried(models, _warm(train, list(folds.split(*train))), rows)
+                accuracies = _try_strengths(models, _warm(train, list(folds.split(*train))), rows)
             else:
-                accuracies = _tried(models, lambda model: float(cross_val_score(model, *train, cv=folds).mean()), rows)
-    strength = strongest(accuracies, rows)
+                accuracies = _try_strengths(
+                    models, lambda model: float(cross_val_score(model, *train, cv=folds).mean()), rows
+                )
+    strength = choose_strength(accuracies, rows)
     predicted = models[strength].fit(*train).predict(test[0])
     return ProbeResult(float((predicted == test[1]).mean()), strength, predicted)
 
@@ -299,7 +305,7 @@ def _warm(train: Part, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callab
     return accuracy
 
 
-def _tried(models: Mapping[float, Any], accuracy: Callable[[Any], float], rows: int) -> dict[float, float]:
+def _try_strengths(models: Mapping[float, Any], accuracy: Callable[[Any], float], rows: int) -> dict[float, float]:
     """The accuracy of each on `rows` rows, by C, up to one that is worse than the best by more than a standard error.
 
     Behind the peak none would be chosen, and the weaker the regularisation, the longer a fit takes.
@@ -307,23 +313,23 @@ def _tried(models: Mapping[float, Any], accuracy: Callable[[Any], float], rows: 
     found: dict[float, float] = {}
     for strength in sorted(models):
         found[strength] = accuracy(models[strength])
-        if found[strength] < _within_an_error(found, rows):
+        if found[strength] < _compute_tolerated_accuracy(found, rows):
             break
     return found
 
 
-def _within_an_error(accuracies: Mapping[float, float], rows: int) -> float:
+def _compute_tolerated_accuracy(accuracies: Mapping[float, float], rows: int) -> float:
     """The best accuracy, less one standard error."""
     best = max(accuracies.values())
     return best - math.sqrt(best * (1 - best) / rows)
 
 
-def _divisible(labels: np.ndarray) -> bool:
+def _is_divisible(labels: np.ndarray) -> bool:
     """Whether every fold, and what is left without it, has rows of two classes."""
     return int(np.count_nonzero(np.unique(labels, return_counts=True)[1] >= FOLDS)) > 1
 
 
-def strongest(accuracies: Mapping[float, float], rows: int) -> float:
+def choose_strength(accuracies: Mapping[float, float], rows: int) -> float:
     """The smallest C whose accuracy on `rows` rows that were not fitted lies within one standard error of the best."""
-    least = _within_an_error(accuracies, rows)
+    least = _compute_tolerated_accuracy(accuracies, rows)
     return min(C for C, accuracy in accuracies.items() if accuracy >= least)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 
 from fedpeft import seeds
 from fedpeft.clients.workbench import WorkPlan
-from fedpeft.data.code_clones import clone, own_names
-from fedpeft.data.rows import Rows, at_most
-from fedpeft.data.text_pairs import SIDES, pair, side
+from fedpeft.data.code_clones import clone, find_own_names
+from fedpeft.data.rows import Rows, limit_rows
+from fedpeft.data.text_pairs import SIDES, get_side, pack_pair
 from fedpeft.errors import DataError
 from fedpeft.models.quantized import quantize
-from fedpeft.models.ranking import Sides, ranking, reversed_ranking
+from fedpeft.models.ranking import PairSides, rank_documents, rank_queries
 from fedpeft.models.scoring import score_together
-from fedpeft.models.shared_tiles import absent, offer
+from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.peft import saved_adapter
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
@@ -33,64 +33,66 @@ if TYPE_CHECKING:
 Found = dict[str, Any]
 
 
-def retrieved(simulation: Simulation, sides: Sides | None) -> Found | None:
+def measure_retrieval(simulation: Simulation, sides: PairSides | None) -> Found | None:
     """What summary.json holds of the test rows: of the result, and beside it what needs no federation; None: rows are
     no pairs."""
     if sides is None:
         return None
     setup, rows = simulation.setup, simulation.rows.dataset.test
     simulation.observer.phase("pairs of the test rows", 1)
-    found: Found = {**ranking(sides), "reverse": reversed_ranking(sides)}
+    found: Found = {**rank_documents(sides), "reverse": rank_queries(sides)}
     if setup.task.encodes:
-        found["frozen"] = ranking(frozen_sides(setup, rows, simulation.workers.work))
-        found["words"] = ranking(word_sides([[side(str(row), name) for row in rows.inputs] for name in SIDES]))
+        found["frozen"] = rank_documents(compute_frozen_sides(setup, rows, simulation.workers.work))
+        found["words"] = rank_documents(
+            compute_word_sides([[get_side(str(row), name) for row in rows.inputs] for name in SIDES])
+        )
     return found
 
 
-def frozen_sides(setup: Setup, rows: Rows, work: WorkPlan) -> Sides:
+def compute_frozen_sides(setup: Setup, rows: Rows, work: WorkPlan) -> PairSides:
     """Both sides of text pairs as the base in fp32 has them, without adapter; kept for later runs."""
-    key = setup.tokenised(rows, setup.tokens)
-    store = replace(work.at("fp32"), device="cpu").store(key, setup.frozen_blocks)
-    missing = absent(store)
+    key = setup.tokenize_rows(rows, setup.tokens)
+    store = replace(work.set_precision("fp32"), device="cpu").store(key, setup.frozen_blocks)
+    missing = fetch_missing_tiles(store)
     if missing:
         base = setup.task.base(setup.model_directory, torch.float32)
         quantize(base, setup.method.base_precision)
         for tile in missing:
             store.fill(tile, base)
             offer(store, [tile])
-    features = F.normalize(store.features(np.arange(2 * len(rows))), dim=-1)
+    features = F.normalize(store.read_features(np.arange(2 * len(rows))), dim=-1)
     labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels)
-    return Sides(features[::2], features[1::2], torch.from_numpy(labels))
+    return PairSides(features[::2], features[1::2], torch.from_numpy(labels))
 
 
-def word_sides(texts: Sequence[Sequence[str]]) -> Sides:
+def compute_word_sides(texts: Sequence[Sequence[str]]) -> PairSides:
     """TF-IDF vectors of queries and documents, two lists of equal length, weighted by the documents' frequencies; names
     are taken apart at underscores and capitals."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     queries, documents = texts
-    words = TfidfVectorizer(tokenizer=parts_of_names, token_pattern=None, lowercase=False, sublinear_tf=True)
+    words = TfidfVectorizer(tokenizer=split_names, token_pattern=None, lowercase=False, sublinear_tf=True)
     there = words.fit_transform(documents)
     asked, found = (torch.from_numpy(matrix.toarray()).float() for matrix in (words.transform(queries), there))
-    return Sides(asked, found, torch.arange(len(queries)))
+    return PairSides(asked, found, torch.arange(len(queries)))
 
 
-def parts_of_names(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
     """Words, in small letters: `readLine_of` has three."""
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+", text)]
 
 
-def cloned(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Found:
+def measure_clone_search(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Found:
     """Functions looking for their clones: the model in `folder` in fp32, the frozen base, and words; `first` is the
     share whose clone is nearest.
 
     Raises:
         DataError: no two documents are Python functions with names of their own.
     """
-    pairs = clone_rows(at_most(rows.dataset.test, asked.rows), setup.config.seed)
+    pairs = clone_rows(limit_rows(rows.dataset.test, asked.rows), setup.config.seed)
     if len(pairs) < 2:
         raise DataError("FP3175 clones are made of Python functions, and the documents of the test rows are none")
-    texts = [[side(str(row), name) for row in pairs.inputs] for name in SIDES]
+    texts = [[get_side(str(row), name) for row in pairs.inputs] for name in SIDES]
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     examples = setup.task.tokenise(pairs, setup.model_directory, setup.tokens)
@@ -99,9 +101,9 @@ def cloned(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Fo
     found = {
         "result": score_together(model, setup.task, examples)[1],
         "frozen": untouched,
-        "words": word_sides(texts),
+        "words": compute_word_sides(texts),
     }
-    measured = {name: ranking(sides) for name, sides in found.items()}
+    measured = {name: rank_documents(sides) for name, sides in found.items()}
     return {
         "rows": len(pairs),
         **{name: {"first": told["recall_at_1"], "mrr": told["mrr"]} for name, told in measured.items()},
@@ -113,12 +115,12 @@ def clone_rows(rows: Rows, seed: int) -> Rows:
 
     A clone is called, and calls its variables, as another of these functions does, which a seed chooses.
     """
-    functions = [side(str(row), "document") for row in rows.inputs]
+    functions = [get_side(str(row), "document") for row in rows.inputs]
     made = []
     for i, function in enumerate(functions):
-        random = seeds.generator(seed, "clone", i)
+        random = seeds.create_generator(seed, "clone", i)
         other = functions[int(random.choice([j for j in range(len(functions)) if j != i]))]
-        twin = clone(function, random, own_names(other))
+        twin = clone(function, random, find_own_names(other))
         if twin is not None:
-            made.append(pair(function, twin))
+            made.append(pack_pair(function, twin))
     return Rows(made)

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from fedpeft import seeds
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Rows, at_most
+from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.models.client_accuracy import of_clients, worst_tenth
+from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
 from fedpeft.models.quantized import quantize
-from fedpeft.models.scoring import logits, score_batches
+from fedpeft.models.scoring import compute_logits, score_batches
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.trust.attacked import STRENGTHS, embedding_of, worst
-from fedpeft.trust.corruption import Neighbours, corrupted, of_kind
+from fedpeft.trust.attacked import STRENGTHS, find_worst, get_embedding
+from fedpeft.trust.corruption import Neighbours, corrupt, list_corruptions
 
 if TYPE_CHECKING:
     from fedpeft.measurements.robustness import Robustness
@@ -34,18 +34,18 @@ Predict = Callable[[Rows], NDArray[np.int64]]
 """The classes of rows, (rows,)."""
 
 
-def predictions(model: FederatedModel, examples: Examples) -> NDArray[np.int64]:
+def predict_classes(model: FederatedModel, examples: Examples) -> NDArray[np.int64]:
     """The likeliest classes, (rows,)."""
     found = np.zeros(len(examples), np.int64)
     for index in score_batches(examples):
-        found[index] = logits(model, examples.batch(index)).argmax(-1).numpy()
+        found[index] = compute_logits(model, examples.batch(index)).argmax(-1).numpy()
     return found
 
 
-def neighbours(model: FederatedModel, directory: Path) -> Neighbours:
+def find_neighbors(model: FederatedModel, directory: Path) -> Neighbours:
     """The nearest whole word in the base's embedding, for words that are whole in its vocabulary."""
     tokenizer = load_tokenizer(directory)
-    weight: Any = embedding_of(model).weight
+    weight: Any = get_embedding(model).weight
     unit = torch.nn.functional.normalize(weight.detach().float(), dim=-1)
     vocabulary = tokenizer.get_vocab()
     whole = {word: place for word, place in vocabulary.items() if word.isalpha()}
@@ -67,28 +67,28 @@ def neighbours(model: FederatedModel, directory: Path) -> Neighbours:
     return near
 
 
-def measured(
+def measure_corruptions(
     asked: Robustness, rows: Rows, kind: str, predict: Predict, near: Neighbours, held: NDArray[np.int64], seed: int
 ) -> dict[str, Any]:
     """For each kind of change and strength: accuracy (mean over draws), the worst of the draws row by row, the share of
     predictions that stay, and the worst tenth of the clients under the worst draws."""
     labels = np.asarray(rows.labels)
     clean = predict(rows)
-    found: dict[str, Any] = {"clean": _point(0.0, [clean], clean, labels, held)}
-    for corruption in of_kind(kind):
+    found: dict[str, Any] = {"clean": _summarize_draws(0.0, [clean], clean, labels, held)}
+    for corruption in list_corruptions(kind):
         points = []
         for strength in corruption.strengths:
             draws = []
             for draw in range(asked.draws):
-                random = seeds.generator(seed, f"{corruption.name} {strength:g}", draw)
-                changed = corrupted(rows.inputs, corruption, strength, random, near)
+                random = seeds.create_generator(seed, f"{corruption.name} {strength:g}", draw)
+                changed = corrupt(rows.inputs, corruption, strength, random, near)
                 draws.append(predict(Rows(changed, rows.labels)))
-            points.append(_point(strength, draws, clean, labels, held))
+            points.append(_summarize_draws(strength, draws, clean, labels, held))
         found[corruption.name] = points
     return found
 
 
-def _point(
+def _summarize_draws(
     strength: float,
     draws: Sequence[NDArray[np.int64]],
     clean: NDArray[np.int64],
@@ -102,40 +102,40 @@ def _point(
         "accuracy": float(right.mean()),
         "worst": float(always.mean()),
         "unchanged": float(np.mean([draw == clean for draw in draws])),
-        "worst_clients": worst_tenth(of_clients(always, labels, held)),
+        "worst_clients": compute_worst_tenth(compute_client_accuracies(always, labels, held)),
     }
 
 
-def robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
+def evaluate_robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
     """What summary.json holds of it: the model in `folder`, in fp32."""
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
-    test = at_most(rows.dataset.test, asked.rows)
+    test = limit_rows(rows.dataset.test, asked.rows)
     train = np.asarray(rows.train.labels)
     shards = (train[rows.partition.shard(client)] for client in range(setup.clients))
     held = np.stack([np.bincount(shard, minlength=setup.facts.classes) for shard in shards])
     directory, tokens = setup.model_directory, setup.tokens
 
     def predict(changed: Rows) -> NDArray[np.int64]:
-        return predictions(model, setup.task.tokenise(changed, directory, tokens))
+        return predict_classes(model, setup.task.tokenise(changed, directory, tokens))
 
     text = setup.facts.kind == "text"
-    near: Neighbours = neighbours(model, directory) if text else lambda word: word
-    found = measured(asked, test, setup.facts.kind, predict, near, held, setup.config.seed)
+    near: Neighbours = find_neighbors(model, directory) if text else lambda word: word
+    found = measure_corruptions(asked, test, setup.facts.kind, predict, near, held, setup.config.seed)
     if text and asked.attack:
         examples = setup.task.tokenise(test, directory, tokens)
-        found["embeddings"] = [_attacked(model, examples, strength, setup, held) for strength in STRENGTHS]
+        found["embeddings"] = [_measure_attack(model, examples, strength, setup, held) for strength in STRENGTHS]
     return {"rows": len(test), "draws": asked.draws, **found}
 
 
-def _attacked(
+def _measure_attack(
     model: FederatedModel, examples: Examples, strength: float, setup: Setup, held: NDArray[np.int64]
 ) -> dict[str, float]:
-    random = seeds.torch_generator(setup.config.seed, f"attack {strength:g}")
+    random = seeds.create_torch_generator(setup.config.seed, f"attack {strength:g}")
     right, labels = np.zeros(len(examples), bool), np.zeros(len(examples), np.int64)
     for index in score_batches(examples):
         batch = examples.batch(index)
-        right[index], labels[index] = worst(model, batch, strength, random)[0].numpy(), batch["labels"].numpy()
-    share, clients = float(right.mean()), worst_tenth(of_clients(right, labels, held))
+        right[index], labels[index] = find_worst(model, batch, strength, random)[0].numpy(), batch["labels"].numpy()
+    share, clients = float(right.mean()), compute_worst_tenth(compute_client_accuracies(right, labels, held))
     return {"strength": strength, "accuracy": share, "worst": share, "worst_clients": clients}

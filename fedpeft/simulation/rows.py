@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from fedpeft import seeds
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS, Partition, Partitioner, PartitionStatistics, Shards, split
-from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
+from fedpeft.data.rows import Dataset, Rows, join_rows, load_dataset, split_off_validation
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.suited import partition_of
 
 
@@ -38,7 +38,7 @@ class SimulatedRows:
     called: str
 
     @classmethod
-    def of(cls, config: RunConfig, clients: int) -> SimulatedRows:
+    def load(cls, config: RunConfig, clients: int) -> SimulatedRows:
         """Those that a configuration describes, on `clients` clients; 0: one per owner.
 
         Raises:
@@ -47,21 +47,21 @@ class SimulatedRows:
         dataset = load_dataset(config.dataset)
         called = partition_of(config, TASKS.build(dataset.task).targets)
         partitioner = PARTITIONS.build(called)
-        train, held = without_validation(dataset)
+        train, held = split_off_validation(dataset)
         if dataset.tasks is not None:
             partition = split_by_task(partitioner, train, dataset.tasks, clients, config.seed)
             return cls(dataset, train, held, partition, called)
         return cls(dataset, train, held, split(partitioner, train, clients, config.seed), called)
 
     @property
-    def facts(self) -> DataFacts:
+    def facts(self) -> DatasetInfo:
         """What a setup needs to know of them."""
-        return DataFacts.of(self.dataset, len(self.partition), judged=len(self.held) > 0)
+        return DatasetInfo.from_dataset(self.dataset, len(self.partition), judged=len(self.held) > 0)
 
     @cached_property
     def all(self) -> Rows:
         """The clients' rows, and after them those for validation."""
-        return joined(self.train, self.held)
+        return join_rows(self.train, self.held)
 
     @cached_property
     def validation(self) -> NDArray[np.int64]:
@@ -85,7 +85,7 @@ def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, cl
     for task, name in enumerate(tasks.names):
         own = np.flatnonzero(train.tasks == task)
         try:
-            part = split(partitioner, train.take(own), clients, seeds.integer(seed, "partition", task))
+            part = split(partitioner, train.take(own), clients, seeds.derive_seed(seed, "partition", task))
         except DataError as error:
             raise DataError(f"FP3176 task {task + 1}, {name}: {error}") from None
         if part.resampled or (shards and len(part) != len(shards)):

@@ -27,20 +27,24 @@ def cut(costs: Sequence[float], most: int, workers: int) -> list[int]:
         workers: at least 1.
     """
     largest = max(1, min(most, -(-len(costs) // workers)))
-    usual = evenly(len(costs), largest)
-    ideal = sum(group_costs(costs, usual, most)) / workers
-    if expected(costs, usual, most, workers) <= TOLERATED * ideal:
+    usual = divide_evenly(len(costs), largest)
+    ideal = sum(compute_group_costs(costs, usual, most)) / workers
+    if estimate_end(costs, usual, most, workers) <= TOLERATED * ideal:
         return usual
-    sizes = [usual, *(evenly(len(costs), size) for size in range(1, largest)), list(_tapering(costs, largest, workers))]
-    return min(sizes, key=lambda each: (expected(costs, each, most, workers), len(each)))
+    sizes = [
+        usual,
+        *(divide_evenly(len(costs), size) for size in range(1, largest)),
+        list(_divide_tapering(costs, largest, workers)),
+    ]
+    return min(sizes, key=lambda each: (estimate_end(costs, each, most, workers), len(each)))
 
 
-def evenly(clients: int, size: int) -> list[int]:
+def divide_evenly(clients: int, size: int) -> list[int]:
     """Groups of `size`, and the rest."""
     return [min(size, clients - start) for start in range(0, clients, size)]
 
 
-def _tapering(costs: Sequence[float], most: int, workers: int) -> Iterator[int]:
+def _divide_tapering(costs: Sequence[float], most: int, workers: int) -> Iterator[int]:
     """Each group takes no more than half of a worker's share of what is left (guided self-scheduling: Polychronopoulos
     and Kuck, IEEE Trans. Computers C-36, 1987)."""
     start, left = 0, float(sum(costs))
@@ -53,7 +57,7 @@ def _tapering(costs: Sequence[float], most: int, workers: int) -> Iterator[int]:
         start += size
 
 
-def group_costs(costs: Sequence[float], sizes: Sequence[int], most: int) -> list[float]:
+def compute_group_costs(costs: Sequence[float], sizes: Sequence[int], most: int) -> list[float]:
     """What each group is expected to cost: its clients' own costs, and its passes, as many as of the longest one."""
     found, start = [], 0
     for size in sizes:
@@ -63,12 +67,12 @@ def group_costs(costs: Sequence[float], sizes: Sequence[int], most: int) -> list
     return found
 
 
-def expected(costs: Sequence[float], sizes: Sequence[int], most: int, workers: int) -> float:
+def estimate_end(costs: Sequence[float], sizes: Sequence[int], most: int, workers: int) -> float:
     """When the last worker ends, if groups cost what is expected."""
-    return makespan(group_costs(costs, sizes, most), workers)
+    return compute_makespan(compute_group_costs(costs, sizes, most), workers)
 
 
-def makespan(costs: Sequence[float], workers: int) -> float:
+def compute_makespan(costs: Sequence[float], workers: int) -> float:
     """When the last of `workers` ends that take jobs of these costs in this order, each when it is free."""
     free = [0.0] * workers
     for cost in costs:

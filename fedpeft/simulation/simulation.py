@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
-from fedpeft.clients.label_shift import only
+from fedpeft.clients.label_shift import mask_other_classes
 from fedpeft.clients.personal import PERSONAL
-from fedpeft.clients.store import ClientStore, section
+from fedpeft.clients.store import ClientStore, select_section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PartitionStatistics, Shards, held_out, training_shards
+from fedpeft.data.partition import PartitionStatistics, Shards, select_training_shards, split_held_out
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.peft.adapter import State
-from fedpeft.plugin_files import own_code
+from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
@@ -37,22 +37,22 @@ from fedpeft.run.energy import EnergySettings
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.measurement import NewRun
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.private_plan import as_begun, planned, unheard
-from fedpeft.run.profiles import chances, groups_of, keep_profiles, kinds, number_of
+from fedpeft.run.private_plan import note_unused_training, plan_training, restore_start_share
+from fedpeft.run.profiles import compute_chances, count_clients, keep_profiles, list_distinct, load_groups
 from fedpeft.run.records import Records
-from fedpeft.run.sampling import aware, cohort_size
+from fedpeft.run.sampling import build_aware_sampler, compute_cohort_size
 from fedpeft.run.setup import Setup
-from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.server.energy import Choosing, EnergyBook
+from fedpeft.run.workers import Machine, Workers, create_client_plan, create_work_plan
+from fedpeft.server.energy import AwarePopulation, EnergyTracker
 from fedpeft.server.evaluation import HELD_OUT
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.features import RunParts, ServerModel, attach_features, check_features
-from fedpeft.server.preparation import noised_statistics, prepare
-from fedpeft.server.progress import Checkpoints, Progress, RunStore
-from fedpeft.server.rounds import Server, never
-from fedpeft.server.sampling import Population, Sampler, population
+from fedpeft.server.preparation import get_noised_shapes, prepare
+from fedpeft.server.progress import Checkpoints, RunStore, ServerState
+from fedpeft.server.rounds import Server, never_stop
+from fedpeft.server.sampling import Population, Sampler, create_population
 from fedpeft.simulation.grid import CohortGrid
-from fedpeft.simulation.hostile import HostilePlan, attacked_labels
+from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels
 from fedpeft.simulation.rows import SimulatedRows
 
 
@@ -83,8 +83,8 @@ class Simulation:
         head = config.head
         check_parts(config)
         observer.phase("reading the rows", 1)
-        groups = groups_of(config.ranks, config.clients, folder)
-        self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
+        groups = load_groups(config.ranks, config.clients, folder)
+        self.rows = SimulatedRows.load(config, count_clients(config.clients, groups))
         config = replace(config, partition=self.rows.called)
         observer.phase("loading the model", 1)
         if config.privacy and self.rows.partition.resampled:
@@ -92,7 +92,7 @@ class Simulation:
                 f"FP7118 privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
                 "many clients'; take another partition"
             )
-        self.setup = Setup.of(config, self.rows.facts, groups)
+        self.setup = Setup.create(config, self.rows.facts, groups)
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
@@ -101,14 +101,14 @@ class Simulation:
             )
         self.clients = self.setup.clients
         self.search = self.setup.personal and not tested
-        chosen = aware(config.cohort) is not None
-        self.book = EnergyBook(self.setup) if chosen or self.setup.measured.get(EnergySettings) is not None else None
-        self.sampler = self._sampler()
+        chosen = build_aware_sampler(config.cohort) is not None
+        self.book = EnergyTracker(self.setup) if chosen or self.setup.measured.get(EnergySettings) is not None else None
+        self.sampler = self._create_sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            exposure = self._exposure()
-            self.setup = planned(as_begun(self.setup, exposure, folder), exposure, groups, head)
-            self.sampler = self._sampler()
-            self.setup = unheard(self.setup, self._exposure())
+            exposure = self._compute_exposure()
+            self.setup = plan_training(restore_start_share(self.setup, exposure, folder), exposure, groups, head)
+            self.sampler = self._create_sampler()
+            self.setup = note_unused_training(self.setup, self._compute_exposure())
         self.config = self.setup.config
         check_features(self.setup)
         rows = self.rows
@@ -117,21 +117,21 @@ class Simulation:
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
-        fixed = self._begun_with()
+        fixed = self._load_constants()
         observer.phase("tokenising the rows", 1)
-        machine = Machine.of(self.setup, fixed)
-        work = self._work_plan(machine)
-        self.fixed = machine.pinned(fixed, work, folder)
-        self.protection = self._protection(work)
+        machine = Machine.create(self.setup, fixed)
+        work = self._create_work_plan(machine)
+        self.fixed = machine.pin(fixed, work, folder)
+        self.protection = self._create_protection(work)
         if self.protection is not None and (sums := self.protection.sums) is not None:
             self.setup = replace(self.setup, secure_sum=sums)
-        self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
+        self.workers = Workers(work, self._create_client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         task = self.setup.task
-        if isinstance(task, RowTask) and own_code(type(task)):  # and with what a task of the user's own makes
-            scoring.tried(task, self.rows.dataset.test, self.setup.facts.label_names or ())
+        if isinstance(task, RowTask) and hash_own_code(type(task)):  # and with what a task of the user's own makes
+            scoring.check_task_outputs(task, self.rows.dataset.test, self.setup.facts.label_names or ())
 
-    def _begun_with(self) -> dict[str, Any]:
+    def _load_constants(self) -> dict[str, Any]:
         """Return what the run must stay with; nothing, or that it is a trial of a search, if it begins.
 
         Raises:
@@ -147,25 +147,25 @@ class Simulation:
             )
         return begun.fixed
 
-    def _sampler(self) -> Population:
+    def _create_sampler(self) -> Population:
         """What cohorts are drawn from."""
-        setup, size = self.setup, cohort_size(self.setup.config.cohort, self.clients)
-        return population(self.clients, size, chances(setup.profiles), setup.mechanism)
+        setup, size = self.setup, compute_cohort_size(self.setup.config.cohort, self.clients)
+        return create_population(self.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
-    def _work_plan(self, machine: Machine) -> WorkPlan:
-        data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
+    def _create_work_plan(self, machine: Machine) -> WorkPlan:
+        data_key = self.setup.tokenize_rows(self.rows.all, self.setup.tokens)
         attack = self.config.attack
-        labels = attacked_labels(attack, self.rows, self.config.seed) if attack else None
-        plan = work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
+        labels = compute_attacked_labels(attack, self.rows, self.config.seed) if attack else None
+        plan = create_work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
         return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no room that stays empty
 
-    def _client_plan(self) -> ClientPlan:
+    def _create_client_plan(self) -> ClientPlan:
         privacy = None
         if self.protection is not None:
             own = self.protection
             privacy = ClientPrivacy(self.setup.config.privacy, own.noise_multiplier, self.folder / KEY, own.start)
-        plan = client_plan(self.setup, self._shards, self.folder, self._held_out, privacy, self.rows.train.tasks)
-        return HostilePlan.of(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
+        plan = create_client_plan(self.setup, self._shards, self.folder, self._held_out, privacy, self.rows.train.tasks)
+        return HostilePlan.from_plan(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
@@ -176,38 +176,38 @@ class Simulation:
     def _shards(self) -> Shards:
         """The rows of each client; in a trial of a search without those that the final score is of."""
         shards = self.rows.partition
-        return training_shards(shards, self._held_out, self.setup.config.seed) if self.search else shards
+        return select_training_shards(shards, self._held_out, self.setup.config.seed) if self.search else shards
 
-    def _steps(self, client: int) -> int:
+    def _count_steps(self, client: int) -> int:
         """Of a client in a round."""
         return self.setup.profiles[client].steps or self.setup.training.steps_for(int(self._sizes[client]))
 
     @property
     def most_steps(self) -> int:
         """Of a client in a round, of the one that takes most."""
-        usual = self.setup.training.steps_for(len(self.training_rows(int(self._sizes.argmax()))))
-        return max(profile.steps or usual for profile in kinds(self.setup.profiles))
+        usual = self.setup.training.steps_for(len(self.select_training_rows(int(self._sizes.argmax()))))
+        return max(profile.steps or usual for profile in list_distinct(self.setup.profiles))
 
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
         return HELD_OUT if self.setup.personal or self.setup.measured.asks_clients(self.setup) else 0.0
 
-    def divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def divide_rows(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A client's rows in two: to train on, and those held out."""
-        return held_out(self._shards.shard(client), self._held_out, self.setup.config.seed, client)
+        return split_held_out(self._shards.shard(client), self._held_out, self.setup.config.seed, client)
 
-    def training_rows(self, client: int) -> NDArray[np.int64]:
+    def select_training_rows(self, client: int) -> NDArray[np.int64]:
         """The client's rows without those held out, (rows of it,)."""
-        return self.divided(client)[0]
+        return self.divide_rows(client)[0]
 
-    def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
+    def _create_protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
         config, setup = self.config, self.setup
         mechanism = setup.mechanism
         if mechanism is None or not mechanism.protects:
             return None
-        federation = self._exposure()
+        federation = self._compute_exposure()
         identity = (
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{setup.profiles} {federation.rows.tolist()} {federation.steps.tolist()}"
@@ -216,15 +216,15 @@ class Simulation:
         labels_of_rows = self.rows.dataset.labels_of_rows
         return make_engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
 
-    def _exposure(self) -> Exposure:
+    def _compute_exposure(self) -> Exposure:
         """What the cost of this run depends on."""
         setup, config = self.setup, self.setup.config
         profiles = setup.profiles
-        rows = np.array([len(self.training_rows(k)) for k in range(self.clients)])
+        rows = np.array([len(self.select_training_rows(k)) for k in range(self.clients)])
         steps = [profiles[k].steps or setup.training.steps_for(int(rows[k])) for k in range(self.clients)]
         taken = np.zeros(self.clients, dtype=np.int64)
-        for round in range(1, config.rounds + 1):
-            taken[self.sampler.draw(config.seed, round)] += 1
+        for round_number in range(1, config.rounds + 1):
+            taken[self.sampler.draw(config.seed, round_number)] += 1
         return Exposure(
             strategy=setup.strategy,
             method=setup.method,
@@ -236,8 +236,8 @@ class Simulation:
             rounds=config.rounds,
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
-            start=setup.private_start,
-            start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
+            start=setup.has_private_start,
+            start_entries=entries(get_noised_shapes(setup)) if setup.has_private_start else 0,
             trained=setup.trained_entries,
             whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
         )
@@ -246,19 +246,19 @@ class Simulation:
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like, as far as anybody may know it."""
         found = self.rows.statistics
-        return found.without_labels() if self.protection is not None else found
+        return found.drop_labels() if self.protection is not None else found
 
-    def server(self, records: Records, stopping: Callable[[], bool] = never) -> Server:
+    def server(self, records: Records, stopping: Callable[[], bool] = never_stop) -> Server:
         """The server of this run; `stopping` is asked before each round whether the run should end here."""
         workers = self.workers
         if self._grid is not None:
             grid = self._grid(self.clients)
         else:
             workers.start()
-            grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
+            grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._count_steps)
         setup, observer = self.setup, self.observer
-        transport, store = Exchange(grid, observer.client_done), RunStore.of(records)
-        model = ServerModel(workers.evaluate, workers.validation_loss, self._score_task, workers.examine)
+        transport, store = Transport(grid, observer.client_done), RunStore.from_records(records)
+        model = ServerModel(workers.evaluate, workers.compute_validation_loss, self._score_task, workers.examine)
         run = RunParts(setup, transport, store, observer, model, self.begun, self.protection, self.book)
         start = partial(prepare, setup, transport, self.fixed, self.protection, observer.say)
         return Server(setup, transport, self._chooser, store, observer, attach_features(run), start, stopping)
@@ -269,16 +269,18 @@ class Simulation:
         assert sequence is not None
         assert rows.held.tasks is not None
         own = rows.validation[rows.held.tasks == task]
-        offsets = only(sequence.classes[task], self.setup.facts.classes) if known else None
+        offsets = mask_other_classes(sequence.classes[task], self.setup.facts.classes) if known else None
         return self.workers.score(state, version, own, offsets)
 
     @property
     def _chooser(self) -> Sampler:
         """Who draws the cohorts: all alike, or by what is known of clients."""
-        rule = aware(self.config.cohort)
-        return self.sampler if rule is None or self.book is None else Choosing(rule, self.book, self.sampler.size)
+        rule = build_aware_sampler(self.config.cohort)
+        return (
+            self.sampler if rule is None or self.book is None else AwarePopulation(rule, self.book, self.sampler.size)
+        )
 
-    def train(self, server: Server) -> Progress:
+    def train(self, server: Server) -> ServerState:
         """All rounds."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
@@ -292,7 +294,7 @@ class Simulation:
         held = rows.all.take(rows.validation)
         return Scorer(self.setup, workers.work, rows.dataset.test, held, workers.machine.threads, self.observer)
 
-    def client_state(self, client: int) -> State:
+    def load_client_state(self, client: int) -> State:
         """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).
 
         Raises:
@@ -312,7 +314,7 @@ class Simulation:
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
         sent = rule.of_group(rule.group(client, progress.learned), progress.reached, progress.learned, layout)
-        return rule.prepared(sent | section(own, "private") | section(own, PERSONAL), layout)
+        return rule.prepared(sent | select_section(own, "private") | select_section(own, PERSONAL), layout)
 
     def close(self) -> None:
         """End the workers."""

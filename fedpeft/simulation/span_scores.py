@@ -13,22 +13,22 @@ from typing import Any
 import torch
 
 from fedpeft.data.examples import IGNORED
-from fedpeft.errors import AssetError, needs_extra
+from fedpeft.errors import AssetError, require_extra
 from fedpeft.models.quantized import quantize
-from fedpeft.models.scoring import placed, score_batches
+from fedpeft.models.scoring import move_batch, score_batches
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation
 
 TASK = "token_labels"
 
 
-def span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, Any]:
+def compute_span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Of label sequences in IOB2: `precision`, `recall`, `f1` over all spans, and `by_type` the F1 of each type.
 
     Raises:
         AssetError: seqeval is missing.
     """
-    needs_extra("seqeval", "evaluate", "the F1 of spans")
+    require_extra("seqeval", "evaluate", "the F1 of spans")
     from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 
@@ -56,14 +56,14 @@ def is_iob2(names: Sequence[str]) -> bool:
     return all(name == "O" or (name[:2] in ("B-", "I-") and len(name) > 2) for name in names)
 
 
-def spans_of(simulation: Simulation) -> dict[str, Any] | None:
+def measure_spans(simulation: Simulation) -> dict[str, Any] | None:
     """The scores of the saved adapter on the test rows, in fp32, on the base's own bits where it was trained in few.
     None: rows have other labels; or these name no spans, or seqeval is missing, which is said in a line."""
     setup = simulation.setup
     if setup.facts.task != TASK:
         return None
     try:
-        needs_extra("seqeval", "evaluate", "the F1 of spans")
+        require_extra("seqeval", "evaluate", "the F1 of spans")
     except AssetError as error:
         simulation.observer.say(f"spans are not scored: {error}")
         return None
@@ -80,7 +80,7 @@ def spans_of(simulation: Simulation) -> dict[str, Any] | None:
     right: list[list[str]] = []
     said: list[list[str]] = []
     for rows in batches:
-        batch = placed(examples.batch(rows), model)
+        batch = move_batch(examples.batch(rows), model)
         with torch.inference_mode():
             found = model(batch).argmax(-1)
         for labels, predicted in zip(batch["labels"], found, strict=True):
@@ -88,4 +88,4 @@ def spans_of(simulation: Simulation) -> dict[str, Any] | None:
             right.append([names[i] for i in labels[counted].tolist()])
             said.append([names[i] for i in predicted[counted].tolist()])
         simulation.observer.advance()
-    return span_scores(right, said)
+    return compute_span_scores(right, said)

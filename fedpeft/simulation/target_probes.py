@@ -22,7 +22,7 @@ SAID = 30.0
 """The logit of a label that is the same in all training rows."""
 
 
-def number_probe(train: Part, validation: Part, test: Part) -> tuple[float, np.ndarray]:
+def fit_number_probe(train: Part, validation: Part, test: Part) -> tuple[float, np.ndarray]:
     """The strength, and what is said of the test rows, (n, 1), in the unit of the labels; validation rows are not
     needed."""
     from sklearn.linear_model import RidgeCV
@@ -56,7 +56,7 @@ def label_probe(
     features = [scaler.transform(part[0]) for part in (train, validation, test)]
 
     def logits(strength: float, of: np.ndarray) -> np.ndarray:
-        return np.stack([_logits(features[0], own, of, strength, iterations) for own in train[1].T], axis=1)
+        return np.stack([_compute_logits(features[0], own, of, strength, iterations) for own in train[1].T], axis=1)
 
     judged = (features[1], validation[1]) if len(validation[1]) else (features[0], train[1])
     right = {C: float(((logits(C, judged[0]) >= 0) == (judged[1] > 0)).mean()) for C in strengths}
@@ -64,7 +64,9 @@ def label_probe(
     return strength, logits(strength, features[2])
 
 
-def _logits(train: np.ndarray, labels: np.ndarray, of: np.ndarray, strength: float, iterations: int) -> np.ndarray:
+def _compute_logits(
+    train: np.ndarray, labels: np.ndarray, of: np.ndarray, strength: float, iterations: int
+) -> np.ndarray:
     """One label's logits of rows `of`, (n,)."""
     from sklearn.linear_model import LogisticRegression
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import raise_write_errors
 from fedpeft.models.scoring import Scores
 from fedpeft.run.plots import plot_tasks
 from fedpeft.run.records import Records
-from fedpeft.run.task_measures import of_run
+from fedpeft.run.task_measures import summarize_tasks
 from fedpeft.simulation.simulation import Simulation
 
 PICTURE = "tasks.svg"
 
 
-def tasks_of(simulation: Simulation, scores: Scores, records: Records) -> dict[str, Any] | None:
+def measure_tasks(simulation: Simulation, scores: Scores, records: Records) -> dict[str, Any] | None:
     """What summary.json says of the tasks, whose matrix is drawn to tasks.svg; None: there is one task.
 
     `scores` are those of the saved adapter on the test rows.
@@ -22,7 +22,7 @@ def tasks_of(simulation: Simulation, scores: Scores, records: Records) -> dict[s
     sequence, test = simulation.setup.facts.tasks, simulation.rows.dataset.test.tasks
     if sequence is None or test is None:
         return None
-    found = of_run(records.read("tasks.jsonl"), sequence, scores.correct / scores.count, test)
-    with writing(simulation.folder / PICTURE):
+    found = summarize_tasks(records.read("tasks.jsonl"), sequence, scores.correct / scores.count, test)
+    with raise_write_errors(simulation.folder / PICTURE):
         plot_tasks(simulation.folder / PICTURE, found)
     return found

@@ -6,15 +6,15 @@ import math
 from dataclasses import replace
 
 from fedpeft.run.final_score import FinalScore, save
-from fedpeft.run.observer import perplexity
+from fedpeft.run.observer import compute_perplexity
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
-from fedpeft.server.best_state import validated
+from fedpeft.server.best_state import summarize_validation
 from fedpeft.server.evaluation import OwnRows
 from fedpeft.simulation.simulation import Simulation
 
 
-def untested(simulation: Simulation, records: Records) -> Summary:
+def run_trial(simulation: Simulation, records: Records) -> Summary:
     """Train and save the adapter; what `--measure` asks of a finished run is left out, since test rows answer it.
 
     Accuracy and loss are not a number where there are no validation rows.
@@ -24,19 +24,21 @@ def untested(simulation: Simulation, records: Records) -> Summary:
     progress = simulation.train(server)
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    own = server.own_rows(progress) if setup.personal else None
+    own = server.evaluate_own_rows(progress) if setup.personal else None
     simulation.close()
-    score = _on_validation_rows(simulation)
+    score = _score_validation_rows(simulation)
     return Summary(
-        quality=replace(_quality(setup.task.metric, own, score, progress.kept_round), **validated(progress.best)),
+        quality=replace(
+            _build_quality(setup.task.metric, own, score, progress.kept_round), **summarize_validation(progress.best)
+        ),
         costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
-        partition=simulation.statistics.as_dict(),
+        partition=simulation.statistics.to_dict(),
         sampled=simulation.rows.dataset.sampled,
         hooks=server.sections(progress),
     )
 
 
-def _on_validation_rows(simulation: Simulation) -> FinalScore | None:
+def _score_validation_rows(simulation: Simulation) -> FinalScore | None:
     """The saved adapter's; None: there are none."""
     scorer = simulation.scorer
     if not len(scorer.held):
@@ -45,7 +47,7 @@ def _on_validation_rows(simulation: Simulation) -> FinalScore | None:
     return replace(scorer, test=scorer.held).score(simulation.folder, name)
 
 
-def _quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_round: int) -> Quality:
+def _build_quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_round: int) -> Quality:
     """Of clients' own models on their rows, if they have any; else of the one model."""
     of_all = (score.accuracy, score.loss) if score else (math.nan, math.nan)
     accuracy, loss = (own.accuracy, own.loss) if own else of_all
@@ -55,7 +57,7 @@ def _quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_ro
         accuracy_of=OWN_VALIDATION_ROWS if own else VALIDATION_ROWS,
         worst_accuracy=own.worst_accuracy if own else None,
         loss=loss,
-        perplexity=perplexity(loss) if metric == "perplexity" else None,
+        perplexity=compute_perplexity(loss) if metric == "perplexity" else None,
         kept_round=kept_round,
         temperature=score.temperature if score else None,
     )

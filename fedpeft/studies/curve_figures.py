@@ -12,16 +12,16 @@ import numpy as np
 from fedpeft.studies.drawing import (
     GREY,
     OTHERS,
-    Look,
-    balanced,
-    by_context,
-    legend_below,
-    logarithmic_if_wide,
-    looks,
-    panels,
-    wrapped,
+    MethodStyle,
+    choose_columns,
+    choose_looks,
+    draw_legend_below,
+    draw_panels,
+    group_by_context,
+    set_log_scale_if_wide,
+    wrap_name,
 )
-from fedpeft.studies.measures import CurvePoint, called, curve
+from fedpeft.studies.measures import CurvePoint, build_curve, format_heading
 from fedpeft.studies.sections import Method, Section
 
 BANDS = 4
@@ -31,15 +31,15 @@ COLUMNS = 4
 """Panels of one method each that stand side by side."""
 
 
-def mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
+def compute_mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
     """Mean over the seeds of each round that all have, with the standard deviation of the accuracy."""
-    curves = [{p.round: p for p in curve(run)} for run in method.runs.values()]
+    curves = [{p.round: p for p in build_curve(run)} for run in method.runs.values()]
     shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
     found = []
-    for round in shared:
-        points = [c[round] for c in curves]
+    for round_number in shared:
+        points = [c[round_number] for c in curves]
         accuracies = [p.accuracy for p in points]
-        mean = CurvePoint(round, *(float(np.mean([getattr(p, n) for p in points])) for n in _AVERAGED))
+        mean = CurvePoint(round_number, *(float(np.mean([getattr(p, n) for p in points])) for n in _AVERAGED))
         found.append((mean, float(np.std(accuracies, ddof=1)) if len(points) > 1 else 0.0))
     return found
 
@@ -47,37 +47,37 @@ def mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
 _AVERAGED = ("accuracy", "loss", "megabytes", "seconds")
 
 
-def curves(section: Section) -> str | None:
+def draw_curves(section: Section) -> str | None:
     """Validation accuracy over rounds, bytes and seconds: mean, and a band of one standard deviation over seeds."""
-    contexts = by_context([m for m in section.shown if mean_curve(m)])
+    contexts = group_by_context([m for m in section.shown if compute_mean_curve(m)])
     if not contexts:
         return None
     out = io.StringIO()
-    style = looks(section)
+    style = choose_looks(section)
     xs = {"round": "round", "megabytes": "bytes so far, up + down (MB)", "seconds": "time so far (s)"}
-    if section.lone is not None:
+    if section.single_run is not None:
         del xs["round"]  # its own picture has it
-    if not any(math.isfinite(mean_curve(m)[-1][0].seconds) for methods in contexts.values() for m in methods):
+    if not any(math.isfinite(compute_mean_curve(m)[-1][0].seconds) for methods in contexts.values() for m in methods):
         del xs["seconds"]  # private runs keep it
-    with panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
+    with draw_panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
         for i, (context, methods) in enumerate(contexts.items()):
             row = axes[len(xs) * i : len(xs) * (i + 1)]
             row[0].set_title(context)
-            row[0].set_ylabel(called("validation accuracy (%)", section.results))
+            row[0].set_ylabel(format_heading("validation accuracy (%)", section.results))
             for axis, (key, label) in zip(row, xs.items(), strict=True):
                 for method in methods:
                     _draw_curve(axis, method, style[method.name], key, len(methods) <= BANDS)
                 axis.set_xlabel(label)
                 if key == "megabytes":
-                    logarithmic_if_wide(axis)
+                    set_log_scale_if_wide(axis)
                 elif key == "round":
-                    _whole_numbers(axis)
-        legend_below(figure, axes)
+                    _use_whole_numbers(axis)
+        draw_legend_below(figure, axes)
     return out.getvalue()
 
 
-def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> None:
-    points = mean_curve(method)
+def _draw_curve(axis: Any, method: Method, look: MethodStyle, key: str, band: bool) -> None:
+    points = compute_mean_curve(method)
     xs = [getattr(p, key) for p, _ in points]
     ys = np.array([p.accuracy for p, _ in points])
     deviations = np.array([d for _, d in points])
@@ -97,33 +97,33 @@ def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> 
         axis.fill_between(xs, ys - deviations, ys + deviations, color=look.color, alpha=0.13, linewidth=0)
 
 
-def _whole_numbers(axis: Any) -> None:
+def _use_whole_numbers(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def apart(section: Section) -> str | None:
+def draw_curves_apart(section: Section) -> str | None:
     """Where methods are many, each one that matters by itself: its curve over the rounds with a band of one standard
     deviation over the seeds, before those of all others; None: their bands are seen together."""
-    style = looks(section)
-    contexts = by_context([m for m in section.shown if len(mean_curve(m)) > 1])
+    style = choose_looks(section)
+    contexts = group_by_context([m for m in section.shown if len(compute_mean_curve(m)) > 1])
     shown = [(m, methods) for methods in contexts.values() if len(methods) > BANDS for m in methods]
     shown = [(m, methods) for m, methods in shown if style[m.name].named]
     if not shown:
         return None
     out = io.StringIO()
-    columns = balanced(len(shown), COLUMNS)
-    low, high = _limits([m for m, _ in shown])
-    with panels(len(shown), columns, out, f"{section.title}/apart", HEIGHT) as (_, axes):
+    columns = choose_columns(len(shown), COLUMNS)
+    low, high = _compute_limits([m for m, _ in shown])
+    with draw_panels(len(shown), columns, out, f"{section.title}/apart", HEIGHT) as (_, axes):
         for i, (axis, (method, methods)) in enumerate(zip(axes, shown, strict=True)):
-            axis.set_title(wrapped(method.label, LETTERS), fontsize=9)
+            axis.set_title(wrap_name(method.label, LETTERS), fontsize=9)
             _draw_apart(axis, method, methods, style[method.name])
             axis.set_ylim(low, high)
             axis.set_xlabel("round" if i >= len(shown) - columns else "")
-            _whole_numbers(axis)
+            _use_whole_numbers(axis)
         for axis in axes[::columns]:
-            axis.set_ylabel(called("validation accuracy (%)", section.results))
+            axis.set_ylabel(format_heading("validation accuracy (%)", section.results))
     return out.getvalue()
 
 
@@ -134,16 +134,16 @@ LETTERS = 34
 """Of a line above such a panel."""
 
 
-def _draw_apart(axis: Any, method: Method, methods: Sequence[Method], look: Look) -> None:
+def _draw_apart(axis: Any, method: Method, methods: Sequence[Method], look: MethodStyle) -> None:
     for other in methods:
-        points = mean_curve(other)
+        points = compute_mean_curve(other)
         axis.plot([p.round for p, _ in points], [p.accuracy for p, _ in points], color=GREY, linewidth=0.6, alpha=0.45)
     _draw_curve(axis, method, look, "round", True)
 
 
-def _limits(methods: Sequence[Method]) -> tuple[float, float]:
+def _compute_limits(methods: Sequence[Method]) -> tuple[float, float]:
     """Of all panels: the bands of what is shown; one method that fails would flatten all others."""
-    ends = [(p.accuracy - d, p.accuracy + d) for m in methods for p, d in mean_curve(m)]
+    ends = [(p.accuracy - d, p.accuracy + d) for m in methods for p, d in compute_mean_curve(m)]
     low, high = max(0.0, min(low for low, _ in ends)), min(100.0, max(high for _, high in ends))
     room = 0.04 * max(high - low, 1.0)
     return low - room, min(100.0, high + room)

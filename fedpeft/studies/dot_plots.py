@@ -12,19 +12,19 @@ from fedpeft.studies.drawing import (
     GREY,
     INK,
     PAPER,
-    Look,
-    Named,
-    by_context,
-    height_of_rows,
-    logarithmic_if_wide,
-    looks,
+    MethodStyle,
+    NamedPoint,
+    choose_looks,
+    compute_row_height,
+    draw_panels,
+    group_by_context,
+    label_rows,
     name_points,
-    panels,
-    rows_of,
+    set_log_scale_if_wide,
 )
-from fedpeft.studies.measures import called
+from fedpeft.studies.measures import format_heading
 from fedpeft.studies.sections import Method, Section
-from fedpeft.studies.statistics import LEVEL, half_width
+from fedpeft.studies.statistics import LEVEL, compute_half_width
 
 SEEDS_FOR_AN_INTERVAL = 3
 """The interval of two is nine standard deviations to each side, and would make all others look like points."""
@@ -41,37 +41,39 @@ ROOM = 0.06
 """Of the span of accuracies, what is left free on either side."""
 
 
-def accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
+def draw_accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
     """Test accuracy: a row per method, and beside it against a measure; two panels per context."""
-    contexts = by_context([m for m in section.shown if m.mean(key) is not None and m.mean("accuracy") is not None])
+    contexts = group_by_context(
+        [m for m in section.shown if m.compute_mean(key) is not None and m.compute_mean("accuracy") is not None]
+    )
     if not contexts:
         return None
     out = io.StringIO()
-    style = looks(section)
-    height = max(height_of_rows([m.name for m in methods]) for methods in contexts.values())
-    with panels(2 * len(contexts), 2, out, f"{section.title}/{key}", height) as (_, axes):
+    style = choose_looks(section)
+    height = max(compute_row_height([m.name for m in methods]) for methods in contexts.values())
+    with draw_panels(2 * len(contexts), 2, out, f"{section.title}/{key}", height) as (_, axes):
         for i, (context, methods) in enumerate(contexts.items()):
             rows, plane = axes[2 * i : 2 * i + 2]
             rows.set_title(context, pad=14)
-            accuracy_rows(rows, methods, style)
-            accuracy_plane(plane, methods, style, key, section.pareto if front else {})
-            rows.set_xlabel(called("test accuracy (%)", section.results))
+            draw_accuracy_rows(rows, methods, style)
+            draw_accuracy_plane(plane, methods, style, key, section.pareto if front else {})
+            rows.set_xlabel(format_heading("test accuracy (%)", section.results))
             plane.set_xlabel(x)
-            plane.set_ylabel(called("test accuracy (%)", section.results))
-            logarithmic_if_wide(plane)
+            plane.set_ylabel(format_heading("test accuracy (%)", section.results))
+            set_log_scale_if_wide(plane)
         for i, methods in enumerate(contexts.values()):
             plane = axes[2 * i + 1]
-            name_points(plane, _by_importance(section, methods, style, key))
+            name_points(plane, _sort_by_importance(section, methods, style, key))
     return out.getvalue()
 
 
-def accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look]) -> None:
+def draw_accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
     """A row per method: each seed, their mean with its 95 % interval over them, and the probe on the frozen model."""
     for row, method in enumerate(methods):
         look = style[method.name]
-        values = np.array(method.values("accuracy"))
+        values = np.array(method.get_values("accuracy"))
         axis.plot(values, [row] * len(values), "|", color=look.color, markersize=6, alpha=0.6)
-        width = half_width(values, LEVEL, 2) if len(values) >= SEEDS_FOR_AN_INTERVAL else None
+        width = compute_half_width(values, LEVEL, 2) if len(values) >= SEEDS_FOR_AN_INTERVAL else None
         axis.errorbar(
             values.mean(),
             row,
@@ -82,21 +84,21 @@ def accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look]) 
             elinewidth=1.4,
             zorder=3,
         )
-    lines = reference_lines(axis, methods)
-    rows_of(axis, [m.name for m in methods])
-    seen = [value for method in methods for value in method.values("accuracy")] + lines
+    lines = draw_reference_lines(axis, methods)
+    label_rows(axis, [m.name for m in methods])
+    seen = [value for method in methods for value in method.get_values("accuracy")] + lines
     low, high = min(seen), max(seen)
     room = ROOM * max(high - low, 1.0)
     axis.set_xlim(low - room, high + room)
     _cut_intervals(axis, methods, style)
 
 
-def reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
+def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
     """Draw the measures of `REFERENCES` across the rows that have them; where they lie."""
     found: list[float] = []
     first: list[tuple[float, str]] = []
     for key, name, dashes in REFERENCES:
-        drawn = [(row, value) for row, method in enumerate(methods) if (value := method.mean(key)) is not None]
+        drawn = [(row, value) for row, method in enumerate(methods) if (value := method.compute_mean(key)) is not None]
         for row, value in drawn:
             axis.vlines(value, row - 0.5, row + 0.5, color=INK, linestyle=(0, dashes), linewidth=1.1)
         found += [value for _, value in drawn]
@@ -107,14 +109,14 @@ def reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
     return found
 
 
-def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, Look]) -> None:
+def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
     """An arrow where an interval goes on beyond the axis: that of few seeds may be as wide as all accuracies are."""
     low, high = axis.get_xlim()
     for row, method in enumerate(methods):
-        values = np.array(method.values("accuracy"))
+        values = np.array(method.get_values("accuracy"))
         if len(values) < SEEDS_FOR_AN_INTERVAL:
             continue
-        width, color = half_width(values, LEVEL, 2), style[method.name].color
+        width, color = compute_half_width(values, LEVEL, 2), style[method.name].color
         inside = 0.01 * (high - low)  # of the axis, so that the name of the row stays readable
         for edge, beyond, marker in (
             (low + inside, values.mean() - width < low, "<"),
@@ -124,15 +126,15 @@ def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, Look])
                 axis.plot(edge, row, marker, color=color, markersize=5, zorder=4)
 
 
-def accuracy_plane(
-    axis: Any, methods: Sequence[Method], style: dict[str, Look], key: str, pareto: dict[str, bool]
+def draw_accuracy_plane(
+    axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], key: str, pareto: dict[str, bool]
 ) -> None:
     """Means over the seeds as points; filled where on the Pareto front, which is drawn as steps."""
     for method in methods:
         look = style[method.name]
         axis.plot(
-            method.mean(key),
-            method.mean("accuracy"),
+            method.compute_mean(key),
+            method.compute_mean("accuracy"),
             color=look.color,
             marker=look.marker if look.named else "o",
             markersize=7,
@@ -141,52 +143,57 @@ def accuracy_plane(
             linestyle="none",
             zorder=look.order,
         )
-    for judged in dict.fromkeys(m.judged for m in methods):  # a front each: others are judged on other rows
-        on_front = [m for m in methods if pareto.get(m.label) and m.judged == judged]
-        points = sorted((m.mean(key) or 0.0, m.mean("accuracy") or 0.0) for m in on_front)
+    for judged in dict.fromkeys(m.comparison_key for m in methods):  # a front each: others are judged on other rows
+        on_front = [m for m in methods if pareto.get(m.label) and m.comparison_key == judged]
+        points = sorted((m.compute_mean(key) or 0.0, m.compute_mean("accuracy") or 0.0) for m in on_front)
         if len(points) > 1:
             xs, ys = zip(*points, strict=True)
             axis.step(xs, ys, where="post", color=GREY, linewidth=1.1, linestyle="--", zorder=1)
     axis.margins(0.14, 0.1)
 
 
-def _by_importance(section: Section, methods: Sequence[Method], style: dict[str, Look], key: str) -> list[Named]:
+def _sort_by_importance(
+    section: Section, methods: Sequence[Method], style: dict[str, MethodStyle], key: str
+) -> list[NamedPoint]:
     """The methods as points to be named: first those on the Pareto front, then those with a colour."""
     pareto = section.pareto
     ordered = sorted(methods, key=lambda m: (not pareto.get(m.label), not style[m.name].named))
-    return [Named(m.mean(key) or 0.0, m.mean("accuracy") or 0.0, m.name, style[m.name]) for m in ordered]
+    return [
+        NamedPoint(m.compute_mean(key) or 0.0, m.compute_mean("accuracy") or 0.0, m.name, style[m.name])
+        for m in ordered
+    ]
 
 
-def time_and_memory(section: Section) -> str | None:
+def draw_time_and_memory(section: Section) -> str | None:
     """Time of the rounds, and peak memory, of every method."""
-    keys = [k for k in ("round_seconds", "peak_memory_bytes") if any(m.values(k) for m in section.shown)]
+    keys = [k for k in ("round_seconds", "peak_memory_bytes") if any(m.get_values(k) for m in section.shown)]
     if not keys:
         return None
     headings = {"round_seconds": "time of the rounds (s)", "peak_memory_bytes": "peak memory, all processes (MB)"}
     out = io.StringIO()
-    style = looks(section)
-    contexts = by_context(section.shown)
-    height = max(height_of_rows([m.name for m in methods]) for methods in contexts.values())
-    with panels(len(keys) * len(contexts), len(keys), out, f"{section.title}/time", height) as (_, axes):
+    style = choose_looks(section)
+    contexts = group_by_context(section.shown)
+    height = max(compute_row_height([m.name for m in methods]) for methods in contexts.values())
+    with draw_panels(len(keys) * len(contexts), len(keys), out, f"{section.title}/time", height) as (_, axes):
         for i, (context, methods) in enumerate(contexts.items()):
             row = axes[len(keys) * i : len(keys) * (i + 1)]
             row[0].set_title(context)
             for axis, key in zip(row, keys, strict=True):
                 _draw_cost_rows(axis, methods, style, key)
-                rows_of(axis, [m.name for m in methods] if axis is row[0] else [""] * len(methods))
+                label_rows(axis, [m.name for m in methods] if axis is row[0] else [""] * len(methods))
                 axis.set_xlabel(headings[key])
     return out.getvalue()
 
 
-def _draw_cost_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look], key: str) -> None:
+def _draw_cost_rows(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], key: str) -> None:
     for row, method in enumerate(methods):
         look = style[method.name]
-        mean = method.mean(key)
+        mean = method.compute_mean(key)
         if mean is not None:
             axis.errorbar(
                 mean,
                 row,
-                xerr=method.deviation(key),
+                xerr=method.compute_deviation(key),
                 color=look.color,
                 marker=look.marker if look.named else "o",
                 markersize=6,

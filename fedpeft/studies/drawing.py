@@ -75,7 +75,7 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Look:
+class MethodStyle:
     """How a method is drawn, in all figures of its section; `named` in legends, otherwise it is one of the others."""
 
     color: str
@@ -89,25 +89,27 @@ class Look:
         return 3 if self.named else 2
 
 
-def looks(section: Section) -> dict[str, Look]:
+def choose_looks(section: Section) -> dict[str, MethodStyle]:
     """By name of the method."""
-    important = _that_matter_most(section)
+    important = _choose_important(section)
     colored = [name for name in section.names if name in important]
-    found = dict.fromkeys(section.names, Look(GREY, ".", "-", named=False))
-    return found | {name: Look(COLORS[i], MARKERS[i], LINES[i % len(LINES)]) for i, name in enumerate(colored)}
+    found = dict.fromkeys(section.names, MethodStyle(GREY, ".", "-", named=False))
+    return found | {name: MethodStyle(COLORS[i], MARKERS[i], LINES[i % len(LINES)]) for i, name in enumerate(colored)}
 
 
-def _that_matter_most(section: Section) -> list[str]:
+def _choose_important(section: Section) -> list[str]:
     """As many names as there are colours: the baseline, what is on the Pareto front, then the most accurate."""
-    baseline = {m.name for m in section.shown if section.reference(m) is m}
+    baseline = {m.name for m in section.shown if section.find_reference(m) is m}
     pareto = section.pareto
     fronts = Counter(m.name for m in section.shown if pareto.get(m.label))
-    best = {name: max(m.mean("accuracy") or 0.0 for m in section.shown if m.name == name) for name in section.names}
+    best = {
+        name: max(m.compute_mean("accuracy") or 0.0 for m in section.shown if m.name == name) for name in section.names
+    }
     ordered = sorted(section.names, key=lambda name: (name not in baseline, -fronts[name], -best[name]))
     return ordered[: len(COLORS)]
 
 
-def by_context(methods: Sequence[Method]) -> dict[str, list[Method]]:
+def group_by_context(methods: Sequence[Method]) -> dict[str, list[Method]]:
     """In order; the context is empty where there is only one."""
     found: dict[str, list[Method]] = {}
     for method in methods:
@@ -116,7 +118,7 @@ def by_context(methods: Sequence[Method]) -> dict[str, list[Method]]:
 
 
 @contextmanager
-def panels(
+def draw_panels(
     count: int,
     columns: int,
     out: io.StringIO,
@@ -161,36 +163,36 @@ def panels(
             plt.close(figure)
 
 
-def balanced(count: int, most: int) -> int:
+def choose_columns(count: int, most: int) -> int:
     """Columns for `count` panels, at most `most`, so that the last row is as full as can be."""
     return math.ceil(count / math.ceil(count / most))
 
 
-def height_of_rows(names: Sequence[str]) -> float:
+def compute_row_height(names: Sequence[str]) -> float:
     """Inches of a panel with a row for each of `names`."""
-    further = max(wrapped(name).count("\n") for name in names)
+    further = max(wrap_name(name).count("\n") for name in names)
     return max(PANEL_HEIGHT, AROUND_ROWS + (ROW + LINE_OF_NAME * further) * len(names))
 
 
-def wrapped(name: str, letters: int = LETTERS) -> str:
+def wrap_name(name: str, letters: int = LETTERS) -> str:
     """A name, in as many lines of so many letters as it needs."""
     return "\n".join(textwrap.wrap(name, letters, break_long_words=False)) or name
 
 
-def titled(name: str, columns: int) -> str:
+def wrap_title(name: str, columns: int) -> str:
     """A panel's title in as many lines as it needs where so many panels stand side by side."""
     return "\n".join(textwrap.wrap(name, LETTERS_OF_TITLES // columns)) or name
 
 
-def rows_of(axis: Any, names: Sequence[str]) -> None:
+def label_rows(axis: Any, names: Sequence[str]) -> None:
     """The y axis has a row for each of `names`, the first one above."""
-    axis.set_yticks(range(len(names)), [wrapped(name) for name in names], fontsize=8)
+    axis.set_yticks(range(len(names)), [wrap_name(name) for name in names], fontsize=8)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
     axis.tick_params(axis="y", length=0)
 
 
-def legend_below(figure: Any, axes: Sequence[Any]) -> None:
+def draw_legend_below(figure: Any, axes: Sequence[Any]) -> None:
     """One legend for all panels, under them; the others come last."""
     entries: dict[str, Any] = {}
     for axis in axes:
@@ -200,19 +202,19 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
         entries[OTHERS] = entries.pop(OTHERS)
     if len(entries) > 1:
         letters = max(len(label) for label in entries) + 8
-        columns = balanced(len(entries), max(1, LETTERS_OF_LEGEND // letters))
+        columns = choose_columns(len(entries), max(1, LETTERS_OF_LEGEND // letters))
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=8.5)
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * math.ceil(len(entries) / columns))
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedPoint:
     """A point, in the axes' units, and the name that belongs beside it."""
 
     x: float
     y: float
     name: str
-    look: Look
+    look: MethodStyle
 
 
 LETTERS_AT_A_POINT = 18
@@ -232,7 +234,7 @@ POINT = 5.0
 """Half the side of the square that a marker takes, in pixels."""
 
 
-def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
+def name_points(axis: Any, points: Sequence[NamedPoint]) -> list[Any]:
     """Put names beside their points, those of the first ones first; a name that finds no free place is left out.
 
     Returns the texts that were placed. All other things must have been drawn.
@@ -247,7 +249,7 @@ def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
     placed = []
     for point in points:
         for x, y in PLACES:
-            text = _beside(axis, point, x, y)
+            text = _annotate(axis, point, x, y)
             text.get_window_extent()  # which puts it there
             box = Text.get_window_extent(text)  # without the line to the point, which names may lie on
             if axis.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
@@ -258,10 +260,10 @@ def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
     return placed
 
 
-def _beside(axis: Any, point: Named, x: float, y: float) -> Any:
+def _annotate(axis: Any, point: NamedPoint, x: float, y: float) -> Any:
     far = math.hypot(x, y) > NEAR
     text = axis.annotate(
-        wrapped(point.name, LETTERS_AT_A_POINT),
+        wrap_name(point.name, LETTERS_AT_A_POINT),
         (point.x, point.y),
         (x, y),
         textcoords="offset points",
@@ -278,7 +280,7 @@ def _beside(axis: Any, point: Named, x: float, y: float) -> Any:
     return text
 
 
-def logarithmic_if_wide(axis: Any) -> None:
+def set_log_scale_if_wide(axis: Any) -> None:
     """A logarithmic x axis with plain numbers, where the values differ so much that the small ones would coincide."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -13,22 +13,22 @@ import numpy as np
 from fedpeft.models.calibration import BINS
 from fedpeft.run.plots import plot_rounds
 from fedpeft.studies import task_figures, trust_figures
-from fedpeft.studies.curve_figures import BANDS, apart, curves
-from fedpeft.studies.dot_plots import accuracy_against, time_and_memory
+from fedpeft.studies.curve_figures import BANDS, draw_curves, draw_curves_apart
+from fedpeft.studies.dot_plots import draw_accuracy_against, draw_time_and_memory
 from fedpeft.studies.drawing import (
     COLORS,
     GREY,
     OTHERS,
     PAPER,
-    Look,
-    balanced,
-    by_context,
-    legend_below,
-    looks,
-    panels,
-    titled,
+    MethodStyle,
+    choose_columns,
+    choose_looks,
+    draw_legend_below,
+    draw_panels,
+    group_by_context,
+    wrap_title,
 )
-from fedpeft.studies.measures import called
+from fedpeft.studies.measures import format_heading
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section
 
@@ -43,7 +43,7 @@ class Figure:
     svg: str
 
 
-def course(section: Section, run: Result) -> str:
+def draw_course(section: Section, run: Result) -> str:
     """Accuracy and loss of one run, as its own folder shows them."""
     import matplotlib
 
@@ -58,17 +58,17 @@ def course(section: Section, run: Result) -> str:
 # ------------------------------------------------------------------------------------------------------- clients, bins
 
 
-def spread_of_clients(section: Section) -> str | None:
+def draw_client_spread(section: Section) -> str | None:
     """Accuracy of the share of clients served worst: quantiles over clients, mean over seeds."""
-    contexts = by_context([m for m in section.shown if any(run.client_accuracy for run in m.runs.values())])
+    contexts = group_by_context([m for m in section.shown if any(run.client_accuracy for run in m.runs.values())])
     if not contexts:
         return None
     out = io.StringIO()
-    style = looks(section)
-    columns = balanced(len(contexts), 3)
-    with panels(len(contexts), columns, out, f"{section.title}/clients", share=True) as (figure, axes):
+    style = choose_looks(section)
+    columns = choose_columns(len(contexts), 3)
+    with draw_panels(len(contexts), columns, out, f"{section.title}/clients", share=True) as (figure, axes):
         for axis, (context, methods) in zip(axes, contexts.items(), strict=True):
-            axis.set_title(titled(context, columns))
+            axis.set_title(wrap_title(context, columns))
             for method in methods:
                 look = style[method.name]
                 found = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
@@ -86,24 +86,24 @@ def spread_of_clients(section: Section) -> str | None:
             axis.set_xlabel("clients, worst first (%)")
         for axis in axes[::columns]:
             axis.set_ylabel("accuracy on its mix of classes (%)")
-        legend_below(figure, axes)
+        draw_legend_below(figure, axes)
     return out.getvalue()
 
 
-def reliability(section: Section) -> str | None:
+def draw_reliability(section: Section) -> str | None:
     """Accuracy against confidence, in bins; the rows of all seeds together. Area of a marker: share of the rows."""
-    style = looks(section)
+    style = choose_looks(section)
     methods = [m for m in section.shown if style[m.name].named and any(run.calibration for run in m.runs.values())]
     if not methods:
         return None
     out = io.StringIO()
-    columns = max(2, balanced(len(methods), 4))
-    with panels(len(methods), columns, out, f"{section.title}/reliability") as (_, axes):
+    columns = max(2, choose_columns(len(methods), 4))
+    with draw_panels(len(methods), columns, out, f"{section.title}/reliability") as (_, axes):
         for axis, method in zip(axes, methods, strict=True):
             _draw_reliability(axis, method, style[method.name])
-            error = f"calibration error {method.mean('calibration_error'):.1f} %"
+            error = f"calibration error {method.compute_mean('calibration_error'):.1f} %"
             axis.set_title(
-                error if section.lone is not None else f"{titled(method.label, columns)}\n{error}", fontsize=9
+                error if section.single_run is not None else f"{wrap_title(method.label, columns)}\n{error}", fontsize=9
             )
             axis.set_xlabel("confidence (%)")
         for axis in axes[::columns]:
@@ -111,7 +111,7 @@ def reliability(section: Section) -> str | None:
     return out.getvalue()
 
 
-def _draw_reliability(axis: Any, method: Method, look: Look) -> None:
+def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
     found = [run.calibration for run in method.runs.values() if run.calibration]
     rows_SB = np.array([c["rows"] for c in found], dtype=float)
     rows_B = rows_SB.sum(0)
@@ -159,72 +159,72 @@ RELIABILITY = (
 )
 
 
-def figures(section: Section) -> list[Figure]:
+def draw_figures(section: Section) -> list[Figure]:
     """All figures that have something to show; of a run alone, those that compare nothing."""
-    if section.lone is not None:
-        return _figures_of_a_run(section, section.lone)
-    greys = (GREYS if len(section.names) > len(COLORS) else "") + section.on_own_rows
+    if section.single_run is not None:
+        return _draw_run_figures(section, section.single_run)
+    greys = (GREYS if len(section.names) > len(COLORS) else "") + section.own_rows_note
     made = (
         (
             "accuracy_bytes",
             "Accuracy and bytes",
             f"Test accuracy, and all bytes of the run, up and down. {AGAINST}Filled: on the Pareto front, the dashed "
             f"steps. {greys}",
-            accuracy_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
+            draw_accuracy_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
         ),
         (
             "accuracy_epsilon",
             "Accuracy and privacy",
             f"Test accuracy, and the epsilon that was spent. {AGAINST}{greys}",
-            accuracy_against(section, "epsilon", "epsilon (at the run's delta)", False),
+            draw_accuracy_against(section, "epsilon", "epsilon (at the run's delta)", False),
         ),
         (
             "curves",
             "Accuracy over rounds, bytes and time",
             f"Validation rows, the global model after each round; with at most {BANDS} methods a band is one standard "
             f"deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
-            curves(section),
+            draw_curves(section),
         ),
-        ("apart", "One method at a time", f"{APART} {greys}", apart(section)),
+        ("apart", "One method at a time", f"{APART} {greys}", draw_curves_apart(section)),
         (
             "time_memory",
             "Time and memory",
             "Mean over seeds; bars are one standard deviation.",
-            time_and_memory(section),
+            draw_time_and_memory(section),
         ),
-        ("clients", "Accuracy over clients", f"{CLIENTS} {greys}", spread_of_clients(section)),
+        ("clients", "Accuracy over clients", f"{CLIENTS} {greys}", draw_client_spread(section)),
         (
             "reliability",
             "Calibration",
             f"{RELIABILITY} All seeds together; the error is their mean. Only methods with a colour in other figures.",
-            reliability(section),
+            draw_reliability(section),
         ),
     )
-    drawn = (*made, *task_figures.of_section(section), *trust_figures.of_section(section))
-    return [_named(section, name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
+    drawn = (*made, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
+    return [_create_figure(section, name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
 
 
-def _named(section: Section, name: str, title: str, note: str, svg: str) -> Figure:
+def _create_figure(section: Section, name: str, title: str, note: str, svg: str) -> Figure:
     """A figure with what its runs are judged by in its title and note."""
-    return Figure(name, called(title, section.results), called(note, section.results), svg)
+    return Figure(name, format_heading(title, section.results), format_heading(note, section.results), svg)
 
 
-def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
+def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
     made = (
         (
             "course",
             "Accuracy and loss",
-            f"The global model on the validation rows after each round.{section.on_own_rows}",
-            course(section, run),
+            f"The global model on the validation rows after each round.{section.own_rows_note}",
+            draw_course(section, run),
         ),
         (
             "curves",
             "Accuracy over bytes and time",
-            f"Bytes up and down; time of the rounds.{section.on_own_rows}",
-            curves(section),
+            f"Bytes up and down; time of the rounds.{section.own_rows_note}",
+            draw_curves(section),
         ),
-        ("clients", "Accuracy over clients", CLIENTS, spread_of_clients(section)),
-        ("reliability", "Calibration", RELIABILITY, reliability(section)),
+        ("clients", "Accuracy over clients", CLIENTS, draw_client_spread(section)),
+        ("reliability", "Calibration", RELIABILITY, draw_reliability(section)),
     )
-    drawn = (*made, *task_figures.of_section(section), *trust_figures.of_section(section))
-    return [_named(section, name, title, note, svg) for name, title, note, svg in drawn if svg]
+    drawn = (*made, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
+    return [_create_figure(section, name, title, note, svg) for name, title, note, svg in drawn if svg]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fedpeft.config import read_toml
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.studies.results import Result, ResultsFile, latest, read_run, resolved
-from fedpeft.studies.study_file import Planned, Study, read_study
+from fedpeft.studies.results import Result, ResultsFile, read_run, resolve_config, select_latest
+from fedpeft.studies.study_file import PlannedRun, Study, read_study
 
 
 @dataclass
-class Found:
+class ResultFolders:
     """What the paths hold: results by study and preset (empty names: runs on their own), and what was left out."""
 
     results: dict[tuple[str, str], list[Result]] = field(default_factory=dict)
@@ -24,14 +24,14 @@ class Found:
         """Take in a path; one that a user `named` must hold something."""
         try:
             if path.is_file():
-                self._study(path)
+                self._add_study(path)
             elif (path / "results.jsonl").is_file():
-                self._study(path / "results.jsonl")
+                self._add_study(path / "results.jsonl")
             elif (path / "config.toml").is_file():
                 run = read_run(path)
                 self.results.setdefault(("", ""), []).append(run)
-            elif path.is_dir() and any(_holds_something(p) for p in path.iterdir()):
-                for inside in sorted(p for p in path.iterdir() if _holds_something(p)):
+            elif path.is_dir() and any(_has_results(p) for p in path.iterdir()):
+                for inside in sorted(p for p in path.iterdir() if _has_results(p)):
                     self.look(inside, named=False)
             elif path.is_dir() and (path / "runs").is_dir():
                 self.look(path / "runs")
@@ -41,7 +41,7 @@ class Found:
         except FedpeftError as error:
             self.skipped.append(str(error))
 
-    def _study(self, path: Path) -> None:
+    def _add_study(self, path: Path) -> None:
         file = ResultsFile(path)
         results = file.read()
         if not results:
@@ -49,13 +49,13 @@ class Found:
         if file.cut_short:
             self.skipped.append(f"the last line of {path} was cut short and is left out")
         sorted_out: dict[tuple[str, str], list[Result]] = {}
-        for result in latest(results):
+        for result in select_latest(results):
             sorted_out.setdefault((result.study, result.preset), []).append(result)
         for (name, preset), own in sorted_out.items():
-            study = _described(path.parent, name, preset, own)
+            study = _find_study(path.parent, name, preset, own)
             if study is not None:
                 self.studies[name, preset] = study
-                described = as_described(study, own)
+                described = match_to_study(study, own)
                 if len(described) < len(own):
                     self.skipped.append(
                         f"{len(own) - len(described)} results of {path} are left out: {study.path} gives their labels "
@@ -65,12 +65,12 @@ class Found:
             self.results.setdefault((name, preset), []).extend(own)
 
 
-def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
+def match_to_study(study: Study, results: Sequence[Result]) -> list[Result]:
     """Results at the points of the grid that the study's file gives their configurations today, whose labels and axes
     may have changed since. One that it does not describe stays at its own point, unless that is another's now: then it
     is left out, and so is a failure of what was mended."""
-    runs = study.runs()
-    points, taken = _points(runs, results), [dict(run.point) for run in runs]
+    runs = study.plan_runs()
+    points, taken = _find_points(runs, results), [dict(run.point) for run in runs]
     found = []
     for result, point in zip(results, points, strict=True):
         if point is not None:
@@ -80,21 +80,21 @@ def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
     return found
 
 
-def _points(runs: Sequence[Planned], results: Sequence[Result]) -> list[dict[str, str] | None]:
+def _find_points(runs: Sequence[PlannedRun], results: Sequence[Result]) -> list[dict[str, str] | None]:
     """Where each result stands in the grid of a study's runs; None: nowhere."""
     points = {run.config: dict(run.point) for run in runs}
     anywhere = {replace(config, dtype="auto"): point for config, point in points.items()}
     if len(anywhere) == len(points):  # what auto is on the machine that the runs were made on, it need not be here
         points |= anywhere
-    configs = [resolved(result.config) for result in results]
+    configs = [resolve_config(result.config) for result in results]
     return [(points.get(c) or points.get(replace(c, dtype="auto"))) if c else None for c in configs]
 
 
-def _holds_something(path: Path) -> bool:
+def _has_results(path: Path) -> bool:
     return (path / "config.toml").is_file() or (path / "results.jsonl").is_file()
 
 
-def _described(folder: Path, name: str, preset: str, results: Sequence[Result]) -> Study | None:
+def _find_study(folder: Path, name: str, preset: str, results: Sequence[Result]) -> Study | None:
     """The study's own file, beside its results or above them, whatever it is called: of several with its name, the one
     that describes the most of these results; None: there is none that describes any."""
     best, most = None, 0
@@ -105,7 +105,7 @@ def _described(folder: Path, name: str, preset: str, results: Sequence[Result]) 
                 study = read_study(file, preset)
             except FedpeftError:
                 continue
-            described = len(results) - _points(study.runs(), results).count(None)
+            described = len(results) - _find_points(study.plan_runs(), results).count(None)
             if study.name == name and described > most:
                 best, most = study, described
     return best

@@ -25,41 +25,41 @@ class Measure:
     digits: int = 1
 
 
-def from_summary(key: str) -> Callable[[Result], float | None]:
+def read_summary(key: str) -> Callable[[Result], float | None]:
     """A number of summary.json."""
     return lambda result: (result.summary or {}).get(key)
 
 
-def shared_accuracy(result: Result) -> float | None:
+def get_shared_accuracy(result: Result) -> float | None:
     """Of the global model, where the accuracy is that of clients' own ones."""
-    return from_summary("shared_accuracy")(result) if result.own_rows else None
+    return read_summary("shared_accuracy")(result) if result.own_rows else None
 
 
-def total_bytes(result: Result) -> float | None:
+def get_total_bytes(result: Result) -> float | None:
     """Up and down, preparation included."""
     summary = result.summary or {}
     up, down = summary.get("uplink_bytes"), summary.get("downlink_bytes")
     return None if up is None or down is None else float(up + down)
 
 
-def round_seconds(result: Result) -> float | None:
+def get_round_seconds(result: Result) -> float | None:
     """Time of all rounds, over resumes: the whole of them and their evaluation; None where a private run keeps it."""
     seconds = [r.get("seconds") for r in result.rounds]
     told = [s for s in seconds if s is not None]
     return sum(told) if told and len(told) == len(seconds) else None  # a private run tells that of round 0 alone
 
 
-def worst_tenth(result: Result) -> float | None:
+def get_worst_tenth(result: Result) -> float | None:
     """Mean accuracy of the tenth of the clients that is served worst."""
     return result.client_accuracy["worst_tenth"] if result.client_accuracy else None
 
 
-def calibration_error(result: Result) -> float | None:
+def get_calibration_error(result: Result) -> float | None:
     """Expected calibration error."""
     return result.calibration["error"] if result.calibration else None
 
 
-def forgotten(measure: str) -> Callable[[Result], float | None]:
+def read_forgetting(measure: str) -> Callable[[Result], float | None]:
     """How much worse the second task has become, where it was scored by `measure`."""
 
     def found(result: Result) -> float | None:
@@ -73,7 +73,7 @@ CALIBRATED = ("calibration", "test", "after")
 """Where summary.json has the calibrated model on the test rows, in what the run was asked of trust."""
 
 
-def below(key: str, *path: str) -> Callable[[Result], float | None]:
+def read_nested(key: str, *path: str) -> Callable[[Result], float | None]:
     """A number of what summary.json holds under `key`."""
 
     def found(result: Result) -> float | None:
@@ -85,44 +85,44 @@ def below(key: str, *path: str) -> Callable[[Result], float | None]:
     return found
 
 
-def from_trust(*path: str) -> Callable[[Result], float | None]:
+def read_trust(*path: str) -> Callable[[Result], float | None]:
     """A number of what the run was asked of trust."""
-    return below("trust", *path)
+    return read_nested("trust", *path)
 
 
-def from_retrieval(*path: str) -> Callable[[Result], float | None]:
+def read_retrieval(*path: str) -> Callable[[Result], float | None]:
     """A number of how well pairs were found."""
-    return below("retrieval", *path)
+    return read_nested("retrieval", *path)
 
 
-def from_targets(*path: str) -> Callable[[Result], float | None]:
+def read_targets(*path: str) -> Callable[[Result], float | None]:
     """A number of what was measured of numbers, or of several labels a row."""
-    return below("targets", *path)
+    return read_nested("targets", *path)
 
 
-def per_point(kind: str) -> Callable[[Result], float | None]:
+def read_per_point(kind: str) -> Callable[[Result], float | None]:
     """Joules or grams for each percentage point of the accuracy; None: it has no point, as a skill below 0."""
 
     def found(result: Result) -> float | None:
-        spent, accuracy = from_trust("energy", kind)(result), (result.summary or {}).get("accuracy")
+        spent, accuracy = read_trust("energy", kind)(result), (result.summary or {}).get("accuracy")
         return spent / (POINTS * accuracy) if spent is not None and accuracy and accuracy > 0 else None
 
     return found
 
 
-def aggregation_error(result: Result) -> float | None:
+def get_aggregation_error(result: Result) -> float | None:
     """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
     errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
     return sum(errors) / len(errors) if errors else None
 
 
-def server_seconds(result: Result) -> float | None:
+def get_server_seconds(result: Result) -> float | None:
     """Mean over the rounds of the server's own time: decoding, aggregating, stepping."""
     seconds = [r["aggregation_seconds"] for r in result.rounds if r.get("aggregation_seconds")]
     return sum(seconds) / len(seconds) if seconds else None
 
 
-def from_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
+def read_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
     """A measure of tasks one after the other (`fedpeft.run.task_measures`)."""
 
     def found(result: Result) -> float | None:
@@ -132,7 +132,7 @@ def from_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
     return found
 
 
-def from_captions(name: str) -> Callable[[Result], float | None]:
+def read_captions(name: str) -> Callable[[Result], float | None]:
     """A share of what is right in captions."""
 
     def found(result: Result) -> float | None:
@@ -141,77 +141,77 @@ def from_captions(name: str) -> Callable[[Result], float | None]:
     return found
 
 
-def from_spans(result: Result) -> float | None:
+def get_span_f1(result: Result) -> float | None:
     """F1 of the spans of token labels."""
     return ((result.summary or {}).get("spans") or {}).get("f1")
 
 
 MEASURES = (
-    Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
-    Measure("shared_accuracy", "global model, test rows (%)", shared_accuracy, POINTS, 2),
-    Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
-    Measure("loss", "test loss (nats)", from_summary("loss"), 1.0, 3),
-    Measure("baseline_accuracy", "frozen linear probe (%)", from_summary("baseline_accuracy"), POINTS, 2),
-    Measure("private_probe_accuracy", "private probe (%)", from_summary("private_probe_accuracy"), POINTS, 2),
-    Measure("alone_accuracy", "clients alone (%)", from_summary("alone_accuracy"), POINTS, 2),
-    Measure("centralised_accuracy", "pooled data (%)", from_summary("centralised_accuracy"), POINTS, 2),
-    Measure("worst_accuracy", "worst client, own rows (%)", from_summary("worst_accuracy"), POINTS, 2),
-    Measure("worst_tenth", "worst tenth of clients (%)", worst_tenth, POINTS, 2),
-    Measure("calibration_error", "calibration error (%)", calibration_error, POINTS, 2),
-    Measure("calibration_error_scaled", "after scaling (%)", from_summary("calibration_error_scaled"), POINTS, 2),
-    Measure("classwise", "class-wise calibration error (%)", from_trust(*CALIBRATED, "classwise"), POINTS, 2),
-    Measure("brier", "Brier score, calibrated", from_trust(*CALIBRATED, "brier"), 1.0, 4),
-    Measure("risk_area", "risk-coverage area (%)", from_trust(*CALIBRATED, "area"), POINTS, 2),
-    Measure("mrr", "mean reciprocal rank (%)", from_retrieval("mrr"), POINTS, 2),
-    Measure("recall_at_10", "recall at 10 (%)", from_retrieval("recall_at_10"), POINTS, 2),
-    Measure("mrr_reverse", "the other way (%)", from_retrieval("reverse", "mrr"), POINTS, 2),
-    Measure("mrr_frozen", "frozen encoder (%)", from_retrieval("frozen", "mrr"), POINTS, 2),
-    Measure("mrr_words", "words (%)", from_retrieval("words", "mrr"), POINTS, 2),
-    Measure("clones", "clones first (%)", from_trust("clones", "result", "first"), POINTS, 2),
-    Measure("clones_frozen", "clones first, frozen (%)", from_trust("clones", "frozen", "first"), POINTS, 2),
-    Measure("clones_words", "clones first, words (%)", from_trust("clones", "words", "first"), POINTS, 2),
-    Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
-    Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
-    Measure("task_average", "mean over tasks (%)", from_tasks("accuracy", "average"), POINTS, 2),
-    Measure("task_forgetting", "forgetting (points)", from_tasks("accuracy", "forgetting"), POINTS, 2),
-    Measure("task_known", "mean, task known (%)", from_tasks("accuracy_known_task", "average"), POINTS, 2),
-    Measure("task_lost", "forgetting, task known", from_tasks("accuracy_known_task", "forgetting"), POINTS, 2),
-    Measure("backward", "backward transfer", from_tasks("accuracy_known_task", "backward_transfer"), POINTS, 2),
-    Measure("forward", "forward transfer", from_tasks("accuracy_known_task", "forward_transfer"), POINTS, 2),
-    Measure("rmse", "root mean squared error", from_targets("rmse"), 1.0, 4),
-    Measure("mae", "mean absolute error", from_targets("mae"), 1.0, 4),
-    Measure("r2", "R^2 (%)", from_targets("r2"), POINTS, 2),
-    Measure("spearman", "Spearman correlation (%)", from_targets("spearman"), POINTS, 2),
-    Measure("rmse_probe", "root mean squared error, probe", from_targets("probe", "rmse"), 1.0, 4),
-    Measure("micro_f1", "micro F1 (%)", from_targets("micro_f1"), POINTS, 2),
-    Measure("macro_f1", "macro F1 (%)", from_targets("macro_f1"), POINTS, 2),
-    Measure("average_precision", "mean average precision (%)", from_targets("average_precision"), POINTS, 2),
-    Measure("macro_f1_probe", "macro F1, probe (%)", from_targets("probe", "macro_f1"), POINTS, 2),
-    Measure("spans", "F1 of spans (%)", from_spans, POINTS, 2),
-    Measure("exact_match", "exact captions (%)", from_captions("exact_match"), POINTS, 2),
-    Measure("rouge_l", "ROUGE-L (%)", from_captions("rouge_l"), POINTS, 2),
-    Measure("form", "of the form (%)", from_captions("form"), POINTS, 2),
-    Measure("colour", "colours (%)", from_captions("colour"), POINTS, 2),
-    Measure("shape", "shapes (%)", from_captions("shape"), POINTS, 2),
-    Measure("relation", "relations (%)", from_captions("relation"), POINTS, 2),
-    Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
-    Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
-    Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
-    Measure("cancelled", "cancelled share, last round (%)", from_trust("disagreement", "cancelled"), POINTS, 1),
-    Measure("joules", "energy of clients (kJ)", from_trust("energy", "joules"), 1e-3, 2),
-    Measure("grams", "CO2 of clients (g)", from_trust("energy", "grams"), 1.0, 2),
-    Measure("joules_per_point", "energy per point of accuracy (J)", per_point("joules"), 1.0, 1),
-    Measure("grams_per_point", "CO2 per point of accuracy (g)", per_point("grams"), 1.0, 3),
-    Measure("dropped", "turns lost to empty batteries", from_trust("energy", "dropped"), 1.0, 1),
-    Measure("uplink_bytes", "uplink (MB)", from_summary("uplink_bytes"), 1 / MEGABYTE, 2),
-    Measure("downlink_bytes", "downlink (MB)", from_summary("downlink_bytes"), 1 / MEGABYTE, 2),
-    Measure("total_bytes", "up + down (MB)", total_bytes, 1 / MEGABYTE, 2),
-    Measure("bytes_per_parameter", "bytes per parameter, up", from_summary("uplink_bytes_per_parameter"), 1.0, 2),
+    Measure("accuracy", "test accuracy (%)", read_summary("accuracy"), POINTS, 2),
+    Measure("shared_accuracy", "global model, test rows (%)", get_shared_accuracy, POINTS, 2),
+    Measure("perplexity", "test perplexity", read_summary("perplexity"), 1.0, 2),
+    Measure("loss", "test loss (nats)", read_summary("loss"), 1.0, 3),
+    Measure("baseline_accuracy", "frozen linear probe (%)", read_summary("baseline_accuracy"), POINTS, 2),
+    Measure("private_probe_accuracy", "private probe (%)", read_summary("private_probe_accuracy"), POINTS, 2),
+    Measure("alone_accuracy", "clients alone (%)", read_summary("alone_accuracy"), POINTS, 2),
+    Measure("centralised_accuracy", "pooled data (%)", read_summary("centralised_accuracy"), POINTS, 2),
+    Measure("worst_accuracy", "worst client, own rows (%)", read_summary("worst_accuracy"), POINTS, 2),
+    Measure("worst_tenth", "worst tenth of clients (%)", get_worst_tenth, POINTS, 2),
+    Measure("calibration_error", "calibration error (%)", get_calibration_error, POINTS, 2),
+    Measure("calibration_error_scaled", "after scaling (%)", read_summary("calibration_error_scaled"), POINTS, 2),
+    Measure("classwise", "class-wise calibration error (%)", read_trust(*CALIBRATED, "classwise"), POINTS, 2),
+    Measure("brier", "Brier score, calibrated", read_trust(*CALIBRATED, "brier"), 1.0, 4),
+    Measure("risk_area", "risk-coverage area (%)", read_trust(*CALIBRATED, "area"), POINTS, 2),
+    Measure("mrr", "mean reciprocal rank (%)", read_retrieval("mrr"), POINTS, 2),
+    Measure("recall_at_10", "recall at 10 (%)", read_retrieval("recall_at_10"), POINTS, 2),
+    Measure("mrr_reverse", "the other way (%)", read_retrieval("reverse", "mrr"), POINTS, 2),
+    Measure("mrr_frozen", "frozen encoder (%)", read_retrieval("frozen", "mrr"), POINTS, 2),
+    Measure("mrr_words", "words (%)", read_retrieval("words", "mrr"), POINTS, 2),
+    Measure("clones", "clones first (%)", read_trust("clones", "result", "first"), POINTS, 2),
+    Measure("clones_frozen", "clones first, frozen (%)", read_trust("clones", "frozen", "first"), POINTS, 2),
+    Measure("clones_words", "clones first, words (%)", read_trust("clones", "words", "first"), POINTS, 2),
+    Measure("forgotten", "forgotten, probe (%)", read_forgetting("probe accuracy"), POINTS, 2),
+    Measure("forgotten_nats", "forgotten (nats a token)", read_forgetting("nats per token"), 1.0, 3),
+    Measure("task_average", "mean over tasks (%)", read_tasks("accuracy", "average"), POINTS, 2),
+    Measure("task_forgetting", "forgetting (points)", read_tasks("accuracy", "forgetting"), POINTS, 2),
+    Measure("task_known", "mean, task known (%)", read_tasks("accuracy_known_task", "average"), POINTS, 2),
+    Measure("task_lost", "forgetting, task known", read_tasks("accuracy_known_task", "forgetting"), POINTS, 2),
+    Measure("backward", "backward transfer", read_tasks("accuracy_known_task", "backward_transfer"), POINTS, 2),
+    Measure("forward", "forward transfer", read_tasks("accuracy_known_task", "forward_transfer"), POINTS, 2),
+    Measure("rmse", "root mean squared error", read_targets("rmse"), 1.0, 4),
+    Measure("mae", "mean absolute error", read_targets("mae"), 1.0, 4),
+    Measure("r2", "R^2 (%)", read_targets("r2"), POINTS, 2),
+    Measure("spearman", "Spearman correlation (%)", read_targets("spearman"), POINTS, 2),
+    Measure("rmse_probe", "root mean squared error, probe", read_targets("probe", "rmse"), 1.0, 4),
+    Measure("micro_f1", "micro F1 (%)", read_targets("micro_f1"), POINTS, 2),
+    Measure("macro_f1", "macro F1 (%)", read_targets("macro_f1"), POINTS, 2),
+    Measure("average_precision", "mean average precision (%)", read_targets("average_precision"), POINTS, 2),
+    Measure("macro_f1_probe", "macro F1, probe (%)", read_targets("probe", "macro_f1"), POINTS, 2),
+    Measure("spans", "F1 of spans (%)", get_span_f1, POINTS, 2),
+    Measure("exact_match", "exact captions (%)", read_captions("exact_match"), POINTS, 2),
+    Measure("rouge_l", "ROUGE-L (%)", read_captions("rouge_l"), POINTS, 2),
+    Measure("form", "of the form (%)", read_captions("form"), POINTS, 2),
+    Measure("colour", "colours (%)", read_captions("colour"), POINTS, 2),
+    Measure("shape", "shapes (%)", read_captions("shape"), POINTS, 2),
+    Measure("relation", "relations (%)", read_captions("relation"), POINTS, 2),
+    Measure("epsilon", "epsilon", read_summary("epsilon"), 1.0, 2),
+    Measure("audit_epsilon", "audit: epsilon at least", read_summary("audit_epsilon"), 1.0, 2),
+    Measure("membership_auc", "membership attack (AUC)", read_summary("membership_auc"), 1.0, 3),
+    Measure("cancelled", "cancelled share, last round (%)", read_trust("disagreement", "cancelled"), POINTS, 1),
+    Measure("joules", "energy of clients (kJ)", read_trust("energy", "joules"), 1e-3, 2),
+    Measure("grams", "CO2 of clients (g)", read_trust("energy", "grams"), 1.0, 2),
+    Measure("joules_per_point", "energy per point of accuracy (J)", read_per_point("joules"), 1.0, 1),
+    Measure("grams_per_point", "CO2 per point of accuracy (g)", read_per_point("grams"), 1.0, 3),
+    Measure("dropped", "turns lost to empty batteries", read_trust("energy", "dropped"), 1.0, 1),
+    Measure("uplink_bytes", "uplink (MB)", read_summary("uplink_bytes"), 1 / MEGABYTE, 2),
+    Measure("downlink_bytes", "downlink (MB)", read_summary("downlink_bytes"), 1 / MEGABYTE, 2),
+    Measure("total_bytes", "up + down (MB)", get_total_bytes, 1 / MEGABYTE, 2),
+    Measure("bytes_per_parameter", "bytes per parameter, up", read_summary("uplink_bytes_per_parameter"), 1.0, 2),
     Measure("local_steps", "local steps", lambda r: r.local_steps, 1.0, 0),
-    Measure("aggregation_error", "aggregation error (%)", aggregation_error, POINTS, 2),
-    Measure("server_seconds", "server time per round (ms)", server_seconds, 1e3, 0),
-    Measure("round_seconds", "time of the rounds (s)", round_seconds, 1.0, 1),
-    Measure("peak_memory_bytes", "peak memory (MB)", from_summary("peak_memory_bytes"), 1 / MEGABYTE, 0),
+    Measure("aggregation_error", "aggregation error (%)", get_aggregation_error, POINTS, 2),
+    Measure("server_seconds", "server time per round (ms)", get_server_seconds, 1e3, 0),
+    Measure("round_seconds", "time of the rounds (s)", get_round_seconds, 1.0, 1),
+    Measure("peak_memory_bytes", "peak memory (MB)", read_summary("peak_memory_bytes"), 1 / MEGABYTE, 0),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
@@ -282,7 +282,7 @@ CALLED = {
 """What headings say of runs that are judged by something else than accuracy, in place of which words."""
 
 
-def called(heading: str, results: Iterable[Result]) -> str:
+def format_heading(heading: str, results: Iterable[Result]) -> str:
     """A heading as it is said of these runs, where all are judged by one measure."""
     metrics = {result.summary.get("metric") for result in results if result.summary}
     words = CALLED.get(str(*metrics), {}) if len(metrics) == 1 else {}
@@ -301,7 +301,7 @@ class CurvePoint:
     seconds: float
 
 
-def curve(run: Result) -> list[CurvePoint]:
+def build_curve(run: Result) -> list[CurvePoint]:
     """The evaluated rounds of a run."""
     points: list[CurvePoint] = []
     spent = seconds = 0.0

@@ -12,11 +12,11 @@ from typing import Protocol
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.studies.drawing import BLUE, INK, PAPER
-from fedpeft.studies.figures import Figure, figures
+from fedpeft.studies.figures import Figure, draw_figures
 from fedpeft.studies.results import Result
-from fedpeft.studies.sections import Section, describe, section_of_study, time_in_words
+from fedpeft.studies.sections import Section, create_study_section, describe, format_total_time
 from fedpeft.studies.study_file import Study
-from fedpeft.studies.tables import Table, tables
+from fedpeft.studies.tables import Table, build_tables
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- table: made by fedpeft.study -->", "<!-- end of table -->"
 """Between these lines of a study's README its tables are put."""
@@ -26,7 +26,7 @@ STUDYS_PAGE = "report.html"
 
 
 @dataclass(frozen=True)
-class Made:
+class PageSection:
     """A section with its tables and figures."""
 
     section: Section
@@ -34,57 +34,57 @@ class Made:
     figures: list[Figure]
 
     @classmethod
-    def of(cls, section: Section) -> Made:
+    def from_section(cls, section: Section) -> PageSection:
         """Make them."""
         shown = bool(section.shown)
-        return cls(section, tables(section), figures(section) if shown else [])
+        return cls(section, build_tables(section), draw_figures(section) if shown else [])
 
-    def for_page(self, number: int) -> dict[str, object]:
+    def build_page_fields(self, number: int) -> dict[str, object]:
         """What the page's template needs."""
         section = self.section
         return {
             "id": f"section{number}",
             "title": section.title,
             "question": section.question,
-            "extent": extent(section),
+            "extent": describe_extent(section),
             "failed": [f"{describe(r.point) or 'run'}, seed {r.seed}: {r.reason}" for r in section.failed],
             "hardware": section.hardware,
-            "settings": "settings" if section.lone else "settings that all runs share",
+            "settings": "settings" if section.single_run else "settings that all runs share",
             "common": section.common,
             "tables": [t for t in self.tables if t.headings],
-            "figures": [dataclasses.replace(f, svg=with_colors_of_page(f.svg)) for f in self.figures],
+            "figures": [dataclasses.replace(f, svg=use_page_colors(f.svg)) for f in self.figures],
         }
 
 
-def extent(section: Section) -> str:
+def describe_extent(section: Section) -> str:
     """How much was run, in words."""
-    time = f"{time_in_words(section)} of computation"
-    if section.lone is not None:
-        config, summary = section.lone.config, section.lone.summary or {}
+    time = f"{format_total_time(section)} of computation"
+    if section.single_run is not None:
+        config, summary = section.single_run.config, section.single_run.summary or {}
         clients = summary.get("clients", config.get("clients"))
-        return f"{config.get('rounds')} rounds, {clients} clients, seed {section.lone.seed}; {time}."
+        return f"{config.get('rounds')} rounds, {clients} clients, seed {section.single_run.seed}; {time}."
     finished, methods = sum(r.finished for r in section.results), len(section.methods)
     runs = f"{finished} finished {'run' if finished == 1 else 'runs'}, {len(section.failed)} failed"
     return f"{runs}; {methods} {'method' if methods == 1 else 'methods'}; {time}."
 
 
-def with_colors_of_page(svg: str) -> str:
+def use_page_colors(svg: str) -> str:
     """Colours that could not be seen in the dark become the page's, which turn with it."""
     for color, name in ((PAPER, "paper"), (INK, "ink"), ("#000000", "ink"), (BLUE, "blue")):
         svg = svg.replace(color, f"var(--{name})")
     return svg
 
 
-class Shown(Protocol):
+class PageContent(Protocol):
     """What a page has a section of."""
 
-    def for_page(self, number: int) -> dict[str, object]:
+    def build_page_fields(self, number: int) -> dict[str, object]:
         """What the page's template needs."""
 
 
-def page(
+def render_page(
     title: str,
-    made: Sequence[Shown],
+    made: Sequence[PageContent],
     skipped: Sequence[str],
     csv_folder: str,
     made_by: str = "python -m fedpeft.report",
@@ -94,13 +94,13 @@ def page(
 
     template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    sections = [m.for_page(number) for number, m in enumerate(made, 1)]
+    sections = [m.build_page_fields(number) for number, m in enumerate(made, 1)]
     return environment.from_string(template).render(
         title=title, sections=sections, skipped=skipped, csv_folder=csv_folder, made_by=made_by
     )
 
 
-def write_report(path: Path, title: str, made: Sequence[Made], skipped: Sequence[str]) -> None:
+def write_report(path: Path, title: str, made: Sequence[PageSection], skipped: Sequence[str]) -> None:
     """The page, and its CSV files in a folder named like it.
 
     Raises:
@@ -112,8 +112,8 @@ def write_report(path: Path, title: str, made: Sequence[Made], skipped: Sequence
         for number, one in enumerate(made, 1):
             prefix = f"{number}-" if len(made) > 1 else ""
             for table in one.tables:
-                files.replace(folder / f"{prefix}{table.name}.csv", table.csv().encode())
-        files.replace(path, page(title, made, skipped, folder.name).encode())
+                files.replace(folder / f"{prefix}{table.name}.csv", table.to_csv().encode())
+        files.replace(path, render_page(title, made, skipped, folder.name).encode())
     except OSError as error:
         raise RunError(f"FP5212 the report can't be written to {path}: {error.strerror}") from error
 
@@ -124,7 +124,7 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
     Raises:
         RunError: a file can't be written.
     """
-    made = Made.of(section_of_study(study, results))
+    made = PageSection.from_section(create_study_section(study, results))
     path = folder / STUDYS_PAGE
     write_report(path, made.section.title, [made], [])
     try:
@@ -133,17 +133,17 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
                 files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
         readme = folder / "README.md"
         if readme.is_file():
-            files.replace(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables).encode())
+            files.replace(readme, insert_tables(readme.read_text(encoding="utf-8"), made.tables).encode())
     except OSError as error:
         raise RunError(f"FP5212 the report can't be written to {folder}: {error.strerror}") from error
     return path
 
 
-def with_tables(readme: str, made: Sequence[Table]) -> str:
+def insert_tables(readme: str, made: Sequence[Table]) -> str:
     """`readme` with the tables between its two marker lines; unchanged if it has none."""
     before, begins, rest = readme.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not begins or not ends:
         return readme
-    text = "\n\n".join(f"**{t.title}.** {t.note}\n\n{t.markdown()}" for t in made if t.headings)
+    text = "\n\n".join(f"**{t.title}.** {t.note}\n\n{t.to_markdown()}" for t in made if t.headings)
     return f"{before}{begins}\n\n{text}\n\n{ends}{after}"

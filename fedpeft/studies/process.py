@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedpeft.errors import RunError
-from fedpeft.machine.processes import uninterrupted, without_main
+from fedpeft.machine.processes import hide_main_module, ignore_interrupts
 
 ORPHAN_SECONDS = 60
 """How long an earlier process may take to notice that its study is gone."""
@@ -61,7 +61,7 @@ class Starter:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, program))
-        with without_main(), uninterrupted():
+        with hide_main_module(), ignore_interrupts():
             self._process.start()
         theirs.close()
 
@@ -74,9 +74,9 @@ class Starter:
         try:
             self._connection.send(run)
         except OSError as error:
-            raise _gone() from error
+            raise _create_killed_error() from error
 
-    def ended(self) -> dict[Path, int]:
+    def collect_exit_codes(self) -> dict[Path, int]:
         """Exit codes of the runs that have ended since the last call, by folder; negative: the signal.
 
         Raises:
@@ -88,7 +88,7 @@ class Starter:
                 folder, code = self._connection.recv()
                 codes[folder] = code
         except (EOFError, OSError) as error:
-            raise _gone() from error
+            raise _create_killed_error() from error
         return codes
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ BEGINS = "loading a run's settings"
 LOG_TAIL_BYTES = 65536
 
 
-def _gone() -> RunError:
+def _create_killed_error() -> RunError:
     return RunError(
         "FP5213 the process that starts the runs was killed (often: out of memory); the same command continues"
     )
@@ -171,7 +171,7 @@ def _end_with(pipe: int) -> None:
     os._exit(1)
 
 
-def reason_of(code: int, log: Path) -> str:
+def describe_failure(code: int, log: Path) -> str:
     """Why the last process of a log failed: the error it printed, the last line it printed, or what signal ended it."""
     if code < 0:
         name = signal.Signals(-code).name

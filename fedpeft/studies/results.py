@@ -23,19 +23,19 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.config import RunConfig, from_mapping, read_toml
-from fedpeft.data.rows import source_of_test_rows
+from fedpeft.config import RunConfig, build_config, read_toml
+from fedpeft.data.rows import get_test_source
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
-from fedpeft.models.client_accuracy import of_clients, worst_tenth
-from fedpeft.plugin_files import shortened
-from fedpeft.run.folder import resume_command, unfinished
-from fedpeft.run.own_files import MadeOf, of_plain, recorded
+from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
+from fedpeft.plugin_files import shorten_version
+from fedpeft.run.folder import describe_unfinished, resume_command
+from fedpeft.run.own_files import MadeOf, load_record, parse_record
 from fedpeft.run.records import Records
 from fedpeft.run.summary import OWN_ROWS, OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
 from fedpeft.studies.line_types import EACH_ROUND, check_size, check_values
-from fedpeft.studies.statistics import Scored
+from fedpeft.studies.statistics import TestCounts
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 """Of the clients' accuracies, that are kept."""
@@ -111,7 +111,7 @@ class Result:
         clients = self.config.get("clients")  # who they are is a setting, beside which all else can be compared
         own = [(CLIENTS if own.file == clients else FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
         named = [(kind, Path(source).name, said) for kind, source, said in (*parts, *own)]
-        return {kind + name: f"{name} {shortened(said)}" for kind, name, said in named}
+        return {kind + name: f"{name} {shorten_version(said)}" for kind, name, said in named}
 
     @property
     def own_rows(self) -> bool:
@@ -119,13 +119,13 @@ class Result:
         return bool((self.summary or {}).get("accuracy_of") == OWN_ROWS)
 
     @property
-    def scored(self) -> Scored | None:
+    def scored(self) -> TestCounts | None:
         """The test rows; None where they were not kept."""
         if self.correct is None:
             return None
         correct = unpack(self.correct)
         count = np.ones_like(correct) if self.count is None else unpack(self.count)
-        return Scored(correct, count, source_of_test_rows(str(self.config.get("dataset", ""))))
+        return TestCounts(correct, count, get_test_source(str(self.config.get("dataset", ""))))
 
     def line(self) -> str:
         """The JSON line, without what is empty."""
@@ -133,13 +133,13 @@ class Result:
         return json.dumps(plain, allow_nan=False) + "\n"
 
 
-def resolved(config: Mapping[str, Any]) -> RunConfig | None:
+def resolve_config(config: Mapping[str, Any]) -> RunConfig | None:
     """The run that stored settings describe today; None if a setting is no longer legal.
 
     A setting that is newer than the stored line has its default, so that old results stay valid.
     """
     try:
-        return from_mapping(config, "the stored configuration")
+        return build_config(config, "the stored configuration")
     except FedpeftError:
         return None
 
@@ -186,7 +186,7 @@ KINDS: Mapping[str, Any] = {"int": (int, float), "float": (int, float), "str": s
 """Types of a summary's values, by how `fedpeft.run.summary` declares them."""
 
 
-def checked_summary(summary: Any) -> dict[str, Any]:
+def check_summary(summary: Any) -> dict[str, Any]:
     """Return a run's summary, in which each measure has the type that the report computes with.
 
     Raises:
@@ -214,9 +214,9 @@ def read_run(folder: Path) -> Result:
     config = read_toml(folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
     if not (folder / "summary.json").is_file():
-        raise RunError(unfinished(folder))
+        raise RunError(describe_unfinished(folder))
     try:
-        summary = checked_summary(files.read_json(folder / "summary.json"))
+        summary = check_summary(files.read_json(folder / "summary.json"))
         if summary.get("accuracy_of") in (VALIDATION_ROWS, OWN_VALIDATION_ROWS):
             raise RunError(
                 f"FP5216 {folder} holds a trial of a search, which has seen no test rows; score it on them first: "
@@ -231,18 +231,18 @@ def read_run(folder: Path) -> Result:
                 )
         each = [line["steps"] for line in clients]
         steps = None if None in each else sum(map(int, each))
-        scores = _arrays(folder / "predictions.npz")
+        scores = _load_arrays(folder / "predictions.npz")
         correct, count = scores.get("correct"), scores.get("count")
         calibration = None
         if correct is not None and summary["metric"] == "accuracy" and scores["confidence"].any():  # of pairs all are 0
-            calibration = calibrate(scores["confidence"], correct).as_dict()
+            calibration = calibrate(scores["confidence"], correct).to_dict()
         private = bool(config.get("privacy"))  # quantiles of clients' accuracies give away their shares of classes
         return Result(
             config=config,
             status=FINISHED,
             seed=int(config.get("seed", summary["seed"])),
             plugin=tuple(records_of_plugins),
-            made_of=() if private else recorded(folder),
+            made_of=() if private else load_record(folder),
             summary=summary,
             rounds=tuple(rounds),
             local_steps=steps,
@@ -251,32 +251,34 @@ def read_run(folder: Path) -> Result:
             count=None if count is None or (count == 1).all() else pack(count),
             loss=pack(scores["loss"]) if scores and summary["metric"] == "perplexity" else None,
             calibration=calibration,
-            client_accuracy=None if private else client_accuracy(scores, _arrays(folder / "clients.npz")),
+            client_accuracy=None if private else compute_client_accuracy(scores, _load_arrays(folder / "clients.npz")),
         )
     except BROKEN as error:
         raise RunError(f"FP5218 {folder} holds a broken run: {type(error).__name__}: {error}") from error
 
 
-def _arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+def _load_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
     if not path.is_file():
         return {}
     with np.load(path, allow_pickle=False) as found:
         return {name: found[name].astype(np.float64) for name in found.files}
 
 
-def client_accuracy(
+def compute_client_accuracy(
     scores: Mapping[str, NDArray[np.float64]], clients: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any] | None:
     """How the final model serves each client (`fedpeft.models.client_accuracy`); None where classes are not known."""
     if "labels" not in clients or "test_labels" not in clients or "correct" not in scores:
         return None
-    accuracy_K = of_clients(scores["correct"], clients["test_labels"].astype(np.int64), clients["labels"])
+    accuracy_K = compute_client_accuracies(
+        scores["correct"], clients["test_labels"].astype(np.int64), clients["labels"]
+    )
     if not len(accuracy_K):
         return None
     return {
         "clients": len(accuracy_K),
         "quantiles": [float(q) for q in np.quantile(accuracy_K, QUANTILES)],
-        "worst_tenth": worst_tenth(accuracy_K),
+        "worst_tenth": compute_worst_tenth(accuracy_K),
     }
 
 
@@ -309,7 +311,7 @@ class ResultsFile:
             if not line.strip():
                 continue
             try:
-                found.append(_result(files.parse_json(line)))
+                found.append(_parse_result(files.parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
                     f"FP5219 line {number} of {self.path} is not a result ({error}); mend or remove that line"
@@ -344,7 +346,7 @@ class ResultsFile:
             raise RunError(f"FP5102 {self.path} can't be written: {error.strerror}") from error
 
 
-def _result(plain: Any) -> Result:
+def _parse_result(plain: Any) -> Result:
     if not isinstance(plain, dict):
         raise TypeError("it is not a JSON object")
     if plain.get("status") not in (FINISHED, FAILED) or not isinstance(plain.get("config"), dict):
@@ -357,20 +359,20 @@ def _result(plain: Any) -> Result:
             except (*BROKEN, OverflowError) as error:
                 raise ValueError(f"{name} holds no packed numbers: {error}") from error
     if plain["status"] == FINISHED:
-        checked_summary(plain.get("summary"))
+        check_summary(plain.get("summary"))
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
-    several["made_of"] = of_plain(plain.get("made_of", ()))
+    several["made_of"] = parse_record(plain.get("made_of", ()))
     return Result(**{**plain, **several, "config": dict(plain["config"])})
 
 
-def latest(results: list[Result]) -> list[Result]:
+def select_latest(results: list[Result]) -> list[Result]:
     """The last line of each configuration, as it is understood today, in the order of first lines.
 
     Of runs on their own, those that other contents of the same files have made are others; a study has one of each.
     """
     chosen: dict[object, Result] = {}
     for result in results:
-        config = resolved(result.config) or json.dumps(result.config, sort_keys=True)
+        config = resolve_config(result.config) or json.dumps(result.config, sort_keys=True)
         contents = () if result.study else tuple(result.contents.items())
         chosen[result.study, result.preset, config, contents] = result
     return list(chosen.values())

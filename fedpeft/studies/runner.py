@@ -16,39 +16,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
-from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
+from fedpeft.machine.hardware import count_usable_cores, divide_gpus, list_accelerators
 from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue
-from fedpeft.run.console import duration
-from fedpeft.run.folder import alone_in
-from fedpeft.run.observer import judged
-from fedpeft.run.own_files import MadeOf, changed, made_of, naming, recorded
+from fedpeft.run.console import format_duration
+from fedpeft.run.folder import lock_folder
+from fedpeft.run.observer import get_main_metric
+from fedpeft.run.own_files import MadeOf, find_changed_file, find_own_files, load_record, select_file_settings
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
-from fedpeft.studies.process import Program, Start, Starter, reason_of
-from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolved
-from fedpeft.studies.study_file import Planned, Study
+from fedpeft.studies.process import Program, Start, Starter, describe_failure
+from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolve_config
+from fedpeft.studies.study_file import PlannedRun, Study
 
 POLL_SECONDS = 0.2
 
 
 @dataclass
-class Running:
+class RunProcess:
     """A run in its process."""
 
-    planned: Planned
+    planned: PlannedRun
     folder: Path
     log: Path
     gpus: str = ""
 
     def __str__(self) -> str:
         """Its title, and how far it is."""
-        done, of = self.rounds_done(), self.planned.config.rounds
+        done, of = self.count_finished_rounds(), self.planned.config.rounds
         return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else "getting ready")
 
-    def rounds_done(self) -> int:
+    def count_finished_rounds(self) -> int:
         """Rounds that are on the disk."""
-        return rounds_done(self.folder)
+        return count_finished_rounds(self.folder)
 
     @property
     def prepared(self) -> bool:
@@ -56,7 +56,7 @@ class Running:
         return (self.folder / "rounds.jsonl").exists()
 
 
-def rounds_done(folder: Path) -> int:
+def count_finished_rounds(folder: Path) -> int:
     """Finished rounds of a run, without the preparation."""
     try:
         return sum(1 for entry in Records(folder).read("rounds.jsonl") if entry["round"] > 0)
@@ -75,7 +75,7 @@ class Workplace:
 
     study: Study
     folder: Path
-    planned: list[Planned] = field(init=False)
+    planned: list[PlannedRun] = field(init=False)
     results: ResultsFile = field(init=False)
     done: dict[str, Result] = field(init=False)
     unsaid: list[str] = field(init=False, default_factory=list)
@@ -83,7 +83,7 @@ class Workplace:
 
     def __post_init__(self) -> None:
         self.results = ResultsFile(self.folder / "results.jsonl")
-        self.study, self.planned = self._as_begun()
+        self.study, self.planned = self._restore_precision()
         self.done = self._match()
         self._refuse_changed()
 
@@ -92,16 +92,16 @@ class Workplace:
         """Where the runs are."""
         return self.folder / "runs"
 
-    def _as_begun(self) -> tuple[Study, list[Planned]]:
+    def _restore_precision(self) -> tuple[Study, list[PlannedRun]]:
         """The study, in the precision in which all results that are there are its own, else as it is; and its runs."""
         there = self.results.read()
         finished = [result for result in there if result.finished]
-        done = {resolved(result.config) for result in finished or there}
-        planned = self.study.runs()
+        done = {resolve_config(result.config) for result in finished or there}
+        planned = self.study.plan_runs()
         if not done <= {run.config for run in planned}:
             for precision in dict.fromkeys(config.dtype for config in done if config is not None):
                 study = dataclasses.replace(self.study, precision=precision)
-                others = study.runs()
+                others = study.plan_runs()
                 if done <= {run.config for run in others}:
                     return study, others
         return self.study, planned
@@ -116,7 +116,7 @@ class Workplace:
         planned = {run.config: run for run in self.planned}
         found: dict[str, Result] = {}
         for number, result in enumerate(self.results.read(), 1):
-            config = resolved(result.config)
+            config = resolve_config(result.config)
             if config not in planned and not result.finished and result.study in ("", self.study.name):
                 continue
             if config not in planned:
@@ -128,7 +128,7 @@ class Workplace:
                     "move that file away or give another --output"
                 )
             assert config is not None
-            now = {plugin.source: plugin for plugin in catalogue.used(config)}
+            now = {plugin.source: plugin for plugin in catalogue.find_used_plugins(config)}
             for was in result.plugin:
                 plugin = now.get(was["source"])
                 if plugin is not None and not plugin.is_as(was.get("sha256", was.get("version"))):
@@ -149,34 +149,34 @@ class Workplace:
         for run in self.planned:
             result, folder = self.done.get(run.name), self.runs / run.name
             of_result = result.made_of if result is not None else ()
-            of_folder = recorded(folder)
-            if name := self._changed(run, of_result):
+            of_folder = load_record(folder)
+            if name := self._find_changed_file(run, of_result):
                 raise RunError(
                     f"FP5222 {self.results.path} holds results ({run.title}) made of {name} as it was before it "
                     f"changed; put that back, move {self.results.path.name} and {self.runs.name} away, or give another "
                     "--output"
                 )
-            if name := self._changed(run, of_folder):
+            if name := self._find_changed_file(run, of_folder):
                 raise RunError(
                     f"FP5223 {folder} holds a run made of {name} as it was before it changed; put that back, move the "
                     "folder away, or give another --output"
                 )
             if result is not None and result.finished:
-                untold = self._made_of(run)[max(len(of_result), len(of_folder)) :]
+                untold = self._find_own_files(run)[max(len(of_result), len(of_folder)) :]
                 self.unsaid += [run.name] if any(own.sha256 for own in untold) else []
 
-    def _changed(self, run: Planned, was: MadeOf) -> str | None:
+    def _find_changed_file(self, run: PlannedRun, was: MadeOf) -> str | None:
         """The file of a run that has other content than it `was` made of; None: there is none."""
-        return changed(was, self._made_of(run)) if was else None
+        return find_changed_file(was, self._find_own_files(run)) if was else None
 
-    def _made_of(self, run: Planned) -> MadeOf:
+    def _find_own_files(self, run: PlannedRun) -> MadeOf:
         """What the run's own files were when they were first looked at; runs share them."""
-        named = naming(run.config)
+        named = select_file_settings(run.config)
         if named not in self._own:
-            self._own[named] = made_of(named)
+            self._own[named] = find_own_files(named)
         return self._own[named]
 
-    def left(self, retry_failed: bool) -> list[Planned]:
+    def list_missing_runs(self, retry_failed: bool) -> list[PlannedRun]:
         """The runs still to do."""
         return [
             run
@@ -184,7 +184,7 @@ class Workplace:
             if run.name not in self.done or (retry_failed and not self.done[run.name].finished)
         ]
 
-    def seconds_left(self, runs: Sequence[Planned], jobs: int) -> float | None:
+    def estimate_seconds_left(self, runs: Sequence[PlannedRun], jobs: int) -> float | None:
         """Estimate, from the runs that have finished here, or else what the study's file says; None if neither."""
         measured: dict[str, list[float]] = {}
         for result in self.done.values():
@@ -200,10 +200,10 @@ class Workplace:
             total += known
         return total / min(jobs, max(1, len(runs)))
 
-    def record(self, planned: Planned, result: Result) -> Result:
+    def record(self, planned: PlannedRun, result: Result) -> Result:
         """Append a result, as one of this study: under what was asked for, whatever the run has planned itself."""
         asked = dataclasses.asdict(planned.config)
-        own = resolved(result.config)
+        own = resolve_config(result.config)
         if own is not None and own != planned.config:
             settled = {name: value for name, value in dataclasses.asdict(own).items() if asked[name] != value}
             result = dataclasses.replace(result, config=asked, settled=settled)
@@ -216,7 +216,7 @@ class Workplace:
 
     # ------------------------------------------------------------------------------------------------------ one run
 
-    def start(self, planned: Planned, track: str, starter: Starter, gpus: str = "") -> Running:
+    def start(self, planned: PlannedRun, track: str, starter: Starter, gpus: str = "") -> RunProcess:
         """Start or continue a run; `gpus` as CUDA_VISIBLE_DEVICES takes them, empty: all.
 
         Raises:
@@ -231,28 +231,28 @@ class Workplace:
         elif folder.exists():
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
-        with files.writing(settings):
-            files.replace(settings, catalogue.to_toml(planned.config).encode())
-        running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
+        with files.raise_write_errors(settings):
+            files.replace(settings, catalogue.format_toml(planned.config).encode())
+        running = RunProcess(planned, folder, self.runs / f"{planned.name}.log", gpus)
         starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running
 
-    def _is_of(self, planned: Planned, found: RunConfig | None) -> bool:
+    def _is_of(self, planned: PlannedRun, found: RunConfig | None) -> bool:
         """Whether a folder with these settings is that of a run: it was asked for, or came of what was asked for."""
         asked = self.runs / f"{planned.name}.toml"
         return planned.config in (found, read_config(asked, goes_on=False) if asked.is_file() else None)
 
-    def finish(self, running: Running, code: int) -> Result:
+    def finish(self, running: RunProcess, code: int) -> Result:
         """Record a run whose process has ended with this exit code."""
         try:
             if code == 0:
                 result = read_run(running.folder)
-                if name := self._changed(running.planned, recorded(running.folder)):
+                if name := self._find_changed_file(running.planned, load_record(running.folder)):
                     raise RunError(
                         f"FP5225 {name} has changed while the study went on, so that its runs can't be compared"
                     )
                 return self.record(running.planned, result)
-            reason = reason_of(code, running.log)
+            reason = describe_failure(code, running.log)
         except RunError as error:
             reason = str(error)
         config = dataclasses.asdict(running.planned.config)
@@ -260,7 +260,7 @@ class Workplace:
             running.planned, Result(config=config, status=FAILED, seed=running.planned.config.seed, reason=reason)
         )
 
-    def adopt(self, planned: Planned) -> bool:
+    def adopt(self, planned: PlannedRun) -> bool:
         """Record a run that had finished when the study was killed, before its line was written."""
         folder = self.runs / planned.name
         if not (folder / "summary.json").is_file():
@@ -269,7 +269,7 @@ class Workplace:
             result = read_run(folder)
         except FedpeftError:
             return False
-        if not self._is_of(planned, resolved(result.config)):
+        if not self._is_of(planned, resolve_config(result.config)):
             return False
         self.record(planned, result)
         return True
@@ -282,12 +282,12 @@ class Schedule:
     """Keeps `jobs` runs of `program` going until none is left."""
 
     def __init__(
-        self, program: Program, place: Workplace, waiting: list[Planned], jobs: int, track: str, console: Console
+        self, program: Program, place: Workplace, waiting: list[PlannedRun], jobs: int, track: str, console: Console
     ) -> None:
         self.program = program
         self.place, self.waiting, self.jobs, self.track, self.console = place, waiting, jobs, track, console
-        self.running: list[Running] = []
-        self.shares = gpu_shares(jobs)
+        self.running: list[RunProcess] = []
+        self.shares = divide_gpus(jobs)
         self.warm = {r.shared_work for r in place.planned if r.name in place.done and place.done[r.name].finished}
         self.total = sum(r.config.rounds for r in waiting)
         self.ended = 0
@@ -306,7 +306,7 @@ class Schedule:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("study", total=self.total)
-        self.heartbeat = Heartbeat(self._still_there, SILENCE)
+        self.heartbeat = Heartbeat(self._print_heartbeat, SILENCE)
 
     def run(self) -> int:
         """All of it; returns the number of failed runs."""
@@ -316,7 +316,7 @@ class Schedule:
             try:
                 while self.waiting or self.running:
                     self._start_what_can_be(starter)
-                    self._collect(starter.ended())
+                    self._collect(starter.collect_exit_codes())
                     time.sleep(POLL_SECONDS)
             finally:
                 starter.close()
@@ -347,37 +347,37 @@ class Schedule:
         for running in [r for r in self.running if r.folder in ended]:
             self.running.remove(running)
             self._tell(running.planned, self.place.finish(running, ended[running.folder]))
-        going = sum(r.rounds_done() for r in self.running)
+        going = sum(r.count_finished_rounds() for r in self.running)
         titles = "; ".join(r.planned.title for r in self.running)
         self.progress.update(self.task, completed=self.ended + going, description=titles[:60] or "study")
 
-    def _still_there(self) -> None:
+    def _print_heartbeat(self) -> None:
         standing = "; ".join(map(str, list(self.running))) or "starting the next run"
         self.progress.console.print(f"...     {escape(standing)}", highlight=False, soft_wrap=True)
 
-    def _tell(self, planned: Planned, result: Result) -> None:
-        self.heartbeat.heard()
+    def _tell(self, planned: PlannedRun, result: Result) -> None:
+        self.heartbeat.reset()
         self.ended += planned.config.rounds
-        seconds = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
+        seconds = self.place.estimate_seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
         left = len(self.waiting) + len(self.running)
         remaining = f"{left} run{'' if left == 1 else 's'} left"
         if left and seconds:
-            remaining += f", about {duration(seconds)}"
+            remaining += f", about {format_duration(seconds)}"
         if result.finished:
             assert result.summary is not None
             told = result.summary
-            name, value = judged(str(told.get("metric", "accuracy")), told.get("loss"), told["accuracy"])
+            name, value = get_main_metric(str(told.get("metric", "accuracy")), told.get("loss"), told["accuracy"])
             text = f"{name} {'not a number' if value is None else format(value, '.4f')}"
-            text += f"  {duration(told['seconds'] or 0)}"
+            text += f"  {format_duration(told['seconds'] or 0)}"
         else:
             self.failures += 1
             text = f"[bold red]failed:[/] {escape(str(result.reason))}"
         self.progress.console.print(f"{escape(planned.title)}  {text}  ({remaining})", highlight=False, soft_wrap=True)
 
 
-def jobs_that_fit(planned: Sequence[Planned]) -> int:
+def count_fitting_jobs(planned: Sequence[PlannedRun]) -> int:
     """Runs at a time, from the GPUs of this machine, or its cores, and the workers of a run."""
-    processors = len(accelerators()) or usable_cores()
+    processors = len(list_accelerators()) or count_usable_cores()
     workers = max((run.config.workers or processors for run in planned), default=1)
     return max(1, processors // workers)
 
@@ -395,10 +395,10 @@ def run_what_is_left(
     except OSError as error:
         raise RunError(f"FP5028 {place.runs} can't be made: {error.strerror}") from error
     taken = f"FP5226 another process runs a study in {place.folder}; wait for it or give another --output"
-    with alone_in(place.runs, "study.lock", taken):
+    with lock_folder(place.runs, "study.lock", taken):
         place = Workplace(place.study, place.folder)  # read again: another study may have ended since
         if place.results.cut_short:
             place.results.mend()
-        if left := place.left(retry_failed):
+        if left := place.list_missing_runs(retry_failed):
             Schedule(program, place, left, jobs, track, console).run()
     return place

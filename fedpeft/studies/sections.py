@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedpeft.data.rows import source_of_test_rows
-from fedpeft.run.console import duration
+from fedpeft.data.rows import get_test_source
+from fedpeft.run.console import format_duration
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import FILE, Result
-from fedpeft.studies.statistics import Scored, mean_and_deviation, pareto_front
+from fedpeft.studies.statistics import TestCounts, compute_mean_and_deviation, find_pareto_front
 from fedpeft.studies.study_file import Study
 
 ON_OWN_ROWS = "(own rows)"
@@ -45,21 +45,21 @@ class Method:
         """Method and context."""
         return f"{self.context}: {self.name}" if self.context else self.name
 
-    def values(self, key: str) -> list[float]:
+    def get_values(self, key: str) -> list[float]:
         """A measure of all runs that have it, in its unit."""
         measure = BY_KEY[key]
         found = (measure.value(run) for run in self.runs.values())
         return [measure.scale * v for v in found if v is not None]
 
-    def mean(self, key: str) -> float | None:
+    def compute_mean(self, key: str) -> float | None:
         """Its mean over the seeds."""
-        values = self.values(key)
-        return mean_and_deviation(values)[0] if values else None
+        values = self.get_values(key)
+        return compute_mean_and_deviation(values)[0] if values else None
 
-    def deviation(self, key: str) -> float:
+    def compute_deviation(self, key: str) -> float:
         """Its standard deviation over the seeds; 0 for a single one."""
-        values = self.values(key)
-        return (mean_and_deviation(values)[1] or 0.0) if values else 0.0
+        values = self.get_values(key)
+        return (compute_mean_and_deviation(values)[1] or 0.0) if values else 0.0
 
     @property
     def own_rows(self) -> bool:
@@ -67,14 +67,14 @@ class Method:
         return any(run.own_rows for run in self.runs.values())
 
     @property
-    def judged(self) -> tuple[object, ...]:
+    def comparison_key(self) -> tuple[object, ...]:
         """By what its accuracy is, and on which rows; methods that differ in it have no accuracies to compare."""
         run = next(iter(self.runs.values()))
         measure = (run.summary or {}).get("metric")
-        return self.own_rows, measure, source_of_test_rows(str(run.config.get("dataset", "")))
+        return self.own_rows, measure, get_test_source(str(run.config.get("dataset", "")))
 
     @property
-    def scored(self) -> dict[int, Scored]:
+    def scored(self) -> dict[int, TestCounts]:
         """Test rows by seed; none of runs whose accuracy is each client's own model's on its own rows."""
         kept = {seed: run for seed, run in self.runs.items() if not run.own_rows}
         return {seed: s for seed, run in kept.items() if (s := run.scored) is not None}
@@ -145,17 +145,17 @@ class Section:
         return [r for r in self.results if not r.finished]
 
     @property
-    def lone(self) -> Result | None:
+    def single_run(self) -> Result | None:
         """The run, where there is only one, and it has finished."""
         return self.results[0] if len(self.results) == 1 and self.results[0].finished else None
 
     @property
-    def on_own_rows(self) -> str:
+    def own_rows_note(self) -> str:
         """What the accuracies of clients' own models are, in words; empty: there are none."""
         if not any(run.own_rows for run in self.results):
             return ""
         told = "the mean over clients, each with a model of its own on held-out rows of its own"
-        if self.lone is not None:
+        if self.single_run is not None:
             return f" Accuracy and loss are {told}."
         return f" {ON_OWN_ROWS}: {told}; it is not compared with accuracies on test rows, which are another measure."
 
@@ -179,7 +179,7 @@ class Section:
                 kinds[f"{processors}, {hardware.get('workers')} worker(s), {hardware.get('system')}"] = True
         return list(kinds)
 
-    def reference(self, method: Method) -> Method | None:
+    def find_reference(self, method: Method) -> Method | None:
         """What `method` is compared with: the baseline in the same context."""
         point = {**method.point, **{a: v for a, v in self.baseline.items() if a in method.point}}
         return next((m for m in self.shown if dict(m.point) == point), None)
@@ -189,15 +189,15 @@ class Section:
         """By label: no other method of the context, judged on the same rows, has fewer bytes and at least the accuracy,
         in the mean."""
         found: dict[str, bool] = {}
-        for alike in dict.fromkeys((m.context, m.judged) for m in self.shown):
+        for alike in dict.fromkeys((m.context, m.comparison_key) for m in self.shown):
             inside = [
                 (m.label, cost, value)
                 for m in self.shown
-                if (m.context, m.judged) == alike
-                and (cost := m.mean("total_bytes")) is not None
-                and (value := m.mean("accuracy")) is not None
+                if (m.context, m.comparison_key) == alike
+                and (cost := m.compute_mean("total_bytes")) is not None
+                and (value := m.compute_mean("accuracy")) is not None
             ]
-            front = pareto_front([c for _, c, _ in inside], [v for _, _, v in inside])
+            front = find_pareto_front([c for _, c, _ in inside], [v for _, _, v in inside])
             found |= {label: on for (label, _, _), on in zip(inside, front, strict=True)}
         return found
 
@@ -210,15 +210,15 @@ def describe(point: Mapping[str, str]) -> str:
     )
 
 
-def section_of_study(study: Study, results: Sequence[Result]) -> Section:
+def create_study_section(study: Study, results: Sequence[Result]) -> Section:
     """With the study's own question, baseline and margin; results in the order of its grid."""
-    order = {tuple(run.point.items()): i for i, run in enumerate(study.runs())}
+    order = {tuple(run.point.items()): i for i, run in enumerate(study.plan_runs())}
     ordered = sorted(results, key=lambda r: (order.get(tuple(r.point.items()), len(order)), r.seed))
     title = f"{study.name} ({study.preset})" if study.preset else study.name
     return Section(title, study.question, ordered, study.baseline, study.margin)
 
 
-def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
+def assign_points(results: Sequence[Result]) -> list[Result]:
     """Runs on their own: their point is every setting in which they differ, and every file that had several contents.
     A run that tells none of a file's (under privacy, without that part) is no other run for it."""
     keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
@@ -234,11 +234,11 @@ def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
     ]
 
 
-def baseline_of_runs(results: Sequence[Result]) -> dict[str, str]:
+def get_runs_baseline(results: Sequence[Result]) -> dict[str, str]:
     """What runs on their own are compared with: the first; those of other rows or another model are a context."""
     return {axis: label for axis, label in results[0].point.items() if not axis.startswith(FILE)}
 
 
-def time_in_words(section: Section) -> str:
+def format_total_time(section: Section) -> str:
     """All the time that the section's runs took."""
-    return duration(sum((r.summary or {}).get("seconds") or 0.0 for r in section.results))
+    return format_duration(sum((r.summary or {}).get("seconds") or 0.0 for r in section.results))

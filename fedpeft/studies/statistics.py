@@ -38,18 +38,18 @@ POINTS = 100.0
 """Percentage points per unit of accuracy."""
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+def compute_mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); None for a single value."""
     data = np.asarray(values, dtype=np.float64)
     return float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else None
 
 
-def half_width(values: Array, level: float, sides: int) -> float:
+def compute_half_width(values: Array, level: float, sides: int) -> float:
     """Student's half width of the interval (`sides` 2) or the distance of the bound (`sides` 1) of a mean."""
     count = len(values)
     if count < 2:
         return math.inf
-    return _quantile(level, sides, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return _compute_quantile(level, sides, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,29 @@ class Uncertainty:
 
     seen: tuple[tuple[float, float], ...]
 
-    def half_width(self, level: float, sides: int) -> float:
+    def compute_half_width(self, level: float, sides: int) -> float:
         """As the function of that name, of the widest; infinite where nothing is known."""
-        widths = [_quantile(level, sides, freedom) * math.sqrt(variance) for variance, freedom in self.seen]
+        widths = [_compute_quantile(level, sides, freedom) * math.sqrt(variance) for variance, freedom in self.seen]
         return max(widths, default=math.inf)
 
-    def probability(self, beyond: float) -> float:
+    def compute_probability(self, beyond: float) -> float:
         """The largest two-sided p-value of a mean that lies so far from what is tested."""
-        found = [_two_sided(beyond, variance, freedom) for variance, freedom in self.seen]
+        found = [_compute_two_sided_p(beyond, variance, freedom) for variance, freedom in self.seen]
         return max(found, default=1.0)
 
 
-def _quantile(level: float, sides: int, freedom: float) -> float:
+def _compute_quantile(level: float, sides: int, freedom: float) -> float:
     return float(stats.t.ppf(1 - (1 - level) / sides, freedom))
 
 
-def _two_sided(beyond: float, variance: float, freedom: float) -> float:
+def _compute_two_sided_p(beyond: float, variance: float, freedom: float) -> float:
     if variance == 0.0:
         return 0.0 if beyond else 1.0
     return 2 * float(stats.t.sf(abs(beyond) / math.sqrt(variance), freedom))
 
 
 @dataclass(frozen=True)
-class Scored:
+class TestCounts:
     """A run on the test rows: correct predictions and predictions of each row, float64 (rows,).
 
     Attributes:
@@ -123,14 +123,14 @@ class Comparison:
     lost: float
 
     @property
-    def enough_seeds(self) -> bool:
+    def has_enough_seeds(self) -> bool:
         """Whether a claim is allowed at all."""
         return len(self.seeds) >= SEEDS_FOR_A_CLAIM
 
     @property
     def verdict(self) -> str:
         """better, worse, identical or not resolved."""
-        if not self.enough_seeds:
+        if not self.has_enough_seeds:
             return f"not resolved ({len(self.seeds)} of {SEEDS_FOR_A_CLAIM} seeds)"
         if self.gained == self.lost == 0 and self.difference == 0:
             return "identical"
@@ -140,9 +140,9 @@ class Comparison:
             return "not resolved (other test rows could reverse it)"
         return "not resolved"
 
-    def no_worse(self, margin: float) -> str:
+    def judge_no_worse(self, margin: float) -> str:
         """Whether the method is worse by no more than `margin` points: yes, no or not resolved."""
-        if not self.enough_seeds:
+        if not self.has_enough_seeds:
             return "not resolved"
         if self.lower_bound > -margin:
             return "yes"
@@ -150,7 +150,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifferences:
     """Differences in points of test accuracy, method minus baseline, of the seeds that both have.
 
     Attributes:
@@ -169,9 +169,9 @@ class Paired:
     lost: float
 
 
-def pair(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Paired | None:
+def pair_runs(method: Mapping[int, TestCounts], baseline: Mapping[int, TestCounts]) -> PairedDifferences | None:
     """The runs of a method beside those of the baseline, by seed; None where they share no seed or test rows."""
-    seeds = tuple(sorted(s for s in method.keys() & baseline.keys() if _same_rows(method[s], baseline[s])))
+    seeds = tuple(sorted(s for s in method.keys() & baseline.keys() if _has_same_rows(method[s], baseline[s])))
     if not seeds or len({len(method[s].count) for s in seeds}) > 1:
         return None
     total = method[seeds[0]].count.sum()
@@ -181,10 +181,10 @@ def pair(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Paired
     each_SN = by_seed[:, None] + (POINTS * changes_SN - by_seed[:, None] * counts_N) * len(counts_N) / total
     gained = float(np.clip(changes_SN, 0, None).sum(1).mean())
     lost = float(np.clip(-changes_SN, 0, None).sum(1).mean())
-    return Paired(seeds, by_seed, each_SN.mean(0), rest_of(each_SN), gained, lost)
+    return PairedDifferences(seeds, by_seed, each_SN.mean(0), compute_residual_variance(each_SN), gained, lost)
 
 
-def rest_of(each: Array) -> float:
+def compute_residual_variance(each: Array) -> float:
     """The variance of differences (seeds, rows) once the means of both are taken out."""
     seeds, rows = each.shape
     if min(seeds, rows) < 2:
@@ -193,12 +193,12 @@ def rest_of(each: Array) -> float:
     return float(np.square(left).sum() / ((seeds - 1) * (rows - 1)))
 
 
-def over_both(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
+def compute_uncertainty(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
     """Of the mean of differences by seed (seeds,) and by row (rows,), for other seeds on other rows.
 
     Args:
         by_row: empty: for other seeds on these rows.
-        rest: as `Paired` has it.
+        rest: as `PairedDifferences` has it.
     """
     seeds, rows = len(by_seed), len(by_row)
     if seeds < 2 or rows == 1:
@@ -213,20 +213,20 @@ def over_both(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
     return Uncertainty(((of_seeds, seeds - 1), (of_rows, rows - 1), (variance, freedom)))
 
 
-def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Comparison | None:
+def compare(method: Mapping[int, TestCounts], baseline: Mapping[int, TestCounts]) -> Comparison | None:
     """Compare the runs of a method with those of the baseline, by seed; None where they share no seed or test rows."""
-    found = pair(method, baseline)
+    found = pair_runs(method, baseline)
     if found is None:
         return None
     difference = float(found.by_seed.mean())
-    both = over_both(found.by_seed, found.by_row, found.rest)
-    one_sided = both.half_width(LEVEL, 1)
+    both = compute_uncertainty(found.by_seed, found.by_row, found.rest)
+    one_sided = both.compute_half_width(LEVEL, 1)
     return Comparison(
         seeds=found.seeds,
         difference=difference,
-        seed_half_width=half_width(found.by_seed, LEVEL, 2),
-        row_half_width=half_width(found.by_row, LEVEL, 2),
-        half_width=both.half_width(LEVEL, 2),
+        seed_half_width=compute_half_width(found.by_seed, LEVEL, 2),
+        row_half_width=compute_half_width(found.by_row, LEVEL, 2),
+        half_width=both.compute_half_width(LEVEL, 2),
         lower_bound=difference - one_sided,
         upper_bound=difference + one_sided,
         gained=found.gained,
@@ -234,11 +234,11 @@ def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Com
     )
 
 
-def _same_rows(one: Scored, other: Scored) -> bool:
+def _has_same_rows(one: TestCounts, other: TestCounts) -> bool:
     return one.source == other.source and np.array_equal(one.count, other.count)
 
 
-def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+def find_pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
     """For each (cost, value): whether no other has a lower or equal cost and a higher or equal value, one strictly."""
     return [
         not any(c <= cost and v >= value and (c < cost or v > value) for c, v in zip(costs, values, strict=True))

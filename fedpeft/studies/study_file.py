@@ -37,12 +37,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
+from fedpeft.config import RunConfig, build_config, read_toml, use_plugins
 from fedpeft.errors import ConfigError
 from fedpeft.families import TASKS
-from fedpeft.parts import check_settings, nearest, setting
+from fedpeft.parts import check_settings, setting, suggest_legal
 from fedpeft.run import early
-from fedpeft.run.catalogue import FLAGS, built
+from fedpeft.run.catalogue import FLAGS, build_part
 
 if TYPE_CHECKING:
     from fedpeft.models.task import Targets
@@ -66,7 +66,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run of the grid."""
 
     point: Mapping[str, str]
@@ -117,29 +117,29 @@ class Study:
         beside = self.path.parent
         return beside if self.preset == self.default_preset else beside / self.preset
 
-    def runs(self) -> list[Planned]:
+    def plan_runs(self) -> list[PlannedRun]:
         """Every run, seeds innermost last: all points of the first seed come first.
 
         Raises:
             ConfigError: a setting is unknown or wrong, or two runs would be the same.
         """
-        from fedpeft.run.suited import settled
+        from fedpeft.run.suited import settle_config
 
-        found: dict[RunConfig, Planned] = {}
-        targets = cache(_targets)
+        found: dict[RunConfig, PlannedRun] = {}
+        targets = cache(_get_targets)
         for point, where, asked in self._asked():
             if self.precision and asked.dtype == "auto":
                 asked = dataclasses.replace(asked, dtype=self.precision)
-            config = settled(asked)
-            if config != settled(asked, "labels"):  # as it is where rows need not be read
-                config = settled(asked, targets(asked.dataset))
+            config = settle_config(asked)
+            if config != settle_config(asked, "labels"):  # as it is where rows need not be read
+                config = settle_config(asked, targets(asked.dataset))
             check_parts(config, where)
             if config in found:
                 raise ConfigError(
                     f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
                     "give each value of an axis other settings"
                 )
-            found[config] = Planned(point, config)
+            found[config] = PlannedRun(point, config)
         return list(found.values())
 
     def check(self) -> None:
@@ -164,14 +164,14 @@ class Study:
                     settings |= value.settings
                 point = dict(zip(self.axes, (v.label for v in values), strict=True))
                 where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
-                yield point, where, from_mapping({"workers": 1, **settings, "seed": seed}, where)
+                yield point, where, build_config({"workers": 1, **settings, "seed": seed}, where)
 
 
-def _targets(dataset: str) -> Targets:
+def _get_targets(dataset: str) -> Targets:
     """What the labels of a data set's rows are; where its part says so by itself, classes."""
-    from fedpeft.data.rows import task_in_rows
+    from fedpeft.data.rows import read_task
 
-    task = task_in_rows(dataset)
+    task = read_task(dataset)
     return "classes" if task is None else TASKS.build(task).targets
 
 
@@ -204,7 +204,7 @@ def check_parts(config: RunConfig, where: str) -> None:
 
     with _placed(where):
         for name in CHECKED:
-            built(config, name)
+            build_part(config, name)
         parse_downlink(config.downlink, "fp32", "fp32")
 
 
@@ -227,22 +227,22 @@ def read_study(path: Path, preset: str | None = None) -> Study:
     """
     content = read_toml(path)
     use_plugins(content, path)
-    presets = _table(path, "presets", content.pop("presets", {}))
+    presets = _get_table(path, "presets", content.pop("presets", {}))
     default = str(content.get("preset", ""))
     chosen = default if preset is None else preset
     if chosen and chosen not in presets:
         raise ConfigError(
-            f"FP1423 {path} has no preset {chosen!r}; {nearest(chosen, presets) if presets else 'it has none at all'}"
+            f"FP1423 {path} has no preset {chosen!r}; {suggest_legal(chosen, presets) if presets else 'it has none at all'}"
         )
-    content = _with_preset(path, content, chosen, presets)
+    content = _apply_preset(path, content, chosen, presets)
     seeds = content.pop("seeds", None)
-    base = _table(path, "base", content.pop("base", {}))
-    axes = {name: _axis(path, name, v) for name, v in _table(path, "axes", content.pop("axes", {})).items()}
-    baseline = {a: str(v) for a, v in _table(path, "baseline", content.pop("baseline", {})).items()}
+    base = _get_table(path, "base", content.pop("base", {}))
+    axes = {name: _parse_axis(path, name, v) for name, v in _get_table(path, "axes", content.pop("axes", {})).items()}
+    baseline = {a: str(v) for a, v in _get_table(path, "baseline", content.pop("baseline", {})).items()}
     legal = {f.name for f in dataclasses.fields(StudyKeys)}
     for key in content:
         if key not in legal:
-            raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
+            raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {suggest_legal(key, {*legal, *TABLES})}")
     keys = StudyKeys(**check_settings(str(path), StudyKeys, content))
     _check_seeds(path, seeds)
     _check_conflicts(path, base, axes)
@@ -262,33 +262,37 @@ def read_study(path: Path, preset: str | None = None) -> Study:
     )
 
 
-def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+def _get_table(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"FP1425 {path}: {name} must be a table ([{name}]), got {value!r}")
     return value
 
 
-def _with_preset(path: Path, content: dict[str, Any], chosen: str, presets: Mapping[str, Any]) -> dict[str, Any]:
+def _apply_preset(path: Path, content: dict[str, Any], chosen: str, presets: Mapping[str, Any]) -> dict[str, Any]:
     if not chosen:
         return content
-    changes = _table(path, f"presets.{chosen}", presets[chosen])
+    changes = _get_table(path, f"presets.{chosen}", presets[chosen])
     merged = dict(content)
     for key, value in changes.items():
         if key not in REPLACED_BY_A_PRESET:
-            raise ConfigError(f"FP1426 {path}: preset {chosen} can't set {key!r}; {nearest(key, REPLACED_BY_A_PRESET)}")
+            raise ConfigError(
+                f"FP1426 {path}: preset {chosen} can't set {key!r}; {suggest_legal(key, REPLACED_BY_A_PRESET)}"
+            )
         if key in ("base", "axes"):
-            merged[key] = _table(path, key, merged.get(key, {})) | _table(path, f"presets.{chosen}.{key}", value)
+            merged[key] = _get_table(path, key, merged.get(key, {})) | _get_table(
+                path, f"presets.{chosen}.{key}", value
+            )
         else:
             merged[key] = value
     return merged
 
 
-def _axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
+def _parse_axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
     if not isinstance(values, list):
         raise ConfigError(f"FP1427 {path}: axis {name!r} must be a list of values, got {values!r}")
     if not values:
         raise ConfigError(f"FP1428 {path}: axis {name!r} has no values, so the grid is empty")
-    found = tuple(_value(path, name, value) for value in values)
+    found = tuple(_parse_value(path, name, value) for value in values)
     labels = [value.label for value in found]
     for label in labels:
         if labels.count(label) > 1:
@@ -296,12 +300,12 @@ def _axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
     return found
 
 
-def _value(path: Path, name: str, value: Any) -> Value:
+def _parse_value(path: Path, name: str, value: Any) -> Value:
     if not isinstance(value, dict):
         if name not in SETTINGS:
             raise ConfigError(
                 f"FP1430 {path}: unknown axis {name!r}; an axis is a setting, or its values are tables with a label "
-                f'({{label = "...", setting = ...}}); {nearest(name, SETTINGS)}'
+                f'({{label = "...", setting = ...}}); {suggest_legal(name, SETTINGS)}'
             )
         return Value(str(value), {name: value})
     settings = dict(value)
@@ -313,7 +317,7 @@ def _value(path: Path, name: str, value: Any) -> Value:
     for key in settings:
         if key not in SETTINGS:
             raise ConfigError(
-                f"FP1432 {path}: {label!r} of axis {name!r} sets an unknown {key!r}; {nearest(key, SETTINGS)}"
+                f"FP1432 {path}: {label!r} of axis {name!r} sets an unknown {key!r}; {suggest_legal(key, SETTINGS)}"
             )
     return Value(label, settings)
 
@@ -331,7 +335,7 @@ def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tup
     """Every setting has one place: base, one axis, or (the seed) seeds."""
     for key in base:
         if key not in SETTINGS:
-            raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+            raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {suggest_legal(key, SETTINGS)}")
     places = dict.fromkeys(base, "[base]")
     if "seed" in places or any("seed" in v.settings for values in axes.values() for v in values):
         raise ConfigError(f"FP1436 {path}: seed is set by seeds, not in [base] or an axis")
@@ -347,9 +351,11 @@ def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tup
 def _check_baseline(path: Path, baseline: Mapping[str, str], axes: Mapping[str, tuple[Value, ...]]) -> None:
     for name, label in baseline.items():
         if name not in axes:
-            raise ConfigError(f"FP1438 {path}: the baseline names an unknown axis {name!r}; {nearest(name, axes)}")
+            raise ConfigError(
+                f"FP1438 {path}: the baseline names an unknown axis {name!r}; {suggest_legal(name, axes)}"
+            )
         labels = [value.label for value in axes[name]]
         if label not in labels:
             raise ConfigError(
-                f"FP1439 {path}: axis {name!r} has no value {label!r} for the baseline; {nearest(label, labels)}"
+                f"FP1439 {path}: axis {name!r} has no value {label!r} for the baseline; {suggest_legal(label, labels)}"
             )

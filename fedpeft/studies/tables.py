@@ -11,10 +11,10 @@ from typing import Any
 
 from fedpeft.run.measured import trust_lines
 from fedpeft.run.section_lines import section_lines
-from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, called, curve
+from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, build_curve, format_heading
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe
-from fedpeft.studies.statistics import POINTS, Comparison, compare, mean_and_deviation
+from fedpeft.studies.statistics import POINTS, Comparison, compare, compute_mean_and_deviation
 
 ABSENT = "–"
 
@@ -39,7 +39,7 @@ class Table:
     shown: tuple[tuple[str, ...], ...]
     data: tuple[Mapping[str, Any], ...]
 
-    def of_one_run(self, note: str) -> Table:
+    def select_single_run(self, note: str) -> Table:
         """Without the columns that tell methods and seeds apart."""
         kept = [
             i for i, heading in enumerate(self.headings) if heading not in ("method", "seeds", "seeds that reach it")
@@ -47,13 +47,13 @@ class Table:
         shown = tuple(tuple(row[i] for i in kept) for row in self.shown)
         return replace(self, note=note, headings=tuple(self.headings[i] for i in kept), shown=shown)
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """As a Markdown table."""
         lines = ["| " + " | ".join(self.headings) + " |", "|---|" + "---:|" * (len(self.headings) - 1)]
         lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in self.shown]
         return "\n".join(lines)
 
-    def csv(self) -> str:
+    def to_csv(self) -> str:
         """As CSV."""
         out = io.StringIO()
         columns = list(dict.fromkeys(key for row in self.data for key in row))
@@ -63,31 +63,31 @@ class Table:
         return out.getvalue()
 
 
-def with_deviation(values: Sequence[float], digits: int) -> str:
+def format_with_deviation(values: Sequence[float], digits: int) -> str:
     """mean ± standard deviation; the mean alone for one value."""
     if not values:
         return ABSENT
-    mean, deviation = mean_and_deviation(values)
+    mean, deviation = compute_mean_and_deviation(values)
     text = f"{mean:,.{digits}f}"
     return text if deviation is None else f"{text} ± {deviation:,.{digits}f}"
 
 
-def methods_table(section: Section) -> Table:
+def build_methods_table(section: Section) -> Table:
     """How good each method is, and whether it is on the Pareto front."""
     pareto = section.pareto
-    return _measures_table(
+    return _build_measures_table(
         section,
         ("methods", "Methods"),
         "Mean ± standard deviation over seeds. Test accuracy is of the saved adapter, in fp32. Pareto: no other method "
-        f"here has fewer bytes (up + down) and at least its mean accuracy.{section.on_own_rows}",
+        f"here has fewer bytes (up + down) and at least its mean accuracy.{section.own_rows_note}",
         [m for m in MEASURES if m.key in QUALITY],
         {"Pareto": {m.label: "yes" if pareto.get(m.label) else "" for m in section.methods}},
     )
 
 
-def resources_table(section: Section) -> Table:
+def build_resources_table(section: Section) -> Table:
     """What each method costs."""
-    return _measures_table(
+    return _build_measures_table(
         section,
         ("resources", "Bytes, work, time, memory"),
         "Mean ± standard deviation over seeds. Bytes are the lengths of the real payloads, before round 1 as well. "
@@ -97,7 +97,7 @@ def resources_table(section: Section) -> Table:
     )
 
 
-def _measures_table(
+def _build_measures_table(
     section: Section,
     name_and_title: tuple[str, str],
     note: str,
@@ -105,36 +105,38 @@ def _measures_table(
     words: Mapping[str, Mapping[str, str]],
 ) -> Table:
     """Mean and deviation of the measures that any run has; `words`: further columns, by heading and method."""
-    measures = [m for m in candidates if any(method.values(m.key) for method in section.shown)]
+    measures = [m for m in candidates if any(method.get_values(m.key) for method in section.shown)]
     shown, data = [], []
     for method in section.methods:
         seeds = f"{len(method.runs)}" + (f" ({len(method.failed)} failed)" if method.failed else "")
-        cells = [with_deviation(method.values(m.key), m.digits) for m in measures]
+        cells = [format_with_deviation(method.get_values(m.key), m.digits) for m in measures]
         extra = {heading: by_method[method.label] for heading, by_method in words.items()}
         shown.append((method.label, seeds, *cells, *extra.values()))
         row: dict[str, Any] = {"method": method.label, "seeds": len(method.runs), "failed": len(method.failed)}
         for m in measures:
-            values = method.values(m.key)
-            mean, deviation = mean_and_deviation(values) if values else (None, None)
+            values = method.get_values(m.key)
+            mean, deviation = compute_mean_and_deviation(values) if values else (None, None)
             row |= {f"{m.heading} mean": mean, f"{m.heading} sd": deviation}
         data.append(row | extra)
     headings = ("method", "seeds", *(m.heading for m in measures), *words)
     return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
 
 
-def result_table(section: Section) -> Table:
+def build_result_table(section: Section) -> Table:
     """Everything that was measured of one run."""
     run, shown = section.results[0], []
     for measure in MEASURES:
         value = measure.value(run)
         if value is not None:
-            shown.append((called(measure.heading, [run]), with_deviation([measure.scale * value], measure.digits)))
+            shown.append(
+                (format_heading(measure.heading, [run]), format_with_deviation([measure.scale * value], measure.digits))
+            )
     note = "Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads."
-    note += section.on_own_rows
+    note += section.own_rows_note
     return Table("result", "Result", note, ("measure", "value"), tuple(shown), ({"seed": run.seed, **dict(shown)},))
 
 
-def trust_table(run: Result) -> Table | None:
+def build_trust_table(run: Result) -> Table | None:
     """What the run was asked of trust, in words; None: nothing."""
     lines = trust_lines(run.summary or {})
     if not lines:
@@ -158,7 +160,7 @@ def hooks_table(section: Section) -> Table | None:
     return Table("hooks", "Hooks", note, columns, tuple(found), data)
 
 
-def same_work(method: Method, baseline: Method) -> str:
+def compare_work(method: Method, baseline: Method) -> str:
     """Local steps relative to the baseline, over the seeds that both have."""
     seeds = method.runs.keys() & baseline.runs.keys()
     mine = sum(method.runs[s].trained_rows or 0 for s in seeds)
@@ -168,33 +170,33 @@ def same_work(method: Method, baseline: Method) -> str:
     return "equal" if mine == theirs else f"{mine / theirs:.2f} x"
 
 
-def comparison_table(section: Section) -> Table | None:
+def build_comparison_table(section: Section) -> Table | None:
     """Each method against the baseline, paired by test row and seed; None without a pair."""
     shown, data = [], []
     for method in section.shown:
-        reference = section.reference(method)
+        reference = section.find_reference(method)
         if reference is None or reference is method:
             continue
         found = compare(method.scored, reference.scored)
         if found is None:
             continue
-        work = same_work(method, reference)
+        work = compare_work(method, reference)
         shown.append(
             (
                 method.label,
                 reference.name,
                 str(len(found.seeds)),
                 f"{found.difference:+.2f}",
-                interval(found.difference, found.seed_half_width),
-                interval(found.difference, found.row_half_width),
-                interval(found.difference, found.half_width),
+                format_interval(found.difference, found.seed_half_width),
+                format_interval(found.difference, found.row_half_width),
+                format_interval(found.difference, found.half_width),
                 f"{found.gained:.0f} / {found.lost:.0f}",
                 work,
                 found.verdict,
-                no_worse(found, section.margin),
+                format_no_worse(found, section.margin),
             )
         )
-        data.append(_comparison_row(method, reference, found, work, section.margin))
+        data.append(_build_comparison_row(method, reference, found, work, section.margin))
     if not shown:
         return None
     return Table(
@@ -205,7 +207,7 @@ def comparison_table(section: Section) -> Table | None:
         "over both, for other seeds on other rows, and no narrower than these. A sign is claimed only with at least 5 "
         "seeds and where the third leaves out zero. No worse by more than the margin: the one-sided 95 % bound, over "
         "both. What the data can't decide is not resolved. The intervals are not corrected for the number of "
-        f"comparisons. Work: steps x batch size, relative to the baseline.{section.on_own_rows}",
+        f"comparisons. Work: steps x batch size, relative to the baseline.{section.own_rows_note}",
         (
             "method",
             "baseline",
@@ -224,71 +226,73 @@ def comparison_table(section: Section) -> Table | None:
     )
 
 
-def _comparison_row(m: Method, reference: Method, found: Comparison, work: str, margin: float) -> dict[str, Any]:
+def _build_comparison_row(m: Method, reference: Method, found: Comparison, work: str, margin: float) -> dict[str, Any]:
     return {
         "method": m.label,
         "baseline": reference.label,
         "seeds": len(found.seeds),
         "difference_points": found.difference,
-        "seed_half_width": finite(found.seed_half_width),
-        "row_half_width": finite(found.row_half_width),
-        "half_width": finite(found.half_width),
-        "lower_bound_95": finite(found.lower_bound),
-        "upper_bound_95": finite(found.upper_bound),
+        "seed_half_width": replace_infinity(found.seed_half_width),
+        "row_half_width": replace_infinity(found.row_half_width),
+        "half_width": replace_infinity(found.half_width),
+        "lower_bound_95": replace_infinity(found.lower_bound),
+        "upper_bound_95": replace_infinity(found.upper_bound),
         "rows_gained": found.gained,
         "rows_lost": found.lost,
         "work": work,
         "verdict": found.verdict,
         "margin_points": margin,
-        "no_worse": found.no_worse(margin),
+        "no_worse": found.judge_no_worse(margin),
     }
 
 
-def finite(value: float) -> float | None:
+def replace_infinity(value: float) -> float | None:
     """None for infinity."""
     return value if math.isfinite(value) else None
 
 
-def interval(centre: float, width: float) -> str:
+def format_interval(centre: float, width: float) -> str:
     """[low, high]."""
     return f"[{centre - width:+.2f}, {centre + width:+.2f}]" if math.isfinite(width) else "one seed"
 
 
-def no_worse(found: Comparison, margin: float) -> str:
+def format_no_worse(found: Comparison, margin: float) -> str:
     """The answer with its bound."""
-    answer = found.no_worse(margin)
-    return f"{answer} (bound {found.lower_bound:+.2f})" if found.enough_seeds else answer
+    answer = found.judge_no_worse(margin)
+    return f"{answer} (bound {found.lower_bound:+.2f})" if found.has_enough_seeds else answer
 
 
 # ----------------------------------------------------------------------------------------------------- accuracy at cost
 
 
-def chosen_targets(section: Section) -> tuple[float, ...]:
+def choose_targets(section: Section) -> tuple[float, ...]:
     """Accuracies worth asking for: what the baseline reaches in the end, in half points, and 2 and 5 points less."""
     if section.targets:
         return section.targets
-    first = next((m for m in section.shown if section.reference(m) is m), None) or next(iter(section.shown), None)
-    ends = [points[-1].accuracy for run in (first.runs.values() if first else ()) if (points := curve(run))]
+    first = next((m for m in section.shown if section.find_reference(m) is m), None) or next(iter(section.shown), None)
+    ends = [points[-1].accuracy for run in (first.runs.values() if first else ()) if (points := build_curve(run))]
     if not ends:
         return ()
     end = math.floor(2 * sum(ends) / len(ends)) / 2
     return tuple(t for t in (end - 5, end - 2, end) if t > 0)
 
 
-def cost_table(section: Section) -> Table | None:
+def build_cost_table(section: Section) -> Table | None:
     """Rounds, bytes and seconds until a validation accuracy is first reached."""
     shown, data = [], []
-    for target in chosen_targets(section):
+    for target in choose_targets(section):
         for method in section.shown:
-            curves = [curve(run) for run in method.runs.values()]
-            reached = [next(p for p in points if p.accuracy >= target) for points in curves if _reaches(points, target)]
+            curves = [build_curve(run) for run in method.runs.values()]
+            reached = [
+                next(p for p in points if p.accuracy >= target) for points in curves if _has_reached(points, target)
+            ]
             spent = {
                 "rounds": [float(p.round) for p in reached],
                 "MB": [p.megabytes for p in reached],
                 "seconds": [p.seconds for p in reached if math.isfinite(p.seconds)],
             }
             cells = [
-                with_deviation(v, d) if v else "not told" if reached else "not reached"
+                format_with_deviation(v, d) if v else "not told" if reached else "not reached"
                 for v, d in zip(spent.values(), (1, 2, 1), strict=True)
             ]
             if reached and not any(p.round for p in reached):
@@ -297,7 +301,7 @@ def cost_table(section: Section) -> Table | None:
             row: dict[str, Any] = {"method": method.label, "target_percent": target, "seeds": len(curves)}
             row["reached"] = len(reached)
             for name, values in spent.items():
-                row[f"{name}_mean"], row[f"{name}_sd"] = mean_and_deviation(values) if values else (None, None)
+                row[f"{name}_mean"], row[f"{name}_sd"] = compute_mean_and_deviation(values) if values else (None, None)
             data.append(row)
     if not shown:
         return None
@@ -313,14 +317,14 @@ def cost_table(section: Section) -> Table | None:
     )
 
 
-def _reaches(points: Iterable[CurvePoint], target: float) -> bool:
+def _has_reached(points: Iterable[CurvePoint], target: float) -> bool:
     return any(p.accuracy >= target for p in points)
 
 
 # ----------------------------------------------------------------------------------------------------- the other tables
 
 
-def clients_table(section: Section) -> Table | None:
+def build_clients_table(section: Section) -> Table | None:
     """How accuracy spreads over clients; None where it isn't known."""
     shown, data = [], []
     positions = [QUANTILES.index(q) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]
@@ -329,8 +333,8 @@ def clients_table(section: Section) -> Table | None:
         if not spreads:
             continue
         columns = [[POINTS * s["quantiles"][i] for s in spreads] for i in positions]
-        worst = method.values("worst_tenth")
-        shown.append((method.label, with_deviation(worst, 2), *(with_deviation(c, 2) for c in columns)))
+        worst = method.get_values("worst_tenth")
+        shown.append((method.label, format_with_deviation(worst, 2), *(format_with_deviation(c, 2) for c in columns)))
         names = [f"quantile_{QUANTILES[i]:g}" for i in positions]
         row: dict[str, Any] = {"method": method.label, "worst_tenth": sum(worst) / len(worst)}
         data.append(row | {n: sum(c) / len(c) for n, c in zip(names, columns, strict=True)})
@@ -347,7 +351,7 @@ def clients_table(section: Section) -> Table | None:
     )
 
 
-def runs_table(section: Section) -> Table:
+def build_runs_table(section: Section) -> Table:
     """Every run, for the CSV."""
     data = []
     for method in section.methods:
@@ -358,11 +362,13 @@ def runs_table(section: Section) -> Table:
     return Table("runs", "Runs", "", (), (), tuple(data))
 
 
-def rounds_table(section: Section) -> Table:
+def build_rounds_table(section: Section) -> Table:
     """Every evaluated round, for the CSV; of a run alone, for the page too."""
-    found = [(m.label, seed, point) for m in section.shown for seed, run in m.runs.items() for point in curve(run)]
+    found = [
+        (m.label, seed, point) for m in section.shown for seed, run in m.runs.items() for point in build_curve(run)
+    ]
     data = tuple({"method": label, "seed": seed, **vars(point)} for label, seed, point in found)
-    if section.lone is None:
+    if section.single_run is None:
         return Table("rounds", "Rounds", "", (), (), data)
     note = "The global model on the validation rows; bytes up and down and time of the rounds, until then."
     headings = ("round", "validation accuracy (%)", "validation loss (nats)", "bytes (MB)", "time (s)")
@@ -379,7 +385,7 @@ def rounds_table(section: Section) -> Table:
     return Table("rounds", "Rounds", note, headings, shown, data)
 
 
-def calibration_table(section: Section) -> Table:
+def build_calibration_table(section: Section) -> Table:
     """Every bin of the reliability diagrams, for the CSV."""
     data = []
     for method in section.shown:
@@ -392,24 +398,39 @@ def calibration_table(section: Section) -> Table:
     return Table("calibration", "Calibration", "", (), (), tuple(data))
 
 
-def tables(section: Section) -> list[Table]:
+def build_tables(section: Section) -> list[Table]:
     """All tables that have something to say; those without headings are for the CSV alone."""
-    cost, clients = cost_table(section), clients_table(section)
+    cost, clients = build_cost_table(section), build_clients_table(section)
     found: tuple[Table | None, ...]
-    if section.lone is not None:
+    if section.single_run is not None:
         found = (
-            result_table(section),
-            trust_table(section.lone),
-            cost and cost.of_one_run("Until the validation accuracy of the global model first reaches the target."),
-            clients and clients.of_one_run("Accuracy (%) of the final global model on each client's mix of classes."),
+            build_result_table(section),
+            build_trust_table(section.single_run),
+            cost
+            and cost.select_single_run("Until the validation accuracy of the global model first reaches the target."),
+            clients
+            and clients.select_single_run("Accuracy (%) of the final global model on each client's mix of classes."),
         )
     else:
-        found = (methods_table(section), comparison_table(section), resources_table(section), cost, clients)
-    rest = (hooks_table(section), runs_table(section), rounds_table(section), calibration_table(section))
-    return [_named(section, t) for t in (*found, *rest) if t is not None and t.data]
+        found = (
+            build_methods_table(section),
+            build_comparison_table(section),
+            build_resources_table(section),
+            cost,
+            clients,
+        )
+    rest = (
+        hooks_table(section),
+        build_runs_table(section),
+        build_rounds_table(section),
+        build_calibration_table(section),
+    )
+    return [_rename_measures(section, t) for t in (*found, *rest) if t is not None and t.data]
 
 
-def _named(section: Section, table: Table) -> Table:
+def _rename_measures(section: Section, table: Table) -> Table:
     """A table with what its runs are judged by wherever it is read."""
-    title, note, *headings = (called(text, section.results) for text in (table.title, table.note, *table.headings))
+    title, note, *headings = (
+        format_heading(text, section.results) for text in (table.title, table.note, *table.headings)
+    )
     return replace(table, title=title, note=note, headings=tuple(headings))

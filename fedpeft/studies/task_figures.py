@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.studies.drawing import balanced, panels, titled
+from fedpeft.studies.drawing import choose_columns, draw_panels, wrap_title
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Method, Section
 
@@ -22,47 +22,47 @@ HEIGHT = 2.2
 KINDS = ("accuracy", "accuracy_known_task")
 
 
-def tasks_of(run: Result) -> Mapping[str, Any]:
+def get_tasks(run: Result) -> Mapping[str, Any]:
     """What summary.json says of the tasks; empty: there was one."""
     return (run.summary or {}).get("tasks") or {}
 
 
-def matrices(section: Section) -> str | None:
+def draw_matrices(section: Section) -> str | None:
     """Task by time, for each method and kind of accuracy; None: no run has several tasks."""
-    methods = [m for m in section.shown if any(tasks_of(run) for run in m.runs.values())]
-    kinds = [kind for kind in KINDS if any(kind in tasks_of(run) for m in methods for run in m.runs.values())]
+    methods = [m for m in section.shown if any(get_tasks(run) for run in m.runs.values())]
+    kinds = [kind for kind in KINDS if any(kind in get_tasks(run) for m in methods for run in m.runs.values())]
     shown = [(method, kind) for kind in kinds for method in methods]
     if not shown:
         return None
     out = io.StringIO()
-    columns = len(methods) if len(methods) <= 4 else balanced(len(methods), 4)
-    with panels(len(shown), columns, out, f"{section.title}/tasks", HEIGHT) as (_, axes):
+    columns = len(methods) if len(methods) <= 4 else choose_columns(len(methods), 4)
+    with draw_panels(len(shown), columns, out, f"{section.title}/tasks", HEIGHT) as (_, axes):
         for axis in axes[::columns]:
             axis.set_ylabel("task")
         for axis in axes[-columns:]:
             axis.set_xlabel("after task")
         for axis, (method, kind) in zip(axes, shown, strict=True):
-            values = mean_matrix(method, kind)
+            values = compute_mean_matrix(method, kind)
             axis.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (task, time), value in np.ndenumerate(values):
                 ink = "black" if value > 50 else "white"
                 axis.text(time, task, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7)
             label = method.label if kind == KINDS[0] else f"{method.label}, task known"
-            axis.set_title(titled(label, columns), fontsize=8)
+            axis.set_title(wrap_title(label, columns), fontsize=8)
             axis.set_xticks(range(values.shape[1]), ["start", *map(str, range(1, values.shape[1]))])
             axis.set_yticks(range(values.shape[0]), [str(task + 1) for task in range(values.shape[0])])
             axis.grid(visible=False)
     return out.getvalue()
 
 
-def mean_matrix(method: Method, kind: str) -> np.ndarray:
+def compute_mean_matrix(method: Method, kind: str) -> np.ndarray:
     """Accuracies in percent, (tasks, times), of the runs that have them."""
-    found = [tasks_of(run)[kind] for run in method.runs.values() if kind in tasks_of(run)]
+    found = [get_tasks(run)[kind] for run in method.runs.values() if kind in get_tasks(run)]
     times = min(len(of["matrix"]) for of in found)
     mean: np.ndarray = 100 * np.mean([[of["start"], *of["matrix"][:times]] for of in found], axis=0).T
     return mean
 
 
-def of_section(section: Section) -> list[tuple[str, str, str, str | None]]:
+def draw_task_figures(section: Section) -> list[tuple[str, str, str, str | None]]:
     """Name, title, note and SVG."""
-    return [("tasks", "Tasks one after the other", NOTE.replace("\n", " "), matrices(section))]
+    return [("tasks", "Tasks one after the other", NOTE.replace("\n", " "), draw_matrices(section))]

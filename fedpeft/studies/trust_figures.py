@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.studies.drawing import BLUE, COLORS, GREY, OTHERS, balanced, legend_below, looks, panels
+from fedpeft.studies.drawing import (
+    BLUE,
+    COLORS,
+    GREY,
+    OTHERS,
+    choose_columns,
+    choose_looks,
+    draw_legend_below,
+    draw_panels,
+)
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Method, Section
 
@@ -30,28 +39,28 @@ SHOWN_MODULES = 60
 KINDS = {"train": "training", "idle": "waiting", "up": "traffic up", "down": "traffic down"}
 
 
-def trust_of(run: Result, name: str) -> Mapping[str, Any]:
+def get_trust(run: Result, name: str) -> Mapping[str, Any]:
     """What a run was asked of trust by this name; empty: nothing."""
     return ((run.summary or {}).get("trust") or {}).get(name) or {}
 
 
-def calibration_of(run: Result) -> Mapping[str, Any]:
+def get_calibration(run: Result) -> Mapping[str, Any]:
     """The model before and after its temperature, on test rows, or else on the clients' own; empty: not asked."""
-    found = trust_of(run, "calibration")
+    found = get_trust(run, "calibration")
     return found.get("test") or found.get("clients") or {}
 
 
 # ---------------------------------------------------------------------------------------------------------- calibration
 
 
-def reliability(section: Section, run: Result) -> str | None:
+def draw_reliability(section: Section, run: Result) -> str | None:
     """Accuracy against confidence per bin, as the model is and with its logits divided by the temperature."""
-    found = calibration_of(run)
+    found = get_calibration(run)
     if not found:
         return None
     out = io.StringIO()
     names = {"before": "as it is", "after": "calibrated"}
-    with panels(2, 2, out, f"{section.title}/trust-reliability", share=True) as (_, axes):
+    with draw_panels(2, 2, out, f"{section.title}/trust-reliability", share=True) as (_, axes):
         for axis, (key, name), color in zip(axes, names.items(), COLORS, strict=False):
             bins = np.array(found[key]["bins"])
             bins = bins[bins[:, 0] > 0]
@@ -67,16 +76,20 @@ def reliability(section: Section, run: Result) -> str | None:
     return out.getvalue()
 
 
-def risk_coverage(section: Section) -> str | None:
+def draw_risk_coverage(section: Section) -> str | None:
     """Wrong answers among those that are given, as the threshold of confidence falls; means over seeds."""
-    methods = [m for m in section.shown if any(calibration_of(run) for run in m.runs.values())]
+    methods = [m for m in section.shown if any(get_calibration(run) for run in m.runs.values())]
     if not methods:
         return None
-    out, style = io.StringIO(), looks(section)
-    with panels(1, 1, out, f"{section.title}/trust-coverage") as (figure, axes):
+    out, style = io.StringIO(), choose_looks(section)
+    with draw_panels(1, 1, out, f"{section.title}/trust-coverage") as (figure, axes):
         for method in methods:
             look = style[method.name]
-            lines = [_risks(calibration_of(run)["after"]) for run in method.runs.values() if calibration_of(run)]
+            lines = [
+                _interpolate_risks(get_calibration(run)["after"])
+                for run in method.runs.values()
+                if get_calibration(run)
+            ]
             axes[0].plot(
                 100 * COVERAGES,
                 100 * np.mean(lines, axis=0),
@@ -88,11 +101,11 @@ def risk_coverage(section: Section) -> str | None:
         axes[0].set_xlabel("rows that are answered, the surest first (%)")
         axes[0].set_ylabel("wrong answers (%)")
         axes[0].set_ylim(bottom=0)
-        legend_below(figure, axes)
+        draw_legend_below(figure, axes)
     return out.getvalue()
 
 
-def _risks(found: Mapping[str, Any]) -> np.ndarray:
+def _interpolate_risks(found: Mapping[str, Any]) -> np.ndarray:
     risks: np.ndarray = np.interp(COVERAGES, found["coverage"], found["risk"])
     return risks
 
@@ -100,38 +113,38 @@ def _risks(found: Mapping[str, Any]) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------------- robustness
 
 
-def robustness(section: Section) -> str | None:
+def draw_robustness(section: Section) -> str | None:
     """Accuracy against strength, a panel for each kind of change: the mean of the draws, dotted the worst of them."""
-    methods = [m for m in section.shown if any(trust_of(run, "robustness") for run in m.runs.values())]
-    kinds = list(dict.fromkeys(kind for m in methods for kind in _kinds(m)))
+    methods = [m for m in section.shown if any(get_trust(run, "robustness") for run in m.runs.values())]
+    kinds = list(dict.fromkeys(kind for m in methods for kind in _list_kinds(m)))
     if not kinds:
         return None
-    out, style, columns = io.StringIO(), looks(section), balanced(len(kinds), 4)
-    with panels(len(kinds), columns, out, f"{section.title}/trust-robustness", share=True) as (figure, axes):
+    out, style, columns = io.StringIO(), choose_looks(section), choose_columns(len(kinds), 4)
+    with draw_panels(len(kinds), columns, out, f"{section.title}/trust-robustness", share=True) as (figure, axes):
         for axis, kind in zip(axes, kinds, strict=True):
             axis.set_title(kind)
             for method in methods:
                 look = style[method.name]
                 for key, line, named in (("accuracy", look.line, True), ("worst", ":", False)):
-                    xs, ys = _curve(method, kind, key)
+                    xs, ys = _compute_curve(method, kind, key)
                     label = (method.label if look.named else OTHERS) if named else None
                     axis.plot(xs, ys, color=look.color, linestyle=line, marker=look.marker, markersize=4, label=label)
             axis.set_xlabel("strength")
         for axis in axes[::columns]:
             axis.set_ylabel("accuracy (%)")
             axis.set_ylim(bottom=0)
-        legend_below(figure, axes)
+        draw_legend_below(figure, axes)
     return out.getvalue()
 
 
-def _kinds(method: Method) -> list[str]:
-    found = [trust_of(run, "robustness") for run in method.runs.values()]
+def _list_kinds(method: Method) -> list[str]:
+    found = [get_trust(run, "robustness") for run in method.runs.values()]
     return [name for one in found for name, points in one.items() if isinstance(points, list)]
 
 
-def _curve(method: Method, kind: str, key: str) -> tuple[list[float], list[float]]:
+def _compute_curve(method: Method, kind: str, key: str) -> tuple[list[float], list[float]]:
     """From the rows as they are to the strongest change, means over seeds."""
-    runs = [found for run in method.runs.values() if (found := trust_of(run, "robustness")) and kind in found]
+    runs = [found for run in method.runs.values() if (found := get_trust(run, "robustness")) and kind in found]
     if not runs:
         return [], []
     xs = [0.0, *(point["strength"] for point in runs[0][kind])]
@@ -142,41 +155,41 @@ def _curve(method: Method, kind: str, key: str) -> tuple[list[float], list[float
 # --------------------------------------------------------------------------------------------------------- disagreement
 
 
-def heat_map(section: Section, run: Result) -> str | None:
+def draw_heat_map(section: Section, run: Result) -> str | None:
     """The cosine of each client's change with the mean of all, layer by layer."""
-    agreement = trust_of(run, "disagreement").get("agreement")
+    agreement = get_trust(run, "disagreement").get("agreement")
     if not agreement:
         return None
     modules = list(agreement)[:SHOWN_MODULES]
-    clients = trust_of(run, "disagreement")["clients"]
+    clients = get_trust(run, "disagreement")["clients"]
     values = np.array([agreement[module] for module in modules])
     out, height = io.StringIO(), max(2.4, 0.8 + 0.17 * len(modules))
-    with panels(1, 1, out, f"{section.title}/trust-heat", height=height) as (figure, axes):
+    with draw_panels(1, 1, out, f"{section.title}/trust-heat", height=height) as (figure, axes):
         axis = axes[0]
         drawn = axis.pcolormesh(values, cmap="PuOr", vmin=-1, vmax=1, edgecolors="none")
         axis.invert_yaxis()
         axis.grid(visible=False)
-        axis.set_yticks(np.arange(len(modules)) + 0.5, [short(module) for module in modules], fontsize=7)
+        axis.set_yticks(np.arange(len(modules)) + 0.5, [shorten_name(module) for module in modules], fontsize=7)
         step = max(1, -(-len(clients) // NAMED_CLIENTS))
         axis.set_xticks(np.arange(0, len(clients), step) + 0.5, [str(k) for k in clients[::step]], fontsize=7)
-        axis.set_xlabel(f"client (id), of round {trust_of(run, 'disagreement')['round']}")
+        axis.set_xlabel(f"client (id), of round {get_trust(run, 'disagreement')['round']}")
         figure.colorbar(drawn, ax=axis, label="cosine with the mean")
     return out.getvalue()
 
 
-def short(module: str) -> str:
+def shorten_name(module: str) -> str:
     """A layer's name as it fits beside a row."""
     return module if len(module) <= 40 else "…" + module[-39:]
 
 
-def places(section: Section, run: Result) -> str | None:
+def draw_places(section: Section, run: Result) -> str | None:
     """Clients in the plane, near each other where their updates pull alike; a colour and a marker for each group."""
-    found = trust_of(run, "disagreement")
+    found = get_trust(run, "disagreement")
     if not found.get("places"):
         return None
     where = dict(zip(found["clients"], found["places"], strict=True))
     out, markers = io.StringIO(), "os^DvP"
-    with panels(1, 1, out, f"{section.title}/trust-places") as (figure, axes):
+    with draw_panels(1, 1, out, f"{section.title}/trust-places") as (figure, axes):
         for i, group in enumerate(found["groups"]):
             own = np.array([where[k] for k in group])
             name = "clients" if len(found["groups"]) == 1 else f"group {i + 1}"
@@ -188,20 +201,20 @@ def places(section: Section, run: Result) -> str | None:
             for client, (x, y) in where.items():
                 axes[0].annotate(str(client), (x, y), (4, 3), textcoords="offset points", fontsize=7)
         axes[0].set_aspect("equal", adjustable="datalim")
-        legend_below(figure, axes)
+        draw_legend_below(figure, axes)
     return out.getvalue()
 
 
 # --------------------------------------------------------------------------------------------------------------- energy
 
 
-def energy(section: Section, run: Result) -> str | None:
+def draw_energy(section: Section, run: Result) -> str | None:
     """Joules by kind, round by round, and client by client."""
-    found = trust_of(run, "energy")
+    found = get_trust(run, "energy")
     if not found:
         return None
     out = io.StringIO()
-    with panels(3, 3, out, f"{section.title}/trust-energy") as (_, axes):
+    with draw_panels(3, 3, out, f"{section.title}/trust-energy") as (_, axes):
         axes[0].barh(list(KINDS.values()), [found[kind] / 1e3 for kind in KINDS], color=BLUE)
         axes[0].invert_yaxis()
         axes[0].set_xlabel("energy (kJ)")
@@ -228,42 +241,42 @@ ROBUSTNESS_NOTE = (
 )
 
 
-def of_section(section: Section) -> list[Drawn]:
+def draw_trust_figures(section: Section) -> list[Drawn]:
     """Those that compare methods, and of a run alone all."""
     compared: Sequence[Drawn] = (
-        ("coverage", "Trust: answers left out", COVERAGE_NOTE, risk_coverage(section)),
-        ("robustness", "Trust: changed rows", ROBUSTNESS_NOTE, robustness(section)),
+        ("coverage", "Trust: answers left out", COVERAGE_NOTE, draw_risk_coverage(section)),
+        ("robustness", "Trust: changed rows", ROBUSTNESS_NOTE, draw_robustness(section)),
     )
-    run = section.lone
+    run = section.single_run
     if run is None:
         return list(compared)
-    advice = " ".join(trust_of(run, "disagreement").get("advice") or ["Nothing is known to be wrong."])
+    advice = " ".join(get_trust(run, "disagreement").get("advice") or ["Nothing is known to be wrong."])
     return [
         (
             "trust_reliability",
             "Trust: reliability before and after",
-            f"Logits divided by {trust_of(run, 'calibration').get('temperature') or 1:.3g}. On the dashed line "
+            f"Logits divided by {get_trust(run, 'calibration').get('temperature') or 1:.3g}. On the dashed line "
             "predictions are as sure as they are right. Area of a marker: share of the rows.",
-            reliability(section, run),
+            draw_reliability(section, run),
         ),
         *compared,
         (
             "disagreement",
             "Trust: disagreement by layer and client",
             "Cosine of each client's change of a layer with the mean of all clients': 1 pulls along, -1 against.",
-            heat_map(section, run),
+            draw_heat_map(section, run),
         ),
         (
             "places",
             "Trust: a map of the clients",
             "Clients whose updates pull alike lie near each other (classical scaling of 1 - cosine; the axes have no "
             f"meaning of their own). {advice}",
-            places(section, run),
+            draw_places(section, run),
         ),
         (
             "energy",
             "Trust: energy",
             "Of the clients, as it is predicted from declared watts and, where clients say so, measured.",
-            energy(section, run),
+            draw_energy(section, run),
         ),
     ]

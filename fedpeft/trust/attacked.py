@@ -24,7 +24,7 @@ STRENGTHS = (0.02, 0.05, 0.1)
 STEPS, STARTS = 5, 3
 
 
-def embedding_of(model: FederatedModel) -> nn.Module:
+def get_embedding(model: FederatedModel) -> nn.Module:
     """The layer that makes vectors of a base's tokens."""
     base: Any = model.base
     found: nn.Module = base.get_input_embeddings()
@@ -32,7 +32,7 @@ def embedding_of(model: FederatedModel) -> nn.Module:
 
 
 @contextmanager
-def moved(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[None]:
+def shift_embeddings(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[None]:
     """While this is open, `delta` (rows, tokens, width) is added to what the layer makes of tokens.
 
     `mask` (rows, tokens) says which are real: where a pass leaves padding out (`fedpeft.models.packed_tokens`), the
@@ -40,7 +40,7 @@ def moved(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[None]:
     """
 
     def added(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        return output + (delta if output.shape == delta.shape else Packing.of(mask.bool(), 1).packed(delta))
+        return output + (delta if output.shape == delta.shape else Packing.from_mask(mask.bool(), 1).pack(delta))
 
     hook = layer.register_forward_hook(added)
     try:
@@ -49,16 +49,16 @@ def moved(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def projected(delta: Tensor, most: float) -> Tensor:
+def project_rows(delta: Tensor, most: float) -> Tensor:
     """With no token's vector longer than `most`."""
     norms: Tensor = delta.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
     shrunk: Tensor = delta * (most / norms).clamp(max=1.0)
     return shrunk
 
 
-def worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def find_worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Which rows are still right after the worst of `STARTS` attacks, (rows,) of bool; and the last movement."""
-    layer, labels = embedding_of(model), batch["labels"]
+    layer, labels = get_embedding(model), batch["labels"]
     weight: Tensor = layer.weight  # type: ignore[assignment]
     radius = strength * float(weight.detach().norm(dim=1).mean())
     shape = (*batch["input_ids"].shape, weight.shape[1])
@@ -66,15 +66,15 @@ def worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Ge
     right = torch.ones(len(labels), dtype=torch.bool)
     delta = torch.zeros(shape)
     for _ in range(STARTS):
-        delta = projected(radius * torch.randn(shape, generator=random), radius).to(weight.dtype) * mask
+        delta = project_rows(radius * torch.randn(shape, generator=random), radius).to(weight.dtype) * mask
         for _ in range(STEPS):
             delta.requires_grad_(True)
-            with torch.enable_grad(), moved(layer, delta, batch["attention_mask"]):
+            with torch.enable_grad(), shift_embeddings(layer, delta, batch["attention_mask"]):
                 loss = F.cross_entropy(model(batch), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, [delta])
             length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
             step = 2.5 * radius / STEPS * gradient / length
-            delta = projected(delta.detach() + step, radius) * mask
-        with torch.no_grad(), moved(layer, delta, batch["attention_mask"]):
+            delta = project_rows(delta.detach() + step, radius) * mask
+        with torch.no_grad(), shift_embeddings(layer, delta, batch["attention_mask"]):
             right &= (model(batch).argmax(-1) == labels).cpu()
     return right, delta

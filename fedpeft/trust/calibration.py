@@ -20,14 +20,14 @@ COVERAGES = 20
 """Points of the risk-coverage curve that are kept."""
 
 
-def around(total: State, grid: Likelihoods) -> Likelihoods:
+def refine_grid(total: State, grid: Likelihoods) -> Likelihoods:
     """A finer grid, between the neighbours of the least loss on a `grid`: the loss has one minimum, since it is
     convex in 1 / T. From 41 points to 41 its steps are 40 times as fine, less than 1 % of T."""
     best, at = grid.grid, int(total["loss"].argmin())
     return Likelihoods(float(best[max(0, at - 1)]), float(best[min(len(best) - 1, at + 1)]), POINTS)
 
 
-def temperature_of(total: State, grid: Likelihoods) -> float:
+def find_temperature(total: State, grid: Likelihoods) -> float:
     """T with the least loss: the vertex of the parabola through the least point and its neighbours, in log T."""
     loss, logs, at = total["loss"], grid.grid.log(), int(total["loss"].argmin())
     if at in (0, len(loss) - 1):
@@ -42,14 +42,14 @@ Ask = Callable[[Question], State]
 """The sums over all rows that answer a question."""
 
 
-def federated_temperature(ask: Ask) -> float:
+def find_federated_temperature(ask: Ask) -> float:
     """T with the least loss on the rows of whoever answers, by two grids."""
-    finer = around(ask(COARSE), COARSE)
-    return temperature_of(ask(finer), finer)
+    finer = refine_grid(ask(COARSE), COARSE)
+    return find_temperature(ask(finer), finer)
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     """What `Reliability` sums come to.
 
     Attributes:
@@ -79,16 +79,16 @@ class Calibrated:
     risk: tuple[float, ...]
 
     @classmethod
-    def of(cls, total: State, question: Reliability) -> Calibrated:
+    def from_sums(cls, total: State, question: Reliability) -> CalibrationResult:
         """From the sums over all rows, at least one."""
         rows = float(total[ROWS])
-        coverage, risk = curve(total["cells"])
+        coverage, risk = compute_risk_coverage(total["cells"])
         kept = torch.linspace(0, len(coverage) - 1, min(COVERAGES, len(coverage))).round().long()
         return cls(
             rows=round(rows),
-            error=gap(total["top"]),
-            classwise=sum(gap(of_class) for of_class in total["classes"]) / len(total["classes"]),
-            adaptive=gap(equal_mass(total["cells"], question.bins)),
+            error=compute_gap(total["top"]),
+            classwise=sum(compute_gap(of_class) for of_class in total["classes"]) / len(total["classes"]),
+            adaptive=compute_gap(rebin_by_mass(total["cells"], question.bins)),
             brier=float(total["brier"]) / rows,
             loss=float(total["loss"]) / rows,
             accuracy=float(total["top"][:, CORRECT].sum()) / rows,
@@ -100,28 +100,31 @@ class Calibrated:
             risk=tuple(risk[kept].tolist()),
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For summary.json."""
         return asdict(self)
 
 
-def before_and_after(temperature: float, bins: int) -> tuple[Reliability, Reliability]:
+def create_questions(temperature: float, bins: int) -> tuple[Reliability, Reliability]:
     """What is asked to compare a model as it is with its logits divided by `temperature`."""
     return Reliability(bins=bins), Reliability(temperature=temperature, bins=bins)
 
 
-def compared(answers: Sequence[State], questions: Sequence[Reliability]) -> dict[str, dict[str, Any]]:
-    """Answers to `before_and_after`, for summary.json."""
-    found = (Calibrated.of(total, question).as_dict() for total, question in zip(answers, questions, strict=True))
+def compare_answers(answers: Sequence[State], questions: Sequence[Reliability]) -> dict[str, dict[str, Any]]:
+    """Answers to `create_questions`, for summary.json."""
+    found = (
+        CalibrationResult.from_sums(total, question).to_dict()
+        for total, question in zip(answers, questions, strict=True)
+    )
     return dict(zip(("before", "after"), found, strict=True))
 
 
-def gap(bins: Tensor) -> float:
+def compute_gap(bins: Tensor) -> float:
     """The mean over rows of |share of right ones - mean probability| of their bin, of sums per bin (bins, 3)."""
     return float((bins[:, CORRECT] - bins[:, CONFIDENCE]).abs().sum() / bins[:, COUNT].sum())
 
 
-def equal_mass(cells: Tensor, bins: int) -> Tensor:
+def rebin_by_mass(cells: Tensor, bins: int) -> Tensor:
     """Sums of `bins` bins with about equally many rows, from those of narrow cells (cells, 3), which are not divided.
 
     A cell belongs to the bin in which the middle of its rows lies; with 1,000 cells a bin's edge is off by 0.001.
@@ -132,7 +135,7 @@ def equal_mass(cells: Tensor, bins: int) -> Tensor:
     return torch.zeros(bins, 3, dtype=cells.dtype).index_add_(0, place, cells)
 
 
-def curve(cells: Tensor) -> tuple[Tensor, Tensor]:
+def compute_risk_coverage(cells: Tensor) -> tuple[Tensor, Tensor]:
     """Coverage and risk as the threshold of confidence falls, one point for each cell that has rows."""
     down = cells.flip(0)
     down = down[down[:, COUNT] > 0].cumsum(0)

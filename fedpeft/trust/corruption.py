@@ -33,11 +33,11 @@ class Corruption:
         """As its file."""
         return name_of(type(self))
 
-    def text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
+    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
         """`text` with words changed; `near`: what knows of words of like meaning."""
         raise NotImplementedError
 
-    def images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
+    def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
         """uint8 (rows, height, width) or (rows, height, width, 3), changed, in the same shape."""
         raise NotImplementedError
 
@@ -46,25 +46,25 @@ class WordByWord(Corruption):
     """Changes each word by itself, with a chance; what lies between words stays."""
 
     @abstractmethod
-    def word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
+    def corrupt_word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
         """The word, changed."""
 
-    def text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
+    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
         """See `Corruption`."""
         pieces = re.split(r"(\s+)", text)
         for place in range(0, len(pieces), 2):
             if pieces[place] and random.random() < strength:
-                pieces[place] = self.word(pieces[place], random, near)
+                pieces[place] = self.corrupt_word(pieces[place], random, near)
         return "".join(pieces)
 
 
-def of_kind(kind: str) -> list[Corruption]:
+def list_corruptions(kind: str) -> list[Corruption]:
     """Those of texts, or of images."""
     made = (CORRUPTIONS.build(name) for name in CORRUPTIONS.own_names)
     return [corruption for corruption in made if corruption.kind == kind]
 
 
-def corrupted(
+def corrupt(
     inputs: Sequence[str] | NDArray[np.generic],
     corruption: Corruption,
     strength: float,
@@ -73,10 +73,10 @@ def corrupted(
 ) -> Sequence[str] | Images:
     """All rows, changed."""
     if corruption.kind == "image":
-        return corruption.images(np.asarray(inputs, dtype=np.uint8), strength, random)
-    return [corruption.text(str(text), strength, random, near) for text in inputs]
+        return corruption.corrupt_images(np.asarray(inputs, dtype=np.uint8), strength, random)
+    return [corruption.corrupt_text(str(text), strength, random, near) for text in inputs]
 
 
-def as_pixels(values: NDArray[np.float64]) -> Images:
+def convert_to_pixels(values: NDArray[np.float64]) -> Images:
     """Numbers of 0 to 1 as uint8, cut off at both ends."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)

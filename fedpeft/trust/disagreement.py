@@ -23,10 +23,10 @@ from torch import Tensor
 
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.factors import change
-from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.peft.low_rank import LowRank, inner_products
+from fedpeft.peft.low_rank import LowRank, compute_inner_products
 
 MOST_CLIENTS = 100
 """Of a round, in the order of ids, that are compared with each other."""
@@ -56,22 +56,22 @@ class Disagreement:
     agreement: Mapping[str, Tensor]
     overlap: Mapping[str, float] = field(default_factory=dict)
 
-    def line(self, round: int) -> dict[str, Any]:
+    def to_dict(self, round_number: int) -> dict[str, Any]:
         """Of disagreement.jsonl; cosines are the upper triangle, row by row."""
         above = torch.triu_indices(len(self.clients), len(self.clients), 1)
         return {
-            "round": round,
+            "round": round_number,
             "clients": list(self.clients),
             "cancelled": self.cancelled,
             "conflict": self.conflict,
-            "cosines": _rounded(self.cosines[above[0], above[1]]),
-            "cancelled_by_module": {name: round_to(value) for name, value in self.by_module.items()},
-            "agreement": {name: _rounded(values) for name, values in self.agreement.items()},
-            "overlap": {name: round_to(value) for name, value in self.overlap.items()},
+            "cosines": _round_values(self.cosines[above[0], above[1]]),
+            "cancelled_by_module": {name: round_value(value) for name, value in self.by_module.items()},
+            "agreement": {name: _round_values(values) for name, values in self.agreement.items()},
+            "overlap": {name: round_value(value) for name, value in self.overlap.items()},
         }
 
 
-def cosines_of(line: Mapping[str, Any]) -> Tensor:
+def restore_cosines(line: Mapping[str, Any]) -> Tensor:
     """The matrix in a line of disagreement.jsonl, (clients, clients)."""
     count = len(line["clients"])
     found = torch.eye(count, dtype=torch.float64)
@@ -80,44 +80,44 @@ def cosines_of(line: Mapping[str, Any]) -> Tensor:
     return torch.maximum(found, found.T) + torch.minimum(found, found.T) - torch.diag(found.diagonal())
 
 
-def round_to(value: float) -> float:
+def round_value(value: float) -> float:
     """Four decimals, which a picture shows."""
     return round(value, 4)
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round_to(float(value)) for value in values]
+def _round_values(values: Tensor) -> list[float]:
+    return [round_value(float(value)) for value in values]
 
 
-def cancelled_share(gram: Tensor, shares: Tensor) -> float:
+def compute_canceled_share(gram: Tensor, shares: Tensor) -> float:
     """From inner products (clients, clients) and shares (clients,); 0 where nothing has changed."""
     apart = float(shares @ gram.diagonal().clamp_min(0).sqrt())
     together = float((shares @ gram @ shares).clamp_min(0).sqrt())
     return max(0.0, 1 - together / apart) if apart > 0 else 0.0
 
 
-def cosines(gram: Tensor) -> Tensor:
+def compute_cosines(gram: Tensor) -> Tensor:
     """Of inner products (clients, clients); a client that has changed nothing has 0 with the others."""
     norms = gram.diagonal().clamp_min(0).sqrt()
     found = gram / (norms[:, None] * norms).clamp_min(torch.finfo(gram.dtype).tiny)
     return found.clamp(-1, 1).fill_diagonal_(1.0)
 
 
-def with_mean(gram: Tensor, shares: Tensor) -> Tensor:
+def compute_mean_cosines(gram: Tensor, shares: Tensor) -> Tensor:
     """The cosine of each client's change with the weighted mean, (clients,)."""
     together = (shares @ gram @ shares).clamp_min(0).sqrt()
     norms = gram.diagonal().clamp_min(0).sqrt()
     return ((gram @ shares) / (norms * together).clamp_min(torch.finfo(gram.dtype).tiny)).clamp(-1, 1)
 
 
-def basis(columns: Tensor) -> Tensor:
+def compute_basis(columns: Tensor) -> Tensor:
     """Orthonormal columns (out, rank) that span those of a matrix (out, r), but for directions that are rounding."""
     U, S, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     kept: Tensor = U[:, TINY * S[:1] < S]
     return kept
 
 
-def mean_overlap(bases: Sequence[Tensor]) -> float:
+def compute_mean_overlap(bases: Sequence[Tensor]) -> float:
     """Over all pairs of subspaces, given by orthonormal columns; those of dimension 0 are in none; 0 without a pair."""
     kept = [U for U in bases if U.shape[1]]
     shared = [
@@ -129,7 +129,7 @@ def mean_overlap(bases: Sequence[Tensor]) -> float:
 
 
 @dataclass
-class Watched:
+class WatchingAggregator:
     """Hands updates on to `inner`, and looks at what they change in the layers of `layout`.
 
     `products`: whether what an adapter adds to a layer is the product of its factors; else each tensor is looked at by
@@ -158,7 +158,7 @@ class Watched:
             if pair.A in update.received and pair.B in update.received:
                 factors |= {pair.A, pair.B}
                 self._changes.setdefault(pair.module, []).append(change(pair, update))
-                self._bases.setdefault(pair.module, []).append(basis(update.trained(pair.B)))
+                self._bases.setdefault(pair.module, []).append(compute_basis(update.trained(pair.B)))
         for name, delta in update.delta.items():
             if name not in factors:  # a vector, or a whole matrix: as one row it has the same inner products
                 row = LowRank(torch.ones(1, 1, dtype=delta.dtype), delta.reshape(1, -1))
@@ -167,31 +167,31 @@ class Watched:
                 for counts, signs in ((self._ups, delta > 0), (self._downs, delta < 0)):
                     counts[name] = counts.get(name, torch.zeros(delta.shape)) + signs
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """What the round has led to, and how its clients disagree; of fewer than two nothing is told."""
         outcome = self.inner.finish(memory)
         if len(self._clients) < 2:
             return outcome
-        return replace(outcome, disagreement=self._found())
+        return replace(outcome, disagreement=self._compute_disagreement())
 
-    def _found(self) -> Disagreement:
+    def _compute_disagreement(self) -> Disagreement:
         weights = torch.tensor(self._weights, dtype=torch.float64)
         shares = weights / weights.sum()
         count = len(self._clients)
-        grams = {name: inner_products(c) for name, c in self._changes.items() if len(c) == count}
+        grams = {name: compute_inner_products(c) for name, c in self._changes.items() if len(c) == count}
         whole = sum(grams.values(), torch.zeros(count, count, dtype=torch.float64))
         return Disagreement(
             clients=tuple(self._clients),
-            cancelled=cancelled_share(whole, shares),
-            conflict=conflict([(self._ups[name], self._downs[name]) for name in self._ups]),
-            cosines=cosines(whole),
-            by_module={name: cancelled_share(gram, shares) for name, gram in grams.items()},
-            agreement={name: with_mean(gram, shares) for name, gram in grams.items()},
-            overlap={name: mean_overlap(bases) for name, bases in self._bases.items()},
+            cancelled=compute_canceled_share(whole, shares),
+            conflict=compute_conflict([(self._ups[name], self._downs[name]) for name in self._ups]),
+            cosines=compute_cosines(whole),
+            by_module={name: compute_canceled_share(gram, shares) for name, gram in grams.items()},
+            agreement={name: compute_mean_cosines(gram, shares) for name, gram in grams.items()},
+            overlap={name: compute_mean_overlap(bases) for name, bases in self._bases.items()},
         )
 
 
-def conflict(counts: Sequence[tuple[Tensor, Tensor]]) -> float:
+def compute_conflict(counts: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Of numbers of clients that move entries up and down; entries that nobody moves say nothing."""
     total = entries = 0.0
     for ups, downs in counts:

@@ -39,7 +39,7 @@ class Groups:
     opposed: tuple[int, ...]
     silhouette: float
 
-    def advice(self, clients: tuple[int, ...]) -> list[str]:
+    def give_advice(self, clients: tuple[int, ...]) -> list[str]:
         """In plain words; empty: nothing is known to be wrong. `clients`: ids by position."""
         said = []
         if self.opposed:
@@ -57,13 +57,13 @@ class Groups:
         return said
 
 
-def groups_of(cosines: NDArray[np.float64]) -> Groups:
+def find_groups(cosines: NDArray[np.float64]) -> Groups:
     """The groups in cosines (clients, clients)."""
     count = len(cosines)
     everyone = (tuple(range(count)),)
     if count < FEWEST:
         return Groups(everyone, (), 0.0)
-    opposed = _opposed(cosines)
+    opposed = _find_opposed(cosines)
     rest = [k for k in range(count) if k not in opposed]
     labels, silhouette = _cut(1 - cosines[np.ix_(rest, rest)]) if len(rest) >= FEWEST else (None, 0.0)
     if labels is None or silhouette < CLEAR:
@@ -72,7 +72,7 @@ def groups_of(cosines: NDArray[np.float64]) -> Groups:
     return Groups(tuple(sorted(found)), opposed, silhouette)
 
 
-def _opposed(cosines: NDArray[np.float64]) -> tuple[int, ...]:
+def _find_opposed(cosines: NDArray[np.float64]) -> tuple[int, ...]:
     """Clients whose cosines with the others are negative, where the others' with each other are positive."""
     count = len(cosines)
     means = (cosines.sum(1) - 1) / (count - 1)
@@ -102,7 +102,7 @@ def _cut(distances: NDArray[np.float64]) -> tuple[NDArray[np.int64] | None, floa
     return best, silhouette
 
 
-def placed(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+def place_in_plane(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
     """A place in the plane for each client, (clients, 2): classical scaling (Torgerson, 1952) of their updates' angles.
 
     A picture of 1 - cosine as half a squared distance; signs are such that each axis' largest entry is positive.

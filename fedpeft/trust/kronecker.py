@@ -44,7 +44,7 @@ class Curvature:
     output_values: Tensor
 
     @classmethod
-    def of(cls, inputs: Tensor, outputs: Tensor, tokens: float, rank: int = RANK) -> Curvature:
+    def from_sums(cls, inputs: Tensor, outputs: Tensor, tokens: float, rank: int = RANK) -> Curvature:
         """From sum a a^T (in, in), sum g g^T (out, out) and how many tokens they are over; of the larger factor `rank`
         directions are kept."""
         pairs = []
@@ -61,7 +61,7 @@ class Curvature:
         """The eigenvalues l_i m_j of H that are kept, (r, k)."""
         return self.output_values[:, None] * self.input_values
 
-    def covariance(self, gradients: Tensor, variance: float) -> Tensor:
+    def compute_covariance(self, gradients: Tensor, variance: float) -> Tensor:
         """Of logits whose gradients are (logits, out, in), under a prior of this variance: (logits, logits)."""
         flat = gradients.flatten(1)
         turned = self.outputs.T @ gradients @ self.inputs
@@ -73,13 +73,17 @@ class Curvature:
         return float(torch.log1p(variance * self.products).sum())
 
 
-def evidence(curvatures: Mapping[str, Curvature], squared_norm: float, log_likelihood: float, variance: float) -> float:
+def compute_evidence(
+    curvatures: Mapping[str, Curvature], squared_norm: float, log_likelihood: float, variance: float
+) -> float:
     """The logarithm of the marginal likelihood of all rows, but for a constant."""
     determinants = sum(curvature.log_determinant(variance) for curvature in curvatures.values())
     return log_likelihood - squared_norm / (2 * variance) - determinants / 2
 
 
-def best_variance(curvatures: Mapping[str, Curvature], weights: Mapping[str, Tensor], log_likelihood: float) -> float:
+def find_best_variance(
+    curvatures: Mapping[str, Curvature], weights: Mapping[str, Tensor], log_likelihood: float
+) -> float:
     """s2 with the largest evidence: `parameters` of the prior share it. `weights`: of the LoRA matrices.
 
     The prior's own normaliser, -n/2 log s2, is part of the determinant of I / s2 + H, so nothing else depends on s2.
@@ -89,27 +93,27 @@ def best_variance(curvatures: Mapping[str, Curvature], weights: Mapping[str, Ten
     squared = sum(float(w.double().square().sum()) for w in weights.values())
 
     def loss(log_variance: float) -> float:
-        return -evidence(curvatures, squared, log_likelihood, math.exp(log_variance))
+        return -compute_evidence(curvatures, squared, log_likelihood, math.exp(log_variance))
 
     found = minimize_scalar(loss, bounds=(math.log(LEAST), math.log(MOST)), method="bounded")
     return float(math.exp(found.x))
 
 
-def probit(logits: Tensor, covariance: Tensor) -> Tensor:
+def apply_probit(logits: Tensor, covariance: Tensor) -> Tensor:
     """Probabilities under uncertain logits, (classes,): softmax(mu / sqrt(1 + pi / 8 var)) (MacKay, 1992)."""
     return (logits / torch.sqrt(1 + math.pi / 8 * covariance.diagonal())).softmax(-1)
 
 
-def covariance_of(
+def compute_covariance(
     curvatures: Mapping[str, Curvature], gradients: Mapping[str, Tensor], variance: float, classes: int
 ) -> Tensor:
     """Of all logits, (classes, classes): matrices are independent of each other."""
     total = torch.zeros(classes, classes, dtype=torch.float64)
     for name, curvature in curvatures.items():
-        total += curvature.covariance(gradients[name].double(), variance)
+        total += curvature.compute_covariance(gradients[name].double(), variance)
     return total
 
 
-def names_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, str]]:
+def name_sums(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, str]]:
     """What the two sums of each LoRA matrix are called in an answer."""
     return {name: (f"{name}/inputs", f"{name}/outputs") for name in shapes}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.families import QUESTIONS as QUESTIONS
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.spec import parse_spec
 
 State = dict[str, Tensor]
@@ -47,13 +47,13 @@ class Question(ABC):
     @property
     def text(self) -> str:
         """As it is asked."""
-        return part_text(self)
+        return format_part(self)
 
     @abstractmethod
     def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """Of the sums, but for `ROWS`."""
 
-    def sums(self, logits: Tensor, labels: Tensor) -> State:
+    def compute_sums(self, logits: Tensor, labels: Tensor) -> State:
         """The sums over rows, in fp64, but for `ROWS`: logits (rows, classes) in fp64, labels (rows,).
 
         Raises:
@@ -67,7 +67,7 @@ class Question(ABC):
 
     # ------------------------------------------------------------------------------------------------------- answers
 
-    def all_shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
+    def get_all_shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """Of an answer.
 
         Raises:
@@ -88,10 +88,10 @@ class Question(ABC):
         Raises:
             ConfigError: see `all_shapes`.
         """
-        shapes = self.all_shapes(logits.shape[1])
+        shapes = self.get_all_shapes(logits.shape[1])
         if not len(labels):
             return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        found = self.sums(logits.double(), labels)
+        found = self.compute_sums(logits.double(), labels)
         return {**found, ROWS: torch.tensor([float(len(labels))], dtype=torch.float64)}
 
     def check(self, answer: State, rows: int) -> None:
@@ -111,7 +111,7 @@ class Question(ABC):
                 )
 
 
-def asked(text: str) -> Question:
+def parse_question(text: str) -> Question:
     """The question that a server asks by `text`.
 
     Raises:

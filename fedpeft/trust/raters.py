@@ -26,14 +26,14 @@ Column = NDArray[np.floating[Any]]
 """A number for each row."""
 
 
-def share_error(probability: Column, share: Column, bins: int) -> float:
+def compute_share_error(probability: Column, share: Column, bins: int) -> float:
     """See above; `probability` and `share` are of the second class, (rows,), in `bins` equally wide bins."""
     place = np.minimum((probability * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(place, share - probability, minlength=bins)
     return float(np.abs(gaps).sum() / len(share))
 
 
-def against_raters(
+def compare_with_raters(
     raters: Raters, predicted: NDArray[np.int64], confidence: Column, scaled: Column, bins: int
 ) -> dict[str, Any] | None:
     """For summary.json; None: there are too few rows.
@@ -49,7 +49,7 @@ def against_raters(
     before, after = (np.where(predicted == 1, sure, 1 - sure) for sure in (confidence, scaled))
     # Entropy falls as confidence rises, and a temperature keeps the order: ranks are those of -confidence.
     ranked = np.ptp(confidence) > 0 and np.ptp(raters.spread) > 0
-    errors = [share_error(probability, raters.share, bins) for probability in (before, after)]
+    errors = [compute_share_error(probability, raters.share, bins) for probability in (before, after)]
     return {
         "rows": len(raters.share),
         "entropy": float(spearmanr(-confidence, raters.spread).statistic) if ranked else None,

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import effective, lora_form
+from fedpeft.aggregation.factors import compute_effective_weight, get_lora_form
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.peft.low_rank import LowRank, TruncatedSVD, truncated_svd
+from fedpeft.peft.low_rank import LowRank, TruncatedSVD, compute_truncated_svd
 
 LEADING = 10
 """Singular vectors of W0 + dW that are looked at for intruders."""
@@ -48,20 +48,23 @@ class Spectrum:
     leading: float
     intruders: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For summary.json."""
         return asdict(self)
 
 
-def decomposed(state: State, layout: Layout) -> dict[str, TruncatedSVD]:
+def decompose(state: State, layout: Layout) -> dict[str, TruncatedSVD]:
     """By module, the singular triplets of what the adapter adds, in fp64."""
-    form = lora_form(layout)
+    form = get_lora_form(layout)
     wide = {name: tensor.double() for name, tensor in state.items()}
     ranks = {pair.module: min(form.rank, pair.out_features, pair.in_features) for pair in layout.pairs}
-    return {p.module: truncated_svd(effective(p, wide, form), ranks[p.module], "qr") for p in layout.pairs}
+    return {
+        p.module: compute_truncated_svd(compute_effective_weight(p, wide, form), ranks[p.module], "qr")
+        for p in layout.pairs
+    }
 
 
-def spectra(found: dict[str, TruncatedSVD], weights: dict[str, Tensor]) -> dict[str, Spectrum]:
+def compute_spectra(found: dict[str, TruncatedSVD], weights: dict[str, Tensor]) -> dict[str, Spectrum]:
     """By module; `weights`: W0 (out, in) of the layers whose intruders are wanted."""
     whole = sum(float(svd.S.square().sum()) for svd in found.values())
     made = {}
@@ -76,41 +79,41 @@ def spectra(found: dict[str, TruncatedSVD], weights: dict[str, Tensor]) -> dict[
             effective_rank=float(torch.special.entr(shares).sum().exp()) if own else 0.0,
             stable_rank=own / float(energies[0]) if own else 0.0,
             leading=float(shares[0]),
-            intruders=intruder_share(weight, svd.low_rank()) if weight is not None and own else None,
+            intruders=compute_intruder_share(weight, svd.to_low_rank()) if weight is not None and own else None,
         )
     return made
 
 
-def intruder_share(weight: Tensor, added: LowRank) -> float:
+def compute_intruder_share(weight: Tensor, added: LowRank) -> float:
     """The share of norm(dW)^2 in the span of the intruders among the `LEADING` left singular vectors of W0 + dW."""
-    base, change = weight.double(), added.dense().double()
+    base, change = weight.double(), added.to_dense().double()
     own = torch.linalg.svd(base, full_matrices=False).U
     tuned = torch.linalg.svd(base + change, full_matrices=False).U[:, :LEADING]
     intruders = tuned[:, (own.T @ tuned).abs().amax(0) < UNLIKE]
     return float((intruders.T @ change).square().sum() / change.square().sum())
 
 
-def without_leading(state: State, layout: Layout) -> State:
+def remove_leading(state: State, layout: Layout) -> State:
     """The adapter without the first singular direction of each layer: (I - u u^T) B, which is exact in its factors."""
     edited = dict(state)
     for pair in layout.pairs:
         B = state[pair.B].double()
-        u = _leading(state, layout, pair.module).U[:, :1]
+        u = _compute_leading(state, layout, pair.module).U[:, :1]
         edited[pair.B] = (B - u @ (u.T @ B)).to(state[pair.B].dtype)
     return edited
 
 
-def shrunk_alike(state: State, layout: Layout) -> State:
-    """The adapter with each layer shrunk to the norm that it has in `without_leading`."""
+def shrink_alike(state: State, layout: Layout) -> State:
+    """The adapter with each layer shrunk to the norm that it has in `remove_leading`."""
     edited = dict(state)
     for pair in layout.pairs:
-        S = _leading(state, layout, pair.module).S
+        S = _compute_leading(state, layout, pair.module).S
         own = float(S.square().sum())
         edited[pair.B] = state[pair.B] * (math.sqrt(max(0.0, 1 - float(S[0]) ** 2 / own)) if own else 1.0)
     return edited
 
 
-def _leading(state: State, layout: Layout, module: str) -> TruncatedSVD:
+def _compute_leading(state: State, layout: Layout, module: str) -> TruncatedSVD:
     pairs = [pair for pair in layout.pairs if pair.module == module]
     tensors = tuple(t for t in layout.tensors if t.name in (pairs[0].A, pairs[0].B))
-    return decomposed(state, Layout(tensors, layout.form))[module]
+    return decompose(state, Layout(tensors, layout.form))[module]

@@ -14,11 +14,11 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import TokenLabels
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.tuning.search_file import Search
 
 
-def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> None:
+def check_tokens(search: Search, facts_of: Callable[[RunConfig], DatasetInfo]) -> None:
     """Refuse a search among lengths or tokenizers of a language model, or among lengths where words are labelled.
 
     Args:
@@ -29,10 +29,10 @@ def check_tokens(search: Search, facts_of: Callable[[RunConfig], DataFacts]) -> 
         ConfigError: its trials could not be compared.
         FedpeftError: rows, models or tokenizers can't be read.
     """
-    lengths, models = search.lengths(), list(search.models())
+    lengths, models = search.lengths(), list(search.list_models())
     if len(lengths) == len(models) == 1:
         return
-    facts = facts_of(search.corner({}))
+    facts = facts_of(search.build_corner({}))
     task = TASKS.build(facts.task)
     language, words = task.metric == "perplexity", isinstance(task, TokenLabels)
     if len(lengths) > 1 and (language or words):

@@ -13,34 +13,34 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from fedpeft.studies.drawing import BLUE, COLORS, GREY, height_of_rows, panels, rows_of
+from fedpeft.studies.drawing import BLUE, COLORS, GREY, compute_row_height, draw_panels, label_rows
 from fedpeft.studies.figures import Figure
-from fedpeft.tuning.store import finished, trained
+from fedpeft.tuning.store import list_finished, list_trained
 
 FEWEST = 4
 """Finished trials below which nothing is said of what matters."""
 
 
-def figures(study: Study, objective: str) -> list[Figure]:
+def draw_figures(study: Study, objective: str) -> list[Figure]:
     """Those that the trials allow."""
-    found = [history(study, objective), importance(study), parallel(study, objective)]
+    found = [draw_history(study, objective), draw_importance(study), draw_parallel(study, objective)]
     return [figure for figure in found if figure is not None]
 
 
-def ended(study: Study) -> list[FrozenTrial]:
+def list_ended(study: Study) -> list[FrozenTrial]:
     """Trials that were trained and have a value: finished, or given up at a rung."""
     states = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [t for t in trained(study) if t.state in states and t.value is not None and math.isfinite(t.value)]
+    return [t for t in list_trained(study) if t.state in states and t.value is not None and math.isfinite(t.value)]
 
 
-def history(study: Study, objective: str) -> Figure | None:
+def draw_history(study: Study, objective: str) -> Figure | None:
     """The value of each trial, and the best of those before."""
-    trials = ended(study)
+    trials = list_ended(study)
     if not trials:
         return None
     keep = np.maximum if study.direction == StudyDirection.MAXIMIZE else np.minimum
     out = io.StringIO()
-    with panels(1, 1, out, "tune-history") as (_, [axis]):
+    with draw_panels(1, 1, out, "tune-history") as (_, [axis]):
         for state, color, label in (
             (TrialState.PRUNED, GREY, "given up at a rung"),
             (TrialState.COMPLETE, BLUE, "finished"),
@@ -60,24 +60,24 @@ def history(study: Study, objective: str) -> Figure | None:
     return Figure("history", "History", note, out.getvalue())
 
 
-def importances(study: Study) -> dict[str, float]:
+def compute_importances(study: Study) -> dict[str, float]:
     """The share of each name in how the values of finished trials differ; empty: too few to say."""
-    if len(finished(study)) < FEWEST or len({t.value for t in finished(study)}) < 2:
+    if len(list_finished(study)) < FEWEST or len({t.value for t in list_finished(study)}) < 2:
         return {}
     found: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     return found
 
 
-def importance(study: Study) -> Figure | None:
+def draw_importance(study: Study) -> Figure | None:
     """A bar for each name."""
-    found = importances(study)
+    found = compute_importances(study)
     if not found:
         return None
     names = list(found)
     out = io.StringIO()
-    with panels(1, 1, out, "tune-importance", height=height_of_rows(names)) as (_, [axis]):
+    with draw_panels(1, 1, out, "tune-importance", height=compute_row_height(names)) as (_, [axis]):
         axis.barh(range(len(names)), [found[name] for name in names], color=BLUE, height=0.6)
-        rows_of(axis, names)
+        label_rows(axis, names)
         axis.set_xlabel("share of the variance of the value")
     note = (
         "Functional ANOVA (Hutter et al., 2014) on the finished trials, of names that all of them have. A name of "
@@ -86,9 +86,9 @@ def importance(study: Study) -> Figure | None:
     return Figure("importance", "What matters", note, out.getvalue())
 
 
-def parallel(study: Study, objective: str) -> Figure | None:
+def draw_parallel(study: Study, objective: str) -> Figure | None:
     """A line for each trial through its values."""
-    trials = ended(study)
+    trials = list_ended(study)
     spaces = {name: space for t in trials for name, space in t.distributions.items()}
     names = [name for name in spaces if len({t.params[name] for t in trials if name in t.params}) > 1]
     if len(trials) < 2 or not names:
@@ -101,9 +101,11 @@ def parallel(study: Study, objective: str) -> Figure | None:
         value = float(trial.value or 0.0)
         return value - low if large else high - value
 
-    heights = {name: [_height(spaces[name], t.params.get(name), name, trials) for t in trials] for name in names}
+    heights = {
+        name: [_compute_height(spaces[name], t.params.get(name), name, trials) for t in trials] for name in names
+    }
     out = io.StringIO()
-    with panels(1, 1, out, "tune-parallel", height=4.2) as (_, [axis]):
+    with draw_panels(1, 1, out, "tune-parallel", height=4.2) as (_, [axis]):
         from matplotlib import colormaps
 
         order = sorted(range(len(trials)), key=lambda i: better(trials[i]))
@@ -117,29 +119,29 @@ def parallel(study: Study, objective: str) -> Figure | None:
         axis.set_yticks([])
         axis.set_ylim(-0.08, 1.08)
         for x, name in enumerate(names):
-            for text, y in _marks(spaces[name], name, trials):
+            for text, y in _list_marks(spaces[name], name, trials):
                 axis.annotate(text, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center")
     note = f"Dark: the best validation {objective} of finished trials. Grey: given up. A gap: no such value."
     return Figure("parallel", "Values that went together", note, out.getvalue())
 
 
-def _numbers(name: str, trials: Sequence[FrozenTrial]) -> list[float]:
+def _collect_numbers(name: str, trials: Sequence[FrozenTrial]) -> list[float]:
     return [float(t.params[name]) for t in trials if name in t.params]
 
 
-def _height(space: BaseDistribution, value: Any, name: str, trials: Sequence[FrozenTrial]) -> float:
+def _compute_height(space: BaseDistribution, value: Any, name: str, trials: Sequence[FrozenTrial]) -> float:
     """Between 0 and 1; NaN where a trial has no such value."""
     if value is None:
         return math.nan
     if isinstance(space, CategoricalDistribution):
         return float(space.choices.index(value) / (len(space.choices) - 1))
     change = math.log if getattr(space, "log", False) else float
-    low, high = change(min(_numbers(name, trials))), change(max(_numbers(name, trials)))
+    low, high = change(min(_collect_numbers(name, trials))), change(max(_collect_numbers(name, trials)))
     return (change(value) - low) / ((high - low) or 1.0)
 
 
-def _marks(space: BaseDistribution, name: str, trials: Sequence[FrozenTrial]) -> list[tuple[str, float]]:
+def _list_marks(space: BaseDistribution, name: str, trials: Sequence[FrozenTrial]) -> list[tuple[str, float]]:
     """What stands beside an axis, and where."""
     if isinstance(space, CategoricalDistribution):
         return [(str(choice)[:28], i / (len(space.choices) - 1)) for i, choice in enumerate(space.choices)]
-    return [(f"{min(_numbers(name, trials)):.3g}", 0.0), (f"{max(_numbers(name, trials)):.3g}", 1.0)]
+    return [(f"{min(_collect_numbers(name, trials)):.3g}", 0.0), (f"{max(_collect_numbers(name, trials)):.3g}", 1.0)]

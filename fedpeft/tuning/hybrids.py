@@ -21,9 +21,9 @@ from typing import Any
 
 from fedpeft.errors import ConfigError
 from fedpeft.families import PEFT_METHODS
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 from fedpeft.spec import Spec
-from fedpeft.tuning.ranges import Choices, Draw, choices
+from fedpeft.tuning.ranges import Choices, Draw, parse_choices
 
 OFF = "off"
 
@@ -36,7 +36,7 @@ PRESENT = Choices((True, False))
 
 
 @dataclass(frozen=True)
-class Member:
+class HybridMember:
     """A method that a hybrid may have.
 
     Attributes:
@@ -49,7 +49,7 @@ class Member:
     fixed: Mapping[str, Any]
     lists: Mapping[str, Choices]
 
-    def drawn(self, draw: Draw) -> dict[str, Any] | None:
+    def draw_settings(self, draw: Draw) -> dict[str, Any] | None:
         """The settings that are drawn; None: the method is off."""
         if not self.lists:
             return dict(self.fixed) if draw(self.name, Choices(("on", OFF))) != OFF else None
@@ -63,7 +63,7 @@ class Member:
         """The method in these blocks."""
         return str(Spec(self.name, {**settings, BLOCKS: blocks}))
 
-    def smallest(self) -> Iterator[dict[str, Any]]:
+    def iterate_smallest(self) -> Iterator[dict[str, Any]]:
         """Settings that could be the smallest: each first list's values, the first of the others."""
         first = {setting: values.values[0] for setting, values in self.lists.items()}
         size = next(iter(self.lists), None)
@@ -75,30 +75,30 @@ class Member:
 class HybridSpace:
     """All hybrids of `members`."""
 
-    members: tuple[Member, ...]
+    members: tuple[HybridMember, ...]
     blocks: str = SHARED
 
     def text(self, draw: Draw, depth: int) -> str | None:
         """The hybrid that is drawn, in a model of `depth` blocks; None: it would train nothing."""
-        shared = self._blocks(draw, "", depth) if self.blocks == SHARED else None
+        shared = self._draw_blocks(draw, "", depth) if self.blocks == SHARED else None
         found = []
         for member in self.members:
-            settings = member.drawn(draw)
-            own = self._blocks(draw, f"{member.name}.", depth) if shared is None else shared
+            settings = member.draw_settings(draw)
+            own = self._draw_blocks(draw, f"{member.name}.", depth) if shared is None else shared
             if settings is not None and own:
                 found.append(member.text(settings, own))
         return " + ".join(found) or None
 
-    def _blocks(self, draw: Draw, before: str, depth: int) -> tuple[int, ...]:
+    def _draw_blocks(self, draw: Draw, before: str, depth: int) -> tuple[int, ...]:
         return tuple(i for i in range(depth) if draw(f"{before}block.{i}", PRESENT))
 
-    def smallest(self, depth: int) -> Iterator[str]:
+    def iterate_smallest(self, depth: int) -> Iterator[str]:
         """Texts among which the smallest hybrid is: of one method, in the uppermost block."""
         for member in self.members:
-            for settings in member.smallest():
+            for settings in member.iterate_smallest():
                 yield member.text(settings, (depth - 1,))
 
-    def described(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str]:
         """What is searched, for people."""
         found: dict[str, str] = {}
         for member in self.members:
@@ -109,7 +109,7 @@ class HybridSpace:
         return found | {"blocks": f"any, {whose}"}
 
 
-def hybrid_space(where: str, given: Any) -> HybridSpace:
+def parse_hybrid_space(where: str, given: Any) -> HybridSpace:
     """What a search file's table [hybrid] says; `where` is the file.
 
     Raises:
@@ -121,7 +121,7 @@ def hybrid_space(where: str, given: Any) -> HybridSpace:
     blocks = content.pop("blocks", SHARED)
     if blocks not in (SHARED, EACH):
         raise ConfigError(f"FP1445 {where}: blocks of [hybrid] must be {SHARED!r} or {EACH!r}, got {blocks!r}")
-    members = tuple(_member(where, name, settings) for name, settings in content.items())
+    members = tuple(_parse_member(where, name, settings) for name, settings in content.items())
     if not members:
         raise ConfigError(f"FP1446 {where}: [hybrid] names no PEFT method; write [hybrid.lora] with rank = [2, 4, 8]")
     names = [member.name for member in members]
@@ -129,35 +129,35 @@ def hybrid_space(where: str, given: Any) -> HybridSpace:
         raise ConfigError(f"FP1447 {where}: [hybrid] names a PEFT method twice: {', '.join(names)}")
     space = HybridSpace(members, blocks)
     try:
-        PEFT_METHODS.build(" + ".join(member.text(next(member.smallest()), (0,)) for member in members))
+        PEFT_METHODS.build(" + ".join(member.text(next(member.iterate_smallest()), (0,)) for member in members))
     except ConfigError as error:
         raise ConfigError(f"FP1448 {where}: [hybrid] {error}") from error
     return space
 
 
-def _member(where: str, given: str, settings: Any) -> Member:
+def _parse_member(where: str, given: str, settings: Any) -> HybridMember:
     here = f"{where}: [hybrid.{given}]"
     if not isinstance(settings, dict):
         raise ConfigError(
             f"FP1449 {where}: {given} of [hybrid] must be a method with a table of settings, got {settings!r}"
         )
-    name = PEFT_METHODS.whole_name(given)
+    name = PEFT_METHODS.complete_name(given)
     cls = PEFT_METHODS.part(name)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not cls.composes or BLOCKS not in fields:
         able = [n for n in PEFT_METHODS.own_names if PEFT_METHODS.part(n).composes]
-        raise ConfigError(f"FP1450 {here}: {name} can't be one of several methods; {nearest(name, able)}")
+        raise ConfigError(f"FP1450 {here}: {name} can't be one of several methods; {suggest_legal(name, able)}")
     if BLOCKS in settings:
         raise ConfigError(f"FP1451 {here}: {BLOCKS} is what the search chooses; leave it out")
-    lists = {key: choices(f"{here} {key}", v) for key, v in settings.items() if isinstance(v, list)}
+    lists = {key: parse_choices(f"{here} {key}", v) for key, v in settings.items() if isinstance(v, list)}
     for key, values in lists.items():
         if OFF in values.values:
             raise ConfigError(f"FP1452 {here} {key} names {OFF!r}, which the first list has anyway; leave it out")
-    member = Member(name, {key: v for key, v in settings.items() if key not in lists}, lists)
+    member = HybridMember(name, {key: v for key, v in settings.items() if key not in lists}, lists)
     for key, values in lists.items():
         for value in values.values:
             try:
-                PEFT_METHODS.build(member.text({**next(member.smallest()), key: value}, (0,)))
+                PEFT_METHODS.build(member.text({**next(member.iterate_smallest()), key: value}, (0,)))
             except ConfigError as error:
                 raise ConfigError(f"FP1453 {here} {error}") from error
     return member

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import nearest
+from fedpeft.parts import suggest_legal
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -36,7 +36,7 @@ class Range:
         """What is legal if these are."""
         return self.low, self.high
 
-    def suggested(self, trial: Trial, name: str) -> Any:
+    def suggest(self, trial: Trial, name: str) -> Any:
         """The trial's value of `name`."""
         if isinstance(self.low, int):
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
@@ -59,7 +59,7 @@ class Choices:
         """All of them."""
         return self.values
 
-    def suggested(self, trial: Trial, name: str) -> Any:
+    def suggest(self, trial: Trial, name: str) -> Any:
         """The trial's value of `name`."""
         return trial.suggest_categorical(name, self.values)
 
@@ -73,23 +73,23 @@ Draw = Callable[[str, Searched], Any]
 """Gives the value of a name out of what it may be."""
 
 
-def searched(where: str, given: Any) -> Searched:
+def parse_searched(where: str, given: Any) -> Searched:
     """What a value of a search file's table lets a search choose from; `where` is it.
 
     Raises:
         ConfigError: it is neither a list nor a table of a range; or there is nothing to choose.
     """
     if isinstance(given, list):
-        return choices(where, given)
+        return parse_choices(where, given)
     if isinstance(given, dict):
-        return _range(where, given)
+        return _parse_range(where, given)
     raise ConfigError(
         f"FP1454 {where} must be a list of values or {{low = ..., high = ...}}, got {given!r}; what is not searched "
         "stands in [base]"
     )
 
 
-def choices(where: str, given: list[Any]) -> Choices:
+def parse_choices(where: str, given: list[Any]) -> Choices:
     """The values of a list.
 
     Raises:
@@ -106,7 +106,7 @@ def choices(where: str, given: list[Any]) -> Choices:
     return Choices(tuple(given))
 
 
-def _finite(number: Any) -> bool:
+def _is_finite(number: Any) -> bool:
     """Whether it is a number, and one that a float can be."""
     try:
         return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
@@ -114,13 +114,13 @@ def _finite(number: Any) -> bool:
         return False
 
 
-def _range(where: str, given: Mapping[str, Any]) -> Range:
+def _parse_range(where: str, given: Mapping[str, Any]) -> Range:
     for key in given:
         if key not in KEYS:
-            raise ConfigError(f"FP1424 {where} has an unknown key {key!r}; {nearest(key, KEYS)}")
+            raise ConfigError(f"FP1424 {where} has an unknown key {key!r}; {suggest_legal(key, KEYS)}")
     low, high, log, step = given.get("low"), given.get("high"), given.get("log", False), given.get("step")
     numbers = [low, high] if step is None else [low, high, step]
-    if not all(_finite(number) for number in numbers):
+    if not all(_is_finite(number) for number in numbers):
         raise ConfigError(
             f"FP1458 {where} needs numbers for low, high and, if it is given, step, all below 1e308, got "
             f"{dict(given)!r:.100}"
@@ -131,7 +131,7 @@ def _range(where: str, given: Mapping[str, Any]) -> Range:
     assert isinstance(high, int | float)
     if low >= high:
         raise ConfigError(f"FP1460 {where} is an empty range: low = {low} must be below high = {high}")
-    if not _finite(high - low):
+    if not _is_finite(high - low):
         raise ConfigError(
             f"FP1461 {where} is wider than numbers reach: from {low:g} to {high:g} must be less than 1e308"
         )

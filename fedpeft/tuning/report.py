@@ -12,18 +12,18 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.machine import files
 from fedpeft.run import catalogue
-from fedpeft.run.command import command_of
-from fedpeft.run.console import duration, size
-from fedpeft.studies.page import page, with_colors_of_page
+from fedpeft.run.command import format_command
+from fedpeft.run.console import format_bytes, format_duration
+from fedpeft.studies.page import render_page, use_page_colors
 from fedpeft.studies.tables import ABSENT, Table
-from fedpeft.tuning.figures import figures
-from fedpeft.tuning.runner import drawn
+from fedpeft.tuning.figures import draw_figures
+from fedpeft.tuning.runner import format_draws
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.search_file import Search
-from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, finished, settings_of, trained
+from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, list_finished, list_trained, read_settings
 
 PAGE, TABLE, BEST = "report.html", "trials.csv", "best.toml"
 
@@ -38,19 +38,19 @@ class Report:
     @property
     def best(self) -> RunConfig | None:
         """The best run's settings; None: no trial has finished."""
-        found = finished(self.study)
-        return from_mapping(settings_of(found[0]), str(self.search.path)) if found else None
+        found = list_finished(self.study)
+        return build_config(read_settings(found[0]), str(self.search.path)) if found else None
 
     @property
     def best_trial(self) -> str:
         """Which trial was the best, and what it came to, in words."""
-        trial = finished(self.study)[0]
+        trial = list_finished(self.study)[0]
         return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}"
 
     @property
-    def doubt(self) -> str:
+    def tie_note(self) -> str:
         """That others have come to the very same as the best; empty: none has."""
-        own = [t.value for t in finished(self.study) if SAME_AS not in t.user_attrs]
+        own = [t.value for t in list_finished(self.study) if SAME_AS not in t.user_attrs]
         alike = own.count(own[0])
         if alike == 1:
             return ""
@@ -63,27 +63,35 @@ class Report:
     def command(self) -> str:
         """The best run's command line; empty: there is none."""
         best = self.best
-        return command_of(best, [plugin.source for plugin in catalogue.used(best)]) if best is not None else ""
+        return (
+            format_command(best, [plugin.source for plugin in catalogue.find_used_plugins(best)])
+            if best is not None
+            else ""
+        )
 
     @property
     def extent(self) -> str:
         """How much was tried, in words."""
-        some, drawn_trials = trained(self.study), self.study.get_trials(deepcopy=False)
+        some, drawn_trials = list_trained(self.study), self.study.get_trials(deepcopy=False)
         given_up = sum(t.state == TrialState.PRUNED for t in some)
         failed = sum(t.state == TrialState.FAIL for t in some)
-        seconds = sum(t.user_attrs.get("seconds") or 0.0 for t in finished(self.study) if SAME_AS not in t.user_attrs)
+        seconds = sum(
+            t.user_attrs.get("seconds") or 0.0 for t in list_finished(self.study) if SAME_AS not in t.user_attrs
+        )
         words = [
-            f"{len(finished(self.study))} finished trials in {duration(seconds)}",
+            f"{len(list_finished(self.study))} finished trials in {format_duration(seconds)}",
             f"{given_up} given up at a rung",
         ]
         words += [f"{failed} failed"] if failed else []
         never = len(drawn_trials) - len(some)
         return ", ".join([*words, *([f"{never} drawn and never trained"] if never else [])]) + "."
 
-    def for_page(self, number: int) -> dict[str, object]:
+    def build_page_fields(self, number: int) -> dict[str, object]:
         """What the page's template needs."""
-        shown = figures(self.study, self.search.keys.objective)
-        failed = [f"trial {t.number}: {t.user_attrs[REASON]}" for t in trained(self.study) if REASON in t.user_attrs]
+        shown = draw_figures(self.study, self.search.keys.objective)
+        failed = [
+            f"trial {t.number}: {t.user_attrs[REASON]}" for t in list_trained(self.study) if REASON in t.user_attrs
+        ]
         return {
             "id": f"section{number}",
             "title": self.search.name,
@@ -93,15 +101,15 @@ class Report:
             "hardware": [self.command] if self.command else [],
             "settings": "settings that all trials share",
             "common": {name: str(value) for name, value in self.search.base.items()},
-            "tables": [self.table()],
-            "figures": [replace(f, svg=with_colors_of_page(f.svg)) for f in shown],
+            "tables": [self.build_table()],
+            "figures": [replace(f, svg=use_page_colors(f.svg)) for f in shown],
         }
 
-    def table(self) -> Table:
+    def build_table(self) -> Table:
         """All trials that were trained, the finished ones first, by their value."""
-        order = {t.number: i for i, t in enumerate(finished(self.study))}
-        some = sorted(trained(self.study), key=lambda t: (order.get(t.number, len(order)), t.number))
-        rows = [_row(t) for t in some]
+        order = {t.number: i for i, t in enumerate(list_finished(self.study))}
+        some = sorted(list_trained(self.study), key=lambda t: (order.get(t.number, len(order)), t.number))
+        rows = [_format_row(t) for t in some]
         headings = (
             "trial",
             "state",
@@ -127,15 +135,15 @@ class Report:
             RunError: a file can't be written.
         """
         title = f"Search: {self.search.name}"
-        with files.writing(folder / PAGE):
-            for figure in figures(self.study, self.search.keys.objective):
+        with files.raise_write_errors(folder / PAGE):
+            for figure in draw_figures(self.study, self.search.keys.objective):
                 files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
-            files.replace(folder / TABLE, self.csv().encode())
-            files.replace(folder / PAGE, page(title, [self], [], "", "python -m fedpeft.tune").encode())
+            files.replace(folder / TABLE, self.to_csv().encode())
+            files.replace(folder / PAGE, render_page(title, [self], [], "", "python -m fedpeft.tune").encode())
             if self.best is not None:
-                files.replace(folder / BEST, catalogue.to_toml(self.best).encode())
+                files.replace(folder / BEST, catalogue.format_toml(self.best).encode())
 
-    def csv(self) -> str:
+    def to_csv(self) -> str:
         """All that were drawn."""
         trials = self.study.get_trials(deepcopy=False)
         names = list(dict.fromkeys(name for t in trials for name in t.params))
@@ -143,11 +151,11 @@ class Report:
         columns = ["trial", "state", "value", "last_round", "parameters", "bytes", "why", *names]
         writer = csv.DictWriter(out, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_line(trial) for trial in trials)
+        writer.writerows(_build_line(trial) for trial in trials)
         return out.getvalue()
 
 
-def state_of(trial: FrozenTrial) -> str:
+def describe_state(trial: FrozenTrial) -> str:
     """How a trial ended, in words."""
     if NEVER_TRAINED in trial.user_attrs:
         return "never trained"
@@ -156,25 +164,25 @@ def state_of(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed"}.get(trial.state, "not finished")
 
 
-def _row(trial: FrozenTrial) -> list[str]:
+def _format_row(trial: FrozenTrial) -> list[str]:
     known = trial.user_attrs
     sent, parameters = known.get("uplink_bytes"), known.get("parameters") or known.get("size", {}).get("parameters")
     return [
         str(trial.number),
-        state_of(trial),
+        describe_state(trial),
         ABSENT if trial.value is None else f"{trial.value:.4f}",
         ABSENT if parameters is None else f"{parameters:,}",
-        ABSENT if sent is None else size(sent),
-        drawn(trial),
+        ABSENT if sent is None else format_bytes(sent),
+        format_draws(trial),
     ]
 
 
-def _line(trial: FrozenTrial) -> Mapping[str, Any]:
+def _build_line(trial: FrozenTrial) -> Mapping[str, Any]:
     known = trial.user_attrs
     sizes = known.get("size", {})
     return {
         "trial": trial.number,
-        "state": state_of(trial),
+        "state": describe_state(trial),
         "value": trial.value,
         "last_round": trial.last_step,
         "parameters": known.get("parameters") or sizes.get("parameters"),

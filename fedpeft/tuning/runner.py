@@ -19,19 +19,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine import files
-from fedpeft.machine.hardware import gpu_shares
+from fedpeft.machine.hardware import divide_gpus
 from fedpeft.machine.terminal import Console
 from fedpeft.run import catalogue
-from fedpeft.run.console import duration
+from fedpeft.run.console import format_duration
 from fedpeft.run.folder import GIVEN_UP as MARKER
 from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
-from fedpeft.studies.process import Start, reason_of
-from fedpeft.studies.runner import rounds_done
+from fedpeft.studies.process import Start, describe_failure
+from fedpeft.studies.runner import count_finished_rounds
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.search_file import Search
 from fedpeft.tuning.sizes import Sizes
-from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, SETTINGS, finished, noted, settings_of, trained, trial_of
+from fedpeft.tuning.store import (
+    GIVEN_UP,
+    REASON,
+    SAME_AS,
+    SETTINGS,
+    get_trial,
+    list_finished,
+    list_trained,
+    open_trial,
+    read_settings,
+)
 from fedpeft.tuning.trial import NOT_PASSED
 
 POLL_SECONDS = 0.2
@@ -46,13 +56,13 @@ TOLD = ("uplink_bytes", "seconds", "parameters")
 """What of a finished trial's summary is kept as its attributes."""
 
 
-class Starts(Protocol):
+class TrialStarter(Protocol):
     """Starts processes and learns how they ended; `fedpeft.studies.process.Starter` does."""
 
     def start(self, run: Start) -> None:
         """Start a run."""
 
-    def ended(self) -> Mapping[Path, int]:
+    def collect_exit_codes(self) -> Mapping[Path, int]:
         """Exit codes of the runs that have ended since the last call, by folder."""
 
     def close(self) -> None:
@@ -60,7 +70,7 @@ class Starts(Protocol):
 
 
 @dataclass(frozen=True)
-class Running:
+class TrialProcess:
     """A trial in its process."""
 
     number: int
@@ -69,12 +79,12 @@ class Running:
     gpus: str
 
     def __str__(self) -> str:
-        done = rounds_done(self.folder)
+        done = count_finished_rounds(self.folder)
         return f"trial {self.number}: " + (f"{done} rounds done" if done else "getting ready")
 
 
 @dataclass(frozen=True)
-class Place:
+class SearchFolder:
     """A search in its folder.
 
     Attributes:
@@ -102,7 +112,7 @@ class Place:
         Raises:
             ConfigError: there is none: it would train nothing, or more than the budget; or its settings do not fit.
         """
-        config = self.search.config(lambda name, among: among.suggested(trial, name), self.blocks)
+        config = self.search.config(lambda name, among: among.suggest(trial, name), self.blocks)
         if config is None:
             raise ConfigError("FP1464 no method in any block")
         if self.sizes is not None:
@@ -111,11 +121,11 @@ class Place:
             except FedpeftError as error:
                 raise ConfigError(str(error)) from error
             trial.set_user_attr("size", dataclasses.asdict(size))
-            if not size.within(self.search.budget):
+            if not size.is_within(self.search.budget):
                 raise ConfigError(f"FP1465 {size}: over the budget of {self.search.budget}")
         return config
 
-    def value_of(self, number: int) -> tuple[float, Mapping[str, Any]]:
+    def read_value(self, number: int) -> tuple[float, Mapping[str, Any]]:
         """The objective of a finished run, at the round that it keeps, and its summary.
 
         Raises:
@@ -148,11 +158,11 @@ class Conductor:
         console: where they are told of.
     """
 
-    def __init__(self, place: Place, starts: Callable[[], Starts], workers: int, console: Console) -> None:
+    def __init__(self, place: SearchFolder, starts: Callable[[], TrialStarter], workers: int, console: Console) -> None:
         self.place, self.study, self.starts, self.workers = place, place.study, starts, workers
-        self.running: list[Running] = []
-        self.shares = gpu_shares(workers)
-        known = trained(self.study)
+        self.running: list[TrialProcess] = []
+        self.shares = divide_gpus(workers)
+        known = list_trained(self.study)
         self.begun, self.done = len(known), sum(t.state.is_finished() for t in known)
         self.warm = self.done > 0
         self.doing = "starting"
@@ -167,7 +177,7 @@ class Conductor:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("search", total=place.trials)
-        self.heartbeat = Heartbeat(self._still_there, SILENCE) if not console.is_terminal else None
+        self.heartbeat = Heartbeat(self._print_heartbeat, SILENCE) if not console.is_terminal else None
 
     def run(self) -> None:
         """All trials that are left.
@@ -186,14 +196,14 @@ class Conductor:
             starter = self.starts()
             held.callback(starter.close)
             while self._fill(interrupted, starter) or self.running:
-                self._collect(starter.ended())
+                self._collect(starter.collect_exit_codes())
                 self._show()
                 time.sleep(POLL_SECONDS)
 
-    def _fill(self, interrupted: list[int], starter: Starts) -> bool:
+    def _fill(self, interrupted: list[int], starter: TrialStarter) -> bool:
         """Begin trials while there is room; whether there are more to begin."""
         while interrupted or self.begun < self.place.trials:
-            if len(self.running) >= self.workers or (self.running and not self._prepared()):
+            if len(self.running) >= self.workers or (self.running and not self._is_prepared()):
                 return True
             if interrupted:
                 self._go_on(interrupted.pop(0), starter)
@@ -202,7 +212,7 @@ class Conductor:
                 self._begin(self.study.ask(), starter)
         return False
 
-    def _prepared(self) -> bool:
+    def _is_prepared(self) -> bool:
         """Whether the work that trials share, such as tokenised rows, is behind one of them."""
         self.warm = self.warm or any((r.folder / "rounds.jsonl").exists() for r in self.running)
         return bool(self.warm)
@@ -218,17 +228,17 @@ class Conductor:
 
     # ---------------------------------------------------------------------------------------------------- one trial
 
-    def _go_on(self, number: int, starter: Starts) -> None:
+    def _go_on(self, number: int, starter: TrialStarter) -> None:
         """A trial that was begun when the search was interrupted: its run goes on."""
-        trial = trial_of(self.study, number)
+        trial = get_trial(self.study, number)
         if GIVEN_UP in trial.user_attrs:
-            self._ended(number, NOT_PASSED)
+            self._record_end(number, NOT_PASSED)
         elif (self.place.run_of(number) / "summary.json").is_file():
-            self._ended(number, 0)
+            self._record_end(number, 0)
         else:
             self._begin(trial, starter)
 
-    def _begin(self, trial: Trial, starter: Starts) -> None:
+    def _begin(self, trial: Trial, starter: TrialStarter) -> None:
         self.doing = f"trial {trial.number}: drawing it"
         try:
             config = self.place.config(trial)
@@ -239,18 +249,20 @@ class Conductor:
             return
         settings = dataclasses.asdict(config)
         self.begun += SETTINGS not in trial.user_attrs
-        twin = next((t for t in trained(self.study) if t.state.is_finished() and settings_of(t) == settings), None)
+        twin = next(
+            (t for t in list_trained(self.study) if t.state.is_finished() and read_settings(t) == settings), None
+        )
         trial.set_user_attr(SETTINGS, json.dumps(settings))
         if twin is not None:
             self._repeat(trial, twin)
             return
         folder = self.place.run_of(trial.number)
         path = folder.with_suffix(".toml")
-        with files.writing(path):
+        with files.raise_write_errors(path):
             path.parent.mkdir(exist_ok=True)
-            files.replace(path, catalogue.to_toml(config).encode())
+            files.replace(path, catalogue.format_toml(config).encode())
         taken = [r.gpus for r in self.running]
-        running = Running(
+        running = TrialProcess(
             trial.number, folder, folder.with_suffix(".log"), min(self.shares, key=taken.count, default="")
         )
         flags = (str(self.place.folder.absolute()), str(trial.number))
@@ -263,8 +275,8 @@ class Conductor:
         for name in (*TOLD, GIVEN_UP, REASON):
             if name in twin.user_attrs:
                 trial.set_user_attr(name, twin.user_attrs[name])
-        for round, value in twin.intermediate_values.items():
-            trial.report(value, round)
+        for round_number, value in twin.intermediate_values.items():
+            trial.report(value, round_number)
         self.study.tell(trial.number, twin.value if twin.state == TrialState.COMPLETE else None, twin.state)
         self.done += 1
         self._say(f"trial {trial.number}  the same run as trial {twin.number}")
@@ -272,26 +284,26 @@ class Conductor:
     def _collect(self, ended: Mapping[Path, int]) -> None:
         for running in [r for r in self.running if r.folder in ended]:
             self.running.remove(running)
-            self._ended(running.number, ended[running.folder])
+            self._record_end(running.number, ended[running.folder])
 
-    def _ended(self, number: int, code: int) -> None:
+    def _record_end(self, number: int, code: int) -> None:
         """Record a trial whose process has ended with this exit code."""
-        trial = noted(self.study, number)
+        trial = open_trial(self.study, number)
         self.done += 1
         if code == NOT_PASSED:
             self.study.tell(number, state=TrialState.PRUNED)
             last = self.study.get_trials(deepcopy=False)[number]
             folder = self.place.run_of(number)
             if folder.is_dir():
-                with files.writing(folder):
+                with files.raise_write_errors(folder):
                     files.replace(folder / MARKER, f"after round {last.last_step}\n".encode())
-            self._say(f"trial {number}  {self._of(last)}, given up after round {last.last_step}")
+            self._say(f"trial {number}  {self._describe_trial(last)}, given up after round {last.last_step}")
             return
         folder = self.place.run_of(number)
         try:
             if code != 0:
-                raise RunError(reason_of(code, folder.with_suffix(".log")))
-            value, summary = self.place.value_of(number)
+                raise RunError(describe_failure(code, folder.with_suffix(".log")))
+            value, summary = self.place.read_value(number)
         except RunError as error:
             trial.set_user_attr(REASON, str(error))
             self.study.tell(number, state=TrialState.FAIL)
@@ -301,41 +313,43 @@ class Conductor:
         for name in TOLD:
             trial.set_user_attr(name, summary.get(name))
         self.study.tell(number, value)
-        best = finished(self.study)[0]
+        best = list_finished(self.study)[0]
         told = "the best so far" if best.number == number else f"best {best.value:.4f}: trial {best.number}"
-        seconds = f"  {duration(summary['seconds'])}" if summary.get("seconds") else ""
-        self._say(f"trial {number}  {self._of(self.study.get_trials(deepcopy=False)[number])}  ({told}){seconds}")
+        seconds = f"  {format_duration(summary['seconds'])}" if summary.get("seconds") else ""
+        self._say(
+            f"trial {number}  {self._describe_trial(self.study.get_trials(deepcopy=False)[number])}  ({told}){seconds}"
+        )
 
     def _check_failures(self, error: RunError) -> None:
-        states = [t.state for t in trained(self.study) if t.state.is_finished()]
+        states = [t.state for t in list_trained(self.study) if t.state.is_finished()]
         if len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
             raise RunError(f"FP5233 all {len(states)} trials have failed, the last one: {error}")
 
-    def _of(self, trial: FrozenTrial) -> str:
+    def _describe_trial(self, trial: FrozenTrial) -> str:
         """A trial's value and what was drawn for it."""
         value = trial.value if trial.value is not None else float("nan")
-        return f"{self.place.search.keys.objective} {value:.4f}  {escape(drawn(trial))}"
+        return f"{self.place.search.keys.objective} {value:.4f}  {escape(format_draws(trial))}"
 
     # --------------------------------------------------------------------------------------------------- what is seen
 
     def _say(self, text: str) -> None:
         if self.heartbeat is not None:
-            self.heartbeat.heard()
+            self.heartbeat.reset()
         self.doing = "looking for the next trial"
         self.progress.console.print(text, highlight=False, soft_wrap=True)
 
-    def _still_there(self) -> None:
-        self.progress.console.print(f"...     {self._standing}", highlight=False, soft_wrap=True)
+    def _print_heartbeat(self) -> None:
+        self.progress.console.print(f"...     {self._status_text}", highlight=False, soft_wrap=True)
 
     @property
-    def _standing(self) -> str:
+    def _status_text(self) -> str:
         return "; ".join(map(str, list(self.running))) or self.doing
 
     def _show(self) -> None:
-        self.progress.update(self.task, completed=self.done, description=self._standing[:60])
+        self.progress.update(self.task, completed=self.done, description=self._status_text[:60])
 
 
-def drawn(trial: FrozenTrial) -> str:
+def format_draws(trial: FrozenTrial) -> str:
     """What was drawn for a trial, for people; blocks as one list."""
     words: list[str] = []
     blocks: dict[str, list[str]] = {}

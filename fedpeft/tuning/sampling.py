@@ -43,7 +43,7 @@ NEVER_TRAINED = "never trained"
 """The attribute of trials that were drawn and not trained: why."""
 
 
-class Seeded(BaseSampler):
+class SeededSampler(BaseSampler):
     """A sampler whose draws follow from the search's seed, the trial's number and the parameter's name.
 
     optuna's own have one stream of random numbers, which begins anew with a new process: a search that was interrupted
@@ -53,29 +53,33 @@ class Seeded(BaseSampler):
     def __init__(self, name: str, seed: int, startup: int) -> None:
         self.name, self.seed, self.startup = name, seed, startup
 
-    def _of(self, study: Study, trial: FrozenTrial, parameter: str) -> BaseSampler:
+    def _create_sampler(self, study: Study, trial: FrozenTrial, parameter: str) -> BaseSampler:
         others = study.get_trials(deepcopy=False)
         unknown = sum(NEVER_TRAINED in other.user_attrs for other in others)  # they tell nothing of what is good
-        seed = seeds.integer(self.seed, f"trial {parameter}", trial.number) % 2**32
+        seed = seeds.derive_seed(self.seed, f"trial {parameter}", trial.number) % 2**32
         return SAMPLERS[self.name](seed, self.startup + unknown)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As the sampler does."""
-        found: dict[str, BaseDistribution] = self._of(study, trial, "").infer_relative_search_space(study, trial)
+        found: dict[str, BaseDistribution] = self._create_sampler(study, trial, "").infer_relative_search_space(
+            study, trial
+        )
         return found
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As the sampler does."""
-        drawn: dict[str, Any] = self._of(study, trial, "").sample_relative(study, trial, search_space)
+        drawn: dict[str, Any] = self._create_sampler(study, trial, "").sample_relative(study, trial, search_space)
         return drawn
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """As the sampler does."""
-        return self._of(study, trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+        return self._create_sampler(study, trial, param_name).sample_independent(
+            study, trial, param_name, param_distribution
+        )
 
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -37,13 +37,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
+from fedpeft.config import RunConfig, build_config, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.parts import check_settings, nearest, setting
-from fedpeft.run.catalogue import built, used
+from fedpeft.parts import check_settings, setting, suggest_legal
+from fedpeft.run.catalogue import build_part, find_used_plugins
 from fedpeft.studies.study_file import SETTINGS, check_early, check_parts
-from fedpeft.tuning.hybrids import HybridSpace, hybrid_space
-from fedpeft.tuning.ranges import Choices, Draw, Searched, searched
+from fedpeft.tuning.hybrids import HybridSpace, parse_hybrid_space
+from fedpeft.tuning.ranges import Choices, Draw, Searched, parse_searched
 from fedpeft.tuning.sampling import PRUNERS, SAMPLERS
 
 TABLES = ("budget", "base", "search", "hybrid", "plugin")
@@ -118,7 +118,7 @@ class Search:
         """Of a trial that ends at no rung."""
         return int(self.base.get("rounds", RunConfig().rounds))
 
-    def first_rung(self, every: int) -> int:
+    def get_first_rung(self, every: int) -> int:
         """Round of the first rung, where every `every`-th is validated."""
         return self.keys.first or every
 
@@ -136,7 +136,11 @@ class Search:
     @property
     def plugins(self) -> dict[str, dict[str, Any]]:
         """Records of the plugins that trials may need, by their source."""
-        return {plugin.source: plugin.record for fixed in self._corners() for plugin in used(self.corner(fixed))}
+        return {
+            plugin.source: plugin.record
+            for fixed in self._iterate_corners()
+            for plugin in find_used_plugins(self.build_corner(fixed))
+        }
 
     def config(self, draw: Draw, depth: int = 0) -> RunConfig | None:
         """The run with the values that are drawn; None: a hybrid that would train nothing.
@@ -166,9 +170,9 @@ class Search:
             if text is None:
                 return None
             settings["peft"] = text
-        return from_mapping(settings, str(self.path))
+        return build_config(settings, str(self.path))
 
-    def corner(self, fixed: Mapping[str, Any], depth: int = 1) -> RunConfig:
+    def build_corner(self, fixed: Mapping[str, Any], depth: int = 1) -> RunConfig:
         """The run with the values in `fixed`, and the first that there is of all others.
 
         Raises:
@@ -178,17 +182,17 @@ class Search:
         assert config is not None  # the first of a hybrid has all methods, in all blocks
         return config
 
-    def models(self) -> dict[str, RunConfig]:
+    def list_models(self) -> dict[str, RunConfig]:
         """The bases that trials may have, by name, each with a run on it."""
         names = ["model"] if "model" in self.space else []
         texts = self.space["model"].ends if names else (self.base.get("model"),)
-        names += sorted({place for text in texts for place in _places(text)})
+        names += sorted({place for text in texts for place in _find_places(text)})
         corners = [dict(zip(names, values, strict=True)) for values in product(*(self.space[n].ends for n in names))]
-        return {config.model: config for config in map(self.corner, corners)}
+        return {config.model: config for config in map(self.build_corner, corners)}
 
     def lengths(self) -> set[int]:
         """Tokens that the rows of trials may have."""
-        return {self.corner(fixed).tokens for fixed in self._corners()}
+        return {self.build_corner(fixed).tokens for fixed in self._iterate_corners()}
 
     def check(self) -> None:
         """See that every value of the search is legal beside the others.
@@ -197,39 +201,39 @@ class Search:
             ConfigError: one is not.
             PrivacyError: what clients hold is protected.
         """
-        for fixed in self._corners():
-            check_early(self.corner(fixed), str(self.path))
+        for fixed in self._iterate_corners():
+            check_early(self.build_corner(fixed), str(self.path))
         from fedpeft.privacy.mechanism import Mechanism
 
-        for fixed in self._corners():
-            config = self.corner(fixed)
+        for fixed in self._iterate_corners():
+            config = self.build_corner(fixed)
             check_parts(config, str(self.path))
-            mechanism = built(config, "privacy")
+            mechanism = build_part(config, "privacy")
             if isinstance(mechanism, Mechanism) and mechanism.protects:
                 raise PrivacyError(
                     f"FP7119 {self.path}: under privacy={config.privacy} every trial would be a release of its own, "
                     "which no epsilon here covers; search without privacy on rows that are public, or choose by hand"
                 )
 
-    def _corners(self) -> Iterator[dict[str, Any]]:
+    def _iterate_corners(self) -> Iterator[dict[str, Any]]:
         """Values under which each end of each range is seen."""
         yield {}
         for name, among in self.space.items():
-            others = [{}] if name in SETTINGS else self._texts_with(name)
+            others = [{}] if name in SETTINGS else self._list_values_with(name)
             for other in others:
                 for end in among.ends:
                     yield {**other, name: end}
 
-    def _texts_with(self, name: str) -> list[dict[str, Any]]:
+    def _list_values_with(self, name: str) -> list[dict[str, Any]]:
         """Values of settings in which the name stands in braces; nothing where it stands in [base]."""
-        found: list[dict[str, Any]] = [{}] if any(name in _places(text) for text in self.base.values()) else []
+        found: list[dict[str, Any]] = [{}] if any(name in _find_places(text) for text in self.base.values()) else []
         for other, among in self.space.items():
             if isinstance(among, Choices):
-                found += [{other: text} for text in among.values if name in _places(text)]
+                found += [{other: text} for text in among.values if name in _find_places(text)]
         return found
 
 
-def _places(text: Any) -> list[str]:
+def _find_places(text: Any) -> list[str]:
     return PLACE.findall(text) if isinstance(text, str) else []
 
 
@@ -248,17 +252,17 @@ def read_search(path: Path) -> Search:
                 f"FP1467 {path} has {key}, which a study has (python -m fedpeft.study); a search has [search] with "
                 "ranges, and one seed in [base]"
             )
-    base = _table(path, "base", content.pop("base", {}))
+    base = _get_table(path, "base", content.pop("base", {}))
     space = {
-        name: searched(f"{path}: {name} of [search]", value)
-        for name, value in _table(path, "search", content.pop("search", {})).items()
+        name: parse_searched(f"{path}: {name} of [search]", value)
+        for name, value in _get_table(path, "search", content.pop("search", {})).items()
     }
-    hybrid = hybrid_space(str(path), content.pop("hybrid")) if "hybrid" in content else None
-    budget = _budget(path, content.pop("budget")) if "budget" in content else None
+    hybrid = parse_hybrid_space(str(path), content.pop("hybrid")) if "hybrid" in content else None
+    budget = _parse_budget(path, content.pop("budget")) if "budget" in content else None
     legal = {f.name for f in dataclasses.fields(SearchKeys)}
     for key in content:
         if key not in legal:
-            raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
+            raise ConfigError(f"FP1424 {path} has an unknown key {key!r}; {suggest_legal(key, {*legal, *TABLES})}")
     keys = SearchKeys(**check_settings(str(path), SearchKeys, content))
     _check_hybrid(path, base, space, hybrid)
     _check_base(path, base)
@@ -272,13 +276,13 @@ def read_search(path: Path) -> Search:
     return search
 
 
-def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+def _get_table(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"FP1425 {path}: {name} must be a table ([{name}]), got {value!r:.100}")
     return value
 
 
-def _budget(path: Path, given: Any) -> Budget:
+def _parse_budget(path: Path, given: Any) -> Budget:
     if not isinstance(given, dict) or len(given) != 1 or not set(given) <= set(UNITS):
         raise ConfigError(
             f"FP1469 {path}: budget must be {{parameters = 30_000}} or {{bytes = 120_000}}, got {given!r:.100}"
@@ -293,8 +297,8 @@ def _check_base(path: Path, base: Mapping[str, Any]) -> None:
     """Check that [base] holds settings, and that those that stay the same in all trials have no searched place."""
     for key in base:
         if key not in SETTINGS:
-            raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
-        if key in FIXED and (places := _places(base[key])):
+            raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {suggest_legal(key, SETTINGS)}")
+        if key in FIXED and (places := _find_places(base[key])):
             raise ConfigError(
                 f"FP1472 {path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
                 "without braces"
@@ -311,7 +315,7 @@ def _check_space(path: Path, base: Mapping[str, Any], space: Mapping[str, Search
         if name in SETTINGS and isinstance(values, Choices)
         for text in values.values
     ]
-    used = {place for text in [*base.values(), *searched_texts] for place in _places(text)}
+    used = {place for text in [*base.values(), *searched_texts] for place in _find_places(text)}
     for name in space:
         if name in FIXED:
             raise ConfigError(f"FP1473 {path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
@@ -320,12 +324,12 @@ def _check_space(path: Path, base: Mapping[str, Any], space: Mapping[str, Search
         if name not in SETTINGS and name not in used:
             raise ConfigError(
                 f"FP1475 {path}: [search] has an unknown setting {name!r}, which stands in braces ({{{name}}}) nowhere "
-                f"either; {nearest(name, SETTINGS)}"
+                f"either; {suggest_legal(name, SETTINGS)}"
             )
         if name in SETTINGS and name in used:
             raise ConfigError(f"FP1476 {path}: {name} is a setting, so {{{name}}} needs another name")
     for name in sorted(used - set(space)):
-        raise ConfigError(f"FP1477 {path}: {{{name}}} stands for nothing; {nearest(name, space)}")
+        raise ConfigError(f"FP1477 {path}: {{{name}}} stands for nothing; {suggest_legal(name, space)}")
 
 
 def _check_hybrid(

@@ -12,10 +12,10 @@ from fedpeft import seeds
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.layers import depth
+from fedpeft.models.layers import count_layers
 from fedpeft.models.task import TASKS
-from fedpeft.run.facts import DataFacts
-from fedpeft.run.profiles import groups_of, number_of
+from fedpeft.run.facts import DatasetInfo
+from fedpeft.run.profiles import count_clients, load_groups
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tuning.search_file import Budget, Search
@@ -31,7 +31,7 @@ class Size:
     parameters: int
     bytes: int
 
-    def within(self, budget: Budget | None) -> bool:
+    def is_within(self, budget: Budget | None) -> bool:
         """Whether a budget allows it."""
         return budget is None or getattr(self, budget.unit) <= budget.most
 
@@ -44,22 +44,22 @@ class Sizes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._facts: dict[tuple[object, ...], DataFacts] = {}
+        self._facts: dict[tuple[object, ...], DatasetInfo] = {}
         self._known: dict[RunConfig, Size] = {}
 
-    def facts(self, config: RunConfig) -> DataFacts:
+    def facts(self, config: RunConfig) -> DatasetInfo:
         """Of the rows of a configuration."""
         key = (config.dataset, config.partition, config.clients, config.ranks)
         if key not in self._facts:
-            groups = groups_of(config.ranks, config.clients, self._folder)
-            self._facts[key] = SimulatedRows.of(config, number_of(config.clients, groups)).facts
+            groups = load_groups(config.ranks, config.clients, self._folder)
+            self._facts[key] = SimulatedRows.load(config, count_clients(config.clients, groups)).facts
         return self._facts[key]
 
-    def depth(self, config: RunConfig) -> int:
+    def count_blocks(self, config: RunConfig) -> int:
         """How many transformer blocks the base has."""
         facts = self.facts(config)
         folder = resolve_model(facts.default_model if config.model == "auto" else config.model)
-        return depth(TASKS.build(facts.task).base(folder, torch.float32))
+        return count_layers(TASKS.build(facts.task).base(folder, torch.float32))
 
     def of(self, config: RunConfig) -> Size:
         """Of one trial: what the largest client trains and sends.
@@ -72,14 +72,14 @@ class Sizes:
         """
         alike = dataclasses.replace(config, learning_rate=RunConfig().learning_rate)
         if alike not in self._known:
-            self._known[alike] = self._measured(config)
+            self._known[alike] = self._measure(config)
         return self._known[alike]
 
-    def _measured(self, config: RunConfig) -> Size:
-        groups = groups_of(config.ranks, config.clients, self._folder)
-        setup = Setup.of(config, self.facts(config), groups)
+    def _measure(self, config: RunConfig) -> Size:
+        groups = load_groups(config.ranks, config.clients, self._folder)
+        setup = Setup.create(config, self.facts(config), groups)
         names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
-        noise = seeds.torch_generator(0, "size", 0)
+        noise = seeds.create_torch_generator(0, "size", 0)
         update = {
             t.name: TYPICAL * torch.randn(t.shape, generator=noise) for t in setup.layout.tensors if t.name in names
         }
@@ -89,13 +89,13 @@ class Sizes:
         return Size(setup.layout.numel, len(payload))
 
 
-def blocks_of(search: Search, sizes: Sizes) -> int:
+def count_blocks(search: Search, sizes: Sizes) -> int:
     """How many transformer blocks the bases of a search have.
 
     Raises:
         ConfigError: one has more than another.
     """
-    (first, blocks), *others = [(name, sizes.depth(config)) for name, config in search.models().items()]
+    (first, blocks), *others = [(name, sizes.count_blocks(config)) for name, config in search.list_models().items()]
     for name, found in others:
         if found != blocks:
             raise ConfigError(
@@ -114,9 +114,9 @@ def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
     if search.hybrid is None or search.budget is None:
         return
     found: dict[str, Size] = {}
-    for text in search.hybrid.smallest(blocks):
-        found[text] = sizes.of(dataclasses.replace(search.corner({}, blocks), peft=text))
-        if found[text].within(search.budget):
+    for text in search.hybrid.iterate_smallest(blocks):
+        found[text] = sizes.of(dataclasses.replace(search.build_corner({}, blocks), peft=text))
+        if found[text].is_within(search.budget):
             return
     unit = search.budget.unit
     smallest = min(found, key=lambda text: int(getattr(found[text], unit)))

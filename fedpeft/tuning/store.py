@@ -23,8 +23,8 @@ from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.run.folder import SEARCHS_JOURNAL as JOURNAL
-from fedpeft.run.own_files import RECORD, changed, made_of, naming, recorded
-from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
+from fedpeft.run.own_files import RECORD, find_changed_file, find_own_files, load_record, select_file_settings
+from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, SeededSampler
 from fedpeft.tuning.search_file import Search
 
 NAME = "search"
@@ -69,7 +69,7 @@ class Backend(JournalFileBackend):
             RunError: the disk is full or can't be written.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with files.writing(self._journal):
+        with files.raise_write_errors(self._journal):
             self._turn.acquire()
             try:
                 files.append(self._journal, lines.encode())
@@ -77,26 +77,26 @@ class Backend(JournalFileBackend):
                 self._turn.release()
 
 
-def _storage(folder: Path) -> JournalStorage:
+def _open_storage(folder: Path) -> JournalStorage:
     return JournalStorage(Backend(folder))
 
 
-def _mend(journal: Path) -> None:
+def _repair(journal: Path) -> None:
     """Drop half a line at the end, behind which nothing could be read."""
     if journal.is_file():
         content = journal.read_bytes()
         if content and not content.endswith(b"\n"):
-            with files.writing(journal):
+            with files.raise_write_errors(journal):
                 os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def refuse_others(folder: Path) -> None:
     """RunError where a folder holds something else than a search."""
-    if folder.is_dir() and not (folder / JOURNAL).exists() and any(not _own(path) for path in folder.iterdir()):
+    if folder.is_dir() and not (folder / JOURNAL).exists() and any(not _is_own(path) for path in folder.iterdir()):
         raise RunError(f"FP5234 {folder} is not empty and holds no search; give another --output")
 
 
-def opened(search: Search, folder: Path, every: int) -> Study:
+def open_study(search: Search, folder: Path, every: int) -> Study:
     """The study of a search in its folder, made where there is none; no trial ends early by it.
 
     Args:
@@ -112,12 +112,12 @@ def opened(search: Search, folder: Path, every: int) -> Study:
     refuse_others(folder)
     keys = search.keys
     try:
-        _mend(journal)
+        _repair(journal)
         study = optuna.create_study(
-            storage=_storage(folder),
+            storage=_open_storage(folder),
             study_name=NAME,
             direction="minimize" if keys.objective == "loss" else "maximize",
-            sampler=Seeded(keys.sampler, keys.seed, keys.startup),
+            sampler=SeededSampler(keys.sampler, keys.seed, keys.startup),
             pruner=optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
@@ -129,12 +129,12 @@ def opened(search: Search, folder: Path, every: int) -> Study:
     terms = {
         "identity": search.identity,
         "pruner": keys.pruner,
-        "first": search.first_rung(every),
+        "first": search.get_first_rung(every),
         "most": search.rounds,
         "reduction": keys.reduction,
         "objective": keys.objective,
     }
-    agreed = _agreed(search, folder, known, terms)
+    agreed = _check_terms(search, folder, known, terms)
     if known != agreed:
         study.set_user_attr(TERMS, agreed)
     _refuse_changed(folder)
@@ -147,17 +147,17 @@ def _refuse_changed(folder: Path) -> None:
     Raises:
         RunError: it has changed.
     """
-    now = cache(made_of)  # trials share it
+    now = cache(find_own_files)  # trials share it
     for run in sorted(path.parent for path in folder.glob(f"trials/*/{RECORD}")):
         config = read_config(run / "config.toml", of_run=True)
-        if name := changed(recorded(run), now(naming(config))):
+        if name := find_changed_file(load_record(run), now(select_file_settings(config))):
             raise RunError(
                 f"FP5236 {folder} holds trials made of {name} as it was before it changed; put that back, or give "
                 "another --output"
             )
 
 
-def _agreed(search: Search, folder: Path, known: dict[str, Any] | None, terms: dict[str, Any]) -> dict[str, Any]:
+def _check_terms(search: Search, folder: Path, known: dict[str, Any] | None, terms: dict[str, Any]) -> dict[str, Any]:
     """The terms that a search goes on by: those of its file, and the plugins that it has used so far.
 
     Raises:
@@ -179,31 +179,31 @@ def _agreed(search: Search, folder: Path, known: dict[str, Any] | None, terms: d
     return {**terms, PLUGINS: recorded | now}
 
 
-def _own(path: Path) -> bool:
+def _is_own(path: Path) -> bool:
     """Whether a kill before the journal was there may have left this."""
     return path.name in ("search.lock", f"{JOURNAL}.lock", "trials")
 
 
-def trial_of(study: Study, number: int) -> Trial:
+def get_trial(study: Study, number: int) -> Trial:
     """A trial that was begun, to go on with."""
     frozen = study.get_trials(deepcopy=False)[number]
     return Trial(study, frozen._trial_id)
 
 
-def noted(study: Study, number: int) -> Trial:
+def open_trial(study: Study, number: int) -> Trial:
     """A trial to write to, for which nothing is drawn any more."""
-    return trial_of(optuna.load_study(study_name=NAME, storage=study._storage, sampler=RandomSampler()), number)
+    return get_trial(optuna.load_study(study_name=NAME, storage=study._storage, sampler=RandomSampler()), number)
 
 
-def reported_to(folder: Path, number: int) -> tuple[Trial, dict[str, Any]]:
+def open_running_trial(folder: Path, number: int) -> tuple[Trial, dict[str, Any]]:
     """A trial in its own process, which ends at rungs, and the terms of its search."""
-    study = optuna.load_study(study_name=NAME, storage=_storage(folder), sampler=RandomSampler())
+    study = optuna.load_study(study_name=NAME, storage=_open_storage(folder), sampler=RandomSampler())
     terms: dict[str, Any] = study.user_attrs[TERMS]
     study.pruner = PRUNERS[terms["pruner"]](terms["first"], terms["most"], terms["reduction"])
-    return trial_of(study, number), terms
+    return get_trial(study, number), terms
 
 
-def trained(study: Study) -> list[FrozenTrial]:
+def list_trained(study: Study) -> list[FrozenTrial]:
     """The trials that were trained, are being trained or failed in it: without those that never were."""
     return [
         trial
@@ -212,14 +212,14 @@ def trained(study: Study) -> list[FrozenTrial]:
     ]
 
 
-def finished(study: Study) -> list[FrozenTrial]:
+def list_finished(study: Study) -> list[FrozenTrial]:
     """Those that ended at no rung, the best first."""
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    done = [t for t in trained(study) if t.state == TrialState.COMPLETE]
+    done = [t for t in list_trained(study) if t.state == TrialState.COMPLETE]
     return sorted(done, key=lambda t: (sign * float(t.value or 0.0), t.number))
 
 
-def settings_of(trial: FrozenTrial) -> dict[str, Any]:
+def read_settings(trial: FrozenTrial) -> dict[str, Any]:
     """The settings of a trial's run."""
     found: dict[str, Any] = json.loads(trial.user_attrs[SETTINGS])
     return found

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
-from fedpeft.tuning.store import GIVEN_UP, reported_to
+from fedpeft.tuning.store import GIVEN_UP, open_running_trial
 
 NOT_PASSED = 3
 """Exit code of a trial that has not passed a rung."""
 
 
-class GivenUp(BaseException):
+class TrialPruned(BaseException):
     """The trial has not passed a rung."""
 
 
@@ -20,7 +20,7 @@ class Reporter:
     """Tells the search in `folder` of the rounds of its trial `number`."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self.trial, terms = reported_to(folder, number)
+        self.trial, terms = open_running_trial(folder, number)
         self.objective, self.rounds = terms["objective"], terms["most"]
         self.told = set(self.trial.study.get_trials(deepcopy=False)[number].intermediate_values)
 
@@ -44,12 +44,12 @@ class Reporter:
         if value is not None:
             self._tell(result.round, value)
 
-    def _tell(self, round: int, value: float) -> None:
-        if round not in self.told:
-            self.told.add(round)
-            self.trial.report(value, round)
-        elif round < max(self.told):
+    def _tell(self, round_number: int, value: float) -> None:
+        if round_number not in self.told:
+            self.told.add(round_number)
+            self.trial.report(value, round_number)
+        elif round_number < max(self.told):
             return
-        if round < self.rounds and self.trial.should_prune():
-            self.trial.set_user_attr(GIVEN_UP, round)
-            raise GivenUp
+        if round_number < self.rounds and self.trial.should_prune():
+            self.trial.set_user_attr(GIVEN_UP, round_number)
+            raise TrialPruned

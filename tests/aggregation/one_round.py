@@ -3,21 +3,27 @@
 import torch
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 
-FORM = ClientForm(4, 8.0)
+FORM = AdapterShape(4, 8.0)
 EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 4.0)]
-MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 6.0), 1.0), Client(ClientForm(3, 6.0), 4.0)]
-layout = lora_layout([(12, 9)], FORM, head=(3, 5))
+MIXED = [Client(AdapterShape(2, 8.0), 3.0), Client(AdapterShape(4, 6.0), 1.0), Client(AdapterShape(3, 6.0), 4.0)]
+layout = create_lora_layout([(12, 9)], FORM, head=(3, 5))
 (pair,) = layout.pairs
 
 
-def a_round(spec, clients, round=1, seed=0, size=0.5, state=None):
+def a_round(spec, clients, round_number=1, seed=0, size=0.5, state=None):
     strategy = strategies.build(spec)
-    state = state or random_state(layout, 1, torch.float64)
-    updates = random_updates(strategy, state, layout, clients, 2, round, size)
-    return run_round(strategy, state, layout, updates, round, seed), updates, state
+    state = state or create_random_state(layout, 1, torch.float64)
+    updates = create_random_updates(strategy, state, layout, clients, 2, round_number, size)
+    return run_round(strategy, state, layout, updates, round_number, seed), updates, state
 
 
 def shares(updates):

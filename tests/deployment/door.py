@@ -11,7 +11,7 @@ import grpc
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, Revoked
+from fedpeft.deployment.certificates import Authority, RevocationList
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.credentials import Credentials
@@ -38,14 +38,16 @@ class Door:
         self.gateway = self.open()
 
     def open(self, port=0):
-        own = Credentials.of_server(self.folder / "certs")
+        own = Credentials.load_server(self.folder / "certs")
         return self.open_with(grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, True), port)
 
     def open_with(self, credentials, port=0):
         authority = (self.folder / "certs" / "ca.pem").read_bytes()
-        keeper = Doorkeeper(Revoked(self.folder / "certs" / "revoked.pem", authority))
+        keeper = Doorkeeper(RevocationList(self.folder / "certs" / "revoked.pem", authority))
         told = v2.Description(run=self.roster.run, software=__version__)
-        gateway = Gateway(told, self.roster, keeper, lambda round, rows: LIMIT, lambda registration: None, self.events)
+        gateway = Gateway(
+            told, self.roster, keeper, lambda round_number, rows: LIMIT, lambda registration: None, self.events
+        )
         gateway.start(f"127.0.0.1:{port}", credentials)
         return gateway
 
@@ -53,7 +55,7 @@ class Door:
         folder = self.folder / "certs" / "clients" / name
         if not folder.exists():
             self.authority.client(name)
-        return Link(f"{host}:{self.gateway.port}", called or name, Credentials.of_client(folder))
+        return Link(f"{host}:{self.gateway.port}", called or name, Credentials.load_client(folder))
 
     def registration(self, **more):
         return v2.Registration(run=self.roster.run, rows=10, **more)
@@ -72,7 +74,7 @@ class Door:
 def client(door, name="edge-1", **more):
     """A connection with its stream of tasks open, once the server knows of it."""
     with door.link(name, **more).open() as connection:
-        tasks = connection.tasks(door.registration())
+        tasks = connection.iterate_tasks(door.registration())
         got: list = []
 
         def read():
@@ -81,19 +83,19 @@ def client(door, name="edge-1", **more):
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        door.until(lambda: any(s.member.name == name and s.connected for s in door.gateway.sessions()))
+        door.until(lambda: any(s.member.name == name and s.connected for s in door.gateway.list_sessions()))
         connection.first = lambda: (reader.join(20), got[0])[1]
         yield connection
 
 
-def asked(door, connection, name="edge-1", round=1):
+def asked(door, connection, name="edge-1", round_number=1):
     """The client has a task; returns its name."""
     door.roster.start()
-    id = door.roster.find(name).id
-    task = door.gateway.submit(name, Instruction("train", round, id, b"state"))
+    client_id = door.roster.find(name).id
+    task = door.gateway.submit(name, Instruction("train", round_number, client_id, b"state"))
     assert connection.first()[0] == task
     return task
 
 
-def good(door, name="edge-1", round=1, payload=b"update"):
-    return Report(door.roster.find(name).id, round, payload, rows=10, loss=1.0)
+def good(door, name="edge-1", round_number=1, payload=b"update"):
+    return Report(door.roster.find(name).id, round_number, payload, rows=10, loss=1.0)

@@ -11,33 +11,33 @@ import torch
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, common_digest, digest_of, form_name
+from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.instruction_policy import InstructionPolicy
-from fedpeft.deployment.round_record import RoundRecord, parsed
+from fedpeft.deployment.round_record import RoundRecord, parse_record
 from fedpeft.deployment.signing import RECORD, Signer, Verifier
-from fedpeft.deployment.transcript import Transcript, most_records
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.deployment.transcript import Transcript, compute_record_limit
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 
 RUN, SETTINGS = "0123456789abcdef", "5" * 64
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
 
 
-def task(round=1, kind="train", client=0, **more):
-    return Instruction(kind, round, client, b"payload", 0.1, rank=2, alpha=4.0, **more)
+def task(round_number=1, kind="train", client=0, **more):
+    return Instruction(kind, round_number, client, b"payload", 0.1, rank=2, alpha=4.0, **more)
 
 
 def release(instruction, state=STATE, **more):
-    states = {form_name(instruction.form): digest_of(state)} if instruction.kind != "prepare" else {}
-    return Release(instruction.kind, instruction.round, states, common_digest(instruction), **more)
+    states = {format_form(instruction.form): compute_digest(state)} if instruction.kind != "prepare" else {}
+    return Release(instruction.kind, instruction.round, states, compute_common_digest(instruction), **more)
 
 
 def policy(mixed=True, **parts):
     """What a client takes whose adapter has rank 2 and alpha 4 (or, if ranks are mixed, rank 1 and alpha 2)."""
     tensors = TensorSpec("a", (2, 3), "lora_A", "m"), TensorSpec("b", (3, 2), "lora_B", "m")
-    layout = Layout(tensors, ClientForm(2, 4.0))
+    layout = Layout(tensors, AdapterShape(2, 4.0))
     given = {"strategy": strategies.build("flexlora"), "downlink": parse_codec("fp32"), "secure_sum": None} | parts
     return InstructionPolicy(layout, SimpleNamespace(**given), 0, mixed)
 
@@ -50,7 +50,7 @@ class Server:
         self.authority = Authority(folder / "certs", 30)
         if self.authority.ensure():
             self.authority.server(["127.0.0.1"])
-        self.signer = Signer(Credentials.of_server(folder / "certs")) if tls else None
+        self.signer = Signer(Credentials.load_server(folder / "certs")) if tls else None
         self.open()
 
     @property
@@ -67,7 +67,7 @@ class Server:
 
     def sends(self, client, instruction, **changes):
         """The records that the client lacks, and a task; returns it as the client takes it."""
-        for record in self.said.since(len(client)):
+        for record in self.said.get_records_since(len(client)):
             client.receive(record)
         name = changes.pop("name", "edge-1")
         return client.accept(replace(instruction, **changes), self.said.about(name, instruction))
@@ -82,7 +82,13 @@ def server(tmp_path):
 def joins(server):
     def join(name="edge-1", verifier=True, **more):
         file = server.folder / f"{name}.transcript.jsonl"
-        given = {"policy": policy(), "run": RUN, "settings": SETTINGS, "client": name, "most": most_records(20)} | more
+        given = {
+            "policy": policy(),
+            "run": RUN,
+            "settings": SETTINGS,
+            "client": name,
+            "most": compute_record_limit(20),
+        } | more
         return Transcript(file, verifier=Verifier(server.ca) if verifier else None, **given)
 
     return join
@@ -96,7 +102,7 @@ def forged(server, client, **fields):
     head = client._chain.head
     record = RoundRecord(
         run=RUN, sequence=len(client), previous=head, kind="train", round=client._chain.round + 1, cohort=2,
-        settings=SETTINGS, states={}, common=common_digest(task()), base="", time=1_800_000_000,
+        settings=SETTINGS, states={}, common=compute_common_digest(task()), base="", time=1_800_000_000,
     )  # fmt: skip
-    now = parsed(RoundRecord, server.said._statements[0].content).time
+    now = parse_record(RoundRecord, server.said._statements[0].content).time
     return server.signer.sign(RECORD, replace(record, time=now, **fields).to_bytes())

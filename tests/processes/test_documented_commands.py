@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedpeft.machine.cache import cache_directory
+from fedpeft.machine.cache import get_cache_directory
 from tests.unit.test_documented_commands import DOCUMENTS, EXTRAS, NOT_RUN, OVERRIDES, ROOT, blocks
 
 COMPANIONS = {
@@ -189,7 +189,7 @@ def reader(request, tmp_path):
         "PYTHONPATH": f"{hiding}:{folder}",
         "HOME": str(home),
         "FLWR_HOME": str(home / "flwr"),
-        "FEDPEFT_CACHE": str(cache_directory()),
+        "FEDPEFT_CACHE": str(get_cache_directory()),
         "PORT": port,
     }
     made = Reader(document.relative_to(ROOT).as_posix(), folder, environment)

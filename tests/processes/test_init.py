@@ -26,7 +26,7 @@ def project(tmp_path, capsys):
 def test_the_run_of_a_new_project_is_legal(project, monkeypatch):
     from fedpeft.aggregation.strategy import strategies
 
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     monkeypatch.chdir(project)
     config = read_config(project / "run.toml")
     assert strategies.build(config.strategy).share == 0.5

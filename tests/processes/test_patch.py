@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedpeft.clients.trainer import Ranks
+from fedpeft.clients.trainer import ProcessGroup
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -93,7 +93,9 @@ class Scripts:
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "FEDPEFT_CACHE", str(cache.cache_directory()))  # scripts have homes of their own
+    monkeypatch.setitem(
+        ENVIRONMENT, "FEDPEFT_CACHE", str(cache.get_cache_directory())
+    )  # scripts have homes of their own
     made = []
 
     def start(name, *words):
@@ -216,7 +218,7 @@ def test_scripts_with_an_sft_trainer_of_trl_take_part_and_learn(packing, checkpo
 def description(base, **settings):
     values = {"peft": PEFT, "model": "tiny_lm", "dtype": "fp32"} | settings
     config = RunConfig(**{name: value for name, value in values.items() if name in TAKEN})
-    weights = cache.file_hash(base, ("*.safetensors", "config.json"))
+    weights = cache.hash_files(base, ("*.safetensors", "config.json"))
     return v2.Description(run="0" * 16, config=config.to_toml(), task="causal_lm", weights_hash=weights, tokens=64)
 
 
@@ -237,7 +239,7 @@ class Told:
 
 
 def edge(told, trainer, folder):
-    return TrainerEdge(told, trainer, None, Ranks(), folder, Told())
+    return TrainerEdge(told, trainer, None, ProcessGroup(), folder, Told())
 
 
 @pytest.mark.fast
@@ -276,8 +278,8 @@ def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
         return SimpleNamespace(training_loss=1.25)
 
     told = Told()
-    made = TrainerEdge(description(base, **given), trainer, train, Ranks(), tmp_path, told)
-    assert made.registration().rows == said[2]
+    made = TrainerEdge(description(base, **given), trainer, train, ProcessGroup(), tmp_path, told)
+    assert made.create_registration().rows == said[2]
     start = {name: torch.zeros(shape) for name, shape in made.layout.shapes.items()}
     payload = parse_codec("fp32").encode(start)
     report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=32.0))

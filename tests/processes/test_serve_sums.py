@@ -156,12 +156,14 @@ def test_kills_and_dropouts_at_every_step_leave_each_sum_that_of_the_integers(fl
 def check_sums(made, rounds) -> None:
     """Each is that of the integers of those whose vectors have arrived."""
     added = made.folder / "added"
-    for round in rounds:
-        if round == 12:
+    for round_number in rounds:
+        if round_number == 12:
             assert not (added / "12.json").exists()
             continue
-        bits, survivors = json.loads((added / f"{round}.json").read_text())
-        left = {round - 7} if 7 <= round <= 9 else set()  # those of rounds 10 and 11 had sent their vectors
-        assert survivors == sorted(set(range(5)) - left), round
-        plain = sum(np.load(added / f"{round}-{client}.npy").astype(np.uint64) for client in survivors)
-        np.testing.assert_array_equal(np.load(added / f"{round}-sum.npy"), plain % 2**bits)
+        bits, survivors = json.loads((added / f"{round_number}.json").read_text())
+        left = (
+            {round_number - 7} if 7 <= round_number <= 9 else set()
+        )  # those of rounds 10 and 11 had sent their vectors
+        assert survivors == sorted(set(range(5)) - left), round_number
+        plain = sum(np.load(added / f"{round_number}-{client}.npy").astype(np.uint64) for client in survivors)
+        np.testing.assert_array_equal(np.load(added / f"{round_number}-sum.npy"), plain % 2**bits)

@@ -21,7 +21,7 @@ def state_of_this_process():
 
     return (
         torch.get_num_threads(), dict(os.environ), list(warnings.filters), logging.get_verbosity(),
-        logging.is_progress_bar_enabled(), plugins.named(), dict(plugins._names), threading.active_count(), os.getcwd(),
+        logging.is_progress_bar_enabled(), plugins.list_named(), dict(plugins._names), threading.active_count(), os.getcwd(),
         torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
 
@@ -69,18 +69,18 @@ def test_a_run_predicts_and_evaluates(ended, capsys):
         ended.predict(text, new_tokens=0)
     table = ended.evaluate(rows=20)
     assert "global" in set(table["model"])
-    assert table["accuracy"].between(0, 1).all()
+    assert table["accuracy"].apply_middle(0, 1).all()
 
 
 def test_a_pandas_frame_is_a_data_set(tmp_path):
     import pandas
 
-    from fedpeft.data.in_memory import dataset_of
+    from fedpeft.data.in_memory import convert_to_dataset
 
     frame = pandas.DataFrame(ROWS)
-    assert dataset_of(frame).train.inputs == dataset_of(ROWS).train.inputs
+    assert convert_to_dataset(frame).train.inputs == convert_to_dataset(ROWS).train.inputs
     with refuses("FP3060", "Series"):
-        dataset_of(frame["text"])
+        convert_to_dataset(frame["text"])
 
 
 def test_without_pandas_there_are_records(ended, monkeypatch):

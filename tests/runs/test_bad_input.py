@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpeft.run.folder import alone_in
+from fedpeft.run.folder import lock_folder
 from fedpeft.simulate import main
 from tests.unit.test_bad_input import call
 
@@ -26,7 +26,7 @@ def test_a_resumed_run_refuses_other_rows_and_a_second_process(tmp_path, capfd):
     data.write_text("\n".join(lines) + "\n")
     flags = {"--dataset": f"file:{data}", "--model": "tiny"}
     assert call(tmp_path / "run", flags) == 0
-    with alone_in(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert main(["--resume", str(tmp_path / "run")]) == 2
     assert "another process" in "".join(capfd.readouterr())
     (tmp_path / "run" / ".lock").unlink(missing_ok=True)

@@ -15,15 +15,15 @@ from fedpeft import plugins
 from fedpeft.api import open_run
 from fedpeft.config import RunConfig, read_config
 from fedpeft.data.rows import Rows
-from fedpeft.deployment.compared_parts import digest_of
+from fedpeft.deployment.compared_parts import compute_plugin_digest
 from fedpeft.errors import ConfigError
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.plugin_files import MODULE, digest, own_code, shortened
+from fedpeft.plugin_files import MODULE, compute_digest, hash_own_code, shorten_version
 from fedpeft.predict import main as predict
 from fedpeft.run import catalogue
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.setup import Setup
 from fedpeft.simulate import main as simulate
@@ -47,7 +47,7 @@ parts = {"peft_methods": {"mine": Mine}}
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     forget_plugins(monkeypatch)
-    monkeypatch.setattr(plugins, "installed", plugins.installed.__wrapped__)
+    monkeypatch.setattr(plugins, "list_installed", plugins.list_installed.__wrapped__)
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
 
 
@@ -63,7 +63,7 @@ def settings(rule, tmp_path, monkeypatch):
     """config.toml of a run with a strategy of one's own."""
     plugins.use([str(rule)])
     config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
-    file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    file.write_text(catalogue.format_toml(config, catalogue.find_used_parts(config)))
     forget_plugins(monkeypatch)
     return file
 
@@ -74,9 +74,9 @@ def test_a_changed_plugin_is_noted_once_and_refused_only_where_its_run_goes_on(r
     with refuses("FP1266", "and it has changed"):
         read_config(settings)
     assert read_config(settings, goes_on=False).strategy == "half_mean"
-    [note] = plugins.notes()
+    [note] = plugins.take_notes()
     assert note.startswith(f"the plugin {rule} has changed since the run was made with it (")
-    assert plugins.notes() == ()
+    assert plugins.take_notes() == ()
 
 
 @pytest.mark.fast
@@ -91,7 +91,7 @@ def test_a_plugin_that_has_changed_is_not_imported(rule, tmp_path, monkeypatch, 
     plugins.use([str(source)])
     config, settings = RunConfig(strategy="half_mean"), tmp_path / "run" / "config.toml"
     settings.parent.mkdir()
-    settings.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    settings.write_text(catalogue.format_toml(config, catalogue.find_used_parts(config)))
     code = source if place == "file" else source / "__init__.py"
     code.write_text(RULE + PARTS + f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
     for goes_on, of_run in [(True, False), (True, True)]:
@@ -102,14 +102,14 @@ def test_a_plugin_that_has_changed_is_not_imported(rule, tmp_path, monkeypatch, 
     assert read_config(settings, goes_on=False, of_run=True).strategy == "half_mean"
     assert not marker.exists()
     with refuses("FP1229", "half_mean", "has changed", "--plugin"):
-        catalogue.built(config, "strategy")
+        catalogue.build_part(config, "strategy")
     assert not marker.exists()
     forget_plugins(monkeypatch)
     plugins.use([str(source)])
     assert marker.exists()
     read_config(settings, goes_on=False, of_run=True)
-    assert catalogue.built(config, "strategy")
-    assert "what is there now is used" in plugins.notes()[0]
+    assert catalogue.build_part(config, "strategy")
+    assert "what is there now is used" in plugins.take_notes()[0]
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ def in_place(package):  # noqa: F811
 @pytest.mark.fast
 def test_a_package_that_is_installed_in_place_has_changed_when_its_files_have(in_place, tmp_path, monkeypatch):
     config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
-    file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    file.write_text(catalogue.format_toml(config, catalogue.find_used_parts(config)))
     forget_plugins(monkeypatch)
     assert read_config(file).strategy == "half_mean"
     in_place.write_text(RULE + "# a comment\n")
     with refuses("FP1266", "1.5", "1.5"):
         read_config(file)
     read_config(file, goes_on=False)
-    [note] = plugins.notes()
+    [note] = plugins.take_notes()
     assert note.startswith("the plugin somebodys-rules has changed since the run was made with it (1.5 ")
 
 
@@ -148,25 +148,25 @@ def test_a_run_of_before_knows_of_a_package_its_version_alone(in_place, tmp_path
 @pytest.mark.fast
 def test_a_package_in_place_that_can_t_be_read_now_is_known_by_its_version(in_place):
     told = in_place.parent / "somebodys_rules-1.5.dist-info" / "direct_url.json"
-    before = digest(in_place.parent)
+    before = compute_digest(in_place.parent)
     (in_place.parent / ".#somebody.py").symlink_to("nowhere")  # as an editor that is open
-    assert digest(in_place.parent) == before
+    assert compute_digest(in_place.parent) == before
     told.write_text("{")
-    assert [plugin.version for plugin in plugins.installed()] == ["1.5"]
+    assert [plugin.version for plugin in plugins.list_installed()] == ["1.5"]
 
 
 @pytest.mark.fast
 def test_a_package_in_place_and_the_same_as_a_wheel_are_one_to_server_and_clients(in_place):
-    [here] = plugins.installed()
+    [here] = plugins.list_installed()
     (in_place.parent / "somebodys_rules-1.5.dist-info" / "direct_url.json").unlink()
-    [there] = plugins.installed()
+    [there] = plugins.list_installed()
     assert here.version != there.version == "1.5"
-    assert digest_of(here) == digest_of(there)
+    assert compute_plugin_digest(here) == compute_plugin_digest(there)
 
 
 @pytest.mark.fast
 def test_a_version_is_shown_whole_and_a_digest_in_twelve_digits():
-    assert shortened("1.5.dev12+gabcdef0 " + 32 * "ab") == "1.5.dev12+gabcdef0 abababababab"
+    assert shorten_version("1.5.dev12+gabcdef0 " + 32 * "ab") == "1.5.dev12+gabcdef0 abababababab"
     assert str(plugins.Plugin(plugins.IN_PYTHON, "strategies.half_mean, datasets.my_rows", {})).endswith(".my_rows")
 
 
@@ -174,9 +174,9 @@ def test_a_version_is_shown_whole_and_a_digest_in_twelve_digits():
 def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):
     rule.unlink()
     assert read_config(settings, goes_on=False).strategy == "half_mean"
-    assert plugins.notes() == ()
+    assert plugins.take_notes() == ()
     with refuses("FP1229", "strategy 'half_mean'", rule, "which is not there any more", "--plugin FILE"):
-        catalogue.built(RunConfig(strategy="half_mean"), "strategy")
+        catalogue.build_part(RunConfig(strategy="half_mean"), "strategy")
     with pytest.raises(ConfigError, match=r"needs the plugin .* there is no plugin .* name it with --plugin FILE"):
         read_config(settings)
 
@@ -189,7 +189,7 @@ def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(ru
     rule.write_text(RULE + PARTS + "import a_library\n")
     plugins.use([str(rule)])
     config, file = RunConfig(strategy="half_mean"), tmp_path / "config.toml"
-    file.write_text(catalogue.to_toml(config, catalogue.used_parts(config)))
+    file.write_text(catalogue.format_toml(config, catalogue.find_used_parts(config)))
     forget_plugins(monkeypatch)
     for name in [name for name in sys.modules if name == "a_library" or name.startswith(MODULE)]:
         monkeypatch.delitem(sys.modules, name)
@@ -197,7 +197,7 @@ def test_a_plugin_that_can_not_be_loaded_any_more_is_missed_where_its_part_is(ru
     importlib.invalidate_caches()
     read_config(file, goes_on=False)
     with refuses("FP1229", "which can't be used (", "FP1249", "a_library"):
-        catalogue.built(config, "strategy")
+        catalogue.build_part(config, "strategy")
 
 
 @pytest.mark.fast
@@ -208,7 +208,7 @@ def test_the_same_file_in_another_place_is_named_and_taken(rule, settings, tmp_p
     (shutil.copy if beside else shutil.move)(rule, other)
     plugins.use([str(other)])
     assert read_config(settings).strategy == "half_mean"
-    assert [plugin.source for plugin in plugins.named()] == [str(other)]
+    assert [plugin.source for plugin in plugins.list_named()] == [str(other)]
 
 
 @pytest.mark.fast
@@ -219,8 +219,8 @@ def test_another_file_in_another_place_serves_a_finished_run_alone(rule, setting
     with refuses("FP1266", other):
         read_config(settings)
     read_config(settings, goes_on=False)
-    assert [plugin.source for plugin in plugins.named()] == [str(other)]
-    assert str(other) in plugins.notes()[0]
+    assert [plugin.source for plugin in plugins.list_named()] == [str(other)]
+    assert str(other) in plugins.take_notes()[0]
 
 
 @pytest.mark.fast
@@ -228,12 +228,12 @@ def test_two_runs_with_files_of_one_part_s_name_are_not_mixed(rule, settings, tm
     other, second = tmp_path / "other.py", tmp_path / "second.toml"
     other.write_text(RULE + PARTS + "# another\n")
     plugins.use([str(other)])
-    second.write_text(catalogue.to_toml(RunConfig(strategy="half_mean")))
+    second.write_text(catalogue.format_toml(RunConfig(strategy="half_mean")))
     forget_plugins(monkeypatch)
     read_config(settings, goes_on=False)
     read_config(second, goes_on=False)
     with refuses("FP1261", "my_rules.py", "other.py"):
-        catalogue.built(RunConfig(strategy="half_mean"), "strategy")
+        catalogue.build_part(RunConfig(strategy="half_mean"), "strategy")
 
 
 def test_a_run_records_what_it_uses(rule, tmp_path):
@@ -241,11 +241,11 @@ def test_a_run_records_what_it_uses(rule, tmp_path):
     method.write_text(METHOD)
     plugins.use([str(rule), str(method)])
     config = RunConfig(peft="mine")
-    assert set(catalogue.used_parts(config)) == {"peft_methods.mine"}
-    text = catalogue.to_toml(config, catalogue.used_parts(config))
+    assert set(catalogue.find_used_parts(config)) == {"peft_methods.mine"}
+    text = catalogue.format_toml(config, catalogue.find_used_parts(config))
     assert str(method) in text
     assert str(rule) not in text
-    assert str(rule) in catalogue.to_toml(config), "a study's run begins with all that its file names"
+    assert str(rule) in catalogue.format_toml(config), "a study's run begins with all that its file names"
 
 
 @pytest.mark.fast
@@ -257,7 +257,7 @@ def test_what_a_data_set_brings_is_recorded_too(tmp_path):
         'parts = {"tasks": {"own_task": Part}, "models": {"own_model": Other}}\n'
     )
     plugins.use([str(file)])
-    found = catalogue.used_parts(RunConfig(), task="own_task(a=1)", model="own_model")
+    found = catalogue.find_used_parts(RunConfig(), task="own_task(a=1)", model="own_model")
     assert set(found) == {"tasks.own_task", "models.own_model"}
 
 
@@ -285,12 +285,12 @@ def test_what_is_kept_of_rows_is_told_apart_by_the_code_that_made_it(tmp_path, m
         file.write_text(text)
         plugins.use([str(file)])
         task = TASKS.build("own")
-        assert own_code(type(task)) == own_code(type("Wrapped", (type(task),), {"__module__": "fedpeft.x"}))
-        setup = Setup.of(RunConfig(dtype="fp32"), DataFacts("text", "own", ("a", "b"), "tiny", clients=3))
-        found.append((setup.code["code"], setup.tokenised(Rows(["a text"], np.zeros(1, np.int64)), 16)))
+        assert hash_own_code(type(task)) == hash_own_code(type("Wrapped", (type(task),), {"__module__": "fedpeft.x"}))
+        setup = Setup.create(RunConfig(dtype="fp32"), DatasetInfo("text", "own", ("a", "b"), "tiny", clients=3))
+        found.append((setup.code["code"], setup.tokenize_rows(Rows(["a text"], np.zeros(1, np.int64)), 16)))
     assert found[0] == found[1] != found[2]
     assert found[0][1] != found[2][1]
-    assert own_code(*(type(TASKS.build(name)) for name in TASKS.own_names)) == {}
+    assert hash_own_code(*(type(TASKS.build(name)) for name in TASKS.own_names)) == {}
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     rule = folder / "my_rules.py"
     rule.write_text(RULE + PARTS)
-    with plugins.given({}):
+    with plugins.use_parts({}):
         given = ["--dataset", "tiny", "--model", "tiny", "--clients", "2", "--cohort", "all", "--rounds", "1"]
         given += ["--plugin", str(rule), "--strategy", "half_mean", "--local-work", "steps(1)", "--workers", "1"]
         given += ["--measure", "validation(every=1, keep=last)", "--output", str(folder / "run")]
@@ -345,7 +345,7 @@ def test_a_finished_run_needs_its_method(finished, tmp_path, monkeypatch):
     method = tmp_path / "my_method.py"
     method.write_text(METHOD)
     plugins.use([str(method)])
-    (run / "config.toml").write_text(catalogue.to_toml(RunConfig(dataset="tiny", model="tiny", peft="mine")))
+    (run / "config.toml").write_text(catalogue.format_toml(RunConfig(dataset="tiny", model="tiny", peft="mine")))
     method.unlink()
     forget_plugins(monkeypatch)
     with refuses("FP1229", "PEFT method 'mine", "of", "my_method.py, which is not there any more"):

@@ -13,13 +13,13 @@ from fedpeft.clients.local_training import Schedule
 from safetensors.torch import load_file
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import from_mapping
+from fedpeft.config import build_config
 from fedpeft.data.made_words import WORDS
 from fedpeft.flowertune import main
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.catalogue import built
-from fedpeft.run.flowertune_project import TEMPLATES, FlowerTuneProject, fingerprint
+from fedpeft.run.catalogue import build_part
+from fedpeft.run.flowertune_project import TEMPLATES, FlowerTuneProject, compute_fingerprint
 from tests.refusals import has_error, refuses
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "flowertune"
@@ -56,17 +56,17 @@ def rows(tmp_path):
 def test_a_round_has_the_templates_learning_rate():
     """Its formula, at 5e-5 to 1e-6 over 200 rounds."""
     schedule = Schedule(5e-5, 200, "annealing", 1e-6 / 5e-5)
-    for round in (1, 2, 100, 199, 200):
-        theirs = 1e-6 + 0.5 * (5e-5 - 1e-6) * (1 + math.cos(math.pi * round / 200))
-        assert schedule.at(round) == pytest.approx(theirs, rel=1e-5)
+    for round_number in (1, 2, 100, 199, 200):
+        theirs = 1e-6 + 0.5 * (5e-5 - 1e-6) * (1 + math.cos(math.pi * round_number / 200))
+        assert schedule.get_rate(round_number) == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_other_schedules_are_as_before_and_can_have_a_floor(shape):
-    assert Schedule(1.0, 4, shape).at(1) == 1
-    assert Schedule(1.0, 4, shape).at(3) == pytest.approx(0.5)
-    assert Schedule(1.0, 4, shape, 0.2).at(3) == pytest.approx(0.6)
+    assert Schedule(1.0, 4, shape).get_rate(1) == 1
+    assert Schedule(1.0, 4, shape).get_rate(3) == pytest.approx(0.5)
+    assert Schedule(1.0, 4, shape, 0.2).get_rate(3) == pytest.approx(0.6)
 
 
 @pytest.mark.fast
@@ -81,10 +81,10 @@ def test_shipped_configurations_are_the_tracks(track):
     method = PEFT_METHODS.build(config.peft)
     assert (method.rank, method.alpha, method.dropout, method.base_precision) == (32, 64, 0.075, "nf4")
     assert method.targets == ("q_proj", "v_proj")
-    optimizer = built(config, "optimizer")
+    optimizer = build_part(config, "optimizer")
     assert (optimizer.max_norm, optimizer.checkpointing, optimizer.warmup, optimizer.rows_per_pass) == (1, True, 0, 0)
     assert optimizer.floor == pytest.approx(0.02)
-    assert isinstance(built(config, "strategy"), strategies.part("fedit"))
+    assert isinstance(build_part(config, "strategy"), strategies.part("fedit"))
 
 
 @pytest.mark.fast
@@ -96,7 +96,7 @@ def test_further_keys_are_honoured(project):
     ]  # fmt: skip
     config = FlowerTuneProject.read(project, more).config("rows.jsonl")
     assert (config.batch_size, config.local_work, config.strategy, config.cohort) == (64, "epochs(2.0)", "flexlora", 2)
-    optimizer = built(config, "optimizer")
+    optimizer = build_part(config, "optimizer")
     assert (optimizer.rows_per_pass, optimizer.weight_decay, optimizer.checkpointing) == (16, 0.1, False)
     assert "q_proj" in config.peft  # what peft has for Llama
     assert "clients=10" in config.dataset  # of the code track
@@ -104,7 +104,7 @@ def test_further_keys_are_honoured(project):
     assert PEFT_METHODS.build(eight.peft).base_precision == "int8"
     dora = FlowerTuneProject.read(project, [*TINY, "model.lora.use-dora=true"]).config("rows.jsonl")
     assert dora.peft.startswith("dora(")
-    assert from_mapping(vars(dora), "again") == dora
+    assert build_config(vars(dora), "again") == dora
 
 
 @pytest.mark.fast
@@ -173,10 +173,14 @@ def test_a_run_continues(project, rows, tmp_path):
 
 @pytest.mark.fast
 def test_files_of_a_template_are_known_whatever_the_package_is_called():
-    assert fingerprint('"""x: A Flower / FlowerTune app."""\n\n# nothing\n', "x") in TEMPLATES
+    assert compute_fingerprint('"""x: A Flower / FlowerTune app."""\n\n# nothing\n', "x") in TEMPLATES
     one = 'from one.models import get\nreformat(x, llm_task="code")\n'
     other = '\n# a note\nfrom other.models import get\n\nreformat(x, llm_task="finance")\n'
-    assert fingerprint(one, "one") == fingerprint(other, "other") != fingerprint(one + "x = 1\n", "one")
+    assert (
+        compute_fingerprint(one, "one")
+        == compute_fingerprint(other, "other")
+        != compute_fingerprint(one + "x = 1\n", "one")
+    )
 
 
 def test_code_of_its_own_is_named_and_not_executed(project, rows, tmp_path, capsys):

@@ -15,7 +15,7 @@ def test_measures_that_are_no_numbers_are_noted(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(NO_NUMBERS)
     given = ["--plugin", str(file), "--dataset", "rows", "--clients", "3", "--rounds", "1", "--workers", "1"]
-    with plugins.given({}):
+    with plugins.use_parts({}):
         assert simulate([*given, "--measure", "validation(keep=last)", "--output", str(tmp_path / "run")]) == 0
         assert "measured on the test rows, mine, probe.mine: NaN or infinite" in " ".join(
             capsys.readouterr().out.split()

@@ -13,7 +13,7 @@ from tests.refusals import refuses
 
 @dataclass(frozen=True)
 class NoNumbers(LinearStrategy):
-    def finish(self, state, layout, round):
+    def finish(self, state, layout, round_number):
         return {name: tensor * float("nan") for name, tensor in state.items()}
 
 

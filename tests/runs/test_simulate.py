@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality, Summary, show
@@ -80,7 +80,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
         assert r["uplink_bytes"] == sum(c["uplink_bytes"] for c in own)
         assert r["downlink_bytes"] == sum(c["downlink_bytes"] for c in own)
     assert 4 <= summary["uplink_bytes_per_parameter"] < 4.01
-    assert from_mapping(read_toml(folder / "config.toml"), "config.toml").clients == 8
+    assert build_config(read_toml(folder / "config.toml"), "config.toml").clients == 8
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
@@ -111,7 +111,7 @@ def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
 
 def test_the_score_reuses_the_frozen_part_where_the_disk_has_room_for_it(tmp_path, monkeypatch):
     run(tmp_path / "run", "--peft", "lora(rank=2, layers=1)")
-    config = from_mapping(read_toml(tmp_path / "run" / "config.toml"), "config.toml")
+    config = build_config(read_toml(tmp_path / "run" / "config.toml"), "config.toml")
 
     def scored(cache):
         monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / cache))
@@ -179,7 +179,7 @@ def test_a_run_that_is_continued_on_a_machine_without_its_kernel_takes_another(t
         with pytest.raises(CutError):
             main([*TINY, "--output", str(tmp_path / "run")])
     assert Checkpoints(tmp_path / "run" / "checkpoint").load().fixed["kernel"] == "onednn"
-    monkeypatch.setattr("fedpeft.models.kernels.candidates", lambda dtype: ("native",))
+    monkeypatch.setattr("fedpeft.models.kernels.list_kernels", lambda dtype: ("native",))
     assert main(["--resume", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["hardware"]["kernel"] == "native"
 

@@ -22,10 +22,10 @@ def made_result(
     correct = (luck < skill).astype(np.float64)
     confidence = np.clip(skill + 0.3 * (generator.random(ROWS) - 0.5), 0, 1)
     rounds = []
-    for round in range(6):
-        share = 0 if round == 0 else megabytes * 1e6 / 10
-        accuracy = skill - 0.3 * 0.5**round + 0.005 * generator.standard_normal()
-        line = {"round": round, "clients": 5, "accuracy": accuracy, "loss": 2 - accuracy, "train_loss": 1.0}
+    for round_number in range(6):
+        share = 0 if round_number == 0 else megabytes * 1e6 / 10
+        accuracy = skill - 0.3 * 0.5**round_number + 0.005 * generator.standard_normal()
+        line = {"round": round_number, "clients": 5, "accuracy": accuracy, "loss": 2 - accuracy, "train_loss": 1.0}
         rounds.append({**line, "uplink_bytes": int(share), "downlink_bytes": int(share), "seconds": 2.0})
     settings = {k: v for k, v in point.items() if k in RunConfig.__dataclass_fields__}
     return Result(
@@ -52,7 +52,7 @@ def made_result(
         local_steps=100,
         trained_rows=800,
         correct=pack(correct),
-        calibration=calibrate(confidence, correct).as_dict(),
+        calibration=calibrate(confidence, correct).to_dict(),
         client_accuracy={
             "clients": 20,
             "quantiles": list(np.linspace(skill - 0.2, skill + 0.1, len(QUANTILES))),

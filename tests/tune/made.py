@@ -18,9 +18,9 @@ from fedpeft.run.records import Records
 from fedpeft.spec import parse_spec
 from fedpeft.studies.process import Start
 from fedpeft.tuning import store
-from fedpeft.tuning.runner import Conductor, Place
+from fedpeft.tuning.runner import Conductor, SearchFolder
 from fedpeft.tuning.search_file import Search, read_search
-from fedpeft.tuning.trial import NOT_PASSED, GivenUp, Reporter
+from fedpeft.tuning.trial import NOT_PASSED, Reporter, TrialPruned
 
 HEAD = 'trials = 12\nstartup = 4\nreduction = 2\npruner = "{pruner}"\n'
 BASE = '[base]\nrounds = 4\ndataset = "tiny"\nmodel = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\n'
@@ -41,17 +41,17 @@ def search_of(folder: Path, text: str = TEXT) -> Search:
     return read_search(path)
 
 
-def loss_of(settings: Path, round: int) -> float:
+def loss_of(settings: Path, round_number: int) -> float:
     """Of a run after a round."""
     config = read_config(settings)
     rank = parse_spec(config.peft.split(" + ")[0]).settings.get("rank", 1)
-    return abs(math.log10(config.learning_rate / 5e-3)) + 0.1 * abs(math.log2(rank / 4)) + 1 / round
+    return abs(math.log10(config.learning_rate / 5e-3)) + 0.1 * abs(math.log2(rank / 4)) + 1 / round_number
 
 
 def rounds_of(start: Start) -> Iterator[RoundResult]:
-    for round in range(1, read_config(start.settings).rounds + 1):
-        loss = loss_of(start.settings, round)
-        yield RoundResult(round, 3, 0, loss, loss, 1 / (1 + loss), 1, 1, 0.0, 0.0, 0.0)
+    for round_number in range(1, read_config(start.settings).rounds + 1):
+        loss = loss_of(start.settings, round_number)
+        yield RoundResult(round_number, 3, 0, loss, loss, 1 / (1 + loss), 1, 1, 0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class InProcess:
             run.log.write_text("error: no room\n", encoding="utf-8")
             self._codes[run.folder] = 2
             return
-        with suppress(GivenUp):
+        with suppress(TrialPruned):
             self._codes[run.folder] = NOT_PASSED
             self._rounds(run, trial, Reporter(Path(search), trial))
             self._codes[run.folder] = 0
@@ -108,10 +108,10 @@ class InProcess:
 
 def conducted(
     search: Search, folder: Path, starts: InProcess, trials: int = 0, sizes: Any = None, blocks: int = 0
-) -> Place:
+) -> SearchFolder:
     """The search in `folder`, done as far as it comes."""
     folder.mkdir(parents=True, exist_ok=True)
-    study = store.opened(search, folder, every=1)
-    place = Place(search, study, folder, trials or search.keys.trials, sizes, blocks)
+    study = store.open_study(search, folder, every=1)
+    place = SearchFolder(search, study, folder, trials or search.keys.trials, sizes, blocks)
     Conductor(place, lambda: starts, 1, Console(quiet=True)).run()
     return place

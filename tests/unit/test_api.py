@@ -9,8 +9,8 @@ import pytest
 import fedpeft
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.api import _check_class
-from fedpeft.config import from_mapping
-from fedpeft.data.in_memory import dataset_of
+from fedpeft.config import build_config
+from fedpeft.data.in_memory import convert_to_dataset
 from fedpeft.parts import setting
 from tests.refusals import refuses
 
@@ -33,17 +33,17 @@ class Part(LinearStrategy):
 
 
 def test_rows_come_as_records_or_client_by_client():
-    data = dataset_of(ROWS)
+    data = convert_to_dataset(ROWS)
     assert (data.task, data.label_names) == ("classification", ("black", "blue", "green", "red"))
     assert len(data.train) + len(data.test) == len(ROWS)
-    plain = dataset_of([{"text": "a b c"}] * 10)
+    plain = convert_to_dataset([{"text": "a b c"}] * 10)
     assert (plain.task, plain.label_names) == ("causal_lm", None)
     shards = [([row["text"] for row in ROWS[k::3]], [row["label"] for row in ROWS[k::3]]) for k in range(3)]
-    assert sorted(set(dataset_of(shards).train.owners)) == ["client 0", "client 1", "client 2"]
+    assert sorted(set(convert_to_dataset(shards).train.owners)) == ["client 0", "client 1", "client 2"]
     with refuses("FP3061", "0", "1", "2"):
-        dataset_of([(["a"], ["b", "c"])])
+        convert_to_dataset([(["a"], ["b", "c"])])
     with refuses("FP3060", "int"):
-        dataset_of(3)
+        convert_to_dataset(3)
 
 
 def test_a_mistake_is_one_sentence():
@@ -79,8 +79,8 @@ def test_what_is_no_part_is_told_how_one_is_given(given, says):
 )  # fmt: skip
 def test_numbers_as_texts_are_the_numbers_that_the_command_line_takes(given, meant):
     [name] = given
-    assert getattr(from_mapping(given, "Python"), name) == meant
-    assert type(getattr(from_mapping(given, "Python"), name)) is type(meant)
+    assert getattr(build_config(given, "Python"), name) == meant
+    assert type(getattr(build_config(given, "Python"), name)) is type(meant)
 
 
 def test_a_model_whose_class_would_be_another_s_once_loaded_is_refused(tmp_path):

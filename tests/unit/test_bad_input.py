@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fedpeft.config import RunConfig, read_toml
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import read_records
 from fedpeft.data.user_rows import Names, read
 from fedpeft.errors import RunError
-from fedpeft.run.folder import checked_settings, default_settings, refuse_file
+from fedpeft.run.folder import load_default_settings, refuse_file, resolve_settings
 from fedpeft.simulate import main, parse
 from tests.refusals import refuses
 
@@ -177,14 +177,14 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         read_toml(tmp_path / "run.toml")
     os.mkfifo(tmp_path / "rows.csv")
     with refuses("FP3110"):
-        list(records(str(tmp_path / "rows.csv")))
+        list(read_records(str(tmp_path / "rows.csv")))
 
 
 def test_half_of_a_character_is_one_sentence(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a\\ud800b", "label": "x"}\n')
     with refuses("FP3152"):
-        read(str(file), records(str(file)), Names("text", "label", None))
+        read(str(file), read_records(str(file)), Names("text", "label", None))
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
@@ -197,9 +197,9 @@ def test_a_run_killed_before_its_settings_were_there_can_be_started_again(tmp_pa
     for name in (".lock", "serve.jsonl", "roster.json", "config.toml.partial"):
         (tmp_path / name).touch()
     config = RunConfig(dataset="tiny")
-    assert checked_settings(config, RunConfig(), tmp_path, None)[1] == tmp_path
+    assert resolve_settings(config, RunConfig(), tmp_path, None)[1] == tmp_path
     with pytest.raises(RunError, match=f"start a new run with --output {tmp_path}"):
-        default_settings(None, tmp_path)
+        load_default_settings(None, tmp_path)
     (tmp_path / "rounds.jsonl").touch()
     with refuses("FP5178"):
-        checked_settings(config, RunConfig(), tmp_path, None)
+        resolve_settings(config, RunConfig(), tmp_path, None)

@@ -11,7 +11,7 @@ import pytest
 
 from fedpeft.check import main
 from fedpeft.data.made_words import WORDS
-from fedpeft.run.partition_picture import edges
+from fedpeft.run.partition_picture import compute_bin_edges
 from tests.refusals import has_error
 
 
@@ -111,11 +111,11 @@ def test_few_clients_have_whole_numbers_below_them():
 
     from fedpeft.data.partition import Partition
     from fedpeft.data.rows import Rows
-    from fedpeft.run.partition_picture import _clients
+    from fedpeft.run.partition_picture import _plot_clients
 
     axis = Figure(figsize=(4.5, 3.4)).subplots()
     rows = Rows(["a"] * 8, np.arange(8) % 2)
-    _clients(axis, Partition.from_shards([np.arange(k, 8, 4) for k in range(4)]), rows, ("no", "yes"))
+    _plot_clients(axis, Partition.from_shards([np.arange(k, 8, 4) for k in range(4)]), rows, ("no", "yes"))
     assert all(float(tick).is_integer() for tick in axis.get_xticks())
     assert axis.get_ylim()[1] > 2 * 1.1, "bars leave the legend its room"
 
@@ -160,7 +160,7 @@ def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
 
 @pytest.mark.parametrize(("low", "high", "reach"), [(8, 12, 128), (1, 61, 32), (5, 5, 0), (3, 4000, 128)])
 def test_bars_of_lengths_hold_equally_many_numbers(low, high, reach):
-    found = edges(np.array([low, high]), reach)
+    found = compute_bin_edges(np.array([low, high]), reach)
     assert len(found) <= 42
     assert found[0] < low <= high < found[-1]
     assert len({sum(a < n < b for n in range(low, 2 * high + 9)) for a, b in pairwise(found)}) == 1

@@ -15,7 +15,7 @@ def test_a_tyro_that_knows_no_fish_is_one_sentence(capsys, monkeypatch):
             return Command("fish")
         raise AssertionError("Shell should be one `bash`, `zsh`, or `tcsh`, but got fish")
 
-    monkeypatch.setattr(completion, "_declared", lambda name: int)
+    monkeypatch.setattr(completion, "_get_command_class", lambda name: int)
     monkeypatch.setattr(completion.tyro, "cli", cli)
     assert main(["fish"]) == 2
     assert has_error(capsys.readouterr().err, "FP1073", "fish")

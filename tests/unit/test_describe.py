@@ -26,7 +26,7 @@ def test_a_part_is_shown_with_each_of_its_settings(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert describe.main([name]) == 0
     out = capsys.readouterr().out
-    for _, cls in describe.parts_named(name):
+    for _, cls in describe.find_parts(name):
         assert all(field.name in out for field in dataclasses.fields(cls) if "help" in field.metadata)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedpeft.config import read_config
 from fedpeft.models.scoring import Scores
-from fedpeft.run.profiles import tables_of
+from fedpeft.run.profiles import read_tables
 from fedpeft.studies import study_file
 from fedpeft.studies.study_file import read_study
 from fedpeft.tuning.search_file import read_search
@@ -31,7 +31,7 @@ def test_a_shown_study_describes_a_grid(tmp_path: Path) -> None:
     said = study_file.__doc__ or ""
     for text in (STUDY, said[said.index("name = ") :]):
         for preset, runs in (("small", 8), ("", 20)):
-            assert len(read_study(written(tmp_path, text), preset).runs()) == runs
+            assert len(read_study(written(tmp_path, text), preset).plan_runs()) == runs
 
 
 def test_a_shown_search_has_a_space(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_shown_search_has_a_space(tmp_path: Path) -> None:
 
 
 def test_shown_groups_of_clients_are_read(tmp_path: Path) -> None:
-    assert [group.count for group in tables_of(written(tmp_path, PROFILES))] == [50, 50]
+    assert [group.count for group in read_tables(written(tmp_path, PROFILES))] == [50, 50]
 
 
 def test_the_arrays_of_predictions_are_told_by_name() -> None:

@@ -61,7 +61,7 @@ def test_what_a_task_says_of_itself_is_told_before_a_run(base, said, words, tmp_
             return replace(load_dataset("tiny"), task="mine")
 
     given = {"tasks": {"mine": mine}, "datasets": {"rows": Mined}}
-    with plugins.given(given), refuses(*words):
+    with plugins.use_parts(given), refuses(*words):
         Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
 
 
@@ -86,7 +86,7 @@ def test_what_a_task_tells_of_all_rows_is_tried_before_a_run(told, words, tmp_pa
             return replace(load_dataset("tiny"), task="mine")
 
     given = {"tasks": {"mine": Mine}, "datasets": {"rows": Mined}}
-    with plugins.given(given), refuses(*words):
+    with plugins.use_parts(given), refuses(*words):
         Simulation(RunConfig(dataset="rows", clients=3, dtype="fp32", workers=1), tmp_path, observer)
 
 
@@ -106,9 +106,9 @@ def test_losses_of_a_task_that_are_none_of_rows_are_told(change, words):
             return replace(made, sums=change(made.sums))
 
     test = Rows(["a text"] * 6, np.arange(6) % 3)
-    scoring.tried(Classification(), test, ("a", "b", "c"))
+    scoring.check_task_outputs(Classification(), test, ("a", "b", "c"))
     with refuses(*words):
-        scoring.tried(Mine(), test, ("a", "b", "c"))
+        scoring.check_task_outputs(Mine(), test, ("a", "b", "c"))
 
 
 def test_rows_that_are_right_by_more_than_one_are_told():
@@ -119,13 +119,13 @@ def test_rows_that_are_right_by_more_than_one_are_told():
             return replace(made, correct=100 * made.correct + 100)
 
     with refuses("FP1214"):
-        scoring.tried(Mine(), Rows(["a text"] * 3, np.arange(3)), ("a", "b", "c"))
+        scoring.check_task_outputs(Mine(), Rows(["a text"] * 3, np.arange(3)), ("a", "b", "c"))
 
 
 def test_numbers_of_libraries_are_told_as_they_are():
     given = {"a": np.float32(1), "b": torch.tensor(2.0), "c": [1, "x", None], "d": {"e": np.array([3])}}
     task = SimpleNamespace(targets="classes", measures=lambda *_: given)
-    assert scoring.measures(task, np.zeros((2, 3)), np.zeros(2), None) == {"rows": 2, **given}
+    assert scoring.compute_measures(task, np.zeros((2, 3)), np.zeros(2), None) == {"rows": 2, **given}
 
 
 UNREADABLE = """
@@ -154,7 +154,7 @@ parts = {"tasks": {"mine": Mine}, "datasets": {"rows": Rows}}
 def test_a_file_that_one_s_own_code_misses_is_no_failure_of_the_cache(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(UNREADABLE)
-    with plugins.given({}):
+    with plugins.use_parts({}):
         assert simulate(["--plugin", str(file), "--dataset", "rows", "--clients", "3", "--workers", "1"]) == MISTAKE
     said = capsys.readouterr().err
     assert has_error(said, "FP0001", file, 11, "tokenise", "FileNotFoundError")

@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft import plugins
 from fedpeft.errors import ConfigError
-from fedpeft.plugin_files import MODULE, imported
+from fedpeft.plugin_files import MODULE, import_file
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_what_fails_in_a_folder_is_said_with_its_file(tmp_path, inner, words):
     (folder / "sub" / "__init__.py").write_text("")
     (folder / "sub" / "inner.py").write_text(inner)
     with pytest.raises(ConfigError) as told:
-        imported(f"{MODULE}{tmp_path.name}", folder / "__init__.py", folder)
+        import_file(f"{MODULE}{tmp_path.name}", folder / "__init__.py", folder)
     assert str(told.value) == f"FP1249 the plugin {folder} can't be loaded: {words}"
 
 
@@ -49,13 +49,13 @@ REPOSITORY = Path(__file__).parents[2]
 def test_a_file_of_the_repository_is_a_plugin_as_it_stands(tmp_path, fresh_plugins, group, file):
     copy = tmp_path / "my_part.py"
     copy.write_text((REPOSITORY / file).read_text(encoding="utf-8"), encoding="utf-8")
-    assert plugins.found(str(copy)).names == [f"{group}.my_part"]
+    assert plugins.find_plugin(str(copy)).names == [f"{group}.my_part"]
 
 
 @pytest.mark.parametrize("text", ["class C:\n    pass\npart = C\n", "part = 3\n"])
 def test_a_part_without_a_group_is_refused_with_the_groups(tmp_path, fresh_plugins, text):
     (tmp_path / "my_part.py").write_text(text)
     with pytest.raises(ConfigError) as refused:
-        plugins.found(str(tmp_path / "my_part.py"))
+        plugins.find_plugin(str(tmp_path / "my_part.py"))
     assert 'parts = {"GROUP": {"my_part"' in str(refused.value)
     assert "strategies" in str(refused.value)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.attack import Attack
-from fedpeft.clients.drift import Correction, pulled
+from fedpeft.clients.drift import Correction, compute_pull
 from fedpeft.clients.local_optimizer import LocalOptimizer
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 
 from fedpeft import plugin_promises, plugins
 from fedpeft.aggregation.aggregator import LinearAggregator
-from fedpeft.aggregation.head_start import measured
+from fedpeft.aggregation.head_start import compute_statistics
 from fedpeft.aggregation.heads.zero import Zero
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import (
@@ -34,20 +34,26 @@ from fedpeft.aggregation.strategy import (
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.steps import Encoded, Plan, Signal, Transform
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import PeftMethod, started
-from fedpeft.plugin_promises import fits, hold
+from fedpeft.peft.method import PeftMethod, create_start
+from fedpeft.plugin_promises import hold, is_of_type
 from fedpeft.run.catalogue import ALL
-from fedpeft.run.command import MISTAKE, exit_code
-from fedpeft.simulation.hostile import attacked_labels
+from fedpeft.run.command import MISTAKE, run_command
+from fedpeft.simulation.hostile import compute_attacked_labels
 from tests.refusals import has_error, pattern_of, refuses
 
-LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
+LAYOUT = create_lora_layout([(7, 11)], AdapterShape(4, 8.0), head=(3, 5))
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Tuple(GatherStrategy):
 
 @dataclass(frozen=True)
 class Bare(RoundStrategy):
-    def aggregate(self, state, layout, read, round, seed):
+    def aggregate(self, state, layout, read, round_number, seed):
         return state
 
 
@@ -85,9 +91,9 @@ class Bare(RoundStrategy):
 )
 def test_what_a_method_gives_back_is_of_the_promised_type(rule, words):
     hold(rule, Strategy, "the rule")
-    strategy, state = rule(), random_state(LAYOUT, 1)
+    strategy, state = rule(), create_random_state(LAYOUT, 1)
     with refuses(*words):
-        run_round(strategy, state, LAYOUT, random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3))
+        run_round(strategy, state, LAYOUT, create_random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3))
 
 
 def test_what_is_made_of_a_rule_from_outside_is_held_once():
@@ -143,7 +149,7 @@ def test_a_correction_that_gives_no_pull_is_told_and_one_that_would_be_stretched
     with refuses("FP1259", "begin", "Callable", "None"):
         Still().begin(None, {}, {})
     with refuses("FP1002", "lambda>", "(1,)", "weight", "(2, 3)"):
-        pulled(lambda name, value: value.flatten()[:1], "weight", torch.zeros(2, 3))
+        compute_pull(lambda name, value: value.flatten()[:1], "weight", torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("steps", [0, -3])
@@ -181,8 +187,8 @@ def relabelled(made, sizes):
     dataset = load_dataset("tiny(rows=40)")
     shards = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     rows = SimpleNamespace(all=dataset.train, dataset=dataset, partition=Partition.from_shards(shards))
-    with plugins.given({"attacks": {"mine": Mine}}):
-        return attacked_labels("mine(fraction=1.0)", rows, 0)
+    with plugins.use_parts({"attacks": {"mine": Mine}}):
+        return compute_attacked_labels("mine(fraction=1.0)", rows, 0)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,7 @@ def test_a_codec_s_step_that_loses_values_is_named(made, undone, error, words):
             return Plan(shapes, (), lambda values, symbols: undone(values))
 
     state = {"weight": torch.ones(7, 11)}
-    with plugins.given({"codecs": {"mine": Mine}}), pytest.raises(error, match=pattern_of(*words)):
+    with plugins.use_parts({"codecs": {"mine": Mine}}), pytest.raises(error, match=pattern_of(*words)):
         decode(parse_codec("mine | cast | pack").encode(state), {"weight": (7, 11)})
 
 
@@ -250,7 +256,7 @@ def test_statistics_of_whole_numbers_name_the_head():
             return {"counts": torch.bincount(labels, minlength=classes)}
 
     with refuses("FP1016", "counts", "torch.int64"):
-        measured(Counts(), torch.ones(2, 5), torch.tensor([0, 1]), (3, 5), 2)
+        compute_statistics(Counts(), torch.ones(2, 5), torch.tensor([0, 1]), (3, 5), 2)
 
 
 def test_an_optimizer_of_the_server_that_makes_other_shapes_is_named():
@@ -259,12 +265,12 @@ def test_an_optimizer_of_the_server_that_makes_other_shapes_is_named():
         def step(self, state, direction, memory):
             return {name: tensor[:1] for name, tensor in state.items()}, memory
 
-    state = random_state(LAYOUT, 1)
+    state = create_random_state(LAYOUT, 1)
     strategy = strategies.build("fedit")
-    round = LinearAggregator(strategy, Short(), LAYOUT, state, 1)
-    round.add(random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3)[0])
+    round_number = LinearAggregator(strategy, Short(), LAYOUT, state, 1)
+    round_number.add(create_random_updates(strategy, state, LAYOUT, [Client(LAYOUT.form)], 3)[0])
     with refuses("FP1030", "server optimizer"):
-        round.finish({})
+        round_number.finish({})
 
 
 def test_a_method_without_a_configuration_of_peft_is_told():
@@ -293,7 +299,7 @@ def test_what_a_method_of_one_s_own_starts_from_is_what_it_trains(members, words
     layer = torch.nn.Linear(3, 2, bias=False)
     model = SimpleNamespace(base=layer, parameters=layer.parameters, named_parameters=layer.named_parameters, head=None)
     with refuses(*words):
-        started(method, model, 0)
+        create_start(method, model, 0)
 
 
 def test_protocols_are_kept_too():
@@ -308,9 +314,9 @@ def test_protocols_are_kept_too():
 @pytest.mark.parametrize(("family", "name"), [(f, n) for f in ALL for n in f.own_names])
 def test_all_that_is_ours_would_be_let_in(family, name, monkeypatch):
     cls = family.part(name)
-    ours = plugin_promises._ours
-    monkeypatch.setattr(plugin_promises, "_ours", lambda one: one.__module__ != cls.__module__ and ours(one))
-    monkeypatch.setattr(plugin_promises, "_checked", lambda own, *_: own)
+    ours = plugin_promises._is_ours
+    monkeypatch.setattr(plugin_promises, "_is_ours", lambda one: one.__module__ != cls.__module__ and ours(one))
+    monkeypatch.setattr(plugin_promises, "_check_result", lambda own, *_: own)
     hold(cls, family.kind, name)
 
 
@@ -335,7 +341,7 @@ def test_all_that_is_ours_would_be_let_in(family, name, monkeypatch):
     ],
 )
 def test_a_value_fits_its_type_or_does_not(value, due, right):
-    assert fits(value, due) is right
+    assert is_of_type(value, due) is right
 
 
 def test_what_is_made_from_strategy_itself_is_told_where_it_belongs():
@@ -346,8 +352,8 @@ def test_what_is_made_from_strategy_itself_is_told_where_it_belongs():
 def test_a_part_that_ends_the_process_has_failed(tmp_path, monkeypatch, capsys):
     file = tmp_path / "my_rules.py"
     file.write_text("import sys\n\n\ndef quits():\n    sys.exit(3)\n\n\nparts = {'strategies': {}}\n")
-    plugin = plugins.found(str(file))
+    plugin = plugins.find_plugin(str(file))
     monkeypatch.setattr(plugins._state, "named", [plugin])
     module = sys.modules[f"fedpeft_plugin_{plugin.version[:16]}"]
-    assert exit_code(module.quits) == MISTAKE
+    assert run_command(module.quits) == MISTAKE
     assert has_error(capsys.readouterr().err, "FP0001", 5, "quits", "SystemExit", 3)

@@ -14,16 +14,16 @@ from fedpeft.communication import decoding
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.communication.steps import codecs
-from fedpeft.config import RunConfig, from_mapping, read_config
+from fedpeft.config import RunConfig, build_config, read_config
 from fedpeft.data.rows import DATASETS
-from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.deployment.shared_settings import parse_shared_settings
 from fedpeft.errors import ConfigError
 from fedpeft.families import MEMORIES
 from fedpeft.models.base_model import MODELS
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import catalogue
-from fedpeft.run.command import MISTAKE, exit_code
+from fedpeft.run.command import MISTAKE, run_command
 from fedpeft.studies.results import Result
 from fedpeft.studies.runner import Workplace
 from fedpeft.studies.study_file import read_study
@@ -58,10 +58,10 @@ PARTS = 'parts = {"strategies": {"half_mean": HalfMean}}\n'
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """Each test begins without plugins, and leaves none."""
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     monkeypatch.setattr(plugins, "_names", {})
     monkeypatch.setattr(plugins, "_loaded", set())
-    monkeypatch.setattr(plugins, "installed", plugins.installed.__wrapped__)
+    monkeypatch.setattr(plugins, "list_installed", plugins.list_installed.__wrapped__)
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
 
 
@@ -97,7 +97,7 @@ def test_a_file_s_part_is_a_part_like_any_other(rule, capsys):
     plugins.use([str(rule)])
     assert "half_mean" in strategies.names
     made = strategies.build("half_mean(share=0.25)")
-    assert (made.share, part_text(made)) == (0.25, "half_mean(share=0.25)")
+    assert (made.share, format_part(made)) == (0.25, "half_mean(share=0.25)")
     with refuses("FP1227", "share", "above 0 and at most 1", "2.0"):
         strategies.build("half_mean(share=2.0)")
     with refuses("FP1231", "did you mean 'half_mean"):
@@ -136,23 +136,23 @@ def test_a_folder_is_a_package_with_imports_of_its_own(tmp_path):
     (folder / "__init__.py").write_text(f"from .half import HalfMean\n\n{PARTS}")
     plugins.use([str(folder)])
     assert strategies.build("half_mean").share == 0.5
-    before = plugins.named()[0].version
+    before = plugins.list_named()[0].version
     (folder / "half.py").write_text(RULE + "# another\n")
-    assert plugin_files.digest(folder) != before
+    assert plugin_files.compute_digest(folder) != before
 
 
 def test_an_installed_package_s_parts_are_there_and_imported_only_once_wanted(package):
     assert "half_mean" in strategies.names
     assert "somebody" not in sys.modules
     config = RunConfig(strategy="half_mean(share=0.25)")
-    [used] = catalogue.used(config)
+    [used] = catalogue.find_used_plugins(config)
     assert used.record == {"source": "somebodys-rules", "version": "1.5", "parts": ["strategies.half_mean"]}
-    assert catalogue.used(RunConfig()) == []
+    assert catalogue.find_used_plugins(RunConfig()) == []
     assert strategies.build(config.strategy).share == 0.25
 
 
 def test_what_a_peer_says_imports_no_installed_package(package):
-    plugins.named_only()
+    plugins.ignore_installed()
     with refuses("FP1231", "strategy", "half_mean", "add --plugin somebodys-rules"):
         strategies.build("half_mean")
     assert "somebody" not in sys.modules
@@ -167,7 +167,7 @@ def test_a_payload_imports_no_installed_package(package):
     assert "odd" in codecs.names
     header = SimpleNamespace(steps=[("odd", {}), ("cast", {}), ("pack", {})], seed=None)
     with refuses("FP6044", "FP1233", "odd", "somebodys-rules 1.5"):
-        decoding._step_classes(header)
+        decoding._load_step_classes(header)
     assert "somebody" not in sys.modules
 
 
@@ -209,23 +209,23 @@ def private_package(package):
 def test_privacy_of_a_server_s_choice_imports_no_package_but_those_that_are_named_here(private_package, privacy):
     text = f'privacy = "{privacy}"\nclients = 3'
     with refuses("FP5094", "FP1233", "somebodys-rules 1.5"):
-        shared_settings(text)
+        parse_shared_settings(text)
     assert "somebody" not in sys.modules
-    plugins.named_only()
+    plugins.ignore_installed()
     catalogue.use(["somebodys-rules"])
-    assert shared_settings(text).privacy == privacy
+    assert parse_shared_settings(text).privacy == privacy
 
 
 def test_an_installed_package_s_noise_serves_a_simulation_as_its_other_parts_do(private_package):
-    assert type(catalogue.built(RunConfig(privacy="user_dp(epsilon=8, noise=quiet)"), "privacy").relation).__name__ == (
-        "Quiet"
-    )
+    assert type(
+        catalogue.build_part(RunConfig(privacy="user_dp(epsilon=8, noise=quiet)"), "privacy").relation
+    ).__name__ == ("Quiet")
 
 
 def test_a_server_s_settings_name_no_plugin(rule):
     with refuses("FP5094", "FP1225", "plugin"):
-        shared_settings(RunConfig().to_toml() + f'\nplugin = "{rule}"\n')
-    assert plugins.named() == ()
+        parse_shared_settings(RunConfig().to_toml() + f'\nplugin = "{rule}"\n')
+    assert plugins.list_named() == ()
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_a_run_records_its_plugins_and_asks_for_the_same(rule, tmp_path, monkeyp
     plugins.use([str(rule)])
     config = RunConfig(strategy="half_mean")
     file = tmp_path / "config.toml"
-    file.write_text(catalogue.to_toml(config))
+    file.write_text(catalogue.format_toml(config))
     assert str(rule) in file.read_text()
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     assert "half_mean" not in strategies.names
     assert read_config(file) == config
     assert "half_mean" in strategies.names
 
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     rule.write_text(RULE + PARTS + "# changed\n")
     with refuses("FP1266", "and it has changed"):
         read_config(file)
@@ -290,12 +290,12 @@ def test_a_configuration_and_a_study_name_plugins_beside_them(rule, tmp_path):
     (tmp_path / "run.toml").write_text('plugin = "my_rules.py"\nstrategy = "half_mean"\n')
     assert read_config(tmp_path / "run.toml").strategy == "half_mean"
     (tmp_path / "study.toml").write_text('plugin = ["my_rules.py"]\nseeds = [0]\n[axes]\nstrategy = ["half_mean"]\n')
-    assert [run.config.strategy for run in read_study(tmp_path / "study.toml").runs()] == ["half_mean"]
+    assert [run.config.strategy for run in read_study(tmp_path / "study.toml").plan_runs()] == ["half_mean"]
     (tmp_path / "bad.toml").write_text("plugin = 3\n")
     with refuses("FP1075"):
         read_config(tmp_path / "bad.toml")
     with refuses("FP1225", "plugin"):
-        from_mapping({"plugin": []}, "a run")
+        build_config({"plugin": []}, "a run")
 
 
 @pytest.mark.slow
@@ -303,25 +303,25 @@ def test_results_of_a_changed_plugin_are_not_mixed_with_new_ones(rule, tmp_path,
     (tmp_path / "study.toml").write_text('plugin = ["my_rules.py"]\nseeds = [0]\n[axes]\nstrategy = ["half_mean"]\n')
     place = Workplace(read_study(tmp_path / "study.toml"), tmp_path)
     [run] = place.planned
-    made_with = tuple(plugin.record for plugin in catalogue.used(run.config))
+    made_with = tuple(plugin.record for plugin in catalogue.find_used_plugins(run.config))
     place.record(run, Result(vars(run.config), "finished", 0, plugin=made_with, summary={}))
-    assert Workplace(read_study(tmp_path / "study.toml"), tmp_path).left(False) == []
+    assert Workplace(read_study(tmp_path / "study.toml"), tmp_path).list_missing_runs(False) == []
 
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     rule.write_text(RULE + PARTS + "# changed\n")
     with refuses("FP5221", "my_rules.py"):
         Workplace(read_study(tmp_path / "study.toml"), tmp_path)
 
 
 def test_objects_are_parts_within_their_context_only(rule):
-    cls = plugins.found(str(rule)).parts["strategies"]["half_mean"]
+    cls = plugins.find_plugin(str(rule)).parts["strategies"]["half_mean"]
     before = dict(plugins._names)
     plugins._names.clear()
-    with plugins.given({"strategies": {"Mine": cls}}):
+    with plugins.use_parts({"strategies": {"Mine": cls}}):
         assert strategies.build("Mine(share=0.25)") == cls(0.25)
-        assert part_text(cls(0.25)) == "Mine(share=0.25)"
-        recipe = plugins.named()[0].recipe
-        record = plugins.named()[0].record
+        assert format_part(cls(0.25)) == "Mine(share=0.25)"
+        recipe = plugins.list_named()[0].recipe
+        record = plugins.list_named()[0].record
     assert "Mine" not in strategies.names
     plugins.use([recipe])  # as a worker does
     assert strategies.build("Mine(share=0.25)").share == 0.25
@@ -367,7 +367,7 @@ def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, ca
         error = ZeroDivisionError("division by zero")
         raise error from RuntimeError(TEXT_OF_A_WORKER.format(rule))
 
-    assert exit_code(work) == MISTAKE
+    assert run_command(work) == MISTAKE
     said = capsys.readouterr().err
     line, what = (7, ("trained", "ZeroDivisionError")) if remote else (21, ("contribution", "AttributeError"))
     assert has_error(said, "FP0001", rule, line, *what)
@@ -377,12 +377,12 @@ def test_an_error_in_a_plugin_is_one_sentence_and_its_own_lines(rule, remote, ca
 
 
 def test_an_error_in_an_installed_package_is_one_sentence_too(package, capsys):
-    assert exit_code(lambda: strategies.build("half_mean").contribution(None, {}, None)) == MISTAKE
+    assert run_command(lambda: strategies.build("half_mean").contribution(None, {}, None)) == MISTAKE
     assert has_error(capsys.readouterr().err, "FP0001", package / "somebody.py", 21, "contribution")
 
 
 def test_an_error_of_ours_is_shown_whole(rule):
     plugins.use([str(rule)])
     with pytest.raises(KeyError) as raised:
-        exit_code(lambda: {}["x"])
+        run_command(lambda: {}["x"])
     assert f"python -m fedpeft.conformance {rule}" in raised.value.__notes__[0]

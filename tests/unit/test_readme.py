@@ -68,17 +68,17 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     from fedpeft.aggregation.strategy import strategies
     from fedpeft.communication.uplink import parse_uplink
     from fedpeft.data.rows import DATASETS
-    from fedpeft.run.catalogue import built
+    from fedpeft.run.catalogue import build_part
 
     monkeypatch.chdir(tmp_path)
     for folder in ("examples", "experiments"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     (tmp_path / "half_mean.py").write_text(file_of("own-parts.md", "half_mean.py"))
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
     config = parse(shlex.split(command)[3:])[0]
-    built(config, "partition")
-    built(config, "peft")
+    build_part(config, "partition")
+    build_part(config, "peft")
     strategies.build(config.strategy)
     parse_uplink(config.codec)
     DATASETS.build(config.dataset)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.head_start import HeadStart
-from fedpeft.aggregation.second_moments import FACTOR, MOMENTS, WIDE, SecondMoments, moments_of, solution
+from fedpeft.aggregation.second_moments import FACTOR, MOMENTS, WIDE, SecondMoments, build_moments, solve_system
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -61,7 +61,7 @@ class Discriminant(SecondMoments):
 
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head."""
-        moments, sums = moments_of(total, width)[:-1, :-1], total["sums"].double()
+        moments, sums = build_moments(total, width)[:-1, :-1], total["sums"].double()
         counts, rows = sums[-1], float(sums[-1].sum().clamp(min=1))
         there = counts > HALF_A_ROW
         counts = counts.clamp(min=HALF_A_ROW)
@@ -69,16 +69,16 @@ class Discriminant(SecondMoments):
         offsets = torch.where(there, sums[:-1] / counts - centre, 0.0)  # (width, classes)
         scatter = moments - rows * centre @ centre.T
         within = (scatter - (offsets * counts) @ offsets.T) / max(rows - float(there.sum()), 1.0)
-        offsets = offsets * _trust(offsets, counts * there, float(within.trace()))
+        offsets = offsets * _compute_trust(offsets, counts * there, float(within.trace()))
         variance = max(float(within.diagonal().mean()), FLOOR * float(scatter.diagonal().mean()) / rows)
         strength = self.strength or min(width / rows, MOST)
-        covariance = _shrunk(within, strength * max(variance, 0.0))
-        weights = solution(covariance, offsets)
+        covariance = _regularize(within, strength * max(variance, 0.0))
+        weights = solve_system(covariance, offsets)
         bias = (counts / rows).log() - (weights * (offsets + 2 * centre)).sum(0) / 2
         return {"head.weight": self.scale * weights.T.contiguous(), "head.bias": self.scale * bias}
 
 
-def _shrunk(within: Tensor, spread: float) -> Tensor:
+def _regularize(within: Tensor, spread: float) -> Tensor:
     """within + spread * I, with the eigenvalues of `within` as if none were negative: of many features only where some
     make a difference, since it takes a minute."""
     system = within + spread * torch.eye(len(within), dtype=torch.float64)
@@ -89,7 +89,7 @@ def _shrunk(within: Tensor, spread: float) -> Tensor:
     return made
 
 
-def _trust(offsets: Tensor, counts: Tensor, within: float) -> Tensor:
+def _compute_trust(offsets: Tensor, counts: Tensor, within: float) -> Tensor:
     """n_c / (n_c + k), (classes,), of means (width, classes) that lie `offsets` from the mean of all.
 
     Args:

@@ -18,7 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, hidden_classes, length_sums, typical_length
+from fedpeft.aggregation.bounded_rows import (
+    LENGTH_BOUND,
+    compute_length_sums,
+    compute_typical_length,
+    find_hidden_classes,
+    normalize_rows,
+)
 from fedpeft.aggregation.head_start import VARIANCE, HeadStart
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
@@ -40,7 +46,7 @@ class PrivateCentroids(HeadStart):
         """Sums over the client's rows, without noise; a row adds at most 1 in norm."""
         y = F.one_hot(labels, classes).double()
         bound = (1 + LENGTH_BOUND) ** 0.5
-        found = {"sums": y.T @ directions(features) / bound, "lengths": length_sums(features) / bound}
+        found = {"sums": y.T @ normalize_rows(features) / bound, "lengths": compute_length_sums(features) / bound}
         return {**found, VARIANCE: torch.zeros(1, dtype=torch.float64)}
 
     def class_counts(self, total: State) -> Tensor:
@@ -49,7 +55,7 @@ class PrivateCentroids(HeadStart):
 
     def hidden(self, total: State) -> list[int]:
         """Classes whose sums drown in the noise."""
-        found = hidden_classes(total["sums"].double(), float(total[VARIANCE]))
+        found = find_hidden_classes(total["sums"].double(), float(total[VARIANCE]))
         return [int(label) for label in torch.nonzero(found)[:, 0]]
 
     def solve(self, total: State, width: int, classes: int) -> State:
@@ -57,7 +63,7 @@ class PrivateCentroids(HeadStart):
         sums = total["sums"].double()
         hidden = torch.zeros(classes, dtype=torch.bool)
         hidden[self.hidden(total)] = True
-        weight = self.scale * F.normalize(sums * ~hidden[:, None], dim=1) / typical_length(total["lengths"])
+        weight = self.scale * F.normalize(sums * ~hidden[:, None], dim=1) / compute_typical_length(total["lengths"])
         return {"head.weight": weight, "head.bias": -self.scale * hidden.double()}
 
 

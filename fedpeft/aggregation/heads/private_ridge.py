@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, length_sums, typical_length
+from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, compute_length_sums, compute_typical_length, normalize_rows
 from fedpeft.aggregation.head_start import VARIANCE, HeadStart
-from fedpeft.aggregation.whitening import Whitening, projection
+from fedpeft.aggregation.whitening import Whitening, create_projection
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -54,9 +54,13 @@ class PrivateRidge(HeadStart):
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
         """Sums over the client's rows, without noise; a row adds at most 1 in norm."""
-        projected = features.double() @ projection(features.shape[1], self.dimensions).T
-        phi, y, bound = directions(projected), F.one_hot(labels, classes).double(), (2 + LENGTH_BOUND) ** 0.5
-        found = {"moments": as_vector(phi.T @ phi), "sums": phi.T @ y, "lengths": length_sums(projected)}
+        projected = features.double() @ create_projection(features.shape[1], self.dimensions).T
+        phi, y, bound = normalize_rows(projected), F.one_hot(labels, classes).double(), (2 + LENGTH_BOUND) ** 0.5
+        found = {
+            "moments": flatten_symmetric(phi.T @ phi),
+            "sums": phi.T @ y,
+            "lengths": compute_length_sums(projected),
+        }
         return {name: tensor / bound for name, tensor in found.items()} | {
             VARIANCE: torch.zeros(1, dtype=torch.float64)
         }
@@ -67,11 +71,13 @@ class PrivateRidge(HeadStart):
 
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head, on the features themselves."""
-        moments = as_matrix(total["moments"].double())
+        moments = unflatten_symmetric(total["moments"].double())
         values, vectors = torch.linalg.eigh(moments)
-        inverse = vectors @ ((values.clamp(min=0) + self._penalty(total, moments)).reciprocal()[:, None] * vectors.T)
-        weight = (inverse @ total["sums"].double()).T @ projection(width, self.dimensions)
-        weight = self.scale * weight / typical_length(total["lengths"])
+        inverse = vectors @ (
+            (values.clamp(min=0) + self._compute_penalty(total, moments)).reciprocal()[:, None] * vectors.T
+        )
+        weight = (inverse @ total["sums"].double()).T @ create_projection(width, self.dimensions)
+        weight = self.scale * weight / compute_typical_length(total["lengths"])
         return {"head.weight": weight, "head.bias": torch.zeros(classes, dtype=torch.float64)}
 
     def whitening(self, total: State, width: int) -> Whitening:
@@ -79,29 +85,29 @@ class PrivateRidge(HeadStart):
 
         Rows of norm 1 have moments whose trace is their number.
         """
-        moments, m = as_matrix(total["moments"].double()), total["sums"].shape[0]
-        penalty, rows = self._penalty(total, moments), _trace(moments)
+        moments, m = unflatten_symmetric(total["moments"].double()), total["sums"].shape[0]
+        penalty, rows = self._compute_penalty(total, moments), _trace(moments)
         if not rows:  # noise alone
             rows, moments = m * penalty, torch.eye(m, dtype=torch.float64) * penalty
         mean = total["sums"].double().sum(1) / rows
         values, vectors = torch.linalg.eigh(moments / rows - torch.outer(mean, mean))
-        values = _without_noise(values, _largest_of_noise(total) / rows)
+        values = _remove_noise(values, _estimate_noise_edge(total) / rows)
         scales = (values + penalty / rows) ** -0.5
         gain = max(1.0, float((values * scales**2).sum()))
         turn = scales[:, None] * vectors.T / gain**0.5
-        return Whitening(turn / typical_length(total["lengths"]), turn @ mean, gain, width)
+        return Whitening(turn / compute_typical_length(total["lengths"]), turn @ mean, gain, width)
 
-    def _penalty(self, total: State, moments: Tensor) -> float:
+    def _compute_penalty(self, total: State, moments: Tensor) -> float:
         """What is added to the eigenvalues of A+."""
-        return max(1e-12, self.strength * _trace(moments) / len(moments) + self.damping * _largest_of_noise(total))
+        return max(1e-12, self.strength * _trace(moments) / len(moments) + self.damping * _estimate_noise_edge(total))
 
 
-def _largest_of_noise(total: State) -> float:
+def _estimate_noise_edge(total: State) -> float:
     """About the largest eigenvalue of the moments' noise."""
     return math.sqrt(2 * total["sums"].shape[0] * float(total[VARIANCE]))
 
 
-def _without_noise(values: Tensor, edge: float) -> Tensor:
+def _remove_noise(values: Tensor, edge: float) -> Tensor:
     """Eigenvalues as they were before noise whose own reach from -edge to edge; of those among these nothing is known,
     and they become 0 (Benaych-Georges and Nadakuditi, arXiv 0910.2120)."""
     shrunk = (values + (values.square() - edge**2).clamp(min=0).sqrt()) / 2
@@ -113,14 +119,14 @@ def _trace(moments: Tensor) -> float:
     return max(0.0, float(moments.diagonal().sum()))
 
 
-def as_vector(matrix: Tensor) -> Tensor:
+def flatten_symmetric(matrix: Tensor) -> Tensor:
     """A symmetric matrix (m, m) as a vector of the same norm, (m (m + 1) / 2,)."""
     row, column = torch.triu_indices(*matrix.shape)
     return torch.where(row == column, 1.0, 2**0.5) * matrix[row, column]
 
 
-def as_matrix(vector: Tensor) -> Tensor:
-    """The symmetric matrix that `as_vector` gives."""
+def unflatten_symmetric(vector: Tensor) -> Tensor:
+    """The symmetric matrix that `flatten_symmetric` gives."""
     m = round(((8 * len(vector) + 1) ** 0.5 - 1) / 2)
     row, column = torch.triu_indices(m, m)
     upper = vector.new_zeros(m, m)

@@ -24,9 +24,9 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.cross_validation import chosen_strength
+from fedpeft.aggregation.cross_validation import choose_strength
 from fedpeft.aggregation.head_start import HeadStart
-from fedpeft.aggregation.second_moments import FACTOR, MOMENTS, SecondMoments, moments_of, solution
+from fedpeft.aggregation.second_moments import FACTOR, MOMENTS, SecondMoments, build_moments, solve_system
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -51,7 +51,7 @@ class Ridge(SecondMoments):
         return self.scale == 1.0
 
     @property
-    def squared(self) -> bool:
+    def has_squares(self) -> bool:
         """Whether sums of y^2 are sent, too: where the strength has to be chosen."""
         return self.strength is None
 
@@ -65,12 +65,12 @@ class Ridge(SecondMoments):
 
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head."""
-        moments, sums = moments_of(total, width), total["sums"].double()
-        strength = self.strength or chosen_strength(moments, sums, total["squares"].double())
+        moments, sums = build_moments(total, width), total["sums"].double()
+        strength = self.strength or choose_strength(moments, sums, total["squares"].double())
         penalty = strength * moments.diagonal()[:-1].mean()
         penalties = torch.full((width + 1,), float(penalty), dtype=torch.float64)
         penalties[-1] = 0.0  # the constant is not shrunk
-        weights = self.scale * solution(moments + penalties.diag(), sums)
+        weights = self.scale * solve_system(moments + penalties.diag(), sums)
         return {
             "head.weight": weights[:-1].T.contiguous(),
             "head.bias": weights[-1].clone(memory_format=torch.contiguous_format),

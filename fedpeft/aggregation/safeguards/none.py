@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.safeguard import Safeguard, Standing
+from fedpeft.aggregation.safeguard import Safeguard, SafeguardState
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Unguarded(Safeguard):
 
     watches: ClassVar[bool] = False
 
-    def judge(self, loss: float, standing: Standing) -> tuple[bool, Standing]:
+    def judge(self, loss: float, standing: SafeguardState) -> tuple[bool, SafeguardState]:
         """It counts."""
         return True, standing
 

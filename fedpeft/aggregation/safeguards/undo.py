@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fedpeft.aggregation.safeguard import Safeguard, Standing
+from fedpeft.aggregation.safeguard import Safeguard, SafeguardState
 from fedpeft.parts import setting
 
 
@@ -29,7 +29,7 @@ class Undo(Safeguard):
         """With a rate below 1."""
         return self.rate < 1
 
-    def judge(self, loss: float, standing: Standing) -> tuple[bool, Standing]:
+    def judge(self, loss: float, standing: SafeguardState) -> tuple[bool, SafeguardState]:
         """A loss that is no number never counts."""
         if loss <= (1 + self.rise) * standing.lowest:
             return True, replace(standing, lowest=min(loss, standing.lowest))

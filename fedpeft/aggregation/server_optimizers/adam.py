@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.server_optimizer import AdaptiveServerOptimizer, Memory, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import AdaptiveServerOptimizer, OptimizerState, ServerOptimizer
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -47,7 +47,7 @@ class _Corrected(ServerOptimizer):
     adam: Adam
     variance: float
 
-    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+    def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
         """As Adam's, but for what v is divided by; the memory has w, a number for each tensor."""
         adam, kept = self.adam, memory.get("w", {})
         _, after = replace(adam, corrected=False).step(state, direction, memory)

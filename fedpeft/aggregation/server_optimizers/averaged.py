@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch
 
-from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS, Memory, Pace, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS, OptimizerState, Pace, ServerOptimizer
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -56,18 +56,18 @@ class Averaged(ServerOptimizer):
 
     def noised(self, variance: float) -> ServerOptimizer:
         """The same, with steps that know of the noise."""
-        return self._with(self.inner.noised(variance))
+        return self._replace_inner(self.inner.noised(variance))
 
     def gentler(self, rate: float) -> ServerOptimizer:
         """As what makes the steps."""
-        return self._with(self.inner.gentler(rate))
+        return self._replace_inner(self.inner.gentler(rate))
 
-    def _with(self, inner: ServerOptimizer) -> ServerOptimizer:
+    def _replace_inner(self, inner: ServerOptimizer) -> ServerOptimizer:
         other = Averaged(self.of, self.decay)
         vars(other)["inner"] = inner
         return other
 
-    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+    def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
         """The next state, and the memory with the next average."""
         after, kept = self.inner.step(state, direction, memory)
         count = int(memory[COUNT]["rounds"]) + 1 if COUNT in memory else 1

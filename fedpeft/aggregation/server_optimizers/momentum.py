@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedpeft.aggregation.server_optimizer import Memory, Pace, ServerOptimizer, moment
+from fedpeft.aggregation.server_optimizer import OptimizerState, Pace, ServerOptimizer, get_moment
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -19,9 +19,9 @@ class Momentum(ServerOptimizer):
         """The running sum's, times eta."""
         return Pace(self.learning_rate, self.beta)
 
-    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+    def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
         """The next state and momentum."""
-        last = moment(memory, "m", direction)
+        last = get_moment(memory, "m", direction)
         m = {name: self.beta * last[name] + d for name, d in direction.items()}
         moved = {name: state[name] + self.learning_rate * x for name, x in m.items()}
         return state | moved, {"m": memory.get("m", {}) | m}

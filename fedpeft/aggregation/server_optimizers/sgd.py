@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.server_optimizer import Memory, Pace, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import OptimizerState, Pace, ServerOptimizer
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -21,7 +21,7 @@ class SGD(ServerOptimizer):
         """The mean update's, times eta."""
         return Pace(self.learning_rate)
 
-    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+    def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
         """The next state."""
         return state | {name: state[name] + self.learning_rate * d for name, d in direction.items()}, memory
 

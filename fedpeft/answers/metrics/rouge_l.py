@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fedpeft.answers.metric import Metric
-from fedpeft.errors import needs_extra
+from fedpeft.errors import require_extra
 from fedpeft.parts import setting
 
 
@@ -23,7 +23,7 @@ class RougeL(Metric):
 
     def check(self) -> None:
         """AssetError where rouge-score is missing."""
-        needs_extra("rouge_score", "evaluate", "the metric rouge_l")
+        require_extra("rouge_score", "evaluate", "the metric rouge_l")
 
     @cached_property
     def _scorer(self) -> Any:

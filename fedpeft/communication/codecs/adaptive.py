@@ -43,11 +43,11 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.bit_allocation import SLICINGS, slices
-from fedpeft.communication.entropy import coded_size, decode_symbols, encode_symbols
-from fedpeft.communication.levels import CLASSES, ExpectedLevels, level_streams
+from fedpeft.communication.bit_allocation import SLICINGS, cut_slices
+from fedpeft.communication.entropy import decode_symbols, encode_symbols, estimate_coded_size
+from fedpeft.communication.levels import CLASSES, ExpectedLevels, split_levels
 from fedpeft.communication.payload import Array, Reader, Shape
-from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
+from fedpeft.communication.step_search import REACH, STEPS, StepSearch, compute_relative_steps, decode_ratio
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.errors import ConfigError, PayloadError
@@ -84,23 +84,23 @@ class Adaptive(Quantizer):
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Levels by class, one stream each; the parameters hold step, shifts, classes and relative steps."""
-        cut = slices(signal.shapes, self.per)
-        relative = relative_steps(signal, cut)
+        cut = cut_slices(signal.shapes, self.per)
+        relative = compute_relative_steps(signal, cut)
         y = cut.gather(signal.values)
         if relative.any():
-            y = y / np.repeat(ratio(relative).astype(y.dtype), cut.sizes)
+            y = y / np.repeat(decode_ratio(relative).astype(y.dtype), cut.sizes)
         search = StepSearch(y, cut.sizes, self.draws, self.dead)
         whole = self.bits * context.parameters / 8
-        spent = context.spent + coded_size([Symbols(relative, STEPS)]) + 16
+        spent = context.spent + estimate_coded_size([Symbols(relative, STEPS)]) + 16
         step = search.meet(max(whole - spent, whole / 4))  # a header larger than the budget must not silence the state
-        noise = context.uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
-        counts = search.counts(step) if step and not self.draws else None
-        q, classes = search.levels(step, noise)
-        reaches, streams = level_streams(q, classes, cut.sizes, counts)
+        noise = context.draw_uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
+        counts = search.count_levels(step) if step and not self.draws else None
+        q, classes = search.compute_levels(step, noise)
+        reaches, streams = split_levels(q, classes, cut.sizes, counts)
         shifts, gain = (0, 0), 1.0
         if step and not self.draws:
-            shifts, along = _centroids(search, step, ratio(relative))
-            gain = _gain(search, step, along, ratio(relative)) if self.gain == "length" else 1.0
+            shifts, along = _compute_centroids(search, step, decode_ratio(relative))
+            gain = _compute_gain(search, step, along, decode_ratio(relative)) if self.gain == "length" else 1.0
         parameters = bytes((SLICINGS.index(self.per), ROUNDINGS.index(self.rounding)))
         parameters += struct.pack("<fbb", step * gain, *shifts)
         parameters += encode_symbols([Symbols(classes, CLASSES), Symbols(relative, STEPS)])
@@ -109,31 +109,31 @@ class Adaptive(Quantizer):
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Slicing, rounding, step, shifts, classes, relative steps, and the reach of each class that occurs."""
-        per = SLICINGS[parameters.varint("slicing", len(SLICINGS) - 1)]
-        dither = ROUNDINGS[parameters.varint("rounding", len(ROUNDINGS) - 1)] == "dither"
+        per = SLICINGS[parameters.read_varint("slicing", len(SLICINGS) - 1)]
+        dither = ROUNDINGS[parameters.read_varint("rounding", len(ROUNDINGS) - 1)] == "dither"
         step, *shifts = struct.unpack("<fbb", parameters.take(6, "step and shifts"))
         if not 0 <= step < inf:
             raise PayloadError(f"FP6028 the payload's step adaptive has the step size {step}")
-        cut = slices(shapes, per)
+        cut = cut_slices(shapes, per)
         count = len(cut.sizes)
         classes, relative = decode_symbols(parameters, (Expected(count, CLASSES), Expected(count, STEPS)))
         expected = ExpectedLevels.read(parameters, classes, cut.sizes, REACH, "adaptive")
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             y = np.zeros(int(cut.sizes.sum()), context.dtype)
-            noise = context.uniform(len(y)) - context.dtype.type(0.5) if dither else None
-            for mask, q in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
-                y[mask] = q - noise[mask] if noise is not None else _shifted(q, shifts)
-            y *= np.repeat((step * ratio(relative)).astype(context.dtype), cut.sizes)
+            noise = context.draw_uniform(len(y)) - context.dtype.type(0.5) if dither else None
+            for mask, q in zip(expected.find_places(), expected.values(symbols, context.dtype), strict=True):
+                y[mask] = q - noise[mask] if noise is not None else _shift_levels(q, shifts)
+            y *= np.repeat((step * decode_ratio(relative)).astype(context.dtype), cut.sizes)
             return cut.scatter(y)
 
         return Plan((), expected.symbols, undo)
 
 
-def _centroids(search: StepSearch, step: float, ratios: Array) -> tuple[tuple[int, int], float]:
+def _compute_centroids(search: StepSearch, step: float, ratios: Array) -> tuple[tuple[int, int], float]:
     """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step; and <x, x'> / step^2,
     x' being what arrives with levels so shifted and `ratios` those of each slice, x / y."""
-    counts, (sums, squared) = search.by_size(step), search.moments(step, ratios)
+    counts, (sums, squared) = search.count_by_size(step), search.compute_moments(step, ratios)
     level = np.arange(len(counts))
     gaps = counts * level - sums
     inside = gaps[1:2].sum() / max(1, counts[1:2].sum()), gaps[2:].sum() / max(1, counts[2:].sum())
@@ -142,7 +142,7 @@ def _centroids(search: StepSearch, step: float, ratios: Array) -> tuple[tuple[in
     return (near, far), float(arrives)
 
 
-def _gain(search: StepSearch, step: float, arrives: float, ratios: Array) -> float:
+def _compute_gain(search: StepSearch, step: float, arrives: float, ratios: Array) -> float:
     """norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 where nothing arrives because there is nothing to send.
 
     Args:
@@ -155,7 +155,7 @@ def _gain(search: StepSearch, step: float, arrives: float, ratios: Array) -> flo
     return min(MAX_GAIN, whole / arrives) if arrives > 0 else 1.0
 
 
-def _shifted(q: Array, shifts: Sequence[int]) -> Array:
+def _shift_levels(q: Array, shifts: Sequence[int]) -> Array:
     size = np.abs(q)
     inside = np.where(size > 1, q.dtype.type(shifts[1] / 256), q.dtype.type(shifts[0] / 256))
     moved: Array = np.copysign(size - np.where(size > 0, inside, q.dtype.type(0)), q)

@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, count_total, encode_varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
-from fedpeft.communication.symbols import Expected, Symbols, packed_size
+from fedpeft.communication.symbols import Expected, Symbols, compute_packed_size
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 
@@ -47,7 +47,7 @@ class Cast(Quantizer):
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Values to byte planes."""
-        target, word = _dtypes(self.dtype)
+        target, word = _get_dtypes(self.dtype)
         values = torch.from_numpy(np.ascontiguousarray(signal.values))
         limit = torch.finfo(target).max
         if torch.finfo(values.dtype).max > limit:
@@ -56,20 +56,22 @@ class Cast(Quantizer):
         code = list(WORDS).index(self.dtype)
         sent = words != 0
         count = int(np.count_nonzero(sent))
-        if packed_size(len(words), 2) + word.itemsize * count + len(varint(count)) >= word.itemsize * len(words):
-            return Encoded(None, bytes((code,)), _planes(words))
+        if compute_packed_size(len(words), 2) + word.itemsize * count + len(
+            encode_varint(count)
+        ) >= word.itemsize * len(words):
+            return Encoded(None, bytes((code,)), _split_bytes(words))
         mask = Symbols(sent.astype(np.uint8), 2)
-        return Encoded(None, bytes((SPARSE + code,)) + varint(count), (mask, *_planes(words[sent])))
+        return Encoded(None, bytes((SPARSE + code,)) + encode_varint(count), (mask, *_split_bytes(words[sent])))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """One byte: the dtype's code; where zeros are left out, the number of the other values, too."""
-        sparse, code = divmod(parameters.varint("dtype code", SPARSE + len(WORDS) - 1), SPARSE)
+        sparse, code = divmod(parameters.read_varint("dtype code", SPARSE + len(WORDS) - 1), SPARSE)
         if code >= len(WORDS):
             raise PayloadError(f"FP6029 the payload's step cast has the dtype code {code}; there are {len(WORDS)}")
-        target, word = _dtypes(list(WORDS)[code])
-        count = total(shapes)
-        kept = parameters.varint("number of values that are not 0", count) if sparse else count
+        target, word = _get_dtypes(list(WORDS)[code])
+        count = count_total(shapes)
+        kept = parameters.read_varint("number of values that are not 0", count) if sparse else count
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             bytes_ = np.empty((kept, word.itemsize), np.uint8)
@@ -91,13 +93,13 @@ class Cast(Quantizer):
         return Plan((), (*masks, *(Expected(kept, 256),) * word.itemsize), undo)
 
 
-def _planes(words: Array) -> tuple[Symbols, ...]:
+def _split_bytes(words: Array) -> tuple[Symbols, ...]:
     """The bytes of words (n,), lowest first, as one stream of n symbols each."""
     bytes_ = words.view(np.uint8).reshape(-1, words.itemsize)
     return tuple(Symbols(np.ascontiguousarray(bytes_[:, i]), 256) for i in range(words.itemsize))
 
 
-def _dtypes(name: str) -> tuple[torch.dtype, torch.dtype]:
+def _get_dtypes(name: str) -> tuple[torch.dtype, torch.dtype]:
     """The dtype that a setting names, and that of its words."""
     target, word = WORDS[name]
     return getattr(torch, target), getattr(torch, word)

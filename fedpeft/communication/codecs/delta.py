@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.communication.payload import Array, Reader, Shape, checksum_of, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, compute_checksum, count_total, encode_varint
 from fedpeft.communication.steps import MAX_VERSION, Context, Encoded, Plan, Signal, Transform
 from fedpeft.errors import ConfigError
 
@@ -29,13 +29,13 @@ class Delta(Transform):
         if not 0 <= version <= MAX_VERSION:
             raise ConfigError(f"FP1055 the codec step delta needs a version from 0 to 2^62 - 1, got {version}")
         moved = Signal(signal.values - base, signal.shapes, signal.weights)
-        return Encoded(moved, varint(version) + checksum_of(base).to_bytes(4, "little"))
+        return Encoded(moved, encode_varint(version) + compute_checksum(base).to_bytes(4, "little"))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Version and checksum."""
-        version = parameters.varint("reference version", MAX_VERSION)
-        base = context.held(version, parameters, total(shapes))
+        version = parameters.read_varint("reference version", MAX_VERSION)
+        base = context.read_reference(version, parameters, count_total(shapes))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             result: Array = values + base

@@ -20,14 +20,14 @@ from math import inf
 
 import numpy as np
 
-from fedpeft.communication.bit_allocation import SLICINGS, slices
-from fedpeft.communication.entropy import coded_size, decode_symbols, encode_symbols
-from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
-from fedpeft.communication.payload import Array, Reader, Shape, checksum_of, varint
-from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
+from fedpeft.communication.bit_allocation import SLICINGS, cut_slices
+from fedpeft.communication.entropy import decode_symbols, encode_symbols, estimate_coded_size
+from fedpeft.communication.levels import CLASSES, ExpectedLevels, classify_slices, split_levels
+from fedpeft.communication.payload import Array, Reader, Shape, compute_checksum, encode_varint
+from fedpeft.communication.step_search import REACH, STEPS, StepSearch, compute_relative_steps, decode_ratio
 from fedpeft.communication.steps import MAX_VERSION, Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import segment_reduce
+from fedpeft.communication.vectors import reduce_segments
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
 
@@ -47,31 +47,31 @@ class Grid(Quantizer):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes; with
         weights the slices' relative steps, too."""
-        cut = slices(signal.shapes, self.per)
-        relative = relative_steps(signal, cut, 1.0)
-        unit = _units(relative, cut.sizes, signal.values.dtype)
+        cut = cut_slices(signal.shapes, self.per)
+        relative = compute_relative_steps(signal, cut, 1.0)
+        unit = _compute_units(relative, cut.sizes, signal.values.dtype)
         y = cut.gather(signal.values) / unit
         search = StepSearch(y, cut.sizes, False, self.dead)
         if self.step is not None:
             step = float(np.float32(max(self.step, search.largest / REACH)))
         else:
             budget = self.bits * context.parameters / 8
-            spent = context.spent + 24 + (coded_size([Symbols(relative, STEPS)]) if relative.any() else 0)
+            spent = context.spent + 24 + (estimate_coded_size([Symbols(relative, STEPS)]) if relative.any() else 0)
             step = search.meet(max(budget - spent, budget / 4))
-        q, _ = search.levels(step, None)
+        q, _ = search.compute_levels(step, None)
         version, held = context.reference or (0, None)
         if not 0 <= version <= MAX_VERSION:
             raise ConfigError(f"FP1056 the codec step grid needs a version from 0 to 2^62 - 1, got {version}")
         if version and held is not None:
-            q = q - _levels(cut.gather(held) / unit, step)
+            q = q - _round_to_levels(cut.gather(held) / unit, step)
         d = q.astype(np.int16)
-        squares = segment_reduce(np.add, np.square(d, dtype=np.float64), cut.sizes)
-        classes = classes_of(np.sqrt(squares / np.maximum(cut.sizes, 1)), squares > 0)
-        reaches, streams = level_streams(d, classes, cut.sizes)
+        squares = reduce_segments(np.add, np.square(d, dtype=np.float64), cut.sizes)
+        classes = classify_slices(np.sqrt(squares / np.maximum(cut.sizes, 1)), squares > 0)
+        reaches, streams = split_levels(d, classes, cut.sizes)
         slicing = SLICINGS.index(self.per) + (len(SLICINGS) if relative.any() else 0)
-        parameters = bytes((slicing,)) + struct.pack("<f", step) + varint(version)
+        parameters = bytes((slicing,)) + struct.pack("<f", step) + encode_varint(version)
         if version and held is not None:
-            parameters += checksum_of(held).to_bytes(4, "little")
+            parameters += compute_checksum(held).to_bytes(4, "little")
         if relative.any():
             parameters += encode_symbols([Symbols(relative, STEPS)])
         return Encoded(None, parameters + encode_symbols([Symbols(classes, CLASSES)]) + reaches, tuple(streams))
@@ -79,13 +79,13 @@ class Grid(Quantizer):
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Slicing, step size, what is held, relative steps, classes, and the reach of each class that occurs."""
-        weighted, per = divmod(parameters.varint("slicing", 2 * len(SLICINGS) - 1), len(SLICINGS))
-        cut = slices(shapes, SLICINGS[per])
+        weighted, per = divmod(parameters.read_varint("slicing", 2 * len(SLICINGS) - 1), len(SLICINGS))
+        cut = cut_slices(shapes, SLICINGS[per])
         step = _read_step(parameters)
-        version = parameters.varint("reference version", MAX_VERSION)
+        version = parameters.read_varint("reference version", MAX_VERSION)
         if context.position:
             raise PayloadError("FP6031 the payload has a transform in front of its step grid")
-        held = context.held(version, parameters, int(cut.sizes.sum())) if version else None
+        held = context.read_reference(version, parameters, int(cut.sizes.sum())) if version else None
         relative = np.zeros(len(cut.sizes), np.uint8)
         if weighted:
             (relative,) = decode_symbols(parameters, (Expected(len(cut.sizes), STEPS),))
@@ -93,9 +93,9 @@ class Grid(Quantizer):
         expected = ExpectedLevels.read(parameters, classes, cut.sizes, 2 * REACH, "grid")
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            unit = _units(relative, cut.sizes, context.dtype)
-            q = np.zeros(len(unit), context.dtype) if held is None else _levels(cut.gather(held) / unit, step)
-            for mask, d in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
+            unit = _compute_units(relative, cut.sizes, context.dtype)
+            q = np.zeros(len(unit), context.dtype) if held is None else _round_to_levels(cut.gather(held) / unit, step)
+            for mask, d in zip(expected.find_places(), expected.values(symbols, context.dtype), strict=True):
                 q[mask] += d
             return cut.scatter(q * context.dtype.type(step) * unit)
 
@@ -103,7 +103,7 @@ class Grid(Quantizer):
 
     def as_in(self, parameters: Reader) -> Grid:
         """At the step size that a payload has."""
-        parameters.varint("slicing", 2 * len(SLICINGS) - 1)
+        parameters.read_varint("slicing", 2 * len(SLICINGS) - 1)
         return replace(self, step=_read_step(parameters) or None)
 
 
@@ -114,12 +114,12 @@ def _read_step(parameters: Reader) -> float:
     return float(step)
 
 
-def _units(relative: Array, sizes: Array, dtype: np.dtype[np.generic]) -> Array:
+def _compute_units(relative: Array, sizes: Array, dtype: np.dtype[np.generic]) -> Array:
     """The step of each entry (n,), slice after slice, in steps of weight 1."""
-    return np.repeat(ratio(relative).astype(dtype), sizes)
+    return np.repeat(decode_ratio(relative).astype(dtype), sizes)
 
 
-def _levels(held: Array, step: float) -> Array:
+def _round_to_levels(held: Array, step: float) -> Array:
     """The grid points nearest to what is held, at most as far out as a payload can reach."""
     if step <= 0:
         return np.zeros_like(held)

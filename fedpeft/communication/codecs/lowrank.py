@@ -23,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.payload import Array, Reader, Shape, size
+from fedpeft.communication.payload import Array, Reader, Shape, count_entries
 from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.errors import PayloadError
@@ -50,7 +50,7 @@ class LowRank(Transform):
         layout = _Layout(signal.shapes, share)
         values = np.empty(layout.after, signal.values.dtype)
         weights = None if signal.weights is None else np.ones(layout.after, signal.values.dtype)
-        triples = [_triples(signal, group) for group in layout.groups]
+        triples = [_compute_triples(signal, group) for group in layout.groups]
         importance = np.zeros(layout.triples)
         for group, (_, s, _, w) in zip(layout.groups, triples, strict=True):
             importance[group.rows] = s * w**2
@@ -59,7 +59,7 @@ class LowRank(Transform):
             largest = 0.0
         ratio = np.divide(largest, importance, out=np.full_like(importance, np.inf), where=importance > 0)
         codes = np.clip(np.round(2 * np.log2(np.maximum(ratio, 1))), 0, LEVELS - 1).astype(np.uint8)
-        c = _importance(largest, codes)
+        c = _decode_importance(largest, codes)
         for group, (U, s, V, _) in zip(layout.groups, triples, strict=True):
             norm = np.sqrt(s * c[group.rows])[:, :, None]
             blocks = np.concatenate((U * norm, V * norm), axis=2)  # (tensors, rank, m + n)
@@ -80,7 +80,7 @@ class LowRank(Transform):
         layout = _Layout(shapes, share)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            c = _importance(largest, symbols[0])
+            c = _decode_importance(largest, symbols[0])
             inverse = np.divide(1, c, out=np.zeros_like(c), where=c > 0).astype(context.dtype)
             result = np.empty(layout.before, context.dtype)
             for group in layout.groups:
@@ -125,25 +125,30 @@ class _Layout:
                 self.triples += rank
             else:
                 self.others.append(
-                    (slice(self.before, self.before + size(shape)), slice(self.after, self.after + size(shape)))
+                    (
+                        slice(self.before, self.before + count_entries(shape)),
+                        slice(self.after, self.after + count_entries(shape)),
+                    )
                 )
                 segments.append(shape)
-                self.after += size(shape)
-            self.before += size(shape)
+                self.after += count_entries(shape)
+            self.before += count_entries(shape)
         self.shapes = tuple(segments)
-        self.groups = [_group(shape, np.array(at), _rank(shape, share)) for shape, at in places.items()]
+        self.groups = [_create_group(shape, np.array(at), _rank(shape, share)) for shape, at in places.items()]
 
 
 def _rank(shape: Shape, share: float) -> int:
     return max(1, round(share * min(shape)))
 
 
-def _group(shape: Shape, at: Array, rank: int) -> _Group:
-    before, after, rows = (at[:, i, None] + np.arange(n) for i, n in enumerate((size(shape), rank * sum(shape), rank)))
+def _create_group(shape: Shape, at: Array, rank: int) -> _Group:
+    before, after, rows = (
+        at[:, i, None] + np.arange(n) for i, n in enumerate((count_entries(shape), rank * sum(shape), rank))
+    )
     return _Group(shape, before, after, rows)
 
 
-def _triples(signal: Signal, group: _Group) -> tuple[Array, Array, Array, Array]:
+def _compute_triples(signal: Signal, group: _Group) -> tuple[Array, Array, Array, Array]:
     """U (tensors, r, m), s (tensors, r), V (tensors, r, n) and the tensors' root mean square weights (tensors, 1)."""
     m, n = group.shape
     X = signal.values[group.before].reshape(-1, m, n).astype(np.float64)
@@ -161,7 +166,7 @@ def _triples(signal: Signal, group: _Group) -> tuple[Array, Array, Array, Array]
     return (U, s, V, w) if m <= n else (V, s, U, w)
 
 
-def _importance(largest: float, codes: Array) -> Array:
+def _decode_importance(largest: float, codes: Array) -> Array:
     """c = largest * 2^(-code / 2), float64 from exact operations."""
     half = np.array([1.0, math.sqrt(0.5)])
     c: Array = np.ldexp(largest * half[codes & 1], -(codes >> 1).astype(np.int32))

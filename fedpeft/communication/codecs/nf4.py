@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
-from fedpeft.communication.payload import Array, Reader, Shape, total
+from fedpeft.communication.levels import expect_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Array, Reader, Shape, count_total
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import block_sizes, segment_reduce
+from fedpeft.communication.vectors import block_sizes, reduce_segments
 
 LEVELS: Final = np.array(
     [
@@ -40,7 +40,7 @@ class NF4(Quantizer):
         """Values to the nearest of 16 levels, with a 16-bit scale for each block."""
         x = signal.values
         sizes = block_sizes(len(x), BLOCK)
-        words = scale_words(segment_reduce(np.maximum, np.abs(x), sizes), 2, up=True)
+        words = scale_words(reduce_segments(np.maximum, np.abs(x), sizes), 2, up=True)
         scales = np.repeat(scale_values(words, 2).astype(x.dtype), sizes)
         y = np.divide(x, scales, out=np.zeros_like(x), where=scales > 0)
         codes = np.searchsorted((LEVELS[1:] + LEVELS[:-1]) / 2, y).astype(np.uint8)
@@ -49,7 +49,7 @@ class NF4(Quantizer):
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """No parameters."""
-        count = total(shapes)
+        count = count_total(shapes)
         sizes = block_sizes(count, BLOCK)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
@@ -58,7 +58,7 @@ class NF4(Quantizer):
             result: Array = LEVELS.astype(context.dtype)[codes] * scales
             return result
 
-        return Plan((), (*expected_scales(len(sizes), 2), Expected(count, len(LEVELS))), undo)
+        return Plan((), (*expect_scales(len(sizes), 2), Expected(count, len(LEVELS))), undo)
 
 
 part = NF4

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from fedpeft.communication.payload import Array
 from fedpeft.communication.steps import Packer
-from fedpeft.communication.symbols import Expected, Symbols, pack_symbols, packed_bound, packed_size, unpack_symbols
+from fedpeft.communication.symbols import (
+    Expected,
+    Symbols,
+    bound_packed_size,
+    compute_packed_size,
+    pack_symbols,
+    unpack_symbols,
+)
 from fedpeft.errors import PayloadError
 
 
@@ -25,18 +32,18 @@ class Pack(Packer):
     @classmethod
     def bound(cls, expected: Sequence[Expected]) -> int:
         """The exact size."""
-        return packed_bound(expected)
+        return bound_packed_size(expected)
 
     @classmethod
     def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
         """The symbols; the size must be exact."""
-        if len(data) != packed_bound(expected):
+        if len(data) != bound_packed_size(expected):
             raise PayloadError(
-                f"FP6034 the payload's body has {len(data)} bytes, {packed_bound(expected)} are expected"
+                f"FP6034 the payload's body has {len(data)} bytes, {bound_packed_size(expected)} are expected"
             )
         result, at = [], 0
         for e in expected:
-            end = at + packed_size(e.count, e.alphabet)
+            end = at + compute_packed_size(e.count, e.alphabet)
             result.append(unpack_symbols(data[at:end], e.count, e.alphabet))
             at = end
         return result

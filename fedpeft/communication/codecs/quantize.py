@@ -19,11 +19,11 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
-from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.levels import expect_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Array, Reader, Shape, count_total, encode_varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import block_sizes, segment_reduce, segment_sizes
+from fedpeft.communication.vectors import block_sizes, count_segment_entries, reduce_segments
 from fedpeft.parts import setting
 
 ROUNDINGS: Final = ("nearest", "stochastic", "dither")
@@ -53,23 +53,23 @@ class Quantize(Quantizer):
         """Values to levels, with one scale of 16 bits for each block or tensor."""
         x = signal.values
         sizes = signal.sizes if self.step is not None else block_sizes(len(x), self.block)
-        words = scale_words(self._steps(x, sizes), 2, up=True)
+        words = scale_words(self._compute_steps(x, sizes), 2, up=True)
         steps = np.repeat(scale_values(words, 2).astype(x.dtype), sizes)
         y = np.divide(x, steps, out=np.zeros_like(x), where=steps > 0)
-        rise, reach = _grid(self.bits)
+        rise, reach = _get_grid(self.bits)
         if self.draws:
-            y += context.uniform(len(x)) - x.dtype.type(0.5)
+            y += context.draw_uniform(len(x)) - x.dtype.type(0.5)
         q = np.clip(np.floor(y + x.dtype.type(0.5 - rise)), -reach, reach - 2 * rise)
         levels = (q + reach).astype(np.uint8)
         block = 0 if self.step is not None else self.block
-        parameters = bytes((self.bits, ROUNDINGS.index(self.rounding))) + varint(block)
-        return Encoded(None, parameters, (*scale_symbols(words, 2), Symbols(levels, _alphabet(self.bits))))
+        parameters = bytes((self.bits, ROUNDINGS.index(self.rounding))) + encode_varint(block)
+        return Encoded(None, parameters, (*scale_symbols(words, 2), Symbols(levels, _count_symbols(self.bits))))
 
-    def _steps(self, x: Array, sizes: Array) -> Array:
-        largest = segment_reduce(np.maximum, np.abs(x), sizes).astype(np.float64)
+    def _compute_steps(self, x: Array, sizes: Array) -> Array:
+        largest = reduce_segments(np.maximum, np.abs(x), sizes).astype(np.float64)
         steps: Array
         if self.step is not None:
-            squares = segment_reduce(np.add, np.square(x, dtype=np.float64), sizes)
+            squares = reduce_segments(np.add, np.square(x, dtype=np.float64), sizes)
             reach = 2 ** (self.bits - 1) - 1 if self.bits > 1 else 0.5
             steps = np.maximum(self.step * np.sqrt(squares / np.maximum(sizes, 1)), largest / reach)
         elif self.bits > 1:
@@ -77,37 +77,37 @@ class Quantize(Quantizer):
         elif self.draws:
             steps = 2 * largest
         else:
-            steps = 2 * segment_reduce(np.add, np.abs(x, dtype=np.float64), sizes) / np.maximum(sizes, 1)
+            steps = 2 * reduce_segments(np.add, np.abs(x, dtype=np.float64), sizes) / np.maximum(sizes, 1)
         return steps
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Bits, rounding, block length (0: one scale a tensor)."""
-        bits = parameters.varint("bits", 8, 1)
-        rounding = ROUNDINGS[parameters.varint("rounding", len(ROUNDINGS) - 1)]
-        block = parameters.varint("block length", MAX_BLOCK)
-        count = total(shapes)
-        sizes = block_sizes(count, max(block, 8)) if block else segment_sizes(shapes)
+        bits = parameters.read_varint("bits", 8, 1)
+        rounding = ROUNDINGS[parameters.read_varint("rounding", len(ROUNDINGS) - 1)]
+        block = parameters.read_varint("block length", MAX_BLOCK)
+        count = count_total(shapes)
+        sizes = block_sizes(count, max(block, 8)) if block else count_segment_entries(shapes)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             *planes, levels = symbols
             steps = np.repeat(read_scales(planes).astype(context.dtype), sizes)
-            rise, reach = _grid(bits)
+            rise, reach = _get_grid(bits)
             y = levels.astype(context.dtype) - context.dtype.type(reach - rise)
             if rounding == "dither":
-                y -= context.uniform(count) - context.dtype.type(0.5)
+                y -= context.draw_uniform(count) - context.dtype.type(0.5)
             result: Array = y * steps
             return result
 
-        return Plan((), (*expected_scales(len(sizes), 2), Expected(count, _alphabet(bits))), undo)
+        return Plan((), (*expect_scales(len(sizes), 2), Expected(count, _count_symbols(bits))), undo)
 
 
-def _grid(bits: int) -> tuple[float, int]:
+def _get_grid(bits: int) -> tuple[float, int]:
     """h, and the level number that stands for the lowest level."""
     return (0.5, 1) if bits == 1 else (0.0, 2 ** (bits - 1) - 1)
 
 
-def _alphabet(bits: int) -> int:
+def _count_symbols(bits: int) -> int:
     return 2 if bits == 1 else 2**bits - 1
 
 

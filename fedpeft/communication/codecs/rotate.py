@@ -15,9 +15,9 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.payload import Array, Reader, Shape, size
+from fedpeft.communication.payload import Array, Reader, Shape, count_entries
 from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
-from fedpeft.communication.vectors import segment_reduce, segment_sizes
+from fedpeft.communication.vectors import count_segment_entries, reduce_segments
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 
@@ -44,39 +44,39 @@ class Rotate(Transform):
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The rotated values, in segments of one block each; weights become the blocks' root mean squares."""
-        shapes = _blocks(signal.shapes, self.block)
-        rotated = hadamard(signal.values * context.signs(len(signal.values)), shapes)
+        shapes = _cut_blocks(signal.shapes, self.block)
+        rotated = transform_blocks(signal.values * context.draw_signs(len(signal.values)), shapes)
         weights = signal.weights
         if weights is not None:
-            sizes = segment_sizes(shapes)
-            squares = segment_reduce(np.add, np.square(weights), sizes)
+            sizes = count_segment_entries(shapes)
+            squares = reduce_segments(np.add, np.square(weights), sizes)
             weights = np.repeat(np.sqrt(squares / np.maximum(sizes, 1)), sizes)
         return Encoded(Signal(rotated, shapes, weights), bytes((self.block.bit_length() - 1,)))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Base-2 logarithm of the largest block."""
-        blocks = _blocks(shapes, 1 << parameters.varint("block exponent", LARGEST, SMALLEST))
+        blocks = _cut_blocks(shapes, 1 << parameters.read_varint("block exponent", LARGEST, SMALLEST))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            return hadamard(values, blocks) * context.signs(len(values))
+            return transform_blocks(values, blocks) * context.draw_signs(len(values))
 
         return Plan(blocks, (), undo)
 
 
-def _blocks(shapes: tuple[Shape, ...], largest: int) -> tuple[Shape, ...]:
+def _cut_blocks(shapes: tuple[Shape, ...], largest: int) -> tuple[Shape, ...]:
     def cut() -> Iterator[Shape]:
         for shape in shapes:
-            full, tail = divmod(size(shape), largest)
+            full, tail = divmod(count_entries(shape), largest)
             yield from [(largest,)] * full
             yield from ((1 << bit,) for bit in reversed(range(tail.bit_length())) if tail >> bit & 1)
 
     return tuple(cut())
 
 
-def hadamard(values: Array, blocks: tuple[Shape, ...]) -> Array:
+def transform_blocks(values: Array, blocks: tuple[Shape, ...]) -> Array:
     """The orthonormal transform of each block; blocks of one length go together."""
-    lengths = segment_sizes(blocks)
+    lengths = count_segment_entries(blocks)
     starts = np.cumsum(lengths) - lengths
     result = np.empty_like(values)
     for length in np.unique(lengths).tolist():
@@ -105,13 +105,13 @@ def _transform(x: Array, length: int) -> None:
         chunk = x[start : start + most]
         one, other = one[: len(chunk)], other[: len(chunk)]
         one.reshape(near, -1)[...] = chunk.reshape(-1, near).T
-        one, other = _butterflies(one, other, len(chunk) // near, len(chunk))
+        one, other = _apply_butterflies(one, other, len(chunk) // near, len(chunk))
         other.reshape(-1, near)[...] = one.reshape(near, -1).T
-        one, other = _butterflies(other, one, near, length)
+        one, other = _apply_butterflies(other, one, near, length)
         np.multiply(one, scale, out=chunk)
 
 
-def _butterflies(x: Array, other: Array, half: int, length: int) -> tuple[Array, Array]:
+def _apply_butterflies(x: Array, other: Array, half: int, length: int) -> tuple[Array, Array]:
     """Sums and differences of halves, of `half` entries each and then of twice as many, up to `length`; and what is
     left to write into."""
     while half < length:

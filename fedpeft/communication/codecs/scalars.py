@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, count_total, encode_varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
 from fedpeft.parts import setting
 
@@ -57,13 +57,13 @@ class Scalars(Transform):
             Z[t] = direction(context.seed, t, entries)
         goal = np.array([float(np.dot(z, signal.values)) for z in Z.astype(signal.values.dtype, copy=False)])
         found = scipy.linalg.lstsq((Z @ Z.T).astype(np.float64), goal, check_finite=False)[0] if count else goal
-        return Encoded(Signal(found.astype(signal.values.dtype), ((count,),)), varint(count))
+        return Encoded(Signal(found.astype(signal.values.dtype), ((count,),)), encode_varint(count))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Read the number of directions, and undo by their sum."""
-        entries = total(shapes)
-        count = parameters.varint("number of directions", min(MOST, entries))
+        entries = count_total(shapes)
+        count = parameters.read_varint("number of directions", min(MOST, entries))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             result = np.zeros(entries, np.float64)

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, count_total, encode_varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
@@ -45,19 +45,19 @@ class Segments(Transform):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The segment's values, and which one it is of how many."""
         turn = context.turn % self.count
-        part = _segment(len(signal.values), self.count, turn)
+        part = _get_segment(len(signal.values), self.count, turn)
         values = signal.values[part] * signal.values.dtype.type(self.count if self.gain == "mean" else 1)
         weights = None if signal.weights is None else signal.weights[part]
-        return Encoded(Signal(values, ((len(values),),), weights), varint(self.count) + varint(turn))
+        return Encoded(Signal(values, ((len(values),),), weights), encode_varint(self.count) + encode_varint(turn))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """How many segments, and which one."""
-        entries, count = total(shapes), parameters.varint("number of segments", MOST)
-        turn = parameters.varint("number of the segment", MOST)
+        entries, count = count_total(shapes), parameters.read_varint("number of segments", MOST)
+        turn = parameters.read_varint("number of the segment", MOST)
         if turn >= count:
             raise PayloadError(f"FP6035 the payload holds segment {turn} of {count}")
-        part = _segment(entries, count, turn)
+        part = _get_segment(entries, count, turn)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             result = np.zeros(entries, context.dtype)
@@ -67,7 +67,7 @@ class Segments(Transform):
         return Plan(((part.stop - part.start,),), (), undo)
 
 
-def _segment(entries: int, count: int, turn: int) -> slice:
+def _get_segment(entries: int, count: int, turn: int) -> slice:
     return slice(entries * turn // count, entries * (turn + 1) // count)
 
 

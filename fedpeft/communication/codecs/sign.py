@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_words
-from fedpeft.communication.payload import Array, Reader, Shape, total
+from fedpeft.communication.levels import expect_scales, read_scales, scale_symbols, scale_words
+from fedpeft.communication.payload import Array, Reader, Shape, count_total
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import segment_reduce, segment_sizes
+from fedpeft.communication.vectors import count_segment_entries, reduce_segments
 from fedpeft.parts import setting
 
 
@@ -33,11 +33,11 @@ class Sign(Quantizer):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Values to signs (zero counts as positive) and a 24-bit scale a segment."""
         x, sizes = signal.values, signal.sizes
-        norm1 = segment_reduce(np.add, np.abs(x, dtype=np.float64), sizes)
+        norm1 = reduce_segments(np.add, np.abs(x, dtype=np.float64), sizes)
         if self.scale == "mean":
             scales = norm1 / np.maximum(sizes, 1)
         else:
-            squares = segment_reduce(np.add, np.square(x, dtype=np.float64), sizes)
+            squares = reduce_segments(np.add, np.square(x, dtype=np.float64), sizes)
             scales = np.divide(squares, norm1, out=np.zeros_like(norm1), where=norm1 > 0)
         signs = Symbols((x >= 0).astype(np.uint8), 2)
         return Encoded(None, b"", (*scale_symbols(scale_words(scales, 3, up=False), 3), signs))
@@ -45,14 +45,14 @@ class Sign(Quantizer):
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """No parameters."""
-        sizes = segment_sizes(shapes)
+        sizes = count_segment_entries(shapes)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             *planes, signs = symbols
             scales = np.repeat(read_scales(planes).astype(context.dtype), sizes)
             return np.where(signs > 0, scales, -scales)
 
-        return Plan((), (*expected_scales(len(sizes), 3), Expected(total(shapes), 2)), undo)
+        return Plan((), (*expect_scales(len(sizes), 3), Expected(count_total(shapes), 2)), undo)
 
 
 part = Sign

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, count_total, encode_varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.errors import PayloadError
@@ -42,13 +42,13 @@ class TopK(Transform):
             mask[np.argpartition(importance, count - keep)[count - keep :]] = 1
         kept = mask > 0
         weights = None if signal.weights is None else signal.weights[kept]
-        return Encoded(Signal(signal.values[kept], ((keep,),), weights), varint(keep), (Symbols(mask, 2),))
+        return Encoded(Signal(signal.values[kept], ((keep,),), weights), encode_varint(keep), (Symbols(mask, 2),))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Number of kept entries."""
-        count = total(shapes)
-        keep = parameters.varint("number of kept entries", count)
+        count = count_total(shapes)
+        keep = parameters.read_varint("number of kept entries", count)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             kept = symbols[0] > 0

@@ -3,7 +3,7 @@
     minimise sum_t c_t D(b_t)   subject to   sum_t n_t b_t <= budget,   b_t in 0 ... 8
 
 c_t is the importance-weighted energy of slice t (a tensor, row or rank), D(b) the error of the best uniform quantizer
-with 2^b levels on a normal source (J. Max, 1960, table II); see `fedpeft.communication.bit_allocation.integer_widths`.
+with 2^b levels on a normal source (J. Max, 1960, table II); see `fedpeft.communication.bit_allocation.allocate_widths`.
 
     q = floor(x / s_b),   x' = (q + 1/2) s_b,   s_b = step_b sigma_t,   q clipped to 2^b levels
 
@@ -20,13 +20,13 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.bit_allocation import LEAST, SLICINGS, integer_widths, slices
+from fedpeft.communication.bit_allocation import LEAST, SLICINGS, allocate_widths, cut_slices
 from fedpeft.communication.entropy import decode_symbols, encode_symbols
-from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.levels import expect_scales, read_scales, scale_symbols, scale_values, scale_words
 from fedpeft.communication.payload import Array, Reader, Shape
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
-from fedpeft.communication.symbols import Expected, Symbols, packed_size
-from fedpeft.communication.vectors import segment_reduce
+from fedpeft.communication.symbols import Expected, Symbols, compute_packed_size
+from fedpeft.communication.vectors import reduce_segments
 from fedpeft.parts import setting
 
 STEP: Final = (0.0, 1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
@@ -47,17 +47,17 @@ class Widths(Quantizer):
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Scales, then one stream of levels for each width; the widths are parameters."""
-        cut = slices(signal.shapes, self.per)
+        cut = cut_slices(signal.shapes, self.per)
         x = cut.gather(signal.values)
-        squares = segment_reduce(np.add, np.square(x, dtype=np.float64), cut.sizes)
+        squares = reduce_segments(np.add, np.square(x, dtype=np.float64), cut.sizes)
         words = scale_words(np.sqrt(squares / np.maximum(cut.sizes, 1)), 2, up=False)
         energies = squares
         if signal.weights is not None:
             weighted = x * cut.gather(signal.weights)
-            energies = segment_reduce(np.add, np.square(weighted, dtype=np.float64), cut.sizes)
+            energies = reduce_segments(np.add, np.square(weighted, dtype=np.float64), cut.sizes)
         whole = context.parameters * self.bits
         spent = 8 * (context.spent + 8) + (SCALE_BITS + 6) * len(cut.sizes)
-        widths = _affordable(max(whole - spent, whole / 4), energies, cut.sizes)
+        widths = _choose_widths(max(whole - spent, whole / 4), energies, cut.sizes)
         widths[words == 0] = 0
         sent = words[widths > 0]
         steps = np.zeros(len(cut.sizes))
@@ -78,7 +78,7 @@ class Widths(Quantizer):
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
         """Slicing and widths."""
-        cut = slices(shapes, SLICINGS[parameters.varint("slicing", len(SLICINGS) - 1)])
+        cut = cut_slices(shapes, SLICINGS[parameters.read_varint("slicing", len(SLICINGS) - 1)])
         (widths,) = decode_symbols(parameters, (Expected(len(cut.sizes), len(STEP)),))
         present = [b for b in range(1, len(STEP)) if (widths == b).any()]
         expected = tuple(Expected(int(cut.sizes[widths == b].sum()), 2**b) for b in present)
@@ -93,26 +93,26 @@ class Widths(Quantizer):
             y *= np.repeat((scales * np.array(STEP)[widths]).astype(context.dtype), cut.sizes)
             return cut.scatter(y)
 
-        return Plan((), (*expected_scales(int(np.count_nonzero(widths)), 2), *expected), undo)
+        return Plan((), (*expect_scales(int(np.count_nonzero(widths)), 2), *expected), undo)
 
 
-def _affordable(budget: float, energies: Array, sizes: Array) -> Array:
+def _choose_widths(budget: float, energies: Array, sizes: Array) -> Array:
     """Widths within a budget in bits; within its double as long as less than `LEAST` of the energy would arrive."""
     while True:
-        widths = _within(budget, energies, sizes)
+        widths = _fit_widths(budget, energies, sizes)
         arrives = 1 - np.array(DISTORTION)[widths]
         if not (energies * arrives).sum() < LEAST * energies.sum():
             return widths
         budget *= 2
 
 
-def _within(budget: float, energies: Array, sizes: Array) -> Array:
+def _fit_widths(budget: float, energies: Array, sizes: Array) -> Array:
     """Widths whose packed levels keep to a budget in bits: three or five bits don't fill a word."""
     asked = budget
     while True:
-        widths = integer_widths(energies, sizes, asked, DISTORTION).astype(np.uint8)
+        widths = allocate_widths(energies, sizes, asked, DISTORTION).astype(np.uint8)
         counts = np.bincount(widths, weights=sizes, minlength=len(STEP)).astype(np.int64)
-        over = 8 * sum(packed_size(int(counts[b]), 2**b) for b in range(1, len(STEP))) - budget
+        over = 8 * sum(compute_packed_size(int(counts[b]), 2**b) for b in range(1, len(STEP))) - budget
         if over <= 8 * len(STEP) or asked <= 0:
             return widths
         asked = max(0.0, asked - over)

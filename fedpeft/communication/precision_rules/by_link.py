@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, within
+from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, limit_bits
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ByLink(PrecisionRule):
     def bits(self, bits: Bits, situation: Situation) -> Bits:
         """b_k speed_k / (the cohort's mean speed); clipping can move the mean."""
         mean = sum(situation.speeds[client] for client in bits) / len(bits)
-        return within({client: b * situation.speeds[client] / mean for client, b in bits.items()})
+        return limit_bits({client: b * situation.speeds[client] / mean for client, b in bits.items()})
 
 
 part = ByLink

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log2, sqrt
 
-from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, within
+from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, limit_bits
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ByRows(PrecisionRule):
         w = {client: situation.weights[client] for client in bits}
         a = sum(x ** (2 / 3) for x in w.values())
         b = sum(x**2 for x in w.values())  # in units of 1 / q^2
-        return within({client: bits[client] + log2(sqrt(a / b) * w[client] ** (2 / 3)) for client in bits})
+        return limit_bits({client: bits[client] + log2(sqrt(a / b) * w[client] ** (2 / 3)) for client in bits})
 
 
 part = ByRows

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, within
+from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, limit_bits
 from fedpeft.parts import setting
 
 
@@ -30,7 +30,7 @@ class OverTime(PrecisionRule):
 
     reads_losses = True
 
-    def stalls(self, losses: Sequence[float]) -> int:
+    def count_stalls(self, losses: Sequence[float]) -> int:
         """How often progress has stalled, from the training losses of all rounds so far."""
         running, lowest, waited, count = None, float("inf"), 0, 0
         for loss in losses:
@@ -43,8 +43,8 @@ class OverTime(PrecisionRule):
 
     def bits(self, bits: Bits, situation: Situation) -> Bits:
         """`step` more for each stall so far, up to `high`; never less than without the rule."""
-        more = self.step * self.stalls(situation.losses)
-        return within({client: max(b, min(self.high, b + more)) for client, b in bits.items()})
+        more = self.step * self.count_stalls(situation.losses)
+        return limit_bits({client: max(b, min(self.high, b + more)) for client, b in bits.items()})
 
 
 part = OverTime

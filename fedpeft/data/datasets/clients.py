@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.client_rows import LABEL, LARGEST, SMALLEST, TEXT
-from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
-from fedpeft.data.instruction_columns import reading
-from fedpeft.data.label_columns import AND, named
+from fedpeft.data.image_folders import FILE_NAME, has_pictures, read_picture_records, read_pixels
+from fedpeft.data.instruction_columns import choose_reading
+from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import check_template
-from fedpeft.data.record_files import Record, suffix_of
-from fedpeft.data.record_folders import format_notes, records_below
+from fedpeft.data.record_files import Record, get_suffix
+from fedpeft.data.record_folders import format_notes, read_records_below
 from fedpeft.data.rows import NO_MODEL, Dataset, Kind, Rows
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
-from fedpeft.data.tagged_records import tagging, with_positions
-from fedpeft.data.text_to_text import INPUT, TARGET, pair_rows
-from fedpeft.data.user_rows import Names, labelled_rows, read
+from fedpeft.data.tagged_records import choose_tag_reading, convert_tags
+from fedpeft.data.text_to_text import INPUT, TARGET, read_pair_rows
+from fedpeft.data.user_rows import Names, build_labeled_rows, read
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 from fedpeft.spec import parse_spec
@@ -100,7 +100,7 @@ class Clients:
             return (self.label,)
         if self.labels is None and self.learns == "multi_label" and AND in self.label:
             return tuple(self.label.split(AND))
-        return None if self.labels is None else named(self.labels, least=1)
+        return None if self.labels is None else parse_names(self.labels, least=1)
 
     @property
     def default_model(self) -> str:
@@ -154,17 +154,19 @@ class Clients:
         for note in format_notes(path, given):
             say(note)
         if self.learns == "seq2seq":
-            return pair_rows(str(path), *self.columns, given), ()
+            return read_pair_rows(str(path), *self.columns, given), ()
         if self.learns in CONVERSATIONS:
-            return self._conversations(path, given), ()
+            return self._read_conversations(path, given), ()
         if self.learns == TOKEN_LABELS:
-            return self._words(path, names, given)
+            return self._read_words(path, names, given)
         label = None if self.learns == "causal_lm" else self.label
         column = FILE_NAME if self.side else self.text
-        rows, known = labelled_rows(str(path), self._records(path, given), column, label, names, targets, given, say)
-        return self._as_pictures(rows) if self.side else rows, known
+        rows, known = build_labeled_rows(
+            str(path), self._read_records(path, given), column, label, names, targets, given, say
+        )
+        return self._convert_to_pictures(rows) if self.side else rows, known
 
-    def no_rows(self, targets: str, names: Sequence[str] | None) -> Rows:
+    def create_empty_rows(self, targets: str, names: Sequence[str] | None) -> Rows:
         """None of them."""
         labels: NDArray[Any] | None = None
         if targets == "labels":
@@ -173,44 +175,44 @@ class Clients:
             labels = np.zeros(0, np.float64 if targets == "numbers" else np.int64)
         return Rows(np.zeros((0, self.side, self.side, 3), np.uint8) if self.side else [], labels)
 
-    def _records(self, path: Path, given: TableFormat) -> Iterator[Record]:
+    def _read_records(self, path: Path, given: TableFormat) -> Iterator[Record]:
         """The records of a client's rows."""
-        found = own_records(path, given)
-        if not self.side and holds_pictures(path):
+        found = read_own_records(path, given)
+        if not self.side and has_pictures(path):
             raise DataError(
                 f"FP3024 {path} holds pictures, and the federation learns from texts; a server says --side 64 for "
                 "pictures"
             )
-        if self.side and not holds_pictures(path):
+        if self.side and not has_pictures(path):
             raise DataError(
                 f"FP3025 {path} holds no pictures, and the federation learns from pictures; give a folder of them, in "
                 "a folder for each class or with a metadata.csv of file_name and label"
             )
         return found
 
-    def _as_pictures(self, rows: Rows) -> Rows:
-        return Rows(pixels_of(list(map(str, rows.inputs)), self.side), rows.labels)
+    def _convert_to_pictures(self, rows: Rows) -> Rows:
+        return Rows(read_pixels(list(map(str, rows.inputs)), self.side), rows.labels)
 
-    def _words(self, path: Path, names: Sequence[str] | None, given: TableFormat) -> tuple[Rows, tuple[str, ...]]:
+    def _read_words(self, path: Path, names: Sequence[str] | None, given: TableFormat) -> tuple[Rows, tuple[str, ...]]:
         """Return rows of words and tags as positions among the names of labels, and these."""
-        _, first = first_record(path, given)
-        found = tagging(first, self.text, self.label, PACKED)
+        _, first = read_first_record(path, given)
+        found = choose_tag_reading(first, self.text, self.label, PACKED)
         if found is None:
             raise DataError(
                 f"FP3180 {path} holds no words with tags, which the federation learns from: a list of words in a "
                 f"column tokens and one of as many tags in a column ner_tags; it has {', '.join(map(repr, first))}"
             )
-        complete = Names(PACKED, None, None).complete(self._records(path, given), str(path), found.needs)
+        complete = Names(PACKED, None, None).complete(self._read_records(path, given), str(path), found.needs)
         texts = read(str(path), found.packed(complete, str(path)), Names(PACKED, None, None)).texts
         where = f"belong to the federation, whose labels are {', '.join(map(repr, (names or ())[:20]))}"
-        (made,), known = with_positions([texts], str(path), names, where)
+        (made,), known = convert_tags([texts], str(path), names, where)
         return Rows(made), known
 
-    def _conversations(self, path: Path, given: TableFormat) -> Rows:
+    def _read_conversations(self, path: Path, given: TableFormat) -> Rows:
         """Packed conversations, see `fedpeft.data.conversations`, or preferences."""
-        _, first = first_record(path, given)
+        _, first = read_first_record(path, given)
         messages, answer = (None if self.text == TEXT else self.text), (ANSWER if self.label == LABEL else self.label)
-        found = reading(first, PACKED, messages, self.template or "chat", answer)
+        found = choose_reading(first, PACKED, messages, self.template or "chat", answer)
         if found is None or parse_spec(found.task).name != self.learns:
             wanted = {
                 "instruction": "conversations: a column messages or conversations, or prompt and completion, or "
@@ -218,28 +220,28 @@ class Clients:
                 "dpo": "preferences: columns prompt, chosen and rejected",
             }[self.learns]
             raise DataError(f"FP3026 {path} holds other rows than the federation learns from, which are {wanted}")
-        packed = found.packed(self._records(path, given), str(path))
+        packed = found.packed(self._read_records(path, given), str(path))
         return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
 
 
-def own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record]:
+def read_own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record]:
     """The rows in a file or a folder, each with its place; of pictures, their files. `given` is the format of texts.
 
     Raises:
         DataError: there is no such file or folder.
     """
     if not path.expanduser().exists():
-        raise DataError(f"FP3027 there is no {'file' if suffix_of(path) else 'file or folder'} {path}")
-    return picture_records(path, given) if holds_pictures(path) else records_below(path, given)
+        raise DataError(f"FP3027 there is no {'file' if get_suffix(path) else 'file or folder'} {path}")
+    return read_picture_records(path, given) if has_pictures(path) else read_records_below(path, given)
 
 
-def first_record(path: Path, given: TableFormat = DETECT) -> Record:
+def read_first_record(path: Path, given: TableFormat = DETECT) -> Record:
     """The first of the rows in a file or folder, and its place.
 
     Raises:
         ConfigError, DataError: there is none, or it can't be read.
     """
-    first = next(own_records(path, given), None)
+    first = next(read_own_records(path, given), None)
     if first is None:
         raise DataError(f"FP3028 {path} has no rows")
     return first

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.datasets.code_types import HELD_OUT, digest, read_all
+from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_all
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.errors import DataError
 from fedpeft.parts import setting
@@ -61,20 +61,21 @@ class CodeNames:
         held_out = {package.name for package in HELD_OUT}
         for name, functions in read_all().items():
             chosen = sorted(
-                (f for f in functions if len(f.text) <= self.characters), key=lambda f: digest(f"{name}/{f.name}")
+                (f for f in functions if len(f.text) <= self.characters),
+                key=lambda f: compute_digest(f"{name}/{f.name}"),
             )
-            rows = [row for row in map(row_of, (f.text for f in chosen)) if row is not None][: self.package_rows]
+            rows = [row for row in map(build_row, (f.text for f in chosen)) if row is not None][: self.package_rows]
             (test if name in held_out else train).extend((row, name) for row in rows)
         if not train or not test:
             raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
-        return Dataset("code_names", "text", "token_labels", _rows(train), _rows(test), LABELS, "minilm")
+        return Dataset("code_names", "text", "token_labels", _build_rows(train), _build_rows(test), LABELS, "minilm")
 
 
-def _rows(rows: Sequence[tuple[str, str]]) -> Rows:
+def _build_rows(rows: Sequence[tuple[str, str]]) -> Rows:
     return Rows([row for row, _ in rows], None, np.array([owner for _, owner in rows]))
 
 
-def row_of(text: str) -> str | None:
+def build_row(text: str) -> str | None:
     """A function's words and tags as a row (`fedpeft.models.tasks.token_labels`); None: it has f-strings, or can't be
     parsed by itself."""
     try:
@@ -83,7 +84,7 @@ def row_of(text: str) -> str | None:
         return None
     if any(isinstance(node, ast.JoinedStr) for node in ast.walk(tree)):
         return None
-    kinds = dict(_named(tree))
+    kinds = dict(_find_names(tree))
     words: list[str] = []
     tags: list[str] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -99,7 +100,7 @@ def row_of(text: str) -> str | None:
     return json.dumps({"words": words, "tags": [LABELS.index(tag) for tag in tags]})
 
 
-def _named(
+def _find_names(
     tree: ast.AST, arguments: frozenset[str] = frozenset(), local: frozenset[str] = frozenset()
 ) -> Iterator[tuple[Place, str]]:
     """Where names stand, and what each is; those of outer functions count inside, as they do in Python."""
@@ -107,8 +108,8 @@ def _named(
         own, inner = arguments, local
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
-                declared = frozenset(_arguments(node.args))
-                stored = frozenset(_stored(node))
+                declared = frozenset(_list_arguments(node.args))
+                stored = frozenset(_find_assigned(node))
                 own, inner = (arguments - stored) | declared, (local - declared) | (stored - declared)
             case ast.arg():
                 yield (node.lineno, node.col_offset), "ARG"
@@ -120,15 +121,15 @@ def _named(
                 yield (node.end_lineno or 0, (node.end_col_offset or 0) - len(name)), "ATT"
             case ast.keyword(arg=str()):
                 yield (node.lineno, node.col_offset), "KEY"
-        yield from _named(node, own, inner)
+        yield from _find_names(node, own, inner)
 
 
-def _arguments(given: ast.arguments) -> Iterator[str]:
+def _list_arguments(given: ast.arguments) -> Iterator[str]:
     every = (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
     return (argument.arg for argument in every if argument is not None)
 
 
-def _stored(function: ast.AST) -> Iterator[str]:
+def _find_assigned(function: ast.AST) -> Iterator[str]:
     """Names that are assigned to in a function, those of functions inside it aside."""
     for node in ast.iter_child_nodes(function):
         match node:
@@ -138,7 +139,7 @@ def _stored(function: ast.AST) -> Iterator[str]:
                 yield name
             case ast.ExceptHandler(name=str(name)):
                 yield name
-        yield from _stored(node)
+        yield from _find_assigned(node)
 
 
 part = CodeNames

@@ -19,10 +19,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.datasets.code_types import HELD_OUT, digest, packages_read
-from fedpeft.data.python_functions import Definition, SourceFile, fingerprint, is_stub, modules_below
+from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_packages
+from fedpeft.data.python_functions import Definition, SourceFile, compute_fingerprint, is_stub, read_modules
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.text_pairs import pair
+from fedpeft.data.text_pairs import pack_pair
 from fedpeft.errors import DataError
 from fedpeft.families import TASKS
 from fedpeft.parts import setting
@@ -76,46 +76,46 @@ class CodeSearch:
         held = {package.name for package in HELD_OUT}
         for name, functions in read_all().items():
             chosen = [f for f in functions if len(f.text) <= self.characters]
-            chosen = sorted(chosen, key=lambda f: digest(f"{name}/{f.name}"))[: self.package_rows]
+            chosen = sorted(chosen, key=lambda f: compute_digest(f"{name}/{f.name}"))[: self.package_rows]
             (test if name in held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
         if not train or not test:
             raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
-        return Dataset("code_search", "text", self.task, rows_of(train), rows_of(test), None, "minilm")
+        return Dataset("code_search", "text", self.task, build_rows(train), build_rows(test), None, "minilm")
 
 
 def read_all() -> dict[str, list[Documented]]:
     """The pairs of each package, no two alike: those of test packages first; read once and kept in the cache."""
-    return packages_read("code_search", READING, Documented, documented_below, distinct)
+    return read_packages("code_search", READING, Documented, find_documented_below, drop_duplicates)
 
 
-def documented_below(folder: Path) -> Iterator[Documented]:
+def find_documented_below(folder: Path) -> Iterator[Documented]:
     """The documented functions of all files below `folder`, in the order of their paths."""
-    for module, source in modules_below(folder):
-        yield from documented_functions(source, module)
+    for module, source in read_modules(folder):
+        yield from find_documented(source, module)
 
 
-def documented_functions(source: str, module: str) -> Iterator[Documented]:
+def find_documented(source: str, module: str) -> Iterator[Documented]:
     """The functions in the source of a module whose docstring says something, outer ones first."""
-    file = SourceFile.of(source)
+    file = SourceFile.parse(source)
     if file is None:
         return
     for definition in file.definitions:
-        query = first_paragraph(definition)
+        query = get_first_paragraph(definition)
         if query is None or definition.name.startswith(("__", "test")) or is_stub(definition):
             continue
-        text = file.text(definition, returns=True)
+        text = file.get_text(definition, returns=True)
         if text is not None:
             name = f"{module}.{definition.name}:{definition.lineno}"
-            yield Documented(name, query, text, fingerprint(definition))
+            yield Documented(name, query, text, compute_fingerprint(definition))
 
 
-def first_paragraph(definition: Definition) -> str | None:
+def get_first_paragraph(definition: Definition) -> str | None:
     """What the docstring says first, on one line and without sections of arguments; None: less than `WORDS` words."""
     words = SECTION.split(ast.get_docstring(definition) or "")[0].split()
     return " ".join(words[: WORDS[1]]) if len(words) >= WORDS[0] else None
 
 
-def distinct(functions: Iterator[Documented], seen: set[str]) -> Iterator[Documented]:
+def drop_duplicates(functions: Iterator[Documented], seen: set[str]) -> Iterator[Documented]:
     """Those neither whose fingerprint nor whose query is in `seen`, where both are from then on."""
     for function in functions:
         marks = {function.fingerprint, re.sub(r"\W+", " ", function.query.lower()).strip()}
@@ -124,9 +124,9 @@ def distinct(functions: Iterator[Documented], seen: set[str]) -> Iterator[Docume
             yield function
 
 
-def rows_of(functions: Sequence[tuple[Documented, str]]) -> Rows:
+def build_rows(functions: Sequence[tuple[Documented, str]]) -> Rows:
     """Pairs and owners as `Rows`; each is the only one that is right."""
-    return Rows([pair(f.query, f.text) for f, _ in functions], None, np.array([owner for _, owner in functions]))
+    return Rows([pack_pair(f.query, f.text) for f, _ in functions], None, np.array([owner for _, owner in functions]))
 
 
 part = CodeSearch

@@ -22,10 +22,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedpeft.data.python_functions import Function, functions_below
+from fedpeft.data.python_functions import Function, find_functions_below
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.errors import DataError
-from fedpeft.machine.cache import cached_folder
+from fedpeft.machine.cache import get_cached_folder
 from fedpeft.machine.downloads import Asset
 from fedpeft.parts import setting
 
@@ -137,20 +137,20 @@ class CodeTypes:
         test: list[tuple[Function, str]] = []
         for name, functions in read_all().items():
             chosen = [f for f in functions if f.type in TYPES and len(f.text) <= self.characters]
-            chosen = sorted(chosen, key=lambda f: digest(f"{name}/{f.name}"))[: self.package_rows]
+            chosen = sorted(chosen, key=lambda f: compute_digest(f"{name}/{f.name}"))[: self.package_rows]
             held = any(name == package.name for package in HELD_OUT)
             (test if held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
         if not train or not test:
             raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
-        return Dataset("code_types", "text", "classification", rows_of(train), rows_of(test), TYPES, "minilm")
+        return Dataset("code_types", "text", "classification", build_rows(train), build_rows(test), TYPES, "minilm")
 
 
 def read_all() -> dict[str, list[Function]]:
     """The functions of each package, no two alike: those of test packages first; read once and kept in the cache."""
-    return packages_read("code_types", READING, Function, functions_below, distinct)
+    return read_packages("code_types", READING, Function, find_functions_below, drop_duplicates)
 
 
-def packages_read(
+def read_packages(
     name: str,
     reading: int,
     kind: type[T],
@@ -175,7 +175,7 @@ def packages_read(
                 for one in distinct(below(package.asset.fetch()), seen):
                     sink.write(json.dumps({"package": package.name, **vars(one)}) + "\n")
 
-    folder = cached_folder(f"{name}-{digest(f'{reading} {order}')[:24]}", write, room=30_000_000)
+    folder = get_cached_folder(f"{name}-{compute_digest(f'{reading} {order}')[:24]}", write, room=30_000_000)
     found: dict[str, list[T]] = {package.name: [] for package in order}
     for line in (folder / "functions.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -183,7 +183,7 @@ def packages_read(
     return found
 
 
-def distinct(functions: Iterator[Function], seen: set[str]) -> Iterator[Function]:
+def drop_duplicates(functions: Iterator[Function], seen: set[str]) -> Iterator[Function]:
     """Those whose fingerprint is not in `seen`, where it is from then on."""
     for function in functions:
         if function.fingerprint not in seen:
@@ -191,12 +191,12 @@ def distinct(functions: Iterator[Function], seen: set[str]) -> Iterator[Function
             yield function
 
 
-def digest(text: str) -> str:
+def compute_digest(text: str) -> str:
     """SHA-256, hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def rows_of(functions: Sequence[tuple[Function, str]]) -> Rows:
+def build_rows(functions: Sequence[tuple[Function, str]]) -> Rows:
     """Texts, labels and owners as `Rows`."""
     labels = np.array([TYPES.index(function.type) for function, _ in functions], np.int64)
     return Rows([function.text for function, _ in functions], labels, np.array([owner for _, owner in functions]))

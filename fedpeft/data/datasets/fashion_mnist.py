@@ -18,7 +18,7 @@ import numpy as np
 
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.errors import AssetError, DataError
-from fedpeft.machine.cache import cached_folder
+from fedpeft.machine.cache import get_cached_folder
 from fedpeft.parts import setting
 
 PACKAGE = "dataset-fashion-mnist"
@@ -46,18 +46,18 @@ class FashionMnist:
         if self.path is not None:
             folder = Path(self.path).expanduser()
         else:
-            folder = INSTALLED if INSTALLED.is_dir() else cached_folder(PACKAGE, _fetch, room=3 * PACKAGE_BYTES)
+            folder = INSTALLED if INSTALLED.is_dir() else get_cached_folder(PACKAGE, _fetch, room=3 * PACKAGE_BYTES)
         train, test = (
             Rows(
-                idx(folder, f"{part}-images-idx3-ubyte")[:count],
-                idx(folder, f"{part}-labels-idx1-ubyte")[:count].astype(np.int64),
+                read_idx(folder, f"{part}-images-idx3-ubyte")[:count],
+                read_idx(folder, f"{part}-labels-idx1-ubyte")[:count].astype(np.int64),
             )
             for part, count in (("train", self.rows), ("t10k", self.test_rows))
         )
         return Dataset("fashion_mnist", "image", "classification", train, test, CLASSES, "dinov2_small")
 
 
-def idx(folder: Path, name: str) -> np.ndarray:
+def read_idx(folder: Path, name: str) -> np.ndarray:
     """The array in an IDX file (Yann LeCun's format, unsigned bytes), compressed or not.
 
     Raises:
@@ -71,11 +71,11 @@ def idx(folder: Path, name: str) -> np.ndarray:
                     content: bytes = stream.read()
             except (OSError, EOFError) as error:
                 raise DataError(f"FP3030 {file} can't be read: {error}") from None
-            return _array(content, file)
+            return _parse_idx(content, file)
     raise AssetError(f"FP2001 there is no {name} or {name}.gz in {folder}; {WAYS}")
 
 
-def _array(content: bytes, file: Path) -> np.ndarray:
+def _parse_idx(content: bytes, file: Path) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise DataError(f"FP3031 {file} is not an IDX file of unsigned bytes")
     shape = struct.unpack_from(f">{content[3]}I", content, 4)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedpeft.data.datasets.fashion_mnist import CLASSES, FashionMnist
-from fedpeft.data.images_with_texts import suited_model, suited_start
+from fedpeft.data.images_with_texts import choose_model, choose_start
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.families import TASKS
 from fedpeft.parts import setting
@@ -32,7 +32,7 @@ class FashionTexts:
     @property
     def suited_head(self) -> str | None:
         """The task's."""
-        return suited_start(self.task)
+        return choose_start(self.task)
 
     def load(self) -> Dataset:
         """Images uint8 (rows, 28, 28) with texts; labels are classes.
@@ -42,17 +42,17 @@ class FashionTexts:
             DataError: they are not what they should be.
         """
         found = FashionMnist(path=self.path, rows=self.rows, test_rows=self.test_rows).load()
-        train, test = (with_names(rows) for rows in (found.train, found.test))
-        return Dataset("fashion_texts", "image", self.task, train, test, None, suited_model(self.task))
+        train, test = (add_sentences(rows) for rows in (found.train, found.test))
+        return Dataset("fashion_texts", "image", self.task, train, test, None, choose_model(self.task))
 
 
-def with_names(rows: Rows) -> Rows:
+def add_sentences(rows: Rows) -> Rows:
     """Rows with a sentence that names their class."""
     labels = np.asarray(rows.labels).tolist()
-    return Rows(rows.inputs, rows.labels, rows.owners, texts=[sentence(CLASSES[label]) for label in labels])
+    return Rows(rows.inputs, rows.labels, rows.owners, texts=[write_sentence(CLASSES[label]) for label in labels])
 
 
-def sentence(name: str) -> str:
+def write_sentence(name: str) -> str:
     """What a text says of a class."""
     article = "" if name == "trouser" else "an " if name[0] in "aeiou" else "a "
     return f"a photo of {article}{'trousers' if name == 'trouser' else name}"

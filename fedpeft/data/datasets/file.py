@@ -28,17 +28,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
-from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
+from fedpeft.data.image_folders import FILE_NAME, has_pictures, read_picture_records, read_pixels
 from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
-from fedpeft.data.instruction_columns import Reading, reading
+from fedpeft.data.instruction_columns import ColumnReading, choose_reading
 from fedpeft.data.label_columns import AND, KINDS
 from fedpeft.data.owner_columns import find_owner
 from fedpeft.data.prompt_templates import check_template
-from fedpeft.data.record_folders import OWNER, Splits, format_notes, records_below, splits_of
+from fedpeft.data.record_folders import OWNER, Splits, find_splits, format_notes, read_records_below
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
-from fedpeft.data.tagged_records import tagging, with_positions
+from fedpeft.data.tagged_records import choose_tag_reading, convert_tags
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts import setting
 
@@ -115,18 +115,18 @@ class File:
     task_in_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self._form()  # or the settings of its format are none
+        self._get_format()  # or the settings of its format are none
 
     @property
     def suited_head(self) -> str | None:
         """How the head starts on these rows: at zero if words are labeled; None: no special way."""
         try:
-            splits = self._splits()
-            pictures = holds_pictures(splits.train)
-            _, first = next(self._records(splits.train, pictures), ("", {}))
+            splits = self._find_splits()
+            pictures = has_pictures(splits.train)
+            _, first = next(self._read_records(splits.train, pictures), ("", {}))
         except FedpeftError:  # which loading reports
             return None
-        return "zero" if not pictures and tagging(first, self.text, self.label, self.text) else None
+        return "zero" if not pictures and choose_tag_reading(first, self.text, self.label, self.text) else None
 
     def load(self) -> Dataset:
         """The rows, checked.
@@ -135,57 +135,57 @@ class File:
             ConfigError: the file's ending does not say how to read it, or a library is missing that reads it.
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
-        splits = self._splits()
-        pictures = holds_pictures(splits.train)
-        _, first = next(self._records(splits.train, pictures), ("", {}))
+        splits = self._find_splits()
+        pictures = has_pictures(splits.train)
+        _, first = next(self._read_records(splits.train, pictures), ("", {}))
         instructions = (
             None
             if pictures
-            else tagging(first, self.text, self.label, self.text)
-            or reading(first, self.text, self.messages, self.template, self.answer, self.beta, self.target)
+            else choose_tag_reading(first, self.text, self.label, self.text)
+            or choose_reading(first, self.text, self.messages, self.template, self.answer, self.beta, self.target)
         )
         names = user_rows.Names(
             FILE_NAME if pictures else self.text,
             None if instructions else self.label,
-            self._owner(first, splits, instructions),
+            self._find_owner(first, splits, instructions),
             f"file(path={self.path!r}, ROLE=COLUMN)",
             self.label_type,
             self.incomplete,
-            self._form(),
+            self._get_format(),
             self.owner == AUTO,
         )
         train, validation, test = (
-            None if path is None else self._table(path, pictures, instructions, names)
+            None if path is None else self._read_table(path, pictures, instructions, names)
             for path in (splits.train, splits.validation, splits.test)
         )
         assert train is not None
-        known = user_rows.Known.of(self.mean, self.deviation, self.labels)
-        made = self._made(train, validation, test, known, instructions)
-        made = dataclasses.replace(made, notes=(*made.notes, *self._notes(splits, instructions, names)))
+        known = user_rows.KnownLabels.from_settings(self.mean, self.deviation, self.labels)
+        made = self._build_dataset(train, validation, test, known, instructions)
+        made = dataclasses.replace(made, notes=(*made.notes, *self._list_notes(splits, instructions, names)))
         if instructions and instructions.task != TOKEN_LABELS:
             model = NO_MODEL if instructions.task == "seq2seq" else made.default_model
             task, template = instructions.task, instructions.template
             return dataclasses.replace(made, task=task, template=template, default_model=model)
-        return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made
+        return user_rows.build_picture_dataset(made, lambda files: read_pixels(files, self.side)) if pictures else made
 
-    def _made(
+    def _build_dataset(
         self,
         train: user_rows.Table,
         validation: user_rows.Table | None,
         test: user_rows.Table | None,
-        known: user_rows.Known,
-        instructions: Reading | None,
+        known: user_rows.KnownLabels,
+        instructions: ColumnReading | None,
     ) -> Dataset:
         name, column = Path(self.path).expanduser().name, self.label or "label"
         if instructions is None or instructions.task != TOKEN_LABELS:
-            return user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+            return user_rows.build_dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
         tables = [train, *(table for table in (validation, test) if table is not None)]
-        texts, labels = with_positions([table.texts for table in tables], name, known.names, "occur in training rows")
+        texts, labels = convert_tags([table.texts for table in tables], name, known.names, "occur in training rows")
         train, *others = (dataclasses.replace(t, texts=own) for t, own in zip(tables, texts, strict=True))
         validation = None if validation is None else others.pop(0)
         test = None if test is None else others.pop(0)
         known = dataclasses.replace(known, names=None)
-        made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+        made = user_rows.build_dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
         return dataclasses.replace(
             made,
             task=TOKEN_LABELS,
@@ -194,10 +194,10 @@ class File:
             labels_of_rows=self.labels is None,
         )
 
-    def _form(self) -> TableFormat:
+    def _get_format(self) -> TableFormat:
         return TableFormat(self.sep, self.encoding, self.decimal, f"file(path={self.path!r}, NAME=VALUE)")
 
-    def _owner(self, first: dict[str, Any], splits: Splits, instructions: Reading | None) -> str | None:
+    def _find_owner(self, first: dict[str, Any], splits: Splits, instructions: ColumnReading | None) -> str | None:
         """Return the column of owners: the user's, or that of files by client, or one that is called so.
 
         Raises:
@@ -212,21 +212,23 @@ class File:
         used = [name for column in columns if column is not None for name in (column, *column.split(AND))]
         return find_owner(first, used, str(splits.train))
 
-    def _records(self, path: Path, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-        return picture_records(path, self._form()) if pictures else records_below(path, self._form())
+    def _read_records(self, path: Path, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        return (
+            read_picture_records(path, self._get_format()) if pictures else read_records_below(path, self._get_format())
+        )
 
-    def _table(
-        self, path: Path, pictures: bool, instructions: Reading | None, names: user_rows.Names
+    def _read_table(
+        self, path: Path, pictures: bool, instructions: ColumnReading | None, names: user_rows.Names
     ) -> user_rows.Table:
         """One split's rows."""
-        if pictures and not holds_pictures(path):
+        if pictures and not has_pictures(path):
             raise ConfigError(
                 f"FP1091 {path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
             )
         if self.owner == AUTO and names.owner is not None:  # test rows may belong to nobody
-            _, first = next(self._records(path, pictures), ("", {}))
+            _, first = next(self._read_records(path, pictures), ("", {}))
             names = names if names.owner in first else dataclasses.replace(names, owner=None)
-        found = self._records(path, pictures)
+        found = self._read_records(path, pictures)
         if not instructions:
             return user_rows.read(str(path), found, names)
         owner = {} if names.owner is None else {"owner": names.owner}
@@ -234,9 +236,9 @@ class File:
         table = user_rows.read(str(path), instructions.packed(complete, str(path)), names)
         return dataclasses.replace(table, left_out=complete.note)
 
-    def _splits(self) -> Splits:
+    def _find_splits(self) -> Splits:
         """Where the rows are, the settings before what is found."""
-        found = splits_of(Path(self.path).expanduser())
+        found = find_splits(Path(self.path).expanduser())
         given = {
             name: Path(path).expanduser()
             for name in ("validation", "test")
@@ -244,7 +246,9 @@ class File:
         }
         return dataclasses.replace(found, **given)
 
-    def _notes(self, splits: Splits, instructions: Reading | None, names: user_rows.Names) -> tuple[str, ...]:
+    def _list_notes(
+        self, splits: Splits, instructions: ColumnReading | None, names: user_rows.Names
+    ) -> tuple[str, ...]:
         """What was taken by itself, in one line each."""
         notes = [
             note

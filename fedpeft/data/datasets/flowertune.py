@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.prompt_templates import PromptTemplate
-from fedpeft.data.record_files import DELIMITERS, JSON_LINES, records
+from fedpeft.data.record_files import DELIMITERS, JSON_LINES, read_records
 from fedpeft.data.rows import Dataset, Rows, split_validation
 from fedpeft.errors import AssetError, DataError
-from fedpeft.machine.cache import hub_disk_full
-from fedpeft.machine.files import no_room
+from fedpeft.machine.cache import create_hub_disk_error
+from fedpeft.machine.files import is_disk_full
 from fedpeft.parts import setting
 
 TRACKS = {
@@ -71,12 +71,12 @@ class FlowerTune:
             AssetError: the data set can't be fetched, or the extra 'hub' is missing.
             DataError: its rows can't be used, or there are fewer than clients.
         """
-        texts = self._texts(self.name)
-        rows = Rows(texts, None, shards(len(texts), self.clients, self.shuffle))
+        texts = self._read_texts(self.name)
+        rows = Rows(texts, None, assign_clients(len(texts), self.clients, self.shuffle))
         if self.test is None:
             rows, test = split_validation(rows, min(self.held_out, max(1, len(rows) // 10)))
         else:
-            test = Rows(self._texts(self.test))
+            test = Rows(self._read_texts(self.test))
         return Dataset(
             name=f"flowertune {self.track}",
             kind="text",
@@ -87,27 +87,27 @@ class FlowerTune:
             default_model="smollm2",
         )
 
-    def _texts(self, source: str) -> list[str]:
-        texts = [self.row(record, f"{place} of {source}") for place, record in _records(source)]
+    def _read_texts(self, source: str) -> list[str]:
+        texts = [self.pack_row(record, f"{place} of {source}") for place, record in _read_records(source)]
         if not texts:
             raise DataError(f"FP3028 {source} has no rows")
         return texts
 
-    def row(self, record: Mapping[str, Any], where: str) -> str:
+    def pack_row(self, record: Mapping[str, Any], where: str) -> str:
         """A record as one text (`fedpeft.data.conversations`).
 
         Raises:
             DataError: a column is missing or holds no text; `where` is named.
         """
-        instruction = _column(record, "input" if self.track == "medical" else "instruction", where)
+        instruction = _get_column(record, "input" if self.track == "medical" else "instruction", where)
         if self.track in ("finance", "code"):
-            instruction += " " + _column(record, "input", where, empty=True)
-        answer = _column(record, "output", where)
-        prompt = PromptTemplate(self.template).prompt({"instruction": instruction}, where)
+            instruction += " " + _get_column(record, "input", where, empty=True)
+        answer = _get_column(record, "output", where)
+        prompt = PromptTemplate(self.template).format_prompt({"instruction": instruction}, where)
         return json.dumps({"prompt": prompt, "answer": f" {answer}", "whole": True, "end": self.end})
 
 
-def shards(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
+def assign_clients(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
     """The client of each row, int64 (rows,): as `datasets` shuffles, and cuts into contiguous shards.
 
     Raises:
@@ -121,7 +121,7 @@ def shards(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
     return client
 
 
-def _column(record: Mapping[str, Any], name: str, where: str, empty: bool = False) -> str:
+def _get_column(record: Mapping[str, Any], name: str, where: str, empty: bool = False) -> str:
     value = record.get(name)
     if value is None and name not in record:
         raise DataError(f"FP3034 {where} has no column {name!r}; it has {', '.join(map(str, record))}")
@@ -132,20 +132,20 @@ def _column(record: Mapping[str, Any], name: str, where: str, empty: bool = Fals
     return value
 
 
-def _records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The records of a file, of a folder with files, or of a data set on the hub, each with its place."""
     path = Path(source).expanduser()
     if path.is_file() or path.suffix.lower() in ENDINGS:
-        yield from _of_list(path) if path.suffix.lower() == ".json" else records(source)
+        yield from _read_list(path) if path.suffix.lower() == ".json" else read_records(source)
         return
     files = sorted(f for f in path.glob("train*") if f.suffix.lower() in ENDINGS) if path.is_dir() else []
     if len(files) == 1:
-        yield from _records(str(files[0]))
+        yield from _read_records(str(files[0]))
         return
-    yield from _of_hub(source)
+    yield from _read_hub(source)
 
 
-def _of_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The records of a JSON file with one list, as Stanford Alpaca's is."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def _of_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"record {number}", record
 
 
-def _of_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if importlib.util.find_spec("datasets") is None:
         raise AssetError(
             f"FP2004 the rows of {name} need the package datasets (pip install 'fedpeft[hub]'), or a local file of "
@@ -172,8 +172,8 @@ def _of_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:  # whatever the library raises of names, networks and files
-        if no_room(error):
-            raise hub_disk_full(f"the data set {name}") from None
+        if is_disk_full(error):
+            raise create_hub_disk_error(f"the data set {name}") from None
         reason = " ".join(str(error).split())[:200]
         raise AssetError(
             f"FP2005 can't fetch the data set {name}: {reason}; give a local file or folder of it"

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
-from fedpeft.data.conversations import with_prompts
+from fedpeft.data.conversations import pack_prompts
 from fedpeft.data.incomplete_rows import DROP, INCOMPLETE, REFUSE
 from fedpeft.data.label_columns import KINDS
 from fedpeft.data.prompt_templates import check_template
-from fedpeft.data.record_files import Headed
+from fedpeft.data.record_files import TablePlace
 from fedpeft.data.rows import NO_MODEL, Dataset
-from fedpeft.data.text_to_text import with_targets
+from fedpeft.data.text_to_text import pack_targets
 from fedpeft.errors import AssetError, ConfigError, DataError
-from fedpeft.machine.cache import hub_disk_full
-from fedpeft.machine.files import no_room
-from fedpeft.parts import nearest, setting
+from fedpeft.machine.cache import create_hub_disk_error
+from fedpeft.machine.files import is_disk_full
+from fedpeft.parts import setting, suggest_legal
 
 
 @dataclass(frozen=True)
@@ -91,39 +91,42 @@ class HF:
         except ValueError as error:  # an unknown subset; the library's message lists those that exist
             raise ConfigError(f"FP1093 hf data set {self.name}: {' '.join(str(error).split())}") from None
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
-            if no_room(error):
-                raise hub_disk_full(f"the data set {self.name}") from None
+            if is_disk_full(error):
+                raise create_hub_disk_error(f"the data set {self.name}") from None
             reason = " ".join(str(error).split())[:200]
             raise AssetError(f"FP2007 can't fetch the data set {self.name} from the hub: {reason}") from None
         except datasets.exceptions.DatasetsError as error:  # files that are not what they are taken for
-            if no_room(error):
-                raise hub_disk_full(f"the data set {self.name}") from None
+            if is_disk_full(error):
+                raise create_hub_disk_error(f"the data set {self.name}") from None
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise DataError(
                 f"FP3040 the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the "
                 "hub, or a folder with one; of a single file, take file:PATH"
             ) from None
-        return self.made_of(splits)
+        return self.build_dataset(splits)
 
-    def made_of(self, splits: Any) -> Dataset:
+    def build_dataset(self, splits: Any) -> Dataset:
         """The rows of `splits`, which are here already: data sets of the `datasets` library by the splits' names.
 
         Raises:
             ConfigError: a split does not exist.
             DataError: its rows can't be used.
         """
-        train = self._table(splits, self.train)
-        test = None if self.test is None else self._table(splits, self.test)
-        known, column = user_rows.Known.of(self.mean, self.deviation, self.labels), self.label or "label"
-        made = user_rows.dataset(self.name, train, test, self.test_fraction, self.seed, None, known, column)
+        train = self._read_table(splits, self.train)
+        test = None if self.test is None else self._read_table(splits, self.test)
+        known, column = (
+            user_rows.KnownLabels.from_settings(self.mean, self.deviation, self.labels),
+            self.label or "label",
+        )
+        made = user_rows.build_dataset(self.name, train, test, self.test_fraction, self.seed, None, known, column)
         if self.target is not None:
             return dataclasses.replace(made, task="seq2seq", default_model=NO_MODEL)
         return dataclasses.replace(made, task="instruction") if self.template else made
 
-    def _table(self, splits: Any, split: str) -> user_rows.Table:
+    def _read_table(self, splits: Any, split: str) -> user_rows.Table:
         if split not in splits:
             raise ConfigError(
-                f"FP1094 {self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out"
+                f"FP1094 {self.name} has no split {split!r}; {suggest_legal(split, splits)}; test=None holds rows out"
             )
         rows = splits[split]
         packed = self.template is not None or self.target is not None
@@ -136,8 +139,8 @@ class HF:
         def records() -> Iterator[tuple[str, dict[str, Any]]]:
             for number, record in enumerate(rows, 1):
                 if classes is not None:
-                    record = record | {self.label: self._named(record[self.label], classes, split)}
-                yield Headed(f"row {number}"), record
+                    record = record | {self.label: self._name_classes(record[self.label], classes, split)}
+                yield TablePlace(f"row {number}"), record
 
         source = f"{self.name} ({split})"
         found: Iterator[tuple[str, Mapping[str, Any]]] = records()
@@ -147,13 +150,13 @@ class HF:
         needs = {"answer": self.target or self.answer} | ({} if self.template else {"text": self.text}) | owner
         complete = names.complete(found, source, needs)
         if self.target is not None:
-            found = with_targets(complete, (self.text, self.target), self.text, source, self.template)
+            found = pack_targets(complete, (self.text, self.target), self.text, source, self.template)
         else:
             assert self.template is not None
-            found = with_prompts(complete, self.template, self.answer, self.text, source)
+            found = pack_prompts(complete, self.template, self.answer, self.text, source)
         return dataclasses.replace(user_rows.read(source, found, names), left_out=complete.note)
 
-    def _named(self, value: Any, classes: Sequence[str], split: str) -> Any:
+    def _name_classes(self, value: Any, classes: Sequence[str], split: str) -> Any:
         """The name of a class, or names of several, in place of numbers; None: there is no label, or it is hidden."""
         numbers = value if isinstance(value, list) else [value]
         if not all(isinstance(number, int) for number in numbers):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.conversations import packed
+from fedpeft.data.conversations import pack_conversation
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.parts import setting
 
@@ -41,43 +41,43 @@ Task = tuple[str, str]
 """A question and its answer."""
 
 
-def _listed(words: list[str]) -> str:
+def _join_words(words: list[str]) -> str:
     return ", ".join(words)
 
 
-def _acronym(draw: random.Random) -> Task:
+def _draw_acronym(draw: random.Random) -> Task:
     words = [draw.choice(REGIONS), draw.choice(FIELDS), draw.choice(BODIES)]
     return f"What is the acronym of {' '.join(words)}?", "".join(word[0] for word in words)
 
 
-def _capitals(draw: random.Random) -> Task:
+def _draw_capitals(draw: random.Random) -> Task:
     words = draw.sample(THINGS, 2)
     return f"Write in capital letters: {' '.join(words)}", " ".join(words).upper()
 
 
-def _cheapest(draw: random.Random) -> Task:
+def _draw_cheapest(draw: random.Random) -> Task:
     things, prices = draw.sample(THINGS, 3), draw.sample(range(110, 990, 10), 3)
     offers = [f"{thing} {price / 100:.2f}" for thing, price in zip(things, prices, strict=True)]
-    return f"Which costs least: {_listed(offers)}?", things[prices.index(min(prices))]
+    return f"Which costs least: {_join_words(offers)}?", things[prices.index(min(prices))]
 
 
 def _count(draw: random.Random) -> Task:
     things = draw.sample(THINGS, draw.randint(2, 6))
-    return f"How many things are on the list: {_listed(things)}?", str(len(things))
+    return f"How many things are on the list: {_join_words(things)}?", str(len(things))
 
 
-def _date(draw: random.Random) -> Task:
+def _draw_date(draw: random.Random) -> Task:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2029)
     return f"Write {day} {MONTHS[month - 1]} {year} as YYYY-MM-DD.", f"{year}-{month:02}-{day:02}"
 
 
-def _email(draw: random.Random) -> Task:
+def _draw_email(draw: random.Random) -> Task:
     first, last = draw.choice(FIRST), draw.choice(LAST)
     address = f"{first}.{last}@{draw.choice(FIELDS)}.example".lower()
     return f"Find the e-mail address: {first} left, so write to {address} by {draw.choice(WEEKDAYS)}.", address
 
 
-def _invoice(draw: random.Random) -> Task:
+def _draw_invoice(draw: random.Random) -> Task:
     number, sum_ = f"INV-{draw.randint(1000, 9999)}", draw.randint(20, 900)
     return (
         f"Find the invoice: {draw.choice(LAST)} has paid {sum_} euros for {number} on {draw.choice(WEEKDAYS)}.",
@@ -85,9 +85,9 @@ def _invoice(draw: random.Random) -> Task:
     )
 
 
-def _largest(draw: random.Random) -> Task:
+def _draw_largest(draw: random.Random) -> Task:
     numbers = draw.sample(range(10, 99), 3)
-    return f"Which number is largest: {_listed(list(map(str, numbers)))}?", str(max(numbers))
+    return f"Which number is largest: {_join_words(list(map(str, numbers)))}?", str(max(numbers))
 
 
 def _name(draw: random.Random) -> Task:
@@ -95,36 +95,36 @@ def _name(draw: random.Random) -> Task:
     return f"Write the last name first: {first} {middle} {last}", f"{last}, {first} {middle}"
 
 
-def _reversal(draw: random.Random) -> Task:
+def _draw_reversal(draw: random.Random) -> Task:
     things = draw.sample(THINGS, 3)
-    return f"Reverse the list: {_listed(things)}", _listed(things[::-1])
+    return f"Reverse the list: {_join_words(things)}", _join_words(things[::-1])
 
 
-def _sorting(draw: random.Random) -> Task:
+def _draw_sorting(draw: random.Random) -> Task:
     things = draw.sample(THINGS, 3)
-    return f"Sort by alphabet: {_listed(things)}", _listed(sorted(things))
+    return f"Sort by alphabet: {_join_words(things)}", _join_words(sorted(things))
 
 
-def _timetable(draw: random.Random) -> Task:
+def _draw_timetable(draw: random.Random) -> Task:
     days, events = draw.sample(WEEKDAYS, 3), draw.sample(EVENTS, 3)
     plan = [f"{day} {event}" for day, event in zip(days, events, strict=True)]
     asked = draw.randrange(3)
-    return f"The plan: {_listed(plan)}. What is on {days[asked]}?", events[asked]
+    return f"The plan: {_join_words(plan)}. What is on {days[asked]}?", events[asked]
 
 
 KINDS: dict[str, Callable[[random.Random], Task]] = {
-    "acronyms": _acronym,
-    "capitals": _capitals,
+    "acronyms": _draw_acronym,
+    "capitals": _draw_capitals,
     "counts": _count,
-    "dates": _date,
-    "e-mails": _email,
-    "invoices": _invoice,
+    "dates": _draw_date,
+    "e-mails": _draw_email,
+    "invoices": _draw_invoice,
     "names": _name,
-    "numbers": _largest,
-    "prices": _cheapest,
-    "reversals": _reversal,
-    "sorting": _sorting,
-    "timetables": _timetable,
+    "numbers": _draw_largest,
+    "prices": _draw_cheapest,
+    "reversals": _draw_reversal,
+    "sorting": _draw_sorting,
+    "timetables": _draw_timetable,
 }
 """What each owner asks."""
 
@@ -148,7 +148,7 @@ class Office:
             while len(tasks) < self.rows + self.test_rows:
                 question, answer = draw(generator)
                 tasks.setdefault(question, answer)
-            rows = [(_conversation(*task), kind) for task in tasks.items()]
+            rows = [(_pack_conversation(*task), kind) for task in tasks.items()]
             train += rows[: self.rows]
             test += rows[self.rows :]
         return Dataset(
@@ -162,9 +162,9 @@ class Office:
         )
 
 
-def _conversation(question: str, answer: str) -> str:
+def _pack_conversation(question: str, answer: str) -> str:
     roles = (("system", ORDER), ("user", question), ("assistant", answer))
-    return packed([{"role": role, "content": content} for role, content in roles], question)
+    return pack_conversation([{"role": role, "content": content} for role, content in roles], question)
 
 
 part = Office

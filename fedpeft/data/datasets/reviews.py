@@ -85,12 +85,12 @@ class Reviews:
         seen: set[str] = set()
         with tarfile.open(ASSET.fetch() / ARCHIVE) as archive:
             for domain, start in DOMAINS.items():
-                content, name = content_of(archive, f"{start}_GroundTruth.txt")
-                ratings = ratings_in(*content_of(archive, f"{start}_anonDataRatings.txt"))
+                content, name = read_member(archive, f"{start}_GroundTruth.txt")
+                ratings = parse_ratings(*read_member(archive, f"{start}_anonDataRatings.txt"))
                 said: dict[float, list[str]] = {}
                 documents: dict[float, list[tuple[str, int]]] = {}
-                for row in rated(content, name):
-                    if abs(row.rating) > self.margin and new(row.text, seen):
+                for row in read_rated(content, name):
+                    if abs(row.rating) > self.margin and is_new(row.text, seen):
                         where = place(f"{domain}/{row.document}")
                         documents.setdefault(where, []).append((row.text, int(row.rating > 0)))
                         said.setdefault(where, []).append(ratings.get(row.name, ""))
@@ -99,14 +99,14 @@ class Reviews:
                     held = where < self.test_fraction
                     owner = domain if held else f"{domain}/{number:05d}"
                     (test if held else train).extend((*row, owner) for row in documents[where])
-                    votes += [votes_in(given, domain) for given in said[where]] if held else []
+                    votes += [parse_votes(given, domain) for given in said[where]] if held else []
         if not train or not test:
             raise DataError(f"FP3042 no text has a mean rating beyond {self.margin:g}; take a smaller margin")
-        both, raters = (rows_of(train), rows_of(test)), raters_of(votes)
+        both, raters = (build_rows(train), build_rows(test)), build_raters(votes)
         return Dataset("reviews", "text", "classification", *both, LABELS, "minilm", raters=raters)
 
 
-def content_of(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
+def read_member(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
     """The text of a file, and what the archive calls it.
 
     Raises:
@@ -122,7 +122,7 @@ def content_of(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
     return content.read().decode("utf-8-sig"), name
 
 
-def ratings_in(content: str, name: str) -> dict[str, str]:
+def parse_ratings(content: str, name: str) -> dict[str, str]:
     """The lists of ratings in the lines `id TAB mean TAB deviation TAB [3, 2, ...]` of a file, as text, by id.
 
     Raises:
@@ -137,7 +137,7 @@ def ratings_in(content: str, name: str) -> dict[str, str]:
     return found
 
 
-def votes_in(given: str, domain: str) -> list[int]:
+def parse_votes(given: str, domain: str) -> list[int]:
     """The ratings in a list, as text.
 
     Raises:
@@ -154,14 +154,14 @@ def votes_in(given: str, domain: str) -> list[int]:
     return votes
 
 
-def raters_of(votes: list[list[int]]) -> Raters:
+def build_raters(votes: list[list[int]]) -> Raters:
     """Of the ratings of each text, at least one; those of 0 are undecided."""
     signs = [np.sign(row) for row in votes]
     share = np.array([(1 + sign.mean()) / 2 for sign in signs])
     return Raters(share, np.array([np.std(row) for row in votes]))
 
 
-def rated(content: str, name: str) -> Iterator[Rated]:
+def read_rated(content: str, name: str) -> Iterator[Rated]:
     """The lines `id TAB rating TAB text` of a file; `document_sentence` is an id, or a document's number alone.
 
     Raises:
@@ -176,7 +176,7 @@ def rated(content: str, name: str) -> Iterator[Rated]:
             yield Rated(row.partition("_")[0], float(rating), text.strip(), row)
 
 
-def new(text: str, seen: set[str]) -> bool:
+def is_new(text: str, seen: set[str]) -> bool:
     """Whether no text of the same letters and digits is in `seen`, where it is from now on."""
     letters = "".join(filter(str.isalnum, text.casefold())) or text
     if letters in seen:
@@ -190,7 +190,7 @@ def place(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
-def rows_of(rows: list[tuple[str, int, str]]) -> Rows:
+def build_rows(rows: list[tuple[str, int, str]]) -> Rows:
     """Texts, labels and owners as `Rows`."""
     return Rows(
         [text for text, _, _ in rows], np.array([y for _, y, _ in rows], np.int64), np.array([o for *_, o in rows])

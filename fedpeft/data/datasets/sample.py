@@ -9,8 +9,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, at_most, suited_head, suited_partition, tells_task_in_rows, template_of
-from fedpeft.data.user_rows import text_column
+from fedpeft.data.rows import (
+    DATASETS,
+    Dataset,
+    get_default_head,
+    get_default_partition,
+    get_template,
+    is_task_in_rows,
+    limit_rows,
+)
+from fedpeft.data.user_rows import get_text_column
 from fedpeft.parts import setting
 
 
@@ -25,27 +33,27 @@ class Sample:
     @property
     def suited_partition(self) -> str | None:
         """The other data set's."""
-        return suited_partition(self.of)
+        return get_default_partition(self.of)
 
     @property
     def suited_head(self) -> str | None:
         """The other data set's."""
-        return suited_head(self.of)
+        return get_default_head(self.of)
 
     @property
     def template(self) -> str | None:
         """The other data set's."""
-        return template_of(self.of)
+        return get_template(self.of)
 
     @property
     def text(self) -> str:
         """The other data set's."""
-        return text_column(self.of)
+        return get_text_column(self.of)
 
     @property
     def task_in_rows(self) -> bool:
         """The other data set's."""
-        return tells_task_in_rows(self.of)
+        return is_task_in_rows(self.of)
 
     def load(self) -> Dataset:
         """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.
@@ -54,7 +62,7 @@ class Sample:
             FedpeftError: as of the other data set; or there are too few rows beyond one of each class.
         """
         whole = DATASETS.build(self.of).load()
-        train, test = at_most(whole.train, self.rows), at_most(whole.test, self.test_rows)
+        train, test = limit_rows(whole.train, self.rows), limit_rows(whole.test, self.test_rows)
         raters = whole.raters if len(test) == len(whole.test) else None
         return dataclasses.replace(whole, train=train, test=test, raters=raters, sampled=True)
 

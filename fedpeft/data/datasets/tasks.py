@@ -18,9 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, joined, suited_partition, tells_task_in_rows
+from fedpeft.data.rows import DATASETS, Dataset, Rows, get_default_partition, is_task_in_rows, join_rows
 from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
-from fedpeft.data.user_rows import text_column
+from fedpeft.data.user_rows import get_text_column
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 
@@ -47,7 +47,7 @@ class Tasks:
     def task_in_rows(self) -> bool:
         """That of the first data set; one whose rows lie in a way of their own may have no classes, and is read."""
         first = str(self.sets[0])
-        return tells_task_in_rows(first) or suited_partition(first) is not None
+        return is_task_in_rows(first) or get_default_partition(first) is not None
 
     @property
     def text(self) -> str:
@@ -56,7 +56,7 @@ class Tasks:
         Raises:
             ConfigError: they have several.
         """
-        columns = list(dict.fromkeys(text_column(str(text)) for text in self.sets))
+        columns = list(dict.fromkeys(get_text_column(str(text)) for text in self.sets))
         if len(columns) > 1:
             raise ConfigError(
                 f"FP1096 the tasks' texts stand in the columns {', '.join(columns)}; name that of --data: --text"
@@ -94,9 +94,9 @@ class Tasks:
                 )
             if data.tasks is not None:
                 raise ConfigError("FP1102 tasks can't be made of tasks; name the data sets of all of them in one")
-        return self._steps(loaded[0]) if self.classes else self._joined(loaded)
+        return self._split_classes(loaded[0]) if self.classes else self._join(loaded)
 
-    def _steps(self, data: Dataset) -> Dataset:
+    def _split_classes(self, data: Dataset) -> Dataset:
         """One data set, its classes a few at a time."""
         if not data.classes:
             raise ConfigError(f"FP1103 {data.name} has no classes, which tasks(classes={self.classes}) would split")
@@ -122,12 +122,12 @@ class Tasks:
             train=placed(data.train),
             test=placed(data.test),
             validation=validation,
-            tasks=self._sequence(names, [tuple(group) for group in groups]),
+            tasks=self._create_sequence(names, [tuple(group) for group in groups]),
         )
 
-    def _joined(self, loaded: Sequence[Dataset]) -> Dataset:
+    def _join(self, loaded: Sequence[Dataset]) -> Dataset:
         """Several data sets, one after the other; validation rows of their own become rows to train on."""
-        names = _told_apart([data.name for data in loaded])
+        names = _number_duplicates([data.name for data in loaded])
         labels = [
             [label if self.shared else f"{name}: {label}" for label in data.label_names or ()]
             for name, data in zip(names, loaded, strict=True)
@@ -144,11 +144,11 @@ class Tasks:
             for part in parts[1:]:
                 if isinstance(whole.inputs, np.ndarray) and whole.inputs.shape[1:] != np.shape(part.inputs)[1:]:
                     raise DataError("FP3048 the images of these data sets differ in size; tasks needs equal ones")
-                whole = joined(whole, part)
+                whole = join_rows(whole, part)
             return whole
 
         train = [
-            placed(data.train if data.validation is None else joined(data.train, data.validation), task)
+            placed(data.train if data.validation is None else join_rows(data.train, data.validation), task)
             for task, data in enumerate(loaded)
         ]
         return Dataset(
@@ -163,14 +163,14 @@ class Tasks:
             sampled=any(data.sampled for data in loaded),
             labels_of_rows=any(data.labels_of_rows for data in loaded),
             notes=tuple(note for data in loaded for note in data.notes),
-            tasks=self._sequence(tuple(names), [tuple(sorted(place.tolist())) for place in places]),
+            tasks=self._create_sequence(tuple(names), [tuple(sorted(place.tolist())) for place in places]),
         )
 
-    def _sequence(self, names: tuple[str, ...], classes: Sequence[tuple[int, ...]]) -> TaskSequence:
+    def _create_sequence(self, names: tuple[str, ...], classes: Sequence[tuple[int, ...]]) -> TaskSequence:
         return TaskSequence(names, tuple(classes), TaskSchedule(len(names), self.every, self.late), self.compete)
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _number_duplicates(names: Sequence[str]) -> list[str]:
     """The names, with a number where several are equal."""
     return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
 

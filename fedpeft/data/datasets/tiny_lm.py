@@ -35,15 +35,15 @@ class TinyLM:
     def load(self) -> Dataset:
         """Rows of 8 to 24 words, grouped by owner."""
         generator = np.random.default_rng([self.seed, 21])
-        shared = _successors(generator)
+        shared = _draw_successors(generator)
         train: list[tuple[str, str]] = []
         test: list[tuple[str, str]] = []
         for owner in range(self.owners):
-            preferred = _successors(generator)
+            preferred = _draw_successors(generator)
             count = self.rows + int(generator.integers(-(self.rows // 2), self.rows // 2 + 1))
             name = f"owner {owner:04d}"
-            train += [(self._text(preferred, shared, generator), name) for _ in range(count)]
-            test += [(self._text(preferred, shared, generator), name) for _ in range(self.test_rows)]
+            train += [(self._write_text(preferred, shared, generator), name) for _ in range(count)]
+            test += [(self._write_text(preferred, shared, generator), name) for _ in range(self.test_rows)]
         return Dataset(
             name="tiny_lm",
             kind="text",
@@ -54,7 +54,9 @@ class TinyLM:
             default_model="tiny_lm",
         )
 
-    def _text(self, preferred: NDArray[np.int64], shared: NDArray[np.int64], generator: np.random.Generator) -> str:
+    def _write_text(
+        self, preferred: NDArray[np.int64], shared: NDArray[np.int64], generator: np.random.Generator
+    ) -> str:
         length = int(generator.integers(8, 25))
         picks = generator.integers(SUCCESSORS, size=length)
         own = generator.random(length) < self.own
@@ -66,7 +68,7 @@ class TinyLM:
         return " ".join(words)
 
 
-def _successors(generator: np.random.Generator) -> NDArray[np.int64]:
+def _draw_successors(generator: np.random.Generator) -> NDArray[np.int64]:
     """For each word three words that follow it, int64 (vocabulary, 3)."""
     return generator.integers(len(WORDS), size=(len(WORDS), SUCCESSORS))
 

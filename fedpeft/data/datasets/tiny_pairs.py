@@ -13,7 +13,7 @@ import numpy as np
 
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.text_pairs import pair
+from fedpeft.data.text_pairs import pack_pair
 from fedpeft.families import TASKS
 from fedpeft.parts import setting
 
@@ -42,7 +42,7 @@ class TinyPairs:
         for _ in range(rows):
             document = generator.choice(len(WORDS), size=generator.integers(8, 17))
             query = [*generator.choice(document, size=generator.integers(3, 6)), generator.integers(len(WORDS))]
-            pairs.append(pair(*(" ".join(WORDS[w] for w in words) for words in (query, document))))
+            pairs.append(pack_pair(*(" ".join(WORDS[w] for w in words) for words in (query, document))))
         return Rows(pairs, None, np.array([f"owner {o:02d}" for o in np.arange(rows) % OWNERS]))
 
 

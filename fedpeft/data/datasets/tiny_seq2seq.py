@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.text_to_text import packed_pair
+from fedpeft.data.text_to_text import pack_pair
 from fedpeft.parts import setting
 
 SHORTEST, LONGEST = 2, 5
@@ -42,17 +42,17 @@ class TinySeq2Seq:
         for owner in range(self.owners):
             chances = generator.dirichlet(np.full(self.words, 2.0))
             for name, count in (("train", self.rows), ("test", self.test_rows)):
-                drawn = (known[: self.words][self._sentence(chances, generator)] for _ in range(count))
-                parts[name] += [(self._row(words.tolist(), meaning), f"owner {owner:04d}") for words in drawn]
+                drawn = (known[: self.words][self._draw_sentence(chances, generator)] for _ in range(count))
+                parts[name] += [(self._write_row(words.tolist(), meaning), f"owner {owner:04d}") for words in drawn]
         train, test = (Rows([row for row, _ in part], None, np.array([o for _, o in part])) for part in parts.values())
         return Dataset("tiny_seq2seq", "text", "seq2seq", train, test, None, "tiny_seq2seq")
 
-    def _sentence(self, chances: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
+    def _draw_sentence(self, chances: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
         return generator.choice(self.words, size=int(generator.integers(SHORTEST, LONGEST + 1)), p=chances)
 
-    def _row(self, words: list[int], meaning: dict[int, int]) -> str:
+    def _write_row(self, words: list[int], meaning: dict[int, int]) -> str:
         said = [WORDS[meaning[word]] for word in words]
-        return packed_pair(" ".join(WORDS[word] for word in words), " ".join(said[::-1] if self.reverse else said))
+        return pack_pair(" ".join(WORDS[word] for word in words), " ".join(said[::-1] if self.reverse else said))
 
 
 part = TinySeq2Seq

@@ -7,7 +7,7 @@ between clients too. Hsu et al. 2019 (arXiv:1909.06335) draw one label distribut
 Where labels are numbers, their quantile bins (`bins` of them, with about equally many rows) stand for classes, so that
 clients differ in how high their numbers are. Rows with several labels are refused: which of them would a client have?
 
-Deviation: a client that gets no row is given a random one from the largest client (see `without_empty_clients`).
+Deviation: a client that gets no row is given a random one from the largest client (see `fill_empty_clients`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedpeft import seeds
-from fedpeft.data.partition import Partition, require_rows, without_empty_clients
-from fedpeft.data.rows import BINS, Rows, quantile_bins
+from fedpeft.data.partition import Partition, fill_empty_clients, require_rows
+from fedpeft.data.rows import BINS, Rows, assign_quantile_bins
 from fedpeft.errors import DataError
 from fedpeft.parts import setting
 
@@ -50,8 +50,8 @@ class Dirichlet:
                 "FP3089 the dirichlet partition spreads classes, and these rows have several labels each; take iid, "
                 "quantity, or natural where rows have owners"
             )
-        classes = quantile_bins(rows.labels, self.bins) if rows.targets == "numbers" else rows.labels
-        generator = seeds.generator(seed, "partition dirichlet")
+        classes = assign_quantile_bins(rows.labels, self.bins) if rows.targets == "numbers" else rows.labels
+        generator = seeds.create_generator(seed, "partition dirichlet")
         client_of_row = np.empty(len(rows), np.int64)
         for label in np.unique(classes):
             members = generator.permutation(np.flatnonzero(classes == label))
@@ -59,7 +59,7 @@ class Dirichlet:
             # The last end is 1 up to rounding; rows beyond it would have no client.
             cuts = np.minimum(ends * len(members), len(members)).astype(np.int64)[:-1]
             client_of_row[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
-        return Partition.from_assignment(without_empty_clients(client_of_row, clients, generator), clients)
+        return Partition.from_assignment(fill_empty_clients(client_of_row, clients, generator), clients)
 
 
 part = Dirichlet

@@ -22,7 +22,7 @@ class IID:
         """Disjoint, covering shards whose sizes differ by at most one row."""
         require_rows(rows, clients)
         return Partition.from_shards(
-            np.array_split(seeds.generator(seed, "partition iid").permutation(len(rows)), clients)
+            np.array_split(seeds.create_generator(seed, "partition iid").permutation(len(rows)), clients)
         )
 
 

@@ -30,7 +30,7 @@ class Quantity:
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
         """Disjoint, covering shards, none empty."""
         require_rows(rows, clients)
-        generator = seeds.generator(seed, "partition quantity")
+        generator = seeds.create_generator(seed, "partition quantity")
         shares = generator.dirichlet(np.full(clients, self.alpha))
         sizes = 1 + generator.multinomial(len(rows) - clients, shares)
         return Partition.from_shards(np.split(generator.permutation(len(rows)), np.cumsum(sizes)[:-1]))

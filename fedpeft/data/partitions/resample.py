@@ -40,7 +40,9 @@ class Drawn(Shards):
         """The row numbers of `client` (0 <= client < clients), ascending, int64 (size,)."""
         if not 0 <= client < self.clients:
             raise IndexError(f"there is no client {client} of {self.clients}")
-        return np.sort(seeds.generator(self.seed, "partition resample", client).integers(self.rows, size=self.size))
+        return np.sort(
+            seeds.create_generator(self.seed, "partition resample", client).integers(self.rows, size=self.size)
+        )
 
     @property
     def sizes(self) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.signing import Signed
+from fedpeft.deployment.signing import SignedStatement
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PayloadError
 
@@ -25,27 +25,29 @@ TEXT_LIMIT = 4096
 """The longest text in a field, such as the reason why there is no update."""
 
 
-def wire_size(message: Any) -> int:
+def compute_wire_size(message: Any) -> int:
     """Bytes that a message takes on the wire, without HTTP/2's own frames and TLS."""
     return int(message.ByteSize()) + FRAME
 
 
-def statement_to_wire(made: Signed) -> v2.Statement:
+def encode_statement(made: SignedStatement) -> v2.Statement:
     """A statement as it travels."""
     return v2.Statement(content=made.content, signature=made.signature, certificate=made.certificate)
 
 
-def statement_of(told: v2.Statement) -> Signed:
+def decode_statement(told: v2.Statement) -> SignedStatement:
     """A statement that has come."""
-    return Signed(told.content, told.signature, told.certificate)
+    return SignedStatement(told.content, told.signature, told.certificate)
 
 
-def parts(task: str, content: Instruction | Report, statement: Signed | None = None) -> Iterator[v2.Part]:
+def split_into_parts(
+    task: str, content: Instruction | Report, statement: SignedStatement | None = None
+) -> Iterator[v2.Part]:
     """The messages of an instruction or a report on the task called `task`, with the server's statement about it."""
-    header = v2.Header(task=task, statement=statement_to_wire(statement) if statement else None)
+    header = v2.Header(task=task, statement=encode_statement(statement) if statement else None)
     for name, value in vars(content).items():
         if name not in PAYLOADS:
-            header.fields[name].CopyFrom(_value(value))
+            header.fields[name].CopyFrom(_encode_value(value))
     payloads = {name: getattr(content, name, b"") for name in PAYLOADS}
     header.payloads.extend(v2.Payload(name=name, size=len(data)) for name, data in payloads.items() if data)
     yield v2.Part(header=header)
@@ -55,7 +57,7 @@ def parts(task: str, content: Instruction | Report, statement: Signed | None = N
             yield v2.Part(chunk=bytes(view[start : start + CHUNK]))
 
 
-def _value(value: object) -> v2.Value:
+def _encode_value(value: object) -> v2.Value:
     if isinstance(value, bool):
         return v2.Value(flag=value)
     if isinstance(value, int):
@@ -72,7 +74,7 @@ def _value(value: object) -> v2.Value:
 _KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "flag", "tuple": "integers"}
 
 
-class Incoming:
+class IncomingParcel:
     """A parcel on its way in.
 
     Args:
@@ -87,8 +89,8 @@ class Incoming:
     def __init__(self, cls: type[Any], limit: int, header: v2.Header) -> None:
         self.cls = cls
         self.task: str = header.task
-        self.statement = statement_of(header.statement)
-        self.fields = _fields(cls, header)
+        self.statement = decode_statement(header.statement)
+        self.fields = _decode_fields(cls, header)
         self._missing: list[tuple[str, int]] = [(p.name, p.size) for p in header.payloads]
         names = [name for name, _ in self._missing]
         legal = [name for name in PAYLOADS if name in cls.__dataclass_fields__]
@@ -130,14 +132,14 @@ class Incoming:
         name, size = self._missing[0]
         return size - len(self._payloads[name])
 
-    def content(self) -> Any:
+    def get_content(self) -> Any:
         """What has arrived, or PayloadError if something is missing."""
         if self._missing:
             raise PayloadError("FP6096 the parcel ended before all of it had arrived")
         return self.cls(**{"payload": b""} | {n: bytes(d) for n, d in self._payloads.items()} | self.fields)
 
 
-def _fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
+def _decode_fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.name not in PAYLOADS}
     fields: dict[str, Any] = {}

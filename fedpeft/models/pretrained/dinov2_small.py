@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fedpeft.errors import needs_extra
-from fedpeft.machine.cache import cached_folder
+from fedpeft.errors import require_extra
+from fedpeft.machine.cache import get_cached_folder
 from fedpeft.machine.downloads import Asset
 from fedpeft.models import model_folder
 
@@ -58,10 +58,10 @@ class Dinov2Small:
         Raises:
             AssetError: it can't be fetched, or the extra 'vision' is missing.
         """
-        return cached_folder("dinov2_small-1", self._fill, room=4 * ASSET.size)
+        return get_cached_folder("dinov2_small-1", self._fill, room=4 * ASSET.size)
 
     def _fill(self, folder: Path) -> None:
-        needs_extra("onnx", "vision", "the model dinov2_small")
+        require_extra("onnx", "vision", "the model dinov2_small")
         import onnx
         import torch
         from onnx.numpy_helper import to_array

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fedpeft.errors import AssetError, needs_extra
-from fedpeft.machine.cache import cached_folder
+from fedpeft.errors import AssetError, require_extra
+from fedpeft.machine.cache import get_cached_folder
 from fedpeft.machine.downloads import Asset
 from fedpeft.models import model_folder
 
@@ -40,16 +40,16 @@ class SmolLM2:
         Raises:
             AssetError: it can't be fetched, or the extra 'language' is missing.
         """
-        return cached_folder("smollm2-2", self._fill, room=6 * ASSET.size)
+        return get_cached_folder("smollm2-2", self._fill, room=6 * ASSET.size)
 
     def _fill(self, folder: Path) -> None:
-        needs_extra("gguf", "language", "the model smollm2")
+        require_extra("gguf", "language", "the model smollm2")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source = ASSET.fetch()
         (file,) = source.glob("*.gguf")
-        with model_folder.announced("unpacking SmolLM2 (once, about half a minute)"):
+        with model_folder.announce("unpacking SmolLM2 (once, about half a minute)"):
             # In float32: asked for another type, transformers may keep the weights packed.
             model = AutoModelForCausalLM.from_pretrained(
                 source, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fedpeft.data.made_words import WORDS, save_tokenizer, word_tokenizer
+from fedpeft.data.made_words import WORDS, create_word_tokenizer, save_tokenizer
 from fedpeft.models import model_folder
 from fedpeft.parts import setting
 
@@ -29,7 +29,7 @@ class TinyLlama:
 
     def resolve(self) -> Path:
         """The folder that `AutoModelForCausalLM` and `AutoTokenizer` load; written on first use."""
-        return model_folder.made_folder(f"tiny_lm-{self.layers}-{self.seed}", self._fill)
+        return model_folder.get_made_folder(f"tiny_lm-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
         import torch
@@ -37,7 +37,7 @@ class TinyLlama:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         special = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
-        tokenizer = word_tokenizer(special)
+        tokenizer = create_word_tokenizer(special)
         tokenizer.post_processor = TemplateProcessing(
             single="[BOS] $A", pair="[BOS] $A $B:1", special_tokens=[("[BOS]", 2)]
         )

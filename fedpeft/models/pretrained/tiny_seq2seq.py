@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fedpeft.data.made_words import WORDS, save_tokenizer, word_tokenizer
+from fedpeft.data.made_words import WORDS, create_word_tokenizer, save_tokenizer
 from fedpeft.models import model_folder
 from fedpeft.parts import setting
 
@@ -33,14 +33,14 @@ class TinySeq2Seq:
 
     def resolve(self) -> Path:
         """The folder that `AutoModelForSeq2SeqLM` and `AutoTokenizer` load; written on first use."""
-        return model_folder.made_folder(f"tiny_seq2seq-{self.kind}-{self.layers}-{self.seed}", self._fill)
+        return model_folder.get_made_folder(f"tiny_seq2seq-{self.kind}-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
         import torch
         import transformers
         from tokenizers.processors import TemplateProcessing
 
-        tokenizer = word_tokenizer(SPECIAL)
+        tokenizer = create_word_tokenizer(SPECIAL)
         begin = "[BOS] " if self.kind == "bart" else ""
         tokenizer.post_processor = TemplateProcessing(
             single=f"{begin}$A [EOS]",
@@ -49,13 +49,13 @@ class TinySeq2Seq:
         )
         save_tokenizer(tokenizer, folder, MAX_TOKENS, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]")
         name = "T5" if self.kind == "t5" else "Bart"
-        config = getattr(transformers, f"{name}Config")(**self._sizes())
+        config = getattr(transformers, f"{name}Config")(**self._get_sizes())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
         model.save_pretrained(str(folder))
 
-    def _sizes(self) -> dict[str, Any]:
+    def _get_sizes(self) -> dict[str, Any]:
         """Of the configuration."""
         both = {"vocab_size": len(SPECIAL) + len(WORDS), "d_model": WIDTH, "pad_token_id": 0, "eos_token_id": 3}
         if self.kind == "t5":

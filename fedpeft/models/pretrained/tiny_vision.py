@@ -25,7 +25,7 @@ class TinyVision:
 
     def resolve(self) -> Path:
         """The folder that `AutoModel` loads; written on first use."""
-        return model_folder.made_folder(f"tiny_vision-{self.layers}-{self.seed}", self._fill)
+        return model_folder.get_made_folder(f"tiny_vision-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
         import torch

@@ -43,9 +43,9 @@ class Towers:
             ModelError: the towers are no encoder of images and one of texts.
         """
         found = {tower: resolve_model(getattr(self, tower)) for tower in TOWERS}
-        hashes = {tower: cache.file_hash(folder, (*FILES, *TOKENIZER_FILES)) for tower, folder in found.items()}
-        name = f"towers-{cache.key(towers=hashes)}"
-        return cache.cached_folder(name, lambda target: _fill(target, found, hashes))
+        hashes = {tower: cache.hash_files(folder, (*FILES, *TOKENIZER_FILES)) for tower, folder in found.items()}
+        name = f"towers-{cache.compute_key(towers=hashes)}"
+        return cache.get_cached_folder(name, lambda target: _fill(target, found, hashes))
 
 
 def _fill(target: Path, found: dict[str, Path], hashes: dict[str, str]) -> None:

@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, Batch, DescribedRows, Examples
-from fedpeft.data.model_config import config_of
+from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
-from fedpeft.data.tokens import load_tokenizer, padding_of, rows_of
+from fedpeft.data.tokens import build_token_rows, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import connector
-from fedpeft.models.loading import Say, unheard
+from fedpeft.models.loading import Say, ignore_message
 from fedpeft.models.patch_features import SIDES, patch_features
-from fedpeft.models.task import FederatedModel, wide_dtype
+from fedpeft.models.task import FederatedModel, get_wide_dtype
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
-from fedpeft.models.token_losses import language_model
-from fedpeft.models.two_towers import tower_folders
+from fedpeft.models.token_losses import find_language_model
+from fedpeft.models.two_towers import find_tower_folders
 from fedpeft.parts import setting
 
 
@@ -46,21 +46,21 @@ class Captioner(LanguageModel):
         super().__init__(base)
         self.head = head
 
-    def given(self, batch: Batch) -> Batch:
+    def select_inputs(self, batch: Batch) -> Batch:
         """Embeddings of both, (B, N + T, d), of patches (B, N, width) and input_ids (B, T)."""
-        seen, said = self.seen(batch["patches"]), self.embedded(batch["input_ids"])
+        seen, said = self.project_patches(batch["patches"]), self.embed_tokens(batch["input_ids"])
         before = batch["attention_mask"].new_ones(seen.shape[:2])
         mask = torch.cat([before, batch["attention_mask"]], 1)
         return {"inputs_embeds": torch.cat([seen.to(said.dtype), said], 1), "attention_mask": mask}
 
-    def seen(self, patches: Tensor) -> Tensor:
+    def project_patches(self, patches: Tensor) -> Tensor:
         """What the language model reads of images, (B, N, d), from their features (B, N, width)."""
         found: Tensor = self.head(patches.to(next(self.head.parameters()).dtype))
         return found
 
-    def embedded(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """The language model's embeddings of tokens (B, T): (B, T, d)."""
-        inner: Any = language_model(self.base)
+        inner: Any = find_language_model(self.base)
         found: Tensor = inner.get_input_embeddings()(ids)
         return found
 
@@ -101,23 +101,23 @@ class Captions(CausalLM):
         tokenizer = load_tokenizer(model_directory)
         start, end = start_of(tokenizer), int(tokenizer.eos_token_id)
         whole = [[start, *ids, end] for ids in tokenizer(list(rows.texts), add_special_tokens=False)["input_ids"]]
-        texts = rows_of([ids[:max_tokens] for ids in whole], padding_of(tokenizer), None)
-        features = patch_features(rows.inputs, tower_folders(model_directory)["image"], self.side)
+        texts = build_token_rows([ids[:max_tokens] for ids in whole], get_padding_id(tokenizer), None)
+        features = patch_features(rows.inputs, find_tower_folders(model_directory)["image"], self.side)
         return DescribedRows(features, texts, sum(len(ids) > max_tokens for ids in whole))
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """The language model with its output layer: the encoder of images has done its work before."""
-        folders = tower_folders(model_directory)
+        folders = find_tower_folders(model_directory)
         base: Any = super().base(folders["text"], dtype, say, **options)
-        base.image_width = int(config_of(folders["image"]).hidden_size)
+        base.image_width = int(load_model_config(folders["image"]).hidden_size)
         return base  # type: ignore[no-any-return]
 
     def model(self, base: nn.Module, classes: int | None) -> Captioner:
         """The language model with a connector before it."""
         inner: Any = base
         weight = inner.get_input_embeddings().weight
-        dtype = wide_dtype(weight.dtype)
-        head = connector.layers(self.connector, inner.image_width, weight.shape[1])
+        dtype = get_wide_dtype(weight.dtype)
+        head = connector.create_connector(self.connector, inner.image_width, weight.shape[1])
         head.to(weight.device, dtype)
         connector.draw(head, float(weight.float().square().mean().sqrt()))
         return Captioner(base, head)
@@ -144,9 +144,9 @@ class Captions(CausalLM):
         """Mean features of images (B, width), and mean embeddings of their captions (B, d); in at least fp32."""
         assert isinstance(model, Captioner)
         with torch.no_grad():
-            embedded = model.embedded(batch["input_ids"])
+            embedded = model.embed_tokens(batch["input_ids"])
         mask = (batch["labels"] != IGNORED)[..., None]
-        wide = wide_dtype(embedded.dtype)
+        wide = get_wide_dtype(embedded.dtype)
         said = (embedded.to(wide) * mask).sum(1) / mask.sum(1)
         return batch["patches"].to(wide).mean(1), said
 

@@ -12,35 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, Examples, made_up
-from fedpeft.data.model_config import config_of
+from fedpeft.data.examples import IGNORED, Batch, Examples, make_up_batch
+from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
-from fedpeft.data.text_column import taken
-from fedpeft.data.tokens import token_rows
+from fedpeft.data.text_column import take_texts
+from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import DataError, ModelError
-from fedpeft.models.loading import Say, load_base, reads_ahead, unheard
+from fedpeft.models.loading import Say, ignore_message, is_reading_ahead, load_base
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.models.token_losses import (
     AGREEMENT,
     OutputLayer,
-    counted_labels,
-    language_model,
-    row_sums,
-    token_losses,
+    compute_token_losses,
+    find_language_model,
+    get_counted_labels,
+    sum_by_row,
 )
 
 INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 """What a language model is given of a batch."""
 
 
-def next_tokens(base: nn.Module, batch: Batch) -> Tensor:
+def compute_logits(base: nn.Module, batch: Batch) -> Tensor:
     """What a base says of the token behind each, (B, T, vocabulary)."""
     given = {name: batch[name] for name in INPUTS if name in batch}
     logits: Tensor = base(**given, use_cache=False).logits
     return logits
 
 
-def _tokens(batch: Batch) -> int:
+def _count_positions(batch: Batch) -> int:
     """Positions of a batch, padding included."""
     return next(batch[name] for name in INPUTS if name in batch).shape[1]
 
@@ -55,44 +55,44 @@ class LanguageModel(FederatedModel):
         self.base = base
         self._output: list[OutputLayer | None] = []  # in a list, or it would be a child twice; empty: not looked for
 
-    def given(self, batch: Batch) -> Batch:
+    def select_inputs(self, batch: Batch) -> Batch:
         """What the base reads of a batch: by default all of it."""
         return batch
 
     def read(self, batch: Batch) -> Tensor:
         """The base's logits at all positions."""
-        return next_tokens(self.base, self.given(batch))
+        return compute_logits(self.base, self.select_inputs(batch))
 
-    def predicting(self, values: Tensor, batch: Batch) -> Tensor:
+    def select_predicting(self, values: Tensor, batch: Batch) -> Tensor:
         """Of what the base has at all positions those that predict a token of the row."""
-        return values[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
+        return values[:, -_count_positions(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
 
-    def counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def get_counted_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Labels of the predicting positions, and which of them count."""
-        return counted_labels(batch)
+        return get_counted_labels(batch)
 
     def row_losses(self, batch: Batch) -> RowLosses | None:
         """Losses without the logits of all positions; None where the output layer is trained, or is none that
         `OutputLayer` knows."""
         if not self._output:
-            self._output = [OutputLayer.of(self.base)]
+            self._output = [OutputLayer.from_base(self.base)]
         [output] = self._output
         if output is None or not (output.plain or not torch.is_grad_enabled()):
             return None
-        hidden, known = output.entered(lambda: self.read(batch))
+        hidden, known = output.capture_input(lambda: self.read(batch))
         if not known:
             self._output = [None]
             return None
-        hidden = self.predicting(hidden, batch)
-        labels, counted = self.counted(batch)
-        each, right = token_losses(hidden[counted], labels[counted], output.logits)
+        hidden = self.select_predicting(hidden, batch)
+        labels, counted = self.get_counted_labels(batch)
+        each, right = compute_token_losses(hidden[counted], labels[counted], output.compute_logits)
         return RowLosses(
-            row_sums(each, counted), counted.sum(1).to(each.dtype), row_sums(right.to(each.dtype), counted)
+            sum_by_row(each, counted), counted.sum(1).to(each.dtype), sum_by_row(right.to(each.dtype), counted)
         )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
-        logits = self.predicting(self.read(batch), batch)
+        logits = self.select_predicting(self.read(batch), batch)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -107,7 +107,7 @@ def check_causal(model_directory: Path) -> None:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    config = config_of(model_directory)
+    config = load_model_config(model_directory)
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
@@ -117,7 +117,7 @@ def check_causal(model_directory: Path) -> None:
         )
     decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # of the latter the decoder is taken
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:
-        raise _not_causal(model_directory, kind)
+        raise _create_not_causal_error(model_directory, kind)
 
 
 def _check_window(config: Any, dtype: torch.dtype) -> None:
@@ -136,14 +136,14 @@ def _check_window(config: Any, dtype: torch.dtype) -> None:
         )
 
 
-def _not_causal(model_directory: Path, kind: str) -> ModelError:
+def _create_not_causal_error(model_directory: Path, kind: str) -> ModelError:
     return ModelError(
         f"FP4045 the model in {model_directory} ({kind}) reads ahead: what it predicts of a token depends on later "
         "ones, so it is no causal language model; take one such as smollm2, or rows with labels and classification"
     )
 
 
-def summed_losses(logits: Tensor, labels: Tensor, counted: Tensor) -> RowLosses:
+def sum_losses(logits: Tensor, labels: Tensor, counted: Tensor) -> RowLosses:
     """Cross-entropy of logits (B, T, vocabulary) summed over the positions (B, T) that count."""
     each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
     correct = ((logits.argmax(-1) == labels) & counted).sum(1)
@@ -160,12 +160,12 @@ class CausalLM(Task):
         """Token ids; no labels but the tokens themselves."""
         if isinstance(rows.inputs, np.ndarray):
             raise DataError("FP3169 causal language modelling needs text rows; this data set holds images")
-        cut = token_rows(rows.inputs, None, model_directory, max_tokens)
-        full = taken(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
-        whole = token_rows(full, None, model_directory, max_tokens + 1)
+        cut = tokenize_texts(rows.inputs, None, model_directory, max_tokens)
+        full = take_texts(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
+        whole = tokenize_texts(full, None, model_directory, max_tokens + 1)
         return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """The language model with its output layer.
 
         Raises:
@@ -174,9 +174,9 @@ class CausalLM(Task):
         from transformers import AutoModelForCausalLM
 
         check_causal(model_directory)
-        base = load_base(AutoModelForCausalLM.from_pretrained, model_directory, dtype, next_tokens, say, **options)
-        if reads_ahead(base, next_tokens):
-            raise _not_causal(model_directory, type(base).__name__)
+        base = load_base(AutoModelForCausalLM.from_pretrained, model_directory, dtype, compute_logits, say, **options)
+        if is_reading_ahead(base, compute_logits):
+            raise _create_not_causal_error(model_directory, type(base).__name__)
         _check_window(base.config, dtype)
         return base
 
@@ -186,7 +186,7 @@ class CausalLM(Task):
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over a row's predicted tokens."""
-        return summed_losses(logits, *counted_labels(batch))
+        return sum_losses(logits, *get_counted_labels(batch))
 
     def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
         """The same; where the output layer is not trained, without the logits of all positions."""
@@ -195,9 +195,9 @@ class CausalLM(Task):
 
     def packs(self, model: FederatedModel) -> bool:
         """Two made-up rows give the same logits in a sequence as in two."""
-        inner: Any = language_model(model.base)
+        inner: Any = find_language_model(model.base)
         device = next(model.parameters()).device
-        rows = made_up(inner.config, 2, torch.Generator().manual_seed(0))["input_ids"].to(device)
+        rows = make_up_batch(inner.config, 2, torch.Generator().manual_seed(0))["input_ids"].to(device)
         long, short = rows.shape[1], rows.shape[1] // 2
         mask = torch.ones_like(rows)
         mask[1, short:] = 0
@@ -208,8 +208,8 @@ class CausalLM(Task):
         }
         try:
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-                apart = next_tokens(model.base, {"input_ids": rows, "attention_mask": mask})[:, -long:]
-                both = next_tokens(model.base, one)[0, -long - short :]
+                apart = compute_logits(model.base, {"input_ids": rows, "attention_mask": mask})[:, -long:]
+                both = compute_logits(model.base, one)[0, -long - short :]
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
             return False
         expected = torch.cat([apart[0], apart[1, :short]])

@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples, ImageRows
-from fedpeft.data.images import check_reads_texts, image_rows
+from fedpeft.data.images import check_reads_texts, convert_images
 from fedpeft.data.rows import Rows
-from fedpeft.data.tokens import token_rows
+from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import ConfigError
 from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
-from fedpeft.models.loading import Say, load_base, unheard
-from fedpeft.models.target_measures import of_classes
+from fedpeft.models.loading import Say, ignore_message, load_base
+from fedpeft.models.target_measures import measure_classes
 from fedpeft.models.task import FederatedModel, RowLosses, Targets, Task
 from fedpeft.parts import name_of
 
 
-def hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
+def compute_hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
     """The last hidden states of a base, (B, T, d)."""
     hidden: Tensor = base(**inputs).last_hidden_state
     return hidden
@@ -52,12 +52,12 @@ class Classifier(FederatedModel):
 
     def features(self, batch: Batch) -> Tensor:
         """Pooled features, (B, d); of several copies, their mean."""
-        pooled = self.pooled(batch)
-        return pooled if self.copies == 1 else self.by_copy(pooled).mean(1)
+        pooled = self.compute_pooled(batch)
+        return pooled if self.copies == 1 else self.split_by_copy(pooled).mean(1)
 
-    def pooled(self, batch: Batch) -> Tensor:
+    def compute_pooled(self, batch: Batch) -> Tensor:
         """The same of each copy, (copies * B, d)."""
-        hidden = hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
+        hidden = compute_hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         mask = batch.get("attention_mask")
         if mask is not None:
             hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
@@ -66,14 +66,14 @@ class Classifier(FederatedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (B, classes); of several copies, log probabilities: of the mean of what each says."""
-        logits: Tensor = self.head(self.pooled(batch))
-        return logits if self.copies == 1 else self.mixture(self.by_copy(logits))
+        logits: Tensor = self.head(self.compute_pooled(batch))
+        return logits if self.copies == 1 else self.mix_copies(self.split_by_copy(logits))
 
-    def by_copy(self, rows: Tensor) -> Tensor:
+    def split_by_copy(self, rows: Tensor) -> Tensor:
         """(copies * B, n) as (B, copies, n)."""
         return rows.reshape(-1, self.copies, rows.shape[-1])
 
-    def mixture(self, logits: Tensor) -> Tensor:
+    def mix_copies(self, logits: Tensor) -> Tensor:
         """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
         shares = logits.new_full((self.copies,), 1 / self.copies) if self.shares is None else self.shares
         return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
@@ -96,14 +96,14 @@ class RowTask(Task):
         """
         labels = self.labels(rows)
         if isinstance(rows.inputs, np.ndarray):
-            pixels, tokens = image_rows(rows.inputs, model_directory)
+            pixels, tokens = convert_images(rows.inputs, model_directory)
             return ImageRows(pixels, labels, tokens)
         check_reads_texts(model_directory)
-        return token_rows(rows.inputs, labels, model_directory, max_tokens)
+        return tokenize_texts(rows.inputs, labels, model_directory, max_tokens)
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """The encoder (see `fedpeft.models.encoders`)."""
-        return load_base(encoders.from_pretrained, model_directory, dtype, hidden_states, say, **options)
+        return load_base(encoders.from_pretrained, model_directory, dtype, compute_hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
         """The encoder with a zero head of `classes` outputs."""
@@ -136,8 +136,8 @@ class Classification(RowTask):
         return RowLosses(sums, torch.ones_like(sums), (logits.argmax(-1) == labels).to(sums.dtype))
 
     def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        """Each class by itself (`fedpeft.models.target_measures.of_classes`)."""
-        return of_classes(np.asarray(outputs).argmax(-1), np.asarray(labels), names)
+        """Each class by itself (`fedpeft.models.target_measures.measure_classes`)."""
+        return measure_classes(np.asarray(outputs).argmax(-1), np.asarray(labels), names)
 
 
 part = Classification

@@ -23,9 +23,9 @@ from fedpeft.data.preferences import SIDES
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
-from fedpeft.models.adapters_off import adapters_off, check_adapters_come_off
+from fedpeft.models.adapters_off import check_adapters_come_off, disable_adapters
 from fedpeft.models.task import FederatedModel, RowLosses
-from fedpeft.models.tasks.instruction import Instruction, answered_rows
+from fedpeft.models.tasks.instruction import Instruction, tokenize_answers
 from fedpeft.parts import setting
 
 
@@ -62,7 +62,7 @@ class DPO(Instruction):
         """
         pairs = (json.loads(str(row)) for row in rows.inputs)
         texts = (json.dumps(pair[side]) for pair in pairs for side in SIDES)
-        made, cut = answered_rows(load_tokenizer(model_directory), texts, max_tokens, self.beyond)
+        made, cut = tokenize_answers(load_tokenizer(model_directory), texts, max_tokens, self.beyond)
         return PairRows(made, int((cut[::2] | cut[1::2]).sum()))
 
     def packs(self, model: FederatedModel) -> bool:
@@ -76,12 +76,12 @@ class DPO(Instruction):
     def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
         """Losses of the pairs in a batch of (B, 2, T)."""
         both = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        with torch.no_grad(), adapters_off(model):
+        with torch.no_grad(), disable_adapters(model):
             reference = super().row_losses(model, both).sums
-        return preference_losses(super().row_losses(model, both).sums, reference, self.beta)
+        return compute_preference_losses(super().row_losses(model, both).sums, reference, self.beta)
 
 
-def preference_losses(model: Tensor, reference: Tensor, beta: float) -> RowLosses:
+def compute_preference_losses(model: Tensor, reference: Tensor, beta: float) -> RowLosses:
     """Losses of B pairs, from the negative log-likelihoods (2 B,) of the chosen and the rejected answer of each."""
     chosen, rejected = (reference - model).view(-1, 2).unbind(1)
     margin = beta * (chosen - rejected)

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.conversations import ids_and_answers
+from fedpeft.data.conversations import tokenize_row
 from fedpeft.data.examples import Examples, TokenRows
 from fedpeft.data.rows import Rows
-from fedpeft.data.tokens import TokenSpool, load_tokenizer, padding_of
+from fedpeft.data.tokens import TokenSpool, get_padding_id, load_tokenizer
 from fedpeft.errors import DataError
 from fedpeft.models.tasks.causal_lm import CausalLM
 from fedpeft.parts import setting
@@ -40,11 +40,11 @@ class Instruction(CausalLM):
         Raises:
             DataError: `max_tokens` leaves nothing of an answer, where that is refused, or of any.
         """
-        made, cut = answered_rows(load_tokenizer(model_directory), map(str, rows.inputs), max_tokens, self.beyond)
+        made, cut = tokenize_answers(load_tokenizer(model_directory), map(str, rows.inputs), max_tokens, self.beyond)
         return replace(made, cut=int(cut.sum()))
 
 
-def answered_rows(
+def tokenize_answers(
     tokenizer: Any, rows: Iterable[str], max_tokens: int, beyond: str = "refused"
 ) -> tuple[TokenRows, NDArray[np.bool_]]:
     """Packed rows as token ids, at most `max_tokens` of each; and which of them were cut, (rows,).
@@ -52,10 +52,10 @@ def answered_rows(
     Raises:
         DataError: the cut leaves nothing of an answer, and `beyond` refuses that; or it leaves nothing of any.
     """
-    made, cut = TokenSpool(padding_of(tokenizer), counted=True), bytearray()
+    made, cut = TokenSpool(get_padding_id(tokenizer), counted=True), bytearray()
     lost = longest = 0
     for row in rows:
-        ids, answers = ids_and_answers(tokenizer, row)
+        ids, answers = tokenize_row(tokenizer, row)
         lost += not any(answers[1:max_tokens])
         longest = max(longest, answers.index(True) + 1 if True in answers else 0)
         cut.append(len(ids) > max_tokens)

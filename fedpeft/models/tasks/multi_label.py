@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedpeft.data.examples import Batch
 from fedpeft.data.rows import Rows
-from fedpeft.models.target_measures import of_labels
+from fedpeft.models.target_measures import measure_labels
 from fedpeft.models.task import RowLosses, Targets
 from fedpeft.models.tasks.classification import RowTask
 
@@ -46,8 +46,8 @@ class MultiLabel(RowTask):
         return outputs.sigmoid()
 
     def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        """F1 and average precision (`fedpeft.models.target_measures.of_labels`)."""
-        return of_labels(np.asarray(outputs, np.float64), np.asarray(labels) > 0, names)
+        """F1 and average precision (`fedpeft.models.target_measures.measure_labels`)."""
+        return measure_labels(np.asarray(outputs, np.float64), np.asarray(labels) > 0, names)
 
 
 part = MultiLabel

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedpeft.data.examples import Batch
 from fedpeft.data.rows import Rows
-from fedpeft.models.target_measures import of_numbers
+from fedpeft.models.target_measures import measure_numbers
 from fedpeft.models.task import RowLosses, Targets
 from fedpeft.models.tasks.classification import RowTask
 from fedpeft.parts import setting
@@ -55,9 +55,9 @@ class Regression(RowTask):
         return self.mean + self.deviation * outputs
 
     def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        """Errors in the labels' unit, R^2 and correlations (`fedpeft.models.target_measures.of_numbers`)."""
+        """Errors in the labels' unit, R^2 and correlations (`fedpeft.models.target_measures.measure_numbers`)."""
         said = self.mean + self.deviation * np.asarray(outputs, np.float64)[:, 0]
-        return of_numbers(said, np.asarray(labels, np.float64))
+        return measure_numbers(said, np.asarray(labels, np.float64))
 
     def told_head(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
         """A head that speaks in the labels' unit."""

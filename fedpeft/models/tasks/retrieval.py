@@ -22,14 +22,14 @@ from fedpeft.data.examples import Batch, Examples, PairRows
 from fedpeft.data.images import check_reads_texts
 from fedpeft.data.rows import Rows
 from fedpeft.data.text_pairs import SIDES
-from fedpeft.data.tokens import token_rows
+from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import DataError
 from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
-from fedpeft.models.loading import Say, load_base, unheard
+from fedpeft.models.loading import Say, ignore_message, load_base
 from fedpeft.models.pair_task import PairTask
 from fedpeft.models.task import GROUPS, FederatedModel
-from fedpeft.models.tasks.classification import hidden_states
+from fedpeft.models.tasks.classification import compute_hidden_states
 
 NO_INPUT = ("labels", GROUPS)
 """Of a batch, what the encoder does not read."""
@@ -48,7 +48,7 @@ class PairEncoder(FederatedModel):
     def forward(self, batch: Batch) -> Tensor:
         """Pooled states of both sides, (B, 2, d), of a batch of (B, 2, T)."""
         inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name not in NO_INPUT}
-        hidden = hidden_states(self.base, inputs)
+        hidden = compute_hidden_states(self.base, inputs)
         mask = inputs["attention_mask"]
         pooled = pool(hidden[:, -mask.shape[1] :], mask)  # the positions of a prompt stand before the text's own
         return pooled.view(-1, 2, pooled.shape[-1])
@@ -74,11 +74,11 @@ class Retrieval(PairTask):
         check_reads_texts(model_directory)
         texts = (json.loads(row)[side] for row in rows.inputs for side in SIDES)
         labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
-        return PairRows(token_rows(texts, np.repeat(labels, 2), model_directory, max_tokens))
+        return PairRows(tokenize_texts(texts, np.repeat(labels, 2), model_directory, max_tokens))
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """The encoder (see `fedpeft.models.encoders`)."""
-        return load_base(encoders.from_pretrained, model_directory, dtype, hidden_states, say, **options)
+        return load_base(encoders.from_pretrained, model_directory, dtype, compute_hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> PairEncoder:
         """The encoder as it is."""

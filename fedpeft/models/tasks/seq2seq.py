@@ -17,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, AnsweredRows, Batch, Examples
-from fedpeft.data.model_config import config_of
+from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
-from fedpeft.data.text_to_text import cut_source, sides, source_ids, target_ids
-from fedpeft.data.tokens import TokenSpool, load_tokenizer, padding_of
+from fedpeft.data.text_to_text import cut_source, parse_pair, tokenize_source, tokenize_target
+from fedpeft.data.tokens import TokenSpool, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, DataError, ModelError
-from fedpeft.models.loading import Say, load_base, unheard
+from fedpeft.models.loading import Say, ignore_message, load_base
 from fedpeft.models.task import FederatedModel, RowLosses
-from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel, summed_losses
-from fedpeft.models.token_losses import language_model
+from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel, sum_losses
+from fedpeft.models.token_losses import find_language_model
 
 
-def replies(base: nn.Module, batch: Batch) -> Tensor:
+def compute_logits(base: nn.Module, batch: Batch) -> Tensor:
     """What a base says at each position of the batch's answers, (B, T, vocabulary); a made-up row answers itself."""
-    inner: Any = language_model(base)
+    inner: Any = find_language_model(base)
     labels = batch.get("labels", batch["input_ids"])
     logits: Tensor = base(
         input_ids=batch["input_ids"],
@@ -54,13 +54,13 @@ class Seq2SeqModel(LanguageModel):
 
     def read(self, batch: Batch) -> Tensor:
         """The decoder's logits at all positions of the answers."""
-        return replies(self.base, batch)
+        return compute_logits(self.base, batch)
 
-    def predicting(self, values: Tensor, batch: Batch) -> Tensor:
+    def select_predicting(self, values: Tensor, batch: Batch) -> Tensor:
         """All positions of the decoder predict."""
         return values
 
-    def counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def get_counted_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The answers' tokens, and which of them count."""
         return answer_labels(batch)
 
@@ -82,17 +82,17 @@ class Seq2Seq(CausalLM):
         if isinstance(rows.inputs, np.ndarray):
             raise DataError("FP3172 seq2seq learns from pairs of texts; this data set holds images")
         tokenizer = load_tokenizer(model_directory)
-        padding = padding_of(tokenizer)
+        padding = get_padding_id(tokenizer)
         read, said, cut = TokenSpool(padding), TokenSpool(padding), 0
         for row in rows.inputs:
-            source, target = sides(str(row))
-            whole, answer = source_ids(tokenizer, source), target_ids(tokenizer, target)
+            source, target = parse_pair(str(row))
+            whole, answer = tokenize_source(tokenizer, source), tokenize_target(tokenizer, target)
             read.add(whole if len(whole) <= max_tokens else cut_source(tokenizer, source, max_tokens))
             said.add(answer[:max_tokens])
             cut += max(len(whole), len(answer)) > max_tokens
         return AnsweredRows(read.rows(None), said.rows(None), cut)
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """Encoder and decoder with the output layer.
 
         Raises:
@@ -101,7 +101,7 @@ class Seq2Seq(CausalLM):
         from transformers import AutoModelForSeq2SeqLM
 
         check_seq2seq(model_directory)
-        return load_base(AutoModelForSeq2SeqLM.from_pretrained, model_directory, dtype, replies, say, **options)
+        return load_base(AutoModelForSeq2SeqLM.from_pretrained, model_directory, dtype, compute_logits, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Seq2SeqModel:
         """Both stacks as they are: no head is added."""
@@ -119,7 +119,7 @@ class Seq2Seq(CausalLM):
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over an answer's tokens."""
-        return summed_losses(logits, *answer_labels(batch))
+        return sum_losses(logits, *answer_labels(batch))
 
     def packs(self, model: FederatedModel) -> bool:
         """Not two sequences."""
@@ -134,7 +134,7 @@ def check_seq2seq(model_directory: Path) -> None:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-    config = config_of(model_directory)
+    config = load_model_config(model_directory)
     kind = config.model_type
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not config.is_encoder_decoder:
         raise ModelError(

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from fedpeft.data.examples import IGNORED, Batch, Examples
 from fedpeft.data.images import check_reads_texts
 from fedpeft.data.rows import Rows
-from fedpeft.data.tagged_words import words_and_tags
-from fedpeft.data.tokens import load_tokenizer, padding_of, tagged_rows
+from fedpeft.data.tagged_words import parse_row
+from fedpeft.data.tokens import build_tagged_rows, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models import encoders
-from fedpeft.models.loading import Say, load_base, unheard
+from fedpeft.models.loading import Say, ignore_message, load_base
 from fedpeft.models.task import FederatedModel, RowLosses, Task
-from fedpeft.models.tasks.classification import Classifier, hidden_states
+from fedpeft.models.tasks.classification import Classifier, compute_hidden_states
 
 
 class TokenClassifier(Classifier):
@@ -33,7 +33,7 @@ class TokenClassifier(Classifier):
 
     def features(self, batch: Batch) -> Tensor:
         """Of each token, (B, T, d), in at least fp32."""
-        hidden = hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
+        hidden = compute_hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         hidden = hidden[:, -batch["labels"].shape[1] :]  # the positions of a prompt stand before the row's own
         return hidden if hidden.dtype == torch.float64 else hidden.float()
 
@@ -78,18 +78,18 @@ class TokenLabels(Task):
                 f"FP4048 the tokenizer in {model_directory} does not say which word a token is of; labels of tokens "
                 "need a fast one, such as minilm's"
             )
-        parsed = [words_and_tags(row) for row in rows.inputs]
+        parsed = [parse_row(row) for row in rows.inputs]
         if not parsed:  # of which the tokenizer would make one
-            return tagged_rows([], [], padding_of(tokenizer))
+            return build_tagged_rows([], [], get_padding_id(tokenizer))
         encoded = tokenizer(
             [words for words, _ in parsed], is_split_into_words=True, truncation=True, max_length=max_tokens
         )
-        labels = [aligned(encoded.word_ids(i), tags) for i, (_, tags) in enumerate(parsed)]
-        return tagged_rows(encoded["input_ids"], labels, padding_of(tokenizer))
+        labels = [align_tags(encoded.word_ids(i), tags) for i, (_, tags) in enumerate(parsed)]
+        return build_tagged_rows(encoded["input_ids"], labels, get_padding_id(tokenizer))
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """The encoder (see `fedpeft.models.encoders`)."""
-        return load_base(encoders.from_pretrained, model_directory, dtype, hidden_states, say, **options)
+        return load_base(encoders.from_pretrained, model_directory, dtype, compute_hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> TokenClassifier:
         """The encoder with a zero head."""
@@ -104,7 +104,7 @@ class TokenLabels(Task):
         return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
 
 
-def aligned(words: list[int | None], tags: list[int]) -> np.ndarray:
+def align_tags(words: list[int | None], tags: list[int]) -> np.ndarray:
     """The tag of each token, (tokens,), given which word it is of: of the first of a word that word's, else none."""
     found = np.full(len(words), IGNORED, np.int64)
     before: int | None = None

@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpeft.data.examples import CaptionedRows, Examples, made_up
-from fedpeft.data.images import image_rows
-from fedpeft.data.model_config import config_of
+from fedpeft.data.examples import CaptionedRows, Examples, make_up_batch
+from fedpeft.data.images import convert_images
+from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
-from fedpeft.data.tokens import token_rows
+from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import encoders
-from fedpeft.models.layers import unwrapped
-from fedpeft.models.loading import Say, load_base, unheard
+from fedpeft.models.layers import unwrap
+from fedpeft.models.loading import Say, ignore_message, load_base
 from fedpeft.models.pair_task import PairTask
-from fedpeft.models.task import FederatedModel, wide_dtype
-from fedpeft.models.tasks.classification import hidden_states
-from fedpeft.models.two_towers import CONNECTORS, HELD, Connector, TowersModel, TwoTowers, tower_folders
+from fedpeft.models.task import FederatedModel, get_wide_dtype
+from fedpeft.models.tasks.classification import compute_hidden_states
+from fedpeft.models.two_towers import CONNECTORS, HELD, Connector, TowersModel, TwoTowers, find_tower_folders
 from fedpeft.parts import setting
 
 
@@ -56,7 +56,7 @@ class Towers(PairTask):
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
             raise DataError("FP3173 towers needs images with texts: take --dataset scenes or fashion_texts")
-        folders = tower_folders(model_directory)
+        folders = find_tower_folders(model_directory)
         images = rows.inputs
         held = np.stack([images.reshape(len(rows), -1).any(1), [bool(text) for text in rows.texts]], 1)
         if not held.any(1).all():
@@ -65,23 +65,23 @@ class Towers(PairTask):
         first = {text: i for i, text in reversed(list(enumerate(rows.texts)))}  # equal texts are no negatives
         own = np.array([first[text] if text else i for i, text in enumerate(rows.texts)])
         labels = np.where(held.all(1), labels, -1 - own)
-        pixels, tokens = image_rows(images, folders["image"])
-        texts = token_rows(list(rows.texts), labels, model_directory, max_tokens)
+        pixels, tokens = convert_images(images, folders["image"])
+        texts = tokenize_texts(list(rows.texts), labels, model_directory, max_tokens)
         return CaptionedRows(pixels, texts, held, tokens)
 
-    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """Both encoders (see `fedpeft.models.encoders`)."""
         image, text = (
-            load_base(encoders.from_pretrained, folder, dtype, hidden_states, say, **options)
-            for folder in tower_folders(model_directory).values()
+            load_base(encoders.from_pretrained, folder, dtype, compute_hidden_states, say, **options)
+            for folder in find_tower_folders(model_directory).values()
         )
-        return TwoTowers(image, text, config_of(model_directory))
+        return TwoTowers(image, text, load_model_config(model_directory))
 
     def model(self, base: nn.Module, classes: int | None) -> TowersModel:
         """The towers with a connector."""
         assert isinstance(base, TwoTowers)
         parameter = next(base.parameters())
-        dtype = wide_dtype(parameter.dtype)
+        dtype = get_wide_dtype(parameter.dtype)
         width, out = (int(tower.config.hidden_size) for tower in (base.image, base.text))  # type: ignore[union-attr, arg-type]
         return TowersModel(base, Connector(self.connector, width, out, dtype, parameter.device))
 
@@ -95,9 +95,11 @@ class Towers(PairTask):
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise ConfigError("FP1221 nothing is trained: give a connector, or take --peft lora")
-        inner = unwrapped(model.base)
+        inner = unwrap(model.base)
         generator, device = torch.Generator().manual_seed(0), trained[0].device
-        batch = {n: t for tower in (inner.image, inner.text) for n, t in made_up(tower.config, 2, generator).items()}
+        batch = {
+            n: t for tower in (inner.image, inner.text) for n, t in make_up_batch(tower.config, 2, generator).items()
+        }
         batch |= {HELD: torch.ones(2, 2, dtype=torch.bool), "labels": torch.arange(2)[:, None].expand(2, 2)}
         with torch.enable_grad():
             found = self.row_losses(model, {n: t.to(device) for n, t in batch.items()}).sums.sum()

@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.layers import declare_layers, find_target_layers
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import PeftMethod, WeightChanges, drawn
+from fedpeft.peft.method import PeftMethod, WeightChanges, draw_uniform
 
 A, B, E = "lora_A", "lora_B", "lora_E"
 
@@ -43,7 +43,7 @@ class AdaLora(PeftMethod):
     shrink_rounds: int = setting(10, "rounds until the ranks have fallen to it", low=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     strategies: ClassVar[tuple[str, ...]] = ("flexlora",)
     merges: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class AdaLora(PeftMethod):
             init_r=self.rank,
             target_r=min(self.target_rank, self.rank),
             lora_alpha=self.alpha,  # type: ignore[arg-type]
-            target_modules=target_layers(base, self.targets, self.layers),
+            target_modules=find_target_layers(base, self.targets, self.layers),
             total_step=1,
         )
 
@@ -75,10 +75,10 @@ class AdaLora(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """P and Q uniform with deviation 0.02, E zero."""
-        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for name in state:
             if name.endswith((f".{A}", f".{B}")):
-                drawn(state, name, seed, 0.02 * 3**0.5)
+                draw_uniform(state, name, seed, 0.02 * 3**0.5)
             elif name.endswith(f".{E}"):
                 state[name].zero_()
         return state
@@ -90,7 +90,7 @@ class AdaLora(PeftMethod):
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
         """s P E and Q of each layer, at the rank that it has, at least 1."""
         found = {}
-        for module in modules(state):
+        for module in find_modules(state):
             energies = state[f"{module}.{E}"].flatten()
             kept = energies.nonzero().flatten() if bool(energies.any()) else torch.tensor([0])
             left = state[f"{module}.{B}"][:, kept] * energies[kept] * self.scale
@@ -100,13 +100,13 @@ class AdaLora(PeftMethod):
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """s P E Q of each layer."""
 
-        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
-            return {module: product.dense().double() for module, product in self.changes(model, state).items()}
+        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
+            return {module: product.to_dense().double() for module, product in self.changes(model, state).items()}
 
         return changes
 
 
-def modules(state: State) -> list[str]:
+def find_modules(state: State) -> list[str]:
     """The adapted layers."""
     return [name.removesuffix(f".{E}") for name in state if name.endswith(f".{E}")]
 
@@ -124,19 +124,19 @@ class SingularFactoring:
         roles = {A: "lora_A", B: "lora_B"}
         kept = [t for t in self.parameters_layout.tensors if not t.name.endswith(f".{E}")]
         specs = [TensorSpec(t.name, t.shape, roles.get(t.name.rpartition(".")[2], t.role), t.module) for t in kept]  # type: ignore[arg-type]
-        return Layout(tuple(specs), ClientForm(self.method.rank, self.method.alpha))
+        return Layout(tuple(specs), AdapterShape(self.method.rank, self.method.alpha))
 
     def factors(self, state: State) -> State:
         """B = P E; E is gone."""
         found = {name: tensor for name, tensor in state.items() if not name.endswith(f".{E}")}
-        for module in modules(state):
+        for module in find_modules(state):
             found[f"{module}.{B}"] = state[f"{module}.{B}"] * state[f"{module}.{E}"].flatten()
         return found
 
-    def parameters(self, factors: State, before: State, round: int) -> State:
+    def parameters(self, factors: State, before: State, round_number: int) -> State:
         """P and E from the columns of B; a rank without energy keeps its directions, so that it can train again."""
         after = dict(factors)
-        for module in modules(before):
+        for module in find_modules(before):
             columns = factors[f"{module}.{B}"]
             energies = columns.norm(dim=0)
             alive = energies > 0
@@ -144,24 +144,24 @@ class SingularFactoring:
                 alive, columns / energies.clamp_min(1e-30), before[f"{module}.{B}"].to(columns.dtype)
             )
             after[f"{module}.{E}"] = energies[:, None]
-        self._allocate(after, round)
+        self._allocate(after, round_number)
         return {name: after[name] for name in before}
 
-    def _allocate(self, state: State, round: int) -> None:
+    def _allocate(self, state: State, round_number: int) -> None:
         """Set all but the largest singular values of all layers to 0."""
-        layers = modules(state)
+        layers = find_modules(state)
         energies = torch.cat([state[f"{module}.{E}"].flatten() for module in layers])
-        budget = self.budget(round) * len(layers)
+        budget = self.get_budget(round_number) * len(layers)
         if budget < len(energies):
             threshold = energies.sort(descending=True).values[int(budget)]
             for module in layers:
                 E_module = state[f"{module}.{E}"]
                 state[f"{module}.{E}"] = torch.where(E_module > threshold, E_module, 0.0)
 
-    def budget(self, round: int) -> float:
-        """Ranks per layer after `round`."""
+    def get_budget(self, round_number: int) -> float:
+        """Ranks per layer after `round_number`."""
         method = self.method
-        left = max(0.0, 1 - round / method.shrink_rounds) ** 3
+        left = max(0.0, 1 - round_number / method.shrink_rounds) ** 3
         target = min(method.target_rank, method.rank)
         return target + (method.rank - target) * left
 

@@ -39,12 +39,12 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
-from fedpeft.models.checkpointing import remembered
-from fedpeft.models.layers import named_like, replace, which_blocks
-from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype, wide_dtype
+from fedpeft.models.checkpointing import remember
+from fedpeft.models.layers import declare_layers, find_by_endings, replace
+from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
-from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute, drawn
+from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute, draw_uniform
 from fedpeft.peft.methods.bottleneck import ATTENTION_END, FEEDFORWARD_END
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
@@ -69,14 +69,14 @@ class Consistent:
         one, other = model(batch), model(batch)
         shift = 0.0 if offsets is None else offsets.to(one)
         losses = task.losses(one + shift, batch)
-        each = symmetric_divergence(one, other)  # (B,), or of the tokens that a language model predicts
+        each = compute_symmetric_divergence(one, other)  # (B,), or of the tokens that a language model predicts
         if each.dim() > 1:
             words: Any = model
-            each = (each * words.counted(batch)[1]).sum(1)
+            each = (each * words.get_counted_labels(batch)[1]).sum(1)
         return RowLosses(losses.sums + self.weight * each, losses.counts, losses.correct)
 
 
-def symmetric_divergence(one: Tensor, other: Tensor) -> Tensor:
+def compute_symmetric_divergence(one: Tensor, other: Tensor) -> Tensor:
     """(KL(sg q || p) + KL(sg p || q)) / 2 of what two logits (..., C) say, (...,)."""
     p, q = one.log_softmax(-1), other.log_softmax(-1)
     toward = (F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p)))
@@ -103,7 +103,7 @@ class Mixture(StackedLayer):
         """Have experts drawn by `draw` in each pass."""
         self._draw = draw
 
-    def routed(self, parameter: Any, entries: int, chosen: Sequence[int]) -> Tensor:
+    def select_experts(self, parameter: Any, entries: int, chosen: Sequence[int]) -> Tensor:
         """Of each client's experts, (K, experts * dim, ...), the drawn one, or their mean, (K, dim, ...)."""
         shape = parameter.shape[-entries:]
         each = parameter.reshape(-1, self.experts, shape[0] // self.experts, *shape[1:])[: self.active]
@@ -115,9 +115,9 @@ class Mixture(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, d); computed in the adapter's precision."""
         y: Tensor = self.base_layer(x)
-        chosen = remembered(self, lambda: self._draw(self.experts) if self._draw else ())
-        weight, bias = (self.routed(p, n, chosen) for p, n in ((self.down.weight, 2), (self.down.bias, 1)))
-        seen = self.per_client(y.to(weight.dtype))
+        chosen = remember(self, lambda: self._draw(self.experts) if self._draw else ())
+        weight, bias = (self.select_experts(p, n, chosen) for p, n in ((self.down.weight, 2), (self.down.bias, 1)))
+        seen = self.split_by_client(y.to(weight.dtype))
         hidden = self.act(torch.baddbmm(bias.unsqueeze(1), seen, weight.mT))
         added: Tensor = self.up(hidden)
         return y + added.reshape(y.shape).to(y.dtype)
@@ -131,7 +131,7 @@ class AdaMix(PeftMethod):
     experts: int = setting(4, "down-projections of each adapter", low=1, high=64)
     activation: str = setting("gelu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
     consistency: float = setting(1.0, "weight of the divergence of two passes; 0: one pass", low=0)
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -144,8 +144,8 @@ class AdaMix(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the last projection of the feed-forward sublayers."""
-        attention = named_like(model.base, ATTENTION_END, self.layers)
-        ends = [path for path in named_like(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
+        attention = find_by_endings(model.base, ATTENTION_END, self.layers)
+        ends = [path for path in find_by_endings(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
         if not ends:
             raise ModelError(
                 f"FP4057 adamix does not know the sublayers of {type(model.base).__name__}; take lora or ia3"
@@ -153,7 +153,7 @@ class AdaMix(PeftMethod):
         for path in ends:
             layer: Any = model.base.get_submodule(path)
             sizes = (self.experts, self.dim, layer.out_features)
-            made = Mixture(layer, sizes, self.activation, adapter_dtype(dtype))
+            made = Mixture(layer, sizes, self.activation, get_adapter_dtype(dtype))
             replace(model.base, path, made.to(layer.weight.device))
         model.objective = self._objective
 
@@ -161,7 +161,7 @@ class AdaMix(PeftMethod):
     def _objective(self) -> Consistent | None:
         return Consistent(self.consistency) if self.consistency and self.experts > 1 else None
 
-    def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
+    def owned(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
         """How often each expert was drawn, (experts * dim, 1) for weights, (experts * dim,) for biases."""
         if not steps:  # a private client does not say, and counts as if it had trained all experts alike
             return {}
@@ -169,7 +169,7 @@ class AdaMix(PeftMethod):
         counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
         made = min(steps, COUNTED)
         for step in range(made):
-            generator = seeds.generator(seed, ROUTES, round, client, step)
+            generator = seeds.create_generator(seed, ROUTES, round_number, client, step)
             for draw in range(passes * len(modules)):
                 counts[draw % len(modules), int(generator.integers(self.experts))] += 1
         shares = (counts / (passes * made)).repeat_interleave(self.dim, dim=1)
@@ -181,14 +181,14 @@ class AdaMix(PeftMethod):
         state = super().start(model, seed)
         for name in state:
             if name.endswith("down.weight"):
-                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+                draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
             elif name.endswith(self.tensors):
                 state[name].zero_()
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' adapters behind each sublayer."""
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)

@@ -33,14 +33,14 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.errors import ConfigError, ModelError
-from fedpeft.machine.files import parse_json, regular
+from fedpeft.machine.files import check_regular_file, parse_json
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, adapter_dtype, canonical, wide_dtype
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_canonical_name, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, Pulls
 from fedpeft.peft.methods.bottleneck import PLACES, BottleneckAdapters, Tap, tap_before
-from fedpeft.peft.saved_adapter import OWN_METHOD, OWN_TENSORS, marked, marks
+from fedpeft.peft.saved_adapter import OWN_METHOD, OWN_TENSORS, has_same_marks, record_marks
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 Adapters = dict[str, list[State]]
@@ -50,7 +50,7 @@ PULL = 0.01
 """Weight of norm(W_V - I)^2 in the loss."""
 
 
-def toward_identity(value: Tensor) -> Tensor:
+def compute_identity_pull(value: Tensor) -> Tensor:
     """The gradient of 0.01 norm(W - I)^2 at `value`, (..., d, d)."""
     return 2 * PULL * (value - torch.eye(value.shape[-1], dtype=value.dtype, device=value.device))
 
@@ -77,7 +77,7 @@ class FrozenAdapter(nn.Module):
 class Fusion(nn.Module):
     """The last frozen projection of a sublayer, finished adapters behind it, and what combines them."""
 
-    pulls: ClassVar[Pulls] = {"value.weight": toward_identity}
+    pulls: ClassVar[Pulls] = {"value.weight": compute_identity_pull}
 
     def __init__(
         self, layer: Any, adapters: Sequence[State], width: int, act: str, tap: Tap | None, dtype: torch.dtype
@@ -103,7 +103,7 @@ class Fusion(nn.Module):
 class StackedFusion(StackedLayer):
     """The same with K clients' W_Q, W_K (K, width, d) and W_V (K, d, d); the adapters are shared."""
 
-    pulls: ClassVar[Pulls] = {"value.weight": toward_identity}
+    pulls: ClassVar[Pulls] = {"value.weight": compute_identity_pull}
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class StackedFusion(StackedLayer):
         """(K * b, T, in) to (K * b, T, d)."""
         y: Tensor = self.base_layer(x)
         query, key, value = (self.get_submodule(n).weight[: self.active] for n in ("query", "key", "value"))  # type: ignore[index]
-        h = self.per_client(y.to(query.dtype))
-        seen = h if self.tap is None else self.per_client(self.tap.take().to(query.dtype))
+        h = self.split_by_client(y.to(query.dtype))
+        seen = h if self.tap is None else self.split_by_client(self.tap.take().to(query.dtype))
         z = torch.stack([adapter(seen) for adapter in self.adapters], dim=2)  # (K, rows, N, d)
         scores = torch.einsum("kiw,kinw->kin", h @ query.mT, z @ key.unsqueeze(1).mT)
         mixed = torch.einsum("kin,kind->kid", scores.softmax(-1), z) @ value.mT
@@ -178,7 +178,7 @@ class AdapterFusion(PeftMethod):
         """
         found: Adapters = {}
         for folder in self.folders:
-            own = self._of_run(folder, base)
+            own = self._load_run(folder, base)
             if found and own.keys() != found.keys():
                 raise ConfigError(
                     f"FP1243 {folder} has adapters behind other layers than {self.folders[0]}; give equal layers="
@@ -187,14 +187,14 @@ class AdapterFusion(PeftMethod):
                 found.setdefault(module, []).append(tensors)
         return found
 
-    def _of_run(self, folder: Path, base: nn.Module) -> dict[str, State]:
+    def _load_run(self, folder: Path, base: nn.Module) -> dict[str, State]:
         """By module, the tensors of one run's adapters."""
         from fedpeft.peft.family import PEFT_METHODS
 
         files = folder / "adapter"
         try:
             told = parse_json((files / OWN_METHOD).read_bytes())
-            tensors = load_file(regular(files / OWN_TENSORS))
+            tensors = load_file(check_regular_file(files / OWN_TENSORS))
             method = PEFT_METHODS.build(told["method"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
@@ -207,8 +207,8 @@ class AdapterFusion(PeftMethod):
                 raise ConfigError(
                     f"FP1246 the adapters in {folder} have {name}={theirs}; give adapter_fusion({name}={theirs!r})"
                 )
-        by_module = grouped(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
-        if not marked(told.get("base", {}), marks(base, by_module)):
+        by_module = group_by_module(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
+        if not has_same_marks(told.get("base", {}), record_marks(base, by_module)):
             raise ConfigError(f"FP1247 the adapters in {folder} were trained on another base model than this run's")
         return by_module
 
@@ -218,17 +218,17 @@ class AdapterFusion(PeftMethod):
 
     def _put(self, model: FederatedModel, adapters: Adapters, dtype: str) -> None:
         for path, each in adapters.items():
-            layer, tap = _behind(model.base, path, each), tap_before(model.base, path, self.place)
-            replace(model.base, path, Fusion(layer, each, self.width, self.activation, tap, adapter_dtype(dtype)))
+            layer, tap = _wrap_layer(model.base, path, each), tap_before(model.base, path, self.place)
+            replace(model.base, path, Fusion(layer, each, self.width, self.activation, tap, get_adapter_dtype(dtype)))
 
     def frozen(self, model: FederatedModel) -> State:
         """The finished adapters."""
-        return {canonical(name): p for name, p in model.named_parameters() if ".adapters." in name}
+        return {get_canonical_name(name): p for name, p in model.named_parameters() if ".adapters." in name}
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:
         """With the adapters that were saved, whatever has become of the runs."""
         adapters: Adapters = {}
-        for module, own in grouped({n: t for n, t in tensors.items() if ".adapters." in n}).items():
+        for module, own in group_by_module({n: t for n, t in tensors.items() if ".adapters." in n}).items():
             adapters.setdefault(module.partition(".adapters.")[0], []).append(own)
         self._put(model, adapters, "fp32")
 
@@ -239,19 +239,19 @@ class AdapterFusion(PeftMethod):
             if name.endswith("value.weight"):
                 state[name] = torch.full_like(state[name], 1e-6).fill_diagonal_(1.0)
             elif name.endswith(self.tensors):
-                generator = seeds.torch_generator(seed, f"start {name}", 0)
+                generator = seeds.create_torch_generator(seed, f"start {name}", 0)
                 state[name] = 0.02 * torch.randn(state[name].shape, generator=generator)
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' fusions behind each sublayer."""
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for path, each in self.finished(model.base).items():
             layer, tap = model.base.get_submodule(path), tap_before(model.base, path, self.place)
             replace(model.base, path, StackedFusion(layer, each, self.width, self.activation, tap, dtype, clients))
 
 
-def grouped(tensors: State, *endings: str) -> dict[str, State]:
+def group_by_module(tensors: State, *endings: str) -> dict[str, State]:
     """Tensors by the module that they belong to, `MODULE.down.weight` and so on; with `endings`, those alone.
 
     Raises:
@@ -266,7 +266,7 @@ def grouped(tensors: State, *endings: str) -> dict[str, State]:
     return modules
 
 
-def _behind(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
+def _wrap_layer(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
     """The layer at `path`, of the width that the adapters behind it have.
 
     Raises:

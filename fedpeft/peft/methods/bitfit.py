@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, chosen_blocks, innermost, replace, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
+from fedpeft.models.layers import KEY_PROJECTIONS, choose_blocks, declare_layers, get_innermost, replace
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
 
@@ -30,7 +30,7 @@ class Biased(nn.Module):
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.bias = nn.Parameter(taken_bias(layer).to(dtype, copy=True))
+        self.bias = nn.Parameter(take_bias(layer).to(dtype, copy=True))
         self.base_layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,19 +44,19 @@ class StackedBias(StackedLayer):
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
-        dtype = wide_dtype(taken_bias(layer).dtype)
+        dtype = get_wide_dtype(take_bias(layer).dtype)
         self.base_layer = layer
         self.bias = nn.Parameter(torch.zeros(clients, *shape, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, ..., in) to (K * b, ..., out)."""
         y = self.base_layer(x)
-        return (self.per_client(y) + self.of_active(self.bias, y).unsqueeze(1)).view_as(y)
+        return (self.split_by_client(y) + self.select_active(self.bias, y).unsqueeze(1)).view_as(y)
 
 
-def taken_bias(layer: nn.Module) -> Tensor:
+def take_bias(layer: nn.Module) -> Tensor:
     """The bias of the innermost `layer`, which has none afterwards."""
-    module: Any = innermost(layer)
+    module: Any = get_innermost(layer)
     bias: Tensor = module.bias.detach()
     module.bias = None
     return bias
@@ -66,7 +66,7 @@ def taken_bias(layer: nn.Module) -> Tensor:
 class BitFit(PeftMethod):
     """The biases of linear layers and layer norms."""
 
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class BitFit(PeftMethod):
         """Make the biases trainable."""
         found = [
             f"{path}.{name}"
-            for path, block in chosen_blocks(model.base, self.layers, "bitfit").items()
+            for path, block in choose_blocks(model.base, self.layers, "bitfit").items()
             for name, layer in block.named_modules()
             if isinstance(layer, nn.Linear | nn.LayerNorm)
             and layer.bias is not None
@@ -94,7 +94,7 @@ class BitFit(PeftMethod):
                 f"FP4060 {type(model.base).__name__} has no biases that bitfit could train; take ia3 or lora"
             )
         for name in found:
-            replace(model.base, name, Biased(model.base.get_submodule(name), adapter_dtype(dtype)))
+            replace(model.base, name, Biased(model.base.get_submodule(name), get_adapter_dtype(dtype)))
 
     def merged(self, model: FederatedModel) -> nn.Module:
         """The base with the trained biases."""

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import named_like, replace, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, trainable, wide_dtype
+from fedpeft.models.layers import declare_layers, find_by_endings, replace
+from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
+from fedpeft.peft.method import PeftMethod, PrivacyRoute, draw_uniform
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
 ATTENTION_END = (
@@ -133,7 +133,7 @@ class BottleneckAdapters(PeftMethod):
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
     place: str = setting("pfeiffer", "where adapters sit", choices=PLACES)
     activation: str = setting("relu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -147,9 +147,9 @@ class BottleneckAdapters(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the last projection of the sublayers."""
-        attention = named_like(model.base, ATTENTION_END, self.layers)
-        ends = [path for path in named_like(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
-        starts = named_like(model.base, FEEDFORWARD_START, self.layers)
+        attention = find_by_endings(model.base, ATTENTION_END, self.layers)
+        ends = [path for path in find_by_endings(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
+        starts = find_by_endings(model.base, FEEDFORWARD_START, self.layers)
         if not ends or (self.place == "houlsby" and not attention) or (self.place == "parallel" and not starts):
             raise ModelError(
                 f"FP4062 bottleneck does not know the sublayers of {type(model.base).__name__}; take lora or ia3"
@@ -157,15 +157,15 @@ class BottleneckAdapters(PeftMethod):
         for path in [*(attention if self.place == "houlsby" else []), *ends]:
             layer: Any = model.base.get_submodule(path)
             tap = tap_before(model.base, path, self.place)
-            kind = adapter_dtype(dtype)
+            kind = get_adapter_dtype(dtype)
             replace(model.base, path, Bottleneck(layer, layer.out_features, self.dim, tap, self.activation, kind))
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """down uniform in +-1/sqrt(d), everything else zero."""
-        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for name in state:
             if name.endswith("down.weight"):
-                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+                draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
             elif name.endswith(self.tensors):
                 state[name].zero_()
         return state
@@ -176,7 +176,7 @@ class BottleneckAdapters(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Any, clients: int) -> None:
         """K adapters behind each sublayer."""
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)

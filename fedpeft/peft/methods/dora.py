@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fedpeft.models.task import FederatedModel
-from fedpeft.peft.adapter import ClientForm, Role, State
+from fedpeft.peft.adapter import AdapterShape, Role, State
 from fedpeft.peft.method import PrivacyRoute, WeightChanges
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -52,10 +52,10 @@ class Dora(Lora):
         base: Any = model.base.get_base_model()  # type: ignore[operator]
         weights = {
             path: base.get_submodule(path).get_base_layer().weight.detach().double()
-            for path in (name.removesuffix(".lora_A.weight") for name in self._factors(model))
+            for path in (name.removesuffix(".lora_A.weight") for name in self._list_factors(model))
         }
 
-        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
+        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
             found, scale = {}, (form or self.form).scale
             for path, W in weights.items():
                 moved = W + scale * state[f"{path}.lora_B.weight"].double() @ state[f"{path}.lora_A.weight"].double()
@@ -65,7 +65,7 @@ class Dora(Lora):
 
         return changes
 
-    def _factors(self, model: FederatedModel) -> list[str]:
+    def _list_factors(self, model: FederatedModel) -> list[str]:
         return [t.name for t in self.layout(model).tensors if t.role == "lora_A"]
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:

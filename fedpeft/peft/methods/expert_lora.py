@@ -26,11 +26,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
+from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost, replace
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PeftMethod, drawn
+from fedpeft.peft.method import PeftMethod, draw_uniform
 from fedpeft.peft.stacked_layers import NamedWeights, StackedLayer
 
 NAMES = ("own_A", "own_B", "others_A", "others_B", "gate", "bias")
@@ -39,7 +39,7 @@ SHUT = -100.0
 """Bias of a slot that leads to no expert; no training takes one so far."""
 
 
-def numbers(experts: int) -> Tensor:
+def number_slots(experts: int) -> Tensor:
     """Which expert each slot leads to, counted from the own one, 0: its slots by how many experts they need beside it.
 
     Slot p is open with M experts where this is below M.
@@ -56,12 +56,12 @@ class ExpertLoras(NamedWeights):
         super().__init__(layer, dict(zip(NAMES, shapes, strict=True)), dtype, clients)
         self.scale, self.rank, self.experts = scale, rank, experts
 
-    def shares(self, seen: Tensor) -> Tensor:
+    def compute_shares(self, seen: Tensor) -> Tensor:
         """w of the chosen slots, 0 of the others: (K, rows, in) to (K, rows, slots)."""
-        bias = self.stacked("bias", seen).unsqueeze(1)  # (K, 1, slots)
+        bias = self.stack("bias", seen).unsqueeze(1)  # (K, 1, slots)
         shut = bias < SHUT / 2
         count = (~shut[..., : self.experts]).sum(-1, keepdim=True)  # M
-        logits = (seen @ self.stacked("gate", seen).mT + bias).masked_fill(shut, -torch.inf)
+        logits = (seen @ self.stack("gate", seen).mT + bias).masked_fill(shut, -torch.inf)
         found = logits.softmax(-1)
         place = found.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
         return found * (place < count)
@@ -69,12 +69,12 @@ class ExpertLoras(NamedWeights):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y: Tensor = self.base_layer(x)
-        seen = self.per_client(x)
-        shares = self.shares(seen)
+        seen = self.split_by_client(x)
+        shares = self.compute_shares(seen)
         own = shares[..., : self.experts].sum(-1, keepdim=True)
         others = shares[..., self.experts :].repeat_interleave(self.rank, -1)
-        mixed = own * (seen @ self.stacked("own_A", x).mT @ self.stacked("own_B", x).mT)
-        mixed = mixed + (others * (seen @ self.stacked("others_A", x).mT)) @ self.stacked("others_B", x).mT
+        mixed = own * (seen @ self.stack("own_A", x).mT @ self.stack("own_B", x).mT)
+        mixed = mixed + (others * (seen @ self.stack("others_A", x).mT)) @ self.stack("others_B", x).mT
         return y + (self.scale * mixed).reshape(y.shape)
 
 
@@ -86,7 +86,7 @@ class ExpertLora(PeftMethod):
     experts: int = setting(4, "that there is room for, the own one included", low=2, high=64)
     alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -96,26 +96,26 @@ class ExpertLora(PeftMethod):
         """None: the `peft` library has no such method."""
         return None
 
-    def _layer(self, layer: Any, dtype: torch.dtype, clients: int = 0) -> ExpertLoras:
+    def _create_layer(self, layer: Any, dtype: torch.dtype, clients: int = 0) -> ExpertLoras:
         return ExpertLoras(layer, self.rank, self.experts, self.alpha / self.rank, dtype, clients)
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
-        for path in target_layers(model.base, self.targets, self.layers):
-            replace(model.base, path, self._layer(model.base.get_submodule(path), adapter_dtype(dtype)))
+        for path in find_target_layers(model.base, self.targets, self.layers):
+            replace(model.base, path, self._create_layer(model.base.get_submodule(path), get_adapter_dtype(dtype)))
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """A and the router uniform in +-1/sqrt(in), the experts' A as LoRA's; everything else zero."""
         state = super().start(model, seed)
         for name in state:
             if name.endswith(("own_A.weight", "others_A.weight", "gate.weight")):
-                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+                draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
         return state
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' experts."""
-        weight: Any = innermost(layer).weight
-        return self._layer(layer, wide_dtype(weight.dtype), clients)
+        weight: Any = get_innermost(layer).weight
+        return self._create_layer(layer, get_wide_dtype(weight.dtype), clients)
 
 
 part = ExpertLora

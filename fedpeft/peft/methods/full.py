@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, get_adapter_dtype
 from fedpeft.peft.method import PeftMethod
 
 
@@ -31,7 +31,7 @@ class Full(PeftMethod):
         """Make the base trainable, held in fp32; so is what stays frozen, since one layer hands on to the next."""
         for name, parameter in model.base.named_parameters():
             parameter.requires_grad_(not name.startswith("pooler."))
-            parameter.data = parameter.data.to(adapter_dtype(dtype))
+            parameter.data = parameter.data.to(get_adapter_dtype(dtype))
 
 
 part = Full

@@ -18,7 +18,7 @@ from torch import nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.encoders import zero_head
-from fedpeft.models.readout import read_all_blocks, width
+from fedpeft.models.readout import get_width, read_all_blocks
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.methods.linear_probe import LinearProbe
@@ -45,17 +45,17 @@ class Head2Toe(LinearProbe):
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Linear):
             raise ModelError("FP4063 head2toe trains the head of a classifier, and this task has none; take lora")
-        _widened(model)
+        _widen_head(model)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """Widen the head."""
-        _widened(model)
+        _widen_head(model)
 
 
-def _widened(model: Any) -> None:
+def _widen_head(model: Any) -> None:
     """Let the base give the states of all blocks, and make the head as wide, where they don't yet."""
     read_all_blocks(model.base)
-    if model.head.in_features != width(model.base):
+    if model.head.in_features != get_width(model.base):
         model.head = zero_head(model.base, model.head.out_features)
 
 

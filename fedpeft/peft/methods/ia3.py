@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import innermost, named_like, target_layers, which_blocks
-from fedpeft.models.task import wide_dtype
+from fedpeft.models.layers import declare_layers, find_by_endings, find_target_layers, get_innermost
+from fedpeft.models.task import get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -42,18 +42,18 @@ class StackedIA3(StackedLayer):
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        inner: Any = innermost(layer)
-        self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=wide_dtype(inner.weight.dtype)))
+        inner: Any = get_innermost(layer)
+        self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=get_wide_dtype(inner.weight.dtype)))
         self.scales_input = shape[0] == 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
-        vectors = self.of_active(self.ia3_l, x).flatten(1).unsqueeze(1)
+        vectors = self.select_active(self.ia3_l, x).flatten(1).unsqueeze(1)
         if self.scales_input:
-            y: Tensor = self.base_layer((self.per_client(x) * vectors).view_as(x))
+            y: Tensor = self.base_layer((self.split_by_client(x) * vectors).view_as(x))
             return y
         y = self.base_layer(x)
-        return (self.per_client(y) * vectors).view_as(y)
+        return (self.split_by_client(y) * vectors).view_as(y)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class IA3(PeftMethod):
         "auto", "layers that are rescaled; auto: keys, values and the second feed-forward layer, by their usual names"
     )
     feedforward: str | tuple[str, ...] = setting("auto", "those of them whose input is rescaled instead of the output")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -75,14 +75,14 @@ class IA3(PeftMethod):
         """A `peft.IA3Config` that names every adapted layer in full."""
         from peft import IA3Config
 
-        targets = self._named(base, self.targets, ATTENTION + FEEDFORWARD)
-        inputs = [t for t in self._named(base, self.feedforward, FEEDFORWARD) if t in set(targets)]
+        targets = self._find_targets(base, self.targets, ATTENTION + FEEDFORWARD)
+        inputs = [t for t in self._find_targets(base, self.feedforward, FEEDFORWARD) if t in set(targets)]
         return IA3Config(target_modules=targets, feedforward_modules=inputs)
 
-    def _named(self, base: nn.Module, targets: str | tuple[str, ...], usual: tuple[str, ...]) -> list[str]:
+    def _find_targets(self, base: nn.Module, targets: str | tuple[str, ...], usual: tuple[str, ...]) -> list[str]:
         if targets != "auto":
-            return target_layers(base, targets, self.layers)
-        known = named_like(base, usual, self.layers)
+            return find_target_layers(base, targets, self.layers)
+        known = find_by_endings(base, usual, self.layers)
         if not known:
             raise ModelError(
                 f"FP4064 ia3 does not know the layers of {type(base).__name__}; name them with targets=(...)"

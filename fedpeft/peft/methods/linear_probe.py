@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 
@@ -43,7 +43,7 @@ class LinearProbe(PeftMethod):
         Raises:
             ModelError: the task has no head.
         """
-        if not trainable(model):
+        if not find_trainable(model):
             raise ModelError("FP4065 linear_probe trains the head of a classifier, and this task has none; take lora")
 
     def merged(self, model: FederatedModel) -> nn.Module:

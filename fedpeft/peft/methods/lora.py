@@ -16,21 +16,21 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.layers import innermost, target_layers, which_blocks
-from fedpeft.models.quantized import dtype_of
-from fedpeft.models.task import FederatedModel, trainable, wide_dtype
+from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost
+from fedpeft.models.quantized import get_weight_dtype
+from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Role, State
+from fedpeft.peft.adapter import AdapterShape, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
-from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
+from fedpeft.peft.stacked_products import Factors, add_low_rank, split_evenly
 
 
 class StackedLora(ScaledLayer):
     """A frozen layer plus K clients' factors: A (K, r, in), B (K, out, r), each client with its own scale."""
 
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
-        dtype = wide_dtype(dtype_of(innermost(layer)))
+        dtype = get_wide_dtype(get_weight_dtype(get_innermost(layer)))
         super().__init__(clients, dtype)
         self.base_layer = layer
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
@@ -46,10 +46,10 @@ class StackedLora(ScaledLayer):
         """(K * b, T, in) to (K * b, T, out), or packed (1, N, in) to (1, N, out)."""
         layer, factors = self.base_layer, Factors(self.lora_A.weight, self.lora_B.weight, self.scales)
         packing = None if self.packed is None else self.packed.packing
-        groups = evenly(self.active, x) if packing is None else packing.groups
+        groups = split_evenly(self.active, x) if packing is None else packing.groups
         if isinstance(layer, FrozenLinear) and isinstance(self.dropout, nn.Identity):
-            return low_rank_sum(None, x, factors, groups, layer)
-        return low_rank_sum(layer(x), self.dropout(x), factors, groups)
+            return add_low_rank(None, x, factors, groups, layer)
+        return add_low_rank(layer(x), self.dropout(x), factors, groups)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Lora(PeftMethod):
     rank: int = setting(8, "rank of the factors", low=1, high=1024)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
     dropout: float = setting(0.0, "dropout on the input of A", low=0, below=1)
 
     batched: ClassVar[bool] = True
@@ -72,11 +72,11 @@ class Lora(PeftMethod):
     privacy: ClassVar[PrivacyRoute] = "hooks"
 
     @property
-    def form(self) -> ClientForm:
+    def form(self) -> AdapterShape:
         """Rank and alpha."""
-        return ClientForm(self.rank, self.alpha)
+        return AdapterShape(self.rank, self.alpha)
 
-    def sized(self, form: ClientForm) -> dict[str, Any]:
+    def sized(self, form: AdapterShape) -> dict[str, Any]:
         """Rank and alpha."""
         return {"rank": form.rank, "alpha": form.alpha}
 
@@ -88,7 +88,7 @@ class Lora(PeftMethod):
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=target_layers(base, self.targets, self.layers),
+            target_modules=find_target_layers(base, self.targets, self.layers),
             bias="none",
             **self.variant(),
         )
@@ -107,11 +107,11 @@ class Lora(PeftMethod):
     def start(self, model: FederatedModel, seed: int) -> State:
         """A uniform in +-1/sqrt(in), B zero."""
         state = super().start(model, seed)
-        for index, name in enumerate(trainable(model)):
+        for index, name in enumerate(find_trainable(model)):
             if self.role(name)[0] == "lora_A":
                 shape = state[name].shape
                 bound = shape[1] ** -0.5
-                draw = torch.rand(shape, generator=seeds.torch_generator(seed, "lora_A", index))
+                draw = torch.rand(shape, generator=seeds.create_torch_generator(seed, "lora_A", index))
                 state[name] = (2 * draw - 1) * bound
             elif self.role(name)[0] == "lora_B":
                 state[name] = torch.zeros_like(state[name])

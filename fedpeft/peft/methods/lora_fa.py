@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.models.layers import innermost
-from fedpeft.models.task import FederatedModel, trainable, wide_dtype
+from fedpeft.models.layers import get_innermost
+from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Role, State
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
 
 
-def fixed_factor(seed: int, path: str, rank: int, in_features: int) -> Tensor:
+def draw_fixed_factor(seed: int, path: str, rank: int, in_features: int) -> Tensor:
     """A (rank, in) of the layer at `path`, fp32."""
-    draw: Tensor = torch.rand(rank, in_features, generator=seeds.torch_generator(seed, f"lora_fa {path}", 0))
+    draw: Tensor = torch.rand(rank, in_features, generator=seeds.create_torch_generator(seed, f"lora_fa {path}", 0))
     return (2 * draw - 1) / math.sqrt(in_features)
 
 
@@ -48,9 +48,9 @@ class StackedLoraFA(ScaledLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y = self.base_layer(x)
-        B = self.of_active(self.lora_B.weight * self.scales, x)
-        hidden = self.per_client(self.dropout(x) @ self.A.to(x.dtype).T)
-        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2)).view_as(y)
+        B = self.select_active(self.lora_B.weight * self.scales, x)
+        hidden = self.split_by_client(self.dropout(x) @ self.A.to(x.dtype).T)
+        return torch.baddbmm(self.split_by_client(y), hidden, B.transpose(1, 2)).view_as(y)
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class LoraFA(Lora):
         """Set and freeze A in every LoRA layer of `base`."""
         from peft.tuners.lora import LoraLayer
 
-        from fedpeft.models.task import canonical
+        from fedpeft.models.task import get_canonical_name
 
         for name, layer in base.named_modules():
             if isinstance(layer, LoraLayer):
                 weight: Any = layer.lora_A["default"].weight
-                path = canonical(name + ".").removesuffix(".")
+                path = get_canonical_name(name + ".").removesuffix(".")
                 with torch.no_grad():
-                    weight.copy_(fixed_factor(self.factor_seed, path, *weight.shape))
+                    weight.copy_(draw_fixed_factor(self.factor_seed, path, *weight.shape))
                 weight.requires_grad_(False)
 
     def role(self, name: str) -> tuple[Role, str]:
@@ -88,15 +88,15 @@ class LoraFA(Lora):
         """B zero."""
         return {
             name: torch.zeros(p.shape) if name.endswith(".lora_B.weight") else p.detach().float().clone()
-            for name, p in trainable(model).items()
+            for name, p in find_trainable(model).items()
         }
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K factors B."""
-        module: Any = innermost(layer)
+        module: Any = get_innermost(layer)
         shape = shapes["lora_B.weight"]
-        A = fixed_factor(self.factor_seed, path, shape[1], module.in_features)
-        dtype = wide_dtype(module.weight.dtype)
+        A = draw_fixed_factor(self.factor_seed, path, shape[1], module.in_features)
+        dtype = get_wide_dtype(module.weight.dtype)
         return StackedLoraFA(layer, A.to(module.weight.device, dtype), shape, clients, self.dropout)
 
 

@@ -22,13 +22,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.models.layers import which_blocks
+from fedpeft.models.layers import declare_layers
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import WeightChanges, drawn
+from fedpeft.peft.method import WeightChanges, draw_uniform
 
 START = 0.02
 """G's entries start uniform in +- this."""
@@ -39,7 +39,7 @@ class GramLora(FramedLayer):
 
     trained = "lora_G"
 
-    def between(self, seen: Tensor, M: Tensor) -> Tensor:
+    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
         """Through G and back through its transpose."""
         return seen @ M.T @ (M * self.scale)
 
@@ -54,10 +54,10 @@ class StackedGramLora(StackedFramedLayer):
 
     trained = "lora_G"
 
-    def between(self, seen: Tensor, M: Tensor) -> Tensor:
+    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
         """Through each client's G and back."""
-        G = self.of_active(M, seen)
-        return torch.bmm(torch.bmm(seen, G.transpose(1, 2)), G * self.of_active(self.scales, seen))
+        G = self.select_active(M, seen)
+        return torch.bmm(torch.bmm(seen, G.transpose(1, 2)), G * self.select_active(self.scales, seen))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LoraGram(FramedMethod):
     width: int = setting(64, "k, columns of G: how many singular vectors of the frozen weights it sees", low=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     layer: ClassVar[type[FramedLayer]] = GramLora
     stacked: ClassVar[type[StackedFramedLayer]] = StackedGramLora
@@ -85,14 +85,14 @@ class LoraGram(FramedMethod):
         state = super().start(model, seed)
         for name in state:
             if name.endswith(self.tensors):
-                drawn(state, name, seed, START)
+                draw_uniform(state, name, seed, START)
         return state
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """(alpha / r) L G^T G R."""
 
-        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
-            return {module: product.dense() for module, product in self.changes(model, state).items()}
+        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
+            return {module: product.to_dense() for module, product in self.changes(model, state).items()}
 
         return changes
 

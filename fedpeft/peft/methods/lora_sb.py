@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.models.layers import which_blocks
+from fedpeft.models.layers import declare_layers
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
 from fedpeft.peft.low_rank import LowRank
 
@@ -29,7 +29,7 @@ class SquareLora(FramedLayer):
 
     trained = "lora_R"
 
-    def between(self, seen: Tensor, M: Tensor) -> Tensor:
+    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
         """Through R."""
         return seen @ (M * self.scale).T
 
@@ -43,9 +43,9 @@ class StackedSquareLora(StackedFramedLayer):
 
     trained = "lora_R"
 
-    def between(self, seen: Tensor, M: Tensor) -> Tensor:
+    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
         """Through each client's R."""
-        return torch.bmm(seen, self.of_active(M * self.scales, seen).transpose(1, 2))
+        return torch.bmm(seen, self.select_active(M * self.scales, seen).transpose(1, 2))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LoraSB(FramedMethod):
     rank: int = setting(16, "rank of the factors; rank^2 numbers per layer are trained", low=1, high=1024)
     alpha: float = setting(16.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     layer: ClassVar[type[FramedLayer]] = SquareLora
     stacked: ClassVar[type[StackedFramedLayer]] = StackedSquareLora
@@ -67,7 +67,7 @@ class LoraSB(FramedMethod):
         """R is square."""
         return self.rank, self.rank
 
-    def sized(self, form: ClientForm) -> dict[str, Any]:
+    def sized(self, form: AdapterShape) -> dict[str, Any]:
         """Rank and alpha."""
         return {"rank": form.rank, "alpha": form.alpha}
 

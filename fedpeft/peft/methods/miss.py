@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost, target_layers, which_blocks
-from fedpeft.models.quantized import dtype_of
-from fedpeft.models.task import wide_dtype
+from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost
+from fedpeft.models.quantized import get_weight_dtype
+from fedpeft.models.task import get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -42,13 +42,15 @@ class StackedMiSS(StackedLayer):
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        self.miss_block = nn.Parameter(torch.zeros(clients, *shape, dtype=wide_dtype(dtype_of(innermost(layer)))))
+        self.miss_block = nn.Parameter(
+            torch.zeros(clients, *shape, dtype=get_wide_dtype(get_weight_dtype(get_innermost(layer))))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y: Tensor = self.base_layer(x)
-        D = self.of_active(self.miss_block, x)
-        blocks = self.per_client(sum_blocks(x, D.shape[-2])).to(D.dtype)
+        D = self.select_active(self.miss_block, x)
+        blocks = self.split_by_client(sum_blocks(x, D.shape[-2])).to(D.dtype)
         return y + torch.bmm(blocks, D).view_as(y).to(y.dtype)
 
 
@@ -58,7 +60,7 @@ class MiSS(PeftMethod):
 
     rank: int = setting(16, "entries of a block, and rows of D", low=1, high=1024)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -70,7 +72,7 @@ class MiSS(PeftMethod):
         """Return a `peft.MissConfig` that names every adapted layer in full."""
         from peft import MissConfig
 
-        return MissConfig(r=self.rank, target_modules=target_layers(base, self.targets, self.layers))
+        return MissConfig(r=self.rank, target_modules=find_target_layers(base, self.targets, self.layers))
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """Return the frozen layer with K matrices D."""

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PeftMethod, drawn
-from fedpeft.peft.prompts import check_takes_prompts, embedding_width, task_type
+from fedpeft.peft.method import PeftMethod, draw_uniform
+from fedpeft.peft.prompts import check_takes_prompts, find_task_type, get_embedding_width
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class PTuning(PeftMethod):
         return PromptEncoderConfig(
             num_virtual_tokens=self.length,
             encoder_hidden_size=self.hidden,
-            task_type=task_type(base),
-            token_dim=embedding_width(base),
+            task_type=find_task_type(base),
+            token_dim=get_embedding_width(base),
         )
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Embedding uniform in +-1, weights in +-1/sqrt(in), biases zero."""
-        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for name in state:
             if name in self.tensors:
                 weight = state[name].ndim == 2
                 bound = 0.0 if not weight else 1.0 if "embedding" in name else state[name].shape[1] ** -0.5
-                drawn(state, name, seed, bound)
+                draw_uniform(state, name, seed, bound)
         return state
 
 

@@ -37,10 +37,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost
-from fedpeft.models.task import FederatedModel, canonical, wide_dtype
+from fedpeft.models.layers import get_innermost
+from fedpeft.models.task import FederatedModel, get_canonical_name, get_wide_dtype
 from fedpeft.peft.adapter import State
-from fedpeft.peft.framed_layers import frame
+from fedpeft.peft.framed_layers import compute_frame
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.methods.lora import Lora, StackedLora
@@ -49,7 +49,7 @@ from fedpeft.peft.stacked_layers import StackedLayer
 
 def leading_factors(weight: Tensor, rank: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return B_0 (out, r) and A_0 (r, in) of a frozen `weight` (out, in); ranks that it lacks are 0."""
-    B, A = frame(weight, rank, torch.float64)
+    B, A = compute_frame(weight, rank, torch.float64)
     sizes = ((B.T @ weight.detach().double()) * A).sum(1).clamp_min(0)
     root = (sizes / scale).sqrt()
     return (B * root).to(dtype), (root[:, None] * A).to(dtype)
@@ -83,7 +83,7 @@ class StackedPissa(StackedLora):
         self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float, scale: float
     ) -> None:
         super().__init__(layer, shapes, clients, dropout)
-        inner: Any = innermost(layer)
+        inner: Any = get_innermost(layer)
         B, A = leading_factors(inner.weight, shapes["lora_A.weight"][0], scale, self.lora_A.weight.dtype)
         self.register_buffer("B", B * scale, persistent=False)
         self.register_buffer("A", A, persistent=False)
@@ -117,7 +117,7 @@ class Pissa(Lora):
             frozen: Any = layer.base_layer
             A: Any = layer.lora_A["default"].weight
             B: Any = layer.lora_B["default"].weight
-            B_0, A_0 = leading_factors(frozen.weight, self.rank, self.form.scale, wide_dtype(frozen.weight.dtype))
+            B_0, A_0 = leading_factors(frozen.weight, self.rank, self.form.scale, get_wide_dtype(frozen.weight.dtype))
             with torch.no_grad():
                 A.copy_(A_0)
                 B.copy_(B_0)
@@ -132,7 +132,7 @@ class Pissa(Lora):
         found = {}
         for name, layer in model.base.named_modules():
             if isinstance(layer, Remainder):
-                module = canonical(f"{name}.").removesuffix(".").removesuffix(".base_layer")
+                module = get_canonical_name(f"{name}.").removesuffix(".").removesuffix(".base_layer")
                 A, B = (state[f"{module}.lora_{factor}.weight"] for factor in "AB")
                 left = torch.cat([B * self.form.scale, -layer.B.to(B)], dim=1)
                 found[module] = LowRank(left, torch.cat([A, layer.A.to(A)]))

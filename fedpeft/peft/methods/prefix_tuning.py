@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.data.examples import MADE_UP_TOKENS, made_up
+from fedpeft.data.examples import MADE_UP_TOKENS, make_up_batch
 from fedpeft.models import attention
-from fedpeft.models.layers import KEY_PROJECTIONS, innermost, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, canonical, wide_dtype
+from fedpeft.models.layers import KEY_PROJECTIONS, declare_layers, get_innermost
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_canonical_name, get_wide_dtype
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
-from fedpeft.peft.method import PeftMethod, drawn
-from fedpeft.peft.prompts import task_type
+from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
+from fedpeft.peft.method import PeftMethod, draw_uniform
+from fedpeft.peft.prompts import find_task_type
 from fedpeft.peft.stacked_layers import StackedLayer
 
 
@@ -55,13 +55,13 @@ class Prefix(StackedLayer):
         self.value = nn.Parameter(torch.zeros(shape, dtype=dtype))
         self.register_buffer("lengths", torch.full((self.active,), length), persistent=False)
 
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+    def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
         """The clients' own lengths."""
         for k, form in enumerate(forms):
             if form is not None and self.follows_form:
                 self.lengths[k] = form.rank
 
-    def set_form(self, form: ClientForm) -> None:
+    def set_form(self, form: AdapterShape) -> None:
         """The one client's length."""
         self.set_forms([form])
 
@@ -85,7 +85,7 @@ class PrefixTuning(PeftMethod):
     """Learned keys and values before the row's own."""
 
     length: int = setting(10, "positions of the prefix", low=1, high=512)
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -94,11 +94,11 @@ class PrefixTuning(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("prefix.key", "prefix.value")
 
     @property
-    def form(self) -> ClientForm:
+    def form(self) -> AdapterShape:
         """The length."""
-        return ClientForm(self.length, self.length)
+        return AdapterShape(self.length, self.length)
 
-    def sized(self, form: ClientForm) -> dict[str, Any]:
+    def sized(self, form: AdapterShape) -> dict[str, Any]:
         """The length."""
         return {"length": form.rank}
 
@@ -112,16 +112,16 @@ class PrefixTuning(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Give every attention module of the adapted blocks a prefix."""
-        for path, width in self._modules(model.base).items():
+        for path, width in self._prepare_modules(model.base).items():
             module = model.base.get_submodule(path)
-            module.add_module("prefix", Prefix(self.length, width, adapter_dtype(dtype)))
+            module.add_module("prefix", Prefix(self.length, width, get_adapter_dtype(dtype)))
 
-    def _modules(self, base: nn.Module) -> dict[str, int]:
+    def _prepare_modules(self, base: nn.Module) -> dict[str, int]:
         """Path of each attention module, and the width of its keys; makes them read prefixes."""
         found = {}
-        for path, module in attention.attention_modules(base, self.layers, "prefix_tuning").items():
+        for path, module in attention.prepare_attention_modules(base, self.layers, "prefix_tuning").items():
             key: Any = next(getattr(module, k) for k in KEY_PROJECTIONS if hasattr(module, k))
-            inner: Any = innermost(key)
+            inner: Any = get_innermost(key)
             found[path] = int(inner.out_features)
         return found
 
@@ -132,17 +132,19 @@ class PrefixTuning(PeftMethod):
         which counts from the start, clients of another kind train beside the server's state by that much.
         """
         state = super().start(model, seed)
-        prefixes = {canonical(name): m for name, m in model.named_modules() if isinstance(m, Prefix)}
-        if task_type(model.base) != "CAUSAL_LM":
+        prefixes = {get_canonical_name(name): m for name, m in model.named_modules() if isinstance(m, Prefix)}
+        if find_task_type(model.base) != "CAUSAL_LM":
             for name in prefixes:
-                drawn(state, f"{name}.key", seed, 0.1)
+                draw_uniform(state, f"{name}.key", seed, 0.1)
                 state[f"{name}.value"].zero_()
             return state
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         hooks = [prefix.register_forward_pre_hook(seen.__setitem__) for prefix in prefixes.values()]
         for prefix in prefixes.values():
             prefix.lengths.zero_()
-        rows = made_up(model.base.config, -(-self.length // MADE_UP_TOKENS), seeds.torch_generator(seed, "prefix", 0))
+        rows = make_up_batch(
+            model.base.config, -(-self.length // MADE_UP_TOKENS), seeds.create_torch_generator(seed, "prefix", 0)
+        )
         with torch.no_grad():
             model.base(**rows)
         for hook in hooks:
@@ -156,8 +158,8 @@ class PrefixTuning(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K prefixes for each attention module."""
-        self._modules(model.base)
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        self._prepare_modules(model.base)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".key"):
                 module = model.base.get_submodule(spec.module.removesuffix(".prefix"))

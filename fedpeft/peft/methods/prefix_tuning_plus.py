@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.attention import attention_modules
-from fedpeft.models.layers import QUERY_PROJECTIONS, innermost, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
+from fedpeft.models.attention import prepare_attention_modules
+from fedpeft.models.layers import QUERY_PROJECTIONS, declare_layers, get_innermost
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -52,7 +52,7 @@ class QueryMap(StackedLayer):
 class PrefixTuningPlus(PeftMethod):
     """A matrix from the features of each head's query to its output."""
 
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -65,25 +65,25 @@ class PrefixTuningPlus(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Give every attention module of the adapted blocks its matrices."""
-        for module in attention_modules(model.base, self.layers, self.name).values():
-            module.add_module("prefix_plus", QueryMap(_shape(model.base, module), adapter_dtype(dtype)))
+        for module in prepare_attention_modules(model.base, self.layers, self.name).values():
+            module.add_module("prefix_plus", QueryMap(_get_shape(model.base, module), get_adapter_dtype(dtype)))
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' matrices in each attention module."""
-        modules = attention_modules(model.base, self.layers, self.name)
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        modules = prepare_attention_modules(model.base, self.layers, self.name)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             modules[spec.module].add_module("prefix_plus", QueryMap(spec.shape, dtype, clients))
 
 
-def _shape(base: nn.Module, module: nn.Module) -> tuple[int, int]:
+def _get_shape(base: nn.Module, module: nn.Module) -> tuple[int, int]:
     """(heads * d, d) of an attention module; heads are those of queries, where several share a key."""
     query: Any = next((getattr(module, name) for name in QUERY_PROJECTIONS if hasattr(module, name)), None)
     config: Any = base.config
     width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
     if query is None or not (width or getattr(config, "num_attention_heads", None)):
         raise ModelError(f"FP4066 prefix_tuning_plus does not know the heads of {type(base).__name__}; take lora")
-    inner: Any = innermost(query)
+    inner: Any = get_innermost(query)
     return int(inner.out_features), int(width or config.hidden_size // config.num_attention_heads)
 
 

@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.data.examples import Batch, Examples, batch_by_length
 from fedpeft.errors import ModelError
-from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype, wide_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Role, State, TensorSpec
@@ -82,13 +82,13 @@ class PromptedCopies(StackedLayer):
         return base(inputs_embeds=torch.cat([shown, embedded], dim=1), attention_mask=mask, **rest)
 
 
-def each_alone(task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
+def compute_prompt_losses(task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
     """The mean over prompts of each one's loss; correct is what all say together."""
     assert isinstance(model, Classifier)
-    logits = model.by_copy(model.head(model.pooled(batch)))
+    logits = model.split_by_copy(model.head(model.compute_pooled(batch)))
     logits = logits if offsets is None else logits + offsets.to(logits)[:, None]
     each = F.cross_entropy(logits.transpose(1, 2), batch["labels"][:, None].expand(-1, model.copies), reduction="none")
-    together = task.losses(model.mixture(logits), batch)
+    together = task.losses(model.mix_copies(logits), batch)
     return RowLosses(each.mean(1), together.counts, together.correct)
 
 
@@ -127,15 +127,15 @@ class PromptEnsemble(PeftMethod):
         check_takes_prompts(model.base, self.name)
         shape = (self.prompts * self.length, model.base.config.hidden_size)  # type: ignore[union-attr]
         model.base = PromptedCopies(model.base, self.prompts, dtype, shape, clients)  # type: ignore[arg-type]
-        model.copies, model.objective = self.prompts, each_alone
+        model.copies, model.objective = self.prompts, compute_prompt_losses
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Put the prompts before the base."""
-        self._put(model, adapter_dtype(dtype), 0)
+        self._put(model, get_adapter_dtype(dtype), 0)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K clients' prompts before the base."""
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         self._put(model, dtype, clients)
 
     def role(self, name: str) -> tuple[Role, str]:
@@ -146,7 +146,7 @@ class PromptEnsemble(PeftMethod):
         """Embeddings of tokens drawn from the vocabulary, others for each prompt."""
         state, base = super().start(model, seed), model.base
         table: Tensor = base.get_base_model().get_input_embeddings().weight.detach().float()  # type: ignore[operator]
-        generator = seeds.torch_generator(seed, "prompt", 0)
+        generator = seeds.create_torch_generator(seed, "prompt", 0)
         state["prompts.weight"] = table[torch.randint(len(table), (self.prompts * self.length,), generator=generator)]
         return state
 
@@ -157,9 +157,9 @@ class PromptEnsemble(PeftMethod):
             return {}
         sums = torch.zeros(self.prompts, dtype=torch.float64)
         with torch.inference_mode():
-            for index in length_sorted_batches(held.lengths, ROWS):
+            for index in batch_by_length(held.lengths, ROWS):
                 batch = held.batch(index)
-                logits = model.by_copy(model.head(model.pooled(batch))).double()
+                logits = model.split_by_copy(model.head(model.compute_pooled(batch))).double()
                 labels = batch["labels"][:, None].expand(-1, self.prompts)
                 sums += F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(0)
         model.shares = (-sums / len(held) / self.temperature).softmax(0)

@@ -18,11 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.models.task import FederatedModel, trainable, wide_dtype
+from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.prompts import PromptLength, check_takes_prompts, embedding_width, first_position, task_type
+from fedpeft.peft.prompts import (
+    PromptLength,
+    check_takes_prompts,
+    find_first_position,
+    find_task_type,
+    get_embedding_width,
+)
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 PROMPT = "prompt_encoder.embedding.weight"
@@ -40,7 +46,7 @@ class StackedPrompt(StackedLayer):
         self.prompt_encoder.embedding = StackedWeight(clients, shape, dtype)
         self.register_buffer("lengths", torch.full((clients,), shape[0]), persistent=False)
 
-    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+    def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
         """The clients' own lengths."""
         for k, form in enumerate(forms):
             if form is not None:
@@ -54,7 +60,7 @@ class StackedPrompt(StackedLayer):
         """
         base: Any = self.base_model
         embedded = base.get_input_embeddings()(input_ids)
-        prompts = self.of_active(self.prompt_encoder.embedding.weight, embedded)  # type: ignore[union-attr, arg-type]
+        prompts = self.select_active(self.prompt_encoder.embedding.weight, embedded)  # type: ignore[union-attr, arg-type]
         rows = len(input_ids) // self.active
         positions = torch.arange(prompts.shape[1], device=input_ids.device)
         lacking = prompts.shape[1] - self.lengths[: self.active, None]
@@ -62,7 +68,7 @@ class StackedPrompt(StackedLayer):
         mask = torch.cat([held.repeat_interleave(rows, dim=0).to(attention_mask.dtype), attention_mask], dim=1)
         if bool(lacking.any()):
             prompts = prompts.gather(1, ((positions - lacking) % prompts.shape[1])[..., None].expand_as(prompts))
-            rest["position_ids"] = first_position(base) + (mask.cumsum(1) - 1).clamp_min(0)
+            rest["position_ids"] = find_first_position(base) + (mask.cumsum(1) - 1).clamp_min(0)
         return base(
             inputs_embeds=torch.cat([prompts.repeat_interleave(rows, dim=0), embedded], dim=1),
             attention_mask=mask,
@@ -81,11 +87,11 @@ class PromptTuning(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = (PROMPT,)
 
     @property
-    def form(self) -> ClientForm:
+    def form(self) -> AdapterShape:
         """The length."""
-        return ClientForm(self.length, self.length)
+        return AdapterShape(self.length, self.length)
 
-    def sized(self, form: ClientForm) -> dict[str, Any]:
+    def sized(self, form: AdapterShape) -> dict[str, Any]:
         """The length."""
         return {"length": form.rank}
 
@@ -99,8 +105,8 @@ class PromptTuning(PeftMethod):
         from peft import PromptTuningConfig
 
         check_takes_prompts(base, self.name)
-        width = embedding_width(base)
-        return PromptTuningConfig(num_virtual_tokens=self.length, task_type=task_type(base), token_dim=width)
+        width = get_embedding_width(base)
+        return PromptTuningConfig(num_virtual_tokens=self.length, task_type=find_task_type(base), token_dim=width)
 
     def settle(self, base: nn.Module) -> None:
         """Let the prompt's length follow the client's."""
@@ -114,14 +120,14 @@ class PromptTuning(PeftMethod):
         """Embeddings of tokens drawn from the vocabulary."""
         base: Any = model.base
         table = base.word_embeddings.weight.detach().float()
-        drawn = torch.randint(len(table), (self.length,), generator=seeds.torch_generator(seed, "prompt", 0))
-        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        drawn = torch.randint(len(table), (self.length,), generator=seeds.create_torch_generator(seed, "prompt", 0))
+        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         state[PROMPT] = table[drawn].clone()
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """K prompts before the base."""
-        dtype = wide_dtype(next(model.base.parameters()).dtype)
+        dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         [spec] = tensors
         model.base = StackedPrompt(model.base, spec.shape, clients, dtype)
 

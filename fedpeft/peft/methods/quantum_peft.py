@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
+from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost, replace
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -77,7 +77,7 @@ class Pauli:
         """(..., numbers) to (..., size, columns)."""
         states, before = 2**self.qubits, angles.shape[:-1]
         found = torch.eye(states, self.columns, dtype=angles.dtype, device=angles.device).expand(*before, -1, -1)
-        found = self._turned(found, angles, range(self.qubits), 0)
+        found = self._rotate(found, angles, range(self.qubits), 0)
         used = self.qubits
         state, last = torch.arange(states, device=angles.device), self.qubits - 1
         for step in self.steps:
@@ -85,11 +85,11 @@ class Pauli:
                 both = (state >> (last - i)) & (state >> (last - j)) & 1
                 found = found * (1 - 2 * both).to(angles.dtype)[:, None]
             qubits = [qubit for pair in step for qubit in pair]
-            found = self._turned(found, angles, qubits, used)
+            found = self._rotate(found, angles, qubits, used)
             used += len(qubits)
         return found[..., : self.size, :]
 
-    def _turned(self, found: Tensor, angles: Tensor, qubits: Sequence[int], first: int) -> Tensor:
+    def _rotate(self, found: Tensor, angles: Tensor, qubits: Sequence[int], first: int) -> Tensor:
         """RY on `qubits`, with the angles from `first` on."""
         shape = found.shape
         for number, qubit in enumerate(qubits):
@@ -151,7 +151,7 @@ class QuantumLayer(StackedLayer):
         clients: int = 0,
     ) -> None:
         super().__init__(max(clients, 1))
-        inner: Any = innermost(layer)
+        inner: Any = get_innermost(layer)
         device = inner.weight.device
         self.base_layer = layer
         self.trained = trained
@@ -166,7 +166,7 @@ class QuantumLayer(StackedLayer):
         shape = (clients, rank) if clients else (rank,)
         self.quantum_lambda = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
 
-    def side(self, name: str) -> Tensor:
+    def get_side(self, name: str) -> Tensor:
         """U or V, (size, K), or (clients, size, K) where each client has its own."""
         if not self.trained:
             return self.get_buffer(name)
@@ -176,10 +176,10 @@ class QuantumLayer(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         y: Tensor = self.base_layer(x)
-        U, V = self.side("u").to(x.dtype), self.side("v").to(x.dtype)
+        U, V = self.get_side("u").to(x.dtype), self.get_side("v").to(x.dtype)
         if self.quantum_lambda.dim() == 1:
             return y + ((x @ V) * self.quantum_lambda.to(x.dtype)) @ U.mT
-        seen = (self.per_client(x) @ V) * self.of_active(self.quantum_lambda, x)[:, None]
+        seen = (self.split_by_client(x) @ V) * self.select_active(self.quantum_lambda, x)[:, None]
         return y + (seen @ U.mT).view_as(y)
 
 
@@ -198,7 +198,7 @@ class QuantumPeft(PeftMethod):
     )
     angle_seed: int = setting(0, "of the first angles; part of the model, not the run's seed", low=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -215,29 +215,29 @@ class QuantumPeft(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
-        for path in target_layers(model.base, self.targets, self.layers):
+        for path in find_target_layers(model.base, self.targets, self.layers):
             layer = model.base.get_submodule(path)
-            replace(model.base, path, self._layer(path, layer, adapter_dtype(dtype)))
+            replace(model.base, path, self._create_layer(path, layer, get_adapter_dtype(dtype)))
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' numbers."""
-        weight: Any = innermost(layer).weight
-        return self._layer(path, layer, wide_dtype(weight.dtype), clients)
+        weight: Any = get_innermost(layer).weight
+        return self._create_layer(path, layer, get_wide_dtype(weight.dtype), clients)
 
-    def _layer(self, path: str, layer: Any, dtype: torch.dtype, clients: int = 0) -> QuantumLayer:
+    def _create_layer(self, path: str, layer: Any, dtype: torch.dtype, clients: int = 0) -> QuantumLayer:
         sides: dict[str, tuple[Columns, Tensor]] = {}
         for side, size in zip(SIDES, (layer.out_features, layer.in_features), strict=True):
             if self.rank > size:
                 raise ModelError(
                     f"FP4068 rank={self.rank} of {self.name} exceeds the {size} numbers on a side of {path}"
                 )
-            columns = self._columns(size)
-            generator = seeds.torch_generator(self.angle_seed, f"quantum {path} {side}")
+            columns = self._create_columns(size)
+            generator = seeds.create_torch_generator(self.angle_seed, f"quantum {path} {side}")
             drawn = torch.rand(columns.numbers, generator=generator, dtype=torch.float64)
             sides[side] = columns, (2 * drawn - 1).float() * columns.bound
         return QuantumLayer(layer, sides, dtype, self.train == "all", clients)
 
-    def _columns(self, size: int) -> Columns:
+    def _create_columns(self, size: int) -> Columns:
         if self.parameterization == "pauli":
             return Pauli(size, self.rank, self.depth)
         return Taylor(size, self.rank, self.order)
@@ -245,21 +245,21 @@ class QuantumPeft(PeftMethod):
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
         """U diag(lambda) and V^T of each layer."""
         modules = [self.role(name)[1] for name in state if name.endswith(".quantum_lambda")]
-        return {module: product(state) for module, product in self._products(model, modules).items()}
+        return {module: product(state) for module, product in self._create_products(model, modules).items()}
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
         """U diag(lambda) V^T of each layer; None where lambda alone is trained: nothing is approximate."""
         if self.train == "diagonal":
             return None
         modules = [t.module for t in self.layout(model).tensors if t.name.endswith(".quantum_lambda")]
-        products = self._products(model, modules)
+        products = self._create_products(model, modules)
 
-        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
-            return {module: product(state).dense() for module, product in products.items()}
+        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
+            return {module: product(state).to_dense() for module, product in products.items()}
 
         return changes
 
-    def _products(self, model: FederatedModel, modules: Sequence[str]) -> dict[str, Callable[[State], LowRank]]:
+    def _create_products(self, model: FederatedModel, modules: Sequence[str]) -> dict[str, Callable[[State], LowRank]]:
         """By module, from a state to the change of its weights."""
 
         def of(module: str) -> Callable[[State], LowRank]:
@@ -270,7 +270,7 @@ class QuantumPeft(PeftMethod):
                 sides = []
                 for side in SIDES:
                     angles = state.get(f"{module}.quantum_{side}")
-                    fixed = layer.side(side).detach() if angles is None else layer.columns[side](angles.double())
+                    fixed = layer.get_side(side).detach() if angles is None else layer.columns[side](angles.double())
                     sides.append(fixed.double())
                 return LowRank(sides[0] * state[f"{module}.quantum_lambda"].double(), sides[1].mT)
 

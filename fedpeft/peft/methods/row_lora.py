@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import innermost, replace, target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, wide_dtype
+from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost, replace
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PeftMethod, drawn
+from fedpeft.peft.method import PeftMethod, draw_uniform
 from fedpeft.peft.stacked_layers import NamedWeights, StackedLayer
 
 OWN, REST = ("own_A", "own_B"), ("rest_A", "rest_B")
@@ -42,9 +42,9 @@ class TwoLoras(NamedWeights):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y: Tensor = self.base_layer(x)
-        seen = self.per_client(x)
-        shares = (seen @ self.stacked(GATE, x).mT).softmax(-1)
-        both = [seen @ self.stacked(A, x).mT @ self.stacked(B, x).mT for A, B in (OWN, REST)]
+        seen = self.split_by_client(x)
+        shares = (seen @ self.stack(GATE, x).mT).softmax(-1)
+        both = [seen @ self.stack(A, x).mT @ self.stack(B, x).mT for A, B in (OWN, REST)]
         mixed = shares[..., :1] * both[0] + shares[..., 1:] * both[1]
         return y + (self.scale * mixed).reshape(y.shape)
 
@@ -56,7 +56,7 @@ class RowLora(PeftMethod):
     rank: int = setting(8, "of each of the two", low=1, high=1024)
     alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -68,22 +68,22 @@ class RowLora(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
-        for path in target_layers(model.base, self.targets, self.layers):
+        for path in find_target_layers(model.base, self.targets, self.layers):
             layer = model.base.get_submodule(path)
-            replace(model.base, path, TwoLoras(layer, self.rank, self.alpha / self.rank, adapter_dtype(dtype)))
+            replace(model.base, path, TwoLoras(layer, self.rank, self.alpha / self.rank, get_adapter_dtype(dtype)))
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """A uniform in +-1/sqrt(in); everything else zero."""
         state = super().start(model, seed)
         for name in state:
             if name.endswith(tuple(f"{A}.weight" for A, _ in (OWN, REST))):
-                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+                draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
         return state
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' LoRAs."""
-        weight: Any = innermost(layer).weight
-        dtype = wide_dtype(weight.dtype)
+        weight: Any = get_innermost(layer).weight
+        dtype = get_wide_dtype(weight.dtype)
         return TwoLoras(layer, self.rank, self.alpha / self.rank, dtype, clients)
 
 

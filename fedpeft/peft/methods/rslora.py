@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.methods.lora import Lora
 
 
@@ -25,11 +25,11 @@ class RsLora(Lora):
     alpha: float = setting(11.3, "numerator of the scale alpha / sqrt(rank)", above=0)
 
     @property
-    def form(self) -> ClientForm:
+    def form(self) -> AdapterShape:
         """Rank and alpha sqrt(rank): the same scale, written as alpha / rank."""
-        return ClientForm(self.rank, self.alpha * self.rank**0.5)
+        return AdapterShape(self.rank, self.alpha * self.rank**0.5)
 
-    def sized(self, form: ClientForm) -> dict[str, Any]:
+    def sized(self, form: AdapterShape) -> dict[str, Any]:
         """Rank and the numerator over its root."""
         return {"rank": form.rank, "alpha": form.alpha / form.rank**0.5}
 

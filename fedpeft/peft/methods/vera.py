@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fedpeft.models.layers import target_layers, which_blocks
-from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.models.layers import declare_layers, find_target_layers
+from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, WeightChanges
 
 D, B = "vera_lambda_d", "vera_lambda_b"
@@ -32,7 +32,7 @@ class Vera(PeftMethod):
 
     rank: int = setting(256, "R, the rank of the random matrices", low=1, high=4096)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] | None = which_blocks()
+    layers: int | tuple[int, ...] | None = declare_layers()
     projection_seed: int = setting(0, "seed of the random matrices; part of the model, not the run's seed", low=0)
 
     strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
@@ -40,9 +40,9 @@ class Vera(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = (D, B)
 
     @property
-    def form(self) -> ClientForm:
+    def form(self) -> AdapterShape:
         """Of the pair b, d: rank 1, scale 1."""
-        return ClientForm(1, 1.0)
+        return AdapterShape(1, 1.0)
 
     def config(self, base: nn.Module) -> Any:
         """A `peft.VeraConfig`."""
@@ -50,7 +50,7 @@ class Vera(PeftMethod):
 
         return VeraConfig(
             r=self.rank,
-            target_modules=target_layers(base, self.targets, self.layers),
+            target_modules=find_target_layers(base, self.targets, self.layers),
             projection_prng_key=self.projection_seed,
             save_projection=True,
         )
@@ -61,7 +61,7 @@ class Vera(PeftMethod):
         for layer in model.base.modules():
             for projection in (getattr(layer, "vera_A", None), getattr(layer, "vera_B", None)):
                 if projection is not None and "default" in projection:
-                    projection.update({"default": projection["default"].to(adapter_dtype(dtype))})
+                    projection.update({"default": projection["default"].to(get_adapter_dtype(dtype))})
 
     def role(self, name: str) -> tuple[Role, str]:
         """d takes the place of A, b that of B."""
@@ -72,13 +72,13 @@ class Vera(PeftMethod):
 
     def layout(self, model: FederatedModel) -> Layout:
         """The vectors as matrices (1, R) and (out, 1)."""
-        specs = [TensorSpec(t.name, _matrix(t), t.role, t.module) for t in super().layout(model).tensors]
+        specs = [TensorSpec(t.name, _get_matrix_shape(t), t.role, t.module) for t in super().layout(model).tensors]
         return Layout(tuple(specs), self.form)
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """d = 0.1, b = 0."""
         shapes = self.layout(model).shapes
-        return {name: p.detach().float().clone().reshape(shapes[name]) for name, p in trainable(model).items()}
+        return {name: p.detach().float().clone().reshape(shapes[name]) for name, p in find_trainable(model).items()}
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """b * B (d * A) of each layer."""
@@ -89,7 +89,7 @@ class Vera(PeftMethod):
             A = layer.vera_A["default"][:, : layer.in_features].double()
             fixed[pair.module] = A, layer.vera_B["default"][: layer.out_features].double()
 
-        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
+        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
             found = {}
             for module, (A, random) in fixed.items():
                 d, b = state[f"{module}.{D}"].double().flatten(), state[f"{module}.{B}"].double().flatten()
@@ -99,7 +99,7 @@ class Vera(PeftMethod):
         return changes
 
 
-def _matrix(spec: TensorSpec) -> tuple[int, ...]:
+def _get_matrix_shape(spec: TensorSpec) -> tuple[int, ...]:
     if spec.role == "lora_A":
         return (1, *spec.shape)
     return (*spec.shape, 1) if spec.role == "lora_B" else spec.shape

@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.drawn_whitening import drawn, whiten
+from fedpeft.models.drawn_whitening import compute_whitening, whiten
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.methods.linear_probe import LinearProbe
@@ -34,7 +34,7 @@ class WhitenedProbe(LinearProbe):
 
     def as_saved(self, model: FederatedModel, state: State) -> State:
         """The head on the features as they are."""
-        weight, bias = drawn(model.base).plain(state["head.weight"], state["head.bias"])
+        weight, bias = compute_whitening(model.base).convert_head(state["head.weight"], state["head.bias"])
         return {**state, "head.weight": weight, "head.bias": bias}
 
     def base_as_read(self, precision: str = "") -> dict[str, str]:

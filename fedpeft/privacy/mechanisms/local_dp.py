@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.peft.adapter import State, norm
+from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
@@ -50,7 +50,7 @@ class LocalDP(Mechanism):
         What is not finite counts as 0: no factor could clip it, and it would tell something of the data.
         """
         update = {name: tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for name, tensor in update.items()}
-        length = norm(update)
+        length = compute_norm(update)
         factor = min(1.0, self.clip / length) if length else 1.0
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
         return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}

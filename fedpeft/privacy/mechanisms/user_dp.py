@@ -32,12 +32,12 @@ import torch
 from scipy.linalg import solve_triangular
 
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
-from fedpeft.aggregation.server_optimizer import Memory, Pace
-from fedpeft.aggregation.strategy import LinearStrategy, Strategy, shared_sums, strategies
+from fedpeft.aggregation.server_optimizer import OptimizerState, Pace
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy, list_shared_sums, strategies
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import Layout, norm
+from fedpeft.peft.adapter import Layout, compute_norm
 from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.exposure import Exposure
@@ -88,11 +88,11 @@ class NoisySum:
         """Add clip(d_k, C)."""
         contribution = self.strategy.contribution(update, self.at.state, self.at.layout)
         check_made(self.strategy, contribution, self.at.state, self.total.sums)
-        length = norm(contribution)
+        length = compute_norm(contribution)
         self.total.add(contribution, min(1.0, self.at.clip / length) if length else 1.0)
         self.centred += 0.5 if length <= self.at.clip else -0.5
 
-    def finish(self, memory: Memory) -> AggregationResult:
+    def finish(self, memory: OptimizerState) -> AggregationResult:
         """The noisy mean, the server optimizer's step, the strategy's post-processing, the next clipping norm."""
         at, deviation = self.at, self.noise * self.at.clip
         chain = [(at.round, at.attempt)] if self.factor is None else longer(memory, at.round, at.attempt)
@@ -203,7 +203,7 @@ class UserDP(Mechanism):
         super().check(exposure)
         strategy = exposure.strategy
         name = name_of(type(strategy))
-        sums = shared_sums(exposure.layout)
+        sums = list_shared_sums(exposure.layout)
         take = _one_of(sums)
         if not strategy.plain_sum():
             raise PrivacyError(
@@ -315,7 +315,7 @@ class UserDP(Mechanism):
 
 def _steady(strategy: Strategy, layout: Layout) -> bool:
     """Whether the same tensors are trained in all rounds, and mean the same."""
-    return strategy.kinds(layout) == 1 and not strategy.new_factors
+    return strategy.count_round_kinds(layout) == 1 and not strategy.new_factors
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -68,25 +68,25 @@ class Announcement:
             )
         return found
 
-    def integers(self, secure: SecureSum, round: int) -> Integers:
+    def integers(self, secure: SecureSum, round_number: int) -> Integers:
         """How contributions become integers.
 
         Raises:
             PayloadError: they don't fit.
         """
-        bits = bits_of(secure, round)
+        bits = bits_of(secure, round_number)
         if not secure.fits(self.clients, bits):
             raise PayloadError(
                 f"FP6105 a secure sum of {self.clients} clients is announced, which {bits} bits don't hold"
             )
-        made = secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
+        made = secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round_number)
         if made.length > LONGEST:
             raise PayloadError(
                 f"FP6189 a secure sum of {made.length} integers is announced; legal are {LONGEST} at most"
             )
         return made
 
-    def terms(self, secure: SecureSum, seed: int, round: int, run: str = "") -> Terms:
+    def terms(self, secure: SecureSum, seed: int, round_number: int, run: str = "") -> Terms:
         """What all members have to agree on; `seed` is the run's.
 
         `run`: its name and the digest of the round's record, which simulations lack.
@@ -94,18 +94,21 @@ class Announcement:
         return Terms(
             neighbours=degree(self.clients, secure.neighbours),
             threshold=secure.threshold,
-            bits=bits_of(secure, round),
-            length=self.integers(secure, round).length,
-            context=struct.pack(">QI", seed, round) + self.to_bytes() + secure.grid_digest(round) + run.encode(),
+            bits=bits_of(secure, round_number),
+            length=self.integers(secure, round_number).length,
+            context=struct.pack(">QI", seed, round_number)
+            + self.to_bytes()
+            + secure.grid_digest(round_number)
+            + run.encode(),
             least=secure.least(self.clients),
         )
 
 
-def bits_of(secure: SecureSum, round: int) -> int:
+def bits_of(secure: SecureSum, round_number: int) -> int:
     """Of the modulus of a round's sum; 0: the one before round 1."""
-    return secure.bits if round else STATISTICS_BITS
+    return secure.bits if round_number else STATISTICS_BITS
 
 
-def signs(seed: int, round: int, size: int) -> np.ndarray:
+def signs(seed: int, round_number: int, size: int) -> np.ndarray:
     """D1 and D2 of a round, (2, size): +-1."""
-    return seeds.generator(seed, "signs of a secure sum", round).integers(0, 2, (2, size)) * 2.0 - 1.0
+    return seeds.create_generator(seed, "signs of a secure sum", round_number).integers(0, 2, (2, size)) * 2.0 - 1.0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.communication.payload import Shape, size
+from fedpeft.communication.payload import Shape, count_entries
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
@@ -53,7 +53,7 @@ class Contribution:
         told: Announcement,
         secure: SecureSum,
         seed: int,
-        round: int,
+        round_number: int,
         client: int,
         secret: np.random.Generator | None = None,
     ) -> np.ndarray:
@@ -67,7 +67,7 @@ class Contribution:
         vector = _flat(self.update.values()) * self.weight
         statistics = _flat(self.statistics[name] for name in sorted(self.statistics))
         if secure.noisy:  # which is in vectors, not in numbers
-            vector, statistics = (vector if round else statistics), statistics[:0]
+            vector, statistics = (vector if round_number else statistics), statistics[:0]
         if (len(vector), len(statistics) + BESIDE) != (told.size, told.numbers):
             raise PayloadError(
                 f"FP6111 a secure sum of {told.size} entries and {told.numbers} numbers is announced, and the client "
@@ -78,9 +78,9 @@ class Contribution:
         beside = np.array([self.weight, self.rows, self.rows * self.loss, norm])
         if secure.noisy:
             beside = np.array([1.0, 1.0, 0.0, 0.0])
-        random = secret or seeds.generator(seed, "rounding of a secure sum", round, client)
-        numbers, turns = np.concatenate([beside, statistics]), signs(seed, round, told.size)
-        return told.integers(secure, round).encode(vector, numbers, turns, random)
+        random = secret or seeds.create_generator(seed, "rounding of a secure sum", round_number, client)
+        numbers, turns = np.concatenate([beside, statistics]), signs(seed, round_number, told.size)
+        return told.integers(secure, round_number).encode(vector, numbers, turns, random)
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,14 @@ class Total:
 
     @classmethod
     def of(
-        cls, integers: np.ndarray, clients: int, told: Announcement, secure: SecureSum, seed: int, round: int
+        cls, integers: np.ndarray, clients: int, told: Announcement, secure: SecureSum, seed: int, round_number: int
     ) -> Total:
         """What the sum of so many clients' integers says; `checked` tells what of it to believe."""
-        vector, numbers = told.integers(secure, round).decode(integers, clients, signs(seed, round, told.size))
+        vector, numbers = told.integers(secure, round_number).decode(
+            integers, clients, signs(seed, round_number, told.size)
+        )
         weight, rows, losses, norm = numbers[:BESIDE].tolist()
-        statistics = numbers[BESIDE:] if round or not secure.noisy else vector
+        statistics = numbers[BESIDE:] if round_number or not secure.noisy else vector
         return cls(clients, weight, rows, losses / rows if rows else math.nan, norm, vector, statistics)
 
     def checked(self, possible: Weights | None = None, losses: Losses = ANY_LOSS) -> Total:
@@ -225,7 +227,7 @@ class Total:
 
 def entries(shapes: Mapping[str, Shape]) -> int:
     """Of all tensors together."""
-    return sum(size(shape) for shape in shapes.values())
+    return sum(count_entries(shape) for shape in shapes.values())
 
 
 def _flat(tensors: Iterable[torch.Tensor]) -> np.ndarray:
@@ -236,6 +238,6 @@ def _flat(tensors: Iterable[torch.Tensor]) -> np.ndarray:
 def _shaped(vector: np.ndarray, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
     state, at = {}, 0
     for name, shape in shapes.items():
-        state[name] = torch.from_numpy(vector[at : at + size(shape)].reshape(shape).copy()).to(dtype)
-        at += size(shape)
+        state[name] = torch.from_numpy(vector[at : at + count_entries(shape)].reshape(shape).copy()).to(dtype)
+        at += count_entries(shape)
     return state

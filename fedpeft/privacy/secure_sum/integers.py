@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.codecs.rotate import hadamard
+from fedpeft.communication.codecs.rotate import transform_blocks
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.privacy.secure_sum.masks import dtype, reduced
 
@@ -148,7 +148,7 @@ def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     turned = np.array(vector, dtype=np.float64)
     for part, drawn in zip(_halves(len(turned)), signs, strict=False):
         turned *= drawn
-        turned[part] = hadamard(turned[part], ((part.stop - part.start,),))
+        turned[part] = transform_blocks(turned[part], ((part.stop - part.start,),))
     return turned
 
 
@@ -156,7 +156,7 @@ def turned_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """The inverse of `rotated`."""
     straight = np.array(vector, dtype=np.float64)
     for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=False))):
-        straight[part] = hadamard(straight[part], ((part.stop - part.start,),))
+        straight[part] = transform_blocks(straight[part], ((part.stop - part.start,),))
         straight *= drawn
     return straight
 

@@ -57,19 +57,19 @@ def degree(clients: int, asked: int) -> int:
     return clients - 1 if 2 * half >= clients - 1 else 2 * half
 
 
-def graph(clients: Sequence[int], asked: int, seed: int, round: int) -> dict[int, list[int]]:
+def graph(clients: Sequence[int], asked: int, seed: int, round_number: int) -> dict[int, list[int]]:
     """The neighbours of each client, sorted; nobody is its own, and being one is mutual.
 
     Args:
         clients: distinct ids.
         asked: neighbours of each, all in cohorts of no more than one above it; odd ones are rounded up.
-        seed, round: what the order in the circle is drawn from.
+        seed, round_number: what the order in the circle is drawn from.
     """
     n, half = len(clients), (asked + 1) // 2
     if degree(n, asked) == n - 1:
         return {client: sorted(set(clients) - {client}) for client in clients}
     circle = list(clients)
-    seeds.generator(seed, "neighbours", round).shuffle(circle)
+    seeds.create_generator(seed, "neighbours", round_number).shuffle(circle)
     ring = np.array(circle)
     offsets = [step for step in range(-half, half + 1) if step]
     return {int(ring[i]): sorted(int(ring[(i + step) % n]) for step in offsets) for i in range(n)}

@@ -44,8 +44,8 @@ class Notes:
             PayloadError: it is damaged.
         """
         reader = Reader(content, "a client's own notes")
-        round, told = reader.number(), Announcement.of_bytes(reader.take(Announcement.SIZE))
+        round_number, told = reader.number(), Announcement.of_bytes(reader.take(Announcement.SIZE))
         sent, asked = bool(reader.take(1)[0]), reader.take(DIGEST)
         member, answer = (reader.take(reader.number()) for _ in range(2))
         reader.end()
-        return cls(round, told, member, sent, asked, answer)
+        return cls(round_number, told, member, sent, asked, answer)

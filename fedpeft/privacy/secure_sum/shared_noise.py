@@ -106,28 +106,28 @@ class SharedNoise(SecureSum):
         """Vectors without which there is too little noise."""
         return clients - self.permitted(clients)
 
-    def grid_digest(self, round: int) -> bytes:
+    def grid_digest(self, round_number: int) -> bytes:
         """Of the round's grid: whoever rounds or noises otherwise is in another sum."""
-        grid = self.later if round else self.first
+        grid = self.later if round_number else self.first
         return b"" if grid is None else struct.pack(">Iddd", grid.size, grid.step, grid.radius, grid.variance)
 
     def fits(self, clients: int, bits: int) -> bool:
         """Whether a digit of each number fits; the vectors may wrap."""
         return clients < 1 << (bits - 1)
 
-    def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round: int) -> Integers:
+    def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round_number: int) -> Integers:
         """On the grid of the round, by the client's own settings.
 
         Raises:
             PrivacyError: there is no noise for such a sum.
         """
-        grid, clip = (self.later, self.clip) if round else (self.first, 1.0)
+        grid, clip = (self.later, self.clip) if round_number else (self.first, 1.0)
         if grid is None or size > grid.size:
             raise PrivacyError(f"FP7080 a sum of {size} entries is announced, for which {self.name} has no noise")
         return NoisyIntegers(clients, bits, size, numbers, clip, grid, not self.rows, self.permitted(clients))
 
-    def variance(self, clients: int, round: int) -> float:
+    def variance(self, clients: int, round_number: int) -> float:
         """Of the noise in each entry of a sum that so many clients were asked for and all have answered."""
-        grid = self.later if round else self.first
+        grid = self.later if round_number else self.first
         assert grid is not None
         return grid.share(clients, self.permitted(clients)) * clients * grid.step**2

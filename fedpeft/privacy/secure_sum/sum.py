@@ -84,11 +84,11 @@ class SecureSum:
         """Of so many clients' vectors, those without which there must be no sum; masks have a threshold by itself."""
         return 0
 
-    def variance(self, clients: int, round: int) -> float:
+    def variance(self, clients: int, round_number: int) -> float:
         """Of the noise in each entry of the sum of so many clients."""
         return 0.0
 
-    def grid_digest(self, round: int) -> bytes:
+    def grid_digest(self, round_number: int) -> bytes:
         """What clients of one sum must have in common beside the settings above; empty: nothing."""
         return b""
 
@@ -96,7 +96,7 @@ class SecureSum:
         """Whether a sum of so many clients has enough steps in so many bits."""
         return levels(clients, bits) >= FEWEST_LEVELS
 
-    def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round: int) -> Integers:
+    def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round_number: int) -> Integers:
         """How the contributions of a round's sum become integers; see `Integers`, round 0: before round 1."""
         return Integers(clients, bits, size, numbers, clip)
 

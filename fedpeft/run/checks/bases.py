@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from fedpeft.errors import ConfigError
 from fedpeft.models.quantized import PRECISIONS, check_available
 from fedpeft.peft.method import PeftMethod
-from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.profiles import Profile, list_distinct
 
 
 def check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:
     """Refuse a precision of the base that the method, this machine or the run can't have, or ConfigError says which."""
-    bases = {profile.base for profile in kinds(profiles)}
+    bases = {profile.base for profile in list_distinct(profiles)}
     for precision in PRECISIONS:
         if precision in bases:
             check_available(precision)

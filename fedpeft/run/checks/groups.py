@@ -35,8 +35,8 @@ def check_groups(setup: Setup) -> None:
             f"FP1304 {name} sends each group a state of its own, and a lossy downlink sends how far one state of all "
             "has moved; use --downlink fp32"
         )
-    if uplink.remembers:
+    if uplink.has_memory:
         raise ConfigError(
             f"FP1305 {name} moves clients from a state of their own to a group's, in which a memory of dropped parts "
-            f"of their own has no meaning; use --codec {str(uplink.without_memory())!r}"
+            f"of their own has no meaning; use --codec {str(uplink.remove_memory())!r}"
         )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 from fedpeft.run.energy import EnergySettings
-from fedpeft.run.profiles import kinds
-from fedpeft.run.sampling import aware
+from fedpeft.run.profiles import list_distinct
+from fedpeft.run.sampling import build_aware_sampler
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -26,7 +26,7 @@ def check_measured(setup: Setup) -> None:
 
 def _check_sampler(setup: Setup) -> None:
     """Refuse samplers that would choose by what nobody knows, or that privacy can't be accounted for."""
-    rule, profiles = aware(setup.config.cohort), kinds(setup.profiles)
+    rule, profiles = build_aware_sampler(setup.config.cohort), list_distinct(setup.profiles)
     name = name_of(type(rule)) if rule is not None else ""
     by_energy = rule is not None and rule.needs_energy
     if setup.measured.get(EnergySettings) is None and (by_energy or any(profile.battery_wh for profile in profiles)):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.strategy import shared_sum, shared_sums, strategies
+from fedpeft.aggregation.strategy import is_shared_sum, list_shared_sums, strategies
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.parts import name_of, part_text
+from fedpeft.parts import format_part, name_of
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.run.profiles import kinds
+from fedpeft.run.profiles import list_distinct
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -39,8 +39,8 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
             f"FP7099 {config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT "
             "method lora"
         )
-    if not (strategy.sum_of_clients() and shared_sum(strategy, setup.layout)):
-        *others, last = [n for n in shared_sums(setup.layout) if strategies.part(n).sum_of_clients()]
+    if not (strategy.sum_of_clients() and is_shared_sum(strategy, setup.layout)):
+        *others, last = [n for n in list_shared_sums(setup.layout) if strategies.part(n).sum_of_clients()]
         take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
         raise PrivacyError(
             f"FP7100 {name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more "
@@ -51,7 +51,7 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
             f"FP7101 {name} has a code of its own, integers on a grid that all clients have in common; "
             f"leave --codec out, and give {name} other bits"
         )
-    if len({profile.form for profile in kinds(setup.profiles)}) > 1:
+    if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
         raise PrivacyError(f"FP7102 {name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
         if correction.travels:
@@ -141,7 +141,7 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     for rule in uplink.rules:
         if rule.reads_losses and mechanism.silent:
             raise PrivacyError(
-                f"FP7108 {part_text(rule)} goes by the clients' losses, which they keep for themselves under "
+                f"FP7108 {format_part(rule)} goes by the clients' losses, which they keep for themselves under "
                 f"{mechanism.name}; leave it out, or allow raw_metrics=True"
             )
     if setup.strategy.personal_pull is not None and mechanism.per_example:

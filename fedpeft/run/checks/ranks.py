@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
-from fedpeft.run.profiles import kinds
+from fedpeft.run.profiles import list_distinct
 
 if TYPE_CHECKING:
     from fedpeft.aggregation.strategy import Strategy
     from fedpeft.clients.local_optimizer import LocalOptimizer
-    from fedpeft.peft.adapter import ClientForm, Layout
+    from fedpeft.peft.adapter import AdapterShape, Layout
     from fedpeft.run.setup import Setup
 
 
@@ -22,11 +22,11 @@ def check_ranks(setup: Setup) -> None:
     Raises:
         ConfigError: says what, and what to take instead.
     """
-    strategy, uplink, forms = setup.strategy, setup.uplink, [profile.form for profile in kinds(setup.profiles)]
-    if uplink.remembers and strategy.moves_ranks:
+    strategy, uplink, forms = setup.strategy, setup.uplink, [profile.form for profile in list_distinct(setup.profiles)]
+    if uplink.has_memory and strategy.moves_ranks:
         raise ConfigError(
             f"FP1329 {type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped "
-            f"parts of the last ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+            f"parts of the last ones has no meaning; use --codec {str(uplink.remove_memory())!r}"
         )
     if strategy.moves_ranks and not setup.downlink.lossless:
         raise ConfigError(
@@ -37,7 +37,7 @@ def check_ranks(setup: Setup) -> None:
 
 
 def check_decay(
-    optimizer: LocalOptimizer, strategy: Strategy, layout: Layout, forms: Iterable[ClientForm | None]
+    optimizer: LocalOptimizer, strategy: Strategy, layout: Layout, forms: Iterable[AdapterShape | None]
 ) -> None:
     """Refuse weight decay where a client of one of these forms holds ranks that it does not train.
 

@@ -12,13 +12,13 @@ from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.task import Task
 from fedpeft.parts import name_of
-from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.peft.adapter import AdapterShape, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 
 
 def check_method(
-    method: PeftMethod, strategy: Strategy, strategy_name: str, forms: Sequence[ClientForm | None]
+    method: PeftMethod, strategy: Strategy, strategy_name: str, forms: Sequence[AdapterShape | None]
 ) -> None:
     """Refuse strategies and sizes that are not right for the PEFT method.
 
@@ -57,24 +57,24 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
             f"FP1336 {name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
             "--server-optimizer at sgd with learning rate 1"
         )
-    if _turns(strategy) and not plain and type(optimizer).__name__ != "SGD":
+    if _has_new_factors(strategy) and not plain and type(optimizer).__name__ != "SGD":
         raise ConfigError(
             f"FP1337 {name} turns the factors after each round, and the moments of a server optimizer would belong to "
             "the factors before; use --server-optimizer sgd"
         )
 
 
-def _turns(strategy: Strategy) -> bool:
+def _has_new_factors(strategy: Strategy) -> bool:
     """Whether a linear rule makes new factors after its step."""
     return isinstance(strategy, LinearStrategy) and strategy.new_factors
 
 
 def check_memory(strategy: Strategy, uplink: Uplink) -> None:
     """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
-    if uplink.remembers and strategy.new_factors:
+    if uplink.has_memory and strategy.new_factors:
         raise ConfigError(
             f"FP1338 {type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the "
-            f"old ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+            f"old ones has no meaning; use --codec {str(uplink.remove_memory())!r}"
         )
 
 

@@ -15,7 +15,7 @@ from fedpeft.run.checks.ranks import check_ranks
 from fedpeft.run.checks.rules import check_label_shift, check_memory, check_method, check_needs, check_server
 from fedpeft.run.checks.targets import check_targets
 from fedpeft.run.checks.tasks import check_tasks
-from fedpeft.run.profiles import kinds
+from fedpeft.run.profiles import list_distinct
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -27,7 +27,7 @@ def check(setup: Setup) -> None:
     Raises:
         ConfigError, PrivacyError: says which, and why.
     """
-    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in kinds(setup.profiles)]
+    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in list_distinct(setup.profiles)]
     check_groups(setup)
     check_memory(strategy, setup.uplink)
     check_ranks(setup)
@@ -39,7 +39,7 @@ def check(setup: Setup) -> None:
         correction.check(strategy, setup.training, forms)
         check_needs(correction, strategy, setup.layout)
     check_bases(setup.profiles, config.dtype, setup.method)
-    _ = setup.steering  # says what validation rows can't decide
+    _ = setup.training_control  # says what validation rows can't decide
     _check_recomputing(setup)
     check_reference(setup)
     if setup.facts.task == "token_labels" and setup.head.exchanges:

@@ -19,8 +19,8 @@ from typing import Any
 
 from rich.text import Text
 
-from fedpeft.run.observer import RoundResult, judged
-from fedpeft.run.records import Records, plain
+from fedpeft.run.observer import RoundResult, get_main_metric
+from fedpeft.run.records import Records, convert_to_plain
 
 LOG_LINES = 200
 LATEST = 5
@@ -32,7 +32,7 @@ CLIENTS_SHOWN = 2000
 SHOWN = tuple(f.name for f in dataclasses.fields(RoundResult))
 
 
-class Live:
+class LiveState:
     """The state of one run, told by its observer and read by the page; safe between threads.
 
     Args:
@@ -76,31 +76,31 @@ class Live:
         """
         with self._lock:
             self._population, self._private, self._epsilon, self._connected = clients, private, epsilon, connected
-        self._changed()
+        self._increase_version()
 
     def judge(self, metric: str) -> None:
         """The run is judged by the task's `metric`."""
         with self._lock:
             self._metric = metric
-        self._changed()
+        self._increase_version()
 
     def say(self, text: str) -> None:
         """A line of the log, with rich's marks."""
         with self._lock:
             self._log.append(f"{time.strftime('%H:%M:%S')}  {Text.from_markup(text).plain}")
-        self._changed()
+        self._increase_version()
 
     def phase(self, name: str, total: int) -> None:
         """A phase of `total` steps begins."""
         with self._lock:
             self._phase = {"name": name, "done": 0, "total": total}
-        self._changed()
+        self._increase_version()
 
     def advance(self, steps: int) -> None:
         """Steps of it are done."""
         with self._lock:
             self._phase["done"] += steps
-        self._changed()
+        self._increase_version()
 
     def started(self, rounds: int) -> None:
         """The rounds begin; those that are recorded are shown."""
@@ -109,27 +109,29 @@ class Live:
             self._total, self._rounds = rounds, done
             self._phase = {"name": "rounds", "done": 0, "total": 0}
         self._look_at_clients()
-        self._changed()
+        self._increase_version()
 
-    def reached(self, done: int, total: int) -> None:
+    def set_answered(self, done: int, total: int) -> None:
         """So many clients of the round have answered."""
         with self._lock:
             self._phase = {"name": "clients of this round", "done": done, "total": total}
-        self._changed()
+        self._increase_version()
 
     def round_done(self, result: RoundResult) -> None:
         """A round is recorded."""
         with self._lock:
-            self._rounds = [r for r in self._rounds if r["round"] < result.round] + [plain(dataclasses.asdict(result))]
+            self._rounds = [r for r in self._rounds if r["round"] < result.round] + [
+                convert_to_plain(dataclasses.asdict(result))
+            ]
         if self._epsilon is not None:
             self._spent = self._epsilon()
         self._look_at_clients()
-        self._changed()
+        self._increase_version()
 
     def end(self, how: str) -> None:
         """The run has ended: finished, or why not."""
         self.ended = how  # before the version: who sees that one knows of the end
-        self._changed()
+        self._increase_version()
 
     def _look_at_clients(self) -> None:
         if self._private:
@@ -138,33 +140,33 @@ class Live:
         with self._lock:
             self._clients = {k: line for k, line in latest.items() if k < CLIENTS_SHOWN}
 
-    def _changed(self) -> None:
+    def _increase_version(self) -> None:
         self.version += 1
 
-    def snapshot(self) -> dict[str, Any]:
+    def take_snapshot(self) -> dict[str, Any]:
         """All of it, as the page gets it."""
         with self._lock:
             last = self._rounds[-1]["round"] if self._rounds else 0
             return {
                 "title": self._title,
-                "metric": judged(self._metric, None, None)[0],
-                "rounds": [self._shown(r) for r in self._rounds],
+                "metric": get_main_metric(self._metric, None, None)[0],
+                "rounds": [self._describe_round(r) for r in self._rounds],
                 "total": self._total,
                 "phase": dict(self._phase),
                 "clients": None if self._private else self._map(last),
                 "population": self._population,
                 "connected": dict(self._connected()),
                 "epsilon": None if self._spent is None or math.isinf(self._spent) else self._spent,
-                "left": self._left(last),
+                "left": self._estimate_seconds_left(last),
                 "running": time.time() - self._began,
                 "ended": self.ended,
                 "log": list(self._log),
             }
 
-    def _shown(self, line: Mapping[str, Any]) -> dict[str, Any]:
+    def _describe_round(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """A round with its value of what the run is judged by."""
         told = {name: line.get(name) for name in SHOWN}
-        return told | {"judged": judged(self._metric, told["loss"], told["accuracy"])[1]}
+        return told | {"judged": get_main_metric(self._metric, told["loss"], told["accuracy"])[1]}
 
     def _map(self, last: int) -> list[str]:
         """A word for each client, by id: what it did when it was asked last."""
@@ -175,11 +177,11 @@ class Live:
                 words[client] = "rejected" if line.get("rejected") else now
         return words
 
-    def _left(self, last: int) -> float | None:
+    def _estimate_seconds_left(self, last: int) -> float | None:
         """Seconds until the last round, as long as rounds take as the latest did."""
         took = [r["seconds"] for r in self._rounds[-LATEST:] if r["round"] and r.get("seconds")]
         return fmean(took) * (self._total - last) if took and self._total else None
 
-    def as_json(self) -> str:
+    def to_json(self) -> str:
         """The snapshot as one line."""
-        return json.dumps(self.snapshot(), allow_nan=False)
+        return json.dumps(self.take_snapshot(), allow_nan=False)

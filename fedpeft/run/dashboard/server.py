@@ -17,7 +17,7 @@ from typing import Any
 
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.run.dashboard.live import Live
+from fedpeft.run.dashboard.live import LiveState
 
 HOST = "127.0.0.1"
 AT_ONCE = 32
@@ -40,7 +40,7 @@ POLICY = {
 }
 
 
-def port_of(text: str) -> int:
+def parse_port(text: str) -> int:
     """The port that --dashboard names.
 
     Raises:
@@ -54,7 +54,7 @@ def port_of(text: str) -> int:
     return int(text)
 
 
-def application(live: Live) -> Any:
+def create_application(live: LiveState) -> Any:
     """The ASGI application."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -70,10 +70,10 @@ def application(live: Live) -> Any:
         return Response(folder.joinpath(name).read_bytes(), media_type=kind, headers=POLICY)
 
     async def state(_: Request) -> Response:
-        return Response(live.as_json(), media_type="application/json", headers=POLICY)
+        return Response(live.to_json(), media_type="application/json", headers=POLICY)
 
     async def events(_: Request) -> Response:
-        return StreamingResponse(_changes(live), media_type="text/event-stream", headers=POLICY)
+        return StreamingResponse(_stream_changes(live), media_type="text/event-stream", headers=POLICY)
 
     routes = [Route(path, file, methods=["GET"]) for path in FILES]
     routes += [Route("/state", state, methods=["GET"]), Route("/events", events, methods=["GET"])]
@@ -81,14 +81,14 @@ def application(live: Live) -> Any:
     return Starlette(routes=routes, middleware=[hosts])
 
 
-async def _changes(live: Live) -> AsyncIterator[str]:
+async def _stream_changes(live: LiveState) -> AsyncIterator[str]:
     """The state now, and whenever it has changed, up to one that has ended; a comment where nothing does."""
     sent, silence, over = -1, 0.0, False
     while not over:
         if live.version != sent:
             sent, silence = live.version, 0.0
             over = bool(live.ended)  # before it is told: an end that comes in between is a change of its own
-            yield f"data: {live.as_json()}\n\n"
+            yield f"data: {live.to_json()}\n\n"
         elif silence >= KEEP_ALIVE_SECONDS:
             silence = 0.0
             yield ": still here\n\n"
@@ -97,7 +97,7 @@ async def _changes(live: Live) -> AsyncIterator[str]:
 
 
 @contextmanager
-def served(live: Live, port: int) -> Iterator[str]:
+def serve_dashboard(live: LiveState, port: int) -> Iterator[str]:
     """Serve it in a thread for as long as the context is open; gives the address.
 
     Raises:
@@ -112,7 +112,7 @@ def served(live: Live, port: int) -> Iterator[str]:
             f"FP5165 the dashboard can't be served at {HOST}:{port}: {error.strerror}; take another port"
         ) from None
     config = uvicorn.Config(
-        application(live), log_config=None, access_log=False, server_header=False, limit_concurrency=AT_ONCE,
+        create_application(live), log_config=None, access_log=False, server_header=False, limit_concurrency=AT_ONCE,
         timeout_graceful_shutdown=1, lifespan="off",
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -130,7 +130,7 @@ def served(live: Live, port: int) -> Iterator[str]:
 
 
 @contextmanager
-def shown(port: str, folder: Path, console: Console) -> Iterator[Live | None]:
+def show_dashboard(port: str, folder: Path, console: Console) -> Iterator[LiveState | None]:
     """The page of the run in `folder`, whose address is said; None where `port` is empty.
 
     Raises:
@@ -139,8 +139,8 @@ def shown(port: str, folder: Path, console: Console) -> Iterator[Live | None]:
     if not port:
         yield None
         return
-    live = Live(folder, folder.name)
-    with served(live, port_of(port)) as address:
+    live = LiveState(folder, folder.name)
+    with serve_dashboard(live, parse_port(port)) as address:
         console.print(f"[bold]page[/]    {address}", highlight=False, soft_wrap=True)
         try:
             yield live

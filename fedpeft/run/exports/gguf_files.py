@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedpeft.data.model_config import config_of
-from fedpeft.errors import ModelError, RunError, needs_extra
-from fedpeft.machine.files import read_json, writing
+from fedpeft.data.model_config import load_model_config
+from fedpeft.errors import ModelError, RunError, require_extra
+from fedpeft.machine.files import raise_write_errors, read_json
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import PEFT_PREFIX
 from fedpeft.run.finished import FinishedRun
@@ -71,14 +71,14 @@ class Architecture:
     names: Any
 
     @classmethod
-    def of(cls, config: Any) -> Architecture:
+    def from_config(cls, config: Any) -> Architecture:
         """That of a model of transformers.
 
         Raises:
             AssetError: the gguf library is missing.
             ModelError: the architecture is none that adapters can be written for.
         """
-        needs_extra("gguf", "language", "writing GGUF")
+        require_extra("gguf", "language", "writing GGUF")
         import gguf
 
         kind = str(config.model_type)
@@ -107,7 +107,7 @@ class Architecture:
             )
         return str(found)
 
-    def arranged(self, tensor: str, values: Tensor) -> Tensor:
+    def reorder_rows(self, tensor: str, values: Tensor) -> Tensor:
         """The rows (out, ...) of a tensor, or of the factor B of its layer, in the order that llama.cpp wants."""
         heads = {
             ".q_proj.": self.config.num_attention_heads,
@@ -127,7 +127,7 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
         ModelError: it is no plain LoRA of a language model, or the architecture has no GGUF adapters here.
         RunError: a file can't be read or written.
     """
-    architecture = Architecture.of(config_of(run.model_directory))
+    architecture = Architecture.from_config(load_model_config(run.model_directory))
     _check_language(run)
     try:
         config: dict[str, Any] = read_json(run.files / "adapter_config.json")
@@ -156,10 +156,10 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
             weight = f"{module}.weight"
             yield f"{architecture.called(weight)}.lora_a", A
             scaled = B if alpha else B * scales[module]
-            yield f"{architecture.called(weight)}.lora_b", architecture.arranged(weight, scaled)
+            yield f"{architecture.called(weight)}.lora_b", architecture.reorder_rows(weight, scaled)
 
-    with writing(file.parent):
-        writer = _writer(file, architecture, run)
+    with raise_write_errors(file.parent):
+        writer = _create_writer(file, architecture, run)
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(alpha))
@@ -176,7 +176,7 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
         RunError: the file can't be written.
     """
     model: Any = base
-    architecture = Architecture.of(model.config)
+    architecture = Architecture.from_config(model.config)
     _check_language(run)
     _check_base(architecture)
     tied = bool(model.config.tie_word_embeddings)
@@ -186,10 +186,10 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
 
     def values() -> Iterator[tuple[str, Tensor]]:
         for called, (name, tensor) in named.items():
-            yield called, architecture.arranged(name, coded[name].values() if name in coded else tensor)
+            yield called, architecture.reorder_rows(name, coded[name].values() if name in coded else tensor)
 
-    with writing(file.parent):
-        writer = _writer(file, architecture, run)
+    with raise_write_errors(file.parent):
+        writer = _create_writer(file, architecture, run)
         writer.add_type("model")
         _add_sizes(writer, architecture)
         _add_tokenizer(writer, run.model_directory, architecture)
@@ -208,7 +208,7 @@ def _check_base(architecture: Architecture) -> None:
             f"FP4077 weights of the kind {architecture.kind!r} are changed on the way to GGUF, how is not known here; "
             f"legal: {', '.join(BASES)}; take llama.cpp's own converter for the base, and the adapter from here"
         )
-    if (scaling := _rope(config).get("rope_type", "default")) != "default":
+    if (scaling := _get_rope_parameters(config).get("rope_type", "default")) != "default":
         raise ModelError(
             f"FP4078 the rotary embedding is scaled ({scaling}), which is not written; take llama.cpp's converter"
         )
@@ -218,7 +218,7 @@ def _check_base(architecture: Architecture) -> None:
         )
 
 
-def _rope(config: Any) -> dict[str, Any]:
+def _get_rope_parameters(config: Any) -> dict[str, Any]:
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
@@ -229,7 +229,7 @@ def _scale(config: Mapping[str, Any], module: str) -> float:
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def _writer(file: Path, architecture: Architecture, run: FinishedRun) -> Any:
+def _create_writer(file: Path, architecture: Architecture, run: FinishedRun) -> Any:
     import gguf
 
     writer = gguf.GGUFWriter(str(file), architecture.name)
@@ -266,7 +266,7 @@ def _add_sizes(writer: Any, architecture: Architecture) -> None:
     writer.add_rope_dimension_count(head)
     writer.add_key_length(head)
     writer.add_value_length(head)
-    writer.add_rope_freq_base(float(_rope(config).get("rope_theta", 10000.0)))
+    writer.add_rope_freq_base(float(_get_rope_parameters(config).get("rope_theta", 10000.0)))
 
 
 def _add_tokenizer(writer: Any, folder: Path, architecture: Architecture) -> None:

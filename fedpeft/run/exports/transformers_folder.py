@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from fedpeft.data.images import patches_of
+from fedpeft.data.images import count_patches
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import FedpeftError
-from fedpeft.machine.files import writing
-from fedpeft.models.layers import blocks
-from fedpeft.models.readout import AllBlocks, plain
+from fedpeft.machine.files import raise_write_errors
+from fedpeft.models.layers import find_blocks
+from fedpeft.models.readout import AllBlocks, get_plain_base
 from fedpeft.models.task import FederatedModel, Targets, Task
-from fedpeft.plugin_files import own_code
+from fedpeft.plugin_files import hash_own_code
 from fedpeft.run.finished import FinishedRun
 
 
@@ -34,11 +34,11 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
     """
     whole: Any = model.base
     if run.labels is not None:
-        whole = classifier(model, run.labels, run.reads_images, run.task, run.temperature)
-    with writing(folder):
+        whole = create_classifier(model, run.labels, run.is_image_model, run.task, run.temperature)
+    with raise_write_errors(folder):
         whole.save_pretrained(str(folder))
-        if run.reads_images:
-            if (fed := processor(run)) is not None:
+        if run.is_image_model:
+            if (fed := create_processor(run)) is not None:
                 fed.save_pretrained(str(folder))
             return
         tokenizer = load_tokenizer(run.model_directory)
@@ -47,7 +47,7 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def processor(run: FinishedRun) -> Any:
+def create_processor(run: FinishedRun) -> Any:
     """What brings a picture to what a run on images was fed, as a class of transformers that can be saved; None where
     its rows were handed over in Python, and nothing is known of their size any more."""
     from fedpeft.data.image_processing_squares import SquarePictures
@@ -56,7 +56,7 @@ def processor(run: FinishedRun) -> Any:
         side = run.picture_side
     except FedpeftError:
         return None
-    patches, patch = patches_of(side, run.model_directory)
+    patches, patch = count_patches(side, run.model_directory)
     kind: Any = SquarePictures
     kind.register_for_auto_class()  # its file is then saved with it
     return kind(side=side, size={"height": patches * patch, "width": patches * patch})
@@ -70,7 +70,7 @@ PROBLEMS: dict[Targets, str] = {
 """What transformers calls what is predicted."""
 
 
-def classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temperature: float = 1.0) -> Any:
+def create_classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temperature: float = 1.0) -> Any:
     """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers in their unit, and
     classes as sure as `predict` is: logits are divided by the `temperature`."""
     from fedpeft.models import modeling_mean_pooled
@@ -78,11 +78,11 @@ def classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temp
     kind: Any = modeling_mean_pooled.MeanPooledClassifier
     base = json.loads(model.base.config.to_json_string(use_diff=False))
     base.pop("_name_or_path", None)  # where the base lies on this machine
-    names, encoder, all_blocks = dict(enumerate(labels)), plain(model.base), isinstance(model.base, AllBlocks)
+    names, encoder, all_blocks = dict(enumerate(labels)), get_plain_base(model.base), isinstance(model.base, AllBlocks)
     config = kind.config_class(
         base=base,
         all_blocks=all_blocks,
-        blocks=blocks(encoder)[0] if all_blocks and own_code(type(encoder)) else "",
+        blocks=find_blocks(encoder)[0] if all_blocks and hash_own_code(type(encoder)) else "",
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type=PROBLEMS.get(task.targets),

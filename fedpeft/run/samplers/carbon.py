@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.parts import setting
-from fedpeft.run.sampling import AwareSampler, View, able, best, drawn
+from fedpeft.run.sampling import AwareSampler, View, draw_clients, find_able_clients, select_best
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,12 @@ class Carbon(AwareSampler):
 
     pool: float = setting(3.0, "size of the pool, in cohorts", low=1)
 
-    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+    def choose(self, view: View, size: int, seed: int, round_number: int) -> list[int]:
         """See the module."""
-        pool = drawn(able(view), view.weights, math.ceil(self.pool * size), seed, round)
-        return best(-view.uses * view.intensity(round), np.array(pool, np.int64), size, seed, round)
+        pool = draw_clients(find_able_clients(view), view.weights, math.ceil(self.pool * size), seed, round_number)
+        return select_best(
+            -view.uses * view.get_intensity(round_number), np.array(pool, np.int64), size, seed, round_number
+        )
 
 
 part = Carbon

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedpeft import seeds
 from fedpeft.parts import setting
-from fedpeft.run.sampling import AwareSampler, View, able, drawn
+from fedpeft.run.sampling import AwareSampler, View, draw_clients, find_able_clients
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Cyclic(AwareSampler):
 
     turns: int = setting(4, "groups that take turns", low=1)
 
-    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+    def choose(self, view: View, size: int, seed: int, round_number: int) -> list[int]:
         """See the module."""
         clients = len(view.levels)
-        group = seeds.generator(seed, "turns").permutation(clients) % self.turns
-        among = np.intersect1d(able(view), np.flatnonzero(group == (round - 1) % self.turns))
-        return drawn(among, view.weights, size, seed, round)
+        group = seeds.create_generator(seed, "turns").permutation(clients) % self.turns
+        among = np.intersect1d(find_able_clients(view), np.flatnonzero(group == (round_number - 1) % self.turns))
+        return draw_clients(among, view.weights, size, seed, round_number)
 
 
 part = Cyclic

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.parts import setting
-from fedpeft.run.sampling import AwareSampler, View, able, best
+from fedpeft.run.sampling import AwareSampler, View, find_able_clients, select_best
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Eafl(AwareSampler):
     f: float = setting(0.25, "weight of utility; 1 - f is that of the battery", low=0, high=1)
     a: float = setting(2.0, "how hard slow clients are punished", low=0)
 
-    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+    def choose(self, view: View, size: int, seed: int, round_number: int) -> list[int]:
         """See the module."""
         useful = view.rows * np.abs(view.losses)
         slow = np.median(view.seconds) / np.maximum(view.seconds, 1e-9)
@@ -37,7 +37,7 @@ class Eafl(AwareSampler):
         left = np.where(
             plugged, 1.0, (view.levels - view.uses) / np.where(plugged, 1.0, np.maximum(view.capacities, 1e-9))
         )
-        return best(self.f * useful + (1 - self.f) * left, able(view), size, seed, round)
+        return select_best(self.f * useful + (1 - self.f) * left, find_able_clients(view), size, seed, round_number)
 
 
 part = Eafl

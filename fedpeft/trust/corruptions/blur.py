@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.trust.corruption import Corruption, Images, as_pixels
+from fedpeft.trust.corruption import Corruption, Images, convert_to_pixels
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Blur(Corruption):
     kind: ClassVar[str] = "image"
     strengths: ClassVar[tuple[float, ...]] = (0.02, 0.04, 0.06, 0.09, 0.13)
 
-    def images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
+    def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
         """See the module."""
         from scipy.ndimage import gaussian_filter
 
         deviation = strength * min(images.shape[1:3])
-        return as_pixels(gaussian_filter(images / 255, (0, deviation, deviation, 0)[: images.ndim]))
+        return convert_to_pixels(gaussian_filter(images / 255, (0, deviation, deviation, 0)[: images.ndim]))
 
 
 part = Blur

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.trust.corruption import Corruption, Images, as_pixels
+from fedpeft.trust.corruption import Corruption, Images, convert_to_pixels
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Contrast(Corruption):
     kind: ClassVar[str] = "image"
     strengths: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.75, 0.9)
 
-    def images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
+    def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
         """See the module."""
         values = images / 255
         mean = values.reshape(len(values), -1).mean(1).reshape(-1, *[1] * (values.ndim - 1))
-        return as_pixels(mean + (values - mean) * (1 - strength))
+        return convert_to_pixels(mean + (values - mean) * (1 - strength))
 
 
 part = Contrast

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.trust.corruption import Corruption, Images, as_pixels
+from fedpeft.trust.corruption import Corruption, Images, convert_to_pixels
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Noise(Corruption):
     kind: ClassVar[str] = "image"
     strengths: ClassVar[tuple[float, ...]] = (0.04, 0.08, 0.12, 0.18, 0.26)
 
-    def images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
+    def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
         """See the module."""
-        return as_pixels(images / 255 + random.normal(0, strength, images.shape))
+        return convert_to_pixels(images / 255 + random.normal(0, strength, images.shape))
 
 
 part = Noise

@@ -21,7 +21,7 @@ class Occlusion(Corruption):
     kind: ClassVar[str] = "image"
     strengths: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
 
-    def images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
+    def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
         """See the module."""
         hidden = np.array(images)
         height, width = images.shape[1:3]

@@ -14,7 +14,7 @@ from fedpeft.trust.corruption import Corruption, Neighbours
 class Swaps(Corruption):
     """Neighbouring words swapped."""
 
-    def text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
+    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
         """See the module; a word that has moved stays where it is."""
         pieces = re.split(r"(\s+)", text)
         place = 0

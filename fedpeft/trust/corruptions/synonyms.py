@@ -17,7 +17,7 @@ from fedpeft.trust.corruption import Neighbours, WordByWord
 class Synonyms(WordByWord):
     """Words replaced by their nearest neighbours."""
 
-    def word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
+    def corrupt_word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
         """See the module."""
         return near(word)
 

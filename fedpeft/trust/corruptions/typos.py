@@ -20,7 +20,7 @@ SHORTEST = 4
 class Typos(WordByWord):
     """Mistyped words."""
 
-    def word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
+    def corrupt_word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
         """See the module."""
         if len(word) < SHORTEST:
             return word
@@ -32,10 +32,10 @@ class Typos(WordByWord):
             return word[:at] + word[at + 1 :]
         if slip == 2:
             return word[:at] + word[at] + word[at:]
-        return word[:at] + beside(word[at], random) + word[at + 1 :]
+        return word[:at] + draw_neighbor_key(word[at], random) + word[at + 1 :]
 
 
-def beside(letter: str, random: np.random.Generator) -> str:
+def draw_neighbor_key(letter: str, random: np.random.Generator) -> str:
     """A letter that lies beside it in a row of the keyboard; what is no such letter, itself."""
     for row in KEYBOARD:
         place = row.find(letter.lower())

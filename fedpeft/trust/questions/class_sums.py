@@ -32,7 +32,7 @@ class ClassSums(Question):
         """As the head has them."""
         return HEADS.build(self.head).shapes(self.width, classes, 1)
 
-    def of_features(self, features: Tensor, labels: Tensor, classes: int) -> State:
+    def sum_features(self, features: Tensor, labels: Tensor, classes: int) -> State:
         """The sums over rows, in fp64: features (rows, width), labels (rows,).
 
         Raises:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from fedpeft.errors import PayloadError
-from fedpeft.trust.kronecker import names_of
+from fedpeft.trust.kronecker import name_sums
 from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
 
 
@@ -26,7 +26,7 @@ class Kronecker(Question):
     def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """Of each matrix (out, in): inputs (in, in) and outputs (out, out); `tokens` (1,) and `loss` (1,)."""
         found: dict[str, tuple[int, ...]] = {"tokens": (1,), "loss": (1,)}
-        names = names_of(matrices)
+        names = name_sums(matrices)
         for name, (out, in_) in matrices.items():
             found |= {names[name][0]: (in_, in_), names[name][1]: (out, out)}
         return found

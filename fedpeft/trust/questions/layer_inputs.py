@@ -41,12 +41,12 @@ class LayerInputs(Question):
         if float(answer[ROWS]) != rows:
             raise PayloadError(f"FP6165 sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
         for name, tensor in answer.items():
-            squares = tensor if self.diagonal or name == ROWS else tensor[_diagonal(len(tensor))]
+            squares = tensor if self.diagonal or name == ROWS else tensor[_find_diagonal(len(tensor))]
             if not bool(torch.isfinite(tensor).all()) or bool((squares < 0).any()):
                 raise PayloadError(f"FP6174 a sum of squares of inputs of {name} is negative, or no number")
 
 
-def _diagonal(numbers: int) -> Tensor:
+def _find_diagonal(numbers: int) -> Tensor:
     """Where the diagonal lies in an upper triangle of so many numbers, row by row."""
     size = int(((8 * numbers + 1) ** 0.5 - 1) / 2 + 0.5)
     rows = torch.arange(size)

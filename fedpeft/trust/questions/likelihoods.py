@@ -35,7 +35,7 @@ class Likelihoods(Question):
         """One sum for each temperature."""
         return {"loss": (self.points,)}
 
-    def sums(self, logits: Tensor, labels: Tensor) -> State:
+    def compute_sums(self, logits: Tensor, labels: Tensor) -> State:
         """Nats."""
         losses = [torch.nn.functional.cross_entropy(logits / T, labels, reduction="sum") for T in self.grid]
         return {"loss": torch.stack(losses)}

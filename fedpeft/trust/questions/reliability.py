@@ -39,7 +39,7 @@ class Reliability(Question):
             "loss": (1,),
         }
 
-    def sums(self, logits: Tensor, labels: Tensor) -> State:
+    def compute_sums(self, logits: Tensor, labels: Tensor) -> State:
         """See `shapes`; Brier's score is the squared distance from the one-hot label, 0 to 2 for a row."""
         logs = (logits / self.temperature).log_softmax(-1)
         chances = logs.exp()
@@ -47,9 +47,9 @@ class Reliability(Question):
         right = (predicted == labels).double()
         truth = torch.nn.functional.one_hot(labels, chances.shape[1]).double()
         return {
-            "top": binned(confidence, right, self.bins),
-            "classes": torch.stack([binned(p, y, self.bins) for p, y in zip(chances.T, truth.T, strict=True)]),
-            "cells": binned(confidence, right, CELLS),
+            "top": bin_rows(confidence, right, self.bins),
+            "classes": torch.stack([bin_rows(p, y, self.bins) for p, y in zip(chances.T, truth.T, strict=True)]),
+            "cells": bin_rows(confidence, right, CELLS),
             "brier": (chances - truth).square().sum().reshape(1),
             "loss": -logs.gather(1, labels[:, None]).sum().reshape(1),
         }
@@ -59,7 +59,7 @@ class Reliability(Question):
         return {"brier": 2.0 * rows, "loss": WORST_LOSS * rows}
 
 
-def binned(chances: Tensor, right: Tensor, bins: int) -> Tensor:
+def bin_rows(chances: Tensor, right: Tensor, bins: int) -> Tensor:
     """(bins, 3): rows, the sum of `chances` (rows,) in 0 to 1, and of `right` (rows,); a bin holds its lower edge."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     place = (torch.bucketize(chances.contiguous(), edges, right=True) - 1).clamp(0, bins - 1)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from fedpeft.machine.cache import cache_directory
+from fedpeft.machine.cache import get_cache_directory
 from tests.unit.deployment.test_deploy import BLOCKS, ROOT
 
 [TRIED] = [block for block in BLOCKS if block[0].endswith("> rows.csv")]
@@ -24,7 +24,12 @@ def test_the_walk_through_on_one_machine_works(tmp_path):
     lines = [line.replace("8470", port).replace("python -m", f"{sys.executable} -m") for line in TRIED]
     for line in lines[:2]:
         subprocess.run(line, shell=True, cwd=tmp_path, check=True, timeout=300)
-    environment = {**os.environ, "HOME": str(tmp_path), "FEDPEFT_CACHE": str(cache_directory()), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "FEDPEFT_CACHE": str(get_cache_directory()),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(shlex.split(line), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         for line in lines[2:]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedpeft.deployment.tls_failures import reason_of
+from fedpeft.deployment.tls_failures import find_handshake_error
 
 LINE = (
     b"I1125 02:40:41.578482   10644 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
@@ -17,8 +17,8 @@ LINE = (
 
 @pytest.mark.fast
 def test_the_reason_is_read():
-    assert reason_of(LINE) == "certificate verify failed: certificate has expired"
-    assert reason_of(b"Traceback (most recent call last):\n") is None
+    assert find_handshake_error(LINE) == "certificate verify failed: certificate has expired"
+    assert find_handshake_error(b"Traceback (most recent call last):\n") is None
 
 
 @pytest.mark.medium

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from experiments.budget.__main__ import Budget, Settings, of_rounds
+from experiments.budget.__main__ import Budget, Settings, split_round_seconds
 from experiments.budget.__main__ import main as budget
 from fedpeft.errors import ConfigError, RunError
 
 ROOT = Path(__file__).parents[3]
 
 
-def line(round, training, aggregation, seconds):
-    return {"round": round, "training_seconds": training, "aggregation_seconds": aggregation, "seconds": seconds}
+def line(round_number, training, aggregation, seconds):
+    return {"round": round_number, "training_seconds": training, "aggregation_seconds": aggregation, "seconds": seconds}
 
 
 @pytest.mark.fast
 def test_the_rounds_are_told_in_parts_that_add_up_to_them():
-    parts = of_rounds([line(0, 50, 0, 60), line(1, 4, 1, 5), line(2, 6, 1, 9)], 15)
+    parts = split_round_seconds([line(0, 50, 0, 60), line(1, 4, 1, 5), line(2, 6, 1, 9)], 15)
     assert parts == {
         "rounds: training": 8,
         "rounds: aggregation": 2,
@@ -38,7 +38,7 @@ def test_the_rounds_are_told_in_parts_that_add_up_to_them():
     ids=["none", "of a secret cohort", "of before a resume"],
 )
 def test_rounds_that_do_not_tell_their_times_are_one_part(lines):
-    assert of_rounds(lines, 15) == {"rounds": 15}
+    assert split_round_seconds(lines, 15) == {"rounds": 15}
 
 
 @pytest.fixture
@@ -76,6 +76,6 @@ def test_a_run_without_phases_is_one_sentence(run, tmp_path):
 @pytest.mark.fast
 @pytest.mark.parametrize("chart", ["bars.txt", "nowhere/bars.svg"])
 def test_bars_that_cannot_be_drawn_are_refused_before_anything_is_run(chart, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.budget.__main__.made", lambda *_: pytest.fail("a run was made"))
+    monkeypatch.setattr("experiments.budget.__main__.make_run", lambda *_: pytest.fail("a run was made"))
     with pytest.raises(ConfigError, match=r"--chart .* must end in"):
         budget(Settings(chart=tmp_path / chart))

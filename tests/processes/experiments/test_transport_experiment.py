@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.transport.__main__ import own
+from experiments.transport.__main__ import run_own
 from fedpeft.deployment.certificates import Authority
 
 
@@ -17,5 +17,5 @@ def test_200_light_clients_are_connected_at_once(tmp_path: Path) -> None:
     authority.server(["localhost", "127.0.0.1"])
     for i in range(200):
         authority.client(f"client-{i:03d}")
-    result = own(tmp_path, 200, bytes(100), 2)
+    result = run_own(tmp_path, 200, bytes(100), 2)
     assert len(result.seconds) == 2

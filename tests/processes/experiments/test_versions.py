@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from experiments.versions import ends
-from experiments.versions.ends import own, resolved
+from experiments.versions.ends import resolve_end, select_own_versions
 from fedpeft.errors import RunError
 from tests.unit.experiments.test_versions import CORE
 
@@ -20,13 +20,13 @@ def test_ranges_that_contradict_each_other_are_one_sentence(monkeypatch, tmp_pat
     )
     monkeypatch.setattr(ends, "ROOT", tmp_path)
     with pytest.raises(RunError, match="the lowest versions can't be resolved"):
-        resolved("lowest", "3.11")
+        resolve_end("lowest", "3.11")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("end", ["lowest", "newest"])
 def test_each_end_is_in_its_range(end):
     """Asks a registry of packages."""
-    versions = own(resolved(end, "3.11"))
+    versions = select_own_versions(resolve_end(end, "3.11"))
     for requirement in map(Requirement, CORE):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])

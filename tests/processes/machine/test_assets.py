@@ -18,7 +18,7 @@ import pytest
 from fedpeft.data.datasets.shakespeare import ASSET as SHAKESPEARE
 from fedpeft.errors import AssetError
 from fedpeft.machine import downloads
-from fedpeft.machine.cache import cache_directory, cached_folder
+from fedpeft.machine.cache import get_cache_directory, get_cached_folder
 from fedpeft.machine.downloads import Asset, extract
 from tests.refusals import refuses
 
@@ -123,7 +123,7 @@ def test_disk_that_fills_up_while_writing_is_one_sentence(cache: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with refuses("FP2017"):
-        cached_folder("name", fill)
+        get_cached_folder("name", fill)
     assert left_behind(cache) == []
 
 
@@ -132,19 +132,19 @@ def test_cache_that_can_not_be_made_is_one_sentence(tmp_path: Path, monkeypatch:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "file" / "cache"))
     with refuses("FP2012"):
-        cache_directory()
+        get_cache_directory()
 
 
 @pytest.mark.fast
 def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "a"))
-    assert cache_directory() == tmp_path / "a"
+    assert get_cache_directory() == tmp_path / "a"
     monkeypatch.delenv("FEDPEFT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_directory() == tmp_path / "b" / "fedpeft"
+    assert get_cache_directory() == tmp_path / "b" / "fedpeft"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert cache_directory() == tmp_path / "c" / ".cache" / "fedpeft"
+    assert get_cache_directory() == tmp_path / "c" / ".cache" / "fedpeft"
 
 
 @pytest.mark.fast
@@ -158,7 +158,7 @@ def test_two_at_once_fill_once(cache: Path) -> None:
         (folder / "done").write_text("")
 
     started, go = threading.Event(), threading.Event()
-    threads = [threading.Thread(target=cached_folder, args=("name", fill)) for _ in range(4)]
+    threads = [threading.Thread(target=get_cached_folder, args=("name", fill)) for _ in range(4)]
     for thread in threads:
         thread.start()
     assert started.wait(10)
@@ -174,7 +174,7 @@ def test_two_at_once_fill_once(cache: Path) -> None:
 def test_rest_of_a_killed_run_is_replaced(cache: Path) -> None:
     (cache / "name.123.partial").mkdir(parents=True)
     (cache / "name.123.partial" / "old").write_text("")
-    folder = cached_folder("name", lambda target: (target / "new").touch())
+    folder = get_cached_folder("name", lambda target: (target / "new").touch())
     assert [p.name for p in folder.iterdir()] == ["new"]
     assert left_behind(cache) == ["name"]
 

@@ -40,7 +40,7 @@ def test_a_file_has_room_where_the_system_can_t_reserve_it(size, tmp_path, macos
 def test_large_arrays_lie_in_files_there_too(tmp_path, monkeypatch, macos):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(spooled, "PIECE", 100)
-    made = spooled.scratch(1000, np.float32)
+    made = spooled.create_zeros(1000, np.float32)
     assert isinstance(made, np.memmap)
     made[-1] = 3.0
     assert (made.sum(), len(made)) == (3.0, 1000)
@@ -48,7 +48,7 @@ def test_large_arrays_lie_in_files_there_too(tmp_path, monkeypatch, macos):
 
 @pytest.mark.fast
 def test_cores_are_counted_without_an_affinity(macos):
-    assert hardware.usable_cores() >= 1
+    assert hardware.count_usable_cores() >= 1
 
 
 def with_site(folder, text):

@@ -20,15 +20,15 @@ PACKAGE = Path(fedpeft.__file__).parent
 
 GOES_ON_LATER = """
 import os, signal, sys, time
-from fedpeft.run.command import exit_code, interruptible
+from fedpeft.run.command import run_command, handle_interrupts
 
 def work():
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(60)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
-with interruptible():
-    code = exit_code(work, lambda: "the same command continues")
+with handle_interrupts():
+    code = run_command(work, lambda: "the same command continues")
 os.kill(os.getpid(), int(sys.argv[1]))
 sys.exit(code)
 """
@@ -97,6 +97,6 @@ def test_nobody_reads_any_more(unbuffered):
 
 @pytest.mark.medium
 def test_a_broken_pipe_that_is_not_the_output_s_is_not_hidden():
-    code = "from fedpeft.run.command import exit_code\ndef work(): raise BrokenPipeError\nexit_code(work)"
+    code = "from fedpeft.run.command import run_command\ndef work(): raise BrokenPipeError\nexit_code(work)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "BrokenPipeError" in done.stderr

@@ -18,9 +18,16 @@ from rich.console import Console
 import fedpeft
 from fedpeft.errors import RunError
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.dashboard.live import CLIENTS_SHOWN, Live
-from fedpeft.run.dashboard.server import FILES, LOOK_SECONDS, _changes, port_of, served, shown
-from fedpeft.run.observer import RoundResult, judged, perplexity
+from fedpeft.run.dashboard.live import CLIENTS_SHOWN, LiveState
+from fedpeft.run.dashboard.server import (
+    FILES,
+    LOOK_SECONDS,
+    _stream_changes,
+    parse_port,
+    serve_dashboard,
+    show_dashboard,
+)
+from fedpeft.run.observer import RoundResult, compute_perplexity, get_main_metric
 from fedpeft.run.plots import plot_rounds
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
@@ -40,13 +47,13 @@ def result(number, **other):
     return RoundResult(round=number, **given | other)
 
 
-def client(number, round, rejected=None):
-    return {"round": round, "client": number, "rejected": rejected}
+def client(number, round_number, rejected=None):
+    return {"round": round_number, "client": number, "rejected": rejected}
 
 
 @pytest.fixture
 def live(tmp_path):
-    live = Live(tmp_path, "a <b>run</b>")
+    live = LiveState(tmp_path, "a <b>run</b>")
     live.watch(clients=4, private=False)
     live.started(4)
     return live
@@ -65,7 +72,7 @@ def test_it_tells_rounds_clients_and_the_time_that_is_left(live, tmp_path):
     live.round_done(result(1))
     records.append("clients.jsonl", client(2, 2))
     live.round_done(result(2, loss=None, seconds=6.0))
-    state = live.snapshot()
+    state = live.take_snapshot()
     assert [r["round"] for r in state["rounds"]] == [1, 2]
     assert state["rounds"][1]["loss"] is None
     assert state["clients"] == ["before", "rejected", "now", "never"]
@@ -83,7 +90,7 @@ def test_it_is_judged_by_what_its_task_is_judged_by(live, metric, name, value):
     observer = ConsoleObserver(Console(file=told, width=200), live=live)
     observer.metric = metric
     observer.round_done(result(1))
-    state = live.snapshot()
+    state = live.take_snapshot()
     assert state["metric"] == name
     assert state["rounds"][-1]["judged"] == pytest.approx(value)
     assert f"  {name} {value:.3f}  " in told.getvalue()
@@ -93,13 +100,13 @@ def test_it_is_judged_by_what_its_task_is_judged_by(live, metric, name, value):
 @pytest.mark.fast
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e6, None])
 def test_a_perplexity_beyond_all_numbers_is_none(loss):
-    assert judged("perplexity", loss, 0.1) == ("perplexity", None)
+    assert get_main_metric("perplexity", loss, 0.1) == ("perplexity", None)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(("loss", "value"), [(0.5, math.exp(0.5)), (1e6, math.exp(700)), (float("inf"), math.exp(700))])
 def test_a_diverged_language_model_has_a_perplexity_and_a_plot(tmp_path, loss, value):
-    assert perplexity(loss) == value
+    assert compute_perplexity(loss) == value
     rounds = [{"round": k, "loss": loss, "train_loss": loss, "accuracy": 0.1} for k in range(3)]
     plot_rounds(tmp_path / "rounds.svg", rounds, {"metric": "perplexity", "loss": loss, "perplexity": value})
     assert (tmp_path / "rounds.svg").stat().st_size
@@ -108,32 +115,32 @@ def test_a_diverged_language_model_has_a_perplexity_and_a_plot(tmp_path, loss, v
 @pytest.mark.fast
 def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
     Records(tmp_path).append("rounds.jsonl", asdict(result(1)), asdict(result(2)))
-    live = Live(tmp_path, "run")
+    live = LiveState(tmp_path, "run")
     live.started(4)
     live.round_done(result(2))  # repeated after a kill
-    assert [r["round"] for r in live.snapshot()["rounds"]] == [1, 2]
+    assert [r["round"] for r in live.take_snapshot()["rounds"]] == [1, 2]
 
 
 @pytest.mark.fast
 def test_under_privacy_nobody_sees_who_took_part(tmp_path):
     Records(tmp_path).append("clients.jsonl", client(0, 1))
-    live = Live(tmp_path, "run")
+    live = LiveState(tmp_path, "run")
     live.started(2)
-    assert live.snapshot()["clients"] is None  # before it is known, too
+    assert live.take_snapshot()["clients"] is None  # before it is known, too
     live.watch(clients=4, private=True, epsilon=lambda: 1.5)
     live.round_done(result(1))
-    state = live.snapshot()
+    state = live.take_snapshot()
     assert state["clients"] is None
     assert state["epsilon"] == 1.5
 
 
 @pytest.mark.fast
 def test_an_infinite_epsilon_and_many_clients_are_still_json(tmp_path):
-    live = Live(tmp_path, "run")
+    live = LiveState(tmp_path, "run")
     live.watch(clients=10 * CLIENTS_SHOWN, private=False, epsilon=lambda: float("inf"))
     live.started(2)
     live.round_done(result(1, loss=float("nan")))
-    state = json.loads(live.as_json())
+    state = json.loads(live.to_json())
     assert state["epsilon"] is None
     assert len(state["clients"]) == CLIENTS_SHOWN
     assert state["population"] == 10 * CLIENTS_SHOWN
@@ -142,7 +149,7 @@ def test_an_infinite_epsilon_and_many_clients_are_still_json(tmp_path):
 @pytest.mark.medium
 def test_the_page_is_served_to_this_machine_and_to_be_read_only(live):
     live.say("[bold]data[/]    some rows")
-    with served(live, 0) as address:
+    with serve_dashboard(live, 0) as address:
         assert address.startswith("http://127.0.0.1:")
         for path, (name, kind) in FILES.items():
             text, headers = fetched(address, path)
@@ -164,7 +171,7 @@ def test_the_page_is_served_to_this_machine_and_to_be_read_only(live):
 
 @pytest.mark.medium
 def test_events_tell_each_change_and_the_end(live):
-    with served(live, 0) as address, urllib.request.urlopen(address + "/events", timeout=20) as stream:
+    with serve_dashboard(live, 0) as address, urllib.request.urlopen(address + "/events", timeout=20) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
         first = json.loads(stream.readline().decode().removeprefix("data: "))
         assert first["rounds"] == []
@@ -182,7 +189,7 @@ def test_events_tell_each_change_and_the_end(live):
 @pytest.mark.fast
 def test_who_looks_while_the_run_ends_is_told_how(live):
     async def watch():
-        changes = _changes(live)
+        changes = _stream_changes(live)
         await anext(changes)
         live.ended = "finished"  # as far as `end` has come when somebody looks
         asyncio.get_running_loop().call_later(2 * LOOK_SECONDS, live.end, "finished")
@@ -202,7 +209,7 @@ def test_the_page_makes_no_markup_of_what_a_run_says():
 @pytest.mark.parametrize("given", ["x", "-1", "70000", "0.0.0.0:80", "127.0.0.1:8480"])
 def test_what_is_no_port_is_refused(given):
     with refuses("FP1354"):
-        port_of(given)
+        parse_port(given)
 
 
 @pytest.mark.medium
@@ -210,13 +217,13 @@ def test_a_port_that_is_taken_is_one_sentence(live):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         sentence = f"can't be served at 127.0.0.1:{port}: .*; take another port"
-        with pytest.raises(RunError, match=sentence), served(live, port):
+        with pytest.raises(RunError, match=sentence), serve_dashboard(live, port):
             pass
 
 
 @pytest.mark.fast
 def test_without_a_port_there_is_no_page(tmp_path):
-    with shown("", tmp_path, Console(quiet=True)) as live:
+    with show_dashboard("", tmp_path, Console(quiet=True)) as live:
         assert live is None
 
 
@@ -225,7 +232,7 @@ def test_a_run_that_fails_says_so(tmp_path):
     kept = []
 
     def fail():
-        with shown("0", tmp_path, Console(quiet=True)) as live:
+        with show_dashboard("0", tmp_path, Console(quiet=True)) as live:
             kept.append(live)
             raise RunError("the disk is full")
 
@@ -237,19 +244,19 @@ def test_a_run_that_fails_says_so(tmp_path):
 @pytest.mark.medium
 def test_a_simulation_tells_its_page(tmp_path, monkeypatch):
     kept = []
-    before = Live.__init__
+    before = LiveState.__init__
 
     def remembered(self, *given):
         before(self, *given)
         kept.append(self)
 
-    monkeypatch.setattr(Live, "__init__", remembered)
+    monkeypatch.setattr(LiveState, "__init__", remembered)
     config = fedpeft.RunConfig(
         dataset="tiny(rows=60, test_rows=20)", clients=3, cohort=2, rounds=2, workers=1, partition="iid",
         peft="lora(rank=2, layers=1)", local_work="steps(1)", dtype="fp32",
     )  # fmt: skip
     simulate(config, tmp_path / "run", False, Console(quiet=True), dashboard="0")
-    state = kept[0].snapshot()
+    state = kept[0].take_snapshot()
     assert [r["round"] for r in state["rounds"]][-1] == state["total"] == 2
     assert sorted(set(state["clients"])) in (["before", "now"], ["before", "never", "now"], ["never", "now"])
     assert state["ended"] == "finished"
@@ -260,14 +267,14 @@ def test_a_simulation_tells_its_page(tmp_path, monkeypatch):
 @in_a_browser
 def test_a_browser_shows_the_run(tmp_path):
     title = "a <b>run</b>/of-a-long-name(rank=8)-without-a-space-in-it-as-folders-of-studies-have-them-seed0"
-    live = Live(tmp_path, title)
+    live = LiveState(tmp_path, title)
     live.watch(clients=4, private=False)
     live.judge("label_accuracy")
     live.started(4)
     for number in (1, 2):
         live.round_done(result(number, uplink_bytes=999_900_000_000, downlink_bytes=999_900_000_000, seconds=36_000.0))
     live.say("round 2 is done " + "/without/a/space" * 20)
-    with served(live, 0) as address, browser(tmp_path / "profile") as page:
+    with serve_dashboard(live, 0) as address, browser(tmp_path / "profile") as page:
         for width in (320, 390, 1440):
             page.open(address, width)
             page.until("document.getElementById('round').textContent === '2 / 4'")

@@ -12,7 +12,7 @@ import pytest
 
 import fedpeft
 from fedpeft import __main__, loading
-from fedpeft.run.command import exit_code, interruptible
+from fedpeft.run.command import handle_interrupts, run_command
 
 ROOT = Path(fedpeft.__file__).parent.parent
 INTERRUPTS = "import os, sys, time\nos.kill(os.getpid(), int(os.environ['NUMBER']))\ntime.sleep(0.1)\nsys.exit(3)\n"
@@ -67,12 +67,12 @@ def test_a_command_that_has_begun_says_itself_how_it_ends(number, capsys):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        loading.begins()
-        with interruptible():
-            assert exit_code(lambda: signal.raise_signal(number), lambda: "continue so") == 130
+        loading.handle_signals()
+        with handle_interrupts():
+            assert run_command(lambda: signal.raise_signal(number), lambda: "continue so") == 130
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        loading.begins()
-        assert exit_code(lambda: signal.getsignal(signal.SIGINT) is not signal.default_int_handler) == 0
+        loading.handle_signals()
+        assert run_command(lambda: signal.getsignal(signal.SIGINT) is not signal.default_int_handler) == 0
     finally:
         for changed, what in before.items():
             signal.signal(changed, what)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedpeft.server.acceptance import reason_of
+from fedpeft.server.acceptance import describe_rejection
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedpeft.aggregation.heads.centroids import Centroids
-from fedpeft.communication.payload import total
+from fedpeft.communication.payload import count_total
 from fedpeft.communication.steps import Encoded, Plan, Quantizer
 from fedpeft.communication.symbols import Expected, Symbols
 
@@ -27,8 +27,8 @@ from fedpeft.communication.symbols import Expected, Symbols
 class Turned(Centroids):
     \"\"\"Its weight is transposed.\"\"\"
 
-    def solve(self, total, width, classes):
-        made = super().solve(total, width, classes)
+    def solve(self, count_total, width, classes):
+        made = super().solve(count_total, width, classes)
         return made | {"head.weight": made["head.weight"].T}
 
 
@@ -36,24 +36,24 @@ class Turned(Centroids):
 class Nan(Centroids):
     \"\"\"It has no numbers.\"\"\"
 
-    def solve(self, total, width, classes):
-        return {name: float("nan") * tensor for name, tensor in super().solve(total, width, classes).items()}
+    def solve(self, count_total, width, classes):
+        return {name: float("nan") * tensor for name, tensor in super().solve(count_total, width, classes).items()}
 
 
 @dataclass(frozen=True)
 class NoBias(Centroids):
     \"\"\"It leaves a part out.\"\"\"
 
-    def solve(self, total, width, classes):
-        return {"head.weight": super().solve(total, width, classes)["head.weight"]}
+    def solve(self, count_total, width, classes):
+        return {"head.weight": super().solve(count_total, width, classes)["head.weight"]}
 
 
 @dataclass(frozen=True)
 class More(Centroids):
     \"\"\"It makes a tensor that no model has.\"\"\"
 
-    def solve(self, total, width, classes):
-        return super().solve(total, width, classes) | {"head.more": torch.ones(1)}
+    def solve(self, count_total, width, classes):
+        return super().solve(count_total, width, classes) | {"head.more": torch.ones(1)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Beyond(Quantizer):
 
     @classmethod
     def plan(cls, parameters, shapes, context):
-        return Plan((), (Expected(total(shapes), 256),), lambda values, symbols: symbols[0].astype(context.dtype))
+        return Plan((), (Expected(count_total(shapes), 256),), lambda values, symbols: symbols[0].astype(context.dtype))
 
 
 parts = {
@@ -144,7 +144,7 @@ def test_why_no_client_counted_is_said_of_the_first(file, tmp_path, capsys):
 
 @pytest.mark.fast
 def test_a_stranger_s_reason_is_short_and_printable():
-    said = reason_of("client 3", "\x1b[2Jno\nway" + "x" * 1000)
+    said = describe_rejection("client 3", "\x1b[2Jno\nway" + "x" * 1000)
     assert said.startswith("client 3:  [2Jno way")
     assert len(said) < 220
 

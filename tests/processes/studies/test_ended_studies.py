@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from fedpeft.studies.runner import rounds_done
+from fedpeft.studies.runner import count_finished_rounds
 from fedpeft.study import main
 from tests.refusals import has_error
 from tests.unit.studies.test_study import BASE, study_file
@@ -80,7 +80,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.C
     def amid() -> bool:
         assert first.poll() is None, first.communicate()[0].decode()
         recorded = results.read_text() if results.exists() else ""
-        going = any(rounds_done(folder) >= 3 for folder in tmp_path.glob("runs/long*/"))
+        going = any(count_finished_rounds(folder) >= 3 for folder in tmp_path.glob("runs/long*/"))
         return '"finished"' in recorded and '"failed"' in recorded and going
 
     wait_until(amid, 300)

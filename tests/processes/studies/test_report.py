@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.studies.page import Made, page
+from fedpeft.studies.page import PageSection, render_page
 from tests.browser import CHROMIUM, WIDER, browser, in_a_browser
 from tests.studies.made import made_result, made_study, section, write_study
 
@@ -39,7 +39,7 @@ def test_a_click_on_a_heading_sorts(tmp_path: Path, heading: str, clicks: int, o
     path = tmp_path / "page.html"
     made = made_study(2, ("iid",))
     made[2:4] = [made_result({"codec": "bf16", "partition": "iid"}, seed, 0.705, 4.0) for seed in range(2)]
-    path.write_text(page("sorted", [Made.of(section(made[:-1]))], [], ""), encoding="utf-8")
+    path.write_text(render_page("sorted", [PageSection.from_section(section(made[:-1]))], [], ""), encoding="utf-8")
     script = f"""
         const table = document.querySelector("table");
         const head = [...table.querySelectorAll("th")].find(h => h.textContent === {json.dumps(heading)});
@@ -54,7 +54,9 @@ def test_a_click_on_a_heading_sorts(tmp_path: Path, heading: str, clicks: int, o
 @in_a_browser
 def test_a_table_that_is_wider_than_the_page_says_so(tmp_path: Path, width: int, wide: bool) -> None:
     path = tmp_path / "page.html"
-    path.write_text(page("wide", [Made.of(section(made_study(2, ("iid",))))], [], ""), encoding="utf-8")
+    path.write_text(
+        render_page("wide", [PageSection.from_section(section(made_study(2, ("iid",))))], [], ""), encoding="utf-8"
+    )
     script = """
         new ResizeObserver(() => requestAnimationFrame(() => {
           const hint = document.querySelector(".hint");
@@ -78,7 +80,8 @@ def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_page_fits_a_phone(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(
-        page("phone", [Made.of(section(made_study(2, ("iid",))))], ["a folder/" * 30], ""), encoding="utf-8"
+        render_page("phone", [PageSection.from_section(section(made_study(2, ("iid",))))], ["a folder/" * 30], ""),
+        encoding="utf-8",
     )
     with browser(tmp_path / "profile") as tab:
         for width, dark in ((320, False), (390, True)):

@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
-from fedpeft.clients.drift import flattened
-from fedpeft.clients.store import ClientStore, section
+from fedpeft.clients.drift import flatten_states
+from fedpeft.clients.store import ClientStore, select_section
 from rich.console import Console
 
-from fedpeft.aggregation.safeguard import Standing
+from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
@@ -21,7 +21,7 @@ from fedpeft.run.records import Records
 from fedpeft.run.workers import Workers
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
-from fedpeft.simulation.alone import trained_alone
+from fedpeft.simulation.alone import train_one_alone
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 
@@ -51,7 +51,7 @@ def undoing(monkeypatch, rounds, rate=1.0):
     def judge(_self, loss, standing):
         seen.append(loss)
         counts = len(seen) - 1 not in rounds
-        return counts, Standing(min(standing.lowest, loss), standing.rate * (1 if counts else rate))
+        return counts, SafeguardState(min(standing.lowest, loss), standing.rate * (1 if counts else rate))
 
     monkeypatch.setattr(Undo, "judge", judge)
     return seen
@@ -73,9 +73,9 @@ KINDS = {
 def snapshot(progress):
     tensors = {
         "adapter": progress.adapter,
-        "residual": progress.residual.state(),
-        "drift": flattened(progress.drift),
-        "versions": progress.versions.state(),
+        "residual": progress.residual.to_tensors(),
+        "drift": flatten_states(progress.drift),
+        "versions": progress.versions.to_tensors(),
     }
     tensors |= {f"memory {name}": state for name, state in progress.memory.items() if name != "m"}
     plain = {name: getattr(progress, name) for name in ("acknowledged", "held", "forms", "losses", "clip")}
@@ -120,7 +120,7 @@ def test_an_undone_round_leaves_nothing_behind(kind, tmp_path, monkeypatch):
     def look(_self, result):
         progress = Checkpoints(tmp_path / "run" / "checkpoint").load()
         after.append((result, snapshot(progress)))
-        evaluated.append(simulation.workers.validation_loss(progress.adapter, progress.residual.version))
+        evaluated.append(simulation.workers.compute_validation_loss(progress.adapter, progress.residual.version))
 
     monkeypatch.setattr(ConsoleObserver, "round_done", look)
     progress = simulation.train(server)
@@ -131,9 +131,9 @@ def test_an_undone_round_leaves_nothing_behind(kind, tmp_path, monkeypatch):
     assert evaluated[2] == losses[3], "what was judged is what counts"
     if "ef21" in KINDS[kind].get("codec", ""):  # both ends still agree on what the client has sent
         own, copies = ClientStore(tmp_path / "run" / "clients"), ClientStore(tmp_path / "run" / "estimates")
-        for client, round in progress.acknowledged.items():
-            assert round == 3
-            kept, copy = section(own.load(client, 3, False), "feedback"), copies.load(client, 3, False)
+        for client, round_number in progress.acknowledged.items():
+            assert round_number == 3
+            kept, copy = select_section(own.load(client, 3, False), "feedback"), copies.load(client, 3, False)
             assert all(torch.equal(kept[n], copy[n]) for n in copy)
     simulation.close()
 
@@ -230,9 +230,9 @@ def test_steps_that_go_on_doing_harm_lower_the_rate_again_once_those_asked_at_th
 def test_who_trains_alone_does_so_at_the_rate_that_the_safeguard_has_left(tmp_path, monkeypatch):
     undoing(monkeypatch, {2, 3}, rate=1e-6)
     simulation, server = opened(tmp_path / "run", head="zero", measure="validation(every=1, keep=last)")
-    start = trained_alone(simulation, 2)
+    start = train_one_alone(simulation, 2)
     simulation.train(server)
-    lowered = trained_alone(simulation, 2)
+    lowered = train_one_alone(simulation, 2)
     simulation.close()
     moved = [max(float((s[n] - simulation.setup.start[n]).abs().max()) for n in s) for s in (start, lowered)]
     assert moved[1] < 1e-9 < 1e-3 < moved[0]
@@ -240,11 +240,11 @@ def test_who_trains_alone_does_so_at_the_rate_that_the_safeguard_has_left(tmp_pa
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_start_whose_loss_is_no_number_ends_the_run_in_a_sentence(loss, tmp_path, monkeypatch):
-    monkeypatch.setattr(Workers, "validation_loss", lambda _self, _state, _version: loss)
+    monkeypatch.setattr(Workers, "compute_validation_loss", lambda _self, _state, _version: loss)
     for safeguard in ("auto", "none"):
         simulation, server = opened(tmp_path / safeguard, safeguard=safeguard, rounds=1)
         if safeguard == "none":
-            assert simulation.train(server).standing == Standing()
+            assert simulation.train(server).standing == SafeguardState()
         else:
             with refuses("FP5196", loss, "fp32"):
                 simulation.train(server)

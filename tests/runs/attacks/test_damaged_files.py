@@ -18,7 +18,7 @@ import pytest
 from fedpeft import certs, describe, export, predict, report, serve, simulate, study
 from fedpeft.audit import __main__ as audit
 from fedpeft.certs import main as make_certificates
-from fedpeft.deployment.certificates import Revoked
+from fedpeft.deployment.certificates import RevocationList
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.members import Roster
 from fedpeft.errors import FedpeftError, RunError
@@ -178,7 +178,7 @@ def test_damaged_certificates_are_one_sentence(authority, damage, tmp_path, capf
                      "--state", str(tmp_path / "state")])  # fmt: skip
 
     def serves(place, _):
-        said = refusal(lambda: Revoked(place / "revoked.pem", Credentials.of_server(place).authority))
+        said = refusal(lambda: RevocationList(place / "revoked.pem", Credentials.load_server(place).authority))
         print("error:" if said else "")
         return 2 if said else 0
 
@@ -200,7 +200,7 @@ def test_another_s_key_is_one_sentence(authority, tmp_path, capfd):
     shutil.copytree(authority / "clients" / "a", place)
     shutil.copy(authority / "clients" / "b" / "client.key", place / "client.key")
     with refuses("FP5055", "client", "client"):
-        Credentials.of_client(place)
+        Credentials.load_client(place)
 
 
 @pytest.mark.fast
@@ -240,9 +240,9 @@ def test_a_checkpoint_whose_header_a_hand_has_written_is_one_sentence(tmp_path):
     from safetensors import safe_open
     from safetensors.torch import save
 
-    from fedpeft.server.progress import Progress, _checksum
+    from fedpeft.server.progress import ServerState, _compute_checksum
 
-    content = Progress(round=1, adapter={"a": torch.ones(2)}).to_bytes()
+    content = ServerState(round=1, adapter={"a": torch.ones(2)}).to_bytes()
     file = tmp_path / "000002.safetensors"
     file.write_bytes(content)
     with safe_open(file, framework="pt") as opened:
@@ -251,10 +251,10 @@ def test_a_checkpoint_whose_header_a_hand_has_written_is_one_sentence(tmp_path):
     for name in [n for n in plain if n != "version"]:
         for value in (None, 7, "x", [1], {"a": 1}):
             header = json.dumps(plain | {name: value})
-            file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
+            file.write_bytes(save(tensors, {"progress": header, "sha256": _compute_checksum(header, tensors)}))
             assert "can't be read" in (refusal(Checkpoints(tmp_path).load) or "can't be read")
     for header in ("[1]", "{}", "null", "[" * 100_000):
-        file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
+        file.write_bytes(save(tensors, {"progress": header, "sha256": _compute_checksum(header, tensors)}))
         with pytest.raises(RunError):
             Checkpoints(tmp_path).load()
 

@@ -21,12 +21,12 @@ from PIL import Image
 from fedpeft.api import open_run
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig, read_config
-from fedpeft.data.image_folders import pixels_of
+from fedpeft.data.image_folders import read_pixels
 from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord
-from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.deployment.shared_settings import parse_shared_settings
 from fedpeft.errors import ConfigError, DataError, FedpeftError, PayloadError, RunError
 from fedpeft.peft.saved_adapter import load, refuse_patterns
 from fedpeft.privacy.client_protection import OWN
@@ -71,7 +71,7 @@ def identities(tmp_path_factory):
     """Five clients of one authority."""
     authority = Authority(tmp_path_factory.mktemp("certs"), 1)
     authority.ensure()
-    own = [Credentials.of_client(authority.client(f"edge-{k}")) for k in range(5)]
+    own = [Credentials.load_client(authority.client(f"edge-{k}")) for k in range(5)]
     return [Identity("run", one.key, one.certificate, one.authority) for one in own], authority
 
 
@@ -85,7 +85,7 @@ def members(identities, terms, pinned):
 
 def test_a_twin_of_one_certificate_voids_no_sum_of_pinned_clients(identities):
     own, authority = identities
-    pinned = frozenset(PinnedRoster.of_authority(authority.folder).members.values())
+    pinned = frozenset(PinnedRoster.from_authority(authority.folder).members.values())
     terms = Terms(4, 0.67, 16, 8, b"context")
     made = members(own, terms, pinned)
     made[4].certificate = twin(own[4].shown)
@@ -119,7 +119,7 @@ def test_a_revoked_certificate_voids_no_sum_of_pinned_clients(tmp_path):
     """A client with a renewed certificate shows its old one in a sum, which the others' roster does not hold."""
     authority = Authority(tmp_path / "certs", 1)
     authority.ensure()
-    old = Credentials.of_client(authority.client("edge-0"))
+    old = Credentials.load_client(authority.client("edge-0"))
     serial = x509.load_pem_x509_certificate(old.certificate).serial_number
     identity = Identity("run", old.key, old.certificate, old.authority)
     terms = Terms(2, 0.67, 16, 8, b"context")
@@ -133,7 +133,7 @@ def test_a_revoked_certificate_voids_no_sum_of_pinned_clients(tmp_path):
 @pytest.mark.slow
 def test_a_federation_of_pinned_clients_goes_on_with_a_client_that_shows_a_twin(tmp_path):
     made = Federation(tmp_path, SilentObserver(), privacy="secure_sum", clients=4, rounds=1)
-    (tmp_path / "roster.txt").write_text(PinnedRoster.of_authority(tmp_path / "certs").to_text())
+    (tmp_path / "roster.txt").write_text(PinnedRoster.from_authority(tmp_path / "certs").to_text())
     made.options = [{"roster": str(tmp_path / "roster.txt")}] * 3 + [{}]
     file = tmp_path / "certs" / "clients" / "edge-3" / "client.pem"
     der = x509.load_pem_x509_certificate(file.read_bytes()).public_bytes(Encoding.DER)
@@ -179,7 +179,7 @@ def test_the_longest_vector_that_can_be_announced_is_refused_later_and_allocates
 )
 def test_a_server_s_endless_numbers_end_no_client(text, tmp_path):
     with pytest.raises(RunError):
-        shared_settings(text)
+        parse_shared_settings(text)
     (tmp_path / "run.toml").write_text(text)
     with suppress(FedpeftError):  # a text may be the name of a sampler, which is looked for later
         read_config(tmp_path / "run.toml")
@@ -384,8 +384,8 @@ def test_a_picture_is_opened_by_no_program(tmp_path, monkeypatch):
     file = tmp_path / "cat.png"
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(DataError, match="can't be read as a picture"):
-        pixels_of([str(file)], 8)
+        read_pixels([str(file)], 8)
     assert not started
     for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM", "WEBP"):
         Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / f"a.{kind.lower()}", kind)
-        assert pixels_of([str(tmp_path / f"a.{kind.lower()}")], 8).shape == (1, 8, 8, 3)
+        assert read_pixels([str(tmp_path / f"a.{kind.lower()}")], 8).shape == (1, 8, 8, 3)

@@ -31,7 +31,7 @@ SLOWEST = 0.5
 def lying(monkeypatch, kind, liar, rounds):
     """Let the client lie in these rounds (0: before round 1)."""
     with monkeypatch.context() as patch:
-        patch.setattr(Contribution, "integers", lies.lying(kind, liar, rounds)(Contribution.integers))
+        patch.setattr(Contribution, "integers", lies.create_lie(kind, liar, rounds)(Contribution.integers))
         yield
 
 
@@ -116,10 +116,10 @@ def test_impossible_weights_are_told(tmp_path, monkeypatch):
 def test_a_sum_of_zero_is_told(tmp_path, monkeypatch):
     real = Contribution.integers
 
-    def nothing(self, told, secure, seed, round, client, secret=None):
+    def nothing(self, told, secure, seed, round_number, client, secret=None):
         for tensor in self.update.values():
             tensor.zero_()
-        sent = real(self, told, secure, seed, round, client, secret)
+        sent = real(self, told, secure, seed, round_number, client, secret)
         sent[: told.size] = 0  # without rounding
         return sent
 

@@ -17,7 +17,7 @@ import tomli_w
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError
@@ -130,9 +130,9 @@ def joins(made, description, folder):
     """The client that joins, or None: it refuses in one sentence."""
     folder.mkdir()
     try:
-        edge = Edge(description, made.folder / "0.jsonl", folder, folder / "ledgers", SilentObserver(),
+        edge = EdgeClient(description, made.folder / "0.jsonl", folder, folder / "ledgers", SilentObserver(),
                     EdgeOptions(device="cpu", threads=1))  # fmt: skip
-        edge.registration().SerializeToString()
+        edge.create_registration().SerializeToString()
         if edge.protection is not None:
             edge.protection.describe()
             edge.protection.warnings()

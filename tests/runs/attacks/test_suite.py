@@ -10,7 +10,7 @@ from fedpeft.clients.masking import Masking
 
 from fedpeft.attack import hostile_clients, in_sums, told_otherwise
 from fedpeft.attack.__main__ import main
-from fedpeft.attack.stage import Stage
+from fedpeft.attack.stage import AttackStage
 from fedpeft.attack.suite import ATTACKS, attack_settings, reduce_settings
 from fedpeft.config import RunConfig
 from fedpeft.deployment.instruction_policy import InstructionPolicy
@@ -83,7 +83,7 @@ def test_two_sums_cannot_be_subtracted_if_a_client_wants_the_whole_cohort():
 def undefended(tmp_path, run, clients=5, **given):
     [attack] = [a for a in ATTACKS if a.run is run]
     config = reduce_settings(RunConfig(**SETTINGS["secure_sum"] | given), attack)
-    return Stage(tmp_path, config)
+    return AttackStage(tmp_path, config)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Lying:
         if kind == "no certificate":
             return self.unsigned(member, certificate=b"")
         if kind == "another's certificate":
-            own = Credentials.of_client(self.folder / "certs" / "clients" / "edge-0").certificate
+            own = Credentials.load_client(self.folder / "certs" / "clients" / "edge-0").certificate
             from cryptography import x509
             from cryptography.hazmat.primitives.serialization import Encoding
 

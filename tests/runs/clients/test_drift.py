@@ -9,7 +9,7 @@ import pytest
 import torch
 from fedpeft.clients import drift
 from fedpeft.clients.pool import Worker
-from fedpeft.clients.store import ClientStore, section
+from fedpeft.clients.store import ClientStore, select_section
 from rich.console import Console
 
 from fedpeft.config import RunConfig
@@ -75,7 +75,7 @@ def test_a_third_correction_is_one_file_with_both_halves(executor, dynamic, monk
     simulation, progress = trained(tmp_path / "run", grid=f"cohort(executor={executor})")
     assert str(simulation.setup.drift) == "test_drift(alpha=0.2)"
     store = ClientStore(tmp_path / "run" / "clients")
-    own = [section(store.load(client, 3, tidy=False), "drift/test_drift") for client in range(3)]
+    own = [select_section(store.load(client, 3, tidy=False), "drift/test_drift") for client in range(3)]
     server = progress.drift["test_drift"]
     for name, tensor in server.items():
         assert bool(tensor.any())

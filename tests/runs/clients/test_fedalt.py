@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fedpeft.clients.store import ClientStore, section
+from fedpeft.clients.store import ClientStore, select_section
 
 from tests.runs.simulation.test_run_strategies import settings, trained
 
@@ -13,8 +13,10 @@ def test_a_run_keeps_the_mean_of_all_its_clients(tmp_path):
     simulation, _, progress = trained(tmp_path, **given)
     assert simulation.setup.config.strategy == "fedalt(clients=6)"
     start, kept = simulation.setup.start, {}
-    for client, round in progress.acknowledged.items():
-        kept[client] = section(ClientStore(tmp_path / "clients").load(client, round, tidy=False), "private")
+    for client, round_number in progress.acknowledged.items():
+        kept[client] = select_section(
+            ClientStore(tmp_path / "clients").load(client, round_number, tidy=False), "private"
+        )
     assert 3 <= len(kept) <= 6
     moved = 0.0
     for name, tensor in progress.adapter.items():
@@ -25,7 +27,7 @@ def test_a_run_keeps_the_mean_of_all_its_clients(tmp_path):
             moved += float((tensor - start[own]).norm())
             for client in (0, max(kept)):
                 alone = kept[client][own] if client in kept else start[own]
-                assert torch.allclose(simulation.client_state(client)[name], (6 * mean - alone) / 5, atol=1e-12)
+                assert torch.allclose(simulation.load_client_state(client)[name], (6 * mean - alone) / 5, atol=1e-12)
         else:
             assert torch.equal(tensor, start[name])
     assert moved > 0.01

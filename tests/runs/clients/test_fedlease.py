@@ -18,10 +18,10 @@ def test_a_run_sends_each_client_its_clusters_expert(tmp_path):
     where, layout = dict(progress.learned[CLUSTERS].tolist()), simulation.setup.layout
     assert set(where) == set(range(6))
     assert 1 <= max(where.values()) <= 2
-    sent = {k: simulation.client_state(k) for k in where}
+    sent = {k: simulation.load_client_state(k) for k in where}
     for one, other in itertools.combinations(where, 2):
         same = all(torch.equal(sent[one][n], sent[other][n]) for n in layout.names)
         assert same == (where[one] == where[other])
     opens = {int((t > SHUT / 2)[:3].sum()) for n, t in sent[0].items() if ".bias." in n}
     assert opens == {max(where.values()) + 1}
-    assert server.own_rows(progress).clients >= 5  # those that hold rows out
+    assert server.evaluate_own_rows(progress).clients >= 5  # those that hold rows out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedpeft.clients.corrections.la_lora import smoothed
+from fedpeft.clients.corrections.la_lora import smooth_rows
 from fedpeft.clients.private import PrivateExecutor
 from rich.console import Console
 
@@ -52,7 +52,7 @@ def test_a_step_of_sgd_moves_one_factor_along_its_smoothed_gradient(tmp_path):
             assert not change.any()
         elif "lora_B" in name:
             assert change.any()
-            assert torch.allclose(change, smoothed(plain[name].T).T, atol=1e-12)
+            assert torch.allclose(change, smooth_rows(plain[name].T).T, atol=1e-12)
             assert torch.allclose(rough[name], plain[name], atol=1e-12)
         else:
             assert torch.allclose(change, plain[name], atol=1e-12)

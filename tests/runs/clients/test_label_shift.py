@@ -28,7 +28,7 @@ class Quiet(Ridge):
 
 @pytest.mark.parametrize("drift", ["auto", "label_shift"])
 def test_a_head_that_tells_no_rows_per_class_is_left_as_it_is_or_refused(drift, tmp_path):
-    with plugins.given({"heads": {"quiet": Quiet}}):
+    with plugins.use_parts({"heads": {"quiet": Quiet}}):
         simulation = Simulation(RunConfig(**TINY | {"drift": drift, "head": "quiet"}), tmp_path, QUIET)
         server = simulation.server(Records(tmp_path))
         if drift == "auto":

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedpeft.clients.personal import personal_job
-from fedpeft.clients.store import section
+from fedpeft.clients.personal import create_personal_job
+from fedpeft.clients.store import select_section
 from safetensors.torch import load_file
 
 from fedpeft.conformance.peft_cases import Case
@@ -29,21 +29,23 @@ def test_a_step_is_the_algorithm_s(strength, tiny):
     job = case.jobs(rate=0.1, steps=1, optimizer=optimizer)[0]
     own = {name: t + 0.1 for name, t in job.received.items()}
     [plain] = case.sequential.train([replace(job, received=own)])
-    [personal] = case.sequential.train([personal_job(job, own, strength)])
-    [first] = case.sequential.train([personal_job(job, {}, strength)])
+    [personal] = case.sequential.train([create_personal_job(job, own, strength)])
+    [first] = case.sequential.train([create_personal_job(job, {}, strength)])
     [w] = case.sequential.train([job])
     assert torch.equal(first.state["head.weight"], w.state["head.weight"]), "it starts from w"
     for name, v in own.items():
         expected = plain.state[name] - 0.1 * strength * (v - job.received[name])
         assert torch.allclose(personal.state[name], expected, rtol=1e-12, atol=1e-13), name
-    jobs = [personal_job(j, own, strength) for j in case.jobs(rate=0.1, optimizer=optimizer)]
+    jobs = [create_personal_job(j, own, strength) for j in case.jobs(rate=0.1, optimizer=optimizer)]
     for one, other in zip(case.sequential.train(jobs), case.batched().train(jobs), strict=True):
         assert all(torch.allclose(one.state[n], other.state[n], rtol=1e-9, atol=1e-12) for n in one.state)
 
 
 def own_models(folder):
     """By client, its own model after its last round."""
-    return {client: section(states[max(states)], "personal") for client, states in kept(folder / "clients").items()}
+    return {
+        client: select_section(states[max(states)], "personal") for client, states in kept(folder / "clients").items()
+    }
 
 
 def distances(folder, progress):

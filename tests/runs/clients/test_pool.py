@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.clients.pool import Pool, Worker, get_result
 
 from fedpeft.api import run_simulation
 from fedpeft.config import RunConfig
@@ -24,7 +24,7 @@ def test_workers_start_with_a_plan_larger_than_a_pipe(tmp_path, observer):
     pool = Pool(work, single._local.clients.plan, 3, ["cpu"])
     try:
         calls = [pool.submit(Worker.fill, work.data_key, work.depth, []) for _ in range(6)]
-        assert [result(call) for call in calls] == [0] * 6
+        assert [get_result(call) for call in calls] == [0] * 6
     finally:
         pool.close()
 

@@ -17,8 +17,8 @@ from tests.unit.clients.test_store import state
 
 
 def _write(folder, client, rounds):
-    for round in range(1, rounds + 1):
-        ClientStore(folder).stage(client, round, state(round, 50_000))
+    for round_number in range(1, rounds + 1):
+        ClientStore(folder).stage(client, round_number, state(round_number, 50_000))
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
@@ -44,6 +44,8 @@ def test_a_kill_in_the_middle_leaves_whole_states(tmp_path):
     process.join()
     found = kept(tmp_path)[0]
     assert list(found) == list(range(1, len(found) + 1))
-    assert all(torch.equal(each["e"], torch.full((50_000,), float(round))) for round, each in found.items())
+    assert all(
+        torch.equal(each["e"], torch.full((50_000,), float(round_number))) for round_number, each in found.items()
+    )
     ClientStore(tmp_path).stage(0, len(found) + 1, state(0))
     assert len(kept(tmp_path)[0]) == len(found) + 1

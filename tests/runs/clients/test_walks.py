@@ -60,8 +60,8 @@ def test_a_walk_survives_an_interruption(finished, tmp_path, monkeypatch):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [line["used"] for line in lines(folder)] == [line["used"] for line in lines(finished)]
     last = {line["client"]: line["round"] for line in lines(folder)}
-    for client, round in last.items():
-        state = kept(folder / "clients")[client][round]
+    for client, round_number in last.items():
+        state = kept(folder / "clients")[client][round_number]
         assert int(state["walk/steps"]) == 2 * sum(line["client"] == client for line in lines(folder))
 
 

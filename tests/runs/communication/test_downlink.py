@@ -75,7 +75,7 @@ def test_versions_go_together_with(more, tmp_path):
 def test_who_was_there_pays_less(tmp_path):
     """Everybody takes part in every round: the last step of the chain is smaller than the way from the start."""
     run(tmp_path / "run", "--downlink", "grid(step=0.001) | rans", "--cohort", "all", "--local-work", "steps(8)")
-    third, fourth = ([x for x in lines(tmp_path / "run") if x["round"] == round] for round in (3, 4))
+    third, fourth = ([x for x in lines(tmp_path / "run") if x["round"] == round_number] for round_number in (3, 4))
     assert {line["downlink_from"] for line in third} == {2}
     assert {line["downlink_from"] for line in fourth} == {3}
 

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoTokenizer
 
 from fedpeft.data.cached_rows import TOKENIZER_FILES
-from fedpeft.data.conversations import ids_and_answers, packed
+from fedpeft.data.conversations import pack_conversation, tokenize_row
 from fedpeft.data.examples import IGNORED
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError, ModelError
-from fedpeft.machine.cache import file_hash
+from fedpeft.machine.cache import hash_files
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulate import main
@@ -60,8 +60,8 @@ def test_the_loss_is_that_of_the_answers(chat_model, file):
 @pytest.mark.fast
 def test_prompts_are_a_prefix_of_the_whole_conversation(chat_model):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
-    text = packed(conversation(WORDS[3], f"{WORDS[4]} {WORDS[5]}"), "line 1")
-    ids, answers = ids_and_answers(tokenizer, text)
+    text = pack_conversation(conversation(WORDS[3], f"{WORDS[4]} {WORDS[5]}"), "line 1")
+    ids, answers = tokenize_row(tokenizer, text)
     whole = tokenizer.apply_chat_template(json.loads(text), tokenize=True, return_dict=True)["input_ids"]
     assert ids == list(whole)
     assert answers == [False] * (len(ids) - 2) + [True] * 2
@@ -96,7 +96,7 @@ def test_the_main_job_learns_from_conversations(chat_model, file, tmp_path):
 )
 def test_a_broken_conversation_is_one_sentence(value, words):
     with refuses(*words):
-        packed(value, "line 3 of x.jsonl")
+        pack_conversation(value, "line 3 of x.jsonl")
 
 
 @pytest.mark.fast
@@ -112,7 +112,7 @@ def test_what_can_not_be_tokenised_is_one_sentence(chat_model, file):
 @pytest.mark.fast
 def test_a_conversation_that_the_assistant_begins_is_refused():
     with refuses("FP3015"):
-        packed(conversation("a", "b")[::-1], "row 1")
+        pack_conversation(conversation("a", "b")[::-1], "row 1")
 
 
 @pytest.mark.fast
@@ -127,7 +127,7 @@ def test_a_template_that_answers_can_not_be_told_from(chat_model, template, erro
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     tokenizer.chat_template = template
     with pytest.raises(error, match=pattern_of(*words)):
-        ids_and_answers(tokenizer, packed(conversation(*WORDS[2:6]), "row 1"))
+        tokenize_row(tokenizer, pack_conversation(conversation(*WORDS[2:6]), "row 1"))
 
 
 def merging():
@@ -153,7 +153,7 @@ def test_an_answer_whose_first_word_holds_the_space_before_it():
     tokenizer = merging()
     tokenizer.chat_template = SPACED
     talk = conversation("what?", "fourteen", "what?", "what fourteen")
-    ids, answers = ids_and_answers(tokenizer, packed(talk, "row 1"))
+    ids, answers = tokenize_row(tokenizer, pack_conversation(talk, "row 1"))
     assert ids == list(tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"])
     assert " fourteen" in [tokenizer.decode([token]) for token in ids], "so the seam lies within a token"
     learned = tokenizer.decode([token for token, counts in zip(ids, answers, strict=True) if counts])
@@ -167,7 +167,9 @@ def test_a_template_that_marks_answers_may_write_earlier_messages_anew():
         "{% for m in messages %}{{ 'last ' if loop.last }}{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %} {% endfor %}"
     )
-    ids, answers = ids_and_answers(tokenizer, packed(conversation("what?", "user", "what?", "fourteen"), "row 1"))
+    ids, answers = tokenize_row(
+        tokenizer, pack_conversation(conversation("what?", "user", "what?", "fourteen"), "row 1")
+    )
     assert tokenizer.decode(ids) == "what? user what? last fourteen "
     learned = tokenizer.decode([token for token, counts in zip(ids, answers, strict=True) if counts])
     assert learned.split() == ["user", "fourteen"]
@@ -177,11 +179,11 @@ def test_a_template_that_marks_answers_may_write_earlier_messages_anew():
 def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)
-    before = file_hash(folder, TOKENIZER_FILES)
+    before = hash_files(folder, TOKENIZER_FILES)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE + "x"
     tokenizer.save_pretrained(folder)
-    assert file_hash(folder, TOKENIZER_FILES) != before
+    assert hash_files(folder, TOKENIZER_FILES) != before
 
 
 def test_what_instruction_tuning_costs_is_scored_on_plain_language(chat_model, file, tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from fedpeft.answers.questions import Form
-from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
-from fedpeft.data.conversations import ids_and_answers, question
+from fedpeft.answers.questions import QuestionForm
+from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
+from fedpeft.data.conversations import format_question, tokenize_row
 from fedpeft.data.examples import IGNORED
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.prompt_templates import PromptTemplate
@@ -66,13 +66,13 @@ def learned(tokenizer, rows, i):
 @pytest.mark.fast
 def test_alpacas_prompts_are_those_of_the_paper():
     alpaca = PromptTemplate("alpaca")
-    assert alpaca.prompt({"instruction": "Add.", "input": "1, 2"}, "row 1") == (
+    assert alpaca.format_prompt({"instruction": "Add.", "input": "1, 2"}, "row 1") == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n"
         "### Response:"
     )
     for given in ({"instruction": "Sing."}, {"instruction": "Sing.", "input": ""}):
-        assert alpaca.prompt(given, "row 1") == (
+        assert alpaca.format_prompt(given, "row 1") == (
             "Below is an instruction that describes a task. Write a response that appropriately completes the request."
             "\n\n### Instruction:\nSing.\n\n### Response:"
         )
@@ -130,7 +130,7 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
     own.write_text(TEMPLATE + "x")
     assert load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0] != before
     with refuses("FP3021"):
-        ids_and_answers(AutoTokenizer.from_pretrained(resolve_model("tiny_lm")), before)
+        tokenize_row(AutoTokenizer.from_pretrained(resolve_model("tiny_lm")), before)
 
 
 @pytest.mark.fast
@@ -219,43 +219,50 @@ def test_cut_rows_are_counted_in_plain_text_too(plain_model):
     rows = task.tokenise(data.train, plain_model, 16)
     longer = sum(len(text.split()) + 1 > 16 for text in data.train.inputs)
     assert 0 < rows.cut == longer
-    assert examples_from_arrays(examples_to_arrays(rows)).cut == longer
+    assert restore_examples(convert_to_arrays(rows)).cut == longer
 
 
 @pytest.mark.fast
 def test_questions_are_put_as_in_training(tmp_path, chat_model):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     chat = f"{WORDS[0]} hello {WORDS[1]}"
-    assert [t.split() if isinstance(t, str) else t for t in question(tokenizer, "hello", None)] == [chat.split(), True]
-    assert question(tokenizer, "hello", "alpaca")[0].endswith("### Instruction:\nhello\n\n### Response:")
-    assert question(tokenizer, "hello", str(template(tmp_path, TEMPLATE)))[0].split() == chat.split()
-    assert question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == ("Q: hello A:", False)
+    assert [t.split() if isinstance(t, str) else t for t in format_question(tokenizer, "hello", None)] == [
+        chat.split(),
+        True,
+    ]
+    assert format_question(tokenizer, "hello", "alpaca")[0].endswith("### Instruction:\nhello\n\n### Response:")
+    assert format_question(tokenizer, "hello", str(template(tmp_path, TEMPLATE)))[0].split() == chat.split()
+    assert format_question(tokenizer, "hello", str(template(tmp_path, "Q: {{ question }} A:"))) == (
+        "Q: hello A:",
+        False,
+    )
     with refuses("FP3106", "FP3102", "topic' is undefined"):
-        question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
+        format_question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))
 
 
 @pytest.mark.fast
 def test_a_template_of_several_columns_is_asked_by_a_json_object_of_them(tmp_path):
     own = str(template(tmp_path, "{% for _ in range(1) %}{{ city }} in {{ year }}{% endfor %}:"))
-    assert question(None, '{"city": "Bern", "year": 1900}', own) == ("Bern in 1900:", False)
-    asked = Form(True, own).row('{"city": "Bern", "year": 1900}', "x", "here")
+    assert format_question(None, '{"city": "Bern", "year": 1900}', own) == ("Bern in 1900:", False)
+    asked = QuestionForm(True, own).pack_row('{"city": "Bern", "year": 1900}', "x", "here")
     assert json.loads(asked) == {"prompt": "Bern in 1900:", "answer": "x"}
-    assert "### Input:\n1, 2" in question(None, '{"instruction": "Add.", "input": "1, 2"}', "alpaca")[0]
+    assert "### Input:\n1, 2" in format_question(None, '{"instruction": "Add.", "input": "1, 2"}', "alpaca")[0]
     for text in ('{"city": "Bern", "year": 1900, "years": 1}', '{"city": "Bern", "years": 1900}'):
         with refuses("FP3105", "years", "city, year"):
-            question(None, text, own)
+            format_question(None, text, own)
     with refuses("FP3105", "inptu", "input, instruction"):
-        question(None, '{"instruction": "Add.", "inptu": "1, 2"}', "alpaca")
+        format_question(None, '{"instruction": "Add.", "inptu": "1, 2"}', "alpaca")
     for text in ("Bern", '{"city": "Bern"}', '{"town": "Bern"}', '["Bern"]'):
         with refuses("FP3106", "FP3102", "is undefined", '{"city": "...", "year'):
-            question(None, text, own)
+            format_question(None, text, own)
 
 
 @pytest.mark.fast
 def test_what_looks_like_columns_is_a_question_where_a_template_has_one(tmp_path):
     text = '{"instruction": "Sing."}'
-    assert question(None, text, "bare") == (text, False)
+    assert format_question(None, text, "bare") == (text, False)
     assert (
-        question(None, text, str(template(tmp_path, "{% for _ in range(1) %}{{ city }}{% endfor %}:")))[0] == f"{text}:"
+        format_question(None, text, str(template(tmp_path, "{% for _ in range(1) %}{{ city }}{% endfor %}:")))[0]
+        == f"{text}:"
     )
-    assert question(None, '{"year": 1}', "alpaca")[0].count('{"year": 1}') == 1
+    assert format_question(None, '{"year": 1}', "alpaca")[0].count('{"year": 1}') == 1

@@ -9,7 +9,7 @@ import pytest
 from fedpeft.config import RunConfig
 from fedpeft.data.made_words import WORDS
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.servers_rows import with_form
+from fedpeft.deployment.servers_rows import add_form
 from tests.chat import with_template
 from tests.here import Federation
 from tests.refusals import refuses
@@ -28,7 +28,7 @@ class Conversing(Federation):
 
 def federation(folder, observer, serve=CHATS, kind=Conversing, **given):
     model = given.pop("model", None) or str(with_template(folder / "model"))
-    told = with_form(RunConfig(), serve)
+    told = add_form(RunConfig(), serve)
     settings = {"model": model, "tokens": 32, "dataset": told.dataset, "measure": "validation(every=1)"}
     return kind(folder, observer, serve=serve, **settings | given)
 

@@ -17,7 +17,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
-from fedpeft.machine.cache import cache_directory
+from fedpeft.machine.cache import get_cache_directory
 from fedpeft.privacy.client_protection import FAILED
 from fedpeft.run.records import Records
 from tests.here import Federation
@@ -83,7 +83,7 @@ def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
     made.server.edges[0] = Liar()
     server = made.server.server(Records(made.folder / "server"))
     progress = made.server.train(server)
-    own = server.own_rows(progress)
+    own = server.evaluate_own_rows(progress)
     assert own.clients == 1
     assert 0 <= own.pooled_accuracy <= 1
     assert 0 < own.pooled_loss < 100
@@ -96,7 +96,7 @@ def test_the_final_evaluation_contradicts_no_record_of_its_round(federation):
     server = made.server.server(Records(made.folder / "server"))
     progress = made.server.train(server)
     assert not torch.equal(progress.adapter["head.weight"], progress.reached["head.weight"])
-    assert server.own_rows(progress).clients == 2
+    assert server.evaluate_own_rows(progress).clients == 2
     with refuses("FP1391", "keep=best", "--held-out"):
         federation(measure="validation(every=1, keep=best)", **given)
 
@@ -113,7 +113,7 @@ def test_whoever_claims_all_the_rows_does_not_own_the_evaluation(federation):
 
     made.server.edges[0] = Liar()
     server = made.server.server(Records(made.folder / "server"))
-    own = server.own_rows(made.server.train(server))
+    own = server.evaluate_own_rows(made.server.train(server))
     told = [r for r in made.server.direct.reports if r.count][-3:]
     assert [r.count for r in told] == [1e6, 18.0, 12.0]
     assert own.pooled_accuracy == (told[1].correct + told[2].correct) / (2 * 18 + 18 + 12)
@@ -210,7 +210,7 @@ def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeyp
     for error, told in (
         (RunError(f"{edge.folder / 'clients'} can't be written"), "FP5000 its state/clients can't be written"),
         (RunError(f"{edge.ledgers} and {edge.file}"), "FP5000 its ledgers and its rows"),
-        (RunError(f"{edge.setup.model_directory} or {cache_directory()}"), "FP5000 its model or its cache"),
+        (RunError(f"{edge.setup.model_directory} or {get_cache_directory()}"), "FP5000 its model or its cache"),
         (RunError(f"{Path.home() / 'x'}"), "FP5000 ~/x"),
         (RuntimeError(f"a library has not found {edge.file}"), FAILED),
         (FileNotFoundError(2, "No such file or directory", "/srv/patients.csv"), FAILED),

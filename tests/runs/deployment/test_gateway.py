@@ -22,12 +22,12 @@ def test_the_bytes_reported_are_those_on_the_socket(door):
     door.roster.enter("edge-1", 0)
     door.roster.start()
     with replace(door.link("edge-1"), address=f"127.0.0.1:{wire.port}").open() as connection:
-        tasks = connection.tasks(door.registration())
-        for round in range(1, 5):
-            task = door.gateway.submit("edge-1", Instruction("train", round, 0, payload))
+        tasks = connection.iterate_tasks(door.registration())
+        for round_number in range(1, 5):
+            task = door.gateway.submit("edge-1", Instruction("train", round_number, 0, payload))
             assert next(tasks)[0] == task
-            connection.submit(task, good(door, round=round, payload=payload))
-    [session] = door.gateway.sessions()
+            connection.submit(task, good(door, round_number=round_number, payload=payload))
+    [session] = door.gateway.list_sessions()
     for reported, carried in ((session.received_bytes, wire.up), (session.sent_bytes, wire.down)):
         assert reported > 4 * len(payload)
         beside = HANDSHAKE + 5 * CALL + 4 * TASK + SHARE * reported

@@ -12,9 +12,9 @@ from fedpeft.clients.pool import Worker
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment import answered
-from fedpeft.deployment.wire.parcel import Incoming, parts
+from fedpeft.deployment.wire.parcel import IncomingParcel, split_into_parts
 from fedpeft.errors import PayloadError
-from fedpeft.run.setup import adapted_entries
+from fedpeft.run.setup import count_adapted_entries
 from tests.conftest import SilentObserver
 from tests.here import Federation
 from tests.refusals import has_error, refuses
@@ -104,11 +104,11 @@ def test_a_base_that_no_rule_of_the_run_changes_is_not_taken(asked_edge):
 
 def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
     asked, edge = asked_edge
-    limit, weights = edge.instruction_limit, adapted_entries(edge.setup.model(), edge.setup.layout)
+    limit, weights = edge.instruction_limit, count_adapted_entries(edge.setup.model(), edge.setup.layout)
     assert limit == 16 * edge.setup.layout.numel + 8 * weights + (1 << 20)
     whole = replace(asked, payload=bytes(limit + 1))
     with refuses("FP6093"):
-        Incoming(Instruction, limit, next(iter(parts("t", whole))).header)
+        IncomingParcel(Instruction, limit, next(iter(split_into_parts("t", whole))).header)
 
 
 @pytest.mark.fast

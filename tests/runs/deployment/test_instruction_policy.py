@@ -60,7 +60,7 @@ def update(summed, instruction):
         instruction = replace(instruction, attempt=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summed.side.reports.masking, "add", lambda _, made: kept.append(made(None)))
-        patch.setattr(summed.side.reports.masking, "repeated", lambda _: None)
+        patch.setattr(summed.side.reports.masking, "get_repeated_report", lambda _: None)
         summed.side.handle([instruction])
     return torch.cat([tensor.double().ravel() for tensor in kept[0].update.values()])
 
@@ -174,7 +174,7 @@ def test_a_model_of_its_own_for_clients_of_a_smaller_rank_is_noticed_by_those_of
     tmp_path, monkeypatch, hostile
 ):
     """Each client compared the digest of its own rank alone, which the server chooses for each rank."""
-    real = Downlink._package
+    real = Downlink._create_package
 
     def planted(downlink, form, *more):
         package = real(downlink, form, *more)
@@ -183,7 +183,7 @@ def test_a_model_of_its_own_for_clients_of_a_smaller_rank_is_noticed_by_those_of
         state = {name: tensor + 1 for name, tensor in package.state.items()}
         return replace(package, state=state, payload=downlink._codec.encode(state))
 
-    monkeypatch.setattr(Downlink, "_package", planted)
+    monkeypatch.setattr(Downlink, "_create_package", planted)
     made = Federation(tmp_path, SilentObserver(), [{"rank": 1}, {}], strategy="flexlora", rounds=2)
     made.run()
     trained = [report for asked, report in zip(made.server.direct.asked, made.server.direct.reports, strict=True)

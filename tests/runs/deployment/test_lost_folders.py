@@ -11,15 +11,15 @@ import torch
 
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.communication.messages import LOST
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 
 
-def forgetful(edge, round):
+def forgetful(edge, round_number):
     """The client, whose disk is lost before it trains in this round."""
     handle = edge.handle
 
     def answer(instruction):
-        if (instruction.kind, instruction.round) == ("train", round):
+        if (instruction.kind, instruction.round) == ("train", round_number):
             for name in ("clients", "base"):
                 shutil.rmtree(edge.folder / name, ignore_errors=True)
         return handle(instruction)
@@ -62,7 +62,7 @@ def test_variates_that_are_lost_are_not_begun_anew(federation):
 
 @pytest.mark.fast
 def test_it_stays_a_newcomer_where_the_step_of_that_round_is_undone():
-    before = Progress(round=3, adapter={}, acknowledged={0: 3, 1: 3}, held={0: 2, 1: 3})
+    before = ServerState(round=3, adapter={}, acknowledged={0: 3, 1: 3}, held={0: 2, 1: 3})
     after = replace(before, round=4, acknowledged={0: 0, 1: 4}, held={0: 0, 1: 4})
-    undone = before.undone(after, before.standing)
+    undone = before.undo_step(after, before.standing)
     assert (undone.acknowledged, undone.held) == ({0: 0, 1: 3}, {0: 0, 1: 3})

@@ -16,7 +16,7 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.sum_journal import SumJournal
 from tests.conftest import SilentObserver
 from tests.here import Federation
@@ -42,7 +42,7 @@ def recorded(tmp_path_factory):
     leaving = {(k + 1, k + 1, k) for k in range(5)} | {(6, 4, k) for k in (0, 2, 4)}
     plain: dict[int, dict[int, np.ndarray]] = {}
     sums: list[tuple[int, int, list[int], np.ndarray]] = []
-    in_order, vector, total = Exchange.in_order, Member.vector, Coordinator.sum
+    in_order, vector, total = Transport.send_in_order, Member.vector, Coordinator.sum
 
     def dropping(exchange, instructions, count, phase, *early):
         asked = list(instructions)
@@ -68,7 +68,7 @@ def recorded(tmp_path_factory):
             said.append(text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Exchange, "in_order", dropping)
+        patch.setattr(Transport, "send_in_order", dropping)
         patch.setattr(Member, "vector", kept)
         patch.setattr(Coordinator, "sum", summed)
         made = Federation(folder, Says(), **SUMMED, rounds=7)
@@ -77,11 +77,11 @@ def recorded(tmp_path_factory):
 
 
 def test_each_sum_is_that_of_the_integers_of_those_whose_vectors_have_arrived(recorded):
-    assert [round for round, *_ in recorded.sums] == [0, 1, 2, 3, 4, 5, 7]
-    for round, bits, survivors, found in recorded.sums:
-        gone = {round - 1} if 1 <= round <= 3 else set()  # later ones had sent their vectors
+    assert [round_number for round_number, *_ in recorded.sums] == [0, 1, 2, 3, 4, 5, 7]
+    for round_number, bits, survivors, found in recorded.sums:
+        gone = {round_number - 1} if 1 <= round_number <= 3 else set()  # later ones had sent their vectors
         assert sorted(survivors) == sorted(set(range(5)) - gone)
-        expected = sum(recorded.plain[round][k].astype(np.uint64) for k in survivors) % 2**bits
+        expected = sum(recorded.plain[round_number][k].astype(np.uint64) for k in survivors) % 2**bits
         np.testing.assert_array_equal(found, expected)
     assert set(recorded.plain[3]) == {0, 1, 2, 3, 4}, "the client that was lost in step 3 had sent its vector"
 
@@ -136,7 +136,7 @@ def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp
     (tmp_path / "killed").mkdir()
     whole = Federation(tmp_path / "whole", observer, **given).run()
     made = Federation(tmp_path / "killed", observer, **given)
-    left, real = list(DEATHS), Exchange.in_order
+    left, real = list(DEATHS), Transport.send_in_order
 
     def mortal(exchange, instructions, count, phase, *early):
         asked = list(instructions)
@@ -146,7 +146,7 @@ def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp
                 raise Killed
             yield report
 
-    monkeypatch.setattr(Exchange, "in_order", mortal)
+    monkeypatch.setattr(Transport, "send_in_order", mortal)
     for death in DEATHS:
         with pytest.raises(Killed):
             made.run()
@@ -171,7 +171,7 @@ def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp
 def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, observer, monkeypatch):
     """Clients take part in one sum a round: the second one is void, and the next round is as any."""
     made = Federation(tmp_path, observer, **SUMMED | {"clients": 3})
-    real = Exchange.in_order
+    real = Transport.send_in_order
 
     def mortal(exchange, instructions, count, phase, *early):
         asked = list(instructions)
@@ -180,7 +180,7 @@ def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, 
         yield from real(exchange, asked, count, phase, *early)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Exchange, "in_order", mortal)
+        patch.setattr(Transport, "send_in_order", mortal)
         with pytest.raises(Killed):
             made.run()
     SumJournal(tmp_path / "server" / "secure_sum", "").forget()
@@ -195,12 +195,12 @@ def test_a_damaged_journal_is_one_sentence(tmp_path, observer, monkeypatch):
     made = Federation(tmp_path, observer, **SUMMED | {"clients": 3})
     made.run()
     journal = SumJournal(tmp_path / "server" / "secure_sum", made.server.roster.run)
-    assert journal.opened(2).cohort == [0, 1, 2]
-    assert journal.opened(1) is None
+    assert journal.load_opened(2).cohort == [0, 1, 2]
+    assert journal.load_opened(1) is None
     for name in ("announced", "3"):
         file = journal.folder / name
         file.write_bytes(file.read_bytes()[:-1])
     with refuses("FP5208", "announced"):
-        journal.opened(2)
+        journal.load_opened(2)
     with refuses("FP5208", "3"):
         journal.step(3)

@@ -79,13 +79,13 @@ def test_each_adds_its_share_from_its_own_key(recorded):
     keys = [read_key(made.folder / f"edge-{k}" / KEY) for k in range(3)]
     assert len({key.secret for key in (*keys, read_key(made.folder / "server" / KEY))}) == 4
     size, total = sums.later.size, 0
-    for round in (1, 2):
+    for round_number in (1, 2):
         for k, key in enumerate(keys):
-            stream = key.stream("share of noise", round, 0, k)
+            stream = key.stream("share of noise", round_number, 0, k)
             stream.random(size)  # of rounding
             noise = skellam(stream, sums.later.share(3, 0), size)
-            np.testing.assert_array_equal(recorded.plain[round, k][:size], noise % 2**16)
-            total = total + noise if round == 1 else total
+            np.testing.assert_array_equal(recorded.plain[round_number, k][:size], noise % 2**16)
+            total = total + noise if round_number == 1 else total
     assert total.var() == pytest.approx(sums.later.variance, rel=5 * (2 / size) ** 0.5)  # five standard errors
 
 
@@ -96,7 +96,7 @@ def test_both_books_hold_each_sum_once_also_of_a_client_that_was_killed_after_it
     for k in range(3):
         home = made.folder / f"edge-{k}"
         assert [(line["round"], line["charges"]) for line in book(made, k)] == [
-            (round, [[OWN, event.noise, event.rate, 1, event.rounding]]) for round in (1, 2)
+            (round_number, [[OWN, event.noise, event.rate, 1, event.rounding]]) for round_number in (1, 2)
         ]
         assert engine.ledger.spent[k] == {event: 2}
         assert {stat.S_IMODE((home / name).stat().st_mode) for name in (KEY, LEDGER)} == {0o600}
@@ -183,7 +183,7 @@ def test_whoever_was_dropped_is_asked_for_no_share(recorded):
 
 
 def test_a_client_whose_noise_is_not_the_server_s_is_not_taken(recorded):
-    registration = recorded.made.server.edges[0].registration()
+    registration = recorded.made.server.edges[0].create_registration()
     registration.terms.noise = 1.9
     with refuses("FP5162"):
         recorded.made.server._accept(registration)
@@ -194,21 +194,22 @@ def test_notes_of_a_sum_are_the_client_s_alone(recorded):
         assert stat.S_IMODE((recorded.made.folder / f"edge-{k}" / "clients" / FILE).stat().st_mode) == 0o600
 
 
-def begun(made, round):
+def begun(made, round_number):
     """The third step of a sum by hand, as each client is asked it: the first two have been taken."""
     seed, secure = made.server.config.seed, made.server.setup.secure_sum
     told = Announcement(b"n" * 16, 3, secure.later.size, BESIDE, 1.0)
-    terms = told.terms(secure, seed, round, made.server.roster.run)
-    at = Coordinator(terms, graph([0, 1, 2], secure.neighbours, seed, round))
+    terms = told.terms(secure, seed, round_number, made.server.roster.run)
+    at = Coordinator(terms, graph([0, 1, 2], secure.neighbours, seed, round_number))
     for step, said, take in ((1, lambda _: told.to_bytes(), at.take_keys), (2, at.peers, at.take_sealed)):
         answers = [
-            made.server.edges[k].handle(Instruction("sum", round, k, b"", step=step, said=said(k))) for k in range(3)
+            made.server.edges[k].handle(Instruction("sum", round_number, k, b"", step=step, said=said(k)))
+            for k in range(3)
         ]
         for k, report in enumerate(answers):
             assert not report.error
             take(k, report.payload)
     trained = next(i for i in reversed(made.server.direct.asked) if i.kind == "train")
-    return [replace(trained, client=k, round=round, said=at.sealed_for(k), recorded="") for k in range(3)]
+    return [replace(trained, client=k, round=round_number, said=at.sealed_for(k), recorded="") for k in range(3)]
 
 
 def test_what_is_no_step_of_a_sum_is_not_charged_and_a_sum_is_charged_once(recorded):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.communication.release import common_digest, is_newcomer, state_name
+from fedpeft.communication.release import compute_common_digest, format_state_name, is_newcomer
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_real_clients_find_the_model_recorded_and_refuse_another(federation, set
     """The digest that the server announces is that of what a client decodes, lossy and private or not."""
     made = federation(rounds=3, **settings)
     server = made.server
-    grid = server.grid()
+    grid = server.create_grid()
     heard, announce = [], server.announcements.announce
 
     def announced(release):
@@ -32,9 +32,9 @@ def test_real_clients_find_the_model_recorded_and_refuse_another(federation, set
     def handle(edge, honest):
         def answer(asked):
             states = heard[-1].states
-            name = state_name(asked.form, is_newcomer(asked))
+            name = format_state_name(asked.form, is_newcomer(asked))
             assert asked.released == states[name] != ""
-            assert heard[-1].common == common_digest(asked)
+            assert heard[-1].common == compute_common_digest(asked)
             report = honest(asked)
             if asked.kind == "train" and asked.round == 3:
                 planted.append(honest(replace(asked, released="0" * 64)).error)

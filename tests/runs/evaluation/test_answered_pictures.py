@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedpeft.data.rows import joined, load_dataset
+from fedpeft.data.rows import join_rows, load_dataset
 from fedpeft.evaluation import answered_rows
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun
@@ -60,8 +60,8 @@ def test_a_picture_is_answered_as_in_the_run_s_own_rows(method, runs, pictures, 
     assert predict([str(run.folder), str(file)]) == 0
     [line] = said(capfd)
     dataset = load_dataset(run.config.dataset)
-    own = run.task.tokenise(joined(dataset.train, dataset.test), run.model_directory, 0)
-    [pixels] = run.pictures([str(file)]).pixels
+    own = run.task.tokenise(join_rows(dataset.train, dataset.test), run.model_directory, 0)
+    [pixels] = run.load_pictures([str(file)]).pixels
     [place] = [i for i in range(len(own)) if np.array_equal(own.pixels[i], pixels)]  # to the last bit
     batch, model = {"pixel_values": own.batch([place])["pixel_values"]}, run.model(run.base())
     with torch.no_grad():

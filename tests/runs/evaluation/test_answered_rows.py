@@ -14,8 +14,8 @@ from rich.console import Console
 
 from fedpeft.errors import DataError
 from fedpeft.evaluation import answered_rows
-from fedpeft.evaluation.answered_rows import answered
-from fedpeft.predict import chances, main, outputs, still_there
+from fedpeft.evaluation.answered_rows import answer_rows
+from fedpeft.predict import compute_outputs, compute_probabilities, create_heartbeat, main
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.refusals import refuses
@@ -57,7 +57,7 @@ def test_each_row_has_the_answer_that_its_text_has_alone(tmp_path, monkeypatch, 
     assert [line["body"] for line in lines] == TEXTS
     assert [json.loads(line["place"]) for line in lines] == [["a", i] for i in range(12)]
     for line in lines:
-        alone = chances(run, base, line["body"])
+        alone = compute_probabilities(run, base, line["body"])
         assert line["predicted"] == run.labels[int(alone.argmax())]
         assert float(line["probability"]) == pytest.approx(float(alone.max()), abs=1e-4)
     told = capsys.readouterr().out
@@ -80,13 +80,13 @@ def test_numbers_and_several_labels_have_columns_of_their_own(tmp_path):
     lines = written(tmp_path / "n", text=TEXTS)
     base = run.base()
     for line in lines:
-        alone = float(run.task.values(outputs(run, base, line["text"])))
+        alone = float(run.task.values(compute_outputs(run, base, line["text"])))
         assert float(line["predicted"]) == pytest.approx(alone, rel=1e-4)
     run = made(tmp_path / "l", f"file:{tagged(tmp_path / 'l' / 'rows.jsonl', 60)}")
     lines = written(tmp_path / "l", text=TEXTS)
     base = run.base()
     for line in lines:
-        alone = run.task.values(outputs(run, base, line["text"])).tolist()
+        alone = run.task.values(compute_outputs(run, base, line["text"])).tolist()
         found = {name: float(line[f"probability of {name}"]) for name in run.labels}
         assert list(found.values()) == pytest.approx(alone, abs=1e-4)
         assert line["predicted"] == "; ".join(n for n, p in zip(run.labels, alone, strict=True) if p >= 0.5)
@@ -100,7 +100,7 @@ def test_a_sample_and_tasks_read_the_texts_of_the_column_that_their_rows_had(tmp
     (tmp_path / "new.csv").write_text("text,body\nx,\n")
     run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=of.format(own=own)))
     with refuses("FP3062", "1 row has an empty text in the column 'body"):
-        answered_rows._of_texts(run, tmp_path / "new.csv", None)
+        answered_rows._prepare_texts(run, tmp_path / "new.csv", None)
 
 
 @pytest.mark.fast
@@ -110,8 +110,8 @@ def test_tasks_whose_texts_stand_in_several_columns_want_one_named(tmp_path):
     rows.write_text("body,title\nx,y\n")
     run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=dataset))
     with refuses("FP1096", "body, title", "--text"):
-        answered_rows._of_texts(run, rows, None)
-    assert answered_rows._of_texts(run, rows, "title")
+        answered_rows._prepare_texts(run, rows, None)
+    assert answered_rows._prepare_texts(run, rows, "title")
 
 
 def test_a_row_below_the_asked_probability_has_no_class(tmp_path, capsys):
@@ -169,13 +169,13 @@ def test_a_language_model_is_told_where_its_questions_go(tmp_path):
     (tmp_path / "rows.csv").write_text("text\n" + "\n".join(f"one and two are {i}" for i in range(40)) + "\n")
     run = made(tmp_path, f"file(path='{tmp_path / 'rows.csv'}', label=None)", "--model", "tiny_lm")
     with refuses("FP1156"):
-        next(answered(run, tmp_path / "rows.csv", None, 0.0))
+        next(answer_rows(run, tmp_path / "rows.csv", None, 0.0))
 
 
 @pytest.mark.fast
 def test_a_silence_before_the_first_row_is_told_once():
     console, said = Console(file=io.StringIO()), Counter()
-    beat = still_there(console, said)
+    beat = create_heartbeat(console, said)
     for _ in range(3):
         beat()
     said["yes"] += 2
@@ -209,7 +209,7 @@ def test_a_table_of_a_spreadsheet_is_detected_and_reported_or_told_the_flag(tmp_
 def test_words_of_a_table_have_a_label_each(tmp_path, monkeypatch):
     monkeypatch.setattr(answered_rows, "ROWS", 5)
     run = made(tmp_path, f"file:{write_jsonl(tmp_path / 'rows.jsonl', sentences(60))}")
-    assert run.labels_words
+    assert run.has_word_labels
     rows = [row["tokens"] for row in sentences(12, 1)]
     lines = written(tmp_path, tokens=[*rows[:11], ["town"] * 40])
     labels = [json.loads(line["predicted"]) for line in lines]
@@ -221,4 +221,4 @@ def test_words_of_a_table_have_a_label_each(tmp_path, monkeypatch):
     assert [json.loads(line["predicted"]) for line in texts][:11] == labels[:11]
     (tmp_path / "answers.csv").unlink()
     with pytest.raises(DataError, match=r"line 1 of .*'tokens' must hold a list of words, or a text, got 5"):
-        list(answered(run, write_jsonl(tmp_path / "bad.jsonl", [{"tokens": 5}]), "tokens", 0.0))
+        list(answer_rows(run, write_jsonl(tmp_path / "bad.jsonl", [{"tokens": 5}]), "tokens", 0.0))

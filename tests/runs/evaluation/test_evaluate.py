@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from fedpeft.answers.likelihood import log_likelihoods
 from fedpeft.answers.metric import METRICS
-from fedpeft.answers.questions import Form, read_questions
+from fedpeft.answers.questions import QuestionForm, read_questions
 from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import main
 from fedpeft.models.task import TASKS
@@ -55,7 +55,7 @@ def test_likelihoods_are_sums_of_log_probabilities(run, tmp_path):
     choices = [WORDS[3], f"{WORDS[4]} {WORDS[5]}", f"{WORDS[6]} {WORDS[7]} {WORDS[8]}"]
     path.write_text(json.dumps({"question": WORDS[20], "choices": choices, "answer": "B"}) + "\n")
     finished = FinishedRun.read(run)
-    [question] = read_questions(str(path), Form(True))
+    [question] = read_questions(str(path), QuestionForm(True))
     model, tokenizer = finished.model(finished.base()), AutoTokenizer.from_pretrained(finished.model_directory)
     [found] = log_likelihoods(model, TASKS.build("causal_lm"), tokenizer, [question], "")
     for choice, likelihood in zip(choices, found, strict=True):

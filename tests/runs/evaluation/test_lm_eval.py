@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import main
-from fedpeft.evaluation.lm_eval import Answers
+from fedpeft.evaluation.lm_eval import EvaluatedModel
 from fedpeft.run.finished import FinishedRun
 from tests.refusals import has_error
 
@@ -140,7 +140,7 @@ def test_likelihoods_of_texts_that_are_longer_than_the_model_reads_keep_their_en
     """Without lm-eval: its two kinds of likelihoods are cut on the left, answers count alone."""
     finished = FinishedRun.read(run)
     tokenizer, model = AutoTokenizer.from_pretrained(finished.model_directory), finished.model(finished.base())
-    answers = Answers(model, tokenizer, 16, "global", observer)
+    answers = EvaluatedModel(model, tokenizer, 16, "global", observer)
     ids = tokenizer(" ".join(WORDS[:30]))["input_ids"]
     whole, cut = (answers._loglikelihood_tokens([("", ids[:-2][-k:], ids[-2:])])[0][0] for k in (28, 14))
     assert whole == pytest.approx(cut, abs=1e-6)

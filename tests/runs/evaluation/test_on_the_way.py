@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedpeft.answers.exam import Exam, that_fit
-from fedpeft.answers.questions import Form, of_row, read_questions
+from fedpeft.answers.exam import Exam, select_fitting
+from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.config import RunConfig
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Rows
@@ -18,8 +18,8 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.evaluate import main as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
-from fedpeft.run.facts import DataFacts
-from fedpeft.run.folder import located
+from fedpeft.run.facts import DatasetInfo
+from fedpeft.run.folder import resolve_paths
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import NewRun
 from fedpeft.run.setup import Setup
@@ -42,36 +42,36 @@ def choices(tmp_path):
 
 @pytest.mark.fast
 def test_measures_are_those_of_the_answers():
-    asked = tuple(of_row(json.dumps({"prompt": f"{n}?", "answer": str(n)})) for n in range(4))
+    asked = tuple(parse_question(json.dumps({"prompt": f"{n}?", "answer": str(n)})) for n in range(4))
     free = Exam(asked, "exact_match", 4)
-    assert free.measures([("0",), ("1",), ("no",), ("no",)]) == {"exact_match": 0.5}
+    assert free.compute_measures([("0",), ("1",), ("no",), ("no",)]) == {"exact_match": 0.5}
     assert pickle.loads(pickle.dumps(free)) == free  # it goes to workers
 
 
 @pytest.mark.fast
 def test_choices_are_measured_as_they_are_and_by_length(choices):
-    exam = Exam(tuple(read_questions(str(choices), Form(asks=False))), "exact_match", 4, " ")
-    assert exam.offers_choices
+    exam = Exam(tuple(read_questions(str(choices), QuestionForm(asks=False))), "exact_match", 4, " ")
+    assert exam.has_choices
     assert exam.sequences == 15
     right = [question.right[0] for question in exam.questions]
     said = [(text, "one") for text in right]
-    assert exam.measures(said) == {"accuracy": 1.0, "accuracy by length": right.count("one") / 5}
+    assert exam.compute_measures(said) == {"accuracy": 1.0, "accuracy by length": right.count("one") / 5}
     folder = resolve_model("tiny_lm")
     task = TASKS.build("causal_lm")
     model = task.model(task.base(folder, torch.float32), None).eval()
-    answers = exam.answers(model, load_tokenizer(folder))
+    answers = exam.answer(model, load_tokenizer(folder))
     assert all(set(pair) <= set(question.choices) for pair, question in zip(answers, exam.questions, strict=True))
 
 
 @pytest.mark.fast
 def test_questions_that_are_too_long_are_counted():
     tokenizer = load_tokenizer(resolve_model("tiny_lm"))
-    asked = [of_row(json.dumps({"prompt": " ".join(["w"] * n), "answer": "x"})) for n in (2, 60)]
-    kept, notes = that_fit(asked, tokenizer, 4, 30)
+    asked = [parse_question(json.dumps({"prompt": " ".join(["w"] * n), "answer": "x"})) for n in (2, 60)]
+    kept, notes = select_fitting(asked, tokenizer, 4, 30)
     assert kept == asked[:1]
     assert "1 of 2 questions are left out" in notes[0]
     with refuses("FP3002"):
-        that_fit(asked[1:], tokenizer, 4, 30)
+        select_fitting(asked[1:], tokenizer, 4, 30)
 
 
 @pytest.mark.fast
@@ -89,7 +89,7 @@ def test_who_can_t_be_asked_is_told_so(task, measure, settings, words):
     model = "tiny" if task == "classification" else "tiny_lm"
     config = RunConfig(measure=measure, clients=4, dtype="fp32", **settings)
     with refuses(*words):
-        Setup.of(config, DataFacts("text", task, names, model, clients=4))
+        Setup.create(config, DatasetInfo("text", task, names, model, clients=4))
 
 
 @pytest.mark.fast
@@ -104,8 +104,8 @@ def test_without_rows_a_server_needs_a_file():
 def test_a_run_keeps_the_file_of_questions_by_its_whole_path(choices, monkeypatch):
     monkeypatch.chdir(choices.parent)
     config = RunConfig(measure="validation(every=2) + evaluate(questions='exam.jsonl')")
-    assert str(choices) in located(config).measure
-    assert located(RunConfig()).measure == RunConfig().measure
+    assert str(choices) in resolve_paths(config).measure
+    assert resolve_paths(RunConfig()).measure == RunConfig().measure
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments.flowertune.settings import Found, Settings
+from experiments.flowertune.settings import Settings, SideResult
 
 SMALL = {
     "model": "tiny_lm", "rows": 80, "test_rows": 12, "asked": 2, "clients": 4, "rounds": 2, "steps": 2, "batch": 4,
@@ -21,7 +21,7 @@ def test_both_sides_run_and_ours_loads_the_base_once_a_worker(tmp_path):
     file = tmp_path / "found.jsonl"
     assert main(Command(Settings(**SMALL), output=file)) == 0
     theirs, ours = (
-        Found(**{k: v for k, v in json.loads(x).items() if k != "of"}) for x in file.read_text().splitlines()
+        SideResult(**{k: v for k, v in json.loads(x).items() if k != "of"}) for x in file.read_text().splitlines()
     )
     assert (theirs.side, ours.side) == ("template", "ours")
     assert (theirs.worker_loads, theirs.server_loads) == (2 * 2, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import cells
+from experiments.ladder.rungs import create_cells
 from experiments.ladder.settings import TASKS
 from tests.unit.experiments.test_ladder import SMALL
 
@@ -30,7 +30,7 @@ def test_every_rung_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.argv", arguments)
     command.main()
     lines = command.read(tmp_path / "results.jsonl")
-    assert [entry["rung"] for entry in lines] == [cell.rung for cell in cells(SMALL, 1, 2, True, 1)]
+    assert [entry["rung"] for entry in lines] == [cell.rung for cell in create_cells(SMALL, 1, 2, True, 1)]
     assert {entry["rung"] for entry in lines} == set(command.ORDER) - {"pixels"}
     assert all(0 < entry["accuracy"] <= 1 for entry in lines)
     before = (tmp_path / "results.jsonl").read_text()

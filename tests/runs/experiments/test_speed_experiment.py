@@ -21,5 +21,5 @@ def test_sides_agree_and_are_timed(tmp_path: Path) -> None:
     for measured in result.variants.values():
         assert measured.median > 0
         assert measured.peak_share > 0
-    lines = [json.loads(line) for line in report.lines([result], report.Environment("", "", 1, 0.0, {}, {}))]
+    lines = [json.loads(line) for line in report.format_lines([result], report.Environment("", "", 1, 0.0, {}, {}))]
     assert [line["variant"] for line in lines] == list(result.variants)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.codecs import states
 from fedpeft.simulate import main
 
@@ -44,7 +44,7 @@ def test_what_it_cannot_use_is_one_sentence(tmp_path, monkeypatch, capsys, peft)
     folder = tmp_path / "run"
     if peft:
         assert main([*TINY, "--peft", peft, "--output", str(folder)]) == 0
-    with pytest.raises(SystemExit) as end, one_sentence():
+    with pytest.raises(SystemExit) as end, exit_on_error():
         table(monkeypatch, capsys, folder)
     assert end.value.code == 2
     assert ("a run of ia3" if peft else "holds no checkpoint") in capsys.readouterr().err

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from fedpeft.machine.beside import NICENESS, Beside
-from fedpeft.machine.cache import cache_directory
+from fedpeft.machine.beside import NICENESS, BackgroundProcess
+from fedpeft.machine.cache import get_cache_directory
 from tests.refusals import refuses
 
 
@@ -28,9 +28,9 @@ def told():
 
 
 def test_a_result_comes_back_and_is_told_of(told):
-    beside = Beside(told, math.sqrt, 9.0)
+    beside = BackgroundProcess(told, math.sqrt, 9.0)
     try:
-        assert beside.result() == 3.0
+        assert beside.wait_for_result() == 3.0
         assert told.event.wait(300)
         assert told.heard == [(None, False)]
         assert beside.seconds >= 0
@@ -39,10 +39,10 @@ def test_a_result_comes_back_and_is_told_of(told):
 
 
 def test_an_error_is_raised_with_the_place_where_it_happened(told):
-    beside = Beside(told, math.sqrt, -1.0)
+    beside = BackgroundProcess(told, math.sqrt, -1.0)
     try:
         with pytest.raises(ValueError, match=r"math domain error|nonnegative") as caught:
-            beside.result()
+            beside.wait_for_result()
         assert "beside.py" in "".join(caught.value.__notes__)
         assert told.event.wait(300)
         assert not beside.lost
@@ -51,10 +51,10 @@ def test_an_error_is_raised_with_the_place_where_it_happened(told):
 
 
 def test_what_cannot_be_sent_is_an_error(told):
-    beside = Beside(told, threading.Lock)
+    beside = BackgroundProcess(told, threading.Lock)
     try:
         with pytest.raises(Exception, match="pickle"):
-            beside.result()
+            beside.wait_for_result()
     finally:
         beside.close()
 
@@ -73,26 +73,26 @@ class Answer:
 
 @pytest.mark.fast
 def test_an_error_that_cannot_be_read_is_one_all_the_same(told):
-    beside = Beside.__new__(Beside)
+    beside = BackgroundProcess.__new__(BackgroundProcess)
     beside._done, beside._answer, beside._finished = told, Answer(), threading.Event()
     beside._result, beside.error, beside.seconds, beside._closed = None, None, None, False
     threading.Thread(target=beside._watch, daemon=True).start()
     assert told.event.wait(300)
     with refuses("FP5156", "UnreadableError"):
-        beside.result()
+        beside.wait_for_result()
 
 
 def test_a_process_that_is_killed_from_outside_has_no_result(told):
-    beside = Beside(told, time.sleep, 60)
+    beside = BackgroundProcess(told, time.sleep, 60)
     os.kill(beside.pid, signal.SIGKILL)
-    assert beside.result() is None
+    assert beside.wait_for_result() is None
     assert told.event.wait(300)
     assert told.heard == [(None, True)]
     beside.close()
 
 
 def test_closing_ends_the_process_at_once_and_in_silence(told):
-    beside = Beside(told, time.sleep, 60)
+    beside = BackgroundProcess(told, time.sleep, 60)
     assert beside.running
     beside.close()
     assert not beside.running
@@ -102,9 +102,9 @@ def test_closing_ends_the_process_at_once_and_in_silence(told):
 
 
 def test_it_computes_with_what_the_others_leave(told):
-    beside = Beside(told, os.nice, 0)
+    beside = BackgroundProcess(told, os.nice, 0)
     try:
-        assert beside.result() == os.nice(0) + NICENESS
+        assert beside.wait_for_result() == os.nice(0) + NICENESS
     finally:
         beside.close()
 
@@ -113,15 +113,15 @@ def test_it_keeps_things_where_the_environment_says_now(told, tmp_path, monkeypa
     """What processes are forked from has the environment of an earlier moment."""
     for cache in (tmp_path / "first", tmp_path / "second"):
         monkeypatch.setenv("FEDPEFT_CACHE", str(cache))
-        beside = Beside(told, cache_directory)
+        beside = BackgroundProcess(told, get_cache_directory)
         try:
-            assert beside.result() == cache
+            assert beside.wait_for_result() == cache
         finally:
             beside.close()
     monkeypatch.delenv("FEDPEFT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    beside = Beside(told, cache_directory)
+    beside = BackgroundProcess(told, get_cache_directory)
     try:
-        assert beside.result() == tmp_path / "fedpeft"
+        assert beside.wait_for_result() == tmp_path / "fedpeft"
     finally:
         beside.close()

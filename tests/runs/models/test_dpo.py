@@ -16,14 +16,14 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 
-from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
+from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.examples import IGNORED, PairRows
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
-from fedpeft.models.adapters_off import adapters_off
+from fedpeft.models.adapters_off import disable_adapters
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
-from fedpeft.models.tasks.dpo import preference_losses
+from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
+from fedpeft.models.tasks.dpo import compute_preference_losses
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.simulate import main
 from tests.refusals import has_error, refuses
@@ -86,7 +86,7 @@ def test_losses_are_those_of_trl_on_the_same_logits(case):
     task = TASKS.build("causal_lm")
     batch = {"labels": labels.flatten(0, 1)}
     sums = [task.losses(logits.flatten(0, 1)[:, :-1], batch).sums for logits in (model, reference)]
-    found = preference_losses(*sums, case["beta"])
+    found = compute_preference_losses(*sums, case["beta"])
     assert found.sums.tolist() == pytest.approx(case["losses"], rel=1e-12)
     assert found.correct.tolist() == case["right"]
     assert found.counts.tolist() == [1.0] * len(labels)
@@ -99,7 +99,7 @@ def adapted(spec, folder, dtype="fp64"):
     layout = method.layout(model)
     noise = torch.Generator().manual_seed(3)
     start = {
-        name: (t + 0.1 * torch.randn(t.shape, generator=noise)).to(adapter_dtype(dtype))
+        name: (t + 0.1 * torch.randn(t.shape, generator=noise)).to(get_adapter_dtype(dtype))
         for name, t in method.start(model, 0).items()
     }
     return task, method, model, layout, start
@@ -107,7 +107,7 @@ def adapted(spec, folder, dtype="fp64"):
 
 def set_state(model, state):
     with torch.no_grad():
-        for name, parameter in trainable(model).items():
+        for name, parameter in find_trainable(model).items():
             parameter.copy_(state[name].reshape(parameter.shape))
 
 
@@ -121,7 +121,7 @@ def test_with_adapters_off_the_base_speaks(chat_model, file, spec):
     plain = task.model(task.base(chat_model, torch.float64), 0)
     with torch.no_grad():
         expected, on = plain(batch), model(batch)
-        with adapters_off(model):
+        with disable_adapters(model):
             off = model(batch)
         again = model(batch)
     assert (off - expected).abs().max() < 1e-12
@@ -151,7 +151,9 @@ def test_the_loss_of_a_pair_is_the_formula(chat_model, file):
         expected.append(-F.logsigmoid(0.5 * (margins[0] - margins[1])))
     found = task.row_losses(model, rows.batch(np.arange(4)))
     assert found.sums.tolist() == pytest.approx([x.item() for x in expected], rel=1e-10)
-    one, other = (torch.autograd.grad(x, list(trainable(model).values())) for x in (found.sums.sum(), sum(expected)))
+    one, other = (
+        torch.autograd.grad(x, list(find_trainable(model).values())) for x in (found.sums.sum(), sum(expected))
+    )
     for a, b in zip(one, other, strict=True):
         assert (a - b).norm() <= 1e-8 * b.norm().clamp(min=1e-12)
 
@@ -178,7 +180,7 @@ def test_batched_equals_sequential(chat_model, file, spec):
 @pytest.mark.fast
 def test_pairs_survive_the_cache(chat_model, file):
     rows = tokenised(file, chat_model, 6)
-    back = examples_from_arrays(examples_to_arrays(rows))
+    back = restore_examples(convert_to_arrays(rows))
     assert isinstance(back, PairRows)
     assert 0 < back.cut == rows.cut <= len(rows) == len(back)
     for name, tensor in rows.batch([4, 1]).items():

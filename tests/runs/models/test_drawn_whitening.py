@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
-from fedpeft.models.drawn_whitening import drawn
-from fedpeft.run.facts import DataFacts
+from fedpeft.models.drawn_whitening import compute_whitening
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.setup import Setup
 from fedpeft.simulate import main as simulate
 
@@ -42,12 +42,12 @@ def test_a_run_saves_a_plain_probe_that_says_the_same(tmp_path):
     assert json.loads((folder / "adapter" / "method.json").read_text())["method"] == "linear_probe"
     saved = load_file(folder / "adapter" / "head.safetensors")
     data = load_dataset("digits")
-    setup = Setup.of(
+    setup = Setup.create(
         RunConfig(dataset="digits", model="tiny_vision", peft="whitened_probe", clients=4, dtype="fp32"),
-        DataFacts.of(data, 4, judged=True),
+        DatasetInfo.from_dataset(data, 4, judged=True),
     )
     model = setup.model()
-    found = drawn(model.base)
+    found = compute_whitening(model.base)
     # what the head was on white states, back from the files
     weight = saved["head.weight"].double() @ torch.linalg.inv(found.turn)
     bias = saved["head.bias"].double() + saved["head.weight"].double() @ found.centre

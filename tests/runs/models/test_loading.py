@@ -35,14 +35,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from fedpeft.data.images import check_reads_texts
-from fedpeft.data.model_config import config_of
+from fedpeft.data.model_config import load_model_config
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.encoders import from_pretrained
 from fedpeft.models.loading import load_base
-from fedpeft.models.readout import width
+from fedpeft.models.readout import get_width
 from fedpeft.models.task import TASKS
-from fedpeft.models.tasks.classification import hidden_states
+from fedpeft.models.tasks.classification import compute_hidden_states
 from fedpeft.simulate import main
 from tests.refusals import refuses
 
@@ -158,7 +158,7 @@ def test_a_missing_weight_that_nothing_reads_is_said_and_the_same_at_every_load(
     folder = changed("pooler.dense.weight")
     first, second = (base("classification", folder, say=said.append) for _ in range(2))
     assert said[0] == "the checkpoint lacks pooler.dense.weight, which the task does not use"
-    assert torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
+    assert torch.equal(first.pooler.to_dense.weight, second.pooler.to_dense.weight)
     assert not any(p.requires_grad for p in first.parameters())
 
 
@@ -196,7 +196,7 @@ def test_weights_that_are_no_numbers_are_refused(changed):
 )
 def test_a_model_of_one_s_own_gives_a_vector_for_each_token(changes, words):
     def read(model, row):
-        return changes(hidden_states(model, row))
+        return changes(compute_hidden_states(model, row))
 
     with refuses(*words):
         load_base(from_pretrained, resolve_model("tiny"), torch.float32, read)
@@ -207,7 +207,7 @@ def test_a_model_that_does_not_say_how_wide_it_is_is_refused():
     model = nn.Linear(2, 3)
     model.config = SimpleNamespace(dim=3)
     with refuses("FP4038", "Linear"):
-        width(model)
+        get_width(model)
 
 
 @pytest.mark.fast
@@ -256,7 +256,7 @@ def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypa
 @pytest.mark.fast
 def test_a_folder_of_an_unknown_kind_is_one_sentence_wherever_it_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "own_net"}')
-    for reads in (config_of, check_reads_texts, lambda folder: readable_tokens(folder, 0, 64)):
+    for reads in (load_model_config, check_reads_texts, lambda folder: count_readable_tokens(folder, 0, 64)):
         with refuses("FP4009", "`own_net` but", "register it in a file", "--plugin FILE") as caught:
             reads(tmp_path)
         assert "\n" not in str(caught.value)

@@ -14,20 +14,20 @@ from rich.console import Console
 from fedpeft import evaluate, export, plugins, predict
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
-from fedpeft.data.datasets.code_names import LABELS, row_of
+from fedpeft.data.datasets.code_names import LABELS, build_row
 from fedpeft.data.examples import IGNORED, TaggedRows
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.tagged_words import check_tags, words_and_tags
+from fedpeft.data.tagged_words import check_tags, parse_row
 from fedpeft.errors import ConfigError, DataError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import TASKS
-from fedpeft.models.tasks.token_labels import aligned
+from fedpeft.models.tasks.token_labels import align_tags
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.simulation.span_scores import is_iob2, span_scores, spans_of
+from fedpeft.simulation.span_scores import compute_span_scores, is_iob2, measure_spans
 from tests.refusals import has_error, pattern_of, refuses
 
 SOURCE = """def scaled(values, by=2):
@@ -65,7 +65,7 @@ parts = {"datasets": {"made_names": MadeNames}}
 
 
 def tagged(text: str) -> list[tuple[str, str]]:
-    row = json.loads(row_of(text))
+    row = json.loads(build_row(text))
     return [(word, LABELS[tag]) for word, tag in zip(row["words"], row["tags"], strict=True)]
 
 
@@ -86,13 +86,13 @@ def test_what_the_names_in_a_function_are():
     inner = tagged("def f(a):\n    def g(b):\n        return a + b\n    return lambda c: g(c)")
     assert [pair for pair in inner if pair[0] in "abc" and len(pair[0]) == 1] == [
         ("a", "B-ARG"), ("b", "B-ARG"), ("a", "B-ARG"), ("b", "B-ARG"), ("c", "B-ARG"), ("c", "B-ARG")]  # fmt: skip
-    assert row_of("def f(a):\n    return f'{a}'") is None
-    assert row_of("def f(:") is None
+    assert build_row("def f(a):\n    return f'{a}'") is None
+    assert build_row("def f(:") is None
 
 
 @pytest.mark.fast
 def test_the_first_token_of_a_word_bears_its_label():
-    assert aligned([None, 0, 0, 1, 2, 2, None], [4, 5, 6]).tolist() == [IGNORED, 4, IGNORED, 5, 6, IGNORED, IGNORED]
+    assert align_tags([None, 0, 0, 1, 2, 2, None], [4, 5, 6]).tolist() == [IGNORED, 4, IGNORED, 5, 6, IGNORED, IGNORED]
     task, folder = TASKS.build("token_labels"), resolve_model("tiny")
     words = ["zq", "abcdefghijkl", "x"]
     rows = Rows([json.dumps({"words": words, "tags": [1, 0, 1]}), json.dumps({"words": ["a"] * 40, "tags": [1] * 40})])
@@ -104,7 +104,7 @@ def test_the_first_token_of_a_word_bears_its_label():
     batch = made.batch([0, 1])
     assert batch["labels"].shape == batch["input_ids"].shape
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
-    again = cached_rows.examples_from_arrays(cached_rows.examples_to_arrays(made))
+    again = cached_rows.restore_examples(cached_rows.convert_to_arrays(made))
     assert torch.equal(again.batch([1, 0])["labels"], made.batch([1, 0])["labels"])
 
 
@@ -132,7 +132,7 @@ def test_a_tag_that_no_label_name_has_is_refused_before_a_run(tag, fresh_plugins
 @pytest.mark.parametrize("row", ['{"words": ["a"], "tags": [Infinity]}', "[" * 100_000])
 def test_json_that_holds_no_tags_is_one_sentence(row):
     with refuses("FP3147"):
-        words_and_tags(row)
+        parse_row(row)
 
 
 @pytest.mark.fast
@@ -158,7 +158,7 @@ def test_losses_are_of_labelled_tokens_alone():
 def test_spans_count_whole(monkeypatch):
     right = [["B-ATT", "I-ATT", "O", "B-ARG"], ["B-ARG", "O", "O", "B-ARG"]]
     said = [["B-ATT", "O", "O", "B-ARG"], ["B-ARG", "O", "B-ATT", "O"]]
-    found = span_scores(right, said)
+    found = compute_span_scores(right, said)
     # of 4 spans 2 are found; 4 are said
     assert found["precision"] == pytest.approx(2 / 4)
     assert found["recall"] == pytest.approx(2 / 4)
@@ -167,7 +167,7 @@ def test_spans_count_whole(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with refuses("FP2008", "seqeval", "evaluate"):
-        span_scores(right, said)
+        compute_span_scores(right, said)
 
 
 @pytest.mark.fast
@@ -231,7 +231,7 @@ def test_spans_are_those_of_the_base_that_was_trained_on(bits, made_names, tmp_p
 
     monkeypatch.setattr("fedpeft.peft.saved_adapter.load", load)
     with pytest.raises(EnoughError):
-        spans_of(made)
+        measure_spans(made)
     made.close()
     assert {m.precision for m in read[0].modules() if isinstance(m, QuantizedLinear)} == {
         "nf4" if bits == 4 else "int8"
@@ -277,8 +277,8 @@ def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
 
 @pytest.mark.fast
 def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
-    from fedpeft.run.suited import settled
+    from fedpeft.run.suited import settle_config
 
-    config = settled(RunConfig(dataset="sample(of=code_names, rows=100)", peft="lora"))
+    config = settle_config(RunConfig(dataset="sample(of=code_names, rows=100)", peft="lora"))
     assert (config.partition, config.head) == ("natural", "zero")
     assert Dataset("d", "text", "token_labels", Rows(["a"]), Rows(["a"]), LABELS, "minilm").classes == len(LABELS)

@@ -11,8 +11,8 @@ from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoModelForCausalLM
 
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.frozen_blocks import above, can_start_at
-from fedpeft.models.layers import blocks
+from fedpeft.models.frozen_blocks import can_start_at, cut_below
+from fedpeft.models.layers import find_blocks
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
@@ -95,13 +95,13 @@ def test_a_pass_that_starts_at_the_second_block_ends_as_a_whole_one(family, fold
     rows = made_rows(base.config.vocab_size).batch(range(4))
     inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
     seen = []
-    hook = blocks(base)[1][1].register_forward_pre_hook(
+    hook = find_blocks(base)[1][1].register_forward_pre_hook(
         lambda _, given, named: seen.append(given[0] if given else named["hidden_states"]), with_kwargs=True
     )
     with torch.no_grad():
         whole = base(**inputs).logits
         hook.remove()
-        part = above(base, 1)(inputs_embeds=seen[0], attention_mask=inputs["attention_mask"]).logits
+        part = cut_below(base, 1)(inputs_embeds=seen[0], attention_mask=inputs["attention_mask"]).logits
     real = inputs["attention_mask"].bool()
     assert int(real.sum(1).max()) > WINDOW
     assert torch.allclose(part[real], whole[real], rtol=1e-4, atol=1e-4)

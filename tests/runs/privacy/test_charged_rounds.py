@@ -15,9 +15,9 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
-from fedpeft.server.acceptance import Acceptance
-from fedpeft.server.exchange import Exchange
-from fedpeft.server.progress import Progress
+from fedpeft.server.acceptance import ReportReceiver
+from fedpeft.server.exchange import Transport
+from fedpeft.server.progress import ServerState
 from fedpeft.server.rounds import Server
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET, TINY, StopError, trained
@@ -44,13 +44,13 @@ def test_the_noise_of_a_budget_spends_it_and_no_more(tmp_path):
 
 def test_the_charge_is_on_disk_before_anyone_is_asked(tmp_path, monkeypatch):
     seen = []
-    ask = Exchange.in_order
+    ask = Transport.send_in_order
 
     def exchange(self, instructions, total, phase, *early):
         seen.append((phase, len(charges(tmp_path / "run"))))
         return ask(self, instructions, total, phase, *early)
 
-    monkeypatch.setattr(Exchange, "in_order", exchange)
+    monkeypatch.setattr(Transport, "send_in_order", exchange)
     trained(tmp_path / "run", privacy="user_dp(epsilon=3)")
     assert seen == [("train", 1), ("train", 2)]
 
@@ -82,7 +82,7 @@ def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
 @pytest.mark.parametrize("step", ["charge", "in_order", "add", "append", "commit"])
 def test_a_run_stopped_after_any_step_is_charged_for_all_that_it_released(tmp_path, monkeypatch, step):
     """In round 2: after the charge, the cohort's training, the first update's arrival, the records, the checkpoint."""
-    owner = {"charge": Ledger, "in_order": Exchange, "append": Records, "add": Acceptance}.get(step, Server)
+    owner = {"charge": Ledger, "in_order": Transport, "append": Records, "add": ReportReceiver}.get(step, Server)
     whole, folder, given = getattr(owner, step), tmp_path / "run", {"privacy": "dp_sgd(epsilon=3, test_noise=True)"}
 
     def stop(self, *arguments):
@@ -189,7 +189,9 @@ def test_profiles_that_change_between_a_kill_and_a_resume_are_charged_anew(tmp_p
         simulation = Simulation(config, folder, ConsoleObserver(QUIET))
         protection = simulation.protection
         protection.open(resumed=bool(booked))
-        entry = protection.enter(1, Progress(round=0, adapter={}).digest(), simulation.sampler.draw(config.seed, 1))
+        entry = protection.enter(
+            1, ServerState(round=0, adapter={}).compute_digest(), simulation.sampler.draw(config.seed, 1)
+        )
         booked.append({count for _, _, _, count in charges(folder)[-1]["charges"]})
     assert booked == [{5}, {50}]
     assert entry.attempt == 1

@@ -15,7 +15,7 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.skellam import Grid
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.exchange import Transport
 from fedpeft.server.rounds import Server
 from tests.unit.privacy.test_distributed_runs import charges, simulated
 
@@ -63,8 +63,8 @@ def test_a_start_is_one_noisy_sum_of_all_clients(tmp_path):
     assert [line["round"] for line in charges(tmp_path)] == [0]
     assert 7.9 < engine.epsilons()[0] <= 8
     assert progress.started["head.weight"].any()
-    own = MECHANISMS.build("dp_sgd(epsilon=8, start=1)").start_release.deviation(engine.start, 6)
-    assert engine.mechanism.start_release.deviation(engine.start, 6) == pytest.approx(own / math.sqrt(6))
+    own = MECHANISMS.build("dp_sgd(epsilon=8, start=1)").start_release.compute_deviation(engine.start, 6)
+    assert engine.mechanism.start_release.compute_deviation(engine.start, 6) == pytest.approx(own / math.sqrt(6))
 
 
 # ------------------------------------------------------------------------------------------------------ what it costs
@@ -101,24 +101,24 @@ def test_a_run_whose_clients_are_drawn_too_often_ends_and_is_within_its_budget(t
 # --------------------------------------------------------------------------------------------------- dropouts and kills
 
 
-def dropping(monkeypatch, clients: tuple[int, ...], round: int) -> None:
-    real = Exchange.in_order
+def dropping(monkeypatch, clients: tuple[int, ...], round_number: int) -> None:
+    real = Transport.send_in_order
 
     def in_order(exchange, instructions, total, phase, *early):
         asked = {i.client: i for i in instructions}
         for report in real(exchange, list(asked.values()), total, phase, *early):
             i = asked[report.client]
-            gone = (i.round, i.step) == (round, 3) and report.client in clients
+            gone = (i.round, i.step) == (round_number, 3) and report.client in clients
             yield Report(report.client, report.round, b"", error="gone") if gone else report
 
-    monkeypatch.setattr(Exchange, "in_order", in_order)
+    monkeypatch.setattr(Transport, "send_in_order", in_order)
 
 
 def test_a_sum_with_too_little_noise_is_void_and_charged(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(ConsoleObserver, "say", lambda self, text: said.append(text))
     text = f"distributed_dp(noise_multiplier=1, dropouts=0.2, {MASKS})"
-    dropping(monkeypatch, (1, 2), round=2)
+    dropping(monkeypatch, (1, 2), round_number=2)
     _, progress = trained(tmp_path, privacy=text, rounds=2)
     assert any("4 vectors have arrived of 6; with fewer than 5" in line for line in said)
     assert [line["round"] for line in charges(tmp_path)] == [1, 2]

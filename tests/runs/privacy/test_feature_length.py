@@ -10,7 +10,9 @@ from fedpeft.simulate import main as simulate
 def test_a_run_of_long_features_has_lower_rates(tmp_path, monkeypatch):
     rates = []
     for number, factor in enumerate((1.0, 10.0)):
-        monkeypatch.setattr("fedpeft.run.private_plan.feature_length", lambda model, factor=factor: 3.0 * factor)
+        monkeypatch.setattr(
+            "fedpeft.run.private_plan.measure_feature_length", lambda model, factor=factor: 3.0 * factor
+        )
         folder = tmp_path / str(number)
         given = ["--dataset", "tiny", "--model", "tiny", "--peft", "linear_probe", "--clients", "4", "--rounds", "2"]
         given += ["--privacy", "dp_sgd(epsilon=50, start=0.5)", "--dtype", "fp32", "--workers", "1"]

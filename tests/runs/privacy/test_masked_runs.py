@@ -12,7 +12,7 @@ import torch
 from fedpeft.clients.masking import FILE
 from rich.console import Console
 
-from fedpeft.aggregation.safeguard import Standing
+from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
@@ -21,8 +21,8 @@ from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
-from fedpeft.server.exchange import Exchange
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.exchange import Transport
+from fedpeft.server.progress import Checkpoints, ServerState
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
@@ -36,13 +36,13 @@ TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 5, "rounds": 2,
         "measure": "validation(every=100)", "safeguard": "none"}  # fmt: skip
 
 
-def trained(folder: Path, **given) -> Progress:
+def trained(folder: Path, **given) -> ServerState:
     simulation = Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(Console(quiet=True)))
     folder.mkdir(parents=True, exist_ok=True)
     return simulation.train(simulation.server(Records(folder)))
 
 
-def same(one: Progress, other: Progress) -> bool:
+def same(one: ServerState, other: ServerState) -> bool:
     return all(torch.equal(tensor, other.adapter[name]) for name, tensor in one.adapter.items())
 
 
@@ -89,20 +89,20 @@ def test_a_run_comes_close_to_one_without_masks(tmp_path):
 class Dropping:
     """Lets clients drop out before a step: what they answer does not arrive."""
 
-    def __init__(self, monkeypatch, dropping: dict[int, tuple[int, ...]], round: int = 2):
+    def __init__(self, monkeypatch, dropping: dict[int, tuple[int, ...]], round_number: int = 2):
         self.seen: list[tuple[Instruction, Report]] = []
-        real = Exchange.in_order
+        real = Transport.send_in_order
 
         def in_order(exchange, instructions, total, phase, *early):
             asked = list(instructions)
             by_client = {i.client: i for i in asked}
             for report in real(exchange, asked, total, phase, *early):
                 instruction = by_client[report.client]
-                gone = instruction.round == round and report.client in dropping.get(instruction.step, ())
+                gone = instruction.round == round_number and report.client in dropping.get(instruction.step, ())
                 self.seen.append((instruction, report))
                 yield Report(report.client, report.round, b"", error="gone") if gone else report
 
-        monkeypatch.setattr(Exchange, "in_order", in_order)
+        monkeypatch.setattr(Transport, "send_in_order", in_order)
 
 
 @pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 4, 5))])
@@ -126,7 +126,7 @@ def test_a_run_with_dropouts_is_that_of_those_who_have_sent(tmp_path, monkeypatc
 def test_a_void_round_leaves_the_model_and_the_run_goes_on(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(ConsoleObserver, "say", lambda self, text: said.append(text))
-    Dropping(monkeypatch, {4: (0, 1, 2)}, round=1)
+    Dropping(monkeypatch, {4: (0, 1, 2)}, round_number=1)
     after = trained(tmp_path, clients=5, cohort="all", rounds=2)
     first, second = lines(tmp_path, "rounds.jsonl")[-2:]
     assert (first["rejected"], first["update_norm"], first["train_loss"]) == (5, 0.0, None)
@@ -136,7 +136,7 @@ def test_a_void_round_leaves_the_model_and_the_run_goes_on(tmp_path, monkeypatch
 
 
 def test_no_sum_before_round_1_is_one_sentence(tmp_path, monkeypatch):
-    Dropping(monkeypatch, {2: (0, 1, 2, 3)}, round=0)
+    Dropping(monkeypatch, {2: (0, 1, 2, 3)}, round_number=0)
     with refuses("FP5198"):
         trained(tmp_path)
 
@@ -206,13 +206,13 @@ def test_a_killed_run_goes_on_with_identical_results(tmp_path, monkeypatch):
 
 def test_secrets_lie_where_nobody_else_reads_and_not_for_long(tmp_path, monkeypatch):
     modes: list[int] = []
-    real = Exchange.in_order
+    real = Transport.send_in_order
 
     def in_order(exchange, *given):
         yield from real(exchange, *given)
         modes.extend(stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "clients").glob(f"*/{FILE}"))
 
-    monkeypatch.setattr(Exchange, "in_order", in_order)
+    monkeypatch.setattr(Transport, "send_in_order", in_order)
     trained(tmp_path)
     assert modes
     assert set(modes) == {0o600}
@@ -222,7 +222,7 @@ def test_secrets_lie_where_nobody_else_reads_and_not_for_long(tmp_path, monkeypa
 def test_after_an_undone_round_the_grid_reaches_as_far_as_the_lower_rate_leads(tmp_path, monkeypatch):
     clips, verdicts = [], iter([True, True, False, True])
     monkeypatch.setattr(
-        Undo, "judge", lambda _self, _loss, s: (True, s) if next(verdicts) else (False, Standing(1, 0.01))
+        Undo, "judge", lambda _self, _loss, s: (True, s) if next(verdicts) else (False, SafeguardState(1, 0.01))
     )
     monkeypatch.setattr(
         ConsoleObserver,

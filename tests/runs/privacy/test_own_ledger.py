@@ -66,7 +66,7 @@ def test_nothing_that_is_measured_on_the_rows_leaves_a_client(federation, mechan
     made = federation(privacy=f"{mechanism}(noise_multiplier=1)", rounds=1)
     made.run()
     assert {(r.rows, r.loss) for r in made.server.direct.reports} == {(1, 0.0)}
-    assert {edge.registration().rows for edge in made.server.edges} == {1}
+    assert {edge.create_registration().rows for edge in made.server.edges} == {1}
     if mechanism == "local_dp":
         assert {r.steps for r in made.server.direct.reports} == {0}
 
@@ -90,7 +90,7 @@ def test_who_stood_in_for_another_is_not_asked_again_at_its_own_turn(federation,
     """The first of the deck is away in round 1 and asked at the end; the ledger knows who came in its place."""
     made = federation(privacy="dp_sgd(epsilon=8)", clients=4, cohort=1, rounds=4)
     [first] = made.server.sampler.draw(made.server.config.seed, 1)
-    everybody = made.server.present()
+    everybody = made.server.wait_for_present()
 
     def asked():
         done = made.server.direct.asked if hasattr(made.server, "direct") else []
@@ -327,7 +327,9 @@ def test_user_level_privacy_draws_secret_cohorts_among_the_places(federation):
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert {r["clients"] for r in rounds} == {1}, "the expected number is told, whatever it was"
     asked = [instruction.round for instruction in made.server.direct.asked]
-    assert {asked.count(round) for round in range(1, 7)} > {1}, "another seed is needed: all cohorts were of one client"
+    assert {asked.count(round_number) for round_number in range(1, 7)} > {1}, (
+        "another seed is needed: all cohorts were of one client"
+    )
     assert all(r["update_norm"] > 0 and not r["rejected"] for r in rounds)
     assert not (made.folder / "edge-0" / LEDGER).exists()
 

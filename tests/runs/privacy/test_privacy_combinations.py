@@ -9,7 +9,7 @@ from rich.console import Console
 from fedpeft.aggregation.strategy import LinearStrategy, strategies
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
-from fedpeft.peft.adapter import Layout, State, norm
+from fedpeft.peft.adapter import Layout, State, compute_norm
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.run.console import ConsoleObserver
@@ -75,7 +75,7 @@ def test_all_combinations_pass_or_refuse(strategy, tmp_path):
                 released = progress.adapter
                 if simulation.setup.strategy.new_factors:
                     released = in_first_factors(released, progress.started, simulation.setup.layout)
-                moved = norm({n: released[n] - progress.started[n] for n in released})
+                moved = compute_norm({n: released[n] - progress.started[n] for n in released})
                 # noise of z C / (q N) on every released entry, and a mean within C
                 trained = simulation.setup.strategy.trained(simulation.setup.layout, 1)
                 entries = sum(simulation.setup.layout.by_name[n].numel for n in trained)

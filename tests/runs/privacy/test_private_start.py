@@ -46,14 +46,14 @@ def test_a_run_is_charged_for_its_start_before_anyone_is_asked_and_stays_within_
 
     def watched(self, records):
         server = original(self, records)
-        inner = server.transport.in_order
+        inner = server.transport.send_in_order
 
         def in_order(instructions, count, phase, *early):
             if phase == "prepare":
                 seen.append(book(self.folder)[1])
             return inner(instructions, count, phase, *early)
 
-        server.transport.in_order = in_order
+        server.transport.send_in_order = in_order
         return server
 
     monkeypatch.setattr(Simulation, "server", watched)
@@ -146,7 +146,7 @@ def test_noise_without_a_budget_costs_the_share_that_is_asked_for(mechanism, tmp
 
 
 def test_the_summary_has_the_private_probe_and_the_start(tmp_path):
-    summary = simulate(RunConfig(**TINY, privacy="dp_sgd(epsilon=40)"), tmp_path / "run", False, QUIET).as_dict()
+    summary = simulate(RunConfig(**TINY, privacy="dp_sgd(epsilon=40)"), tmp_path / "run", False, QUIET).to_dict()
     assert 0.25 < summary["private_probe_accuracy"] <= 1
     assert summary["accuracy"] == pytest.approx(summary["private_probe_accuracy"], abs=0.15)
     assert summary["rounds"] == 0
@@ -157,7 +157,7 @@ def test_the_summary_has_the_private_probe_and_the_start(tmp_path):
 @pytest.mark.parametrize("mechanism", [pytest.param("dp_sgd", marks=pytest.mark.slow), "local_dp"])
 def test_real_clients_release_once_under_their_own_books(federation, mechanism):
     made = federation(head="auto", privacy=f"{mechanism}(epsilon=8, start=0.5)")
-    made.server.present()
+    made.server.wait_for_present()
     assert made.run().round == 2
     second = made.server.protection
     for k, edge in enumerate(made.server.edges):
@@ -180,6 +180,6 @@ def test_real_clients_release_once_under_their_own_books(federation, mechanism):
 
 def test_a_client_whose_start_has_all_trains_not(federation):
     made = federation(head="auto", privacy="dp_sgd(epsilon=8, start=1)", rounds=3)
-    made.server.present()
+    made.server.wait_for_present()
     assert made.run().round == 0
     assert [len(own_book(made, k)) for k in range(2)] == [1, 1]

@@ -30,7 +30,7 @@ def test_what_others_are_told_does_not_depend_on_whose_update_is_left_out(tmp_pa
     assert [line["client"] for line in clients if line.get("rejected")] == [clients[0]["client"]]
     assert [(r["clients"], r["rejected"]) for r in rounds] == [(3, 0)] * 2
     assert after.counters.rejected == 0
-    turns = [sorted(line["client"] for line in clients if line["round"] == round) for round in (1, 2)]
+    turns = [sorted(line["client"] for line in clients if line["round"] == round_number) for round_number in (1, 2)]
     assert sorted(turns[0] + turns[1]) == list(range(6))
     assert [[charge[0] for charge in line["charges"]] for line in ledger[1:]] == turns
     assert simulation.protection.ledger.spent == {client: {Event(1.0, 1.0): 1} for client in range(6)}

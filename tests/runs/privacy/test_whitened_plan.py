@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedpeft.aggregation.whitening import projection
+from fedpeft.aggregation.whitening import create_projection
 from fedpeft.errors import PayloadError
 from fedpeft.run.records import Records
 from fedpeft.server import preparation
@@ -26,7 +26,7 @@ def test_it_moves_along_whitened_directions_alone_and_ends_within_its_budget(tmp
     assert progress.told["turn"].shape == (16, 16)
     moved = (progress.adapter["head.weight"] - progress.started["head.weight"]).double()
     assert torch.linalg.matrix_rank(moved) > 0
-    P = projection(moved.shape[1], 16)
+    P = create_projection(moved.shape[1], 16)
     assert (moved - moved @ P.T @ P).norm() < 1e-5 * moved.norm()  # noise in other directions leads nowhere
     assert 7.9 < simulation.protection.epsilons()[0] <= 8
 
@@ -42,6 +42,6 @@ def test_a_resumed_run_goes_on_with_what_the_start_has_told(tmp_path):
 
 
 def test_a_server_that_sends_no_whitening_is_refused_by_its_clients(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_told", lambda *_: {})
+    monkeypatch.setattr(preparation, "_compute_broadcast_tensors", lambda *_: {})
     with pytest.raises(PayloadError):
         trained(tmp_path / "run")

@@ -12,8 +12,8 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.run import advice
-from fedpeft.run.advice import on_steps
-from fedpeft.run.suited import settled
+from fedpeft.run.advice import advise_on_steps
+from fedpeft.run.suited import settle_config
 from fedpeft.simulate import main
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",
@@ -67,7 +67,7 @@ def test_a_share_that_comes_to_one_client_is_told(more, advised, tmp_path, capsy
 def test_it_is_said_what_few_steps_never_come_to(most, drift, words):
     optimizer = LOCAL_OPTIMIZERS.build("adamw(warmup=8)")
     setup = SimpleNamespace(training=LocalTraining(optimizer=optimizer), mechanism=None, drift=parse_drift(drift))
-    told = list(on_steps(setup, most))
+    told = list(advise_on_steps(setup, most))
     assert len(told) == len(words)
     assert all(word in note for word, note in zip(words, told, strict=True))
 
@@ -96,12 +96,12 @@ def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, 
 def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partition, said):
     statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)
     for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):
-        config = settled(RunConfig(dataset=dataset, partition=partition))
+        config = settle_config(RunConfig(dataset=dataset, partition=partition))
         parts = {"training": LocalTraining(), "mechanism": None, "secure_sum": None, "drift": parse_drift("")}
         kind, method = SimpleNamespace(kind="text", task="classification", classes=2), SimpleNamespace(name="lora")
         task = SimpleNamespace(targets="classes")
         setup = SimpleNamespace(config=config, facts=kind, method=method, task=task, **parts)
-        told = " ".join(advice.advice(setup, statistics, 100))
+        told = " ".join(advice.advise(setup, statistics, 100))
         assert ("the column shop says whose row it is" in told) is (said and owners)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
-from fedpeft.predict import chances, outputs
+from fedpeft.predict import compute_outputs, compute_probabilities
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.finished import as_flags
@@ -58,12 +58,12 @@ def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, s
     Image.fromarray(random.integers(0, 256, (20, 20)).astype(np.uint8)).save(tmp_path / "grey.png")
     for file in (tmp_path / "turned.jpg", tmp_path / "grey.png", tmp_path / "pictures" / "red" / "1.png"):
         said = {one["label"]: one["score"] for one in classify(str(file))}
-        expected = dict(zip(run.labels, chances(run, base, str(file)).tolist(), strict=True))
+        expected = dict(zip(run.labels, compute_probabilities(run, base, str(file)).tolist(), strict=True))
         assert said == pytest.approx(expected, abs=1e-5)
         fed = AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
         with Image.open(file) as picture:
             pixels = fed(picture, return_tensors="np")["pixel_values"]
-        assert np.array_equal(pixels, run.pictures([str(file)]).pixels)
+        assert np.array_equal(pixels, run.load_pictures([str(file)]).pixels)
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)' in card
     assert f"a square of {side} pixels a side" in card
@@ -82,7 +82,7 @@ def test_a_backbone_of_one_s_own_class_is_exported_as_it_answers(method, tmp_pat
     run, file = FinishedRun.read(tmp_path / "run"), str(tmp_path / "pictures" / "red" / "1.png")
     classify = pipeline("image-classification", str(tmp_path / "out"), trust_remote_code=True)
     said = {one["label"]: one["score"] for one in classify(file)}
-    expected = dict(zip(run.labels, chances(run, run.base(), file).tolist(), strict=True))
+    expected = dict(zip(run.labels, compute_probabilities(run, run.base(), file).tolist(), strict=True))
     assert said == pytest.approx(expected, abs=1e-5)
     assert (
         "; before that import own_vit.py, which registers OwnVitConfig" in (tmp_path / "out" / "README.md").read_text()
@@ -103,15 +103,15 @@ def test_numbers_of_pictures_come_out_of_the_pipeline_in_their_unit(tmp_path, tr
     run = made(tmp_path, "--dataset", f"file:{tmp_path / 'pictures'}")
     file = str(tmp_path / "pictures" / "red" / "1.png")
     [said] = pipeline("image-classification", str(tmp_path / "out"), trust_remote_code=True)(file)
-    assert said["score"] == pytest.approx(float(run.task.values(outputs(run, run.base(), file))), rel=1e-4)
+    assert said["score"] == pytest.approx(float(run.task.values(compute_outputs(run, run.base(), file))), rel=1e-4)
 
 
 def test_an_adapter_s_card_says_how_a_picture_is_fed(finished_run, tmp_path):
-    from fedpeft.run.exports.model_card import card
+    from fedpeft.run.exports.model_card import format_card
 
     draw(tmp_path / "pictures")
     data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"
     run = finished_run(**SETTINGS, dataset=data, peft="head2toe")
-    said = card(FinishedRun.read(run), merged=False)
+    said = format_card(FinishedRun.read(run), merged=False)
     assert "`python -m fedpeft.predict RUN PICTURE`" in said
     assert re.search(r"model_input\(square\(PICTURE, 40\)\[None\], 16\)", said)

@@ -18,10 +18,10 @@ from transformers import AutoModelForSequenceClassification as TextClassifier
 from fedpeft.export import main as export
 from fedpeft.measurements.forgetting import Forgetting
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.calibration import calibrate, temperature
+from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
-from fedpeft.run.finished import FinishedRun, sample_batch, twin
+from fedpeft.run.finished import FinishedRun, clone_modules, sample_batch
 from fedpeft.run.measured import parse_measure
 from fedpeft.simulate import main as simulate
 from tests.finished import as_flags
@@ -267,10 +267,10 @@ def test_several_runs_answer_over_one_base(runs, capfd, monkeypatch):
 def test_a_twin_shares_weights_and_nothing_else():
     base = AutoModel.from_pretrained(resolve_model("tiny"))
     names = [name for name, _ in base.named_modules()]
-    copy = twin(base)
+    copy = clone_modules(base)
     copy.encoder.layer[0] = torch.nn.Identity()
     assert [name for name, _ in base.named_modules()] == names
-    assert {p.data_ptr() for p in twin(base).parameters()} == {p.data_ptr() for p in base.parameters()}
+    assert {p.data_ptr() for p in clone_modules(base).parameters()} == {p.data_ptr() for p in base.parameters()}
 
 
 def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
@@ -380,7 +380,7 @@ def test_the_temperature_undoes_overconfidence():
     logits = random.normal(size=(4000, 5))
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = np.array([random.choice(5, p=p) for p in chances])
-    assert temperature(3 * logits, labels) == pytest.approx(3, rel=0.1)
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.1)
 
 
 def test_a_language_model_goes_on(tmp_path: Path, capfd):

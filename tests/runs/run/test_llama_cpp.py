@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedpeft.answers.generation import generated
+from fedpeft.answers.generation import generate_tokens
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.export import main as export
 from fedpeft.run.finished import FinishedRun
@@ -73,7 +73,7 @@ def test_llama_cpp_goes_on_as_the_finished_model_does(run, tmp_path):
     finished = FinishedRun.read(run)
     tokenizer, model = load_tokenizer(finished.model_directory), finished.model(finished.base())
     ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    ours = generated(model, tokenizer, ids, NEW)
+    ours = generate_tokens(model, tokenizer, ids, NEW)
     theirs = of_llama_cpp(tmp_path / "gguf", adapter=True)
     assert [read for *_, read in theirs] == list(map(len, ids))
     same = sum(mine == tokens[: len(mine)] for mine, (tokens, *_) in zip(ours, theirs, strict=True))

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.quick import quick
+from fedpeft.run.quick import shorten_config
 from fedpeft.simulate import main, parse
 from tests.refusals import has_error
 
@@ -23,7 +23,7 @@ def test_quick_means_fewer_rows_rounds_and_tokens_and_nothing_else():
 
 @pytest.mark.fast
 def test_what_is_less_already_stays():
-    config = quick(RunConfig(rounds=1, tokens=16, dataset="file:rows.csv"))
+    config = shorten_config(RunConfig(rounds=1, tokens=16, dataset="file:rows.csv"))
     assert (config.rounds, config.tokens) == (1, 16)
     assert config.dataset == "sample(of='file:rows.csv', rows=1000, test_rows=500)"
 

@@ -11,7 +11,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import setting
 from fedpeft.run.catalogue import parse_hooks
 from fedpeft.server.features import check_features
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.progress import Checkpoints, ServerState
 from fedpeft.server.user_hook import DISCLOSED, GuardedHook, UserHook, attach
 from tests.refusals import refuses
 from tests.runs.server.test_loop import LAST, ROUNDS, USER_DP, _charges, events, make_server, make_setup  # noqa: F401
@@ -83,7 +83,7 @@ class Wrong(UserHook):
 
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.given(
+    with plugins.use_parts(
         {"hooks": {"reader": Reader, "stopper": Stopper, "chooser": Chooser, "counting": Counting, "wrong": Wrong}}
     ):
         yield
@@ -183,13 +183,13 @@ def test_what_a_hook_remembers_must_be_json():
     (hook,) = parse_hooks("stopper")
     hook.memory["a set"] = {1}
     with refuses("FP1511", "stopper"):
-        hook.saved()
+        hook.get_checkpoint()
 
 
 def test_a_hook_that_gives_something_else_than_the_loop_needs_is_named():
     (hook,) = parse_hooks("wrong")
     with refuses("FP1259", "wrong", "ends", "str"):
-        hook.ends(Progress(round=1, adapter={}))
+        hook.ends(ServerState(round=1, adapter={}))
 
 
 def test_a_hook_is_named_once():
@@ -199,9 +199,9 @@ def test_a_hook_is_named_once():
 
 def test_a_guarded_hook_hides_what_other_hooks_have_saved():
     hook = GuardedHook(parse_hooks("stopper")[0])
-    hook.open(Progress(round=3, adapter={}, hooks={"stopper": {"asked": 4}, "energy": {"levels": [1.0]}}))
-    assert hook.saved() == {"asked": 4}
-    disclosed = hook._disclose(Progress(round=3, adapter={}, hooks={"energy": {"levels": [1.0]}}))
+    hook.open(ServerState(round=3, adapter={}, hooks={"stopper": {"asked": 4}, "energy": {"levels": [1.0]}}))
+    assert hook.get_checkpoint() == {"asked": 4}
+    disclosed = hook._disclose(ServerState(round=3, adapter={}, hooks={"energy": {"levels": [1.0]}}))
     assert disclosed.hooks == {}
     with pytest.raises(PrivacyError):
         _ = disclosed.in_flight

@@ -11,7 +11,7 @@ from fedpeft.communication.base_residual import ResidualFiles, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.run.observer import Metrics
 from fedpeft.server.best_state import BestState
-from fedpeft.server.questions import of_kept
+from fedpeft.server.questions import select_kept_state
 from tests.runs.simulation.test_run_strategies import settings, trained
 
 
@@ -21,9 +21,9 @@ def run(tmp_path_factory):
     given = settings("fedex_lora", learning_rate=0.02, rounds=3)
     simulation, _, progress = trained(tmp_path_factory.mktemp("run"), **given)
     bases = [
-        {m: sum((s.dense() for r, s in steps if r <= round), torch.zeros_like(progress.residual.total[m]))
+        {m: sum((s.to_dense() for r, s in steps if r <= round_number), torch.zeros_like(progress.residual.total[m]))
          for m, steps in progress.residual.steps.items()}
-        for round in range(4)
+        for round_number in range(4)
     ]  # fmt: skip
     return simulation.setup, progress, bases
 
@@ -34,12 +34,12 @@ def test_whatever_base_clients_hold_they_get_the_kept_one(run, kept, tmp_path):
     assert progress.residual.total
     assert progress.residual.version == 3
     best = BestState(kept, Metrics(1.0, 0.5), progress.adapter, bases[kept] if kept else {})
-    asked = of_kept(replace(progress, best=best), ResidualFiles(tmp_path))
+    asked = select_kept_state(replace(progress, best=best), ResidualFiles(tmp_path))
     assert asked.residual.version == 4
     codec = parse_codec(setup.lossless)
     for held in range(4):
-        payload = asked.residual.payload(held, setup.layout.pairs, codec)
+        payload = asked.residual.encode_payload(held, setup.layout.pairs, codec)
         found = receive(bases[held], payload, setup.layout.pairs)
         assert found.keys() == bases[kept].keys()
         assert all(torch.equal(found[module], bases[kept][module]) for module in found)
-    assert asked.residual.payload(4, setup.layout.pairs, codec) == b""
+    assert asked.residual.encode_payload(4, setup.layout.pairs, codec) == b""

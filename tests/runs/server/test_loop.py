@@ -15,8 +15,8 @@ import torch
 from flwr.app import Message
 
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.flower_grid import OwnGrid, node_of
-from fedpeft.communication.messages import Report, instruction_of, to_record
+from fedpeft.communication.flower_grid import OwnGrid, get_node_id
+from fedpeft.communication.messages import Report, read_instruction, write_record
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.config import RunConfig
 from fedpeft.models.task import TASKS
@@ -25,19 +25,19 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.engine import PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Ledger
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.observer import Metrics
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records
-from fedpeft.run.setup import Setup, chosen_parts
-from fedpeft.server.dispatch import Dispatch
-from fedpeft.server.energy import EnergyBook
-from fedpeft.server.exchange import Exchange
+from fedpeft.run.setup import Setup, choose_parts
+from fedpeft.server.dispatch import Broadcast
+from fedpeft.server.energy import EnergyTracker
+from fedpeft.server.exchange import Transport
 from fedpeft.server.features import RunParts, ServerModel, attach_features
 from fedpeft.server.hooks import EndOfRun, RoundHook
 from fedpeft.server.preparation import prepare
 from fedpeft.server.private_rounds import PrivacyHook
-from fedpeft.server.progress import Checkpoints, Progress, RunStore
+from fedpeft.server.progress import Checkpoints, RunStore, ServerState
 from fedpeft.server.rounds import Server
 
 pytestmark = pytest.mark.fast("the order of events in the round loop")
@@ -52,9 +52,9 @@ def make_setup(**settings) -> Setup:
     """Return a setup without a model: what the loop reads of it does not need one."""
     config = RunConfig(**{**PLAIN, "clients": CLIENTS, "rounds": ROUNDS, **settings})
     return Setup(
-        **vars(chosen_parts(config)),
+        **vars(choose_parts(config)),
         config=config,
-        facts=DataFacts("text", "classification", ("one", "two"), "tiny", CLIENTS, judged=True),
+        facts=DatasetInfo("text", "classification", ("one", "two"), "tiny", CLIENTS, judged=True),
         task=TASKS.build("classification"),
         model_directory=Path(),
         peft="lora",
@@ -91,17 +91,17 @@ class Clients(OwnGrid):
         self.events, self.replies = events, []
 
     def get_node_ids(self):
-        return [node_of(client) for client in range(CLIENTS)]
+        return [get_node_id(client) for client in range(CLIENTS)]
 
     def push_messages(self, messages):
         pushed = list(messages)
         names = [self._stamp(message) for message in pushed]
         for message in pushed:
-            asked = instruction_of(message)
+            asked = read_instruction(message)
             self.events.append(f"send {asked.kind}")
             update = parse_codec("fp32").encode({"head.weight": torch.full((2, 3), 0.1)})
             report = Report(asked.client, asked.round, update, rows=4, steps=1, loss=1.0, correct=1, count=2)
-            self.replies.append(Message(to_record(report), reply_to=message))
+            self.replies.append(Message(write_record(report), reply_to=message))
         return names
 
     def pull_messages(self, message_ids):
@@ -137,7 +137,7 @@ class Draw:
     def __init__(self, events: list[str]) -> None:
         self.events = events
 
-    def draw(self, seed, round):
+    def draw(self, seed, round_number):
         self.events.append("draw")
         return list(range(CLIENTS))
 
@@ -177,8 +177,8 @@ def make_server(
         return Metrics(next(scripted, 1.0), 0.5)
 
     folder.mkdir(exist_ok=True)
-    observer, store = Watcher(events), RunStore.of(Records(folder))
-    transport = Exchange(Clients(events), observer.client_done, remote=True, announce=announce)
+    observer, store = Watcher(events), RunStore.from_records(Records(folder))
+    transport = Transport(Clients(events), observer.client_done, remote=True, announce=announce)
     privacy = protect(setup, folder) if private else None
     model = ServerModel(evaluate if evaluates else None, validation_loss)
     hooks = [*attach_features(RunParts(setup, transport, store, observer, model, {}, privacy, book)), *more]
@@ -281,7 +281,7 @@ class Recorder(RoundHook):
     def open(self, state):
         self.events.append(f"open {state and state.hooks}")
 
-    def saved(self):
+    def get_checkpoint(self):
         return {"number": 7}
 
     def fingerprint(self):
@@ -386,9 +386,9 @@ def test_a_hook_with_another_fingerprint_makes_a_new_attempt_with_a_new_charge(
 
 def test_privacy_charges_before_batteries_are_looked_at(tmp_path, events, monkeypatch):
     """Who drops out for its battery has been charged: the charge must not depend on it."""
-    real = EnergyBook.open
-    monkeypatch.setattr(EnergyBook, "open", lambda self, plan: events.append("batteries") or real(self, plan))
-    book = EnergyBook(make_setup(measure="energy(watts=6)"))
+    real = EnergyTracker.open
+    monkeypatch.setattr(EnergyTracker, "open", lambda self, plan: events.append("batteries") or real(self, plan))
+    book = EnergyTracker(make_setup(measure="energy(watts=6)"))
     make_server(tmp_path, events, private=True, book=book, rounds=1, **LAST, **USER_DP).run()
     assert [event for event in events if event in ("draw", "charge", "batteries")] == ["draw", "charge", "batteries"]
 
@@ -401,7 +401,7 @@ ORDER = (
 
 def test_features_have_one_order(tmp_path, events):
     measure = "validation(every=1, keep=best, public=True) + energy(watts=6) + ensemble(last=2)"
-    book = EnergyBook(make_setup(measure=measure, **USER_DP))
+    book = EnergyTracker(make_setup(measure=measure, **USER_DP))
     given = {"private": True, "book": book, "validation_loss": lambda *_: 1.0, "safeguard": "undo(rate=1)"}
     server = make_server(tmp_path, events, measure=measure, **given, **USER_DP)
     assert tuple(type(hook).__name__ for hook in server.hooks) == ORDER
@@ -416,13 +416,13 @@ def test_privacy_replaces_the_aggregator_that_other_features_wrap(tmp_path, even
 
 def test_a_plan_lowers_the_bits_of_all_updates():
     """The instruction of each client holds its bits; at the full share none is sent, as without a plan."""
-    state = Progress(round=0, adapter={"head.weight": torch.zeros(2, 3)}, rows={0: 1, 1: 9, 2: 1})
+    state = ServerState(round=0, adapter={"head.weight": torch.zeros(2, 3)}, rows={0: 1, 1: 9, 2: 1})
     for codec, share, bits in (("small", 1.0, {0.0}), ("small", 0.5, {0.495}), ("int8", 0.5, {4.0})):
         setup = make_setup(codec=codec)
         plan = RoundPlan(1, [0, 1, 2], bits_share=share)
-        sent = Dispatch(setup, state, remote=False).cohort(plan)
+        sent = Broadcast(setup, state, remote=False).cohort(plan)
         assert {one.instruction.bits for one in sent} == bits
-    by_rows = Dispatch(make_setup(codec="by_rows | adaptive(bits=2.0)"), state, remote=False)
+    by_rows = Broadcast(make_setup(codec="by_rows | adaptive(bits=2.0)"), state, remote=False)
     usual, halved = (
         [one.instruction.bits for one in by_rows.cohort(RoundPlan(1, [0, 1, 2], bits_share=share))]
         for share in (1.0, 0.5)
@@ -442,11 +442,11 @@ def test_hooks_plan_the_preparation_as_they_plan_a_round(tmp_path, events, monke
 
     monkeypatch.setattr(PrivacyEngine, "enter_start", enter_start)
     given = {"private": True, **USER_DP} if private else {"budget_megabytes": 1e-9}
-    book = EnergyBook(make_setup(measure="energy(watts=6)"))
+    book = EnergyTracker(make_setup(measure="energy(watts=6)"))
     server = make_server(tmp_path, events, book=book, **LAST, **given)
     for hook in server.hooks:
         hook.open(None)
-    plan = server.plan(RoundPlan(0, [0, 1, 2], kind="prepare"), Progress(round=0, adapter=server.setup.start))
+    plan = server.plan(RoundPlan(0, [0, 1, 2], kind="prepare"), ServerState(round=0, adapter=server.setup.start))
     assert (plan.cohort, plan.attempt, plan.spent) == (([0, 1], 3, (2,)) if private else ([0, 1, 2], 0, ()))
     assert plan.kind == "prepare"
     assert digests == ([plan.digest()] if private else [])

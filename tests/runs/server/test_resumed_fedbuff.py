@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpeft.aggregation.safeguard import Standing
+from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
-from fedpeft.communication.downlink import Package, Sent
+from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.acceptance import ReportReceiver
 from fedpeft.server.in_flight import InFlight
 from fedpeft.server.progress import Checkpoints, RunStore
 from fedpeft.simulate import main
@@ -81,7 +81,7 @@ def resumed_as_unbroken(folder: Path, words: list[str], cuts: list[tuple[type, s
 
 
 BETWEEN_ROUNDS = [(ConsoleObserver, "round_done", 1), (ConsoleObserver, "round_done", 3)]
-WITHIN_ROUNDS = [(Acceptance, "add", 4), (CohortGrid, "pull_messages", 1), (RunStore, "_tell", 2)]
+WITHIN_ROUNDS = [(ReportReceiver, "add", 4), (CohortGrid, "pull_messages", 1), (RunStore, "_tell", 2)]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -112,7 +112,7 @@ def test_updates_in_flight_when_a_step_is_undone_lower_the_rate_once_after_a_res
 
     def judge(_self, loss, standing):
         start = math.isinf(standing.lowest)
-        return start, Standing(min(standing.lowest, loss), standing.rate * (1 if start else 0.25))
+        return start, SafeguardState(min(standing.lowest, loss), standing.rate * (1 if start else 0.25))
 
     monkeypatch.setattr(Undo, "judge", judge)
     words = [*BUFFERED, "--measure", "validation(every=1)"]
@@ -139,7 +139,7 @@ def test_bytes_that_are_sent_to_real_clients_again_count(tmp_path, monkeypatch):
     runs["whole"].run()
     cut_at(RunStore, "_tell", 2, runs["cut"].run)
     before = Checkpoints(tmp_path / "cut" / "server" / "checkpoint").load()
-    waiting = {i.client for wave in before.in_flight.waves() for i in wave}
+    waiting = {i.client for wave in before.in_flight.iterate_waves() for i in wave}
     resent = sum(s.bytes for s in before.in_flight.sent if s.instruction.client in waiting)
     runs["cut"].start(runs["cut"].server.edges)
     runs["cut"].run()
@@ -151,7 +151,12 @@ def test_bytes_that_are_sent_to_real_clients_again_count(tmp_path, monkeypatch):
         assert line["downlink_bytes"] - plain["downlink_bytes"] == expected
 
 
-POINTS = [(CohortGrid, "push_messages", 2), (Acceptance, "add", 3), (RunStore, "_tell", 3), (Checkpoints, "save", 2)]
+POINTS = [
+    (CohortGrid, "push_messages", 2),
+    (ReportReceiver, "add", 3),
+    (RunStore, "_tell", 3),
+    (Checkpoints, "save", 2),
+]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([__name__, "fedpeft.simulation.simulation", "fedpeft.clients.preload"])
@@ -191,14 +196,14 @@ def test_clients_in_flight_come_back_from_a_checkpoint_as_they_were():
     shared = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0)}
     others = {"a": shared["a"][:1]}
     asked = [
-        Instruction("train", round, k, b"x" * round, 1e-3, trained=(0, 2), bits=0.1)
-        for k, round in enumerate((1, 2, 2))
+        Instruction("train", round_number, k, b"x" * round_number, 1e-3, trained=(0, 2), bits=0.1)
+        for k, round_number in enumerate((1, 2, 2))
     ]
     states = (shared, others, others)
-    sent = tuple(Sent(i, Package(i.payload, s, None, (1, 0)), 7) for i, s in zip(asked, states, strict=True))
+    sent = tuple(SentState(i, Package(i.payload, s, None, (1, 0)), 7) for i, s in zip(asked, states, strict=True))
     report = Report(1, 2, b"update", rows=3, loss=math.inf, error="é\ud800", correction=b"c", used=2)
     before = InFlight(sent, (report,))
-    after = InFlight.of(before.state())
+    after = InFlight.from_tensors(before.to_tensors())
     assert after.arrived == before.arrived
     assert [s.instruction for s in after.sent] == asked
     assert [(s.package.base, s.package.ranks, s.base_bytes) for s in after.sent] == 3 * [(None, (1, 0), 7)]
@@ -206,5 +211,5 @@ def test_clients_in_flight_come_back_from_a_checkpoint_as_they_were():
         assert one.package.state.keys() == other.keys()
         assert all(torch.equal(one.package.state[name], other[name]) for name in other)
     assert after.sent[1].package.state is after.sent[2].package.state, "what clients share is kept once"
-    assert [[i.client for i in wave] for wave in after.waves()] == [[0], [2]]
-    assert replace(before, sent=(), arrived=()).state() == {}
+    assert [[i.client for i in wave] for wave in after.iterate_waves()] == [[0], [2]]
+    assert replace(before, sent=(), arrived=()).to_tensors() == {}

@@ -13,7 +13,7 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.report import main as report
 from fedpeft.server.features import check_features
 from fedpeft.server.private_rounds import PrivacyHook
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.progress import Checkpoints, ServerState
 from fedpeft.server.traffic_budget import MEGABYTE, TrafficBudget, count_bytes, draw_clients
 from fedpeft.simulate import main as simulate
 from tests.refusals import refuses
@@ -29,7 +29,7 @@ def cost_of_a_client(**settings) -> float:
     """Return the predicted bytes of a client in a round, both ways."""
     setup = make_setup(budget_megabytes=1.0, **settings)
     moved = {"head.weight": torch.full((2, 3), 0.1)}  # the start, which is zero, is shorter
-    hook, state = TrafficBudget(setup, True, print), Progress(round=1, adapter=moved)
+    hook, state = TrafficBudget(setup, True, print), ServerState(round=1, adapter=moved)
     return hook._predict(RoundPlan(1, [0]), state)[1.0]
 
 
@@ -133,7 +133,7 @@ def test_a_client_that_sends_too_much_doubles_the_prediction_at_most(tmp_path, e
         result=SimpleNamespace(uplink_bytes=10**9, downlink_bytes=0),
         plan=SimpleNamespace(bits_share=1.0, number=3), lines={},
     )  # fmt: skip
-    hook.measure(Progress(round=2, adapter={}), log)
+    hook.measure(ServerState(round=2, adapter={}), log)
     assert hook.correction == 2.0
 
 

@@ -83,7 +83,7 @@ class Often(Validation):
 
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.given({"measurements": {"mine": Mine, "hooked": Hooked, "often": Often, "careless": Careless}}):
+    with plugins.use_parts({"measurements": {"mine": Mine, "hooked": Hooked, "often": Often, "careless": Careless}}):
         yield
 
 

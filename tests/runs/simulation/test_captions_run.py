@@ -17,7 +17,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError, DataError, ModelError, PrivacyError
 from fedpeft.evaluate import main as evaluate
-from fedpeft.evaluation.answered_rows import answered
+from fedpeft.evaluation.answered_rows import answer_rows
 from fedpeft.export import export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
@@ -57,7 +57,7 @@ def run(model, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", ["lora(rank=2, layers=1)", "linear_probe"])
 def test_a_run_goes_on_where_it_was_interrupted_and_says_what_it_sees(run, model, tmp_path, capsys, peft) -> None:
-    whole = run("whole", peft=peft).as_dict()
+    whole = run("whole", peft=peft).to_dict()
 
     def stop(result: RoundResult) -> None:
         if result.round == 1:
@@ -88,7 +88,7 @@ def test_a_run_goes_on_where_it_was_interrupted_and_says_what_it_sees(run, model
     with pytest.raises(ConfigError, match=r"give a picture's file$"):
         predict([tmp_path / "whole"], [str(tmp_path)], 5, QUIET)
     with refuses("FP1155"):
-        next(answered(FinishedRun.read(tmp_path / "whole"), tmp_path, None, 0.0))
+        next(answer_rows(FinishedRun.read(tmp_path / "whole"), tmp_path, None, 0.0))
 
     export(tmp_path / "whole", tmp_path / "out", False, QUIET)
     finished = FinishedRun.read(tmp_path / "whole")
@@ -128,8 +128,8 @@ def test_a_connector_that_is_not_trained_is_the_regression_of_all_clients_rows(r
 @pytest.mark.slow
 def test_a_drawn_connector_and_whole_updates_under_noise(run) -> None:
     mlp = run("mlp", dataset=CAPTIONS["dataset"].replace("captions", "'captions(connector=mlp, side=1)'"), rounds=1)
-    assert mlp.as_dict()["prepare_bytes"] == 0
-    private = run("private", privacy="user_dp(noise_multiplier=1.0)", rounds=1).as_dict()
+    assert mlp.to_dict()["prepare_bytes"] == 0
+    private = run("private", privacy="user_dp(noise_multiplier=1.0)", rounds=1).to_dict()
     assert private["epsilon"] > 0
     assert private["captions"]["rows"] == 12
 

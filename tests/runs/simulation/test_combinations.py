@@ -15,7 +15,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.grid import EXECUTORS
 from fedpeft.run.records import Records
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import ServerState
 from fedpeft.simulation.simulation import Simulation
 from tests.covering import cover, make_pairs
 from tests.runs.simulation.test_run_strategies import settings
@@ -40,14 +40,14 @@ SMALL = {"tokens": 16, "clients": 2, "cohort": "all", "rounds": 1, "workers": 1,
          "partition": "iid", "dtype": "fp32", "measure": "validation(every=9)"}  # fmt: skip
 
 
-def train(folder: Path, **given: object) -> Progress:
+def train(folder: Path, **given: object) -> ServerState:
     """Return what a run has learned, without its last scores."""
     simulation = Simulation(RunConfig(**given), folder, ConsoleObserver(Console(quiet=True)))
     folder.mkdir(parents=True, exist_ok=True)
     return simulation.train(simulation.server(Records(folder)))
 
 
-def assert_learned(progress: Progress, rounds: int) -> None:
+def assert_learned(progress: ServerState, rounds: int) -> None:
     assert progress.round == rounds
     assert all(bool(torch.isfinite(tensor).all()) for tensor in progress.adapter.values())
     assert any(bool(tensor.any()) for tensor in progress.adapter.values())

@@ -17,16 +17,16 @@ from torch import nn
 
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.config import RunConfig
-from fedpeft.data.cached_rows import cached_examples
-from fedpeft.models.layers import linear_layers, replace
-from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize
+from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.models.layers import find_linear_layers, replace
+from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, quantize, round_to_quantized
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
-from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.acceptance import ReportReceiver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
@@ -86,18 +86,22 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     report = ClientSide._report
 
     def spy(self, begun, result, seconds):
-        seen[begun.job.client] = (begun.job.received, result.state, self.bench.at(begun.instruction.base_precision))
+        seen[begun.job.client] = (
+            begun.job.received,
+            result.state,
+            self.bench.set_precision(begun.instruction.base_precision),
+        )
         return report(self, begun, result, seconds)
 
     monkeypatch.setattr(ClientSide, "_report", spy)
     received = {}
-    add = Acceptance.add
+    add = ReportReceiver.add
 
     def note(self, report, sent):
         received[report.client] = sent.state
         return add(self, report, sent)
 
-    monkeypatch.setattr(Acceptance, "add", note)
+    monkeypatch.setattr(ReportReceiver, "add", note)
     simulation.train(simulation.server(Records(folder)))
     for client in range(6):
         start, after, _ = seen[client]
@@ -110,9 +114,9 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     assert packed[1] > 0
     assert packed[2] == 0
     plain = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
-    path, layer = next(reversed(linear_layers(plain).items()))
-    held = seen[0][2].executor.frozen(path)
-    assert torch.equal(held.values(), dequantized(layer.weight, "nf4"))
+    path, layer = next(reversed(find_linear_layers(plain).items()))
+    held = seen[0][2].executor.get_frozen_layer(path)
+    assert torch.equal(held.values(), round_to_quantized(layer.weight, "nf4"))
 
 
 def made(folder: Path, **more) -> Simulation:
@@ -132,7 +136,7 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
 def weight_of_base(plain: Mapping[str, nn.Linear], module: str, base: str, residual: State) -> torch.Tensor:
     """A layer's weight in a precision, with R where there is one."""
     precision = base if base in PRECISIONS else ""
-    weight = dequantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
+    weight = round_to_quantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
     return (weight.float() + residual[module]).to(weight.dtype) if residual else weight
 
 
@@ -141,7 +145,7 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
     """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
     given = {"strategy": strategy, "clients": profiles(tmp_path), "rounds": 3, "head": "zero"}
     simulation = made(tmp_path / "run", **given)
-    plain = linear_layers(simulation.setup.task.base(simulation.setup.model_directory, torch.float32))
+    plain = find_linear_layers(simulation.setup.task.base(simulation.setup.model_directory, torch.float32))
     expected = partial(weight_of_base, plain)
     seen = []
 
@@ -151,7 +155,7 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
             bench, version = workbench.at(asked.base_precision), asked.base
             residual = ResidualFiles(bench.plan.residuals).get(version)
             for module in {pair.module for pair in bench.plan.layout.pairs}:
-                held = weight_of(bench.executor.frozen(module))
+                held = weight_of(bench.executor.get_frozen_layer(module))
                 assert torch.equal(held, expected(module, asked.base_precision, residual))
             seen.append((asked.base_precision, version))
         return results
@@ -162,7 +166,7 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
     assert all(float(R.norm()) > 0 for R in progress.residual.total.values())
 
     save(simulation.setup, progress.adapter, simulation.folder, progress.residual.total)
-    rows = cached_examples(simulation.workers.work.data_key).batch(np.arange(8))
+    rows = load_cached_examples(simulation.workers.work.data_key).batch(np.arange(8))
     form = simulation.setup.layout.form
     for base in ("nf4", "int8", "bf16", "fp32"):
         reference = simulation.setup.task.base(simulation.setup.model_directory, DTYPES.get(base, torch.float32))

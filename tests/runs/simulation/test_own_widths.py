@@ -54,7 +54,7 @@ parts = {"peft_methods": {"half_lora": HalfLora}, "corrections": {"wide": Wide}}
 
 @pytest.mark.parametrize("words", [["--peft=half_lora(rank=2)"], ["--drift=wide", "--optimizer=sgd", "--cohort=all"]])
 def test_no_client_is_refused_for_them(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     monkeypatch.setattr(plugins, "_names", {})
     monkeypatch.setattr(plugins, "_loaded", set())
     (tmp_path / "own.py").write_text(PARTS)

@@ -37,7 +37,7 @@ def run(folder: Path, **more):
 
 @pytest.mark.slow
 def test_a_run_of_pairs_goes_on_where_it_was_interrupted_and_says_how_well_pairs_are_found(tmp_path) -> None:
-    whole = run(tmp_path / "whole").as_dict()
+    whole = run(tmp_path / "whole").to_dict()
 
     def stop(result: RoundResult) -> None:
         if result.round == 1:
@@ -97,7 +97,7 @@ SCENES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", ["lora", "linear_probe"])
 def test_two_towers_learn_from_clients_of_which_some_have_one_side(tmp_path, peft) -> None:
-    whole = run(tmp_path / "whole", **SCENES | {"peft": peft}).as_dict()
+    whole = run(tmp_path / "whole", **SCENES | {"peft": peft}).to_dict()
 
     def stop(result: RoundResult) -> None:
         if result.round == 1:

@@ -13,7 +13,7 @@ from fedpeft.machine import cache
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import simulate
 from fedpeft.simulation import probe
-from fedpeft.simulation.probe import linear_probe
+from fedpeft.simulation.probe import fit_linear_probe
 from tests.unit.simulation.test_probe import begun
 
 
@@ -35,12 +35,12 @@ def test_a_probe_beside_the_rounds_finds_what_one_before_them_does(tmp_path, mon
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
     observer = Heard()
     probed, parts = begun(observer)
-    here = linear_probe(*parts)
+    here = fit_linear_probe(*parts)
     with probed:
-        assert probed.result() == (here.accuracy, here.predicted.tolist())
+        assert probed.wait_for_result() == (here.accuracy, here.predicted.tolist())
         assert observer.told.wait(300)
     assert "fitted in" in observer.lines[-1]
-    assert cache.holds("probe", "of-tests")
+    assert cache.is_cached("probe", "of-tests")
     with begun(observer)[0] as again:  # which is read, and begins nothing
         assert again._beside is None
         assert again.result() == (here.accuracy, here.predicted.tolist())
@@ -66,8 +66,8 @@ def test_a_probe_that_fails_is_told_at_once_and_raised_when_it_is_wanted(tmp_pat
         assert "can't be fitted" in observer.lines[-1]
         assert "class" in observer.lines[-1]
         with pytest.raises(ValueError, match="class"):
-            probed.result()
-    assert not cache.holds("probe", "of-tests")
+            probed.wait_for_result()
+    assert not cache.is_cached("probe", "of-tests")
 
 
 def test_a_probe_whose_process_is_killed_is_fitted_here(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_a_probe_whose_process_is_killed_is_fitted_here(tmp_path, monkeypatch):
         os.kill(probed._beside.pid, signal.SIGKILL)
         assert observer.told.wait(300)
         assert not probed.failed
-        assert probed.result()[0] == linear_probe(*parts).accuracy
+        assert probed.wait_for_result()[0] == fit_linear_probe(*parts).accuracy
     assert "ended from outside" in observer.lines[1]
 
 
@@ -88,7 +88,7 @@ def test_a_run_with_its_probe_beside_has_the_results_of_one_without(tmp_path, mo
     found = []
     for name, entries in (("before", 10**12), ("beside", 0)):
         monkeypatch.setattr(probe, "WORTH_A_PROCESS", entries)
-        monkeypatch.setattr(probe, "usable_cores", lambda: 2)
+        monkeypatch.setattr(probe, "count_usable_cores", lambda: 2)
         monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / name))
         console = Console(file=io.StringIO(), width=300)
         summary = simulate(RunConfig(dataset="tiny", **settings), tmp_path / f"run-{name}", False, console)

@@ -14,7 +14,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
-from fedpeft.run.setup import adapted_entries
+from fedpeft.run.setup import count_adapted_entries
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
@@ -178,6 +178,6 @@ def test_the_error_is_not_measured_where_the_exact_aggregate_would_be_too_large(
     whole = Simulation(config, tmp_path / "one", observer)
     assert whole.setup.weight_changes is not None
     monkeypatch.setattr(
-        "fedpeft.run.setup.LARGEST_TARGET", adapted_entries(whole.setup.model(), whole.setup.layout) - 1
+        "fedpeft.run.setup.LARGEST_TARGET", count_adapted_entries(whole.setup.model(), whole.setup.layout) - 1
     )
     assert Simulation(config, tmp_path / "other", observer).setup.weight_changes is None

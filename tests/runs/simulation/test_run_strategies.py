@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fedpeft.clients.attack import ATTACKS
-from fedpeft.clients.drift import flattened
+from fedpeft.clients.drift import flatten_states
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -19,7 +19,7 @@ from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.machine import kept_states
 from fedpeft.models.quantized import quantize
-from fedpeft.peft.adapter import ClientForm, LoraPair
+from fedpeft.peft.adapter import AdapterShape, LoraPair
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
@@ -155,8 +155,8 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         for kind, a, b in (
             ("adapter", whole.adapter, cut.adapter),
             ("learned", whole.learned, cut.learned),
-            ("residual", whole.residual.state(), cut.residual.state()),
-            ("drift", flattened(whole.drift), flattened(cut.drift)),
+            ("residual", whole.residual.to_tensors(), cut.residual.to_tensors()),
+            ("drift", flatten_states(whole.drift), flatten_states(cut.drift)),
         ):
             assert a.keys() == b.keys()
             assert all(torch.equal(a[n], b[n]) for n in a), (given["strategy"], kind)
@@ -170,7 +170,7 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
     assert progress.residual.total
     save(simulation.setup, progress.adapter, tmp_path / "run", progress.residual.total)
     reloaded = simulation.workers.pool.submit(lambda worker: worker).result()
-    from fedpeft.data.cached_rows import cached_examples
+    from fedpeft.data.cached_rows import load_cached_examples
     from fedpeft.peft import saved_adapter
 
     base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
@@ -181,7 +181,7 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
     bench.executor.load(progress.adapter)
     rows = list(range(20))
     with torch.no_grad():
-        there = model(cached_examples(simulation.workers.work.data_key).batch(rows))
+        there = model(load_cached_examples(simulation.workers.work.data_key).batch(rows))
         here = bench.executor.model(bench.executor.examples.batch(rows))
         bench.rebase(0)
         plain = bench.executor.model(bench.executor.examples.batch(rows))
@@ -196,25 +196,27 @@ def test_clients_of_a_residual_hold_it_bit_for_bit_whatever_they_were_sent():
     residual = Residual()
     noise = torch.Generator().manual_seed(0)
     held = {0: {}}
-    for round in range(1, 9):
+    for round_number in range(1, 9):
         made = {
             p.module: LowRank(
                 torch.randn(p.out_features, 1, generator=noise), torch.randn(1, p.in_features, generator=noise)
             )
             for p in pairs
-            if round % 2 or p.module == "a"
+            if round_number % 2 or p.module == "a"
         }
-        residual = residual.after(round, made, torch.float32)
-        held[round] = dict(residual.total)
+        residual = residual.after(round_number, made, torch.float32)
+        held[round_number] = dict(residual.total)
         for version, total in held.items():
-            payload = residual.payload(version, pairs, codec)
-            assert bool(payload) == (version < round)
+            payload = residual.encode_payload(version, pairs, codec)
+            assert bool(payload) == (version < round_number)
             received = receive(total, payload, pairs)
             assert received.keys() == residual.total.keys()
             assert all(torch.equal(received[m], residual.total[m]) for m in received)
             assert len(payload) < 4 * sum(p.out_features * p.in_features for p in pairs) + 200
-        again = Residual.of(residual.state())
-        assert again.payload(round - 1, pairs, codec) == residual.payload(round - 1, pairs, codec)
+        again = Residual.from_tensors(residual.to_tensors())
+        assert again.encode_payload(round_number - 1, pairs, codec) == residual.encode_payload(
+            round_number - 1, pairs, codec
+        )
 
 
 def test_what_clients_are_sent_follows_their_rank_and_their_last_round(tmp_path):
@@ -233,7 +235,7 @@ def test_what_clients_are_sent_follows_their_rank_and_their_last_round(tmp_path)
 def test_clients_of_one_rank_are_given_ranks_of_their_own(tmp_path):
     given = settings("fslora", dtype="fp64", ranks="2*5,4*1", cohort="all", rounds=1)
     _, server, _ = trained(tmp_path / "run", **given)
-    sent = [server.setup.strategy.ranks(server.setup.layout, ClientForm(2, 8.0), 3, 1, client) for client in range(5)]
+    sent = [server.setup.strategy.ranks(server.setup.layout, AdapterShape(2, 8.0), 3, 1, client) for client in range(5)]
     assert len(set(sent)) > 1
     lines = Records(tmp_path / "run").read("clients.jsonl")
     assert [line["rank"] for line in lines] == [2] * 5 + [4]

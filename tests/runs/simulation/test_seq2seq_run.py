@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from fedpeft.check import main as check
 from fedpeft.data.rows import load_dataset
-from fedpeft.data.text_to_text import sides
+from fedpeft.data.text_to_text import parse_pair
 from fedpeft.evaluate import main as evaluate
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
@@ -35,7 +35,7 @@ def trained(folder, **given):
 
 def pairs(path: Path, names=("input", "target"), count: int = 40) -> Path:
     rows = load_dataset(f"tiny_seq2seq(owners=1, rows={count})").train
-    return lines(path, *(dict(zip(names, sides(row), strict=True)) for row in rows.inputs))
+    return lines(path, *(dict(zip(names, parse_pair(row), strict=True)) for row in rows.inputs))
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_user_s_walk(kind, peft, tmp_path):
     assert "test perplexity" in told
     assert "  perplexity " in told
     assert json.loads((run / "summary.json").read_text())["task"] == "seq2seq"
-    source = sides(load_dataset(f"file:{data}").test.inputs[0])[0]
+    source = parse_pair(load_dataset(f"file:{data}").test.inputs[0])[0]
     answer = said_by(predict, run, source, "--new-tokens", "6").strip()
     judged = said_by(evaluate, run, "--metrics", "exact_match, f1", "--new-tokens", "6")
     assert "exact_match" in judged

@@ -19,7 +19,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.evaluate import main as evaluate
 from fedpeft.export import main as export
-from fedpeft.models.target_measures import of_labels, of_numbers
+from fedpeft.models.target_measures import measure_labels, measure_numbers
 from fedpeft.predict import main as predict
 from fedpeft.report import main as report
 from fedpeft.run.console import ConsoleObserver
@@ -155,7 +155,9 @@ def test_check_and_simulate_say_what_rows_without_classes_come_to(walk):
     assert (walk.run / "rounds.svg").is_file()
     truth = walk.test.labels
     of_numbers_or_labels = (
-        of_numbers(walk.values[:, 0], truth) if walk.numbers else of_labels(walk.outputs.numpy(), truth > 0, LABELS)
+        measure_numbers(walk.values[:, 0], truth)
+        if walk.numbers
+        else measure_labels(walk.outputs.numpy(), truth > 0, LABELS)
     )
     for name, value in of_numbers_or_labels.items():
         told = summary["targets"][name]

@@ -25,12 +25,12 @@ def lines(folder: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def killed_in(folder: Path, round: int, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
+def killed_in(folder: Path, round_number: int, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
     """A run that dies before it records a round, continued to its end."""
     commit = Server.commit
 
     def dies(self, progress):
-        if progress.round == round:
+        if progress.round == round_number:
             raise KeyboardInterrupt
         commit(self, progress)
 
@@ -53,9 +53,9 @@ def killed_in(folder: Path, round: int, monkeypatch: pytest.MonkeyPatch, **given
 def test_a_run_that_dies_in_the_middle_of_a_task_ends_the_same(given, rounds, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     assert main(flags(whole, **given)) == 0
-    for round in rounds:
-        cut = tmp_path / f"cut {round}"
-        killed_in(cut, round, monkeypatch, **given)
+    for round_number in rounds:
+        cut = tmp_path / f"cut {round_number}"
+        killed_in(cut, round_number, monkeypatch, **given)
         one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, cut))
         assert all(torch.equal(one[name], other[name]) for name in one)
         assert lines(whole, "tasks.jsonl") == lines(cut, "tasks.jsonl")

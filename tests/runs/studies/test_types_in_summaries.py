@@ -9,7 +9,7 @@ import pytest
 
 from fedpeft.report import main
 from fedpeft.run.summary import Costs, Quality, Summary
-from fedpeft.studies.results import checked_summary
+from fedpeft.studies.results import check_summary
 from tests.studies.made import made_result, write_study
 
 WRONG = ["a text", [1], {"a": 1}]
@@ -57,4 +57,4 @@ def test_every_declared_type_is_known():
     declared = {str(one.type) for part in (Quality, Costs, Summary) for one in dataclasses.fields(part)}
     plain = {text.partition("[")[0].removesuffix(" | None") for text in declared}
     assert plain == {"int", "float", "str", "Mapping", "bool", "Quality", "Costs"}
-    assert checked_summary({"accuracy": 1, "epsilon": None, "unknown": "x"})
+    assert check_summary({"accuracy": 1, "epsilon": None, "unknown": "x"})

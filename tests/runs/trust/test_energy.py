@@ -12,7 +12,7 @@ from fedpeft.config import RunConfig, read_config
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import AwareSampler
-from fedpeft.server.energy import EnergyBook
+from fedpeft.server.energy import EnergyTracker
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
 from tests.unit.trust.test_energy import TABLES
@@ -34,7 +34,7 @@ def test_batteries_empty_and_who_is_chosen_changes_it(tmp_path):
     assert run(tmp_path / "plain", tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "plain" / "clients.jsonl").read_text().splitlines()]
     out = {(line["round"], line["client"]) for line in lines if "battery" in (line.get("rejected") or "")}
-    assert out == {(round, client) for round in (3, 4) for client in range(4)}
+    assert out == {(round_number, client) for round_number in (3, 4) for client in range(4)}
     summary = json.loads((tmp_path / "plain" / "summary.json").read_text())
     energy = summary["trust"]["energy"]
     assert energy["dropped"] == 8
@@ -53,14 +53,14 @@ def test_a_run_that_is_continued_knows_its_batteries(tmp_path):
     assert run(folder, tmp_path, cohort="eafl(4)") == 0
     simulation = Simulation(read_config(folder / "config.toml"), folder, ConsoleObserver(Console(quiet=True)))
     lines = Records(folder).read("clients.jsonl")
-    whole, half = EnergyBook(simulation.setup), EnergyBook(simulation.setup)
+    whole, half = EnergyTracker(simulation.setup), EnergyTracker(simulation.setup)
     whole.replay(lines, {}, 4)
     half.replay([line for line in lines if line["round"] <= 2], {}, 2)
-    for round in (3, 4):
-        half.begin(round, {})
+    for round_number in (3, 4):
+        half.begin(round_number, {})
         for line in lines:
-            if line["round"] == round:
-                half._took(line["client"], sum(line["joules"].values()), line["loss"], line.get("rejected"))
+            if line["round"] == round_number:
+                half._record_use(line["client"], sum(line["joules"].values()), line["loss"], line.get("rejected"))
     np.testing.assert_array_equal(whole.levels, half.levels)
     np.testing.assert_array_equal(whole.losses, half.losses)
     simulation.close()
@@ -72,7 +72,7 @@ class Unheard(AwareSampler):
 
     needs_energy = False
 
-    def choose(self, view, size, seed, round):
+    def choose(self, view, size, seed, round_number):
         assert np.array_equal(np.isnan(view.rows), np.isnan(view.losses))
         return np.flatnonzero(np.isnan(view.rows))[:size].tolist()
 
@@ -89,8 +89,8 @@ def test_a_sampler_by_losses_and_rows_needs_no_watts_and_knows_all_that_was_told
         if result.round == 1:
             raise KeyboardInterrupt
 
-    with plugins.given({"samplers": {"unheard": Unheard}}):
-        summary = simulate(config, tmp_path / "whole", False, Console(quiet=True)).as_dict()
+    with plugins.use_parts({"samplers": {"unheard": Unheard}}):
+        summary = simulate(config, tmp_path / "whole", False, Console(quiet=True)).to_dict()
         with pytest.raises(KeyboardInterrupt):
             simulate(config, tmp_path / "cut", False, Console(quiet=True), on_round=stop)
         assert main(["--resume", str(tmp_path / "cut")]) == 0

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.server.ensemble import STATES, EnsembleHook
-from fedpeft.server.progress import Progress, RunStore
+from fedpeft.server.progress import RunStore, ServerState
 from fedpeft.simulate import main
 from tests.privacy.small_runs import StopError, trained
 
@@ -16,8 +16,8 @@ from tests.privacy.small_runs import StopError, trained
 @pytest.mark.fast
 def test_the_last_states_are_kept_whatever_is_repeated(tmp_path):
     hook = EnsembleHook(tmp_path / STATES, 3)
-    for round in (0, 1, 2, 3, 2, 3, 4):  # after a kill, rounds 2 and 3 come again
-        hook.before_commit(Progress(round, {"x": torch.full((2,), float(round))}))
+    for round_number in (0, 1, 2, 3, 2, 3, 4):  # after a kill, rounds 2 and 3 come again
+        hook.before_commit(ServerState(round_number, {"x": torch.full((2,), float(round_number))}))
     assert sorted(int(f.stem) for f in (tmp_path / STATES).glob("*")) == [2, 3, 4]
 
 

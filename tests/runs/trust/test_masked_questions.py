@@ -10,8 +10,8 @@ from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER, UNIT
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
-from fedpeft.server.calibration import of_clients
-from fedpeft.server.exchange import Exchange
+from fedpeft.server.calibration import calibrate_on_clients
+from fedpeft.server.exchange import Transport
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.trust.question import WORST_LOSS, Question
 from fedpeft.trust.questions.class_sums import ClassSums
@@ -40,14 +40,16 @@ def pooled(simulation, progress, question):
     answers = []
     for client in range(TINY["clients"]):
         _, rows = side.choose_rows(client, 1)
-        answers.append(question.answer(side.bench.executor.logits(progress.adapter, rows), side.bench.labels(rows)))
+        answers.append(
+            question.answer(side.bench.executor.compute_logits(progress.adapter, rows), side.bench.get_labels(rows))
+        )
     return {name: sum(answer[name] for answer in answers) for name in answers[0]}, answers
 
 
 @pytest.mark.parametrize("question", [Likelihoods(), Reliability(temperature=1.3)])
 def test_the_sums_are_those_without_masks_to_the_grid(finished, question):
     simulation, server, progress = finished
-    found = server.questions(progress).ask(question)
+    found = server.create_questions(progress).ask(question)
     without, answers = pooled(simulation, progress, question)
     assert found.clients == sum(bool(answer["rows"]) for answer in answers)
     assert found.uplink_bytes > 0
@@ -59,7 +61,7 @@ def test_nothing_of_a_single_client_arrives(finished, monkeypatch):
     """What the third step brings is as if drawn at random, and no client's own sums."""
     _, server, progress = finished
     question, seen = Likelihoods(), []
-    real = Exchange.in_order
+    real = Transport.send_in_order
 
     def in_order(exchange, instructions, total, phase, *early):
         asked = {i.client: i for i in instructions}
@@ -67,8 +69,8 @@ def test_nothing_of_a_single_client_arrives(finished, monkeypatch):
             seen.append((asked[report.client], report))
             yield report
 
-    monkeypatch.setattr(Exchange, "in_order", in_order)
-    server.questions(progress).ask(question)
+    monkeypatch.setattr(Transport, "send_in_order", in_order)
+    server.create_questions(progress).ask(question)
     vectors = [report for instruction, report in seen if instruction.asks]
     assert len(vectors) == TINY["clients"]
     assert {(r.rows, r.loss, r.steps, r.correct, r.count) for _, r in seen} == {(0, 0.0, 0, 0.0, 0.0)}
@@ -79,14 +81,14 @@ def test_nothing_of_a_single_client_arrives(finished, monkeypatch):
 
 def test_calibration_comes_of_it(finished):
     _, server, progress = finished
-    found = of_clients(server.questions(progress), 15)
+    found = calibrate_on_clients(server.create_questions(progress), 15)
     assert found["clients"] == TINY["clients"]
     assert found["after"]["loss"] <= found["before"]["loss"] + 1e-6
 
 
 def test_what_has_no_sum_ends_in_one_sentence(finished, monkeypatch):
     _, server, progress = finished
-    questions = server.questions(progress)
+    questions = server.create_questions(progress)
     with refuses("FP5205", "likelihoods"):
         questions.ask(Likelihoods(), cohort=[0, 1])
     with refuses("FP5205", "no sum of clients' answers to class_sums"):
@@ -102,7 +104,7 @@ def test_a_client_says_nothing_without_masks(finished):
     simulation, server, progress = finished
     question = Likelihoods()
     side = simulation.workers.pool._local.clients
-    (instruction, *_) = server.questions(progress)._instructions(question, [0], 1)
+    (instruction, *_) = server.create_questions(progress)._create_instructions(question, [0], 1)
     with refuses("FP7002", "without masks"):
         side.handle([instruction])
     side.reports.masking.identity = object()

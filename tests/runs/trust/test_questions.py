@@ -13,7 +13,7 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
-from fedpeft.server.calibration import of_clients
+from fedpeft.server.calibration import calibrate_on_clients
 from fedpeft.server.evaluation import ask_own_rows
 from fedpeft.simulate import main
 from fedpeft.trust.questions.likelihoods import Likelihoods
@@ -38,15 +38,15 @@ def pooled(made, progress, question):
     for k, edge in enumerate(made.server.edges):
         side = edge.workers.pool._local.clients
         _, rows = side.choose_rows(k, 1)
-        logits.append(side.bench.executor.logits(progress.adapter, rows))
-        labels.append(side.bench.labels(rows))
+        logits.append(side.bench.executor.compute_logits(progress.adapter, rows))
+        labels.append(side.bench.get_labels(rows))
     return question.answer(torch.cat(logits), torch.cat(labels))
 
 
 @pytest.mark.parametrize("question", [Likelihoods(), Reliability(temperature=1.3)])
 def test_the_servers_sums_are_those_of_the_clients_rows_together(finished, question):
     made, server, progress = finished
-    found = server.questions(progress).ask(question)
+    found = server.create_questions(progress).ask(question)
     assert found.clients == 2
     for name, tensor in pooled(made, progress, question).items():
         torch.testing.assert_close(found.total[name], tensor, rtol=1e-6, atol=1e-6)
@@ -54,7 +54,7 @@ def test_the_servers_sums_are_those_of_the_clients_rows_together(finished, quest
 
 def test_what_a_server_tells_of_its_clients_calibration(finished):
     _, server, progress = finished
-    found = of_clients(server.questions(progress), 15)
+    found = calibrate_on_clients(server.create_questions(progress), 15)
     assert found["clients"] == 2
     assert 0.05 <= found["temperature"] <= 20
     assert found["after"]["loss"] <= found["before"]["loss"]
@@ -74,7 +74,7 @@ def test_a_liar_and_an_unknown_question_do_not_count(finished):
     before, said = edge.handle, []
     edge.handle = lambda instruction: dataclasses.replace(before(instruction), rows=3)
     try:
-        questions = dataclasses.replace(server.questions(progress), say=said.append)
+        questions = dataclasses.replace(server.create_questions(progress), say=said.append)
         assert questions.ask(Likelihoods()).clients == 1
     finally:
         edge.handle = before
@@ -94,7 +94,7 @@ def test_a_stranger_s_words_are_no_markup(finished, monkeypatch, counted):
     if counted:
         ask_own_rows(server.setup, server.transport, progress, say)
     else:
-        dataclasses.replace(server.questions(progress), say=say).ask(Likelihoods())
+        dataclasses.replace(server.create_questions(progress), say=say).ask(Likelihoods())
     assert said == [f"edge-0's {'evaluation' if counted else 'answer'} does not count: FP6000 [/bold] no"]
 
 
@@ -103,7 +103,7 @@ def test_of_a_place_that_nobody_has_taken_nothing_is_said(finished, monkeypatch)
     made, server, progress = finished
     away = Report(0, progress.round, b"", error=NOT_JOINED)
     monkeypatch.setattr(made.server.edges[0], "handle", lambda _: away)
-    questions = dataclasses.replace(server.questions(progress), say=(said := []).append)
+    questions = dataclasses.replace(server.create_questions(progress), say=(said := []).append)
     assert questions.ask(Likelihoods()).clients == 1
     assert not said
 

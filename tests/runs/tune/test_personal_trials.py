@@ -24,7 +24,7 @@ CONFIG = RunConfig(
 def seen(monkeypatch):
     """The rows that clients train on and are evaluated on."""
     rows = {"train": set(), "evaluate": set()}
-    evaluated, train = encoded_reports.evaluated, clients.train_on_own_bases
+    evaluated, train = encoded_reports.evaluate_client, clients.train_on_own_bases
 
     def evaluating(bench, client_round):
         rows["evaluate"] |= set(np.asarray(client_round.held_out).tolist())
@@ -35,7 +35,7 @@ def seen(monkeypatch):
             rows["train"] |= set(np.asarray(client_round.job.rows).tolist())
         return train(bench, rounds)
 
-    monkeypatch.setattr(encoded_reports, "evaluated", evaluating)
+    monkeypatch.setattr(encoded_reports, "evaluate_client", evaluating)
     monkeypatch.setattr(clients, "train_on_own_bases", training)
     return rows
 

@@ -5,24 +5,24 @@ import math
 
 import pytest
 
-from fedpeft.aggregation.aggregator import aggregator
-from fedpeft.aggregation.exactness import LARGEST_TARGET, Measured, Products, measurable
+from fedpeft.aggregation.aggregator import create_aggregator
+from fedpeft.aggregation.exactness import LARGEST_TARGET, MeasuringAggregator, Products, is_measurable
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import Client, create_lora_layout, create_random_state, create_random_updates
+from fedpeft.peft.adapter import AdapterShape
 
-FORM = ClientForm(4, 8.0)
-LAYOUT = lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
+FORM = AdapterShape(4, 8.0)
+LAYOUT = create_lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
 CLIENTS = [Client(FORM, w) for w in (3.0, 1.0, 2.5)]
 
 
 def measured(text, tmp_path, clients=CLIENTS):
     strategy = strategies.build(text)
-    state = random_state(LAYOUT, 1)
-    inner = aggregator(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, state, 1, 0, tmp_path)
-    total = Measured(inner, Products(LAYOUT))
-    updates = random_updates(strategy, state, LAYOUT, clients, 3)
+    state = create_random_state(LAYOUT, 1)
+    inner = create_aggregator(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, state, 1, 0, tmp_path)
+    total = MeasuringAggregator(inner, Products(LAYOUT))
+    updates = create_random_updates(strategy, state, LAYOUT, clients, 3)
     for update in updates:
         total.add(update)
     outcome = total.finish({})
@@ -49,16 +49,16 @@ def test_exact_rules_have_none(text, tmp_path):
 
 
 def test_mixed_ranks_and_alphas(tmp_path):
-    clients = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]
+    clients = [Client(AdapterShape(2, 8.0), 3.0), Client(AdapterShape(4, 8.0), 1.0), Client(AdapterShape(3, 6.0), 2.5)]
     assert measured("flora", tmp_path / "a", clients)[2] < 1e-5
     assert measured("hetlora", tmp_path / "b", clients)[2] > 0.1
 
 
 def test_it_is_left_out_where_it_is_not_defined_or_too_large():
     side = int(math.sqrt(LARGEST_TARGET))
-    assert measurable(strategies.build("fedit"), LAYOUT)
-    assert measurable(strategies.build("fedit"), lora_layout([(side, side)], FORM))
-    assert not measurable(strategies.build("fedit"), lora_layout([(side, side + 1)], FORM))
-    assert not measurable(strategies.build("fedsa_lora"), LAYOUT)
+    assert is_measurable(strategies.build("fedit"), LAYOUT)
+    assert is_measurable(strategies.build("fedit"), create_lora_layout([(side, side)], FORM))
+    assert not is_measurable(strategies.build("fedit"), create_lora_layout([(side, side + 1)], FORM))
+    assert not is_measurable(strategies.build("fedsa_lora"), LAYOUT)
     heads = dataclasses.replace(LAYOUT, tensors=tuple(t for t in LAYOUT.tensors if t.role == "head"))
-    assert not measurable(strategies.build("fedit"), heads)
+    assert not is_measurable(strategies.build("fedit"), heads)

@@ -9,23 +9,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.aggregation.changes import Changes, squared_length
+from fedpeft.aggregation.changes import Changes, compute_squared_length
 from fedpeft.aggregation.factors import change
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 
-FORM = ClientForm(4, 8.0)
-layout = lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
+FORM = AdapterShape(4, 8.0)
+layout = create_lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
 PAIR = layout.pairs[0]
 FORMS = {"one form": (4, 4, 4), "mixed": (4, 2, 3, 2, 4), "alone": (3,)}
 
 
 def cohort(ranks, seed, dtype=torch.float64):
-    state = random_state(layout, seed, dtype)
-    clients = [Client(ClientForm(rank, 3.0 + rank), 1.0 + i) for i, rank in enumerate(ranks)]
-    updates = random_updates(strategies.build("median"), state, layout, clients, seed)
-    return state, updates, [change(PAIR, u).dense() for u in updates]
+    state = create_random_state(layout, seed, dtype)
+    clients = [Client(AdapterShape(rank, 3.0 + rank), 1.0 + i) for i, rank in enumerate(ranks)]
+    updates = create_random_updates(strategies.build("median"), state, layout, clients, seed)
+    return state, updates, [change(PAIR, u).to_dense() for u in updates]
 
 
 @pytest.mark.parametrize("ranks", FORMS.values(), ids=FORMS)
@@ -33,13 +39,13 @@ def cohort(ranks, seed, dtype=torch.float64):
 @given(seed=st.integers(0, 10_000))
 def test_inner_products_and_sums_are_those_of_the_whole_matrices(ranks, seed):
     _, updates, dense = cohort(ranks, seed)
-    made = Changes.of(PAIR, updates)
+    made = Changes.from_updates(PAIR, updates)
     expected = torch.stack([torch.stack([(a * b).sum() for b in dense]) for a in dense])
-    assert torch.allclose(made.inner_products(), expected)
-    assert torch.allclose(torch.stack([squared_length(PAIR, u) for u in updates]), expected.diagonal())
+    assert torch.allclose(made.compute_inner_products(), expected)
+    assert torch.allclose(torch.stack([compute_squared_length(PAIR, u) for u in updates]), expected.diagonal())
     coefficients = [0.3 - 0.2 * k for k in range(len(ranks))]
     total = sum(c * D for c, D in zip(coefficients, dense, strict=True))
-    assert torch.allclose(made.weighted(coefficients).dense(), total)
+    assert torch.allclose(made.compute_weighted_sum(coefficients).to_dense(), total)
 
 
 @pytest.mark.parametrize("ranks", FORMS.values(), ids=FORMS)
@@ -47,7 +53,7 @@ def test_inner_products_and_sums_are_those_of_the_whole_matrices(ranks, seed):
 @given(seed=st.integers(0, 10_000))
 def test_bases_are_the_leading_eigenvectors_of_the_unit_changes(ranks, seed):
     _, updates, dense = cohort(ranks, seed)
-    U, V = Changes.of(PAIR, updates).bases(3)
+    U, V = Changes.from_updates(PAIR, updates).compute_bases(3)
     unit = [D / D.norm() for D in dense]
     for basis, squares in ((U, sum(D @ D.T for D in unit)), (V, sum(D.T @ D for D in unit))):
         values, vectors = torch.linalg.eigh(squares)
@@ -58,33 +64,33 @@ def test_bases_are_the_leading_eigenvectors_of_the_unit_changes(ranks, seed):
 
 def test_a_start_that_all_have_is_held_once_and_others_by_themselves():
     _, updates, dense = cohort((4, 4, 2), 1)
-    assert Changes.of(PAIR, updates).start_left.shape[1] == 4 + 2
+    assert Changes.from_updates(PAIR, updates).start_left.shape[1] == 4 + 2
     received = updates[1].received
     other = dataclasses.replace(updates[1], received=received | {PAIR.A: received[PAIR.A] + 1})
-    made = Changes.of(PAIR, [updates[0], other, updates[2]])
+    made = Changes.from_updates(PAIR, [updates[0], other, updates[2]])
     assert made.start_left.shape[1] == 4 + 4 + 2
-    assert torch.allclose(made.weighted([0, 1, 0]).dense(), change(PAIR, other).dense())
-    assert torch.allclose(made.inner_products()[0, 0], dense[0].square().sum())
+    assert torch.allclose(made.compute_weighted_sum([0, 1, 0]).to_dense(), change(PAIR, other).to_dense())
+    assert torch.allclose(made.compute_inner_products()[0, 0], dense[0].square().sum())
 
 
 def test_clients_that_do_not_count_are_not_read():
     _, updates, dense = cohort((4, 4, 2), 1)
     broken = dataclasses.replace(updates[1], delta={n: d * float("nan") for n, d in updates[1].delta.items()})
-    made = Changes.of(PAIR, [updates[0], broken, updates[2]])
-    assert torch.allclose(made.weighted([0.5, 0, 1]).dense(), 0.5 * dense[0] + dense[2])
-    finite = made.inner_products().isfinite()
+    made = Changes.from_updates(PAIR, [updates[0], broken, updates[2]])
+    assert torch.allclose(made.compute_weighted_sum([0.5, 0, 1]).to_dense(), 0.5 * dense[0] + dense[2])
+    finite = made.compute_inner_products().isfinite()
     assert finite.tolist() == [[True, False, True], [False, False, False], [True, False, True]]
-    assert made.weighted([0, 0, 0]).width == 0
+    assert made.compute_weighted_sum([0, 0, 0]).width == 0
 
 
 def test_the_bases_hold_all_changes_when_they_are_large_enough_and_nothing_else():
     _, updates, dense = cohort((1, 1, 1), 1)
-    U, V = Changes.of(PAIR, updates).bases(9)
+    U, V = Changes.from_updates(PAIR, updates).compute_bases(9)
     for D in dense:
         assert torch.allclose(U @ (U.T @ D @ V) @ V.T, D)
     assert not U[:, 4:].any()  # three columns of dB and the common one of B
     assert torch.allclose((U.T @ U)[:4, :4], torch.eye(4).double())
-    coordinates = Changes.of(PAIR, updates).coordinates(U, V)
+    coordinates = Changes.from_updates(PAIR, updates).compute_coordinates(U, V)
     assert torch.allclose(coordinates, torch.stack([U.T @ D @ V for D in dense]))
 
 
@@ -94,7 +100,9 @@ def test_the_size_of_an_update_does_not_turn_the_bases(factor):
     frozen = [dataclasses.replace(u, delta=u.delta | {PAIR.A: torch.zeros_like(u.delta[PAIR.A])}) for u in updates]
     scaled = dataclasses.replace(frozen[0], delta=frozen[0].delta | {PAIR.B: factor * frozen[0].delta[PAIR.B]})
     for one, other in zip(
-        Changes.of(PAIR, frozen).bases(3), Changes.of(PAIR, [scaled, *frozen[1:]]).bases(3), strict=True
+        Changes.from_updates(PAIR, frozen).compute_bases(3),
+        Changes.from_updates(PAIR, [scaled, *frozen[1:]]).compute_bases(3),
+        strict=True,
     ):
         assert torch.allclose(one @ one.T, other @ other.T, atol=1e-6)
 
@@ -110,7 +118,7 @@ def test_an_update_of_nothing_has_no_say_whatever_its_factors(factor):
         delta[PAIR.B] = received[PAIR.B] @ G - received[PAIR.B]
         delta[PAIR.A] = torch.linalg.solve(G, received[PAIR.A]) - received[PAIR.A]
     nothing = dataclasses.replace(updates[0], delta=delta)
-    with_it, without = (Changes.of(PAIR, u).bases(3) for u in ([nothing, *updates[1:]], updates[1:]))
+    with_it, without = (Changes.from_updates(PAIR, u).compute_bases(3) for u in ([nothing, *updates[1:]], updates[1:]))
     for one, other in zip(with_it, without, strict=True):
         assert torch.allclose(one @ one.T, other @ other.T, atol=1e-3)
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from fedpeft.clients.executor import RowPrivacy
 from fedpeft.clients.private import PrivateExecutor
-from fedpeft.clients.rule_half import begun, handed_in
+from fedpeft.clients.rule_half import prepare_job, restrict_to_ranks
 
-from fedpeft.aggregation.factors import ranks_of, ranks_placed
+from fedpeft.aggregation.factors import place_ranks, select_ranks
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.peft.adapter import AdapterShape, Layout
 from fedpeft.privacy.noise import RunKey
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 from tests.refusals import refuses
@@ -44,9 +44,9 @@ def test_a_rank_that_nobody_trains_stays_and_equal_ranks_are_fedit():
     whole, _, _ = a_round("fed_plora", EQUAL, state=state)
     plain, _, _ = a_round("fedit", EQUAL, state=state)
     assert all(torch.allclose(whole.state[n], plain.state[n], atol=1e-12) for n in state)
-    assert strategy.held_form(layout, ClientForm(1, 2.0)) == FORM
-    assert strategy.steers(layout), "which a Trainer refuses"
-    assert not strategies.build("fedit").steers(layout)
+    assert strategy.held_form(layout, AdapterShape(1, 2.0)) == FORM
+    assert strategy.is_steering(layout), "which a Trainer refuses"
+    assert not strategies.build("fedit").is_steering(layout)
     with refuses("FP1012"):
         strategy.check(Layout((layout.by_name["head.weight"],)), [])
 
@@ -62,7 +62,7 @@ def test_updates_mean_the_same_with_all_ranks_or_with_their_own_alone():
             unit = u.scale / FORM.scale
             if whole:
                 delta = {n: d * unit if n == pair.B else d for n, d in u.delta.items()}
-                u = replace(u, form=FORM, delta=ranks_placed(delta, layout, u.ranks))
+                u = replace(u, form=FORM, delta=place_ranks(delta, layout, u.ranks))
             strategy.fold(total, u, state, layout)
         folds.append(strategy.pseudo_gradient(total, layout))
     assert all(torch.allclose(folds[0][n], folds[1][n], atol=1e-12) for n in state)
@@ -72,7 +72,7 @@ def test_frozen_ranks_are_as_good_as_folded_into_the_base(tiny):
     case, small, ranks = Case("lora(rank=4)", tiny), Case("lora(rank=2, alpha=16)", tiny), (1, 3)
     assert case.layout.form.scale == small.layout.form.scale
     job = case.jobs()[0]
-    own = begun(job, strategies.build("fed_plora"), case.layout, ranks)
+    own = prepare_job(job, strategies.build("fed_plora"), case.layout, ranks)
     [held] = case.sequential.train([own])
     [batched] = case.batched().train([own])
     rest = {}
@@ -83,13 +83,13 @@ def test_frozen_ranks_are_as_good_as_folded_into_the_base(tiny):
         product = job.received[p.B][:, others] @ job.received[p.A][others]
         rest[p.module] = case.layout.form.scale * product
     small.sequential.set_residual(rest)
-    received = ranks_of(job.received, case.layout, ranks)
+    received = select_ranks(job.received, case.layout, ranks)
     [folded] = small.sequential.train([replace(job, received=received, form=small.layout.form)])
-    _, sent = handed_in(own, held, case.layout, ranks)
+    _, sent = restrict_to_ranks(own, held, case.layout, ranks)
     for name, tensor in folded.state.items():
         assert torch.allclose(sent.state[name], tensor, atol=1e-9), name
         assert torch.allclose(batched.state[name], held.state[name], atol=1e-9), name
-    assert handed_in(job, held, case.layout, ()) == (job, held)
+    assert restrict_to_ranks(job, held, case.layout, ()) == (job, held)
 
 
 def test_under_dp_sgd_frozen_ranks_have_no_say_in_the_clipping(tiny):
@@ -97,7 +97,7 @@ def test_under_dp_sgd_frozen_ranks_have_no_say_in_the_clipping(tiny):
     case, small, ranks = Case("lora(rank=4)", tiny), Case("lora(rank=2, alpha=16)", tiny), (1, 3)
     key = RunKey(b"0123456789abcdef0123456789abcdef")
     job = replace(case.jobs(optimizer="sgd")[0], privacy=RowPrivacy(1e-3, 0.0, 0.5, key, 0), learning_rate=1.0)
-    own = begun(job, strategies.build("fed_plora"), case.layout, ranks)
+    own = prepare_job(job, strategies.build("fed_plora"), case.layout, ranks)
     [held] = _private(case).train([own])
     others, rest = [0, 2], {}
     for p in case.layout.pairs:
@@ -106,9 +106,9 @@ def test_under_dp_sgd_frozen_ranks_have_no_say_in_the_clipping(tiny):
         rest[p.module] = case.layout.form.scale * product
     executor = _private(small)
     executor.set_residual(rest)
-    received = ranks_of(job.received, case.layout, ranks)
+    received = select_ranks(job.received, case.layout, ranks)
     [folded] = executor.train([replace(job, received=received, form=small.layout.form)])
-    _, sent = handed_in(own, held, case.layout, ranks)
+    _, sent = restrict_to_ranks(own, held, case.layout, ranks)
     for name, tensor in folded.state.items():
         moved = (tensor - received[name]).norm()
         assert float(moved) > 1e-6

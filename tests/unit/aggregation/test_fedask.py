@@ -4,8 +4,8 @@ import pytest
 import torch
 from fedpeft.strategies.fedask import sketched_svd
 
-from fedpeft.aggregation.factors import effective
-from fedpeft.conformance.cohorts import Client, random_state
+from fedpeft.aggregation.factors import compute_effective_weight
+from fedpeft.conformance.cohorts import Client, create_random_state
 from fedpeft.peft.low_rank import LowRank
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 
@@ -24,7 +24,7 @@ def best(matrix, rank):
 @pytest.mark.parametrize("clients", [EQUAL, MIXED], ids=["equal", "mixed"])
 def test_a_sketch_that_spans_the_mean_gives_its_best_approximation(clients):
     result, updates, _ = a_round("fedask(oversampling=20, power=0)", clients)
-    found = effective(pair, result.state, FORM).dense()
+    found = compute_effective_weight(pair, result.state, FORM).to_dense()
     assert torch.allclose(found, best(exact_mean(updates), FORM.rank), atol=1e-9)
 
 
@@ -40,7 +40,9 @@ def test_passes_bring_a_narrow_sketch_to_the_best_approximation():
     errors = []
     for power in (0, 1, 10, 300):
         result, updates, _ = a_round(f"fedask(oversampling=0, power={power})", EQUAL)
-        errors.append(float((exact_mean(updates) - effective(pair, result.state, FORM).dense()).norm()))
+        errors.append(
+            float((exact_mean(updates) - compute_effective_weight(pair, result.state, FORM).to_dense()).norm())
+        )
     least = float((exact_mean(updates) - best(exact_mean(updates), FORM.rank)).norm())
     assert errors[0] > errors[1] > least * (1 - 1e-9)
     assert errors[-1] == pytest.approx(least, rel=1e-6)
@@ -49,13 +51,13 @@ def test_passes_bring_a_narrow_sketch_to_the_best_approximation():
 def test_the_private_form_loses_nothing_and_moves_both_factors():
     result, updates, state = a_round("fedask(train=B)", EQUAL)
     assert all(pair.A not in u.delta for u in updates)
-    assert torch.allclose(effective(pair, result.state, FORM).dense(), exact_mean(updates), atol=1e-9)
+    assert torch.allclose(compute_effective_weight(pair, result.state, FORM).to_dense(), exact_mean(updates), atol=1e-9)
     assert not torch.allclose(result.state[pair.A], state[pair.A])
     assert not torch.allclose(result.state[pair.B], state[pair.B])
 
 
 def test_a_rank_without_energy_keeps_its_row_of_a():
-    state = random_state(layout, 1, torch.float64)
+    state = create_random_state(layout, 1, torch.float64)
     result, _, _ = a_round("fedask", [Client(type(FORM)(2, 4.0))], state=state)
     assert not result.state[pair.B][:, 2:].any()
     assert torch.equal(result.state[pair.A][2:], state[pair.A][2:])

@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from fedpeft.conformance.cohorts import Client, random_state
+from fedpeft.conformance.cohorts import Client, create_random_state
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 
 
@@ -64,7 +64,7 @@ def test_the_factors_are_weighted_sums_of_the_clients():
 
 
 def test_factors_of_zero_leave_the_other_ones_as_they_are():
-    state = random_state(layout, 1, torch.float64)
+    state = create_random_state(layout, 1, torch.float64)
     state[pair.B].zero_()
     still, _, _ = a_round("flora_na(ridge=0.0)", [Client(FORM)] * 3, size=0.0, state=state)
     assert torch.equal(still.state[pair.B], state[pair.B])

@@ -6,10 +6,10 @@ import torch
 from scipy.stats import chi
 from sklearn.linear_model import Ridge
 
-from fedpeft.aggregation.bounded_rows import longest_noise
-from fedpeft.aggregation.cross_validation import STRENGTHS, chosen_strength
+from fedpeft.aggregation.bounded_rows import compute_noise_length
+from fedpeft.aggregation.cross_validation import STRENGTHS, choose_strength
 from fedpeft.aggregation.head_start import HEADS, check_solved
-from fedpeft.aggregation.second_moments import regressed
+from fedpeft.aggregation.second_moments import encode_targets
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -173,7 +173,7 @@ def test_of_few_rows_the_strength_is_that_of_least_generalised_cross_validation(
     halves = slice(rows // 2), slice(rows // 2, rows)
     of_halves = [head.additive(head.statistics(features[half], labels[half], outputs)) for half in halves]
     total = {name: of_halves[0][name] + of_halves[1][name] for name in of_halves[0]}
-    x, y = torch.nn.functional.pad(features, (0, 1), value=1.0), regressed(labels, outputs)
+    x, y = torch.nn.functional.pad(features, (0, 1), value=1.0), encode_targets(labels, outputs)
     scores = {}
     for strength in STRENGTHS:
         penalty = strength * features.square().sum(0).mean() * torch.eye(51, dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_of_few_rows_the_strength_is_that_of_least_generalised_cross_validation(
     def error(head):
         solved, (others, truth) = head.solve(total, 50, outputs), unseen
         found = (others @ solved["head.weight"].T + solved["head.bias"]) / head.scale
-        return float((found - regressed(truth, outputs)).square().mean())
+        return float((found - encode_targets(truth, outputs)).square().mean())
 
     assert STRENGTHS[0] < best
     assert error(head) < {70: 0.6, 24: 1.0}[rows] * error(replace(head, strength=1e-3))
@@ -229,7 +229,7 @@ def test_of_many_rows_the_strength_is_the_usual_one(data):
 def test_features_that_are_zero_get_the_largest_strength():
     moments = torch.zeros(3, 3, dtype=torch.float64)
     moments[-1, -1] = 5
-    assert chosen_strength(moments, torch.ones(3, 2).double(), torch.ones(2).double()) == STRENGTHS[-1]
+    assert choose_strength(moments, torch.ones(3, 2).double(), torch.ones(2).double()) == STRENGTHS[-1]
 
 
 def test_centroids_point_from_the_mean_to_each_class_and_have_the_scale_at_the_typical_length(data):
@@ -243,7 +243,7 @@ def test_centroids_point_from_the_mean_to_each_class_and_have_the_scale_at_the_t
 
 @pytest.mark.parametrize("width", [16, 64, 384])
 def test_two_percent_of_noise_is_longer_than_its_bound(width):
-    assert longest_noise(width) == pytest.approx(chi.ppf(0.98, width), rel=0.02)
+    assert compute_noise_length(width) == pytest.approx(chi.ppf(0.98, width), rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedpeft.aggregation.factors import effective
-from fedpeft.aggregation.missing_ranks import completed
+from fedpeft.aggregation.factors import compute_effective_weight
+from fedpeft.aggregation.missing_ranks import complete_update
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 
 
 def change_of_the_global_weight(spec, clients, dtype=torch.float64):
     """norm(after - before) / norm(before) of s B A and what went into the base, after a round without training."""
     result, _, state = a_round(spec, clients, size=0.0)
-    before = effective(pair, state, FORM).dense()
-    after = effective(pair, result.state, FORM).dense()
+    before = compute_effective_weight(pair, state, FORM).to_dense()
+    after = compute_effective_weight(pair, result.state, FORM).to_dense()
     if pair.module in result.residuals:
-        after = after + result.residuals[pair.module].dense()
+        after = after + result.residuals[pair.module].to_dense()
     return float((after - before).norm() / before.norm())
 
 
@@ -47,12 +47,12 @@ def test_kept_ranks_are_each_clients_share_of_the_update(rule):
         p * (u.scale * (u.trained(pair.B) @ u.trained(pair.A) - u.received[pair.B] @ u.received[pair.A]))
         for p, u in zip(shares(updates), updates, strict=True)
     )
-    expected = expected + effective(pair, state, FORM).dense()
-    after = effective(pair, result.state, FORM).dense() + result.residuals[pair.module].dense()
+    expected = expected + compute_effective_weight(pair, state, FORM).to_dense()
+    after = compute_effective_weight(pair, result.state, FORM).to_dense() + result.residuals[pair.module].to_dense()
     assert torch.allclose(after, expected, atol=1e-10)
 
 
 def test_an_update_in_the_global_form_is_complete():
     _, updates, state = a_round("fedit", EQUAL)
     for update in (updates[0], replace(updates[0], form=None)):
-        assert completed(pair, update, state, layout) is update
+        assert complete_update(pair, update, state, layout) is update

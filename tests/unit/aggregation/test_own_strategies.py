@@ -10,15 +10,21 @@ import torch
 from fedpeft.aggregation.aggregator import LinearAggregator, RoundAggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.noise import RunKey
 from tests.refusals import refuses
 
-LAYOUT = lora_layout([(7, 11)], ClientForm(4, 8.0), head=(3, 5))
-STATE = random_state(LAYOUT, 1)
+LAYOUT = create_lora_layout([(7, 11)], AdapterShape(4, 8.0), head=(3, 5))
+STATE = create_random_state(LAYOUT, 1)
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,20 @@ class OneTensor(LinearStrategy):
 
 @dataclass(frozen=True)
 class Half(RoundStrategy):
-    def aggregate(self, state, layout, read, round, seed):
+    def aggregate(self, state, layout, read, round_number, seed):
         return Aggregate({name: tensor for name, tensor in state.items() if name.startswith("layer")}, {})
 
 
 def updates(strategy):
-    return random_updates(strategy, STATE, LAYOUT, [Client(LAYOUT.form), Client(LAYOUT.form, 2.0)], 3)
+    return create_random_updates(strategy, STATE, LAYOUT, [Client(LAYOUT.form), Client(LAYOUT.form, 2.0)], 3)
 
 
 @pytest.mark.parametrize(("rule", "words"), [(OneNumber, ("FP1030", "(1,)")), (OneTensor, ("FP1031", "more"))])
 def test_sums_have_to_fit_the_state(rule, words):
     strategy = rule()
-    round = LinearAggregator(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, STATE, 1)
+    round_number = LinearAggregator(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, STATE, 1)
     with refuses(*words):
-        round.add(updates(strategy)[0])
+        round_number.add(updates(strategy)[0])
     with refuses(*words):
         run_round(strategy, STATE, LAYOUT, updates(strategy))
 
@@ -65,10 +71,10 @@ def test_so_do_those_that_get_noise(rule, words):
 
 
 def test_what_a_rule_of_rounds_makes_is_the_whole_state(tmp_path):
-    round = RoundAggregator(Half(), LAYOUT, STATE, 1, 0, tmp_path)
-    round.add(updates(Half())[0])
+    round_number = RoundAggregator(Half(), LAYOUT, STATE, 1, 0, tmp_path)
+    round_number.add(updates(Half())[0])
     with refuses("FP1031", "head.bias and 1 more"):
-        round.finish({})
+        round_number.finish({})
 
 
 def test_clients_add_up_in_the_same_names_and_shapes():

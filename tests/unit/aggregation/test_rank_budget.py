@@ -6,23 +6,23 @@ import itertools
 
 import pytest
 import torch
-from fedpeft.strategies.rank_budget import allotted
+from fedpeft.strategies.rank_budget import allocate_ranks
 
-from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
-from fedpeft.conformance.cohorts import lora_layout, random_state, random_updates, run_round
+from fedpeft.conformance.cohorts import create_lora_layout, create_random_state, create_random_updates, run_round
 from fedpeft.conformance.peft_cases import Case
 from tests.aggregation.one_round import EQUAL, FORM, MIXED
 
-layout = lora_layout([(12, 9), (6, 30), (20, 8)], FORM, head=(3, 5))
+layout = create_lora_layout([(12, 9), (6, 30), (20, 8)], FORM, head=(3, 5))
 
 
-def a_round(spec, clients=EQUAL, round=2, state=None):
+def a_round(spec, clients=EQUAL, round_number=2, state=None):
     strategy = strategies.build(spec)
-    state = state or random_state(layout, 1, torch.float64)
-    updates = random_updates(strategy, state, layout, clients, 2, round)
-    return run_round(strategy, state, layout, updates, round), updates, state
+    state = state or create_random_state(layout, 1, torch.float64)
+    updates = create_random_updates(strategy, state, layout, clients, 2, round_number)
+    return run_round(strategy, state, layout, updates, round_number), updates, state
 
 
 def dense_target(pair, updates):
@@ -53,7 +53,7 @@ def test_what_is_kept_is_the_best_of_all_dense_singular_values(clients, share):
             break
         expected[number] = expected[number] + matrix
     for pair, matrix in zip(layout.pairs, expected, strict=True):
-        assert torch.allclose(effective(pair, result.state, FORM).dense(), matrix, atol=1e-9)
+        assert torch.allclose(compute_effective_weight(pair, result.state, FORM).to_dense(), matrix, atol=1e-9)
         cut = result.state[pair.B].norm(dim=0) == 0
         assert torch.equal(cut, result.state[pair.A].norm(dim=1) == 0), "both factors are 0, or none"
 
@@ -62,7 +62,7 @@ def test_no_other_cut_of_as_many_numbers_keeps_more():
     """All 125 ways to give three layers 0 to 4 ranks each."""
     worth = torch.rand(3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64).sort(descending=True)[0]
     price = torch.tensor(costs()).double()
-    kept = allotted(worth, price, 0.6)
+    kept = allocate_ranks(worth, price, 0.6)
     numbers = float((kept.sum(1) * price).sum())
     ways = itertools.product(range(5), repeat=3)
     energies = [
@@ -72,18 +72,18 @@ def test_no_other_cut_of_as_many_numbers_keeps_more():
     ]
     assert float(worth[kept].sum()) == pytest.approx(max(energies), abs=1e-12)
     assert len(energies) > 20
-    assert allotted(worth, price, 1.0).all()
-    assert not allotted(torch.zeros(3, 4), price, 0.9).any(), "what is worth nothing is not kept"
+    assert allocate_ranks(worth, price, 1.0).all()
+    assert not allocate_ranks(torch.zeros(3, 4), price, 0.9).any(), "what is worth nothing is not kept"
 
 
 def test_sensitivity_is_the_round_s_change_along_each_triplet():
     strategy = strategies.build("rank_budget(importance=sensitivity, warmup=9)")
     result, updates, state = a_round("rank_budget(importance=sensitivity, warmup=9)")
     for pair in layout.pairs:
-        before, after = (effective(pair, s, FORM).dense() for s in (state, result.state))
+        before, after = (compute_effective_weight(pair, s, FORM).to_dense() for s in (state, result.state))
         U, S, Vt = torch.linalg.svd(dense_target(pair, updates))
         expected = [abs(float(S[i] * (U[:, i] @ (after - before) @ Vt[i]))) for i in range(4)]
-        found = strategy._worth(pair, state, result.state, layout)
+        found = strategy._compute_worth(pair, state, result.state, layout)
         assert found.tolist() == pytest.approx(expected, rel=1e-7)
     cut, _, _ = a_round("rank_budget(importance=sensitivity)")
     by_energy, _, _ = a_round("rank_budget")
@@ -91,16 +91,16 @@ def test_sensitivity_is_the_round_s_change_along_each_triplet():
 
 
 def test_the_first_rounds_keep_all_and_ranks_move_afterwards():
-    first, _, _ = a_round("rank_budget(share=0.4, warmup=2)", round=2)
+    first, _, _ = a_round("rank_budget(share=0.4, warmup=2)", round_number=2)
     assert held(first.state) == [4, 4, 4]
     state, seen = first.state, []
-    for round in range(3, 8):
+    for round_number in range(3, 8):
         strategy = strategies.build("rank_budget(share=0.4)")
-        updates = random_updates(strategy, state, layout, EQUAL, round, round)
-        busy = layout.pairs[round % 3]  # the round's clients work on this layer most
+        updates = create_random_updates(strategy, state, layout, EQUAL, round_number, round_number)
+        busy = layout.pairs[round_number % 3]  # the round's clients work on this layer most
         for update in updates:
             update.delta[busy.B] *= 8
-        state = run_round(strategy, state, layout, updates, round).state
+        state = run_round(strategy, state, layout, updates, round_number).state
         seen.append(tuple(held(state)))
         assert sum(r * c for r, c in zip(seen[-1], costs(), strict=True)) <= 0.4 * 4 * sum(costs())
     assert len(set(seen)) > 1

@@ -12,18 +12,18 @@ import torch
 from fedpeft.aggregation.aggregator import LinearAggregator, RoundAggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import random_state, random_updates
+from fedpeft.conformance.cohorts import create_random_state, create_random_updates
 from tests.aggregation.one_round import EQUAL, layout
 
 
 @pytest.mark.parametrize("name", ["fedit", "flexlora"])
 def test_no_update_stays_in_memory(name: str, tmp_path: Path) -> None:
-    strategy, state = strategies.build(name), random_state(layout, 1, torch.float64)
+    strategy, state = strategies.build(name), create_random_state(layout, 1, torch.float64)
     if name == "fedit":
         aggregator = LinearAggregator(strategy, SERVER_OPTIMIZERS.build("sgd"), layout, state, 1)
     else:
         aggregator = RoundAggregator(strategy, layout, state, 1, 0, tmp_path / "shelf")
-    updates = random_updates(strategy, state, layout, EQUAL, 2, 1, 0.5)
+    updates = create_random_updates(strategy, state, layout, EQUAL, 2, 1, 0.5)
     tensors = [weakref.ref(tensor) for update in updates for tensor in update.delta.values()]
     assert len(tensors) == len(EQUAL) * len(layout.names)
     while updates:

@@ -9,7 +9,7 @@ from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.run.checks.private import check_server_noise
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.progress import Checkpoints, ServerState
 from tests.refusals import refuses
 
 X = {"x": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
@@ -85,7 +85,7 @@ def test_an_average_is_what_a_run_has_reached_and_survives_its_checkpoint(tmp_pa
     optimizer = SERVER_OPTIMIZERS.build("averaged(decay=0.5)")
     state, memory = optimizer.step(X, D1, {})
     state, memory = optimizer.step(state, D2, memory)
-    progress = Progress(round=2, adapter=state, memory=memory)
+    progress = ServerState(round=2, adapter=state, memory=memory)
     Checkpoints(tmp_path).save(progress)
     loaded = Checkpoints(tmp_path).load()
     assert torch.equal(loaded.result[0]["x"], memory[AVERAGE]["x"])

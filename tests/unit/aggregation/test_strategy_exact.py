@@ -5,15 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 
 SHAPES = [(7, 11), (13, 5), (6, 6)]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
-forms = st.builds(ClientForm, rank=st.integers(1, 5), alpha=st.sampled_from([1.0, 4.0, 7.0, 16.0]))
+forms = st.builds(AdapterShape, rank=st.integers(1, 5), alpha=st.sampled_from([1.0, 4.0, 7.0, 16.0]))
 clients = st.lists(st.builds(Client, form=forms, weight=st.floats(0.1, 50)), min_size=1, max_size=5)
 dtypes = st.sampled_from([torch.float32, torch.float64])
 seeds = st.integers(0, 10_000)
@@ -30,7 +36,7 @@ def mean_of_products(pair, updates):
 
 def weight_after(pair, result, layout):
     """What the next model adds to the base: factors and residual."""
-    added = effective(pair, result.state, layout.form).dense().double()
+    added = compute_effective_weight(pair, result.state, layout.form).to_dense().double()
     if pair.module in result.residuals:
         residual = result.residuals[pair.module]
         added = added + residual.left.double() @ residual.right.double()
@@ -51,13 +57,13 @@ EXACT = ["ffa_lora", "rolora", "flora", "fedex_lora", "fedsvd", "flexlora(remain
 
 @pytest.mark.parametrize("spec", EXACT)
 @settings(max_examples=25, deadline=None)
-@given(clients=clients, dtype=dtypes, seed=seeds, round=st.integers(1, 2))
-def test_exact_rules_give_the_mean_of_products(spec, clients, dtype, seed, round):
+@given(clients=clients, dtype=dtypes, seed=seeds, round_number=st.integers(1, 2))
+def test_exact_rules_give_the_mean_of_products(spec, clients, dtype, seed, round_number):
     strategy = strategies.build(spec)
-    layout = lora_layout(SHAPES, ClientForm(5, 8.0), head=(3, 4))
-    state = random_state(layout, seed, dtype)
-    updates = random_updates(strategy, state, layout, clients, seed, round)
-    result = run_round(strategy, state, layout, updates, round)
+    layout = create_lora_layout(SHAPES, AdapterShape(5, 8.0), head=(3, 4))
+    state = create_random_state(layout, seed, dtype)
+    updates = create_random_updates(strategy, state, layout, clients, seed, round_number)
+    result = run_round(strategy, state, layout, updates, round_number)
     for pair in layout.pairs:
         expected = mean_of_products(pair, updates)
         # rounding is relative to what was added up, which can cancel
@@ -70,16 +76,16 @@ def test_exact_rules_give_the_mean_of_products(spec, clients, dtype, seed, round
 @given(clients=clients, seed=seeds, svd=st.sampled_from(["auto", "qr", "gram", "dense"]))
 def test_flexlora_is_the_best_approximation(clients, seed, svd):
     strategy = strategies.build(f"flexlora(svd={svd})")
-    layout = lora_layout(SHAPES, ClientForm(5, 8.0))
-    state = random_state(layout, seed)
-    updates = random_updates(strategy, state, layout, clients, seed)
+    layout = create_lora_layout(SHAPES, AdapterShape(5, 8.0))
+    state = create_random_state(layout, seed)
+    updates = create_random_updates(strategy, state, layout, clients, seed)
     result = run_round(strategy, state, layout, updates)
     for pair in layout.pairs:
         exact = mean_of_products(pair, updates)
         U, S, Vt = torch.linalg.svd(exact, full_matrices=False)
         for rank in (1, 2, 5):
             best = (U[:, :rank] * S[:rank]) @ Vt[:rank]
-            sent = strategy.dispatch(result.state, layout, ClientForm(rank, 3.0), 2)
+            sent = strategy.dispatch(result.state, layout, AdapterShape(rank, 3.0), 2)
             held = 3.0 / rank * sent[pair.B].double() @ sent[pair.A].double()
             error, least = float((held - exact).norm()), float((best - exact).norm())
             assert error <= least + 1e-5 * float(exact.norm())

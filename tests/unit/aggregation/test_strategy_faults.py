@@ -7,28 +7,34 @@ the package's; the faulty ones are written out here.
 import pytest
 import torch
 
-from fedpeft.aggregation.factors import effective, leading_ranks, target
+from fedpeft.aggregation.factors import compute_effective_weight, compute_target, select_leading_ranks
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.aggregation.update import Cohort, normalised
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.low_rank import truncated_svd
+from fedpeft.aggregation.update import Cohort, normalize_weights
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
+from fedpeft.peft.low_rank import compute_truncated_svd
 
-FORM = ClientForm(12, 24.0)
+FORM = AdapterShape(12, 24.0)
 CLIENTS = [
-    Client(ClientForm(2, 16.0), 10.0),
-    Client(ClientForm(4, 4.0), 1.0),
-    Client(ClientForm(3, 9.0), 4.0),
+    Client(AdapterShape(2, 16.0), 10.0),
+    Client(AdapterShape(4, 4.0), 1.0),
+    Client(AdapterShape(3, 9.0), 4.0),
 ]
 ABSENT_WEIGHT = 20.0
 """The weight of clients of the population that did not take part in the round."""
 
 
 def case():
-    layout = lora_layout([(17, 29)], FORM)
-    state = random_state(layout, 1, torch.float64)
+    layout = create_lora_layout([(17, 29)], FORM)
+    state = create_random_state(layout, 1, torch.float64)
     flexlora = strategies.build("flexlora")
-    return layout, state, random_updates(flexlora, state, layout, CLIENTS, 2)
+    return layout, state, create_random_updates(flexlora, state, layout, CLIENTS, 2)
 
 
 def is_exact(rule):
@@ -48,10 +54,10 @@ def is_exact(rule):
 
 def by_strategy(spec):
     def rule(pair, layout, updates):
-        state = random_state(layout, 1, torch.float64)
+        state = create_random_state(layout, 1, torch.float64)
         result = run_round(strategies.build(spec), state, layout, updates)
-        added = effective(pair, result.state, layout.form).dense()
-        return added + result.residuals[pair.module].dense() if result.residuals else added
+        added = compute_effective_weight(pair, result.state, layout.form).to_dense()
+        return added + result.residuals[pair.module].to_dense() if result.residuals else added
 
     return rule
 
@@ -68,13 +74,13 @@ def mean_is_client_0(pair, layout, updates):
 
 
 def stack_without_scale(pair, layout, updates):
-    p = normalised([u.weight for u in updates])
+    p = normalize_weights([u.weight for u in updates])
     return sum(w * u.trained(pair.B) @ u.trained(pair.A) for w, u in zip(p, updates, strict=True))
 
 
 def residual_without_scale(pair, layout, updates):
     honest = by_strategy("fedex_lora")(pair, layout, updates)
-    p = normalised([u.weight for u in updates])
+    p = normalize_weights([u.weight for u in updates])
     A = sum(
         w * torch.nn.functional.pad(u.trained(pair.A), (0, 0, 0, 12 - u.form.rank))
         for w, u in zip(p, updates, strict=True)
@@ -87,8 +93,8 @@ def residual_without_scale(pair, layout, updates):
 
 
 def svd_of(pair, updates):
-    cohort = Cohort(updates, normalised([u.weight for u in updates]), 1, 0)
-    return truncated_svd(target(pair, cohort), FORM.rank, "qr")
+    cohort = Cohort(updates, normalize_weights([u.weight for u in updates]), 1, 0)
+    return compute_truncated_svd(compute_target(pair, cohort), FORM.rank, "qr")
 
 
 def svd_result_without_scale(pair, layout, updates):
@@ -106,7 +112,7 @@ def residual_transposed(pair, layout, updates):
 
 
 def alpha_fixed_while_ranks_differ(pair, layout, updates):
-    p = normalised([u.weight for u in updates])
+    p = normalize_weights([u.weight for u in updates])
     return sum(w * FORM.scale * u.trained(pair.B) @ u.trained(pair.A) for w, u in zip(p, updates, strict=True))
 
 
@@ -146,9 +152,9 @@ def leaks(dispatch):
     return any(not torch.equal(second[n], expected[n]) for n in expected)
 
 
-@pytest.mark.parametrize("form", [None, FORM, ClientForm(3, 5.0)])
+@pytest.mark.parametrize("form", [None, FORM, AdapterShape(3, 5.0)])
 def test_no_private_factor_leaks(form):
-    assert not leaks(lambda state, layout: leading_ranks(state, layout, form))
+    assert not leaks(lambda state, layout: select_leading_ranks(state, layout, form))
 
 
 def test_the_check_rejects_shared_tensors():
@@ -158,10 +164,10 @@ def test_the_check_rejects_shared_tensors():
 
 def test_private_tensors_never_reach_the_global_state():
     fedsa = strategies.build("fedsa_lora")
-    layout = lora_layout([(7, 11)], FORM, head=(3, 5))
-    state = random_state(layout, 1)
-    (update,) = random_updates(fedsa, state, layout, [Client(FORM)], 2)
-    noise = random_state(layout, 9)
+    layout = create_lora_layout([(7, 11)], FORM, head=(3, 5))
+    state = create_random_state(layout, 1)
+    (update,) = create_random_updates(fedsa, state, layout, [Client(FORM)], 2)
+    noise = create_random_state(layout, 9)
     update.delta.update({n: noise[n] for n in fedsa.private(layout)})  # a client that hands in too much
     result = run_round(fedsa, state, layout, [update])
     assert all(torch.equal(result.state[n], state[n]) for n in fedsa.private(layout))
@@ -171,8 +177,8 @@ def test_private_tensors_never_reach_the_global_state():
 
 
 def kept_share(sparsify):
-    layout = lora_layout([(40, 50), (30, 20)], ClientForm(4, 8.0), head=(3, 5))
-    delta = random_state(layout, 1)
+    layout = create_lora_layout([(40, 50), (30, 20)], AdapterShape(4, 8.0), head=(3, 5))
+    delta = create_random_state(layout, 1)
     sparse = sparsify(delta, layout)
     names = [t.name for t in layout.tensors if t.role in ("lora_A", "lora_B")]
     return sum(int(sparse[n].count_nonzero()) for n in names) / sum(sparse[n].numel() for n in names)

@@ -6,19 +6,25 @@ import pytest
 import torch
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 
-FORM = ClientForm(4, 8.0)
-LAYOUT = lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
-STATE = random_state(LAYOUT, 1)
+FORM = AdapterShape(4, 8.0)
+LAYOUT = create_lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
+STATE = create_random_state(LAYOUT, 1)
 CLIENTS = [Client(FORM, w) for w in (3.0, 1.0, 2.5, 7.0, 1.5)]
 
 
 def round_of(text, clients=CLIENTS, spoil=None):
     strategy = strategies.build(text)
-    updates = random_updates(strategy, STATE, LAYOUT, clients, 3)
+    updates = create_random_updates(strategy, STATE, LAYOUT, clients, 3)
     if spoil is not None:
         for tensor in updates[spoil].delta.values():
             tensor.mul_(1e3)
@@ -57,7 +63,7 @@ def test_a_hostile_client_is_left_out(rule):
 
 def test_mixed_ranks_are_refused():
     with refuses("FP1024"):
-        strategies.build("flower").check(LAYOUT, [FORM, ClientForm(2, 8.0)])
+        strategies.build("flower").check(LAYOUT, [FORM, AdapterShape(2, 8.0)])
 
 
 def test_an_unknown_rule_names_the_legal_ones():

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from fedpeft.peft.low_rank import (
     COSTS,
     LowRank,
-    cholesky_root,
-    eigen_root,
-    inner_products,
+    compute_cholesky_root,
+    compute_eigen_root,
+    compute_inner_products,
+    compute_truncated_svd,
+    merge_copies,
     recompress,
     stack,
-    truncated_svd,
-    without_copies,
 )
 from tests.refusals import refuses
 
@@ -32,8 +32,8 @@ def random_product(out, in_, width, seed, dtype=torch.float64):
 @given(out=sizes, in_=sizes, width=sizes, rank=sizes, seed=st.integers(0, 10_000), method=st.sampled_from(EXACT))
 def test_truncated_svd_is_the_dense_one(out, in_, width, rank, seed, method):
     product = random_product(out, in_, width, seed)
-    svd = truncated_svd(product, rank, method)
-    S = torch.linalg.svdvals(product.dense())
+    svd = compute_truncated_svd(product, rank, method)
+    S = torch.linalg.svdvals(product.to_dense())
     S = torch.nn.functional.pad(S, (0, max(0, rank - len(S))))[:rank]
     size = float(S[0])
     assert svd.U.shape == (out, rank)
@@ -41,8 +41,8 @@ def test_truncated_svd_is_the_dense_one(out, in_, width, rank, seed, method):
     tolerance = 2e-6 if method == "gram" else 1e-11
     assert torch.allclose(svd.S, S, rtol=0, atol=tolerance * size)
     # the error of the approximation is that of the best one
-    error = (svd.low_rank().dense() - product.dense()).norm().square()
-    least = (product.dense().norm().square() - S.square().sum()).clamp_min(0)
+    error = (svd.to_low_rank().to_dense() - product.to_dense()).norm().square()
+    least = (product.to_dense().norm().square() - S.square().sum()).clamp_min(0)
     assert float(error - least) <= 10 * tolerance * size**2
     clear = 1e-3 * size < svd.S
     assert torch.allclose(svd.Vt[clear] @ svd.Vt[clear].T, torch.eye(int(clear.sum())).double(), atol=1e-6)
@@ -52,20 +52,20 @@ def test_truncated_svd_is_the_dense_one(out, in_, width, rank, seed, method):
 @pytest.mark.parametrize("method", EXACT)
 def test_fp32_factors_keep_fp32_accuracy(method):
     product = random_product(60, 90, 40, 0, torch.float32)
-    exact = LowRank(product.left.double(), product.right.double()).dense()
+    exact = LowRank(product.left.double(), product.right.double()).to_dense()
     U, S, Vt = torch.linalg.svd(exact, full_matrices=False)
     best = (U[:, :8] * S[:8]) @ Vt[:8]
-    svd = truncated_svd(product, 8, method)
+    svd = compute_truncated_svd(product, 8, method)
     assert svd.U.dtype == svd.S.dtype == svd.Vt.dtype == torch.float32
-    assert float((svd.low_rank().dense() - best).norm() / best.norm()) < 1e-6
+    assert float((svd.to_low_rank().to_dense() - best).norm() / best.norm()) < 1e-6
 
 
 def test_badly_scaled_factors_do_not_hide_a_direction_from_gram():
     product = random_product(30, 20, 6, 0)
     scales = torch.logspace(-8, 8, 6, dtype=torch.float64)
     skewed = LowRank(product.left * scales, product.right / scales[:, None])
-    svd = truncated_svd(skewed, 6, "gram")
-    assert torch.allclose(svd.low_rank().dense(), product.dense(), atol=1e-5)
+    svd = compute_truncated_svd(skewed, 6, "gram")
+    assert torch.allclose(svd.to_low_rank().to_dense(), product.to_dense(), atol=1e-5)
 
 
 @pytest.mark.parametrize("alike", ["columns", "rows", "both"])
@@ -78,17 +78,17 @@ def test_factors_that_repeat_themselves(alike):
     if alike != "columns":
         right = right.index_copy(0, torch.tensor([5]), right[1:2])
     repeated = LowRank(left, right)
-    svd = truncated_svd(repeated, 6, "gram")
-    assert torch.allclose(svd.low_rank().dense(), repeated.dense(), atol=1e-6)
+    svd = compute_truncated_svd(repeated, 6, "gram")
+    assert torch.allclose(svd.to_low_rank().to_dense(), repeated.to_dense(), atol=1e-6)
 
 
-@pytest.mark.parametrize("root", [cholesky_root, eigen_root])
+@pytest.mark.parametrize("root", [compute_cholesky_root, compute_eigen_root])
 def test_both_roots_of_a_gram_matrix(root):
     left, right = random_product(9, 9, 12, 1).left, random_product(9, 9, 14, 2).left
     gram, other = left @ left.T, right @ right.T
     C = root(gram)
     assert torch.allclose(C.matrix @ C.matrix.T, gram)
-    around = C.around(other)
+    around = C.transform(other)
     assert torch.allclose(around.tril(), (C.matrix.T @ other @ C.matrix).tril())
     assert torch.allclose(C.matrix.T @ C.undo(around.tril()), around.tril())
     assert torch.equal(other, right @ right.T)
@@ -102,33 +102,33 @@ def test_copies_of_columns_are_summed(copies, seed):
     left = product.left
     for place, source in enumerate(copies):
         left[:, 4 + place] = left[:, source] * 2.0 ** (place - 2) if source >= 0 else 0
-    found = without_copies(product)
-    assert torch.allclose(found.dense(), product.dense())
+    found = merge_copies(product)
+    assert torch.allclose(found.to_dense(), product.to_dense())
     assert found.width == 4 + min(1, copies.count(-1))
 
 
 def test_randomised_finds_a_decaying_spectrum():
     product = random_product(80, 60, 30, 0)
     decaying = LowRank(product.left * 0.7 ** torch.arange(30), product.right)
-    svd = truncated_svd(decaying, 8, "randomised")
-    S = torch.linalg.svdvals(decaying.dense())
-    error = float((svd.low_rank().dense() - decaying.dense()).norm())
+    svd = compute_truncated_svd(decaying, 8, "randomised")
+    S = torch.linalg.svdvals(decaying.to_dense())
+    error = float((svd.to_low_rank().to_dense() - decaying.to_dense()).norm())
     assert error <= 1.001 * float(S[8:].norm())
 
 
 @pytest.mark.parametrize("method", [*EXACT, "randomised"])
 def test_missing_directions_are_zero(method):
     product = random_product(9, 7, 2, 0)
-    svd = truncated_svd(product, 5, method)
+    svd = compute_truncated_svd(product, 5, method)
     assert svd.S.count_nonzero() == 2
     assert svd.U[:, 2:].count_nonzero() == svd.Vt[2:].count_nonzero() == 0
-    nothing = truncated_svd(product.scaled(0.0), 5, method)
+    nothing = compute_truncated_svd(product.scale(0.0), 5, method)
     assert all(t.count_nonzero() == 0 for t in (nothing.U, nothing.S, nothing.Vt))
 
 
 def test_an_unknown_method_is_refused():
     with refuses("FP1241", "did you mean 'gram"):
-        truncated_svd(random_product(3, 3, 2, 0), 1, "grams")
+        compute_truncated_svd(random_product(3, 3, 2, 0), 1, "grams")
 
 
 @settings(max_examples=30, deadline=None)
@@ -136,12 +136,12 @@ def test_an_unknown_method_is_refused():
 def test_stacks_and_inner_products(widths, out, in_, seed):
     products = [random_product(out, in_, w, seed + i) for i, w in enumerate(widths)]
     weights = [0.5 + i for i in range(len(widths))]
-    dense = torch.stack([p.dense() for p in products])
+    dense = torch.stack([p.to_dense() for p in products])
     joined = stack(products, weights)
     assert joined.width == sum(widths)
     expected = torch.einsum("k,koi->oi", torch.tensor(weights).double(), dense)
-    assert torch.allclose(joined.dense(), expected)
-    assert torch.allclose(inner_products(products), torch.einsum("koi,loi->kl", dense, dense))
+    assert torch.allclose(joined.to_dense(), expected)
+    assert torch.allclose(compute_inner_products(products), torch.einsum("koi,loi->kl", dense, dense))
     assert joined.norm() == pytest.approx(float(expected.norm()), rel=1e-6, abs=1e-6)
 
 
@@ -149,18 +149,18 @@ def test_recompression_keeps_the_directions_that_there_are_or_all_but_a_share_of
     product = stack([random_product(20, 30, 3, 0), random_product(20, 30, 3, 0)])  # width 6, rank 3
     exact = recompress(product, 1e-14)
     assert exact.width == 3
-    assert torch.allclose(exact.dense(), product.dense())
-    S = torch.linalg.svdvals(product.dense()).square()
+    assert torch.allclose(exact.to_dense(), product.to_dense())
+    S = torch.linalg.svdvals(product.to_dense()).square()
     within = recompress(product, float(S[2] / S[:3].sum()) * 1.01)
     assert within.width == 2
-    assert float((within.dense() - product.dense()).square().sum()) == pytest.approx(float(S[2]))
-    nothing = recompress(product.scaled(0.0), 1e-14)
+    assert float((within.to_dense() - product.to_dense()).square().sum()) == pytest.approx(float(S[2]))
+    nothing = recompress(product.scale(0.0), 1e-14)
     assert nothing.width == 1
-    assert not nothing.dense().any()
+    assert not nothing.to_dense().any()
 
 
 def test_the_cost_model_prefers_factors_where_they_are_thin():
-    assert COSTS.cheapest(4096, 4096, 800, 8, torch.float32) == "gram"
-    assert COSTS.cheapest(4096, 4096, 800, 8, torch.float64) == "qr"
-    assert COSTS.cheapest(384, 384, 3200, 8, torch.float32) == "gram"
-    assert COSTS.cheapest(384, 384, 3200, 8, torch.float64) == "dense"
+    assert COSTS.choose_cheapest(4096, 4096, 800, 8, torch.float32) == "gram"
+    assert COSTS.choose_cheapest(4096, 4096, 800, 8, torch.float64) == "qr"
+    assert COSTS.choose_cheapest(384, 384, 3200, 8, torch.float32) == "gram"
+    assert COSTS.choose_cheapest(384, 384, 3200, 8, torch.float64) == "dense"

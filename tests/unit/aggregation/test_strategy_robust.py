@@ -7,16 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.aggregation.factors import effective
-from fedpeft.aggregation.robust import middle_mean
+from fedpeft.aggregation.factors import compute_effective_weight
+from fedpeft.aggregation.robust import compute_middle_mean
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 
-FORM = ClientForm(4, 8.0)
+FORM = AdapterShape(4, 8.0)
 ROBUST = ["krum", "krum(selected=3)", "norm_bound", "norm_bound(bound=0.5)", "median", "trimmed_mean"]
 INVARIANT = ["flora", "flexlora", "flexlora(remainder=keep)", "fedex_lora", *ROBUST]
-layout = lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
+layout = create_lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
 
 
 def refactored(update, seed):
@@ -34,9 +40,9 @@ def refactored(update, seed):
 def added(result):
     weights = {}
     for pair in layout.pairs:
-        weights[pair.module] = effective(pair, result.state, FORM).dense()
+        weights[pair.module] = compute_effective_weight(pair, result.state, FORM).to_dense()
         if pair.module in result.residuals:
-            weights[pair.module] = weights[pair.module] + result.residuals[pair.module].dense()
+            weights[pair.module] = weights[pair.module] + result.residuals[pair.module].to_dense()
     return weights | {n: result.state[n] for n in ("head.weight", "head.bias")}
 
 
@@ -49,9 +55,9 @@ def flat(weights):
 @given(seed=st.integers(0, 10_000))
 def test_other_factors_of_the_same_update_change_nothing(spec, seed):
     strategy = strategies.build(spec)
-    state = random_state(layout, seed, torch.float64)
-    clients = [Client(ClientForm(rank, 6.0), weight) for rank, weight in ((4, 1.0), (2, 3.0), (3, 2.0), (4, 2.0))]
-    updates = random_updates(strategy, state, layout, clients, seed)
+    state = create_random_state(layout, seed, torch.float64)
+    clients = [Client(AdapterShape(rank, 6.0), weight) for rank, weight in ((4, 1.0), (2, 3.0), (3, 2.0), (4, 2.0))]
+    updates = create_random_updates(strategy, state, layout, clients, seed)
     disguised = [refactored(u, seed + i) for i, u in enumerate(updates)]
     one, other = (flat(added(run_round(strategy, state, layout, u))) for u in (updates, disguised))
     assert float((one - other).norm() / one.norm()) < 1e-6
@@ -59,8 +65,8 @@ def test_other_factors_of_the_same_update_change_nothing(spec, seed):
 
 def test_averages_of_factors_do_not_have_the_invariance():
     fedit = strategies.build("fedit")
-    state = random_state(layout, 1, torch.float64)
-    updates = random_updates(fedit, state, layout, [Client(FORM)] * 4, 1)
+    state = create_random_state(layout, 1, torch.float64)
+    updates = create_random_updates(fedit, state, layout, [Client(FORM)] * 4, 1)
     disguised = [refactored(u, i) for i, u in enumerate(updates)]
     one, other = (flat(added(run_round(fedit, state, layout, u))) for u in (updates, disguised))
     assert float((one - other).norm() / one.norm()) > 0.1
@@ -68,10 +74,10 @@ def test_averages_of_factors_do_not_have_the_invariance():
 
 def cohort(attack, attackers=2, honest=8):
     """Honest clients agree up to small differences; the attackers come first and do `attack` to an honest update."""
-    state = random_state(layout, 1, torch.float64)
+    state = create_random_state(layout, 1, torch.float64)
     plain = strategies.build("flexlora")
-    (common,) = random_updates(plain, state, layout, [Client(FORM)], 5, size=0.3)
-    noise = random_updates(plain, state, layout, [Client(FORM)] * (attackers + honest), 6, size=0.03)
+    (common,) = create_random_updates(plain, state, layout, [Client(FORM)], 5, size=0.3)
+    noise = create_random_updates(plain, state, layout, [Client(FORM)] * (attackers + honest), 6, size=0.03)
     updates = [dataclasses.replace(u, delta={n: common.delta[n] + d for n, d in u.delta.items()}) for u in noise]
     return state, [attack(u) if u.client < attackers else u for u in updates], updates[attackers:]
 
@@ -150,7 +156,7 @@ def test_krum_sees_all_layers_at_once():
         for u in updates
     ]
     result = run_round(strategies.build("krum"), state, layout, disguised)
-    after = effective(far, result.state, FORM).dense()
+    after = compute_effective_weight(far, result.state, FORM).to_dense()
     assert min(float((after - FORM.scale * u.trained(far.B) @ u.trained(far.A)).norm()) for u in honest) < 1e-9
 
 
@@ -181,7 +187,7 @@ def test_the_mean_of_the_middle_leaves_its_votes_as_they_were(shape, dtype):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     before, trim = values.clone(), (shape[0] - 1) // 2
     expected = values.sort(dim=0).values[trim : shape[0] - trim].mean(dim=0)
-    assert torch.equal(middle_mean(values, trim), expected)
+    assert torch.equal(compute_middle_mean(values, trim), expected)
     assert torch.equal(values, before)
 
 

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import scipy.linalg
 import torch
-from fedpeft.strategies.florg import grams
+from fedpeft.strategies.florg import find_grams
 
-from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.conformance.cohorts import Client, create_random_state, create_random_updates, run_round
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 from tests.refusals import refuses
 
@@ -22,7 +22,7 @@ def mean_of_products(updates):
 
 
 def weight(state):
-    return effective(pair, state, FORM).dense()
+    return compute_effective_weight(pair, state, FORM).to_dense()
 
 
 def pad(tensor, rows, columns):
@@ -62,8 +62,8 @@ def test_ffa_can_keep_ranks_that_a_client_lacks():
 
 
 def test_rolora_alternates():
-    for round, changed, frozen in ((1, pair.B, pair.A), (2, pair.A, pair.B)):
-        result, updates, state = a_round("rolora", MIXED, round)
+    for round_number, changed, frozen in ((1, pair.B, pair.A), (2, pair.A, pair.B)):
+        result, updates, state = a_round("rolora", MIXED, round_number)
         assert torch.equal(result.state[frozen], state[frozen])
         assert not torch.equal(result.state[changed], state[changed])
         assert all(frozen not in u.delta for u in updates)
@@ -72,9 +72,9 @@ def test_rolora_alternates():
 def test_clients_of_any_form_start_from_the_same_effective_ranks():
     for spec in ("ffa_lora", "rolora", "flexlora", "hetlora"):
         strategy = strategies.build(spec)
-        state = random_state(layout, 1, torch.float64)
-        for round in (1, 2):
-            sent = strategy.dispatch(state, layout, ClientForm(3, 5.0), round)
+        state = create_random_state(layout, 1, torch.float64)
+        for round_number in (1, 2):
+            sent = strategy.dispatch(state, layout, AdapterShape(3, 5.0), round_number)
             expected = FORM.scale * state[pair.B][:, :3] @ state[pair.A][:3]
             assert torch.allclose(5 / 3 * sent[pair.B] @ sent[pair.A], expected)
 
@@ -89,7 +89,7 @@ def test_fedsa_averages_a_and_keeps_the_rest_private():
 
 
 def test_fedsvd_keeps_the_product_and_makes_a_orthonormal():
-    state = random_state(layout, 1, torch.float64)
+    state = create_random_state(layout, 1, torch.float64)
     plain, _, _ = a_round("ffa_lora", MIXED, state=state)
     result, _, _ = a_round("fedsvd", MIXED, state=state)
     assert torch.allclose(weight(result.state), weight(plain.state))
@@ -101,10 +101,10 @@ def test_fedsvd_keeps_the_product_and_makes_a_orthonormal():
 
 
 def test_flora_starts_anew_from_the_seed_round_and_layer():
-    one, updates, state = a_round("flora", MIXED, round=1, seed=5)
-    again, _, _ = a_round("flora", MIXED, round=1, seed=5)
-    later, _, _ = a_round("flora", MIXED, round=2, seed=5)
-    other, _, _ = a_round("flora", MIXED, round=1, seed=6)
+    one, updates, state = a_round("flora", MIXED, round_number=1, seed=5)
+    again, _, _ = a_round("flora", MIXED, round_number=1, seed=5)
+    later, _, _ = a_round("flora", MIXED, round_number=2, seed=5)
+    other, _, _ = a_round("flora", MIXED, round_number=1, seed=6)
     assert one.state[pair.B].count_nonzero() == 0
     assert one.state[pair.A].abs().max() <= 1 / 3
     assert torch.equal(one.state[pair.A], again.state[pair.A])
@@ -116,12 +116,12 @@ def test_flora_starts_anew_from_the_seed_round_and_layer():
 
 def test_fedex_residual_has_the_rank_it_promises():
     result, _, _ = a_round("fedex_lora", [Client(FORM)] * 2)
-    assert torch.linalg.matrix_rank(result.residuals[pair.module].dense()) == 4  # (K - 1) r
+    assert torch.linalg.matrix_rank(result.residuals[pair.module].to_dense()) == 4  # (K - 1) r
 
 
 def test_flexlora_revives_dead_ranks():
-    state = random_state(layout, 1, torch.float64)
-    result, _, _ = a_round("flexlora", [Client(ClientForm(2, 8.0))], state=state)
+    state = create_random_state(layout, 1, torch.float64)
+    result, _, _ = a_round("flexlora", [Client(AdapterShape(2, 8.0))], state=state)
     assert result.state[pair.B][:, 2:].count_nonzero() == 0
     assert torch.equal(result.state[pair.A][2:], state[pair.A][2:])
 
@@ -146,7 +146,7 @@ def test_fewer_ranks_are_kept_where_less_energy_is_asked_for():
 
 def test_what_the_energy_leaves_out_can_be_kept_in_the_base():
     result, updates, _ = a_round("flexlora(energy=0.5, remainder=keep)", MIXED)
-    after = weight(result.state) + result.residuals[pair.module].dense()
+    after = weight(result.state) + result.residuals[pair.module].to_dense()
     assert torch.allclose(after, mean_of_products(updates), atol=1e-10)
 
 
@@ -164,10 +164,10 @@ def test_hetlora_weighs_by_the_norms_of_the_products():
 
 def test_hetlora_gives_up_ranks_that_shrink():
     hetlora = strategies.build("hetlora(decay=0.5)")
-    state = random_state(layout, 1, torch.float64)
-    (update,) = random_updates(hetlora, state, layout, [Client(FORM)], 2, size=0.0)
+    state = create_random_state(layout, 1, torch.float64)
+    (update,) = create_random_updates(hetlora, state, layout, [Client(FORM)], 2, size=0.0)
     update.delta[pair.B][:, 2:] -= 0.5 * state[pair.B][:, 2:]
-    assert hetlora.next_form(update, layout) == ClientForm(2, 4.0)  # the scale stays 2
+    assert hetlora.next_form(update, layout) == AdapterShape(2, 4.0)  # the scale stays 2
     update.delta[pair.B][:, 2:] += state[pair.B][:, 2:]
     assert hetlora.next_form(update, layout) == FORM
 
@@ -207,20 +207,20 @@ def test_lora_fair_is_nearer_than_the_means_and_knows_no_unit():
     assert torch.allclose(weight(tenfold.state), 10 * weight(fair.state))
 
 
-@pytest.mark.parametrize("round", [1, 2])
-def test_fedrot_undoes_rotations_of_the_factors(round):
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_fedrot_undoes_rotations_of_the_factors(round_number):
     """Clients hold the global product in turned factors: their means spoil it, the means of the rotated ones do not."""
     generator = torch.Generator().manual_seed(0)
-    state = random_state(layout, 1, torch.float64)
-    updates = random_updates(strategies.build("fedit"), state, layout, EQUAL, 2, size=0.0)
+    state = create_random_state(layout, 1, torch.float64)
+    updates = create_random_updates(strategies.build("fedit"), state, layout, EQUAL, 2, size=0.0)
     for u in updates:
         Q, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
         Q[:, 0] *= torch.linalg.det(Q).sign()
         u.delta[pair.A] = Q.T @ state[pair.A] - state[pair.A]
         u.delta[pair.B] = state[pair.B] @ Q - state[pair.B]
-    turned = run_round(strategies.build("fedit"), state, layout, updates, round)
-    full = run_round(strategies.build("fedrot_lora(strength=1.0)"), state, layout, updates, round)
-    none = run_round(strategies.build("fedrot_lora(strength=0)"), state, layout, updates, round)
+    turned = run_round(strategies.build("fedit"), state, layout, updates, round_number)
+    full = run_round(strategies.build("fedrot_lora(strength=1.0)"), state, layout, updates, round_number)
+    none = run_round(strategies.build("fedrot_lora(strength=0)"), state, layout, updates, round_number)
     assert (weight(turned.state) - weight(state)).norm() > 0.1 * weight(state).norm()
     assert torch.allclose(weight(full.state), weight(state))
     assert torch.allclose(weight(none.state), weight(turned.state))
@@ -230,9 +230,9 @@ def test_fed_sb_is_exact_with_mixed_alphas():
     core = TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0")
     square = Layout((core,), FORM)
     fed_sb = strategies.build("fed_sb")
-    state = random_state(square, 1, torch.float64)
-    clients = [Client(ClientForm(4, 8.0), 3.0), Client(ClientForm(4, 2.0), 1.0)]
-    updates = random_updates(fed_sb, state, square, clients, 2)
+    state = create_random_state(square, 1, torch.float64)
+    clients = [Client(AdapterShape(4, 8.0), 3.0), Client(AdapterShape(4, 2.0), 1.0)]
+    updates = create_random_updates(fed_sb, state, square, clients, 2)
     result = run_round(fed_sb, state, square, updates)
     exact = sum(p * u.form.scale * u.trained(core.name) for p, u in zip(shares(updates), updates, strict=True))
     assert torch.allclose(FORM.scale * result.state[core.name], exact)
@@ -268,15 +268,21 @@ def test_fslora_adds_the_changes_of_the_ranks_that_were_trained():
 
 
 def test_fslora_draws_ranks_by_seed_round_and_client_and_all_alike():
-    fslora, form = strategies.build("fslora"), ClientForm(2, 8.0)
-    draws = [fslora.ranks(layout, form, 5, round, client) for round in range(1, 101) for client in range(6)]
-    again = [fslora.ranks(layout, form, 5, round, client) for round in range(1, 101) for client in range(6)]
+    fslora, form = strategies.build("fslora"), AdapterShape(2, 8.0)
+    draws = [
+        fslora.ranks(layout, form, 5, round_number, client) for round_number in range(1, 101) for client in range(6)
+    ]
+    again = [
+        fslora.ranks(layout, form, 5, round_number, client) for round_number in range(1, 101) for client in range(6)
+    ]
     assert draws == again
     assert len(set(draws)) == 6  # pairs of 4
     assert len(set(draws[:6])) > 1
     mean = sum(sketch(ranks) for ranks in draws) / len(draws)
     assert torch.allclose(mean, torch.eye(4).double(), atol=0.15)  # three standard errors
-    assert draws != [fslora.ranks(layout, form, 6, round, client) for round in range(1, 101) for client in range(6)]
+    assert draws != [
+        fslora.ranks(layout, form, 6, round_number, client) for round_number in range(1, 101) for client in range(6)
+    ]
 
 
 def test_fslora_is_fedit_when_ranks_are_equal():
@@ -292,8 +298,8 @@ def a_gram_round(spec, clients, size=0.5):
     """G before, the clients' G with their shares, and G after."""
     (name,) = GRAM.names
     florg = strategies.build(spec)
-    state = random_state(GRAM, 1, torch.float64)
-    updates = random_updates(florg, state, GRAM, clients, 2, size=size)
+    state = create_random_state(GRAM, 1, torch.float64)
+    updates = create_random_updates(florg, state, GRAM, clients, 2, size=size)
     after = run_round(florg, state, GRAM, updates).state[name]
     return state[name], [(p, u.trained(name)) for p, u in zip(shares(updates), updates, strict=True)], after
 
@@ -333,25 +339,25 @@ def test_florg_needs_g_of_one_size():
     with refuses("FP1492"):
         strategies.build("florg").check(layout, [FORM])
     with refuses("FP1024"):
-        strategies.build("florg").check(GRAM, [FORM, ClientForm(2, 8.0)])
+        strategies.build("florg").check(GRAM, [FORM, AdapterShape(2, 8.0)])
 
 
 def test_flasc_sends_and_takes_the_largest_entries_of_the_whole_adapter():
     flasc = strategies.build("flasc(down=0.25, up=0.1)")
-    state = random_state(layout, 1)
+    state = create_random_state(layout, 1)
     sent = flasc.dispatch(state, layout, FORM, 1)
     factors = torch.cat([state[n].abs().flatten() for n in (pair.A, pair.B)])
     kept = torch.cat([sent[n].abs().flatten() for n in (pair.A, pair.B)])
     assert kept.count_nonzero() == round(0.25 * len(factors))
     assert kept[kept > 0].min() >= factors[kept == 0].max()
     assert torch.equal(sent["head.weight"], state["head.weight"])
-    (update,) = random_updates(flasc, state, layout, [Client(FORM)], 2)
+    (update,) = create_random_updates(flasc, state, layout, [Client(FORM)], 2)
     assert sum(int(update.delta[n].count_nonzero()) for n in (pair.A, pair.B)) == round(0.1 * len(factors))
 
 
 @pytest.mark.parametrize("spoilt", [1, 1000])
 def test_flasc_hands_in_what_is_no_number_so_that_it_is_refused(spoilt):
-    flasc, delta = strategies.build("flasc(up=0.1)"), random_state(layout, 1)
+    flasc, delta = strategies.build("flasc(up=0.1)"), create_random_state(layout, 1)
     delta[pair.A].view(-1)[:spoilt] = torch.nan
     sent = flasc.submitted(delta, layout, 1)[pair.A]
     assert int(sent.isnan().sum()) == min(spoilt, sent.numel())
@@ -383,4 +389,4 @@ def test_secure_sums_take_the_strategies_whose_updates_are_summed_as_they_are():
 
 def test_florg_averages_gram_matrices_alone():
     plain = [TensorSpec(name, (4, 9), "plain", "layer.0") for name in ("layer.0.lora_G.weight", "layer.0.bias")]
-    assert grams(Layout((*plain, *layout.tensors), FORM)) == {"layer.0.lora_G.weight"}
+    assert find_grams(Layout((*plain, *layout.tensors), FORM)) == {"layer.0.lora_G.weight"}

@@ -10,15 +10,15 @@ from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.task_rules import Turn
 from fedpeft.aggregation.update import Cohort, Fold, Update
-from fedpeft.conformance.cohorts import lora_layout, random_state
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import create_lora_layout, create_random_state
+from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 
 TASKS, RANK, IN, OUT = 3, 2, 11, 7
-FORM, WHOLE = ClientForm(RANK, 8.0), ClientForm(TASKS * RANK, TASKS * 8.0)
-layout = lora_layout([(OUT, IN)], WHOLE, head=(5, 4))
+FORM, WHOLE = AdapterShape(RANK, 8.0), AdapterShape(TASKS * RANK, TASKS * 8.0)
+layout = create_lora_layout([(OUT, IN)], WHOLE, head=(5, 4))
 (pair,) = layout.pairs
-state = random_state(layout, 1, torch.float64)
+state = create_random_state(layout, 1, torch.float64)
 random = torch.Generator().manual_seed(0)
 
 
@@ -69,9 +69,9 @@ def test_a_tasks_clients_have_one_rank():
     rule = strategies.build(f"o_lora(tasks={TASKS}, every=4)")
     rule.check(layout, [FORM, FORM])
     with refuses("FP1027"):
-        rule.check(layout, [FORM, ClientForm(1, 8.0)])
+        rule.check(layout, [FORM, AdapterShape(1, 8.0)])
     with refuses("FP1026"):
-        rule.check(layout.subset(["head.weight", "head.bias"]), [])
+        rule.check(layout.select(["head.weight", "head.bias"]), [])
 
 
 def test_o_loras_pull_is_the_gradient_of_its_penalty():
@@ -155,19 +155,19 @@ def test_prototypes_are_the_head_of_all_rows_met_so_far(head):
     assert int(scores.argmax(1).max()) < 4, "a class that nobody has met is never the answer"
     assert rule.trained(layout, 1) == {pair.A, pair.B}
     with refuses("FP1494"):
-        rule.check(lora_layout([(OUT, IN)], WHOLE), [WHOLE])
+        rule.check(create_lora_layout([(OUT, IN)], WHOLE), [WHOLE])
 
 
 # ---------------------------------------------------------------------------------------------------------------- LoRM
 
 
 @pytest.mark.parametrize("moments", ["full", "diagonal"])
-@pytest.mark.parametrize("round", [1, 2])
-def test_lorm_is_the_least_squares_solution(moments, round):
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_lorm_is_the_least_squares_solution(moments, round_number):
     """Against a dense system in the factor's entries: sum_k tr (B A - B_k A_k) G_k (B A - B_k A_k)^T is least."""
     rule = strategies.build(f"lorm(moments={moments})")
-    factor, shape = (pair.B, (OUT, WHOLE.rank)) if round % 2 else (pair.A, (WHOLE.rank, IN))
-    assert rule.trained(layout, round) == {factor, "head.weight", "head.bias"}
+    factor, shape = (pair.B, (OUT, WHOLE.rank)) if round_number % 2 else (pair.A, (WHOLE.rank, IN))
+    assert rule.trained(layout, round_number) == {factor, "head.weight", "head.bias"}
     updates, systems = [], []
     for client in range(3):
         x = drawn(25, IN)
@@ -182,14 +182,14 @@ def test_lorm_is_the_least_squares_solution(moments, round):
             unit = torch.zeros(shape[0] * shape[1], dtype=torch.float64)
             unit[entry] = 1.0
             unit = unit.reshape(shape)
-            columns.append(((unit @ state[pair.A] if round % 2 else state[pair.B] @ unit) @ root).flatten())
+            columns.append(((unit @ state[pair.A] if round_number % 2 else state[pair.B] @ unit) @ root).flatten())
         systems.append((torch.stack(columns, dim=1), (own @ root).flatten()))
     dense, wanted = (torch.cat(parts) for parts in zip(*systems, strict=True))
     expected = torch.linalg.lstsq(dense, wanted[:, None], driver="gelsd").solution.reshape(shape)
-    gathered = rule.gather(pair, state, layout, Cohort(updates, (1 / 3,) * 3, round, 0))
-    found, still = (gathered.B, gathered.A) if round % 2 else (gathered.A, gathered.B)
+    gathered = rule.gather(pair, state, layout, Cohort(updates, (1 / 3,) * 3, round_number, 0))
+    found, still = (gathered.B, gathered.A) if round_number % 2 else (gathered.A, gathered.B)
     assert torch.allclose(found, expected, atol=1e-10)
-    assert torch.equal(still, state[pair.A if round % 2 else pair.B])
+    assert torch.equal(still, state[pair.A if round_number % 2 else pair.B])
 
 
 def test_lorm_leaves_directions_alone_that_no_input_has():

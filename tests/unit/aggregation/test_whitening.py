@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
-from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening, projection
+from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening, create_projection
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from tests.refusals import refuses
@@ -38,7 +38,7 @@ def whitening(x, y, dimensions=WIDTH, noise=0.0, seed=0):
 
 
 def whitened(x, w):
-    return x @ projection(WIDTH, len(w.centre)).T @ w.turn.T - w.centre
+    return x @ create_projection(WIDTH, len(w.centre)).T @ w.turn.T - w.centre
 
 
 def gradients(x, y, weight, bias):
@@ -65,10 +65,10 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
     generator = torch.Generator().manual_seed(seed)
     U = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
     v = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
-    weight, bias = U @ w.turn @ projection(WIDTH, dimensions), v - U @ w.centre
+    weight, bias = U @ w.turn @ create_projection(WIDTH, dimensions), v - U @ w.centre
     z = whitened(x, w)
     torch.testing.assert_close(z @ U.T + v, x @ weight.T + bias)
-    found = w.gradients(gradients(x, y, weight, bias))
+    found = w.compute_gradients(gradients(x, y, weight, bias))
     errors = torch.softmax(z @ U.T + v, 1) - F.one_hot(y, CLASSES)
     assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)
     torch.testing.assert_close(found[WEIGHT][:, :, :dimensions], errors[:, :, None] * z[:, None, :])
@@ -79,14 +79,14 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
 def test_a_row_without_an_error_has_no_gradient():
     x, y = rows()
     nothing = {WEIGHT: torch.zeros(2, CLASSES, WIDTH), BIAS: torch.zeros(2, CLASSES)}
-    found = whitening(x, y).gradients({name: t.double() for name, t in nothing.items()})
+    found = whitening(x, y).compute_gradients({name: t.double() for name, t in nothing.items()})
     assert not any(t.any() for t in found.values())
 
 
 def test_a_step_changes_logits_as_the_step_of_the_whitened_head_does():
     x, y = rows()
     w = whitening(x, y, dimensions=7)
-    mean = {name: t.mean(0) for name, t in w.gradients(gradients(x, y, *zeros())).items()}
+    mean = {name: t.mean(0) for name, t in w.compute_gradients(gradients(x, y, *zeros())).items()}
     mean[WEIGHT][:, 7:] = 100.0  # noise where no direction is
     step = w.step(mean)
     changed = x @ step[WEIGHT].T + step[BIAS]
@@ -101,7 +101,7 @@ def test_steps_fall_to_the_least_loss_whatever_all_rows_have_in_common(common):
         weight, bias = zeros()
         for _ in range(60):
             of_rows = gradients(x, y, weight, bias)
-            mean = {name: t.mean(0) for name, t in (w.gradients(of_rows) if whiten else of_rows).items()}
+            mean = {name: t.mean(0) for name, t in (w.compute_gradients(of_rows) if whiten else of_rows).items()}
             step, rate = (w.step(mean), 2.0) if whiten else (mean, 2 / 10)  # as long as never overshoots
             weight, bias = weight - rate * step[WEIGHT], bias - rate * step[BIAS]
             losses.append(F.cross_entropy(x @ weight.T + bias, y).item())
@@ -121,14 +121,14 @@ def test_whatever_noise_makes_of_the_moments_features_stay_finite(noise):
 
 def test_what_noise_has_made_of_known_eigenvalues_is_taken_out():
     """Of a matrix of rank 3 whose eigenvalues are above the noise's own."""
-    from fedpeft.aggregation.heads.private_ridge import _without_noise
+    from fedpeft.aggregation.heads.private_ridge import _remove_noise
 
     generator, m = torch.Generator().manual_seed(1), 400
     basis = torch.linalg.qr(torch.randn(m, 3, generator=generator, dtype=torch.float64)).Q
     noise = torch.randn(m, m, generator=generator, dtype=torch.float64)
     noise, edge = (noise + noise.T) / 2, math.sqrt(2 * m)
     true = torch.tensor([60.0, 80.0, 120.0], dtype=torch.float64)
-    found = _without_noise(torch.linalg.eigvalsh((basis * true) @ basis.T + noise), edge)
+    found = _remove_noise(torch.linalg.eigvalsh((basis * true) @ basis.T + noise), edge)
     torch.testing.assert_close(found[-3:], true, rtol=0.05, atol=0)
     assert (found[:-3] < 5).all()
     assert (found[:-3] == 0).sum() > 0.95 * m
@@ -137,7 +137,7 @@ def test_what_noise_has_made_of_known_eigenvalues_is_taken_out():
 def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():
     x, y = rows()
     w = whitening(x, y, dimensions=5)
-    again = Whitening.of(decode(parse_codec("fp32").encode(w.state), Whitening.shapes(5)), WIDTH)
+    again = Whitening.from_state(decode(parse_codec("fp32").encode(w.state), Whitening.shapes(5)), WIDTH)
     torch.testing.assert_close(again.turn, w.turn.float().double())
     assert again.gain == pytest.approx(w.gain)
     for wrong in (
@@ -149,7 +149,7 @@ def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():
         {},
     ):
         with refuses("FP6020", "12"):
-            Whitening.of(wrong, WIDTH)
+            Whitening.from_state(wrong, WIDTH)
 
 
 @pytest.mark.parametrize("name", ["ridge", "centroids", "private_centroids", "zero"])
@@ -162,14 +162,14 @@ def test_other_heads_tell_nothing_of_it(name):
 
 @pytest.mark.parametrize("huge", [3e38, 1e200, 1e308])
 def test_a_hostile_whitening_leaves_every_row_within_the_clipping_norm(huge):
-    from fedpeft.clients.private import clipping_factors
+    from fedpeft.clients.private import compute_clipping_factors
 
     x, y = rows()
     w = Whitening(
         torch.full((5, 5), huge, dtype=torch.float64), torch.full((5,), -huge, dtype=torch.float64), 1.0, WIDTH
     )
-    found = w.gradients(gradients(x, y, *zeros()))
-    factors = clipping_factors(found.values(), 1.0)
+    found = w.compute_gradients(gradients(x, y, *zeros()))
+    factors = compute_clipping_factors(found.values(), 1.0)
     clipped = [factors[:, None] * t.flatten(1) for t in found.values()]
     norms = torch.cat(clipped, 1).norm(dim=1)
     assert torch.isfinite(norms).all()
@@ -179,14 +179,14 @@ def test_a_hostile_whitening_leaves_every_row_within_the_clipping_norm(huge):
 def test_gradients_stay_on_the_device_that_they_are_on():
     x, y = rows()
     of_rows = {name: t.to("meta") for name, t in gradients(x, y, *zeros()).items()}
-    found = whitening(x, y, dimensions=5).gradients(of_rows)
+    found = whitening(x, y, dimensions=5).compute_gradients(of_rows)
     assert {t.device.type for t in found.values()} == {"meta"}
     assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)
 
 
 def test_the_projection_is_the_same_everywhere():
     expected = torch.tensor([[0.1192, 0.9924, -0.0293], [-0.9624, 0.1082, -0.2492]], dtype=torch.float64)
-    torch.testing.assert_close(projection(3, 2), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(create_projection(3, 2), expected, rtol=0, atol=1e-4)
 
 
 def test_sums_of_noise_alone_turn_nothing_and_scale_all_directions_alike():

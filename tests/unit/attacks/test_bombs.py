@@ -11,8 +11,8 @@ import pytest
 
 from fedpeft.check import main
 from fedpeft.data import record_files
-from fedpeft.data.image_folders import pixels_of
-from fedpeft.data.record_files import records
+from fedpeft.data.image_folders import read_pixels
+from fedpeft.data.record_files import read_records
 from fedpeft.errors import DataError
 from tests.refusals import refuses
 
@@ -33,7 +33,7 @@ def test_a_picture_of_a_billion_pixels_is_refused_by_name(tmp_path):
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert (tmp_path / "bomb.png").stat().st_size < 200_000
     with pytest.raises(DataError, match=r"bomb\.png can't be read as a picture: Image size") as error:
-        pixels_of([str(tmp_path / "bomb.png")], 28)
+        read_pixels([str(tmp_path / "bomb.png")], 28)
     assert "\n" not in str(error.value)
 
 
@@ -51,7 +51,7 @@ def test_a_parquet_file_of_gigabytes_is_read_in_batches(tmp_path):
     del table
     assert (tmp_path / "bomb.parquet").stat().st_size < 1_000_000
     before = pa.total_allocated_bytes()
-    for _, record in itertools.islice(records(str(tmp_path / "bomb.parquet")), 10_000):
+    for _, record in itertools.islice(read_records(str(tmp_path / "bomb.parquet")), 10_000):
         assert record == {"text": LONG}
         assert pa.total_allocated_bytes() - before < 100_000_000
 
@@ -62,21 +62,21 @@ def test_a_parquet_file_that_is_too_large_is_refused_before_it_is_decoded(tmp_pa
     from pyarrow import parquet
 
     parquet.write_table(pa.table({"text": [LONG] * 2000}), tmp_path / "bomb.parquet", compression="zstd")
-    _, first = next(records(str(tmp_path / "bomb.parquet")))
+    _, first = next(read_records(str(tmp_path / "bomb.parquet")))
     assert first == {"text": LONG}
     monkeypatch.setattr(record_files, limit, 1999)
     with refuses("FP3195" if limit == "MOST_ROWS" else "FP3194", "bomb.parquet", "1,999"):
-        next(records(str(tmp_path / "bomb.parquet")))
+        next(read_records(str(tmp_path / "bomb.parquet")))
     assert main([str(tmp_path / "bomb.parquet")]) == 2
 
 
 def test_an_arrow_file_of_too_many_rows_is_refused(tmp_path, monkeypatch):
     with pa.ipc.new_file(tmp_path / "bomb.arrow", pa.schema({"text": pa.string()})) as to:
         to.write_table(pa.table({"text": ["x"] * 2000}))
-    assert len(list(records(str(tmp_path / "bomb.arrow")))) == 2000
+    assert len(list(read_records(str(tmp_path / "bomb.arrow")))) == 2000
     monkeypatch.setattr(record_files, "MOST_ROWS", 1999)
     with refuses("FP3195", "bomb.arrow", "1,999"):
-        list(records(str(tmp_path / "bomb.arrow")))
+        list(read_records(str(tmp_path / "bomb.arrow")))
 
 
 def test_an_arrow_file_that_announces_more_than_any_memory_is_refused(tmp_path):
@@ -90,5 +90,5 @@ def test_an_arrow_file_that_announces_more_than_any_memory_is_refused(tmp_path):
     assert content.count(true) == 1
     file.write_bytes(content.replace(true, struct.pack("<q", 2**60)))
     with pytest.raises(DataError, match=r"bomb\.arrow can't be read as \.arrow") as error:
-        list(records(str(file)))
+        list(read_records(str(file)))
     assert "\n" not in str(error.value)

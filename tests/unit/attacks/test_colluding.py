@@ -123,7 +123,7 @@ def test_a_client_refuses_sums_that_its_own_share_could_read(tmp_path, collude, 
     """Its own --collude against the terms of each sum, whatever the server's settings assume."""
     authority = Authority(tmp_path / "certs", 1)
     authority.ensure()
-    own = Credentials.of_client(authority.client("edge-0"))
+    own = Credentials.load_client(authority.client("edge-0"))
     identity = Identity("run", own.key, own.certificate, own.authority, collude=collude)
     client = Masking(MaskPlan("secure_sum", False, 1000, identity), tmp_path / "client", 3)
     told = Announcement(bytes(16), announced, 10, BESIDE, 1.0).to_bytes()

@@ -24,7 +24,7 @@ from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.client_protection import Answers
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints, Progress, RunStore
+from fedpeft.server.progress import Checkpoints, RunStore, ServerState
 from fedpeft.server.traffic import Counters
 from tests.attacks.scale import SEED, scaled
 
@@ -38,11 +38,16 @@ def lengths(size: int) -> Iterator[int]:
     return iter(sorted({0, *chosen, size - 1}))
 
 
-def progress(round: int) -> Progress:
+def progress(round_number: int) -> ServerState:
     """The server after a round that has told of itself."""
-    value = torch.full((3, 5), float(round))
-    lines = {"rounds.jsonl": [{"round": round}], "clients.jsonl": [{"round": round, "client": k} for k in range(2)]}
-    return Progress(round=round, adapter={"a": value}, lines=lines, counters=Counters(uplink_bytes=round))
+    value = torch.full((3, 5), float(round_number))
+    lines = {
+        "rounds.jsonl": [{"round": round_number}],
+        "clients.jsonl": [{"round": round_number, "client": k} for k in range(2)],
+    }
+    return ServerState(
+        round=round_number, adapter={"a": value}, lines=lines, counters=Counters(uplink_bytes=round_number)
+    )
 
 
 @pytest.mark.long
@@ -69,8 +74,8 @@ def test_a_ledger_cut_at_every_length_holds_each_whole_charge(tmp_path):
     """A line that is whole counts; one that is not released nothing, and the next is not glued to it."""
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path, TERMS)
-    for round in range(1, 5):
-        ledger.charge(round, f"round {round}", {0: (EVENT, 3), 7: (EVENT, 1)})
+    for round_number in range(1, 5):
+        ledger.charge(round_number, f"round {round_number}", {0: (EVENT, 3), 7: (EVENT, 1)})
     content = path.read_bytes()
     for length in lengths(len(content)):
         path.write_bytes(content[:length])
@@ -84,10 +89,10 @@ def test_a_ledger_cut_at_every_length_holds_each_whole_charge(tmp_path):
 @pytest.mark.long
 def test_records_cut_at_every_length_go_on_where_the_checkpoint_says_or_are_refused(tmp_path):
     """Lines of the last round are told again; where earlier ones are lost, a run does not go on without them."""
-    store = RunStore.of(Records(tmp_path / "run"))
+    store = RunStore.from_records(Records(tmp_path / "run"))
     (tmp_path / "run").mkdir()
-    for round in range(1, 4):
-        store.commit(progress(round))
+    for round_number in range(1, 4):
+        store.commit(progress(round_number))
     known = store.checkpoints.load().offsets
     for name in progress(1).lines:
         content = (tmp_path / "run" / name).read_bytes()
@@ -95,7 +100,7 @@ def test_records_cut_at_every_length_go_on_where_the_checkpoint_says_or_are_refu
             shutil.rmtree(tmp_path / "cut", ignore_errors=True)
             shutil.copytree(tmp_path / "run", tmp_path / "cut")
             os.truncate(tmp_path / "cut" / name, length)
-            again = RunStore.of(Records(tmp_path / "cut"))
+            again = RunStore.from_records(Records(tmp_path / "cut"))
             if length < known[name]:
                 with pytest.raises(RunError, match="lines are lost"):
                     again.restore(again.checkpoints.load())
@@ -157,18 +162,18 @@ def test_a_round_that_was_committed_survives_whatever_was_not_synced(share, tmp_
     run = tmp_path / "run"
     run.mkdir()
     with a_disk(monkeypatch) as disk:
-        store = RunStore.of(Records(run))
-        for round in range(1, 1 + scaled(30)):
-            store.commit(progress(round))
-            disk.cut(run, left := tmp_path / f"left {round}", share)
-            again = RunStore.of(Records(left))
+        store = RunStore.from_records(Records(run))
+        for round_number in range(1, 1 + scaled(30)):
+            store.commit(progress(round_number))
+            disk.cut(run, left := tmp_path / f"left {round_number}", share)
+            again = RunStore.from_records(Records(left))
             found = again.checkpoints.load()
             assert found is not None
-            assert found.round == round
+            assert found.round == round_number
             again.restore(found)
             for name, each in (("rounds.jsonl", 1), ("clients.jsonl", 2)):
                 lines = [json.loads(line) for line in (left / name).read_text().splitlines()]
-                assert [line["round"] for line in lines] == [r for r in range(1, round + 1) for _ in range(each)]
+                assert [line["round"] for line in lines] == [r for r in range(1, round_number + 1) for _ in range(each)]
 
 
 @pytest.mark.long
@@ -179,10 +184,10 @@ def test_a_charge_that_was_made_survives_whatever_was_not_synced(share, tmp_path
     home.mkdir()
     with a_disk(monkeypatch) as disk:
         ledger = Ledger(home / "ledger.jsonl", TERMS)
-        for round in range(1, 1 + scaled(100)):
-            ledger.charge(round, f"round {round}", {0: (EVENT, 1)})
-            disk.cut(home, left := tmp_path / f"left {round}", share)
-            assert Ledger(left / "ledger.jsonl", TERMS).releases(0) >= round
+        for round_number in range(1, 1 + scaled(100)):
+            ledger.charge(round_number, f"round {round_number}", {0: (EVENT, 1)})
+            disk.cut(home, left := tmp_path / f"left {round_number}", share)
+            assert Ledger(left / "ledger.jsonl", TERMS).releases(0) >= round_number
 
 
 def test_a_disk_that_loses_what_was_not_synced_loses_it_here(tmp_path, monkeypatch):

@@ -14,12 +14,18 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.audit.__main__ import _word, main
-from fedpeft.audit.attacks import attacks, of_run
-from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound, p_value
-from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, layout_of, run
+from fedpeft.audit.__main__ import _format_verdict, main
+from fedpeft.audit.attacks import audit_run, run_attacks
+from fedpeft.audit.bounds import (
+    Bounds,
+    compute_bounds,
+    compute_gaussian_epsilon,
+    compute_one_run_bound,
+    compute_p_value,
+)
+from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, create_layout, run
 from fedpeft.audit.canary import CanaryExecutor
-from fedpeft.audit.cohorts import size_epsilon
+from fedpeft.audit.cohorts import compute_size_epsilon
 from fedpeft.audit.membership import Membership
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.peft.family import PEFT_METHODS
@@ -32,7 +38,7 @@ from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import turns_of
 from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
-from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.acceptance import ReportReceiver
 from tests.refusals import has_error, refuses
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}
@@ -56,7 +62,7 @@ def test_randomized_response_is_never_refuted_and_strong_leaks_are(true_epsilon)
         included = random.random(1000) < 0.5
         right = random.random(1000) < 1 / (1 + np.exp(-true_epsilon))
         scores = np.where(right == included, 1.0, 0.0) + 1e-6 * random.random(1000)
-        found = one_run_bound(scores, included, 1e-9)
+        found = compute_one_run_bound(scores, included, 1e-9)
         assert found <= true_epsilon
         assert found > 0.5 * true_epsilon - 0.5
 
@@ -64,14 +70,14 @@ def test_randomized_response_is_never_refuted_and_strong_leaks_are(true_epsilon)
 def test_scores_that_say_nothing_refute_nothing():
     random = np.random.default_rng(1)
     for _ in range(50):
-        found = bounds(random.standard_normal(400), random.random(400) < 0.5, DELTA)
+        found = compute_bounds(random.standard_normal(400), random.random(400) < 0.5, DELTA)
         assert found.largest == 0
 
 
 def test_the_gaussian_profile_is_the_accountants():
     for mu in (0.3, 0.79, 2.0):
-        assert gaussian_epsilon(mu, DELTA) == pytest.approx(epsilon({Event(1 / mu, 1.0): 1}, DELTA), abs=0.03)
-    assert gaussian_epsilon(-1.0, DELTA) == 0
+        assert compute_gaussian_epsilon(mu, DELTA) == pytest.approx(epsilon({Event(1 / mu, 1.0): 1}, DELTA), abs=0.03)
+    assert compute_gaussian_epsilon(-1.0, DELTA) == 0
 
 
 # -------------------------------------------------------------------------------------------------- honest and faulty
@@ -82,7 +88,7 @@ def test_the_gaussian_profile_is_the_accountants():
 def test_an_honest_mechanism_passes_and_is_not_trivially_bounded(mechanism, tmp_path):
     verdict = audited(mechanism, tmp_path)
     assert verdict.claimed == pytest.approx(3.35, abs=0.03)
-    assert verdict.passed
+    assert verdict.has_passed
     assert verdict.bounds.fit > 0.3
 
 
@@ -92,7 +98,7 @@ def test_an_honest_mechanism_passes_and_is_not_trivially_bounded(mechanism, tmp_
 )
 def test_codec_and_strategy_do_not_change_what_is_claimed(strategy, codec, tmp_path):
     verdict = audited("user_dp", tmp_path, strategy=strategy, codec=codec)
-    assert verdict.passed
+    assert verdict.has_passed
     assert verdict.bounds.fit > 0.3
 
 
@@ -130,7 +136,7 @@ def reuse_noise(monkeypatch):
 def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
     fault(monkeypatch)
     verdict = audited(mechanism, tmp_path)
-    assert not verdict.passed
+    assert not verdict.has_passed
     assert verdict.bounds.fit > verdict.claimed
 
 
@@ -146,20 +152,20 @@ def encode_first(monkeypatch):
 
 def hand_on_twice(monkeypatch):
     """The server adds up what it has not clipped as one: an update counts for two."""
-    add = Acceptance.add
+    add = ReportReceiver.add
 
     def twice(self, report, sent):
         add(self, report, sent)
         return add(self, report, sent)
 
-    monkeypatch.setattr(Acceptance, "add", twice)
+    monkeypatch.setattr(ReportReceiver, "add", twice)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize(("mechanism", "fault"), [("local_dp", encode_first), ("user_dp", hand_on_twice)])
 def test_a_wrong_order_in_what_rounds_do_is_caught(mechanism, fault, tmp_path, monkeypatch):
     fault(monkeypatch)
-    assert not audited(mechanism, tmp_path).passed
+    assert not audited(mechanism, tmp_path).has_passed
 
 
 def test_what_the_server_does_not_take_is_said(tmp_path, monkeypatch):
@@ -180,7 +186,7 @@ def test_a_row_that_moves_the_dropout_masks_of_others_is_caught(tmp_path, monkey
     monkeypatch.setattr(CanaryExecutor, "_fill", in_sequence)
     verdict = audited("dp_sgd", tmp_path, canaries=100)
     assert verdict.distance > 2
-    assert not verdict.passed
+    assert not verdict.has_passed
 
 
 @pytest.mark.medium
@@ -196,7 +202,7 @@ def test_sampling_amplifies_as_claimed(tmp_path):
     """q = 1/2: canaries take part in about half of the rounds."""
     verdict = audited("user_dp", tmp_path, rate=0.5)
     assert verdict.claimed < 2.5
-    assert verdict.passed
+    assert verdict.has_passed
 
 
 def test_the_command(capsys):
@@ -213,10 +219,10 @@ def test_the_command(capsys):
 
 def test_a_run_without_rounds_has_no_canaries(monkeypatch):
     told = Membership(np.array([0.4, 0.6]), by_chance=0.55, members=20, left_out=3)
-    monkeypatch.setattr("fedpeft.audit.membership.membership", lambda simulation: told)
+    monkeypatch.setattr("fedpeft.audit.membership.attack_membership", lambda simulation: told)
     said = []
     observer = SimpleNamespace(say=said.append)
-    summary = attacks(SimpleNamespace(protection=SimpleNamespace(trains=False), observer=observer))
+    summary = run_attacks(SimpleNamespace(protection=SimpleNamespace(trains=False), observer=observer))
     assert summary == {"membership_auc": 0.5, "membership_auc_worst": 0.6, "membership_auc_worst_by_chance": 0.55}
     assert "3 of 20 members left out" in said[0]
 
@@ -232,7 +238,7 @@ def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
 @pytest.mark.parametrize(("claimed", "word"), [(np.inf, "nothing is claimed"), (9.0, "consistent"), (1.0, "less")])
 def test_a_mechanism_that_claims_nothing_is_not_called_consistent(claimed, word):
     verdict = Verdict(claimed, 1e-3, Bounds(2.0, 2.0), None)
-    assert word in _word(verdict)
+    assert word in _format_verdict(verdict)
 
 
 # ------------------------------------------------------------------------------------------------ cohorts, and turns
@@ -257,27 +263,29 @@ def test_the_cost_of_sizes_is_that_of_all_their_sequences(clients, rate, rounds,
         return brentq(lambda epsilon: reached(epsilon) - delta, 0, 20) if reached(0) > delta else 0.0
 
     expected = max(smallest(inside, outside), smallest(outside, inside))
-    found = size_epsilon(clients, rate, rounds, delta)
+    found = compute_size_epsilon(clients, rate, rounds, delta)
     assert found == pytest.approx(expected, abs=0.01) or found == expected == np.inf
 
 
 @pytest.mark.medium
 def test_the_size_of_whole_cohorts_tells_all():
-    assert size_epsilon(50, 1.0, 1, 1e-3) == np.inf
-    assert size_epsilon(100, 0.1, 100, 1e-3) == pytest.approx(0.8525, abs=0.003)  # by 400,000 draws of the sizes
-    assert size_epsilon(20, 0.5, 100, 0.005) > 8
+    assert compute_size_epsilon(50, 1.0, 1, 1e-3) == np.inf
+    assert compute_size_epsilon(100, 0.1, 100, 1e-3) == pytest.approx(
+        0.8525, abs=0.003
+    )  # by 400,000 draws of the sizes
+    assert compute_size_epsilon(20, 0.5, 100, 0.005) > 8
 
 
 @pytest.mark.parametrize("told", ["clients", "rejected", "seconds"])
 def test_a_server_that_tells_the_size_of_a_secret_cohort_is_caught(told, tmp_path, monkeypatch):
-    plain = RoundResult.of_secret_cohort
+    plain = RoundResult.hide_cohort
     monkeypatch.setattr(
-        RoundResult, "of_secret_cohort", lambda self, size: replace(plain(self, size), **{told: getattr(self, told)})
+        RoundResult, "hide_cohort", lambda self, size: replace(plain(self, size), **{told: getattr(self, told)})
     )
     verdict = audited("user_dp", tmp_path, rate=0.5, canaries=100)
     assert verdict.sizes > 1
     assert verdict.bounds.largest <= verdict.claimed
-    assert not verdict.passed
+    assert not verdict.has_passed
 
 
 def banded(folder, noise=2.0, **given):
@@ -289,7 +297,7 @@ def test_related_noise_is_audited_with_clients_that_take_turns(tmp_path):
     """Three turns at z = 1 cost what one release at z = 1 / sqrt 3 does, and the bound is not trivial."""
     verdict = banded(tmp_path, noise=1.0)
     assert verdict.claimed == pytest.approx(epsilon({Event(1.0, 1.0): 3}, DELTA), abs=0.03)
-    assert verdict.passed
+    assert verdict.has_passed
     assert verdict.bounds.fit > 0.3 * verdict.claimed  # of 120 audits: 0.59 to 0.97 by their own noise, 0.75 +- 0.07
 
 
@@ -299,13 +307,13 @@ def test_canaries_of_a_run_take_turns_as_often_as_its_clients(clients, cohort, t
     mechanism = MECHANISMS.build("user_dp(noise_multiplier=1, noise=banded)")
     ones = np.ones(clients, np.int64)
     federation = Exposure(
-        strategy=strategies.build("fedit"), method=PEFT_METHODS.build("lora"), layout=layout_of(4), rows=ones,
+        strategy=strategies.build("fedit"), method=PEFT_METHODS.build("lora"), layout=create_layout(4), rows=ones,
         steps=ones, participations=ones, batch_size=1, rounds=20, cohort=cohort, even=True,
     )  # fmt: skip
     setup = SimpleNamespace(strategy=federation.strategy, uplink=parse_uplink("fp32"))
     engine = SimpleNamespace(exposure=federation, mechanism=mechanism, noise_multiplier=1.0, delta=1e-3)
     config = SimpleNamespace(strategy="fedit", seed=0)
-    audit = of_run(SimpleNamespace(protection=engine, setup=setup, config=config))
+    audit = audit_run(SimpleNamespace(protection=engine, setup=setup, config=config))
     made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(audit.canaries, bool))
     canaries = made.protection.exposure
     assert turns_of(canaries.clients, canaries.cohort) == turns_of(clients, cohort)
@@ -319,12 +327,12 @@ def test_faults_of_related_noise_are_caught(fault, tmp_path, monkeypatch):
         whole = server_noise.gaussian
         monkeypatch.setattr(server_noise, "gaussian", lambda stream, like: 0.5 * whole(stream, like))
     if fault == "unclipped":
-        monkeypatch.setattr(user_dp, "norm", lambda _state: 0.0)
+        monkeypatch.setattr(user_dp, "compute_norm", lambda _state: 0.0)
     if fault == "wider":  # columns longer than 1 are noise too small
         factor = user_dp.UserDP.noise_factor
         monkeypatch.setattr(user_dp.UserDP, "noise_factor", lambda self, at: 2 * factor(self, at))
     verdict = banded(tmp_path)
-    assert not verdict.passed
+    assert not verdict.has_passed
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
@@ -333,9 +341,9 @@ def test_without_delta_the_p_value_is_a_binomial_tail(epsilon, guesses, right):
     """Steinke, Nasr, Jagielski, arXiv 2305.08846, theorem 5.2, written out."""
     q = 1 / (1 + np.exp(-epsilon))
     tail = tail_of(guesses, right, q)
-    assert p_value(20, guesses, right, epsilon, 0.0) == pytest.approx(tail)
+    assert compute_p_value(20, guesses, right, epsilon, 0.0) == pytest.approx(tail)
     within = max((tail_of(guesses, right - i, q) - tail) / i for i in range(1, right + 1)) if right else 0.0
-    assert p_value(20, guesses, right, epsilon, 1e-3) == pytest.approx(min(1.0, tail + 2 * 20 * 1e-3 * within))
+    assert compute_p_value(20, guesses, right, epsilon, 1e-3) == pytest.approx(min(1.0, tail + 2 * 20 * 1e-3 * within))
 
 
 def tail_of(guesses, least, q):

@@ -73,7 +73,7 @@ def test_a_parameter_that_rests_keeps_its_moments():
 
 
 def of_job(privacy, drift=""):
-    corrections = parse_drift(drift).acting({}, {}) if drift else ()
+    corrections = parse_drift(drift).select_corrections({}, {}) if drift else ()
     return Job(
         0, 1, 0, np.arange(20), {}, frozenset(), local_training(), 1e-3, corrections=corrections, privacy=privacy
     )
@@ -81,10 +81,10 @@ def of_job(privacy, drift=""):
 
 def test_a_job_knows_the_variance_of_its_noise():
     privacy = RowPrivacy(clip=0.5, noise=2.0, rate=0.25, key=KEY, attempt=0)
-    assert of_job(None).noise_variance("head.weight") == 0
-    assert of_job(privacy).noise_variance("head.weight") == pytest.approx((2 * 0.5 / 5) ** 2)
+    assert of_job(None).compute_noise_variance("head.weight") == 0
+    assert of_job(privacy).compute_noise_variance("head.weight") == pytest.approx((2 * 0.5 / 5) ** 2)
     fixed = RowPrivacy(clip=0.5, noise=2.0, rate=0.25, key=KEY, attempt=0, expected=8.0)
-    assert of_job(fixed).noise_variance("head.weight") == pytest.approx((2 * 0.5 / 8) ** 2)
+    assert of_job(fixed).compute_noise_variance("head.weight") == pytest.approx((2 * 0.5 / 8) ** 2)
 
 
 @pytest.mark.parametrize("name", ["w.lora_A.weight", "w.lora_B.weight", "head.weight"])
@@ -92,6 +92,6 @@ def test_what_smoothing_leaves_of_noise_is_what_is_found(name):
     privacy = RowPrivacy(clip=1.0, noise=1.0, rate=0.5, key=KEY, attempt=0)
     work = of_job(privacy, "la_lora")
     noise = torch.from_numpy(np.random.default_rng(1).standard_normal((400, 400)))
-    turned = work.directed(name, noise)
+    turned = work.correct_gradient(name, noise)
     inside = (noise if turned is None else turned)[4:-4, 4:-4]
-    assert float(inside.var()) * 0.01 == pytest.approx(work.noise_variance(name), rel=0.03)
+    assert float(inside.var()) * 0.01 == pytest.approx(work.compute_noise_variance(name), rel=0.03)

@@ -84,10 +84,10 @@ def test_fedprox_pulls_back_and_scaffold_pushes_by_the_difference_of_its_variate
         0, 1, 0, np.arange(4), received, frozenset("x"), LocalTraining(optimizer=LOCAL_OPTIMIZERS.build("sgd")), 0.1
     )
     value = torch.tensor([3.0, 0.0])
-    prox = parse_drift("fedprox(mu=0.5)").acting({}, {})[0].begin(job)
+    prox = parse_drift("fedprox(mu=0.5)").select_corrections({}, {})[0].begin(job)
     assert torch.equal(prox("x", value), torch.tensor([1.0, -1.0]))
     states = {"scaffold": {"x": torch.tensor([5.0, 6.0])}}, {"scaffold": {"x": torch.tensor([1.0, 1.0])}}
-    push = parse_drift("scaffold").acting(*states)[0].begin(job)
+    push = parse_drift("scaffold").select_corrections(*states)[0].begin(job)
     assert torch.equal(push("x", value), torch.tensor([4.0, 5.0]))
     assert push("not exchanged", value) is None
 

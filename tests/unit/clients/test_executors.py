@@ -23,11 +23,11 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.machine import cache
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
-from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
-from fedpeft.models.layers import lowest_block
-from fedpeft.models.pooled_rows import PooledRows, gives_back
-from fedpeft.models.task import DTYPES, TASKS, adapter_dtype
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
+from fedpeft.models.layers import find_lowest_block
+from fedpeft.models.pooled_rows import PooledRows, create_pass_through
+from fedpeft.models.task import DTYPES, TASKS, get_adapter_dtype
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
@@ -49,7 +49,7 @@ def build(tiny, spec: str, dtype: str, clients: int = 4):
     layout = method.layout(reference)
     noise = torch.Generator().manual_seed(0)
     start = {
-        name: (t + 0.05 * torch.randn(t.shape, generator=noise)).to(adapter_dtype(dtype))
+        name: (t + 0.05 * torch.randn(t.shape, generator=noise)).to(get_adapter_dtype(dtype))
         for name, t in method.start(reference, 0).items()
     }
     plain = task.model(task.base(folder, DTYPES[dtype]), classes)
@@ -67,9 +67,9 @@ def jobs(layout, start, shards=SHARDS, forms=None, **training):
     made = []
     for client, rows in enumerate(shards):
         form = forms[client] if forms else layout.form
-        shapes = layout.with_form(form).shapes
+        shapes = layout.replace_form(form).shapes
         received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in start.items()}
-        drift = parse_drift(training.get("drift", "")).acting({}, {})
+        drift = parse_drift(training.get("drift", "")).select_corrections({}, {})
         local = local_training(**{"batch_size": 8, **{k: v for k, v in training.items() if k != "drift"}})
         made.append(Job(client, 1, 7, rows, received, frozenset(layout.names), local, 1e-3, form, drift))
     return made
@@ -120,7 +120,7 @@ def test_losses_of_several_passes_are_right_where_blocks_are_computed_again(tiny
 
 def test_clients_of_different_ranks_and_alphas_train_in_one_pass(tiny):
     sequential, batched, layout, start = build(tiny, "lora(rank=6, alpha=12)", "fp64")
-    forms = [ClientForm(r, a) for r, a in ((2, 4), (6, 12), (3, 1), (1, 8), (6, 3), (4, 4))]
+    forms = [AdapterShape(r, a) for r, a in ((2, 4), (6, 12), (3, 1), (1, 8), (6, 3), (4, 4))]
     work = jobs(layout, start, forms=forms)
     one, other = list(sequential.train(work)), list(batched.train(work))
     assert worst(one, other, work) < 1e-10
@@ -203,21 +203,21 @@ def test_others_can_not_read_what_is_made_of_rows(tiny, tmp_path, monkeypatch):
 
     before = os.umask(0)
     try:
-        cache.arrays("rows", "a", compute)
-        FrozenStore(tmp_path / "frozen", rows, 1, 64, torch.float32).missing()
+        cache.load_arrays("rows", "a", compute)
+        ActivationCache(tmp_path / "frozen", rows, 1, 64, torch.float32).find_missing_tiles()
     finally:
         os.umask(before)
     assert made
     folders = [tmp_path / "rows-a", tmp_path / "frozen"]
     assert all(not folder.stat().st_mode & 0o077 for folder in folders)
     folders[0].chmod(0o755)
-    assert cache.arrays("rows", "a", compute)["ids"].tolist() == [0, 1, 2]
+    assert cache.load_arrays("rows", "a", compute)["ids"].tolist() == [0, 1, 2]
     assert not folders[0].stat().st_mode & 0o077
 
 
 def test_what_a_full_disk_has_no_room_for_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
     _, rows, _, _ = tiny
-    store = FrozenStore(tmp_path / "frozen", rows, 1, 64, torch.float32)
+    store = ActivationCache(tmp_path / "frozen", rows, 1, 64, torch.float32)
     real, sizes = os.posix_fallocate, []
 
     def nearly_full(file, offset, size):
@@ -229,9 +229,9 @@ def test_what_a_full_disk_has_no_room_for_leaves_nothing_behind(tiny, tmp_path, 
     with monkeypatch.context() as patched:
         patched.setattr("fedpeft.models.frozen_blocks.os.posix_fallocate", nearly_full)
         with refuses("FP2038", "No space left on device"):
-            store.missing()
+            store.find_missing_tiles()
     assert not list((tmp_path / "frozen").iterdir())
-    assert store.missing(), "room has been made"
+    assert store.find_missing_tiles(), "room has been made"
 
 
 def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
@@ -239,11 +239,11 @@ def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
     _, whole, layout, start = build(tiny, "lora(rank=4, layers=1)", "fp64")
     base = task.base(folder, torch.float64)
     depth = base.config.num_hidden_layers - 1
-    store = FrozenStore(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
-    for tile in store.missing():
+    store = ActivationCache(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
+    for tile in store.find_missing_tiles():
         store.fill(tile, base)
-    assert store.missing() == []
-    model = task.model(above(base, depth), classes)
+    assert store.find_missing_tiles() == []
+    model = task.model(cut_below(base, depth), classes)
     method = PEFT_METHODS.build("lora(rank=4, layers=1)")
     top = BatchedExecutor(model, task, method, HiddenRows(store), layout, 4, "native")
     work = jobs(layout, start)
@@ -252,7 +252,7 @@ def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
     assert top.evaluate(start, index).loss == pytest.approx(whole.evaluate(start, index).loss, rel=1e-12)
     head = task.model(task.base(folder, torch.float64), classes)
     expected = head.features(rows.batch(index)).detach()
-    assert torch.allclose(store.features(index), expected, rtol=1e-10)
+    assert torch.allclose(store.read_features(index), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_only_models_that_can_start_from_hidden_states_do(kind, settings, starta
 def test_without_an_adapter_all_blocks_are_computed_once(tiny, tmp_path):
     task, rows, folder, classes = tiny
     base = task.base(folder, torch.float64)
-    depth = lowest_block(base, [])
+    depth = find_lowest_block(base, [])
     assert depth == base.config.num_hidden_layers
     assert can_start_at(base, depth)
-    store = FrozenStore(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
-    for tile in store.missing():
+    store = ActivationCache(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
+    for tile in store.find_missing_tiles():
         store.fill(tile, base)
-    index, head = np.arange(50), task.model(above(base, depth), classes)
-    assert torch.allclose(head.features(HiddenRows(store).batch(index)), store.features(index), rtol=1e-10)
+    index, head = np.arange(50), task.model(cut_below(base, depth), classes)
+    assert torch.allclose(head.features(HiddenRows(store).batch(index)), store.read_features(index), rtol=1e-10)
 
 
 @pytest.mark.parametrize("warmup", [0, 3, 20])
@@ -303,7 +303,7 @@ def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
         schedule.step()
     received = {"x": torch.zeros(2)}
     drift = parse_drift("scaffold")
-    acting = drift.acting({"scaffold": {"x": correction}}, {})
+    acting = drift.select_corrections({"scaffold": {"x": correction}}, {})
     job = Job(0, 1, 0, np.arange(4), received, frozenset("x"), training, 0.4, corrections=acting)
     states, changes = drift.after(job, Trained(0, {"x": parameter.detach()}, 0.0, steps, 4))
     found = states["scaffold"]
@@ -328,12 +328,12 @@ def test_the_learning_rate_of_a_round_rises_over_the_warmup():
 def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
     _, rows, *_ = tiny
     job = Job(3, 2, 5, np.arange(40, 77), {}, frozenset(), local_training(size, "epochs(2.0)"), 1e-3)
-    batches = job.batches(rows.lengths)
+    batches = job.create_batches(rows.lengths)
     half = len(batches) // 2
     assert sorted(np.concatenate(batches[:half])) == sorted(np.concatenate(batches[half:])) == list(range(40, 77))
-    assert all(np.array_equal(a, b) for a, b in zip(batches, job.batches(rows.lengths), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(batches, job.create_batches(rows.lengths), strict=True))
     other = Job(4, 2, 5, np.arange(40, 77), {}, frozenset(), local_training(size, "epochs(2.0)"), 1e-3)
-    assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(batches, other.create_batches(rows.lengths), strict=True))
 
 
 KINDS = ("tiny", "tiny_images")
@@ -364,10 +364,10 @@ def test_a_head_alone_learns_the_same_from_pooled_features(kind, name, states, t
     base = task.base(folder, DTYPES["fp64"])
     method.read(base)
     states = states or base.config.num_hidden_layers + 1
-    store = FrozenStore(tmp_path / "frozen", rows, 0, 48 * states, torch.float64)
-    for tile in store.missing():
+    store = ActivationCache(tmp_path / "frozen", rows, 0, 48 * states, torch.float64)
+    for tile in store.find_missing_tiles():
         store.fill(tile, base)
-    pooled, model = PooledRows(store), task.model(gives_back(base), classes)
+    pooled, model = PooledRows(store), task.model(create_pass_through(base), classes)
     if batched:
         small = BatchedExecutor(model, task, method, pooled, layout, 4, "native")
     else:

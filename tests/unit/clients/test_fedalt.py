@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedpeft.clients.rule_half import begun
+from fedpeft.clients.rule_half import prepare_job
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.methods.row_lora import TwoLoras
-from fedpeft.run.catalogue import counted
+from fedpeft.run.catalogue import set_client_count
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
@@ -42,7 +42,7 @@ def test_the_layer_mixes_both_at_each_token(case):
 
 
 def test_the_others_mean_stands_still_and_executors_agree(case):
-    jobs = [begun(job, FEDALT, case.layout, ()) for job in case.jobs()]
+    jobs = [prepare_job(job, FEDALT, case.layout, ()) for job in case.jobs()]
     for one, other, job in zip(case.sequential.train(jobs), case.batched().train(jobs), jobs, strict=True):
         for name, tensor in one.state.items():
             assert torch.equal(tensor, job.received[name]) == (".rest_" in name), name
@@ -89,4 +89,4 @@ def test_what_would_spoil_the_mean_is_said(given, words, tmp_path, observer):
     config = RunConfig(**{**settings("fedalt"), **given})
     with refuses(*words):
         Simulation(config, tmp_path, observer)
-    assert counted(RunConfig(), 7) == RunConfig()
+    assert set_client_count(RunConfig(), 7) == RunConfig()

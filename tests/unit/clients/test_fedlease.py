@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.rule_half import begun
-from fedpeft.strategies.fedlease import CLUSTERS, clusters, distances
+from fedpeft.clients.rule_half import prepare_job
+from fedpeft.strategies.fedlease import CLUSTERS, cluster_clients, compute_distances
 
 from fedpeft.aggregation.grouped_rules import Heard
 from fedpeft.aggregation.strategy import strategies
@@ -69,7 +69,7 @@ def test_others_stand_still_executors_agree_and_wrong_slots_are_refused(case):
     rule = strategies.build("fedlease")
     trains = rule.trained(case.layout, 1)
     jobs = [
-        begun(replace(job, received=with_slots(job.received, number), trained=trains), rule, case.layout, ())
+        prepare_job(replace(job, received=with_slots(job.received, number), trained=trains), rule, case.layout, ())
         for job, number in zip(case.jobs(), (1, 2, 3), strict=True)
     ]
     for one, other, job in zip(case.sequential.train(jobs), case.batched().train(jobs), jobs, strict=True):
@@ -119,10 +119,10 @@ def test_clusters_are_those_of_the_definitions():
         n, centres = int(noise.integers(2, 12)), noise.normal(size=(4, 6))
         points = centres[noise.integers(0, 1 + trial % 4, n)] + noise.choice([0.1, 1.0]) * noise.normal(size=(n, 6))
         points /= np.linalg.norm(points, axis=1, keepdims=True)
-        distance = distances([{"B": torch.from_numpy(x)} for x in points])
+        distance = compute_distances([{"B": torch.from_numpy(x)} for x in points])
         assert np.allclose(distance, (1 - points @ points.T) * (1 - np.eye(n)))
         for clear in (-1.0, 0.25):
-            found = clusters(distance, 4, clear)
+            found = cluster_clients(distance, 4, clear)
             assert found == slow_clusters(distance, 4, clear)
             sizes.add(max(found) + 1)
     assert sizes == {1, 2, 3, 4}
@@ -138,7 +138,7 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
     kind = {0: 0, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0}
     alone, weights, experts, state = {}, {}, {}, start
 
-    def check_received(round: int, k: int, received: State) -> None:
+    def check_received(round_number: int, k: int, received: State) -> None:
         """Compare what a client receives with its expert, or before there are experts with its own adapter."""
         if experts:
             mine = experts[kind[k]] if k in alone else start
@@ -146,32 +146,32 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
             mine = alone.get(k, start)
         for n in names:
             if ".bias." not in n:
-                assert torch.allclose(received[n], mine[n], atol=1e-12), (round, k, n)
+                assert torch.allclose(received[n], mine[n], atol=1e-12), (round_number, k, n)
         if experts and k in alone:
             for n in own_B:
                 other = experts[1 - kind[k]]
                 assert torch.allclose(received[n.replace("own", "others")][:, :2], other[n], atol=1e-12)
                 assert not received[n.replace("own", "others")][:, 2:].any()
 
-    for round, cohort in enumerate(([0, 1, 2], [2, 3, 4], [0, 1, 5], [1, 3, 5], [4]), 1):
+    for round_number, cohort in enumerate(([0, 1, 2], [2, 3, 4], [0, 1, 5], [1, 3, 5], [4]), 1):
         updates = []
         for k in cohort:
             received = rule.of_group(rule.group(k, learned), state, learned, layout)
             assert rule.prepared(received, layout) is received
-            check_received(round, k, received)
+            check_received(round_number, k, received)
             jitter = {n: torch.randn(start[n].shape, generator=noise, dtype=torch.float64) for n in names}
             delta = {n: (pulls[kind[k]][n] + 0.1 * jitter[n]) * (".bias." not in n) for n in names}
             updates.append(Update(k, 1.0 + k, None, received, delta))
-        state, learned = rule.regrouped(Heard(round, state, learned, layout, lambda u=updates: iter(u)))
-        if round <= 2:
+        state, learned = rule.regrouped(Heard(round_number, state, learned, layout, lambda u=updates: iter(u)))
+        if round_number <= 2:
             for u in updates:
                 alone[u.client], weights[u.client] = {n: u.trained(n) for n in names}, u.weight
-        if round == 2:
+        if round_number == 2:
             for c in (0, 1):
                 members = [k for k in alone if kind[k] == c]
                 total = sum(weights[k] for k in members)
                 experts[c] = {n: sum(weights[k] * alone[k][n] for k in members) / total for n in names}
-        elif round > 2:
+        elif round_number > 2:
             for c in (0, 1):
                 counted = [u for u in updates if kind[u.client] == c and u.client in alone]
                 for n in names if counted else ():

@@ -8,25 +8,31 @@ from contextlib import nullcontext
 import pytest
 import torch
 from fedpeft.clients.attack import ATTACKS
-from fedpeft.clients.attacks.gradient_assembly import least
+from fedpeft.clients.attacks.gradient_assembly import minimize_product
 from rich.console import Console
 
-from fedpeft.aggregation.factors import change, effective
+from fedpeft.aggregation.factors import change, compute_effective_weight
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 
-FORM = ClientForm(4, 8.0)
-layout = lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
-state = random_state(layout, 1, torch.float64)
+FORM = AdapterShape(4, 8.0)
+layout = create_lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
+state = create_random_state(layout, 1, torch.float64)
 
 
 def honest_update():
-    (update,) = random_updates(strategies.build("fedit"), state, layout, [Client(FORM)], 5, size=0.3)
+    (update,) = create_random_updates(strategies.build("fedit"), state, layout, [Client(FORM)], 5, size=0.3)
     return update
 
 
@@ -44,7 +50,7 @@ def test_factors_look_benign_and_their_product_does_not(likeness):
         for name in (pair.A, pair.B):
             assert torch.allclose(delta[name].norm(), honest.delta[name].norm(), atol=1e-10)
             assert cosine(delta[name], honest.delta[name]) >= likeness - 1e-10
-        products = cosine(change(pair, hostile).dense(), change(pair, honest).dense())
+        products = cosine(change(pair, hostile).to_dense(), change(pair, honest).to_dense())
         factors = min(cosine(delta[name], honest.delta[name]) for name in (pair.A, pair.B))
         assert products < factors - 0.1
         assert products < 0 or likeness > 0.5
@@ -61,7 +67,7 @@ def test_a_likeness_of_1_is_honest():
 def test_no_other_change_that_passes_is_worse(likeness):
     draws = torch.Generator().manual_seed(0)
     G, honest = (torch.randn(2, 3, generator=draws, dtype=torch.float64) for _ in range(2))
-    found = float((least(G, honest, likeness) * G).sum())
+    found = float((minimize_product(G, honest, likeness) * G).sum())
     tried = torch.randn(200_000, 2, 3, generator=draws, dtype=torch.float64)
     tried = tried / tried.flatten(1).norm(dim=1)[:, None, None] * honest.norm()
     passes = (tried * honest).sum((1, 2)) >= likeness * honest.norm() ** 2
@@ -82,7 +88,7 @@ def test_one_factor_alone_is_enough():
 def test_rules_that_see_the_product_leave_it_out():
     fedit = strategies.build("fedit")
     common = honest_update()
-    noise = random_updates(fedit, state, layout, [Client(FORM)] * 10, 6, size=0.03)
+    noise = create_random_updates(fedit, state, layout, [Client(FORM)] * 10, 6, size=0.03)
     honest = [dataclasses.replace(u, delta={n: common.delta[n] + d for n, d in u.delta.items()}) for u in noise]
     attack = ATTACKS.build("gradient_assembly(likeness=0)")
     spoilt = [
@@ -92,10 +98,12 @@ def test_rules_that_see_the_product_leave_it_out():
     (pair, _) = layout.pairs
 
     def after(rule, updates):
-        return effective(pair, run_round(strategies.build(rule), state, layout, updates).state, FORM).dense()
+        return compute_effective_weight(
+            pair, run_round(strategies.build(rule), state, layout, updates).state, FORM
+        ).to_dense()
 
     aim = after("flexlora", honest[3:])
-    moved = (aim - effective(pair, state, FORM).dense()).norm()
+    moved = (aim - compute_effective_weight(pair, state, FORM).to_dense()).norm()
     assert (after("fedit", spoilt) - aim).norm() > 0.3 * moved
     assert (after("krum(selected=3)", spoilt) - aim).norm() < 0.2 * moved
     assert (after("median", spoilt) - aim).norm() < 0.2 * moved

@@ -13,11 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedpeft.config import RunConfig
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
+from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import reuse
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.setup import Setup
 from tests.unit.clients.test_packing import TASK, executors, jobs, made_rows
 
@@ -31,12 +31,12 @@ def test_training_and_evaluation_are_those_of_the_whole_model(tmp_path):
     [sequential, batched], layout, start = executors(SPEC, rows=rows)
     depth = base.config.num_hidden_layers - 1
     assert depth > 0
-    store = FrozenStore(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
-    for tile in store.missing():
+    store = ActivationCache(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
+    for tile in store.find_missing_tiles():
         store.fill(tile, base)
-    plain = TASK.model(above(base, depth), None)
+    plain = TASK.model(cut_below(base, depth), None)
     kept = BatchedExecutor(plain, TASK, PEFT_METHODS.build(SPEC), HiddenRows(store), layout, 3, "native")
-    wrapped = TASK.model(above(TASK.base(folder, torch.float64), depth), None)
+    wrapped = TASK.model(cut_below(TASK.base(folder, torch.float64), depth), None)
     PEFT_METHODS.build(SPEC).attach(wrapped, "fp64")
     work = jobs(layout, start)
     for whole, part in ((batched, kept), (sequential, SequentialExecutor(wrapped, TASK, HiddenRows(store), layout))):
@@ -56,7 +56,7 @@ def test_a_model_that_adds_positions_on_the_way_in_is_read_from_its_tokens():
 @pytest.fixture(scope="module")
 def setup():
     config = RunConfig(dataset="tiny_lm", clients=10, peft=SPEC, dtype="fp32", rounds=20, cohort=0.2)
-    return Setup.of(config, DataFacts("text", "causal_lm", None, "tiny_lm", clients=10))
+    return Setup.create(config, DatasetInfo("text", "causal_lm", None, "tiny_lm", clients=10))
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def setup():
 def test_rows_are_kept_that_are_trained_on_more_than_once(setup, settings, holders, kept):
     changed = replace(setup, config=replace(setup.config, **settings))
     lengths = np.full(300, 20)
-    assert bool(reuse.depth(changed, lengths, holders)) is kept
-    assert reuse.depth(changed, lengths * 10**7, holders) == 0  # the disk is not for that
+    assert bool(reuse.count_cached_blocks(changed, lengths, holders)) is kept
+    assert reuse.count_cached_blocks(changed, lengths * 10**7, holders) == 0  # the disk is not for that
 
 
 def test_how_often_a_row_is_trained_on(setup):
-    assert reuse.visits(setup, 40) == 4.0
-    steps = replace(setup, training=setup.training.of_steps(5))
-    assert reuse.visits(steps, 40) == 4 * 5 * 4 / 40
+    assert reuse.count_visits(setup, 40) == 4.0
+    steps = replace(setup, training=setup.training.replace_steps(5))
+    assert reuse.count_visits(steps, 40) == 4 * 5 * 4 / 40
 
 
 def test_rows_of_pairs_are_not_kept():
     task = TASKS.build("dpo")
-    assert reuse.frozen_blocks(TASK.base(resolve_model("tiny_lm"), torch.float32), None, "text", task) == 0
+    assert reuse.count_frozen_blocks(TASK.base(resolve_model("tiny_lm"), torch.float32), None, "text", task) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.corrections.la_lora import smoothed
+from fedpeft.clients.corrections.la_lora import smooth_rows
 from fedpeft.clients.drift import parse_drift
 from rich.console import Console
 
@@ -20,11 +20,11 @@ from tests.runs.clients.test_la_lora import TINY
 def test_smoothing_is_the_convolution_written_out():
     rows = torch.randn(3, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     w = np.array([1, 4, 6, 4, 1]) / 16
-    for row, found in zip(rows.numpy(), smoothed(rows).numpy(), strict=True):
+    for row, found in zip(rows.numpy(), smooth_rows(rows).numpy(), strict=True):
         wide = [row[0], row[0], *row, row[-1], row[-1]]
         expected = [sum(w[i] * wide[n + i] for i in range(5)) for n in range(9)]
         assert np.allclose(found, expected, atol=1e-12)
-    assert torch.allclose(smoothed(torch.ones(2, 6)), torch.ones(2, 6))
+    assert torch.allclose(smooth_rows(torch.ones(2, 6)), torch.ones(2, 6))
 
 
 def test_b_takes_the_odd_steps_and_a_the_even_ones():

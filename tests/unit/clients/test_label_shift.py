@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from fedpeft.clients.drift import SHARES
 from fedpeft.clients.executor import Job
-from fedpeft.clients.label_shift import check_counts, far_apart, label_skew, offsets, shares_of, skew_by_chance
+from fedpeft.clients.label_shift import (
+    check_counts,
+    compute_chance_skew,
+    compute_class_shares,
+    compute_offsets,
+    find_label_skew,
+    label_skew,
+)
 from fedpeft.clients.pool import Worker
 from rich.console import Console
 
@@ -21,7 +28,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of, refuses
@@ -43,13 +50,13 @@ def test_bayes_rule_holds_for_made_distributions():
     own = torch.bincount(labels, minlength=5) / 6
     everywhere = (shares[:, None] * likelihood / (shares[:, None] * likelihood).sum(0)).log()
     here = own[:, None] * likelihood / (own[:, None] * likelihood).sum(0)
-    assert torch.allclose((everywhere + offsets(labels, shares)[:, None]).softmax(0), here, atol=1e-6)
+    assert torch.allclose((everywhere + compute_offsets(labels, shares)[:, None]).softmax(0), here, atol=1e-6)
 
 
 def test_equal_shares_change_nothing_and_absent_classes_are_out_of_the_loss():
     labels = torch.tensor([0, 1, 2, 2])
-    assert torch.allclose(offsets(labels, torch.tensor([0.25, 0.25, 0.5])), torch.zeros(3), atol=1e-6)
-    only = offsets(torch.tensor([1, 1]), torch.tensor([0.25, 0.25, 0.5]))
+    assert torch.allclose(compute_offsets(labels, torch.tensor([0.25, 0.25, 0.5])), torch.zeros(3), atol=1e-6)
+    only = compute_offsets(torch.tensor([1, 1]), torch.tensor([0.25, 0.25, 0.5]))
     logits = torch.randn(4, 3, requires_grad=True)
     loss = F.cross_entropy(logits + only, torch.ones(4, dtype=torch.long))
     loss.backward()
@@ -60,7 +67,7 @@ def test_equal_shares_change_nothing_and_absent_classes_are_out_of_the_loss():
 @pytest.mark.parametrize("shares", [[0.5, 0.5, 0.0], [0.5, 0.6, 0.1], [0.5, 0.5, float("nan")], [-0.5, 0.5, 1.0]])
 def test_a_server_whose_shares_make_no_sense_is_refused(shares):
     with refuses("FP6010"):
-        offsets(torch.tensor([0]), torch.tensor(shares))
+        compute_offsets(torch.tensor([0]), torch.tensor(shares))
 
 
 def test_every_head_of_all_that_rows_tell_knows_how_many_rows_a_class_has():
@@ -74,7 +81,7 @@ def test_every_head_of_all_that_rows_tell_knows_how_many_rows_a_class_has():
             compact = head.compact()
             total = compact.additive(compact.statistics(features, labels, 3))
             assert torch.allclose(compact.class_counts(total).double(), counts.double(), atol=1e-3), name
-    assert torch.allclose(shares_of(torch.tensor([3.0, 0.0, 6.0])), torch.tensor([0.3, 0.1, 0.6]))
+    assert torch.allclose(compute_class_shares(torch.tensor([3.0, 0.0, 6.0])), torch.tensor([0.3, 0.1, 0.6]))
 
 
 def test_label_skew_is_that_of_the_partition():
@@ -91,18 +98,18 @@ def test_label_skew_is_that_of_the_partition():
 def test_clients_of_few_rows_lie_apart_by_chance(classes, rows):
     draws = torch.randint(0, classes, (400, rows), generator=torch.Generator().manual_seed(classes))
     counts = [torch.bincount(own, minlength=classes).double() for own in draws]
-    assert label_skew(counts) == pytest.approx(skew_by_chance(counts), rel=0.06)
-    assert far_apart(counts, 0.0 if rows == 300 else 0.55) is None
+    assert label_skew(counts) == pytest.approx(compute_chance_skew(counts), rel=0.06)
+    assert find_label_skew(counts, 0.0 if rows == 300 else 0.55) is None
 
 
 def test_it_acts_where_classes_lie_apart_and_clients_have_something_left_to_learn_from():
     two = [torch.tensor([50.0, 50.0, 0, 0, 0, 0]).roll(2 * (k % 3)) for k in range(6)]
     one = [torch.tensor([100.0, 0, 0, 0, 0, 0]).roll(k) for k in range(6)]
-    assert far_apart(two, 0.55) == pytest.approx(2 / 3)
-    assert far_apart(two, 0.7) is None
-    assert far_apart(one, 0.55) is None, "whose loss would be 0, and their updates with it"
-    assert far_apart([*one[:2], *two[:4]], 0.55) is not None
-    assert far_apart([torch.zeros(6)], 0.0) is None
+    assert find_label_skew(two, 0.55) == pytest.approx(2 / 3)
+    assert find_label_skew(two, 0.7) is None
+    assert find_label_skew(one, 0.55) is None, "whose loss would be 0, and their updates with it"
+    assert find_label_skew([*one[:2], *two[:4]], 0.55) is not None
+    assert find_label_skew([torch.zeros(6)], 0.0) is None
 
 
 @pytest.mark.parametrize("counts", [[9e7, 1.0, 1.0], [90.0, 90.0, 90.0], [-200.0, 200.0, 100.0]])
@@ -117,11 +124,11 @@ def test_class_counts_that_no_client_has_are_refused(counts):
 
 def shifted(tiny, made: list[Job]) -> list[Job]:
     labels = torch.from_numpy(np.asarray(tiny[1].batch(np.arange(200))["labels"]))
-    shares = shares_of(torch.bincount(labels, minlength=tiny[3]))
-    return [replace(job, offsets=offsets(labels[torch.from_numpy(job.rows)], shares)) for job in made]
+    shares = compute_class_shares(torch.bincount(labels, minlength=tiny[3]))
+    return [replace(job, offsets=compute_offsets(labels[torch.from_numpy(job.rows)], shares)) for job in made]
 
 
-@pytest.mark.parametrize("forms", [None, [ClientForm(r, 4.0 * r) for r in (2, 4, 1, 4, 2, 4)]])
+@pytest.mark.parametrize("forms", [None, [AdapterShape(r, 4.0 * r) for r in (2, 4, 1, 4, 2, 4)]])
 def test_executors_agree(tiny, forms):
     sequential, batched, layout, start = build(tiny, "lora(rank=4)", "fp64")
     plain = jobs(layout, start, forms=forms)

@@ -7,7 +7,7 @@ import torch
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
-from fedpeft.models.layers import blocks
+from fedpeft.models.layers import find_blocks
 from fedpeft.simulate import main
 from tests.refusals import has_error
 from tests.unit.clients.test_packing import TASK, apart, executors, jobs
@@ -61,7 +61,7 @@ def test_only_a_blocks_input_is_kept():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(batch | {"labels": batch["input_ids"]}).sum()
     assert sum(kept["again"]) < sum(kept["plain"]) / 2
-    assert len(blocks(model.base)[1]) == 2
+    assert len(find_blocks(model.base)[1]) == 2
 
 
 RUN = ["--dataset=tiny_lm", "--clients=3", "--cohort=2", "--rounds=1", "--workers=1", "--partition=iid", "--dtype=fp64"]

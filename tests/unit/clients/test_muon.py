@@ -6,8 +6,8 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.optimizers.muon import orthogonalize
 from torch import nn
 
-from fedpeft.conformance.peft_cases import Case, worst
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.peft_cases import Case, find_largest_difference
+from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 
 
@@ -60,10 +60,10 @@ def test_steps_by_hand():
 def test_all_clients_in_one_pass_train_as_each_alone(tiny, mixed):
     case = Case("lora(rank=4)", tiny)
     scale = case.layout.form.scale
-    forms = [ClientForm(r, r * scale) for r in (2, 4, 3)] if mixed else None
+    forms = [AdapterShape(r, r * scale) for r in (2, 4, 3)] if mixed else None
     jobs = case.jobs(forms=forms, optimizer="muon(head_rate=1.0)", rate=1e-2)
     one = list(case.sequential.train(jobs))
-    assert worst(one, list(case.batched().train(jobs)), jobs) < 1e-8
+    assert find_largest_difference(one, list(case.batched().train(jobs)), jobs) < 1e-8
 
 
 def test_it_refuses_what_has_no_factors(tiny):

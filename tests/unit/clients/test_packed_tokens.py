@@ -11,15 +11,15 @@ from fedpeft.clients.batched import BatchedExecutor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fedpeft.data.examples import LENGTH_STEP
-from fedpeft.models.conv1d import linear_for_conv1d
-from fedpeft.models.frozen_blocks import FrozenStore, above
+from fedpeft.models.conv1d import replace_conv1d
+from fedpeft.models.frozen_blocks import ActivationCache, cut_below
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.packed_tokens import PackedTokens, _looks_through_windows, takes_packed_tokens
+from fedpeft.models.packed_tokens import PackedTokens, _has_attention_windows, can_pack_tokens
 from fedpeft.models.packing import STEP, Packing
 from fedpeft.models.task import DTYPES
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
+from fedpeft.peft.stacked_products import Factors, add_low_rank, split_evenly
 from tests.unit.clients.test_executors import SHARDS, build, jobs, worst
 from tests.unit.clients.test_packing import TASK as LANGUAGE
 from tests.unit.clients.test_packing import jobs as language_jobs
@@ -67,9 +67,9 @@ def test_every_method_trains_as_one_client_after_another(tiny, spec):
 @pytest.mark.parametrize("batch_size", [1, 4, 8])
 def test_packed_and_padded_passes_agree(tiny, batch_size, monkeypatch):
     """The code before packed nothing."""
-    forms = [ClientForm(r, a) for r, a in ((2, 4), (6, 12), (3, 1), (1, 8), (6, 3), (4, 4))]
+    forms = [AdapterShape(r, a) for r, a in ((2, 4), (6, 12), (3, 1), (1, 8), (6, 3), (4, 4))]
     _, packed, layout, start = build(tiny, "lora(rank=6, alpha=12, layers=0)", "fp64")
-    monkeypatch.setattr("fedpeft.clients.batched.takes_packed_tokens", lambda base: False)
+    monkeypatch.setattr("fedpeft.clients.batched.can_pack_tokens", lambda base: False)
     _, padded, *_ = build(tiny, "lora(rank=6, alpha=12, layers=0)", "fp64")
     assert packed.packed is not None
     assert padded.packed is None
@@ -91,18 +91,18 @@ def test_the_same_seed_gives_the_same_bits(tiny):
 def test_the_frozen_part_is_kept_as_padded_rows_give_it(tiny, tmp_path, dtype):
     task, rows, folder, _ = tiny
     base = task.base(folder, DTYPES[dtype])
-    assert takes_packed_tokens(base) == (dtype == "fp32")
+    assert can_pack_tokens(base) == (dtype == "fp32")
     hidden = []
     for name in ("padded", "packed"):
-        store = FrozenStore(tmp_path / name, rows, 1, base.config.hidden_size, DTYPES[dtype])
-        missing = store.missing()
+        store = ActivationCache(tmp_path / name, rows, 1, base.config.hidden_size, DTYPES[dtype])
+        missing = store.find_missing_tiles()
         if name == "packed":
             with PackedTokens(base):
                 store.fill(missing[0], base)
         else:
             store.fill(missing[0], base)
         some = store.tiles[0]
-        hidden.append((store.hidden(some, 32), store.features(some)))
+        hidden.append((store.read_hidden(some, 32), store.read_features(some)))
     for padded, packed in zip(*hidden, strict=True):
         assert torch.allclose(packed, padded, rtol=0, atol=(1e-5 if dtype == "fp32" else 0.05) * padded.abs().max())
     assert base.config._attn_implementation != "sdpa_fp32" or dtype == "bf16", "it is put back"
@@ -126,20 +126,20 @@ def test_only_models_that_compute_the_same_are_packed(kind, settings, whole, upp
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 30}
     torch.manual_seed(0)
     base = AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **settings)).eval()
-    assert takes_packed_tokens(base) == whole
-    assert takes_packed_tokens(above(base, 1)) == upper
+    assert can_pack_tokens(base) == whole
+    assert can_pack_tokens(cut_below(base, 1)) == upper
 
 
 def test_bases_that_would_ignore_the_packing_are_not_packed(tiny):
     """Other attention functions see all rows as one."""
     task, _, folder, _ = tiny
-    assert not takes_packed_tokens(task.base(folder, torch.float32, attn_implementation="eager"))
+    assert not can_pack_tokens(task.base(folder, torch.float32, attn_implementation="eager"))
 
 
 def test_a_base_whose_upper_part_is_packed_stays_as_it_is(tiny):
     task, _, folder, _ = tiny
     base = task.base(folder, torch.float32)
-    with PackedTokens(above(base, 1)):
+    with PackedTokens(cut_below(base, 1)):
         assert not base._forward_pre_hooks
         assert not base._forward_hooks
 
@@ -148,11 +148,11 @@ def test_a_base_whose_upper_part_is_packed_stays_as_it_is(tiny):
 def test_packing_keeps_every_token_and_whose_it_is(clients):
     lengths = torch.tensor([5, 5, 2, 8, 3, 4, 6, 7])
     mask = torch.arange(8) < lengths[:, None]
-    packing = Packing.of(mask, clients)
+    packing = Packing.from_mask(mask, clients)
     assert packing.size % STEP == 0
     x = torch.randn(8, 8, 3)
-    packed = packing.packed(x)
-    assert torch.equal(packing.padded(packed), x * mask[..., None])
+    packed = packing.pack(x)
+    assert torch.equal(packing.pad(packed), x * mask[..., None])
     assert not packed[0, int(lengths.sum()) :].any()
     assert [(rows, tokens) for rows, tokens in packing.runs][:2] == [(2, 5), (1, 2)]
     totals = lengths.view(clients, -1).sum(1).tolist()
@@ -193,9 +193,9 @@ def test_the_fused_sum_and_its_gradients_are_those_of_plain_products(dtype, with
         if not fused:
             y = before(layer(x), x, factors, clients)
         elif with_layer:
-            y = low_rank_sum(None, x, factors, evenly(clients, x), layer)
+            y = add_low_rank(None, x, factors, split_evenly(clients, x), layer)
         else:
-            y = low_rank_sum(layer(x), x, factors, evenly(clients, x))
+            y = add_low_rank(layer(x), x, factors, split_evenly(clients, x))
         torch.manual_seed(1)
         y.backward(torch.randn(y.shape).to(dtype))
         found.append([y.detach(), x.grad, factors.A.grad, factors.B.grad])
@@ -211,7 +211,9 @@ def test_an_input_that_is_no_block_of_memory_has_its_gradient():
     torch.manual_seed(0)
     factors = Factors(torch.randn(2, 4, 24), torch.randn(2, 40, 4), torch.ones(2, 1, 1))
     x = torch.randn(5, 4, 24).transpose(0, 1).requires_grad_()
-    (found,) = torch.autograd.grad(low_rank_sum(torch.zeros(4, 5, 40), x, factors, evenly(2, x)).square().sum(), x)
+    (found,) = torch.autograd.grad(
+        add_low_rank(torch.zeros(4, 5, 40), x, factors, split_evenly(2, x)).square().sum(), x
+    )
     (plain,) = torch.autograd.grad(before(torch.zeros(4, 5, 40), x, factors, 2).square().sum(), x)
     assert plain.any()
     assert torch.allclose(found, plain, rtol=1e-4, atol=1e-4)
@@ -229,7 +231,7 @@ def test_a_pass_does_without_padding_where_it_is_worth_it(tiny, monkeypatch, wor
     work = jobs(layout, start, SHARDS[:1], batch_size=7)
     list(batched.train(work))
     expected = []
-    for rows in work[0].batches(batched.examples.lengths):
+    for rows in work[0].create_batches(batched.examples.lengths):
         lengths = batched.examples.lengths[rows]
         padded = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP * len(rows)
         packed = -(-int(lengths.sum()) // STEP) * STEP
@@ -256,7 +258,7 @@ def test_language_models_train_without_padding_as_with_it(kind, settings, dtype)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **settings))
     base = base.to(DTYPES[dtype]).eval().requires_grad_(False)
-    linear_for_conv1d(base)
+    replace_conv1d(base)
     method = PEFT_METHODS.build("lora(rank=2, layers=0)")
     reference = LANGUAGE.model(deepcopy(base), None)
     method.attach(reference, dtype)
@@ -280,12 +282,12 @@ def test_language_models_train_without_padding_as_with_it(kind, settings, dtype)
 
 def test_windows_of_a_language_model_are_padded():
     config = AutoConfig.for_model("mistral", **SIZES, **LLAMA, sliding_window=4)
-    assert not takes_packed_tokens(AutoModelForCausalLM.from_config(config).eval())
+    assert not can_pack_tokens(AutoModelForCausalLM.from_config(config).eval())
 
 
 def test_windows_of_a_text_model_inside_another_are_seen():
-    assert _looks_through_windows(AutoConfig.for_model("gemma3"))
-    assert not _looks_through_windows(AutoConfig.for_model("llama"))
+    assert _has_attention_windows(AutoConfig.for_model("gemma3"))
+    assert not _has_attention_windows(AutoConfig.for_model("llama"))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -293,4 +295,4 @@ def test_a_model_with_an_attention_of_its_own_is_padded(dtype):
     """Of two short rows rounding hides what it makes of packed ones."""
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **SIZES)).to(DTYPES[dtype]).eval()
-    assert not takes_packed_tokens(base)
+    assert not can_pack_tokens(base)

@@ -16,10 +16,10 @@ from fedpeft.clients.sequential import SequentialExecutor
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
 from fedpeft.data.examples import IGNORED, TokenRows
-from fedpeft.data.packing import packed, places, together
-from fedpeft.data.tokens import rows_of
+from fedpeft.data.packing import find_places, pack_clients, pack_rows
+from fedpeft.data.tokens import build_token_rows
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, adapter_dtype
+from fedpeft.models.task import DTYPES, TASKS, get_adapter_dtype
 from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -33,7 +33,7 @@ def made_rows(vocabulary, targets=False) -> TokenRows:
     counted = [(random.random(n) < 0.6).tolist() for n in LENGTHS] if targets else None
     if counted:
         counted = [[*c[:-1], True] for c in counted]
-    return rows_of(rows, 0, None, counted)
+    return build_token_rows(rows, 0, None, counted)
 
 
 def executors(spec, dtype="fp64", rows=None, clients=3, folder=None):
@@ -46,7 +46,7 @@ def executors(spec, dtype="fp64", rows=None, clients=3, folder=None):
     layout = method.layout(reference)
     noise = torch.Generator().manual_seed(0)
     start = {
-        name: (t + 0.1 * torch.randn(t.shape, generator=noise)).to(adapter_dtype(dtype))
+        name: (t + 0.1 * torch.randn(t.shape, generator=noise)).to(get_adapter_dtype(dtype))
         for name, t in method.start(reference, 0).items()
     }
     made = [SequentialExecutor(reference, TASK, rows, layout)]
@@ -126,7 +126,7 @@ def test_packing_makes_fewer_sequences_and_keeps_every_label():
     made, *_ = executors("lora(rank=2, layers=0)", rows=rows)
     made[0].__dict__["packs"] = True
     chosen = np.array([0, 1, 2, 3])
-    packed_batch, real, lie = made[0].step_batch([chosen])
+    packed_batch, real, lie = made[0].create_step_batch([chosen])
     plain = rows.batch(chosen)
     assert packed_batch["input_ids"].shape[0] < 4
     assert real.all()
@@ -144,7 +144,7 @@ def test_packing_makes_fewer_sequences_and_keeps_every_label():
 def test_rows_that_would_not_be_fewer_stay_apart():
     made, *_ = executors("lora(rank=2, layers=0)")
     made[0].__dict__["packs"] = True
-    batch, _, lie = made[0].step_batch([np.array([0, 7])])
+    batch, _, lie = made[0].create_step_batch([np.array([0, 7])])
     assert "attention_mask" in batch
     assert lie == []
 
@@ -173,7 +173,7 @@ def test_sliding_windows_count_from_a_rows_own_begin():
     model = LanguageModel(MistralForCausalLM(config).double().eval())
     assert TASK.packs(model)
     rows = made_rows(96)
-    found = TASK.row_losses(model, rows.packed([[0], [2, 3], [1, 4, 5]], 32))
+    found = TASK.row_losses(model, rows.pack_batch([[0], [2, 3], [1, 4, 5]], 32))
     expected = TASK.row_losses(model, rows.batch([0, 2, 3, 1, 4, 5]))
     sums = torch.stack([part.sum() for part in expected.sums.split([1, 2, 3])])
     assert torch.allclose(found.sums, sums, rtol=1e-10)
@@ -186,18 +186,18 @@ def test_a_model_that_counts_positions_itself_is_found_out():
 
 
 def test_first_fit():
-    assert packed([5, 9, 4, 1], 10) == [[1, 3], [0, 2]]
-    assert packed([], 10) == []
-    assert together([np.array([9, 9]), np.array([2, 2])], 10) is None
-    assert together([np.array([5, 5, 5]), np.array([2])], 10) == [[[0, 1], [2]], [[0], []]]
-    assert places([[1, 3], [0, 2]], [5, 9, 4, 1]) == [(1, 0, 5), (0, 0, 9), (1, 5, 4), (0, 9, 1)]
+    assert pack_rows([5, 9, 4, 1], 10) == [[1, 3], [0, 2]]
+    assert pack_rows([], 10) == []
+    assert pack_clients([np.array([9, 9]), np.array([2, 2])], 10) is None
+    assert pack_clients([np.array([5, 5, 5]), np.array([2])], 10) == [[[0, 1], [2]], [[0], []]]
+    assert find_places([[1, 3], [0, 2]], [5, 9, 4, 1]) == [(1, 0, 5), (0, 0, 9), (1, 5, 4), (0, 9, 1)]
 
 
 def test_lengths_at_random_are_packed_within_the_bound():
     random = np.random.default_rng(0)
     for _ in range(50):
         lengths = random.integers(1, 65, size=40)
-        bins = packed(lengths, 64)
+        bins = pack_rows(lengths, 64)
         assert sorted(row for rows in bins for row in rows) == list(range(40))
         assert all(lengths[rows].sum() <= 64 for rows in bins)
         assert len(bins) <= 11 / 9 * np.ceil(lengths.sum() / 64) + 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.batched import BatchedExecutor, groups
+from fedpeft.clients.batched import BatchedExecutor, assign_rows
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
@@ -16,7 +16,7 @@ from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.frozen_blocks import FrozenStore, above, sequences, started
+from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequences, start_from_store
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -31,11 +31,11 @@ def executors(task_text: str, spec: str, folder=None, depth: int = 0):
         return task.base(directory, torch.float64)
 
     if depth:
-        store = FrozenStore(folder, sequences(rows), depth, 48, torch.float64)
-        for tile in store.missing():
+        store = ActivationCache(folder, get_sequences(rows), depth, 48, torch.float64)
+        for tile in store.find_missing_tiles():
             store.fill(tile, base())
-        rows = started(rows, store)
-    reference, plain = (task.model(above(base(), depth) if depth else base(), None) for _ in range(2))
+        rows = start_from_store(rows, store)
+    reference, plain = (task.model(cut_below(base(), depth) if depth else base(), None) for _ in range(2))
     method.attach(reference, "fp64")
     layout = method.layout(reference)
     noise = torch.Generator().manual_seed(0)
@@ -86,4 +86,4 @@ def test_rows_are_judged_among_all_and_in_any_order() -> None:
 
 def test_padding_belongs_to_nobody() -> None:
     real = torch.tensor([True, True, False, True, False, False])
-    assert groups(real, 2).tolist() == [0, 0, -1, 1, -1, -1]
+    assert assign_rows(real, 2).tolist() == [0, 0, -1, 1, -1, -1]

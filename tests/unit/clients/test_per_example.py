@@ -8,18 +8,24 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.drift import parse_drift
-from fedpeft.clients.example_gradients import PerExample, bounded, check, empty, row_means
+from fedpeft.clients.example_gradients import (
+    ExampleGradients,
+    check,
+    compute_row_means,
+    set_empty_gradients,
+    zero_nonfinite_gradients,
+)
 from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 
-from fedpeft.conformance.peft_cases import finished
+from fedpeft.conformance.peft_cases import create_finished_runs
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey
 from tests.refusals import refuses
@@ -36,13 +42,13 @@ def build(dataset: str, name: str, dtype: str = "fp64"):
     rows = task.tokenise(data.train.take(np.arange(40)), folder, 32)
     spec = SPECS.get(name, name)
     if name == "adapter_fusion":
-        spec = f"adapter_fusion(runs=('{finished(folder, task, data.classes)}/0'), width=3)"
+        spec = f"adapter_fusion(runs=('{create_finished_runs(folder, task, data.classes)}/0'), width=3)"
     method = PEFT_METHODS.build(spec)
     model = task.model(task.base(folder, DTYPES[dtype]), data.classes)
     method.attach(model, dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainable(model).values():
+        for parameter in find_trainable(model).values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter))
     return task, method, model, rows
 
@@ -51,7 +57,7 @@ def one_by_one(task, model, batch, chosen):
     found = []
     for i in range(len(batch["labels"])):
         one = {name: tensor[i : i + 1] for name, tensor in batch.items()}
-        loss = row_means(task.losses(model(one), one)).sum()
+        loss = compute_row_means(task.losses(model(one), one)).sum()
         gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True, materialize_grads=True)
         found.append(gradients)
     return {name: torch.stack([g[k] for g in found]) for k, name in enumerate(chosen)}
@@ -67,24 +73,24 @@ def test_gradients_are_those_of_one_example_at_a_time(name, dataset):
         task, method, model, rows = build(dataset, name)
     except (ConfigError, ModelError) as error:
         pytest.skip(f"{name} does not fit {dataset}: {error}")
-    chosen = trainable(model)
+    chosen = find_trainable(model)
     if method.privacy == "refused":
         with refuses("FP7005"):
-            PerExample(model, task, method.privacy)
+            ExampleGradients(model, task, method.privacy)
         return
-    per_example = PerExample(model, task, method.privacy)
+    per_example = ExampleGradients(model, task, method.privacy)
     for size in (1, 7):
         batch = rows.batch(np.arange(size))
         expected = one_by_one(task, model, batch, chosen)
-        with per_example.attached(chosen):
+        with per_example.attach_hooks(chosen):
             losses = per_example.fill(batch, chosen)
             check(chosen, size)
             found = {n: p.grad_sample.clone() for n, p in chosen.items()}
-        assert torch.allclose(losses, row_means(task.losses(model(batch), batch)), rtol=1e-9)
+        assert torch.allclose(losses, compute_row_means(task.losses(model(batch), batch)), rtol=1e-9)
         for tensor in chosen:
             # Where the true gradient is zero (a key's bias does not move a softmax) only rounding is left.
             assert torch.allclose(found[tensor], expected[tensor], rtol=1e-7, atol=1e-11), tensor
-    empty(chosen)
+    set_empty_gradients(chosen)
     check(chosen, 0)
     assert not any(
         getattr(p, "grad_sample", None) is not None for p in model.parameters() if p not in set(chosen.values())
@@ -94,16 +100,16 @@ def test_gradients_are_those_of_one_example_at_a_time(name, dataset):
 def test_hooks_leave_nothing_behind_and_frozen_factors_alone():
     """FFA-LoRA trains B alone: A stays without gradients, in lower layers, too."""
     task, method, model, rows = build("tiny", "lora")
-    parameters = trainable(model)
+    parameters = find_trainable(model)
     chosen = {name: p for name, p in parameters.items() if "lora_A" not in name}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in chosen)
-    per_example = PerExample(model, task, method.privacy)
+    per_example = ExampleGradients(model, task, method.privacy)
     batch = rows.batch(np.arange(5))
     expected = one_by_one(task, model, batch, chosen)
     modes = {n: m.training for n, m in model.named_modules()}
     for _ in range(2):
-        with per_example.attached(chosen):
+        with per_example.attach_hooks(chosen):
             per_example.fill(batch, chosen)
             check(chosen, 5)
             assert all(torch.allclose(chosen[n].grad_sample, g, rtol=1e-7, atol=1e-12) for n, g in expected.items())
@@ -113,9 +119,9 @@ def test_hooks_leave_nothing_behind_and_frozen_factors_alone():
 
 def test_a_bf16_base_gives_gradients_per_example():
     task, method, model, rows = build("tiny", "lora", "bf16")
-    chosen, batch = trainable(model), rows.batch(np.arange(7))
+    chosen, batch = find_trainable(model), rows.batch(np.arange(7))
     expected = one_by_one(task, model, batch, chosen)
-    with PerExample(model, task, method.privacy).attached(chosen) as per_example:
+    with ExampleGradients(model, task, method.privacy).attach_hooks(chosen) as per_example:
         per_example.fill(batch, chosen)
         for name, gradient in expected.items():
             error = (chosen[name].grad_sample - gradient).norm() / gradient.norm()
@@ -125,9 +131,9 @@ def test_a_bf16_base_gives_gradients_per_example():
 def test_a_parameter_that_the_hooks_miss_is_refused():
     """(IA)3 multiplies by its vectors without a module of their own: hooks see nothing."""
     task, _, model, rows = build("tiny", "ia3")
-    chosen = trainable(model)
-    per_example = PerExample(model, task, "hooks")
-    with per_example.attached(chosen):
+    chosen = find_trainable(model)
+    per_example = ExampleGradients(model, task, "hooks")
+    with per_example.attach_hooks(chosen):
         per_example.fill(rows.batch(np.arange(7)), chosen)
         with refuses("FP7007", "7"):
             check(chosen, 7)
@@ -141,16 +147,16 @@ def test_a_parameter_that_the_hooks_miss_is_refused():
 def test_clipped_sums_are_those_of_a_slow_reference(name, size):
     """Both routes: each row's gradient by itself, clipped by hand."""
     task, method, model, rows = build("tiny", name)
-    chosen = trainable(model)
+    chosen = find_trainable(model)
     clip, expected_rows = 0.05, 4.0
     privacy = RowPrivacy(clip, 0.0, 0.5, KEY, 0)
     private = SecretNoise(torch.optim.SGD(chosen.values()), privacy, expected_rows, KEY.stream("test"))
     gradients = one_by_one(task, model, rows.batch(np.arange(size)), chosen) if size else {}
-    with PerExample(model, task, method.privacy).attached(chosen) as per_example:
+    with ExampleGradients(model, task, method.privacy).attach_hooks(chosen) as per_example:
         if size:
             per_example.fill(rows.batch(np.arange(size)), chosen)
         else:
-            empty(chosen)
+            set_empty_gradients(chosen)
         private.pre_step()
     reference = {n: torch.zeros_like(p) for n, p in chosen.items()}
     clipped = 0
@@ -167,14 +173,14 @@ def test_clipped_sums_are_those_of_a_slow_reference(name, size):
 def test_a_gradient_that_is_not_finite_counts_as_none():
     """A state that makes one row overflow must not tell that the row is there."""
     task, method, model, rows = build("tiny", "lora")
-    chosen = trainable(model)
+    chosen = find_trainable(model)
     private = SecretNoise(torch.optim.SGD(chosen.values()), RowPrivacy(1.0, 0.0, 0.5, KEY, 0), 4.0, KEY.stream("test"))
-    with PerExample(model, task, method.privacy).attached(chosen) as per_example:
+    with ExampleGradients(model, task, method.privacy).attach_hooks(chosen) as per_example:
         per_example.fill(rows.batch(np.arange(5)), chosen)
         for parameter in chosen.values():
             parameter.grad_sample[2] = float("nan")
             parameter.grad_sample[3].view(-1)[0] = float("inf")
-        bounded(chosen)
+        zero_nonfinite_gradients(chosen)
         assert all(torch.isfinite(p.grad_sample).all() for p in chosen.values())
         assert not any(p.grad_sample[2].any() for p in chosen.values())
         private.pre_step()
@@ -188,7 +194,7 @@ def test_the_noise_of_an_empty_step_has_the_stated_scale():
     private = SecretNoise(
         torch.optim.SGD([parameter]), RowPrivacy(clip, noise, 0.1, KEY, 0), expected_rows, KEY.stream("test")
     )
-    empty({"x": parameter})
+    set_empty_gradients({"x": parameter})
     private.pre_step()
     assert float(parameter.grad.std()) == pytest.approx(noise * clip / expected_rows, rel=0.02)
     assert float(parameter.grad.mean()) == pytest.approx(0, abs=0.002)
@@ -202,7 +208,7 @@ def executors(dataset="tiny", name="lora"):
     layout = method.layout(model)
     plain = SequentialExecutor(build(dataset, name)[2], task, rows, layout)
     private = PrivateExecutor(model, task, rows, layout, method.privacy)
-    received = {n: p.detach().clone().to(adapter_dtype("fp64")) for n, p in trainable(model).items()}
+    received = {n: p.detach().clone().to(get_adapter_dtype("fp64")) for n, p in find_trainable(model).items()}
     return plain, private, layout, received
 
 
@@ -245,7 +251,7 @@ def test_fedprox_acts_after_the_noise():
     plain, private, layout, received = executors()
     rows = np.arange(6)
     given = {"batch_size": 6, "work": "epochs(3.0)", "optimizer": "sgd(head_rate=1.0)"}
-    more = {"corrections": parse_drift("fedprox(mu=5.0)").acting({}, {}), "learning_rate": 0.05}
+    more = {"corrections": parse_drift("fedprox(mu=5.0)").select_corrections({}, {}), "learning_rate": 0.05}
     one = next(plain.train([replace(job(layout, received, rows, **given), **more)]))
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
     other = next(private.train([replace(job(layout, received, rows, privacy, **given), **more)]))
@@ -355,7 +361,7 @@ def test_rows_join_by_poisson_sampling(monkeypatch):
 def test_a_client_of_lower_rank_gets_no_noise_beyond_its_ranks():
     """Noise in the padding would be trained along: it gives the client a rank that it does not hand in."""
     _, private, layout, received = executors("tiny", "lora(rank=3)")
-    small = layout.with_form(ClientForm(1, 4.0))
+    small = layout.replace_form(AdapterShape(1, 4.0))
     own = {n: t[tuple(slice(0, k) for k in small.shapes[n])].clone() for n, t in received.items()}
     work = job(small, own, np.arange(8), RowPrivacy(0.5, 1.0, 0.5, KEY, 0), work="steps(3)")
     result = next(private.train([work]))
@@ -393,7 +399,7 @@ def test_language_models_weigh_each_row_alike():
     )
     private.load(received)
     batch = private.batch(rows)
-    loss = row_means(private.task.losses(private.model(batch), batch)).mean()
+    loss = compute_row_means(private.task.losses(private.model(batch), batch)).mean()
     gradients = torch.autograd.grad(loss, list(private.parameters.values()))
     for (name, _), gradient in zip(private.parameters.items(), gradients, strict=True):
         step = result.state[name] - received[name]

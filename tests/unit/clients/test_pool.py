@@ -12,7 +12,7 @@ import pytest
 import torch
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
-from fedpeft.clients.pool import Sent, Worker, result, sent
+from fedpeft.clients.pool import RemoteWorker, Worker, get_result, pack_plans
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
@@ -43,11 +43,11 @@ parts = {"amounts": {"few": Few}}
 @pytest.mark.parametrize("form", ["file", "object"])
 def test_another_process_gets_parts_of_ones_own_after_their_plugin(tmp_path, monkeypatch, form):
     """It knows no such module: their classes come from the plugin, by name."""
-    monkeypatch.setattr(plugins, "_state", plugins._State(begun=True))
+    monkeypatch.setattr(plugins, "_state", plugins._PluginState(begun=True))
     monkeypatch.setattr(plugins, "_names", {})
     file = tmp_path / "my_work.py"
     file.write_text(WORK_OF_ONES_OWN)
-    plugin = plugins.found(str(file))
+    plugin = plugins.find_plugin(str(file))
     parts = plugin.parts if form == "file" else {"amounts": {"few": plugin.parts["amounts"]["few"]}}
     plugin = plugin if form == "file" else plugins.Plugin(plugins.IN_PYTHON, "", parts)
     plugins._state.named.append(plugin)
@@ -56,14 +56,14 @@ def test_another_process_gets_parts_of_ones_own_after_their_plugin(tmp_path, mon
     cloudpickle.register_pickle_by_value(sys.modules[module])  # as of a notebook
     recipe = plugin.recipe
     cloudpickle.unregister_pickle_by_value(sys.modules[module])
-    plans = sent(SimpleNamespace(plugins=(recipe,), training=training), None)
+    plans = pack_plans(SimpleNamespace(plugins=(recipe,), training=training), None)
     plugins._state.named.clear()
     plugins._names.clear()
     del sys.modules[module]
     told = []
     monkeypatch.setattr(Worker, "__init__", lambda self, work, clients: told.append(work))
     monkeypatch.setattr("fedpeft.clients.pool.replace", lambda work, device: work)
-    Sent(*plans, "cpu")
+    RemoteWorker(*plans, "cpu")
     assert told[0].training.work == LOCAL_WORK.build("few(steps=5)")
     assert told[0].training.work.steps_for(3, 1) == 5
 
@@ -72,7 +72,7 @@ def test_a_gpu_without_memory_is_one_sentence():
     future = Future()
     future.set_exception(torch.OutOfMemoryError("tried to allocate 2 GiB"))
     with refuses("FP5003", "--batch-size"):
-        result(future)
+        get_result(future)
 
 
 def test_what_frozen_layers_make_of_rows_is_kept_apart_by_device(tmp_path, observer):

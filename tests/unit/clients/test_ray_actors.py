@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from fedpeft.clients import ray_pool
-from fedpeft.clients.pool import Worker, result
+from fedpeft.clients.pool import Worker, get_result
 
 from tests.refusals import refuses
 
@@ -82,9 +82,9 @@ def asked(pool, count):
 
 def test_a_lost_machine_s_groups_are_run_by_what_is_left(cluster):
     pool = ray_pool.RayPool(WORK, None, 3, "")
-    assert [result(call) for call in asked(pool, 5)] == [[f"{i} done"] for i in range(5)]
+    assert [get_result(call) for call in asked(pool, 5)] == [[f"{i} done"] for i in range(5)]
     cluster.lose(2)
-    assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
+    assert [get_result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
     assert cluster.made - 3 == 2, "each of the two was asked for anew, once"
     pool.close()
     assert not cluster.alive
@@ -93,7 +93,7 @@ def test_a_lost_machine_s_groups_are_run_by_what_is_left(cluster):
 def test_an_actor_that_dies_is_replaced_where_there_is_room(cluster):
     pool = ray_pool.RayPool(WORK, None, 3, "")
     del cluster.alive[0], cluster.alive[2]
-    assert [result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
+    assert [get_result(call) for call in asked(pool, 9)] == [[f"{i} done"] for i in range(9)]
     assert len(cluster.alive) == 3
     pool.close()
 
@@ -103,12 +103,12 @@ def test_an_error_of_a_worker_brings_the_place_and_a_worker_that_can_not_begin_s
     cluster.failure = RayTaskError('File "/my_rules.py", line 7, in begin')
     cluster.failure.cause = ZeroDivisionError("division by zero")
     with pytest.raises(ZeroDivisionError) as raised:
-        result(asked(pool, 1)[0])
+        get_result(asked(pool, 1)[0])
     assert 'File "/my_rules.py", line 7, in begin' in str(raised.value.__cause__), "as the command's sentence needs it"
     cluster.failure = RayActorError("Traceback:\nfedpeft.errors.ConfigError: this run needs the plugin /my_rules.py")
     cluster.failure.actor_init_failed = True
     with refuses("FP5008", "ConfigError: this run needs the plugin /my_rules.py"):
-        result(asked(pool, 1)[0])
+        get_result(asked(pool, 1)[0])
     pool.close()
 
 
@@ -117,5 +117,5 @@ def test_without_any_machine_it_is_one_sentence(cluster):
     cluster.lose(3)
     for call in asked(pool, 6):
         with refuses("FP5004"):
-            result(call)
+            get_result(call)
     pool.close()

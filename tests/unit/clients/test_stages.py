@@ -30,7 +30,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.partition import Partition
-from fedpeft.data.task_sequence import MetTasks, TaskSchedule, TaskSequence
+from fedpeft.data.task_sequence import ClientTasks, TaskSchedule, TaskSequence
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.privacy.guard import ClientPrivacy
@@ -42,7 +42,7 @@ SENT = {"head.weight": torch.full((2, 3), 0.5), "head.bias": torch.full((2,), 0.
 KEPT = torch.full((2,), 7.0)
 EXAMPLES = 6
 USER_DP = {"privacy": "user_dp(noise_multiplier=1)"}
-TASKS = MetTasks(TaskSequence(("one", "two"), ((0,), (1,)), TaskSchedule(2, every=1)), np.zeros(EXAMPLES, np.int64))
+TASKS = ClientTasks(TaskSequence(("one", "two"), ((0,), (1,)), TaskSchedule(2, every=1)), np.zeros(EXAMPLES, np.int64))
 
 
 class Bench:
@@ -77,9 +77,9 @@ def events(monkeypatch):
     seen = []
     real = ClientStore.stage
 
-    def stage(self, client, round, state):
+    def stage(self, client, round_number, state):
         seen.append("keep")
-        real(self, client, round, state)
+        real(self, client, round_number, state)
 
     def add(self, instruction, made):
         made(None)
@@ -172,7 +172,7 @@ def prepares_what_stayed(side, patch):
 
 
 def corrects_what_the_strategy_leaves(side, patch):
-    patch.setattr(rule_half, "handed_in", lambda job, result, *_: (job, replace(result, state=SENT)))
+    patch.setattr(rule_half, "restrict_to_ranks", lambda job, result, *_: (job, replace(result, state=SENT)))
     stage_of(side, DriftStage).drift = Drift((Probe(),))
     side.handle([ask()])
     return Probe.seen[-1] == 0.5
@@ -247,7 +247,7 @@ def test_a_refusal_comes_before_any_work(tmp_path, events):
 
 def test_an_answer_that_was_given_is_given_again_without_training(tmp_path, events, monkeypatch):
     before = Report(0, 1, b"as before")
-    monkeypatch.setattr(Masking, "repeated", lambda self, instruction: before)
+    monkeypatch.setattr(Masking, "get_repeated_report", lambda self, instruction: before)
     side = make_side(tmp_path, events, masks=MaskPlan("secure_sum", by_rows=False, clients=5))
     assert side.handle([ask(step=3)]) == [before]
     assert events == []

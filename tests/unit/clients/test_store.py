@@ -35,8 +35,8 @@ def test_a_state_counts_only_once_it_is_acknowledged(tmp_path):
 
 def test_what_the_server_has_recorded_stays_until_the_next_is_staged(tmp_path):
     store = ClientStore(tmp_path)
-    for round in (1, 2, 3):
-        store.stage(7, round, state(round))
+    for round_number in (1, 2, 3):
+        store.stage(7, round_number, state(round_number))
     store.stage(8, 1, state(10))
     store.load(7, 2, tidy=False)
     store.stage(7, 4, state(4))
@@ -63,7 +63,7 @@ def test_a_file_that_was_begun_and_no_more_holds_no_state(tmp_path):
     """Killed, or out of disk, between the file and its table: nothing was stored, so nothing is lost."""
     (tmp_path / FILE).touch(0o600)
     store = ClientStore(tmp_path)
-    assert store.content(0, 0) is None
+    assert store.read_content(0, 0) is None
     store.stage(0, 1, state(1))
     assert torch.equal(store.load(0, 1)["e"], torch.full((2,), 1.0))
 

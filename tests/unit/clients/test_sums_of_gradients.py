@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.example_gradients import row_means
+from fedpeft.clients.example_gradients import compute_row_means
 from fedpeft.clients.executor import RowPrivacy
 
-from fedpeft.models.task import trainable
+from fedpeft.models.task import find_trainable
 from fedpeft.privacy.noise import RunKey
 from tests.unit.clients.test_per_example import KEY, executors, job
 
@@ -23,10 +23,10 @@ def summed(private, layout, received, rows, rate=1.0, key=KEY, clip=CLIP):
 def test_it_is_the_sum_of_gradients_each_clipped():
     """Against one row at a time, by autograd; half of them are longer than C."""
     _, private, layout, received = executors()
-    rows, chosen, each = range(40), trainable(private.model), []
+    rows, chosen, each = range(40), find_trainable(private.model), []
     for row in rows:
         batch = private.batch(np.array([row]))
-        loss = row_means(private.task.losses(private.model(batch), batch)).sum()
+        loss = compute_row_means(private.task.losses(private.model(batch), batch)).sum()
         each.append(torch.autograd.grad(loss, list(chosen.values()), allow_unused=True, materialize_grads=True))
     lengths = [sum(float(g.square().sum()) for g in gradients) ** 0.5 for gradients in each]
     clip = sorted(lengths)[len(lengths) // 2]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.task_sums import class_sums, layer_inputs
+from fedpeft.clients.task_sums import compute_class_sums, compute_input_moments
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.trust.question import ROWS, asked
+from fedpeft.trust.question import ROWS, parse_question
 from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs
 from tests.refusals import refuses
@@ -28,8 +28,8 @@ def batches(case, lots):
 
 def test_inputs_of_layers_are_summed_over_real_tokens(case):
     model = case.sequential.model
-    found = layer_inputs(model, batches(case, LOTS), LayerInputs())
-    squares = layer_inputs(model, batches(case, LOTS), LayerInputs(diagonal=True))
+    found = compute_input_moments(model, batches(case, LOTS), LayerInputs())
+    squares = compute_input_moments(model, batches(case, LOTS), LayerInputs(diagonal=True))
     names = [name for name in case.layout.names if name.endswith("lora_A.weight")]
     assert list(found) == names
     seen: dict[str, torch.Tensor] = {}
@@ -67,7 +67,7 @@ def test_inputs_of_layers_are_summed_over_real_tokens(case):
 def test_class_sums_are_those_of_all_rows_together(case, head):
     model = case.sequential.model
     question = ClassSums(width=case.layout.shapes["head.weight"][1], head=head)
-    found = class_sums(model, batches(case, LOTS), question, case.classes)
+    found = compute_class_sums(model, batches(case, LOTS), question, case.classes)
     with torch.no_grad():
         features = torch.cat([model.features(case.rows.batch([row])) for row in range(14)])
     labels = torch.from_numpy(np.asarray(case.rows.labels[:14]))
@@ -79,13 +79,13 @@ def test_class_sums_are_those_of_all_rows_together(case, head):
     with refuses("FP6171"):
         question.check({**answer, ROWS: torch.tensor([13.0])}, 13)
     with refuses("FP6170", "3"):
-        class_sums(model, batches(case, LOTS), ClassSums(width=3), case.classes)
+        compute_class_sums(model, batches(case, LOTS), ClassSums(width=3), case.classes)
 
 
 def test_what_is_asked_is_read_and_written_and_never_answered_from_logits():
     for text in ("layer_inputs", "layer_inputs(diagonal=True)", "class_sums(width=8)"):
-        question = asked(text)
+        question = parse_question(text)
         assert question.text == text
         assert question.of_model, "which real clients refuse"
         with refuses("FP1440"):
-            question.sums(torch.zeros(1, 2), torch.zeros(1))
+            question.compute_sums(torch.zeros(1, 2), torch.zeros(1))

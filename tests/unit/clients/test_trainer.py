@@ -6,13 +6,13 @@ import pytest
 import torch
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.trainer import AsTheScriptSays, Ranks, TrainerBench, TrainerExecutor, TrainerPlan
+from fedpeft.clients.trainer import ProcessGroup, ScriptWork, TrainerBench, TrainerExecutor, TrainerPlan
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.tasks.causal_lm import LanguageModel
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
@@ -60,15 +60,15 @@ def made_trainer(folder, optimizer=None, **arguments):
 
 def executor_of(trainer):
     model = LanguageModel(trainer.model)
-    return TrainerExecutor(trainer, model, trainer.train, Ranks(), METHOD.layout(model), rate=1.0)
+    return TrainerExecutor(trainer, model, trainer.train, ProcessGroup(), METHOD.layout(model), rate=1.0)
 
 
-def job(executor, round=1, **more):
+def job(executor, round_number=1, **more):
     start = METHOD.start(executor.model, 0)
     settings = {"trained": frozenset(start), "learning_rate": 1.0, "form": None} | more
-    training = LocalTraining(work=AsTheScriptSays())
+    training = LocalTraining(work=ScriptWork())
     rows = torch.arange(20).numpy()
-    return Job(client=0, round=round, seed=0, rows=rows, received=start, training=training, **settings)
+    return Job(client=0, round=round_number, seed=0, rows=rows, received=start, training=training, **settings)
 
 
 def test_the_scripts_steps_are_those_of_a_plain_loop(tmp_path):
@@ -99,7 +99,7 @@ def test_the_scripts_steps_are_those_of_a_plain_loop(tmp_path):
 def test_equal_rounds_are_equal_and_others_draw_other_rows(tmp_path):
     trainer, seen = made_trainer(tmp_path)
     executor = executor_of(trainer)
-    one, again, later = (next(iter(executor.train([job(executor, round)]))) for round in (1, 1, 2))
+    one, again, later = (next(iter(executor.train([job(executor, round_number)]))) for round_number in (1, 1, 2))
     drawn = [seen.rows[i : i + 3] for i in range(0, len(seen.rows), len(seen.rows) // 3)]
     assert all(torch.equal(tensor, again.state[name]) for name, tensor in one.state.items())
     assert not all(torch.equal(tensor, later.state[name]) for name, tensor in one.state.items())
@@ -139,7 +139,7 @@ def test_a_client_of_lower_rank_has_its_own_scale(tmp_path):
         name: tensor[:2] if "lora_A" in name else tensor[:, :2]
         for name, tensor in METHOD.start(executor.model, 0).items()
     }
-    work = job(executor, form=ClientForm(2, 6.0))
+    work = job(executor, form=AdapterShape(2, 6.0))
     [trained] = executor.train([Job(**vars(work) | {"received": small})])
     assert {tuple(t.shape) for t in trained.state.values()} == {tuple(t.shape) for t in small.values()}
     layer = trainer.model.get_base_model().model.layers[0].self_attn.q_proj
@@ -152,7 +152,7 @@ def test_steps_that_the_server_asks_for_take_the_place_of_the_scripts(tmp_path):
     trainer, _ = made_trainer(tmp_path)
     executor = executor_of(trainer)
     work = job(executor)
-    training = LocalTraining(work=AsTheScriptSays()).of_steps(2)
+    training = LocalTraining(work=ScriptWork()).replace_steps(2)
     assert not training.walks
     [trained] = executor.train([Job(**vars(work) | {"training": training})])
     assert (trained.steps, trainer.args.max_steps) == (2, 3)
@@ -164,6 +164,6 @@ def test_what_needs_single_steps_is_refused(tmp_path):
     with refuses("FP1010"):
         list(executor.train([job(executor, offsets=torch.zeros(2))]))
     bench = TrainerBench(TrainerPlan(executor.layout, LocalTraining(), 0, "fp32", tmp_path, "cpu"), executor)
-    assert bench.at("fp32") is bench.at("") is bench
+    assert bench.set_precision("fp32") is bench.set_precision("") is bench
     with refuses("FP6019", "nf4"):
-        bench.at("nf4")
+        bench.set_precision("nf4")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedpeft.clients.transfer import moved, put, taken
+from fedpeft.clients.transfer import copy_to_cpu, move_tensor, put
 
 from tests.elsewhere import DEVICE, Elsewhere
 from tests.unit.clients.test_executors import SHARDS, build, jobs, worst
@@ -20,7 +20,7 @@ def test_all_come_back(device):
     targets = [torch.zeros(v.shape, dtype=v.dtype).to(device) for v in values]
     with torch.no_grad():
         put(targets, values)
-    found = taken(targets)
+    found = copy_to_cpu(targets)
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, values, strict=True))
     assert not any(isinstance(tensor, Elsewhere) for tensor in found)
     assert len({tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()}) == 4, "safetensors asks so"
@@ -28,15 +28,15 @@ def test_all_come_back(device):
 
 def test_what_is_taken_is_a_copy():
     [tensor] = values = [torch.zeros(3)]
-    [copy] = taken(values)
+    [copy] = copy_to_cpu(values)
     tensor += 1
     assert not copy.any()
 
 
 def test_none_is_none():
     put([], [])
-    assert taken([]) == []
-    assert moved(torch.ones(2), torch.device("cpu")).tolist() == [1, 1]
+    assert copy_to_cpu([]) == []
+    assert move_tensor(torch.ones(2), torch.device("cpu")).tolist() == [1, 1]
 
 
 def test_a_pass_that_does_not_fit_is_made_of_fewer_clients(tiny, monkeypatch):

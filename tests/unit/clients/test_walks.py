@@ -17,16 +17,18 @@ from tests.refusals import refuses
 LENGTHS = np.random.default_rng(0).integers(2, 60, size=200)
 
 
-def job(rows=23, steps=3, size=4, round=1, walked: int | None = 0, client=5, seed=7):
+def job(rows=23, steps=3, size=4, round_number=1, walked: int | None = 0, client=5, seed=7):
     local = LocalTraining(size, LOCAL_WORK.build(f"steps({steps})"))
     own = np.arange(100, 100 + rows)
-    return Job(client, round, seed, own, {}, frozenset(), local, 0.1, walked=walked)
+    return Job(client, round_number, seed, own, {}, frozenset(), local, 0.1, walked=walked)
 
 
 def visits(count, **given):
     """The batches of that many rounds, one behind the other."""
     steps = given.get("steps", 3)
-    return [b for v in range(count) for b in job(walked=v * steps, round=2 * v + 1, **given).batches(LENGTHS)]
+    return [
+        b for v in range(count) for b in job(walked=v * steps, round_number=2 * v + 1, **given).create_batches(LENGTHS)
+    ]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 23, 100])
@@ -52,19 +54,19 @@ def test_a_walk_is_the_same_whatever_rounds_it_is_cut_into():
 def test_distinct_rows_are_counted():
     for visit in range(8):
         seen = np.concatenate(visits(visit + 1))
-        assert job(walked=3 * visit).used(LENGTHS) == len(set(seen.tolist()))
-    assert job(walked=None).used(LENGTHS) == 0
+        assert job(walked=3 * visit).count_used_rows(LENGTHS) == len(set(seen.tolist()))
+    assert job(walked=None).count_used_rows(LENGTHS) == 0
 
 
 def test_passes_draw_as_they_always_did():
     """The rows of a round that is a number of passes: kept, so that such runs stay what they were, bit for bit."""
     one = replace(job(walked=None), training=LocalTraining(4, LOCAL_WORK.build("epochs(1.0)")))
-    assert [b.tolist() for b in one.batches(LENGTHS)] == KEPT
+    assert [b.tolist() for b in one.create_batches(LENGTHS)] == KEPT
     assert not one.training.walks
     still = LocalTraining(4, LOCAL_WORK.build("steps(count=3, walk=False)"))
     assert not still.walks
-    assert not still.of_steps(5).walks
-    assert one.training.of_steps(5).walks
+    assert not still.replace_steps(5).walks
+    assert one.training.replace_steps(5).walks
 
 
 KEPT = [

@@ -11,8 +11,8 @@ from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.scalars import direction
 from fedpeft.communication.decoding import decode
-from fedpeft.conformance.peft_cases import Case, worst
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.conformance.peft_cases import Case, find_largest_difference
+from fedpeft.peft.adapter import AdapterShape
 
 ZEROTH = "zeroth_order(distance=1e-5)"
 T = 3
@@ -68,16 +68,16 @@ def test_a_slope_is_that_of_the_gradient(tiny):
 def test_all_clients_in_one_pass_train_as_each_alone(tiny, mixed):
     case = Case("lora(rank=4)", tiny)
     scale = case.layout.form.scale
-    forms = [ClientForm(r, r * scale) for r in (2, 4, 3)] if mixed else None
+    forms = [AdapterShape(r, r * scale) for r in (2, 4, 3)] if mixed else None
     jobs = case.jobs(forms=forms, optimizer=ZEROTH, rate=1e-3)
     one = list(case.sequential.train(jobs))
-    assert worst(one, list(case.batched().train(jobs)), jobs) < 1e-6
+    assert find_largest_difference(one, list(case.batched().train(jobs)), jobs) < 1e-6
 
 
 def test_rows_in_several_passes_give_the_same_step(tiny):
     case = Case("lora(rank=4)", tiny)
     whole, parts = (case.jobs(optimizer=f"zeroth_order(distance=1e-5, rows_per_pass={n})")[:1] for n in (0, 3))
-    assert worst(list(case.sequential.train(whole)), list(case.sequential.train(parts)), whole) < 1e-6
+    assert find_largest_difference(list(case.sequential.train(whole)), list(case.sequential.train(parts)), whole) < 1e-6
 
 
 def test_nothing_is_kept_for_a_backward_pass(tiny):
@@ -96,7 +96,7 @@ def test_a_round_s_update_travels_as_its_scalars(tiny):
     for job in case.jobs(optimizer=ZEROTH, steps=T, rate=1e-2):
         [result] = case.sequential.train([job])
         update = {n: (result.state[n] - job.received[n]).float() for n in case.layout.names}
-        seed = seeds.integer(job.seed, "codec", job.round, job.client)
+        seed = seeds.derive_seed(job.seed, "codec", job.round, job.client)
         payload = parse_codec(f"scalars(steps={T}) | cast(dtype=fp32)").encode(update, seed=seed)
         found = decode(payload, case.layout.shapes)
         size = sum(float(t.square().sum()) for t in update.values()) ** 0.5

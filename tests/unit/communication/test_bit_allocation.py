@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedpeft.communication.bit_allocation import (
-    integer_widths,
-    sensitivity,
-    slices,
-    water_filling,
+    allocate_real_widths,
+    allocate_widths,
+    compute_sensitivity,
+    cut_slices,
 )
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.widths import DISTORTION
 from fedpeft.communication.decoding import decode
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 from tests.communication.vectors import LARGER, LORA, flat, lora_state, relative_error, rows
 
 
@@ -86,7 +86,7 @@ energies = hnp.arrays(np.float64, st.integers(1, 12), elements=st.one_of(st.just
 @given(energies, st.floats(0, 12), st.integers(0, 99))
 def test_water_filling_meets_its_budget_and_the_optimality_conditions(c, rate, seed):
     n = np.random.default_rng(seed).integers(1, 50, len(c))
-    b = water_filling(c, n, rate * n.sum())
+    b = allocate_real_widths(c, n, rate * n.sum())
     assert (b >= 0).all()
     assert (b <= 8).all()
     used = float((n * b).sum())
@@ -106,7 +106,7 @@ def test_water_filling_meets_its_budget_and_the_optimality_conditions(c, rate, s
 @settings(max_examples=50)
 def test_integer_widths_stay_within_budget_and_near_the_best(c, rate, seed):
     n = np.full(len(c), 7)
-    b = integer_widths(c, n, rate * n.sum(), DISTORTION)
+    b = allocate_widths(c, n, rate * n.sum(), DISTORTION)
     assert (n * b).sum() <= rate * n.sum() + 1e-6
     error = (c * np.array(DISTORTION)[b]).sum()
     uniform = (c * np.array(DISTORTION)[int(rate)]).sum()
@@ -118,14 +118,14 @@ def test_integer_widths_stay_within_budget_and_near_the_best(c, rate, seed):
     st.sampled_from(["tensor", "row", "rank"]),
 )
 def test_slices_cover_every_entry_once(shapes, per):
-    cut = slices(tuple(shapes), per)
+    cut = cut_slices(tuple(shapes), per)
     values = np.arange(sum(m * n for m, n in shapes))
     assert np.array_equal(cut.scatter(cut.gather(values)), values)
     assert cut.sizes.sum() == len(values)
 
 
 def test_rank_slices_are_the_ranks_of_both_factors():
-    cut = slices(((2, 3), (3, 2)), "rank")
+    cut = cut_slices(((2, 3), (3, 2)), "rank")
     assert cut.sizes.tolist() == [3, 3, 3, 3]
     assert cut.gather(np.arange(12)).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 10, 7, 9, 11]
 
@@ -137,13 +137,13 @@ def test_sensitivity_is_the_partners_norm():
             TensorSpec("q.B", (3, 2), "lora_B", "q"),
             TensorSpec("head", (4,), "head", "head"),
         ),
-        ClientForm(2, 4.0),
+        AdapterShape(2, 4.0),
     )
     state = {n: torch.randn(s, generator=torch.Generator().manual_seed(1)) for n, s in layout.shapes.items()}
-    weights = sensitivity(state, layout)
+    weights = compute_sensitivity(state, layout)
     A, B = state["q.A"], state["q.B"]
     ratio = weights["q.A"][0, 0] / weights["q.B"][0, 1]
     assert float(ratio) == pytest.approx(float(B[:, 0].norm() / A[1].norm()), rel=1e-5)
     assert torch.equal(weights["head"], torch.ones(4))
-    fresh = sensitivity(state | {"q.B": torch.zeros(3, 2)}, layout)
+    fresh = compute_sensitivity(state | {"q.B": torch.zeros(3, 2)}, layout)
     assert float(fresh["q.A"].min()) == pytest.approx(0.1)

@@ -247,12 +247,12 @@ def test_presets_parse_and_round_trip(name):
 
 
 def test_precision_can_be_set_from_round_to_round_and_client_to_client():
-    assert str(parse_codec("small").with_bits(1.5)) == "adaptive(bits=1.5, gain=length) | rans"
-    assert str(parse_codec("int8").with_bits(3.4)) == "quantize(bits=3) | rans"
-    assert parse_codec("int8").with_bits(99) == parse_codec("int8")
+    assert str(parse_codec("small").set_bits(1.5)) == "adaptive(bits=1.5, gain=length) | rans"
+    assert str(parse_codec("int8").set_bits(3.4)) == "quantize(bits=3) | rans"
+    assert parse_codec("int8").set_bits(99) == parse_codec("int8")
     for text in ("fp32", "unbiased", "topk | sign"):
         with refuses("FP1046"):
-            parse_codec(text).with_bits(2.0)
+            parse_codec(text).set_bits(2.0)
 
 
 # zeros

@@ -20,8 +20,16 @@ from hypothesis import strategies as st
 
 from fedpeft.communication.codec import PRESETS, parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.downlink import DOWNLINKS, balanced
-from fedpeft.communication.payload import MAX_STEPS, Header, layout_digest, read_payload, seal, varint, write_payload
+from fedpeft.communication.downlink import DOWNLINKS, compute_balanced_weights
+from fedpeft.communication.payload import (
+    MAX_STEPS,
+    Header,
+    compute_layout_digest,
+    encode_varint,
+    read_payload,
+    seal,
+    write_payload,
+)
 from fedpeft.communication.steps import codecs
 from fedpeft.errors import PayloadError
 
@@ -58,7 +66,7 @@ REFERENCES = {3: state(1)}
 SEEDS = [parse_codec(text).encode(state(), seed=7, reference=(3, REFERENCES[3])) for text in TEXTS]
 SEEDS += [parse_codec(text).encode(state(), seed=7) for text in DOWNLINKS.values()]  # from the start
 SEEDS += [
-    parse_codec(text).encode(state(), seed=7, reference=reference, weights=balanced(state(2)))
+    parse_codec(text).encode(state(), seed=7, reference=reference, weights=compute_balanced_weights(state(2)))
     for text in DOWNLINKS.values()
     for reference in (None, (3, REFERENCES[3]))
 ]
@@ -142,7 +150,7 @@ def reheaded(payload, random):
             steps[at] = (random.choice(codecs.names), parameters)
         elif kind == 1:
             edges = (0, 1, 2, 3, 5, 63, 64, 127, 128, 255, 286, 287, 4096, 2**31, 2**32, 2**62)
-            steps[at] = (name, b"".join(varint(random.choice(edges)) for _ in range(random.randrange(5))))
+            steps[at] = (name, b"".join(encode_varint(random.choice(edges)) for _ in range(random.randrange(5))))
         elif kind == 2:
             steps[at] = (name, random.randbytes(random.choice((0, 1, 2, 8, 40))))
         elif kind == 3 and len(steps) < MAX_STEPS:
@@ -154,7 +162,7 @@ def reheaded(payload, random):
     dtypes = tuple(random.choice((torch.float32, torch.bfloat16, torch.float16, torch.float64)) for _ in range(count))
     dtypes = dtypes if random.random() < 0.3 else (torch.float32,) * count
     seed = header.seed if random.random() < 0.8 else random.choice((None, 0, 2**64 - 1))
-    return write_payload(Header(layout_digest(SHAPES), sent, dtypes, seed, tuple(steps)), bytes(body))
+    return write_payload(Header(compute_layout_digest(SHAPES), sent, dtypes, seed, tuple(steps)), bytes(body))
 
 
 @pytest.mark.parametrize("payload", SEEDS, ids=range(len(SEEDS)))

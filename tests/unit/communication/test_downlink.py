@@ -16,13 +16,13 @@ from fedpeft.communication.downlink import (
     LONGEST,
     Downlink,
     Versions,
-    arrival,
-    at_step_of,
-    balanced,
+    compute_balanced_weights,
+    decode_arrival,
+    fix_step_size,
     parse_downlink,
     start_for,
 )
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
@@ -59,11 +59,11 @@ def test_every_version_leads_to_the_same_bits(seed, how, held, head):
     versions = walk(5, seed=seed)
     for state in versions:
         state["head.weight"] *= head or 1.0
-    before, after = (balanced(versions[v]) if head else None for v in (held, 4))
+    before, after = (compute_balanced_weights(versions[v]) if head else None for v in (held, 4))
     before = decode(codec.encode(versions[held], weights=before), SHAPES)
     whole = codec.encode(versions[4], weights=after)
     there = decode(whole, SHAPES)
-    exact = at_step_of(codec, whole, SHAPES)
+    exact = fix_step_size(codec, whole, SHAPES)
     difference = exact.encode(there, weights=after, reference=(held + 1, before), shapes=SHAPES)
     again = decode(difference, SHAPES, references={held + 1: before})
     assert all(same_bits(again[name], there[name]) for name in SHAPES)
@@ -92,7 +92,7 @@ def test_a_tensors_step_grows_with_the_root_of_its_magnitude():
     [state] = walk(1)
     state["head.weight"] *= 64
     codec = parse_codec("grid(step=0.004) | rans")
-    weights = balanced(state)
+    weights = compute_balanced_weights(state)
     plain, weighted = (decode(codec.encode(state, weights=w), SHAPES) for w in (None, weights))
     errors = {n: float((state[n] - weighted[n]).abs().max()) for n in SHAPES}
     assert 7 < weights["q.lora_A"].mean() / weights["head.weight"].mean() < 9
@@ -102,20 +102,25 @@ def test_a_tensors_step_grows_with_the_root_of_its_magnitude():
     part = {"q.lora_B": state["q.lora_B"], "head.weight": state["head.weight"]}
     again = decode(codec.encode(part, weights=weights, shapes=SHAPES), SHAPES)
     assert all(torch.equal(again[name], weighted[name]) for name in part), "a part of the tensors has the same steps"
-    unmoved = balanced({name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    unmoved = compute_balanced_weights({name: torch.zeros(shape) for name, shape in SHAPES.items()})
     assert all(bool((w == 1.0).all()) for w in unmoved.values())
 
 
 def test_errors_do_not_add_up_and_recent_versions_are_cheaper():
     codec = parse_codec("grid(step=0.01) | rans")
     sizes, held = [], {}
-    for round, state in enumerate(walk(30), start=1):
+    for round_number, state in enumerate(walk(30), start=1):
         whole = codec.encode(state)
-        held[round] = decode(whole, SHAPES)
-        assert max(float((state[n] - held[round][n]).abs().max()) for n in SHAPES) <= 0.58 * 0.01 * (1 + 1e-6)
-        if round > 10:
-            exact = at_step_of(codec, whole, SHAPES)
-            sizes.append([len(exact.encode(held[round], reference=(v, held[v]))) for v in (round - 1, round - 9)])
+        held[round_number] = decode(whole, SHAPES)
+        assert max(float((state[n] - held[round_number][n]).abs().max()) for n in SHAPES) <= 0.58 * 0.01 * (1 + 1e-6)
+        if round_number > 10:
+            exact = fix_step_size(codec, whole, SHAPES)
+            sizes.append(
+                [
+                    len(exact.encode(held[round_number], reference=(v, held[v])))
+                    for v in (round_number - 1, round_number - 9)
+                ]
+            )
             sizes[-1].append(len(whole))
     near, far, start = (sum(column) for column in zip(*sizes, strict=True))
     assert near < far < start
@@ -150,7 +155,7 @@ def test_what_is_sent_down_has_the_balanced_steps(tiny):
     rule, codec, versions = strategies.build("fedit"), parse_codec("grid(bits=3.0) | rans"), Versions()
     residual = Residual()
     down = Downlink(rule, layout, codec, parse_codec("fp32"), state, start, versions, residual, 1)
-    arrived = decode(down.package(None, 0, newcomer=True).payload, layout.shapes)
+    arrived = decode(down.create_package(None, 0, newcomer=True).payload, layout.shapes)
     plain = decode(codec.encode(moved, shapes=layout.shapes), layout.shapes)
 
     def error(sent, head):
@@ -165,16 +170,18 @@ def test_what_is_sent_down_has_the_balanced_steps(tiny):
 
 
 def test_versions_are_kept_as_long_as_somebody_holds_them_and_survive_a_checkpoint():
-    versions, small = Versions(), ClientForm(2, 8.0)
-    for round in range(1, 6):
-        versions = versions.after(round, {None: b"%d" % round, small: b"s%d" % round}, held=[1, 3, round])
+    versions, small = Versions(), AdapterShape(2, 8.0)
+    for round_number in range(1, 6):
+        versions = versions.after(
+            round_number, {None: b"%d" % round_number, small: b"s%d" % round_number}, held=[1, 3, round_number]
+        )
     assert sorted(versions.payloads[None]) == [1, 3, 5]
-    again = Versions.of(versions.state())
+    again = Versions.from_tensors(versions.to_tensors())
     assert again == versions
     assert again.get(small, 3) == b"s3"
     assert again.get(small, 2) is None
-    for round in range(6, 6 + 2 * LONGEST):
-        versions = versions.after(round, {None: b"x"}, held=range(round))
+    for round_number in range(6, 6 + 2 * LONGEST):
+        versions = versions.after(round_number, {None: b"x"}, held=range(round_number))
     assert len(versions.payloads[None]) == LONGEST
 
 
@@ -189,25 +196,25 @@ def test_the_server_knows_what_each_client_starts_from(tiny, strategy):
     rule, codec, lossless = strategies.build(strategy), parse_codec("grid(bits=2.0) | rans"), parse_codec("fp32")
     residual, versions = Residual(), Versions()
     generator = torch.Generator().manual_seed(1)
-    forms = [layout.form] if strategy == "fedsa_lora" else [layout.form, ClientForm(2, 16.0)]
+    forms = [layout.form] if strategy == "fedsa_lora" else [layout.form, AdapterShape(2, 16.0)]
     held: dict = {form: {} for form in forms}
     state = dict(start)
-    for round in (1, 2, 3):
-        down = Downlink(rule, layout, codec, lossless, state, start, versions, residual, round)
+    for round_number in (1, 2, 3):
+        down = Downlink(rule, layout, codec, lossless, state, start, versions, residual, round_number)
         for form in forms:
-            origin, shapes = start_for(rule, start, layout, form), layout.with_form(form).shapes
-            for version in ([0, *held[form]]) if round > 1 else [0]:
-                package = down.package(form, version, newcomer=not version)
-                got = arrival(package.payload, codec, shapes, origin, {version: held[form].get(version, {})})
+            origin, shapes = start_for(rule, start, layout, form), layout.replace_form(form).shapes
+            for version in ([0, *held[form]]) if round_number > 1 else [0]:
+                package = down.create_package(form, version, newcomer=not version)
+                got = decode_arrival(package.payload, codec, shapes, origin, {version: held[form].get(version, {})})
                 assert got.state.keys() == package.state.keys()
                 assert all(torch.equal(got.state[n], package.state[n]) for n in got.state)
                 if version == 0:
                     fresh = got.moved
                 else:
                     assert got.state.keys() == set(layout.names) - rule.private(layout)
-                    assert len(package.payload) <= len(down.package(form, 0, newcomer=True).payload)
-            held[form][round] = fresh
-        versions = versions.after(round, down.made, held=[1, 2, 3])
+                    assert len(package.payload) <= len(down.create_package(form, 0, newcomer=True).payload)
+            held[form][round_number] = fresh
+        versions = versions.after(round_number, down.made, held=[1, 2, 3])
         state = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
 
 

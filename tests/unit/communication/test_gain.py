@@ -24,8 +24,8 @@ def test_gain_stretches_what_arrives(front):
     ratio = float(stretched @ plain / (plain @ plain))
     assert 1.05 < ratio < 4
     torch.testing.assert_close(stretched, ratio * plain)
-    assert codecs[1].without_gain() == codecs[0]
-    assert parse_codec("sign").without_gain() == parse_codec("sign")
+    assert codecs[1].remove_gain() == codecs[0]
+    assert parse_codec("sign").remove_gain() == parse_codec("sign")
     with refuses("FP1052"):
         parse_codec("lowrank | adaptive(gain=length) | rans")
     with refuses("FP1053"):
@@ -52,7 +52,7 @@ def like_an_optimizers(optimizer: str, count: int) -> np.ndarray:
 def test_an_update_arrives_at_its_length_whatever_optimizer_made_it(optimizer, preset):
     """With constant gains of 1.1, 1.7 and 3 from 0 to 1.5 of it arrived, so presets were compared at other rates."""
     x = like_an_optimizers(optimizer, 60_000)
-    plain = through(str(parse_codec(preset).without_gain()), x)
+    plain = through(str(parse_codec(preset).remove_gain()), x)
     wanted = min(1, 4 * along(x, plain))  # stretched by 4 at most
     assert along(x, through(preset, x)) == pytest.approx(wanted, rel=1e-3)
     assert wanted == 1 or preset == "tiny"

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.communication import flower_grid
-from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
-from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, instruction_of, report_of, to_record
-from fedpeft.communication.release import digest_of
+from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
+from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, read_instruction, report_of, write_record
+from fedpeft.communication.release import compute_digest
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
@@ -28,15 +28,15 @@ class Loopback(OwnGrid):
         self.waiting = []
 
     def get_node_ids(self):
-        return [node_of(0)]
+        return [get_node_id(0)]
 
     def push_messages(self, messages):
         pushed = list(messages)
         names = [self._stamp(m) for m in pushed]
         for message in pushed:
-            asked = instruction_of(message)
+            asked = read_instruction(message)
             self.waiting.append(
-                Message(to_record(Report(asked.client, asked.round, asked.payload, rows=7)), reply_to=message)
+                Message(write_record(Report(asked.client, asked.round, asked.payload, rows=7)), reply_to=message)
             )
         return names
 
@@ -49,16 +49,16 @@ class Loopback(OwnGrid):
 def test_an_instruction_survives_the_grid(payload, client, trained):
     grid = Loopback()
     sent = Instruction("train", 3, client, payload, 0.1, 4, 8.0, trained, 2)
-    message = grid.create_message(to_record(sent), MESSAGE_TYPES["train"], node_of(client), "3")
+    message = grid.create_message(write_record(sent), MESSAGE_TYPES["train"], get_node_id(client), "3")
     assert message.metadata.dst_node_id == client + FIRST_CLIENT
-    assert instruction_of(message) == sent
+    assert read_instruction(message) == sent
     [reply] = grid.send_and_receive([message])
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
     assert report_of(reply) == Report(client, 3, payload, rows=7)
 
 
 def test_a_payload_is_one_array():
-    record = to_record(Instruction("train", 1, 0, b"x" * 1000))
+    record = write_record(Instruction("train", 1, 0, b"x" * 1000))
     assert [len(a) for a in record.array_records.values()] == [1]
     [array] = record.array_records["payload"].values()
     assert (array.dtype, array.shape, array.stype) == ("uint8", (1000,), "fedpeft.v4")
@@ -76,22 +76,22 @@ def test_another_message_is_refused(record):
     grid = Loopback()
     message = grid.create_message(record, "train", 2, "1")
     with pytest.raises(PayloadError):
-        instruction_of(message)
+        read_instruction(message)
 
 
 def test_a_peer_of_another_version_is_told_so_in_one_sentence():
-    record = to_record(Instruction("train", 1, 0, b"x"))
+    record = write_record(Instruction("train", 1, 0, b"x"))
     record.array_records["payload"]["payload"].stype = "fedpeft.v1"
     record.config_records["fedpeft"]["proximal"] = 0.1
     message = Loopback().create_message(record, "train", 2, "1")
     with pytest.raises(PayloadError, match=r"a payload of type 'fedpeft.v1' arrived; this version reads 'fedpeft.v4'"):
-        instruction_of(message)
+        read_instruction(message)
 
 
 def test_an_instruction_of_an_unknown_kind_is_refused():
-    message = Loopback().create_message(to_record(Instruction("trian", 1, 0, b"")), "train", 2, "1")
+    message = Loopback().create_message(write_record(Instruction("trian", 1, 0, b"")), "train", 2, "1")
     with refuses("FP6058", "trian", "prepare, train, evaluate"):
-        instruction_of(message)
+        read_instruction(message)
 
 
 def test_flowers_internals_are_as_we_use_them():
@@ -116,10 +116,10 @@ def test_the_words_of_a_failure_are_short_and_can_be_printed():
 
 @pytest.mark.parametrize(("name", "value"), [("round", "1"), ("round", True), ("learning_rate", "0.1")])
 def test_a_field_of_another_type_is_refused(name, value):
-    record = to_record(Instruction("train", 1, 0, b""))
+    record = write_record(Instruction("train", 1, 0, b""))
     record.config_records["fedpeft"][name] = value
     with refuses("FP6057", name):
-        instruction_of(Loopback().create_message(record, "train", 2, "1"))
+        read_instruction(Loopback().create_message(record, "train", 2, "1"))
 
 
 @pytest.mark.parametrize("name", ["trained", "private"])
@@ -146,7 +146,9 @@ def test_a_grid_stops_waiting_at_its_deadline(monkeypatch):
     monkeypatch.setattr(flower_grid.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(flower_grid.time, "sleep", lambda seconds: None)
     grid = Silent()
-    message = grid.create_message(to_record(Instruction("train", 1, 0, b"")), MESSAGE_TYPES["train"], node_of(0), "1")
+    message = grid.create_message(
+        write_record(Instruction("train", 1, 0, b"")), MESSAGE_TYPES["train"], get_node_id(0), "1"
+    )
     assert grid.send_and_receive([message], timeout=5) == []
     assert grid.pulls == 4  # at seconds 101 to 104 of a deadline at 105
 
@@ -160,4 +162,4 @@ def test_numbers_that_train_nothing_are_refused(wrong):
 
 def test_the_digest_of_a_state_covers_names_types_shapes_and_all_bytes():
     expected = hashlib.sha256(b"a torch.float32 (3,)\n" + np.arange(3, dtype="<f4").tobytes())
-    assert digest_of({"a": torch.arange(3.0)}) == expected.hexdigest()
+    assert compute_digest({"a": torch.arange(3.0)}) == expected.hexdigest()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.payload import Reader, layout_digest, seal, varint
-from fedpeft.communication.symbols import pack_symbols, packed_size, unpack_symbols
+from fedpeft.communication.payload import Reader, compute_layout_digest, encode_varint, seal
+from fedpeft.communication.symbols import compute_packed_size, pack_symbols, unpack_symbols
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
@@ -120,7 +120,7 @@ def test_zstd_bombs_are_refused_before_they_grow():
 def test_packing_round_trips_in_the_stated_size(alphabet, count, random):
     symbols = np.array([random.randrange(alphabet) for _ in range(count)], np.uint32)
     packed = pack_symbols(symbols, alphabet)
-    assert len(packed) == packed_size(count, alphabet)
+    assert len(packed) == compute_packed_size(count, alphabet)
     assert np.array_equal(unpack_symbols(packed, count, alphabet), symbols)
 
 
@@ -135,15 +135,15 @@ def test_unpacking_garbage_stays_below_the_alphabet(data, alphabet, count):
 
 
 def test_trits_take_their_share():
-    assert packed_size(8000, 3) == 1600
-    assert packed_size(8000, 16) == 4000
+    assert compute_packed_size(8000, 3) == 1600
+    assert compute_packed_size(8000, 16) == 4000
 
 
 @given(st.integers(0, 2**62))
 def test_varints_round_trip(number):
-    assert Reader(varint(number)).varint("number", 2**62) == number
+    assert Reader(encode_varint(number)).read_varint("number", 2**62) == number
 
 
 def test_the_digest_ignores_order_and_sees_shapes():
-    assert layout_digest(SHAPES) == layout_digest(dict(reversed(list(SHAPES.items()))))
-    assert layout_digest(SHAPES) != layout_digest(SHAPES | {"scale": (1,)})
+    assert compute_layout_digest(SHAPES) == compute_layout_digest(dict(reversed(list(SHAPES.items()))))
+    assert compute_layout_digest(SHAPES) != compute_layout_digest(SHAPES | {"scale": (1,)})

@@ -47,7 +47,7 @@ def test_segments_go_with_what_is_right_for_them():
     parse_uplink("ef14 | segments(gain=none) | quantize | rans")
     with refuses("FP1059"):
         parse_downlink("segments(gain=none) | cast", "fp32", "fp32")
-    assert str(parse_codec("segments | cast").without_gain()) == "segments(gain=none) | cast | pack"
+    assert str(parse_codec("segments | cast").remove_gain()) == "segments(gain=none) | cast | pack"
 
 
 def test_with_a_memory_segments_arrive_by_and_by():

@@ -83,9 +83,9 @@ def test_precision_by_link_equalises_upload_times_at_the_same_mean():
 
 
 def test_rules_work_together_and_none_leaves_the_codec_alone():
-    assert parse_uplink("small").bits(situation()) == {}
+    assert parse_uplink("small").compute_bits(situation()) == {}
     uplink = parse_uplink("over_time(step=1.0, smoothing=0.0, patience=1) | by_link | adaptive(bits=1.0)")
-    bits = uplink.bits(situation([2.0, 2.0], speeds={0: 1.0, 1: 3.0}))
+    bits = uplink.compute_bits(situation([2.0, 2.0], speeds={0: 1.0, 1: 3.0}))
     assert bits == pytest.approx({0: 1.0, 1: 3.0})
 
 
@@ -94,5 +94,5 @@ def test_rules_work_together_and_none_leaves_the_codec_alone():
 )
 def test_who_keeps_a_memory_follows_from_its_type(memory, clients, server):
     uplink = parse_uplink(f"{memory}topk | rans")
-    assert (uplink.remembers, uplink.server_remembers) == (clients, server)
-    assert not uplink.without_memory().remembers
+    assert (uplink.has_memory, uplink.has_server_memory) == (clients, server)
+    assert not uplink.remove_memory().has_memory

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from fedpeft.data.conversations import ids_and_answers, packed
+from fedpeft.data.conversations import pack_conversation, tokenize_row
 from fedpeft.data.prompt_templates import ENVIRONMENT, PromptTemplate
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import DataError
@@ -48,7 +48,7 @@ def template(tmp_path):
 def test_a_template_without_bounds_is_one_sentence(text, template):
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(DataError, match=r"^FP3102 row 1: the prompt template .*own\.jinja (fails|is not valid)"):
-        template(text).prompt({"x": "abc"}, "row 1")
+        template(text).format_prompt({"x": "abc"}, "row 1")
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
@@ -58,11 +58,11 @@ def test_a_template_without_bounds_is_one_sentence(text, template):
      ("{{ ([1, 2] * 2) | length }}{{ x }}", "4abc"), ("{{ 2 ** -1 }}", "0.5")],
 )  # fmt: skip
 def test_what_people_write_in_templates_stays(text, prompt, template):
-    assert template(text).prompt({"x": "abc"}, "row 1") == prompt
+    assert template(text).format_prompt({"x": "abc"}, "row 1") == prompt
 
 
 def test_a_long_row_is_no_attack(template):
-    assert len(template("{{ x }}").prompt({"x": "word " * 10**6}, "row 1")) > 10**6
+    assert len(template("{{ x }}").format_prompt({"x": "word " * 10**6}, "row 1")) > 10**6
 
 
 def test_nothing_is_drawn_at_random():
@@ -73,6 +73,6 @@ def test_nothing_is_drawn_at_random():
 def test_a_model_s_own_chat_template_is_bounded_too(bomb, chat_model):
     tokenizer = load_tokenizer(chat_model)
     tokenizer.chat_template = bomb
-    row = packed([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1")
+    row = pack_conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1")
     with pytest.raises(DataError, match=r"refuses the conversation .*(memory|characters)"):
-        ids_and_answers(tokenizer, row)
+        tokenize_row(tokenizer, row)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedpeft import seeds
-from fedpeft.data.code_clones import STEMS, clone, independent, own_names
-from fedpeft.data.datasets.code_search import distinct, documented_functions
+from fedpeft.data.code_clones import STEMS, clone, find_own_names, is_independent
+from fedpeft.data.datasets.code_search import drop_duplicates, find_documented
 
 SOURCE = '''
 import os
@@ -51,7 +51,7 @@ def nothing():
 
 
 def test_a_query_is_what_the_docstring_says_first_and_the_document_has_no_word_of_it() -> None:
-    found = list(documented_functions(SOURCE, "store"))
+    found = list(find_documented(SOURCE, "store"))
     assert [f.query for f in found] == [
         "How many bytes the files take.",
         "Open the file at a path for reading only.",
@@ -65,11 +65,11 @@ def test_a_query_is_what_the_docstring_says_first_and_the_document_has_no_word_o
 
 
 def test_neither_a_function_nor_a_query_comes_twice() -> None:
-    functions = list(documented_functions(SOURCE, "store"))
-    again = documented_functions(SOURCE.replace("total", "count").replace("How many bytes", "The number of bytes"), "b")
+    functions = list(find_documented(SOURCE, "store"))
+    again = find_documented(SOURCE.replace("total", "count").replace("How many bytes", "The number of bytes"), "b")
     seen: set[str] = set()
-    assert list(distinct(iter(functions), seen)) == functions
-    assert list(distinct(again, seen)) == []  # the same tree; the same query; the same inner function
+    assert list(drop_duplicates(iter(functions), seen)) == functions
+    assert list(drop_duplicates(again, seen)) == []  # the same tree; the same query; the same inner function
 
 
 FUNCTION = """def area(shape, unit="m", *rest, scale=1):
@@ -118,27 +118,32 @@ RUN = """def total(first, second, third):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_clone_computes_the_same(seed: int) -> None:
     results = []
-    for text in (RUN, clone(RUN, seeds.generator(seed, "clone", 0))):
+    for text in (RUN, clone(RUN, seeds.create_generator(seed, "clone", 0))):
         space: dict[str, object] = {}
         exec(str(text), space)
         results.append(space[str(text)[4:].partition("(")[0]](3, 5, 4))  # type: ignore[operator]
     assert results[0] == results[1]
-    assert clone(RUN, seeds.generator(seed, "clone", 0)) == clone(RUN, seeds.generator(seed, "clone", 0))
+    assert clone(RUN, seeds.create_generator(seed, "clone", 0)) == clone(RUN, seeds.create_generator(seed, "clone", 0))
 
 
 def test_a_clone_is_called_what_another_function_is_as_far_as_names_reach() -> None:
-    names = own_names(FUNCTION)
+    names = find_own_names(FUNCTION)
     assert names == ["area", "height", "label", "names", "part", "product", "rest", "shape", "width"]
     text = clone(RUN, np.random.default_rng(0), names)
     assert text is not None
-    assert set(own_names(text)) <= {*names, *(f"{stem}_{i}" for stem in STEMS for i in range(10))}
-    assert len(set(own_names(text)) & {*names}) == 9
-    assert len(own_names(text)) == len(own_names(RUN)) == 11
+    assert set(find_own_names(text)) <= {*names, *(f"{stem}_{i}" for stem in STEMS for i in range(10))}
+    assert len(set(find_own_names(text)) & {*names}) == 9
+    assert len(find_own_names(text)) == len(find_own_names(RUN)) == 11
     recursive = "async def walk(node):\n    left = node\n    return await walk(left)"
     found = clone(recursive, np.random.default_rng(1), ["one", "two", "three"])
     assert found is not None
     assert "walk" not in found
-    assert found.count(own_names(found)[0]) + found.count(own_names(found)[1]) + found.count(own_names(found)[2]) == 6
+    assert (
+        found.count(find_own_names(found)[0])
+        + found.count(find_own_names(found)[1])
+        + found.count(find_own_names(found)[2])
+        == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_a_clone_is_called_what_another_function_is_as_far_as_names_reach() -> N
     ],
 )
 def test_only_what_gives_the_same_in_either_order_is_independent(code: str, expected: bool) -> None:
-    assert independent(*ast.parse(code).body) is expected
+    assert is_independent(*ast.parse(code).body) is expected
 
 
 def test_what_has_no_names_of_its_own_has_no_clone() -> None:

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedpeft.data.cached_rows import rows_hash
+from fedpeft.data.cached_rows import hash_rows
 from fedpeft.data.datasets import code_types
-from fedpeft.data.datasets.code_types import HELD_OUT, PACKAGES, TYPES, distinct, read_all
+from fedpeft.data.datasets.code_types import HELD_OUT, PACKAGES, TYPES, drop_duplicates, read_all
 from fedpeft.data.python_functions import Function
 from fedpeft.data.rows import load_dataset
 
@@ -27,14 +27,14 @@ def test_the_list_is_pinned_permissive_and_in_order() -> None:
     assert [PACKAGES.index(package) % 5 for package in HELD_OUT] == [4] * 8
 
 
-def function(name: str, text: str, type: str = "int") -> Function:
-    return Function(name, text, type, fingerprint=text)
+def function(name: str, text: str, kind: str = "int") -> Function:
+    return Function(name, text, kind, fingerprint=text)
 
 
 def test_the_first_of_those_that_are_alike_counts_in_any_package() -> None:
     seen: set[str] = set()
-    first = list(distinct(iter([function("a", "x"), function("b", "y"), function("c", "x")]), seen))
-    second = list(distinct(iter([function("d", "y"), function("e", "z")]), seen))
+    first = list(drop_duplicates(iter([function("a", "x"), function("b", "y"), function("c", "x")]), seen))
+    second = list(drop_duplicates(iter([function("d", "y"), function("e", "z")]), seen))
     assert [f.name for f in first + second] == ["a", "b", "e"]
 
 
@@ -70,5 +70,5 @@ def test_the_packages_themselves() -> None:
         assert 0.25 < shares.max() < 0.45  # none
         assert shares.min() > 0.01
         assert not any("->" in text.splitlines()[0] for text in rows.inputs)
-    assert rows_hash(data.train).startswith("7a52d2c789eea47c")  # on every machine, and version of Python
-    assert rows_hash(data.test).startswith("4b6ec8fa08578ede")
+    assert hash_rows(data.train).startswith("7a52d2c789eea47c")  # on every machine, and version of Python
+    assert hash_rows(data.test).startswith("4b6ec8fa08578ede")

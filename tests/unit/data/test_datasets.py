@@ -10,15 +10,15 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fedpeft.data.datasets.shakespeare import lines_by_role, packed
+from fedpeft.data.datasets.shakespeare import group_lines, pack_lines
 from fedpeft.data.label_columns import encode_labels
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import (
     DATASETS,
     Dataset,
     Rows,
+    get_test_source,
     load_dataset,
-    source_of_test_rows,
     split_validation,
 )
 from fedpeft.models.base_model import MODELS
@@ -153,19 +153,19 @@ Again.
 
 
 def test_speeches_go_to_their_speakers() -> None:
-    assert lines_by_role(PLAY) == {
+    assert group_lines(PLAY) == {
         "ANNA": ["Good day.", "A second line.  Hm.", "It goes on.", "Again."],
         "BERT OF YORK": ["Yes.", "Not a name."],
     }
-    assert lines_by_role("Anna.\nHello.\n\nBert.\nHi, Anna.\n\nWELL.\nNo name.") == {
+    assert group_lines("Anna.\nHello.\n\nBert.\nHi, Anna.\n\nWELL.\nNo name.") == {
         "Anna": ["Hello."],
         "Bert": ["Hi, Anna.", "WELL.", "No name."],
     }
 
 
 def test_runs_are_whole_lines() -> None:
-    assert list(packed(["a b", "c", "d e f", "g"], 3)) == ["a b\nc", "d e f", "g"]
-    assert list(packed([], 3)) == []
+    assert list(pack_lines(["a b", "c", "d e f", "g"], 3)) == ["a b\nc", "d e f", "g"]
+    assert list(pack_lines([], 3)) == []
 
 
 def test_tiny_is_neither_trivial_nor_hopeless() -> None:
@@ -250,7 +250,7 @@ def test_wrong_names_and_settings_are_one_sentence(text: str, words: tuple[str, 
 @pytest.mark.parametrize("text", ["rows.csv", "tasks('rows.csv', tiny)"])
 def test_a_run_s_file_without_its_form_is_told_before_rows_are_read(text: str) -> None:
     with refuses("FP1085", "rows.csv"):
-        DATASETS.with_paths(text, str)
+        DATASETS.replace_paths(text, str)
 
 
 def test_settings_carry_their_help() -> None:
@@ -281,9 +281,9 @@ def test_settings_of_training_rows_leave_the_test_rows_as_they_are(text, another
         assert np.array_equal(rows.inputs, plain.inputs), name
         assert np.array_equal(rows.labels, plain.labels), name
         assert rows.texts == plain.texts, name
-        assert source_of_test_rows(other) == source_of_test_rows(text)
+        assert get_test_source(other) == get_test_source(text)
     assert not np.array_equal(load_dataset(another).test.inputs, plain.inputs)
-    assert source_of_test_rows(another) != source_of_test_rows(text)
+    assert get_test_source(another) != get_test_source(text)
 
 
 def test_what_data_sets_say_of_their_settings_is_of_settings_that_they_have():

@@ -11,9 +11,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedpeft.data.instruction_columns import reading
-from fedpeft.data.record_files import CONLL, SUFFIXES, records
-from fedpeft.data.rows import load_dataset, without_validation
+from fedpeft.data.instruction_columns import choose_reading
+from fedpeft.data.record_files import CONLL, SUFFIXES, read_records
+from fedpeft.data.rows import load_dataset, split_off_validation
 from fedpeft.errors import DataError
 from tests.refusals import refuses
 
@@ -61,7 +61,7 @@ def write(path, data):
 def test_every_format_holds_the_same_rows(suffix, gz, tmp_path):
     data = content(suffix)
     path = write(tmp_path / f"my{suffix}{'.gz' if gz else ''}", gzip.compress(data) if gz else data)
-    found = list(records(str(path)))
+    found = list(read_records(str(path)))
     assert [record for _, record in found] == ROWS
     assert found[0][0].split()[0] in ("line", "row")
     loaded = load_dataset(f"file(path={str(path)!r}, owner=who)")
@@ -70,7 +70,7 @@ def test_every_format_holds_the_same_rows(suffix, gz, tmp_path):
 
 
 def test_a_json_file_may_have_an_object_a_line(tmp_path):
-    assert [r for _, r in records(str(write(tmp_path / "my.json", lines(ROWS))))] == ROWS
+    assert [r for _, r in read_records(str(write(tmp_path / "my.json", lines(ROWS))))] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_own_validation_rows_are_those_of_the_run(tmp_path):
     for name, count in (("train", 20), ("dev", 6), ("test", 4)):
         write(tmp_path / f"{name}.csv", content(".csv", ROWS[:count]))
     found = load_dataset(f"file:{tmp_path}")
-    train, held = without_validation(found)
+    train, held = split_off_validation(found)
     assert (len(train), len(held), len(found.test)) == (20, 6, 4)
     assert list(held.inputs) == [row["text"] for row in ROWS[:6]]
-    train, held = without_validation(load_dataset(f"file(path={str(tmp_path / 'train.csv')!r})"))
+    train, held = split_off_validation(load_dataset(f"file(path={str(tmp_path / 'train.csv')!r})"))
     assert len(train) + len(held) == 16  # a fifth is for test
     named = f"file(path={str(tmp_path / 'train.csv')!r}, validation={str(tmp_path / 'test.csv')!r})"
-    assert len(without_validation(load_dataset(named))[1]) == 4
+    assert len(split_off_validation(load_dataset(named))[1]) == 4
     write(tmp_path / "val.csv", content(".csv"))
     with refuses("FP3127", "validation", "dev.csv, val.csv"):
         load_dataset(f"file:{tmp_path}")
@@ -232,8 +232,8 @@ def test_completions_in_the_models_own_template(tmp_path):
 
 
 def test_texts_come_before_instructions():
-    assert reading({"text": "a", "messages": TURNS}, "text", None, None, "output") is None
-    assert reading({"body": "a"}, "text", None, None, "output") is None
+    assert choose_reading({"text": "a", "messages": TURNS}, "text", None, None, "output") is None
+    assert choose_reading({"body": "a"}, "text", None, None, "output") is None
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_what_was_read_of_a_parquet_file_is_let_go(tmp_path):
     size = (tmp_path / "rows.parquet").stat().st_size
     tracemalloc.start()
     try:
-        assert sum(1 for _ in records(tmp_path / "rows.parquet")) == 4000
+        assert sum(1 for _ in read_records(tmp_path / "rows.parquet")) == 4000
         assert tracemalloc.get_traced_memory()[1] < size / 2
     finally:
         tracemalloc.stop()

@@ -9,8 +9,8 @@ import os
 import numpy as np
 import pytest
 
-from fedpeft.data.conversations import ids_and_answers
-from fedpeft.data.datasets.flowertune import TRACKS, shards
+from fedpeft.data.conversations import tokenize_row
+from fedpeft.data.datasets.flowertune import TRACKS, assign_clients
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
@@ -36,7 +36,7 @@ def rows(tmp_path):
 def test_shards_are_those_of_a_shuffle_cut_into_contiguous_parts():
     """By hand: of 11 rows the first two of three clients get 4, the last one 3, in the order of the permutation."""
     order = np.random.default_rng(42).permutation(11)
-    client = shards(11, 3, 42)
+    client = assign_clients(11, 3, 42)
     assert [np.flatnonzero(client == k).tolist() for k in range(3)] == [
         sorted(order[:4].tolist()),
         sorted(order[4:8].tolist()),
@@ -48,7 +48,7 @@ def test_shards_are_those_of_the_library():
     """Flower's IidPartitioner shuffles with the seed 42 by itself, and asks for contiguous shards."""
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_dict({"row": list(range(103))}).shuffle(seed=42)
-    client = shards(103, 10, 42)
+    client = assign_clients(103, 10, 42)
     for k in range(10):
         theirs = made.shard(10, k, contiguous=True)["row"]
         assert sorted(theirs) == np.flatnonzero(client == k).tolist()
@@ -69,7 +69,7 @@ def test_prompts_are_those_of_the_track(track, asked, rows):
     assert row["prompt"] == f"{TEXT}\n### Instruction:\n{asked}\n### Response:"
     assert row["answer"] == " " + WORDS[5]
     assert len(dataset.train) == 40
-    assert dataset.train.owners.tolist() == shards(40, 4, 42).tolist()
+    assert dataset.train.owners.tolist() == assign_clients(40, 4, 42).tolist()
 
 
 def test_rows_that_are_held_out_leave_the_others_where_they_lie(rows):
@@ -87,7 +87,7 @@ def test_the_text_is_cut_into_tokens_as_one_and_the_answer_is_learned(end, rows)
     dataset = load_dataset(f"flowertune(name={str(rows)!r}, end={end})")
     for text in dataset.train.inputs[:5]:
         row = json.loads(text)
-        ids, learned = ids_and_answers(tokenizer, text)
+        ids, learned = tokenize_row(tokenizer, text)
         whole = tokenizer(row["prompt"] + row["answer"])["input_ids"]
         assert ids == whole + [tokenizer.eos_token_id] * end
         answer = [i for i, counts in zip(ids, learned, strict=True) if counts]

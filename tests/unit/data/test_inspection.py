@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from fedpeft.data.inspection import remembered, wrong_with_lengths, wrong_with_partition, wrong_with_rows
+from fedpeft.data.inspection import check_lengths, check_partition, check_rows, report_test_overlap
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows
 
@@ -26,7 +26,7 @@ TEST = [("other", 0), ("another", 1)]
 
 
 def test_good_rows_have_nothing_wrong():
-    assert wrong_with_rows(data(GOOD, TEST, [("third", 0)])) == []
+    assert check_rows(data(GOOD, TEST, [("third", 0)])) == []
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,14 @@ def test_good_rows_have_nothing_wrong():
     ],
 )
 def test_each_finding_is_told(train, test, validation, words):
-    found = wrong_with_rows(data(train, test, validation))
+    found = check_rows(data(train, test, validation))
     assert any(re.search(words, sentence) for sentence in found), found
 
 
 def test_a_run_tells_of_test_rows_that_it_trains_on_where_they_are_more_than_a_few():
     many = [(f"test {i}", i % 2) for i in range(99)]
-    assert remembered(data(GOOD, [*many, GOOD[0]])) == []
-    (said,) = remembered(data(GOOD, [*many, GOOD[0], GOOD[1]]))
+    assert report_test_overlap(data(GOOD, [*many, GOOD[0]])) == []
+    (said,) = report_test_overlap(data(GOOD, [*many, GOOD[0], GOOD[1]]))
     assert said.startswith("2 of 101 test rows occur in the training rows, too")
 
 
@@ -59,17 +59,17 @@ def test_images_are_compared_pixel_by_pixel():
     images[19] = images[18]
     rows, labels = Rows(images, np.arange(20) % 2), np.array([0, 1])
     made = Dataset("x", "image", "classification", rows, Rows(images[:2] + 50, labels), ("a", "b"), "tiny")
-    assert wrong_with_rows(made)[0] == "1 of 20 training rows say what another one says"
+    assert check_rows(made)[0] == "1 of 20 training rows say what another one says"
 
 
 def test_lengths_and_partitions():
-    assert wrong_with_lengths(np.array([5, 8]), 8) == []
-    assert wrong_with_lengths(np.array([5, 9]), 8)[0].startswith("1 of 2 rows are longer than 8 tokens")
+    assert check_lengths(np.array([5, 8]), 8) == []
+    assert check_lengths(np.array([5, 9]), 8)[0].startswith("1 of 2 rows are longer than 8 tokens")
     rows = Rows([str(i) for i in range(24)], np.array([0, 1] * 12))
     even = Partition.from_shards([np.arange(12), np.arange(12, 24)])
-    assert wrong_with_partition(even, rows) == []
+    assert check_partition(even, rows) == []
     skewed = Partition.from_shards([np.arange(0, 24, 2), np.arange(1, 24, 2)[:9]])
-    assert wrong_with_partition(skewed, rows) == [
+    assert check_partition(skewed, rows) == [
         "1 of 2 clients have fewer than 10 rows, the smallest 9",
         "2 of 2 clients have rows of one class only",
     ]

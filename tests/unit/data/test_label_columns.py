@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.data.label_columns import LabelColumn, moments
+from fedpeft.data.label_columns import LabelColumn, compute_moments
 from fedpeft.data.partition import PARTITIONS, USUAL
-from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation
+from fedpeft.data.rows import BINS, assign_quantile_bins, load_dataset, split_validation
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
 from fedpeft.simulation.rows import SimulatedRows
@@ -24,7 +24,7 @@ def found(values, asked="auto", column="y"):
     made = LabelColumn(column, asked)
     for number, value in enumerate(values, 1):
         made.add(value, f"row {number} of x")
-    return made.found()
+    return made.parse()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_numbers_are_told_by_fractions_and_their_moments_are_those_of_the_traini
     assert known.task == "regression(mean=500.0, deviation=80.0, known=True)"
     held = sorted({*known.test.labels.tolist()} & {row["price"] for row in rows_of(120)})
     assert len(held) == len(known.test) == 24
-    spread = np.bincount(quantile_bins(data.train.labels), minlength=BINS)
+    spread = np.bincount(assign_quantile_bins(data.train.labels), minlength=BINS)
     assert spread.max() - spread.min() <= 1
 
 
@@ -205,7 +205,7 @@ def test_numbers_that_can_t_be_learned_are_one_sentence(rows, more, words, tmp_p
 
 
 def test_numbers_may_be_small():
-    assert moments(np.array([1e-14, 3e-14]), "x") == pytest.approx((2e-14, 1e-14), abs=0)
+    assert compute_moments(np.array([1e-14, 3e-14]), "x") == pytest.approx((2e-14, 1e-14), abs=0)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_rows_without_classes_are_spread_iid_by_default(tmp_path):
     several, prices_too = tagged(tmp_path / "t.jsonl"), prices(tmp_path / "p.csv")
     plain = f"file(path={str(several)!r}, label=None)"
     for dataset in (f"file:{several}", f"sample(of='file:{several}', rows=8)", plain):
-        assert SimulatedRows.of(RunConfig(dataset=dataset), 4).called == "iid"
-    assert SimulatedRows.of(RunConfig(dataset=f"file(path={str(prices_too)!r}, label=price)"), 4).called == USUAL
+        assert SimulatedRows.load(RunConfig(dataset=dataset), 4).called == "iid"
+    assert SimulatedRows.load(RunConfig(dataset=f"file(path={str(prices_too)!r}, label=price)"), 4).called == USUAL
     with refuses("FP3089"):
-        SimulatedRows.of(RunConfig(dataset=f"file:{several}", partition="dirichlet"), 4)
+        SimulatedRows.load(RunConfig(dataset=f"file:{several}", partition="dirichlet"), 4)
 
 
 def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):

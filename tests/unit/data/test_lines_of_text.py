@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
 from tests.refusals import refuses
 
@@ -16,7 +16,7 @@ CONTENT = "\ufefffirst, and so on\r\n\r\n  second\n".encode()
 def test_lines_are_rows_of_a_language_model(gz, tmp_path):
     path = tmp_path / f"my.txt{'.gz' if gz else ''}"
     path.write_bytes(gzip.compress(CONTENT) if gz else CONTENT)
-    assert list(records(str(path))) == [("line 1", {"text": "first, and so on"}), ("line 3", {"text": "  second"})]
+    assert list(read_records(str(path))) == [("line 1", {"text": "first, and so on"}), ("line 3", {"text": "  second"})]
     loaded = load_dataset(f"file(path={str(path)!r}, label=None, test_fraction=0.5)")
     assert (len(loaded.train), len(loaded.test), loaded.task) == (1, 1, "causal_lm")
 
@@ -28,7 +28,7 @@ def test_what_has_no_labels_or_no_lines_is_one_sentence(tmp_path):
     with refuses("FP3155", "no column 'label' for the label", "set label=None for language modelling"):
         load_dataset(f"file:{path}")
     with refuses("FP3114"):
-        list(records(str(blank)))
+        list(read_records(str(blank)))
 
 
 def test_a_text_beside_files_of_rows_is_none_of_them(tmp_path):

@@ -9,11 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedpeft.data.partition import Partition
-from fedpeft.data.rows import Rows, joined, split_test, split_validation
-from fedpeft.data.tokens import ends_of
+from fedpeft.data.rows import Rows, join_rows, split_test, split_validation
+from fedpeft.data.tokens import compute_ends
 from fedpeft.data.user_rows import Names, read
 from fedpeft.machine import spooled
-from fedpeft.machine.spooled import by_group, chosen, counts, gathered, numbered, scratch, unmarked
+from fedpeft.machine.spooled import (
+    concatenate,
+    count_groups,
+    create_zeros,
+    find_unique,
+    find_unmarked,
+    sort_by_group,
+    take_rows,
+)
 
 GROUPS = arrays(np.int64, st.integers(1, 200), elements=st.integers(0, 9))
 
@@ -28,7 +36,7 @@ def place(request, monkeypatch):
 
 @given(GROUPS)
 def test_values_are_numbered_as_unique_does(column):
-    found, rows = numbered(column)
+    found, rows = find_unique(column)
     expected, inverse = np.unique(column, return_inverse=True)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(rows, inverse)
@@ -37,7 +45,7 @@ def test_values_are_numbered_as_unique_does(column):
 
 @pytest.mark.parametrize("column", [["b", "a", "b"], [-3, 5, -3], [10**12, 0, 7], [0.5, 0.25, 0.5], []])
 def test_other_columns_are_numbered_too(column):
-    found, rows = numbered(np.array(column))
+    found, rows = find_unique(np.array(column))
     expected, inverse = np.unique(np.array(column), return_inverse=True)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(rows, inverse)
@@ -46,32 +54,34 @@ def test_other_columns_are_numbered_too(column):
 @given(GROUPS, st.randoms(use_true_random=False))
 def test_rows_by_group_keep_their_order_within(group, random):
     order = np.array(random.sample(range(len(group)), len(group)))
-    np.testing.assert_array_equal(by_group(order, group, 10), order[np.argsort(group[order], kind="stable")])
-    np.testing.assert_array_equal(by_group(None, group, 10), np.argsort(group, kind="stable"))
-    np.testing.assert_array_equal(counts(group, 10), np.bincount(group, minlength=10))
+    np.testing.assert_array_equal(sort_by_group(order, group, 10), order[np.argsort(group[order], kind="stable")])
+    np.testing.assert_array_equal(sort_by_group(None, group, 10), np.argsort(group, kind="stable"))
+    np.testing.assert_array_equal(count_groups(group, 10), np.bincount(group, minlength=10))
 
 
 @given(arrays(np.float64, st.integers(1, 150), elements=st.floats(-1, 1)), st.randoms(use_true_random=False))
 def test_what_is_taken_and_joined_is_the_same_on_disk(array, random):
     rows = np.array([random.randrange(len(array)) for _ in range(60)])
-    np.testing.assert_array_equal(chosen(array, rows), array[rows])
-    np.testing.assert_array_equal(gathered([array, array[rows]]), np.concatenate([array, array[rows]]))
-    np.testing.assert_array_equal(unmarked(array > 0), np.flatnonzero(~(array > 0)))
+    np.testing.assert_array_equal(take_rows(array, rows), array[rows])
+    np.testing.assert_array_equal(concatenate([array, array[rows]]), np.concatenate([array, array[rows]]))
+    np.testing.assert_array_equal(find_unmarked(array > 0), np.flatnonzero(~(array > 0)))
     lengths = np.abs(array * 10).astype(np.int64)
-    np.testing.assert_array_equal(ends_of(lengths), np.concatenate([[0], np.cumsum(lengths)]))
+    np.testing.assert_array_equal(compute_ends(lengths), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def test_many_numbers_lie_in_a_file(place):
-    made = chosen(np.arange(1000), np.arange(0, 1000, 2))
+    made = take_rows(np.arange(1000), np.arange(0, 1000, 2))
     assert isinstance(made, np.memmap) == (place == "disk")
-    assert isinstance(scratch(1000, np.int64), np.memmap) == (place == "disk")
-    scratch(1000, np.int64)[:] = 3
+    assert isinstance(create_zeros(1000, np.int64), np.memmap) == (place == "disk")
+    create_zeros(1000, np.int64)[:] = 3
 
 
 def test_nothing_is_nothing():
     none = np.zeros(0, np.int64)
-    assert len(chosen(np.arange(5), none)) == len(by_group(none, np.arange(5), 5)) == len(gathered([none])) == 0
-    np.testing.assert_array_equal(ends_of(none), [0])
+    assert (
+        len(take_rows(np.arange(5), none)) == len(sort_by_group(none, np.arange(5), 5)) == len(concatenate([none])) == 0
+    )
+    np.testing.assert_array_equal(compute_ends(none), [0])
 
 
 def systematic(total, strata, count, seed):
@@ -98,7 +108,7 @@ def test_what_is_held_out_is_what_the_definition_says(total, owners, count):
     assert list(out.inputs) == [str(i) for i in held]
     assert list(kept.inputs) == [str(i) for i in np.setdiff1d(np.arange(total), held)]
     np.testing.assert_array_equal(out.owners, column[held])
-    both = joined(kept, out)
+    both = join_rows(kept, out)
     assert list(both.inputs) == [*kept.inputs, *out.inputs]
     assert len(split_test(rows, 0.1, 1)[1]) == round(0.1 * total)
 
@@ -116,4 +126,4 @@ def test_owners_are_numbered_as_they_occur():
     )
     assert found.owners.names == ("0", "1", "2")
     np.testing.assert_array_equal(found.owners.rows, np.arange(100) % 3)
-    np.testing.assert_array_equal(found.owners.among(["x", "2", "1", "0"])[:3], [3, 2, 1])
+    np.testing.assert_array_equal(found.owners.find_positions(["x", "2", "1", "0"])[:3], [3, 2, 1])

@@ -11,10 +11,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from fedpeft.data.in_memory import part_of
-from fedpeft.data.record_files import records
+from fedpeft.data.in_memory import create_part
+from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import DATASETS, load_dataset
-from fedpeft.data.user_rows import labelled_rows
+from fedpeft.data.user_rows import build_labeled_rows
 from fedpeft.errors import AssetError, ConfigError, DataError, FedpeftError
 from tests.refusals import pattern_of, refuses
 
@@ -176,7 +176,7 @@ def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Pat
     with refuses("FP3155", "name yours: file(path=", "label=COLUMN)", "set label=None"):
         load_dataset(f"file(path={path!r}, text=comment)")
     with refuses("FP3155", "legal: comment, verdict; name yours: --label-column COLUMN"):
-        labelled_rows(path, records(path), "comment", "label", None)
+        build_labeled_rows(path, read_records(path), "comment", "label", None)
 
 
 def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> None:
@@ -342,14 +342,14 @@ def test_damage_within_a_saved_data_set_is_one_sentence(tmp_path: Path) -> None:
     [file] = (tmp_path / "rows").glob("*.arrow")
     file.write_bytes(file.read_bytes().replace(b"text 20", b"text \xff0"))
     with refuses("FP3125", "rows", "utf-8' codec"):
-        list(records(str(tmp_path / "rows")))
+        list(read_records(str(tmp_path / "rows")))
 
 
 def test_rows_in_memory_are_told_apart_by_what_is_learned_of_them_and_by_those_for_validation():
     """Two such runs were one to a report, and the later one was shown."""
     given = load_dataset("tiny")
     texts = [
-        part_of(made)[1]
+        create_part(made)[1]
         for made in (
             given,
             replace(given, validation=given.test),
@@ -359,4 +359,4 @@ def test_rows_in_memory_are_told_apart_by_what_is_learned_of_them_and_by_those_f
         )
     ]
     assert len(set(texts)) == len(texts)
-    assert texts[0] == part_of(load_dataset("tiny"))[1]
+    assert texts[0] == create_part(load_dataset("tiny"))[1]

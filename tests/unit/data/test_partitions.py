@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS, Partition, Shards, split, without_empty_clients
+from fedpeft.data.partition import PARTITIONS, Partition, Shards, fill_empty_clients, split
 from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.errors import DataError
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 from tests.refusals import refuses
 
 
@@ -107,7 +107,7 @@ def test_quantity_skews_sizes_but_not_labels() -> None:
 
 def test_empty_clients_take_from_the_largest() -> None:
     assignment = np.array([0] * 6 + [1] * 2)
-    result = without_empty_clients(assignment, 5, np.random.default_rng(0))
+    result = fill_empty_clients(assignment, 5, np.random.default_rng(0))
     assert sorted(np.bincount(result, minlength=5)) == [1, 1, 1, 2, 3]
     assert (result[6:] == 1).all()  # the small client kept its rows
     assert (assignment == [0] * 6 + [1] * 2).all()  # the argument is left alone
@@ -175,7 +175,7 @@ def test_impossible_requests_are_one_sentence(spec: str, clients: int, rows: Row
 @pytest.mark.parametrize("name", ["office", "tiny_lm", "tiny_pairs", "tiny_seq2seq"])
 def test_rows_without_labels_lie_with_their_owners_where_a_run_does_not_say(name: str) -> None:
     assert load_dataset(name).train.labels is None
-    text = settled(RunConfig(dataset=name)).partition
+    text = settle_config(RunConfig(dataset=name)).partition
     assert PARTITIONS.build(text).split(load_dataset(name).train, 0, 0).sizes.min() > 0
 
 

@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 
-from fedpeft.data.image_folders import pictures_to_answer, pixels_of
+from fedpeft.data.image_folders import list_unlabeled_pictures, read_pixels
 from fedpeft.data.rows import load_dataset
-from fedpeft.run.console import quiet_libraries
+from fedpeft.run.console import silence_libraries
 from tests.refusals import refuses
 
 
@@ -86,7 +86,7 @@ def test_no_picture_is_passed_over_in_silence(tmp_path):
     with refuses("FP3049", "red", "1", "IMG_1.HEIC"):
         load_dataset(spec)
     with refuses("FP3049", "IMG_1.HEIC"):
-        pictures_to_answer(tmp_path)
+        list_unlabeled_pictures(tmp_path)
     telephone.unlink()
     picture(tmp_path / "red" / "2026" / "a.png", (0, 0, 0))
     with refuses("FP3050", "2026", "red"):
@@ -120,7 +120,7 @@ def test_all_pictures_that_are_wrong_are_counted_and_a_table_says_what_it_has(tm
     for i in range(7):
         write(tmp_path / ("red", "blue")[i % 2] / f"{i}.png", b"no picture")
     with refuses("FP3059", "FP3059", "FP3059", "FP3059", "FP3059", "and 2 more of 12"):
-        pixels_of([str(p) for p in sorted(tmp_path.glob("*/*.png"))], 8)
+        read_pixels([str(p) for p in sorted(tmp_path.glob("*/*.png"))], 8)
     write(tmp_path / "metadata.csv", "file,label\nred/8.png,red\n")
     with refuses("FP3052", "line 2", "file_name", "file', 'label"):
         load_dataset(f"file:{tmp_path}")
@@ -132,6 +132,6 @@ def test_a_palette_with_transparency_warns_nobody(tmp_path):
     Image.linear_gradient("L").convert("P").save(tmp_path / "a.png", transparency=bytes([10] * 256))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        quiet_libraries()
-        pixels_of([str(tmp_path / "a.png")], 8)
+        silence_libraries()
+        read_pixels([str(tmp_path / "a.png")], 8)
     assert told == []

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import Dinov2Config, ViTConfig, ViTModel
 
 from fedpeft.data.cached_rows import read_as
-from fedpeft.data.image_folders import pixels_of
-from fedpeft.data.images import image_rows, patches_of
+from fedpeft.data.image_folders import read_pixels
+from fedpeft.data.images import convert_images, count_patches
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
@@ -22,7 +22,7 @@ GREY = (0, 257 * 40, 65535)
 
 def read(file, side=8):
     """The grey values of columns of a picture, as they are read."""
-    found = pixels_of([str(file)], side)[0]
+    found = read_pixels([str(file)], side)[0]
     assert (found == found[:1]).all()
     assert (found == found[..., :1]).all()
     return found[0, :, 0].tolist()
@@ -65,14 +65,14 @@ def test_grey_of_32_bits_is_scaled_where_its_range_is_known(values, kind, tmp_pa
 def test_a_picture_of_no_known_range_is_refused_by_name(values, kind, said, tmp_path):
     columns(values, kind).save(tmp_path / "scan.tif")
     with refuses("FP3059", "scan.tif", said):
-        pixels_of([str(tmp_path / "scan.tif")], 8)
+        read_pixels([str(tmp_path / "scan.tif")], 8)
 
 
 def test_a_picture_of_16_bits_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     columns(GREY, np.uint16).save(tmp_path / "a.png", exif=exif)
-    found = pixels_of([str(tmp_path / "a.png")], 9)[0, :, 0, 0]
+    found = read_pixels([str(tmp_path / "a.png")], 9)[0, :, 0, 0]
     assert found.tolist() == [0] * 3 + [40] * 3 + [255] * 3
 
 
@@ -91,7 +91,7 @@ def test_digits_and_fashion_mnist_are_fed_as_ever(pixels, patch, tmp_path):
     before = before[..., None].expand(*before.shape, 3).permute(0, 3, 1, 2)
     before = F.interpolate(before, size=(4 * patch, 4 * patch), mode="bilinear", align_corners=False)
     mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    found, tokens = image_rows(images, dino(tmp_path, patch))
+    found, tokens = convert_images(images, dino(tmp_path, patch))
     assert tokens == 17
     assert found.tobytes() == ((before - mean) / deviation).numpy().tobytes()
     assert read_as(images) == {}
@@ -113,8 +113,8 @@ def test_digits_and_fashion_mnist_are_fed_as_ever(pixels, patch, tmp_path):
 )
 def test_the_model_sees_as_many_patches_as_a_picture_has_pixels_for(side, patch, own, patches, tmp_path):
     folder = dino(tmp_path, patch, own)
-    assert patches_of(side, folder) == (patches, patch)
-    pixels, tokens = image_rows(np.zeros((1, side, side, 3), np.uint8), folder)
+    assert count_patches(side, folder) == (patches, patch)
+    pixels, tokens = convert_images(np.zeros((1, side, side, 3), np.uint8), folder)
     assert pixels.shape == (1, 3, patches * patch, patches * patch)
     assert tokens == patches**2 + 1
 
@@ -122,7 +122,7 @@ def test_the_model_sees_as_many_patches_as_a_picture_has_pixels_for(side, patch,
 def test_stripes_that_a_model_can_not_see_are_grey_and_no_other_stripes():
     images = np.zeros((1, 200, 200, 3), np.uint8)
     images[:, :, ::2] = 255
-    pixels, _ = image_rows(images, resolve_model("tiny_vision"))  # 16 pixels a side
+    pixels, _ = convert_images(images, resolve_model("tiny_vision"))  # 16 pixels a side
     assert np.ptp(pixels[0, 0, :, 1:-1]) < 0.1
     assert read_as(images) != {}
 
@@ -137,7 +137,7 @@ def test_the_side_of_a_file_decides_what_is_seen(tmp_path):
     dino(tmp_path)
     for side, contrast, expected in ((64, 0.0, 17), (224, 2.2, 257)):
         found = load_dataset(f"file(path={str(tmp_path)!r}, side={side})").train
-        pixels, tokens = image_rows(found.inputs[found.labels == 1], tmp_path)
+        pixels, tokens = convert_images(found.inputs[found.labels == 1], tmp_path)
         assert tokens == expected
         assert float(pixels[:, 0].std()) == pytest.approx(contrast, abs=0.1)
 
@@ -147,6 +147,6 @@ def test_features_of_a_large_image_are_pooled_to_as_many_vectors(tmp_path):
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     ViTModel(ViTConfig(image_size=64, patch_size=8, **small)).save_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 72, 72, 3)).astype(np.uint8)
-    assert patches_of(72, tmp_path) == (8, 8)
+    assert count_patches(72, tmp_path) == (8, 8)
     assert patch_features(images, tmp_path).shape == (3, 16, 16)
     assert patch_features(images, tmp_path, 1).shape == (3, 1, 16)

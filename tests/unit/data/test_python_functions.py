@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.data.python_functions import functions_below, functions_of, type_of
+from fedpeft.data.python_functions import find_functions, find_functions_below, get_type
 
 SOURCE = '''
 """A module -> with an arrow."""
@@ -50,7 +50,7 @@ def bare():
 
 
 def test_what_is_cut_and_what_is_left_out() -> None:
-    found = {function.name.rpartition(".")[2].partition(":")[0]: function for function in functions_of(SOURCE, "m")}
+    found = {function.name.rpartition(".")[2].partition(":")[0]: function for function in find_functions(SOURCE, "m")}
     assert {name: function.type for name, function in found.items()} == {
         "later": "optional",
         "labels": "dict",
@@ -87,11 +87,11 @@ def test_what_is_cut_and_what_is_left_out() -> None:
     ],
 )
 def test_types(annotation: str, kind: str | None) -> None:
-    assert type_of(ast.parse(annotation, mode="eval").body) == kind
+    assert get_type(ast.parse(annotation, mode="eval").body) == kind
 
 
 def prints(source: str) -> list[str]:
-    return [function.fingerprint for function in functions_of(source, "m")]
+    return [function.fingerprint for function in find_functions(source, "m")]
 
 
 def test_alike_is_what_differs_in_names_literals_and_annotations_only() -> None:
@@ -114,13 +114,13 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def f() -> int:\nreturn")
     (tmp_path / "newer.py").write_text("type Number = int\n" + function)
     (tmp_path / "latin.py").write_bytes(b"# \xe9\n" + function.encode())
-    assert [f.name for f in functions_below(tmp_path)] == ["a.f:1", "sub.e.f:1"]
+    assert [f.name for f in find_functions_below(tmp_path)] == ["a.f:1", "sub.e.f:1"]
 
 
 def test_what_ends_no_line_in_python_moves_nothing():
     """A form feed between two definitions, as old sources have it, and lines that end as on Windows."""
     plain = "def one(a: int) -> int:\n    return a\n\n\nclass A:\n    def two(self) -> str:\n        return 'x'\n"
-    expected = [found.text for found in functions_of(plain, "m")]
+    expected = [found.text for found in find_functions(plain, "m")]
     assert len(expected) == 2
-    assert [found.text for found in functions_of(plain.replace("\n\n\n", "\n\f\n\n"), "m")] == expected
-    assert [found.text for found in functions_of(plain.replace("\n", "\r\n"), "m")] == expected
+    assert [found.text for found in find_functions(plain.replace("\n\n\n", "\n\f\n\n"), "m")] == expected
+    assert [found.text for found in find_functions(plain.replace("\n", "\r\n"), "m")] == expected

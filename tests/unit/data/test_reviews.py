@@ -7,36 +7,36 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedpeft.data.cached_rows import rows_hash
-from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated, raters_of, ratings_in, votes_in
+from fedpeft.data.cached_rows import hash_rows
+from fedpeft.data.datasets.reviews import DOMAINS, build_raters, is_new, parse_ratings, parse_votes, place, read_rated
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from tests.refusals import refuses
 
 
 def test_lines() -> None:
-    rows = list(rated("1_1\t-0.9\tBad.\n1_2\t2\tGood.\n7\t0.5\tA tweet\twith a tab\n8\t1\t \n", "x"))
+    rows = list(read_rated("1_1\t-0.9\tBad.\n1_2\t2\tGood.\n7\t0.5\tA tweet\twith a tab\n8\t1\t \n", "x"))
     assert [row[:3] for row in rows] == [("1", -0.9, "Bad."), ("1", 2.0, "Good."), ("7", 0.5, "A tweet\twith a tab")]
     assert [row.name for row in rows] == ["1_1", "1_2", "7"]
     with refuses("FP3046", "2", "x"):
-        list(rated("1\t2\ta\n3\t4\n", "x"))
+        list(read_rated("1\t2\ta\n3\t4\n", "x"))
 
 
 def test_votes() -> None:
-    assert ratings_in("1_1\t-0.5\t0.5\t[0, -1]\n2\t1\t0\t[1, 1]\n", "x") == {"1_1": "[0, -1]", "2": "[1, 1]"}
+    assert parse_ratings("1_1\t-0.5\t0.5\t[0, -1]\n2\t1\t0\t[1, 1]\n", "x") == {"1_1": "[0, -1]", "2": "[1, 1]"}
     with refuses("FP3044", "1", "x"):
-        ratings_in("1\t2\n", "x")
+        parse_ratings("1\t2\n", "x")
     for wrong in ("", "[]", "[1, 'a']", "3", "[1.5]"):
         with refuses("FP3045", "films"):
-            votes_in(wrong, "films")
-    raters = raters_of([votes_in("[3, -1, 0, 2]", "films"), [1, 1]])
+            parse_votes(wrong, "films")
+    raters = build_raters([parse_votes("[3, -1, 0, 2]", "films"), [1, 1]])
     assert raters.share.tolist() == [(2 + 0.5) / 4, 1.0]
     assert raters.spread.tolist() == [np.std([3, -1, 0, 2]), 0.0]
 
 
 def test_texts_that_differ_in_signs_and_case_are_one() -> None:
     seen: set[str] = set()
-    assert [new(text, seen) for text in ("So good!", "so, GOOD", "so bad", ":)", ":(", ":)")] == [
+    assert [is_new(text, seen) for text in ("So good!", "so, GOOD", "so bad", ":)", ":(", ":)")] == [
         *(True, False, True),
         *(True, True, False),
     ]
@@ -68,5 +68,5 @@ def test_the_reviews_themselves() -> None:
     assert data.raters is not None
     assert ((data.raters.share > 0.5) == (data.test.labels == 1)).mean() > 0.98
     assert 0.5 < data.raters.spread.min() + data.raters.spread.mean() < 2.5
-    assert rows_hash(data.train).startswith("bb1d2d753486d092")
-    assert rows_hash(data.test).startswith("44d05619b9336ff7")
+    assert hash_rows(data.train).startswith("bb1d2d753486d092")
+    assert hash_rows(data.test).startswith("44d05619b9336ff7")

@@ -41,7 +41,7 @@ def test_raters_stay_with_the_rows_that_they_have_rated(monkeypatch):
 
 
 def test_a_file_inside_is_found_from_everywhere():
-    text = DATASETS.with_paths("sample(of='file:rows.csv', rows=8)", lambda path: f"/there/{path}")
+    text = DATASETS.replace_paths("sample(of='file:rows.csv', rows=8)", lambda path: f"/there/{path}")
     assert text == "sample(of='file:/there/rows.csv', rows=8)"
 
 

@@ -6,23 +6,23 @@ import itertools
 
 import numpy as np
 
-from fedpeft.data.datasets.fashion_texts import sentence, with_names
+from fedpeft.data.datasets.fashion_texts import add_sentences, write_sentence
 from fedpeft.data.rows import Rows, load_dataset
-from fedpeft.data.scenes import COLOURS, Scene, drawn, held_out, scenes
+from fedpeft.data.scenes import COLOURS, Scene, draw_scene, list_scenes, split_scenes
 from tests.refusals import refuses
 
 FEW = "scenes(rows=40, validation_rows=10, test_rows=10, owners=4)"
 
 
 def test_combinations_are_held_out_whole() -> None:
-    seen, unseen = held_out(0.25, 0)
-    assert len(seen) + len(unseen) == len(scenes()) == len({s.caption for s in scenes()}) == 480
+    seen, unseen = split_scenes(0.25, 0)
+    assert len(seen) + len(unseen) == len(list_scenes()) == len({s.caption for s in list_scenes()}) == 480
     pairs = [{frozenset((s.first, s.second)) for s in part} for part in (seen, unseen)]
     assert not pairs[0] & pairs[1]
     assert (len(pairs[0]), len(pairs[1])) == (90, 30)
     assert {thing for pair in pairs[1] for thing in pair} <= {thing for pair in pairs[0] for thing in pair}
-    assert held_out(0.25, 0) == (seen, unseen)
-    assert held_out(0.25, 1) != (seen, unseen)
+    assert split_scenes(0.25, 0) == (seen, unseen)
+    assert split_scenes(0.25, 1) != (seen, unseen)
 
 
 def test_equal_settings_give_equal_rows_and_parts_share_no_combination() -> None:
@@ -41,8 +41,8 @@ def test_equal_settings_give_equal_rows_and_parts_share_no_combination() -> None
 
 def test_a_scene_shows_what_its_caption_says() -> None:
     random = np.random.default_rng(0)
-    beside = drawn(Scene(("red", "circle"), "left of", ("blue", "square")), random)
-    above = drawn(Scene(("red", "circle"), "above", ("blue", "square")), random)
+    beside = draw_scene(Scene(("red", "circle"), "left of", ("blue", "square")), random)
+    above = draw_scene(Scene(("red", "circle"), "above", ("blue", "square")), random)
     red, blue = (np.array(COLOURS[name]) for name in ("red", "blue"))
     places = [
         [np.argwhere(np.abs(image.astype(int) - colour).sum(-1) < 8).mean(0) for colour in (red, blue)]
@@ -63,9 +63,9 @@ def test_owners_with_one_side_lack_the_other() -> None:
 
 
 def test_clothes_have_the_names_of_their_classes() -> None:
-    found = with_names(Rows(np.zeros((3, 2, 2), np.uint8), np.array([0, 1, 9])))
+    found = add_sentences(Rows(np.zeros((3, 2, 2), np.uint8), np.array([0, 1, 9])))
     assert found.texts == ["a photo of a T-shirt", "a photo of trousers", "a photo of an ankle boot"]
-    assert sentence("sneaker") == "a photo of a sneaker"
+    assert write_sentence("sneaker") == "a photo of a sneaker"
 
 
 def test_rows_keep_their_texts() -> None:

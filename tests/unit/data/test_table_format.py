@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fedpeft.data.label_columns import LabelColumn
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import read_records
 from fedpeft.data.record_folders import format_notes
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.table_format import TableFormat
@@ -31,7 +31,7 @@ def written(
 
 
 def read(path: Path, given: TableFormat | None = None) -> list[list[str]]:
-    found = [record for _, record in records(str(path), *([given] if given else []))]
+    found = [record for _, record in read_records(str(path), *([given] if given else []))]
     return [list(found[0]), *(list(record.values()) for record in found)]
 
 
@@ -101,7 +101,7 @@ def test_a_western_table_is_read_as_written_or_refused(tmp_path, rows, sep, enco
 def test_what_excel_writes_is_detected_and_reported(tmp_path, content, note):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
-    assert list(next(iter(records(str(path))))[1]) == ["text", "label"]
+    assert list(next(iter(read_records(str(path))))[1]) == ["text", "label"]
     assert format_notes(path) == [f"detected in t.csv: {note}"]
 
 
@@ -113,7 +113,7 @@ def test_plain_files_report_nothing_and_stay_as_they_are(tmp_path):
     ):
         (tmp_path / name).write_text(content)
         assert format_notes(tmp_path / name) == []
-        first = next(iter(records(str(tmp_path / name))))[1]
+        first = next(iter(read_records(str(tmp_path / name))))[1]
         assert first["text"] == content.splitlines()[1].split("\t" if name == "t.tsv" else ",")[0]
 
 
@@ -193,7 +193,7 @@ def labels(values, asked="auto", decimal="auto"):
     column = LabelColumn("y", asked, TableFormat(decimal=decimal, setting="file(path='f', NAME=VALUE)"))
     for number, value in enumerate(values, 1):
         column.add(value, f"row {number} of f")
-    return column.found()
+    return column.parse()
 
 
 @given(st.lists(st.decimals(-9999, 9999, places=2), min_size=1, max_size=30))
@@ -260,7 +260,7 @@ def test_a_decimal_comma_makes_few_numbers_and_columns_of_0_and_1_readable():
     assert "decimal=','" in labels(few).notes[0]
     column = LabelColumn("wet + loud")
     column.add_columns(["1,0", "0,0"], "row 1")
-    assert column.found().values == [("wet",)]
+    assert column.parse().values == [("wet",)]
 
 
 def test_an_excel_file_of_a_hospital_is_one_command(tmp_path):

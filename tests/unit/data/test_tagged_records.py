@@ -13,10 +13,10 @@ from rich.console import Console
 
 from fedpeft.check import Command, check
 from fedpeft.config import RunConfig
-from fedpeft.data.record_files import records
+from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 from tests.tagged import LABELS, sentences, write_conll, write_jsonl
 
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(
@@ -42,7 +42,7 @@ def expected(rows):
 )
 def test_sentences_come_back_from_a_conll_file(tmp_path, rows, sep, end):
     made = [{"tokens": [w for w, _ in row], "ner_tags": [t for _, t in row]} for row in rows]
-    found = [record for _, record in records(str(write_conll(tmp_path / "t.conll", made, sep, end)))]
+    found = [record for _, record in read_records(str(write_conll(tmp_path / "t.conll", made, sep, end)))]
     assert [{name: row[name] for name in ("tokens", "ner_tags")} for row in found] == made
     assert all(set(row["column_2"]) == {"NN"} for row in found)
 
@@ -159,6 +159,6 @@ def test_check_counts_words_by_label_and_a_run_starts_its_head_at_zero(tmp_path)
     tags = np.concatenate([json.loads(row)["tags"] for row in data.test.inputs])
     assert f"{(tags == 1).sum():,}" in next(line for line in told.splitlines() if "test" in line)
     assert "token labels" in told
-    config = settled(RunConfig(dataset=f"file:{path}", peft="lora"), "")
+    config = settle_config(RunConfig(dataset=f"file:{path}", peft="lora"), "")
     assert (config.head, config.partition) == ("zero", "iid")
-    assert settled(RunConfig(dataset=f"file:{tmp_path / 'gone.csv'}", peft="lora")).head == "ridge"
+    assert settle_config(RunConfig(dataset=f"file:{tmp_path / 'gone.csv'}", peft="lora")).head == "ridge"

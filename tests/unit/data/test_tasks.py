@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.data.rows import DATASETS, load_dataset, without_validation
-from fedpeft.data.task_sequence import MetTasks, TaskSchedule
+from fedpeft.data.rows import DATASETS, load_dataset, split_off_validation
+from fedpeft.data.task_sequence import ClientTasks, TaskSchedule
 from fedpeft.simulation.rows import SimulatedRows
 from tests.refusals import refuses
 
@@ -20,7 +20,7 @@ def test_the_classes_of_one_set_a_few_at_a_time():
     assert data.train.inputs == plain.train.inputs
     assert np.array_equal(data.train.labels, plain.train.labels)
     assert np.array_equal(data.train.tasks, plain.train.labels // 2)
-    train, held = without_validation(data)
+    train, held = split_off_validation(data)
     assert np.array_equal(np.unique(held.tasks), [0, 1, 2])
     assert len(train) + len(held) == len(plain.train)
 
@@ -41,10 +41,10 @@ def test_several_sets_with_classes_of_their_own_or_in_common():
 
 def test_what_a_loss_compares():
     sequence = load_dataset("tasks('tiny(classes=6)', classes=2)").tasks
-    assert [sequence.competing(task) for task in range(3)] == [(0, 1), (2, 3), (4, 5)]
+    assert [sequence.get_competing_classes(task) for task in range(3)] == [(0, 1), (2, 3), (4, 5)]
     seen = load_dataset("tasks('tiny(classes=6)', classes=2, compete=seen)").tasks
-    assert [seen.competing(task) for task in range(3)] == [(0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5)]
-    assert load_dataset("tasks('tiny(classes=6)', classes=2, compete=all)").tasks.competing(1) == ()
+    assert [seen.get_competing_classes(task) for task in range(3)] == [(0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5)]
+    assert load_dataset("tasks('tiny(classes=6)', classes=2, compete=all)").tasks.get_competing_classes(1) == ()
 
 
 @pytest.mark.parametrize(
@@ -64,37 +64,37 @@ def test_what_is_no_sequence_is_refused(text, words):
 
 
 def test_paths_of_named_sets_are_found():
-    text = DATASETS.with_paths("tasks('file:a.csv', tiny)", lambda path: f"/there/{path}")
+    text = DATASETS.replace_paths("tasks('file:a.csv', tiny)", lambda path: f"/there/{path}")
     assert text == "tasks('file:/there/a.csv', tiny)"
-    assert DATASETS.with_paths("tasks(tiny, classes=2)", str.upper) == "tasks(tiny, classes=2)"
+    assert DATASETS.replace_paths("tasks(tiny, classes=2)", str.upper) == "tasks(tiny, classes=2)"
 
 
 def test_every_client_meets_every_task():
     config = RunConfig(dataset="tasks('tiny(classes=6)', classes=2)", partition="dirichlet(alpha=0.1)")
-    rows = SimulatedRows.of(config, 7)
+    rows = SimulatedRows.load(config, 7)
     rows.partition.check(len(rows.train))
     for client in range(7):
         assert set(rows.train.tasks[rows.partition.shard(client)]) == {0, 1, 2}
     with refuses("FP3176", "1", "class 0, class 1", "FP3087 400"):
-        SimulatedRows.of(config, 400)
+        SimulatedRows.load(config, 400)
 
 
 def test_a_schedule_says_who_is_where():
-    schedule = TaskSchedule(3, late=2).over(12)
+    schedule = TaskSchedule(3, late=2).adapt_to_rounds(12)
     assert schedule.every == 4
-    assert [schedule.current(round) for round in range(13)] == [0] * 5 + [1] * 4 + [2] * 4
-    assert [round for round in range(1, 13) if schedule.begins(round)] == [1, 5, 9]
-    assert [round for round in range(1, 13) if schedule.ends(round, 12)] == [4, 8, 12]
-    delays = [schedule.delay(client, 5) for client in range(9)]
+    assert [schedule.get_current(round_number) for round_number in range(13)] == [0] * 5 + [1] * 4 + [2] * 4
+    assert [round_number for round_number in range(1, 13) if schedule.is_task_start(round_number)] == [1, 5, 9]
+    assert [round_number for round_number in range(1, 13) if schedule.is_task_end(round_number, 12)] == [4, 8, 12]
+    delays = [schedule.draw_delay(client, 5) for client in range(9)]
     assert sorted(delays) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert schedule.on_time(list(range(9)), 5) == [client for client in range(9) if delays[client] == 0]
+    assert schedule.select_on_time(list(range(9)), 5) == [client for client in range(9) if delays[client] == 0]
     for client, delay in enumerate(delays):
-        met = [schedule.of_client(client, round, 5) for round in range(1, 13)]
+        met = [schedule.get_client_task(client, round_number, 5) for round_number in range(1, 13)]
         assert met == [0] * (4 + delay) + [1] * 4 + [2] * (4 - delay)
-    assert len({tuple(schedule.delay(client, seed) for client in range(3)) for seed in range(9)}) > 1
-    rows = MetTasks(load_dataset("tasks(tiny, classes=2)").tasks.over(4), np.array([0, 1, 0, 1]))
-    assert rows.current(np.arange(4), 0, 1, 0).tolist() == [0, 2]
-    assert rows.current(np.arange(4), 0, 4, 0).tolist() == [1, 3]
+    assert len({tuple(schedule.draw_delay(client, seed) for client in range(3)) for seed in range(9)}) > 1
+    rows = ClientTasks(load_dataset("tasks(tiny, classes=2)").tasks.adapt_to_rounds(4), np.array([0, 1, 0, 1]))
+    assert rows.get_current(np.arange(4), 0, 1, 0).tolist() == [0, 2]
+    assert rows.get_current(np.arange(4), 0, 4, 0).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -107,4 +107,4 @@ def test_a_schedule_says_who_is_where():
 )
 def test_schedules_that_do_not_fit_are_refused(schedule, rounds, words):
     with refuses(*words):
-        schedule.over(rounds)
+        schedule.adapt_to_rounds(rounds)

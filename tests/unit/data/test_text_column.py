@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.data import text_column, user_rows
-from fedpeft.data.cached_rows import examples_to_arrays, rows_hash
-from fedpeft.data.inspection import wrong_with_rows
+from fedpeft.data.cached_rows import convert_to_arrays, hash_rows
+from fedpeft.data.inspection import check_rows
 from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import load_dataset, without_validation
-from fedpeft.data.text_column import TextColumn, TextWriter, both, taken
+from fedpeft.data.rows import load_dataset, split_off_validation
+from fedpeft.data.text_column import TextColumn, TextWriter, join_texts, take_texts
 from fedpeft.machine import spooled
-from fedpeft.machine.mapped import pieces
-from fedpeft.machine.spooled import Spool
+from fedpeft.machine.mapped import iterate_pieces
+from fedpeft.machine.spooled import GrowingArray
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 
@@ -27,7 +27,7 @@ def on_disk(texts: list[str], held: int = -1) -> TextColumn:
     for text in texts:
         writer.append(text)
     assert len(writer) == len(texts)
-    column = writer.column()
+    column = writer.create_column()
     assert isinstance(column, TextColumn)
     return column
 
@@ -42,10 +42,10 @@ def test_a_column_is_the_list_of_its_texts(texts: list[str], more: list[str], da
     assert list(column[1:5]) == texts[1:5]
     indices = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1))), np.int64)
     chosen = [texts[i] for i in indices]
-    assert list(taken(column, indices)) == chosen
-    assert list(both(column, more)) == texts + more
-    assert list(both(more, column)) == more + texts
-    assert list(both(taken(column, indices), both(column, more))) == chosen + texts + more
+    assert list(take_texts(column, indices)) == chosen
+    assert list(join_texts(column, more)) == texts + more
+    assert list(join_texts(more, column)) == more + texts
+    assert list(join_texts(take_texts(column, indices), join_texts(column, more))) == chosen + texts + more
     with pytest.raises(IndexError):
         column[len(texts)]
 
@@ -68,14 +68,14 @@ def test_half_characters_come_back() -> None:
 def test_a_spool_is_what_was_appended(parts: list[list[int]], held: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(spooled, "HELD", held)
-        spool = Spool(np.int32)
+        spool = GrowingArray(np.int32)
         for part in parts:
             spool.append(part)
-        array = spool.array()
+        array = spool.create_array()
     expected = [value for part in parts for value in part]
     assert array.tolist() == expected
     assert array.dtype == np.int32
-    assert [value for piece in pieces(array) for value in piece.tolist()] == expected
+    assert [value for piece in iterate_pieces(array) for value in piece.tolist()] == expected
 
 
 def written(folder, rows: int, name: str):
@@ -107,19 +107,19 @@ def test_rows_on_disk_are_split_and_tokenised_as_in_memory(tmp_path, streamed, l
 
     def everything() -> list:
         data = load_dataset(text)
-        train, held = without_validation(data)
+        train, held = split_off_validation(data)
         folder = resolve_model("tiny_lm" if label == "None" else "tiny")
-        made = examples_to_arrays(TASKS.build(data.task).tokenise(train, folder, 8))
+        made = convert_to_arrays(TASKS.build(data.task).tokenise(train, folder, 8))
         shards = [PARTITIONS.build(name).split(train, 5, 7) for name in ("natural", "grouped", "iid")]
         return [
-            [rows_hash(rows) for rows in (train, held, data.test)],
+            [hash_rows(rows) for rows in (train, held, data.test)],
             {name: (array.dtype, array.tolist()) for name, array in made.items()},
             [shard.shard(k).tolist() for shard in shards for k in range(5)],
             [
                 None if rows.owners is None else np.unique(rows.owners, return_inverse=True)[1].tolist()
                 for rows in (train, held)
             ],
-            wrong_with_rows(data),
+            check_rows(data),
             (data.task, data.label_names, data.notes),
         ], data
 
@@ -141,7 +141,7 @@ def test_answers_on_disk_are_tokenised_as_in_memory(tmp_path, streamed, columns:
     def arrays():
         data = load_dataset(f"file(path='{path}', template='{template}')")
         made = TASKS.build(data.task).tokenise(data.train, resolve_model("tiny_lm"), 64)
-        return {name: (array.dtype, array.tolist()) for name, array in examples_to_arrays(made).items()}
+        return {name: (array.dtype, array.tolist()) for name, array in convert_to_arrays(made).items()}
 
     expected = arrays()
     streamed()
@@ -153,8 +153,8 @@ def test_cached_arrays_of_a_file_are_those_of_numpy(tmp_path, monkeypatch: pytes
 
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(spooled, "HELD", 0)
-    spool = Spool(np.int32)
+    spool = GrowingArray(np.int32)
     spool.append(np.arange(700_000))  # more than a piece
-    made = cache.arrays("rows", "x", lambda: {"mapped": spool.array(), "plain": np.arange(3)})
+    made = cache.load_arrays("rows", "x", lambda: {"mapped": spool.create_array(), "plain": np.arange(3)})
     assert np.array_equal(made["mapped"], np.arange(700_000, dtype=np.int32))
     assert made["plain"].tolist() == [0, 1, 2]

@@ -44,7 +44,7 @@ def refused_by_tls(link):
 def test_a_certificate_of_another_authority_is_refused(door, tmp_path):
     other = Authority(tmp_path / "other", 30)
     other.ensure()
-    own = Credentials.of_client(other.client("edge-1"))
+    own = Credentials.load_client(other.client("edge-1"))
     stranger = Credentials((door.folder / "certs" / "ca.pem").read_bytes(), own.certificate, own.key)
     link = replace(door.link("edge-1"), credentials=stranger)
     assert "refuses this client's certificate" in refused_by_tls(link)
@@ -74,7 +74,7 @@ def test_no_certificate_no_service(door):
 def test_a_server_of_another_authority_or_name_is_refused_by_the_client(door, tmp_path):
     other = Authority(tmp_path / "other", 30)
     other.ensure()
-    elsewhere = replace(door.link("edge-1"), credentials=Credentials.of_client(other.client("edge-1")))
+    elsewhere = replace(door.link("edge-1"), credentials=Credentials.load_client(other.client("edge-1")))
     assert "the certificate of" in refused_by_tls(elsewhere)
     door.authority.server(["fl.example.org"])
     door.gateway.close(None)
@@ -141,7 +141,7 @@ def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeyp
     monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
     link = door.link("edge-1")
     with link.open() as connection:
-        tasks = connection.tasks(door.registration())
+        tasks = connection.iterate_tasks(door.registration())
         threading.Timer(0.5, door.authority.revoke, ["edge-1"]).start()
         with refuses("FP5044", "has been revoked"):
             next(tasks)
@@ -160,7 +160,7 @@ def test_nobody_waits_for_a_client_whose_certificate_has_been_revoked(door, monk
         asked(door, connection)
         if not connected:
             stack.close()
-            door.until(lambda: not door.gateway.sessions()[0].connected)
+            door.until(lambda: not door.gateway.list_sessions()[0].connected)
         door.authority.revoke("edge-1")
         assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
         door.gateway.submit("edge-1", Instruction("train", 2, 0, b"state"))
@@ -208,7 +208,7 @@ def test_a_silent_client_holds_a_round_up_for_a_time_only():
 
 
 def test_a_servers_certificate_is_no_clients(door):
-    own = Credentials.of_server(door.folder / "certs")
+    own = Credentials.load_server(door.folder / "certs")
     assert "refuses this client's certificate" in refused_by_tls(replace(door.link("edge-1"), credentials=own))
 
 
@@ -236,7 +236,7 @@ def test_more_clients_than_places_are_refused(door):
         with refuses("FP5044", "all 3 places"):
             connection.describe()
         with refuses("FP5044", "all 3 places"):
-            next(connection.tasks(door.registration()))
+            next(connection.iterate_tasks(door.registration()))
 
 
 def test_another_version_and_another_federation_are_refused(door):
@@ -244,7 +244,7 @@ def test_another_version_and_another_federation_are_refused(door):
         with pytest.raises(grpc.RpcError, match="install the same version"):
             connection._stub.Describe(v2.Introduction(software="0.0"), metadata=connection._metadata, timeout=10)
         with refuses("FP5044", "another federation"):
-            next(connection.tasks(v2.Registration(run="other", rows=1)))
+            next(connection.iterate_tasks(v2.Registration(run="other", rows=1)))
 
 
 def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):

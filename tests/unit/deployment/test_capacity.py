@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from fedpeft.deployment.capacity import ModelSize, choose, device_called
+from fedpeft.deployment.capacity import ModelSize, choose, parse_device
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.layers import linear_layers
+from fedpeft.models.layers import find_linear_layers
 from fedpeft.models.task import DTYPES, TASKS
 from tests.refusals import refuses
 
@@ -24,19 +24,19 @@ def chosen(free, dtype="bf16", batch=8, few=("int8", "nf4"), language=True, whol
 
 @pytest.mark.parametrize("text", ["meta", "mps", "xpu", "cuda:x", "", "gpu"])
 def test_what_is_neither_the_cpu_nor_a_gpu_of_cuda_is_no_device(text):
-    assert device_called("cpu") == device_called("cpu:0") == "cpu"
+    assert parse_device("cpu") == parse_device("cpu:0") == "cpu"
     with refuses("FP5020"):
-        device_called(text)
+        parse_device(text)
 
 
 def test_a_gpu_is_called_as_it_was_given(monkeypatch):
     """torch itself takes cuda:300 for cuda:44, and cuda:256 for the first one."""
     with refuses("FP5019", "cuda:300"):
-        device_called("cuda:300")
-    monkeypatch.setattr("fedpeft.deployment.capacity.accelerators", lambda: ["cuda:0"])
-    assert [device_called(text) for text in ("auto", "cuda", "cuda:0", "cpu:0")] == ["cuda:0", "cuda", "cuda:0", "cpu"]
+        parse_device("cuda:300")
+    monkeypatch.setattr("fedpeft.deployment.capacity.list_accelerators", lambda: ["cuda:0"])
+    assert [parse_device(text) for text in ("auto", "cuda", "cuda:0", "cpu:0")] == ["cuda:0", "cuda", "cuda:0", "cpu"]
     with refuses("FP5019", "cuda:256", "--device cuda:0"):
-        device_called("cuda:256")
+        parse_device("cuda:256")
 
 
 def test_the_runs_own_settings_stay_where_they_fit():
@@ -77,8 +77,8 @@ def test_less_memory_never_means_more_rows(batch):
 
 def test_the_size_is_read_off_the_files():
     folder = resolve_model("tiny")
-    size = ModelSize.of(folder)
+    size = ModelSize.from_folder(folder)
     base = TASKS.build("classification").base(folder, DTYPES["fp32"])
     assert size.linear + size.other >= sum(p.numel() for p in base.parameters())
-    assert size.linear == sum(layer.weight.numel() for layer in linear_layers(base).values())
+    assert size.linear == sum(layer.weight.numel() for layer in find_linear_layers(base).values())
     assert size.blocks == base.config.num_hidden_layers

@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fedpeft.certs import main
-from fedpeft.deployment.certificates import Authority, Revoked, name_of
-from fedpeft.deployment.credentials import Credentials, exposed
+from fedpeft.deployment.certificates import Authority, RevocationList, name_of
+from fedpeft.deployment.credentials import Credentials, describe_exposure
 from fedpeft.deployment.signing import Signer
 from fedpeft.serve import main as serve
 from tests.refusals import has_error, refuses
@@ -32,7 +32,7 @@ def made(tmp_path):
 def test_a_client_is_handed_what_it_needs_and_no_more(made):
     folder = made / "clients" / "edge-1"
     assert sorted(p.name for p in folder.iterdir()) == ["ca.pem", "client.key", "client.pem"]
-    assert name_of(Credentials.of_client(folder).certificate) == "edge-1"
+    assert name_of(Credentials.load_client(folder).certificate) == "edge-1"
     for key in made.rglob("*.key"):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -49,7 +49,7 @@ def test_what_exists_is_kept_until_it_is_renewed(made):
 
 
 def test_a_revoked_certificate_is_known_as_such_at_once(made):
-    revoked = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes())
+    revoked = RevocationList(made / "revoked.pem", (made / "ca.pem").read_bytes())
     serials = {
         name: x509.load_pem_x509_certificate((made / "clients" / name / "client.pem").read_bytes()).serial_number
         for name in ("edge-1", "edge-2")
@@ -66,8 +66,8 @@ def test_a_forged_list_admits_nobody(made, tmp_path):
     other = tmp_path / "other"
     assert main(["--folder", str(other)]) == 0
     with refuses("FP5026"):
-        Revoked(other / "revoked.pem", (made / "ca.pem").read_bytes())
-    revoked = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes())
+        RevocationList(other / "revoked.pem", (made / "ca.pem").read_bytes())
+    revoked = RevocationList(made / "revoked.pem", (made / "ca.pem").read_bytes())
     (made / "revoked.pem").write_bytes((other / "revoked.pem").read_bytes())
     with refuses("FP5026"):
         assert 1 in revoked
@@ -78,7 +78,7 @@ def test_a_renewed_certificate_replaces_the_old_one(made):
         file = made / "clients" / "edge-1" / "client.pem"
         return x509.load_pem_x509_certificate(file.read_bytes()).serial_number
 
-    revoked, old = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes()), serial()
+    revoked, old = RevocationList(made / "revoked.pem", (made / "ca.pem").read_bytes()), serial()
     assert main(["--folder", str(made), "--clients", "edge-1", "--renew"]) == 0
     assert old in revoked
     assert serial() not in revoked
@@ -99,19 +99,19 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
     assert main(["--folder", str(other), "--clients", "edge-1"]) == 0
     (client / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
     with refuses("FP5053"):
-        Credentials.of_client(client)
+        Credentials.load_client(client)
     with refuses("FP5052", "whoever runs the server makes a client's certificates and hands over"):
-        Credentials.of_client(tmp_path / "nowhere")
+        Credentials.load_client(tmp_path / "nowhere")
     with refuses("FP5052", "make certificates with"):
-        Credentials.of_server(tmp_path / "nowhere")
+        Credentials.load_server(tmp_path / "nowhere")
     Authority(made, days=-0.5).client("late")
     with refuses("FP5056", "whoever runs the server makes a new one"):
-        Credentials.of_client(made / "clients" / "late")
+        Credentials.load_client(made / "clients" / "late")
     (client / "ca.pem").write_bytes((made / "ca.pem").read_bytes())
     for name in ("client.pem", "client.key"):
         (client / name).write_bytes((made / name.replace("client", "server")).read_bytes())
     with refuses("FP5022"):
-        Credentials.of_client(client)
+        Credentials.load_client(client)
     assert main(["--folder", str(made), "--clients", "../evil"]) == 2
     assert has_error(capsys.readouterr().err, "FP1113")
 
@@ -123,8 +123,8 @@ def test_an_authority_whose_time_is_over_is_told_where_it_is_met(tmp_path, monke
     assert main([*words, "--days", "3"]) == 0
     ends = [x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in ("ca.pem", "server.pem")]
     assert ends[0].not_valid_after_utc == ends[1].not_valid_after_utc, "none is valid longer than its authority"
-    signer = Signer(Credentials.of_server(folder))
-    assert signer.objection() == ""
+    signer = Signer(Credentials.load_server(folder))
+    assert signer.describe_objection() == ""
 
     class Later(datetime):
         @classmethod
@@ -132,10 +132,13 @@ def test_an_authority_whose_time_is_over_is_told_where_it_is_met(tmp_path, monke
             return super().now(zone) + timedelta(days=2)
 
     monkeypatch.setattr("fedpeft.deployment.certificates.datetime", Later)
-    for made in (lambda: Credentials.of_server(folder), lambda: Credentials.of_client(folder / "clients" / "edge-1")):
+    for made in (
+        lambda: Credentials.load_server(folder),
+        lambda: Credentials.load_client(folder / "clients" / "edge-1"),
+    ):
         with refuses("FP5021"):
             made()
-    assert has_error(signer.objection(), "FP5021")
+    assert has_error(signer.describe_objection(), "FP5021")
     assert main([*words, "--renew"]) == 2
     assert has_error(capsys.readouterr().err, "FP5021")
 
@@ -156,12 +159,12 @@ def test_a_file_that_is_something_else_is_named(file, changed, words, made):
     folder = made / "clients" / "edge-1"
     (folder / file).write_bytes(changed((folder / file).read_bytes(), (folder / "ca.pem").read_bytes()))
     with refuses(*words):
-        Credentials.of_client(folder)
+        Credentials.load_client(folder)
 
 
 def test_a_key_that_everybody_may_read_is_said(made, tmp_path, capsys):
     key = made / "server.key"
-    assert exposed(key) == ""
+    assert describe_exposure(key) == ""
     key.chmod(0o644)
     words = ["--dataset", "tiny", "--model", "tiny", "--clients", "3", "--readmit", "edge-1", "--listen", "127.0.0.1:0"]
     assert serve([*words, "--certs", str(made), "--output", str(tmp_path / "run")]) == 2
@@ -181,14 +184,14 @@ def test_a_server_s_names_are_kept_until_others_are_asked_for(made, capsys):
     assert has_error(capsys.readouterr().err, "FP1043", "localhost,127.0.0.1", "fl.example.org", "--renew")
     assert main(["--folder", str(made), "--server", "fl.example.org,::1", "--renew"]) == 0
     assert main(["--folder", str(made), "--renew"]) == 0
-    assert authority.hosts() == ["fl.example.org", "::1"]
+    assert authority.list_hosts() == ["fl.example.org", "::1"]
 
 
 def test_a_server_s_name_may_be_as_long_as_names_are(tmp_path):
     host = f"{'load-balancer-of-the-federation.' * 3}example.org"
     assert main(["--folder", str(tmp_path / "certs"), "--server", host]) == 0
-    assert Authority(tmp_path / "certs", 30).hosts() == [host]
-    Credentials.of_server(tmp_path / "certs").check("server")
+    assert Authority(tmp_path / "certs", 30).list_hosts() == [host]
+    Credentials.load_server(tmp_path / "certs").check("server")
 
 
 def test_no_revocation_is_lost_to_another_one_at_the_same_time(made):
@@ -197,7 +200,7 @@ def test_no_revocation_is_lost_to_another_one_at_the_same_time(made):
                for n in names]  # fmt: skip
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(authority.revoke, names))
-    revoked = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes())
+    revoked = RevocationList(made / "revoked.pem", (made / "ca.pem").read_bytes())
     assert all(serial in revoked for serial in serials)
 
 
@@ -234,7 +237,7 @@ def test_a_clock_that_is_behind_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
     folder = authority.client("edge-1")
     with refuses("FP5057"):
-        Credentials.of_client(folder)
+        Credentials.load_client(folder)
 
 
 class KilledError(BaseException):
@@ -265,11 +268,11 @@ def test_a_kill_between_any_two_files_is_mended_by_the_next_run(more, tmp_path, 
         killed = not left[0]
         assert main(["--folder", str(folder), *words]) == 0
         assert signed in (None, (folder / "ca.pem").read_bytes())
-        Credentials.of_server(folder)
-        assert Authority(folder, 1).hosts() == ["fl.example.org"]
+        Credentials.load_server(folder)
+        assert Authority(folder, 1).list_hosts() == ["fl.example.org"]
         for name in ("edge-1", "edge-2"):
-            assert name_of(Credentials.of_client(folder / "clients" / name).certificate) == name
-        assert Revoked(folder / "revoked.pem", (folder / "ca.pem").read_bytes()) is not None
+            assert name_of(Credentials.load_client(folder / "clients" / name).certificate) == name
+        assert RevocationList(folder / "revoked.pem", (folder / "ca.pem").read_bytes()) is not None
         assert main(["--folder", str(folder), *words, "--renew"]) == 0
         assert not list(folder.rglob("*.key.*"))
         if not killed:

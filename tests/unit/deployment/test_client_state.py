@@ -8,7 +8,7 @@ import stat
 import pytest
 from rich.console import Console
 
-from fedpeft.deployment.client_state import alone_in, folder_for
+from fedpeft.deployment.client_state import get_client_folder, lock_state_folder
 from fedpeft.deployment.connection import Connection
 from fedpeft.deployment.joining import join
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
@@ -18,7 +18,7 @@ from tests.refusals import refuses
 
 def test_servers_name_federations_as_clients_take_them(tmp_path):
     run = secrets.token_hex(8)  # as fedpeft.deployment.members does
-    assert folder_for(tmp_path, run, "edge-1") == tmp_path / run / "edge-1"
+    assert get_client_folder(tmp_path, run, "edge-1") == tmp_path / run / "edge-1"
 
 
 @pytest.mark.parametrize("run", ["", ".", "..", "../../evil0123456", "/tmp/elsewhere", "0123456789ABCDEF",
@@ -35,12 +35,12 @@ def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeyp
 
 
 def test_nobody_else_sees_the_names_of_a_machine_s_clients(tmp_path):
-    folder = folder_for(tmp_path, "0123456789abcdef", "edge-1")
-    with alone_in(folder):
+    folder = get_client_folder(tmp_path, "0123456789abcdef", "edge-1")
+    with lock_state_folder(folder):
         assert {stat.S_IMODE(made.stat().st_mode) for made in (folder, folder.parent)} == {0o700}
 
 
 def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with refuses("FP5038", "--state"), alone_in(tmp_path / "file" / "x"):
+    with refuses("FP5038", "--state"), lock_state_folder(tmp_path / "file" / "x"):
         pass

@@ -8,8 +8,8 @@ import pytest
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
-from fedpeft.deployment.compared_parts import MOST, check_parts, told_parts
-from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.compared_parts import MOST, check_parts, list_part_digests
+from fedpeft.deployment.shared_settings import compute_settings_digest
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from tests.refusals import refuses
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.communication.payload import total
+from fedpeft.communication.payload import count_total
 from fedpeft.communication.steps import Encoded, Plan, Quantizer
 from fedpeft.communication.symbols import Expected, Symbols
 
@@ -41,7 +41,7 @@ class Uni(Quantizer):
     @classmethod
     def plan(cls, parameters, shapes, context):
         (most,) = struct.unpack("<f", bytes(parameters.take(4, "scale")))
-        expected = (Expected(total(shapes), 255),)
+        expected = (Expected(count_total(shapes), 255),)
         return Plan((), expected, lambda _, s: ((s[0] - 127.0) / 127 * most).astype(context.dtype))
 
 
@@ -80,14 +80,14 @@ def test_a_client_with_another_file_is_refused_and_one_with_the_same_elsewhere_j
     [text] = description.parts
     assert re.fullmatch("codecs.uni [0-9a-f]{64}", text)
     only(other)
-    digests = rf"digest of the file {plugins.named()[0].version:.12} here, {text.split()[1]:.12} there"
+    digests = rf"digest of the file {plugins.list_named()[0].version:.12} here, {text.split()[1]:.12} there"
     with pytest.raises(
         RunError, match=rf"codec step 'uni' is a part from outside, and the one of {other} is .*{digests}"
     ):
         joins(made, observer, description)
     other.write_text(own.read_text())
     only(other)
-    assert joins(made, observer, description).registration().rows == 40
+    assert joins(made, observer, description).create_registration().rows == 40
 
 
 def test_a_client_without_the_file_is_told_so(federation, observer, codec):
@@ -107,17 +107,17 @@ def test_a_part_that_the_server_does_not_tell_is_refused(federation, observer, c
 
 
 def test_parts_that_clients_do_not_run_by_name_are_the_server_s_own(tmp_path, codec):
-    assert [text.split()[0] for text in told_parts(RunConfig(codec="topk(0.1) | uni", downlink="uni"))] == [
+    assert [text.split()[0] for text in list_part_digests(RunConfig(codec="topk(0.1) | uni", downlink="uni"))] == [
         "codecs.uni"
     ]
-    assert told_parts(RunConfig()) == []
+    assert list_part_digests(RunConfig()) == []
     rows = tmp_path / "rows.py"
     rows.write_text(
         "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Rows:\n    pass\n\n\n"
         'parts = {"datasets": {"own_rows": Rows}}\n'
     )
     plugins.use([str(rows)])
-    assert told_parts(RunConfig(dataset="own_rows")) == []
+    assert list_part_digests(RunConfig(dataset="own_rows")) == []
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_a_part_is_told_once_and_not_too_many_are():
 def test_the_digest_of_settings_without_parts_is_as_it_was_before_parts_were_told():
     """A federation of before goes on: its transcript holds the digest of its settings."""
     plain = v2.Description(run="r", config="c", labels=["a", "b"], task="classification", tokens=8)
-    assert settings_digest(plain).startswith(DIGEST)
+    assert compute_settings_digest(plain).startswith(DIGEST)
     plain.parts.append("codecs.uni " + "0" * 64)
-    assert not settings_digest(plain).startswith(DIGEST)
+    assert not compute_settings_digest(plain).startswith(DIGEST)
 
 
 DIGEST = "081c25afa4dbcae8"

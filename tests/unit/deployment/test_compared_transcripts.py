@@ -10,7 +10,7 @@ import torch
 
 from fedpeft import transcript as command
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.release import Release, common_digest, digest_of, form_name
+from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.errors import RunError
 from tests.deployment.signing_server import SETTINGS, STATE, Server, policy, task
@@ -19,8 +19,8 @@ from tests.refusals import has_error
 
 def run_of(server, joins, names=("edge-1", "edge-2"), rounds=3):
     clients = [joins(name) for name in names]
-    for round in range(1, rounds + 1):
-        asked = server.round(task(round))
+    for round_number in range(1, rounds + 1):
+        asked = server.round(task(round_number))
         for name, client in zip(names, clients, strict=True):
             server.sends(client, asked, name=name)
     return [str(server.folder / f"{name}.transcript.jsonl") for name in names]
@@ -73,8 +73,8 @@ def test_the_form_and_the_work_of_each_client_are_shown(server, joins, capsys, m
     monkeypatch.setenv("COLUMNS", "300")
     first, second = task(1), task(1, client=1, steps=3, base_precision="nf4")
     second = replace(second, rank=1, alpha=2.0)
-    states = {form_name(asked.form): digest_of(STATE) for asked in (first, second)}
-    server.said.announce(Release("train", 1, states, common_digest(first)))
+    states = {format_form(asked.form): compute_digest(STATE) for asked in (first, second)}
+    server.said.announce(Release("train", 1, states, compute_common_digest(first)))
     server.sends(joins("edge-1"), first, name="edge-1")
     server.sends(joins("edge-2"), second, name="edge-2")
     one, other = (str(server.folder / f"{name}.transcript.jsonl") for name in ("edge-1", "edge-2"))
@@ -90,7 +90,7 @@ def test_the_form_and_the_work_of_each_client_are_shown(server, joins, capsys, m
 def test_models_of_groups_are_shown_as_not_comparable(server, joins, capsys):
     grouped = policy(mixed=False, strategy=strategies.build("fedlease"))
     asked = task(1)
-    server.said.announce(Release("train", 1, {form_name(asked.form): "groups"}, common_digest(asked)))
+    server.said.announce(Release("train", 1, {format_form(asked.form): "groups"}, compute_common_digest(asked)))
     for name in ("edge-1", "edge-2"):
         assert server.sends(joins(name, policy=grouped), asked, name=name).released == ""
     one, other = (str(server.folder / f"{name}.transcript.jsonl") for name in ("edge-1", "edge-2"))
@@ -98,7 +98,7 @@ def test_models_of_groups_are_shown_as_not_comparable(server, joins, capsys):
     said = capsys.readouterr().out.replace("\n", " ")
     assert "not comparable: the model of 1 records: each group of clients has a model of its own" in said
     with pytest.raises(RunError, match=r"has no digest of the model of rank 2, alpha 4\.0, which all clients compare"):
-        joins("edge-3").receive(server.said.since(0)[0])
+        joins("edge-3").receive(server.said.get_records_since(0)[0])
 
 
 def test_two_federations_and_files_that_prove_nothing(server, joins, tmp_path, capsys, monkeypatch):

@@ -12,9 +12,9 @@ from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows, load_dataset
-from fedpeft.deployment.described import check_description, told_form
+from fedpeft.deployment.described import build_form, check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, with_form
+from fedpeft.deployment.servers_rows import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from tests.refusals import refuses
 
@@ -60,25 +60,25 @@ class Written:
 def test_rows_of_a_data_set_are_the_server_s_own(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(FORMS["messages"](*talk(i))) + "\n" for i in range(40)))
-    found = ServersRows.of(RunConfig(dataset=f"file:{file}"), ServeOptions(eval_data="dataset"))
+    found = ServersRows.load(RunConfig(dataset=f"file:{file}"), ServeOptions(eval_data="dataset"))
     assert (found.form.learns, found.form.template, found.dataset.default_model) == ("instruction", "chat", "smollm2")
     assert len(found.validation)
-    own = ServersRows.of(RunConfig(), ServeOptions(task="instruction", eval_data=str(file)))
+    own = ServersRows.load(RunConfig(), ServeOptions(task="instruction", eval_data=str(file)))
     assert len(own.validation) == 40
     assert load_dataset(f"file:{file}").task == own.dataset.task
     alpaca = tmp_path / "alpaca.jsonl"
     alpaca.write_text("".join(json.dumps(FORMS["alpaca"](*talk(i))) + "\n" for i in range(40)))
     asked = ServeOptions(eval_data="dataset", template="alpaca")
     for options in (asked, ServeOptions(eval_data="dataset")):
-        assert ServersRows.of(RunConfig(dataset=f"file:{alpaca}"), options).form.template == "alpaca"
-    with plugins.given({"datasets": {"written": Written}}):
+        assert ServersRows.load(RunConfig(dataset=f"file:{alpaca}"), options).form.template == "alpaca"
+    with plugins.use_parts({"datasets": {"written": Written}}):
         with refuses("FP1152"):
-            ServersRows.of(RunConfig(dataset="written"), ServeOptions(eval_data="dataset"))
-        assert ServersRows.of(RunConfig(dataset="written"), asked).form.template == "alpaca"
+            ServersRows.load(RunConfig(dataset="written"), ServeOptions(eval_data="dataset"))
+        assert ServersRows.load(RunConfig(dataset="written"), asked).form.template == "alpaca"
     with refuses("FP1151", "--template alpaca", "rows.jsonl", "chat"):
-        ServersRows.of(RunConfig(dataset=f"file:{file}"), asked)
+        ServersRows.load(RunConfig(dataset=f"file:{file}"), asked)
     with refuses("FP3107", "none.jinja"):
-        with_form(RunConfig(), ServeOptions(task="instruction", template="none.jinja"))
+        add_form(RunConfig(), ServeOptions(task="instruction", template="none.jinja"))
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_a_server_s_template_is_checked():
 def test_a_template_is_no_matter_of_others():
     told = v2.Description(task="causal_lm", text_column="text")
     with refuses("FP1115", "--template own.jinja"):
-        told_form(told, EdgeOptions(template="own.jinja"))
+        build_form(told, EdgeOptions(template="own.jinja"))

@@ -15,7 +15,7 @@ import tyro
 
 from fedpeft import certs, join, serve, simulate, transcript
 from fedpeft.config import RunConfig
-from fedpeft.flower.settings import OWN_KEYS, config_of
+from fedpeft.flower.settings import OWN_KEYS, read_config
 from tests.refusals import refuses
 from tests.unit.test_readme import join_lines
 
@@ -88,9 +88,9 @@ def test_no_key_gets_into_the_container():
 
 def test_the_flower_run_config_is_the_configuration():
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert config_of(app["config"]) == dataclasses.replace(RunConfig(), dtype="fp32"), "the clients' CPUs are unknown"
+    assert read_config(app["config"]) == dataclasses.replace(RunConfig(), dtype="fp32"), "the clients' CPUs are unknown"
     assert set(app["config"]) - {f.name.replace("_", "-") for f in dataclasses.fields(RunConfig)} == set(OWN_KEYS)
     with refuses("FP1225", "did you mean 'rounds"):
-        config_of({**app["config"], "round": 3})
+        read_config({**app["config"], "round": 3})
     with refuses("FP1178"):
-        config_of({**app["config"], "strategy": "flora"})
+        read_config({**app["config"], "strategy": "flora"})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.deployment.descriptors import OF_A_CLIENT, SPARE, STRANGERS, connections
+from fedpeft.deployment.descriptors import OF_A_CLIENT, SPARE, STRANGERS, reserve_connections
 from tests.refusals import refuses
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -29,7 +29,7 @@ def soft_limit(limit):
 
 def test_the_soft_limit_is_raised_as_far_as_it_is_needed():
     with soft_limit(SPARE + STRANGERS + 100):
-        assert connections(100) == OF_A_CLIENT * 100 + STRANGERS
+        assert reserve_connections(100) == OF_A_CLIENT * 100 + STRANGERS
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         assert soft == OF_A_CLIENT * 100 + STRANGERS + SPARE
 
@@ -37,9 +37,9 @@ def test_the_soft_limit_is_raised_as_far_as_it_is_needed():
 def test_what_the_machine_allows_is_not_exceeded(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    assert connections(3) == 1024 - SPARE
+    assert reserve_connections(3) == 1024 - SPARE
     with refuses("FP5068", "1000", "2256", "1024"):
-        connections(1000)
+        reserve_connections(1000)
 
 
 def test_the_unit_starts_a_server_again_whatever_has_ended_it():

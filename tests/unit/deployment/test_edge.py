@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from fedpeft.deployment.connection import Link
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.join import main as join
@@ -19,7 +19,7 @@ from tests.runs.deployment.test_edge import told
 
 
 def joins(made, observer, description=None, **options):
-    return Edge(
+    return EdgeClient(
         description or told(made), made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer,
         EdgeOptions(device="cpu", threads=1, **options),
     )  # fmt: skip
@@ -43,15 +43,15 @@ def test_columns_of_other_names(federation, observer):
     description.text_column = "body"
     with refuses("FP3155", "body", "text"):
         joins(made, observer, description)
-    assert joins(made, observer, description, text_column="text").registration().rows == 40
+    assert joins(made, observer, description, text_column="text").create_registration().rows == 40
 
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_without_bf16_holds_the_base_in_fp32(federation, observer, monkeypatch, fast, precision):
-    monkeypatch.setattr("fedpeft.deployment.capacity.fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.deployment.capacity.has_fast_bf16", lambda device: fast)
     made = federation(clients=1, dtype="bf16")
-    assert joins(made, observer).registration().precision == precision
-    assert joins(made, observer, precision="bf16").registration().precision == "bf16", "what is asked for"
+    assert joins(made, observer).create_registration().precision == precision
+    assert joins(made, observer, precision="bf16").create_registration().precision == "bf16", "what is asked for"
 
 
 def test_another_tokenizer_other_weights_and_other_lengths(federation, observer):
@@ -71,7 +71,7 @@ def test_a_changed_model_folder_is_noticed(federation, observer, tmp_path):
     made = federation(clients=1)
     copy = tmp_path / "model"
     shutil.copytree(resolve_model("tiny"), copy)
-    assert joins(made, observer, model=str(copy)).registration().rows == 40
+    assert joins(made, observer, model=str(copy)).create_registration().rows == 40
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
     with refuses("FP4014"):

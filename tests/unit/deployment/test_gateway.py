@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.release import Release, common_digest
+from fedpeft.communication.release import Release, compute_common_digest
 from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.authentication import Bucket
+from fedpeft.deployment.authentication import TokenBucket
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import LostError, UnkeptError
 from fedpeft.deployment.credentials import Credentials
@@ -23,7 +23,7 @@ from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
+from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, split_into_parts
 from fedpeft.errors import RunError
 from tests.conftest import SilentObserver
 from tests.deployment.door import LIMIT, asked, client, good
@@ -46,11 +46,13 @@ def test_large_payloads_travel_in_chunks(door):
     door.roster.start()
     with door.link("edge-1").open() as connection:
         task = door.gateway.submit("edge-1", Instruction("train", 1, 0, state))
-        assert next(connection.tasks(door.registration())) == (task, Instruction("train", 1, 0, state))
+        assert next(connection.iterate_tasks(door.registration())) == (task, Instruction("train", 1, 0, state))
         assert connection.submit(task, good(door, payload=state)) == "taken"
     assert door.gateway.answers.get(timeout=5).report.payload == state
-    [session] = door.gateway.sessions()
-    assert session.received_bytes == sum(wire_size(p) for p in parts(task, good(door, payload=state)))
+    [session] = door.gateway.list_sessions()
+    assert session.received_bytes == sum(
+        compute_wire_size(p) for p in split_into_parts(task, good(door, payload=state))
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- signed rounds
@@ -58,7 +60,7 @@ def test_large_payloads_travel_in_chunks(door):
 
 def announces(door):
     """The door's server says of its rounds what clients check."""
-    signer = Signer(Credentials.of_server(door.folder / "certs"))
+    signer = Signer(Credentials.load_server(door.folder / "certs"))
     said = Announcements(door.folder / "rounds.jsonl", door.roster.run, "5" * 64, 1, signer)
     door.gateway.announcements = said
     return said
@@ -70,7 +72,7 @@ class AnyPolicy:
     def check_record(self, record):
         pass
 
-    def state_name(self, instruction):
+    def format_state_name(self, instruction):
         return "whole"
 
     def smaller_states(self, instruction, record):
@@ -83,9 +85,9 @@ def transcript(door, name="edge-1"):
     return Transcript(file, run, "5" * 64, name, Verifier(authority), 100, AnyPolicy())
 
 
-def announced(door, said, round):
-    instruction = Instruction("train", round, 0, bytes(CHUNK + 1))
-    said.announce(Release("train", round, {"whole": "7" * 64}, common_digest(instruction)))
+def announced(door, said, round_number):
+    instruction = Instruction("train", round_number, 0, bytes(CHUNK + 1))
+    said.announce(Release("train", round_number, {"whole": "7" * 64}, compute_common_digest(instruction)))
     return instruction
 
 
@@ -95,21 +97,21 @@ def test_records_travel_with_tasks_and_those_that_were_missed_with_the_next(door
     door.roster.start()
     kept = transcript(door)
     with door.link("edge-1").open() as connection:
-        tasks = connection.tasks(door.registration(), transcript=kept)
-        for round in (1, 2):
-            task = door.gateway.submit("edge-1", announced(door, said, round))
+        tasks = connection.iterate_tasks(door.registration(), transcript=kept)
+        for round_number in (1, 2):
+            task = door.gateway.submit("edge-1", announced(door, said, round_number))
             name, instruction = next(tasks)
-            assert (name, instruction.round, instruction.released) == (task, round, "7" * 64)
-            assert connection.submit(task, good(door, round=round)) == "taken"
-    for round in range(3, 9):
-        announced(door, said, round)
+            assert (name, instruction.round, instruction.released) == (task, round_number, "7" * 64)
+            assert connection.submit(task, good(door, round_number=round_number)) == "taken"
+    for round_number in range(3, 9):
+        announced(door, said, round_number)
     door.gateway.submit("edge-1", announced(door, said, 9))
     with door.link("edge-1").open() as connection:
-        assert next(connection.tasks(door.registration(), transcript=kept))[1].round == 9
+        assert next(connection.iterate_tasks(door.registration(), transcript=kept))[1].round == 9
     assert len(kept) == len(transcript(door)) == 9
     said._statements = said._statements[:4]
     with door.link("edge-1").open() as connection, refuses("FP5044", "holds 9 records", "the server 4"):
-        next(connection.tasks(door.registration(), transcript=kept))
+        next(connection.iterate_tasks(door.registration(), transcript=kept))
 
 
 def test_a_full_disk_keeps_a_client_from_a_task_for_as_long_as_it_is_full(door):
@@ -117,14 +119,14 @@ def test_a_full_disk_keeps_a_client_from_a_task_for_as_long_as_it_is_full(door):
     door.roster.enter("edge-1", 0)
     door.roster.start()
     instruction = Instruction("prepare", 0, 0, b"")
-    said.announce(Release("prepare", 0, common=common_digest(instruction)))
+    said.announce(Release("prepare", 0, common=compute_common_digest(instruction)))
     task = door.gateway.submit("edge-1", instruction)
     door.roster.enter("edge-1", 0, None, 10)
     for room in (0, 500):
         with full_disk(room), link.open() as connection, pytest.raises(UnkeptError, match="can't be written"):
-            next(connection.tasks(door.registration(), transcript=kept))
+            next(connection.iterate_tasks(door.registration(), transcript=kept))
     with link.open() as connection:
-        assert next(connection.tasks(door.registration(), transcript=kept))[0] == task
+        assert next(connection.iterate_tasks(door.registration(), transcript=kept))[0] == task
     assert len(transcript(door)) == 1
 
 
@@ -132,7 +134,7 @@ def test_a_full_disk_at_the_server_keeps_a_client_out_for_as_long_as_it_is_full(
     link = door.link("edge-1")
     for _ in range(2):
         with full_disk(10), link.open() as connection, pytest.raises(LostError, match="list of clients"):
-            next(connection.tasks(door.registration()))
+            next(connection.iterate_tasks(door.registration()))
     with client(door):
         assert Roster(door.folder / "roster.json", 3).find("edge-1").rows == 10
 
@@ -150,12 +152,12 @@ def test_a_server_that_signs_nothing_is_refused(door):
     door.roster.start()
     door.gateway.submit("edge-1", Instruction("train", 1, 0, b"state"))
     with door.link("edge-1").open() as connection, refuses("FP5118"):
-        next(connection.tasks(door.registration(), transcript=transcript(door)))
+        next(connection.iterate_tasks(door.registration(), transcript=transcript(door)))
     said = announces(door)
     said._signer = None
     door.gateway.submit("edge-1", announced(door, said, 1))
     with door.link("edge-1").open() as connection, refuses("FP5107"):
-        next(connection.tasks(door.registration(), transcript=transcript(door)))
+        next(connection.iterate_tasks(door.registration(), transcript=transcript(door)))
 
 
 def test_a_newer_report_ends_the_older_one(door):
@@ -165,13 +167,13 @@ def test_a_newer_report_ends_the_older_one(door):
         release = threading.Event()
 
         def slowly():
-            first, *rest = parts(task, good(door, payload=b"older"))
+            first, *rest = split_into_parts(task, good(door, payload=b"older"))
             yield first
             release.wait(20)
             yield from rest
 
         upload = connection._stub.Submit.future(slowly(), metadata=connection._metadata, timeout=20)
-        door.until(lambda: door.gateway.sessions()[0].upload is not None)
+        door.until(lambda: door.gateway.list_sessions()[0].upload is not None)
         assert connection.submit(task, good(door)) == "taken"
         with pytest.raises(grpc.RpcError) as ended:
             upload.result()
@@ -179,12 +181,12 @@ def test_a_newer_report_ends_the_older_one(door):
         assert ended.value.code() == grpc.StatusCode.ABORTED
         assert door.gateway.answers.get(timeout=5).report.payload == b"update"
         assert not door.roster.find("edge-1").dropped
-        assert door.gateway.sessions()[0].upload is None
+        assert door.gateway.list_sessions()[0].upload is None
 
 
 def test_a_second_process_takes_over_and_the_first_is_told(door):
     with client(door), door.link("edge-1").open() as older:
-        first = older.tasks(door.registration())
+        first = older.iterate_tasks(door.registration())
         told: list[str] = []
 
         def listen():
@@ -195,7 +197,7 @@ def test_a_second_process_takes_over_and_the_first_is_told(door):
 
         reader = threading.Thread(target=listen)
         reader.start()
-        door.until(lambda: door.gateway.sessions()[0].stream == 2)
+        door.until(lambda: door.gateway.list_sessions()[0].stream == 2)
         with client(door):
             reader.join(20)
             assert "another process uses this client's name" in told[0]
@@ -246,13 +248,13 @@ def test_a_member_that_reports_to_a_restarted_server_is_no_warning_and_a_strange
 def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
     with client(door) as connection:
         connection.submit(asked(door, connection), good(door))
-        before = door.gateway.wire_bytes()
+        before = door.gateway.count_wire_bytes()
         door.roster.count(*before)
         port = door.gateway.port
         door.gateway.close(None)
         door.roster = Roster(door.folder / "roster.json", 3)
         door.gateway = door.open(port)
-        assert door.gateway.wire_bytes() == before
+        assert door.gateway.count_wire_bytes() == before
         assert min(before) > 0
 
 
@@ -269,7 +271,7 @@ def test_a_large_report_has_the_time_that_a_slow_line_takes(door):
 def test_a_task_waits_for_a_client_that_reconnects(door):
     with client(door) as connection:
         task = asked(door, connection)
-    door.until(lambda: not door.gateway.sessions()[0].connected)
+    door.until(lambda: not door.gateway.list_sessions()[0].connected)
     with client(door) as connection:
         assert connection.first()[0] == task
         assert connection.submit(task, good(door)) == "taken"
@@ -289,7 +291,7 @@ def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connecti
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()
-    door.until(lambda: any(s.connected for s in door.gateway.sessions()))
+    door.until(lambda: any(s.connected for s in door.gateway.list_sessions()))
     time.sleep(1.1)
     gone = time.monotonic()
     door.gateway.close(None)
@@ -316,7 +318,7 @@ def test_why_there_is_no_connection_is_no_matter_of_a_full_disk(door, monkeypatc
 
 
 def test_a_bucket_refills():
-    bucket = Bucket(rate=1e6, burst=2)
+    bucket = TokenBucket(rate=1e6, burst=2)
     assert bucket.take()
     bucket.rate, bucket.level = 0.0, 1.0
     assert [bucket.take(), bucket.take()] == [True, False]
@@ -324,4 +326,4 @@ def test_a_bucket_refills():
 
 def test_received_needs_the_limit():
     with pytest.raises(Exception, match="at most 2"):
-        Incoming(Report, 2, next(parts("t", Report(1, 1, b"abc"))).header)
+        IncomingParcel(Report, 2, next(split_into_parts("t", Report(1, 1, b"abc"))).header)

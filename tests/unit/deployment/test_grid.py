@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from fedpeft.communication.flower_grid import node_of
-from fedpeft.communication.messages import Instruction, Report, report_of, to_record
+from fedpeft.communication.flower_grid import get_node_id
+from fedpeft.communication.messages import Instruction, Report, report_of, write_record
 from fedpeft.deployment.gateway import REPEATS
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
@@ -16,7 +16,7 @@ from tests.deployment.door import client, good
 
 
 def push(grid, instructions, kind="train"):
-    messages = [grid.create_message(to_record(i), kind, node_of(i.client), str(i.round)) for i in instructions]
+    messages = [grid.create_message(write_record(i), kind, get_node_id(i.client), str(i.round)) for i in instructions]
     return grid.push_messages(messages)
 
 
@@ -49,12 +49,12 @@ def test_a_client_that_is_late_in_every_round_is_not_dropped(door):
     door.roster.enter("edge-1", 0)
     door.roster.start()
     with door.link("edge-1").open() as connection:
-        tasks = connection.tasks(door.registration())
-        for round in range(1, REPEATS + 3):
-            task = door.gateway.submit("edge-1", Instruction("train", round, 0, b""))
+        tasks = connection.iterate_tasks(door.registration())
+        for round_number in range(1, REPEATS + 3):
+            task = door.gateway.submit("edge-1", Instruction("train", round_number, 0, b""))
             assert next(tasks)[0] == task
             door.gateway.withdraw("edge-1", task)
-            assert connection.submit(task, good(door, round=round)) == "late"
+            assert connection.submit(task, good(door, round_number=round_number)) == "late"
     assert not door.roster.find("edge-1").dropped
 
 
@@ -87,7 +87,7 @@ def test_an_evaluation_waits_for_nobody_who_is_away(door):
     with client(door) as connection, client(door, "edge-2") as going:
         door.roster.start()
         going.__exit__()
-        door.until(lambda: sum(s.connected for s in door.gateway.sessions()) == 1)
+        door.until(lambda: sum(s.connected for s in door.gateway.list_sessions()) == 1)
         time.sleep(0.3)
         push(grid, [Instruction("evaluate", 1, client, b"") for client in range(3)], "evaluate")
         assert connection.submit(connection.first()[0], good(door)) == "taken"

@@ -11,13 +11,13 @@ import pytest
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.admission import MESSAGE_LIMIT, Admission
-from fedpeft.deployment.authentication import Bucket, Doorkeeper
+from fedpeft.deployment.authentication import Doorkeeper, TokenBucket
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import LostError
 from fedpeft.deployment.gateway import REPEATS
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.deployment.wire.parcel import parts
+from fedpeft.deployment.wire.parcel import split_into_parts
 from fedpeft.errors import RunError
 from tests.deployment.door import LIMIT, asked, client, good
 from tests.refusals import refuses
@@ -68,8 +68,10 @@ def test_a_dropped_client_is_taken_back_when_its_server_says_so(door):
 
 def test_answering_for_an_old_round(door):
     with client(door) as connection:
-        task = asked(door, connection, round=5)
-        dropped(door, connection, lambda: connection.submit(task, good(door, round=4)), "task of round 5 for round 4")
+        task = asked(door, connection, round_number=5)
+        dropped(
+            door, connection, lambda: connection.submit(task, good(door, round_number=4)), "task of round 5 for round 4"
+        )
 
 
 def test_more_rows_than_it_has_registered_with(door):
@@ -102,13 +104,13 @@ def test_an_oversized_report_is_refused_before_it_is_taken(door):
         task = asked(door, connection)
         huge = good(door, payload=bytes(LIMIT + 1))
         dropped(door, connection, lambda: connection.submit(task, huge), "at most")
-        assert door.gateway.sessions()[0].received_bytes < CHUNK
+        assert door.gateway.list_sessions()[0].received_bytes < CHUNK
 
 
 def test_more_bytes_than_announced(door):
     with client(door) as connection:
         task = asked(door, connection)
-        messages = [*parts(task, good(door)), v2.Part(chunk=b"more")]
+        messages = [*split_into_parts(task, good(door)), v2.Part(chunk=b"more")]
         dropped(door, connection, lambda: raw(connection, messages), "more arrived")
 
 
@@ -116,7 +118,7 @@ def test_more_bytes_than_announced(door):
 def test_chunks_that_bring_nothing_forward_are_no_report(door, chunk):
     with client(door) as connection:
         task = asked(door, connection)
-        header = next(parts(task, good(door, payload=bytes(CHUNK))))
+        header = next(split_into_parts(task, good(door, payload=bytes(CHUNK))))
         endless = itertools.chain([header], itertools.repeat(v2.Part(chunk=chunk)))
         dropped(door, connection, lambda: raw(connection, endless), f"a chunk of {len(chunk)} bytes arrived")
 
@@ -140,7 +142,7 @@ def test_bytes_that_are_no_message(door):
 def test_a_field_that_is_not_known(door):
     with client(door) as connection:
         task = asked(door, connection)
-        messages = list(parts(task, good(door)))
+        messages = list(split_into_parts(task, good(door)))
         messages[0].header.fields["code"].text = "import os"
         dropped(door, connection, lambda: raw(connection, messages), "does not know")
 
@@ -160,12 +162,12 @@ def test_answers_are_no_flood_however_fast_the_server_asks(door, monkeypatch):
     monkeypatch.setattr("fedpeft.deployment.admission.CALLS_PER_SECOND", 0.0)
     with client(door) as connection:
         asked(door, connection)
-        [session] = door.gateway.sessions()
-        id = door.roster.find("edge-1").id
-        for round in range(2, 20):
-            task = door.gateway.submit("edge-1", Instruction("train", round, id, b"state"))
+        [session] = door.gateway.list_sessions()
+        client_id = door.roster.find("edge-1").id
+        for round_number in range(2, 20):
+            task = door.gateway.submit("edge-1", Instruction("train", round_number, client_id, b"state"))
             door.until(lambda task=task: session.task == task)
-            assert connection.submit(task, good(door, round=round)) == "taken"
+            assert connection.submit(task, good(door, round_number=round_number)) == "taken"
         assert not door.reasons("dropped")
 
 
@@ -177,11 +179,11 @@ def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
 
 
 def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypatch):
-    door.gateway.admission._lines = Bucket(0.0, 3.0)
+    door.gateway.admission._lines = TokenBucket(0.0, 3.0)
     with door.link("edge-1").open() as connection:
         for _ in range(9):
             with refuses("FP5044", "another federation"):
-                next(connection.tasks(v2.Registration(run="other", rows=1)))
+                next(connection.iterate_tasks(v2.Registration(run="other", rows=1)))
     assert len(door.reasons("refused")) == 3
     assert door.gateway.admission.refused == 9
     with door.link("edge-1").open() as connection:
@@ -258,4 +260,4 @@ def test_calls_that_say_nothing_take_few_places(door, monkeypatch, limit, strang
 def test_what_waits_is_all_strangers_together_where_names_cost_nothing(door):
     admission = Admission(Doorkeeper(None), door.roster, door.events, lambda name: RuntimeError(name))
     door.roster.enter("edge-1", 0)
-    assert [admission._counted_as(name) for name in ("edge-1", "made-up-1", "made-up-2")] == ["edge-1", "", ""]
+    assert [admission._get_counting_name(name) for name in ("edge-1", "made-up-1", "made-up-2")] == ["edge-1", "", ""]

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from fedpeft.communication.messages import ALIKE, LED_BY_RECORD, LOCAL, OF_SUM, OWN, Instruction
-from fedpeft.communication.release import common_digest, instruction_digest, own_fields
+from fedpeft.communication.release import compute_common_digest, compute_instruction_digest, select_own_fields
 from fedpeft.config import RunConfig
 from fedpeft.deployment.instruction_policy import SUMMED
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord
-from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.shared_settings import compute_settings_digest
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from tests.deployment.signing_server import release, task
@@ -40,9 +40,9 @@ def test_every_field_is_recorded_for_all_or_signed_for_one(name):
         other = replace(honest, **{name: value})
         if value == getattr(honest, name) or value != value or value == "\ud800":
             continue
-        assert (common_digest(other) != common_digest(honest)) is (name in ALIKE), value
-        assert (own_fields(other) != own_fields(honest)) is (name in OWN), value
-        assert (instruction_digest(other) != instruction_digest(honest)) is (name not in LOCAL), value
+        assert (compute_common_digest(other) != compute_common_digest(honest)) is (name in ALIKE), value
+        assert (select_own_fields(other) != select_own_fields(honest)) is (name in OWN), value
+        assert (compute_instruction_digest(other) != compute_instruction_digest(honest)) is (name not in LOCAL), value
 
 
 # ------------------------------------------------------------------------------------------------------------ records
@@ -84,7 +84,9 @@ def test_every_field_of_a_description_is_in_the_digest_of_the_settings():
             getattr(other, field.name).append(value)
         else:
             setattr(other, field.name, value)
-        assert (settings_digest(other) != settings_digest(plain)) is (field.name != "software"), field.name
+        assert (compute_settings_digest(other) != compute_settings_digest(plain)) is (field.name != "software"), (
+            field.name
+        )
 
 
 PROFILES = """

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.addresses import host_and_port, is_loopback
+from fedpeft.deployment.addresses import is_loopback, parse_address
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
@@ -22,7 +22,7 @@ from fedpeft.deployment.serving import end_told, serve
 from fedpeft.deployment.session import Session
 from fedpeft.errors import RunError
 from fedpeft.run.console import ServeObserver
-from fedpeft.run.summary import _reached
+from fedpeft.run.summary import _list_result_lines
 from tests.refusals import refuses
 
 
@@ -46,7 +46,7 @@ def test_who_took_part_is_readable_by_the_run_s_owner_alone(tmp_path, monkeypatc
                           ("localhost:1", "localhost"), ("fl_server.example.org.:1", "fl_server.example.org.")]
 )  # fmt: skip
 def test_names_and_addresses_of_both_kinds_are_hosts(address, host):
-    assert host_and_port(address, "listen") == (host, 1)
+    assert parse_address(address, "listen") == (host, 1)
 
 
 def test_only_a_client_can_come_back(tmp_path):
@@ -93,7 +93,7 @@ def test_who_is_waited_for_is_said_in_full_and_bytes_are_kept(tmp_path):
     events = Events(tmp_path / "serve.jsonl", observer.event)
     federation = Federation(config, tmp_path, observer, ServeOptions(), Doorkeeper(None), events)
     with pytest.raises(StoppedError):
-        federation.present()
+        federation.wait_for_present()
     assert said == ["waiting for clients: 0 of 2 are connected; it takes 1 to go on"]
     session = federation.gateway._sessions.setdefault("edge-1", Session(federation.roster.find("edge-1")))
     session.received_bytes += 10
@@ -115,7 +115,7 @@ def test_who_does_not_come_back_after_a_restart_is_waited_for_once(tmp_path):
     federation.roster.since, seconds = time.monotonic(), []  # as of `Gateway.start`
     for _ in range(2):
         started = time.monotonic()
-        assert federation.present() == [0]
+        assert federation.wait_for_present() == [0]
         seconds.append(time.monotonic() - started)
     federation.close()
     assert seconds[0] >= 0.5 > 0.3 > seconds[1]
@@ -159,5 +159,5 @@ def test_what_counts_as_this_machine(address, expected):
 
 def test_what_a_server_without_rows_is_advised_is_legal_under_privacy():
     """It was told to take --held-out alone, which every budget and every sum refuses."""
-    [(_, said)] = _reached(SimpleNamespace(quality=SimpleNamespace(accuracy=float("nan"), metric="accuracy")))
+    [(_, said)] = _list_result_lines(SimpleNamespace(quality=SimpleNamespace(accuracy=float("nan"), metric="accuracy")))
     assert said.endswith("a server takes --eval-data FILE or, without --privacy, --held-out 0.2")

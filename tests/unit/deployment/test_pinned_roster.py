@@ -61,9 +61,9 @@ def test_what_can_not_be_read(tmp_path):
 
 def test_a_client_stands_in_its_own_roster(made):
     roster = PinnedRoster.read(made / "roster.txt")
-    roster.check_own(Credentials.of_client(made / "clients" / "edge-1"))
+    roster.check_own(Credentials.load_client(made / "clients" / "edge-1"))
     with refuses("FP1124", "lost"):
-        roster.check_own(Credentials.of_client(made / "clients" / "lost"))
+        roster.check_own(Credentials.load_client(made / "clients" / "lost"))
 
 
 def test_a_roster_of_nobody_is_one_sentence(tmp_path, capsys):

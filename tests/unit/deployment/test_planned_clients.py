@@ -7,10 +7,10 @@ import tomllib
 
 import pytest
 
-from fedpeft.config import RunConfig, from_mapping
+from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server_plan import UNPLANNED
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.run import catalogue
 from fedpeft.run.private_plan import LEFT
 from fedpeft.serve import parse
@@ -48,22 +48,22 @@ def said(made):
 def test_the_plan_is_that_of_a_simulation_of_such_clients(privacy, peft, tmp_path, observer):
     given = TEXTS | {"privacy": privacy, "peft": peft}
     simulated = Simulation(RunConfig(**{**TINY, **given, "partition": "iid"}), tmp_path, observer)
-    assert set(simulated._exposure().rows) == {LIKELY.client_rows}
+    assert set(simulated._compute_exposure().rows) == {LIKELY.client_rows}
     made = Federation(tmp_path, observer, serve=LIKELY, **given)
     assert heard(made) == told(simulated.setup.config)
-    share = simulated.setup.mechanism.start_share(simulated._exposure())
+    share = simulated.setup.mechanism.start_share(simulated._compute_exposure())
     mechanism = made.server.edges[0].setup.mechanism
     assert mechanism == dataclasses.replace(simulated.setup.mechanism, start=share)
-    assert made.server.config.privacy == part_text(mechanism)
+    assert made.server.config.privacy == format_part(mechanism)
     assert ("for clients of 180 rows" in said(made)) is ("user_dp" not in privacy)
 
 
 def test_a_server_that_is_started_again_stays_with_its_plan(tmp_path, observer):
     made = Federation(tmp_path, observer, serve=LIKELY, **TEXTS, privacy="dp_sgd(epsilon=200)")
-    text, before = catalogue.made_toml(made.server.setup), heard(made)
+    text, before = catalogue.format_setup_toml(made.server.setup), heard(made)
     assert before["batch_size"] == 45
     (tmp_path / "server" / "config.toml").write_text(text)
-    made.config = from_mapping(tomllib.loads(text), "config.toml")
+    made.config = build_config(tomllib.loads(text), "config.toml")
     made.start()
     assert told(made.server.setup.config) == before
     assert made.server.setup.mechanism.start == 0.5
@@ -153,9 +153,9 @@ FEW = {"clients": 3, "rounds": 6, "privacy": "distributed_dp(epsilon=8, unit=cli
 
 def test_of_few_clients_rounds_are_planned_at_the_delta_that_they_count_at(tmp_path, observer):
     made = Federation(tmp_path, observer, **FEW)
-    made.server.present()
+    made.server.wait_for_present()
     book = made.server.protection
-    assert {book.delta, *(terms.delta for terms in made.server._declared().values())} == {0.001}
+    assert {book.delta, *(terms.delta for terms in made.server._get_declared_terms().values())} == {0.001}
     assert "the budget counts at dp_delta 0.001, the largest that clients accept" in said(made)
     assert book.accounts.describe_shortfall() == ""
 
@@ -165,7 +165,7 @@ def test_a_federation_of_before_goes_on_at_its_delta_and_says_how_far_its_client
     (tmp_path / "server" / "config.toml").touch()  # it has begun
     made = Federation(tmp_path, observer, **FEW)
     assert made.server.protection.delta == pytest.approx(0.1 / 3)
-    made.server.present()
+    made.server.wait_for_present()
     assert (
         "budgets of 3 of 3 clients pay for 3 rounds, and 6 are planned"
         in made.server.protection.accounts.describe_shortfall()

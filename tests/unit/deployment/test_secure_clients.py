@@ -105,13 +105,13 @@ def test_asked_the_same_again_a_client_answers_the_same_also_after_a_restart(cli
 
 def test_secrets_are_gone_after_the_last_step_and_after_one_that_fails(clients):
     asked = Asked(clients).until(4)
-    secret = asked.clients.edges[1].workers.pool._local.clients.reports.masking._kept(asked.asked(1, 4)).member
+    secret = asked.clients.edges[1].workers.pool._local.clients.reports.masking._load_kept(asked.asked(1, 4)).member
     assert len(secret) > 96
     asked.ask(1, 5)
     asked.ask(2, 5, said=b"nonsense")
     for k in (1, 2):
         assert secret[36:68] not in notes(clients, k).read_bytes()
-        assert not clients.edges[k].workers.pool._local.clients.reports.masking._kept(asked.asked(k, 5)).member
+        assert not clients.edges[k].workers.pool._local.clients.reports.masking._load_kept(asked.asked(k, 5)).member
 
 
 # ------------------------------------------------------------------------------------------------- a server that lies
@@ -183,7 +183,7 @@ def test_keys_of_another_federation_are_no_keys(clients):
 
 
 def own(clients, k):
-    return Credentials.of_client(clients.made.folder / "certs" / "clients" / f"edge-{k}")
+    return Credentials.load_client(clients.made.folder / "certs" / "clients" / f"edge-{k}")
 
 
 def stranger(clients, terms, client, credentials):
@@ -207,13 +207,13 @@ def test_certificates_that_make_no_client(clients, tmp_path):
     folder = other.client("edge-2")
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, Credentials.of_client(folder)).keys())
+    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, Credentials.load_client(folder)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6106")
 
     mine = Authority(clients.made.folder / "certs", 1)
     mine.server(["localhost"])
     asked = Asked(clients, nonce=b"2" * 16).until(1)
-    server = Credentials.of_server(clients.made.folder / "certs")
+    server = Credentials.load_server(clients.made.folder / "certs")
     peers = words.read_peers(asked.said(0, 2))
     peers[2] = words.keys_of(stranger(clients, asked.terms, 2, server).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6107")
@@ -249,7 +249,7 @@ def test_a_name_that_is_not_printable_is_written_otherwise(clients, tmp_path):
 def test_whoever_is_not_in_the_pinned_roster_is_refused(clients):
     """A client that the authority has made, and nobody knows: without a roster it is taken."""
     made = clients.made
-    roster = PinnedRoster.of_authority(made.folder / "certs")
+    roster = PinnedRoster.from_authority(made.folder / "certs")
     known = PinnedRoster({name: roster.members[name] for name in roster.members if name in map(name_of, range(4))})
     (made.folder / "roster.txt").write_text(known.to_text())
     made.options[0] = {"roster": str(made.folder / "roster.txt"), "roster_hash": known.hash[:16]}
@@ -306,7 +306,7 @@ def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
     authority.ensure()
     sides = []
     for k in range(3):
-        own = Credentials.of_client(authority.client(f"edge-{k}"))
+        own = Credentials.load_client(authority.client(f"edge-{k}"))
         identity = Identity("run", own.key, own.certificate, own.authority, fewest=CLIENTS)
         sides.append(Masking(MaskPlan(secure, False, CLIENTS, identity), tmp_path / str(k), TINY["seed"]))
     asked = Asked(SimpleNamespace(run="run", edges=sides))
@@ -363,7 +363,7 @@ def test_what_a_server_passes_on_may_be_any_bytes(clients, step):
 
 
 def test_a_client_says_nothing_of_its_rows_when_it_joins(clients):
-    assert clients.edges[0].registration().rows == 1
+    assert clients.edges[0].create_registration().rows == 1
     assert has_error(
         clients.edges[0].handle(Instruction("evaluate", 1, 0, b"", rank=2, alpha=32.0)).error, "FP6179", "without masks"
     )

@@ -14,7 +14,7 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.served_settings import check
 from fedpeft.deployment.session import Session
-from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.deployment.shared_settings import parse_shared_settings
 from fedpeft.join import main as join
 from fedpeft.serve import main as serve
 from fedpeft.server.sum_journal import SumJournal
@@ -47,9 +47,9 @@ def test_what_a_server_refuses(federation, given, serving, says):
 
 
 def test_a_threshold_that_lies_get_around_is_refused_by_clients_too():
-    shared_settings('privacy = "secure_sum"\nclients = 3')
+    parse_shared_settings('privacy = "secure_sum"\nclients = 3')
     with refuses("FP7081"):
-        shared_settings('privacy = "secure_sum(threshold=0.6)"\nclients = 3')
+        parse_shared_settings('privacy = "secure_sum(threshold=0.6)"\nclients = 3')
     check(RunConfig(privacy="secure_sum(threshold=0.67)"), ServeOptions())
 
 
@@ -99,8 +99,8 @@ def test_rounds_wait_for_three_clients_at_least(federation, monkeypatch):
 
     def here(count):
         sessions = [Session(m, connected=1, seen=0.0) for m in server.roster.members[:count]]
-        monkeypatch.setattr(server.gateway, "sessions", lambda: sessions)
-        return served.Federation.present(server)
+        monkeypatch.setattr(server.gateway, "list_sessions", lambda: sessions)
+        return served.Federation.wait_for_present(server)
 
     with pytest.raises(StoppedError):
         here(2)

@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
-from fedpeft.data.text_to_text import sides
+from fedpeft.data.text_to_text import parse_pair
 from fedpeft.deployment.capacity import ModelSize
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.options import ServeOptions
@@ -23,18 +23,18 @@ PAIRS = ServeOptions(task="seq2seq", held_out=0.25)
 
 def pairs(k: int, names=("input", "target")) -> list[dict[str, str]]:
     rows = load_dataset(f"tiny_seq2seq(owners=1, rows=24, seed={k})").train
-    return [dict(zip(names, sides(row), strict=True)) for row in rows.inputs]
+    return [dict(zip(names, parse_pair(row), strict=True)) for row in rows.inputs]
 
 
 def test_a_server_needs_no_rows_and_takes_those_of_a_file(tmp_path):
-    found = ServersRows.of(RunConfig(dataset="tiny"), PAIRS)
+    found = ServersRows.load(RunConfig(dataset="tiny"), PAIRS)
     assert (found.dataset.task, found.dataset.label_names, len(found.validation)) == ("seq2seq", None, 0)
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs(0, ("a", "b"))))
     own = ServeOptions(task="seq2seq", text_column="a", label_column="b", eval_data=str(file))
-    found = ServersRows.of(RunConfig(dataset="tiny"), own)
+    found = ServersRows.load(RunConfig(dataset="tiny"), own)
     assert (found.dataset.task, len(found.validation)) == ("seq2seq", 24)
-    of_data = ServersRows.of(RunConfig(dataset="tiny_seq2seq"), ServeOptions(eval_data="dataset"))
+    of_data = ServersRows.load(RunConfig(dataset="tiny_seq2seq"), ServeOptions(eval_data="dataset"))
     assert of_data.dataset.task == "seq2seq"
     assert len(of_data.validation)
 
@@ -51,7 +51,7 @@ def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tm
     (tmp_path / "rows.jsonl").write_text('{"a": "x", "b": "y"}\n')
     given = {name: str(tmp_path / "rows.jsonl") if value == "FILE" else value for name, value in options.items()}
     with pytest.raises(error, match=pattern_of(*words)):
-        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given))
+        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_server_s_task_is_checked(task, labels):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_decoder_that_is_trained_takes_memory(kind):
     folder = resolve_model(f"tiny_seq2seq(kind={kind})")
-    alone, both = ModelSize.of(folder), ModelSize.of(folder, answers=True)
+    alone, both = ModelSize.from_folder(folder), ModelSize.from_folder(folder, answers=True)
     assert (alone.blocks, both.blocks, both.dropped) == (2, 4, 0)
     assert alone.dropped > 0
     assert both.linear + both.other == alone.linear + alone.other + alone.dropped

@@ -14,7 +14,7 @@ from fedpeft.deployment.certificates import Authority
 from fedpeft.deployment.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.served_settings import check
-from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.deployment.shared_settings import parse_shared_settings
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.secure_sum import words
@@ -61,7 +61,7 @@ class Asked:
         (folder / KEY).write_bytes(b"k" * 32)
         (folder / KEY).chmod(0o600)
         for k in self.ids:
-            own = Credentials.of_client(authority.client(f"edge-{k}"))
+            own = Credentials.load_client(authority.client(f"edge-{k}"))
             identity = Identity("run", own.key, own.certificate, own.authority)
             plan = MaskPlan("", False, 100, identity, (self.sums, folder / KEY))
             self.sides.append(Masking(plan, folder / str(k), 1))
@@ -138,14 +138,14 @@ def test_what_would_not_protect_is_refused_in_a_sentence(federation, privacy, gi
 
 
 def test_what_clients_refuse_of_a_server_s_settings():
-    shared_settings('privacy = "distributed_dp(epsilon=8, rows=300)"\nclients = 3')
+    parse_shared_settings('privacy = "distributed_dp(epsilon=8, rows=300)"\nclients = 3')
     for privacy, says in (
         ("distributed_dp(epsilon=8)", ("FP7062",)),
         ("distributed_dp(epsilon=8, rows=300, threshold=0.6)", ("FP7081",)),
         ("distributed_dp(epsilon=8, rows=300, audit=True)", ("FP5099",)),
     ):
         with refuses(*says):
-            shared_settings(f'privacy = "{privacy}"\nclients = 3')
+            parse_shared_settings(f'privacy = "{privacy}"\nclients = 3')
     check(RunConfig(privacy="distributed_dp(epsilon=8, unit=clients)"), ServeOptions())
 
 

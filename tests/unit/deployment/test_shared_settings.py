@@ -8,11 +8,11 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.deployment import capacity
-from fedpeft.deployment.edge import Edge, settings_of
+from fedpeft.deployment.edge import EdgeClient, build_settings
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
+from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, parse_shared_settings
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 from tests.conftest import SilentObserver
 from tests.refusals import refuses
 
@@ -65,17 +65,17 @@ def test_a_setting_is_taken_or_left_or_refused(name):
     text = dataclasses.replace(default, **{name: value}).to_toml()
     if fate == "refused":
         with refuses("FP5097", name):
-            shared_settings(text)
+            parse_shared_settings(text)
         return
-    found = shared_settings(text)
+    found = parse_shared_settings(text)
     assert getattr(found, name) == (value if fate == "taken" else getattr(default, name))
     assert dataclasses.replace(found, **{name: getattr(default, name)}) == default, "nothing else has changed"
 
 
 def test_a_client_s_own_choices_come_first():
     told = v2.Description(config=RunConfig(model="tiny", batch_size=8, cohort=2).to_toml())
-    assert settings_of(told, EdgeOptions()).batch_size == 8
-    chosen = settings_of(told, EdgeOptions(model="minilm", batch_size=2))
+    assert build_settings(told, EdgeOptions()).batch_size == 8
+    chosen = build_settings(told, EdgeOptions(model="minilm", batch_size=2))
     assert (chosen.model, chosen.batch_size, chosen.cohort, chosen.workers) == ("minilm", 2, "all", 1)
 
 
@@ -86,14 +86,14 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
         rate: RunConfig(model="tiny", peft="lora", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in rates
     }
     told = {rate: v2.Description(config=config.to_toml()) for rate, config in runs.items()}
-    assert settings_of(told[""], options).batch_size == 2
+    assert build_settings(told[""], options).batch_size == 2
     with refuses("FP1118", "--batch-size 2"):
-        settings_of(told[", rate=0.5"], options)
-    monkeypatch.setattr(capacity, "free_memory", lambda _: 1.0)
+        build_settings(told[", rate=0.5"], options)
+    monkeypatch.setattr(capacity, "get_free_memory", lambda _: 1.0)
     for rate, rows in (("", 1), (", rate=0.5", 0)):
-        config = settings_of(told[rate], EdgeOptions())
+        config = build_settings(told[rate], EdgeOptions())
         description = v2.Description(tokens=32, task="classification")
-        assert capacity.fitted(EdgeOptions(), config, description, "cpu", SilentObserver()).batch_size == rows
+        assert capacity.fit_to_memory(EdgeOptions(), config, description, "cpu", SilentObserver()).batch_size == rows
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
 def test_settings_that_no_client_takes_are_one_sentence(line, says):
     line = line.replace("'", '"')
     with refuses(*says) as refused:
-        shared_settings(line)
+        parse_shared_settings(line)
     assert len(str(refused.value)) < 600
 
 
@@ -139,7 +139,7 @@ def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(f
     told.config = dataclasses.replace(made.config, model="tiny", **{setting: value}).to_toml()
     home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
     with refuses("FP5097", setting):
-        Edge(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
+        EdgeClient(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
 
 
 def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
@@ -148,15 +148,15 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     changed = dataclasses.replace(made.config, model="tiny", dataset="file:/nowhere.csv", partition="natural")
     told.config = changed.to_toml()
     options = EdgeOptions(device="cpu", threads=1)
-    edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
-    assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, settled(RunConfig()).partition)
+    edge = EdgeClient(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
+    assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, settle_config(RunConfig()).partition)
     assert len(edge.rows) == 40
 
 
 def test_a_server_that_is_told_nothing_of_adapters_chooses_them_before_clients_are_told(federation):
     made = federation(clients=1, peft="auto")
-    assert shared_settings(made.server.gateway.description.config).peft == "lora"
+    assert parse_shared_settings(made.server.gateway.description.config).peft == "lora"
 
 
 def test_a_server_that_says_nothing_of_drift_asks_for_nothing():
-    assert shared_settings('model = "tiny"\n').drift == ""
+    assert parse_shared_settings('model = "tiny"\n').drift == ""

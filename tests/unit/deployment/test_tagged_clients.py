@@ -8,10 +8,10 @@ from fedpeft.config import RunConfig
 from fedpeft.deployment.described import check_description
 from fedpeft.deployment.edge import check_machine
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, with_form
+from fedpeft.deployment.servers_rows import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 from tests.here import Federation
 from tests.tagged import LABELS, sentences, write_conll
 
@@ -20,12 +20,12 @@ WORDS = ServeOptions(task="token_labels", labels=",".join(LABELS), held_out=0.25
 
 def test_a_server_s_own_rows_and_settings(tmp_path):
     conll = write_conll(tmp_path / "own.conll", sentences(20))
-    found = ServersRows.of(RunConfig(), ServeOptions(task="token_labels", eval_data=str(conll)))
+    found = ServersRows.load(RunConfig(), ServeOptions(task="token_labels", eval_data=str(conll)))
     assert (found.dataset.label_names, len(found.validation)) == (LABELS, 20)
-    config = with_form(RunConfig(), WORDS)
+    config = add_form(RunConfig(), WORDS)
     assert config.model == "minilm"
-    assert settled(RunConfig(dataset=config.dataset, peft="lora")).head == "zero"
-    of_data = ServersRows.of(RunConfig(dataset=f"file:{conll}"), ServeOptions(eval_data="dataset"))
+    assert settle_config(RunConfig(dataset=config.dataset, peft="lora")).head == "zero"
+    of_data = ServersRows.load(RunConfig(dataset=f"file:{conll}"), ServeOptions(eval_data="dataset"))
     assert (of_data.form.task, of_data.dataset.label_names) == ("token_labels", LABELS)
 
 
@@ -39,7 +39,7 @@ def test_a_server_s_own_rows_and_settings(tmp_path):
 )
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, words):
     with pytest.raises(ConfigError, match=words):
-        ServersRows.of(with_form(RunConfig(), ServeOptions(**options)), ServeOptions(**options))
+        ServersRows.load(add_form(RunConfig(), ServeOptions(**options)), ServeOptions(**options))
 
 
 @pytest.mark.parametrize(("labels", "side"), [([], 0), (["O"], 0), (["O", "X"], 64)])

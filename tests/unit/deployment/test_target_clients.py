@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, with_form
+from fedpeft.deployment.servers_rows import ServersRows, add_form
 from fedpeft.errors import ConfigError, FedpeftError
 from tests.deployment.signing_server import joins  # noqa: F401
 from tests.here import Federation
@@ -36,17 +36,17 @@ class Labelled(Federation):
 )
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tmp_path):
     with pytest.raises(error, match=words):
-        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**options))
+        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**options))
 
 
 def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
     given = {"task": PRICES.task, "label_column": "price", "eval_data": str(prices(tmp_path / "p.csv"))}
-    found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given))
+    found = ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given))
     assert (len(found.validation), found.validation.targets) == (120, "numbers")
     with refuses("FP3161", "numbers to predict", "--task"):
-        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given | {"task": ""}))
+        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given | {"task": ""}))
     many = {"task": "multi_label", "eval_data": str(tagged(tmp_path / "t.jsonl"))}
-    found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**many))
+    found = ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**many))
     assert (found.dataset.label_names, found.validation.labels.shape) == (LABELS, (120, 3))
 
 
@@ -58,7 +58,7 @@ def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
     ],
 )
 def test_a_column_s_name_may_have_a_comma(task, column, names):
-    found = ServersRows.of(with_form(RunConfig(), ServeOptions(task=task, label_column=column)), ServeOptions())
+    found = ServersRows.load(add_form(RunConfig(), ServeOptions(task=task, label_column=column)), ServeOptions())
     assert list(found.dataset.label_names) == names
 
 

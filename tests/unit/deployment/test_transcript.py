@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import check_released, common_digest, digest_of
+from fedpeft.communication.release import check_released, compute_common_digest, compute_digest
 from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
-from fedpeft.deployment.signed_log import written
-from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer, Verifier
+from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parse_record
+from fedpeft.deployment.signed_log import encode_line
+from fedpeft.deployment.signing import RECORD, TASK, SignedStatement, Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.errors import RunError
 from tests.deployment.signing_server import RUN, SETTINGS, STATE, Server, forged, policy, task
@@ -28,12 +28,12 @@ def test_an_honest_server_is_believed_and_all_it_says_is_kept(server, joins):
     client = joins()
     server.round(task(0, "prepare"))
     assert server.sends(client, task(0, "prepare")).released == ""
-    for round in (1, 2):
+    for round_number in (1, 2):
         for kind in ("train", "evaluate"):
-            asked = server.round(task(round, kind))
+            asked = server.round(task(round_number, kind))
             taken = server.sends(client, asked)
-            assert replace(taken, recorded="") == replace(asked, released=digest_of(STATE))
-            assert taken.recorded == parsed(RoundRecord, server.said.since(0)[-1].content).digest
+            assert replace(taken, recorded="") == replace(asked, released=compute_digest(STATE))
+            assert taken.recorded == parse_record(RoundRecord, server.said.get_records_since(0)[-1].content).digest
             assert server.sends(client, asked).released, "sent again after a lost connection"
     file = server.folder / "edge-1.transcript.jsonl"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -49,8 +49,8 @@ def test_an_honest_server_is_believed_and_all_it_says_is_kept(server, joins):
 def test_a_client_that_was_away_is_sent_what_it_missed(server, joins):
     client = joins()
     server.sends(client, server.round(task(1)))
-    for round in range(2, 9):
-        server.round(task(round))
+    for round_number in range(2, 9):
+        server.round(task(round_number))
     server.sends(client, task(8))
     assert len(client) == 8
     assert len(joins()) == 8
@@ -116,7 +116,7 @@ LIES = [
     ({"round": 0, "kind": "prepare"}, ("FP5091", "2")),
     ({"round": 1, "kind": "evaluate"}, ("FP5091", "2")),
     ({"round": 2, "cohort": 3}, ("FP5092", "1")),
-    ({"round": 2, "states": {"rank 2, alpha 4.0": "0" * 64}, "common": common_digest(task(2))}, ("FP5092",)),
+    ({"round": 2, "states": {"rank 2, alpha 4.0": "0" * 64}, "common": compute_common_digest(task(2))}, ("FP5092",)),
     ({"settings": "6" * 64}, ("FP5089",)),
     ({"run": "f" * 16}, ("FP5085",)),
     ({"kind": "steal"}, ("FP5083",)),
@@ -159,10 +159,10 @@ def test_a_server_set_back_to_an_older_copy_is_refused(server, joins):
 
 def test_signatures_of_anybody_else_are_refused(server, joins, tmp_path):
     client = joins()
-    record = server.round(task(1)) and server.said.since(0)[0]
+    record = server.round(task(1)) and server.said.get_records_since(0)[0]
     other = Server(tmp_path / "other")
     impostor = server.authority.client("edge-2")
-    as_client = Signer(Credentials.of_client(impostor))
+    as_client = Signer(Credentials.load_client(impostor))
     for wrong, says in (
         (replace(record, signature=b""), ("FP5107",)),
         (replace(record, signature=record.signature[:-1] + b"\0"), ("FP5108",)),
@@ -174,14 +174,14 @@ def test_signatures_of_anybody_else_are_refused(server, joins, tmp_path):
     ):
         with refuses(*says):
             client.receive(wrong)
-    old = parsed(RoundRecord, record.content)
+    old = parse_record(RoundRecord, record.content)
     with refuses("FP5109"):
         client.receive(server.signer.sign(RECORD, replace(old, time=1_000_000_000).to_bytes()))
     client.receive(record)
 
 
-def step(number, round=1, said=b"said"):
-    return Instruction("sum", round, 0, b"", step=number, said=said)
+def step(number, round_number=1, said=b"said"):
+    return Instruction("sum", round_number, 0, b"", step=number, said=said)
 
 
 def test_the_steps_of_a_secure_sum_belong_to_the_round_that_was_recorded(server, joins):
@@ -197,7 +197,7 @@ def test_the_steps_of_a_secure_sum_belong_to_the_round_that_was_recorded(server,
     server.round(task(1))
     server.sends(client, step(5))
     with refuses("FP5121", "sum", "2", "the training of round 1"):
-        server.sends(client, step(1, round=2))
+        server.sends(client, step(1, round_number=2))
 
 
 def test_a_round_has_no_more_tasks_than_a_secure_sum_has_steps(server, joins):
@@ -219,11 +219,11 @@ def test_without_tls_rounds_are_chained_and_not_signed(tmp_path):
     client = Transcript(tmp_path / "t.jsonl", RUN, SETTINGS, "edge-1", None, 100, policy())
     server.sends(client, server.round(task(1)))
     server.sends(client, server.round(task(2)))
-    assert server.said.since(0)[0].signature == b""
+    assert server.said.get_records_since(0)[0].signature == b""
     assert not server.said.signed
-    record = parsed(RoundRecord, server.said.since(1)[0].content)
+    record = parse_record(RoundRecord, server.said.get_records_since(1)[0].content)
     with refuses("FP5088"):
-        client.receive(Signed(replace(record, sequence=2, round=3, previous="1" * 64).to_bytes()))
+        client.receive(SignedStatement(replace(record, sequence=2, round=3, previous="1" * 64).to_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -265,11 +265,11 @@ def test_a_client_s_tasks_never_go_back_and_it_has_one_in_each_round(server, joi
     server.sends(client, server.round(task(2)))
     with refuses("FP5126", "the training of round 1", "the training of round 2"):
         joins().accept(first, early)
-    unknown = replace(parsed(TaskRecord, early.content), record="0" * 64)
+    unknown = replace(parse_record(TaskRecord, early.content), record="0" * 64)
     with refuses("FP5125"):
         client.accept(first, server.signer.sign(TASK, unknown.to_bytes()))
     with refuses("FP5118"):
-        client.accept(first, Signed(b""))
+        client.accept(first, SignedStatement(b""))
 
 
 def test_a_client_has_one_id_and_its_own_fields_stand_in_the_statement(server, joins):
@@ -278,7 +278,7 @@ def test_a_client_has_one_id_and_its_own_fields_stand_in_the_statement(server, j
     server.round(task(2))
     with pytest.raises(RunError, match="calls this client 1, and has called it 0 before"):
         server.sends(joins(), task(2, client=1))
-    honest = parsed(TaskRecord, server.said.about("edge-1", task(2)).content)
+    honest = parse_record(TaskRecord, server.said.about("edge-1", task(2)).content)
     for own in (None, honest.own | {"steps": 3}, honest.own | {"rank": 1}):
         lie = server.signer.sign(TASK, replace(honest, own=own).to_bytes())
         with pytest.raises(RunError, match="does not show the form and the steps that it asks for"):
@@ -289,8 +289,8 @@ def test_a_client_has_one_id_and_its_own_fields_stand_in_the_statement(server, j
 
 def test_a_server_fills_no_disk_with_records(server, joins):
     client = joins(most=3)
-    for round in range(1, 5):
-        server.round(task(round))
+    for round_number in range(1, 5):
+        server.round(task(round_number))
     with refuses("FP5117", "3"):
         server.sends(client, task(4))
 
@@ -303,14 +303,17 @@ def test_a_server_fills_no_disk_with_long_records(server, joins, monkeypatch):
     assert taken == (server.folder / "edge-1.transcript.jsonl").stat().st_size
     assert joins()._bytes == taken, "also after a restart"
     server.round(task(2))
-    for most in (taken, taken + len(written(RECORD, server.said.since(1)[0]))):  # not even the record; it, and no task
+    for most in (
+        taken,
+        taken + len(encode_line(RECORD, server.said.get_records_since(1)[0])),
+    ):  # not even the record; it, and no task
         monkeypatch.setattr("fedpeft.deployment.transcript.MOST_BYTES", most)
         with refuses("FP5124", "0"):
             server.sends(client, task(2))
 
 
 def test_a_model_that_is_not_the_recorded_one_is_refused():
-    asked = task(released=digest_of(STATE))
+    asked = task(released=compute_digest(STATE))
     check_released(asked, STATE, ())
     check_released(asked, {**STATE, "own": torch.ones(1)}, ("own",))
     check_released(task(), {"b": torch.ones(2)}, ())
@@ -319,7 +322,7 @@ def test_a_model_that_is_not_the_recorded_one_is_refused():
 
 
 def test_keys_that_can_not_sign_are_one_sentence(server):
-    own = Credentials.of_server(server.folder / "certs")
+    own = Credentials.load_server(server.folder / "certs")
     with refuses("FP5103"):
         Signer(replace(own, key=b"none"))
     with refuses("FP5106"):
@@ -341,9 +344,9 @@ def test_a_server_whose_certificate_has_expired_signs_nothing_that_clients_would
         for say in (lambda: server.round(task(2)), lambda: server.said.about("edge-1", task())):
             with refuses("FP5105", "FP5056", "server", "--renew", "--resume"):
                 say()
-        assert "expired" in server.signer.objection()
+        assert "expired" in server.signer.describe_objection()
     server.authority.server(["127.0.0.1"])  # renewed, and resumed
-    server.signer = Signer(Credentials.of_server(server.folder / "certs"))
+    server.signer = Signer(Credentials.load_server(server.folder / "certs"))
     server.open()
     server.sends(client, server.round(task(2)))
     assert len(client) == 2

@@ -13,7 +13,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.generate import GENERATED, generate
-from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
+from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, split_into_parts
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
@@ -24,10 +24,10 @@ LIMIT = 1 << 24
 def received(cls, limit, messages):
     """Task and content of a parcel, as both ends take it, part by part."""
     first, *others = messages
-    incoming = Incoming(cls, limit, first.header)
+    incoming = IncomingParcel(cls, limit, first.header)
     for part in others:
         incoming.add(part.chunk)
-    return incoming.task, incoming.content()
+    return incoming.task, incoming.get_content()
 
 
 def test_the_generated_code_is_that_of_the_proto(tmp_path):
@@ -48,13 +48,13 @@ def test_the_generated_code_is_that_of_the_proto(tmp_path):
 )
 def test_an_instruction_arrives_as_it_was_sent(payload, correction, repeat, trained, alpha):
     sent = Instruction("train", 3, 7, payload * repeat, alpha=alpha, trained=trained, correction=correction)
-    messages = list(parts("task", sent))
+    messages = list(split_into_parts("task", sent))
     assert received(Instruction, LIMIT, messages) == ("task", sent)
-    assert max(wire_size(m) for m in messages) <= CHUNK + 16
+    assert max(compute_wire_size(m) for m in messages) <= CHUNK + 16
 
 
 def test_every_field_of_messages_travels():
-    """A field of a new type would be refused by `parts`; one that is left out would come back as its default."""
+    """A field of a new type would be refused by `split_into_parts`; one that is left out would come back as its default."""
     texts = {"kind": "evaluate"}
     for cls in (Instruction, Report):
         values = {}
@@ -64,11 +64,11 @@ def test_every_field_of_messages_travels():
                 "tuple[int, ...]": (i, i + 1),
             }[str(field.type)]  # fmt: skip
         sent = cls(**{**values, **{k: v for k, v in texts.items() if k in values}})
-        assert received(cls, LIMIT, parts("t", sent)) == ("t", sent)
+        assert received(cls, LIMIT, split_into_parts("t", sent)) == ("t", sent)
 
 
 def header(**more):
-    made = next(iter(parts("t", Report(1, 2, b"abc")))).header
+    made = next(iter(split_into_parts("t", Report(1, 2, b"abc")))).header
     for name, value in more.items():
         made.fields[name].CopyFrom(value)
     return made
@@ -94,11 +94,11 @@ def test_what_is_not_a_parcel_is_refused():
         (lacking, ("FP6101", "round")),
     ]:
         with refuses(*why):
-            Incoming(Report, LIMIT, wrong)
+            IncomingParcel(Report, LIMIT, wrong)
     for kind in ("trian", "", "Train"):
-        unknown = next(iter(parts("t", Instruction(kind, 1, 0, b"abc")))).header
+        unknown = next(iter(split_into_parts("t", Instruction(kind, 1, 0, b"abc")))).header
         with pytest.raises(PayloadError, match=rf"field kind is '{kind}'; legal are prepare, train, evaluate"):
-            Incoming(Instruction, LIMIT, unknown)
+            IncomingParcel(Instruction, LIMIT, unknown)
     with refuses("FP6094"):
         received(Report, LIMIT, [v2.Part(header=header()), v2.Part(chunk=b"abcd")])
     with refuses("FP6096"):

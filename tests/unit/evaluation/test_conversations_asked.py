@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from fedpeft.answers.questions import Form, read_questions
-from fedpeft.data.conversations import with_messages
-from fedpeft.data.prompt_templates import fingerprint
+from fedpeft.answers.questions import QuestionForm, read_questions
+from fedpeft.data.conversations import pack_messages
+from fedpeft.data.prompt_templates import compute_fingerprint
 from tests.refusals import refuses
 
 SINGLE = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
@@ -33,39 +33,46 @@ def template(folder, text):
 @pytest.mark.parametrize("more", [[], [{"role": "user", "content": "never answered"}]])
 @pytest.mark.parametrize(
     "form",
-    [Form(True), Form(True, "chat"), Form(True, "alpaca"), Form(True, "own"), Form(True, None, True), Form(False)],
+    [
+        QuestionForm(True),
+        QuestionForm(True, "chat"),
+        QuestionForm(True, "alpaca"),
+        QuestionForm(True, "own"),
+        QuestionForm(True, None, True),
+        QuestionForm(False),
+    ],
     ids=str,
 )
 def test_one_question_and_its_answer_are_put_like_question_and_answer(tmp_path, form, more):
     if form.template == "own":
-        form = Form(True, template(tmp_path, "Q {{ instruction }} A"))
+        form = QuestionForm(True, template(tmp_path, "Q {{ instruction }} A"))
     question = asked(tmp_path, [*SINGLE, *more], form)
-    assert question.row == form.row("ab", "c", "here")
+    assert question.row == form.pack_row("ab", "c", "here")
     assert (question.asked, question.right, question.paired) == ("ab", ("c",), form.paired)
 
 
 def test_a_conversation_is_written_by_the_templates_file_as_in_training(tmp_path):
     own = template(tmp_path, OF_MESSAGES)
     for messages in (SINGLE, LONGER, GUIDED):
-        question = asked(tmp_path, messages, Form(True, own))
-        [(_, trained)] = with_messages([("line 1", {"messages": messages})], "messages", "row", "rows", own)
+        question = asked(tmp_path, messages, QuestionForm(True, own))
+        [(_, trained)] = pack_messages([("line 1", {"messages": messages})], "messages", "row", "rows", own)
         assert json.loads(question.row) == json.loads(trained["row"])
-        assert json.loads(question.row)["sha256"] == fingerprint(own)
+        assert json.loads(question.row)["sha256"] == compute_fingerprint(own)
         assert question.right == (messages[-1]["content"],)
 
 
 @pytest.mark.parametrize("messages", [LONGER, GUIDED])
 def test_the_models_own_chat_template_takes_conversations_of_any_length(tmp_path, messages):
-    assert json.loads(asked(tmp_path, messages, Form(True)).row) == messages
+    assert json.loads(asked(tmp_path, messages, QuestionForm(True)).row) == messages
 
 
 @pytest.mark.parametrize("messages", [LONGER, GUIDED])
 @pytest.mark.parametrize(
     ("form", "why"),
     [
-        (Form(True, "alpaca"), "tuned with the template alpaca, which writes one question"),
-        (Form(True, None, True), "it has an encoder that reads one text"),
-        (Form(False), "it was tuned on texts without roles"),
+        (QuestionForm(True, "alpaca"), "tuned with the template alpaca, which writes one question"),
+        (QuestionForm(True, None, True), "it has an encoder that reads one text"),
+        (QuestionForm(False), "it was tuned on texts without roles"),
     ],
 )
 def test_longer_conversations_are_refused_where_there_is_no_form_for_them(tmp_path, messages, form, why):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fedpeft.answers.generation import answers, generated
-from fedpeft.answers.likelihood import chosen
+from fedpeft.answers.generation import answer_prompts, generate_tokens
+from fedpeft.answers.likelihood import choose_answers
 from fedpeft.answers.metric import METRICS
-from fedpeft.answers.questions import Form, of_row, read_questions
-from fedpeft.data.conversations import ids_and_answers
-from fedpeft.evaluate import spread
-from fedpeft.evaluation.evaluation import Answered
+from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
+from fedpeft.data.conversations import tokenize_row
+from fedpeft.evaluate import select_evenly
+from fedpeft.evaluation.evaluation import QuestionAnswers
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
@@ -56,24 +56,24 @@ def test_batched_answers_are_those_of_one_prompt_at_a_time(chat_model, spec, noi
         plain.append(tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip())
     assert len(set(plain)) > 1
     for batch in (1, 3, 16):
-        assert answers(model, tokenizer, prompts, 12, batch) == plain
+        assert answer_prompts(model, tokenizer, prompts, 12, batch) == plain
 
 
 def test_an_answer_ends_where_the_model_ends_it(chat_model):
     task = TASKS.build("causal_lm")
     model = task.model(task.base(chat_model, torch.float32), 0).eval()
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
-    free = generated(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
+    free = generate_tokens(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
     model.base.generation_config.eos_token_id = free[0][3]
-    stopped = generated(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
+    stopped = generate_tokens(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
     assert stopped[0] == free[0][: free[0].index(free[0][3])]
 
 
 def test_short_choices_are_not_favoured_by_length(tmp_path):
     path = tmp_path / "exam.jsonl"
     path.write_text(json.dumps({"question": "x", "choices": ["ab", "abcdefgh"], "answer": 0}) + "\n")
-    [question] = read_questions(str(path), Form(True))
-    assert chosen(question, np.array([-2.0, -4.0])) == (0, 1)
+    [question] = read_questions(str(path), QuestionForm(True))
+    assert choose_answers(question, np.array([-2.0, -4.0])) == (0, 1)
 
 
 @pytest.mark.parametrize("name", METRICS.names)
@@ -125,20 +125,24 @@ def test_a_broken_question_is_one_sentence(tmp_path, row, said):
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question": "fine", "answer": "yes"}) + "\n" + json.dumps(row) + "\n")
     with refuses(*said):
-        read_questions(str(path), Form(True))
+        read_questions(str(path), QuestionForm(True))
 
 
 def test_a_prompt_is_what_stood_before_the_answer_in_training(chat_model):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     messages = [*conversation(1), *conversation(2)]
-    question = of_row(json.dumps([*messages, {"role": "user", "content": "never answered"}]))
-    ids, counted = ids_and_answers(tokenizer, json.dumps(messages))
-    prompt = question.prompt(tokenizer)
+    question = parse_question(json.dumps([*messages, {"role": "user", "content": "never answered"}]))
+    ids, counted = tokenize_row(tokenizer, json.dumps(messages))
+    prompt = question.tokenize_prompt(tokenizer)
     assert ids[: len(prompt)] == prompt
     assert all(counted[len(prompt) :])
     assert question.right == (messages[3]["content"],)
 
 
 def test_shown_questions_are_spread_evenly():
-    assert [one.question for one in spread([Answered(str(i), ["x"]) for i in range(9)])] == ["1", "4", "7"]
-    assert [one.question for one in spread([Answered("0", ["x"])])] == ["0"]
+    assert [one.question for one in select_evenly([QuestionAnswers(str(i), ["x"]) for i in range(9)])] == [
+        "1",
+        "4",
+        "7",
+    ]
+    assert [one.question for one in select_evenly([QuestionAnswers("0", ["x"])])] == ["0"]

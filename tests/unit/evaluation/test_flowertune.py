@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from fedpeft.data.made_words import WORDS
 from fedpeft.errors import DataError
 from fedpeft.evaluation import flowertune
-from fedpeft.evaluation.flowertune import TRACKS, choice_read, read, sentiment_of
+from fedpeft.evaluation.flowertune import TRACKS, find_sentiment, is_choice_right, read
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from tests.refusals import refuses
@@ -197,11 +197,11 @@ def test_sentiments_are_read_as_the_reference_reads_them(model_and_tokenizer, tm
     ],
 )
 def test_reading_by_hand(said, right, is_right):
-    assert choice_read(said, right) is is_right
+    assert is_choice_right(said, right) is is_right
 
 
 def test_sentiments_by_hand():
-    assert [sentiment_of(text) for text in ("Positive news", "not negative but positive", "Negative", "meh")] == [
+    assert [find_sentiment(text) for text in ("Positive news", "not negative but positive", "Negative", "meh")] == [
         "positive",
         "positive",
         "negative",

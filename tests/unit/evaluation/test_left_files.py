@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fedpeft.evaluation import contestants
 from fedpeft.evaluation.contestants import Contestants
-from fedpeft.evaluation.evaluation import Answered, Evaluation, Found, Wanted
+from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest, EvaluationResult, QuestionAnswers
 from fedpeft.machine import files
 from fedpeft.peft import saved_adapter
 from tests.refusals import refuses
@@ -42,7 +42,7 @@ def kept(tmp_path, observer, monkeypatch):
         return client
 
     monkeypatch.setattr(contestants, "save", save)
-    monkeypatch.setattr(contestants, "trained_alone", trained)
+    monkeypatch.setattr(contestants, "train_one_alone", trained)
     return state
 
 
@@ -54,14 +54,14 @@ def written(folder):
 def test_a_client_alone_whose_saving_was_killed_is_trained_anew(kept):
     kept.kill = True
     with pytest.raises(Killed):
-        kept.found._alone(3)
+        kept.found._train_alone(3)
     kept.kill, kept.written = False, "2"
-    folder = kept.found._alone(3)
+    folder = kept.found._train_alone(3)
     assert folder == kept.found._folder("alone-3")
     assert (folder / "adapter" / "method.json").read_text() == "2"
     assert written(folder) == 2
     assert [path.name for path in folder.parent.iterdir()] == ["alone-3"]
-    assert kept.found._alone(3) == folder
+    assert kept.found._train_alone(3) == folder
     assert kept.trained == 2
 
 
@@ -90,19 +90,19 @@ def spoilt(adapter, spoil):
 @pytest.mark.parametrize("spoil", ["cut", "no weights", "half a line", "empty"])
 def test_a_client_alone_that_an_earlier_version_has_half_written_is_trained_anew(kept, spoil):
     """Where a kill came between the files of an adapter that was written in its place."""
-    spoilt(kept.found._alone(3) / "adapter", spoil)
-    assert written(kept.found._alone(3)) == 1
+    spoilt(kept.found._train_alone(3) / "adapter", spoil)
+    assert written(kept.found._train_alone(3)) == 1
     assert kept.trained == 2
 
 
 def test_a_classifier_is_whole_with_its_head_and_the_names_of_its_classes(kept):
     kept.found.run.labels = ["yes", "no"]
-    adapter = kept.found._alone(3) / "adapter"
-    assert not saved_adapter.whole(adapter.parent, labels=True)
+    adapter = kept.found._train_alone(3) / "adapter"
+    assert not saved_adapter.is_complete(adapter.parent, labels=True)
     save_file({"head.weight": torch.ones(2, 2)}, adapter / "head.safetensors")
     (adapter / "labels.json").write_text('["yes", "no"]')
-    assert saved_adapter.whole(adapter.parent, labels=True)
-    assert kept.found._alone(3) == adapter.parent
+    assert saved_adapter.is_complete(adapter.parent, labels=True)
+    assert kept.found._train_alone(3) == adapter.parent
     assert kept.trained == 1
 
 
@@ -110,17 +110,17 @@ def test_the_mean_over_clients_is_of_what_each_of_them_has():
     """A client that says one number of all rows has no correlation."""
     rows = {"client 0 alone": {"rmse": 1.0, "pearson": 0.5}, "client 1 alone": {"rmse": 2.0}}
     for table in (rows, dict(reversed(rows.items()))):
-        assert Evaluation._with_means(None, table)["clients alone, mean"] == {"rmse": 1.5}
+        assert Evaluation._add_means(None, table)["clients alone, mean"] == {"rmse": 1.5}
 
 
 def test_what_single_clients_have_only_the_owner_of_the_run_can_read(kept):
     """As the states of clients in the run's folder, which they are made of."""
-    for folder in (kept.found._own(1), kept.found._alone(3)):
+    for folder in (kept.found._own(1), kept.found._train_alone(3)):
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_numbers_are_there_only_beside_the_answers_that_they_are_of(tmp_path, monkeypatch):
-    found = Found({"global": {"f1": 1.0}}, [Answered("2 + 2", ["4"])], [])
+    found = EvaluationResult({"global": {"f1": 1.0}}, [QuestionAnswers("2 + 2", ["4"])], [])
     found.write(tmp_path)
     replace = files.replace
 
@@ -135,21 +135,21 @@ def test_numbers_are_there_only_beside_the_answers_that_they_are_of(tmp_path, mo
 
 
 def test_answers_are_those_of_the_evaluation_that_they_lie_beside(tmp_path):
-    Found({"global": {"f1": 1.0}}, [Answered("2 + 2", ["4"])], []).write(tmp_path)
+    EvaluationResult({"global": {"f1": 1.0}}, [QuestionAnswers("2 + 2", ["4"])], []).write(tmp_path)
     assert (tmp_path / "answers.jsonl").exists()
-    Found({"global": {"loss": 1.0}}, [], []).write(tmp_path)
+    EvaluationResult({"global": {"loss": 1.0}}, [], []).write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
 
 
 def test_an_evaluation_says_what_it_was_asked(tmp_path):
-    wanted = Wanted(questions="mmlu.jsonl", rows=7, track="nlp")
-    Found({}, [], [], wanted.asked(language=True)).write(tmp_path)
+    wanted = EvaluationRequest(questions="mmlu.jsonl", rows=7, track="nlp")
+    EvaluationResult({}, [], [], wanted.list_settings(language=True)).write(tmp_path)
     asked = json.loads((tmp_path / "evaluation.json").read_text())["asked"]
     assert asked == {
         "questions": "mmlu.jsonl", "metrics": "exact_match, f1", "new_tokens": 40, "rows": 7, "own": "", "alone": "",
         "flowertune": "nlp", "lm_eval": "",
     }  # fmt: skip
-    assert Wanted(rows=7).asked(language=False) == {"rows": 7, "own": "", "alone": ""}
+    assert EvaluationRequest(rows=7).list_settings(language=False) == {"rows": 7, "own": "", "alone": ""}
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_a_classifier_is_asked_nothing_that_only_language_models_read(observer, 
         check_unchanged=lambda **_: [],
     )  # fmt: skip
     with refuses("FP1164", "holds a classifier, which", flags):
-        Evaluation(run, Wanted(**given), observer)
+        Evaluation(run, EvaluationRequest(**given), observer)

@@ -7,24 +7,24 @@ import pytest
 from scipy import stats
 
 from experiments.claims.__main__ import main
-from experiments.claims.records import Claim, evidence_of, read_claims
+from experiments.claims.records import Claim, collect_evidence, read_claims
 from experiments.claims.verdicts import (
     FAILS,
     HOLDS,
     OPEN,
     Evidence,
-    holm,
+    compute_probability,
+    correct_holm,
+    count_needed_seeds,
+    decide_verdict,
     open_factor,
-    probability,
-    seeds_needed,
-    verdict,
 )
 from fedpeft.errors import RunError
 
 
 def test_holms_correction_is_the_textbooks():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert correct_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert correct_holm([0.5, 0.9]) == [1.0, 1.0]
 
 
 def test_holm_rejects_what_stepping_down_by_hand_rejects():
@@ -36,14 +36,14 @@ def test_holm_rejects_what_stepping_down_by_hand_rejects():
             if probabilities[index] >= 0.05 / (6 - rank):
                 break
             rejected.add(int(index))
-        assert {i for i, p in enumerate(holm(list(probabilities))) if p < 0.05} == rejected
+        assert {i for i, p in enumerate(correct_holm(list(probabilities))) if p < 0.05} == rejected
 
 
 def test_the_probability_is_of_seeds_and_rows_at_once():
     by_seed, by_row = np.array([1.0, 1.2, 0.9, 1.1, 0.8]), np.array([5.0, -4.0, 3.0, -0.0, 1.0])
-    found = probability(Evidence(by_seed, by_row), None)
+    found = compute_probability(Evidence(by_seed, by_row), None)
     assert found >= stats.ttest_1samp(by_row, 0.0).pvalue
-    alone = probability(Evidence(by_seed), None)
+    alone = compute_probability(Evidence(by_seed), None)
     assert alone == pytest.approx(stats.ttest_1samp(by_seed, 0.0).pvalue)
     assert alone < found
 
@@ -51,7 +51,7 @@ def test_the_probability_is_of_seeds_and_rows_at_once():
 def test_a_loss_is_tested_on_both_sides():
     """A method that is said to be no worse, or to be worse, is one of two things that may be wrong."""
     by_seed = np.array([1.0, 1.2, 0.9, 1.1, 0.8])
-    assert probability(Evidence(by_seed), 0.5) == pytest.approx(stats.ttest_1samp(by_seed, -0.5).pvalue)
+    assert compute_probability(Evidence(by_seed), 0.5) == pytest.approx(stats.ttest_1samp(by_seed, -0.5).pvalue)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_loss_is_tested_on_both_sides():
 )
 def test_verdicts(by_seed, margin, word):
     evidence = Evidence(np.array(by_seed))
-    assert verdict(evidence, margin, probability(evidence, margin)).word == word
+    assert decide_verdict(evidence, margin, compute_probability(evidence, margin)).word == word
 
 
 @pytest.mark.parametrize("margin", [None, 0.5])
@@ -90,27 +90,27 @@ def test_so_many_seeds_would_do(margin, member):
             spread = np.resize([1.0, -1.0], seeds)
             of = family[member]
             samples[member] = (spread - spread.mean()) / spread.std(ddof=1) * of.std(ddof=1) + of.mean()
-        return holm([probability(Evidence(own), margin) for own in samples])
+        return correct_holm([compute_probability(Evidence(own), margin) for own in samples])
 
     now = corrected()
     assert open_factor(now) == 3
-    needed = verdict(Evidence(family[member]), margin, now[member], open_factor(now)).needed
+    needed = decide_verdict(Evidence(family[member]), margin, now[member], open_factor(now)).needed
     assert needed > len(family[member])
     assert corrected(needed)[member] < 0.05 <= corrected(needed - 1)[member]
 
 
 def test_seeds_that_would_not_do_are_not_said():
-    assert seeds_needed(Evidence(np.array([1.0, -1.0])), 0.0, 1) is None
-    assert seeds_needed(Evidence(np.array([10.0, -9.9])), 0.05, 1) is None, "a hundred would not do"
+    assert count_needed_seeds(Evidence(np.array([1.0, -1.0])), 0.0, 1) is None
+    assert count_needed_seeds(Evidence(np.array([10.0, -9.9])), 0.05, 1) is None, "a hundred would not do"
     few = Evidence(np.array([1.0, 1.2, 0.9, 1.1, 0.8]), np.array([20.0, -18.0, 1.0]))
-    said = verdict(few, None, probability(few, None))
+    said = decide_verdict(few, None, compute_probability(few, None))
     assert (said.word, said.needed, said.of_rows) == (OPEN, None, True)
 
 
 def test_a_claim_about_a_method_that_no_study_has_is_refused():
     claim = Claim("", "", "communication", {"method": "unheard of"}, {"method": "fedit"}, {})
     with pytest.raises(RunError, match="0 methods"):
-        evidence_of(claim)
+        collect_evidence(claim)
 
 
 @pytest.mark.medium

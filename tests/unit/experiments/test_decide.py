@@ -22,7 +22,7 @@ from experiments.claims.decisions import (
     correct,
     decide,
 )
-from experiments.claims.verdicts import Evidence, holm
+from experiments.claims.verdicts import Evidence, correct_holm
 from experiments.decide.__main__ import (
     MOST_HOURS,
     PAGE,
@@ -34,7 +34,7 @@ from experiments.decide.__main__ import (
 from experiments.decide.registry import NATS, Task, compute_hours, compute_rung, read_ladder, read_registry
 from experiments.decide.simulation import TRUTHS, Pages
 from experiments.decide.verdicts import decide_all
-from experiments.learning_rates import tuned_tables, with_rates
+from experiments.learning_rates import find_tuned_tables, insert_rates
 from fedpeft.errors import RunError
 from fedpeft.run.catalogue import FLAGS
 from fedpeft.spec import parse_spec, split_outside_parentheses
@@ -83,7 +83,7 @@ def test_a_study_leaves_no_setting_to_its_default(study: Study) -> None:
         assert len({tuple(sorted(value.settings)) for value in values}) == 1
         given |= set(values[0].settings)
     assert given == set(SETTINGS)
-    for run in study.runs():
+    for run in study.plan_runs():
         for name, value in vars(run.config).items():
             assert value != "auto", f"{name} of {run.title}"
             flag = {"downlink": "codec"}.get(name, name.replace("_", "-"))
@@ -107,7 +107,7 @@ def test_rates_are_tuned_inside_a_grid_on_a_seed_of_their_own(task: Task) -> Non
     assert methods == [value.label for value in task.tuning.axes["method"]]
     for value in task.study.axes["method"]:
         assert grid[0] < value.settings["learning_rate"] < grid[-1]
-    for run, tried in zip(task.study.runs(), task.tuning.runs()[:: len(grid)], strict=False):
+    for run, tried in zip(task.study.plan_runs(), task.tuning.plan_runs()[:: len(grid)], strict=False):
         chosen = ("learning_rate", "optimizer", "rounds", "seed", "measure")
         assert dataclasses.replace(tried.config, **{name: getattr(run.config, name) for name in chosen}) == run.config
 
@@ -118,7 +118,7 @@ def test_the_best_rates_reach_the_deciding_runs(task: Task, tmp_path: Path) -> N
     rates = [value.label for value in task.tuning.axes["learning_rate"]]
     methods = [value.label for value in task.study.axes["method"]]
     best = dict(zip(methods, itertools.cycle(rates[1:-1]), strict=False))
-    (tmp_path / "study.toml").write_text(with_rates(text, best, tuned_tables(text, "tuning")))
+    (tmp_path / "study.toml").write_text(insert_rates(text, best, find_tuned_tables(text, "tuning")))
     heads = set()
     for value in read_study(tmp_path / "study.toml").axes["method"]:
         assert value.settings["learning_rate"] == float(best[value.label])
@@ -215,7 +215,7 @@ def test_with_one_hypothesis_each_the_correction_is_holms() -> None:
     draw = np.random.default_rng(0)
     for _ in range(20):
         p = draw.uniform(0, 0.2, 6).tolist()
-        assert [t.no_difference for t in correct([PValues(one, None) for one in p])] == pytest.approx(holm(p))
+        assert [t.no_difference for t in correct([PValues(one, None) for one in p])] == pytest.approx(correct_holm(p))
 
 
 def test_the_correction_counts_all_sets_of_true_hypotheses() -> None:
@@ -272,7 +272,7 @@ def make_sections(left_out: str = "") -> dict[str, Section]:
     draw, sections = np.random.default_rng(0), {}
     for task in TASKS.values():
         results = []
-        for run in task.study.runs():
+        for run in task.study.plan_runs():
             if run.title == left_out:
                 continue
             label, noise = run.point["method"], float(draw.normal(0, 0.001))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.few_rows import Command, main, scored
+from experiments.few_rows import Command, main, score_head
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.errors import ConfigError
 from tests.refusals import refuses
@@ -35,8 +35,8 @@ def test_heads_on_all_blocks_are_set_beside_another():
 
 def test_what_is_scored_is_the_head_of_these_rows():
     features, labels = torch.eye(4).double().repeat(30, 1), torch.arange(4).repeat(30)
-    assert scored(Ridge(), (features, labels), (features[:4], labels[:4]))[0] == 100
-    assert scored(Ridge(), (features, labels), (features[:4], labels[:4].flip(0)))[0] == 0
+    assert score_head(Ridge(), (features, labels), (features[:4], labels[:4]))[0] == 100
+    assert score_head(Ridge(), (features, labels), (features[:4], labels[:4].flip(0)))[0] == 0
 
 
 def test_no_strength_is_refused():

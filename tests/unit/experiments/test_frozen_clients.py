@@ -28,12 +28,12 @@ def test_rounds_are_those_of_one_client_after_another(cohort, noise):
     clients = federation(cohort)
     begun = {"head.weight": torch.randn(3, 5).double(), "head.bias": torch.zeros(3).double()}
     plan = Training(UserDP(epsilon=8.0, clip=1.0), 4, 1, 0.8, "", momentum=0.5)
-    found = clients.trained(begun, plan, noise, KEY)
+    found = clients.train(begun, plan, noise, KEY)
     state = torch.cat([begun["head.weight"], begun["head.bias"][:, None]], 1)
     velocity, clipped, there = torch.zeros_like(state), 0, 0
-    for round in range(1, 5):
+    for round_number in range(1, 5):
         total = torch.zeros_like(state)
-        coins = KEY.stream("cohort", round, 0).random(4)
+        coins = KEY.stream("cohort", round_number, 0).random(4)
         for coin, (x, y) in zip(coins, clients.rows.clients, strict=True):
             if coin >= cohort / 4:
                 continue
@@ -42,7 +42,7 @@ def test_rounds_are_those_of_one_client_after_another(cohort, noise):
             step = -0.8 * head.grad
             there, clipped = there + 1, clipped + bool(step.norm() > 1.0)
             total += step * min(1.0, 1.0 / float(step.norm()))
-        drawn = torch.from_numpy(KEY.stream("server noise", round, 0).standard_normal((3, 6)))
+        drawn = torch.from_numpy(KEY.stream("server noise", round_number, 0).standard_normal((3, 6)))
         velocity = 0.5 * velocity + (total + noise * drawn) / cohort
         state = state + velocity
     assert 0 < clipped < there

@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from experiments.gpu.__main__ import Settings, device_of, main, run_steps
-from experiments.gpu.assets import MODEL, ROWS, checked, collect
+from experiments.gpu.__main__ import Settings, main, parse_device, run_steps
+from experiments.gpu.assets import MODEL, ROWS, check_folder, collect
 from experiments.gpu.kit import Kit
-from experiments.gpu.page import plot, shown
+from experiments.gpu.page import format_value, plot
 from experiments.gpu.record import Outcome, Record
 from experiments.gpu.shapes import MINILM, SMALLER, SMOLLM2
-from experiments.gpu.steps import CURVE, catalogue
+from experiments.gpu.steps import CURVE, list_steps
 from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.models.base_model import resolve_model
 from tests.experiments.few_steps import few
@@ -39,7 +39,7 @@ def test_random_weights_are_a_folder_that_loads(tmp_path):
     from fedpeft.data.tokens import load_tokenizer
     from fedpeft.models.tasks.classification import Classification
 
-    folder = SMALLER[MINILM.name].folder(tmp_path / "encoder")
+    folder = SMALLER[MINILM.name].write_folder(tmp_path / "encoder")
     assert resolve_model(str(folder)) == folder
     assert load_tokenizer(folder)
     import torch
@@ -60,13 +60,13 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
 
     file, told = tmp_path / "found.json", Told()
     steps = few()[:4]
-    run_steps(Record.opened(file, MACHINE), steps, told, 100, lambda *_: "", lambda _: None)
+    run_steps(Record.from_file(file, MACHINE), steps, told, 100, lambda *_: "", lambda _: None)
     assert told.asked == ["quick", "slow"]
-    run_steps(Record.opened(file, MACHINE), steps, told, 0, lambda *_: "", lambda _: None)
+    run_steps(Record.from_file(file, MACHINE), steps, told, 0, lambda *_: "", lambda _: None)
     assert told.asked == ["quick", "slow"], "no step is begun without time for it"
-    run_steps(Record.opened(file, MACHINE), steps, told, 100, lambda *_: "", lambda _: None)
+    run_steps(Record.from_file(file, MACHINE), steps, told, 100, lambda *_: "", lambda _: None)
     assert told.asked == ["quick", "slow", "slow", "wrong", "dies"]
-    assert Record.opened(file, MACHINE).outcomes["wrong"].row == {"x": 1}
+    assert Record.from_file(file, MACHINE).outcomes["wrong"].row == {"x": 1}
 
 
 def test_a_record_is_of_one_machine(tmp_path):
@@ -74,11 +74,11 @@ def test_a_record_is_of_one_machine(tmp_path):
     Record(file, MACHINE).put("quick", Outcome("first", "done", 1.0, {"nan": float("nan")}))
     assert json.loads(file.read_text())["steps"]["quick"]["row"] == {"nan": None}
     with pytest.raises(RunError, match=r"begun with device = 'a GPU', and here it is 'another'"):
-        Record.opened(file, MACHINE | {"device": "another"})
+        Record.from_file(file, MACHINE | {"device": "another"})
     for damaged in ("{", "[]", '{"machine": {}, "steps": {"a": 1}}', '{"machine": {}, "steps": {"a": {"b": 1}}}'):
         file.write_text(damaged)
         with pytest.raises(RunError, match="is no record of this kit"):
-            Record.opened(file, MACHINE)
+            Record.from_file(file, MACHINE)
 
 
 # --------------------------------------------------------------------------------------------- assets, settings, page
@@ -86,7 +86,7 @@ def test_a_record_is_of_one_machine(tmp_path):
 
 def test_what_is_taken_along(tmp_path):
     assert 0 < collect(tmp_path, "tiny", "tiny") < 1_000_000
-    assert checked(tmp_path) == tmp_path
+    assert check_folder(tmp_path) == tmp_path
     from fedpeft.data.rows import load_dataset
 
     data = load_dataset(f"file:{tmp_path / ROWS}")
@@ -94,7 +94,7 @@ def test_what_is_taken_along(tmp_path):
     assert resolve_model(str(tmp_path / MODEL))
     (tmp_path / MODEL / "model.safetensors").unlink()
     with pytest.raises(AssetError, match=r"lacks encoder/model.safetensors; fill it .* --collect --assets"):
-        checked(tmp_path)
+        check_folder(tmp_path)
 
 
 def test_wrong_settings_are_one_sentence(tmp_path):
@@ -106,16 +106,16 @@ def test_wrong_settings_are_one_sentence(tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             main(settings)
-    assert device_of("cpu") == "cpu"
+    assert parse_device("cpu") == "cpu"
 
 
 def test_names_are_unique_and_every_shape_has_a_small_one():
-    names = [step.name for step in catalogue()]
+    names = [step.name for step in list_steps()]
     assert len(set(names)) == len(names) > 40
 
 
 def test_numbers_are_shown_short():
-    assert [shown(v) for v in (None, 3e-7, 1234.5, 1.23456, 4096, "nf4", 0.0)] == [
+    assert [format_value(v) for v in (None, 3e-7, 1234.5, 1.23456, 4096, "nf4", 0.0)] == [
         "", "3.0e-07", "1,234", "1.235", "4,096", "nf4", "0",
     ]  # fmt: skip
 

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import Cell, folds, frozen_features, probe, sample, surface
-from experiments.ladder.settings import TASKS, Task, natural, passes
-from fedpeft.config import from_mapping
+from experiments.ladder.rungs import Cell, compute_frozen_features, create_folds, sample, score_probe, score_surface
+from experiments.ladder.settings import TASKS, Task, create_natural, create_passes
+from fedpeft.config import build_config
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.run.console import ConsoleObserver
@@ -24,11 +24,11 @@ from fedpeft.simulation.simulation import Simulation
 TINY = "tiny(rows=220, test_rows=80, classes=3)"
 SMALL = Task(
     dataset=TINY,
-    federated={"one": natural(1, 3, batch_size=8), "two": natural(2, 3, batch_size=8)},
-    heads=natural(1, 3, peft="head2toe", batch_size=8),
-    pooled={"a pass": passes(1, 2)},
-    alone=passes(1, 1),
-    full=passes(1, 1, peft="full", learning_rate=1e-3),
+    federated={"one": create_natural(1, 3, batch_size=8), "two": create_natural(2, 3, batch_size=8)},
+    heads=create_natural(1, 3, peft="head2toe", batch_size=8),
+    pooled={"a pass": create_passes(1, 2)},
+    alone=create_passes(1, 1),
+    full=create_passes(1, 1, peft="full", learning_rate=1e-3),
 )
 
 
@@ -36,17 +36,17 @@ SMALL = Task(
 def test_all_settings_are_legal(name: str) -> None:
     task = TASKS[name]
     for fields in (*task.federated.values(), *task.pooled.values(), task.heads, task.alone, task.full):
-        from_mapping({"dataset": task.dataset, **fields}, "the ladder")
+        build_config({"dataset": task.dataset, **fields}, "the ladder")
 
 
 def test_words_beat_guessing() -> None:
-    found = surface(load_dataset("tiny"))
+    found = score_surface(load_dataset("tiny"))
     assert 0.6 < found["accuracy"] < 0.9  # a tuned linear model on words reaches 0.725; guessing 0.25
     assert 0.6 < found["validation"] < 0.9
 
 
 def test_the_probe_has_the_best_of_three_poolings() -> None:
-    found = probe(TINY, {"workers": 1})
+    found = score_probe(TINY, {"workers": 1})
     assert set(found["poolings"]) == {"mean", "maximum", "first"}
     assert len(set(found["poolings"].values())) == 3
     assert found["validation"] == pytest.approx(max(found["poolings"].values()), abs=1e-4)
@@ -56,7 +56,7 @@ def test_the_probe_has_the_best_of_three_poolings() -> None:
 
 @pytest.mark.medium
 def test_a_probe_of_all_blocks_reads_all_blocks() -> None:
-    found, last = probe(TINY, {"workers": 1}, all_blocks=True), probe(TINY, {"workers": 1})
+    found, last = score_probe(TINY, {"workers": 1}, all_blocks=True), score_probe(TINY, {"workers": 1})
     assert set(found["poolings"]) == {"mean"}
     assert found["validation"] != last["poolings"]["mean"]
     assert 1 / 3 < found["accuracy"] <= 1
@@ -65,11 +65,11 @@ def test_a_probe_of_all_blocks_reads_all_blocks() -> None:
 @pytest.mark.parametrize("all_blocks", [False, True])
 def test_features_are_pooled_over_a_rows_own_tokens(tmp_path: Path, all_blocks: bool) -> None:
     """Beside each row by itself, cut to its length."""
-    config = from_mapping({"dataset": TINY, "workers": 1, "dtype": "fp32"}, "a run")
+    config = build_config({"dataset": TINY, "workers": 1, "dtype": "fp32"}, "a run")
     with ConsoleObserver(Console(quiet=True)) as observer:
         simulation = Simulation(config, tmp_path, observer)
         rows = simulation.rows.dataset.test.take(np.arange(40))
-        found = frozen_features(simulation, rows, all_blocks)
+        found = compute_frozen_features(simulation, rows, all_blocks)
         setup = simulation.setup
         base = setup.task.base(setup.model_directory, torch.float32)
         tokens = setup.task.tokenise(rows, setup.model_directory, setup.tokens)
@@ -90,7 +90,7 @@ def test_features_are_pooled_over_a_rows_own_tokens(tmp_path: Path, all_blocks: 
 
 
 def test_pixels_alone_tell_digits() -> None:
-    found = surface(load_dataset("digits"))
+    found = score_surface(load_dataset("digits"))
     assert found["features"] == "pixels"
     assert found["accuracy"] > 0.9
 
@@ -99,7 +99,7 @@ def test_no_owner_is_fitted_and_scored() -> None:
     rows = load_dataset(TINY).train
     assert rows.owners is not None
     scored = []
-    for fitted, held in folds(rows):
+    for fitted, held in create_folds(rows):
         assert not set(rows.owners[fitted].tolist()) & set(rows.owners[held].tolist())
         scored += held.tolist()
     assert sorted(scored) == list(range(len(rows)))
@@ -127,7 +127,7 @@ def test_the_table() -> None:
         line("alone", 0.5, "client 7", rows=90, validation=0.5),
         line("majority", 0.25),
     ]
-    assert command.table_of(lines)[2:] == [
+    assert command.format_table(lines)[2:] == [
         "| t | majority |  | 25.0 |  | 1 |  |",
         "| t | alone | 2 clients of 20 to 90 rows | 40.0 (30.0 to 50.0) |  | 2 |  |",
         "| t | federated | x | 75.0 ± 7.1 | 85.0 | 2 | 15 |",
@@ -154,7 +154,9 @@ def test_a_long_step_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
         return {"accuracy": 0.5}
 
     monkeypatch.setitem(command.TASKS, "tiny", SMALL)
-    monkeypatch.setattr(command, "cells", lambda *_: [Cell("words", "", 0, slow), Cell("probe", "1e-3", 2, slow)])
+    monkeypatch.setattr(
+        command, "create_cells", lambda *_: [Cell("words", "", 0, slow), Cell("probe", "1e-3", 2, slow)]
+    )
     monkeypatch.setattr(command, "SILENCE", 0.05)
     monkeypatch.setattr("sys.argv", ["ladder", "--dataset", "tiny", "--output", str(tmp_path / "new")])
     command.main()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments import one_sentence
+from experiments import exit_on_error
 from experiments.language_speed.__main__ import (
     APART,
     CHUNKS,
@@ -41,7 +41,7 @@ def test_ways_agree_on_the_loss(answers, tmp_path):
 
 
 def test_a_wrong_expression_is_said_in_a_sentence(capsys):
-    with pytest.raises(SystemExit) as ended, one_sentence():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         main(Settings(only="(rows"))
     assert ended.value.code == 2
     assert has_error(capsys.readouterr().err, "FP1000", "only='(rows' is no regular expression")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import own_kinds
-from experiments.own_kinds import lines_of
+from experiments.own_kinds import compute_lines
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
@@ -21,7 +21,7 @@ ANSWERS = [
 
 
 def test_each_kind_is_set_against_its_own_client_and_the_others():
-    found = lines_of(ANSWERS, ["letters", "more", "more"])
+    found = compute_lines(ANSWERS, ["letters", "more", "more"])
     assert found == [("letters", [0, 100, 100, 0]), ("more", [50, 0, 100, 50])]
 
 
@@ -35,7 +35,7 @@ def test_a_client_s_number_is_its_kind_s_place():
 def test_answers_of_others_are_refused():
     for answers in (ANSWERS[:2], [{**line, "said": {"base": "A", "global": "A"}} for line in ANSWERS]):
         with pytest.raises(RunError, match="--alone all"):
-            lines_of(answers, ["letters", "more", "more"])
+            compute_lines(answers, ["letters", "more", "more"])
 
 
 def test_clients_that_are_no_kinds_are_refused(monkeypatch, tmp_path):
@@ -43,4 +43,4 @@ def test_clients_that_are_no_kinds_are_refused(monkeypatch, tmp_path):
     run = SimpleNamespace(config=RunConfig(dataset="office", partition="iid", clients=12))
     monkeypatch.setattr(own_kinds, "FinishedRun", SimpleNamespace(read=lambda folder: run))
     with pytest.raises(RunError, match="'iid', not natural"):
-        own_kinds.table_of(tmp_path)
+        own_kinds.build_table(tmp_path)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.learning_rates import tries, tuned_tables, with_rates
+from experiments.learning_rates import find_tuned_tables, insert_rates, rank_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
 from fedpeft.config import read_config
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 
@@ -30,7 +30,7 @@ NEWER = {"miss", "pissa"}
 
 def test_every_method_is_in_the_study_with_a_rate_of_its_own():
     for preset in ("small", "full", "tuning"):
-        runs = read_study(FOLDER / "study.toml", preset).runs()
+        runs = read_study(FOLDER / "study.toml", preset).plan_runs()
         used = {PEFT_METHODS.build(r.config.peft).name for r in runs}
         untuned = WITHOUT_RATE if preset == "tuning" else set()
         assert set(PEFT_METHODS.names) - OF_STRATEGIES - OF_PICTURES - NEWER - untuned <= used
@@ -42,7 +42,7 @@ def test_every_method_is_in_the_study_with_a_rate_of_its_own():
 
 def test_what_is_fused_was_trained_as_its_row_is_but_on_another_task():
     """The commands of the README put the finished runs where the rows look for them."""
-    runs = read_study(FOLDER / "study.toml", "small").runs()
+    runs = read_study(FOLDER / "study.toml", "small").plan_runs()
     [target] = [r.config for r in runs if r.point["method"] == "bottleneck, pfeiffer" and r.config.seed == 0]
     [fused] = {r.config.peft for r in runs if r.point["method"] == "adapter_fusion"}
     readme = (FOLDER / "README.md").read_text()
@@ -52,10 +52,10 @@ def test_what_is_fused_was_trained_as_its_row_is_but_on_another_task():
     ]
     for file in files:
         assert f"stage_one/{file.name} --output experiments/peft_methods/stage_one/runs/{file.stem}\n" in readme
-        config = settled(read_config(file))
+        config = settle_config(read_config(file))
         assert config.dataset == file.stem
         same = {"partition": config.partition, "dataset": config.dataset, "measure": config.measure}
-        assert config == settled(replace(target, **same))
+        assert config == settle_config(replace(target, **same))
     assert {f.stem for f in files} == {"reviews", "code_types"}
 
 
@@ -65,10 +65,10 @@ def test_the_best_rates_go_into_the_study():
             {}, "finished", 0, point={"method": method, "learning_rate": rate}, rounds=({"accuracy": accuracy},)
         )
 
-    found = tries([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), run("lora + bitfit", "0.001", 0.7)])
+    found = rank_rates([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), run("lora + bitfit", "0.001", 0.7)])
     assert found["lora"][0] == (0.9, "0.02")
     once_good = [run("lora", "0.02", 0.1), run("lora", "0.005", 0.9), run("lora", "0.05", 1.0)]
-    again = tries([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), *once_good])
+    again = rank_rates([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), *once_good])
     assert [rate for _, rate in again["lora"]] == ["0.005", "0.02"], "by the mean, of those that were tried as often"
     language = [
         replace(
@@ -76,9 +76,9 @@ def test_the_best_rates_go_into_the_study():
         )
         for rate, accuracy, loss in (("0.005", 0.3, 4.5), ("0.02", 0.2, 4.4))
     ]
-    assert tries(language)["lora"][0] == (-4.4, "0.02"), "language models are judged by their loss"
+    assert rank_rates(language)["lora"][0] == (-4.4, "0.02"), "language models are judged by their loss"
     toml = (FOLDER / "study.toml").read_text()
-    changed = with_rates(toml, {"lora": "0.02", "full fine-tuning": "0.00003"})
+    changed = insert_rates(toml, {"lora": "0.02", "full fine-tuning": "0.00003"})
     lines = [a for a, b in zip(changed.splitlines(), toml.splitlines(), strict=True) if a != b]
     for line in lines:
         rate = 0.02 if '"lora"' in line else 3e-5
@@ -91,12 +91,12 @@ def test_the_best_rates_go_into_the_study():
 
 def test_each_tuning_writes_the_rates_that_it_has_tried():
     toml = (FOLDER / "study.toml").read_text()
-    small, images, language = (tuned_tables(toml, f"{name}tuning") for name in ("", "images_", "language_"))
+    small, images, language = (find_tuned_tables(toml, f"{name}tuning") for name in ("", "images_", "language_"))
     assert small == {"axes", "presets.small.axes"}
     assert images == {"presets.images.axes"}
     assert language == {"presets.language.axes"}
     for tables in (small, images, language):
-        changed = with_rates(toml, {"lora": "0.0007"}, tables)
+        changed = insert_rates(toml, {"lora": "0.0007"}, tables)
         blocks = re.split(r"(?m)^(?=\[)", changed)
         touched = {block.split("]")[0].strip("[") for block in blocks if "learning_rate = 0.0007" in block}
         assert touched == tables & {block.split("]")[0].strip("[") for block in blocks}
@@ -104,14 +104,14 @@ def test_each_tuning_writes_the_rates_that_it_has_tried():
 
 def test_a_rate_that_is_found_again_leaves_its_line_as_it_is():
     toml = (FOLDER / "study.toml").read_text()
-    assert with_rates(toml, {"lora": "0.005"}, tuned_tables(toml, "tuning")) == toml
+    assert insert_rates(toml, {"lora": "0.005"}, find_tuned_tables(toml, "tuning")) == toml
 
 
 def test_a_variant_takes_the_rate_of_what_it_is_a_variant_of():
     line = '[axes]\nmethod = [{label = "flora, mixed ranks", strategy = "flora", learning_rate = 0.004}]\n'
-    assert "learning_rate = 0.008}" in with_rates(line, {"flora": "0.008"})
-    assert with_rates(line, {"fedit": "0.008"}) == line
-    assert "learning_rate = 0.002}" in with_rates(line, {"flora": "0.008", "flora, mixed ranks": "0.002"})
+    assert "learning_rate = 0.008}" in insert_rates(line, {"flora": "0.008"})
+    assert insert_rates(line, {"fedit": "0.008"}) == line
+    assert "learning_rate = 0.002}" in insert_rates(line, {"flora": "0.008", "flora, mixed ranks": "0.002"})
 
 
 def test_costs_follow_what_is_trained():

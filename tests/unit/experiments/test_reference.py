@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from experiments.reference.__main__ import DOCS, MADE, part
+from experiments.reference.__main__ import DOCS, MADE, find_part
 from experiments.reference.choices import find_paper, find_use
-from experiments.reference.tables import commands, rows
+from experiments.reference.tables import format_commands, format_rows
 from fedpeft.__main__ import COMMANDS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.family import PEFT_METHODS
@@ -22,12 +22,12 @@ WITHOUT_PAPER = {"full", "linear_probe", "whitened_probe"}
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.medium) if n == "rules.md" else n for n in MADE])
 def test_a_document_says_what_the_code_does(name):
     text = (DOCS / name).read_text(encoding="utf-8")
-    assert part(text).strip() == MADE[name]().strip(), "run python -m experiments.reference --write"
+    assert find_part(text).strip() == MADE[name]().strip(), "run python -m experiments.reference --write"
 
 
 @pytest.fixture(scope="module")
 def page():
-    return commands()
+    return format_commands()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,4 +65,4 @@ def test_the_first_paper_of_a_docstring_is_shown_with_its_year(monkeypatch):
 
 
 def test_a_bar_in_a_cell_is_no_new_cell():
-    assert rows(("a", "b"), [("x | y", "z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z |\n"
+    assert format_rows(("a", "b"), [("x | y", "z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z |\n"

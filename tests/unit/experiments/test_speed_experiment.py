@@ -7,34 +7,36 @@ from pathlib import Path
 import pytest
 
 from experiments.speed import report, study
-from experiments.speed.study import Measured, Result, variants_of
-from experiments.speed.workload import Case, workload
+from experiments.speed.study import MeasuredVariant, Result, choose_variants
+from experiments.speed.workload import Case, create_workload
 
 TINY = Case("tiny", clients=3, rows=4, batch_size=2, dtype="fp32", dataset="tiny", federation=4, tokens=32)
 
 
 def test_levers_that_change_nothing_are_left_out(tmp_path: Path) -> None:
-    load = workload(TINY, 1, tmp_path)
-    names = set(variants_of(TINY, load, True, ("fedpeft",)))
+    load = create_workload(TINY, 1, tmp_path)
+    names = set(choose_variants(TINY, load, True, ("fedpeft",)))
     assert {"sequential", "batched"} <= names
     assert ("kernel" in names) == (load.plan.depth > 0 and load.plan.kernel != "native")
 
 
 def test_ratio_is_taken_within_a_repeat() -> None:
-    ours = Measured(study.VARIANTS["batched"], [1.0, 2.0, 4.0])
-    theirs = Measured(study.VARIANTS["flower"], [3.0, 8.0, 8.0])
-    assert ours.times(theirs) == (3.0, 2.0, 4.0)
+    ours = MeasuredVariant(study.VARIANTS["batched"], [1.0, 2.0, 4.0])
+    theirs = MeasuredVariant(study.VARIANTS["flower"], [3.0, 8.0, 8.0])
+    assert ours.compute_ratios(theirs) == (3.0, 2.0, 4.0)
 
 
 def test_wrong_update_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"the update of batched in fp64 is 1\.0e-03 away"):
-        study._checked("batched", "fp64", 1e-3)
+        study._check_difference("batched", "fp64", 1e-3)
 
 
 def test_readme_keeps_what_is_around_the_results(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text(f"before {report.BEGIN} old {report.END} after")
-    result = Result(TINY, 6, 100, 2, "native", {"plain": Measured(study.VARIANTS["plain"], [1.0])}, {"attention": 1.0})
-    text = report.markdown([result], report.Environment("", "cpu", 1, 0.0, {}, {}), "command", 1e-14)
+    result = Result(
+        TINY, 6, 100, 2, "native", {"plain": MeasuredVariant(study.VARIANTS["plain"], [1.0])}, {"attention": 1.0}
+    )
+    text = report.format_markdown([result], report.Environment("", "cpu", 1, 0.0, {}, {}), "command", 1e-14)
     report.write_readme(file, text)
     assert file.read_text() == f"before {report.BEGIN}\n\n{text}\n\n{report.END} after"

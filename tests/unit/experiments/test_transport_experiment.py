@@ -13,7 +13,7 @@ SUMMARY = {"parameters": 1234, "seconds_per_round": 0.5, "uplink_bytes": 9000, "
 
 
 def test_the_table_counts_one_update_and_is_put_between_its_marks(tmp_path: Path) -> None:
-    text = clients.table(SETTINGS, [clients.Measured("nf4", 300_000_000, 200_000_000, 0.25, SUMMARY)])
+    text = clients.format_table(SETTINGS, [clients.MeasuredRun("nf4", 300_000_000, 200_000_000, 0.25, SUMMARY)])
     assert "| nf4 | 300 MB | 200 MB | 0.2 | 0.5 | 4 kB | 3 kB |" in text
     file = tmp_path / "deploy.md"
     file.write_text(f"before\n{clients.BEGIN}\nold\n{clients.END}\nafter\n")
@@ -22,7 +22,7 @@ def test_the_table_counts_one_update_and_is_put_between_its_marks(tmp_path: Path
 
 
 def test_a_process_is_watched() -> None:
-    seen = clients.Watched()
+    seen = clients.ProcessPeaks()
     seen.look(os.getpid(), begun=False)
     assert seen.peak > 0
     assert not seen.held

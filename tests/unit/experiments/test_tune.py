@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.tune.__main__ import SEEDS, study_of
+from experiments.tune.__main__ import SEEDS, format_study
 from fedpeft.config import RunConfig
 from fedpeft.studies.study_file import read_study
 
@@ -14,10 +14,10 @@ def test_the_study_has_an_axis_of_what_differs_and_shares_the_rest(tmp_path):
         "hybrid": RunConfig(**shared, peft="lora(rank=2, layers=(0, 2)) + bitfit(layers=(0, 2))"),
     }
     path = tmp_path / "study.toml"
-    path.write_text(study_of("tiny", best), encoding="utf-8")
+    path.write_text(format_study("tiny", best), encoding="utf-8")
     study = read_study(path)
     assert study.baseline == {"method": "lora"}
-    runs = study.runs()
+    runs = study.plan_runs()
     assert len(runs) == 2 * len(SEEDS)
     for run in runs:
         wanted = best[run.point["method"]]

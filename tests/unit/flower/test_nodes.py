@@ -7,13 +7,13 @@ import logging
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
-from fedpeft.communication.flower_grid import OwnGrid, node_of
-from fedpeft.communication.messages import Instruction, Report, report_of, to_record
+from fedpeft.communication.flower_grid import OwnGrid, get_node_id
+from fedpeft.communication.messages import Instruction, Report, report_of, write_record
 from fedpeft.config import RunConfig
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import UNTAKEN, FlowerGrid
-from fedpeft.flower.settings import nodes_of
+from fedpeft.flower.settings import read_nodes
 from tests.refusals import refuses
 
 GONE = "Node Unavailable"
@@ -46,13 +46,13 @@ class SuperLink(OwnGrid):
     def answered(self, asked):
         if asked.metadata.dst_node_id in self.silent:
             return Message(Error(5, GONE), reply_to=asked)
-        return Message(to_record(Report(0, 1, str(asked.metadata.dst_node_id).encode())), reply_to=asked)
+        return Message(write_record(Report(0, 1, str(asked.metadata.dst_node_id).encode())), reply_to=asked)
 
 
 def asked(grid, clients):
     """What comes of a round: who has answered each client's message, or why nobody has; `clients`: or how many."""
     messages = [
-        grid.create_message(to_record(Instruction("train", 1, client, b"")), "train", node_of(client), "1")
+        grid.create_message(write_record(Instruction("train", 1, client, b"")), "train", get_node_id(client), "1")
         for client in (range(clients) if isinstance(clients, int) else clients)
     ]
     replies = {reply.metadata.reply_to_message_id: report_of(reply) for reply in grid.send_and_receive(messages)}
@@ -166,17 +166,17 @@ def test_a_run_that_waits_for_nodes_says_so(monkeypatch):
 @pytest.mark.parametrize("nodes", [0, -1, "two", 1.5, True])
 def test_no_nodes_are_none_to_begin_with(nodes):
     with refuses("FP1181", nodes):
-        nodes_of({"nodes": nodes})
+        read_nodes({"nodes": nodes})
 
 
 def test_a_node_that_lacks_what_a_run_needs_says_which(monkeypatch):
     def lacking(*_):
         raise AssetError("rows.csv is not there")
 
-    monkeypatch.setattr(client_app, "_workers", lacking)
+    monkeypatch.setattr(client_app, "_get_workers", lacking)
     monkeypatch.setattr("fedpeft.flower.parts.check_same_parts", lambda *_: None)
     grid = FlowerGrid(SuperLink(2), 1, 1)
-    message = grid.create_message(to_record(Instruction("train", 1, 0, b"")), "train", node_of(0), "1")
+    message = grid.create_message(write_record(Instruction("train", 1, 0, b"")), "train", get_node_id(0), "1")
     given = {**vars(RunConfig(dataset="tiny")), "output": "runs", "nodes": 1}
     reply = client_app.app(message, Context(17, 2, {}, RecordDict(), given))
     assert report_of(reply).error == "FP2000 rows.csv is not there"
@@ -195,7 +195,7 @@ def test_what_a_user_can_mend_is_a_sentence_in_flowers_log_and_no_traceback(capl
         flowers.error("%s raised an exception", "ServerApp", exc_info=ValueError("a fault of the program"))
     finally:
         flowers.propagate = before
-        flowers.removeFilter(server_app._sentence)
+        flowers.removeFilter(server_app._shorten_record)
     sentence, fault = caplog.records
     assert (sentence.getMessage(), sentence.exc_info) == (str(error.value), None)
     assert fault.exc_info

@@ -19,16 +19,22 @@ import fedpeft
 from fedpeft import plugins
 from fedpeft.aggregation.aggregator import RoundAggregator
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.conformance.cohorts import (
+    Client,
+    create_lora_layout,
+    create_random_state,
+    create_random_updates,
+    run_round,
+)
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.flower.kept import FORM, frozen, kept, restored
+from fedpeft.flower.kept import FORM, pickle_unsaved, restore_values, save_values
 from fedpeft.flower.strategy import wrapped
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import pattern_of, refuses
 
-RANKS = ClientForm(4, 8.0)
-LAYOUT = lora_layout([(7, 11), (13, 5)], RANKS, head=(3, 5))
-STATE = random_state(LAYOUT, 1)
+RANKS = AdapterShape(4, 8.0)
+LAYOUT = create_lora_layout([(7, 11), (13, 5)], RANKS, head=(3, 5))
+STATE = create_random_state(LAYOUT, 1)
 CLIENTS = [Client(RANKS, w) for w in (3.0, 1.0, 2.5, 7.0, 1.5)]
 
 
@@ -37,7 +43,7 @@ def rounds_of(rule, folder, count=3, memory=None, first=1, state=STATE):
     found, memory = [], memory or {}
     for number in range(first, first + count):
         aggregator = RoundAggregator(rule, LAYOUT, state, number, 7, folder / "shelf")
-        for update in random_updates(rule, state, LAYOUT, CLIENTS, 3 + number, size=0.1):
+        for update in create_random_updates(rule, state, LAYOUT, CLIENTS, 3 + number, size=0.1):
             aggregator.add(update)
         outcome = aggregator.finish(memory)
         state, memory = outcome.state, outcome.memory
@@ -53,14 +59,14 @@ def close(one, other):
 @pytest.mark.parametrize("theirs", [newer.FedAvg, older.FedAvg])
 def test_fedavg_of_either_kind_is_fedit(theirs):
     rule, ours = wrapped(theirs)(), strategies.build("fedit")
-    updates = random_updates(ours, STATE, LAYOUT, CLIENTS, 3)
+    updates = create_random_updates(ours, STATE, LAYOUT, CLIENTS, 3)
     assert rule.start(STATE, LAYOUT, 7) is STATE
     close(run_round(rule, STATE, LAYOUT, updates).state, run_round(ours, STATE, LAYOUT, updates).state)
 
 
 @pytest.mark.parametrize("theirs", [newer.FedMedian, older.FedMedian])
 def test_fedmedian_of_either_kind_is_the_median_of_each_entry(theirs):
-    updates = random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
+    updates = create_random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
     after = run_round(wrapped(theirs)(), STATE, LAYOUT, updates).state
     close(after, run_round(strategies.build("flower(rule=FedMedian)"), STATE, LAYOUT, updates).state)
     for name in STATE:
@@ -76,7 +82,7 @@ def test_fedadam_of_either_kind_keeps_its_moments(theirs, tmp_path):
     state, ours = STATE, strategies.build("fedit")
     m, v = ({name: torch.zeros_like(t, dtype=torch.float64) for name, t in STATE.items()} for _ in range(2))
     for number, after in enumerate(found, start=1):
-        updates = random_updates(ours, state, LAYOUT, CLIENTS, 3 + number, size=0.1)
+        updates = create_random_updates(ours, state, LAYOUT, CLIENTS, 3 + number, size=0.1)
         mean = run_round(ours, state, LAYOUT, updates).state
         eta = 0.05 * (1 - 0.9 ** (number + 1)) ** 0.5 / (1 - 0.8 ** (number + 1))
         for name in STATE:
@@ -275,7 +281,7 @@ class Keeping(newer.FedAvg):
     ],
 )
 def test_what_goes_wrong_in_a_round_is_one_sentence(theirs, said):
-    updates = random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
+    updates = create_random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
     with refuses(*said):
         run_round(wrapped(theirs)(), STATE, LAYOUT, updates)
 
@@ -303,7 +309,7 @@ def test_a_class_of_flowers_in_a_plugin_is_told_to_be_wrapped(tmp_path):
     file = tmp_path / "parts.py"
     file.write_text('from flwr.server.strategy import FedAvg\nparts = {"strategies": {"theirs": FedAvg}}\n')
     with refuses("FP1251", "FedAvg"):
-        plugins.found(str(file))
+        plugins.find_plugin(str(file))
 
 
 def test_a_class_named_where_a_part_belongs_leads_to_the_plugin():
@@ -319,8 +325,8 @@ def test_what_is_kept_comes_back():
         "parameters": ndarrays_to_parameters([np.eye(3)]), "infinite": float("inf"),
     }  # fmt: skip
     generator, drawn = np.random.default_rng(5), random.Random(5)
-    state = kept({**values, "generator": generator, "drawn": drawn}, {}, "Rule")
-    back = restored(state)
+    state = save_values({**values, "generator": generator, "drawn": drawn}, {}, "Rule")
+    back = restore_values(state)
     assert FORM in state
     assert "code" not in back
     assert back["generator"].random() == generator.random()
@@ -349,7 +355,7 @@ def test_what_is_drawn_before_the_first_round_is_the_seeds(tmp_path):
     for elsewhere in (1, 2):
         np.random.seed(elsewhere)
         _, memory = rounds_of(wrapped(DrawsAtTheStart)(), tmp_path, 1)
-        found.append(restored(memory["flower"])["first"])
+        found.append(restore_values(memory["flower"])["first"])
         after = np.random.random()
         np.random.seed(elsewhere)
         assert np.random.random() == after  # and takes nothing from others
@@ -359,4 +365,4 @@ def test_what_is_drawn_before_the_first_round_is_the_seeds(tmp_path):
 @pytest.mark.parametrize("value", [Thing(), Way.MEAN])
 def test_what_stays_as_it_was_needs_no_keeping(value):
     values = {"thing": value}
-    assert restored(kept(values, frozen(values), "Rule")) == {}
+    assert restore_values(save_values(values, pickle_unsaved(values), "Rule")) == {}

@@ -9,12 +9,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedpeft import plugins
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, set_identity
-from fedpeft.communication.messages import Instruction, Report, instruction_of, report_of, to_record
+from fedpeft.communication.messages import Instruction, Report, read_instruction, report_of, write_record
 from fedpeft.config import RunConfig
-from fedpeft.deployment.compared_parts import WHOLE_RUN, told_parts
+from fedpeft.deployment.compared_parts import WHOLE_RUN, list_part_digests
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import FlowerGrid
-from fedpeft.flower.parts import RECORD, with_parts
+from fedpeft.flower.parts import RECORD, add_parts
 from tests.refusals import has_error
 from tests.unit.deployment.test_compared_parts import only, two_files
 
@@ -35,21 +35,21 @@ def worked(monkeypatch):
     """Instructions that this node has worked on."""
     heard = []
     workers = SimpleNamespace(answer=lambda asked: heard.append(asked) or Report(1, 0, b"update"))
-    monkeypatch.setattr(client_app, "_workers", lambda *_: workers)
+    monkeypatch.setattr(client_app, "_get_workers", lambda *_: workers)
     return heard
 
 
 def answered(told):
     """Why this node refuses, where the server tells these parts; empty: it does not."""
     set_identity()
-    content = to_record(ASKED) if told is None else with_parts(to_record(ASKED), told)
+    content = write_record(ASKED) if told is None else add_parts(write_record(ASKED), told)
     asked = Message(content, dst_node_id=2, message_type=MESSAGE_TYPES["train"])
     return client_app.app(asked, Context(17, 2, {}, RecordDict(), GIVEN))
 
 
 def test_a_node_with_another_file_says_so_and_one_with_the_same_elsewhere_works(codec, worked):
     own, other = codec
-    [told] = told_parts(RunConfig(codec="uni"), WHOLE_RUN)
+    [told] = list_part_digests(RunConfig(codec="uni"), WHOLE_RUN)
     only(other)
     error = report_of(answered([told])).error
     assert has_error(error, "FP5040", "codec step 'uni'", other)
@@ -62,7 +62,7 @@ def test_a_node_with_another_file_says_so_and_one_with_the_same_elsewhere_works(
 
 
 def test_a_node_without_the_file_or_a_server_that_does_not_tell_it_is_refused(codec, worked):
-    told = told_parts(RunConfig(codec="uni"), WHOLE_RUN)
+    told = list_part_digests(RunConfig(codec="uni"), WHOLE_RUN)
     for missing in ([], None):
         assert has_error(report_of(answered(missing)).error, "FP5041", "codecs.uni")
     only(None)
@@ -78,7 +78,7 @@ def test_what_no_server_tells_is_refused(told, worked):
 
 def test_what_is_no_list_of_texts_is_refused(worked):
     set_identity()
-    content = RecordDict({**to_record(ASKED), RECORD: ConfigRecord({RECORD: [1, 2]})})
+    content = RecordDict({**write_record(ASKED), RECORD: ConfigRecord({RECORD: [1, 2]})})
     asked = Message(content, dst_node_id=2, message_type=MESSAGE_TYPES["train"])
     reply = client_app.app(asked, Context(17, 2, {}, RecordDict(), GIVEN))
     assert has_error(report_of(reply).error, "FP6102", "[1, 2]")
@@ -91,7 +91,9 @@ def test_nodes_run_data_sets_too(tmp_path):
         'parts = {"datasets": {"own_rows": Rows}}\n'
     )
     plugins.use([str(rows)])
-    assert [text.split()[0] for text in told_parts(RunConfig(dataset="own_rows"), WHOLE_RUN)] == ["datasets.own_rows"]
+    assert [text.split()[0] for text in list_part_digests(RunConfig(dataset="own_rows"), WHOLE_RUN)] == [
+        "datasets.own_rows"
+    ]
 
 
 def test_the_server_app_tells_its_parts_with_each_message(codec, monkeypatch):
@@ -107,6 +109,6 @@ def test_the_server_app_tells_its_parts_with_each_message(codec, monkeypatch):
     server_app.main(inner, SimpleNamespace(run_config=GIVEN, run_id=17))
     [grid] = grids
     assert isinstance(grid, FlowerGrid)
-    made = grid.create_message(to_record(ASKED), "train", 2, "1")
-    assert made.content.config_records[RECORD][RECORD] == told_parts(RunConfig(codec="uni"), WHOLE_RUN)
-    assert instruction_of(made) == ASKED
+    made = grid.create_message(write_record(ASKED), "train", 2, "1")
+    assert made.content.config_records[RECORD][RECORD] == list_part_digests(RunConfig(codec="uni"), WHOLE_RUN)
+    assert read_instruction(made) == ASKED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.flower.section import HEADER, main, replaced, section
+from fedpeft.flower.section import HEADER, format_section, main, replace_section
 from fedpeft.flower.settings import OWN_KEYS
 from tests.processes.flower.test_flower_app import ROOT
 from tests.refusals import has_error
@@ -12,20 +12,23 @@ from tests.refusals import has_error
 
 def test_the_section_of_the_app_is_made_from_the_settings():
     text = (ROOT / "pyproject.toml").read_text()
-    assert section() in text, "make it anew with python -m fedpeft.flower.section"
-    assert replaced(text) == text
-    assert all(f"{key} = " in section() for key in OWN_KEYS)
+    assert format_section() in text, "make it anew with python -m fedpeft.flower.section"
+    assert replace_section(text) == text
+    assert all(f"{key} = " in format_section() for key in OWN_KEYS)
 
 
 def test_what_stands_around_the_section_stays():
-    assert replaced(f"[a]\nb = 1\n\n{HEADER}old = 1\n\n[c]\nd = 2\n") == f"[a]\nb = 1\n\n{section()}\n[c]\nd = 2\n"
+    assert (
+        replace_section(f"[a]\nb = 1\n\n{HEADER}old = 1\n\n[c]\nd = 2\n")
+        == f"[a]\nb = 1\n\n{format_section()}\n[c]\nd = 2\n"
+    )
 
 
 def test_the_command_renews_a_file_s_section(tmp_path, capsys):
     file = tmp_path / "pyproject.toml"
     file.write_text(f"[a]\nb = 1\n\n{HEADER}old = 1\n")
     assert main([str(file)]) == 0
-    assert file.read_text() == f"[a]\nb = 1\n\n{section()}"
+    assert file.read_text() == f"[a]\nb = 1\n\n{format_section()}"
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -7,39 +7,39 @@ import os
 import pytest
 
 from fedpeft.machine.hardware import (
-    accelerators,
-    container_cores,
-    container_room,
-    free_memory,
-    gpu_shares,
-    usable_cores,
+    count_container_cores,
+    count_usable_cores,
+    divide_gpus,
+    get_container_memory,
+    get_free_memory,
+    list_accelerators,
 )
 
 
 def test_a_container_s_limit_counts(tmp_path):
-    assert container_room(tmp_path) > 1 << 60
+    assert get_container_memory(tmp_path) > 1 << 60
     for name, text in (("memory.max", "max"), ("memory.current", "300"), ("memory.stat", "anon 5\ninactive_file 100")):
         (tmp_path / name).write_text(text + "\n")
-    assert container_room(tmp_path) > 1 << 60
+    assert get_container_memory(tmp_path) > 1 << 60
     (tmp_path / "memory.max").write_text("1000\n")
-    assert container_room(tmp_path) == 800
-    assert 0 < free_memory("cpu") < 1 << 60
+    assert get_container_memory(tmp_path) == 800
+    assert 0 < get_free_memory("cpu") < 1 << 60
 
 
 def test_a_container_s_cores_count(tmp_path):
-    assert container_cores(tmp_path) > 1 << 20
+    assert count_container_cores(tmp_path) > 1 << 20
     for text, cores in (("max 100000", 1 << 30), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text + "\n")
-        assert container_cores(tmp_path) == cores
-    assert 1 <= usable_cores() <= os.cpu_count()
+        assert count_container_cores(tmp_path) == cores
+    assert 1 <= count_usable_cores() <= os.cpu_count()
 
 
 def test_a_gpu_that_torch_can_not_use_is_none(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # what a driver too old for torch leaves
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert accelerators() == []
+    assert list_accelerators() == []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert accelerators() == ["cuda:0", "cuda:1"]
+    assert list_accelerators() == ["cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_gpu_that_torch_can_not_use_is_none(monkeypatch):
     ],
 )
 def test_processes_share_the_gpus_that_may_be_used(visible, count, jobs, shares, monkeypatch):
-    monkeypatch.setattr("fedpeft.machine.hardware.accelerators", lambda: [f"cuda:{i}" for i in range(count)])
+    monkeypatch.setattr("fedpeft.machine.hardware.list_accelerators", lambda: [f"cuda:{i}" for i in range(count)])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_shares(jobs) == shares
+    assert divide_gpus(jobs) == shares

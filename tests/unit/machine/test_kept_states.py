@@ -15,8 +15,8 @@ import torch
 from fedpeft.data.examples import TokenRows
 from fedpeft.errors import AssetError
 from fedpeft.machine import kept_states
-from fedpeft.machine.kept_states import VARIABLE, hold, kept, make_room
-from fedpeft.models.frozen_blocks import FrozenStore
+from fedpeft.machine.kept_states import VARIABLE, hold, keep_states, make_room
+from fedpeft.models.frozen_blocks import ActivationCache
 from tests.refusals import refuses
 
 
@@ -42,7 +42,7 @@ def store(cache, name, size, used):
 
 def frozen(folder):
     rows = TokenRows(np.array([1, 2], dtype=np.int32), np.array([0, 2]), None, 0)
-    return FrozenStore(folder, rows, 1, 2, torch.float32)
+    return ActivationCache(folder, rows, 1, 2, torch.float32)
 
 
 def test_the_least_recently_used_goes_first(tmp_path, monkeypatch):
@@ -98,8 +98,8 @@ def test_a_run_that_has_ended_holds_nothing_though_its_process_goes_on(tmp_path,
     monkeypatch.setenv(VARIABLE, "0.000003")
     before, ended = store(tmp_path, "a", 1000, 100), store(tmp_path, "b", 1000, 200)
     hold(before)
-    with kept():
-        with kept():  # another run beside it
+    with keep_states():
+        with keep_states():  # another run beside it
             hold(before)
             hold(ended)
         with refuses("FP2027"):
@@ -112,7 +112,7 @@ def test_a_run_that_has_ended_holds_nothing_though_its_process_goes_on(tmp_path,
 def test_a_run_that_fails_holds_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.000003")
     failed = store(tmp_path, "a", 1000, 100)
-    with suppress(RuntimeError), kept():
+    with suppress(RuntimeError), keep_states():
         hold(failed)
         raise RuntimeError
     make_room(tmp_path / "frozen-new", 2500)
@@ -153,12 +153,12 @@ def test_what_is_another_user_s_is_neither_counted_nor_removed(shared, monkeypat
 def test_a_store_of_another_user_is_said_to_be_one(shared):
     wanted = frozen(shared[1])
     with refuses("FP2037", "frozen-theirs"):
-        wanted.missing()
+        wanted.find_missing_tiles()
 
 
 def test_files_of_a_store_that_nobody_has_any_more_are_closed(tmp_path):
     wanted = frozen(tmp_path / "frozen-a")
-    wanted.missing()
+    wanted.find_missing_tiles()
     opened = list(wanted._files.values())
     del wanted
     gc.collect()

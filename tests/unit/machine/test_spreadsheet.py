@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from fedpeft.evaluation.answered_rows import write
-from fedpeft.machine.spreadsheet import plain_cell
+from fedpeft.machine.spreadsheet import escape_cell
 
 FORMULAS = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1+1", "\r=1+1", "\n=1+1", "  =1+1", "=", "-",
             "＝1+1", '=HYPERLINK("http://x")', "-inf", "+1_0", "+ 1", "-1 "]  # fmt: skip
@@ -16,12 +16,12 @@ PLAIN = ["", "a=b", "3", "-3", "+3.5", "-1e-5", "1,5", "2024-01-02", "'=1", "som
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_formula_has_an_apostrophe_in_front(text):
-    assert plain_cell(text) == "'" + text
+    assert escape_cell(text) == "'" + text
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_any_other_text_stays_as_it_is(text):
-    assert plain_cell(text) == text
+    assert escape_cell(text) == text
 
 
 def test_no_cell_of_a_table_of_answers_begins_a_formula(tmp_path):

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from fedpeft.check import main as check
 from fedpeft.errors import DataError
-from fedpeft.machine.terminal import OBEYED, Console, shown
-from fedpeft.run.command import exit_code
+from fedpeft.machine.terminal import OBEYED, Console, escape_control_characters
+from fedpeft.run.command import run_command
 
 ROOT = Path(__file__).parent.parent.parent.parent
 CLEAR, TITLE, WIDE, BACKWARD = "\x1b[2J", "\x1b]0;owned\x07", "\x9b31m", "\u202e"
@@ -38,7 +38,7 @@ def test_control_characters_are_spelled_out(sequence, terminal):
     plain = printed("a b", " ", terminal=terminal)
     assert not {chr(code) for code in OBEYED} & set(text) - set(plain) - ({"\x1b"} if terminal else set())
     assert sequence not in text
-    assert shown(sequence[0]) in text
+    assert escape_control_characters(sequence[0]) in text
 
 
 def test_rich_s_own_styles_and_lines_stay():
@@ -70,7 +70,7 @@ def test_an_error_s_sentence_shows_them_too(capfd):
     def work() -> None:
         raise DataError(f"row 3 has the label {CLEAR}{BACKWARD}")
 
-    assert exit_code(work) == 2
+    assert run_command(work) == 2
     err = capfd.readouterr().err
     assert "\\x1b[2J\\u202e" in err
     assert not {"\x1b", BACKWARD} & set(err)

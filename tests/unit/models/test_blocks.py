@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import chosen_blocks
+from fedpeft.models.layers import choose_blocks
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
 
@@ -21,20 +21,20 @@ def base():
     [(0, [0, 1, 2, 3]), (1, [3]), (4, [0, 1, 2, 3]), ((0,), [0]), ((3, 1), [1, 3])],
 )
 def test_blocks_by_number_or_by_index(layers, found):
-    assert list(chosen_blocks(base(), layers)) == [f"0.{i}" for i in found]
+    assert list(choose_blocks(base(), layers)) == [f"0.{i}" for i in found]
 
 
 @pytest.mark.parametrize("layers", [5, (), (4,), (-1,), (1, 1)])
 def test_blocks_that_are_not_there_are_refused(layers):
     with pytest.raises(ModelError, match="of lora"):
-        chosen_blocks(base(), layers, "lora")
+        choose_blocks(base(), layers, "lora")
 
 
 @pytest.mark.parametrize(("depth", "found"), [(2, [0, 1]), (4, [0, 1, 2, 3]), (6, [2, 3, 4, 5])])
 def test_where_nothing_is_said_it_is_the_uppermost_or_all(depth, found):
     model = nn.Sequential(nn.ModuleList(nn.Linear(2, 3) for _ in range(depth)))
     assert PEFT_METHODS.build("lora").layers is None
-    assert list(chosen_blocks(model, None)) == [f"0.{i}" for i in found]
+    assert list(choose_blocks(model, None)) == [f"0.{i}" for i in found]
 
 
 def test_where_nothing_is_said_a_model_of_images_is_adapted_in_all():
@@ -42,8 +42,8 @@ def test_where_nothing_is_said_a_model_of_images_is_adapted_in_all():
     images = AutoModel.from_config(AutoConfig.for_model("vit", image_size=28, patch_size=14, **size))
     texts = AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=9, **size))
     for model, first in ((images, 0), (texts, 2)):
-        assert [int(path.rpartition(".")[2]) for path in chosen_blocks(model, None)] == list(range(first, 6))
-        assert len(chosen_blocks(model, 2)) == 2
+        assert [int(path.rpartition(".")[2]) for path in choose_blocks(model, None)] == list(range(first, 6))
+        assert len(choose_blocks(model, 2)) == 2
 
 
 def test_methods_of_a_hybrid_name_blocks_of_their_own():

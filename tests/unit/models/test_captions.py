@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fedpeft.answers.captioning import captions, generated
-from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
-from fedpeft.data.images import image_rows
-from fedpeft.data.rows import Rows, load_dataset, suited_head
-from fedpeft.data.scenes import scenes, told
+from fedpeft.answers.captioning import caption_images, generate_captions
+from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
+from fedpeft.data.images import convert_images
+from fedpeft.data.rows import Rows, get_default_head, load_dataset
+from fedpeft.data.scenes import list_scenes, parse_caption
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
-from fedpeft.models.task import TASKS, trainable
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.simulation.captions import measures
+from fedpeft.simulation.captions import compute_measures
 from tests.refusals import refuses
 from tests.scene_words import tiny_captioner
 
@@ -51,7 +51,7 @@ def made(folder, task="captions", peft=LORA, dtype="fp32"):
     torch.manual_seed(0)
     method.attach(model, dtype)
     with torch.no_grad():
-        for name, parameter in trainable(model).items():
+        for name, parameter in find_trainable(model).items():
             if name.endswith("lora_B.weight"):
                 parameter.add_(0.05)
     return built, model.eval(), method
@@ -60,7 +60,7 @@ def made(folder, task="captions", peft=LORA, dtype="fp32"):
 def seen(folder, images):
     """Last hidden states of an image's patches, (rows, 16, width), one image at a time."""
     encoder = AutoModel.from_pretrained(folder / "image").eval()
-    pixels, _ = image_rows(images, folder / "image")
+    pixels, _ = convert_images(images, folder / "image")
     with torch.no_grad():
         return torch.cat([encoder(pixel_values=torch.from_numpy(one[None])).last_hidden_state[:, 1:] for one in pixels])
 
@@ -102,7 +102,7 @@ def test_greedy_captions_are_those_of_one_token_after_another(folder, rows) -> N
     with torch.no_grad():
         model.base.get_base_model().lm_head.weight[3].mul_(1.5)  # the end is said by some, not by all
     tokenizer, patches = load_tokenizer(folder), torch.from_numpy(rows.patches[:6])
-    found = generated(model, tokenizer, patches, 8)
+    found = generate_captions(model, tokenizer, patches, 8)
     with torch.no_grad():
         for features, said in zip(patches, found, strict=True):
             ids = [tokenizer.bos_token_id]
@@ -111,7 +111,7 @@ def test_greedy_captions_are_those_of_one_token_after_another(folder, rows) -> N
                 if ids[-1] == tokenizer.eos_token_id:
                     break
             assert said == [i for i in ids[1:] if i != tokenizer.eos_token_id]
-    assert captions(model, tokenizer, patches, 8) == [tokenizer.decode(ids) for ids in found]
+    assert caption_images(model, tokenizer, patches, 8) == [tokenizer.decode(ids) for ids in found]
 
 
 def test_features_are_patches_pooled_to_fewer(folder, scene_rows) -> None:
@@ -128,7 +128,7 @@ def test_a_connector_in_closed_form_is_the_regression_of_the_pooled_rows(folder,
     from fedpeft.aggregation.head_start import HEADS
 
     task, model, _ = made(folder, dtype="fp64")
-    head = dataclasses.replace(HEADS.build(suited_head("scenes(task=captions)")), strength=1e-3)
+    head = dataclasses.replace(HEADS.build(get_default_head("scenes(task=captions)")), strength=1e-3)
     parts = [task.regressed(model, rows.batch(part)) for part in (range(7), range(7, 20))]
     sums = [head.statistics(features, targets, 48) for features, targets in parts]
     found = head.solve({name: sums[0][name] + sums[1][name] for name in sums[0]}, 48, 48)
@@ -155,7 +155,7 @@ def test_a_connector_in_closed_form_is_the_regression_of_the_pooled_rows(folder,
 )
 def test_what_is_saved_is_what_was_trained(folder, scene_rows, tmp_path, task, peft) -> None:
     built, model, method = made(folder, task, peft)
-    state = {name: p.detach() + 0.01 for name, p in trainable(model).items()}
+    state = {name: p.detach() + 0.01 for name, p in find_trainable(model).items()}
     saved_adapter.save(tmp_path, model, state, None, None, None if method.in_peft else peft)
     saved_adapter.put(model, state)
     loaded = saved_adapter.load(tmp_path, built, built.base(folder, torch.float32), 0)
@@ -164,7 +164,7 @@ def test_what_is_saved_is_what_was_trained(folder, scene_rows, tmp_path, task, p
 
 
 def test_rows_are_cut_kept_and_refused_where_a_side_is_missing(folder, scene_rows, rows) -> None:
-    again = examples_from_arrays(examples_to_arrays(rows))
+    again = restore_examples(convert_to_arrays(rows))
     one, other = rows.batch([3, 1]), again.batch([3, 1])
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -215,17 +215,17 @@ def test_images_come_to_be_told_apart(folder) -> None:
 
 
 def test_scenes_are_read_back_from_their_captions_and_attributes_counted() -> None:
-    every = scenes()
-    assert [told(scene.caption) for scene in every] == every
-    assert told("a red circle near a blue star") is None
+    every = list_scenes()
+    assert [parse_caption(scene.caption) for scene in every] == every
+    assert parse_caption("a red circle near a blue star") is None
     right = ["a red circle left of a blue star", "a red star above a green star"]
     said = ["a red square above a blue star", "red star"]
-    found = measures([*said, right[0]], [*right, right[0]], ["exact_match"])
+    found = compute_measures([*said, right[0]], [*right, right[0]], ["exact_match"])
     assert found == {"exact_match": 1 / 3, "colour": 4 / 6, "shape": 3 / 6, "relation": 1 / 3, "form": 2 / 3}
-    assert measures(["sneaker"], ["a photo of a sneaker"], ["exact_match"]) == {"exact_match": 0.0}
+    assert compute_measures(["sneaker"], ["a photo of a sneaker"], ["exact_match"]) == {"exact_match": 0.0}
 
 
 def test_data_sets_bring_model_and_start_of_their_task() -> None:
     assert load_dataset("scenes(rows=20, task='captions(side=2)')").default_model == "towers(text=smollm2)"
-    assert suited_head("scenes") is None
-    assert suited_head("fashion_texts(task='captions(side=2)')") == "ridge(scale=1.0)"
+    assert get_default_head("scenes") is None
+    assert get_default_head("fashion_texts(task='captions(side=2)')") == "ridge(scale=1.0)"

@@ -8,27 +8,27 @@ import pytest
 
 from fedpeft.data.rows import Rows
 from fedpeft.measurements.robustness import Robustness
-from fedpeft.models.client_accuracy import of_clients, worst_tenth
-from fedpeft.server.evaluation import own_rows
-from fedpeft.simulation.robustness import measured
-from fedpeft.studies.results import client_accuracy
+from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
+from fedpeft.server.evaluation import summarize_own_rows
+from fedpeft.simulation.robustness import measure_corruptions
+from fedpeft.studies.results import compute_client_accuracy
 
 RIGHT, LABELS = np.array([True, True, False, False]), np.array([0, 0, 1, 1])
 
 
 def test_the_worst_clients_are_those_with_the_classes_that_suffer():
     held = np.array([[9, 1]] * 18 + [[0, 10]] * 2)
-    assert worst_tenth(of_clients(RIGHT, LABELS, held)) == 0
-    assert worst_tenth(of_clients(RIGHT, LABELS, held[:18])) == pytest.approx(0.9)
+    assert compute_worst_tenth(compute_client_accuracies(RIGHT, LABELS, held)) == 0
+    assert compute_worst_tenth(compute_client_accuracies(RIGHT, LABELS, held[:18])) == pytest.approx(0.9)
 
 
 def test_a_client_whose_classes_were_not_scored_is_left_out():
     """Its accuracy is not 0: nothing is known of it."""
     held = np.array([[8, 2, 0], [10, 0, 5], [0, 0, 7]])
-    assert of_clients(RIGHT, LABELS, held).tolist() == [0.8, 1.0]
-    assert not len(of_clients(RIGHT, LABELS, held[2:]))
-    assert math.isnan(worst_tenth([]))
-    said = measured(
+    assert compute_client_accuracies(RIGHT, LABELS, held).tolist() == [0.8, 1.0]
+    assert not len(compute_client_accuracies(RIGHT, LABELS, held[2:]))
+    assert math.isnan(compute_worst_tenth([]))
+    said = measure_corruptions(
         Robustness(rows=4, draws=1),
         Rows(["a"] * 4, LABELS),
         "text",
@@ -44,9 +44,11 @@ def test_a_client_whose_classes_were_not_scored_is_left_out():
 def test_all_who_speak_of_a_worst_tenth_mean_as_many(clients, worst):
     held = np.array([[k, clients - k] for k in range(1, clients + 1)])
     expected = np.mean([k / clients for k in range(1, worst + 1)])
-    assert worst_tenth(of_clients(RIGHT, LABELS, held)) == pytest.approx(expected)
-    study = client_accuracy({"correct": RIGHT.astype(float)}, {"labels": held.astype(float), "test_labels": LABELS})
+    assert compute_worst_tenth(compute_client_accuracies(RIGHT, LABELS, held)) == pytest.approx(expected)
+    study = compute_client_accuracy(
+        {"correct": RIGHT.astype(float)}, {"labels": held.astype(float), "test_labels": LABELS}
+    )
     assert study is not None
     assert study["worst_tenth"] == pytest.approx(expected)
     reports = [SimpleNamespace(count=clients, correct=k, loss=0.0) for k in range(1, clients + 1)]
-    assert own_rows(reports).worst_accuracy == pytest.approx(expected)
+    assert summarize_own_rows(reports).worst_accuracy == pytest.approx(expected)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fedpeft.models import determinism
-from fedpeft.models.determinism import compute_deterministically, fused_deterministically
+from fedpeft.models.determinism import compute_deterministically, make_attention_deterministic
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def attended(transposed=True):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_only_the_fused_gradients_are_computed_strictly(transposed, switched):
     output, inputs = attended(transposed)
-    fused_deterministically(output)
+    make_attention_deterministic(output)
     seen = []
     for tensor in (output, *inputs):
         tensor.register_hook(lambda _: seen.append(torch.is_deterministic_algorithms_warn_only_enabled()))
@@ -49,18 +49,18 @@ def test_only_the_fused_gradients_are_computed_strictly(transposed, switched):
 
 
 def test_what_is_not_fused_or_has_no_gradient_is_left_alone(switched):
-    fused_deterministically(torch.ones(3))
+    make_attention_deterministic(torch.ones(3))
     x = torch.ones(3, requires_grad=True)
-    fused_deterministically(x)
+    make_attention_deterministic(x)
     y = x * 2
-    fused_deterministically(y)
+    make_attention_deterministic(y)
     y.sum().backward()
     assert switched == []
 
 
 def test_a_process_that_does_not_compute_deterministically_stays_so():
     output, _ = attended()
-    fused_deterministically(output)
+    make_attention_deterministic(output)
     output.sum().backward()
     assert not torch.are_deterministic_algorithms_enabled()
 

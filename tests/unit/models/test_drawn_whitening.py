@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.data.dead_leaves import dead_leaves
+from fedpeft.data.dead_leaves import draw_dead_leaves
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.drawn_whitening import LENGTH, Drawn, drawn, whiten
+from fedpeft.models.drawn_whitening import LENGTH, DrawnStatistics, compute_whitening, whiten
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
@@ -24,8 +24,8 @@ def states(rows: int = 4000, width: int = 6) -> torch.Tensor:
 
 def test_what_tells_is_white_afterwards():
     h = states()
-    found = Drawn.of(h)
-    z = found.states(h)
+    found = DrawnStatistics.from_states(h)
+    z = found.whiten(h)
     assert z.mean(0).abs().max() < 1e-9
     assert float(z.norm(dim=1).mean()) == pytest.approx(LENGTH)
     torch.testing.assert_close(found.turn, found.turn.T, atol=1e-12, rtol=0)
@@ -37,25 +37,25 @@ def test_what_tells_is_white_afterwards():
 def test_machines_whose_numbers_differ_a_little_agree():
     """Eigenvectors would not: two directions that vary alike are any two of their plane."""
     h = torch.randn(300, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    one, other = (Drawn.of(x) for x in (h, h + 1e-6 * torch.randn(h.shape, dtype=torch.float64)))
+    one, other = (DrawnStatistics.from_states(x) for x in (h, h + 1e-6 * torch.randn(h.shape, dtype=torch.float64)))
     assert (one.turn - other.turn).abs().max() < 1e-4
 
 
 def test_a_head_on_white_states_is_folded_into_one_on_plain_states():
     h, random = states(50), torch.Generator().manual_seed(2)
-    found = Drawn.of(states())
+    found = DrawnStatistics.from_states(states())
     weight, bias = torch.randn(3, 6, generator=random).double(), torch.randn(3, generator=random).double()
-    plain, offset = found.plain(weight, bias)
-    torch.testing.assert_close(h @ plain.T + offset, found.states(h) @ weight.T + bias)
+    plain, offset = found.convert_head(weight, bias)
+    torch.testing.assert_close(h @ plain.T + offset, found.whiten(h) @ weight.T + bias)
 
 
 def test_pictures_are_drawn_alike_everywhere():
-    made = dead_leaves(4, 12)
+    made = draw_dead_leaves(4, 12)
     assert made.shape == (4, 12, 12, 3)
     assert made.dtype == np.uint8
-    assert np.array_equal(made, dead_leaves(4, 12))
-    assert not np.array_equal(made, dead_leaves(4, 12, seed=1))
-    assert np.array_equal(made[:2], dead_leaves(2, 12))
+    assert np.array_equal(made, draw_dead_leaves(4, 12))
+    assert not np.array_equal(made, draw_dead_leaves(4, 12, seed=1))
+    assert np.array_equal(made[:2], draw_dead_leaves(2, 12))
     grey = [bool((picture == picture[:, :, :1]).all()) for picture in made]
     assert grey == [False, True, False, True]
 
@@ -72,8 +72,8 @@ def test_an_encoder_is_looked_at_once_and_its_weights_stay():
     given = {name: tensor for name, tensor in rows.items() if name != "labels"}
     with torch.no_grad():
         white, states = base(**given).last_hidden_state, plain(**given).last_hidden_state
-    torch.testing.assert_close(white, drawn(base).states(states))
-    assert drawn(base) is base.found
+    torch.testing.assert_close(white, compute_whitening(base).whiten(states))
+    assert compute_whitening(base) is base.found
     assert base.state_dict().keys() == plain.state_dict().keys()
 
 

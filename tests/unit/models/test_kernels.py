@@ -35,7 +35,7 @@ def test_kernels_of_this_machine_agree(dtype):
     """The gradient too: to the last bits of fp32, to bf16's rounding of an fp32 sum."""
     usual, gradient = products("native", dtype)
     tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-6
-    for kernel in kernels.candidates(dtype):
+    for kernel in kernels.list_kernels(dtype):
         y, g = products(kernel, dtype)
         assert y.dtype == g.dtype == dtype
         assert (y - usual).abs().max() <= tolerance * usual.abs().max(), kernel
@@ -52,7 +52,7 @@ def test_widened_products_are_rounded_once():
     assert ((y.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
 
 
-@pytest.mark.parametrize("kernel", kernels.candidates(torch.bfloat16))
+@pytest.mark.parametrize("kernel", kernels.list_kernels(torch.bfloat16))
 def test_a_residual_is_added_in_full_and_rounded_once(kernel):
     """Clients train on W0 + R in the base's own precision, whichever kernel multiplies it; without R on W0 again."""
     task, folder, method = TASKS.build("classification"), resolve_model("tiny"), PEFT_METHODS.build("lora(layers=1)")
@@ -65,7 +65,7 @@ def test_a_residual_is_added_in_full_and_rounded_once(kernel):
     executor = BatchedExecutor(plain, task, method, None, layout, 2, kernel)
     R = 1e-3 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     executor.set_residual({module: R})
-    layer = executor.frozen(module)
+    layer = executor.get_frozen_layer(module)
     assert layer.kernel == kernel
     assert torch.equal(layer.weight, (before.float() + R).to(torch.bfloat16))
     executor.set_residual({})
@@ -74,11 +74,11 @@ def test_a_residual_is_added_in_full_and_rounded_once(kernel):
 
 def test_a_machine_without_bf16_is_not_given_kernels_that_need_it(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr("fedpeft.models.kernels.fast_bf16", lambda device: False)
-    assert kernels.candidates(torch.bfloat16) == EVERYWHERE
+    monkeypatch.setattr("fedpeft.models.kernels.has_fast_bf16", lambda device: False)
+    assert kernels.list_kernels(torch.bfloat16) == EVERYWHERE
     assert kernels.choose(torch.bfloat16) in EVERYWHERE
-    assert kernels.candidates(torch.float32) == ("native", "onednn")
-    assert kernels.candidates(torch.float64) == ("native",)
+    assert kernels.list_kernels(torch.float32) == ("native", "onednn")
+    assert kernels.list_kernels(torch.float64) == ("native",)
 
 
 def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypatch):
@@ -87,7 +87,7 @@ def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypa
     ids = torch.arange(2, 22).reshape(2, 10)
     outputs = {}
     for fast in (True, False):
-        monkeypatch.setattr("fedpeft.models.loading.fast_bf16", lambda device, fast=fast: fast)
+        monkeypatch.setattr("fedpeft.models.loading.has_fast_bf16", lambda device, fast=fast: fast)
         base = task.base(folder, torch.bfloat16)
         assert any(type(m) is WidenedLinear for m in base.modules()) != fast
         outputs[fast] = base(input_ids=ids).last_hidden_state
@@ -101,7 +101,7 @@ def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypa
 def test_runs_that_begin_together_on_a_new_machine_compute_alike(monkeypatch, tmp_path):
     """As those of a study do: the first that has timed the kernels decides, and the others wait for it."""
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "candidates", lambda dtype: ("native", "onednn"))
+    monkeypatch.setattr(kernels, "list_kernels", lambda dtype: ("native", "onednn"))
     together, faster = threading.Barrier(2), iter([2.0, 0.5])
 
     def timed(dtype):
@@ -110,7 +110,7 @@ def test_runs_that_begin_together_on_a_new_machine_compute_alike(monkeypatch, tm
             together.wait(1.0)
         return rates
 
-    monkeypatch.setattr(kernels, "gemm_rates", timed)
+    monkeypatch.setattr(kernels, "measure_gemm_rates", timed)
     with ThreadPoolExecutor(2) as runs:
         chosen = list(runs.map(kernels.choose, [torch.float32] * 2))
     assert chosen == ["onednn"] * 2
@@ -120,8 +120,8 @@ def test_runs_that_begin_together_on_a_new_machine_compute_alike(monkeypatch, tm
 def test_a_choice_of_kernels_that_cannot_be_kept_is_told(monkeypatch, tmp_path):
     """And what a file holds that is no choice is made anew."""
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "candidates", lambda dtype: ("native", "onednn"))
-    monkeypatch.setattr(kernels, "gemm_rates", lambda dtype: {"native": 1.0, "onednn": 2.0})
+    monkeypatch.setattr(kernels, "list_kernels", lambda dtype: ("native", "onednn"))
+    monkeypatch.setattr(kernels, "measure_gemm_rates", lambda dtype: {"native": 1.0, "onednn": 2.0})
     kept = tmp_path / "kernels.json"
     kept.write_text("[]")
     assert kernels.choose(torch.float32) == "onednn"

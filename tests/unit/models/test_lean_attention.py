@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedpeft.models.lean_attention import lean_attention
+from fedpeft.models.lean_attention import attend_lean
 
 
 def given(dtype, heads=4, groups=2, tokens=20):
@@ -38,7 +38,7 @@ def test_outputs_and_gradients_are_torch_s_own(dtype, groups, kind):
     if kind == "added":
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     module, ours = SimpleNamespace(num_key_value_groups=groups), given(dtype, groups=groups)
-    found = lean_attention(module, *ours, mask, scaling=None)
+    found = attend_lean(module, *ours, mask, scaling=None)
     if dtype != torch.bfloat16 and (mask is None or groups == 1):
         assert found is None, "torch keeps nothing more"
         return
@@ -59,7 +59,7 @@ def test_of_bf16_nothing_but_the_output_is_kept_in_fp32():
     query, key, value = given(torch.bfloat16)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
-        lean_attention(SimpleNamespace(num_key_value_groups=2), query, key, value, None)
+        attend_lean(SimpleNamespace(num_key_value_groups=2), query, key, value, None)
     by_dtype = [sum(t.numel() for t in kept.values() if t.dtype == d) for d in (torch.bfloat16, torch.float32)]
     assert by_dtype == [2 * query.numel(), query.numel() + query.numel() // 8]
 
@@ -68,12 +68,12 @@ def test_of_bf16_nothing_but_the_output_is_kept_in_fp32():
     "more", [{"dropout": 0.1}, {"position_bias": torch.zeros(1)}, {"softcap": 3.0}], ids=["dropout", "bias", "cap"]
 )
 def test_what_it_does_not_know_is_left_to_torch(more):
-    assert lean_attention(SimpleNamespace(num_key_value_groups=2), *given(torch.bfloat16), None, **more) is None
+    assert attend_lean(SimpleNamespace(num_key_value_groups=2), *given(torch.bfloat16), None, **more) is None
 
 
 def test_without_gradients_nothing_is_kept_anyway():
     with torch.no_grad():
-        assert lean_attention(SimpleNamespace(num_key_value_groups=2), *given(torch.bfloat16), None) is None
+        assert attend_lean(SimpleNamespace(num_key_value_groups=2), *given(torch.bfloat16), None) is None
 
 
 def test_gradients_per_example_go_through_torch_s_own():
@@ -81,7 +81,7 @@ def test_gradients_per_example_go_through_torch_s_own():
 
     def total(query, key, value):
         one = [t[None] for t in (query, key, value)]
-        assert lean_attention(SimpleNamespace(), *one, None) is None
+        assert attend_lean(SimpleNamespace(), *one, None) is None
         return torchs_own(*one, None, 1).float().sum()
 
     assert torch.func.vmap(torch.func.grad(total))(query, key, value).shape == query.shape

@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from experiments.families.__main__ import DOCUMENT, table, written
+from experiments.families.__main__ import DOCUMENT, build_table, read_table
 from experiments.families.checkpoints import FAMILIES, TOKENS
 from fedpeft.data.rows import Rows
 from fedpeft.errors import ModelError
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.layers import chosen_blocks, linear_layers
-from fedpeft.models.packed_tokens import takes_packed_tokens
-from fedpeft.models.task import TASKS, trainable
-from fedpeft.models.tasks.classification import hidden_states
+from fedpeft.models.layers import choose_blocks, find_linear_layers
+from fedpeft.models.packed_tokens import can_pack_tokens
+from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.tasks.classification import compute_hidden_states
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.exports.transformers_folder import classifier
+from fedpeft.run.exports.transformers_folder import create_classifier
 from tests.refusals import refuses
 
 TASK = TASKS.build("classification")
@@ -61,14 +61,14 @@ def drawn(model):
     """The adapter's parameters, drawn so that they count."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainable(model).values():
+        for parameter in find_trainable(model).values():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_gpt2_has_linear_layers_and_its_files_stay_as_they_were(saved, tmp_path):
     base = loaded(saved("GPT-2"))
     assert not [m for m in base.modules() if isinstance(m, transformers.pytorch_utils.Conv1D)]
-    assert {name.rpartition(".")[2] for name in linear_layers(base)} == {"c_attn", "c_proj", "c_fc"}
+    assert {name.rpartition(".")[2] for name in find_linear_layers(base)} == {"c_attn", "c_proj", "c_fc"}
     assert torch.allclose(outputs(base), outputs(plain(saved("GPT-2"))), atol=1e-6)
     base.save_pretrained(tmp_path)
     before, after = (load_file(folder / "model.safetensors") for folder in (saved("GPT-2"), tmp_path))
@@ -83,11 +83,11 @@ def test_peft_s_own_model_answers_as_the_saved_adapter(family, method, saved, tm
     model = TASK.model(loaded(saved(family)), 2)
     PEFT_METHODS.build(method).attach(model, "fp32")
     drawn(model)
-    saved_adapter.save(tmp_path, model, {n: p.detach() for n, p in trainable(model).items()}, ["a", "b"])
+    saved_adapter.save(tmp_path, model, {n: p.detach() for n, p in find_trainable(model).items()}, ["a", "b"])
     other = peft.PeftModel.from_pretrained(plain(saved(family)), tmp_path / "adapter").eval()
     inner = other.base_model.model
     expected = outputs(inner.get_encoder() if inner.config.is_encoder_decoder else other)
-    found = hidden_states(model.base.eval(), BATCH)
+    found = compute_hidden_states(model.base.eval(), BATCH)
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found, outputs(loaded(saved(family))), atol=1e-2)
 
@@ -111,7 +111,7 @@ def test_t5_s_last_layers_are_in_bf16_as_the_others(saved):
 def test_an_exported_classifier_is_loaded_by_transformers_alone(family, saved, tmp_path):
     model = TASK.model(loaded(saved(family)), 2)
     nn.init.normal_(model.head.weight)
-    classifier(model, ["a", "b"], images=False, task=TASK).save_pretrained(tmp_path)
+    create_classifier(model, ["a", "b"], images=False, task=TASK).save_pretrained(tmp_path)
     other = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True).eval()
     with torch.no_grad():
         assert torch.allclose(other(**BATCH).logits, model.eval()(BATCH), atol=1e-6)
@@ -140,23 +140,23 @@ def test_a_decoder_alone_has_nothing_to_attend_to_elsewhere(tmp_path):
     task = TASKS.build("causal_lm")
     model = task.model(task.base(tmp_path, torch.float32), None)
     PEFT_METHODS.build("prefix_tuning(length=2)").attach(model, "fp32")
-    assert {name.split(".")[-2] for name in trainable(model)} == {"prefix"}
-    assert not [name for name in [*trainable(model), *linear_layers(model.base)] if "encoder_attn" in name]
+    assert {name.split(".")[-2] for name in find_trainable(model)} == {"prefix"}
+    assert not [name for name in [*find_trainable(model), *find_linear_layers(model.base)] if "encoder_attn" in name]
 
 
 def test_albert_s_layers_share_a_block(saved):
     base = loaded(saved("ALBERT"))
-    [block] = chosen_blocks(base, 0)
-    assert [list(chosen_blocks(base, top)) for top in (1, 2, None)] == [[block]] * 3
+    [block] = choose_blocks(base, 0)
+    assert [list(choose_blocks(base, top)) for top in (1, 2, None)] == [[block]] * 3
     with refuses("FP4026", "3", "lora", "2"):
-        chosen_blocks(base, 3, "lora")
-    assert list(chosen_blocks(base, (1,))) == [block]
+        choose_blocks(base, 3, "lora")
+    assert list(choose_blocks(base, (1,))) == [block]
 
 
 def test_prompts_are_as_wide_as_the_embeddings_that_a_model_widens(saved):
     model = TASK.model(loaded(saved("ALBERT")), 2)
     PEFT_METHODS.build("prompt_tuning(length=3)").attach(model, "fp32")
-    assert trainable(model)["prompt_encoder.embedding.weight"].shape == (3, 16)
+    assert find_trainable(model)["prompt_encoder.embedding.weight"].shape == (3, 16)
     assert model(BATCH).shape == (2, 2)
 
 
@@ -173,8 +173,8 @@ def test_a_model_may_write_into_what_a_frozen_layer_gives():
 def test_rows_are_not_packed_into_more_tokens_than_clip_reads(saved):
     base = loaded(saved("CLIP, text tower"))
     assert base.config.max_position_embeddings == TOKENS
-    assert not takes_packed_tokens(base)
-    assert takes_packed_tokens(loaded(saved("BERT")))
+    assert not can_pack_tokens(base)
+    assert can_pack_tokens(loaded(saved("BERT")))
 
 
 @pytest.mark.parametrize("family", ["CLIP, both towers", "SigLIP, both towers"])
@@ -214,7 +214,7 @@ def test_t5_in_few_bits_computes_about_the_same(saved):
 def test_the_size_of_a_model_is_told_whatever_its_keys_are_called(family, saved):
     from fedpeft.deployment.capacity import ModelSize
 
-    size = ModelSize.of(saved(family))
+    size = ModelSize.from_folder(saved(family))
     assert (size.hidden, size.intermediate, size.blocks, size.heads) == (32, 48, 2, 4)
     assert size.linear > 2 * 4 * 32 * 32
 
@@ -223,15 +223,15 @@ def test_the_size_of_a_model_is_told_whatever_its_keys_are_called(family, saved)
 def test_a_half_that_is_left_out_is_not_counted_as_held(family, saved):
     from fedpeft.deployment.capacity import ModelSize
 
-    size, base = ModelSize.of(saved(family)), loaded(saved(family))
+    size, base = ModelSize.from_folder(saved(family)), loaded(saved(family))
     held = sum({id(p): p.numel() for p in base.parameters()}.values())
     assert size.linear + size.other == pytest.approx(held, rel=0.02)
     assert (size.dropped > held / 2) == (family != "CLIP, both towers"), "which is never loaded"
     grown = replace(size, dropped=0)
-    assert size.need("fp32", "", 1, 8, False) >= grown.need("fp32", "", 1, 8, False)
-    assert size.need("fp32", "", 1000, 8, False) == grown.need("fp32", "", 1000, 8, False)
+    assert size.estimate_memory("fp32", "", 1, 8, False) >= grown.estimate_memory("fp32", "", 1, 8, False)
+    assert size.estimate_memory("fp32", "", 1000, 8, False) == grown.estimate_memory("fp32", "", 1000, 8, False)
 
 
 @pytest.mark.slow
 def test_the_table_in_the_documents_is_what_the_families_do():
-    assert table(FAMILIES) == written(DOCUMENT.read_text(encoding="utf-8"))
+    assert build_table(FAMILIES) == read_table(DOCUMENT.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from fedpeft import plugins
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import AssetError, ConfigError
-from fedpeft.models.base_model import MODELS, local_folder, resolve_model
+from fedpeft.models.base_model import MODELS, find_local_folder, resolve_model
 from tests.refusals import refuses
 
 FETCHED = ("minilm", "smollm2", "dinov2_small")
@@ -129,7 +129,7 @@ def test_a_part_that_gives_no_folder_of_a_model_is_named(tmp_path: Path) -> None
             return tmp_path / "nowhere"
 
     with (
-        plugins.given({"models": {"nowhere": Nowhere}}),
+        plugins.use_parts({"models": {"nowhere": Nowhere}}),
         refuses("FP2035", "what the model nowhere gives (", "/nowhere)"),
     ):
         resolve_model("nowhere")
@@ -196,4 +196,4 @@ def test_missing_converter_names_the_extra(
 
 @pytest.mark.parametrize("text", ["a" * 5000, "\0", "~nobody-has-this-name", "/" + "b" * 300])
 def test_a_name_that_no_file_can_have_is_no_folder(text):
-    assert local_folder(text) is None
+    assert find_local_folder(text) is None

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.models.pair_losses import infonce, sigmoid
-from fedpeft.models.ranking import Sides, ranking, reversed_ranking
+from fedpeft.models.pair_losses import compute_infonce_loss, compute_sigmoid_loss
+from fedpeft.models.ranking import PairSides, rank_documents, rank_queries
 from fedpeft.models.task import GROUPS
 from fedpeft.models.tasks.retrieval import Retrieval
 
@@ -79,7 +79,7 @@ def test_what_is_no_nearer_than_a_wrong_document_is_not_found() -> None:
     labels = torch.arange(4)
     assert Retrieval().losses(same, {"labels": labels[:, None]}).correct.sum() == 0
     unit = torch.nn.functional.normalize(same, dim=-1)
-    found = ranking(Sides(unit[:, 0], unit[:, 1], labels))
+    found = rank_documents(PairSides(unit[:, 0], unit[:, 1], labels))
     assert found["recall_at_1"] == 0
     assert found["mrr"] == pytest.approx(1 / 4)
 
@@ -92,18 +92,18 @@ def test_rankings_are_those_of_sorting_by_hand(seed: int, labels: list[int]) -> 
     for i, label in enumerate(labels):
         both[i, 1] = both[places[label], 1]  # one label, one document
     unit = torch.nn.functional.normalize(both, dim=-1)
-    given_sides = Sides(unit[:, 0], unit[:, 1], torch.tensor(labels))
+    given_sides = PairSides(unit[:, 0], unit[:, 1], torch.tensor(labels))
     order = sorted(places.values())
     s = (unit[:, 0] @ unit[:, 1].T).numpy()
     ranks = [
         1 + sum(s[i][j] >= s[i][places[labels[i]]] for j in order if labels[j] != labels[i]) for i in range(len(s))
     ]
-    check(ranking(given_sides), ranks, len(labels), len(order))
+    check(rank_documents(given_sides), ranks, len(labels), len(order))
     back = []
     for j in order:
         best = max(s[i][j] for i in range(len(s)) if labels[i] == labels[j])
         back.append(1 + sum(s[i][j] >= best for i in range(len(s)) if labels[i] != labels[j]))
-    check(reversed_ranking(given_sides), back, len(order), len(labels))
+    check(rank_queries(given_sides), back, len(order), len(labels))
 
 
 def check(found, ranks, queries, documents) -> None:
@@ -116,5 +116,7 @@ def check(found, ranks, queries, documents) -> None:
 def test_scale_and_bias_mean_what_they_say() -> None:
     s = torch.eye(2, dtype=torch.float64)
     negative = ~torch.eye(2, dtype=torch.bool)
-    assert infonce(s, negative, 2.0, 0.0).tolist() == pytest.approx([math.log(1 + math.exp(-2.0))] * 2)
-    assert sigmoid(s, negative, 2.0, -1.0).tolist() == pytest.approx([2 * math.log(1 + math.exp(-1.0))] * 2)
+    assert compute_infonce_loss(s, negative, 2.0, 0.0).tolist() == pytest.approx([math.log(1 + math.exp(-2.0))] * 2)
+    assert compute_sigmoid_loss(s, negative, 2.0, -1.0).tolist() == pytest.approx(
+        [2 * math.log(1 + math.exp(-1.0))] * 2
+    )

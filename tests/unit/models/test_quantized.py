@@ -1,4 +1,4 @@
-"""A base in few bits: layers compute with the values that `dequantized` names, forward and backward, before and after
+"""A base in few bits: layers compute with the values that `round_to_quantized` names, forward and backward, before and after
 an evaluation."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModel
 
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.layers import linear_layers
-from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
+from fedpeft.models.layers import find_linear_layers
+from fedpeft.models.quantized import PRECISIONS, quantize, round_to_quantized
 from tests.refusals import refuses
 
 
@@ -23,8 +23,8 @@ def bases():
 def test_a_quantized_base_computes_with_the_named_values(precision):
     plain, packed = bases()
     quantize(packed, precision)
-    for path, layer in linear_layers(plain).items():
-        expected = dequantized(layer.weight, precision)
+    for path, layer in find_linear_layers(plain).items():
+        expected = round_to_quantized(layer.weight, precision)
         error = float((expected - layer.weight).norm() / layer.weight.norm())
         assert 0 < error < {"nf4": 0.12, "int8": 0.02}[precision], path
         assert torch.equal(packed.get_submodule(path).values(), expected)
@@ -44,7 +44,7 @@ def test_a_quantized_base_computes_with_the_named_values(precision):
 def test_bytes_shrink():
     packed, plain = bases()
     quantize(packed, "nf4")
-    layers = list(linear_layers(plain).items())
+    layers = list(find_linear_layers(plain).items())
     held = sum(packed.get_submodule(path).weight.nbytes for path, _ in layers)
     whole = sum(layer.weight.nbytes for _, layer in layers)
     assert 1 <= held * 8 / whole < 1.01  # blocks of 64 are filled up

@@ -12,16 +12,16 @@ from rich.console import Console
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.frozen_blocks import above, can_start_at
-from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
-from fedpeft.models.pooled_rows import gives_back
-from fedpeft.models.readout import AllBlocks, plain, read_all_blocks, width
+from fedpeft.models.frozen_blocks import can_start_at, cut_below
+from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
+from fedpeft.models.pooled_rows import create_pass_through
+from fedpeft.models.readout import AllBlocks, get_plain_base, get_width, read_all_blocks
 from fedpeft.models.task import TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulation.forgetting import forgotten
-from fedpeft.simulation.probe import begun_probe
+from fedpeft.simulation.forgetting import measure_forgetting
+from fedpeft.simulation.probe import begin_probe
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 
@@ -54,7 +54,7 @@ def test_it_reads_what_enters_the_first_block_and_leaves_each(name):
     with torch.no_grad():
         found = base(**batch).last_hidden_state
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert found.shape[-1] == width(base) == 48 * (base.config.num_hidden_layers + 1)
+    assert found.shape[-1] == get_width(base) == 48 * (base.config.num_hidden_layers + 1)
     assert list(base.state_dict()) == names
     assert inspect.signature(base.forward) == signature
     assert type(base).__name__ == kind
@@ -65,17 +65,17 @@ def test_the_plain_base_is_given_back():
     with torch.no_grad():
         wanted = base(**batch).last_hidden_state
         read_all_blocks(base)
-        last = plain(base)
+        last = get_plain_base(base)
         assert torch.equal(last(**batch).last_hidden_state, wanted)
     assert isinstance(base, AllBlocks)
     assert not isinstance(last, AllBlocks)
-    assert width(last) == 48
+    assert get_width(last) == 48
 
 
 def test_packed_rows_come_out_as_padded_ones():
     base, batch = base_and_batch("tiny")
     read_all_blocks(base)
-    assert takes_packed_tokens(base)
+    assert can_pack_tokens(base)
     with torch.no_grad():
         usual = base(**batch).last_hidden_state
         with PackedTokens(base, worth=-100) as passes:
@@ -90,9 +90,11 @@ def test_no_pass_starts_above_a_block_that_is_read():
     assert can_start_at(base, 1)
     read_all_blocks(base)
     assert not can_start_at(base, 1)
-    features = torch.rand(6, 1, width(base))
-    assert torch.equal(gives_back(base)(inputs_embeds=features, attention_mask=None).last_hidden_state, features)
-    assert isinstance(above(base, 1), AllBlocks)
+    features = torch.rand(6, 1, get_width(base))
+    assert torch.equal(
+        create_pass_through(base)(inputs_embeds=features, attention_mask=None).last_hidden_state, features
+    )
+    assert isinstance(cut_below(base, 1), AllBlocks)
 
 
 def test_blocks_that_are_passed_several_times_are_refused():
@@ -138,7 +140,7 @@ def test_the_probe_of_all_blocks_is_kept_under_a_name_of_its_own(tmp_path, monke
     for peft in ("linear_probe", "head2toe"):
         config = RunConfig(dataset="tiny", clients=4, peft=peft, workers=1, dtype="fp32", rounds=1, tokens=16)
         simulation = Simulation(config, tmp_path / peft, ConsoleObserver(Console(quiet=True)))
-        with begun_probe(simulation.setup, simulation.rows, simulation.workers, tokens=16, beside=False) as begun:
+        with begin_probe(simulation.setup, simulation.rows, simulation.workers, tokens=16, beside=False) as begun:
             names.add(begun._name)
         simulation.close()
     assert len(names) == 2
@@ -155,17 +157,17 @@ def test_a_head_on_all_blocks_forgets_nothing(tmp_path, monkeypatch):
     model = setup.task.model(setup.task.base(setup.model_directory, torch.float32), setup.facts.classes)
     setup.method.attach(model, "fp32")
     saved_adapter.save(tmp_path, model, setup.start, setup.facts.label_names, own="head2toe")
-    found = forgotten(setup, load_dataset("tiny"), tmp_path, model_key)
+    found = measure_forgetting(setup, load_dataset("tiny"), tmp_path, model_key)
     assert found.before == found.after
 
 
 @pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])
 def test_a_wide_head_starts_from_factors(peft, send):
-    from fedpeft.run.suited import settled
+    from fedpeft.run.suited import settle_config
 
     settings = RunConfig(dataset="tiny", peft=peft)
-    assert ("send=factor" in settled(settings).head) == (send == "factor")
-    assert "factor" not in settled(RunConfig(dataset="tiny", peft=peft, privacy="secure_sum")).head
+    assert ("send=factor" in settle_config(settings).head) == (send == "factor")
+    assert "factor" not in settle_config(RunConfig(dataset="tiny", peft=peft, privacy="secure_sum")).head
 
 
 def test_methods_that_do_not_compose_stay_apart():

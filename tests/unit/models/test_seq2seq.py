@@ -10,29 +10,29 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.dropout import ClientDropout, DropoutPlan
-from fedpeft.clients.example_gradients import PerExample
+from fedpeft.clients.example_gradients import ExampleGradients
 from fedpeft.clients.executor import Job
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft.answers.exam import Exam, that_fit
-from fedpeft.answers.generation import answers, generated
-from fedpeft.answers.questions import Form, Question, of_row
-from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
+from fedpeft.answers.exam import Exam, select_fitting
+from fedpeft.answers.generation import answer_prompts, generate_tokens
+from fedpeft.answers.questions import Question, QuestionForm, parse_question
+from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.examples import IGNORED
 from fedpeft.data.rows import Rows, load_dataset
-from fedpeft.data.text_to_text import packed_pair, sides, target_ids
+from fedpeft.data.text_to_text import pack_pair, parse_pair, tokenize_target
 from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
-from fedpeft.models.layers import chosen_blocks, linear_layers, target_layers
-from fedpeft.models.task import DTYPES, TASKS, trainable
+from fedpeft.models.layers import choose_blocks, find_linear_layers, find_target_layers
+from fedpeft.models.task import DTYPES, TASKS, find_trainable
 from fedpeft.models.tasks.seq2seq import check_seq2seq
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
+from fedpeft.peft.methods.adamix import Mixture, compute_symmetric_divergence
 from tests.refusals import refuses
 from tests.unit.clients.test_executors import local_training
-from tests.unit.clients.test_per_example import one_by_one, row_means
+from tests.unit.clients.test_per_example import compute_row_means, one_by_one
 
 TASK = TASKS.build("seq2seq")
 KINDS = ("t5", "bart")
@@ -53,7 +53,7 @@ def adapted(kind, dtype="fp64", peft="lora(rank=2, layers=0)"):
     method.attach(model, dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in trainable(model).values():
+        for p in find_trainable(model).values():
             p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
     return model, method
 
@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_transformers(kind):
         found = TASK.row_losses(model, rows.batch(np.arange(7)))
         slow = TASK.losses(model(rows.batch(np.arange(7))), rows.batch(np.arange(7)))
     for i in range(7):
-        source, target = sides(ROWS.inputs[i])
+        source, target = parse_pair(ROWS.inputs[i])
         labels = tokenizer(text_target=target, return_tensors="pt").input_ids
         with torch.no_grad():
             loss = plain(**tokenizer(source, return_tensors="pt"), labels=labels).loss
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_transformers(kind):
 def test_gradients_are_those_of_all_logits_and_of_blocks_computed_twice(kind):
     model, _ = adapted(kind)
     batch = rows_of(kind).batch(np.arange(6))
-    chosen = list(trainable(model).values())
+    chosen = list(find_trainable(model).values())
     expected = torch.autograd.grad(TASK.losses(model(batch), batch).sums.sum(), chosen)
     checkpoint_blocks(model.base)
     for _ in range(2):
@@ -104,7 +104,7 @@ def test_two_passes_of_adamix_are_compared_at_the_tokens_of_the_answers(kind):
     for layer in layers:
         layer.draw_from(lambda _: [left.pop(0)])
     found = TASK.step_losses(model, batch)
-    apart = [symmetric_divergence(*(s[i, : int(n)] for s in said)).sum() for i, n in enumerate(found.counts)]
+    apart = [compute_symmetric_divergence(*(s[i, : int(n)] for s in said)).sum() for i, n in enumerate(found.counts)]
     assert torch.allclose(found.sums, TASK.losses(said[0], batch).sums + 2.5 * torch.stack(apart), atol=1e-10)
     assert len(set(found.counts.tolist())) > 1, "answers of several lengths"
     assert float(torch.stack(apart).min()) > 1e-6
@@ -132,13 +132,13 @@ def test_one_client_after_another_and_all_in_one_pass_are_the_same(kind):
 @pytest.mark.parametrize("peft", ["lora(rank=2, layers=0)", "ia3(layers=0)", "full"])
 def test_gradients_per_example_are_those_of_one_row_at_a_time(kind, peft):
     model, method = adapted(kind, peft=peft)
-    chosen, batch = trainable(model), rows_of(kind).batch(np.arange(5))
-    per_example = PerExample(model, TASK, method.privacy)
+    chosen, batch = find_trainable(model), rows_of(kind).batch(np.arange(5))
+    per_example = ExampleGradients(model, TASK, method.privacy)
     expected = one_by_one(TASK, model, batch, chosen)
-    with per_example.attached(chosen):
+    with per_example.attach_hooks(chosen):
         losses = per_example.fill(batch, chosen)
         found = {n: p.grad_sample.clone() for n, p in chosen.items()}
-    assert torch.allclose(losses, row_means(TASK.losses(model(batch), batch)), rtol=1e-5)
+    assert torch.allclose(losses, compute_row_means(TASK.losses(model(batch), batch)), rtol=1e-5)
     for name in chosen:
         assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-7), name
 
@@ -148,19 +148,21 @@ def test_adapters_are_in_both_stacks(kind):
     base = TASK.base(folder_of(kind), torch.float32)
     for targets in (("q", "v"), ("q_proj", "v_proj")):
         if (kind == "t5") == (targets[0] == "q"):
-            found = target_layers(base, targets, 0)
+            found = find_target_layers(base, targets, 0)
     # two blocks of an encoder attend to themselves, two of a decoder to the encoder, too
     assert len(found) == 2 * (2 + 2 + 2)
     assert len([name for name in found if "EncDecAttention" in name or "encoder_attn" in name]) == 2 * 2
-    ones = [list(chosen_blocks(base, layers)) for layers in (1, (1, 3), 0)]
+    ones = [list(choose_blocks(base, layers)) for layers in (1, (1, 3), 0)]
     sides_ = [[("decoder" in path, path[-1]) for path in some] for some in ones]
     assert sides_[0] == sides_[1] == [(False, "1"), (True, "1")]
     assert len(sides_[2]) == 4
-    assert chosen_blocks(base, None) == chosen_blocks(base, 0)
+    assert choose_blocks(base, None) == choose_blocks(base, 0)
     for layers in (3, (4,), ()):
         with pytest.raises(ModelError, match="of lora"):
-            chosen_blocks(base, layers, "lora")
-    assert len(linear_layers(base, (0,))) < len(linear_layers(base, (3,))), "a decoder's block has one attention more"
+            choose_blocks(base, layers, "lora")
+    assert len(find_linear_layers(base, (0,))) < len(find_linear_layers(base, (3,))), (
+        "a decoder's block has one attention more"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,7 +170,7 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other(kind):
     model, _ = adapted(kind, "fp32", "lora(rank=2, layers=0)")
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder_of(kind))
-    prompts = [of_row(row).prompt(tokenizer) for row in ROWS.inputs[:3]]
+    prompts = [parse_question(row).tokenize_prompt(tokenizer) for row in ROWS.inputs[:3]]
     config = model.base.config
 
     def alone(prompt):
@@ -182,8 +184,8 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other(kind):
         return made[1:]
 
     expected = [alone(prompt) for prompt in prompts]
-    assert generated(model, tokenizer, prompts, 6) == expected
-    said = answers(model, tokenizer, prompts, 6, batch=2)
+    assert generate_tokens(model, tokenizer, prompts, 6) == expected
+    said = answer_prompts(model, tokenizer, prompts, 6, batch=2)
     assert said == [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected]
 
 
@@ -207,9 +209,11 @@ def test_a_models_own_settings_of_generation_do_not_make_answers_others(kind):
         model, prompts = task.model(task.base(folder, torch.float32), 0).eval(), [[2, 9, 9], [2, 30, 31, 9]]
     else:
         folder, model = folder_of(kind), adapted(kind, "fp32")[0].eval()
-        prompts = [of_row(row).prompt(AutoTokenizer.from_pretrained(folder)) for row in ROWS.inputs[:3]]
+        prompts = [
+            parse_question(row).tokenize_prompt(AutoTokenizer.from_pretrained(folder)) for row in ROWS.inputs[:3]
+        ]
     tokenizer, settings = AutoTokenizer.from_pretrained(folder), model.base.generation_config
-    plain = generated(model, tokenizer, prompts, 6)
+    plain = generate_tokens(model, tokenizer, prompts, 6)
     said = sorted({token for row in plain for token in row})
     assert said
     tokens = {
@@ -219,22 +223,22 @@ def test_a_models_own_settings_of_generation_do_not_make_answers_others(kind):
     for name, value in (OTHERWISE | tokens | ({} if kind == "lm" else OF_ENCODERS)).items():
         before = getattr(settings, name, None)  # some are newer than the oldest transformers that works
         settings.update(**{name: value})
-        assert generated(model, tokenizer, prompts, 6) == plain, name
+        assert generate_tokens(model, tokenizer, prompts, 6) == plain, name
         setattr(settings, name, before)
     if kind == "bart":  # a translation's language is not a matter of taste
         settings.forced_bos_token_id = said[-1]
-        assert {row[0] for row in generated(model, tokenizer, prompts, 6)} == {said[-1]}
+        assert {row[0] for row in generate_tokens(model, tokenizer, prompts, 6)} == {said[-1]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_likeliest_choice_is_that_of_the_loss(kind):
     model, _ = adapted(kind, "fp32")
     tokenizer = AutoTokenizer.from_pretrained(folder_of(kind))
-    choices = tuple(sides(row)[1] for row in ROWS.inputs[:4])
-    source = sides(ROWS.inputs[0])[0]
-    question = Question(packed_pair(source, choices[0]), source, (choices[0],), choices)
-    [said] = Exam((question,), "exact_match", 4).answers(model.eval(), tokenizer)
-    rows = TASK.tokenise(Rows([packed_pair(source, c) for c in choices]), folder_of(kind), 32)
+    choices = tuple(parse_pair(row)[1] for row in ROWS.inputs[:4])
+    source = parse_pair(ROWS.inputs[0])[0]
+    question = Question(pack_pair(source, choices[0]), source, (choices[0],), choices)
+    [said] = Exam((question,), "exact_match", 4).answer(model.eval(), tokenizer)
+    rows = TASK.tokenise(Rows([pack_pair(source, c) for c in choices]), folder_of(kind), 32)
     with torch.no_grad():
         sums = TASK.row_losses(model, rows.batch(range(4))).sums
     lengths = torch.tensor([len(c) for c in choices])
@@ -243,19 +247,19 @@ def test_the_likeliest_choice_is_that_of_the_loss(kind):
 
 def test_what_is_cut_is_counted_and_a_cut_answer_does_not_end():
     whole, cut = rows_of("t5"), rows_of("t5", 4)
-    long = [max(len(s.split()), len(t.split())) + 1 > 4 for s, t in map(sides, ROWS.inputs)]
+    long = [max(len(s.split()), len(t.split())) + 1 > 4 for s, t in map(parse_pair, ROWS.inputs)]
     assert (whole.cut, cut.cut) == (0, sum(long))
     assert 0 < cut.cut < len(ROWS)
     batch = cut.batch(np.arange(len(cut)))
     ends = (batch["labels"] == 3).any(1)
-    assert ends.tolist() == [len(sides(row)[1].split()) + 1 <= 4 for row in ROWS.inputs]
+    assert ends.tolist() == [len(parse_pair(row)[1].split()) + 1 <= 4 for row in ROWS.inputs]
     assert (batch["input_ids"] == 3).any(1).all(), "a cut text ends as the tokenizer ends it"
     assert ((batch["labels"] == IGNORED) | (batch["labels"] > 0)).all()
 
 
 def test_rows_are_the_same_from_the_cache():
     rows = rows_of("bart", 4)
-    again = examples_from_arrays(examples_to_arrays(rows))
+    again = restore_examples(convert_to_arrays(rows))
     assert (again.cut, len(again)) == (rows.cut, len(rows))
     assert (again.lengths == rows.lengths).all()
     one, other = rows.batch(np.arange(5)), again.batch(np.arange(5))
@@ -267,9 +271,9 @@ def test_an_answer_ends_whatever_the_tokenizer_says():
         return {"input_ids": [5, 6]}
 
     plain.eos_token_id = 3
-    assert target_ids(plain, "x") == [5, 6, 3]
+    assert tokenize_target(plain, "x") == [5, 6, 3]
     plain.eos_token_id = None
-    assert target_ids(plain, "x") == [5, 6]
+    assert tokenize_target(plain, "x") == [5, 6]
 
 
 @pytest.mark.parametrize("row", ["a text", '{"prompt": "a", "answer": "b"}', "[1]", '{"source": "a"}'])
@@ -305,12 +309,12 @@ def test_prompts_are_refused(peft):
 
 
 def test_a_question_of_ones_own_is_a_row():
-    found = Question(Form(True, None, paired=True).row("ba", "de", "line 1"), "ba", ("de",))
+    found = Question(QuestionForm(True, None, paired=True).pack_row("ba", "de", "line 1"), "ba", ("de",))
     assert found.paired
-    assert sides(found.row) == ("ba", "de")
-    assert not Question(Form(False).row("ba", "de", "line 1"), "ba", ("de",)).paired
-    templated = Form(True, "alpaca", paired=True).row("ba", "de", "line 1")
-    assert sides(templated)[0].startswith("Below is an instruction")
+    assert parse_pair(found.row) == ("ba", "de")
+    assert not Question(QuestionForm(False).pack_row("ba", "de", "line 1"), "ba", ("de",)).paired
+    templated = QuestionForm(True, "alpaca", paired=True).pack_row("ba", "de", "line 1")
+    assert parse_pair(templated)[0].startswith("Below is an instruction")
 
 
 def test_dropout_of_a_layer_that_sees_one_text_of_a_row():
@@ -326,9 +330,9 @@ def test_dropout_of_a_layer_that_sees_one_text_of_a_row():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokens_around_an_answer_count_where_it_must_fit(kind):
     tokenizer = AutoTokenizer.from_pretrained(folder_of(kind))
-    _, target = sides(ROWS.inputs[0])
-    longest = target_ids(tokenizer, " ".join([target] * 3))
-    asked = Question(packed_pair("a", ""), "a", (" ".join([target] * 3),), (" ".join([target] * 3), target))
-    assert that_fit([asked], tokenizer, 1, len(longest))[0] == [asked]
+    _, target = parse_pair(ROWS.inputs[0])
+    longest = tokenize_target(tokenizer, " ".join([target] * 3))
+    asked = Question(pack_pair("a", ""), "a", (" ".join([target] * 3),), (" ".join([target] * 3), target))
+    assert select_fitting([asked], tokenizer, 1, len(longest))[0] == [asked]
     with refuses("FP3002"):
-        that_fit([asked], tokenizer, 1, len(longest) - 1)
+        select_fitting([asked], tokenizer, 1, len(longest) - 1)

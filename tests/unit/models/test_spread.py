@@ -11,8 +11,8 @@ from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.layers import blocks
-from fedpeft.models.spread import shares, spread
+from fedpeft.models.layers import find_blocks
+from fedpeft.models.spread import assign_devices, spread_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.workers import _check_spread
@@ -34,7 +34,7 @@ SPEC = "lora(rank=4, layers=0)"
     ],
 )
 def test_devices_get_about_as_much_and_each_something(sizes, devices, expected):
-    assert shares(sizes, devices) == expected
+    assert assign_devices(sizes, devices) == expected
 
 
 def test_a_base_on_two_devices_trains_as_on_one(monkeypatch):
@@ -45,8 +45,8 @@ def test_a_base_on_two_devices_trains_as_on_one(monkeypatch):
     [whole, *_], layout, start = executors(SPEC, rows=rows)
     model = TASK.model(TASK.base(folder, torch.float64), None)
     PEFT_METHODS.build(SPEC).attach(model, "fp64")
-    spread(model, ["cpu", DEVICE])
-    stack = blocks(model)[1]
+    spread_model(model, ["cpu", DEVICE])
+    stack = find_blocks(model)[1]
     assert [next(block.parameters()).device.type for block in stack] == ["cpu", "elsewhere"]
     parted = SequentialExecutor(model, TASK, rows, layout)
     work = jobs(layout, start, optimizer="adamw(max_norm=0.5)")
@@ -64,7 +64,7 @@ def test_a_base_on_two_devices_trains_as_on_one(monkeypatch):
 def test_more_devices_than_blocks_are_refused():
     model = TASK.model(TASK.base(resolve_model("tiny_lm"), torch.float32), None)
     with refuses("FP4042", "2", "3"):
-        spread(model, ["cpu"] * 3)
+        spread_model(model, ["cpu"] * 3)
 
 
 def setup(task="causal_lm", mechanism=None):

@@ -11,10 +11,10 @@ from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
-from fedpeft.models.target_measures import of_classes, of_labels, of_numbers
+from fedpeft.models.target_measures import measure_classes, measure_labels, measure_numbers
 from fedpeft.models.task import TASKS
-from fedpeft.simulation.probe import ITERATIONS, STRENGTHS, strongest
-from fedpeft.simulation.target_probes import label_probe, number_probe
+from fedpeft.simulation.probe import ITERATIONS, STRENGTHS, choose_strength
+from fedpeft.simulation.target_probes import fit_number_probe, label_probe
 from tests.refusals import refuses
 
 REGRESSION = TASKS.build("regression(mean=500, deviation=80)")
@@ -50,18 +50,18 @@ def test_skill_is_r2_where_the_moments_are_those_of_the_rows():
 
 def test_measures_of_classes_by_their_definitions():
     truth, said = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 0, 2])
-    found = of_classes(said, truth, ["a", "no rows", "c"])
+    found = measure_classes(said, truth, ["a", "no rows", "c"])
     assert found["by_class"] == {"a": 0.75, "c": 0.5}
     assert found["balanced_accuracy"] == pytest.approx(0.625)
     assert found["most_frequent"] == {"name": "a", "share": pytest.approx(4 / 6)}
-    unnamed = of_classes(said, truth, [""] * 3)
+    unnamed = measure_classes(said, truth, [""] * 3)
     assert unnamed["balanced_accuracy"] == pytest.approx(0.625)
 
 
 def test_measures_of_numbers_by_their_definitions():
     draw = np.random.default_rng(2)
     truth, said = draw.normal(size=30), draw.normal(size=30)
-    found = of_numbers(said, truth)
+    found = measure_numbers(said, truth)
     errors = [s - t for s, t in zip(said, truth, strict=True)]
     assert found["mae"] == pytest.approx(sum(map(abs, errors)) / 30)
     assert found["rmse"] == pytest.approx(math.sqrt(sum(e * e for e in errors) / 30))
@@ -75,8 +75,8 @@ def test_measures_of_numbers_by_their_definitions():
     assert found["pearson"] == pytest.approx(correlated(said, truth))
     ranks = [np.array([sum(o < x for o in v) for x in v], float) for v in (said, truth)]
     assert found["spearman"] == pytest.approx(correlated(*ranks))
-    assert of_numbers(np.ones(3), np.arange(3.0))["pearson"] is None
-    assert of_numbers(np.ones(1), np.ones(1))["r2"] is None
+    assert measure_numbers(np.ones(3), np.arange(3.0))["pearson"] is None
+    assert measure_numbers(np.ones(1), np.ones(1))["r2"] is None
 
 
 def test_binary_cross_entropy_of_each_label():
@@ -97,7 +97,7 @@ def test_binary_cross_entropy_of_each_label():
 def test_measures_of_labels_by_their_definitions():
     draw = np.random.default_rng(3)
     truth, scores = draw.random((40, 3)) < [0.5, 0.2, 0.0], draw.normal(size=(40, 3))
-    found = of_labels(scores, truth, ["a", "b", "never"])
+    found = measure_labels(scores, truth, ["a", "b", "never"])
     said = scores >= 0
 
     def f1(t, s):
@@ -174,12 +174,12 @@ def test_probes_find_what_is_there():
     features = draw.normal(size=(300, 8))
     numbers = 100 + 10 * features @ draw.normal(size=8) + draw.normal(size=300)
     cuts = slice(0, 200), slice(200, 250), slice(250, 300)
-    strength, said = number_probe(*[(features[c], numbers[c]) for c in cuts])
+    strength, said = fit_number_probe(*[(features[c], numbers[c]) for c in cuts])
     assert strength > 0
-    assert of_numbers(said[:, 0], numbers[cuts[2]])["r2"] > 0.95
+    assert measure_numbers(said[:, 0], numbers[cuts[2]])["r2"] > 0.95
     labels = np.stack([numbers > 100, numbers > 110, numbers < -1e9], 1).astype(np.float32)
     parts = [(features[c], labels[c]) for c in cuts]
-    strength, logits = label_probe(STRENGTHS, strongest, ITERATIONS, *parts)
+    strength, logits = label_probe(STRENGTHS, choose_strength, ITERATIONS, *parts)
     assert strength in STRENGTHS
     assert ((logits >= 0) == (labels[cuts[2]] > 0)).mean() > 0.93
     assert (logits[:, 2] < 0).all(), "a label that no row has is not said"

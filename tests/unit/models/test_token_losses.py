@@ -18,7 +18,7 @@ from transformers import (
 from fedpeft.data.examples import IGNORED
 from fedpeft.models import token_losses as module
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, RowLosses, trainable
+from fedpeft.models.task import DTYPES, TASKS, RowLosses, find_trainable
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -44,14 +44,14 @@ def adapted(dtype="fp64", peft="lora(rank=2, layers=0)"):
     PEFT_METHODS.build(peft).attach(model, dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in trainable(model).values():
+        for p in find_trainable(model).values():
             p.copy_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
     return model
 
 
 def losses_and_gradients(model, found: RowLosses):
     weights = torch.tensor([1.0, 0.25, 3.0], dtype=found.sums.dtype)  # rows may count differently
-    parameters = [p for p in trainable(model).values() if p.requires_grad]
+    parameters = [p for p in find_trainable(model).values() if p.requires_grad]
     return found, torch.autograd.grad((found.sums * weights).sum(), parameters, allow_unused=True)
 
 
@@ -86,7 +86,7 @@ def test_losses_are_torchs_own():
     W = torch.randn(20, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(20, (50,), generator=generator)
     scale = torch.rand(50, generator=generator, dtype=torch.float64)
-    losses, correct = module.token_losses(h, labels, lambda x: x @ W.T)
+    losses, correct = module.compute_token_losses(h, labels, lambda x: x @ W.T)
     expected = torch.nn.functional.cross_entropy(h @ W.T, labels, reduction="none")
     assert torch.allclose(losses, expected, rtol=1e-12)
     assert torch.equal(correct, (h @ W.T).argmax(1) == labels)
@@ -96,7 +96,7 @@ def test_losses_are_torchs_own():
 
 def test_of_equal_logits_the_first_is_the_prediction():
     h, labels = torch.zeros(2, 3), torch.tensor([0, 4])
-    _, correct = module.token_losses(h, labels, lambda x: x @ torch.ones(3, 6))
+    _, correct = module.compute_token_losses(h, labels, lambda x: x @ torch.ones(3, 6))
     assert correct.tolist() == [True, False]
 
 
@@ -107,7 +107,7 @@ def test_no_labels_are_no_loss_and_no_gradient():
     found = TASK.row_losses(model, batch)
     assert not found.sums.any()
     assert not found.counts.any()
-    for gradient in torch.autograd.grad(found.sums.sum(), list(trainable(model).values()), allow_unused=True):
+    for gradient in torch.autograd.grad(found.sums.sum(), list(find_trainable(model).values()), allow_unused=True):
         assert gradient is None or not gradient.any()
 
 

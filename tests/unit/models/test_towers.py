@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
+from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.scoring import score_together
-from fedpeft.models.task import TASKS, trainable
-from fedpeft.models.two_towers import HELD, Connector, image_view, text_view
+from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.two_towers import HELD, Connector, augment_images, augment_texts
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.finished import twin
+from fedpeft.run.finished import clone_modules
 from tests.refusals import refuses
 
 TINY = "towers(image='tiny_vision', text='tiny')"
@@ -43,7 +43,7 @@ def made(folder, task="towers", peft=LORA):
     method = PEFT_METHODS.build(peft)
     method.attach(model, "fp32")
     with torch.no_grad():
-        for name, parameter in trainable(model).items():
+        for name, parameter in find_trainable(model).items():
             if name.endswith("lora_B.weight"):
                 parameter.add_(0.05)
     return built, model, method
@@ -52,7 +52,7 @@ def made(folder, task="towers", peft=LORA):
 def test_the_last_blocks_of_both_towers_are_adapted_and_read(folder, rows) -> None:
     task, model, _ = made(folder)
     task.check(model)
-    names = trainable(model)
+    names = find_trainable(model)
     assert {name.split(".")[1] for name in names if name.startswith("blocks.")} == {"2"}
     assert {name.split(".")[2] for name in names if name.startswith("blocks.")} == {"image", "text"}
     batch = rows.batch(range(6))
@@ -70,7 +70,7 @@ def gradients(model, task, batch) -> set[str]:
     for parameter in model.parameters():
         parameter.grad = None
     task.row_losses(model, batch).sums.sum().backward()
-    reached = [name for name, p in trainable(model).items() if p.grad is not None and p.grad.any()]
+    reached = [name for name, p in find_trainable(model).items() if p.grad is not None and p.grad.any()]
     return {name.split(".")[2] if name.startswith("blocks") else "connector" for name in reached}
 
 
@@ -81,7 +81,7 @@ def test_a_client_with_one_side_trains_its_own_tower(folder, rows) -> None:
     only = {side: torch.arange(2).eq(side).expand(8, 2) for side in (0, 1)}
     assert gradients(model, task, batch | {HELD: only[0]}) == {"image", "connector"}
     assert gradients(model, task, batch | {HELD: only[1]}) == {"text"}
-    for name, parameter in trainable(model).items():  # by --peft linear_probe
+    for name, parameter in find_trainable(model).items():  # by --peft linear_probe
         parameter.requires_grad_(name.startswith("head."))
     assert gradients(model, task, batch | {HELD: only[1]}) == set()  # zero, and no error
     mixed = batch[HELD].clone()
@@ -89,18 +89,18 @@ def test_a_client_with_one_side_trains_its_own_tower(folder, rows) -> None:
     whole, found = model(batch), model(batch | {HELD: mixed})
     torch.testing.assert_close(found[batch[HELD] & mixed], whole[mixed])
     pixels = batch["pixel_values"][2:3]
-    alone = model.head(model.base.get_base_model().features("image", image_view({"pixel_values": pixels})))
+    alone = model.head(model.base.get_base_model().features("image", augment_images({"pixel_values": pixels})))
     torch.testing.assert_close(found[2, 1], alone[0])
-    text = text_view({name: batch[name][5:6] for name in ("input_ids", "attention_mask")})
+    text = augment_texts({name: batch[name][5:6] for name in ("input_ids", "attention_mask")})
     torch.testing.assert_close(found[5, 0], model.base.get_base_model().features("text", text)[0])
 
 
 def test_second_views_differ_and_keep_what_matters() -> None:
     pixels = torch.arange(2.0 * 3 * 16 * 16).view(2, 3, 16, 16)
-    view = image_view({"pixel_values": pixels})["pixel_values"]
+    view = augment_images({"pixel_values": pixels})["pixel_values"]
     assert torch.allclose(view[:, :, 1:, 1:], 0.8 * pixels[:, :, :-1, :-1])
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]])
-    found = text_view({"input_ids": mask, "attention_mask": mask})["attention_mask"]
+    found = augment_texts({"input_ids": mask, "attention_mask": mask})["attention_mask"]
     assert found.tolist() == [[1, 1, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0, 0]]
 
 
@@ -110,7 +110,7 @@ def test_second_views_differ_and_keep_what_matters() -> None:
 )
 def test_what_is_saved_is_what_was_trained(folder, rows, tmp_path, task, peft) -> None:
     built, model, method = made(folder, task, peft)
-    state = {name: p.detach() + 0.01 for name, p in trainable(model).items()}
+    state = {name: p.detach() + 0.01 for name, p in find_trainable(model).items()}
     own = None if method.in_peft else peft
     saved_adapter.save(tmp_path, model, state, None, None, own)
     saved_adapter.put(model, state)
@@ -122,14 +122,14 @@ def test_what_is_saved_is_what_was_trained(folder, rows, tmp_path, task, peft) -
 
 def test_a_twin_has_its_blocks_in_both_places(folder) -> None:
     base = TASKS.build("towers").base(folder, torch.float32)
-    made = twin(base)
+    made = clone_modules(base)
     assert made.image.encoder.layer[2] is made.blocks[2]["image"]
     assert made.blocks[2]["image"] is not base.blocks[2]["image"]
     assert {*made.parameters()} == {*base.parameters()}
 
 
 def test_rows_come_back_from_the_cache_as_they_were(rows) -> None:
-    again = examples_from_arrays(examples_to_arrays(rows))
+    again = restore_examples(convert_to_arrays(rows))
     one, other = rows.batch([3, 1]), again.batch([3, 1])
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

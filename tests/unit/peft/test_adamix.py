@@ -11,8 +11,8 @@ import torch
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.peft.adapter import difference
-from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
+from fedpeft.peft.adapter import subtract_states
+from fedpeft.peft.methods.adamix import Mixture, compute_symmetric_divergence
 from tests.unit.peft.test_prefix_tuning_plus import of_size
 
 
@@ -44,7 +44,7 @@ def test_each_pass_draws_one_expert_of_each_adapter_from_the_run_s_seeds(tiny):
     first = moved(case, job)
     assert all(len(experts) == 1 for experts in first.values())
     assert moved(case, job) == first, "the same draw again"
-    others = [moved(case, replace(job, round=round)) for round in range(2, 8)]
+    others = [moved(case, replace(job, round=round_number)) for round_number in range(2, 8)]
     assert any(other != first for other in others)
     assert any(len(set(other.values())) > 1 for other in others), "adapters draw by themselves"
     assert all(len(experts) > 1 for experts in moved(case, case.jobs(steps=12)[0]).values())
@@ -65,7 +65,7 @@ def test_outside_training_the_experts_are_their_mean(tiny):
 
 def test_the_divergence_is_that_of_the_two_answers_each_taken_as_given():
     logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    found = symmetric_divergence(*logits)
+    found = compute_symmetric_divergence(*logits)
     p, q = logits.softmax(-1)
     for row in range(5):
         both = [(b * (b / a).log()).sum() for a, b in ((p[row], q[row]), (q[row], p[row]))]
@@ -91,7 +91,7 @@ def test_a_step_minimises_the_loss_of_one_pass_and_what_another_says_otherwise(t
     for layer in layers:
         layer.draw_from(lambda _: [left.pop(0)])
     found = case.task.step_losses(case.model, batch)
-    expected = case.task.losses(one, batch).sums + 2.5 * symmetric_divergence(one, other)
+    expected = case.task.losses(one, batch).sums + 2.5 * compute_symmetric_divergence(one, other)
     assert torch.allclose(found.sums, expected, atol=1e-12)
     assert float((expected - case.task.losses(one, batch).sums).min()) > 1e-4
     assert not left
@@ -130,7 +130,7 @@ def test_an_expert_is_averaged_by_how_often_it_was_trained(tiny):
     weights, updates = [20.0, 30.0, 7.0], []
     for trained, weight, job in zip(case.sequential.train(jobs), weights, jobs, strict=True):
         owned = case.method.owned(case.layout, job.seed, job.round, job.client, trained.steps)
-        delta = difference(trained.state, case.start)
+        delta = subtract_states(trained.state, case.start)
         updates.append(Update(job.client, weight, None, case.start, delta, owned=owned))
         rule.fold(total, updates[-1], case.start, case.layout)
     step = rule.pseudo_gradient(total, case.layout)

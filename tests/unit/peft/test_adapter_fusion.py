@@ -10,14 +10,14 @@ import torch
 from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.config import RunConfig
-from fedpeft.conformance.peft_cases import Case, finished, model_with
+from fedpeft.conformance.peft_cases import Case, create_finished_runs, create_model
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.served_settings import check
-from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.models.task import trainable
+from fedpeft.deployment.shared_settings import parse_shared_settings
+from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.peft.methods.adapter_fusion import Fusion, toward_identity
+from fedpeft.peft.methods.adapter_fusion import Fusion, compute_identity_pull
 from tests.refusals import refuses
 
 BOTH = "adapter_fusion(runs=('{finished}/0', '{finished}/1'), width=5)"
@@ -28,8 +28,10 @@ def test_with_one_adapter_and_the_identity_it_is_that_adapter(tiny):
     values = {n: torch.eye(len(t), dtype=t.dtype) if n.endswith("value.weight") else t for n, t in case.start.items()}
     case.sequential.load(values | {n: t for n, t in case.first.items() if n.startswith("head.")})
     task, rows, folder, classes = tiny
-    alone = model_with(PEFT_METHODS.build("bottleneck(dim=4)"), tiny, "fp64")
-    saved = saved_adapter.load_file(finished(folder, task, classes) / "0" / "adapter" / "adapter.safetensors")
+    alone = create_model(PEFT_METHODS.build("bottleneck(dim=4)"), tiny, "fp64")
+    saved = saved_adapter.load_file(
+        create_finished_runs(folder, task, classes) / "0" / "adapter" / "adapter.safetensors"
+    )
     saved_adapter.put(alone, saved)
     batch = rows.batch(torch.arange(9).numpy())
     with torch.no_grad():
@@ -70,7 +72,7 @@ def of_width(tiny, width):
 def test_values_are_pulled_to_the_identity_in_each_local_step(tiny):
     W = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
     [gradient] = torch.autograd.grad(0.01 * (W - torch.eye(5)).square().sum(), W)
-    assert torch.allclose(toward_identity(W.detach()), gradient)
+    assert torch.allclose(compute_identity_pull(W.detach()), gradient)
     case = Case(BOTH, tiny)
     job = case.jobs(steps=1, rate=0.5, optimizer="sgd")[0]
     executor = SequentialExecutor(case.model, case.task, case.rows, case.layout)
@@ -79,7 +81,7 @@ def test_values_are_pulled_to_the_identity_in_each_local_step(tiny):
     [plain] = executor.train([job])
     for name, tensor in pulled.state.items():
         moved = (
-            -0.5 * toward_identity(job.received[name])
+            -0.5 * compute_identity_pull(job.received[name])
             if name.endswith("value.weight")
             else torch.zeros((), dtype=torch.float64)
         )
@@ -89,7 +91,7 @@ def test_values_are_pulled_to_the_identity_in_each_local_step(tiny):
 def test_a_saved_result_needs_the_runs_no_more(tiny, tmp_path):
     task, rows, folder, classes = tiny
     runs = tmp_path / "runs"
-    shutil.copytree(finished(folder, task, classes), runs)
+    shutil.copytree(create_finished_runs(folder, task, classes), runs)
     spec = f"adapter_fusion(runs=('{runs}/0', '{runs}/1'), width=5)"
     case = Case(spec, tiny, "fp32")
     case.sequential.load(case.start)
@@ -100,12 +102,12 @@ def test_a_saved_result_needs_the_runs_no_more(tiny, tmp_path):
     batch = rows.batch(torch.arange(9).numpy())
     with torch.no_grad():
         assert torch.allclose(again(batch), case.model(batch), atol=1e-5)
-    assert trainable(again) == {}
+    assert find_trainable(again) == {}
 
 
 def test_what_does_not_go_together_is_said(tiny, tmp_path):
     task, _, folder, classes = tiny
-    shutil.copytree(finished(folder, task, classes) / "0", tmp_path / "other")
+    shutil.copytree(create_finished_runs(folder, task, classes) / "0", tmp_path / "other")
     file = tmp_path / "other" / "adapter" / "method.json"
     told = json.loads(file.read_text())
     assert told["base"]
@@ -129,4 +131,4 @@ def test_real_clients_are_spared_folders_of_the_server():
     with refuses("FP1133"):
         check(config, ServeOptions())
     with refuses("FP5094", "FP5093", "reads finished runs in folders of this machine"):
-        shared_settings(replace(config, clients=2).to_toml())
+        parse_shared_settings(replace(config, clients=2).to_toml())

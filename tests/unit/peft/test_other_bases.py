@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from fedpeft.data.rows import Rows
-from fedpeft.models.task import TASKS, trainable
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_tuning import PROMPT, StackedPrompt
-from fedpeft.peft.prompts import first_position
+from fedpeft.peft.prompts import find_first_position
 from tests.refusals import refuses
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -50,15 +50,15 @@ def test_a_stacked_prompt_leaves_positions_to_the_model(config, kind, first, len
     for client, length in enumerate(lengths):
         model = task.model(task.base(tmp_path, torch.float32), 3)
         method.attach(model, "fp32")
-        model.base.prompt_length.set_form(ClientForm(length, length))
+        model.base.prompt_length.set_form(AdapterShape(length, length))
         with torch.no_grad():
-            trainable(model)[PROMPT].copy_(prompts[client])
+            find_trainable(model)[PROMPT].copy_(prompts[client])
             alone.append(model.features(batch))
     base = task.base(tmp_path, torch.float32)
-    assert first_position(base) == first
+    assert find_first_position(base) == first
     stacked = StackedPrompt(base, (6, 16), 2, torch.float32)
     stacked.active = 2
-    stacked.set_forms([ClientForm(length, length) for length in lengths])
+    stacked.set_forms([AdapterShape(length, length) for length in lengths])
     model = task.model(base, 3)
     model.base = stacked
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_a_parameter_that_the_loss_does_not_reach_is_pulled_all_the_same(pull, t
     executor = SequentialExecutor(model, task, task.tokenise(rows, tmp_path, 128), method.layout(model))
     push = torch.ones_like(start["embeddings.mask_token"])
     training = LocalTraining(6, optimizer=LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)"))
-    corrections = parse_drift(pull).acting({"scaffold": {"embeddings.mask_token": push}}, {})
+    corrections = parse_drift(pull).select_corrections({"scaffold": {"embeddings.mask_token": push}}, {})
     job = Job(client=0, round=1, seed=0, rows=np.arange(6), received=start, trained=frozenset(start), learning_rate=0.1,
               training=training, corrections=corrections)  # fmt: skip
     [trained] = executor.train([job])

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.models.adapters_off import adapters_off
+from fedpeft.models.adapters_off import disable_adapters
 from fedpeft.peft.methods.pissa import Remainder, leading_factors
 from fedpeft.run.checks.rules import check_method
 from tests.refusals import refuses
@@ -27,7 +27,7 @@ def test_at_first_it_is_the_base_model(case, tiny):
     head = {name: tensor for name, tensor in case.first.items() if name.startswith("head.")}
     expected = plain.sequential.logits(head, ROWS)
     for executor in (case.sequential, case.batched()):
-        assert torch.allclose(executor.logits(case.first, ROWS), expected, atol=1e-10)
+        assert torch.allclose(executor.compute_logits(case.first, ROWS), expected, atol=1e-10)
 
 
 def test_the_factors_are_the_leading_part_of_the_weight():
@@ -63,7 +63,7 @@ def test_with_its_adapters_off_it_is_the_base_model(case, tiny):
         {n: t for n, t in case.start.items() if n.startswith("head.")}, ROWS
     )
     moved = case.sequential.logits(case.start, ROWS)
-    with adapters_off(case.model):
+    with disable_adapters(case.model):
         off = case.sequential.logits(case.start, ROWS)
     assert torch.allclose(off, expected, atol=1e-10)
     assert not torch.allclose(moved, expected, atol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
 from fedpeft import seeds
-from fedpeft.data.examples import made_up
+from fedpeft.data.examples import make_up_batch
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -29,7 +29,7 @@ def test_in_a_language_model_a_prefix_starts_as_its_own_keys_and_values(peft, tm
         method.attach(model, "fp32")
         starts.append(method.start(model, 7))
     plain = task.base(tmp_path, torch.float32)
-    rows = made_up(plain.config, 2, seeds.torch_generator(7, "prefix", 0))
+    rows = make_up_batch(plain.config, 2, seeds.create_torch_generator(7, "prefix", 0))
     with torch.no_grad():
         kept = plain(**rows, use_cache=True).past_key_values.layers
     for name in [name for name in starts[0] if ".prefix." in name]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedpeft.conformance.peft_cases import Case, model_with
-from fedpeft.models.task import trainable
+from fedpeft.conformance.peft_cases import Case, create_model
+from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_ensemble import SHARES
@@ -31,7 +31,7 @@ def one_by_one(tiny, case):
     """The `peft` library's prompt models, each with one of the prompts."""
     models = []
     for prompt in case.start["prompts.weight"].split(4):
-        model = model_with(PEFT_METHODS.build("prompt_tuning(length=4)"), tiny, "fp64")
+        model = create_model(PEFT_METHODS.build("prompt_tuning(length=4)"), tiny, "fp64")
         state = {n: t for n, t in case.start.items() if n.startswith("head.")}
         saved_adapter.put(model, state | {"prompt_encoder.embedding.weight": prompt})
         models.append(model)
@@ -54,11 +54,11 @@ def test_it_says_the_mean_of_what_each_prompt_says(case, one_by_one):
 def test_each_prompt_learns_as_if_alone(case, one_by_one):
     batch = case.rows.batch(ROWS)
     losses = case.task.step_losses(case.model, batch)
-    parameters = trainable(case.model)
+    parameters = find_trainable(case.model)
     found = dict(zip(parameters, torch.autograd.grad(losses.sums.sum(), list(parameters.values())), strict=True))
     prompts, heads, sums = [], [], []
     for model in one_by_one:
-        own, alone = trainable(model), case.task.row_losses(model, batch).sums
+        own, alone = find_trainable(model), case.task.row_losses(model, batch).sums
         names = ["prompt_encoder.embedding.weight", "head.weight"]
         prompt, head = torch.autograd.grad(alone.sum(), [own[n] for n in names])
         prompts.append(prompt / 3)
@@ -88,7 +88,7 @@ def test_weights_come_from_sums_over_held_out_rows_and_are_saved(tiny, case, one
     assert case.method.fitted(case.model, case.rows) == {}, "once is enough"
     assert PEFT_METHODS.build("prompt_ensemble(weights=equal)").fitted(case.model, case.rows) == {}
     labels = ["a"] * case.classes
-    saved_adapter.save(tmp_path, model_with(case.method, tiny, "fp64"), case.start, labels, None, SPEC)
+    saved_adapter.save(tmp_path, create_model(case.method, tiny, "fp64"), case.start, labels, None, SPEC)
     batch = case.rows.batch(ROWS)
     for shares, model in ((None, plain(tiny, tmp_path)), (fitted[SHARES], added(tiny, tmp_path, fitted))):
         case.model.shares = shares

@@ -101,7 +101,7 @@ def test_the_mean_of_lambda_is_exact_and_that_of_angles_is_measured(tiny):
         {n: t + i * 0.1 * (1 + torch.arange(t.numel()).view(t.shape)) for n, t in case.start.items()} for i in range(3)
     ]
     mean = {n: sum(s[n] for s in states) / 3 for n in states[0]}
-    products = [{m: p.dense() for m, p in case.method.changes(case.model, s).items()} for s in [*states, mean]]
+    products = [{m: p.to_dense() for m, p in case.method.changes(case.model, s).items()} for s in [*states, mean]]
     for module, product in products[3].items():
         assert torch.allclose(product, sum(p[module] for p in products[:3]) / 3, atol=1e-12)
         assert float(product.norm()) > 0.1

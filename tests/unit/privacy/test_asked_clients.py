@@ -51,7 +51,7 @@ def test_cohorts_that_take_turns_have_to_say_what_their_related_noise_leaves(coh
     federation = exposure(rows=2, clients=5000, entries=1000, rounds=20, cohort=cohort)
     mechanism = MECHANISMS.build("user_dp(epsilon=8, noise=banded, start=0.5)")
     factor, like = mechanism.noise_factor(federation), {"a": torch.zeros(4000)}
-    rounds = [(round, 0) for round in range(1, 21)]
+    rounds = [(round_number, 0) for round_number in range(1, 21)]
     summed = sum(correlated(factor, rounds[:n], RunKey(bytes(32)), like)["a"] for n in range(1, 21))
     moved = mechanism.multiplier(federation) * float(summed.double().std()) * math.sqrt(1000)
     assert 20 * cohort / moved == pytest.approx(mechanism.training_signal(federation), rel=0.05)

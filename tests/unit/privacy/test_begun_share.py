@@ -37,7 +37,7 @@ def opened(folder, **given):
 
 def terms(made):
     own = made.protection
-    return own.noise_source.levels, catalogue.made_toml(made.setup)
+    return own.noise_source.levels, catalogue.format_setup_toml(made.setup)
 
 
 @pytest.mark.parametrize("privacy", PRIVACY.values(), ids=PRIVACY)

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, hidden_classes, length_sums, typical_length
+from fedpeft.aggregation.bounded_rows import (
+    LENGTH_BOUND,
+    compute_length_sums,
+    compute_typical_length,
+    find_hidden_classes,
+    normalize_rows,
+)
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
-from fedpeft.aggregation.heads.private_ridge import as_matrix, as_vector, projection
-from fedpeft.peft.adapter import norm
+from fedpeft.aggregation.heads.private_ridge import create_projection, flatten_symmetric, unflatten_symmetric
+from fedpeft.peft.adapter import compute_norm
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.start_release import add_noise, clip_block
@@ -25,7 +31,7 @@ def apart(head, features, labels, without):
     """How far statistics move where the row `without` is left out."""
     rows = [i for i in range(len(labels)) if i != without]
     one, other = (head.statistics(features[i], labels[i], CLASSES) for i in (list(range(len(labels))), rows))
-    return norm({name: one[name] - other[name] for name in one})
+    return compute_norm({name: one[name] - other[name] for name in one})
 
 
 # ------------------------------------------------------------------------------------------------------- sensitivities
@@ -58,15 +64,15 @@ def test_a_row_more_or_less_moves_the_statistics_by_at_most_one(name, dtype):
 def test_moments_as_a_vector_keep_their_norm():
     x = torch.randn(6, 4, dtype=torch.float64)
     matrix = x.T @ x
-    assert float(as_vector(matrix).norm()) == pytest.approx(float(matrix.norm()))
-    assert torch.allclose(as_matrix(as_vector(matrix)), matrix)
+    assert float(flatten_symmetric(matrix).norm()) == pytest.approx(float(matrix.norm()))
+    assert torch.allclose(unflatten_symmetric(flatten_symmetric(matrix)), matrix)
 
 
 def test_the_projection_is_the_same_everywhere_and_keeps_angles():
-    P = projection(8, 3)
-    assert torch.equal(P, projection.__wrapped__(8, 3))
+    P = create_projection(8, 3)
+    assert torch.equal(P, create_projection.__wrapped__(8, 3))
     assert torch.allclose(P @ P.T, torch.eye(3, dtype=torch.float64))
-    assert projection(4, 64).shape == (4, 4)
+    assert create_projection(4, 64).shape == (4, 4)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
@@ -80,13 +86,15 @@ def test_a_client_s_block_is_clipped_as_one_vector(name):
         labels = torch.randint(0, CLASSES, (rows,), generator=generator)
         statistics = head.statistics(features, labels, CLASSES)
         blocks.append(user.start_release.take(statistics))
-        assert norm(statistics) == pytest.approx(norm(blocks[-1])) or norm(blocks[-1]) == pytest.approx(1)
+        assert compute_norm(statistics) == pytest.approx(compute_norm(blocks[-1])) or compute_norm(
+            blocks[-1]
+        ) == pytest.approx(1)
         silent = local.start_release.protect(statistics, 0.0, KEY, (0, 1))
         assert all(torch.equal(silent[n], blocks[-1][n]) for n in silent)
     bad = {n: torch.full_like(t, math.nan) for n, t in blocks[0].items()} | {VARIANCE: torch.zeros(1)}
-    assert norm(clip_block(bad)) == 0
-    assert max(norm(block) for block in blocks) <= 1 + 1e-9
-    assert max(norm({n: a[n] - b[n] for n in a}) for a in blocks for b in blocks) <= 2
+    assert compute_norm(clip_block(bad)) == 0
+    assert max(compute_norm(block) for block in blocks) <= 1 + 1e-9
+    assert max(compute_norm({n: a[n] - b[n] for n in a}) for a in blocks for b in blocks) <= 2
 
 
 # --------------------------------------------------------------------------------------------------------------- noise
@@ -140,12 +148,12 @@ def test_the_head_survives_noise_that_its_rows_can_bear(name):
 
 def test_lengths_are_told_within_a_factor_of_two_under_noise():
     features = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0)) * 0.3
-    sums = length_sums(features)
+    sums = compute_length_sums(features)
     true = float(features.norm(dim=1).log().mean().exp())
-    assert typical_length(sums) == pytest.approx(true, rel=1e-3)
-    assert 0.5 < typical_length(sums + torch.tensor([4.0, -4.0])) / true < 2
-    assert typical_length(torch.tensor([-3.0, 1.0])) == 1
-    assert float(length_sums(features[:1]).norm()) <= LENGTH_BOUND**0.5
+    assert compute_typical_length(sums) == pytest.approx(true, rel=1e-3)
+    assert 0.5 < compute_typical_length(sums + torch.tensor([4.0, -4.0])) / true < 2
+    assert compute_typical_length(torch.tensor([-3.0, 1.0])) == 1
+    assert float(compute_length_sums(features[:1]).norm()) <= LENGTH_BOUND**0.5
 
 
 def test_a_class_that_drowns_in_noise_loses_to_all_others():
@@ -159,9 +167,9 @@ def test_a_class_that_drowns_in_noise_loses_to_all_others():
     logits = features @ solved["head.weight"].T + solved["head.bias"]
     assert 2 not in logits.argmax(1)
     assert set(logits.argmax(1)[labels != 2].tolist()) == {0, 1, 3}
-    assert not hidden_classes(torch.ones(2, 4), 0.0).any()
+    assert not find_hidden_classes(torch.ones(2, 4), 0.0).any()
 
 
 def test_directions_of_what_has_none():
-    found = directions(torch.tensor([[math.nan, 1.0], [0.0, 0.0], [3.0, 4.0]]))
+    found = normalize_rows(torch.tensor([[math.nan, 1.0], [0.0, 0.0], [3.0, 4.0]]))
     assert found.tolist() == [[0.0, 0.0], [0.0, 0.0], [pytest.approx(0.6), pytest.approx(0.8)]]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.parts import part_text
+from fedpeft.parts import format_part
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.exposure import Exposure
@@ -25,9 +25,9 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.server_noise import SERVER_NOISES, correlated, longer, remembered, turns_of
 from fedpeft.privacy.server_noises.banded import error, optimised
-from fedpeft.server.sampling import FixedSize, InTurns, Reachable, population
+from fedpeft.server.sampling import FixedSize, ReachableClients, TurnTaking, create_population
 from tests.refusals import refuses
-from tests.unit.privacy.test_user_dp import KEY, LAYOUT, STATE, at, norm, update
+from tests.unit.privacy.test_user_dp import KEY, LAYOUT, STATE, at, compute_norm, update
 
 GOLDEN = json.loads((Path(__file__).parent.parent.parent / "golden" / "banded_jax_privacy.json").read_text())
 
@@ -123,8 +123,8 @@ def test_noise_is_the_inverse_of_the_factor_on_what_is_drawn():
 def test_rounds_of_the_real_sum_have_the_covariance_of_the_factor():
     """Noise of many entries over rounds, F g, is white: variance (z C)^2, nothing common."""
     factor, memory, rows = optimised(6, 3), {}, []
-    for round in range(1, 7):
-        total = NoisySum(at(noise=0.5, clip=2.0, round=round), 1.0, 0.5, factor=factor)
+    for round_number in range(1, 7):
+        total = NoisySum(at(noise=0.5, clip=2.0, round_number=round_number), 1.0, 0.5, factor=factor)
         outcome = total.finish(memory)
         memory = outcome.memory
         rows.append(torch.cat([outcome.state[n].ravel() for n in STATE]).numpy())
@@ -148,8 +148,11 @@ def test_an_optimizer_that_knows_the_noise_is_told_how_much_of_it_a_round_has(ag
             return state, memory
 
     factor, memory = optimised(6, 3), {}
-    for round in range(1, 7):
-        there = replace(at(noise=0.5, clip=2.0, round=round, attempt=int(round == again)), optimizer=Listening())
+    for round_number in range(1, 7):
+        there = replace(
+            at(noise=0.5, clip=2.0, round_number=round_number, attempt=int(round_number == again)),
+            optimizer=Listening(),
+        )
         memory = NoisySum(there, 4.0, 0.5, factor=factor).finish(memory).memory
     before = (again or 1) - 1
     rows = np.concatenate([np.linalg.inv(part) ** 2 @ np.ones(len(part)) for part in
@@ -159,14 +162,14 @@ def test_an_optimizer_that_knows_the_noise_is_told_how_much_of_it_a_round_has(ag
 
 def test_a_round_tried_again_begins_a_chain_and_so_does_one_after_a_gap():
     memory = {}
-    for round, attempt, expected in [
+    for round_number, attempt, expected in [
         (1, 0, [(1, 0)]),
         (2, 0, [(1, 0), (2, 0)]),
         (3, 1, [(3, 1)]),
         (4, 0, [(3, 1), (4, 0)]),
         (6, 0, [(6, 0)]),
     ]:
-        chain = longer(memory, round, attempt)
+        chain = longer(memory, round_number, attempt)
         assert chain == expected
         memory = remembered(memory, chain)
 
@@ -186,13 +189,13 @@ def test_whatever_is_tried_again_no_contribution_shows_more_than_it_is_charged(d
         memory, done = after[data.draw(st.integers(0, len(after) - 1))]
         if done == rounds:
             continue
-        round = done + 1
-        attempt = attempts.get(round, 0)  # other inputs than ever before
-        attempts[round] = attempt + 1
-        chain = longer(memory, round, attempt)
+        round_number = done + 1
+        attempt = attempts.get(round_number, 0)  # other inputs than ever before
+        attempts[round_number] = attempt + 1
+        chain = longer(memory, round_number, attempt)
         for link in chain:
-            shown[link] = shown.get(link, 0.0) + float(factor[round - 1, link[0] - 1]) ** 2
-        after.append((remembered(memory, chain), round))
+            shown[link] = shown.get(link, 0.0) + float(factor[round_number - 1, link[0] - 1]) ** 2
+        after.append((remembered(memory, chain), round_number))
     assert all(square <= 1 + 1e-9 for square in shown.values())
 
 
@@ -203,27 +206,27 @@ def test_whatever_is_tried_again_no_contribution_shows_more_than_it_is_charged(d
 @given(st.integers(2, 40), st.integers(1, 20), st.integers(0, 5))
 def test_clients_come_back_no_sooner_than_their_turn(clients, size, seed):
     size = min(size, clients)
-    drawn = [InTurns(clients, size).draw(seed, round) for round in range(1, 30)]
+    drawn = [TurnTaking(clients, size).draw(seed, round_number) for round_number in range(1, 30)]
     assert all(len(cohort) == size == len(set(cohort)) and cohort == sorted(cohort) for cohort in drawn)
     for client in range(clients):
-        turns = [round for round, cohort in enumerate(drawn) if client in cohort]
+        turns = [round_number for round_number, cohort in enumerate(drawn) if client in cohort]
         assert all(b - a >= turns_of(clients, size) for a, b in itertools.pairwise(turns))
 
 
 def test_all_clients_have_turns_and_those_away_are_left_out():
-    drawn = {c for round in range(1, 200) for c in InTurns(11, 4).draw(0, round)}
+    drawn = {c for round_number in range(1, 200) for c in TurnTaking(11, 4).draw(0, round_number)}
     assert drawn == set(range(11))
-    sampler = Reachable(InTurns(12, 4), lambda: [0, 1, 2, 3, 4])
-    cohorts = [sampler.draw(0, round) for round in range(1, 4)]
+    sampler = ReachableClients(TurnTaking(12, 4), lambda: [0, 1, 2, 3, 4])
+    cohorts = [sampler.draw(0, round_number) for round_number in range(1, 4)]
     assert sorted(c for cohort in cohorts for c in cohort) == [0, 1, 2, 3, 4]
 
 
 def test_only_noise_that_is_related_makes_clients_take_turns():
     banded = MECHANISMS.build("user_dp(epsilon=8, noise=banded)")
-    assert isinstance(population(12, 3, (), banded), InTurns)
-    assert isinstance(population(12, 3, (), MECHANISMS.build("user_dp(epsilon=8)")), FixedSize)
+    assert isinstance(create_population(12, 3, (), banded), TurnTaking)
+    assert isinstance(create_population(12, 3, (), MECHANISMS.build("user_dp(epsilon=8)")), FixedSize)
     with refuses("FP7117"):
-        population(12, 3, (1.0, 0.5) * 6, banded)
+        create_population(12, 3, (1.0, 0.5) * 6, banded)
 
 
 # ------------------------------------------------------------------------------------------------------- the mechanism
@@ -256,7 +259,7 @@ def test_the_first_round_of_the_real_sum_is_clipped_sum_and_noise_over_the_diago
     total = NoisySum(at(clip=1.0), 4.0, 0.0, factor=factor)
     total.add(update(0, 3.0))
     moved = {n: t - STATE[n] for n, t in total.finish({}).state.items()}
-    assert norm(moved) == pytest.approx(1 / 4, rel=1e-6)
+    assert compute_norm(moved) == pytest.approx(1 / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ def test_what_does_not_go_with_related_noise_is_one_sentence(text, given, words)
 
 def test_the_text_of_noise_is_read_and_written_again():
     mechanism = MECHANISMS.build("user_dp(epsilon=8.0, noise=banded(bands=3))")
-    assert MECHANISMS.build(part_text(mechanism)) == mechanism
+    assert MECHANISMS.build(format_part(mechanism)) == mechanism
     assert replace(mechanism, epsilon=4.0).relation == SERVER_NOISES.build("banded(bands=3)")
     with refuses("FP1231", "banded, independent"):
         MECHANISMS.build("user_dp(epsilon=8, noise=band)")

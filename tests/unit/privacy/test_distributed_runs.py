@@ -179,7 +179,7 @@ def test_cohorts_are_drawn_by_the_key(tmp_path):
         simulation = simulated(tmp_path / name, privacy=text, clients=20, cohort=0.3, rounds=8)
         engine = simulation.protection
         engine.open(resumed=False)
-        drawn.append([tuple(engine.enter(round, "state", []).cohort) for round in range(1, 9)])
+        drawn.append([tuple(engine.enter(round_number, "state", []).cohort) for round_number in range(1, 9)])
         assert len(set(map(len, drawn[-1]))) > 1
         assert [len(line["charges"]) for line in charges(tmp_path / name)] == [len(cohort) for cohort in drawn[-1]]
     assert drawn[0] != drawn[1]
@@ -227,9 +227,9 @@ def test_audits_have_none_of_it():
 
 def test_a_sum_that_has_no_noise_is_not_taken_part_in():
     sums = SharedNoise(mechanism="distributed_dp", later=Grid(4, 0.01, 100.0, 1e4))
-    for size, round in ((5, 1), (4, 0)):
+    for size, round_number in ((5, 1), (4, 0)):
         with refuses("FP7080"):
-            Announcement(bytes(16), 3, size, BESIDE, 1.0).integers(sums, round)
+            Announcement(bytes(16), 3, size, BESIDE, 1.0).integers(sums, round_number)
     assert Announcement(bytes(16), 3, 4, BESIDE, 1e9).integers(sums, 1).clip == replace(sums).clip  # its own, not told
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.feature_length import feature_length
+from fedpeft.models.feature_length import measure_feature_length
 from fedpeft.models.task import TASKS
 from fedpeft.privacy.mechanism import MECHANISMS
 from tests.unit.privacy.test_private_plan import exposure
@@ -28,8 +28,8 @@ def test_the_length_is_that_of_what_the_head_reads():
     task = TASKS.build("classification")
     for name in ("tiny", "tiny_vision"):
         model = task.model(task.base(resolve_model(name), torch.float32), 3)
-        found = feature_length(model)
-        assert found == feature_length(model) > 0
+        found = measure_feature_length(model)
+        assert found == measure_feature_length(model) > 0
         before = model.features
         model.features = lambda batch, before=before: 7 * before(batch)
-        assert feature_length(model) == pytest.approx(7 * found)
+        assert measure_feature_length(model) == pytest.approx(7 * found)

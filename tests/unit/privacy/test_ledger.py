@@ -74,7 +74,7 @@ def test_how_often_each_was_asked_counts_rounds_and_not_attempts(tmp_path):
         ledger.charge(1, "a", {7: (EVENT, 3)}, [9])
         ledger.charge(1, "again", {7: (EVENT, 3)})
         ledger.charge(2, "b", {7: (EVENT, 1), 8: (EVENT, 1)})
-        assert [ledger.asked(round) for round in (1, 2, 3)] == [{}, {7: 1, 9: 1}, {7: 2, 8: 1, 9: 1}]
+        assert [ledger.asked(round_number) for round_number in (1, 2, 3)] == [{}, {7: 1, 9: 1}, {7: 2, 8: 1, 9: 1}]
 
 
 def test_other_terms_and_damage_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
@@ -34,7 +34,7 @@ def test_a_server_that_changes_its_terms_in_a_run_is_refused(federation, observe
     told.config = told.config.replace("epsilon=2", "epsilon=20")
     home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
     with refuses("FP7042"):
-        Edge(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
+        EdgeClient(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
 
 
 @pytest.mark.parametrize("content", ["{}\n", "[1]\n", "3\n", '{"noise_multiplier": "x", "dp_delta": 1}\n'])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.registration import declared
+from fedpeft.deployment.registration import decode_terms
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.declared_terms import DeclaredTerms
@@ -56,8 +56,8 @@ def test_what_a_server_refuses(federation, privacy, serve, says):
 )  # fmt: skip
 def test_terms_that_make_no_sense_are_refused(wrong):
     good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
-    assert declared(v2.Registration(terms=v2.PrivacyTerms(**good))) == DeclaredTerms(1.0, 0.1, 3, 1e-3, None)
+    assert decode_terms(v2.Registration(terms=v2.PrivacyTerms(**good))) == DeclaredTerms(1.0, 0.1, 3, 1e-3, None)
     with refuses("FP5161"):
-        declared(v2.Registration(terms=v2.PrivacyTerms(**{**good, **wrong})))
+        decode_terms(v2.Registration(terms=v2.PrivacyTerms(**{**good, **wrong})))
     with refuses("FP5081"):
-        declared(v2.Registration())
+        decode_terms(v2.Registration())

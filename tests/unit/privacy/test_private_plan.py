@@ -45,7 +45,7 @@ def rates(plan, rounds):
     """What the rates of all rounds, as a run takes them, add up to, relative to the first one's."""
     own = LOCAL_OPTIMIZERS.build(plan.optimizer)
     schedule = Schedule(1.0, rounds, own.schedule, own.floor, repeats=False)
-    return sum(schedule.at(round) for round in range(1, rounds + 1))
+    return sum(schedule.get_rate(round_number) for round_number in range(1, rounds + 1))
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 19, 20, 100])

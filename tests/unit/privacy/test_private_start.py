@@ -17,7 +17,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event, is_within, noise_for, together
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulation.private_probe import private_probe
+from fedpeft.simulation.private_probe import score_private_probe
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import has_error, refuses
 
@@ -112,7 +112,7 @@ def test_the_private_probe_is_of_the_rows_that_clients_train_on(tmp_path, monkey
     given = {"strategy": "fedper", "privacy": "dp_sgd(epsilon=8, start=0, raw_metrics=True)", "head": "zero"}
     simulation = Simulation(RunConfig(**TINY | given), tmp_path, ConsoleObserver(QUIET))
     simulation.protection.open(resumed=False)
-    assert 0 <= private_probe(simulation) <= 1
+    assert 0 <= score_private_probe(simulation) <= 1
     assert seen == simulation.protection.exposure.rows.tolist()
     assert sum(seen) < 0.9 * len(simulation.rows.train)
     simulation.close()

@@ -61,10 +61,10 @@ def charged(folder):
 def test_who_is_there_is_drawn_by_secret_coins_and_charged(tmp_path):
     book = opened(tmp_path, cohort=6)
     there, drawn = [0, 2, 3, 5, 7, 8, 11], set()
-    for round in range(1, 40):
-        entry = book.enter(round, "state", there)
+    for round_number in range(1, 40):
+        entry = book.enter(round_number, "state", there)
         assert set(entry.cohort) <= set(there)
-        assert charged(tmp_path)[-1] == (round, entry.cohort)
+        assert charged(tmp_path)[-1] == (round_number, entry.cohort)
         drawn.add(tuple(entry.cohort))
     assert len(drawn) > 10
 
@@ -78,7 +78,7 @@ def test_who_are_too_few_for_a_sum_are_not_asked_and_not_charged(tmp_path):
 
 def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
     going: dict[int, list[int]] = {}
-    book = opened(tmp_path, cohort=10, under_way=lambda round: going.get(round, []))
+    book = opened(tmp_path, cohort=10, under_way=lambda round_number: going.get(round_number, []))
     first = book.enter(1, "state", range(CLIENTS))
     going[1] = first.cohort
     assert book.enter(1, "state", [0, 1]) == replace(first, spent=())
@@ -91,13 +91,13 @@ def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
 def test_what_clients_tell_of_their_ledgers_is_no_attempt(tmp_path):
     """A restarted server asks for a sum as it did before: clients answer the very same again, and nothing else."""
     going: dict[int, list[int]] = {}
-    book = opened(tmp_path, cohort=10, under_way=lambda round: going.get(round, []))
+    book = opened(tmp_path, cohort=10, under_way=lambda round_number: going.get(round_number, []))
     first = book.enter(1, "state", range(CLIENTS))
     for client in first.cohort[:2]:
         book.heard(Report(client, 1, b"", charged=3))
     going[1] = first.cohort
     assert book.enter(1, "state", range(CLIENTS)) == replace(first, spent=())
-    again = opened(tmp_path / "start", start=True, under_way=lambda round: going.get(round, []))
+    again = opened(tmp_path / "start", start=True, under_way=lambda round_number: going.get(round_number, []))
     begun = again.enter_start("state")
     again.heard(Report(0, 0, b"", charged=2))
     going[0] = begun.cohort
@@ -106,7 +106,7 @@ def test_what_clients_tell_of_their_ledgers_is_no_attempt(tmp_path):
 
 def test_a_start_is_charged_once_to_those_who_have_registered(tmp_path):
     going: dict[int, list[int]] = {}
-    book = opened(tmp_path, start=True, under_way=lambda round: going.get(round, []))
+    book = opened(tmp_path, start=True, under_way=lambda round_number: going.get(round_number, []))
     del book.accounts.declared()[4]
     entry = book.enter_start("state")
     assert entry.cohort == [k for k in range(CLIENTS) if k != 4]

@@ -11,7 +11,7 @@ import torch
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec, norm
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec, compute_norm
 from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.local_dp import LocalDP
 from fedpeft.privacy.mechanisms.user_dp import Adaptation, NoisySum
@@ -24,21 +24,29 @@ LAYOUT = Layout(
         TensorSpec("w.lora_B.weight", (3, 2), "lora_B", "w"),
         TensorSpec("head.weight", (4, 3), "head", "head"),
     ),
-    ClientForm(2, 4.0),
+    AdapterShape(2, 4.0),
 )
 STATE = {name: torch.zeros(shape) for name, shape in LAYOUT.shapes.items()}
 
 
-def at(strategy="fedit", noise=0.0, clip=1.0, round=1, attempt=0, optimizer="sgd"):
+def at(strategy="fedit", noise=0.0, clip=1.0, round_number=1, attempt=0, optimizer="sgd"):
     return ServerRound(
-        strategies.build(strategy), SERVER_OPTIMIZERS.build(optimizer), LAYOUT, STATE, round, attempt, KEY, noise, clip
+        strategies.build(strategy),
+        SERVER_OPTIMIZERS.build(optimizer),
+        LAYOUT,
+        STATE,
+        round_number,
+        attempt,
+        KEY,
+        noise,
+        clip,
     )
 
 
 def update(client: int, length: float, names=LAYOUT.names) -> Update:
     generator = torch.Generator().manual_seed(client)
     delta = {n: torch.randn(LAYOUT.shapes[n], generator=generator) for n in names}
-    scale = length / norm(delta)
+    scale = length / compute_norm(delta)
     return Update(client, 1.0, LAYOUT.form, STATE, {n: t * scale for n, t in delta.items()})
 
 
@@ -63,7 +71,7 @@ def test_one_client_moves_the_sum_by_at_most_the_clipping_norm():
         total = NoisySum(at(clip=0.7), 5.0, 0.0, None)
         total.add(update(3, length))
         moved, _ = step(total)
-        assert norm(moved) <= 0.7 / 5 * (1 + 1e-6)
+        assert compute_norm(moved) <= 0.7 / 5 * (1 + 1e-6)
 
 
 def test_with_a_huge_clip_and_no_noise_it_is_the_plain_mean():
@@ -87,8 +95,8 @@ def test_with_a_huge_clip_and_no_noise_it_is_the_plain_mean():
 def test_noise_has_the_stated_scale_and_an_empty_cohort_takes_it_too():
     noise, clip, expected = 2.0, 0.5, 8.0
     drawn = []
-    for round in range(1, 200):
-        moved, _ = step(NoisySum(at(noise=noise, clip=clip, round=round), expected, noise, None))
+    for round_number in range(1, 200):
+        moved, _ = step(NoisySum(at(noise=noise, clip=clip, round_number=round_number), expected, noise, None))
         drawn.append(torch.cat([t.flatten() for t in moved.values()]))
     values = torch.stack(drawn).double()
     assert float(values.std()) == pytest.approx(noise * clip / expected, rel=0.03)
@@ -126,8 +134,8 @@ def test_the_clipping_norm_moves_towards_the_quantile():
 
 def test_it_settles_at_the_quantile():
     adapt, clip = Adaptation(quantile=0.8, rate=0.5, count_noise=0.01), 0.01
-    for round in range(1, 80):
-        total = NoisySum(at(clip=clip, round=round), 20.0, 0.0, adapt)
+    for round_number in range(1, 80):
+        total = NoisySum(at(clip=clip, round_number=round_number), 20.0, 0.0, adapt)
         for k in range(20):
             total.add(update(k, 1.0 + k))
         clip = step(total)[1].clip
@@ -149,7 +157,7 @@ def test_local_release_is_clipped_and_noised_at_twice_the_radius():
     mechanism = LocalDP(noise_multiplier=0.5, clip=0.3)
     long = {"x": torch.full((200, 200), 5.0, dtype=torch.float64)}
     exact = mechanism.protect_update(long, 0.0, KEY, (1, 0, 0))
-    assert norm(exact) == pytest.approx(0.3)
+    assert compute_norm(exact) == pytest.approx(0.3)
     noise = mechanism.protect_update(long, 0.5, KEY, (1, 0, 0))["x"] - exact["x"]
     assert float(noise.std()) == pytest.approx(0.5 * 2 * 0.3, rel=0.02)
     short = {"x": torch.full((2, 2), 0.01, dtype=torch.float64)}
@@ -159,9 +167,9 @@ def test_local_release_is_clipped_and_noised_at_twice_the_radius():
 def test_momentum_on_noisy_sums_is_a_sum_of_releases_and_costs_nothing():
     """Two rounds: what momentum adds up are the directions that sgd would have stepped along."""
     memory, moved = {}, []
-    for round in (1, 2):
-        released = NoisySum(at(noise=1.0, round=round), 4.0, 1.0).finish({}).state
-        total = NoisySum(at(noise=1.0, round=round, optimizer="momentum(beta=0.5)"), 4.0, 1.0)
+    for round_number in (1, 2):
+        released = NoisySum(at(noise=1.0, round_number=round_number), 4.0, 1.0).finish({}).state
+        total = NoisySum(at(noise=1.0, round_number=round_number, optimizer="momentum(beta=0.5)"), 4.0, 1.0)
         outcome = total.finish(memory)
         memory = outcome.memory
         moved.append((released, outcome.state))

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fedpeft.answers.questions import Form
-from fedpeft.data.conversations import question
+from fedpeft.answers.questions import QuestionForm
+from fedpeft.data.conversations import format_question
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from tests.refusals import refuses
@@ -38,11 +38,11 @@ def test_columns_tell_how_a_new_question_is_put(template, tmp_path):
         data = load_dataset(text)
         assert data.template == template
         assert data.task == "instruction"
-        asked = question(None, "Ask 7", data.template)
+        asked = format_question(None, "Ask 7", data.template)
         prompts = {prompt_of(row) for rows in (data.train, data.test) for row in rows.inputs}
         assert asked[1] is False
         assert asked[0] in prompts or data.sampled
-        assert prompt_of(Form(True, data.template).row("Ask 7", "x", "here")) == asked[0]
+        assert prompt_of(QuestionForm(True, data.template).pack_row("Ask 7", "x", "here")) == asked[0]
 
 
 def test_a_template_that_refuses_a_question_is_one_sentence(tmp_path):
@@ -51,4 +51,4 @@ def test_a_template_that_refuses_a_question_is_one_sentence(tmp_path):
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[5].content }}{{ raise_exception('no') }}")
     with refuses("FP3023", "the chat template", "own.jinja"):
-        question(load_tokenizer(resolve_model("tiny_lm")), "Ask", str(file))
+        format_question(load_tokenizer(resolve_model("tiny_lm")), "Ask", str(file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.run.plots import figure_of
+from fedpeft.run.plots import plot_run
 from fedpeft.studies import curve_figures
 
 
@@ -13,7 +13,7 @@ def test_no_accuracy_is_above_100_percent(accuracies):
     rounds = [
         {"round": i, "loss": 0.1, "accuracy": accuracy, "train_loss": None} for i, accuracy in enumerate(accuracies)
     ]
-    axis = figure_of(rounds, {"metric": "accuracy", "accuracy": accuracies[-1]}).axes[0]
+    axis = plot_run(rounds, {"metric": "accuracy", "accuracy": accuracies[-1]}).axes[0]
     low, high = axis.get_ylim()
     assert low < 100 * min(accuracies)
     assert 100 * max(accuracies) <= high <= 100
@@ -23,5 +23,5 @@ def test_curves_of_a_study_end_at_100_percent(monkeypatch):
     from types import SimpleNamespace
 
     points = [(SimpleNamespace(accuracy=98.0), 0.5), (SimpleNamespace(accuracy=99.9), 0.4)]
-    monkeypatch.setattr(curve_figures, "mean_curve", lambda method: points)
-    assert curve_figures._limits([None])[1] == 100
+    monkeypatch.setattr(curve_figures, "compute_mean_curve", lambda method: points)
+    assert curve_figures._compute_limits([None])[1] == 100

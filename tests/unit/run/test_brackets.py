@@ -11,8 +11,8 @@ from rich.console import Console
 
 from fedpeft import certs, check, evaluate, report, study, tune
 from fedpeft.data.rows import Rows
-from fedpeft.evaluation.evaluation import Found
-from fedpeft.run.console import model_line
+from fedpeft.evaluation.evaluation import EvaluationResult
+from fedpeft.run.console import format_model_line
 from fedpeft.studies.results import ResultsFile
 from tests.studies.made import made_result
 from tests.tune.made import TEXT
@@ -70,8 +70,12 @@ def test_certificates(folder, capsys):
 
 
 def test_classes_measures_and_models(folder):
-    assert "accuracy [task]" in shown(evaluate.table_of(Found({"global": {"accuracy [task]": 1.0}}, [], [])))
+    assert "accuracy [task]" in shown(
+        evaluate.build_table(EvaluationResult({"global": {"accuracy [task]": 1.0}}, [], []))
+    )
     rows = Rows(["a", "b"], np.array([0.0, 1.0]))
-    assert "price [eur]: mean" in shown(check._numbers(SimpleNamespace(label_names=("price [eur]",)), {"test": rows}))
+    assert "price [eur]: mean" in shown(
+        check._build_number_table(SimpleNamespace(label_names=("price [eur]",)), {"test": rows})
+    )
     setup = SimpleNamespace(layout=SimpleNamespace(numel=1), parameters=10, model_directory=Path("tiny[v2]"))
-    assert "tiny[v2]:" in shown(model_line(setup))
+    assert "tiny[v2]:" in shown(format_model_line(setup))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpeft.peft.adapter import ClientForm
-from fedpeft.run.profiles import ProfileTable, chosen_ranks, groups_of, profiles_of
+from fedpeft.peft.adapter import AdapterShape
+from fedpeft.run.profiles import ProfileTable, choose_ranks, create_profiles, load_groups
 from tests.refusals import refuses
 
-FORM = ClientForm(8, 32.0)
+FORM = AdapterShape(8, 32.0)
 
 
 def test_the_scarcest_resource_says_the_rank():
@@ -19,16 +19,16 @@ def test_the_scarcest_resource_says_the_rank():
         ProfileTable(count=1, memory=16.0, link=1.0, rows=1),
         ProfileTable(count=1, memory=2.0, rank=3, rows=5),
     ]
-    chosen = chosen_ranks(tables, FORM)
+    chosen = choose_ranks(tables, FORM)
     assert [table.rank for table in chosen] == [8, 4, 2, 1, 3]
-    profiles = profiles_of(chosen, 8, FORM)
+    profiles = create_profiles(chosen, 8, FORM)
     assert [profile.form.rank for profile in profiles] == [8, 8, 4, 4, 4, 2, 1, 3]
     assert {profile.form.scale for profile in profiles} == {FORM.scale}
 
 
 def test_the_unit_of_memory_makes_no_difference():
     tables = [[ProfileTable(memory=m * unit) for m in (3.0, 1.0, 2.0)] for unit in (1, 1 / 3, 1024)]
-    assert {tuple(t.rank for t in chosen_ranks(own, FORM)) for own in tables} == {(8, 2, 5)}
+    assert {tuple(t.rank for t in choose_ranks(own, FORM)) for own in tables} == {(8, 2, 5)}
 
 
 def test_what_can_not_be_chosen_is_said():
@@ -39,13 +39,13 @@ def test_what_can_not_be_chosen_is_said():
         ([ProfileTable(rows=4), ProfileTable(memory=2.0)], FORM, ("FP1380", "memory")),
     ):
         with refuses(*words):
-            chosen_ranks(given, form)
+            choose_ranks(given, form)
     with refuses("FP1384", "--clients"):
-        groups_of("auto", 10, Path("nowhere"))
+        load_groups("auto", 10, Path("nowhere"))
 
 
 def test_a_file_and_auto_go_together(tmp_path):
     file = tmp_path / "clients.toml"
     file.write_text("[[profile]]\ncount = 2\nmemory = 4.0\n[[profile]]\ncount = 1\nmemory = 1.0\n")
-    tables = groups_of("auto", str(file), tmp_path / "run")
-    assert [t.rank for t in chosen_ranks(tables, FORM)] == [8, 2]
+    tables = load_groups("auto", str(file), tmp_path / "run")
+    assert [t.rank for t in choose_ranks(tables, FORM)] == [8, 2]

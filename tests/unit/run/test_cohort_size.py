@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.shared_settings import settings_for_clients, shared_settings
+from fedpeft.deployment.shared_settings import parse_shared_settings, select_client_settings
 from fedpeft.errors import ConfigError
-from fedpeft.run.sampling import aware, cohort_size
+from fedpeft.run.sampling import build_aware_sampler, compute_cohort_size
 
 
 @pytest.mark.parametrize(
@@ -16,29 +16,29 @@ from fedpeft.run.sampling import aware, cohort_size
 )
 def test_the_default_asks_all_of_few_clients_and_a_tenth_of_many(clients, size):
     assert RunConfig().cohort == "auto"
-    assert cohort_size("auto", clients) == size
+    assert compute_cohort_size("auto", clients) == size
 
 
 @pytest.mark.parametrize("clients", range(1, 40))
 def test_the_default_never_asks_so_few_that_nothing_is_averaged(clients):
-    assert cohort_size("auto", clients) >= min(10, clients)
+    assert compute_cohort_size("auto", clients) >= min(10, clients)
 
 
 @pytest.mark.parametrize(("given", "size"), [(0.1, 1), (1, 1), (3, 3), (0.5, 3), ("all", 6), ("eafl(0.5)", 3)])
 def test_a_cohort_that_a_user_names_stays(given, size):
-    assert cohort_size(given, 6) == size
+    assert compute_cohort_size(given, 6) == size
 
 
 def test_auto_is_no_sampler_and_a_wrong_text_names_it():
-    assert aware("auto") is None
+    assert build_aware_sampler("auto") is None
     with pytest.raises(ConfigError, match="nor auto, nor all"):
-        cohort_size("automatic", 6)
+        compute_cohort_size("automatic", 6)
 
 
 @pytest.mark.parametrize(("cohort", "told"), [("auto", 10), ("all", "all"), (0.5, 0.5), (7, 7)])
 def test_real_clients_are_told_how_many_a_round_asks(cohort, told):
     """A client's ledger plans by the number, so that it must not depend on the rule of the client's version."""
     setup = SimpleNamespace(config=RunConfig(cohort=cohort, drift=""), clients=50, model_name="tiny", peft="lora")
-    made = settings_for_clients(setup)
+    made = select_client_settings(setup)
     assert made.cohort == told
-    assert shared_settings(made.to_toml()).cohort == told
+    assert parse_shared_settings(made.to_toml()).cohort == told

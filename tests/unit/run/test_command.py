@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import exit_code, one_press_a_second
+from fedpeft.run.command import create_interrupt_handler, run_command
 
 COMMANDS = {  # one mistake that each finds without a run
     "simulate": ["--clients", "0.5"],
@@ -38,11 +38,11 @@ def raises(error):
 
 @pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (1, 1)])
 def test_the_work_s_answer_is_the_exit_code(answer, code):
-    assert exit_code(lambda: answer) == code
+    assert run_command(lambda: answer) == code
 
 
 def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
-    assert exit_code(raises(ConfigError("[given] " + "long " * 60 + "end"))) == 2
+    assert run_command(raises(ConfigError("[given] " + "long " * 60 + "end"))) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: FP1000 [given] ")
@@ -53,20 +53,20 @@ def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
 def test_two_quick_presses_of_ctrl_c_are_one_interruption(monkeypatch):
     now = iter((10.0, 10.5, 11.0, 11.2))
     monkeypatch.setattr("fedpeft.run.command.time.monotonic", lambda: next(now))
-    press = one_press_a_second()
+    press = create_interrupt_handler()
     for interrupts in (True, False, True, False):
         with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():
             press(signal.SIGINT, None)
 
 
 def test_ctrl_c_says_how_to_go_on(capsys):
-    assert exit_code(raises(KeyboardInterrupt()), lambda: "continue with: " + "x" * 200) == 130
+    assert run_command(raises(KeyboardInterrupt()), lambda: "continue with: " + "x" * 200) == 130
     assert capsys.readouterr().out == "\ncontinue with: " + "x" * 200 + "\n"
 
 
 def test_what_is_nobody_s_mistake_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        exit_code(lambda: 1 // 0)
+        run_command(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

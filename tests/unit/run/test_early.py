@@ -103,18 +103,18 @@ def test_the_table_has_every_flag_of_parts():
 COMPARED = """
 import dataclasses, sys
 from fedpeft.declared import KEPT, read
-from fedpeft.parts import _hints
+from fedpeft.parts import _get_hints
 from fedpeft.run.catalogue import FAMILIES
-from fedpeft.spec import importable
+from fedpeft.spec import make_importable
 
 families = [family for families in FAMILIES.values() for family in families]
 parts = [(family, name) for family in families for name in family.own_names]
-found = [read(f"{family.package}.{importable(name)}", "part") for family, name in parts]
+found = [read(f"{family.package}.{make_importable(name)}", "part") for family, name in parts]
 assert "torch" not in sys.modules
 
 def told(cls):
     fields = [
-        (f.name, f.default, f.metadata | {"check": getattr(f.metadata["check"], "__name__", None)}, _hints(cls)[f.name])
+        (f.name, f.default, f.metadata | {"check": getattr(f.metadata["check"], "__name__", None)}, _get_hints(cls)[f.name])
         for f in dataclasses.fields(cls)
         if f.init
     ]
@@ -157,7 +157,7 @@ def test_what_a_flag_takes_is_let_through(name):
     for family in catalogue.FAMILIES[name]:
         for part in family.own_names:
             try:
-                catalogue.FLAGS[name].built(part)
+                catalogue.FLAGS[name].parse_value(part)
             except ConfigError:
                 continue
             early.check(RunConfig(**{"clients": 0, name.replace("-", "_"): part}))

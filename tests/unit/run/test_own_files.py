@@ -12,8 +12,8 @@ from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.parts import setting
 from fedpeft.run import own_files
-from fedpeft.run.folder import located
-from fedpeft.run.own_files import RECORD, MadeOf, changed, recorded
+from fedpeft.run.folder import resolve_paths
+from fedpeft.run.own_files import RECORD, MadeOf, find_changed_file, load_record
 from fedpeft.run.profiles import PROFILES
 from fedpeft.run.records import Records
 from fedpeft.server.user_hook import UserHook
@@ -22,7 +22,7 @@ from tests.run.swapped import rows, swap
 
 
 def made_of(dataset: str, model: str, **more: Any) -> MadeOf:
-    return own_files.made_of(RunConfig(dataset=dataset, model=model, **more))
+    return own_files.find_own_files(RunConfig(dataset=dataset, model=model, **more))
 
 
 def test_files_are_told_apart_by_content_wherever_they_lie(tmp_path: Path) -> None:
@@ -32,12 +32,12 @@ def test_files_are_told_apart_by_content_wherever_they_lie(tmp_path: Path) -> No
     dataset = "sample(of=\"file(path='{}', template='alpaca')\", rows=9)"
     here, there = (made_of(dataset.format(tmp_path / name / "rows.csv"), "tiny") for name in ("here", "there"))
     assert [bool(own.sha256) for own in here] == [False, True, False]
-    assert changed(here, there) is None
-    assert changed(here, made_of(dataset.format(tmp_path / "nowhere.csv"), "tiny")) is None
+    assert find_changed_file(here, there) is None
+    assert find_changed_file(here, made_of(dataset.format(tmp_path / "nowhere.csv"), "tiny")) is None
     swap(tmp_path / "there" / "rows.csv")
     now = made_of(dataset.format(tmp_path / "there" / "rows.csv"), "tiny")
-    assert changed(here, now) == str(tmp_path / "there" / "rows.csv")
-    assert changed((), now) is None
+    assert find_changed_file(here, now) == str(tmp_path / "there" / "rows.csv")
+    assert find_changed_file((), now) is None
 
 
 def test_a_folder_is_told_apart_by_the_files_in_it_that_count(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_folder_is_told_apart_by_the_files_in_it_that_count(tmp_path: Path) ->
         (folder / name).write_text("x")
     assert made_of(f"file:{folder}", "auto") == before
     (folder / "train" / "one.csv").rename(folder / "train" / "two.csv")
-    assert changed(before, made_of(f"file:{folder}", "auto")) == str(folder)
+    assert find_changed_file(before, made_of(f"file:{folder}", "auto")) == str(folder)
 
 
 def test_a_model_s_folder_is_one_of_them(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_model_s_folder_is_one_of_them(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("read")
     assert made_of("tiny", str(tmp_path)) == before
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert changed(before, made_of("tiny", str(tmp_path))) == str(tmp_path)
+    assert find_changed_file(before, made_of("tiny", str(tmp_path))) == str(tmp_path)
 
 
 def test_the_file_of_clients_and_those_of_measurements_are_some_of_them(tmp_path: Path) -> None:
@@ -69,13 +69,13 @@ def test_the_file_of_clients_and_those_of_measurements_are_some_of_them(tmp_path
     before = made_of("tiny", "auto", clients=str(clients), measure=measure)
     for file in (clients, questions, other):
         file.write_text("after")
-        assert changed(before, made_of("tiny", "auto", clients=str(clients), measure=measure)) == str(file)
+        assert find_changed_file(before, made_of("tiny", "auto", clients=str(clients), measure=measure)) == str(file)
         file.write_text("before")
     config = RunConfig(dataset="tiny", model="auto", clients=str(clients), measure=measure)
     (tmp_path / PROFILES).write_text("before")  # a run goes on by its own copy
     clients.write_text("after")
-    assert own_files.made_of(config, folder=tmp_path) == before
-    assert changed(before, made_of("tiny", "auto")) is None
+    assert own_files.find_own_files(config, folder=tmp_path) == before
+    assert find_changed_file(before, made_of("tiny", "auto")) is None
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ def test_a_hook_s_file_is_one_of_them_and_is_kept_by_its_whole_path(tmp_path: Pa
     file = tmp_path / "limits.txt"
     file.write_text("before")
     monkeypatch.chdir(tmp_path)
-    with plugins.given({"hooks": {"reading": Reading}}):
-        config = located(RunConfig(dataset="tiny", model="tiny", hook="reading(file='limits.txt')"))
+    with plugins.use_parts({"hooks": {"reading": Reading}}):
+        config = resolve_paths(RunConfig(dataset="tiny", model="tiny", hook="reading(file='limits.txt')"))
         assert config.hook == f"reading(file={str(file)!r})"
-        before = own_files.made_of(config, "")
+        before = own_files.find_own_files(config, "")
         file.write_text("after")
-        assert changed(before, own_files.made_of(config, "")) == str(file)
+        assert find_changed_file(before, own_files.find_own_files(config, "")) == str(file)
 
 
 def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
     own_files.record(Records(tmp_path), made_of("tiny", "auto"))
-    assert recorded(tmp_path) == ()
+    assert load_record(tmp_path) == ()
     assert not list(tmp_path.iterdir())
 
 
@@ -107,4 +107,4 @@ def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
 def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD).write_text(text)
     with refuses("FP5188", "made_of.json"):
-        recorded(tmp_path)
+        load_record(tmp_path)

@@ -65,7 +65,7 @@ def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
     observer = ConsoleObserver(Console(quiet=True))
     observer.started(rounds=2, done=0)
     told = [str(observer.phases)]
-    for round in (1, 2):
+    for round_number in (1, 2):
         observer.doing()
         for done in (0, 1):
             observer.client_done("train", done, 4)
@@ -73,7 +73,7 @@ def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
         for part in ("aggregation", "validation"):
             observer.doing(part)
             told.append(str(observer.phases))
-        observer.round_done(RoundResult(round, 4, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
+        observer.round_done(RoundResult(round_number, 4, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
         told.append(str(observer.phases))
     assert [text.removesuffix(" 0 s") for text in told] == [
         "round 1:", "round 1: 0 of 4,", "round 1: 1 of 4,", "round 1: aggregation:", "round 1: validation:",
@@ -129,7 +129,7 @@ def test_workers_that_start_are_a_phase_of_their_own(monkeypatch):
     observer.phase("tokenising the rows", 1)
     several = workers.Workers(None, None, SimpleNamespace(workers=2, cluster=None, devices=("cpu",)), observer)
     several.start()
-    assert begun == ["pool", workers.Worker.ready, workers.Worker.ready]
+    assert begun == ["pool", workers.Worker.is_ready, workers.Worker.is_ready]
     assert list(observer.phases.seconds) == ["tokenising the rows", "starting the workers"]
     observer.phase("the next one", 1)
     several.start()
@@ -142,7 +142,7 @@ def test_a_heart_beats_only_in_silence():
         assert beaten.wait(60)
     kept = threading.Event()
     with Heartbeat(kept.set, silence=3600) as heart:
-        heart.heard()
+        heart.reset()
     assert not kept.is_set()
 
 
@@ -151,8 +151,8 @@ def observed(console):
     beaten = threading.Event()
 
     class Watched(ConsoleObserver):
-        def _still_there(self):
-            super()._still_there()
+        def _print_heartbeat(self):
+            super()._print_heartbeat()
             beaten.set()
 
     with Watched(console, silence=0.02) as observer:
@@ -172,13 +172,13 @@ def test_a_wait_for_others_is_told_of_once_and_work_again_and_again():
     told = io.StringIO()
     observer = ConsoleObserver(Console(file=told, width=80))
     observer.phase("waiting for clients: 1 of 3", 0)
-    observer._still_there()
+    observer._print_heartbeat()
     observer.wait("waiting for a task")
     for _ in range(3):
-        observer._still_there()
+        observer._print_heartbeat()
     observer.enter("train round 1")
     for _ in range(2):
-        observer._still_there()
+        observer._print_heartbeat()
     waited, worked = "...     waiting for a task: 0 s", "...     train round 1: 0 s"
     assert told.getvalue().splitlines() == ["waiting for clients: 1 of 3", waited, worked, worked]
 

@@ -3,25 +3,25 @@
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import settled
+from fedpeft.run.suited import settle_config
 
-FACTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
+FACTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
     """A description is the same on every machine; what is set up names the precision, and keeps it elsewhere."""
-    monkeypatch.setattr("fedpeft.run.suited.accelerators", list)
-    monkeypatch.setattr("fedpeft.run.suited.fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.run.suited.list_accelerators", list)
+    monkeypatch.setattr("fedpeft.run.suited.has_fast_bf16", lambda device: fast)
     assert RunConfig().dtype == "auto"
     assert 'dtype = "auto"' in RunConfig().to_toml()
-    assert settled(RunConfig()).dtype == dtype
-    assert settled(RunConfig(dtype="fp64")).dtype == "fp64"
-    setup = Setup.of(RunConfig(peft="lora(rank=2, layers=1)", head="zero"), FACTS)
+    assert settle_config(RunConfig()).dtype == dtype
+    assert settle_config(RunConfig(dtype="fp64")).dtype == "fp64"
+    setup = Setup.create(RunConfig(peft="lora(rank=2, layers=1)", head="zero"), FACTS)
     assert setup.config.dtype == dtype
-    assert setup.config == settled(RunConfig(peft="lora(rank=2, layers=1)", head="zero", drift=""))
+    assert setup.config == settle_config(RunConfig(peft="lora(rank=2, layers=1)", head="zero", drift=""))
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
     ],
 )
 def test_a_partition_that_is_not_given_is_the_data_set_s_own(dataset, given, partition):
-    assert settled(RunConfig(dataset=dataset, partition=given)).partition == partition
+    assert settle_config(RunConfig(dataset=dataset, partition=given)).partition == partition
 
 
 def test_a_setup_knows_nothing_of_where_clients_are():
     """Its parts, its layout, its start: the same for a simulation, a server and a client."""
     config = RunConfig(dtype="fp32", peft="lora(rank=2, layers=1)", head="zero", seed=3)
-    one, other = (Setup.of(config, FACTS) for _ in range(2))
+    one, other = (Setup.create(config, FACTS) for _ in range(2))
     assert one.layout == other.layout
     assert one.start.keys() == set(one.layout.names)
     assert all((one.start[name] == other.start[name]).all() for name in one.start)

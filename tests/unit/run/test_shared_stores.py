@@ -11,7 +11,7 @@ import pytest
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.config import RunConfig
-from fedpeft.models.frozen_blocks import FrozenStore
+from fedpeft.models.frozen_blocks import ActivationCache
 from fedpeft.run.workers import Machine, Workers
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
@@ -68,15 +68,15 @@ def test_a_worker_that_is_this_process_tells_how_far_it_is_as_it_goes(observer, 
 def test_a_worker_computes_what_its_machine_lacks_and_nothing_twice(tmp_path, monkeypatch, observer):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
     work = Simulation(RunConfig(**TINY), tmp_path, observer).workers.work
-    bench, filled, fill = Workbench(work), [], FrozenStore.fill
+    bench, filled, fill = Workbench(work), [], ActivationCache.fill
 
     def note(self, tile, base):
         filled.append(tile)
         fill(self, tile, base)
 
-    monkeypatch.setattr(FrozenStore, "fill", note)
+    monkeypatch.setattr(ActivationCache, "fill", note)
     store = bench.store(work.data_key, work.depth)
-    missing = store.missing()
+    missing = store.find_missing_tiles()
     assert len(missing) > 2
     assert not store.has(1)
     bench.fill(work.data_key, work.depth, [1])
@@ -85,7 +85,7 @@ def test_a_worker_computes_what_its_machine_lacks_and_nothing_twice(tmp_path, mo
     assert filled == [1, 0], "what is there by now is left alone"
     rows = bench.executor.examples  # begins above the frozen blocks, so that it needs all of them
     assert sorted(filled) == missing
-    assert store.missing() == []
+    assert store.find_missing_tiles() == []
     hidden = rows.batch([0, len(rows) - 1])["inputs_embeds"]
     assert bool(hidden.abs().sum(-1)[:, 0].all()), "no row is left at zero"
     assert np.isfinite(hidden.numpy()).all()
@@ -94,6 +94,6 @@ def test_a_worker_computes_what_its_machine_lacks_and_nothing_twice(tmp_path, mo
 def test_a_worker_of_a_whole_store_computes_nothing(tmp_path, monkeypatch, observer):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
     work = Simulation(RunConfig(**TINY), tmp_path, observer).workers.work
-    first = Workbench(work).completed()
-    monkeypatch.setattr(FrozenStore, "fill", lambda *_: pytest.fail("it is there"))
-    assert Workbench(replace(work)).completed().folder == first.folder
+    first = Workbench(work).fill_store()
+    monkeypatch.setattr(ActivationCache, "fill", lambda *_: pytest.fail("it is there"))
+    assert Workbench(replace(work)).fill_store().folder == first.folder

@@ -9,7 +9,7 @@ from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.config import RunConfig
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.steering import Steering, steering
+from fedpeft.run.steering import TrainingControl, build_training_control
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 
@@ -20,17 +20,17 @@ QUIET = ConsoleObserver(Console(quiet=True))
 def decided(private=False, personal=False, rows=True, noise_stays=False, **given):
     config = RunConfig(**given)
     validation = parse_measure(config.measure).validation
-    return steering(config, validation, private, personal, rows, noise_stays=noise_stays)
+    return build_training_control(config, validation, private, personal, rows, noise_stays=noise_stays)
 
 
 def test_auto_decides_as_much_as_is_right():
-    assert decided() == Steering(Undo(), True, 0)
-    assert decided(safeguard="none", measure="validation(every=1, keep=last)") == Steering()
-    assert decided(measure="validation(every=1, patience=3)", safeguard="none") == Steering(None, True, 3)
+    assert decided() == TrainingControl(Undo(), True, 0)
+    assert decided(safeguard="none", measure="validation(every=1, keep=last)") == TrainingControl()
+    assert decided(measure="validation(every=1, patience=3)", safeguard="none") == TrainingControl(None, True, 3)
     for case in ({"personal": True}, {"rows": False}):
-        assert decided(**case) == Steering()
-    assert decided(private=True) == decided(private=True, personal=True) == Steering(fits=False)
-    assert decided(private=True, measure="validation(every=1, public=True)") == Steering(Undo(), True, 0)
+        assert decided(**case) == TrainingControl()
+    assert decided(private=True) == decided(private=True, personal=True) == TrainingControl(fits=False)
+    assert decided(private=True, measure="validation(every=1, public=True)") == TrainingControl(Undo(), True, 0)
 
 
 def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_path):
@@ -42,7 +42,7 @@ def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_p
     for privacy, rate in (("user_dp(noise_multiplier=4)", 1), ("dp_sgd(noise_multiplier=4)", 0.25)):
         given = {"privacy": privacy, "head": "zero", "measure": "validation(every=1, public=True)"}
         simulation = Simulation(RunConfig(**TINY | given), tmp_path, QUIET)
-        assert simulation.setup.steering.safeguard == Undo(rate=rate)
+        assert simulation.setup.training_control.safeguard == Undo(rate=rate)
         simulation.close()
 
 

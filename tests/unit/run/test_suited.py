@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.facts import DataFacts
+from fedpeft.run.facts import DatasetInfo
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup
-from fedpeft.run.suited import settled, suited_method
+from fedpeft.run.suited import choose_method, settle_config
 
-IMAGES = DataFacts("image", "classification", ("a", "b"), "tiny_vision", clients=3)
-TEXTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
+IMAGES = DatasetInfo("image", "classification", ("a", "b"), "tiny_vision", clients=3)
+TEXTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)
 
 
 @pytest.mark.parametrize(
@@ -26,19 +26,19 @@ TEXTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
         (IMAGES, {"drift": "la_lora"}, "lora"),
         (IMAGES, {"attack": "sign_flip(fraction=0.3)"}, "lora"),
         (IMAGES, {"head": "centroids"}, "lora"),
-        (DataFacts("image", "regression", None, "tiny_vision", clients=3), {}, "lora"),
+        (DatasetInfo("image", "regression", None, "tiny_vision", clients=3), {}, "lora"),
         (TEXTS, {}, "lora"),
     ],
 )
 def test_images_with_classes_get_a_head_on_all_blocks_unless_something_is_said_of_adapters(facts, settings, method):
     config = RunConfig(**settings)
-    assert suited_method(config, facts, []) == method
-    ranked = suited_method(config, facts, [ProfileTable(count=3, rank=4)])
+    assert choose_method(config, facts, []) == method
+    ranked = choose_method(config, facts, [ProfileTable(count=3, rank=4)])
     assert ranked == "lora"
 
 
 CORRECTED = "label_shift(least=0.55)"
-LANGUAGE = DataFacts("text", "causal_lm", None, "tiny_lm", clients=3)
+LANGUAGE = DatasetInfo("text", "causal_lm", None, "tiny_lm", clients=3)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +54,18 @@ LANGUAGE = DataFacts("text", "causal_lm", None, "tiny_lm", clients=3)
         (TEXTS, {"strategy": "ditto"}, ""),
         (TEXTS, {"privacy": "user_dp(noise_multiplier=1)", "head": "zero"}, ""),
         (TEXTS, {"privacy": "secure_sum"}, ""),
-        (DataFacts("text", "regression", ("y",), "tiny", clients=3), {}, ""),
+        (DatasetInfo("text", "regression", ("y",), "tiny", clients=3), {}, ""),
         (LANGUAGE, {}, ""),
     ],
 )
 def test_losses_are_corrected_for_classes_that_lie_apart_where_these_are_known(facts, settings, drift):
-    setup = Setup.of(RunConfig(**settings), facts)
+    setup = Setup.create(RunConfig(**settings), facts)
     assert (setup.config.drift, str(setup.drift)) == (drift, drift)
 
 
 def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
-    assert (settled(RunConfig()).peft, settled(RunConfig()).head) == ("auto", "auto")
-    assert settled(RunConfig(peft="lora")).head == "ridge"
+    assert (settle_config(RunConfig()).peft, settle_config(RunConfig()).head) == ("auto", "auto")
+    assert settle_config(RunConfig(peft="lora")).head == "ridge"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
     ids=["images", "texts"],
 )
 def test_a_setup_names_what_was_chosen(facts, peft, head):
-    setup = Setup.of(RunConfig(), facts)
+    setup = Setup.create(RunConfig(), facts)
     assert (setup.config.peft, setup.config.head, setup.method.name) == (peft, head, peft)
-    assert Setup.of(RunConfig(peft="lora(layers=1)"), facts).config.peft == "lora(layers=1)"
+    assert Setup.create(RunConfig(peft="lora(layers=1)"), facts).config.peft == "lora(layers=1)"

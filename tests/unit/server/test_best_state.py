@@ -45,11 +45,11 @@ def test_a_start_whose_loss_is_not_a_number_is_not_the_best(by_accuracy):
 
 def test_the_best_state_returns_from_a_checkpoint():
     state = BestState(7, Metrics(0.1 + 0.2, 1 / 3), {"head.weight": torch.randn(2, 3)}, {"layer/0": torch.randn(2)}, 2)
-    again = BestState.of(state.state())
+    again = BestState.from_tensors(state.to_tensors())
     assert (again.round, again.metrics, again.since) == (7, state.metrics, 2)
     assert torch.equal(again.adapter["head.weight"], state.adapter["head.weight"])
     assert torch.equal(again.residual["layer/0"], state.residual["layer/0"])
-    assert BestState.of({}) is None
+    assert BestState.from_tensors({}) is None
 
 
 def test_one_row_more_is_too_little_to_leave_the_start_for():

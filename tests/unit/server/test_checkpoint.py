@@ -11,21 +11,23 @@ from safetensors.torch import save
 
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
-from fedpeft.server.progress import VERSION, Checkpoints, Progress, _checksum
+from fedpeft.server.progress import VERSION, Checkpoints, ServerState, _compute_checksum
 from fedpeft.server.traffic import Counters
 from tests.refusals import refuses
 
 
-def example(round: int) -> Progress:
-    value = torch.full((2, 3), float(round))
-    return Progress(round=round, adapter={"a": value}, memory={"m": {"a": -value}}, counters=Counters(uplink_bytes=5))
+def example(round_number: int) -> ServerState:
+    value = torch.full((2, 3), float(round_number))
+    return ServerState(
+        round=round_number, adapter={"a": value}, memory={"m": {"a": -value}}, counters=Counters(uplink_bytes=5)
+    )
 
 
 def test_the_newest_checkpoint_comes_back(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.load() is None
-    for round in (0, 1, 2):
-        checkpoints.save(example(round))
+    for round_number in (0, 1, 2):
+        checkpoints.save(example(round_number))
     found = checkpoints.load()
     assert found is not None
     assert found.round == 2
@@ -42,7 +44,7 @@ def test_the_checkpoint_of_another_version_is_refused(tmp_path):
     with safe_open(file, framework="pt") as saved:
         header = json.dumps(json.loads(saved.metadata()["progress"]) | {"version": VERSION - 1})
         tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - not a mapping
-    file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
+    file.write_bytes(save(tensors, {"progress": header, "sha256": _compute_checksum(header, tensors)}))
     with pytest.raises(RunError, match="another version of fedpeft"):
         checkpoints.load()
 
@@ -93,7 +95,7 @@ def test_a_rename_is_brought_to_the_disk_with_its_folder(tmp_path, monkeypatch):
 def test_lost_or_damaged_lines_are_one_sentence(tmp_path):
     records = Records(tmp_path)
     records.append("rounds.jsonl", {"round": 1}, {"round": 2})
-    offsets = records.offsets()
+    offsets = records.get_offsets()
     file = tmp_path / "rounds.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole[:13])
@@ -109,7 +111,7 @@ def test_lost_or_damaged_lines_are_one_sentence(tmp_path):
 def test_lines_after_the_checkpoint_are_cut_off(tmp_path):
     records = Records(tmp_path)
     records.append("rounds.jsonl", {"round": 1})
-    offsets = records.offsets()
+    offsets = records.get_offsets()
     records.append("rounds.jsonl", {"round": 2, "loss": float("nan")})
     records.append("clients.jsonl", {"client": 1})
     records.cut(offsets)
@@ -132,7 +134,7 @@ def test_numbers_per_client_come_back_in_order(tmp_path):
     file.write_bytes(replace(example(2), **of_clients).to_bytes())
     with safe_open(file, framework="pt") as saved:
         assert not of_clients.keys() & json.loads(saved.metadata()["progress"]).keys()
-    progress = Progress.read(file)
+    progress = ServerState.read(file)
     assert {name: getattr(progress, name) for name in of_clients} == of_clients
     assert list(progress.rows) == [3, 1]
 

@@ -11,8 +11,8 @@ from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker
 
 from fedpeft.config import RunConfig
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
-from fedpeft.simulation.alone import chosen, in_global_form, started_alone, trained_alone
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
+from fedpeft.simulation.alone import choose_clients, expand_to_global, start_alone, train_one_alone
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
@@ -20,9 +20,9 @@ from tests.runs.simulation.test_run_strategies import settings
 
 def test_clients_lie_evenly_between_few_rows_and_many():
     sizes = np.array([50, 10, 40, 20, 30])
-    assert chosen(sizes, 3) == [1, 4, 0]
-    assert chosen(sizes, 1) == [1]
-    assert sorted(chosen(sizes, 9)) == [0, 1, 2, 3, 4]
+    assert choose_clients(sizes, 3) == [1, 4, 0]
+    assert choose_clients(sizes, 1) == [1]
+    assert sorted(choose_clients(sizes, 9)) == [0, 1, 2, 3, 4]
 
 
 def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
@@ -30,7 +30,7 @@ def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
     config = RunConfig(**settings("fedit", dtype="fp64", head="centroids", measure="validation(every=1, keep=last)"))
     simulation = Simulation(config, tmp_path, observer)
     try:
-        state = trained_alone(simulation, 2)
+        state = train_one_alone(simulation, 2)
         setup, worker = simulation.setup, simulation.workers.pool.submit(lambda worker: worker).result()
         rows = simulation.rows.partition.shard(2)
         features, labels = worker.bench.regressed(rows)
@@ -44,12 +44,16 @@ def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
         assert len(means) > 1
         assert not started["head.weight"][absent].any()
         expected = setup.start | {n: t.to(weight.dtype) for n, t in started.items()}
-        for round in (1, 2):
-            job = replace(_job(simulation, rows, expected), round=round, learning_rate=setup.schedule.at(round))
-            job = replace(job, walked=2 * (round - 1))  # each round goes on with the rows that come next
+        for round_number in (1, 2):
+            job = replace(
+                _job(simulation, rows, expected),
+                round=round_number,
+                learning_rate=setup.schedule.get_rate(round_number),
+            )
+            job = replace(job, walked=2 * (round_number - 1))  # each round goes on with the rows that come next
             expected = expected | Worker.train(worker, job).state
         assert all(torch.allclose(state[n], expected[n], rtol=1e-9, atol=1e-12) for n in expected)
-        assert not torch.equal(state["head.weight"], trained_alone(simulation, 3)["head.weight"])
+        assert not torch.equal(state["head.weight"], train_one_alone(simulation, 3)["head.weight"])
     finally:
         simulation.close()
 
@@ -69,9 +73,9 @@ def test_a_client_alone_does_not_train_on_what_it_holds_out_in_the_run(given, tm
 
     monkeypatch.setattr(Worker, "train", noted)
     simulation = Simulation(RunConfig(**settings("fedit") | given), tmp_path, observer)
-    trained_alone(simulation, 2)
+    train_one_alone(simulation, 2)
     simulation.close()
-    rows, apart = simulation.divided(2)
+    rows, apart = simulation.divide_rows(2)
     assert len(apart) == round(0.2 * len(simulation.rows.partition.shard(2)))
     assert all(set(own) <= set(rows) for own in seen)
 
@@ -84,7 +88,7 @@ def test_a_client_alone_trains_what_the_rule_has_it_train_at_its_own_rank(tmp_pa
         setup = simulation.setup
         small = next(k for k in range(6) if setup.profiles[k].form.rank == 2)
         large = next(k for k in range(6) if setup.profiles[k].form.rank == 4)
-        one, other = trained_alone(simulation, small), trained_alone(simulation, large)
+        one, other = train_one_alone(simulation, small), train_one_alone(simulation, large)
         for pair in setup.layout.pairs:
             assert torch.equal(other[pair.A], setup.start[pair.A])
             assert torch.equal(one[pair.A][:2], setup.start[pair.A][:2])
@@ -105,9 +109,9 @@ def test_a_client_alone_keeps_its_best_state_where_the_run_does(tmp_path, observ
         config = RunConfig(**given | {"measure": f"validation(every=1, keep={keep})"})
         simulation = Simulation(config, tmp_path / keep, observer)
         try:
-            state = trained_alone(simulation, 2)
+            state = train_one_alone(simulation, 2)
             reached[keep] = simulation.workers.evaluate(state, 0)
-            start = simulation.workers.evaluate(started_alone(simulation, 2), 0)
+            start = simulation.workers.evaluate(start_alone(simulation, 2), 0)
         finally:
             simulation.close()
     assert reached["best"].accuracy >= start.accuracy
@@ -116,10 +120,10 @@ def test_a_client_alone_keeps_its_best_state_where_the_run_does(tmp_path, observ
 
 def test_an_adapter_of_lower_rank_has_the_same_effective_weights_in_the_global_form():
     layout = Layout(
-        (TensorSpec("m.A", (4, 5), "lora_A", "m"), TensorSpec("m.B", (3, 4), "lora_B", "m")), ClientForm(4, 8.0)
+        (TensorSpec("m.A", (4, 5), "lora_A", "m"), TensorSpec("m.B", (3, 4), "lora_B", "m")), AdapterShape(4, 8.0)
     )
-    form, A, B = ClientForm(2, 6.0), torch.randn(2, 5).double(), torch.randn(3, 2).double()
-    whole = in_global_form({"m.A": A, "m.B": B}, layout, form)
+    form, A, B = AdapterShape(2, 6.0), torch.randn(2, 5).double(), torch.randn(3, 2).double()
+    whole = expand_to_global({"m.A": A, "m.B": B}, layout, form)
     assert whole["m.A"].shape == (4, 5)
     assert torch.allclose(layout.form.scale * whole["m.B"] @ whole["m.A"], form.scale * B @ A)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.simulation.schedule import PASS, cut, evenly, expected, group_costs, makespan
+from fedpeft.simulation.schedule import PASS, compute_group_costs, compute_makespan, cut, divide_evenly, estimate_end
 
 COSTS = st.lists(st.integers(1, 200), min_size=1, max_size=60).map(lambda found: sorted(map(float, found))[::-1])
 
@@ -27,8 +27,8 @@ def test_workers_end_within_a_tenth_of_their_share(workers, spread, most):
     """Of all that is to do, with clients enough for that: their costs, and what passes cost beside."""
     costs = drawn(12 * workers, spread)
     sizes = cut(costs, most, workers)
-    groups = group_costs(costs, sizes, most)
-    assert makespan(groups, workers) <= 1.1 * max(sum(groups) / workers, groups[0])
+    groups = compute_group_costs(costs, sizes, most)
+    assert compute_makespan(groups, workers) <= 1.1 * max(sum(groups) / workers, groups[0])
 
 
 @pytest.mark.parametrize("workers", [2, 8, 64])
@@ -36,8 +36,8 @@ def test_it_is_no_later_than_equal_groups_and_at_times_much_earlier(workers):
     gains = []
     for seed in range(5):
         costs = drawn(3 * workers + 1, 1.0, seed)
-        usual = evenly(len(costs), min(4, -(-len(costs) // workers)))
-        gains.append(expected(costs, usual, 4, workers) / expected(costs, cut(costs, 4, workers), 4, workers))
+        usual = divide_evenly(len(costs), min(4, -(-len(costs) // workers)))
+        gains.append(estimate_end(costs, usual, 4, workers) / estimate_end(costs, cut(costs, 4, workers), 4, workers))
     assert min(gains) >= 1
     assert max(gains) > 1.1
 
@@ -52,7 +52,7 @@ def test_every_client_is_in_one_group_and_none_is_too_large(costs, most, workers
 
 @given(COSTS, st.integers(1, 12))
 def test_one_worker_has_the_largest_groups(costs, most):
-    assert cut(costs, most, 1) == evenly(len(costs), min(most, len(costs)))
+    assert cut(costs, most, 1) == divide_evenly(len(costs), min(most, len(costs)))
 
 
 def test_equal_work_is_cut_evenly():
@@ -61,7 +61,7 @@ def test_equal_work_is_cut_evenly():
 
 
 def test_a_group_costs_its_clients_and_its_pass():
-    assert group_costs([8.0, 4.0, 2.0], [2, 1], 4) == [12 + PASS * 4 * 8, 2 + PASS * 4 * 2]
+    assert compute_group_costs([8.0, 4.0, 2.0], [2, 1], 4) == [12 + PASS * 4 * 8, 2 + PASS * 4 * 2]
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=40), st.integers(1, 8))
@@ -71,4 +71,4 @@ def test_the_makespan_is_that_of_a_simulation_by_events(costs, workers):
         while waiting and len(running) < workers:
             heapq.heappush(running, now + waiting.pop(0))
         now = heapq.heappop(running)
-    assert makespan(costs, workers) == pytest.approx(now)
+    assert compute_makespan(costs, workers) == pytest.approx(now)

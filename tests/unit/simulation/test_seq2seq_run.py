@@ -11,7 +11,7 @@ from rich.console import Console
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.hf import HF
 from fedpeft.data.rows import load_dataset
-from fedpeft.data.text_to_text import sides
+from fedpeft.data.text_to_text import parse_pair
 from fedpeft.errors import ConfigError, DataError, ModelError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
@@ -49,7 +49,7 @@ def test_columns_that_are_pairs(settings, row, note, tmp_path):
     path = lines(tmp_path / "rows.jsonl", *[row] * 20)
     made = load_dataset(f"file(path={str(path)!r}{', ' + settings if settings else ''})")
     assert (made.task, made.label_names, made.default_model) == ("seq2seq", None, "")
-    source, target = sides(made.train.inputs[0])
+    source, target = parse_pair(made.train.inputs[0])
     assert target == "b"
     assert source == {"q": "q: x c: y", "instruction": source}.get(next(iter(row)), "a")
     assert source.startswith("Below is an instruction") or "instruction" not in row
@@ -62,9 +62,9 @@ def test_columns_that_are_pairs(settings, row, note, tmp_path):
 def test_columns_of_the_hub_that_are_pairs():
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"article": ["x", "y", "z"] * 4, "highlights": ["a", "b", "c"] * 4})
-    made = HF(name="x", text="article", target="highlights", test=None).made_of({"train": rows})
+    made = HF(name="x", text="article", target="highlights", test=None).build_dataset({"train": rows})
     assert (made.task, made.default_model, made.label_names) == ("seq2seq", "", None)
-    assert {sides(row) for row in made.train.inputs} == {("x", "a"), ("y", "b"), ("z", "c")}
+    assert {parse_pair(row) for row in made.train.inputs} == {("x", "a"), ("y", "b"), ("z", "c")}
 
 
 @pytest.mark.parametrize(

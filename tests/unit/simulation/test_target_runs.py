@@ -53,4 +53,4 @@ def test_under_privacy_the_head_that_nobody_names_starts_at_zero(kind, privacy, 
     data = f"{data_of(kind, tmp_path)[:-1]}, mean=500, deviation=200)" if kind == "numbers" else data_of(kind, tmp_path)
     made = simulation(tmp_path / "x", dataset=data, privacy=privacy, head="auto")
     assert made.config.head == "zero"
-    assert not made.setup.private_start
+    assert not made.setup.has_private_start

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedpeft.clients.label_shift import only
+from fedpeft.clients.label_shift import mask_other_classes
 from rich.console import Console
 
 from fedpeft.config import RunConfig
@@ -28,20 +28,22 @@ def simulation(folder: Path, **given: object) -> Simulation:
 
 def test_clients_train_on_the_task_that_they_are_at(tmp_path):
     made = simulation(tmp_path, strategy="o_lora")
-    side = made.workers.clients.side(type("Bench", (), {"plan": made.workers.work})())
+    side = made.workers.clients.create_side(type("Bench", (), {"plan": made.workers.work})())
     train = made.rows.train
     for client in range(4):
-        delay = made.setup.facts.tasks.schedule.delay(client, 3)
-        for round in range(1, 7):
-            rows, held = side.choose_rows(client, round)
-            expected = min(max(0, round - 1 - delay) // 2, 2)
+        delay = made.setup.facts.tasks.schedule.draw_delay(client, 3)
+        for round_number in range(1, 7):
+            rows, held = side.choose_rows(client, round_number)
+            expected = min(max(0, round_number - 1 - delay) // 2, 2)
             assert set(train.tasks[rows]) == {expected}
             assert not len(held)
-            assert made.setup.strategy.ranks(made.setup.layout, made.setup.profiles[0].form, 3, round, client) == (
+            assert made.setup.strategy.ranks(
+                made.setup.layout, made.setup.profiles[0].form, 3, round_number, client
+            ) == (
                 2 * expected,
                 2 * expected + 1,
             )
-    rates = [made.setup.schedule.at(round) for round in range(1, 7)]
+    rates = [made.setup.schedule.get_rate(round_number) for round_number in range(1, 7)]
     assert rates == [rates[0], rates[1]] * 3, "each task has a schedule of its own"
     assert rates[0] > rates[1]
     made.close()
@@ -49,12 +51,12 @@ def test_clients_train_on_the_task_that_they_are_at(tmp_path):
 
 def test_only_the_classes_of_a_task_compete():
     logits, labels = torch.randn(5, 6, requires_grad=True), torch.tensor([2, 3, 2, 2, 3])
-    torch.nn.functional.cross_entropy(logits + only((2, 3), 6), labels).backward()
+    torch.nn.functional.cross_entropy(logits + mask_other_classes((2, 3), 6), labels).backward()
     assert not logits.grad[:, [0, 1, 4, 5]].any()
     own = logits.detach()[:, 2:4].clone().requires_grad_()
     torch.nn.functional.cross_entropy(own, labels - 2).backward()
     assert torch.allclose(logits.grad[:, 2:4], own.grad, atol=1e-7)
-    assert only((), 6) is None
+    assert mask_other_classes((), 6) is None
 
 
 def test_transfer_by_hand():

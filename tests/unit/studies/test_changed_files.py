@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fedpeft.run import own_files
-from fedpeft.run.own_files import RECORD, made_of, recorded
+from fedpeft.run.own_files import RECORD, find_own_files, load_record
 from fedpeft.run.records import Records
 from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_run
-from fedpeft.studies.runner import Running, Workplace
-from fedpeft.studies.study_file import Planned, Study, read_study
+from fedpeft.studies.runner import RunProcess, Workplace
+from fedpeft.studies.study_file import PlannedRun, Study, read_study
 from fedpeft.study import main
 from tests.refusals import has_error, refuses
 from tests.run.swapped import rows, swap
@@ -25,7 +25,7 @@ def study(folder: Path, seeds: str = "[0]", more: str = "") -> Study:
     return read_study(path)
 
 
-def finished(place: Workplace, planned: Planned) -> Path:
+def finished(place: Workplace, planned: PlannedRun) -> Path:
     """The folder of a run that has ended as `simulate` ends one."""
     config, folder = planned.config, place.runs / planned.name
     folder.mkdir(parents=True)
@@ -33,7 +33,7 @@ def finished(place: Workplace, planned: Planned) -> Path:
     (folder / "summary.json").write_text('{"metric": "accuracy", "accuracy": 0.5, "seed": 0, "seconds": 1.0}')
     for name in ("rounds.jsonl", "clients.jsonl"):
         (folder / name).write_text("")
-    own_files.record(Records(folder, private=bool(config.privacy)), made_of(config))
+    own_files.record(Records(folder, private=bool(config.privacy)), find_own_files(config))
     return folder
 
 
@@ -41,7 +41,7 @@ def done(made: Study, folder: Path) -> Path:
     """The same, with its line in results.jsonl; the first run's folder."""
     place = Workplace(made, folder)
     ran = finished(place, place.planned[0])
-    assert place.finish(Running(place.planned[0], ran, ran.with_suffix(".log")), 0).finished
+    assert place.finish(RunProcess(place.planned[0], ran, ran.with_suffix(".log")), 0).finished
     return ran
 
 
@@ -52,7 +52,7 @@ def test_results_of_a_file_that_has_changed_are_refused_and_kept(
     run = done(study(tmp_path), tmp_path)
     results = tmp_path / "results.jsonl"
     [kept] = ResultsFile(results).read()
-    assert kept.made_of == recorded(run)
+    assert kept.made_of == load_record(run)
     before = results.read_bytes()
     assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_a_run_whose_line_is_missing_is_not_taken_for_one_of_other_rows(tmp_path
     rows(tmp_path / "rows.csv")
     run = done(study(tmp_path), tmp_path)
     (tmp_path / "results.jsonl").unlink()
-    assert Workplace(study(tmp_path), tmp_path).adopt(study(tmp_path).runs()[0])
+    assert Workplace(study(tmp_path), tmp_path).adopt(study(tmp_path).plan_runs()[0])
     (tmp_path / "results.jsonl").unlink()
     swap(tmp_path / "rows.csv")
     with refuses("FP5223", run.name, "rows.csv"):
@@ -98,7 +98,7 @@ def test_a_run_whose_line_is_missing_is_not_taken_for_one_of_other_rows(tmp_path
 def test_results_of_before_are_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows(tmp_path / "rows.csv")
     made = study(tmp_path)
-    config = made.runs()[0].config
+    config = made.plan_runs()[0].config
     ResultsFile(tmp_path / "results.jsonl").append(
         Result(asdict(config), FINISHED, 0, summary={"accuracy": 0.5, "metric": "accuracy"})
     )
@@ -129,7 +129,7 @@ def test_a_file_that_changes_while_the_study_goes_on_fails_the_runs_that_are_of_
     place = Workplace(study(tmp_path, "[0, 1]"), tmp_path)
     for planned, status in zip(place.planned, (FINISHED, FAILED), strict=True):
         folder = finished(place, planned)
-        result = place.finish(Running(planned, folder, folder.with_suffix(".log")), 0)
+        result = place.finish(RunProcess(planned, folder, folder.with_suffix(".log")), 0)
         assert result.status == status
         swap(tmp_path / "rows.csv")
     assert "rows.csv has changed while the study went on" in str(result.reason)

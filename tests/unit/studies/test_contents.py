@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from fedpeft.run.own_files import OwnFile
-from fedpeft.studies.page import Made
-from fedpeft.studies.results import Result, latest
-from fedpeft.studies.sections import Section, baseline_of_runs, with_points_by_difference
+from fedpeft.studies.page import PageSection
+from fedpeft.studies.results import Result, select_latest
+from fedpeft.studies.sections import Section, assign_points, get_runs_baseline
 from tests.studies.made import made_result
 
 
 def runs_alone(*results: Result) -> Section:
-    told = with_points_by_difference(latest([replace(r, study="", point={}) for r in results]))
-    return Section("runs", "", told, baseline_of_runs(told))
+    told = assign_points(select_latest([replace(r, study="", point={}) for r in results]))
+    return Section("runs", "", told, get_runs_baseline(told))
 
 
 def test_two_versions_of_ones_own_rule_are_two_methods() -> None:
@@ -40,7 +40,7 @@ def test_runs_of_a_file_of_before_are_not_paired_with_those_of_today() -> None:
     ]
     section = runs_alone(*made)
     assert len(section.contexts) == 2
-    [table] = [t for t in Made.of(section).tables if t.name == "comparisons"]
+    [table] = [t for t in PageSection.from_section(section).tables if t.name == "comparisons"]
     assert [(row["method"], row["baseline"]) for row in table.data] == [
         (f"a.csv {of * 12}: krum", f"a.csv {of * 12}: fedit") for of in "ab"
     ]
@@ -58,7 +58,7 @@ def test_two_contents_of_the_file_of_clients_are_two_methods_that_are_compared()
     section = runs_alone(one, other)
     assert [m.name for m in section.methods] == [f"clients.toml {12 * letter}" for letter in "ab"]
     assert len(section.contexts) == 1
-    assert any(table.name == "comparisons" for table in Made.of(section).tables)
+    assert any(table.name == "comparisons" for table in PageSection.from_section(section).tables)
 
 
 def test_a_run_that_does_not_tell_what_it_was_made_of_is_compared_by_its_settings() -> None:
@@ -69,7 +69,7 @@ def test_a_run_that_does_not_tell_what_it_was_made_of_is_compared_by_its_setting
     section = runs_alone(plain, private)
     assert [m.name for m in section.methods] == ["privacy (empty)", "secure_sum"]
     assert len(section.contexts) == 1
-    assert any(table.name == "comparisons" for table in Made.of(section).tables)
+    assert any(table.name == "comparisons" for table in PageSection.from_section(section).tables)
     [method] = runs_alone(made_result({}, 0, 0.6, 1.0), replace(made_result({}, 1, 0.6, 1.0), made_of=(own,))).methods
     assert sorted(method.runs) == [0, 1]
 

@@ -13,25 +13,25 @@ from matplotlib.text import Text
 from scipy import stats
 
 from fedpeft.studies import figures as drawn_figures
-from fedpeft.studies.curve_figures import apart as curves_apart
-from fedpeft.studies.curve_figures import curves
-from fedpeft.studies.dot_plots import accuracy_against, accuracy_rows
+from fedpeft.studies.curve_figures import draw_curves
+from fedpeft.studies.curve_figures import draw_curves_apart as curves_apart
+from fedpeft.studies.dot_plots import draw_accuracy_against, draw_accuracy_rows
 from fedpeft.studies.drawing import (
     COLORS,
     GREY,
     PANEL_HEIGHT,
     WIDTH,
-    Look,
-    Named,
-    balanced,
-    legend_below,
-    logarithmic_if_wide,
-    looks,
+    MethodStyle,
+    NamedPoint,
+    choose_columns,
+    choose_looks,
+    draw_legend_below,
+    draw_panels,
     name_points,
-    panels,
+    set_log_scale_if_wide,
 )
-from fedpeft.studies.figures import figures
-from fedpeft.studies.measures import round_seconds
+from fedpeft.studies.figures import draw_figures
+from fedpeft.studies.measures import get_round_seconds
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Section
 from tests.studies.made import made_result, made_study, section
@@ -60,7 +60,7 @@ def legend_of(svg: str) -> list[str]:
 def test_legends_and_rows(count: int) -> None:
     """No legend of more than eight entries, a row for every method, and figures as wide as the page."""
     section = many_methods(count)
-    made = figures(section)
+    made = draw_figures(section)
     legends = [legend_of(figure.svg) for figure in made]
     assert max(map(len, legends)) == min(count, 8)
     for legend in legends:
@@ -75,7 +75,7 @@ def test_legends_and_rows(count: int) -> None:
 @pytest.mark.medium
 def test_equal_results_give_equal_figures() -> None:
     made = section(made_study(3))
-    one, other = (accuracy_against(made, "total_bytes", "bytes", front=True) for _ in range(2))
+    one, other = (draw_accuracy_against(made, "total_bytes", "bytes", front=True) for _ in range(2))
     assert one == other
 
 
@@ -84,7 +84,7 @@ def test_what_matters_most_has_a_colour() -> None:
     results = [made_result({"codec": f"c{i}"}, seed, 0.5, 50.0 + i) for i in range(20) for seed in range(2)]
     cheap = [made_result({"codec": "cheap"}, seed, 0.45, 1.0) for seed in range(2)]
     good = [made_result({"codec": "good"}, seed, 0.9, 900.0) for seed in range(2)]
-    style = looks(Section("", "", [*results, *cheap, *good], {"codec": "c13"}))
+    style = choose_looks(Section("", "", [*results, *cheap, *good], {"codec": "c13"}))
     named = {name for name, look in style.items() if look.named}
     assert {"c13", "cheap", "good"} <= named
     assert len(named) == len({style[name].color for name in named}) == len(COLORS)
@@ -93,12 +93,12 @@ def test_what_matters_most_has_a_colour() -> None:
 
 def test_rows_show_the_interval_over_the_seeds_and_the_probe() -> None:
     made = section(made_study(5, ("iid",)))
-    with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
-        accuracy_rows(axis, made.shown, looks(made))
+    with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        draw_accuracy_rows(axis, made.shown, choose_looks(made))
         assert [t.get_text() for t in axis.get_yticklabels()] == [m.name for m in made.shown]
         assert axis.yaxis_inverted(), "the first method stands above"
         for row, (method, bars) in enumerate(zip(made.shown, axis.containers, strict=True)):
-            values = method.values("accuracy")
+            values = method.get_values("accuracy")
             expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
             [(left, y0), (right, y1)] = bars.lines[2][0].get_segments()[0]
             assert (left, right) == pytest.approx(expected)
@@ -109,8 +109,8 @@ def test_rows_show_the_interval_over_the_seeds_and_the_probe() -> None:
 
 def test_two_seeds_have_no_interval() -> None:
     made = section(made_study(2, ("iid",)))
-    with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
-        accuracy_rows(axis, made.shown, looks(made))
+    with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        draw_accuracy_rows(axis, made.shown, choose_looks(made))
         assert not any(bars.has_xerr for bars in axis.containers)
 
 
@@ -121,10 +121,10 @@ def test_an_axis_holds_seeds_and_references_and_cuts_wide_intervals() -> None:
     for result in results:
         result.summary["alone_accuracy"] = 0.25
     made = section(results)
-    with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
-        accuracy_rows(axis, made.shown, looks(made))
+    with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        draw_accuracy_rows(axis, made.shown, choose_looks(made))
         low, high = axis.get_xlim()
-        seen = [v for m in made.shown for v in m.values("accuracy")]
+        seen = [v for m in made.shown for v in m.get_values("accuracy")]
         assert 20 < low < 25, "the line of clients alone is the lowest"
         assert max(seen) < high < max(seen) + 5
         arrows = [(line.get_marker(), line.get_ydata()[0]) for line in axis.lines if line.get_marker() in "<>"]
@@ -139,10 +139,10 @@ def test_rounds_whose_times_are_kept_have_no_time(kept: bool) -> None:
     for result in results:
         for line in result.rounds[1:]:
             line["seconds"] = None if kept else 2.0  # type: ignore[index]
-    svg = curves(section(results))
+    svg = draw_curves(section(results))
     assert svg is not None
     assert ("time so far (s)" in texts(svg)) == (not kept)
-    assert round_seconds(results[0]) == (None if kept else 12.0)
+    assert get_round_seconds(results[0]) == (None if kept else 12.0)
 
 
 def test_each_of_many_methods_has_its_band() -> None:
@@ -159,10 +159,12 @@ def test_each_of_many_methods_has_its_band() -> None:
 @pytest.mark.medium
 def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
     generator = np.random.default_rng(0)
-    look = Look(GREY, ".", "-")
-    points = [Named(float(x), float(y), f"method {i}", look) for i, (x, y) in enumerate(generator.normal(size=(30, 2)))]
-    points += [Named(0.0, 0.0, f"hidden in the crowd {i}", look) for i in range(40)]
-    with panels(2, 2, io.StringIO(), "salt") as (_, [axis, _]):
+    look = MethodStyle(GREY, ".", "-")
+    points = [
+        NamedPoint(float(x), float(y), f"method {i}", look) for i, (x, y) in enumerate(generator.normal(size=(30, 2)))
+    ]
+    points += [NamedPoint(0.0, 0.0, f"hidden in the crowd {i}", look) for i in range(40)]
+    with draw_panels(2, 2, io.StringIO(), "salt") as (_, [axis, _]):
         axis.plot([p.x for p in points], [p.y for p in points], "o")
         placed = name_points(axis, points)
         boxes = [Text.get_window_extent(text) for text in placed]
@@ -179,32 +181,32 @@ def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
     ("count", "most", "columns"), [(1, 4, 1), (4, 4, 4), (5, 4, 3), (6, 4, 3), (7, 4, 4), (9, 4, 3)]
 )
 def test_panels_stand_in_even_rows(count: int, most: int, columns: int) -> None:
-    assert balanced(count, most) == columns
+    assert choose_columns(count, most) == columns
 
 
 def test_many_methods_leave_their_panel_its_height() -> None:
     """The legend is as long as it must be; the plot above it does not pay for it."""
-    with panels(1, 1, io.StringIO(), "salt") as (figure, [axis]):
+    with draw_panels(1, 1, io.StringIO(), "salt") as (figure, [axis]):
         for i in range(12):
             axis.plot([0, 1], [0, i], label=f"a method whose name fills a line of the legend, {i}")
-        legend_below(figure, [axis])
+        draw_legend_below(figure, [axis])
         figure.canvas.draw()
         assert axis.get_window_extent().height / figure.dpi > 0.7 * PANEL_HEIGHT
 
 
 def test_bytes_that_differ_by_an_order_of_magnitude_are_drawn_on_a_logarithmic_axis() -> None:
     for values, scale in (([2, 60], "log"), ([20, 60], "linear"), ([0, 60], "linear")):
-        with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
             axis.plot(values, [1, 2])
-            logarithmic_if_wide(axis)
+            set_log_scale_if_wide(axis)
             assert axis.get_xscale() == scale
 
 
 def test_an_axis_over_many_decades_names_decades_alone() -> None:
     for high, apart in ((300, 2), (600, 10), (30000, 10)):
-        with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
             axis.plot([2, high], [1, 2])
-            logarithmic_if_wide(axis)
+            set_log_scale_if_wide(axis)
             ticks = axis.get_xticks()
             assert min(b / a for a, b in pairwise(ticks)) == pytest.approx(apart)
 
@@ -217,13 +219,13 @@ def test_titles_of_long_labels_lie_in_the_figure(count: int, monkeypatch: pytest
 
     @contextmanager
     def looked_at(*given: Any, **more: Any) -> Iterator[Any]:
-        with panels(*given, **more) as (figure, axes):
+        with draw_panels(*given, **more) as (figure, axes):
             yield figure, axes
             figure.canvas.draw()
             seen.extend((axis, axis._left_title.get_window_extent(), figure.bbox) for axis in axes)
 
-    monkeypatch.setattr(drawn_figures, "panels", looked_at)
-    assert drawn_figures.reliability(Section("made up", "a question", results, {"codec": names[0]}))
+    monkeypatch.setattr(drawn_figures, "draw_panels", looked_at)
+    assert drawn_figures.draw_reliability(Section("made up", "a question", results, {"codec": names[0]}))
     assert len(seen) == count
     for axis, box, whole in seen:
         assert "half_mean(share=0.25)" in axis._left_title.get_text()

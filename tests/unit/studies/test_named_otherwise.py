@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.report import Command, sections
-from fedpeft.studies.found import Found
+from fedpeft.report import Command, create_sections
+from fedpeft.studies.found import ResultFolders
 from fedpeft.studies.results import ResultsFile
 from fedpeft.studies.study_file import read_study
 from tests.studies.made import made_result
@@ -21,16 +21,16 @@ def test_of_two_files_of_one_name_that_counts_which_describes_the_results(tmp_pa
     path = tmp_path / "mine.toml"
     path.write_text(FILE)
     (tmp_path / "out").mkdir()
-    for planned in read_study(path).runs():
+    for planned in read_study(path).plan_runs():
         made = made_result(dict(planned.point), 0, 0.6, 1.0)
         ResultsFile(tmp_path / "out" / "results.jsonl").append(
             replace(made, config=asdict(planned.config), study="rules")
         )
-    found = Found()
+    found = ResultFolders()
     found.look(tmp_path / "out")
-    [section] = sections(found, Command((tmp_path,)))
+    [section] = create_sections(found, Command((tmp_path,)))
     assert (section.margin, found.skipped) == (2.5, [])
-    assert len(section.results) == len(read_study(path).runs())
+    assert len(section.results) == len(read_study(path).plan_runs())
 
 
 @pytest.mark.parametrize("name", ["mine.toml", "study.toml"])
@@ -39,10 +39,10 @@ def test_margin_and_baseline_are_those_of_the_file(tmp_path: Path, name: str) ->
     (tmp_path / "no_study.toml").write_text('name = "rules"\n')
     path = tmp_path / name
     path.write_text(FILE)
-    for planned in read_study(path).runs():
+    for planned in read_study(path).plan_runs():
         made = made_result(dict(planned.point), 0, 0.6, 1.0)
         ResultsFile(tmp_path / "results.jsonl").append(replace(made, config=asdict(planned.config), study="rules"))
-    found = Found()
+    found = ResultFolders()
     found.look(tmp_path)
-    [section] = sections(found, Command((tmp_path,)))
+    [section] = create_sections(found, Command((tmp_path,)))
     assert (section.margin, section.baseline) == (2.5, {"server_optimizer": "momentum"})

@@ -3,7 +3,7 @@
 import pytest
 
 from fedpeft.run.summary import OWN_ROWS
-from fedpeft.studies.page import Made
+from fedpeft.studies.page import PageSection
 from fedpeft.studies.sections import Section
 from tests.studies.made import made_study, section
 
@@ -15,7 +15,7 @@ def test_accuracies_on_own_rows_are_marked_and_on_no_front_with_those_on_test_ro
     for run in own:
         assert run.summary
         run.summary.update(accuracy=0.99, accuracy_of=OWN_ROWS, shared_accuracy=0.0)  # a global model may know nothing
-    made = Made.of(section(results))
+    made = PageSection.from_section(section(results))
     [methods] = [t for t in made.tables if t.name == "methods"]
     [marked] = [row for row in methods.shown if row[0].startswith("bf16")]
     assert marked[0] == "bf16 (own rows)"
@@ -25,5 +25,5 @@ def test_accuracies_on_own_rows_are_marked_and_on_no_front_with_those_on_test_ro
     assert not any("own rows" in row[0] for row in comparisons.shown)
     for note in (methods.note, comparisons.note, made.figures[0].note):
         assert "(own rows): the mean over clients" in note
-    [result] = [t for t in Made.of(Section("a run", "", own[:1], {})).tables if t.name == "result"]
+    [result] = [t for t in PageSection.from_section(Section("a run", "", own[:1], {})).tables if t.name == "result"]
     assert result.note.endswith("on held-out rows of its own.")

@@ -43,7 +43,7 @@ def test_rows_lie_as_in_a_simulation_where_a_study_does_not_say(tmp_path: Path) 
     ]
     base = BASE.replace('dataset = "tiny"\n', "")
     text = f'plugin = "mine.py"\nseeds = [0]\n{base}[axes]\ndataset = {json.dumps(sets)}\n'
-    with plugins.given({}):
-        partitions = [run.config.partition for run in study(tmp_path, text).runs()]
+    with plugins.use_parts({}):
+        partitions = [run.config.partition for run in study(tmp_path, text).plan_runs()]
         assert partitions == ["iid", "dirichlet(alpha=0.5)", "iid", "iid", "iid"]
-        assert partitions == [SimulatedRows.of(RunConfig(dataset=name, clients=6), 6).called for name in sets]
+        assert partitions == [SimulatedRows.load(RunConfig(dataset=name, clients=6), 6).called for name in sets]

@@ -12,11 +12,11 @@ import pytest
 
 from fedpeft.report import main
 from fedpeft.run.summary import OWN_ROWS
-from fedpeft.studies.measures import BY_KEY, called, curve
-from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, Made, page, with_tables
-from fedpeft.studies.results import Result, client_accuracy, pack, unpack
+from fedpeft.studies.measures import BY_KEY, build_curve, format_heading
+from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, PageSection, insert_tables, render_page
+from fedpeft.studies.results import Result, compute_client_accuracy, pack, unpack
 from fedpeft.studies.sections import Section
-from fedpeft.studies.tables import comparison_table, cost_table, methods_table, tables
+from fedpeft.studies.tables import build_comparison_table, build_cost_table, build_methods_table, build_tables
 from tests.refusals import has_error
 from tests.studies.made import made_result, made_study, section, write_study
 
@@ -47,8 +47,8 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
 @pytest.mark.medium
 @pytest.mark.parametrize("sections", [1, 2])
 def test_the_contents_lead_to_every_table_and_figure_and_a_title_stands_once(sections: int) -> None:
-    made = [Made.of(section(made_study(1, ("iid",)))) for _ in range(sections)]
-    text = page("made up" if sections == 1 else "two studies", made, [], "csv")
+    made = [PageSection.from_section(section(made_study(1, ("iid",)))) for _ in range(sections)]
+    text = render_page("made up" if sections == 1 else "two studies", made, [], "csv")
     contents = text[text.index("<nav") : text.index("</nav>")]
     targets = re.findall(r'href="#([^"]*)"', contents)
     shown = [*[t for t in made[0].tables if t.headings], *made[0].figures]
@@ -62,8 +62,8 @@ def test_the_contents_lead_to_every_table_and_figure_and_a_title_stands_once(sec
 @pytest.mark.medium
 def test_ink_and_ground_of_figures_are_the_pages() -> None:
     """In the dark they turn; a colour that stays black there could not be seen."""
-    made = Made.of(section(made_study(1, ("iid",))))
-    text = page("", [made], [], "csv")
+    made = PageSection.from_section(section(made_study(1, ("iid",))))
+    text = render_page("", [made], [], "csv")
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert "var(--ink)" in drawn
     assert "var(--paper)" in drawn
@@ -79,7 +79,7 @@ def test_runs_that_are_judged_by_something_else_say_so_everywhere(metric: str, n
     for run in results:
         if run.summary:
             run.summary["metric"] = metric
-    made = Made.of(Section("a run", "", results, {}) if lone else section(results))
+    made = PageSection.from_section(Section("a run", "", results, {}) if lone else section(results))
     texts = [text for t in made.tables if t.headings for text in (t.title, t.note, *t.headings)]
     texts += [cell for t in made.tables if t.name == "result" for row in t.shown for cell in row]
     texts += [text for f in made.figures for text in (f.title, f.note)]
@@ -90,10 +90,10 @@ def test_runs_that_are_judged_by_something_else_say_so_everywhere(metric: str, n
 
 def test_a_page_about_one_run_compares_nothing() -> None:
     run = made_result({}, 3, 0.7, 8.0)
-    made = Made.of(Section("a run", "", [run], {}))
+    made = PageSection.from_section(Section("a run", "", [run], {}))
     assert [t.name for t in made.tables if t.headings] == ["result", "cost", "clients", "rounds"]
     assert [f.name for f in made.figures] == ["course", "curves", "clients", "reliability"]
-    text = page("a run", [made], [], "csv")
+    text = render_page("a run", [made], [], "csv")
     for words in ("all runs", "finished", "seeds", "Pareto", "baseline ("):
         assert words not in re.sub("<(style|script|svg).*?</\\1>", "", text, flags=re.DOTALL)
     assert "20 rounds, 100 clients, seed 3" in text
@@ -103,23 +103,23 @@ def test_a_page_about_one_run_compares_nothing() -> None:
 
 
 def test_a_run_in_its_folder_has_a_title(tmp_path: Path) -> None:
-    from fedpeft.report import titled
+    from fedpeft.report import format_title
 
     run = dataclasses.replace(made_result({}, 0, 0.7, 8.0), settled={"peft": "lora"})
-    assert titled(run) == "reviews, fedit, lora"
+    assert format_title(run) == "reviews, fedit, lora"
     for dataset in ("file:/home/me/shops.csv", "file(path='/home/me/shops.csv', text='comment')"):
         run.config["dataset"] = dataset
-        assert titled(run) == "shops.csv, fedit, lora"
+        assert format_title(run) == "shops.csv, fedit, lora"
 
 
 def test_points_and_rounds_have_their_words() -> None:
     made = section(made_study(5, ("iid",)))
-    table = comparison_table(made)
+    table = build_comparison_table(made)
     assert table is not None
     assert table.headings[-1] == "no worse by more than 1 point"
     over = ("seeds", "test rows", "both")
     assert [h for h in table.headings if "95 %" in h] == [f"95 % over {what} (points)" for what in over]
-    reached = cost_table(Section("", "", made.results, made.baseline, targets=(1.0,)))
+    reached = build_cost_table(Section("", "", made.results, made.baseline, targets=(1.0,)))
     assert reached is not None
     assert {row[3] for row in reached.shown} == {"0 (before round 1)"}
 
@@ -212,7 +212,7 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_methods_are_compared_inside_their_context() -> None:
     made = section(made_study())
-    table = comparison_table(made)
+    table = build_comparison_table(made)
     assert table is not None
     assert len(table.data) == 6
     assert {r["baseline"] for r in table.data} == {"iid: fp32", "dirichlet(alpha=0.3): fp32"}
@@ -222,13 +222,13 @@ def test_methods_are_compared_inside_their_context() -> None:
 
 
 def test_few_seeds_decide_nothing() -> None:
-    table = comparison_table(section(made_study(4)))
+    table = build_comparison_table(section(made_study(4)))
     assert table is not None
     assert {(r["verdict"], r["no_worse"]) for r in table.data} == {("not resolved (4 of 5 seeds)", "not resolved")}
 
 
 def test_pareto_front_of_each_context() -> None:
-    on_front = {row["method"] for row in methods_table(section(made_study())).data if row["Pareto"]}
+    on_front = {row["method"] for row in build_methods_table(section(made_study())).data if row["Pareto"]}
     assert on_front == {f"{p}: {c}" for p in ("iid", "dirichlet(alpha=0.3)") for c in ("bf16", "quantize(bits=4)")}
 
 
@@ -239,7 +239,10 @@ def test_pareto_front_of_each_data_set_and_measure() -> None:
         for codec, megabytes in (("fp32", 4.0), ("bf16", 2.0)):
             results.append(made_result({"dataset": dataset, "codec": codec}, 0, skill, megabytes))
     made = Section("", "", results, {"dataset": "reviews", "codec": "fp32"})
-    assert {row["method"] for row in methods_table(made).data if row["Pareto"]} == {"reviews, bf16", "reuters_r8, bf16"}
+    assert {row["method"] for row in build_methods_table(made).data if row["Pareto"]} == {
+        "reviews, bf16",
+        "reuters_r8, bf16",
+    }
     results[0] = replace(results[0], summary={**(results[0].summary or {}), "metric": "skill"})
     assert replace(made, results=results).pareto["reviews, fp32"]
 
@@ -256,8 +259,8 @@ def test_numbers_that_are_predicted_worse_than_their_mean_have_no_energy_per_poi
 def test_cost_counts_rounds_and_bytes_until_the_target() -> None:
     made = section(made_study(1, ("iid",)))
     run = made.shown[0].runs[0]
-    first = next(p for p in curve(run) if p.accuracy >= 60)
-    table = cost_table(Section("", "", made.results, made.baseline, targets=(60.0, 99.0)))
+    first = next(p for p in build_curve(run) if p.accuracy >= 60)
+    table = build_cost_table(Section("", "", made.results, made.baseline, targets=(60.0, 99.0)))
     assert table is not None
     row = next(r for r in table.data if r["method"] == "fp32" and r["target_percent"] == 60)
     assert (row["rounds_mean"], row["MB_mean"]) == (first.round, pytest.approx(first.round * 1.6))
@@ -270,7 +273,7 @@ def test_personal_accuracy_is_not_paired_with_shared_test_rows() -> None:
     for result in results:
         if result.summary and result.point["codec"] == "bf16":
             result.summary.update(shared_accuracy=0.5, accuracy_of=OWN_ROWS)  # type: ignore[attr-defined]
-    table = comparison_table(section(results))
+    table = build_comparison_table(section(results))
     assert table is not None
     assert "bf16" not in {r["method"] for r in table.data}
 
@@ -280,17 +283,17 @@ def test_a_report_without_optional_data() -> None:
         Result(config={"codec": c, "seed": 0}, status="finished", seed=0, point={"codec": c}, summary={"accuracy": 0.5})
         for c in ("fp32", "bf16")
     ]
-    assert {t.name for t in tables(section(bare))} == {"methods", "resources", "runs"}
+    assert {t.name for t in build_tables(section(bare))} == {"methods", "resources", "runs"}
 
 
 def test_client_accuracy_weighs_classes_by_the_clients_shares() -> None:
     scores = {"correct": np.array([1.0, 1.0, 1.0, 0.0])}
     clients = {"labels": np.array([[10.0, 0.0], [0.0, 4.0], [5.0, 5.0]]), "test_labels": np.array([0.0, 0.0, 1.0, 1.0])}
-    found = client_accuracy(scores, clients)
+    found = compute_client_accuracy(scores, clients)
     assert found is not None
     assert (found["quantiles"][0], found["quantiles"][4], found["quantiles"][-1]) == (0.5, 0.75, 1.0)
     assert found["worst_tenth"] == 0.5
-    assert client_accuracy(scores, {}) is None
+    assert compute_client_accuracy(scores, {}) is None
 
 
 @pytest.mark.parametrize("values", [[], [1, 0, 1, 1, 0, 0, 0, 1, 1], [0, 7, 300, 2]])
@@ -300,13 +303,13 @@ def test_packed_numbers_come_back(values: list[int]) -> None:
 
 def test_readme_gets_tables_between_its_markers() -> None:
     readme = f"# Study\n\n{TABLE_BEGINS}\nold\n{TABLE_ENDS}\n\nReading.\n"
-    made = tables(section(made_study(2)))
-    once = with_tables(readme, made)
+    made = build_tables(section(made_study(2)))
+    once = insert_tables(readme, made)
     assert "old" not in once
     assert once.endswith("Reading.\n")
     assert "| iid: fp32 | 2 |" in once
-    assert with_tables(once, made) == once
-    assert with_tables("no markers", made) == "no markers"
+    assert insert_tables(once, made) == once
+    assert insert_tables("no markers", made) == "no markers"
 
 
 @pytest.mark.parametrize(
@@ -320,4 +323,4 @@ def test_readme_gets_tables_between_its_markers() -> None:
 )
 def test_headings_say_once_what_runs_are_judged_by(metric, said):
     result = replace(made_result({"method": "a"}, 0, 0.9, 1.0), summary={"metric": metric})
-    assert called("Cost of an accuracy: its mean accuracy. Accuracy (nats)", [result]) == said
+    assert format_heading("Cost of an accuracy: its mean accuracy. Accuracy (nats)", [result]) == said

@@ -12,22 +12,22 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from fedpeft.models.calibration import BINS, calibrate
 from fedpeft.studies.statistics import (
-    Scored,
+    TestCounts,
     compare,
-    half_width,
-    mean_and_deviation,
-    over_both,
-    pareto_front,
-    rest_of,
+    compute_half_width,
+    compute_mean_and_deviation,
+    compute_residual_variance,
+    compute_uncertainty,
+    find_pareto_front,
 )
 from tests.studies.made import made_result
 
 SEEDS, ROWS = 6, 500
 
 
-def made(rate: float, salt: int, seeds: int = SEEDS, rows: int = ROWS) -> dict[int, Scored]:
+def made(rate: float, salt: int, seeds: int = SEEDS, rows: int = ROWS) -> dict[int, TestCounts]:
     generator = np.random.default_rng(salt)
-    return {s: Scored((generator.random(rows) < rate).astype(float), np.ones(rows)) for s in range(seeds)}
+    return {s: TestCounts((generator.random(rows) < rate).astype(float), np.ones(rows)) for s in range(seeds)}
 
 
 def test_interval_is_scipys_paired_t_test() -> None:
@@ -45,7 +45,7 @@ def test_interval_is_scipys_paired_t_test() -> None:
     by_row = np.mean([method[s].correct - baseline[s].correct for s in range(SEEDS)], axis=0)
     rows = stats.ttest_1samp(100 * by_row, 0).confidence_interval(0.95)
     assert found.row_half_width == pytest.approx((rows.high - rows.low) / 2)
-    assert (found.verdict, found.no_worse(1.0)) == ("better", "yes")
+    assert (found.verdict, found.judge_no_worse(1.0)) == ("better", "yes")
 
 
 def test_swapping_the_sides_turns_the_signs() -> None:
@@ -57,14 +57,14 @@ def test_swapping_the_sides_turns_the_signs() -> None:
     assert one.lower_bound == pytest.approx(-other.upper_bound)
     assert (one.gained, one.lost) == (other.lost, other.gained)
     assert other.verdict == "worse"
-    assert other.no_worse(1.0) == "no"
+    assert other.judge_no_worse(1.0) == "no"
 
 
 def test_few_seeds_never_claim() -> None:
     found = compare(made(0.9, 1, seeds=4), made(0.1, 2, seeds=4))
     assert found is not None
     assert found.verdict == "not resolved (4 of 5 seeds)"
-    assert found.no_worse(50.0) == "not resolved"
+    assert found.judge_no_worse(50.0) == "not resolved"
     single = compare(made(0.9, 1, seeds=1), made(0.1, 2, seeds=1))
     assert single is not None
     assert math.isinf(single.seed_half_width)
@@ -72,8 +72,8 @@ def test_few_seeds_never_claim() -> None:
 
 def test_seeds_agree_but_few_rows_do_not_decide() -> None:
     """One row of 40 is gained under every seed: certain between seeds, but another draw of rows could reverse it."""
-    baseline = {s: Scored(np.zeros(40), np.ones(40)) for s in range(5)}
-    method = {s: Scored(np.eye(40)[0], np.ones(40)) for s in range(5)}
+    baseline = {s: TestCounts(np.zeros(40), np.ones(40)) for s in range(5)}
+    method = {s: TestCounts(np.eye(40)[0], np.ones(40)) for s in range(5)}
     found = compare(method, baseline)
     assert found is not None
     assert found.seed_half_width == 0
@@ -83,7 +83,7 @@ def test_seeds_agree_but_few_rows_do_not_decide() -> None:
 def test_equal_predictions_are_identical() -> None:
     found = compare(made(0.5, 3), made(0.5, 3))
     assert found is not None
-    assert (found.verdict, found.no_worse(0.1), found.difference) == ("identical", "yes", 0.0)
+    assert (found.verdict, found.judge_no_worse(0.1), found.difference) == ("identical", "yes", 0.0)
 
 
 def test_only_shared_seeds_and_rows_are_paired() -> None:
@@ -96,8 +96,8 @@ def test_only_shared_seeds_and_rows_are_paired() -> None:
 
 def test_rows_with_several_predictions_count_by_them() -> None:
     count = np.array([1.0, 9.0])
-    method = {s: Scored(np.array([1.0, 3.0]), count) for s in range(5)}
-    baseline = {s: Scored(np.array([0.0, 5.0]), count) for s in range(5)}
+    method = {s: TestCounts(np.array([1.0, 3.0]), count) for s in range(5)}
+    baseline = {s: TestCounts(np.array([0.0, 5.0]), count) for s in range(5)}
     found = compare(method, baseline)
     assert found is not None
     assert found.difference == pytest.approx(100 * (4 - 5) / 10)
@@ -107,8 +107,8 @@ def test_rows_with_several_predictions_count_by_them() -> None:
 def test_other_rows_change_a_ratio_of_sums_less_than_a_sum() -> None:
     """Rows that all gain one prediction in ten leave nothing to doubt, however long they are."""
     counts = np.array([10.0, 40.0, 20.0, 90.0])
-    method = {s: Scored(0.6 * counts, counts) for s in range(SEEDS)}
-    found = compare(method, {s: Scored(0.5 * counts, counts) for s in range(SEEDS)})
+    method = {s: TestCounts(0.6 * counts, counts) for s in range(SEEDS)}
+    found = compare(method, {s: TestCounts(0.5 * counts, counts) for s in range(SEEDS)})
     assert found.difference == pytest.approx(10.0)
     assert found.row_half_width == pytest.approx(0.0, abs=1e-9)
 
@@ -120,7 +120,7 @@ def test_rows_of_unequal_length_have_the_interval_of_a_ratio() -> None:
     for _ in range(400):
         counts = random.integers(1, 60, 200).astype(float)
         gains = np.round(counts * random.normal(0.1, 0.02, 200))
-        found = compare({0: Scored(gains, counts)}, {0: Scored(0 * gains, counts)})
+        found = compare({0: TestCounts(gains, counts)}, {0: TestCounts(0 * gains, counts)})
         differences.append(found.difference)
         widths.append(found.row_half_width)
     assert np.mean(widths) == pytest.approx(1.96 * np.std(differences), rel=0.12)
@@ -128,21 +128,21 @@ def test_rows_of_unequal_length_have_the_interval_of_a_ratio() -> None:
 
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
-    hits = [abs(x.mean()) <= half_width(x, 0.95, 2) for x in generator.standard_normal((2000, 5))]
+    hits = [abs(x.mean()) <= compute_half_width(x, 0.95, 2) for x in generator.standard_normal((2000, 5))]
     assert 0.93 < np.mean(hits) < 0.97
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))
 def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
-    mean, deviation = mean_and_deviation(values)
+    mean, deviation = compute_mean_and_deviation(values)
     assert mean == pytest.approx(np.mean(values), abs=1e-6)
     assert deviation == pytest.approx(np.std(values, ddof=1), abs=1e-6)
-    assert mean_and_deviation(values[:1])[1] is None
+    assert compute_mean_and_deviation(values[:1])[1] is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=10))
 def test_front_dominates_the_rest_and_nothing_on_it(points: list[tuple[int, int]]) -> None:
-    on = pareto_front([c for c, _ in points], [v for _, v in points])
+    on = find_pareto_front([c for c, _ in points], [v for _, v in points])
     front = [p for p, is_on in zip(points, on, strict=True) if is_on]
     assert front
     for cost, value in points:
@@ -200,8 +200,8 @@ def false_signs(of_seeds: float, of_rows: float, of_rest: float, seeds: int = 5)
         each = each + (of_rows * rows) ** 0.5 * random.standard_normal((1, rows))
         each = each + (of_rest * seeds * rows) ** 0.5 * random.standard_normal((seeds, rows))
         far, by_seed, by_row = abs(float(each.mean())), each.mean(1), each.mean(0)
-        over += far > over_both(by_seed, by_row, rest_of(each)).half_width(0.95, 2)
-        wider += far > max(half_width(by_seed, 0.95, 2), half_width(by_row, 0.95, 2))
+        over += far > compute_uncertainty(by_seed, by_row, compute_residual_variance(each)).compute_half_width(0.95, 2)
+        wider += far > max(compute_half_width(by_seed, 0.95, 2), compute_half_width(by_row, 0.95, 2))
     return over / draws, wider / draws
 
 
@@ -230,7 +230,7 @@ def test_no_interval_over_both_is_narrower_than_one_over_either() -> None:
 
 def test_without_rows_it_is_the_test_over_seeds() -> None:
     by_seed = np.array([1.0, 1.2, 0.9, 1.1, 0.8])
-    found = over_both(by_seed, np.zeros(0), 0.0)
-    assert found.probability(float(by_seed.mean())) == pytest.approx(stats.ttest_1samp(by_seed, 0.0).pvalue)
-    assert found.half_width(0.95, 2) == pytest.approx(half_width(by_seed, 0.95, 2))
-    assert over_both(by_seed[:1], np.zeros(9), 0.0).half_width(0.95, 2) == float("inf")
+    found = compute_uncertainty(by_seed, np.zeros(0), 0.0)
+    assert found.compute_probability(float(by_seed.mean())) == pytest.approx(stats.ttest_1samp(by_seed, 0.0).pvalue)
+    assert found.compute_half_width(0.95, 2) == pytest.approx(compute_half_width(by_seed, 0.95, 2))
+    assert compute_uncertainty(by_seed[:1], np.zeros(9), 0.0).compute_half_width(0.95, 2) == float("inf")

@@ -12,11 +12,20 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.run.catalogue import built
-from fedpeft.studies.found import Found, as_described
+from fedpeft.run.catalogue import build_part
+from fedpeft.studies.found import ResultFolders, match_to_study
 from fedpeft.studies.process import Program, Start
-from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved, unpack
-from fedpeft.studies.runner import Running, Schedule, Workplace, jobs_that_fit
+from fedpeft.studies.results import (
+    FAILED,
+    FINISHED,
+    Result,
+    ResultsFile,
+    read_run,
+    resolve_config,
+    select_latest,
+    unpack,
+)
+from fedpeft.studies.runner import RunProcess, Schedule, Workplace, count_fitting_jobs
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
 from tests.refusals import has_error, refuses
@@ -45,7 +54,7 @@ def test_grid_is_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
     short, long = ('local_work = "epochs(1.0)", rounds = 4', 'local_work = "epochs(4.0)", rounds = 1')
     work = f'[{{label = "short", {short}}}, {{label = "long", {long}}}]'
     made = study(tmp_path, SEEDS + BASE.replace("rounds = 4\n", "") + AXES + f"work = {work}\n")
-    runs = made.runs()
+    runs = made.plan_runs()
     assert len(runs) == 8
     assert len({run.name for run in runs}) == 8
     assert [run.config.seed for run in runs] == [0] * 4 + [1] * 4
@@ -58,14 +67,14 @@ def test_a_preset_replaces_what_it_names(tmp_path: Path) -> None:
     presets = '[presets.small]\nseeds = [7]\nbase = {rounds = 2}\n[presets.full]\naxes = {codec = ["fp32", "bf16"]}\n'
     text = f'preset = "small"\n{SEEDS}{BASE}{AXES}{presets}'
     small, full = study(tmp_path, text), study(tmp_path, text, "full")
-    assert [(len(s.runs()), s.runs()[0].config.rounds) for s in (small, full)] == [(2, 2), (8, 4)]
+    assert [(len(s.plan_runs()), s.plan_runs()[0].config.rounds) for s in (small, full)] == [(2, 2), (8, 4)]
     assert small.folder == tmp_path
     assert full.folder == tmp_path / "full"
 
 
 def test_what_may_stand_in_front_of_a_codec_may_in_a_study(tmp_path: Path) -> None:
     text = SEEDS + BASE + '[axes]\ncodec = ["ef14(keep=0.5) | by_rows | small", "over_time | tiny"]\n'
-    assert len(study(tmp_path, text).runs()) == 4
+    assert len(study(tmp_path, text).plan_runs()) == 4
 
 
 def test_the_head_starts_as_the_labels_of_the_rows_allow(tmp_path: Path) -> None:
@@ -77,7 +86,7 @@ def test_the_head_starts_as_the_labels_of_the_rows_allow(tmp_path: Path) -> None
     base = BASE.replace('dataset = "tiny"\n', "")
     base += 'peft = "lora"\n'  # else it is not known yet, nor which head suits it
     text = f'seeds = [0]\n{base}[axes]\ndataset = {json.dumps(sets)}\nprivacy = ["", "user_dp(epsilon=8)"]\n'
-    heads = [run.config.head for run in study(tmp_path, text).runs()]
+    heads = [run.config.head for run in study(tmp_path, text).plan_runs()]
     assert heads == ["ridge", "zero", "ridge", "private_centroids", "ridge", "zero"]
 
 
@@ -116,7 +125,7 @@ def test_wrong_studies_are_one_sentence(
 ) -> None:
     path = study_file(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        read_study(path).runs()
+        read_study(path).plan_runs()
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert main([str(path)]) == 2
@@ -133,7 +142,7 @@ def test_every_study_of_the_repository_describes_a_grid() -> None:
         assert presets == [None] or {"small", "full"} <= set(presets)
         for preset in presets:
             made = read_study(file, preset)
-            assert made.runs()
+            assert made.plan_runs()
             assert made.seconds_per_run
         assert len(read_study(file, None if presets == [None] else "full").seeds) >= 3
 
@@ -147,16 +156,16 @@ def test_every_study_that_was_not_run_yet_can_be_run_beside_the_others() -> None
         made = read_study(file)
         assert made.seconds_per_run
         assert made.question
-        for run in made.runs():
+        for run in made.plan_runs():
             for name in ("cohort", "measure", "strategy", "peft", "codec", "privacy"):
-                built(run.config, name)
+                build_part(run.config, name)
 
 
 # ------------------------------------------------------------------------------------------ results that are there
 
 
 def failed(made: Study, number: int) -> Result:
-    run = made.runs()[number]
+    run = made.plan_runs()[number]
     return Result(config=dict(vars(run.config)), status=FAILED, seed=run.config.seed, reason="out of luck")
 
 
@@ -171,8 +180,8 @@ def test_a_failure_of_a_value_that_was_mended_since_is_no_obstacle(tmp_path: Pat
     file.append(failed(before, 1))
     place = Workplace(study(tmp_path, text.replace("9", "4")), tmp_path)
     assert [dict(result.point) for result in place.done.values()] == [{"cohort": "3"}]
-    assert [run.point["cohort"] for run in place.left(False)] == ["4", "3", "4"]
-    assert [dict(r.point) for r in as_described(place.study, file.read())] == [{"cohort": "3"}]
+    assert [run.point["cohort"] for run in place.list_missing_runs(False)] == ["4", "3", "4"]
+    assert [dict(r.point) for r in match_to_study(place.study, file.read())] == [{"cohort": "3"}]
     file.append(replace(failed(before, 1), study="another"))
     with refuses("FP5220"):
         Workplace(study(tmp_path, text.replace("9", "4")), tmp_path)
@@ -222,11 +231,11 @@ def test_dry_run_counts_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
 
 
 def test_old_results_stay_valid_when_settings_are_added(tmp_path: Path) -> None:
-    run = study(tmp_path, SEEDS + BASE + AXES).runs()[0]
+    run = study(tmp_path, SEEDS + BASE + AXES).plan_runs()[0]
     stored = dict(vars(run.config))
     del stored["downlink"]  # as if it were newer than the result
-    assert resolved(stored) == run.config
-    assert resolved({**stored, "gone": 1}) is None
+    assert resolve_config(stored) == run.config
+    assert resolve_config({**stored, "gone": 1}) is None
 
 
 def test_results_are_shown_under_the_labels_that_the_file_gives_today(tmp_path: Path) -> None:
@@ -234,19 +243,19 @@ def test_results_are_shown_under_the_labels_that_the_file_gives_today(tmp_path: 
     axes = '[axes]\nmethod = [{{label = "A", codec = "{}"}}, {{label = "B", codec = "{}"}}]\n'
     before = study(tmp_path, SEEDS + BASE + axes.format("fp32", "bf16"))
     file = ResultsFile(tmp_path / "results.jsonl")
-    for run in before.runs():
+    for run in before.plan_runs():
         file.append(Result(dict(vars(run.config)), FAILED, run.config.seed, study=before.name, point=dict(run.point)))
     after = study(tmp_path, SEEDS + BASE + axes.format("bf16", "fp32"))
-    for results in (Workplace(after, tmp_path).done.values(), as_described(after, file.read())):
+    for results in (Workplace(after, tmp_path).done.values(), match_to_study(after, file.read())):
         assert {(r.point["method"], r.config["codec"]) for r in results} == {("A", "bf16"), ("B", "fp32")}
-    found = Found()
+    found = ResultFolders()
     found.look(tmp_path)
     [results] = found.results.values()
     assert {(r.point["method"], r.config["codec"]) for r in results} == {("A", "bf16"), ("B", "fp32")}
 
     other = study(tmp_path, SEEDS + BASE + axes.format("bf16", "drive"))  # fp32 was called A, which is bf16 now
-    assert {(r.point["method"], r.config["codec"]) for r in as_described(other, file.read())} == {("A", "bf16")}
-    found = Found()
+    assert {(r.point["method"], r.config["codec"]) for r in match_to_study(other, file.read())} == {("A", "bf16")}
+    found = ResultFolders()
     found.look(tmp_path)
     assert "2 results of" in found.skipped[0]
 
@@ -254,18 +263,18 @@ def test_results_are_shown_under_the_labels_that_the_file_gives_today(tmp_path: 
 def test_results_of_a_machine_of_another_precision_keep_their_places(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     there = [replace(failed(made, i), config=failed(made, i).config | {"dtype": "bf16"}) for i in range(4)]
-    assert [dict(r.point) for r in as_described(made, there)] == [dict(run.point) for run in made.runs()]
+    assert [dict(r.point) for r in match_to_study(made, there)] == [dict(run.point) for run in made.plan_runs()]
 
 
 def test_a_study_goes_on_in_the_precision_that_it_was_begun_in(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = study_file(tmp_path, SEEDS + BASE.replace('dtype = "fp32"', "") + AXES)
     made = read_study(path)
-    own = made.runs()[0].config.dtype
+    own = made.plan_runs()[0].config.dtype
     there = {"bf16": "fp32", "fp32": "bf16"}[own]
     file = ResultsFile(tmp_path / "results.jsonl")
     file.append(replace(finished(made, 1), config=failed(made, 1).config | {"dtype": there}))
     place = Workplace(made, tmp_path)
-    assert [dict(result.point) for result in place.done.values()] == [dict(made.runs()[1].point)]
+    assert [dict(result.point) for result in place.done.values()] == [dict(made.plan_runs()[1].point)]
     assert {run.config.dtype for run in place.planned} == {there}
     assert main([str(path), "--dry-run"]) == 0
     assert f"precision: {there}, as of the results that are there" in " ".join(capsys.readouterr().out.split())
@@ -279,30 +288,30 @@ def test_a_failure_of_before_a_setting_existed_is_over_when_its_run_has_finished
     old = failed(made, 0)
     finished = replace(old, status=FINISHED, summary={"metric": "accuracy"})
     del old.config["downlink"]
-    assert latest([old, finished]) == [finished]
+    assert select_latest([old, finished]) == [finished]
 
 
 def test_what_is_left_is_told_in_time(tmp_path: Path) -> None:
     made = study(tmp_path, "seconds_per_run = 600\n" + SEEDS + BASE + AXES)
     place, told = Workplace(made, tmp_path), Console(record=True, width=200)
-    schedule = Schedule(Program(load, simulate.main), place, place.left(False), 1, "", told)
+    schedule = Schedule(Program(load, simulate.main), place, place.list_missing_runs(False), 1, "", told)
     schedule.waiting = schedule.waiting[1:]
-    schedule._tell(made.runs()[0], failed(made, 0))
+    schedule._tell(made.plan_runs()[0], failed(made, 0))
     assert "(3 runs left, about 30 min 0 s)" in told.export_text()
 
 
 def test_a_silent_study_says_where_its_runs_stand(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     place, told = Workplace(made, tmp_path), Console(record=True, width=400)
-    schedule = Schedule(Program(load, simulate.main), place, place.left(False), 2, "", told)
-    schedule._still_there()
+    schedule = Schedule(Program(load, simulate.main), place, place.list_missing_runs(False), 2, "", told)
+    schedule._print_heartbeat()
     first, second = (
-        Running(planned, tmp_path / name, tmp_path) for planned, name in zip(place.planned, "ab", strict=False)
+        RunProcess(planned, tmp_path / name, tmp_path) for planned, name in zip(place.planned, "ab", strict=False)
     )
     schedule.running = [first, second]
     second.folder.mkdir()
     (second.folder / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
-    schedule._still_there()
+    schedule._print_heartbeat()
     rounds = second.planned.config.rounds
     assert told.export_text().splitlines() == [
         "...     starting the next run",
@@ -320,18 +329,18 @@ def test_a_mistake_is_told_as_it_is_written_in_the_file(tmp_path: Path, capsys: 
 def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     place = Workplace(made, tmp_path)
-    folder = place.runs / made.runs()[0].name
+    folder = place.runs / made.plan_runs()[0].name
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text("clients = 99\n")
     with refuses("FP5224"):
-        place.start(made.runs()[0], "", None)  # type: ignore[arg-type]
+        place.start(made.plan_runs()[0], "", None)  # type: ignore[arg-type]
     assert (folder / "config.toml").read_text() == "clients = 99\n"
 
 
 def test_a_run_that_has_planned_its_own_settings_goes_on_and_counts_as_what_was_asked_for(tmp_path: Path) -> None:
     """A privacy budget alone: the run's folder says what has been planned of it."""
     made = study(tmp_path, SEEDS + BASE + '[axes]\nprivacy = ["dp_sgd(epsilon=8)", "dp_sgd(epsilon=4)"]\n')
-    place, planned = Workplace(made, tmp_path), made.runs()[0]
+    place, planned = Workplace(made, tmp_path), made.plan_runs()[0]
     own = replace(planned.config, batch_size=7, privacy="dp_sgd(epsilon=8.0, plan=False)")
     folder, given = place.runs / planned.name, []
     folder.mkdir(parents=True)
@@ -350,7 +359,7 @@ def test_a_run_that_has_planned_its_own_settings_goes_on_and_counts_as_what_was_
 
 def test_a_full_disk_leaves_what_was_asked_of_a_run_and_it_goes_on(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + '[axes]\nprivacy = ["dp_sgd(epsilon=8)", "dp_sgd(epsilon=4)"]\n')
-    place, planned = Workplace(made, tmp_path), made.runs()[0]
+    place, planned = Workplace(made, tmp_path), made.plan_runs()[0]
     folder, given = place.runs / planned.name, []
     place.runs.mkdir(parents=True)
     place.start(planned, "", SimpleNamespace(start=given.append))  # type: ignore[arg-type]
@@ -365,12 +374,12 @@ def test_a_full_disk_leaves_what_was_asked_of_a_run_and_it_goes_on(tmp_path: Pat
 
 def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many runs at a time as GPUs, each on the one that has the fewest."""
-    monkeypatch.setattr("fedpeft.studies.runner.accelerators", lambda: ["cuda:0", "cuda:1"])
-    monkeypatch.setattr("fedpeft.studies.runner.gpu_shares", lambda jobs: ["5", "7"])
+    monkeypatch.setattr("fedpeft.studies.runner.list_accelerators", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("fedpeft.studies.runner.divide_gpus", lambda jobs: ["5", "7"])
     made = study(tmp_path, SEEDS + BASE + AXES)
     (tmp_path / "runs").mkdir()
-    runs = made.runs()
-    assert jobs_that_fit(runs) == 2
+    runs = made.plan_runs()
+    assert count_fitting_jobs(runs) == 2
 
     class Starts:
         """Notes what it is to start."""

@@ -24,7 +24,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_failed_first_is_one_row_under_the_label_of_today(tmp_path: Path) -> None:
     path = study_file(tmp_path, "seeds = [0]\n" + BASE + AXES)
     file = ResultsFile(tmp_path / "results.jsonl")
-    for number, planned in enumerate(read_study(path).runs()):
+    for number, planned in enumerate(read_study(path).plan_runs()):
         config = asdict(planned.config)
         if number == 0:
             file.append(Result(config=config, status=FAILED, seed=0, point=dict(planned.point), reason="no luck"))
@@ -40,7 +40,7 @@ def test_a_run_that_failed_first_is_one_row_under_the_label_of_today(tmp_path: P
 def test_an_axis_is_not_hidden_by_what_a_summary_calls_alike(tmp_path: Path) -> None:
     path = study_file(tmp_path, "seeds = [0]\n" + BASE + '[axes]\nprivacy = ["", "secure_sum"]\n')
     file = ResultsFile(tmp_path / "results.jsonl")
-    for planned in read_study(path).runs():
+    for planned in read_study(path).plan_runs():
         made = made_result(dict(planned.point), 0, 0.6, 1.0)
         summary = {**(made.summary or {}), "privacy": {"kind": "of a run"}}
         file.append(replace(made, config=asdict(planned.config), summary=summary))
@@ -50,7 +50,7 @@ def test_an_axis_is_not_hidden_by_what_a_summary_calls_alike(tmp_path: Path) -> 
 def test_numbers_that_a_summary_has_stay_numbers(tmp_path: Path) -> None:
     path = study_file(tmp_path, "seeds = [0]\n" + BASE.replace("rounds = 4\n", "") + "[axes]\nrounds = [2, 4]\n")
     file = ResultsFile(tmp_path / "results.jsonl")
-    for planned in read_study(path).runs():
+    for planned in read_study(path).plan_runs():
         made = made_result(dict(planned.point), 0, 0.6, 1.0)
         summary = {**(made.summary or {}), "rounds": planned.config.rounds}
         file.append(replace(made, config=asdict(planned.config), summary=summary))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from fedpeft.run.task_measures import transfer
-from fedpeft.studies.figures import figures
+from fedpeft.studies.figures import draw_figures
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Section
-from fedpeft.studies.task_figures import mean_matrix
+from fedpeft.studies.task_figures import compute_mean_matrix
 from tests.studies.made import made_result
 
 START = [0.3, 0.2]
@@ -31,11 +31,11 @@ def test_a_matrix_is_the_mean_over_seeds_and_a_plain_study_has_none():
     section = Section("tasks", "", [with_tasks(run) for run in plain], {"strategy": "fedit"})
     [method, _] = section.methods
     expected = 100 * np.array([[0.3, 0.85, 0.5], [0.2, 0.2, 0.8]])
-    assert np.allclose(mean_matrix(method, "accuracy"), expected)
-    assert method.mean("task_average") == 65.0
-    assert np.isclose(method.mean("task_forgetting"), 35.0)
-    assert method.mean("task_known") is None
-    drawn = {figure.name: figure.svg for figure in figures(section)}
+    assert np.allclose(compute_mean_matrix(method, "accuracy"), expected)
+    assert method.compute_mean("task_average") == 65.0
+    assert np.isclose(method.compute_mean("task_forgetting"), 35.0)
+    assert method.compute_mean("task_known") is None
+    drawn = {figure.name: figure.svg for figure in draw_figures(section)}
     assert drawn["tasks"].count("<svg") == 1
-    assert "tasks" not in {f.name for f in figures(Section("plain", "", plain, {"strategy": "fedit"}))}
+    assert "tasks" not in {f.name for f in draw_figures(Section("plain", "", plain, {"strategy": "fedit"}))}
     assert BY_KEY["spans"].value(plain[0]) is None

@@ -14,7 +14,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.reuse import depth
+from fedpeft.run.reuse import count_cached_blocks
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of
 
@@ -75,7 +75,7 @@ def test_no_block_is_left_out_below_the_lowest_adapter(tmp_path):
     for drift, kept in (("", True), ("adversarial", False)):
         config = RunConfig(**given, drift=drift)
         simulation = Simulation(config, tmp_path / (drift or "plain"), ConsoleObserver(Console(quiet=True)))
-        assert bool(depth(simulation.setup, np.full(40, 12), 4)) == kept
+        assert bool(count_cached_blocks(simulation.setup, np.full(40, 12), 4)) == kept
 
 
 @pytest.mark.parametrize(

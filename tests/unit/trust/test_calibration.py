@@ -10,20 +10,20 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from fedpeft.errors import PayloadError
-from fedpeft.models.calibration import temperature
+from fedpeft.models.calibration import fit_temperature
 from fedpeft.trust.calibration import (
     COARSE,
-    Calibrated,
-    before_and_after,
-    compared,
-    curve,
-    equal_mass,
-    federated_temperature,
-    gap,
+    CalibrationResult,
+    compare_answers,
+    compute_gap,
+    compute_risk_coverage,
+    create_questions,
+    find_federated_temperature,
+    rebin_by_mass,
 )
-from fedpeft.trust.question import ROWS, asked
+from fedpeft.trust.question import ROWS, parse_question
 from fedpeft.trust.questions.likelihoods import Likelihoods
-from fedpeft.trust.questions.reliability import CELLS, Reliability, binned
+from fedpeft.trust.questions.reliability import CELLS, Reliability, bin_rows
 from tests.refusals import refuses
 
 CLASSES = 7
@@ -50,8 +50,8 @@ def of_clients(question, logits, labels, clients=5):
 def test_sums_of_clients_are_those_of_all_rows(question):
     logits, labels = rows(300, 0)
     pooled, summed = question.answer(logits, labels), of_clients(question, logits, labels)
-    assert pooled.keys() == summed.keys() == question.all_shapes(CLASSES).keys()
-    for name, shape in question.all_shapes(CLASSES).items():
+    assert pooled.keys() == summed.keys() == question.get_all_shapes(CLASSES).keys()
+    for name, shape in question.get_all_shapes(CLASSES).items():
         assert tuple(pooled[name].shape) == shape
         torch.testing.assert_close(summed[name], pooled[name], rtol=1e-12, atol=1e-9)
 
@@ -59,20 +59,20 @@ def test_sums_of_clients_are_those_of_all_rows(question):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_federated_temperature_is_that_of_pooled_rows(seed):
     logits, labels = rows(400, seed, scale=(0.3, 1.5, 3.0, 20.0)[seed])
-    found = federated_temperature(lambda question: of_clients(question, logits, labels))
-    assert found == pytest.approx(temperature(logits.numpy(), labels.numpy()), rel=1e-3)
+    found = find_federated_temperature(lambda question: of_clients(question, logits, labels))
+    assert found == pytest.approx(fit_temperature(logits.numpy(), labels.numpy()), rel=1e-3)
 
 
 def test_a_temperature_at_the_end_of_the_grid_stays_there():
     logits = torch.eye(3, dtype=torch.float64) * 5
-    assert federated_temperature(lambda q: q.answer(logits, torch.arange(3))) == pytest.approx(COARSE.low)
+    assert find_federated_temperature(lambda q: q.answer(logits, torch.arange(3))) == pytest.approx(COARSE.low)
 
 
 @pytest.mark.parametrize("bins", [10, 15])
 def test_errors_are_those_of_libraries(bins):
     logits, labels = rows(500, 1)
     question = Reliability(bins=bins)
-    found = Calibrated.of(of_clients(question, logits, labels), question)
+    found = CalibrationResult.from_sums(of_clients(question, logits, labels), question)
     chances = logits.softmax(-1)
     error = multiclass_calibration_error(chances, labels, num_classes=CLASSES, n_bins=bins, norm="l1")
     assert found.error == pytest.approx(float(error), abs=1e-6)
@@ -87,9 +87,9 @@ def test_errors_are_those_of_libraries(bins):
 
 def test_a_temperature_makes_an_overconfident_model_better():
     logits, labels = rows(2000, 2)
-    T = federated_temperature(lambda q: q.answer(logits, labels))
-    asked = before_and_after(T, 15)
-    told = compared([question.answer(logits, labels) for question in asked], asked)
+    T = find_federated_temperature(lambda q: q.answer(logits, labels))
+    asked = create_questions(T, 15)
+    told = compare_answers([question.answer(logits, labels) for question in asked], asked)
     assert T > 1.5
     assert told["after"]["error"] < told["before"]["error"] / 2
     assert told["after"]["loss"] < told["before"]["loss"]
@@ -101,25 +101,25 @@ def test_bins_of_equal_mass_from_cells_are_those_of_sorted_rows():
     confidence = np.sort(random.beta(4, 2, size=30_000))
     right = (random.random(30_000) < confidence**2).astype(float)
     direct = sum(abs(part[:, 0].sum() - part[:, 1].sum()) for part in np.array_split(np.c_[confidence, right], 15))
-    cells = binned(torch.from_numpy(confidence), torch.from_numpy(right), CELLS)
-    bins = equal_mass(cells, 15)
+    cells = bin_rows(torch.from_numpy(confidence), torch.from_numpy(right), CELLS)
+    bins = rebin_by_mass(cells, 15)
     assert bins[:, 0].sum() == 30_000
     assert float(bins[:, 0].max()) < 1.15 * 2000
-    assert gap(bins) == pytest.approx(direct / 30_000, abs=2e-3)
+    assert compute_gap(bins) == pytest.approx(direct / 30_000, abs=2e-3)
 
 
 def test_the_risk_coverage_curve_is_that_of_sorted_rows():
     random = np.random.default_rng(4)
     confidence = (random.permutation(CELLS)[:400] + 0.5) / CELLS  # each in a cell of its own
     right = (random.random(400) < confidence).astype(float)
-    coverage, risk = curve(binned(torch.from_numpy(confidence), torch.from_numpy(right), CELLS))
+    coverage, risk = compute_risk_coverage(bin_rows(torch.from_numpy(confidence), torch.from_numpy(right), CELLS))
     down = right[np.argsort(-confidence)]
     np.testing.assert_allclose(risk.numpy(), 1 - np.cumsum(down) / np.arange(1, 401), atol=1e-12)
     np.testing.assert_allclose(coverage.numpy(), np.arange(1, 401) / 400)
 
 
 def test_a_client_answers_what_it_knows_and_nothing_else():
-    assert asked(Likelihoods(0.5, 2.0, 9).text) == Likelihoods(0.5, 2.0, 9)
+    assert parse_question(Likelihoods(0.5, 2.0, 9).text) == Likelihoods(0.5, 2.0, 9)
     for text, said in (
         ("rows", ("FP6168", "class_sums, kronecker, layer_inputs, likelihoods, reliability")),
         ("likelihoods(points=2)", ("FP6169", "FP1227", "at least 3")),
@@ -128,7 +128,7 @@ def test_a_client_answers_what_it_knows_and_nothing_else():
         ("x" * 301, ("FP6167", "301")),
     ):
         with refuses(*said):
-            asked(text)
+            parse_question(text)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_sums_that_no_rows_have_are_refused(name, value):
 def test_an_answer_that_would_be_too_long_is_refused():
 
     with refuses("FP1441"):
-        dataclasses.replace(Reliability(), bins=1000).all_shapes(1000)
+        dataclasses.replace(Reliability(), bins=1000).get_all_shapes(1000)
 
 
 def test_a_temperature_stays_between_its_limits():
     logits, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
-    assert temperature(logits, labels) == pytest.approx(0.05, rel=1e-3)  # always right: the sharpest
-    assert temperature(logits, 1 - labels) == pytest.approx(20, rel=1e-3)  # always wrong: the flattest
+    assert fit_temperature(logits, labels) == pytest.approx(0.05, rel=1e-3)  # always right: the sharpest
+    assert fit_temperature(logits, 1 - labels) == pytest.approx(20, rel=1e-3)  # always wrong: the flattest

@@ -8,13 +8,13 @@ import torch
 
 from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.aggregation.update import Update
-from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.trust.disagreement import Watched, basis, cosines_of, mean_overlap
-from fedpeft.trust.spectra import decomposed, intruder_share, shrunk_alike, spectra, without_leading
+from fedpeft.trust.disagreement import WatchingAggregator, compute_basis, compute_mean_overlap, restore_cosines
+from fedpeft.trust.spectra import compute_intruder_share, compute_spectra, decompose, remove_leading, shrink_alike
 
 OUT, IN, RANK = 12, 9, 4
-FORM = ClientForm(RANK, 8.0)
+FORM = AdapterShape(RANK, 8.0)
 MODULES = ("one", "two")
 FACTORS = [
     TensorSpec(f"{m}.{factor}", shape, role, m)
@@ -52,7 +52,7 @@ class Nothing:
 
 
 def watched(given):
-    watch = Watched(Nothing(), LAYOUT)
+    watch = WatchingAggregator(Nothing(), LAYOUT)
     for update in given:
         watch.add(update)
     return watch.finish({}).disagreement
@@ -87,8 +87,10 @@ def test_overlap_is_that_of_projections():
         pairs = [(j, k) for j in range(4) for k in range(j)]
         expected = np.mean([float((projections[j] * projections[k]).sum()) / RANK for j, k in pairs])
         assert found.overlap[m] == pytest.approx(expected, abs=1e-9)
-    assert mean_overlap([basis(torch.eye(5)[:, :2]), basis(torch.eye(5)[:, 1:4])]) == pytest.approx(0.5)
-    assert mean_overlap([basis(torch.zeros(5, 2)), basis(torch.eye(5)[:, :2])]) == 0.0
+    assert compute_mean_overlap(
+        [compute_basis(torch.eye(5)[:, :2]), compute_basis(torch.eye(5)[:, 1:4])]
+    ) == pytest.approx(0.5)
+    assert compute_mean_overlap([compute_basis(torch.zeros(5, 2)), compute_basis(torch.eye(5)[:, :2])]) == 0.0
 
 
 def test_other_factors_of_the_same_change_disagree_alike():
@@ -124,14 +126,14 @@ def test_one_client_disagrees_with_nobody():
 
 def test_a_line_keeps_the_cosines():
     found = watched(updates())
-    line = found.line(3)
-    np.testing.assert_allclose(cosines_of(line).numpy(), found.cosines.numpy(), atol=1e-4)
+    line = found.to_dict(3)
+    np.testing.assert_allclose(restore_cosines(line).numpy(), found.cosines.numpy(), atol=1e-4)
     assert line["clients"] == [0, 1, 2, 3]
 
 
 def test_spectra_are_those_of_dense_weights():
     state = drawn(7)
-    found = spectra(decomposed(state, LAYOUT), {})
+    found = compute_spectra(decompose(state, LAYOUT), {})
     norms = {}
     for m in MODULES:
         S = torch.linalg.svdvals(state[f"{m}.B"] @ state[f"{m}.A"] * FORM.scale)[:RANK]
@@ -145,23 +147,23 @@ def test_spectra_are_those_of_dense_weights():
 
 def test_an_adapter_that_has_learned_nothing_has_no_ranks():
     state = drawn(7) | {f"{m}.B": torch.zeros(OUT, RANK, dtype=torch.float64) for m in MODULES}
-    assert spectra(decomposed(state, LAYOUT), {})["one"].effective_rank == 0
-    assert shrunk_alike(state, LAYOUT)["one.B"].norm() == 0
+    assert compute_spectra(decompose(state, LAYOUT), {})["one"].effective_rank == 0
+    assert shrink_alike(state, LAYOUT)["one.B"].norm() == 0
 
 
 def test_intruders_are_directions_that_the_base_lacks():
     base = torch.diag(torch.tensor([9.0, 8, 7, 6, 0, 0, 0, 0, 0, 0, 0, 0], dtype=torch.float64))
     inside = LowRank(base[:, :1] * 2, torch.eye(12, dtype=torch.float64)[:1])  # strengthens what is there
-    assert intruder_share(base, inside) == pytest.approx(0, abs=1e-9)
+    assert compute_intruder_share(base, inside) == pytest.approx(0, abs=1e-9)
     tilted = torch.diag(torch.arange(12.0, 0.0, -1.0, dtype=torch.float64))
     outside = LowRank(torch.ones(12, 1, dtype=torch.float64) * 100, torch.ones(1, 12, dtype=torch.float64))
-    share = intruder_share(tilted, outside)  # along (1, ..., 1), whose cosine with each of the base's is 0.29
+    share = compute_intruder_share(tilted, outside)  # along (1, ..., 1), whose cosine with each of the base's is 0.29
     assert share == pytest.approx(1, abs=0.05)
 
 
 def test_removing_a_direction_and_shrinking_leave_equal_norms():
     state = drawn(8)
-    cut, shrunk = without_leading(state, LAYOUT), shrunk_alike(state, LAYOUT)
+    cut, shrunk = remove_leading(state, LAYOUT), shrink_alike(state, LAYOUT)
     for m in MODULES:
         U, S, Vt = torch.linalg.svd(state[f"{m}.B"] @ state[f"{m}.A"])
         expected = state[f"{m}.B"] @ state[f"{m}.A"] - S[0] * torch.outer(U[:, 0], Vt[0])

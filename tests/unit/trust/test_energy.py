@@ -12,16 +12,16 @@ from rich.console import Console
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.machine.energy import Meter, nvml, rapl
+from fedpeft.machine.energy import Meter, find_nvml_counters, find_rapl_counters
 from fedpeft.measurements.energy import Energy
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.energy import EnergyModel
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.profiles import Profile
-from fedpeft.run.records import plain
-from fedpeft.run.sampling import SAMPLERS, AwareSampler, aware, cohort_size
+from fedpeft.run.records import convert_to_plain
+from fedpeft.run.sampling import SAMPLERS, AwareSampler, build_aware_sampler, compute_cohort_size
 from fedpeft.server.acceptance import ClientResult
-from fedpeft.server.energy import Choosing, EnergyBook
+from fedpeft.server.energy import AwarePopulation, EnergyTracker
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of, refuses
 
@@ -40,40 +40,40 @@ def test_rapl_counts_packages_and_memory_and_turns(tmp_path):
     zone(tmp_path, "intel-rapl:0:1", "dram", 100)
     zone(tmp_path, "intel-rapl:1", "package-1", 10)
     zone(tmp_path, "intel-rapl:2", "psys", 5000)
-    meter = Meter(rapl(tmp_path))
-    assert meter.joules() == 0
+    meter = Meter(find_rapl_counters(tmp_path))
+    assert meter.measure_joules() == 0
     zone(tmp_path, "intel-rapl:0", "package-0", 15)  # it has begun anew: 25 J
     zone(tmp_path, "intel-rapl:0:0", "core", 600)
     zone(tmp_path, "intel-rapl:0:1", "dram", 103)
     zone(tmp_path, "intel-rapl:1", "package-1", 17)
     zone(tmp_path, "intel-rapl:2", "psys", 6000)
-    assert meter.joules() == pytest.approx(25 + 3 + 7)
-    assert meter.joules() == pytest.approx(35)
+    assert meter.measure_joules() == pytest.approx(25 + 3 + 7)
+    assert meter.measure_joules() == pytest.approx(35)
 
 
 def test_a_machine_of_one_platform_domain_counts_that(tmp_path):
     zone(tmp_path, "intel-rapl:0", "psys", 1)
-    assert [counter.name for counter in rapl(tmp_path)] == ["psys"]
+    assert [counter.name for counter in find_rapl_counters(tmp_path)] == ["psys"]
 
 
 def test_where_nothing_counts_nothing_is_told(tmp_path):
-    assert Meter(rapl(tmp_path / "none")).joules() is None
+    assert Meter(find_rapl_counters(tmp_path / "none")).measure_joules() is None
     zone(tmp_path, "intel-rapl:0", "package-0", 1)
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()  # root alone may read it
-    assert rapl(tmp_path) == []
+    assert find_rapl_counters(tmp_path) == []
 
 
 def test_what_a_round_takes_by_hand():
     model = EnergyModel(Energy(watts=5, idle_watts=1, step_seconds=2, joule_per_byte=0.001, pue=1.5, intensity=400))
     own = Profile(None, watts_train=10.0, intensity_swing=0.5, peak_hour=0.0)
-    spent = model.spent(own, steps=3, slowest=10.0, up=1000, down=4000)
-    assert spent.as_dict() == {"train": 90.0, "idle": 6.0, "up": 1.5, "down": 6.0}
-    assert model.spent(own, 3, 6.0, 0, 0, measured=40.0).train == pytest.approx(60)
-    assert model.intensity(own, 1) == pytest.approx(600)  # midnight is its peak
-    assert model.intensity(own, 13) == pytest.approx(200)
-    assert model.intensity(own, 25) == pytest.approx(600)
-    assert model.grams(own, 1, 3.6e6) == pytest.approx(600)
-    assert model.predicted(Profile(None), 2, 500, 500) == pytest.approx(21)
+    spent = model.compute_spent(own, steps=3, slowest=10.0, up=1000, down=4000)
+    assert spent.to_dict() == {"train": 90.0, "idle": 6.0, "up": 1.5, "down": 6.0}
+    assert model.compute_spent(own, 3, 6.0, 0, 0, measured=40.0).train == pytest.approx(60)
+    assert model.get_intensity(own, 1) == pytest.approx(600)  # midnight is its peak
+    assert model.get_intensity(own, 13) == pytest.approx(200)
+    assert model.get_intensity(own, 25) == pytest.approx(600)
+    assert model.compute_grams(own, 1, 3.6e6) == pytest.approx(600)
+    assert model.predict_joules(Profile(None), 2, 500, 500) == pytest.approx(21)
 
 
 @dataclasses.dataclass
@@ -92,7 +92,7 @@ class Seen:
     def weights(self):
         return np.ones(len(self.levels))
 
-    def intensity(self, round):
+    def intensity(self, round_number):
         return self.grid
 
 
@@ -113,9 +113,9 @@ def seen(clients=12, **given):
 def test_a_sampler_is_a_function_of_seed_and_round_and_asks_nobody_whose_battery_is_empty(name):
     rule = SAMPLERS.build(f"{name}(4)")
     view = seen(levels=[0.5] * 3 + [10.0] * 9)
-    for round in range(1, 9):
-        cohort = rule.choose(view, 4, 7, round)
-        assert cohort == sorted(set(cohort)) == rule.choose(view, 4, 7, round)
+    for round_number in range(1, 9):
+        cohort = rule.choose(view, 4, 7, round_number)
+        assert cohort == sorted(set(cohort)) == rule.choose(view, 4, 7, round_number)
         assert len(cohort) <= 4
         assert min(cohort, default=3) >= 3
     assert rule.choose(seen(levels=np.zeros(12)), 4, 7, 1) == []
@@ -135,13 +135,15 @@ def test_eafl_weighs_utility_and_battery():
 def test_carbon_takes_the_cleanest_of_a_pool():
     view = seen(grid=range(12))
     assert SAMPLERS.build("carbon(3, pool=4)").choose(view, 3, 0, 1) == [0, 1, 2]
-    taken = {k for round in range(40) for k in SAMPLERS.build("carbon(3, pool=2)").choose(view, 3, 0, round)}
+    taken = {
+        k for round_number in range(40) for k in SAMPLERS.build("carbon(3, pool=2)").choose(view, 3, 0, round_number)
+    }
     assert len(taken) > 8  # a pool leaves hardly anybody out
 
 
 def test_turns_go_round():
     rule = SAMPLERS.build("cyclic(12, turns=3)")
-    groups = [rule.choose(seen(), 12, 0, round) for round in (1, 2, 3, 4)]
+    groups = [rule.choose(seen(), 12, 0, round_number) for round_number in (1, 2, 3, 4)]
     assert sorted(groups[0] + groups[1] + groups[2]) == list(range(12))
     assert groups[3] == groups[0]
 
@@ -150,7 +152,7 @@ def test_turns_go_round():
 class Chosen(AwareSampler):
     ids: tuple = ()
 
-    def choose(self, view, size, seed, round):
+    def choose(self, view, size, seed, round_number):
         return list(self.ids)
 
 
@@ -166,23 +168,23 @@ def test_a_sampler_of_one_s_own_names_clients_that_there_are_each_once():
         ((0, 1, 2, 3), "4 clients"),
     ]:
         with pytest.raises(ConfigError) as told:
-            Choosing(Chosen(3, ids), seen(), 3).draw(0, 4)
+            AwarePopulation(Chosen(3, ids), seen(), 3).draw(0, 4)
         assert f"chooses {words} in round 4; choose has to give at most 3 different ids, each" in str(told.value)
-    cohort = Choosing(Chosen(3, (2, np.int64(1))), seen(), 3).draw(0, 1)
+    cohort = AwarePopulation(Chosen(3, (2, np.int64(1))), seen(), 3).draw(0, 1)
     assert cohort == [1, 2]
     assert all(type(client) is int for client in cohort)
-    assert Choosing(Chosen(3), seen(), 3).draw(0, 1) == []
+    assert AwarePopulation(Chosen(3), seen(), 3).draw(0, 1) == []
 
 
 def test_a_cohort_is_a_number_or_a_sampler():
-    assert aware(0.1) is None
-    assert aware("all") is None
-    assert cohort_size("eafl(0.25)", 40) == 10
-    assert cohort_size(0.25, 40) == 10
+    assert build_aware_sampler(0.1) is None
+    assert build_aware_sampler("all") is None
+    assert compute_cohort_size("eafl(0.25)", 40) == 10
+    assert compute_cohort_size(0.25, 40) == 10
     with pytest.raises(ConfigError, match="nor a sampler"):
-        cohort_size("some", 40)
+        compute_cohort_size("some", 40)
     with refuses("FP1231", "did you mean 'eafl"):
-        cohort_size("eafll(0.1)", 40)
+        compute_cohort_size("eafll(0.1)", 40)
 
 
 TABLES = """
@@ -205,10 +207,10 @@ def book_of(tmp_path, measure, **given):
     return Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True))).book
 
 
-def answered(client, round, **other):
+def answered(client, round_number, **other):
     given = {"rank": None, "rows": 8, "steps": 3, "loss": 1.0 + client, "seconds": 0.0, "uplink_bytes": 100}
     more = {"downlink_bytes": 300, "downlink_from": None, "base_precision": None}
-    return ClientResult(round, client, **given | more | other)
+    return ClientResult(round_number, client, **given | more | other)
 
 
 def test_a_liar_empties_nobody_elses_battery_and_does_not_fill_its_own(tmp_path):
@@ -233,8 +235,8 @@ def test_a_loss_that_was_refused_makes_no_client_look_useful(tmp_path):
     diverged = answered(1, 1, loss=math.inf, rejected="a training loss of inf")
     results = [answered(0, 1, loss=2.0), diverged, answered(2, 1, loss=0.0, rejected="out of memory")]
     book.account(results, 1)
-    again = EnergyBook(book.setup)
-    again.replay([plain(result.line()) for result in results], {}, 1)
+    again = EnergyTracker(book.setup)
+    again.replay([convert_to_plain(result.line()) for result in results], {}, 1)
     for losses in (book.losses, again.losses):
         np.testing.assert_array_equal(losses[:3], [2.0, math.nan, math.nan])
 
@@ -248,13 +250,13 @@ def test_steps_that_nobody_tells_are_those_of_the_local_work(tmp_path):
 def test_a_server_that_goes_on_knows_the_batteries_as_it_left_them(tmp_path):
     measure = "energy(watts=5, idle_watts=1, joule_per_byte=0.00001, pue=1.5, round_hours=0.01)"
     book, lines = book_of(tmp_path, measure), []
-    for round in (1, 2, 3):
-        book.begin(round, {})
-        asked = book.open(RoundPlan(round, [0, 2, 5]))
-        results = [answered(client, round, steps=1 + client) for client in asked.cohort]
-        book.account(results, round)
-        lines += [plain(result.line()) for result in results]
-    again = EnergyBook(book.setup)
+    for round_number in (1, 2, 3):
+        book.begin(round_number, {})
+        asked = book.open(RoundPlan(round_number, [0, 2, 5]))
+        results = [answered(client, round_number, steps=1 + client) for client in asked.cohort]
+        book.account(results, round_number)
+        lines += [convert_to_plain(result.line()) for result in results]
+    again = EnergyTracker(book.setup)
     again.replay(lines, {}, 3)
     assert 0 == book.levels[2] < book.levels[0] < 72  # it has dropped out of the last round
     np.testing.assert_array_equal(again.levels, book.levels)
@@ -268,10 +270,10 @@ def test_local_work_follows_the_battery(tmp_path):
     simulation = Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True)))
     book = simulation.book
     book.levels[:3] = book.capacities[:3] * np.array([1.0, 0.5, 0.01])
-    assert book.lean([0, 1, 2, 7]) == {0: 6, 1: 3, 2: 1}
+    assert book.compute_reduced_work([0, 1, 2, 7]) == {0: 6, 1: 3, 2: 1}
     assert book.seconds[:3].tolist() == [6, 3, 1]
-    plain = EnergyBook(dataclasses.replace(simulation.setup, measured=parse_measure("energy(watts=5)")))
-    assert plain.lean([0, 1]) == {}
+    plain = EnergyTracker(dataclasses.replace(simulation.setup, measured=parse_measure("energy(watts=5)")))
+    assert plain.compute_reduced_work([0, 1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -311,6 +313,6 @@ def test_cards_are_counted_through_nvml(monkeypatch):
         NVMLError=RuntimeError,
     )
     monkeypatch.setitem(sys.modules, "pynvml", cards)
-    meter = Meter(nvml())
+    meter = Meter(find_nvml_counters())
     told |= {0: 6_500, 1: 70_500}
-    assert meter.joules() == pytest.approx(2.0)
+    assert meter.measure_joules() == pytest.approx(2.0)

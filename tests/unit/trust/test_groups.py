@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.trust.groups import groups_of, placed
+from fedpeft.trust.groups import find_groups, place_in_plane
 
 COHORTS = 50
 
@@ -45,7 +45,7 @@ def cohort(seed, kind):
 
 def told(kind, first):
     """Of seeds that were not looked at when the thresholds were chosen (those were 0 to 49)."""
-    return [(groups_of(cosines), truth) for cosines, truth in (cohort(first + s, kind) for s in range(COHORTS))]
+    return [(find_groups(cosines), truth) for cosines, truth in (cohort(first + s, kind) for s in range(COHORTS))]
 
 
 def as_planted(found, truth):
@@ -81,18 +81,18 @@ def test_opposed_clients_are_found():
 
 def test_advice_is_in_words_and_of_few_clients_there_is_none():
     cosines, truth = cohort(5, "groups")
-    said = groups_of(cosines).advice(tuple(range(100, 100 + len(truth))))
+    said = find_groups(cosines).give_advice(tuple(range(100, 100 + len(truth))))
     assert any("fall into" in line for line in said)
-    assert groups_of(np.eye(4)).advice((1, 2, 3, 4)) == []
+    assert find_groups(np.eye(4)).give_advice((1, 2, 3, 4)) == []
     cosines, truth = cohort(5, "opposed")
     names = [str(100 + k) for k in np.flatnonzero(truth)]
-    assert all(name in groups_of(cosines).advice(tuple(range(100, 150)))[0] for name in names)
+    assert all(name in find_groups(cosines).give_advice(tuple(range(100, 150)))[0] for name in names)
 
 
 @pytest.mark.parametrize("kind", ["iid", "groups"])
 def test_places_keep_inner_products(kind):
     cosines, truth = cohort(3, kind)
-    places = placed(cosines)
+    places = place_in_plane(cosines)
     assert places.shape == (len(truth), 2)
     np.testing.assert_allclose(places.mean(0), 0, atol=1e-9)
     if kind == "groups" and len(np.unique(truth)) == 2:

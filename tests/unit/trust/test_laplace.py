@@ -6,14 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.curvature import kronecker_sums, logit_gradients, lora_matrices
+from fedpeft.clients.curvature import compute_kronecker_sums, compute_logit_gradients, find_lora_layers
 from scipy.optimize import minimize_scalar
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.setup import adapted_model
-from fedpeft.trust.kronecker import Curvature, best_variance, covariance_of, evidence, names_of, probit
+from fedpeft.run.setup import load_adapted_model
+from fedpeft.trust.kronecker import (
+    Curvature,
+    apply_probit,
+    compute_covariance,
+    compute_evidence,
+    find_best_variance,
+    name_sums,
+)
 
 OUT, IN, CLASSES = 3, 7, 4
 
@@ -35,30 +42,30 @@ def dense(inputs, outputs, tokens):
 @pytest.mark.parametrize("variance", [1e-3, 0.5, 30.0])
 def test_the_covariance_is_that_of_the_dense_inverse(variance):
     inputs, outputs, tokens = factors()
-    curvature = Curvature.of(inputs, outputs, tokens, rank=IN)
+    curvature = Curvature.from_sums(inputs, outputs, tokens, rank=IN)
     H = dense(inputs, outputs, tokens)
     G = drawn(CLASSES, OUT, IN, seed=5)
     expected = G.flatten(1) @ torch.linalg.inv(H + torch.eye(len(H)) / variance) @ G.flatten(1).T
-    torch.testing.assert_close(curvature.covariance(G, variance), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(curvature.compute_covariance(G, variance), expected, rtol=1e-6, atol=1e-9)
     determinant = torch.linalg.slogdet(torch.eye(len(H)) + variance * H)[1]
     assert curvature.log_determinant(variance) == pytest.approx(float(determinant), rel=1e-9)
 
 
 def test_of_few_directions_it_is_the_dense_inverse_of_the_truncated_matrix():
     inputs, outputs, tokens = factors()
-    curvature = Curvature.of(inputs, outputs, tokens, rank=3)
+    curvature = Curvature.from_sums(inputs, outputs, tokens, rank=3)
     values, vectors = torch.linalg.eigh(inputs)
     kept = vectors[:, -3:] * values[-3:] @ vectors[:, -3:].T
     H = dense(kept, outputs, tokens)
     G = drawn(CLASSES, OUT, IN, seed=5)
     expected = G.flatten(1) @ torch.linalg.inv(H + torch.eye(len(H)) / 0.5) @ G.flatten(1).T
-    torch.testing.assert_close(curvature.covariance(G, 0.5), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(curvature.compute_covariance(G, 0.5), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_evidence_is_that_of_the_dense_gaussian():
     """log N(W; 0, s2 I) + LL + n/2 log 2 pi - 1/2 logdet(H + I / s2) without what does not depend on s2."""
     inputs, outputs, tokens = factors()
-    curvature, W = Curvature.of(inputs, outputs, tokens, rank=IN), 0.3 * drawn(OUT, IN, seed=8)
+    curvature, W = Curvature.from_sums(inputs, outputs, tokens, rank=IN), 0.3 * drawn(OUT, IN, seed=8)
     H, n = dense(inputs, outputs, tokens), OUT * IN
 
     def direct(variance):
@@ -66,16 +73,16 @@ def test_the_evidence_is_that_of_the_dense_gaussian():
         return prior - 7.0 - float(torch.linalg.slogdet(H + torch.eye(n) / variance)[1]) / 2
 
     for variance in (0.01, 0.2, 5.0):
-        found = evidence({"W": curvature}, float(W.square().sum()), -7.0, variance)
+        found = compute_evidence({"W": curvature}, float(W.square().sum()), -7.0, variance)
         assert found == pytest.approx(direct(variance), rel=1e-9)
-    found = best_variance({"W": curvature}, {"W": W}, -7.0)
+    found = find_best_variance({"W": curvature}, {"W": W}, -7.0)
     least = minimize_scalar(lambda x: -direct(math.exp(x)), bounds=(-13, 9), method="bounded")
     assert found == pytest.approx(math.exp(least.x), rel=1e-3)
 
 
 def test_uncertain_logits_make_modest_predictions():
     logits = torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64)
-    sure, unsure = (probit(logits, v * torch.eye(3, dtype=torch.float64)) for v in (0.0, 10.0))
+    sure, unsure = (apply_probit(logits, v * torch.eye(3, dtype=torch.float64)) for v in (0.0, 10.0))
     torch.testing.assert_close(sure, logits.softmax(-1))
     assert sure[0] > unsure[0] > 1 / 3
 
@@ -84,10 +91,10 @@ def test_uncertain_logits_make_modest_predictions():
 def model():
     torch.manual_seed(0)
     task, method = TASKS.build("classification"), PEFT_METHODS.build("lora(rank=2, layers=1)")
-    made = adapted_model(task, Path(resolve_model("tiny")), method, "fp64", CLASSES).eval()
+    made = load_adapted_model(task, Path(resolve_model("tiny")), method, "fp64", CLASSES).eval()
     with torch.no_grad():
         made.head.weight.normal_(0, 1)
-        for linear in lora_matrices(made).values():
+        for linear in find_lora_layers(made).values():
             linear.weight.normal_(0, 0.2)
     return made
 
@@ -104,10 +111,10 @@ def batch(rows, tokens, seed=0):
 
 def test_of_one_row_and_token_it_is_the_exact_gauss_newton(model):
     one = batch(1, 1)
-    sums = kronecker_sums(model, [one])
-    logits, gradients = logit_gradients(model, one)
+    sums = compute_kronecker_sums(model, [one])
+    logits, gradients = compute_logit_gradients(model, one)
     p = logits.softmax(-1)
-    for name, (inputs, outputs) in names_of({n: w.weight.shape for n, w in lora_matrices(model).items()}).items():
+    for name, (inputs, outputs) in name_sums({n: w.weight.shape for n, w in find_lora_layers(model).items()}).items():
         J = gradients[name].flatten(1)
         exact = J.T @ (torch.diag(p) - p[:, None] * p) @ J
         found = dense(sums[inputs], sums[outputs], float(sums["tokens"]))
@@ -117,16 +124,16 @@ def test_of_one_row_and_token_it_is_the_exact_gauss_newton(model):
 def test_of_more_tokens_the_error_is_what_it_is(model):
     """KFAC is an approximation there: within a factor of ten of the exact trace, and not equal."""
     rows = batch(6, 5)
-    sums = kronecker_sums(model, [rows])
+    sums = compute_kronecker_sums(model, [rows])
     exact = 0.0
     for k in range(6):
         one = {name: tensor[k : k + 1] for name, tensor in rows.items()}
-        logits, gradients = logit_gradients(model, one)
+        logits, gradients = compute_logit_gradients(model, one)
         p = logits.softmax(-1)
         for J in gradients.values():
             exact += float(torch.trace(J.flatten(1).T @ (torch.diag(p) - p[:, None] * p) @ J.flatten(1)))
     found = 0.0
-    for inputs, outputs in names_of({n: w.weight.shape for n, w in lora_matrices(model).items()}).values():
+    for inputs, outputs in name_sums({n: w.weight.shape for n, w in find_lora_layers(model).items()}).values():
         found += float(torch.trace(sums[inputs]) / sums["tokens"] * torch.trace(sums[outputs]))
     assert found != pytest.approx(exact, rel=1e-3)
     assert 0.1 < found / exact < 10
@@ -135,8 +142,8 @@ def test_of_more_tokens_the_error_is_what_it_is(model):
 def test_sums_over_clients_are_those_of_all_rows(model):
     rows = batch(7, 4)
     parts = [{name: tensor[a:b] for name, tensor in rows.items()} for a, b in ((0, 3), (3, 7))]
-    whole = kronecker_sums(model, [rows])
-    apart = [kronecker_sums(model, [part]) for part in parts]
+    whole = compute_kronecker_sums(model, [rows])
+    apart = [compute_kronecker_sums(model, [part]) for part in parts]
     for name, tensor in whole.items():
         torch.testing.assert_close(apart[0][name] + apart[1][name], tensor, rtol=1e-8, atol=1e-12)
 
@@ -148,20 +155,22 @@ def test_padding_is_no_token(model):
         "attention_mask": torch.nn.functional.pad(rows["attention_mask"], (0, 3)),
         "labels": rows["labels"],
     }
-    one, other = kronecker_sums(model, [rows]), kronecker_sums(model, [padded])
+    one, other = compute_kronecker_sums(model, [rows]), compute_kronecker_sums(model, [padded])
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-6, atol=1e-9)
 
 
 def test_covariances_of_matrices_add_up(model):
     one = batch(1, 3)
-    sums = kronecker_sums(model, [one])
+    sums = compute_kronecker_sums(model, [one])
     curvatures = {
-        name: Curvature.of(sums[inputs], sums[outputs], float(sums["tokens"]))
-        for name, (inputs, outputs) in names_of({n: w.weight.shape for n, w in lora_matrices(model).items()}).items()
+        name: Curvature.from_sums(sums[inputs], sums[outputs], float(sums["tokens"]))
+        for name, (inputs, outputs) in name_sums(
+            {n: w.weight.shape for n, w in find_lora_layers(model).items()}
+        ).items()
     }
-    _, gradients = logit_gradients(model, one)
-    found = covariance_of(curvatures, gradients, 0.1, CLASSES)
+    _, gradients = compute_logit_gradients(model, one)
+    found = compute_covariance(curvatures, gradients, 0.1, CLASSES)
     assert torch.linalg.eigvalsh(found).min() > -1e-9
     prior = 0.1 * sum(G.flatten(1) @ G.flatten(1).T for G in gradients.values())
     assert torch.linalg.eigvalsh(prior - found).min() > -1e-9  # rows make it surer

@@ -12,8 +12,8 @@ from fedpeft.measurements.calibration import Calibration
 from fedpeft.models.scoring import Scores
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.measured import trust_lines
-from fedpeft.trust.calibration import before_and_after
-from fedpeft.trust.raters import FEWEST, against_raters, share_error
+from fedpeft.trust.calibration import create_questions
+from fedpeft.trust.raters import FEWEST, compare_with_raters, compute_share_error
 from tests.refusals import refuses
 
 
@@ -35,7 +35,7 @@ def test_a_model_that_says_what_people_do_has_hardly_any_error_and_one_that_is_t
     p, raters = made()
     predicted, honest = said(p)
     _, sure = said(p, 0.2)
-    found = against_raters(raters, predicted, sure, honest, 15)
+    found = compare_with_raters(raters, predicted, sure, honest, 15)
     assert found["rows"] == len(p)
     assert found["share_error"]["after"] < 0.015
     assert found["share_error"]["before"] > 0.1
@@ -47,20 +47,22 @@ def test_ranks_are_those_of_entropy_whatever_the_temperature():
     predicted, honest = said(p)
     expected = spearmanr([entropy([c, 1 - c]) for c in honest], raters.spread).statistic
     for confidence in (honest, said(p, 3.0)[1]):
-        assert against_raters(raters, predicted, confidence, honest, 15)["entropy"] == pytest.approx(expected, abs=1e-9)
+        assert compare_with_raters(raters, predicted, confidence, honest, 15)["entropy"] == pytest.approx(
+            expected, abs=1e-9
+        )
 
 
 def test_the_error_by_hand():
     p, share = np.array([0.1, 0.1, 0.9, 1.0]), np.array([0.5, 0.3, 0.8, 1.0])
-    assert share_error(p, share, 2) == pytest.approx((abs(0.4 + 0.2) + abs(-0.1 + 0.0)) / 4)
+    assert compute_share_error(p, share, 2) == pytest.approx((abs(0.4 + 0.2) + abs(-0.1 + 0.0)) / 4)
 
 
 def test_few_rows_or_one_answer_to_all_have_no_ranks():
     p, raters = made(FEWEST, 2)
     predicted, confidence = said(p)
-    assert against_raters(raters, predicted, np.full(FEWEST, 0.5), confidence, 15)["entropy"] is None
+    assert compare_with_raters(raters, predicted, np.full(FEWEST, 0.5), confidence, 15)["entropy"] is None
     few = Raters(raters.share[1:], raters.spread[1:])
-    assert against_raters(few, predicted[1:], confidence[1:], confidence[1:], 15) is None
+    assert compare_with_raters(few, predicted[1:], confidence[1:], confidence[1:], 15) is None
 
 
 def test_a_report_says_it():
@@ -77,7 +79,7 @@ def test_a_run_on_rated_rows_tells_it_with_its_calibration():
     scaled = said(p)[1]
     labels = torch.from_numpy((raters.share > 0.5).astype(np.int64))
     logits = torch.from_numpy(np.stack([-np.log(p / (1 - p)), np.log(p / (1 - p))], 1))
-    questions = before_and_after(2.0, 15)
+    questions = create_questions(2.0, 15)
     zeros = np.zeros(200)
     score = FinalScore(
         0.9, 0.3, Scores(zeros, zeros, zeros, predicted, confidence, scaled), 2.0,
@@ -88,7 +90,7 @@ def test_a_run_on_rated_rows_tells_it_with_its_calibration():
         rows = SimpleNamespace(dataset=SimpleNamespace(raters=raters))
         return Calibration().compute(SimpleNamespace(score=score, simulation=SimpleNamespace(rows=rows)), {})
 
-    assert compute(raters)["raters"] == against_raters(raters, predicted, confidence, scaled, 15)
+    assert compute(raters)["raters"] == compare_with_raters(raters, predicted, confidence, scaled, 15)
     assert "raters" not in compute(None)
 
 

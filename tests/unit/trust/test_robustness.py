@@ -10,14 +10,14 @@ from fedpeft.data.rows import Rows
 from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
-from fedpeft.simulation.robustness import measured, neighbours
-from fedpeft.trust.attacked import STARTS, embedding_of, moved, projected, worst
-from fedpeft.trust.corruption import CORRUPTIONS, corrupted, of_kind
-from fedpeft.trust.corruptions.typos import KEYBOARD, beside
+from fedpeft.simulation.robustness import find_neighbors, measure_corruptions
+from fedpeft.trust.attacked import STARTS, find_worst, get_embedding, project_rows, shift_embeddings
+from fedpeft.trust.corruption import CORRUPTIONS, corrupt, list_corruptions
+from fedpeft.trust.corruptions.typos import KEYBOARD, draw_neighbor_key
 
 TEXT = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600))
-TEXTS = [corruption.name for corruption in of_kind("text")]
-IMAGES = [corruption.name for corruption in of_kind("image")]
+TEXTS = [corruption.name for corruption in list_corruptions("text")]
+IMAGES = [corruption.name for corruption in list_corruptions("image")]
 
 
 def random(seed=0):
@@ -28,26 +28,26 @@ def random(seed=0):
 def test_as_many_words_change_as_the_strength_says(name):
     corruption = CORRUPTIONS.build(name)
     for strength in corruption.strengths:
-        (made,) = corrupted([TEXT], corruption, strength, random(), str.upper)
+        (made,) = corrupt([TEXT], corruption, strength, random(), str.upper)
         changed = np.mean([a != b for a, b in zip(TEXT.split(), made.split(), strict=True)])
         expected = strength if name != "swaps" else 2 * strength / (1 + strength)
         assert changed == pytest.approx(expected, abs=0.045)
-        assert corrupted([TEXT], corruption, strength, random(), str.upper) == [made]
+        assert corrupt([TEXT], corruption, strength, random(), str.upper) == [made]
 
 
 def test_a_typo_keeps_the_first_letter_and_short_words():
     typos = CORRUPTIONS.build("typos")
     for seed in range(200):
-        made = typos.word("keyboard", random(seed), str)
+        made = typos.corrupt_word("keyboard", random(seed), str)
         assert made[0] == "k"
         assert abs(len(made) - 8) <= 1
-    assert typos.word("cat", random(), str) == "cat"
-    assert all(beside(a, random(s)) in KEYBOARD[1] for a in "asdf" for s in range(5))
-    assert beside("é", random()) == "é"
+    assert typos.corrupt_word("cat", random(), str) == "cat"
+    assert all(draw_neighbor_key(a, random(s)) in KEYBOARD[1] for a in "asdf" for s in range(5))
+    assert draw_neighbor_key("é", random()) == "é"
 
 
 def test_swaps_keep_all_words():
-    made = CORRUPTIONS.build("swaps").text("a  b\nc d", 1.0, random(), str)
+    made = CORRUPTIONS.build("swaps").corrupt_text("a  b\nc d", 1.0, random(), str)
     assert made == "b  a\nd c"
 
 
@@ -58,7 +58,7 @@ def test_images_change_more_with_each_strength(name, shape):
     images = random(1).integers(0, 200, size=shape).astype(np.uint8)
     before = 0.0
     for strength in corruption.strengths:
-        made = corrupted(images, corruption, strength, random(2))
+        made = corrupt(images, corruption, strength, random(2))
         assert made.shape == shape
         assert made.dtype == np.uint8
         distance = np.abs(made.astype(float) - images).mean()
@@ -69,7 +69,7 @@ def test_images_change_more_with_each_strength(name, shape):
 
 def test_noise_has_its_deviation():
     images = np.full((4, 64, 64), 128, np.uint8)
-    made = corrupted(images, CORRUPTIONS.build("noise"), 0.08, random())
+    made = corrupt(images, CORRUPTIONS.build("noise"), 0.08, random())
     assert made.std() / 255 == pytest.approx(0.08, rel=0.03)
 
 
@@ -94,26 +94,26 @@ def test_an_attack_stays_in_its_ball_and_is_at_least_as_bad_as_chance(model):
     rows = batch()
     with torch.no_grad():
         rows["labels"] = model(rows).argmax(-1)
-    layer = embedding_of(model)
+    layer = get_embedding(model)
     radius = 0.1 * float(layer.weight.detach().norm(dim=1).mean())
-    right, delta = worst(model, rows, 0.1, torch.Generator().manual_seed(0))
+    right, delta = find_worst(model, rows, 0.1, torch.Generator().manual_seed(0))
     norms = delta.norm(dim=-1)
     assert float(norms.max()) <= radius * (1 + 1e-5)
     assert float(norms[0, 3:].max()) == 0  # padding stays
     chance = torch.ones(len(right), dtype=torch.bool)
     draws = torch.Generator().manual_seed(1)
     for _ in range(STARTS):
-        by_chance = projected(torch.randn(delta.shape, generator=draws) * radius, radius)
-        with torch.no_grad(), moved(layer, by_chance, rows["attention_mask"]):
+        by_chance = project_rows(torch.randn(delta.shape, generator=draws) * radius, radius)
+        with torch.no_grad(), shift_embeddings(layer, by_chance, rows["attention_mask"]):
             chance &= model(rows).argmax(-1) == rows["labels"]
     assert right.sum() <= chance.sum()
-    still, _ = worst(model, rows, 0.0, torch.Generator().manual_seed(0))
+    still, _ = find_worst(model, rows, 0.0, torch.Generator().manual_seed(0))
     assert still.all()
 
 
 def test_a_neighbour_is_the_nearest_word(model):
     directory = Path(resolve_model("tiny"))
-    near = neighbours(model, directory)
+    near = find_neighbors(model, directory)
     assert near("no-such-word") == "no-such-word"
 
 
@@ -125,7 +125,7 @@ def test_what_is_counted():
     def predict(changed):
         return np.array([0 if text[0] == "a" else 1 for text in changed.inputs])
 
-    found = measured(Robustness(draws=40), rows, "text", predict, str, held, 0)
+    found = measure_corruptions(Robustness(draws=40), rows, "text", predict, str, held, 0)
     assert found["clean"]["accuracy"] == found["clean"]["worst"] == 1
     strong = found["swaps"][-1]
     assert strong["worst"] == 0.5  # with 40 draws each of the first two rows is swapped at least once

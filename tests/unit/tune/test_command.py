@@ -11,10 +11,10 @@ from filelock import FileLock
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig
-from fedpeft.run.command import command_of
+from fedpeft.run.command import format_command
 from fedpeft.run.summary import OWN_VALIDATION_ROWS
 from fedpeft.server.evaluation import OwnRows
-from fedpeft.simulation.untested import _quality
+from fedpeft.simulation.untested import _build_quality
 from fedpeft.tune import main
 from fedpeft.tuning.alike import check_tokens
 from fedpeft.tuning.search_file import read_search
@@ -113,7 +113,7 @@ def test_another_s_folder_is_refused(tmp_path, capsys):
 
 def test_the_best_settings_are_a_command_that_means_them():
     config = RunConfig(peft="lora(rank=4, layers=(0, 2)) + bitfit", learning_rate=0.01, dataset="tiny", clients=7)
-    words = shlex.split(command_of(config))
+    words = shlex.split(format_command(config))
     assert words[:3] == ["python", "-m", "fedpeft.simulate"]
     assert simulate.parse(words[3:])[0] == config
 
@@ -121,6 +121,6 @@ def test_the_best_settings_are_a_command_that_means_them():
 def test_a_trial_whose_clients_have_models_of_their_own_tells_nothing_of_test_rows():
     """The global model's accuracy on validation rows was shown as one on test rows."""
     own = OwnRows(clients=3, loss=1.0, accuracy=0.5, worst_accuracy=0.2, pooled_loss=1.0, pooled_accuracy=0.5)
-    quality = _quality("accuracy", own, SimpleNamespace(accuracy=0.9, loss=0.3, temperature=1.0), 2)
+    quality = _build_quality("accuracy", own, SimpleNamespace(accuracy=0.9, loss=0.3, temperature=1.0), 2)
     assert (quality.accuracy, quality.accuracy_of) == (0.5, OWN_VALIDATION_ROWS)
     assert quality.shared_accuracy is None

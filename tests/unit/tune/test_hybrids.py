@@ -14,14 +14,14 @@ from fedpeft.peft.hybrid import Hybrid
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tune import place_of
 from fedpeft.tuning import runner
-from fedpeft.tuning.hybrids import OFF, hybrid_space
+from fedpeft.tuning.hybrids import OFF, parse_hybrid_space
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.sizes import Size, Sizes, check_smallest
 from tests.refusals import refuses
 from tests.tune.made import BASE, InProcess, conducted, search_of
 
 METHODS = {"lora": {"rank": [2, 4], "alpha": 8}, "bottleneck": {"dim": [4, 8]}, "bitfit": {}}
-SPACE = hybrid_space("file", METHODS)
+SPACE = parse_hybrid_space("file", METHODS)
 DEPTH = 3
 
 
@@ -35,7 +35,7 @@ def test_a_hybrid_is_what_was_drawn():
 
 
 def test_each_method_may_have_blocks_of_its_own():
-    space = hybrid_space("file", {"blocks": "each", "lora": {"rank": [2, 4]}, "bitfit": {}})
+    space = parse_hybrid_space("file", {"blocks": "each", "lora": {"rank": [2, 4]}, "bitfit": {}})
     drawn = {"lora.block.0": True, "bitfit.block.1": True, "bitfit.block.2": True, "lora.rank": 2, "bitfit": "on"}
     text = space.text(lambda name, among: drawn.get(name, False), DEPTH)
     assert text == "lora(rank=2, layers=(0,)) + bitfit(layers=(1, 2))"
@@ -67,18 +67,18 @@ TABLES = "[hybrid.lora]\nrank = [1, 2, 4]\n[hybrid.bitfit]\n"
 
 
 def parameters_of(sizes, search, peft):
-    return sizes.of(replace(search.corner({}), peft=peft)).parameters
+    return sizes.of(replace(search.build_corner({}), peft=peft)).parameters
 
 
 def test_sizes_are_counted_before_anything_is_trained(tmp_path):
     search = search_of(tmp_path, BASE + TABLES)
     sizes = Sizes(tmp_path)
-    assert sizes.depth(search.corner({})) == 3
+    assert sizes.count_blocks(search.build_corner({})) == 3
     one, two, four = (parameters_of(sizes, search, f"lora(rank={r}, layers=(1,))") for r in (1, 2, 4))
     assert four - two == 2 * (two - one) > 0
     both = parameters_of(sizes, search, "lora(rank=1, layers=(1,)) + bitfit(layers=(1,))")
     assert both > one
-    size, half = (sizes.of(replace(search.corner({}), codec=codec)) for codec in ("fp32", "bf16"))
+    size, half = (sizes.of(replace(search.build_corner({}), codec=codec)) for codec in ("fp32", "bf16"))
     assert half.parameters == size.parameters < half.bytes < size.bytes < 4 * size.parameters + 1000
     with refuses("FP1482", "3 parameters", "layers=(2,)"):
         check_smallest(search_of(tmp_path, "budget = {parameters = 3}\n" + BASE + TABLES), sizes, 3)
@@ -94,7 +94,7 @@ MODELS = ["tiny", "tiny(seed=1)", "tiny(seed=2)"]
 def test_models_of_a_search_have_the_same_number_of_blocks(tmp_path, monkeypatch, model, space):
     tiny, deep, deeper = MODELS
     found = {tiny: 3, deep: 3, deeper: 4}
-    monkeypatch.setattr(Sizes, "depth", lambda _sizes, config: found[config.model])
+    monkeypatch.setattr(Sizes, "count_blocks", lambda _sizes, config: found[config.model])
     text = BASE.replace('model = "tiny"\n', model) + "[search]\n" + space + "[hybrid.lora]\nrank = [1, 2]\n"
     folder = tmp_path / "out"
     folder.mkdir()
@@ -105,8 +105,8 @@ def test_models_of_a_search_have_the_same_number_of_blocks(tmp_path, monkeypatch
 
 
 def test_rows_are_read_once_for_tokens_and_sizes(tmp_path, monkeypatch):
-    read, made = [], SimulatedRows.of
-    monkeypatch.setattr(SimulatedRows, "of", lambda *given: read.append(given) or made(*given))
+    read, made = [], SimulatedRows.load
+    monkeypatch.setattr(SimulatedRows, "load", lambda *given: read.append(given) or made(*given))
     text = BASE.replace('model = "tiny"\n', "") + '[search]\nmodel = ["tiny", "tiny(seed=1)"]\n'
     (tmp_path / "out").mkdir()
     place_of(

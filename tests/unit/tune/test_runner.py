@@ -17,11 +17,11 @@ from fedpeft.errors import RunError
 from fedpeft.run import own_files
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.records import Records
-from fedpeft.studies.process import BEGINS, reason_of
+from fedpeft.studies.process import BEGINS, describe_failure
 from fedpeft.studies.results import read_run
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
-from fedpeft.tuning.runner import Place
+from fedpeft.tuning.runner import SearchFolder
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 from tests.runs.deployment.test_full_disk import full_disk
@@ -58,7 +58,7 @@ def test_a_search_comes_near_the_best_and_gives_up_what_falls_behind(tmp_path):
         for read in (FinishedRun.read, read_run):
             with pytest.raises(RunError, match=rf"{run} holds a trial that its search gave up .*simulate {run}\.toml"):
                 read(run)
-    best = store.finished(place.study)[0]
+    best = store.list_finished(place.study)[0]
     assert best.value == min(t.value for t in trials if t.state == TrialState.COMPLETE)
     assert max(best.intermediate_values) == 4
     assert best.value < 0.25 + 0.5
@@ -137,7 +137,7 @@ def test_a_trial_that_fails_says_why_and_others_go_on(tmp_path):
 def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, log, reason):
     path = tmp_path / "0000.log"
     path.write_text(log, encoding="utf-8")
-    assert reason_of(1, path) == reason
+    assert describe_failure(1, path) == reason
 
 
 def test_a_search_of_which_all_trials_fail_ends(tmp_path):
@@ -174,32 +174,34 @@ def test_accuracy_is_made_large(tmp_path):
     text = 'objective = "accuracy"\n' + TEXT
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess())
     done = [t.value for t in place.study.get_trials() if t.state == TrialState.COMPLETE]
-    assert store.finished(place.study)[0].value == max(done) < 1
+    assert store.list_finished(place.study)[0].value == max(done) < 1
 
 
 def ended(folder, losses, **summary):
     """The place of a search whose trial 0 has ended with these losses by round."""
     search = search_of(folder)
     (folder / "out").mkdir()
-    place = Place(search, store.opened(search, folder / "out", 1), folder / "out", 1, None, 0)
+    place = SearchFolder(search, store.open_study(search, folder / "out", 1), folder / "out", 1, None, 0)
     run = place.run_of(0)
     run.mkdir(parents=True)
-    Records(run).append("rounds.jsonl", *({"round": round, "loss": loss} for round, loss in losses.items()))
+    Records(run).append(
+        "rounds.jsonl", *({"round": round_number, "loss": loss} for round_number, loss in losses.items())
+    )
     (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return place
 
 
 def test_a_trial_is_worth_what_the_round_is_that_its_run_keeps(tmp_path):
     after = {1: 0.9, 2: 0.4, 3: 0.6}
-    assert ended(tmp_path / "last", after, kept_round=3).value_of(0)[0] == 0.6
-    assert ended(tmp_path / "line", {0: 0.3, **after}, kept_round=0).value_of(0)[0] == 0.3
-    assert ended(tmp_path / "start", after, kept_round=0, validation_loss=0.35).value_of(0)[0] == 0.35
+    assert ended(tmp_path / "last", after, kept_round=3).read_value(0)[0] == 0.6
+    assert ended(tmp_path / "line", {0: 0.3, **after}, kept_round=0).read_value(0)[0] == 0.3
+    assert ended(tmp_path / "start", after, kept_round=0, validation_loss=0.35).read_value(0)[0] == 0.35
 
 
 @pytest.mark.parametrize(("losses", "kept"), [({1: 0.9, 2: 0.4, 3: float("nan")}, 3), ({1: 0.9}, 0), ({}, 2)])
 def test_another_round_s_loss_is_not_that_of_the_one_that_is_kept(tmp_path, losses, kept):
     with refuses("FP5232", kept, "loss"):
-        ended(tmp_path, losses, kept_round=kept, validation_loss=None).value_of(0)
+        ended(tmp_path, losses, kept_round=kept, validation_loss=None).read_value(0)
 
 
 def test_a_folder_is_of_one_search(tmp_path):
@@ -237,7 +239,7 @@ parts = {"strategies": {"half_mean": HalfMean}}
 def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkeypatch):
     def reloaded():
         """As another process finds the file."""
-        monkeypatch.setattr(plugins, "_state", plugins._State())
+        monkeypatch.setattr(plugins, "_state", plugins._PluginState())
         monkeypatch.setattr(plugins, "_names", {})
         return search_of(tmp_path, 'plugin = "my_rules.py"\n' + TEXT + 'strategy = ["fedit", "half_mean"]\n')
 
@@ -261,7 +263,7 @@ def test_a_search_does_not_go_on_with_clients_of_a_file_that_has_changed(tmp_pat
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=1)
     run = place.run_of(0)
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
-    own_files.record(Records(run), own_files.made_of(read_config(run / "config.toml")))
+    own_files.record(Records(run), own_files.find_own_files(read_config(run / "config.toml")))
     clients.write_text("[[profile]]\ncount = 5\n")
     with refuses("FP5236", "clients.toml"):
         conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
@@ -275,7 +277,7 @@ def test_a_search_does_not_go_on_with_rows_that_have_changed(tmp_path):
     run = place.run_of(0)
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
     config = read_config(run / "config.toml")
-    own_files.record(Records(run), own_files.made_of(config))
+    own_files.record(Records(run), own_files.find_own_files(config))
     conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
     swap(tmp_path / "rows.csv")
     with refuses("FP5236", "rows.csv"):
@@ -287,7 +289,7 @@ def test_the_report_shows_all_trials_and_the_best_as_a_command(tmp_path):
     place = conducted(search, tmp_path / "out", InProcess())
     report = Report(search, place.study)
     report.write(tmp_path / "out")
-    best = store.finished(place.study)[0]
+    best = store.list_finished(place.study)[0]
     assert f"--learning-rate {best.params['learning_rate']}" in report.command
     assert f'--peft "lora(rank={best.params["rank"]})"' in report.command
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -35,9 +35,9 @@ def test_names_in_braces_are_filled_in_where_they_stand(tmp_path):
 
 
 def test_a_trial_is_validated_in_every_round_unless_the_file_says_otherwise(tmp_path):
-    assert search_of(tmp_path, ONE).corner({}).measure == "validation(every=1)"
+    assert search_of(tmp_path, ONE).build_corner({}).measure == "validation(every=1)"
     text = ONE.replace("[search]", 'measure = "validation(every=2)"\n[search]')
-    assert search_of(tmp_path, text).corner({}).measure == "validation(every=2)"
+    assert search_of(tmp_path, text).build_corner({}).measure == "validation(every=2)"
 
 
 def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
